@@ -1,0 +1,84 @@
+//! One attempt over the raw layer, from sending to verdict, for a broker that may block.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::ack::{self, Answer};
+use crate::error::Error;
+use crate::fallback::Reason;
+use crate::token::Token;
+use crate::transport;
+
+/// What became of an offer.
+#[derive(Debug)]
+pub enum Verdict {
+    /// The backend owns the connection: close the copy, and never shut it down.
+    Adopted,
+    /// The connection is still the broker's to serve another way.
+    Fallback {
+        /// Why.
+        reason: Reason,
+        /// The error behind it; none when the backend rejected the connection.
+        cause: Option<Error>,
+        /// Whether the descriptor may have reached the backend. A backend that serves only what
+        /// it has acknowledged does not serve it.
+        may_have_reached: bool,
+    },
+}
+
+/// Sends a connection and its token over a connected socket and waits for the acknowledgement for
+/// at most `timeout`, or for ever if there is none. An error is a misuse of the call; whatever
+/// else goes wrong is in the verdict. The socket is good for another attempt after `Adopted` and
+/// after a rejection; in every other case it is to be closed.
+pub fn attempt(
+    socket: BorrowedFd<'_>,
+    descriptor: BorrowedFd<'_>,
+    token: &Token,
+    timeout: Option<Duration>,
+) -> Result<Verdict, Error> {
+    match transport::send(socket, descriptor, token) {
+        Ok(()) => wait(socket, token, timeout),
+        Err(error) => fallback(error.into(), false),
+    }
+}
+
+/// The same over a connection of its own to a handoff socket.
+pub fn attempt_path(
+    path: &Path,
+    descriptor: BorrowedFd<'_>,
+    token: &Token,
+    timeout: Option<Duration>,
+) -> Result<Verdict, Error> {
+    let socket: OwnedFd = match transport::send_path(path, descriptor, token) {
+        Ok(socket) => socket,
+        Err(error) => return fallback(error.into(), false),
+    };
+    wait(socket.as_fd(), token, timeout)
+}
+
+fn wait(
+    socket: BorrowedFd<'_>,
+    token: &Token,
+    timeout: Option<Duration>,
+) -> Result<Verdict, Error> {
+    match ack::wait(socket, token, timeout) {
+        Ok(Answer::Accepted) => Ok(Verdict::Adopted),
+        Ok(Answer::Rejected(reason)) => {
+            Ok(Verdict::Fallback { reason, cause: None, may_have_reached: true })
+        }
+        Err(error) => fallback(error.into(), true),
+    }
+}
+
+fn fallback(error: Error, sent: bool) -> Result<Verdict, Error> {
+    let kind = error.kind();
+    match kind.attempt_failure() {
+        None => Err(error),
+        Some(failure) => Ok(Verdict::Fallback {
+            reason: failure.reason(),
+            cause: Some(error),
+            may_have_reached: sent || kind.may_have_reached_backend(),
+        }),
+    }
+}

@@ -1,0 +1,162 @@
+//! What every error has in common: its kind, the operating system's part in it, and what it means
+//! for the client. The modules' own errors say the rest.
+
+use std::io;
+
+use crate::ack::AckError;
+use crate::listener::ListenerError;
+use crate::peer::PeerError;
+use crate::token::TokenError;
+use crate::transport::TransportError;
+
+/// Any error of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A token was not made, taken or accepted.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// A message was not sent or not received.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// An acknowledgement was not sent, not received or not in order.
+    #[error(transparent)]
+    Ack(#[from] AckError),
+    /// A peer's credentials are unknown or not allowed.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    /// A handoff socket was not made.
+    #[error(transparent)]
+    Listener(#[from] ListenerError),
+}
+
+/// The kinds of error, one for each thing that a caller can do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the C constants of the same names document them")]
+pub enum ErrorKind {
+    InvalidArgument = 1,
+    Unsupported = 2,
+    PermissionDenied = 3,
+    BackendUnavailable = 4,
+    WouldBlock = 5,
+    DescriptorPressure = 6,
+    SendFailed = 7,
+    ShortWrite = 8,
+    AckTimeout = 9,
+    AckMismatch = 10,
+    AckMalformed = 11,
+    ReceiveFailed = 12,
+    EndOfStream = 13,
+    NoDescriptor = 14,
+    SurplusDescriptors = 15,
+    ControlTruncated = 16,
+    WrongLength = 17,
+    TokenMismatch = 18,
+    TokenExpired = 19,
+    TokenNotPending = 20,
+    TokenAlreadyPending = 21,
+    TokenCollision = 22,
+    Full = 23,
+    Random = 24,
+    PeerUnknown = 25,
+    PeerNotAllowed = 26,
+    AddressInUse = 27,
+    NotASocket = 28,
+    ListenFailed = 29,
+    Internal = 30,
+}
+
+impl ErrorKind {
+    /// Whether a broker may hide this behind a fallback. A misuse of the library is not hidden.
+    pub fn is_fallback_safe(self) -> bool {
+        !matches!(self, ErrorKind::InvalidArgument | ErrorKind::Internal)
+    }
+
+    /// Whether the descriptor may have reached the backend when a broker's attempt ends so.
+    pub fn may_have_reached_backend(self) -> bool {
+        matches!(
+            self,
+            ErrorKind::ShortWrite
+                | ErrorKind::AckTimeout
+                | ErrorKind::AckMismatch
+                | ErrorKind::AckMalformed
+                | ErrorKind::EndOfStream
+                | ErrorKind::ReceiveFailed
+                | ErrorKind::Internal
+        )
+    }
+}
+
+impl Error {
+    /// The kind of this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::Token(error) => match error {
+                TokenError::Random(_) => ErrorKind::Random,
+                TokenError::Mismatch => ErrorKind::TokenMismatch,
+                TokenError::Expired => ErrorKind::TokenExpired,
+                TokenError::NotPending => ErrorKind::TokenNotPending,
+                TokenError::AlreadyPending => ErrorKind::TokenAlreadyPending,
+                TokenError::Collision { .. } => ErrorKind::TokenCollision,
+                TokenError::Full { .. } => ErrorKind::Full,
+            },
+            Error::Transport(error) => transport_kind(error),
+            Error::Ack(error) => match error {
+                AckError::Transport(error) => transport_kind(error),
+                AckError::Timeout { .. } | AckError::Expired => ErrorKind::AckTimeout,
+                AckError::OtherToken { .. } => ErrorKind::AckMismatch,
+                AckError::Malformed { .. } => ErrorKind::AckMalformed,
+                AckError::NotPending => ErrorKind::TokenNotPending,
+                AckError::AlreadyPending => ErrorKind::TokenAlreadyPending,
+                AckError::Full { .. } => ErrorKind::Full,
+            },
+            Error::Peer(error) => match error {
+                PeerError::Unknown { .. } => ErrorKind::PeerUnknown,
+                PeerError::InvalidDescriptor { .. } => ErrorKind::InvalidArgument,
+                PeerError::NotAllowed { .. } => ErrorKind::PeerNotAllowed,
+            },
+            Error::Listener(error) => match error {
+                ListenerError::Address(error) => transport_kind(error),
+                ListenerError::InvalidMode { .. } => ErrorKind::InvalidArgument,
+                ListenerError::PermissionDenied { .. } => ErrorKind::PermissionDenied,
+                ListenerError::InUse { .. } => ErrorKind::AddressInUse,
+                ListenerError::NotASocket { .. } => ErrorKind::NotASocket,
+                ListenerError::Busy { .. } => ErrorKind::WouldBlock,
+                ListenerError::DescriptorPressure { .. } => ErrorKind::DescriptorPressure,
+                ListenerError::Failed { .. } => ErrorKind::ListenFailed,
+            },
+        }
+    }
+
+    /// The operating system's error number, if the system had a part in this.
+    pub fn os_error(&self) -> Option<i32> {
+        // The chain ends in an io::Error where there is one, however deep it lies.
+        let mut error: &(dyn std::error::Error + 'static) = self;
+        loop {
+            if let Some(error) = error.downcast_ref::<io::Error>() {
+                return error.raw_os_error();
+            }
+            error = error.source()?;
+        }
+    }
+}
+
+fn transport_kind(error: &TransportError) -> ErrorKind {
+    match error {
+        TransportError::InvalidPath { .. }
+        | TransportError::InvalidDescriptor { .. }
+        | TransportError::SocketOverItself { .. } => ErrorKind::InvalidArgument,
+        TransportError::Unsupported { .. } => ErrorKind::Unsupported,
+        TransportError::PermissionDenied { .. } => ErrorKind::PermissionDenied,
+        TransportError::BackendUnavailable { .. } => ErrorKind::BackendUnavailable,
+        TransportError::WouldBlock { .. } => ErrorKind::WouldBlock,
+        TransportError::DescriptorPressure { .. } => ErrorKind::DescriptorPressure,
+        TransportError::SendFailed { .. } => ErrorKind::SendFailed,
+        TransportError::ShortWrite { .. } => ErrorKind::ShortWrite,
+        TransportError::ReceiveFailed { .. } => ErrorKind::ReceiveFailed,
+        TransportError::EndOfStream { .. } => ErrorKind::EndOfStream,
+        TransportError::NoDescriptor { .. } => ErrorKind::NoDescriptor,
+        TransportError::SurplusDescriptors { .. } => ErrorKind::SurplusDescriptors,
+        TransportError::ControlTruncated { .. } => ErrorKind::ControlTruncated,
+        TransportError::WrongLength { .. } => ErrorKind::WrongLength,
+    }
+}

@@ -1,0 +1,374 @@
+//! The handoff socket that a backend listens on.
+//!
+//! Makes it with the mode asked for before anybody can connect, replaces what a dead backend left
+//! behind but nothing else, and removes what it made when it is dropped. Accepting is accept(2);
+//! who may connect is for [`crate::peer`].
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::thread;
+use std::time::Duration;
+
+use crate::sys::{self, FileId, FileStatus};
+use crate::transport::{self, SocketKind, TransportError};
+
+/// How a handoff socket is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerOptions {
+    /// Permission bits of the socket's file, whatever the umask; 0600 by default. Connecting
+    /// takes write permission, unix(7). Abstract names have none.
+    pub mode: u32,
+    /// Connections that may wait to be accepted, listen(2); 1 at least, 4096 by default. The
+    /// system may allow fewer.
+    pub backlog: i32,
+    /// Stream, which is the default, or sequenced packets.
+    pub kind: SocketKind,
+}
+
+impl Default for ListenerOptions {
+    fn default() -> ListenerOptions {
+        ListenerOptions { mode: 0o600, backlog: 4096, kind: SocketKind::Stream }
+    }
+}
+
+/// Why a handoff socket was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenerError {
+    /// The path cannot be a socket's address.
+    #[error(transparent)]
+    Address(TransportError),
+    /// The mode has bits that are not permission bits.
+    #[error("mode {mode:o} is not a set of permission bits")]
+    InvalidMode {
+        /// The mode that was asked for.
+        mode: u32,
+    },
+    /// The directory or what is in it may not be used.
+    #[error("{path}: permission denied: {source}", path = .path.display())]
+    PermissionDenied {
+        /// The path that was to become a socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Somebody listens there.
+    #[error("{path}: somebody is listening there", path = .path.display())]
+    InUse {
+        /// The path that was to become a socket.
+        path: PathBuf,
+    },
+    /// Something that is not a socket has that name.
+    #[error("{path}: exists and is not a socket", path = .path.display())]
+    NotASocket {
+        /// The path that was to become a socket.
+        path: PathBuf,
+    },
+    /// Somebody has had the directory locked for a second.
+    #[error("{path}: its directory is locked by another process", path = .path.display())]
+    Busy {
+        /// The path that was to become a socket.
+        path: PathBuf,
+    },
+    /// A limit on descriptors or memory.
+    #[error("{path}: out of descriptors: {source}", path = .path.display())]
+    DescriptorPressure {
+        /// The path that was to become a socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something else failed.
+    #[error("{path}: cannot {action}: {source}", path = .path.display())]
+    Failed {
+        /// The path that was to become a socket.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A listening handoff socket.
+#[derive(Debug)]
+pub struct Listener {
+    socket: OwnedFd,
+    /// Removes the file when it is dropped; none for an abstract name, which goes with its socket.
+    _file: Option<SocketFile>,
+}
+
+/// The file that bind(2) made.
+#[derive(Debug)]
+struct SocketFile {
+    directory: OwnedFd,
+    name: PathBuf,
+    id: FileId,
+    /// The process that made it: a child of fork(2) does not remove it.
+    maker: u32,
+}
+
+impl Listener {
+    /// Makes a handoff socket at `path`; `@` begins an abstract name on Linux. It is non-blocking
+    /// and close-on-exec.
+    pub fn new(path: &Path, options: &ListenerOptions) -> Result<Listener, ListenerError> {
+        if options.mode & !0o777 != 0 {
+            return Err(ListenerError::InvalidMode { mode: options.mode });
+        }
+        let address = transport::address(path).map_err(ListenerError::Address)?;
+        let failed = |action| move |source| failed(path, action, source);
+        let socket = sys::socket(options.kind).map_err(failed("make a socket"))?;
+        if path.as_os_str().as_encoded_bytes().starts_with(b"@") {
+            sys::bind(&socket, &address).map_err(failed("bind"))?;
+            sys::listen(&socket, options.backlog.max(1)).map_err(failed("listen"))?;
+            return Ok(Listener { socket, _file: None });
+        }
+        let name = path.file_name().map(PathBuf::from);
+        let name = name.ok_or_else(|| ListenerError::NotASocket { path: path.to_owned() })?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let directory = File::open(parent.unwrap_or(Path::new("."))).map(OwnedFd::from);
+        let directory = directory.map_err(failed("open its directory"))?;
+        // Held until the socket listens, so that of two backends that start together neither
+        // takes the other's new socket for a stale one.
+        let lock = DirectoryLock::take(&directory, path)?;
+        remove_stale(&directory, &name, path)?;
+        // On Linux the file gets this mode; where it does not, it is mended before listen(2).
+        sys::set_mode_before_bind(&socket, options.mode);
+        sys::bind(&socket, &address).map_err(failed("bind"))?;
+        let started = start(&socket, &directory, &name, options);
+        if started.is_err() {
+            let _ = sys::unlink_at(&directory, &name);
+        }
+        drop(lock);
+        let id = started.map_err(failed("listen"))?;
+        let file = SocketFile { directory, name, id, maker: process::id() };
+        Ok(Listener { socket, _file: Some(file) })
+    }
+}
+
+/// Sees to the mode of a socket just bound, and listens: nobody can connect before that.
+fn start(
+    socket: &OwnedFd,
+    directory: &OwnedFd,
+    name: &Path,
+    options: &ListenerOptions,
+) -> io::Result<FileId> {
+    let FileStatus { id, mode, .. } = sys::status_at(directory, name)?;
+    if mode != options.mode {
+        sys::set_mode_at(directory, name, options.mode)?;
+    }
+    sys::listen(socket, options.backlog.max(1))?;
+    Ok(id)
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.maker != process::id() {
+            return;
+        }
+        let _lock = DirectoryLock::take(&self.directory, &self.name);
+        // A successor may have the name by now.
+        if sys::status_at(&self.directory, &self.name).is_ok_and(|status| status.id == self.id) {
+            let _ = sys::unlink_at(&self.directory, &self.name);
+        }
+    }
+}
+
+/// An advisory lock on the directory of a socket, flock(2), which leaves nothing behind.
+struct DirectoryLock<'a>(&'a OwnedFd);
+
+impl<'a> DirectoryLock<'a> {
+    /// Takes the lock, or gives up after a second: anybody who can read the directory could hold
+    /// it for ever.
+    fn take(directory: &'a OwnedFd, path: &Path) -> Result<DirectoryLock<'a>, ListenerError> {
+        for _ in 0..100 {
+            match sys::try_lock(directory) {
+                Ok(true) => return Ok(DirectoryLock(directory)),
+                Ok(false) => thread::sleep(Duration::from_millis(10)),
+                Err(source) => return Err(failed(path, "lock its directory", source)),
+            }
+        }
+        Err(ListenerError::Busy { path: path.to_owned() })
+    }
+}
+
+impl Drop for DirectoryLock<'_> {
+    fn drop(&mut self) {
+        sys::unlock(self.0);
+    }
+}
+
+/// Removes a socket that nobody listens on; it is an error if something else has the name.
+fn remove_stale(directory: &OwnedFd, name: &Path, path: &Path) -> Result<(), ListenerError> {
+    match sys::status_at(directory, name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(failed(path, "examine what is there", source)),
+        Ok(status) if !status.is_socket => {
+            return Err(ListenerError::NotASocket { path: path.to_owned() });
+        }
+        Ok(_) => {}
+    }
+    // Only a refusal says that nobody listens; a full backlog, say, means that somebody does.
+    match transport::connect(path) {
+        Err(TransportError::BackendUnavailable { source, .. })
+            if source.raw_os_error() == Some(libc::ECONNREFUSED) =>
+        {
+            sys::unlink_at(directory, name).map_err(|e| failed(path, "remove a stale socket", e))
+        }
+        Err(TransportError::BackendUnavailable { source, .. })
+            if source.kind() == io::ErrorKind::NotFound =>
+        {
+            Ok(())
+        }
+        Err(TransportError::PermissionDenied { source, .. }) => {
+            Err(ListenerError::PermissionDenied { path: path.to_owned(), source })
+        }
+        Ok(_) | Err(_) => Err(ListenerError::InUse { path: path.to_owned() }),
+    }
+}
+
+fn failed(path: &Path, action: &'static str, source: io::Error) -> ListenerError {
+    let path = path.to_owned();
+    match source.raw_os_error() {
+        Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
+            ListenerError::PermissionDenied { path, source }
+        }
+        Some(libc::EADDRINUSE) => ListenerError::InUse { path },
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+            ListenerError::DescriptorPressure { path, source }
+        }
+        _ => ListenerError::Failed { path, action, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::sync::Barrier;
+    use tempfile::TempDir;
+
+    fn directory() -> (TempDir, PathBuf) {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("handoff.sock");
+        (directory, path)
+    }
+
+    fn listen(path: &Path) -> Result<Listener, ListenerError> {
+        Listener::new(path, &ListenerOptions::default())
+    }
+
+    fn mode_of(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn socket_has_the_mode_asked_for_and_goes_with_its_listener() {
+        for mode in [0o600, 0o660, 0o666, 0o777] {
+            let (_directory, path) = directory();
+            let options = ListenerOptions { mode, ..Default::default() };
+            let listener = Listener::new(&path, &options).unwrap();
+            assert_eq!(mode_of(&path), mode);
+            UnixStream::connect(&path).unwrap();
+            drop(listener);
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn stale_socket_is_replaced_and_a_live_one_is_not() {
+        let (_directory, path) = directory();
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let live = listen(&path).unwrap();
+        assert!(matches!(listen(&path), Err(ListenerError::InUse { .. })));
+        UnixStream::connect(&path).unwrap();
+        drop(live);
+    }
+
+    #[test]
+    fn live_socket_of_the_other_kind_is_in_use() {
+        let (_directory, path) = directory();
+        let kind = SocketKind::SeqPacket;
+        let _live = Listener::new(&path, &ListenerOptions { kind, ..Default::default() }).unwrap();
+        assert!(matches!(listen(&path), Err(ListenerError::InUse { .. })));
+    }
+
+    #[test]
+    fn files_directories_and_links_are_left_alone() {
+        let (directory, path) = directory();
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(listen(&path), Err(ListenerError::NotASocket { .. })));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        let link = directory.path().join("link");
+        symlink(&path, &link).unwrap();
+        assert!(matches!(listen(&link), Err(ListenerError::NotASocket { .. })));
+        assert!(matches!(listen(directory.path()), Err(ListenerError::NotASocket { .. })));
+        assert!(matches!(listen(Path::new("/")), Err(ListenerError::NotASocket { .. })));
+    }
+
+    #[test]
+    fn successor_under_the_same_name_is_not_removed() {
+        let (_directory, path) = directory();
+        let listener = listen(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let _successor = UnixListener::bind(&path).unwrap();
+        drop(listener);
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn of_backends_that_start_together_one_listens() {
+        let (_directory, path) = directory();
+        for _ in 0..100 {
+            drop(UnixListener::bind(&path).unwrap());
+            let barrier = Barrier::new(4);
+            let start = || {
+                barrier.wait();
+                let listener = listen(&path);
+                // Everybody has tried before anybody stops listening.
+                barrier.wait();
+                UnixStream::connect(&path).unwrap();
+                barrier.wait();
+                listener.is_ok()
+            };
+            let listening = thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(start)).collect();
+                threads.into_iter().filter_map(|thread| thread.join().ok()).filter(|ok| *ok).count()
+            });
+            assert_eq!(listening, 1);
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn abstract_name_is_taken_once_and_leaves_no_file() {
+        let name = PathBuf::from(format!("@handoff-test-{}", process::id()));
+        let listener = listen(&name).unwrap();
+        assert!(matches!(listen(&name), Err(ListenerError::InUse { .. })));
+        transport::connect(&name).unwrap();
+        drop(listener);
+        let refused = transport::connect(&name);
+        assert!(matches!(refused, Err(TransportError::BackendUnavailable { .. })));
+        assert!(!name.exists());
+    }
+
+    #[test]
+    fn directory_locked_by_somebody_else_is_an_error_after_a_second() {
+        let (directory, path) = directory();
+        let other = OwnedFd::from(File::open(directory.path()).unwrap());
+        assert!(sys::try_lock(&other).unwrap());
+        assert!(matches!(listen(&path), Err(ListenerError::Busy { .. })));
+        assert!(!path.exists());
+    }
+}

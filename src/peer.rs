@@ -1,0 +1,138 @@
+//! Who is at the other end of a Unix socket, and whether they may be.
+//!
+//! The kernel vouches for a peer's user and groups as they were when it connected. The process
+//! number is for logs only: by the time it is looked at, it may belong to another process.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use crate::sys;
+use crate::transport::Socket;
+
+/// A peer's credentials as they were when it connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// The process, for logs; 0 where the system does not tell.
+    pub process: i32,
+    /// The effective user.
+    pub user: u32,
+    /// The effective group.
+    pub group: u32,
+}
+
+/// Who may connect. Empty, which is the default: the user that this process runs as, and root.
+/// Otherwise: these users, and members of these groups, and nobody else.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Policy<'a> {
+    /// Users, by number.
+    pub users: &'a [u32],
+    /// Groups, by number; a peer's effective and supplementary groups are compared.
+    pub groups: &'a [u32],
+}
+
+/// Why a peer was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The system does not tell who the peer is.
+    #[error("{socket}: cannot tell who the peer is: {source}")]
+    Unknown {
+        /// The socket that was asked about.
+        socket: Socket,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The descriptor is not open or not a socket.
+    #[error("{socket}: not a usable descriptor: {source}")]
+    InvalidDescriptor {
+        /// The socket that was asked about.
+        socket: Socket,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The policy does not allow this peer.
+    #[error("{socket}: the peer (user {user}, group {group}, process {process}) is not allowed",
+        user = .credentials.user, group = .credentials.group, process = .credentials.process)]
+    NotAllowed {
+        /// The socket that was asked about.
+        socket: Socket,
+        /// Who is at its other end.
+        credentials: Credentials,
+    },
+}
+
+/// Tells who is at the other end of a connected Unix socket.
+pub fn credentials(socket: BorrowedFd<'_>) -> Result<Credentials, PeerError> {
+    let (process, user, group) = sys::peer_credentials(socket).map_err(|e| unknown(socket, e))?;
+    // Linux says "nobody" (-1) for a Unix socket without a peer and for other kinds of socket.
+    if user == u32::MAX {
+        return Err(unknown(socket, io::Error::from_raw_os_error(libc::ENOTCONN)));
+    }
+    Ok(Credentials { process, user, group })
+}
+
+fn unknown(socket: BorrowedFd<'_>, source: io::Error) -> PeerError {
+    let socket = socket.into();
+    match source.raw_os_error() {
+        Some(libc::EBADF | libc::ENOTSOCK) => PeerError::InvalidDescriptor { socket, source },
+        _ => PeerError::Unknown { socket, source },
+    }
+}
+
+/// Tells who is at the other end if `policy` allows them.
+pub fn check(socket: BorrowedFd<'_>, policy: &Policy<'_>) -> Result<Credentials, PeerError> {
+    let credentials = credentials(socket)?;
+    let Policy { users, groups } = policy;
+    let allowed = if users.is_empty() && groups.is_empty() {
+        credentials.user == 0 || credentials.user == sys::effective_user()
+    } else {
+        users.contains(&credentials.user)
+            || groups.contains(&credentials.group)
+            || !groups.is_empty() && {
+                let held = sys::peer_groups(socket).map_err(|e| unknown(socket, e))?;
+                held.iter().any(|group| groups.contains(group))
+            }
+    };
+    if allowed {
+        Ok(credentials)
+    } else {
+        Err(PeerError::NotAllowed { socket: socket.into(), credentials })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn peer_of_a_pair_is_this_process_and_allowed_by_default() {
+        let (a, _b) = UnixStream::pair().unwrap();
+        let found = check(a.as_fd(), &Policy::default()).unwrap();
+        assert_eq!(found.user, sys::effective_user());
+        assert_eq!(found.process, std::process::id().cast_signed());
+    }
+
+    #[test]
+    fn policy_with_a_list_allows_nobody_else() {
+        let (a, _b) = UnixStream::pair().unwrap();
+        let Credentials { user, group, .. } = credentials(a.as_fd()).unwrap();
+        let (own_user, own_group) = ([user], [group]);
+        let (other_user, other_group) = ([user + 1], [u32::MAX - 1]);
+        let allows = |users, groups| check(a.as_fd(), &Policy { users, groups }).is_ok();
+        assert!(allows(&own_user, &other_group));
+        assert!(allows(&other_user, &own_group));
+        assert!(!allows(&other_user, &[]));
+        assert!(!allows(&[], &other_group));
+        assert!(!allows(&other_user, &other_group));
+    }
+
+    #[test]
+    fn socket_without_a_peer_user_is_unknown_not_root() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let result = check(client.as_fd(), &Policy::default());
+        assert!(matches!(result, Err(PeerError::Unknown { .. })), "{result:?}");
+    }
+}

@@ -1,0 +1,525 @@
+//! System calls made safe: every `unsafe` block outside `ffi` is here.
+//!
+//! Each function is one call with EINTR retried, descriptors owned from the moment they exist and
+//! close-on-exec set by the call that makes them wherever the system can do that. What an error
+//! means is for the callers to say.
+
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+use std::time::Instant;
+
+/// Runs a call again for as long as a signal interrupts it.
+fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        match usize::try_from(call()) {
+            Ok(count) => return Ok(count),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.raw_os_error() != Some(libc::EINTR) {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Runs a receiving call again when the peer's close hides what it sent before: if the peer left
+/// something unread, a packet socket reports ECONNRESET once, ahead of its queue.
+fn retry_receive(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    match retry(&mut call) {
+        Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => retry(call),
+        result => result,
+    }
+}
+
+/// Fills `bytes` from the operating system's random source.
+pub(crate) fn random(bytes: &mut [u8; 16]) -> io::Result<()> {
+    // SAFETY: the pointer and the length describe `bytes`, which getentropy(3) fills.
+    let result = unsafe { libc::getentropy(bytes.as_mut_ptr().cast(), bytes.len()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The two kinds of Unix socket that keep the order of what is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketKind {
+    /// A byte stream, SOCK_STREAM.
+    Stream,
+    /// Sequenced packets, SOCK_SEQPACKET.
+    SeqPacket,
+}
+
+impl SocketKind {
+    fn raw(self) -> libc::c_int {
+        match self {
+            SocketKind::Stream => libc::SOCK_STREAM,
+            SocketKind::SeqPacket => libc::SOCK_SEQPACKET,
+        }
+    }
+}
+
+/// Makes a non-blocking, close-on-exec Unix socket.
+pub(crate) fn socket(kind: SocketKind) -> io::Result<OwnedFd> {
+    #[cfg(not(any(target_os = "macos", target_os = "ios")))]
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    #[cfg(any(target_os = "macos", target_os = "ios"))]
+    let flags = 0;
+    // SAFETY: socket(2) takes no pointers.
+    let fd = retry(|| unsafe { libc::socket(libc::AF_UNIX, kind.raw() | flags, 0) as isize })?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    #[cfg(any(target_os = "macos", target_os = "ios"))]
+    {
+        set_cloexec(&fd)?;
+        // SAFETY: fcntl(2) with F_SETFL takes an integer.
+        retry(|| unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) as isize })?;
+    }
+    Ok(fd)
+}
+
+/// Marks a descriptor close-on-exec, where the call that made it could not.
+#[cfg(any(target_os = "macos", target_os = "ios"))]
+fn set_cloexec(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: fcntl(2) with F_SETFD takes an integer.
+    retry(|| unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) as isize })?;
+    Ok(())
+}
+
+/// A Unix socket address, unix(7): a path or, behind a leading `@` on Linux, an abstract name.
+pub(crate) struct Address {
+    raw: libc::sockaddr_un,
+    len: libc::socklen_t,
+}
+
+/// Why a path cannot be a socket's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AddressError {
+    Empty,
+    TooLong,
+    HasNul,
+    AbstractUnsupported,
+}
+
+impl Address {
+    pub(crate) fn new(path: &Path) -> Result<Address, AddressError> {
+        let bytes = path.as_os_str().as_bytes();
+        // SAFETY: sockaddr_un is integers and an array of integers; all zero is a value of it.
+        let mut raw: libc::sockaddr_un = unsafe { mem::zeroed() };
+        raw.sun_family = libc::AF_UNIX as libc::sa_family_t;
+        if bytes.contains(&0) {
+            return Err(AddressError::HasNul);
+        }
+        // An abstract name has no NUL at its end but one at its front, so both kinds lose a byte.
+        if bytes.len() >= raw.sun_path.len() {
+            return Err(AddressError::TooLong);
+        }
+        for (to, from) in raw.sun_path.iter_mut().zip(bytes) {
+            *to = *from as libc::c_char;
+        }
+        let used = match bytes {
+            [] | [b'@'] => return Err(AddressError::Empty),
+            [b'@', ..] if !cfg!(any(target_os = "linux", target_os = "android")) => {
+                return Err(AddressError::AbstractUnsupported);
+            }
+            [b'@', ..] => {
+                raw.sun_path[0] = 0;
+                bytes.len()
+            }
+            _ => bytes.len() + 1,
+        };
+        let len = (mem::offset_of!(libc::sockaddr_un, sun_path) + used) as libc::socklen_t;
+        Ok(Address { raw, len })
+    }
+
+    fn as_ptr(&self) -> *const libc::sockaddr {
+        ptr::from_ref(&self.raw).cast()
+    }
+}
+
+pub(crate) fn connect(socket: &OwnedFd, address: &Address) -> io::Result<()> {
+    // SAFETY: `address` holds a sockaddr_un of which `len` bytes are initialised.
+    retry(|| unsafe { libc::connect(socket.as_raw_fd(), address.as_ptr(), address.len) as isize })?;
+    Ok(())
+}
+
+pub(crate) fn bind(socket: &OwnedFd, address: &Address) -> io::Result<()> {
+    // SAFETY: `address` holds a sockaddr_un of which `len` bytes are initialised.
+    retry(|| unsafe { libc::bind(socket.as_raw_fd(), address.as_ptr(), address.len) as isize })?;
+    Ok(())
+}
+
+pub(crate) fn listen(socket: &OwnedFd, backlog: i32) -> io::Result<()> {
+    // SAFETY: listen(2) takes no pointers.
+    retry(|| unsafe { libc::listen(socket.as_raw_fd(), backlog) as isize })?;
+    Ok(())
+}
+
+/// Sends without blocking and without SIGPIPE.
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the pointer and the length describe `bytes`, which send(2) only reads.
+    retry(|| unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) })
+}
+
+/// Sends `bytes` with one descriptor attached, without blocking and without SIGPIPE.
+pub(crate) fn send_with_descriptor(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    descriptor: BorrowedFd<'_>,
+) -> io::Result<usize> {
+    const PAYLOAD: libc::c_uint = mem::size_of::<RawFd>() as libc::c_uint;
+    // SAFETY: CMSG_SPACE computes a size from a size.
+    const SPACE: usize = unsafe { libc::CMSG_SPACE(PAYLOAD) } as usize;
+    // Of u64, so that it is aligned for a cmsghdr.
+    let mut control = [0u64; SPACE.div_ceil(8)];
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: msghdr is integers and pointers; all zero is a value of it.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    // CMSG_SPACE, not CMSG_LEN: with the latter FreeBSD drops the descriptor.
+    message.msg_controllen = SPACE as _;
+    // SAFETY: `msg_control` points to SPACE aligned bytes, room for one header and one descriptor,
+    // so CMSG_FIRSTHDR is not NULL and CMSG_DATA lies inside; RawFd is written unaligned.
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(PAYLOAD) as _;
+        ptr::write_unaligned(libc::CMSG_DATA(header).cast(), descriptor.as_raw_fd());
+    }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: `message` points to `iov` and `control`, which outlive the call; sendmsg(2) only
+    // reads `bytes`.
+    retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
+}
+
+/// What one recvmsg(2) brought.
+#[derive(Debug)]
+pub(crate) struct Received {
+    /// Bytes written to the buffer; 0 is the end of the stream.
+    pub len: usize,
+    /// The first descriptor, if any came.
+    pub descriptor: Option<OwnedFd>,
+    /// How many more came; they are closed already.
+    pub surplus: usize,
+    /// MSG_CTRUNC: descriptors were sent that did not arrive.
+    pub control_truncated: bool,
+    /// MSG_TRUNC: the packet was longer than the buffer.
+    pub payload_truncated: bool,
+}
+
+/// Room for as many descriptors as one message can carry (SCM_MAX_FD is 253), and for the
+/// credentials, security label and timestamps that options of the socket may add.
+const CONTROL_LEN: usize = 2048;
+
+/// Receives bytes and descriptors; `wait` lets a blocking socket block.
+pub(crate) fn receive_with_descriptors(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    wait: bool,
+) -> io::Result<Received> {
+    let mut control = [const { MaybeUninit::<u64>::uninit() }; CONTROL_LEN / 8];
+    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: msghdr is integers and pointers; all zero is a value of it.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = CONTROL_LEN as _;
+    #[cfg(not(any(target_os = "macos", target_os = "ios")))]
+    let cloexec = libc::MSG_CMSG_CLOEXEC;
+    #[cfg(any(target_os = "macos", target_os = "ios"))]
+    let cloexec = 0;
+    let flags = cloexec | if wait { 0 } else { libc::MSG_DONTWAIT };
+    // SAFETY: `message` points to `iov`, `buffer` and `control`, which outlive the call, with
+    // their lengths; a failed call leaves `message` as it was, so it can be made again.
+    let len =
+        retry_receive(|| unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) })?;
+    let mut received = Received {
+        len,
+        descriptor: None,
+        surplus: 0,
+        control_truncated: message.msg_flags & libc::MSG_CTRUNC != 0,
+        payload_truncated: message.msg_flags & libc::MSG_TRUNC != 0,
+    };
+    // Own every descriptor before anybody looks at the flags: the first ones are installed even
+    // when others were lost.
+    for_each_descriptor(&message, |descriptor| match received.descriptor {
+        None => received.descriptor = Some(descriptor),
+        Some(_) => received.surplus += 1,
+    });
+    #[cfg(any(target_os = "macos", target_os = "ios"))]
+    if let Some(descriptor) = &received.descriptor {
+        set_cloexec(descriptor)?;
+    }
+    Ok(received)
+}
+
+/// SO_PASSPIDFD, set by whoever owns the socket, makes the kernel add a descriptor of its own.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const SCM_PIDFD: libc::c_int = 4;
+
+/// Gives every descriptor that recvmsg(2) installed to `take`, once. Those that are not of a
+/// connection (a pidfd of the sender) are closed here.
+fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(OwnedFd)) {
+    let end = message.msg_control as usize + message.msg_controllen as usize;
+    // SAFETY: recvmsg(2) filled `msg_control` and set `msg_controllen` to what it wrote there.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(ptr::from_ref(message)) };
+    while !header.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR only return headers that lie in the buffer.
+        let (level, kind, len) =
+            unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len as usize) };
+        // SAFETY: CMSG_DATA adds the length of a header to the header's address.
+        let data = unsafe { libc::CMSG_DATA(header) };
+        // Some systems leave cmsg_len unclamped when they truncate: never read past the buffer.
+        let len = (header as usize).saturating_add(len).min(end).saturating_sub(data as usize);
+        let is_rights = kind == libc::SCM_RIGHTS;
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let holds_descriptors = is_rights || kind == SCM_PIDFD;
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        let holds_descriptors = is_rights;
+        if level == libc::SOL_SOCKET && holds_descriptors {
+            for index in 0..len / mem::size_of::<RawFd>() {
+                // SAFETY: `index` counts whole descriptors inside the `len` bytes at `data`.
+                let fd = unsafe { ptr::read_unaligned(data.cast::<RawFd>().add(index)) };
+                if fd >= 0 {
+                    // SAFETY: the kernel installed this descriptor for us, and each is read once.
+                    let descriptor = unsafe { OwnedFd::from_raw_fd(fd) };
+                    if is_rights {
+                        take(descriptor);
+                    }
+                }
+            }
+        }
+        // SAFETY: `header` lies in the buffer that `message` describes.
+        header = unsafe { libc::CMSG_NXTHDR(ptr::from_ref(message), header) };
+    }
+}
+
+/// Receives bytes alone; `wait` lets a blocking socket block. Of a packet longer than the buffer
+/// the length is the packet's, on Linux. Descriptors that were attached are never installed:
+/// without room for control data the kernel drops them, unix(7).
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let real_length = libc::MSG_TRUNC;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let real_length = 0;
+    let flags = real_length | if wait { 0 } else { libc::MSG_DONTWAIT };
+    // SAFETY: the pointer and the length describe `buffer`, which recv(2) fills.
+    retry_receive(|| unsafe {
+        libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags)
+    })
+}
+
+/// Waits until `socket` is readable, closed or in error: true; or the deadline is past: false.
+/// Without a deadline it waits for ever.
+pub(crate) fn wait_readable(socket: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<bool> {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let ready = retry(|| {
+        // Computed anew each time, so that signals cannot put off the deadline.
+        let timeout = deadline.map_or(-1, |deadline| poll_timeout(deadline, Instant::now()));
+        // SAFETY: `poll` is one pollfd, which outlives the call.
+        unsafe { libc::poll(&raw mut poll, 1, timeout) as isize }
+    })?;
+    // poll(2) reports a descriptor that is not open here, not through errno.
+    if poll.revents & libc::POLLNVAL != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    Ok(ready > 0)
+}
+
+/// Milliseconds for poll(2), rounded up: a wait never ends before its deadline.
+fn poll_timeout(deadline: Instant, now: Instant) -> libc::c_int {
+    let left = deadline.saturating_duration_since(now);
+    libc::c_int::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
+}
+
+/// Ends the receiving direction. On Linux what was queued before can still be received, and the
+/// peer's sends fail with EPIPE from now on, both decided under one lock (net/unix/af_unix.c).
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn shutdown_read(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: shutdown(2) takes no pointers.
+    retry(|| unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RD) as isize })?;
+    Ok(())
+}
+
+/// Reads a socket option whose value is plain data.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn socket_option<T: Copy>(
+    socket: BorrowedFd<'_>,
+    option: libc::c_int,
+    value: &mut [T],
+) -> io::Result<usize> {
+    let mut len = mem::size_of_val(value) as libc::socklen_t;
+    // SAFETY: the pointer and `len` describe `value`; every caller's T is integers, of which any
+    // bytes are a value.
+    retry(|| unsafe {
+        let value = value.as_mut_ptr().cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, value, &raw mut len) as isize
+    })?;
+    Ok(len as usize / mem::size_of::<T>())
+}
+
+/// SO_PEERCRED, unix(7): process, user and group of the peer as they were when it connected.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(i32, u32, u32)> {
+    let mut credentials = [libc::ucred { pid: 0, uid: 0, gid: 0 }];
+    socket_option(socket, libc::SO_PEERCRED, &mut credentials)?;
+    let [libc::ucred { pid, uid, gid }] = credentials;
+    Ok((pid, uid, gid))
+}
+
+/// getpeereid(3): user and group of the peer as they were when it connected; no process.
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(i32, u32, u32)> {
+    let (mut uid, mut gid) = (0, 0);
+    // SAFETY: both pointers are to integers that outlive the call.
+    retry(|| unsafe { libc::getpeereid(socket.as_raw_fd(), &raw mut uid, &raw mut gid) as isize })?;
+    Ok((0, uid, gid))
+}
+
+/// SO_PEERGROUPS, unix(7): the peer's supplementary groups as they were when it connected.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut groups = vec![0u32; 64];
+    loop {
+        match socket_option(socket, libc::SO_PEERGROUPS, &mut groups) {
+            Ok(count) => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            // NGROUPS_MAX bounds the list.
+            Err(error) if error.raw_os_error() == Some(libc::ERANGE) && groups.len() < 65536 => {
+                groups.resize(groups.len() * 4, 0);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Only Linux tells a peer's supplementary groups.
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+pub(crate) fn peer_groups(_socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    Ok(Vec::new())
+}
+
+/// The effective user of this process.
+pub(crate) fn effective_user() -> u32 {
+    // SAFETY: geteuid(2) takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// What tells one file of a file system from all others, and from a successor under its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+/// A file's identity, whether it is a socket, and its permission bits.
+pub(crate) struct FileStatus {
+    pub id: FileId,
+    pub is_socket: bool,
+    pub mode: u32,
+}
+
+fn c_path(path: &Path) -> io::Result<std::ffi::CString> {
+    std::ffi::CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// lstat(2) of a name in a directory.
+#[allow(clippy::unnecessary_cast, reason = "the integers' widths differ between systems")]
+pub(crate) fn status_at(directory: &OwnedFd, name: &Path) -> io::Result<FileStatus> {
+    let name = c_path(name)?;
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `name` ends in NUL; `status` has room for one stat, written on success.
+    let status = unsafe {
+        retry(|| {
+            let flags = libc::AT_SYMLINK_NOFOLLOW;
+            let status = status.as_mut_ptr();
+            libc::fstatat(directory.as_raw_fd(), name.as_ptr(), status, flags) as isize
+        })?;
+        status.assume_init()
+    };
+    Ok(FileStatus {
+        id: FileId { device: status.st_dev as u64, inode: status.st_ino as u64 },
+        is_socket: status.st_mode & libc::S_IFMT == libc::S_IFSOCK,
+        mode: status.st_mode as u32 & 0o7777,
+    })
+}
+
+/// Sets the permission bits of a socket before it is bound. On Linux the file that bind(2) makes
+/// has them, less the umask (net/unix/af_unix.c); elsewhere this may do nothing or fail.
+pub(crate) fn set_mode_before_bind(socket: &OwnedFd, mode: u32) {
+    // SAFETY: fchmod(2) takes no pointers. The caller looks at what came of it.
+    unsafe { libc::fchmod(socket.as_raw_fd(), mode as libc::mode_t) };
+}
+
+/// Sets the permission bits of a name in a directory, of the name itself if it is a link.
+pub(crate) fn set_mode_at(directory: &OwnedFd, name: &Path, mode: u32) -> io::Result<()> {
+    let name = c_path(name)?;
+    let mode = mode as libc::mode_t;
+    let flags = libc::AT_SYMLINK_NOFOLLOW;
+    // SAFETY: `name` ends in NUL.
+    retry(|| unsafe {
+        libc::fchmodat(directory.as_raw_fd(), name.as_ptr(), mode, flags) as isize
+    })?;
+    Ok(())
+}
+
+/// unlink(2) of a name in a directory.
+pub(crate) fn unlink_at(directory: &OwnedFd, name: &Path) -> io::Result<()> {
+    let name = c_path(name)?;
+    // SAFETY: `name` ends in NUL.
+    retry(|| unsafe { libc::unlinkat(directory.as_raw_fd(), name.as_ptr(), 0) as isize })?;
+    Ok(())
+}
+
+/// Takes the advisory lock of an open file, flock(2), if nobody else has it: whether it did.
+pub(crate) fn try_lock(file: &OwnedFd) -> io::Result<bool> {
+    // SAFETY: flock(2) takes no pointers.
+    match retry(|| unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) as isize })
+    {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives the advisory lock back.
+pub(crate) fn unlock(file: &OwnedFd) {
+    // SAFETY: flock(2) takes no pointers. Unlocking an open file that we locked cannot fail.
+    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn poll_timeout_is_rounded_up_and_bounded() {
+        let now = Instant::now();
+        assert_eq!(poll_timeout(now, now), 0);
+        assert_eq!(poll_timeout(now, now + Duration::from_secs(1)), 0);
+        assert_eq!(poll_timeout(now + Duration::from_nanos(1), now), 1);
+        assert_eq!(poll_timeout(now + Duration::from_micros(1001), now), 2);
+        assert_eq!(poll_timeout(now + Duration::from_secs(1 << 40), now), libc::c_int::MAX);
+    }
+
+    #[test]
+    fn address_refuses_what_the_kernel_could_not_tell_apart() {
+        let long = "x".repeat(108);
+        assert_eq!(Address::new(Path::new("")).err(), Some(AddressError::Empty));
+        assert_eq!(Address::new(Path::new("@")).err(), Some(AddressError::Empty));
+        assert_eq!(Address::new(Path::new(&long)).err(), Some(AddressError::TooLong));
+        assert_eq!(Address::new(Path::new("a\0b")).err(), Some(AddressError::HasNul));
+        assert!(Address::new(Path::new(&long[..107])).is_ok());
+    }
+}
