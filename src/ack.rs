@@ -447,7 +447,8 @@ mod tests {
         let (store, pending) = registry();
         let now = Instant::now();
         let later = now + Duration::from_secs(5);
-        let leave: [&dyn Fn(&Token) -> Option<usize>; 3] = [
+        type Leave<'a> = &'a dyn Fn(&Token) -> Option<usize>;
+        let leave: [Leave<'_>; 3] = [
             &|token| pending.acknowledge_at(token, now).ok(),
             &|token| pending.abandon(token).ok(),
             &|_| pending.expire_at(later).map(|(_, user_data)| user_data),

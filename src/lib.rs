@@ -35,4 +35,5 @@ pub mod peer;
 pub mod token;
 pub mod transport;
 
+mod ffi;
 mod sys;

@@ -111,7 +111,7 @@ mod tests {
         let (a, _b) = UnixStream::pair().unwrap();
         let found = check(a.as_fd(), &Policy::default()).unwrap();
         assert_eq!(found.user, sys::effective_user());
-        assert_eq!(found.process, std::process::id().cast_signed());
+        assert_eq!(found.process, std::process::id() as i32);
     }
 
     #[test]

@@ -266,6 +266,7 @@ const SCM_PIDFD: libc::c_int = 4;
 
 /// Gives every descriptor that recvmsg(2) installed to `take`, once. Those that are not of a
 /// connection (a pidfd of the sender) are closed here.
+#[allow(clippy::unnecessary_cast, reason = "the integers' widths differ between systems")]
 fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(OwnedFd)) {
     let end = message.msg_control as usize + message.msg_controllen as usize;
     // SAFETY: recvmsg(2) filled `msg_control` and set `msg_controllen` to what it wrote there.
@@ -496,6 +497,33 @@ pub(crate) fn try_lock(file: &OwnedFd) -> io::Result<bool> {
 pub(crate) fn unlock(file: &OwnedFd) {
     // SAFETY: flock(2) takes no pointers. Unlocking an open file that we locked cannot fail.
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, clock_gettime(2): the clock of `Instant` on Linux.
+pub(crate) fn monotonic_nanoseconds() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is one timespec, which outlives the call. It cannot fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Sets errno for a caller in C.
+pub(crate) fn set_errno(error: i32) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: the address of this thread's errno is valid as long as the thread is.
+    unsafe {
+        *libc::__errno_location() = error;
+    }
+    #[cfg(any(target_os = "macos", target_os = "ios", target_os = "freebsd"))]
+    // SAFETY: the address of this thread's errno is valid as long as the thread is.
+    unsafe {
+        *libc::__error() = error;
+    }
+    #[cfg(any(target_os = "android", target_os = "netbsd", target_os = "openbsd"))]
+    // SAFETY: the address of this thread's errno is valid as long as the thread is.
+    unsafe {
+        *libc::__errno() = error;
+    }
 }
 
 #[cfg(test)]

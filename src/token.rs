@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::hint::black_box;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,7 +17,7 @@ use crate::sys;
 
 /// A one-time token of 128 bits. Comparison takes the same time for all values, and `Debug` does
 /// not show them.
-#[derive(Clone, Copy, Hash)]
+#[derive(Clone, Copy)]
 pub struct Token([u8; Token::LEN]);
 
 impl Token {
@@ -51,6 +52,12 @@ impl PartialEq for Token {
 }
 
 impl Eq for Token {}
+
+impl Hash for Token {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,0 +1,70 @@
+# libhandoff. `make help` lists the targets.
+
+PREFIX     ?= /usr/local
+LIBDIR     ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+MANDIR     ?= $(PREFIX)/share/man
+DESTDIR    ?=
+
+CC      ?= cc
+CXX     ?= c++
+CLANG   ?= clang
+CARGO   ?= cargo
+PYTHON  ?= python3
+CFLAGS  ?= -O2 -g
+WARN    := -Wall -Wextra -Wpedantic -Werror
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+SONAME  := libhandoff.so.0
+SHARED  := libhandoff.so.$(VERSION)
+
+BUILD   := $(abspath build)
+LIB     := $(BUILD)/lib
+PC      := PKG_CONFIG_PATH=$(LIB)/pkgconfig pkg-config
+NEED    := tools/need
+
+.PHONY: all demo check bench install uninstall header clean help
+.DEFAULT_GOAL := all
+
+## all         build the shared and the static library
+all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc include/handoff.h
+
+# ---- the library ---------------------------------------------------------------------------------
+
+RUST := Cargo.toml Cargo.lock build.rs cbindgen.toml $(wildcard src/*.rs src/ffi/*)
+
+$(BUILD)/rust.stamp: $(RUST)
+	$(CARGO) build --release --locked
+	@mkdir -p $(LIB)/pkgconfig && touch $@
+
+# One object with everything that a handoff_* call needs and nothing else, in which no other name
+# is global: so the static library can stand beside other Rust code in one program.
+$(BUILD)/handoff.o: $(BUILD)/rust.stamp src/ffi/symbols.txt
+	ld -r --gc-sections $(addprefix -u ,$(shell cat src/ffi/symbols.txt)) \
+	    --whole-archive target/release/libhandoff.a -o $@.all
+	objcopy --wildcard --keep-global-symbol='handoff_*' \
+	    --remove-section=.llvmbc --remove-section=.llvmcmd $@.all $@
+	@rm $@.all
+
+# From the object and with a map of our own, because a Rust cdylib takes no version script.
+$(LIB)/$(SHARED): $(BUILD)/handoff.o src/ffi/libhandoff.map
+	$(CC) -shared -o $@ $< $(LDFLAGS) -Wl,-soname,$(SONAME) \
+	    -Wl,--version-script=src/ffi/libhandoff.map -Wl,--gc-sections -Wl,--as-needed \
+	    -Wl,-z,relro,-z,now,-z,defs,-z,nodelete,-z,noexecstack -lgcc_s -lpthread -lm
+	objcopy --only-keep-debug $@ $@.debug
+	objcopy --strip-unneeded --add-gnu-debuglink=$@.debug $@
+	ln -sf $(SHARED) $(LIB)/$(SONAME)
+	ln -sf $(SONAME) $(LIB)/libhandoff.so
+
+$(LIB)/libhandoff.a: $(BUILD)/handoff.o
+	objcopy --strip-debug $< $(BUILD)/libhandoff.o
+	rm -f $@
+	ar rcs $@ $(BUILD)/libhandoff.o
+
+# For programs built against this tree, such as the examples.
+$(LIB)/pkgconfig/handoff.pc: packaging/handoff.pc.in Makefile Cargo.toml $(BUILD)/rust.stamp
+	sed -e 's|@LIBDIR@|$(LIB)|; s|@INCLUDEDIR@|$(abspath include)|; s|@VERSION@|$(VERSION)|' $< > $@
+
+## header      make include/handoff.h anew after a change to src/ffi
+header: $(RUST)
+	HANDOFF_HEADER=$(abspath include/handoff.h) $(CARGO) build --release --locked

@@ -1,0 +1,110 @@
+//! One attempt over the raw layer, from sending to verdict.
+
+use std::ffi::{c_char, c_int};
+
+use super::fallback::{HANDOFF_REASON_NONE, handoff_reason};
+use super::status::{HANDOFF_OK, handoff_status};
+use super::token::{handoff_token, token};
+use super::{Failure, Out, descriptor, guard, path, report_error, timeout};
+use crate::attempt::{self, Verdict};
+use crate::error::Error;
+
+/// Whose a connection is: HANDOFF_ADOPTED or HANDOFF_FALLBACK.
+pub type handoff_outcome = u32;
+
+/// The backend owns it. Close your copy; never shutdown(2) it, which would end the backend's too.
+pub const HANDOFF_ADOPTED: handoff_outcome = 1;
+/// It is still yours. Serve the client another way.
+pub const HANDOFF_FALLBACK: handoff_outcome = 2;
+
+/// What became of an offer.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct handoff_verdict {
+    /// Whose the connection is now.
+    pub outcome: handoff_outcome,
+    /// Why it is a fallback; HANDOFF_REASON_NONE if it was adopted.
+    pub reason: handoff_reason,
+    /// The error behind a fallback; HANDOFF_OK if the backend rejected the connection.
+    pub cause: handoff_status,
+    /// The descriptor may have reached the backend. A backend that serves only what it has
+    /// acknowledged, as handoff_ack_accept() asks, does not serve it.
+    pub may_have_reached_backend: bool,
+}
+
+/// Hands a connection over a connected socket and waits for the backend's answer.
+///
+/// @param socket        a connected Unix socket, blocking or not; kept. After an adoption and after
+///                      a rejection (a fallback whose cause is HANDOFF_OK) it is good for the next
+///                      attempt; otherwise close(2) it.
+/// @param fd            the client's connection; it stays the caller's, open and unchanged
+/// @param token         a token that the backend's store holds
+/// @param timeout_ms    how long to wait for the answer, in milliseconds; negative for ever
+/// @param[out] verdict  whose the connection is now
+/// @return HANDOFF_OK whenever there is a verdict. If its `cause` is an error, errno and
+///         handoff_last_error() tell of that. HANDOFF_ERR_INVALID_ARGUMENT if the call cannot be
+///         right: a NULL, a descriptor that is not open; nothing was sent then.
+///
+/// Never raises SIGPIPE. Different threads may use different sockets at once.
+///
+/// On Linux the verdict is certain even at the deadline: the connection is closed for further
+/// acknowledgements before the broker looks for the last time, so handoff_ack_accept() fails in
+/// the backend whenever this returns a fallback, and the backend does not serve.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_attempt(
+    socket: c_int,
+    fd: c_int,
+    token: *const handoff_token,
+    timeout_ms: c_int,
+    verdict: *mut handoff_verdict,
+) -> handoff_status {
+    guard(|| {
+        let (socket, fd) = (descriptor(socket, "socket")?, descriptor(fd, "fd")?);
+        let token = self::token(token, "token")?;
+        let out = Out::new(verdict, "verdict")?;
+        finish(attempt::attempt(socket, fd, &token, timeout(timeout_ms)), out)
+    })
+}
+
+/// handoff_attempt() over a connection of its own to a handoff socket.
+///
+/// @param path          see handoff_connect()
+/// @param fd            see handoff_attempt()
+/// @param token         see handoff_attempt()
+/// @param timeout_ms    see handoff_attempt(); connecting never waits
+/// @param[out] verdict  see handoff_attempt()
+/// @return as handoff_attempt(); also HANDOFF_ERR_INVALID_ARGUMENT for a path that cannot be a
+///         socket's.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_attempt_path(
+    path: *const c_char,
+    fd: c_int,
+    token: *const handoff_token,
+    timeout_ms: c_int,
+    verdict: *mut handoff_verdict,
+) -> handoff_status {
+    guard(|| {
+        let (path, fd) = (self::path(path)?, descriptor(fd, "fd")?);
+        let token = self::token(token, "token")?;
+        let out = Out::new(verdict, "verdict")?;
+        finish(attempt::attempt_path(path, fd, &token, timeout(timeout_ms)), out)
+    })
+}
+
+fn finish(result: Result<Verdict, Error>, out: Out<handoff_verdict>) -> Result<(), Failure> {
+    out.set(match result? {
+        Verdict::Adopted => handoff_verdict {
+            outcome: HANDOFF_ADOPTED,
+            reason: HANDOFF_REASON_NONE,
+            cause: HANDOFF_OK,
+            may_have_reached_backend: true,
+        },
+        Verdict::Fallback { reason, cause, may_have_reached } => handoff_verdict {
+            outcome: HANDOFF_FALLBACK,
+            reason: reason as handoff_reason,
+            cause: cause.as_ref().map_or(HANDOFF_OK, report_error),
+            may_have_reached_backend: may_have_reached,
+        },
+    });
+    Ok(())
+}
