@@ -68,3 +68,30 @@ $(LIB)/pkgconfig/handoff.pc: packaging/handoff.pc.in Makefile Cargo.toml $(BUILD
 ## header      make include/handoff.h anew after a change to src/ffi
 header: $(RUST)
 	HANDOFF_HEADER=$(abspath include/handoff.h) $(CARGO) build --release --locked
+
+# ---- the rest ------------------------------------------------------------------------------------
+
+include packaging/packaging.mk
+include c-tests/tests.mk
+include examples/examples.mk
+include bench/bench.mk
+
+## check       run every test
+check: check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
+       check-interop check-soak check-install
+
+## check-rust  rustfmt, clippy and the Rust tests
+.PHONY: check-rust
+check-rust:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) test --locked --quiet
+
+## clean       remove what was built
+clean:
+	rm -rf build target bench/target
+
+## help        list the targets
+help:
+	@sed -n 's/^## \([a-z-]*\) *\(.*\)/  make \1\t\2/p' Makefile packaging/packaging.mk \
+	    c-tests/tests.mk examples/examples.mk bench/bench.mk | expand -t 26
