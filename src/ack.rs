@@ -117,13 +117,7 @@ pub fn send(socket: BorrowedFd<'_>, ack: &Ack) -> Result<(), AckError> {
     match sys::send(socket, &ack.to_bytes()) {
         Ok(Ack::LEN) => Ok(()),
         Ok(sent) => Err(TransportError::ShortWrite { socket: socket.into(), sent }.into()),
-        Err(source) => Err(match source.raw_os_error() {
-            Some(libc::EAGAIN | libc::ENOBUFS) => {
-                TransportError::WouldBlock { socket: socket.into(), action: "acknowledging" }
-            }
-            _ => transport::receive_error(socket, source),
-        }
-        .into()),
+        Err(source) => Err(transport::bare_send_error(socket, source).into()),
     }
 }
 

@@ -263,6 +263,43 @@ fn send_error(
     }
 }
 
+/// Sends a token alone: how a backend gives a broker one of its store, for the broker's next
+/// message on this connection. At once or not at all.
+pub fn send_token(socket: BorrowedFd<'_>, token: &Token) -> Result<(), TransportError> {
+    match sys::send(socket, token.as_bytes()) {
+        Ok(Token::LEN) => Ok(()),
+        Ok(sent) => Err(TransportError::ShortWrite { socket: socket.into(), sent }),
+        Err(source) => Err(bare_send_error(socket, source)),
+    }
+}
+
+/// The error of a send without a descriptor.
+pub(crate) fn bare_send_error(socket: BorrowedFd<'_>, source: io::Error) -> TransportError {
+    match source.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOBUFS) => {
+            TransportError::WouldBlock { socket: socket.into(), action: "sending" }
+        }
+        _ => receive_error(socket, source),
+    }
+}
+
+/// Receives a token alone. Waits for at most `timeout`, or for ever if there is none. After an
+/// error other than [`TransportError::WouldBlock`] the connection is to be closed.
+pub fn receive_token(
+    socket: BorrowedFd<'_>,
+    timeout: Option<Duration>,
+) -> Result<Token, TransportError> {
+    let mut bytes = [0; Token::LEN];
+    let len = receive_in_time(socket, timeout, |wait| sys::receive(socket, &mut bytes, wait))?;
+    let socket = socket.into();
+    match len {
+        Token::LEN => Ok(Token::from_bytes(bytes)),
+        0 => Err(TransportError::EndOfStream { socket }),
+        1..Token::LEN => Err(TransportError::WrongLength { socket, problem: "shorter" }),
+        _ => Err(TransportError::WrongLength { socket, problem: "longer" }),
+    }
+}
+
 /// Connects to a handoff socket and sends one descriptor and its token. The connected socket that
 /// comes back is where the acknowledgement will arrive.
 pub fn send_path(

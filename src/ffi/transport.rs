@@ -55,6 +55,51 @@ pub extern "C" fn handoff_send(
     })
 }
 
+/// Backend: sends a token alone, which allows the broker one message on this connection.
+///
+/// A token that a backend issues from its store and sends so proves, when it comes back with a
+/// descriptor, that this backend admitted that message.
+///
+/// @param socket  a connected Unix socket, blocking or not; kept
+/// @param token   a token that the store holds
+/// @return HANDOFF_OK; HANDOFF_ERR_END_OF_STREAM if the broker has closed;
+///         HANDOFF_ERR_WOULD_BLOCK if it does not read what it is sent;
+///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
+///
+/// Never blocks and never raises SIGPIPE. Different threads may use different sockets at once.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_token_send(socket: c_int, token: *const handoff_token) -> handoff_status {
+    guard(|| {
+        let socket = descriptor(socket, "socket")?;
+        Ok(transport::send_token(socket, &self::token(token, "token")?)?)
+    })
+}
+
+/// Broker: receives a token that the backend sent with handoff_token_send().
+///
+/// @param socket      a connected Unix socket, blocking or not; kept
+/// @param timeout_ms  how long to wait, in milliseconds; 0 not at all, negative for ever
+/// @param[out] token  the token
+/// @return HANDOFF_OK; HANDOFF_ERR_WOULD_BLOCK if none came in that time;
+///         HANDOFF_ERR_END_OF_STREAM; HANDOFF_ERR_WRONG_LENGTH; HANDOFF_ERR_INVALID_ARGUMENT;
+///         HANDOFF_ERR_RECEIVE_FAILED. After one other than HANDOFF_ERR_WOULD_BLOCK, close the
+///         socket.
+///
+/// Different threads may use different sockets at once.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_token_receive(
+    socket: c_int,
+    timeout_ms: c_int,
+    token: *mut handoff_token,
+) -> handoff_status {
+    guard(|| {
+        let socket = descriptor(socket, "socket")?;
+        let out = Out::new(token, "token")?;
+        out.set(transport::receive_token(socket, timeout(timeout_ms))?.into());
+        Ok(())
+    })
+}
+
 /// handoff_connect() and handoff_send() in one call.
 ///
 /// @param path         see handoff_connect()
