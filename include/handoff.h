@@ -1487,13 +1487,32 @@ handoff_status handoff_listener_new(const char *path,
                                     struct handoff_listener **listener);
 
 /**
- * Gives the listening descriptor, to wait on and to accept(2) from. It is non-blocking and
+ * Gives the listening descriptor, to wait on in an event loop. It is non-blocking and
  * close-on-exec.
  *
  * @param listener  the listener
  * @return the descriptor, which stays the listener's: do not close it; -1 if `listener` is NULL.
  */
 int handoff_listener_fd(const struct handoff_listener *listener);
+
+/**
+ * Accepts a connection of a broker that may be there; one that may not is closed.
+ *
+ * @param listener     the listener
+ * @param timeout_ms   how long to wait, in milliseconds; 0 not at all, negative for ever
+ * @param policy       who may connect, or NULL for the default; read during the call only
+ * @param[out] socket  the connection, blocking and close-on-exec; close(2) it
+ * @return HANDOFF_OK; HANDOFF_ERR_WOULD_BLOCK if nobody came in that time;
+ *         HANDOFF_ERR_PEER_NOT_ALLOWED, HANDOFF_ERR_PEER_UNKNOWN: go on with the next;
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_INVALID_ARGUMENT as for
+ *         handoff_peer_check(); HANDOFF_ERR_RECEIVE_FAILED.
+ *
+ * Different threads may call it for one listener at once.
+ */
+handoff_status handoff_listener_accept(const struct handoff_listener *listener,
+                                       int timeout_ms,
+                                       const struct handoff_peer_policy *policy,
+                                       int *socket);
 
 /**
  * Stops listening, and removes the socket's file if it is still the one that was made. In a child

@@ -1,8 +1,8 @@
 //! The handoff socket that a backend listens on.
 //!
 //! Makes it with the mode asked for before anybody can connect, replaces what a dead backend left
-//! behind but nothing else, and removes what it made when it is dropped. Accepting is accept(2);
-//! who may connect is for [`crate::peer`].
+//! behind but nothing else, and removes what it made when it is dropped. Who may connect is for
+//! [`crate::peer`].
 
 use std::fs::File;
 use std::io;
@@ -12,6 +12,8 @@ use std::process;
 use std::thread;
 use std::time::Duration;
 
+use crate::error::Error;
+use crate::peer::{self, Policy};
 use crate::sys::{self, FileId, FileStatus};
 use crate::transport::{self, SocketKind, TransportError};
 
@@ -145,6 +147,16 @@ impl Listener {
         let id = started.map_err(failed("listen"))?;
         let file = SocketFile { directory, name, id, maker: process::id() };
         Ok(Listener { socket, _file: Some(file) })
+    }
+
+    /// Accepts a connection whose peer `policy` allows; one that it does not allow is closed. Waits
+    /// for at most `timeout`, or for ever if there is none. The connection is blocking and
+    /// close-on-exec.
+    pub fn accept(&self, timeout: Option<Duration>, policy: &Policy<'_>) -> Result<OwnedFd, Error> {
+        let listener = self.socket.as_fd();
+        let socket = transport::in_time(listener, timeout, |_| sys::accept(listener))?;
+        peer::check(socket.as_fd(), policy)?;
+        Ok(socket)
     }
 }
 
@@ -361,6 +373,20 @@ mod tests {
         let refused = transport::connect(&name);
         assert!(matches!(refused, Err(TransportError::BackendUnavailable { .. })));
         assert!(!name.exists());
+    }
+
+    #[test]
+    fn peer_that_the_policy_does_not_allow_is_not_accepted() {
+        let (_directory, path) = directory();
+        let listener = listen(&path).unwrap();
+        let now = Some(Duration::ZERO);
+        let _client = UnixStream::connect(&path).unwrap();
+        let refused = listener.accept(now, &Policy { users: &[u32::MAX - 1], groups: &[] });
+        assert!(matches!(refused, Err(Error::Peer(_))));
+        let _client = UnixStream::connect(&path).unwrap();
+        listener.accept(now, &Policy::default()).unwrap();
+        let none = listener.accept(now, &Policy::default());
+        assert!(matches!(none, Err(Error::Transport(TransportError::WouldBlock { .. }))));
     }
 
     #[test]

@@ -157,6 +157,27 @@ pub(crate) fn listen(socket: &OwnedFd, backlog: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes a connection that waits at a listening socket: blocking and close-on-exec, as accept(2)
+/// has it.
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    #[cfg(not(any(target_os = "macos", target_os = "ios")))]
+    // SAFETY: accept4(2) takes NULL for an address that nobody wants.
+    let fd = retry(|| unsafe {
+        let none = ptr::null_mut();
+        libc::accept4(listener.as_raw_fd(), none, ptr::null_mut(), libc::SOCK_CLOEXEC) as isize
+    })?;
+    #[cfg(any(target_os = "macos", target_os = "ios"))]
+    // SAFETY: accept(2) takes NULL for an address that nobody wants.
+    let fd = retry(|| unsafe {
+        libc::accept(listener.as_raw_fd(), ptr::null_mut(), ptr::null_mut()) as isize
+    })?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    #[cfg(any(target_os = "macos", target_os = "ios"))]
+    set_cloexec(&fd)?;
+    Ok(fd)
+}
+
 /// Sends without blocking and without SIGPIPE.
 pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;

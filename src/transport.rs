@@ -290,7 +290,7 @@ pub fn receive_token(
     timeout: Option<Duration>,
 ) -> Result<Token, TransportError> {
     let mut bytes = [0; Token::LEN];
-    let len = receive_in_time(socket, timeout, |wait| sys::receive(socket, &mut bytes, wait))?;
+    let len = in_time(socket, timeout, |wait| sys::receive(socket, &mut bytes, wait))?;
     let socket = socket.into();
     match len {
         Token::LEN => Ok(Token::from_bytes(bytes)),
@@ -320,9 +320,8 @@ pub fn receive(
     timeout: Option<Duration>,
 ) -> Result<(Token, OwnedFd), TransportError> {
     let mut bytes = [0; Token::LEN];
-    let received = receive_in_time(socket, timeout, |wait| {
-        sys::receive_with_descriptors(socket, &mut bytes, wait)
-    })?;
+    let received =
+        in_time(socket, timeout, |wait| sys::receive_with_descriptors(socket, &mut bytes, wait))?;
     let at = || socket.into();
     let Some(descriptor) = received.descriptor else {
         return Err(match received {
@@ -362,9 +361,9 @@ pub fn receive_verified(
     Ok((token, descriptor))
 }
 
-/// Runs `receive` once there is something to receive: at once if there is, else when poll(2) says
+/// Runs `receive` (or an accept) once there is something to receive: at once if there is, else when poll(2) says
 /// so. Its argument says whether a blocking socket may block, which saves the poll(2).
-fn receive_in_time<T>(
+pub(crate) fn in_time<T>(
     socket: BorrowedFd<'_>,
     timeout: Option<Duration>,
     mut receive: impl FnMut(bool) -> io::Result<T>,
@@ -398,6 +397,7 @@ pub(crate) fn receive_error(socket: BorrowedFd<'_>, source: io::Error) -> Transp
         Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL | libc::ENOTCONN | libc::EOPNOTSUPP) => {
             TransportError::InvalidDescriptor { socket, descriptor: None, source }
         }
+        Some(libc::EMFILE | libc::ENFILE) => TransportError::DescriptorPressure { socket, source },
         _ => TransportError::ReceiveFailed { socket, source },
     }
 }

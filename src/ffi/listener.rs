@@ -1,10 +1,11 @@
 //! The handoff socket that a backend listens on.
 
 use std::ffi::{c_char, c_int};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
 
+use super::peer::{handoff_peer_policy, policy};
 use super::status::handoff_status;
-use super::{Failure, Growing, Out, free, guard, guard_or, options, path, reference};
+use super::{Failure, Growing, Out, free, guard, guard_or, options, path, reference, timeout};
 use crate::listener::{Listener, ListenerOptions};
 use crate::transport::SocketKind;
 
@@ -90,7 +91,7 @@ pub extern "C" fn handoff_listener_new(
     })
 }
 
-/// Gives the listening descriptor, to wait on and to accept(2) from. It is non-blocking and
+/// Gives the listening descriptor, to wait on in an event loop. It is non-blocking and
 /// close-on-exec.
 ///
 /// @param listener  the listener
@@ -100,6 +101,34 @@ pub extern "C" fn handoff_listener_fd(listener: *const handoff_listener) -> c_in
     guard_or(-1, || {
         let listener = reference(listener, "listener");
         listener.map_or(-1, |listener| listener.listener.as_fd().as_raw_fd())
+    })
+}
+
+/// Accepts a connection of a broker that may be there; one that may not is closed.
+///
+/// @param listener     the listener
+/// @param timeout_ms   how long to wait, in milliseconds; 0 not at all, negative for ever
+/// @param policy       who may connect, or NULL for the default; read during the call only
+/// @param[out] socket  the connection, blocking and close-on-exec; close(2) it
+/// @return HANDOFF_OK; HANDOFF_ERR_WOULD_BLOCK if nobody came in that time;
+///         HANDOFF_ERR_PEER_NOT_ALLOWED, HANDOFF_ERR_PEER_UNKNOWN: go on with the next;
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_INVALID_ARGUMENT as for
+///         handoff_peer_check(); HANDOFF_ERR_RECEIVE_FAILED.
+///
+/// Different threads may call it for one listener at once.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_listener_accept(
+    listener: *const handoff_listener,
+    timeout_ms: c_int,
+    policy: *const handoff_peer_policy,
+    socket: *mut c_int,
+) -> handoff_status {
+    guard(|| {
+        let listener = &reference(listener, "listener")?.listener;
+        let policy = self::policy(policy)?;
+        let out = Out::new(socket, "socket")?;
+        out.set(listener.accept(timeout(timeout_ms), &policy)?.into_raw_fd());
+        Ok(())
     })
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 
 use super::status::handoff_status;
-use super::{Growing, Out, descriptor, guard, options, slice};
+use super::{Failure, Growing, Out, descriptor, guard, options, slice};
 use crate::peer::{self, Credentials, Policy};
 
 /// A peer's credentials as they were when it connected, SO_PEERCRED of unix(7).
@@ -47,6 +47,22 @@ pub struct handoff_peer_policy {
 // SAFETY: repr(C), begins with a usize, all integers and pointers.
 unsafe impl Growing for handoff_peer_policy {}
 
+/// A policy that C passes; NULL is the default.
+pub(super) fn policy<'a>(policy: *const handoff_peer_policy) -> Result<Policy<'a>, Failure> {
+    let defaults = handoff_peer_policy {
+        size: size_of::<handoff_peer_policy>(),
+        users: std::ptr::null(),
+        users_len: 0,
+        groups: std::ptr::null(),
+        groups_len: 0,
+    };
+    let policy = options(policy, defaults, "policy")?;
+    Ok(Policy {
+        users: slice(policy.users, policy.users_len, "policy.users")?,
+        groups: slice(policy.groups, policy.groups_len, "policy.groups")?,
+    })
+}
+
 /// Tells who is at the other end of a connected Unix socket.
 ///
 /// @param socket     the connection; kept
@@ -86,18 +102,9 @@ pub extern "C" fn handoff_peer_check(
 ) -> handoff_status {
     guard(|| {
         let socket = descriptor(socket, "socket")?;
-        let defaults = handoff_peer_policy {
-            size: size_of::<handoff_peer_policy>(),
-            users: std::ptr::null(),
-            users_len: 0,
-            groups: std::ptr::null(),
-            groups_len: 0,
-        };
-        let policy = options(policy, defaults, "policy")?;
-        let users = slice(policy.users, policy.users_len, "policy.users")?;
-        let groups = slice(policy.groups, policy.groups_len, "policy.groups")?;
+        let policy = self::policy(policy)?;
         let out = Out::optional(peer, "peer")?;
-        let credentials = peer::check(socket, &Policy { users, groups })?;
+        let credentials = peer::check(socket, &policy)?;
         if let Some(out) = out {
             out.set(credentials.into());
         }
