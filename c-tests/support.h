@@ -49,7 +49,11 @@ void send_raw(int socket, const void *bytes, size_t len, const int *fds, size_t 
 /** Waits for a child and asserts that it exited with 0. */
 void assert_child_succeeds(pid_t child);
 
-/** Becomes an ordinary user, in a child: nobody (65534), without groups. Exits with 99 if it can't. */
+/** Becomes an ordinary user, in a child: nobody (65534), without groups. Says so and exits with 99
+    if it can't. */
 void become_nobody(void);
+
+/** An address that is misaligned for every type but char: to be refused, never looked at. */
+void *misaligned(void);
 
 #endif
