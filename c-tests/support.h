@@ -26,6 +26,7 @@ int descriptors_after(void **state);
 /** Asserts a status; on failure prints both names and handoff_last_error(). */
 #define assert_status(call, expected) check_status((call), (expected), #call, __FILE__, __LINE__)
 #define assert_ok(call) assert_status(call, HANDOFF_OK)
+#define assert_invalid(call) assert_status(call, HANDOFF_ERR_INVALID_ARGUMENT)
 
 void check_status(handoff_status got, handoff_status want, const char *call, const char *file,
                   int line);
