@@ -104,7 +104,7 @@ mod tests {
     use super::*;
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     #[test]
     fn peer_of_a_pair_is_this_process_and_allowed_by_default() {
@@ -133,6 +133,14 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let result = check(client.as_fd(), &Policy::default());
+        assert!(matches!(result, Err(PeerError::Unknown { .. })), "{result:?}");
+    }
+
+    #[test]
+    fn listening_socket_is_not_its_own_peer() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let listener = UnixListener::bind(directory.path().join("socket")).unwrap();
+        let result = check(listener.as_fd(), &Policy::default());
         assert!(matches!(result, Err(PeerError::Unknown { .. })), "{result:?}");
     }
 }

@@ -390,6 +390,12 @@ fn socket_option<T: Copy>(
 /// SO_PEERCRED, unix(7): process, user and group of the peer as they were when it connected.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(i32, u32, u32)> {
+    // A listening socket has no peer, but listen(2) makes SO_PEERCRED the listener's own.
+    let mut listens = [0 as libc::c_int];
+    socket_option(socket, libc::SO_ACCEPTCONN, &mut listens)?;
+    if listens != [0] {
+        return Err(io::Error::from_raw_os_error(libc::ENOTCONN));
+    }
     let mut credentials = [libc::ucred { pid: 0, uid: 0, gid: 0 }];
     socket_option(socket, libc::SO_PEERCRED, &mut credentials)?;
     let [libc::ucred { pid, uid, gid }] = credentials;
