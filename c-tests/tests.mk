@@ -18,3 +18,8 @@ $(C_BUILD)/%: c-tests/%.c c-tests/support.c c-tests/support.h include/handoff.h 
 .PHONY: check-c
 check-c: $(addprefix $(C_BUILD)/,$(C_TESTS))
 	@set -e; for test in $^; do $(RUN) $$test; done
+
+## check-coverage  every public call is made by a C test
+.PHONY: check-coverage
+check-coverage:
+	@c-tests/check_coverage.sh
