@@ -592,8 +592,10 @@ static void accepting_waits_until_somebody_connects(void **state)
     int accepted;
     pid_t child = fork();
     assert_int_not_equal(child, -1);
-    if (child == 0)
+    if (child == 0) {
+        handoff_listener_free(listener);
         _exit(!connects(path));
+    }
     assert_ok(handoff_listener_accept(listener, 30000, NULL, &accepted));
     assert_child_succeeds(child);
     close(accepted);
@@ -621,7 +623,7 @@ static void connection_of_a_user_that_may_not_is_closed(void **state)
     handoff_listener_free(listener);
 }
 
-static void connection_waits_while_there_is_no_descriptor_for_it(void **state)
+static void accepting_without_a_descriptor_left_is_descriptor_pressure(void **state)
 {
     (void)state;
     handoff_listener *listener = listen_at(path);
@@ -629,11 +631,11 @@ static void connection_waits_while_there_is_no_descriptor_for_it(void **state)
     assert_ok(handoff_connect(path, &client));
     rlim_t before = allow_no_more_descriptors();
     handoff_status status = handoff_listener_accept(listener, 0, NULL, &accepted);
+    int error = errno;
     allow_descriptors(before);
     assert_status(status, HANDOFF_ERR_DESCRIPTOR_PRESSURE);
+    assert_int_equal(error, EMFILE);
     assert_int_equal(accepted, -7);
-    assert_ok(handoff_listener_accept(listener, 0, NULL, &accepted));
-    close(accepted);
     close(client);
     handoff_listener_free(listener);
 }
@@ -762,7 +764,7 @@ int main(void)
         LISTENER_TEST(accepting_waits_for_nobody_longer_than_it_is_told),
         LISTENER_TEST(accepting_waits_until_somebody_connects),
         LISTENER_TEST(connection_of_a_user_that_may_not_is_closed),
-        LISTENER_TEST(connection_waits_while_there_is_no_descriptor_for_it),
+        LISTENER_TEST(accepting_without_a_descriptor_left_is_descriptor_pressure),
         LISTENER_TEST(accepting_with_nonsense_is_refused_and_takes_no_connection),
         LISTENER_TEST(of_processes_that_start_together_over_a_stale_socket_one_listens),
     };

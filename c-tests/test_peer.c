@@ -45,6 +45,7 @@ static int connection_of_user(const gid_t *supplementary, size_t len, pid_t *pid
             perror("this test needs root, to become another user");
             _exit(99);
         }
+        handoff_listener_free(listener);
         _exit(handoff_connect(name, &socket) != HANDOFF_OK);
     }
     assert_child_succeeds(child);
