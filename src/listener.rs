@@ -154,7 +154,14 @@ impl Listener {
     /// close-on-exec.
     pub fn accept(&self, timeout: Option<Duration>, policy: &Policy<'_>) -> Result<OwnedFd, Error> {
         let listener = self.socket.as_fd();
-        let socket = transport::in_time(listener, timeout, |_| sys::accept(listener))?;
+        let accept = |_| match sys::accept(listener) {
+            // After shutdown(2) there is nothing to accept but poll(2) says that there is.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && sys::hung_up(listener) => {
+                Err(io::Error::from_raw_os_error(libc::EINVAL))
+            }
+            result => result,
+        };
+        let socket = transport::in_time(listener, timeout, accept)?;
         peer::check(socket.as_fd(), policy)?;
         Ok(socket)
     }

@@ -355,6 +355,13 @@ pub(crate) fn wait_readable(socket: BorrowedFd<'_>, deadline: Option<Instant>) -
     Ok(ready > 0)
 }
 
+/// Whether both directions of a connection are closed, or a listening socket was shut down.
+pub(crate) fn hung_up(socket: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: `poll` is one pollfd, which outlives the call.
+    unsafe { libc::poll(&raw mut poll, 1, 0) > 0 && poll.revents & libc::POLLHUP != 0 }
+}
+
 /// Milliseconds for poll(2), rounded up: a wait never ends before its deadline.
 fn poll_timeout(deadline: Instant, now: Instant) -> libc::c_int {
     let left = deadline.saturating_duration_since(now);

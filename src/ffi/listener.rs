@@ -113,7 +113,8 @@ pub extern "C" fn handoff_listener_fd(listener: *const handoff_listener) -> c_in
 /// @return HANDOFF_OK; HANDOFF_ERR_WOULD_BLOCK if nobody came in that time;
 ///         HANDOFF_ERR_PEER_NOT_ALLOWED, HANDOFF_ERR_PEER_UNKNOWN: go on with the next;
 ///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_INVALID_ARGUMENT as for
-///         handoff_peer_check(); HANDOFF_ERR_RECEIVE_FAILED.
+///         handoff_peer_check(), and after shutdown(2) of the listening socket, which ends a wait;
+///         HANDOFF_ERR_RECEIVE_FAILED.
 ///
 /// Different threads may call it for one listener at once.
 #[unsafe(no_mangle)]
