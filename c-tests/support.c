@@ -2,11 +2,13 @@
 #include "support.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -167,4 +169,25 @@ void *misaligned(void)
 {
     static uint64_t room[64];
     return (char *)room + 1;
+}
+
+rlim_t allow_no_more_descriptors(void)
+{
+    struct rlimit limit;
+    int next = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 0);
+    assert_int_not_equal(next, -1);
+    close(next);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    rlim_t before = limit.rlim_cur;
+    limit.rlim_cur = (rlim_t)next;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    return before;
+}
+
+void allow_descriptors(rlim_t before)
+{
+    struct rlimit limit;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    limit.rlim_cur = before;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
 }

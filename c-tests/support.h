@@ -11,6 +11,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/resource.h>
 #include <sys/types.h>
 
 #include <cmocka.h>
@@ -56,5 +57,9 @@ void become_nobody(void);
 
 /** An address that is misaligned for every type but char: to be refused, never looked at. */
 void *misaligned(void);
+
+/** Sets the limit so that no descriptor can be opened; returns the limit for allow_descriptors(). */
+rlim_t allow_no_more_descriptors(void);
+void allow_descriptors(rlim_t limit);
 
 #endif

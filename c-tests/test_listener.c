@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -461,28 +460,6 @@ static void directory_that_somebody_keeps_locked_is_an_error_after_a_second(void
     handoff_listener_free(listen_at(path));
 }
 
-/* Sets the limit on descriptors so that none can be opened. */
-static rlim_t allow_no_more_descriptors(void)
-{
-    struct rlimit limit;
-    int next = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 0);
-    assert_int_not_equal(next, -1);
-    close(next);
-    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
-    rlim_t before = limit.rlim_cur;
-    limit.rlim_cur = (rlim_t)next;
-    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
-    return before;
-}
-
-static void allow_descriptors(rlim_t before)
-{
-    struct rlimit limit;
-    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
-    limit.rlim_cur = before;
-    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
-}
-
 static void listening_without_a_descriptor_left_is_descriptor_pressure(void **state)
 {
     (void)state;
@@ -538,7 +515,6 @@ static void null_and_misaligned_pointers_are_refused(void **state)
 {
     (void)state;
     handoff_listener *listener = NULL;
-    int socket = -7;
     assert_invalid(handoff_listener_new(path, NULL, NULL));
     assert_invalid(handoff_listener_new(path, NULL, misaligned()));
     assert_invalid(handoff_listener_new(path, misaligned(), &listener));
@@ -546,118 +522,8 @@ static void null_and_misaligned_pointers_are_refused(void **state)
     assert_false(exists(path));
     assert_int_equal(handoff_listener_fd(NULL), -1);
     assert_int_equal(handoff_listener_fd(misaligned()), -1);
-    assert_invalid(handoff_listener_accept(NULL, 0, NULL, &socket));
-    assert_invalid(handoff_listener_accept(misaligned(), 0, NULL, &socket));
-    assert_int_equal(socket, -7);
     handoff_listener_free(NULL);
     handoff_listener_free(misaligned());
-}
-
-static void accepted_connection_is_the_brokers_blocking_and_close_on_exec(void **state)
-{
-    (void)state;
-    handoff_listener *listener = listen_at(path);
-    int client, accepted;
-    char byte = 0;
-    assert_ok(handoff_connect(path, &client));
-    assert_ok(handoff_listener_accept(listener, -1, NULL, &accepted));
-    assert_false(fcntl(accepted, F_GETFL) & O_NONBLOCK);
-    assert_true(fcntl(accepted, F_GETFD) & FD_CLOEXEC);
-    assert_int_equal(write(client, "x", 1), 1);
-    assert_int_equal(read(accepted, &byte, 1), 1);
-    assert_int_equal(byte, 'x');
-    close(client);
-    close(accepted);
-    handoff_listener_free(listener);
-}
-
-static void accepting_waits_for_nobody_longer_than_it_is_told(void **state)
-{
-    (void)state;
-    handoff_listener *listener = listen_at(path);
-    int accepted = -7;
-    assert_status(handoff_listener_accept(listener, 0, NULL, &accepted), HANDOFF_ERR_WOULD_BLOCK);
-    uint64_t start = handoff_now();
-    assert_status(handoff_listener_accept(listener, 20, NULL, &accepted),
-                  HANDOFF_ERR_WOULD_BLOCK);
-    assert_in_range(handoff_now() - start, 20 * 1000000, 10 * 1000000000ULL);
-    assert_int_equal(accepted, -7);
-    handoff_listener_free(listener);
-}
-
-static void accepting_waits_until_somebody_connects(void **state)
-{
-    (void)state;
-    handoff_listener *listener = listen_at(path);
-    int accepted;
-    pid_t child = fork();
-    assert_int_not_equal(child, -1);
-    if (child == 0) {
-        handoff_listener_free(listener);
-        _exit(!connects(path));
-    }
-    assert_ok(handoff_listener_accept(listener, 30000, NULL, &accepted));
-    assert_child_succeeds(child);
-    close(accepted);
-    handoff_listener_free(listener);
-}
-
-static void connection_of_a_user_that_may_not_is_closed(void **state)
-{
-    (void)state;
-    const uint32_t stranger[] = {geteuid() + 1};
-    handoff_peer_policy policy = HANDOFF_PEER_POLICY_INIT;
-    handoff_listener *listener = listen_at(path);
-    int client, accepted = -7;
-    char byte;
-    policy.users = stranger;
-    policy.users_len = 1;
-    assert_ok(handoff_connect(path, &client));
-    assert_status(handoff_listener_accept(listener, 0, &policy, &accepted),
-                  HANDOFF_ERR_PEER_NOT_ALLOWED);
-    assert_int_equal(accepted, -7);
-    assert_int_equal(read(client, &byte, 1), 0);
-    assert_status(handoff_listener_accept(listener, 0, &policy, &accepted),
-                  HANDOFF_ERR_WOULD_BLOCK);
-    close(client);
-    handoff_listener_free(listener);
-}
-
-static void accepting_without_a_descriptor_left_is_descriptor_pressure(void **state)
-{
-    (void)state;
-    handoff_listener *listener = listen_at(path);
-    int client, accepted = -7;
-    assert_ok(handoff_connect(path, &client));
-    rlim_t before = allow_no_more_descriptors();
-    handoff_status status = handoff_listener_accept(listener, 0, NULL, &accepted);
-    int error = errno;
-    allow_descriptors(before);
-    assert_status(status, HANDOFF_ERR_DESCRIPTOR_PRESSURE);
-    assert_int_equal(error, EMFILE);
-    assert_int_equal(accepted, -7);
-    close(client);
-    handoff_listener_free(listener);
-}
-
-static void accepting_with_nonsense_is_refused_and_takes_no_connection(void **state)
-{
-    (void)state;
-    handoff_peer_policy bad_size = {.size = 1}, bad_list = HANDOFF_PEER_POLICY_INIT;
-    handoff_listener *listener = listen_at(path);
-    int client, accepted = -7;
-    bad_list.users_len = 1;
-    assert_ok(handoff_connect(path, &client));
-    assert_invalid(handoff_listener_accept(listener, 0, NULL, NULL));
-    assert_invalid(handoff_listener_accept(listener, 0, NULL, misaligned()));
-    assert_invalid(handoff_listener_accept(listener, 0, misaligned(), &accepted));
-    assert_invalid(handoff_listener_accept(listener, 0, &bad_size, &accepted));
-    assert_invalid(handoff_listener_accept(listener, 0, &bad_list, &accepted));
-    assert_int_equal(accepted, -7);
-    assert_ok(handoff_listener_accept(listener, 0, NULL, &accepted));
-    close(accepted);
-    close(client);
-    handoff_listener_free(listener);
 }
 
 enum { BACKENDS = 4 };
@@ -760,12 +626,6 @@ int main(void)
         LISTENER_TEST(options_that_an_older_header_lacks_have_their_defaults),
         LISTENER_TEST(options_of_an_impossible_size_are_refused),
         LISTENER_TEST(null_and_misaligned_pointers_are_refused),
-        LISTENER_TEST(accepted_connection_is_the_brokers_blocking_and_close_on_exec),
-        LISTENER_TEST(accepting_waits_for_nobody_longer_than_it_is_told),
-        LISTENER_TEST(accepting_waits_until_somebody_connects),
-        LISTENER_TEST(connection_of_a_user_that_may_not_is_closed),
-        LISTENER_TEST(accepting_without_a_descriptor_left_is_descriptor_pressure),
-        LISTENER_TEST(accepting_with_nonsense_is_refused_and_takes_no_connection),
         LISTENER_TEST(of_processes_that_start_together_over_a_stale_socket_one_listens),
     };
     return cmocka_run_group_tests_name("listener", tests, NULL, NULL);

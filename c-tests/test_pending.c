@@ -410,7 +410,7 @@ static struct race {
     handoff_token tokens[ENTRIES];
 } race;
 
-/* Three threads, each of which tries to make every entry leave in its own way, and counts those that
+/* Three threads, each of which tries to make every entry leave in its own way and counts those that
    it got. Each has a time of its own, at which its way is open. */
 static void *acknowledge_all(void *count)
 {
