@@ -33,8 +33,9 @@ all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc include/ha
 
 RUST := Cargo.toml Cargo.lock build.rs cbindgen.toml $(wildcard src/*.rs src/ffi/*)
 
+# As a static library only: where Cargo also makes an rlib it leaves link-time optimisation out.
 $(BUILD)/rust.stamp: $(RUST)
-	$(CARGO) build --release --locked
+	$(CARGO) rustc --release --locked --lib --crate-type staticlib
 	@mkdir -p $(LIB)/pkgconfig && touch $@
 
 # One object with everything that a handoff_* call needs and nothing else, in which no other name
