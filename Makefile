@@ -25,6 +25,7 @@ NEED    := tools/need
 
 .PHONY: all demo check bench install uninstall header clean help
 .DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
 
 ## all         build the shared and the static library
 all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc include/handoff.h
@@ -33,15 +34,18 @@ all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc include/ha
 
 RUST := Cargo.toml Cargo.lock build.rs cbindgen.toml $(wildcard src/*.rs src/ffi/*)
 
+# What cbindgen makes; include/handoff.h is the committed copy.
+FRESH_HEADER := $(abspath target/handoff.h)
+
 # As a static library only: where Cargo also makes an rlib it leaves link-time optimisation out.
 $(BUILD)/rust.stamp: $(RUST)
-	$(CARGO) rustc --release --locked --lib --crate-type staticlib
+	HANDOFF_HEADER=$(FRESH_HEADER) $(CARGO) rustc --release --locked --lib --crate-type staticlib
 	@mkdir -p $(LIB)/pkgconfig && touch $@
 
 # One object with everything that a handoff_* call needs and nothing else, in which no other name
 # is global: so the static library can stand beside other Rust code in one program.
 $(BUILD)/handoff.o: $(BUILD)/rust.stamp src/ffi/symbols.txt
-	ld -r --gc-sections $(addprefix -u ,$(shell cat src/ffi/symbols.txt)) \
+	ld -r --gc-sections $$(sed 's/^/-u /' src/ffi/symbols.txt) \
 	    --whole-archive target/release/libhandoff.a -o $@.all
 	objcopy --wildcard --keep-global-symbol='handoff_*' \
 	    --remove-section=.llvmbc --remove-section=.llvmcmd $@.all $@
@@ -67,8 +71,8 @@ $(LIB)/pkgconfig/handoff.pc: packaging/handoff.pc.in Makefile Cargo.toml $(BUILD
 	sed -e 's|@LIBDIR@|$(LIB)|; s|@INCLUDEDIR@|$(abspath include)|; s|@VERSION@|$(VERSION)|' $< > $@
 
 ## header      make include/handoff.h anew after a change to src/ffi
-header: $(RUST)
-	HANDOFF_HEADER=$(abspath include/handoff.h) $(CARGO) build --release --locked
+header: $(BUILD)/rust.stamp
+	cp $(FRESH_HEADER) include/handoff.h
 
 # ---- the rest ------------------------------------------------------------------------------------
 
