@@ -68,7 +68,9 @@ $(LIB)/libhandoff.a: $(BUILD)/handoff.o
 
 # For programs built against this tree, such as the examples.
 $(LIB)/pkgconfig/handoff.pc: packaging/handoff.pc.in Makefile Cargo.toml $(BUILD)/rust.stamp
-	sed -e 's|@LIBDIR@|$(LIB)|; s|@INCLUDEDIR@|$(abspath include)|; s|@VERSION@|$(VERSION)|' $< > $@
+	@echo PC $@
+	@sed -e 's|@PREFIX@|$(abspath .)|; s|@LIBDIR@|$(LIB)|; s|@INCLUDEDIR@|$(abspath include)|' \
+	    -e 's|@VERSION@|$(VERSION)|' $< > $@
 
 ## header      make include/handoff.h anew after a change to src/ffi
 header: $(BUILD)/rust.stamp

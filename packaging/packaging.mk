@@ -1,1 +1,81 @@
-# (rules)
+# Installing, and checking what is installed.
+
+MAN_BUILD  := $(BUILD)/man
+PKGCONFDIR := $(LIBDIR)/pkgconfig
+CMAKEDIR   := $(LIBDIR)/cmake/handoff
+HERE       := $(abspath .)
+
+# Fills in a template: the paths as a program at run time sees them, without DESTDIR.
+SUBSTITUTE = sed -e 's|@PREFIX@|$(PREFIX)|' \
+    -e 's|@LIBDIR@|$(patsubst $(PREFIX)/%,$${prefix}/%,$(LIBDIR))|' \
+    -e 's|@INCLUDEDIR@|$(patsubst $(PREFIX)/%,$${prefix}/%,$(INCLUDEDIR))|' \
+    -e "s|@INCLUDE_FROM_LIB@|$$(realpath -m --relative-to='$(LIBDIR)' '$(INCLUDEDIR)')|" \
+    -e 's|@SHARED@|$(SHARED)|; s|@SONAME@|$(SONAME)|' \
+    -e 's|@VERSION@|$(VERSION)|; s|@MAJOR@|$(firstword $(subst ., ,$(VERSION)))|'
+
+all: $(MAN_BUILD)/stamp
+
+# A page for each call and each type, and the overview.
+$(MAN_BUILD)/stamp: include/handoff.h docs/man/handoff.7 tools/man.py tools/header.py Cargo.toml
+	@rm -rf $(MAN_BUILD) && mkdir -p $(MAN_BUILD)/man3 $(MAN_BUILD)/man7
+	$(PYTHON) tools/man.py include/handoff.h $(VERSION) $(MAN_BUILD)/man3
+	@sed 's|@VERSION@|$(VERSION)|' docs/man/handoff.7 > $(MAN_BUILD)/man7/handoff.7
+	@touch $@
+
+## install     install below PREFIX (/usr/local); LIBDIR, INCLUDEDIR, MANDIR and DESTDIR count too
+install: all
+	install -d '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(INCLUDEDIR)' '$(DESTDIR)$(PKGCONFDIR)' \
+	    '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7'
+	install -m 755 $(LIB)/$(SHARED) '$(DESTDIR)$(LIBDIR)'
+	ln -sf $(SHARED) '$(DESTDIR)$(LIBDIR)/$(SONAME)'
+	ln -sf $(SONAME) '$(DESTDIR)$(LIBDIR)/libhandoff.so'
+	install -m 644 $(LIB)/libhandoff.a '$(DESTDIR)$(LIBDIR)'
+	install -m 644 include/handoff.h '$(DESTDIR)$(INCLUDEDIR)'
+	@set -e; for file in '$(PKGCONFDIR)/handoff.pc' '$(CMAKEDIR)/handoff-config.cmake' \
+	    '$(CMAKEDIR)/handoff-config-version.cmake'; do \
+	    echo "install -m 644 $(DESTDIR)$$file"; \
+	    $(SUBSTITUTE) "packaging/$${file##*/}.in" | install -m 644 /dev/stdin "$(DESTDIR)$$file"; \
+	done
+	install -m 644 $(MAN_BUILD)/man3/*.3 '$(DESTDIR)$(MANDIR)/man3'
+	install -m 644 $(MAN_BUILD)/man7/handoff.7 '$(DESTDIR)$(MANDIR)/man7'
+
+## uninstall   remove what `make install` with the same variables put there
+uninstall: $(MAN_BUILD)/stamp
+	rm -f '$(DESTDIR)$(LIBDIR)/$(SHARED)' '$(DESTDIR)$(LIBDIR)/$(SONAME)' \
+	    '$(DESTDIR)$(LIBDIR)/libhandoff.so' '$(DESTDIR)$(LIBDIR)/libhandoff.a' \
+	    '$(DESTDIR)$(INCLUDEDIR)/handoff.h' '$(DESTDIR)$(PKGCONFDIR)/handoff.pc' \
+	    '$(DESTDIR)$(CMAKEDIR)/handoff-config.cmake' \
+	    '$(DESTDIR)$(CMAKEDIR)/handoff-config-version.cmake' \
+	    '$(DESTDIR)$(MANDIR)/man7/handoff.7'
+	@cd $(MAN_BUILD)/man3 && for page in *.3; do rm -f '$(DESTDIR)$(MANDIR)/man3/'"$$page"; done
+	@[ ! -d '$(DESTDIR)$(CMAKEDIR)' ] || rmdir '$(DESTDIR)$(CMAKEDIR)'
+
+# ---- checks --------------------------------------------------------------------------------------
+
+.PHONY: check-header check-symbols check-install check-man need-compilers
+
+need-compilers:
+	@$(NEED) g++ $(CXX) --version
+	@$(NEED) clang $(CLANG) --version
+
+## check-header    the header is fresh, whole, and clean in every C and C++ from C99 and C++11
+check-header: all need-compilers
+	@cmp include/handoff.h $(FRESH_HEADER) || \
+	    { echo 'error: include/handoff.h is not what cbindgen makes: run make header' >&2; exit 1; }
+	@CC='$(CC)' CXX='$(CXX)' CLANG='$(CLANG)' PYTHON='$(PYTHON)' LIB=$(LIB) BUILD=$(BUILD) \
+	    packaging/check-header
+
+## check-symbols   what the built libraries export, need and hold
+check-symbols: all
+	@packaging/check-symbols $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(SONAME) $(HERE)
+
+## check-man       the manual pages are there for every call, and without a warning
+check-man: $(MAN_BUILD)/stamp
+	@$(NEED) groff-base groff --version
+	@packaging/check-man $(MAN_BUILD)
+
+## check-install   an installed copy serves programs outside the tree, and uninstalls
+check-install: all need-compilers
+	@$(NEED) pkg-config pkg-config --version
+	@$(NEED) cmake cmake --version
+	@MAKE='$(MAKE)' CC='$(CC)' CXX='$(CXX)' c-tests/installed/check.sh $(BUILD)/installed

@@ -1,0 +1,85 @@
+#!/bin/sh
+# check.sh DIRECTORY: installs below DIRECTORY, uses the copy from programs outside the tree, and
+# uninstalls. MAKE, CC and CXX come from the Makefile.
+stage=$1
+prefix=/opt/handoff
+libdir=$prefix/lib/any-linux
+tree=$PWD
+failed=0
+fail() { echo "check-install: $*" >&2; failed=1; }
+die() { fail "$@"; exit 1; }
+
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work" "$stage"' EXIT
+rm -rf "$stage"
+
+make_quietly() {
+    "$MAKE" --no-print-directory "$@" DESTDIR="$stage" PREFIX=$prefix LIBDIR=$libdir \
+        > "$work/log" 2>&1 || { cat "$work/log" >&2; die "make $*"; }
+}
+
+# Whoever installs, root perhaps, rebuilds nothing and writes nothing into the tree.
+touch "$work/before"
+make_quietly install CARGO=false
+find include src build/lib build/man build/*.o build/*.stamp -newer "$work/before" > "$work/written"
+[ -s "$work/written" ] && fail "make install wrote: $(cat "$work/written")"
+
+here=$stage$libdir
+soname=libhandoff.so.0
+real=$(readlink "$here/$soname")
+[ "$(readlink "$here/libhandoff.so")" = $soname ] || fail "libhandoff.so is not a link to $soname"
+[ "$(stat -c %a "$here/$real")" = 755 ] || fail "$real is not of mode 755"
+[ -f "$stage$prefix/share/man/man7/handoff.7" ] || fail "no handoff(7)"
+while read -r call; do
+    [ -f "$stage$prefix/share/man/man3/$call.3" ] || fail "no $call(3)"
+done < src/ffi/symbols.txt
+grep -rlF -e "$tree" -e "$stage" "$here/pkgconfig" "$here/cmake" && fail "build paths in these files"
+[ -z "$(find "$stage" -type f ! -perm -444)" ] || fail "not everything is readable by all"
+
+# Another directory, so that nothing of the tree is found by chance.
+cp c-tests/installed/use.c c-tests/installed/use.cc c-tests/installed/CMakeLists.txt "$work"
+cd "$work" || exit 1
+export PKG_CONFIG_LIBDIR="$here/pkgconfig" PKG_CONFIG_SYSROOT_DIR="$stage"
+
+# program NAME COMPILE...: compiles, and runs with the installed library in reach if NAME is shared.
+program() {
+    name=$1
+    shift
+    "$@" -o "$name" || { fail "$name does not link: $*"; return; }
+    case $name in
+    shared*) LD_LIBRARY_PATH=$here "./$name" ;;
+    *) readelf -d "$name" | grep -q libhandoff && fail "$name needs the shared library"; "./$name" ;;
+    esac || fail "$name does not run"
+}
+
+flags='-Wall -Wextra -Wpedantic -Werror'
+for compile in "$CC -std=c99 use.c" "$CXX -std=c++11 use.cc"; do
+    language=${compile##*.}
+    # shellcheck disable=SC2046,SC2086
+    {
+        program "shared_$language" $compile $flags $(pkg-config --cflags --libs handoff)
+        # The shared library has the same name and comes first where both are: out of the way.
+        mv "$here/libhandoff.so" "$work/aside"
+        program "static_$language" $compile $flags $(pkg-config --static --cflags --libs handoff)
+        mv "$work/aside" "$here/libhandoff.so"
+        program "fully_static_$language" $compile $flags -static \
+            $(pkg-config --static --cflags --libs handoff)
+    }
+done
+[ "$(pkg-config --modversion handoff)" = "$(sed -n 's/^version = "\(.*\)"/\1/p' "$tree/Cargo.toml")" ] ||
+    fail "pkg-config tells another version than Cargo.toml"
+
+{ cmake -S . -B cmake -DPACKAGE="$here/cmake/handoff" && cmake --build cmake; } > log 2>&1 ||
+    { cat log >&2; die "CMake does not build with the package"; }
+for name in handoff_c handoff_cc static_c static_cc; do
+    "cmake/$name" || fail "$name, built by CMake, does not run"
+done
+
+cd "$tree" || exit 1
+make_quietly uninstall
+find "$stage" ! -type d > "$work/left"
+[ -s "$work/left" ] && fail "make uninstall left: $(cat "$work/left")"
+[ -e "$here/cmake/handoff" ] && fail "make uninstall left the directory cmake/handoff"
+
+[ $failed = 0 ] && echo "check-install: C and C++, pkg-config and CMake, shared and static"
+exit $failed
