@@ -85,7 +85,7 @@ include bench/bench.mk
 
 ## check       run every test
 check: check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
-       check-interop check-soak check-install
+       check-interop check-soak check-install check-man
 
 ## check-rust  rustfmt, clippy and the Rust tests
 .PHONY: check-rust
