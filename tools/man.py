@@ -44,7 +44,8 @@ def paragraphs(doc: str) -> list[str]:
 
 def summary(doc: str) -> str:
     """The first sentence, as NAME wants it: one line, no full stop."""
-    sentence = re.split(r"(?<=[^.])[.](?:\s|$)|(?<=\w): ", " ".join(doc.split()).replace("`", ""))[0]
+    doc = re.sub(r"^(Broker|Backend): ", "", " ".join(doc.split()).replace("`", ""))
+    sentence = re.split(r"[.](?:\s|$)|: ", doc)[0]
     return sentence[0].lower() + sentence[1:]
 
 
@@ -72,7 +73,8 @@ class Manual:
 
     def head(self, names: list[str], doc: str, code: list[str]) -> list[str]:
         return [
-            f'.TH {names[0]} 3 "" "libhandoff {self.version}" "Library Functions Manual"',
+            f'.TH {names[0]} 3 "" "libhandoff {self.version}"',
+            # Names are long and must not be cut or stretched.
             ".nh",
             ".ad l",
             ".SH NAME",
@@ -92,7 +94,8 @@ class Manual:
         return [".SH SEE ALSO", *pages, ".BR handoff (7)"]
 
     def call(self, name: str) -> None:
-        forms = [self.header.functions[n] for n in (name, f"{name}_at") if n in self.header.functions]
+        functions = self.header.functions
+        forms = [functions[form] for form in (name, f"{name}_at") if form in functions]
         names = [form.name for form in forms]
         before, arguments, result, notes = split_call(forms[0].doc)
         page = self.head(names, before[0], [form.code for form in forms])
@@ -132,7 +135,7 @@ class Manual:
         self.write(name, page)
 
     def values(self, item: c_header.Item) -> list[c_header.Item]:
-        """The constants that an integer type's documentation names, `*` at the end standing for any."""
+        """The constants that an integer type's documentation names, one by one or with a `*`."""
         if item.code.startswith("typedef struct"):
             return []
         patterns = re.findall(r"HANDOFF_[A-Z_]+\*?", paragraphs(item.doc)[0])
