@@ -743,10 +743,11 @@ handoff_failure handoff_status_failure(handoff_status status);
 bool handoff_status_is_fallback_safe(handoff_status status);
 
 /**
- * Says whether the descriptor may have reached the backend when a call of a broker's attempt,
- * handoff_send() to handoff_ack_wait(), ended with this status.
+ * Says whether the descriptor may have reached the backend when handoff_send() or
+ * handoff_send_path() ended with this status, or an attempt with this cause. What was sent before
+ * stays sent, whatever a later call returns.
  *
- * @param status  what the call returned
+ * @param status  what the call returned, or the cause in a verdict
  * @return false if the descriptor was certainly not sent; true otherwise, and for unknown numbers.
  *
  * Any thread may call it, also after fork() and in a signal handler.

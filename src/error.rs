@@ -129,14 +129,34 @@ impl Error {
 
     /// The operating system's error number, if the system had a part in this.
     pub fn os_error(&self) -> Option<i32> {
-        // The chain ends in an io::Error where there is one, however deep it lies.
-        let mut error: &(dyn std::error::Error + 'static) = self;
-        loop {
-            if let Some(error) = error.downcast_ref::<io::Error>() {
-                return error.raw_os_error();
-            }
-            error = error.source()?;
-        }
+        let source = match self {
+            Error::Token(TokenError::Random(source)) => source,
+            Error::Transport(error)
+            | Error::Ack(AckError::Transport(error))
+            | Error::Listener(ListenerError::Address(error)) => transport_source(error)?,
+            Error::Peer(
+                PeerError::Unknown { source, .. } | PeerError::InvalidDescriptor { source, .. },
+            )
+            | Error::Listener(
+                ListenerError::PermissionDenied { source, .. }
+                | ListenerError::DescriptorPressure { source, .. }
+                | ListenerError::Failed { source, .. },
+            ) => source,
+            Error::Token(_) | Error::Ack(_) | Error::Peer(_) | Error::Listener(_) => return None,
+        };
+        source.raw_os_error()
+    }
+}
+
+fn transport_source(error: &TransportError) -> Option<&io::Error> {
+    match error {
+        TransportError::InvalidDescriptor { source, .. }
+        | TransportError::PermissionDenied { source, .. }
+        | TransportError::BackendUnavailable { source, .. }
+        | TransportError::DescriptorPressure { source, .. }
+        | TransportError::SendFailed { source, .. }
+        | TransportError::ReceiveFailed { source, .. } => Some(source),
+        _ => None,
     }
 }
 
