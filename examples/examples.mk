@@ -1,1 +1,14 @@
-# (rules)
+# The examples, built as a user would build them, and the demo that runs them.
+
+.PHONY: need-pkg-config
+need-pkg-config:
+	@$(NEED) pkg-config pkg-config --version
+
+$(BUILD)/examples/%: examples/%.c include/handoff.h | all need-pkg-config
+	@mkdir -p $(@D)
+	$(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff)
+
+## demo        thousands of clients through a broker to a backend that is killed on the way
+.PHONY: demo
+demo: $(BUILD)/examples/broker $(BUILD)/examples/backend
+	@LD_LIBRARY_PATH=$(LIB) $(PYTHON) examples/demo.py $(BUILD)/examples

@@ -1,0 +1,213 @@
+#!/usr/bin/env python3
+"""demo.py BUILD: real clients through BUILD/broker to BUILD/backend, which is killed on the way.
+
+Each client connects, asks, reads to the end of the stream and must have got exactly one answer; the
+answer says who gave it. At the end these answers are compared with what the processes counted.
+CLIENTS (4000) and CONCURRENCY (8) come from the environment. The times include waiting for the
+broker, which serves one client at a time, and what this program itself takes.
+
+A backend that dies with a client which it has adopted but not answered takes it along: nobody else
+may answer it. So SIGKILL comes when no such client exists: each has its answer, the backend is
+stopped, and what is offered to it from then on runs into the broker's deadline.
+"""
+
+import collections
+import concurrent.futures
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+CLIENTS = int(os.environ.get("CLIENTS", 4000))
+CONCURRENCY = int(os.environ.get("CONCURRENCY", 8))
+DEADLINE_MS, WINDOW_MS = 100, 1500
+PATIENCE = 20  # seconds, for anything that should happen at once
+
+ANSWER = re.compile(
+    rb"HTTP/1\.0 200 OK\r\nContent-Length: \d+\r\n\r\nserved by the (broker|backend \d+)\n")
+
+Result = collections.namedtuple("Result", "server seconds")
+
+
+class Process:
+    """One of the two programs, listening."""
+
+    def __init__(self, *command):
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        running.append(self.process)
+        self.address = self.process.stdout.readline().rpartition(" ")[2].strip()
+        if not self.address:
+            raise SystemExit(f"error: {command[0]} does not start")
+
+    def end(self, number=signal.SIGTERM):
+        """Ends it with a signal and gives what it counted."""
+        self.process.send_signal(number)
+        output, _ = self.process.communicate(timeout=PATIENCE)
+        expect(self.process.returncode == (0 if number == signal.SIGTERM else -number),
+               f"{self.process.args[0]} ended with {self.process.returncode}")
+        counts = (line.rsplit(": ", 1) for line in output.splitlines())
+        return {name: int(count) for name, count in counts}
+
+
+def expect(true, otherwise):
+    if not true:
+        problems.append(otherwise)
+
+
+def client(address):
+    """One client: a Result, or what is wrong with the answer."""
+    start = time.perf_counter()
+    try:
+        with socket.create_connection(address, timeout=PATIENCE) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            answer = part = connection.recv(4096)
+            seconds = time.perf_counter() - start
+            while part:
+                part = connection.recv(4096)
+                answer += part
+    except OSError as error:
+        return f"client error: {error}"
+    match = ANSWER.fullmatch(answer)
+    return Result(match[1].decode(), seconds) if match else f"not one answer: {answer!r}"
+
+
+def run(phase, count, halfway=None):
+    """Sends clients through, calls `halfway` when half of them have their answer."""
+    futures = [pool.submit(client, address) for _ in range(count)]
+    if halfway:
+        half = iter(concurrent.futures.as_completed(futures))
+        for _ in range(count // 2):
+            next(half)
+        halfway()
+    add(phase, [future.result() for future in futures])
+
+
+def return_to_backend(phase):
+    """Sends single clients until one of them is adopted."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        add(phase, [client(address)])
+        if results[phase][-1].server != "broker":
+            return
+        time.sleep(0.01)
+    raise SystemExit("error: no client is adopted after the restart")
+
+
+def add(phase, new):
+    for result in new:
+        if isinstance(result, Result):
+            results[phase].append(result)
+        else:
+            problems.append(f"{phase}: {result}")
+
+
+def by(phase, adopted):
+    return [result for result in results[phase] if (result.server != "broker") == adopted]
+
+
+def report(counted):
+    print(f"{'':43}{'clients':>9}{'adopted':>9}{'fallback':>9}")
+    for phase, found in results.items():
+        print(f"{phase:43}{len(found):9}{len(by(phase, True)):9}{len(by(phase, False)):9}")
+    everything = [result for found in results.values() for result in found]
+    total = collections.Counter(result.server != "broker" for result in everything)
+    print(f"{'total':43}{len(everything):9}{total[True]:9}{total[False]:9}\n")
+
+    reasons = {name: n for name, n in counted.items() if name.startswith("fallback, ")}
+    for name, count in reasons.items():
+        print(f"{name:43}{count:18}")
+    print(f"{'client errors':43}{errors():18}\n")
+
+    print(f"{'time to first byte, milliseconds':43}{'p50':>9}{'p99':>9}")
+    for name, adopted in (("adopted", True), ("fallback", False)):
+        times = [1000 * r.seconds for r in everything if (r.server != "broker") == adopted]
+        if len(times) > 1:
+            cuts = statistics.quantiles(times, n=100)
+            print(f"{name:43}{cuts[49]:9.2f}{cuts[98]:9.2f}")
+
+    expect(counted["connections"] == len(everything), "the broker counted other connections")
+    expect(counted["adopted"] == total[True], "the broker counted other adoptions")
+    expect(sum(reasons.values()) == total[False], "the broker counted other fallbacks")
+
+
+def errors():
+    return sum("client error" in problem or "not one answer" in problem for problem in problems)
+
+
+def check_backend(backend, counted):
+    """A backend must have answered what it adopted, and its clients say so too."""
+    name = f"backend {backend.process.pid}"
+    answers = sum(result.server == name for found in results.values() for result in found)
+    expect(counted == {"adopted": answers, "answered": answers},
+           f"{name} counted {counted}, its clients {answers}")
+
+
+def demo(build, directory):
+    global address
+    handoff_socket = os.path.join(directory, "handoff.sock")
+
+    def start_backend():
+        return Process(f"{build}/backend", handoff_socket)
+
+    backend = start_backend()
+    broker = Process(f"{build}/broker", "0", handoff_socket, str(DEADLINE_MS), str(WINDOW_MS))
+    host, port = broker.address.split(":")
+    address = host, int(port)
+
+    run("the backend runs", CLIENTS // 4)
+    run("it gets SIGTERM halfway", CLIENTS // 4,
+        lambda: check_backend_later.append((backend, backend.end())))
+    run("it is down", CLIENTS // 8)
+
+    backend = start_backend()
+    return_to_backend("it is started again")
+    run("it is started again", CLIENTS // 8)
+
+    backend.process.send_signal(signal.SIGSTOP)
+    run("it is stopped, SIGSTOP", CLIENTS // 16)
+    backend.process.send_signal(signal.SIGCONT)
+    return_to_backend("it continues, SIGCONT")
+    run("it continues, SIGCONT", CLIENTS // 16)
+
+    backend.process.send_signal(signal.SIGSTOP)
+    run("it is stopped again", CLIENTS // 16)
+    backend.end(signal.SIGKILL)
+    run("it is killed, SIGKILL", CLIENTS // 16)
+
+    backend = start_backend()
+    return_to_backend("it is started again, over its old socket")
+    run("it is started again, over its old socket", CLIENTS // 8)
+
+    check_backend_later.append((backend, backend.end()))
+    for ended, counted in check_backend_later:
+        check_backend(ended, counted)
+    expect(os.listdir(directory) == [], "the backend left its socket")
+    report(broker.end())
+    for phase in ("it is down", "it is stopped, SIGSTOP", "it is killed, SIGKILL"):
+        expect(by(phase, False) and not by(phase, True), f"{phase}: not all were fallbacks")
+    for phase in ("the backend runs", "it is started again", "it continues, SIGCONT"):
+        expect(by(phase, True), f"{phase}: none was adopted")
+
+
+running, problems, check_backend_later = [], [], []
+results = collections.defaultdict(list)
+address = None
+# Both end the demo with an exception: through what cleans up.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+with tempfile.TemporaryDirectory(prefix="handoff-demo-") as directory:
+    pool = concurrent.futures.ThreadPoolExecutor(CONCURRENCY)
+    try:
+        demo(sys.argv[1], directory)
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+        pool.shutdown(cancel_futures=True)
+if problems:
+    raise SystemExit("\n".join(["", "FAILED", *problems[:10]]))
