@@ -206,6 +206,7 @@ pub(crate) fn address(path: &Path) -> Result<Address, TransportError> {
     })
 }
 
+#[cold]
 fn connect_error(path: &Path, source: io::Error) -> TransportError {
     let socket = path.into();
     match source.raw_os_error() {
@@ -239,6 +240,7 @@ pub fn send(
     }
 }
 
+#[cold]
 fn send_error(
     socket: BorrowedFd<'_>,
     descriptor: BorrowedFd<'_>,
@@ -389,6 +391,7 @@ pub(crate) fn in_time<T>(
     }
 }
 
+#[cold]
 pub(crate) fn receive_error(socket: BorrowedFd<'_>, source: io::Error) -> TransportError {
     let socket = socket.into();
     match source.raw_os_error() {

@@ -46,7 +46,10 @@ impl<E: Into<Error>> From<E> for Failure {
 }
 
 impl Failure {
-    /// The status, after setting errno and the thread's sentence.
+    /// The status, after setting errno and the thread's sentence. Out of line, so that calls that
+    /// succeed stay small and close together.
+    #[cold]
+    #[inline(never)]
     fn report(self) -> handoff_status {
         match self {
             Failure::Error(error) => report_error(&error),
@@ -80,10 +83,16 @@ fn guard_or<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     // What the caller sees after a panic is HANDOFF_ERR_INTERNAL, and no state is left half
     // changed: see the locks of the modules.
     panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
-        remember(format_args!("internal error: {}", panic_message(&*payload)));
-        sys::set_errno(0);
+        report_panic(&*payload);
         fallback
     })
+}
+
+#[cold]
+#[inline(never)]
+fn report_panic(payload: &(dyn Any + Send)) {
+    remember(format_args!("internal error: {}", panic_message(payload)));
+    sys::set_errno(0);
 }
 
 /// Keeps a panic from writing to descriptor 2, which in a host program may be anybody's. Only this
