@@ -44,29 +44,29 @@ static double now(void)
 
 static double one_way_alone(const struct side *side, const int pair[2], int fd)
 {
-    unsigned char tokens[BATCH][TOKEN_LEN], token[TOKEN_LEN];
+    handoff_token tokens[BATCH], token;
     double start = now();
     for (int batch = 0; batch < batches; batch++) {
         for (int i = 0; i < BATCH; i++)
-            side->issue(tokens[i]);
+            side->issue(&tokens[i]);
         for (int i = 0; i < BATCH; i++)
-            side->send(pair[0], fd, tokens[i]);
+            side->send(pair[0], fd, &tokens[i]);
         for (int i = 0; i < BATCH; i++)
-            close(side->receive(pair[1], token));
+            close(side->receive(pair[1], &token));
     }
     return now() - start;
 }
 
 static double round_trip_alone(const struct side *side, const int pair[2], int fd)
 {
-    unsigned char issued[TOKEN_LEN], token[TOKEN_LEN];
+    handoff_token issued, token;
     double start = now();
     for (int i = 0; i < batches * BATCH; i++) {
-        side->issue(issued);
-        side->send(pair[0], fd, issued);
-        int received = side->receive(pair[1], token);
-        side->accept(pair[1], token);
-        side->wait(pair[0], issued);
+        side->issue(&issued);
+        side->send(pair[0], fd, &issued);
+        int received = side->receive(pair[1], &token);
+        side->accept(pair[1], &token);
+        side->wait(pair[0], &issued);
         close(received);
     }
     return now() - start;
@@ -74,9 +74,9 @@ static double round_trip_alone(const struct side *side, const int pair[2], int f
 
 static void grant(const struct side *side, int socket)
 {
-    unsigned char tokens[BATCH][TOKEN_LEN];
+    handoff_token tokens[BATCH];
     for (int i = 0; i < BATCH; i++)
-        side->issue(tokens[i]);
+        side->issue(&tokens[i]);
     need(send(socket, tokens, sizeof tokens, MSG_NOSIGNAL) == sizeof tokens, "granting");
 }
 
@@ -84,16 +84,17 @@ static void grant(const struct side *side, int socket)
  * acknowledgement is in their way. The first byte starts it, and it ends with a byte of its own. */
 static void receiver(const struct side *side, int socket, int acknowledge)
 {
-    unsigned char token[TOKEN_LEN], byte;
+    handoff_token token;
+    char byte;
     need(recv(socket, &byte, 1, 0) == 1, "start");
     grant(side, socket);
     for (int batch = 0; batch < batches; batch++) {
         if (!acknowledge)
             grant(side, socket);
         for (int i = 0; i < BATCH; i++) {
-            int fd = side->receive(socket, token);
+            int fd = side->receive(socket, &token);
             if (acknowledge)
-                side->accept(socket, token);
+                side->accept(socket, &token);
             close(fd);
         }
         if (acknowledge)
@@ -104,7 +105,8 @@ static void receiver(const struct side *side, int socket, int acknowledge)
 
 static double two_processes(const struct side *side, const int pair[2], int fd, int acknowledge)
 {
-    unsigned char tokens[BATCH][TOKEN_LEN], byte;
+    handoff_token tokens[BATCH];
+    char byte;
     pid_t child = fork();
     need(child != -1, "fork");
     if (child == 0) {
@@ -117,9 +119,9 @@ static double two_processes(const struct side *side, const int pair[2], int fd, 
     for (int batch = 0; batch <= batches; batch++) {
         need(recv(pair[0], tokens, sizeof tokens, MSG_WAITALL) == sizeof tokens, "tokens");
         for (int i = 0; i < BATCH && batch < batches; i++) {
-            side->send(pair[0], fd, tokens[i]);
+            side->send(pair[0], fd, &tokens[i]);
             if (acknowledge)
-                side->wait(pair[0], tokens[i]);
+                side->wait(pair[0], &tokens[i]);
         }
     }
     need(recv(pair[0], &byte, 1, 0) == 1, "end");

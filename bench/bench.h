@@ -2,16 +2,16 @@
 #ifndef BENCH_H
 #define BENCH_H
 
-enum { TOKEN_LEN = 16 };
+#include <handoff.h>
 
 struct side {
-    void (*issue)(unsigned char token[TOKEN_LEN]);
-    void (*send)(int socket, int fd, const unsigned char token[TOKEN_LEN]);
+    void (*issue)(handoff_token *token);
+    void (*send)(int socket, int fd, const handoff_token *token);
     /* Waits for a message, verifies its token and gives its descriptor. */
-    int (*receive)(int socket, unsigned char token[TOKEN_LEN]);
-    void (*accept)(int socket, const unsigned char token[TOKEN_LEN]);
+    int (*receive)(int socket, handoff_token *token);
+    void (*accept)(int socket, const handoff_token *token);
     /* Waits for the acceptance, until a deadline. */
-    void (*wait)(int socket, const unsigned char token[TOKEN_LEN]);
+    void (*wait)(int socket, const handoff_token *token);
 };
 
 extern const struct side handoff, raw;
