@@ -17,7 +17,9 @@ use crate::sys;
 
 /// A one-time token of 128 bits. Comparison takes the same time for all values, and `Debug` does
 /// not show them.
+// Aligned so that it is moved, compared and hashed as a whole, not in parts.
 #[derive(Clone, Copy)]
+#[repr(align(16))]
 pub struct Token([u8; Token::LEN]);
 
 impl Token {
