@@ -365,7 +365,9 @@ pub(crate) fn hung_up(socket: BorrowedFd<'_>) -> bool {
 /// Milliseconds for poll(2), rounded up: a wait never ends before its deadline.
 fn poll_timeout(deadline: Instant, now: Instant) -> libc::c_int {
     let left = deadline.saturating_duration_since(now);
-    libc::c_int::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
+    let part = u64::from(left.subsec_nanos().div_ceil(1_000_000));
+    let milliseconds = left.as_secs().saturating_mul(1000).saturating_add(part);
+    libc::c_int::try_from(milliseconds).unwrap_or(libc::c_int::MAX)
 }
 
 /// Ends the receiving direction. On Linux what was queued before can still be received, and the
