@@ -9,7 +9,7 @@
  * One process alternates between both ends, BATCH messages at a time: least noise. Two processes
  * are a sender and a receiver as in life; the tokens of a batch travel back in one packet.
  * In each repetition both sides run, in turns first; ratios are within a repetition. REPETITIONS
- * (21) and MESSAGES (20000) in each come from the environment.
+ * (21) and MESSAGES (10000) in each come from the environment.
  */
 #define _GNU_SOURCE
 #include "bench.h"
@@ -23,7 +23,7 @@
 
 enum { BATCH = 64 };
 
-static int repetitions = 21, batches = 20000 / BATCH;
+static int repetitions = 21, batches = 10000 / BATCH;
 
 void need(int ok, const char *step)
 {
@@ -177,7 +177,7 @@ static void measure(const char *name, int type,
         ratios[i] = time[0] / time[1];
     }
     close(fd);
-    printf("%-32s %10.0f %10.0f %10.3f\n", name, median(ours), median(plain), median(ratios));
+    printf("%-34s %10.0f %10.0f %10.3f\n", name, median(ours), median(plain), median(ratios));
     fflush(stdout);
     free(ours);
 }
@@ -190,14 +190,14 @@ int main(void)
     if ((text = getenv("MESSAGES")) != NULL)
         batches = atoi(text) / BATCH;
     need(repetitions > 0 && batches > 0, "REPETITIONS, MESSAGES");
-    printf("%-32s %10s %10s %10s\n", "nanoseconds for each handoff", "library", "plain C", "ratio");
+    printf("%-34s %10s %10s %10s\n", "nanoseconds for each handoff", "library", "plain C", "ratio");
     measure("one way, stream", SOCK_STREAM, one_way_alone);
     measure("one way, packets", SOCK_SEQPACKET, one_way_alone);
     measure("one way, two processes, stream", SOCK_STREAM, one_way);
     measure("one way, two processes, packets", SOCK_SEQPACKET, one_way);
     measure("round trip, stream", SOCK_STREAM, round_trip_alone);
     measure("round trip, packets", SOCK_SEQPACKET, round_trip_alone);
-    measure("round trip, two procs., stream", SOCK_STREAM, round_trip);
-    measure("round trip, two procs., packets", SOCK_SEQPACKET, round_trip);
+    measure("round trip, two processes, stream", SOCK_STREAM, round_trip);
+    measure("round trip, two processes, packets", SOCK_SEQPACKET, round_trip);
     return 0;
 }
