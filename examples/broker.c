@@ -141,7 +141,8 @@ int main(int argc, char **argv)
     check(signals != -1 && sigprocmask(SIG_BLOCK, &stop, NULL) == 0, "signals", strerror(errno));
 
     unsigned long connections = 0, by_reason[REASONS] = {0};
-    struct pollfd events[] = {{.fd = listener, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
+    struct pollfd events[] = {{.fd = listener, .events = POLLIN},
+                              {.fd = signals, .events = POLLIN}};
     while (events[1].revents == 0) {
         check(poll(events, 2, -1) != -1 || errno == EINTR, "poll", strerror(errno));
         int client = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
