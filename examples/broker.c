@@ -162,6 +162,8 @@ int main(int argc, char **argv)
             printf("fallback, %s: %lu\n", handoff_reason_name(reason), by_reason[reason]);
     if (backend != -1)
         close(backend);
+    close(listener);
+    close(signals);
     handoff_fallback_free(fallbacks);
     return 0;
 }
