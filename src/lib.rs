@@ -35,5 +35,7 @@ pub mod peer;
 pub mod token;
 pub mod transport;
 
+mod claim;
 mod ffi;
 mod sys;
+mod wire;

@@ -2,7 +2,11 @@
 //!
 //! Each function is one call with EINTR retried, descriptors owned from the moment they exist and
 //! close-on-exec set by the call that makes them wherever the system can do that. What an error
-//! means is for the callers to say.
+//! means is for the callers to say. What a channel needs beyond that is in the modules below.
+
+pub(crate) mod channel;
+pub(crate) mod event;
+pub(crate) mod shared;
 
 use std::io;
 use std::mem::{self, MaybeUninit};
@@ -224,10 +228,8 @@ pub(crate) fn send_with_descriptor(
 pub(crate) struct Received {
     /// Bytes written to the buffer; 0 is the end of the stream.
     pub len: usize,
-    /// The first descriptor, if any came.
-    pub descriptor: Option<OwnedFd>,
-    /// How many more came; they are closed already.
-    pub surplus: usize,
+    /// How many descriptors came.
+    pub descriptors: usize,
     /// MSG_CTRUNC: descriptors were sent that did not arrive.
     pub control_truncated: bool,
     /// MSG_TRUNC: the packet was longer than the buffer.
@@ -238,47 +240,75 @@ pub(crate) struct Received {
 /// credentials, security label and timestamps that options of the socket may add.
 const CONTROL_LEN: usize = 2048;
 
-/// Receives bytes and descriptors; `wait` lets a blocking socket block.
-pub(crate) fn receive_with_descriptors(
+/// Receives bytes and the first descriptor; `wait` lets a blocking socket block.
+pub(crate) fn receive_with_descriptor(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     wait: bool,
+) -> io::Result<(Received, Option<OwnedFd>)> {
+    let mut first = None;
+    let received = receive_message(socket, buffer, wait, |descriptor| {
+        // What is not the first is dropped, which closes it.
+        first.get_or_insert(descriptor);
+    })?;
+    Ok((received, first))
+}
+
+/// Receives bytes and gives each descriptor that came with them to `take`, in their order.
+fn receive_message(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    wait: bool,
+    take: impl FnMut(OwnedFd),
 ) -> io::Result<Received> {
     let mut control = [const { MaybeUninit::<u64>::uninit() }; CONTROL_LEN / 8];
+    #[cfg(not(any(target_os = "macos", target_os = "ios")))]
+    let cloexec = libc::MSG_CMSG_CLOEXEC;
+    #[cfg(any(target_os = "macos", target_os = "ios"))]
+    let cloexec = 0;
+    let flags = cloexec | if wait { 0 } else { libc::MSG_DONTWAIT };
+    receive_into(socket, buffer, &mut control, flags, take)
+}
+
+/// Receives bytes only, and says whether descriptors came: without room for them the kernel drops
+/// them, unix(7).
+fn receive_without_control(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
+    receive_into(socket, buffer, &mut [], libc::MSG_DONTWAIT, drop)
+}
+
+fn receive_into(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    control: &mut [MaybeUninit<u64>],
+    flags: libc::c_int,
+    mut take: impl FnMut(OwnedFd),
+) -> io::Result<Received> {
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: msghdr is integers and pointers; all zero is a value of it.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut iov;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = CONTROL_LEN as _;
-    #[cfg(not(any(target_os = "macos", target_os = "ios")))]
-    let cloexec = libc::MSG_CMSG_CLOEXEC;
-    #[cfg(any(target_os = "macos", target_os = "ios"))]
-    let cloexec = 0;
-    let flags = cloexec | if wait { 0 } else { libc::MSG_DONTWAIT };
+    message.msg_controllen = mem::size_of_val(control) as _;
     // SAFETY: `message` points to `iov`, `buffer` and `control`, which outlive the call, with
     // their lengths; a failed call leaves `message` as it was, so it can be made again.
     let len =
         retry_receive(|| unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) })?;
-    let mut received = Received {
-        len,
-        descriptor: None,
-        surplus: 0,
-        control_truncated: message.msg_flags & libc::MSG_CTRUNC != 0,
-        payload_truncated: message.msg_flags & libc::MSG_TRUNC != 0,
-    };
+    let mut descriptors = 0;
     // Own every descriptor before anybody looks at the flags: the first ones are installed even
     // when others were lost.
-    for_each_descriptor(&message, |descriptor| match received.descriptor {
-        None => received.descriptor = Some(descriptor),
-        Some(_) => received.surplus += 1,
+    for_each_descriptor(&message, |descriptor| {
+        descriptors += 1;
+        #[cfg(any(target_os = "macos", target_os = "ios"))]
+        let _ = set_cloexec(&descriptor);
+        take(descriptor);
     });
-    #[cfg(any(target_os = "macos", target_os = "ios"))]
-    if let Some(descriptor) = &received.descriptor {
-        set_cloexec(descriptor)?;
-    }
-    Ok(received)
+    Ok(Received {
+        len,
+        descriptors,
+        control_truncated: message.msg_flags & libc::MSG_CTRUNC != 0,
+        payload_truncated: message.msg_flags & libc::MSG_TRUNC != 0,
+    })
 }
 
 /// SO_PASSPIDFD, set by whoever owns the socket, makes the kernel add a descriptor of its own.

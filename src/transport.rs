@@ -322,10 +322,10 @@ pub fn receive(
     timeout: Option<Duration>,
 ) -> Result<(Token, OwnedFd), TransportError> {
     let mut bytes = [0; Token::LEN];
-    let received =
-        in_time(socket, timeout, |wait| sys::receive_with_descriptors(socket, &mut bytes, wait))?;
+    let (received, descriptor) =
+        in_time(socket, timeout, |wait| sys::receive_with_descriptor(socket, &mut bytes, wait))?;
     let at = || socket.into();
-    let Some(descriptor) = received.descriptor else {
+    let Some(descriptor) = descriptor else {
         return Err(match received {
             _ if received.control_truncated => TransportError::ControlTruncated { socket: at() },
             _ if received.len == 0 => TransportError::EndOfStream { socket: at() },
@@ -335,8 +335,8 @@ pub fn receive(
     // From here on `descriptor` closes itself on every error.
     if received.control_truncated {
         Err(TransportError::ControlTruncated { socket: at() })
-    } else if received.surplus > 0 {
-        Err(TransportError::SurplusDescriptors { socket: at(), count: received.surplus + 1 })
+    } else if received.descriptors > 1 {
+        Err(TransportError::SurplusDescriptors { socket: at(), count: received.descriptors })
     } else if received.len < Token::LEN {
         Err(TransportError::WrongLength { socket: at(), problem: "shorter" })
     } else if received.payload_truncated {

@@ -1,0 +1,143 @@
+//! The claim table: which of two processes owns a connection that is on offer.
+//!
+//! One atomic word for each offer in flight, in memory that broker and backend share: a sealed
+//! memfd that the broker makes. The backend adopts by compare-and-swap from OFFERED to ADOPTED, the
+//! broker gives up by compare-and-swap from OFFERED to REVOKED; one of them wins, with no message,
+//! even when the other is stopped or dead. Neither side trusts the memory: a word that cannot be is
+//! an error of its own, and what follows from it is for the caller.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::sys::shared::{self, SharedWords};
+
+/// The state of an offer, in the two low bits of its word; the generation is above.
+const OFFERED: u64 = 1;
+const ADOPTED: u64 = 2;
+const REVOKED: u64 = 3;
+const STATE_BITS: u32 = 2;
+
+/// The generations of a slot count from 1; 0 has never been offered.
+pub(crate) const MAX_GENERATION: u64 = u64::MAX >> STATE_BITS;
+
+/// Why a claim did not succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// The other side was first.
+    TooLate,
+    /// The word is none that an honest peer leaves there.
+    Impossible,
+}
+
+fn word(generation: u64, state: u64) -> u64 {
+    generation << STATE_BITS | state
+}
+
+/// Broker: puts a connection on offer, before its descriptor is sent.
+pub(crate) fn offer(slot: &AtomicU64, generation: u64) {
+    slot.store(word(generation, OFFERED), Ordering::Release);
+}
+
+/// Backend: takes the connection. After `Ok` this process owns it, and the broker never will.
+pub(crate) fn adopt(slot: &AtomicU64, generation: u64) -> Result<(), Lost> {
+    claim(slot, generation, ADOPTED, REVOKED)
+}
+
+/// Broker: takes the connection back. After `Ok` this process owns it, and the backend never will.
+pub(crate) fn revoke(slot: &AtomicU64, generation: u64) -> Result<(), Lost> {
+    claim(slot, generation, REVOKED, ADOPTED)
+}
+
+fn claim(slot: &AtomicU64, generation: u64, to: u64, theirs: u64) -> Result<(), Lost> {
+    let (from, to) = (word(generation, OFFERED), word(generation, to));
+    match slot.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => Ok(()),
+        Err(found) if found == word(generation, theirs) => Err(Lost::TooLate),
+        Err(_) => Err(Lost::Impossible),
+    }
+}
+
+/// Broker: whether the backend has adopted this generation.
+pub(crate) fn is_adopted(slot: &AtomicU64, generation: u64) -> bool {
+    slot.load(Ordering::Acquire) == word(generation, ADOPTED)
+}
+
+/// The words of one channel.
+#[derive(Debug)]
+pub(crate) struct ClaimTable {
+    words: SharedWords,
+}
+
+impl ClaimTable {
+    /// Broker: makes a table of `slots` words and the descriptor to pass to the backend. Its memory
+    /// is allocated here, and its size is sealed.
+    pub(crate) fn create(slots: usize) -> io::Result<(ClaimTable, OwnedFd)> {
+        let (words, file) = shared::create_shared_words(slots)?;
+        Ok((ClaimTable { words }, file))
+    }
+
+    /// Backend: maps the table that a broker passed. It is refused unless its size is sealed and
+    /// holds `slots` words, so that touching it cannot fail later.
+    pub(crate) fn open(file: BorrowedFd<'_>, slots: usize) -> io::Result<ClaimTable> {
+        Ok(ClaimTable { words: shared::map_shared_words(file, slots)? })
+    }
+
+    /// The word of a slot. Slots were checked against the table's size before.
+    pub(crate) fn slot(&self, slot: usize) -> &AtomicU64 {
+        &self.words.as_slice()[slot]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn one_side_wins_and_the_other_is_told() {
+        let slot = AtomicU64::new(0);
+        offer(&slot, 7);
+        assert_eq!(adopt(&slot, 7), Ok(()));
+        assert!(is_adopted(&slot, 7));
+        assert_eq!(revoke(&slot, 7), Err(Lost::TooLate));
+        offer(&slot, 8);
+        assert_eq!(revoke(&slot, 8), Ok(()));
+        assert_eq!(adopt(&slot, 8), Err(Lost::TooLate));
+        assert!(!is_adopted(&slot, 8));
+    }
+
+    #[test]
+    fn words_that_no_honest_peer_leaves_are_impossible() {
+        for found in [0, word(7, 0), word(6, OFFERED), word(8, OFFERED), word(6, ADOPTED), u64::MAX]
+        {
+            let slot = AtomicU64::new(found);
+            assert_eq!(adopt(&slot, 7), Err(Lost::Impossible));
+            assert_eq!(revoke(&slot, 7), Err(Lost::Impossible));
+        }
+        // Adopting twice is a fault of the backend's own, and revoking twice of the broker's.
+        let slot = AtomicU64::new(word(7, ADOPTED));
+        assert_eq!(adopt(&slot, 7), Err(Lost::Impossible));
+        let slot = AtomicU64::new(word(7, REVOKED));
+        assert_eq!(revoke(&slot, 7), Err(Lost::Impossible));
+    }
+
+    #[test]
+    fn both_sides_of_a_table_see_the_same_words() {
+        let (broker, file) = ClaimTable::create(100).unwrap();
+        let backend = ClaimTable::open(file.as_fd(), 100).unwrap();
+        offer(broker.slot(99), 1);
+        assert_eq!(adopt(backend.slot(99), 1), Ok(()));
+        assert_eq!(revoke(broker.slot(99), 1), Err(Lost::TooLate));
+    }
+
+    #[test]
+    fn table_that_is_too_small_or_not_sealed_is_refused() {
+        let (_table, file) = ClaimTable::create(100).unwrap();
+        assert!(ClaimTable::open(file.as_fd(), 100_000).is_err());
+        let unsealed = tempfile::tempfile().unwrap();
+        unsealed.set_len(4096).unwrap();
+        assert!(ClaimTable::open(unsealed.as_fd(), 100).is_err());
+    }
+}

@@ -1,0 +1,122 @@
+//! Packets with many descriptors, and what a socket says of itself.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::ptr;
+
+use super::{Received, receive_message, retry, socket_option};
+
+/// Sends one packet, `header` before `body`, with descriptors attached; without blocking and
+/// without SIGPIPE. The descriptors are numbers because their owner is somebody else: what is not
+/// open is EBADF.
+pub(crate) fn send_packet(
+    socket: BorrowedFd<'_>,
+    header: &[u8],
+    body: &[u8],
+    descriptors: &[RawFd],
+) -> io::Result<usize> {
+    const MOST: usize = crate::wire::MAX_DESCRIPTORS;
+    // SAFETY: CMSG_SPACE computes a size from a size.
+    const SPACE: usize =
+        unsafe { libc::CMSG_SPACE((MOST * mem::size_of::<RawFd>()) as libc::c_uint) } as usize;
+    assert!(descriptors.len() <= MOST);
+    let mut control = [mem::MaybeUninit::<u64>::uninit(); SPACE.div_ceil(8)];
+    let part = |bytes: &[u8]| libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    let mut parts = [part(header), part(body)];
+    // SAFETY: msghdr is integers and pointers; all zero is a value of it.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = parts.as_mut_ptr();
+    message.msg_iovlen = parts.len() as _;
+    if !descriptors.is_empty() {
+        let len = mem::size_of_val(descriptors) as libc::c_uint;
+        message.msg_control = control.as_mut_ptr().cast();
+        // SAFETY: `control` is aligned and has room for one header and MOST descriptors, of which
+        // the part that msg_controllen names is written: the header, then the descriptors. What is
+        // padding between or behind them is zeroed first.
+        unsafe {
+            let space = libc::CMSG_SPACE(len) as usize;
+            ptr::write_bytes(control.as_mut_ptr().cast::<u8>(), 0, space);
+            message.msg_controllen = space as _;
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(len) as _;
+            let data = libc::CMSG_DATA(header);
+            ptr::copy_nonoverlapping(descriptors.as_ptr().cast::<u8>(), data, len as usize);
+        }
+    }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: `message` points to `parts` and `control`, which outlive the call; sendmsg(2) only
+    // reads the bytes.
+    retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
+}
+
+/// Receives one packet; its descriptors are appended to `descriptors`, in their order.
+pub(crate) fn receive_packet(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+) -> io::Result<Received> {
+    receive_message(socket, buffer, false, |descriptor| descriptors.push(descriptor))
+}
+
+/// Receives one packet from a peer that has no descriptors to send. The kernel drops any that come
+/// and says so as `control_truncated`.
+pub(crate) fn receive_bare_packet(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> io::Result<Received> {
+    super::receive_without_control(socket, buffer)
+}
+
+/// Refuses descriptors on a socket, where the kernel can (Linux 6.16): a sender's sendmsg(2) fails.
+pub(crate) fn refuse_descriptors(socket: &OwnedFd) {
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    let no: libc::c_int = 0;
+    // SAFETY: the pointer and the length describe `no`. Older kernels do not know the option.
+    unsafe {
+        let len = mem::size_of::<libc::c_int>() as libc::socklen_t;
+        let value = (&raw const no).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, value, len);
+    }
+}
+
+/// SO_COOKIE, socket(7): a number that this socket has in every process and no other socket has.
+pub(crate) fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = [0u64];
+    socket_option(socket, libc::SO_COOKIE, &mut cookie)?;
+    Ok(cookie[0])
+}
+
+/// SO_TYPE, socket(7).
+pub(crate) fn socket_type(socket: BorrowedFd<'_>) -> io::Result<i32> {
+    let mut kind = [0i32];
+    socket_option(socket, libc::SO_TYPE, &mut kind)?;
+    Ok(kind[0])
+}
+
+/// Whether a socket has a peer, getpeername(2): a listening one and a new one have none.
+pub(crate) fn is_connected(socket: BorrowedFd<'_>) -> bool {
+    let mut address = mem::MaybeUninit::<libc::sockaddr_storage>::uninit();
+    let mut len = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    // SAFETY: the pointer and `len` describe `address`.
+    let result =
+        unsafe { libc::getpeername(socket.as_raw_fd(), address.as_mut_ptr().cast(), &raw mut len) };
+    result == 0
+}
+
+/// Fills `bytes` from the operating system's random source, many tokens at a time.
+pub(crate) fn random_bytes(bytes: &mut [u8]) -> io::Result<()> {
+    // getentropy(3) gives 256 at most.
+    for part in bytes.chunks_mut(256) {
+        // SAFETY: the pointer and the length describe `part`.
+        if unsafe { libc::getentropy(part.as_mut_ptr().cast(), part.len()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}

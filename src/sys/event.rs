@@ -1,0 +1,190 @@
+//! What makes one descriptor of many: epoll(7), timerfd_create(2); and which process this is.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::retry;
+
+/// Something that happened to a descriptor of an [`Events`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Event {
+    /// What the descriptor was added with.
+    pub key: u64,
+    /// There is room to write.
+    pub writable: bool,
+    /// There is something to read, an end or an error.
+    pub readable: bool,
+}
+
+/// A set of descriptors to watch and a timer, behind one descriptor that is readable whenever one
+/// of them has something.
+#[derive(Debug)]
+pub(crate) struct Events {
+    epoll: OwnedFd,
+    timer: OwnedFd,
+    /// When the timer will fire, if it will.
+    armed: Option<Instant>,
+}
+
+/// The key of the timer.
+const TIMER: u64 = u64::MAX;
+
+impl Events {
+    pub(crate) fn new() -> io::Result<Events> {
+        // SAFETY: epoll_create1(2) takes no pointers.
+        let fd = retry(|| unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) as isize })?;
+        // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+        let epoll = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
+        // SAFETY: timerfd_create(2) takes no pointers.
+        let fd = retry(|| unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, flags) as isize })?;
+        // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+        let timer = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        let events = Events { epoll, timer, armed: None };
+        events.control(libc::EPOLL_CTL_ADD, events.timer.as_raw_fd(), TIMER, false)?;
+        Ok(events)
+    }
+
+    /// The one descriptor.
+    pub(crate) fn descriptor(&self) -> &OwnedFd {
+        &self.epoll
+    }
+
+    /// Watches a descriptor for reading. It leaves the set when it is closed, which is for its
+    /// owner to see to: nobody else has a copy of these.
+    pub(crate) fn add(&self, descriptor: BorrowedFd<'_>, key: u64) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, descriptor.as_raw_fd(), key, false)
+    }
+
+    /// Says whether to watch a descriptor for room to write as well.
+    pub(crate) fn watch_room(
+        &self,
+        descriptor: BorrowedFd<'_>,
+        key: u64,
+        room: bool,
+    ) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, descriptor.as_raw_fd(), key, room)
+    }
+
+    fn control(&self, operation: i32, descriptor: RawFd, key: u64, room: bool) -> io::Result<()> {
+        let events = libc::EPOLLIN | if room { libc::EPOLLOUT } else { 0 };
+        let mut event = libc::epoll_event { events: events as u32, u64: key };
+        let epoll = self.epoll.as_raw_fd();
+        // SAFETY: `event` is one epoll_event, which outlives the call.
+        retry(|| unsafe {
+            libc::epoll_ctl(epoll, operation, descriptor, &raw mut event) as isize
+        })?;
+        Ok(())
+    }
+
+    /// Says what has happened, without waiting; a timer that fired is reset and left out. Returns
+    /// whether anything has.
+    pub(crate) fn take(&mut self, mut each: impl FnMut(Event)) -> io::Result<bool> {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 64];
+        // SAFETY: the pointer and the count describe `events`.
+        let count = retry(|| unsafe {
+            let room = events.len() as i32;
+            libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), room, 0) as isize
+        })?;
+        for event in &events[..count] {
+            let (key, flags) = (event.u64, event.events as i32);
+            if key == TIMER {
+                self.armed = None;
+                let mut expirations = 0u64;
+                // SAFETY: the pointer is to 8 bytes, as timerfd_create(2) asks. EAGAIN is harmless.
+                unsafe {
+                    let buffer = (&raw mut expirations).cast();
+                    libc::read(self.timer.as_raw_fd(), buffer, size_of::<u64>());
+                }
+            } else {
+                let writable = flags & libc::EPOLLOUT != 0;
+                each(Event { key, writable, readable: flags & !libc::EPOLLOUT != 0 });
+            }
+        }
+        Ok(count > 0)
+    }
+
+    /// Makes sure that the descriptor is readable at `when`, or before. A timer that is set for
+    /// earlier stays: firing for nothing costs less than setting it for every offer.
+    pub(crate) fn wake_at(&mut self, when: Instant, now: Instant) -> io::Result<()> {
+        if self.armed.is_some_and(|armed| armed <= when) {
+            return Ok(());
+        }
+        // Zero would disarm it.
+        let left = when.saturating_duration_since(now).max(Duration::from_nanos(1));
+        let value = libc::timespec {
+            tv_sec: left.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        let interval = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let setting = libc::itimerspec { it_interval: interval, it_value: value };
+        // SAFETY: `setting` is one itimerspec, which outlives the call; the old one is not wanted.
+        retry(|| unsafe {
+            let timer = self.timer.as_raw_fd();
+            libc::timerfd_settime(timer, 0, &raw const setting, ptr::null_mut()) as isize
+        })?;
+        self.armed = Some(when);
+        Ok(())
+    }
+}
+
+/// Tells processes apart across fork(2) without a system call: a page that a child finds empty,
+/// madvise(2) with MADV_WIPEONFORK.
+pub(crate) fn process() -> u64 {
+    static PAGE: OnceLock<Option<usize>> = OnceLock::new();
+    let page = PAGE.get_or_init(|| {
+        // SAFETY: sysconf(3) takes an integer.
+        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping, where the system likes; it is never unmapped.
+        let start = unsafe { libc::mmap(ptr::null_mut(), size, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        // SAFETY: advice about the mapping just made.
+        let advised = unsafe { libc::madvise(start, size, libc::MADV_WIPEONFORK) };
+        (advised == 0).then_some(start as usize)
+    });
+    let Some(page) = page else {
+        return u64::from(std::process::id());
+    };
+    // SAFETY: the page is mapped for ever, aligned and only used through this reference.
+    let mark = unsafe { &*(*page as *const AtomicU64) };
+    match mark.load(Ordering::Relaxed) {
+        0 => {
+            let id = u64::from(std::process::id());
+            mark.store(id, Ordering::Relaxed);
+            id
+        }
+        id => id,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timer_fires_at_the_earliest_time_asked_for() {
+        let mut events = Events::new().unwrap();
+        let now = Instant::now();
+        events.wake_at(now + Duration::from_secs(3600), now).unwrap();
+        assert!(!events.take(|_| {}).unwrap());
+        events.wake_at(now, now).unwrap();
+        while !events.take(|_| {}).unwrap() {
+            assert!(now.elapsed() < Duration::from_secs(5));
+        }
+        assert!(!events.take(|_| {}).unwrap());
+    }
+
+    #[test]
+    fn process_is_the_same_until_fork() {
+        assert_eq!(process(), process());
+        assert_eq!(process(), u64::from(std::process::id()));
+    }
+}

@@ -1,0 +1,96 @@
+//! Memory that two processes share.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::atomic::AtomicU64;
+
+use super::retry;
+
+/// Atomic words in memory that two processes share.
+#[derive(Debug)]
+pub(crate) struct SharedWords {
+    start: ptr::NonNull<AtomicU64>,
+    len: usize,
+}
+
+// SAFETY: the words are atomics and the mapping belongs to the process, not to a thread.
+unsafe impl Send for SharedWords {}
+// SAFETY: as above; shared access is all there is.
+unsafe impl Sync for SharedWords {}
+
+impl SharedWords {
+    pub(crate) fn as_slice(&self) -> &[AtomicU64] {
+        // SAFETY: `start` maps `len` words until `self` is dropped. The file's size is sealed, so
+        // its pages cannot go away. The other process may write at any time, which atomics allow.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    fn map(file: BorrowedFd<'_>, len: usize) -> io::Result<SharedWords> {
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        // SAFETY: a new mapping, where the system likes; it disturbs nothing that exists.
+        let start = unsafe {
+            let size = len * size_of::<AtomicU64>();
+            libc::mmap(ptr::null_mut(), size, protection, flags, file.as_raw_fd(), 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = ptr::NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(SharedWords { start, len })
+    }
+}
+
+impl Drop for SharedWords {
+    fn drop(&mut self) {
+        // SAFETY: this mapping is ours, and no reference into it outlives `self`.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len * size_of::<AtomicU64>()) };
+    }
+}
+
+/// Makes `len` zeroed words in a file without a name, whose memory is allocated and whose size is
+/// sealed: memfd_create(2), fcntl(2).
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn create_shared_words(len: usize) -> io::Result<(SharedWords, OwnedFd)> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // SAFETY: the name ends in NUL.
+    let fd = retry(|| unsafe { libc::memfd_create(c"handoff".as_ptr(), flags) as isize })?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    let file = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    let size = (len * size_of::<AtomicU64>()) as libc::off_t;
+    // Allocated now: touching a page that cannot be had later would raise SIGBUS.
+    // SAFETY: posix_fallocate(3) takes no pointers. It returns its error.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, size) } {
+        0 => {}
+        error => return Err(io::Error::from_raw_os_error(error)),
+    }
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: fcntl(2) with F_ADD_SEALS takes an integer.
+    retry(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) as isize })?;
+    Ok((SharedWords::map(file.as_fd(), len)?, file))
+}
+
+/// Maps the first `len` words of a file that somebody else made, if it is large enough and can
+/// never shrink.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn map_shared_words(file: BorrowedFd<'_>, len: usize) -> io::Result<SharedWords> {
+    let refused = || io::Error::from_raw_os_error(libc::EINVAL);
+    // SAFETY: fcntl(2) with F_GET_SEALS takes nothing; it fails for files that cannot be sealed.
+    let seals =
+        retry(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) as isize })? as i32;
+    if seals & libc::F_SEAL_SHRINK == 0 {
+        return Err(refused());
+    }
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `status` has room for one stat, written on success.
+    let status = unsafe {
+        retry(|| libc::fstat(file.as_raw_fd(), status.as_mut_ptr()) as isize)?;
+        status.assume_init()
+    };
+    let size = u64::try_from(status.st_size).unwrap_or(0);
+    if size < (len * size_of::<AtomicU64>()) as u64 {
+        return Err(refused());
+    }
+    SharedWords::map(file, len)
+}
