@@ -34,6 +34,10 @@ pub enum Reason {
     Rejected = 11,
     /// This system cannot hand connections over.
     UnsupportedPlatform = 12,
+    /// The broker's handle was closed.
+    BrokerClosed = 13,
+    /// With an adoption: the backend had adopted the connection, but went away before it said so.
+    BackendDied = 14,
 }
 
 impl TryFrom<u32> for Reason {
@@ -53,6 +57,8 @@ impl TryFrom<u32> for Reason {
             10 => Reason::BackendBusy,
             11 => Reason::Rejected,
             12 => Reason::UnsupportedPlatform,
+            13 => Reason::BrokerClosed,
+            14 => Reason::BackendDied,
             _ => return Err(()),
         })
     }
@@ -172,7 +178,7 @@ pub enum Decision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FallbackOptions {
     /// Failures within the window after which a backend is not tried: 1 to
-    /// [`FallbackState::MAX_FAILURES`], 8 by default.
+    /// [`FailureWindow::MAX_FAILURES`], 8 by default.
     pub max_failures: usize,
     /// How long a failure counts: a millisecond at least, 30 seconds by default.
     pub window: Duration,
@@ -187,29 +193,73 @@ impl Default for FallbackOptions {
     }
 }
 
+/// The recent failures of one backend: as many as make it rate-limited, and no more.
+#[derive(Debug)]
+pub struct FailureWindow {
+    max_failures: usize,
+    window: Duration,
+    /// Oldest first.
+    times: VecDeque<Instant>,
+}
+
+impl FailureWindow {
+    /// The most failures that a window can be made for.
+    pub const MAX_FAILURES: usize = 4096;
+
+    /// Makes an empty window. Values outside their range are taken to the nearest end of it.
+    pub fn new(max_failures: usize, window: Duration) -> FailureWindow {
+        let max_failures = max_failures.clamp(1, FailureWindow::MAX_FAILURES);
+        let window = window.max(Duration::from_millis(1));
+        FailureWindow { max_failures, window, times: VecDeque::with_capacity(max_failures) }
+    }
+
+    /// Counts a failure.
+    pub fn record(&mut self, now: Instant) {
+        if self.times.len() == self.max_failures {
+            self.times.pop_front();
+        }
+        // Threads may arrive here out of step with the times that they read.
+        let at = self.times.partition_point(|time| *time <= now);
+        self.times.insert(at, now);
+    }
+
+    /// Forgets all failures: the backend works again.
+    pub fn clear(&mut self) {
+        self.times.clear();
+    }
+
+    /// How many failures count now.
+    pub fn count(&self, now: Instant) -> usize {
+        let counts = |time: &&Instant| now.saturating_duration_since(**time) < self.window;
+        self.times.iter().filter(counts).count()
+    }
+
+    /// How long the backend is still rate-limited, if it is.
+    pub fn time_left(&self, now: Instant) -> Option<Duration> {
+        // If the window is full, its oldest failure opens it.
+        let oldest = self.times.front().filter(|_| self.times.len() == self.max_failures)?;
+        let age = now.saturating_duration_since(*oldest);
+        self.window.checked_sub(age).filter(|left| !left.is_zero())
+    }
+}
+
 /// The recent failures of each backend. A backend is named by any bytes, such as the path of its
 /// handoff socket. Any number of threads may share one.
 #[derive(Debug)]
 pub struct FallbackState {
     options: FallbackOptions,
-    /// When each backend failed, oldest first, `max_failures` at most. Never an empty queue.
-    failures: Mutex<HashMap<Box<[u8]>, VecDeque<Instant>>>,
+    backends: Mutex<HashMap<Box<[u8]>, FailureWindow>>,
 }
 
 impl FallbackState {
-    /// The most failures that a window can be made for.
-    pub const MAX_FAILURES: usize = 4096;
     /// The most backends that can be held.
     pub const MAX_BACKENDS: usize = 65536;
 
     /// Makes an empty state. Options outside their range are taken to the nearest end of it.
     pub fn new(options: FallbackOptions) -> FallbackState {
-        let options = FallbackOptions {
-            max_failures: options.max_failures.clamp(1, FallbackState::MAX_FAILURES),
-            window: options.window.max(Duration::from_millis(1)),
-            max_backends: options.max_backends.clamp(1, FallbackState::MAX_BACKENDS),
-        };
-        FallbackState { options, failures: Mutex::new(HashMap::new()) }
+        let max_backends = options.max_backends.clamp(1, FallbackState::MAX_BACKENDS);
+        let options = FallbackOptions { max_backends, ..options };
+        FallbackState { options, backends: Mutex::new(HashMap::new()) }
     }
 
     /// Says whether to offer a connection to `backend`.
@@ -228,21 +278,11 @@ impl FallbackState {
             no(Reason::AdoptedBackend)
         } else if inputs.descriptor_pressure {
             no(Reason::DescriptorPressure)
-        } else if let Some(left) = self.time_left(backend, now) {
+        } else if let Some(left) = self.lock().get(backend).and_then(|w| w.time_left(now)) {
             Decision::Fallback { reason: Reason::RateLimited, retry_after: Some(left) }
         } else {
             Decision::Attempt
         }
-    }
-
-    /// How long until the oldest failure leaves a full window.
-    fn time_left(&self, backend: &[u8], now: Instant) -> Option<Duration> {
-        let failures = self.lock();
-        let times = failures.get(backend)?;
-        // The queue holds max_failures at most: if it is full, its oldest opens the window.
-        let oldest = times.front().filter(|_| times.len() == self.options.max_failures)?;
-        let age = now.saturating_duration_since(*oldest);
-        self.options.window.checked_sub(age).filter(|left| !left.is_zero())
     }
 
     /// Counts a failed attempt and says what follows: the reason for this fallback and, if the
@@ -258,28 +298,19 @@ impl FallbackState {
         failure: AttemptFailure,
         now: Instant,
     ) -> Decision {
-        self.count_failure(backend, now);
-        let retry_after = self.time_left(backend, now);
+        let FallbackOptions { max_failures, window, max_backends } = self.options;
+        let mut backends = self.lock();
+        if !backends.contains_key(backend) {
+            if backends.len() >= max_backends {
+                forget_longest_unseen(&mut backends);
+            }
+            backends.insert(backend.into(), FailureWindow::new(max_failures, window));
+        }
+        let retry_after = backends.get_mut(backend).and_then(|failures| {
+            failures.record(now);
+            failures.time_left(now)
+        });
         Decision::Fallback { reason: failure.reason(), retry_after }
-    }
-
-    fn count_failure(&self, backend: &[u8], now: Instant) {
-        let FallbackOptions { max_failures, max_backends, .. } = self.options;
-        let mut failures = self.lock();
-        if !failures.contains_key(backend) {
-            if failures.len() >= max_backends {
-                forget_longest_unseen(&mut failures);
-            }
-            failures.insert(backend.into(), VecDeque::with_capacity(max_failures));
-        }
-        if let Some(times) = failures.get_mut(backend) {
-            if times.len() == max_failures {
-                times.pop_front();
-            }
-            // Threads may arrive here out of step with the times that they read.
-            let at = times.partition_point(|time| *time <= now);
-            times.insert(at, now);
-        }
     }
 
     /// Forgets a backend's failures: it works again.
@@ -294,19 +325,18 @@ impl FallbackState {
 
     /// [`failed_count`](FallbackState::failed_count) at a given time.
     pub fn failed_count_at(&self, backend: &[u8], now: Instant) -> usize {
-        let counts = |time: &&Instant| now.saturating_duration_since(**time) < self.options.window;
-        self.lock().get(backend).map_or(0, |times| times.iter().filter(counts).count())
+        self.lock().get(backend).map_or(0, |failures| failures.count(now))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Box<[u8]>, VecDeque<Instant>>> {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<Box<[u8]>, FailureWindow>> {
+        self.backends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn forget_longest_unseen(failures: &mut HashMap<Box<[u8]>, VecDeque<Instant>>) {
-    let oldest = failures.iter().min_by_key(|(_, times)| times.back().copied());
+fn forget_longest_unseen(backends: &mut HashMap<Box<[u8]>, FailureWindow>) {
+    let oldest = backends.iter().min_by_key(|(_, failures)| failures.times.back().copied());
     if let Some(backend) = oldest.map(|(backend, _)| backend.clone()) {
-        failures.remove(&backend);
+        backends.remove(&backend);
     }
 }
 
@@ -331,7 +361,11 @@ mod tests {
         let start = Instant::now();
         for second in 0..8 {
             assert_eq!(decide(&state, start), Decision::Attempt);
-            state.count_failure(b"app", start + Duration::from_secs(second));
+            state.record_failure_at(
+                b"app",
+                AttemptFailure::AckTimeout,
+                start + Duration::from_secs(second),
+            );
         }
         let now = start + Duration::from_secs(10);
         let limited = |left| Decision::Fallback {
@@ -341,7 +375,7 @@ mod tests {
         assert_eq!(decide(&state, now), limited(20));
         assert_eq!(state.failed_count_at(b"app", now), 8);
         assert_eq!(decide(&state, start + WINDOW), Decision::Attempt);
-        state.count_failure(b"app", start + WINDOW);
+        state.record_failure_at(b"app", AttemptFailure::AckTimeout, start + WINDOW);
         assert_eq!(decide(&state, start + WINDOW), limited(1));
     }
 
@@ -349,7 +383,7 @@ mod tests {
     fn failures_of_one_backend_do_not_limit_another() {
         let state = state(1, 8);
         let now = Instant::now();
-        state.count_failure(b"other", now);
+        state.record_failure_at(b"other", AttemptFailure::AckTimeout, now);
         assert_eq!(decide(&state, now), Decision::Attempt);
         assert_eq!(state.failed_count_at(b"app", now), 0);
     }
@@ -384,7 +418,11 @@ mod tests {
         let state = state(1, 2);
         let start = Instant::now();
         for (second, backend) in [b"a", b"b", b"c"].into_iter().enumerate() {
-            state.count_failure(backend, start + Duration::from_secs(second as u64));
+            state.record_failure_at(
+                backend,
+                AttemptFailure::AckTimeout,
+                start + Duration::from_secs(second as u64),
+            );
         }
         let now = start + Duration::from_secs(2);
         let counts = [b"a", b"b", b"c"].map(|backend| state.failed_count_at(backend, now));
@@ -416,7 +454,7 @@ mod tests {
                         model.clear();
                     }
                     1 | 2 => {
-                        state.count_failure(b"app", now);
+                        state.record_failure_at(b"app", AttemptFailure::AckTimeout, now);
                         model.push(now);
                     }
                     _ => now += Duration::from_secs(seconds),

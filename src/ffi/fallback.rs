@@ -36,6 +36,10 @@ pub const HANDOFF_REASON_BACKEND_BUSY: handoff_reason = 10;
 pub const HANDOFF_REASON_REJECTED: handoff_reason = 11;
 /// This system cannot hand connections over.
 pub const HANDOFF_REASON_UNSUPPORTED_PLATFORM: handoff_reason = 12;
+/// The broker's handle was closed.
+pub const HANDOFF_REASON_BROKER_CLOSED: handoff_reason = 13;
+/// With HANDOFF_ADOPTED: the backend had adopted the connection, but went away before it said so.
+pub const HANDOFF_REASON_BACKEND_DIED: handoff_reason = 14;
 
 /// A reason that C passes.
 pub(super) fn reason(value: handoff_reason) -> Result<Reason, Failure> {
@@ -64,6 +68,8 @@ pub extern "C" fn handoff_reason_name(reason: handoff_reason) -> *const c_char {
         HANDOFF_REASON_BACKEND_BUSY => c"backend busy",
         HANDOFF_REASON_REJECTED => c"rejected",
         HANDOFF_REASON_UNSUPPORTED_PLATFORM => c"unsupported platform",
+        HANDOFF_REASON_BROKER_CLOSED => c"broker closed",
+        HANDOFF_REASON_BACKEND_DIED => c"backend died",
         _ => c"unknown",
     };
     name.as_ptr()
@@ -438,7 +444,7 @@ mod tests {
             assert!(names.insert(name(reason)), "{reason}");
         }
         assert_eq!(Reason::IntegrityMismatch as u32, HANDOFF_REASON_INTEGRITY_MISMATCH);
-        assert_eq!(Reason::UnsupportedPlatform as u32, HANDOFF_REASON_UNSUPPORTED_PLATFORM);
+        assert_eq!(Reason::BackendDied as u32, HANDOFF_REASON_BACKEND_DIED);
     }
 
     #[test]
