@@ -40,6 +40,11 @@ pub enum Reason {
     BackendDied = 14,
 }
 
+impl Reason {
+    /// One more than the highest number.
+    pub const COUNT: usize = 15;
+}
+
 impl TryFrom<u32> for Reason {
     type Error = ();
 
@@ -434,6 +439,7 @@ mod tests {
         for value in 0..300 {
             if let Ok(reason) = Reason::try_from(value) {
                 assert_eq!(reason as u32, value);
+                assert!(Reason::COUNT > value as usize);
             }
         }
     }

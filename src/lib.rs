@@ -28,6 +28,8 @@ compile_error!("there is no SCM_RIGHTS here: connections can only be handed over
 
 pub mod ack;
 pub mod attempt;
+pub mod backend;
+pub mod broker;
 pub mod error;
 pub mod fallback;
 pub mod listener;

@@ -164,22 +164,17 @@ pub(crate) fn listen(socket: &OwnedFd, backlog: i32) -> io::Result<()> {
 /// Takes a connection that waits at a listening socket: blocking and close-on-exec, as accept(2)
 /// has it.
 pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    #[cfg(not(any(target_os = "macos", target_os = "ios")))]
+    accept_with(listener, 0)
+}
+
+fn accept_with(listener: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<OwnedFd> {
+    let flags = flags | libc::SOCK_CLOEXEC;
     // SAFETY: accept4(2) takes NULL for an address that nobody wants.
     let fd = retry(|| unsafe {
-        let none = ptr::null_mut();
-        libc::accept4(listener.as_raw_fd(), none, ptr::null_mut(), libc::SOCK_CLOEXEC) as isize
-    })?;
-    #[cfg(any(target_os = "macos", target_os = "ios"))]
-    // SAFETY: accept(2) takes NULL for an address that nobody wants.
-    let fd = retry(|| unsafe {
-        libc::accept(listener.as_raw_fd(), ptr::null_mut(), ptr::null_mut()) as isize
+        libc::accept4(listener.as_raw_fd(), ptr::null_mut(), ptr::null_mut(), flags) as isize
     })?;
     // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
-    #[cfg(any(target_os = "macos", target_os = "ios"))]
-    set_cloexec(&fd)?;
-    Ok(fd)
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
 /// Sends without blocking and without SIGPIPE.

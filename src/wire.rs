@@ -276,6 +276,11 @@ pub(crate) fn decode(packet: &[u8], descriptors: usize) -> Result<Frame<'_>, Wir
     Ok(fixed)
 }
 
+/// The count of descriptors that a packet declares; none in what is no packet.
+pub(crate) fn declared_descriptors(packet: &[u8]) -> usize {
+    packet.get(8..10).map_or(0, |count| usize::from(u16::from_le_bytes([count[0], count[1]])))
+}
+
 /// The header of a frame whose entries have so many bytes.
 pub(crate) fn header(
     kind: Kind,

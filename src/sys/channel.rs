@@ -120,3 +120,26 @@ pub(crate) fn random_bytes(bytes: &mut [u8]) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Whether a descriptor is a listening socket of sequenced packets.
+pub(crate) fn is_listening_seqpacket(socket: BorrowedFd<'_>) -> bool {
+    let mut listening = [0i32];
+    let asked = socket_option(socket, libc::SO_ACCEPTCONN, &mut listening);
+    let kind = socket_type(socket);
+    asked.is_ok() && listening[0] != 0 && kind.is_ok_and(|kind| kind == libc::SOCK_SEQPACKET)
+}
+
+/// Sets O_NONBLOCK, which every copy of the descriptor shares.
+pub(crate) fn set_nonblocking(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: fcntl(2) with F_GETFL takes nothing, with F_SETFL an integer.
+    retry(|| unsafe {
+        let flags = libc::fcntl(socket.as_raw_fd(), libc::F_GETFL);
+        libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) as isize
+    })?;
+    Ok(())
+}
+
+/// Takes a connection that waits at a listening socket: non-blocking and close-on-exec.
+pub(crate) fn accept_nonblocking(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    super::accept_with(listener, libc::SOCK_NONBLOCK)
+}

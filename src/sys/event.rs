@@ -54,8 +54,7 @@ impl Events {
         &self.epoll
     }
 
-    /// Watches a descriptor for reading. It leaves the set when it is closed, which is for its
-    /// owner to see to: nobody else has a copy of these.
+    /// Watches a descriptor for reading.
     pub(crate) fn add(&self, descriptor: BorrowedFd<'_>, key: u64) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_ADD, descriptor.as_raw_fd(), key, false)
     }
@@ -68,6 +67,13 @@ impl Events {
         room: bool,
     ) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_MOD, descriptor.as_raw_fd(), key, room)
+    }
+
+    /// Watches a descriptor no more; to be called before it is closed, because a copy in another
+    /// process would keep it in the set, epoll(7).
+    pub(crate) fn remove(&self, descriptor: BorrowedFd<'_>) {
+        // It was added, so this cannot fail.
+        let _ = self.control(libc::EPOLL_CTL_DEL, descriptor.as_raw_fd(), 0, false);
     }
 
     fn control(&self, operation: i32, descriptor: RawFd, key: u64, room: bool) -> io::Result<()> {

@@ -1,0 +1,819 @@
+//! The backend's end of its channels.
+//!
+//! A [`Backend`] listens on a handoff socket, accepts the brokers that may connect, grants them
+//! tokens, and holds what they offer until it is adopted or rejected. It never blocks, except in
+//! the calls that say so. A connection that it adopts belongs to this process alone: the broker
+//! gave it up in the same step, see [`crate::claim`].
+
+mod channel;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::claim::{ClaimTable, Lost};
+use crate::fallback::Reason;
+use crate::listener::{Listener, ListenerError, ListenerOptions};
+use crate::peer::{self, Credentials, Policy};
+use crate::sys::{self, SocketKind, channel as packets, event};
+use crate::token::Token;
+use crate::wire::{self, Frame, Grant, HEADER_LEN, Kind, MAX_FRAME_LEN, MAX_SLOTS, Welcome};
+
+use channel::{Broken, Channel};
+
+/// Which sockets a backend takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kinds {
+    /// SOCK_STREAM: TCP and Unix streams. The default, and the only one.
+    pub stream: bool,
+    /// SOCK_SEQPACKET.
+    pub seqpacket: bool,
+    /// SOCK_DGRAM: UDP, say.
+    pub datagram: bool,
+    /// Sockets without a peer: listening ones, or not connected yet.
+    pub unconnected: bool,
+}
+
+/// The limits of a [`Backend`]. Values outside their range are taken to the nearest end of it.
+#[derive(Clone, Debug)]
+pub struct BackendOptions {
+    /// How the handoff socket is made; its kind is always sequenced packets.
+    pub mode: u32,
+    /// Brokers that may wait to be accepted.
+    pub backlog: i32,
+    /// Who may connect; empty lists are the default of [`Policy`].
+    pub users: Vec<u32>,
+    /// See `users`.
+    pub groups: Vec<u32>,
+    /// Channels at once: 1 to 65535, 64 by default.
+    pub max_channels: usize,
+    /// Tokens that each channel has to spend: 1 to 4096, 256 by default.
+    pub credit: usize,
+    /// Bytes of preread, metadata and names in one offer, 64 KiB by default, 120 KiB at most.
+    pub max_offer_bytes: usize,
+    /// Bytes of arrivals held at once, 64 MiB by default; what comes beyond is rejected.
+    pub max_held_bytes: usize,
+    /// Which sockets to take.
+    pub kinds: Kinds,
+}
+
+impl Default for BackendOptions {
+    fn default() -> BackendOptions {
+        let ListenerOptions { mode, backlog, .. } = ListenerOptions::default();
+        BackendOptions {
+            mode,
+            backlog,
+            users: Vec::new(),
+            groups: Vec::new(),
+            max_channels: 64,
+            credit: 256,
+            max_offer_bytes: 64 * 1024,
+            max_held_bytes: 64 * 1024 * 1024,
+            kinds: Kinds { stream: true, seqpacket: false, datagram: false, unconnected: false },
+        }
+    }
+}
+
+/// An offer as the backend sees it, verified but not adopted yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival<'a> {
+    /// What [`Backend::adopt`] and [`Backend::reject`] know it by.
+    pub id: u64,
+    /// The service that is meant.
+    pub service: &'a [u8],
+    /// What the connection is called in logs.
+    pub correlation: &'a [u8],
+    /// Anything that the broker wanted to say.
+    pub metadata: &'a [u8],
+    /// Bytes that the broker has read from the client: they come before all that is read from it.
+    pub preread: &'a [u8],
+    /// The broker, as it was when it connected.
+    pub broker: Credentials,
+}
+
+/// What a [`Backend`] has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendStatistics {
+    /// Offers that arrived with their token.
+    pub arrived: u64,
+    /// Arrivals adopted.
+    pub adopted: u64,
+    /// Arrivals rejected, by the caller or because they are not allowed.
+    pub rejected: u64,
+    /// Arrivals that the broker took back first.
+    pub revoked: u64,
+    /// Channels that were accepted.
+    pub accepted: u64,
+    /// Connections that were closed because their peer may not connect or there were too many.
+    pub refused: u64,
+    /// Channels that were ended because of what the broker sent.
+    pub broken: u64,
+    /// Channels now.
+    pub channels: usize,
+    /// Arrivals held now.
+    pub held: usize,
+    /// Their bytes.
+    pub held_bytes: usize,
+}
+
+/// Why a call of a [`Backend`] did nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The handoff socket was not made.
+    #[error(transparent)]
+    Listener(#[from] ListenerError),
+    /// The descriptor given is not a listening socket of sequenced packets.
+    #[error("descriptor {descriptor} is not a listening Unix socket of sequenced packets")]
+    NotAListener {
+        /// The descriptor.
+        descriptor: i32,
+    },
+    /// The handle was first used in another process.
+    #[error("this handle belongs to another process: use it in one only")]
+    WrongProcess,
+    /// No arrival is held under this id.
+    #[error("no arrival {id} is held")]
+    Unknown {
+        /// The id.
+        id: u64,
+    },
+    /// The broker has taken the connection back; its descriptor is closed.
+    #[error("the broker has taken arrival {id} back")]
+    Revoked {
+        /// The id.
+        id: u64,
+    },
+    /// Nothing arrived in time.
+    #[error("nothing arrived in time")]
+    Timeout,
+    /// The system refused what every backend needs.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The backend's end of the channels of one handoff socket. Used by one thread at a time.
+#[derive(Debug)]
+pub struct Backend {
+    options: BackendOptions,
+    /// None while the backend drains.
+    listener: Option<Source>,
+    /// Opened at the first use.
+    open: Option<Open>,
+    links: Vec<Link>,
+    arrivals: VecDeque<Place>,
+    /// Links with something to send.
+    dirty: Vec<usize>,
+    draining: bool,
+    serial: u64,
+    tokens: Tokens,
+    statistics: BackendStatistics,
+    buffer: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Made(Listener),
+    Given(OwnedFd),
+}
+
+#[derive(Debug)]
+struct Open {
+    process: u64,
+    events: event::Events,
+}
+
+/// Where an arrival is held.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    link: usize,
+    slot: usize,
+    serial: u64,
+}
+
+/// A place for a channel.
+#[derive(Debug, Default)]
+struct Link {
+    /// None when the broker has gone, or there never was one.
+    socket: Option<Socket>,
+    /// None before the broker's hello.
+    channel: Option<Channel>,
+}
+
+#[derive(Debug)]
+struct Socket {
+    descriptor: OwnedFd,
+    credentials: Credentials,
+    /// When the broker must have said hello.
+    hello_by: Instant,
+    full: bool,
+    watching: bool,
+    dirty: bool,
+    drain_told: bool,
+}
+
+/// Tokens of random bytes that are fetched many at a time. A child of fork(2) never gets to these:
+/// see [`Backend::enter`].
+#[derive(Debug)]
+struct Tokens {
+    bytes: Box<[u8; Tokens::ROOM]>,
+    used: usize,
+}
+
+impl Tokens {
+    const ROOM: usize = 4096;
+
+    fn next(&mut self) -> io::Result<Token> {
+        if self.used == Tokens::ROOM {
+            packets::random_bytes(&mut self.bytes[..])?;
+            self.used = 0;
+        }
+        let mut token = [0; Token::LEN];
+        let room = &mut self.bytes[self.used..self.used + Token::LEN];
+        token.copy_from_slice(room);
+        room.fill(0);
+        self.used += Token::LEN;
+        Ok(Token::from_bytes(token))
+    }
+}
+
+/// The key of the listening socket among the events; those of the links are their indices.
+const LISTENER: u64 = u64::MAX - 1;
+const MAX_ROUNDS: usize = 64;
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// An arrival's id: serial number, link, slot.
+const LINK_SHIFT: u32 = 12;
+const SERIAL_SHIFT: u32 = 28;
+
+impl Place {
+    fn id(self) -> u64 {
+        self.serial << SERIAL_SHIFT | (self.link as u64) << LINK_SHIFT | self.slot as u64
+    }
+
+    fn of(id: u64) -> Place {
+        Place {
+            link: (id >> LINK_SHIFT & 0xffff) as usize,
+            slot: (id & 0xfff) as usize,
+            serial: id >> SERIAL_SHIFT,
+        }
+    }
+}
+
+impl Backend {
+    /// Makes a handoff socket at `path` and listens on it; see [`Listener::new`]. Can be done
+    /// before fork(2); the handle belongs to the process that uses it first.
+    pub fn listen(path: &Path, options: BackendOptions) -> Result<Backend, BackendError> {
+        let BackendOptions { mode, backlog, .. } = options;
+        let kind = SocketKind::SeqPacket;
+        let listener = Listener::new(path, &ListenerOptions { mode, backlog, kind })?;
+        Ok(Backend::new(Source::Made(listener), options))
+    }
+
+    /// Listens on a socket that somebody else made, as a service manager does.
+    pub fn listen_on(listener: OwnedFd, options: BackendOptions) -> Result<Backend, BackendError> {
+        let descriptor = listener.as_raw_fd();
+        if !packets::is_listening_seqpacket(listener.as_fd()) {
+            return Err(BackendError::NotAListener { descriptor });
+        }
+        packets::set_nonblocking(listener.as_fd()).map_err(system("use the socket"))?;
+        Ok(Backend::new(Source::Given(listener), options))
+    }
+
+    fn new(listener: Source, options: BackendOptions) -> Backend {
+        let room = MAX_FRAME_LEN - HEADER_LEN - wire::OFFER_LEN;
+        let options = BackendOptions {
+            max_channels: options.max_channels.clamp(1, 65535),
+            credit: options.credit.clamp(1, MAX_SLOTS),
+            max_offer_bytes: options.max_offer_bytes.min(room),
+            ..options
+        };
+        Backend {
+            options,
+            listener: Some(listener),
+            open: None,
+            links: Vec::new(),
+            arrivals: VecDeque::new(),
+            dirty: Vec::new(),
+            draining: false,
+            serial: 1,
+            tokens: Tokens { bytes: Box::new([0; Tokens::ROOM]), used: Tokens::ROOM },
+            statistics: BackendStatistics::default(),
+            buffer: Vec::new(),
+            descriptors: Vec::new(),
+        }
+    }
+
+    /// The descriptor that is readable whenever [`dispatch`](Backend::dispatch) has work. It stays
+    /// the same and works level- and edge-triggered.
+    pub fn descriptor(&mut self) -> Result<BorrowedFd<'_>, BackendError> {
+        self.enter()?;
+        let open = self.open.as_ref().ok_or(BackendError::WrongProcess)?;
+        Ok(open.events.descriptor().as_fd())
+    }
+
+    /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
+    pub fn dispatch(&mut self) -> Result<(), BackendError> {
+        self.enter()?;
+        for round in 0..=MAX_ROUNDS {
+            let now = Instant::now();
+            let Some(open) = &mut self.open else { break };
+            let mut ready = [(0, false, false); 64];
+            let mut count = 0;
+            let any = open.events.take(|event| {
+                ready[count] = (event.key, event.readable, event.writable);
+                count += 1;
+            });
+            let any = any.map_err(system("wait for events"))?;
+            for &(key, readable, writable) in &ready[..count] {
+                if key == LISTENER {
+                    self.accept_brokers(now);
+                    continue;
+                }
+                let link = key as usize;
+                if let Some(socket) = self.links.get_mut(link).and_then(|l| l.socket.as_mut()) {
+                    socket.full &= !writable;
+                }
+                if readable {
+                    self.receive(link);
+                }
+                if writable {
+                    self.flush_link(link);
+                }
+            }
+            self.expire_hellos(now)?;
+            self.flush();
+            if !any {
+                break;
+            }
+            if round == MAX_ROUNDS {
+                self.wake_at(now, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the next arrival, to look at and then to adopt or reject. When there is no more, what
+    /// was adopted and rejected so far is told to the brokers.
+    #[allow(clippy::should_implement_trait, reason = "what it gives borrows the handle")]
+    pub fn next(&mut self) -> Option<Arrival<'_>> {
+        let place = self.next_place()?;
+        Some(self.view(place))
+    }
+
+    fn next_place(&mut self) -> Option<Place> {
+        while let Some(place) = self.arrivals.pop_front() {
+            let Some(channel) = self.held(place) else { continue };
+            if channel.is_on_offer(place.slot) {
+                return Some(place);
+            }
+            // Taken back, or never on offer: adopting says which.
+            let _ = self.adopt(place.id());
+        }
+        self.flush();
+        None
+    }
+
+    fn view(&self, place: Place) -> Arrival<'_> {
+        let none = Credentials { process: 0, user: u32::MAX, group: u32::MAX };
+        let channel = self.links.get(place.link).and_then(|link| link.channel.as_ref());
+        let parts = channel.map_or([&[][..]; 4], |channel| channel.slot(place.slot).parts());
+        let [service, correlation, metadata, preread] = parts;
+        let broker = channel.map_or(none, |channel| channel.credentials);
+        Arrival { id: place.id(), service, correlation, metadata, preread, broker }
+    }
+
+    fn held(&self, place: Place) -> Option<&Channel> {
+        let channel = self.links.get(place.link)?.channel.as_ref()?;
+        channel.find(place.slot, place.serial).map(|_| channel)
+    }
+
+    /// Adopts an arrival. After `Ok` the connection is this process's, and the broker never serves
+    /// it. What came with it can be read until the next [`dispatch`](Backend::dispatch).
+    pub fn adopt(&mut self, id: u64) -> Result<OwnedFd, BackendError> {
+        self.enter()?;
+        let place = Place::of(id);
+        let claimed = self.held(place).map(|channel| channel.claim(place.slot));
+        match claimed.ok_or(BackendError::Unknown { id })? {
+            Ok(()) => {
+                self.statistics.adopted += 1;
+                self.finish(place, None).ok_or(BackendError::Unknown { id })
+            }
+            Err(Lost::TooLate) => {
+                self.statistics.revoked += 1;
+                drop(self.finish(place, Some(Reason::AckTimeout)));
+                Err(BackendError::Revoked { id })
+            }
+            Err(Lost::Impossible) => {
+                self.statistics.broken += 1;
+                self.drop_link(place.link);
+                Err(BackendError::Revoked { id })
+            }
+        }
+    }
+
+    /// Rejects an arrival: its descriptor is closed, and the broker serves the client another way.
+    pub fn reject(&mut self, id: u64, reason: Reason) -> Result<(), BackendError> {
+        self.enter()?;
+        let place = Place::of(id);
+        self.held(place).ok_or(BackendError::Unknown { id })?;
+        self.statistics.rejected += 1;
+        drop(self.finish(place, Some(reason)));
+        Ok(())
+    }
+
+    /// Lets go of a held arrival and queues its verdict, with the slot's next token.
+    fn finish(&mut self, place: Place, reason: Option<Reason>) -> Option<OwnedFd> {
+        let next = self.next_token();
+        let link = self.links.get_mut(place.link)?;
+        let channel = link.channel.as_mut()?;
+        let descriptor = channel.release(place.slot);
+        if link.socket.is_some() {
+            channel.answer(place.slot, reason, next);
+            self.mark_dirty(place.link);
+            // Whoever adopts one at a time, after the batch is through, waits for nobody.
+            if self.arrivals.is_empty() {
+                self.flush();
+            }
+        }
+        descriptor
+    }
+
+    fn next_token(&mut self) -> Option<Token> {
+        if self.draining { None } else { self.tokens.next().ok() }
+    }
+
+    /// Waits for an arrival for at most `timeout`, or for ever if there is none, and adopts it.
+    pub fn accept(
+        &mut self,
+        timeout: Option<Duration>,
+    ) -> Result<(OwnedFd, Arrival<'_>), BackendError> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            self.enter()?;
+            while let Some(place) = self.next_place() {
+                if let Ok(descriptor) = self.adopt(place.id()) {
+                    self.flush();
+                    return Ok((descriptor, self.view(place)));
+                }
+            }
+            let events = self.descriptor()?;
+            let ready = sys::wait_readable(events, deadline);
+            if !ready.map_err(system("wait for events"))? {
+                return Err(BackendError::Timeout);
+            }
+            self.dispatch()?;
+        }
+    }
+
+    /// Grants nothing from now on and accepts no broker; what has arrived, and what arrives with
+    /// tokens that brokers have not heard to be worthless yet, can still be adopted.
+    pub fn drain(&mut self) -> Result<(), BackendError> {
+        self.enter()?;
+        self.draining = true;
+        if let (Some(listener), Some(open)) = (self.listener.take(), &self.open) {
+            open.events.remove(listener.as_fd());
+        }
+        for link in 0..self.links.len() {
+            self.mark_dirty(link);
+        }
+        self.flush();
+        Ok(())
+    }
+
+    /// What was done so far.
+    pub fn statistics(&self) -> BackendStatistics {
+        let mut statistics = self.statistics;
+        for link in &self.links {
+            statistics.channels += usize::from(link.socket.is_some());
+            if let Some(channel) = &link.channel {
+                statistics.held += channel.held();
+                statistics.held_bytes += channel.held_bytes();
+            }
+        }
+        statistics
+    }
+
+    /// Opens the handle at its first use, and checks that this is the process that did.
+    fn enter(&mut self) -> Result<(), BackendError> {
+        match &self.open {
+            Some(open) if open.process == event::process() => Ok(()),
+            Some(_) => Err(BackendError::WrongProcess),
+            None => {
+                let events = event::Events::new().map_err(system("make an epoll set"))?;
+                if let Some(listener) = &self.listener {
+                    let added = events.add(listener.as_fd(), LISTENER);
+                    added.map_err(system("watch the socket"))?;
+                }
+                self.open = Some(Open { process: event::process(), events });
+                self.buffer = vec![0; MAX_FRAME_LEN];
+                self.descriptors = Vec::with_capacity(wire::MAX_DESCRIPTORS + 1);
+                self.arrivals = VecDeque::with_capacity(self.options.credit);
+                Ok(())
+            }
+        }
+    }
+
+    fn accept_brokers(&mut self, now: Instant) {
+        loop {
+            let Some(listener) = &self.listener else { return };
+            let Ok(descriptor) = packets::accept_nonblocking(listener.as_fd()) else { return };
+            let BackendOptions { users, groups, max_channels, .. } = &self.options;
+            let allowed = peer::check(descriptor.as_fd(), &Policy { users, groups });
+            let unused = |link: &Link| link.socket.is_none() && link.channel.is_none();
+            let place = self.links.iter().position(unused);
+            let place = place.or((self.links.len() < *max_channels).then_some(self.links.len()));
+            let (Ok(credentials), Some(place), Some(open)) = (allowed, place, &mut self.open)
+            else {
+                self.statistics.refused += 1;
+                continue;
+            };
+            let hello_by = now + HELLO_TIMEOUT;
+            if open.events.add(descriptor.as_fd(), place as u64).is_err()
+                || open.events.wake_at(hello_by, now).is_err()
+            {
+                self.statistics.refused += 1;
+                continue;
+            }
+            if place == self.links.len() {
+                self.links.push(Link::default());
+            }
+            self.statistics.accepted += 1;
+            self.links[place].socket = Some(Socket {
+                descriptor,
+                credentials,
+                hello_by,
+                full: false,
+                watching: false,
+                dirty: false,
+                drain_told: false,
+            });
+        }
+    }
+
+    /// Closes connections whose broker has not said hello in time.
+    fn expire_hellos(&mut self, now: Instant) -> Result<(), BackendError> {
+        let mut next: Option<Instant> = None;
+        for index in 0..self.links.len() {
+            let link = &self.links[index];
+            let Some(socket) = link.socket.as_ref().filter(|_| link.channel.is_none()) else {
+                continue;
+            };
+            let hello_by = socket.hello_by;
+            if hello_by <= now {
+                self.statistics.broken += 1;
+                self.drop_link(index);
+            } else {
+                next = Some(next.map_or(hello_by, |next| next.min(hello_by)));
+            }
+        }
+        next.map_or(Ok(()), |next| self.wake_at(next, now))
+    }
+
+    fn wake_at(&mut self, when: Instant, now: Instant) -> Result<(), BackendError> {
+        match &mut self.open {
+            Some(open) => open.events.wake_at(when, now).map_err(system("set a timer")),
+            None => Ok(()),
+        }
+    }
+
+    /// Receives every frame that is there on a link.
+    fn receive(&mut self, link: usize) {
+        loop {
+            let Some(socket) = self.links.get(link).and_then(|link| link.socket.as_ref()) else {
+                return;
+            };
+            self.descriptors.clear();
+            let descriptor = socket.descriptor.as_fd();
+            let received =
+                packets::receive_packet(descriptor, &mut self.buffer, &mut self.descriptors);
+            let received = match received {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(received) if received.len > 0 => received,
+                // The broker has gone: what it offered can still be adopted.
+                Ok(_) | Err(_) => return self.close_socket(link),
+            };
+            let handled = if received.payload_truncated {
+                Err(Broken)
+            } else {
+                self.handle(link, received.len, received.control_truncated)
+            };
+            if handled.is_err() {
+                self.statistics.broken += 1;
+                self.drop_link(link);
+            }
+        }
+    }
+
+    fn handle(&mut self, link: usize, len: usize, truncated: bool) -> Result<(), Broken> {
+        // Out of the handle for the time being, because the frame borrows from it.
+        let buffer = std::mem::take(&mut self.buffer);
+        let mut descriptors = std::mem::take(&mut self.descriptors);
+        let packet = &buffer[..len];
+        // At this process's limit the kernel installs the first descriptors and drops the rest.
+        let came = match descriptors.len() {
+            fewer if truncated && fewer < wire::declared_descriptors(packet) => {
+                wire::declared_descriptors(packet)
+            }
+            count if !truncated => count,
+            _ => usize::MAX,
+        };
+        let has_channel = self.links[link].channel.is_some();
+        let handled = match wire::decode(packet, came) {
+            Ok(Frame::Hello(hello)) if !has_channel => self.welcome(link, hello, &mut descriptors),
+            Ok(Frame::Offers(offers)) if has_channel => {
+                let mut arrived = descriptors.drain(..);
+                offers.offers().try_for_each(|offer| self.arrive(link, &offer, arrived.next()))
+            }
+            _ => Err(Broken),
+        };
+        descriptors.clear();
+        (self.buffer, self.descriptors) = (buffer, descriptors);
+        handled
+    }
+
+    /// Answers a broker's hello with a welcome and the first tokens.
+    fn welcome(
+        &mut self,
+        index: usize,
+        hello: wire::Hello,
+        descriptors: &mut Vec<OwnedFd>,
+    ) -> Result<(), Broken> {
+        let table = descriptors.pop().ok_or(Broken)?;
+        let claims = ClaimTable::open(table.as_fd(), hello.slots as usize).map_err(|_| Broken)?;
+        let slots = self.options.credit.min(hello.slots as usize);
+        let link = &mut self.links[index];
+        let socket = link.socket.as_ref().ok_or(Broken)?;
+        let mut channel = Channel::new(socket.credentials, claims, slots);
+        let max_bytes = self.options.max_offer_bytes as u32;
+        let body = Welcome { slots: slots as u32, max_bytes }.body();
+        send(socket, Kind::Welcome, 0, &body).map_err(|_| Broken)?;
+        if !self.draining {
+            let mut body = Vec::with_capacity(slots * wire::GRANT_LEN);
+            for slot in 0..slots {
+                let token = self.tokens.next().map_err(|_| Broken)?;
+                channel.grant(slot, token);
+                Grant { slot: slot as u32, token }.write(&mut body);
+            }
+            send(socket, Kind::Grants, slots, &body).map_err(|_| Broken)?;
+        }
+        link.channel = Some(channel);
+        self.mark_dirty(index);
+        Ok(())
+    }
+
+    /// Takes one offer in: it must spend its token, and is held if it is allowed.
+    fn arrive(
+        &mut self,
+        link: usize,
+        offer: &wire::Offer<'_>,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<(), Broken> {
+        let len = offer.variable_len().ok_or(Broken)?;
+        let channel = self.links[link].channel.as_mut().ok_or(Broken)?;
+        channel.spend(offer)?;
+        if len > self.options.max_offer_bytes {
+            return Err(Broken);
+        }
+        self.statistics.arrived += 1;
+        let slot = offer.slot as usize;
+        channel.shrink(slot);
+        let full = self.held_bytes() + len > self.options.max_held_bytes;
+        let refusal = match &descriptor {
+            None => Some(Reason::DescriptorPressure),
+            Some(_) if full => Some(Reason::BackendBusy),
+            Some(descriptor) => refusal(descriptor.as_fd(), offer.cookie, self.options.kinds),
+        };
+        match (descriptor, refusal) {
+            (Some(descriptor), None) => {
+                let serial = self.serial;
+                self.serial += 1;
+                let channel = self.links[link].channel.as_mut().ok_or(Broken)?;
+                channel.hold(offer, descriptor, serial);
+                self.arrivals.push_back(Place { link, slot, serial });
+            }
+            (descriptor, reason) => {
+                // Closed before the broker hears of it.
+                drop(descriptor);
+                self.statistics.rejected += 1;
+                let next = self.next_token();
+                let channel = self.links[link].channel.as_mut().ok_or(Broken)?;
+                channel.answer(slot, reason, next);
+                self.mark_dirty(link);
+            }
+        }
+        Ok(())
+    }
+
+    fn held_bytes(&self) -> usize {
+        let channels = self.links.iter().filter_map(|link| link.channel.as_ref());
+        channels.map(Channel::held_bytes).sum()
+    }
+
+    fn mark_dirty(&mut self, link: usize) {
+        if let Some(socket) = &mut self.links[link].socket {
+            if !socket.dirty {
+                socket.dirty = true;
+                self.dirty.push(link);
+            }
+        }
+    }
+
+    /// Tells the brokers what there is to tell.
+    fn flush(&mut self) {
+        while let Some(link) = self.dirty.pop() {
+            if let Some(socket) = &mut self.links[link].socket {
+                socket.dirty = false;
+            }
+            self.flush_link(link);
+        }
+    }
+
+    fn flush_link(&mut self, index: usize) {
+        let Some(open) = &self.open else { return };
+        let link = &mut self.links[index];
+        let (Some(socket), Some(channel)) = (&mut link.socket, &mut link.channel) else { return };
+        let mut result = Ok(());
+        while result.is_ok() && !socket.full && !channel.verdicts().is_empty() {
+            let verdicts = channel.verdicts();
+            let (len, count) = (verdicts.len(), verdicts.len() / wire::VERDICT_LEN);
+            result = send(socket, Kind::Verdicts, count, verdicts);
+            if result.is_ok() {
+                channel.sent(len);
+            }
+        }
+        if self.draining && result.is_ok() && !socket.full && !socket.drain_told {
+            result = send(socket, Kind::Drain, 0, &[]);
+            socket.drain_told = result.is_ok();
+        }
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.full = true,
+            Err(_) => return self.close_socket(index),
+            Ok(()) => {}
+        }
+        if socket.full != socket.watching {
+            let descriptor = socket.descriptor.as_fd();
+            if open.events.watch_room(descriptor, index as u64, socket.full).is_err() {
+                return self.close_socket(index);
+            }
+            socket.watching = socket.full;
+        }
+    }
+
+    /// Closes the connection to a broker; what it offered stays until it is adopted or rejected.
+    fn close_socket(&mut self, link: usize) {
+        let link = &mut self.links[link];
+        if let (Some(socket), Some(open)) = (link.socket.take(), &self.open) {
+            open.events.remove(socket.descriptor.as_fd());
+        }
+        if link.channel.as_ref().is_some_and(|channel| channel.held() == 0) {
+            link.channel = None;
+        }
+    }
+
+    /// Closes the connection to a broker and everything that it offered.
+    fn drop_link(&mut self, link: usize) {
+        self.close_socket(link);
+        self.links[link].channel = None;
+    }
+}
+
+impl AsFd for Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Source::Made(listener) => listener.as_fd(),
+            Source::Given(listener) => listener.as_fd(),
+        }
+    }
+}
+
+fn send(socket: &Socket, kind: Kind, entries: usize, body: &[u8]) -> io::Result<()> {
+    let header = wire::header(kind, entries, 0, body.len());
+    packets::send_packet(socket.descriptor.as_fd(), &header, body, &[]).map(drop)
+}
+
+/// Why a descriptor is not taken, if it is not.
+fn refusal(descriptor: BorrowedFd<'_>, cookie: u64, kinds: Kinds) -> Option<Reason> {
+    let allowed = match packets::socket_type(descriptor) {
+        Ok(libc::SOCK_STREAM) => kinds.stream,
+        Ok(libc::SOCK_SEQPACKET) => kinds.seqpacket,
+        Ok(libc::SOCK_DGRAM) => kinds.datagram,
+        _ => false,
+    };
+    if !allowed || (!kinds.unconnected && !packets::is_connected(descriptor)) {
+        return Some(Reason::ClientUnsupported);
+    }
+    // What arrived is what was offered.
+    let same = packets::cookie(descriptor).is_ok_and(|found| found == cookie);
+    (!same).then_some(Reason::IntegrityMismatch)
+}
+
+fn system(action: &'static str) -> impl Fn(io::Error) -> BackendError {
+    move |source| BackendError::System { action, source }
+}

@@ -1,0 +1,906 @@
+//! The broker's end of a channel.
+//!
+//! A [`Broker`] connects to a handoff socket by itself, again and again if need be, offers
+//! connections, and tells what became of each: adopted, or fallback with a reason. It never
+//! blocks, except in the calls that say so. Whatever happens to the backend, every offer gets
+//! exactly one verdict, and a verdict of fallback means that the backend can never adopt the
+//! connection any more: see [`crate::claim`].
+
+mod offers;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::claim::{self, ClaimTable, Lost};
+use crate::fallback::{FailureWindow, Reason};
+use crate::sys::{self, SocketKind, channel as packets, event};
+use crate::transport::{self, TransportError};
+use crate::wire::{self, Frame, Hello, Kind, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS};
+
+use offers::{NewOffer, Offers, State, queued_len};
+
+/// The limits of a [`Broker`]. Values outside their range are taken to the nearest end of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BrokerOptions {
+    /// Offers in flight at once: 1 to 4096, 256 by default. The backend may allow fewer.
+    pub window: usize,
+    /// How long an offer may wait for its verdict, unless it says otherwise: a millisecond at
+    /// least, 5 seconds by default.
+    pub timeout: Duration,
+    /// Bytes of offers that may wait for room in the socket: 128 KiB at least, 1 MiB by default.
+    pub queue_bytes: usize,
+    /// Failures within the window after which offers are refused, 8 by default.
+    pub max_failures: usize,
+    /// How long a failure counts, 30 seconds by default.
+    pub failure_window: Duration,
+    /// The shortest and the longest pause between two attempts to connect: 10 milliseconds and a
+    /// second by default. The pause doubles from one to the other.
+    pub reconnect_min: Duration,
+    /// See `reconnect_min`.
+    pub reconnect_max: Duration,
+}
+
+impl Default for BrokerOptions {
+    fn default() -> BrokerOptions {
+        BrokerOptions {
+            window: 256,
+            timeout: Duration::from_secs(5),
+            queue_bytes: 1024 * 1024,
+            max_failures: 8,
+            failure_window: Duration::from_secs(30),
+            reconnect_min: Duration::from_millis(10),
+            reconnect_max: Duration::from_secs(1),
+        }
+    }
+}
+
+/// One connection to hand over.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer<'a> {
+    /// The client's connection. It stays the caller's, who keeps it open until the verdict.
+    pub descriptor: BorrowedFd<'a>,
+    /// Bytes that were already read from it; copied.
+    pub preread: &'a [u8],
+    /// Anything for the backend; copied.
+    pub metadata: &'a [u8],
+    /// The service that is meant, 255 bytes at most; copied.
+    pub service: &'a [u8],
+    /// What the connection is called in logs, 255 bytes at most; copied.
+    pub correlation: &'a [u8],
+    /// Comes back with the verdict.
+    pub user_data: usize,
+    /// How long it may wait for its verdict; none for that of the options.
+    pub timeout: Option<Duration>,
+    /// More offers follow at once: leave sending to the last, to [`Broker::flush`] or to
+    /// [`Broker::dispatch`].
+    pub more: bool,
+}
+
+/// What became of an offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The offer.
+    pub id: u64,
+    /// What came with it.
+    pub user_data: usize,
+    /// The backend owns the connection: close the copy, and never shut it down. Otherwise it is
+    /// still the broker's.
+    pub adopted: bool,
+    /// Why it is a fallback, or what else happened to an adoption.
+    pub reason: Option<Reason>,
+    /// Whether the descriptor may have reached the backend.
+    pub may_have_reached: bool,
+}
+
+/// What a [`Broker`] has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BrokerStatistics {
+    /// Offers that were taken.
+    pub offered: u64,
+    /// Offers that were refused at once.
+    pub refused: u64,
+    /// Offers that the backend adopted.
+    pub adopted: u64,
+    /// Offers that were taken back by `cancel`.
+    pub cancelled: u64,
+    /// Fallbacks, by the number of their reason.
+    pub fallback: [u64; Reason::COUNT],
+    /// Offers without a verdict yet.
+    pub in_flight: usize,
+    /// Bytes that wait for room in the socket.
+    pub queued_bytes: usize,
+    /// Channels that were set up, the first included.
+    pub connects: u64,
+}
+
+/// Why a call of a [`Broker`] did nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The path cannot be a socket's address.
+    #[error(transparent)]
+    Address(TransportError),
+    /// The handle was opened in another process.
+    #[error("this handle belongs to another process: make one after fork()")]
+    WrongProcess,
+    /// The handle is closed.
+    #[error("{path}: the broker is closed", path = .path.display())]
+    Closed {
+        /// The handoff socket.
+        path: PathBuf,
+    },
+    /// The descriptor is not a socket.
+    #[error("descriptor {descriptor} cannot be offered: {source}")]
+    NotASocket {
+        /// The descriptor.
+        descriptor: RawFd,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The offer has more bytes than the backend takes, or a name is too long.
+    #[error("the offer has {len} bytes where {most} are allowed")]
+    TooLarge {
+        /// What it has.
+        len: usize,
+        /// What it may have.
+        most: usize,
+    },
+    /// There is no channel to the backend now, or it is draining.
+    #[error("{path}: no channel to the backend now: {source}", path = .path.display())]
+    Unavailable {
+        /// The handoff socket.
+        path: PathBuf,
+        /// Why: what the system said to the last attempt to connect, ECONNRESET after the end of
+        /// a channel, ENOTCONN before a backend has said welcome, ESHUTDOWN while it drains.
+        source: io::Error,
+    },
+    /// The backend failed too often of late.
+    #[error("{path}: the backend failed too often: not tried for {left:?}", path = .path.display())]
+    RateLimited {
+        /// The handoff socket.
+        path: PathBuf,
+        /// For how long.
+        left: Duration,
+    },
+    /// As many offers are in flight, or bytes queued, or verdicts not taken, as may be.
+    #[error("{path}: as many offers are in flight as may be", path = .path.display())]
+    Full {
+        /// The handoff socket.
+        path: PathBuf,
+    },
+    /// The offer cannot be taken back: it was adopted, or has its verdict already.
+    #[error("offer {id} is not in flight any more")]
+    TooLate {
+        /// The offer.
+        id: u64,
+    },
+    /// The system refused what every broker needs.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The broker's end of a channel to one backend. Used by one thread at a time.
+#[derive(Debug)]
+pub struct Broker {
+    path: PathBuf,
+    options: BrokerOptions,
+    /// Opened at the first use.
+    open: Option<Open>,
+    link: Link,
+    /// Between the end of a channel, or the failure to make one, and the next attempt.
+    pause: Duration,
+    /// Why there is no channel.
+    trouble: i32,
+    outcomes: Outcomes,
+    next_id: u64,
+    closed: bool,
+    /// Room for a packet, and for the descriptors of one; kept so that an offer allocates nothing.
+    buffer: Vec<u8>,
+    descriptors: Vec<RawFd>,
+}
+
+#[derive(Debug)]
+struct Open {
+    process: u64,
+    events: event::Events,
+}
+
+#[derive(Debug)]
+enum Link {
+    Down { retry_at: Instant },
+    Up(Box<Channel>),
+}
+
+#[derive(Debug)]
+struct Channel {
+    socket: OwnedFd,
+    claims: ClaimTable,
+    offers: Offers,
+    /// Set by the backend's welcome; before it, when to give up waiting for that.
+    welcome: Result<wire::Welcome, Instant>,
+    draining: bool,
+    /// The socket was full.
+    full: bool,
+    /// The events tell when it has room again.
+    watching: bool,
+    /// The system was short of memory: when to send again.
+    send_again: Option<Instant>,
+}
+
+/// Verdicts that wait to be taken, and what follows from them.
+#[derive(Debug)]
+struct Outcomes {
+    verdicts: VecDeque<Verdict>,
+    statistics: BrokerStatistics,
+    failures: FailureWindow,
+}
+
+/// The key of the channel's socket among the events.
+const SOCKET: u64 = 0;
+/// How often dispatch looks for more before it lets the caller's loop go on.
+const MAX_ROUNDS: usize = 64;
+/// How long a backend may take to say welcome.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Outcomes {
+    fn add(&mut self, verdict: Verdict, now: Instant) {
+        let Verdict { adopted, reason, .. } = verdict;
+        if adopted {
+            self.statistics.adopted += 1;
+            self.failures.clear();
+        } else if let Some(reason) = reason {
+            self.statistics.fallback[reason as usize] += 1;
+        }
+        // A rejection is an answer; what shows a backend that does not work is a failure.
+        if matches!(
+            reason,
+            Some(Reason::AckTimeout | Reason::BackendUnavailable | Reason::IntegrityMismatch)
+        ) {
+            self.failures.record(now);
+        }
+        self.verdicts.push_back(verdict);
+    }
+}
+
+impl Broker {
+    /// Makes a broker for the backend at `path`. Does no I/O and opens nothing, so it can be done
+    /// before fork(2).
+    pub fn new(path: &Path, options: BrokerOptions) -> Result<Broker, BrokerError> {
+        transport::address(path).map_err(BrokerError::Address)?;
+        let least = Duration::from_millis(1);
+        let reconnect_min = options.reconnect_min.max(least);
+        let options = BrokerOptions {
+            window: options.window.clamp(1, MAX_SLOTS),
+            timeout: options.timeout.max(least),
+            queue_bytes: options.queue_bytes.max(MAX_FRAME_LEN),
+            reconnect_min,
+            reconnect_max: options.reconnect_max.max(reconnect_min),
+            ..options
+        };
+        Ok(Broker {
+            path: path.to_owned(),
+            options,
+            open: None,
+            link: Link::Down { retry_at: Instant::now() },
+            pause: options.reconnect_min,
+            trouble: libc::ENOTCONN,
+            outcomes: Outcomes {
+                verdicts: VecDeque::new(),
+                statistics: BrokerStatistics::default(),
+                failures: FailureWindow::new(options.max_failures, options.failure_window),
+            },
+            next_id: 1,
+            closed: false,
+            buffer: Vec::new(),
+            descriptors: Vec::new(),
+        })
+    }
+
+    /// The descriptor that is readable whenever [`dispatch`](Broker::dispatch) has work. It stays
+    /// the same and works level- and edge-triggered.
+    pub fn descriptor(&mut self) -> Result<BorrowedFd<'_>, BrokerError> {
+        let now = Instant::now();
+        self.enter(now)?;
+        let open = self.open.as_ref().ok_or(BrokerError::WrongProcess)?;
+        Ok(open.events.descriptor().as_fd())
+    }
+
+    /// Offers a connection, at once unless more follow. Returns its id; the verdict comes from
+    /// [`next`](Broker::next). After an error nothing was sent and no verdict comes.
+    pub fn offer(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
+        let now = Instant::now();
+        let result = self.queue(offer, now);
+        match result {
+            // Whatever comes of it, the offer is taken and will have its verdict.
+            Ok(_) if !offer.more => drop(self.flush_at(now)),
+            Ok(_) => {}
+            Err(_) => self.outcomes.statistics.refused += 1,
+        }
+        result
+    }
+
+    fn queue(&mut self, offer: &Offer<'_>, now: Instant) -> Result<u64, BrokerError> {
+        self.enter(now)?;
+        let full = self.outcomes.verdicts.len() >= self.options.window;
+        let queue_bytes = self.options.queue_bytes;
+        let path = || self.path.clone();
+        let unavailable = |code| {
+            let source = io::Error::from_raw_os_error(code);
+            BrokerError::Unavailable { path: path(), source }
+        };
+        let Link::Up(channel) = &mut self.link else {
+            return Err(unavailable(self.trouble));
+        };
+        let Ok(welcome) = channel.welcome else {
+            return Err(unavailable(libc::ENOTCONN));
+        };
+        if channel.draining {
+            return Err(unavailable(libc::ESHUTDOWN));
+        }
+        if let Some(left) = self.outcomes.failures.time_left(now) {
+            return Err(BrokerError::RateLimited { path: path(), left });
+        }
+        let Offer { preread, metadata, service, correlation, .. } = *offer;
+        for name in [service, correlation] {
+            if name.len() > MAX_NAME_LEN {
+                return Err(BrokerError::TooLarge { len: name.len(), most: MAX_NAME_LEN });
+            }
+        }
+        let len = preread.len().saturating_add(metadata.len());
+        let len = len.saturating_add(service.len() + correlation.len());
+        if len > welcome.max_bytes as usize {
+            return Err(BrokerError::TooLarge { len, most: welcome.max_bytes as usize });
+        }
+        let queued = channel.offers.queued_bytes() + queued_len(len);
+        if full || queued > queue_bytes || !channel.offers.has_room() {
+            return Err(BrokerError::Full { path: path() });
+        }
+        let descriptor = offer.descriptor.as_raw_fd();
+        let cookie = packets::cookie(offer.descriptor)
+            .map_err(|source| BrokerError::NotASocket { descriptor, source })?;
+        let Some((slot, generation)) = channel.offers.next_slot() else {
+            return Err(BrokerError::Full { path: path() });
+        };
+        let timeout = offer.timeout.unwrap_or(self.options.timeout);
+        let deadline = now.checked_add(timeout).unwrap_or(now);
+        // The slot is part of the id, so that it is found without a search.
+        let id = self.next_id << 12 | u64::from(slot);
+        self.next_id += 1;
+        // Before the descriptor can be sent, so that the backend finds it on offer.
+        claim::offer(channel.claims.slot(slot as usize), generation);
+        let user_data = offer.user_data;
+        channel.offers.queue(&NewOffer {
+            id,
+            user_data,
+            deadline,
+            descriptor,
+            cookie,
+            service,
+            correlation,
+            metadata,
+            preread,
+        });
+        self.outcomes.statistics.offered += 1;
+        self.wake_at(deadline, now)?;
+        Ok(id)
+    }
+
+    /// Sends what waits to be sent.
+    pub fn flush(&mut self) -> Result<(), BrokerError> {
+        let now = Instant::now();
+        self.enter(now)?;
+        self.flush_at(now)
+    }
+
+    fn flush_at(&mut self, now: Instant) -> Result<(), BrokerError> {
+        let taken = self.outcomes.verdicts.len();
+        if let (Link::Up(channel), Some(open)) = (&mut self.link, &self.open) {
+            let flushed =
+                channel.flush(&open.events, &mut self.outcomes, &mut self.descriptors, now);
+            if let Err(reason) = flushed {
+                self.hang_up(reason, now);
+            }
+        }
+        if self.outcomes.verdicts.len() > taken {
+            // Nothing else would tell the caller's loop.
+            self.wake_at(now, now)?;
+        }
+        self.arm(now)
+    }
+
+    /// Does everything that is due: receives, sends, gives up what is late, connects.
+    pub fn dispatch(&mut self) -> Result<(), BrokerError> {
+        let mut now = Instant::now();
+        self.enter(now)?;
+        for round in 0..=MAX_ROUNDS {
+            let Some(open) = &mut self.open else { break };
+            let (mut readable, mut writable) = (false, false);
+            let any = open.events.take(|event| {
+                readable |= event.readable;
+                writable |= event.writable;
+            });
+            let any = any.map_err(system("wait for events"))?;
+            if let Link::Up(channel) = &mut self.link {
+                channel.full &= !writable;
+                if readable {
+                    let received = channel.receive(&mut self.buffer, &mut self.outcomes, now);
+                    if channel.welcome.is_ok() {
+                        self.pause = self.options.reconnect_min;
+                    }
+                    if let Err(reason) = received {
+                        self.hang_up(reason, now);
+                    }
+                }
+            }
+            self.tick(now);
+            self.flush_at(now)?;
+            if !any {
+                break;
+            }
+            if round == MAX_ROUNDS {
+                self.wake_at(now, now)?;
+            }
+            now = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Takes the next verdict, if there is one.
+    pub fn next(&mut self) -> Option<Verdict> {
+        self.outcomes.verdicts.pop_front()
+    }
+
+    /// Takes an offer back. After `Ok` the connection is the broker's and no verdict comes for it.
+    pub fn cancel(&mut self, id: u64) -> Result<(), BrokerError> {
+        let now = Instant::now();
+        self.enter(now)?;
+        let slot = (id & (MAX_SLOTS as u64 - 1)) as u32;
+        let Link::Up(channel) = &mut self.link else {
+            return Err(BrokerError::TooLate { id });
+        };
+        let Some(found) = channel.offers.find(slot, id) else {
+            return Err(BrokerError::TooLate { id });
+        };
+        match claim::revoke(channel.claims.slot(slot as usize), found.generation) {
+            Ok(()) => {
+                channel.offers.settle(slot, false);
+                self.outcomes.statistics.cancelled += 1;
+                Ok(())
+            }
+            Err(Lost::TooLate) => Err(BrokerError::TooLate { id }),
+            Err(Lost::Impossible) => {
+                self.hang_up(Reason::IntegrityMismatch, now);
+                self.wake_at(now, now)?;
+                Err(BrokerError::TooLate { id })
+            }
+        }
+    }
+
+    /// Offers a connection and waits for its verdict, and before that for a channel and for room,
+    /// for the offer's timeout in all. Verdicts of other offers stay for [`next`](Broker::next).
+    pub fn offer_and_wait(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
+        let start = Instant::now();
+        let timeout = offer.timeout.unwrap_or(self.options.timeout);
+        let deadline = start.checked_add(timeout).unwrap_or(start);
+        let id = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let offer = Offer { timeout: Some(left), ..*offer };
+            match self.queue(&offer, Instant::now()) {
+                Err(BrokerError::Unavailable { .. } | BrokerError::Full { .. })
+                    if !left.is_zero() =>
+                {
+                    self.wait(deadline)?;
+                }
+                Err(error) => {
+                    self.outcomes.statistics.refused += 1;
+                    return Err(error);
+                }
+                Ok(id) => break id,
+            }
+        };
+        self.flush()?;
+        loop {
+            let verdicts = &mut self.outcomes.verdicts;
+            if let Some(at) = verdicts.iter().position(|verdict| verdict.id == id) {
+                return verdicts.remove(at).ok_or(BrokerError::TooLate { id });
+            }
+            // The offer's own deadline ends this, a moment after `deadline` at the latest.
+            self.wait(deadline + timeout)?;
+        }
+    }
+
+    fn wait(&mut self, deadline: Instant) -> Result<(), BrokerError> {
+        let descriptor = self.descriptor()?;
+        sys::wait_readable(descriptor, Some(deadline)).map_err(system("wait for events"))?;
+        self.dispatch()
+    }
+
+    /// Gives up everything that is in flight and closes the channel. The verdicts are to be taken
+    /// with [`next`](Broker::next); nothing can be offered any more.
+    pub fn close(&mut self) -> Result<(), BrokerError> {
+        let now = Instant::now();
+        if self.open.is_some() {
+            self.enter(now)?;
+        }
+        if let Link::Up(channel) = &mut self.link {
+            // The last verdicts may be here already.
+            let _ = channel.receive(&mut self.buffer, &mut self.outcomes, now);
+        }
+        self.closed = true;
+        self.hang_up(Reason::BrokerClosed, now);
+        Ok(())
+    }
+
+    /// What was done so far.
+    pub fn statistics(&self) -> BrokerStatistics {
+        let mut statistics = self.outcomes.statistics;
+        if let Link::Up(channel) = &self.link {
+            statistics.in_flight = channel.offers.in_flight();
+            statistics.queued_bytes = channel.offers.queued_bytes();
+        }
+        statistics
+    }
+
+    /// Opens the handle at its first use, and checks that this is the process that did.
+    fn enter(&mut self, now: Instant) -> Result<(), BrokerError> {
+        if self.closed {
+            return Err(BrokerError::Closed { path: self.path.clone() });
+        }
+        match &self.open {
+            Some(open) if open.process == event::process() => Ok(()),
+            Some(_) => Err(BrokerError::WrongProcess),
+            None => {
+                let events = event::Events::new().map_err(system("make an epoll set"))?;
+                self.open = Some(Open { process: event::process(), events });
+                self.buffer = vec![0; MAX_FRAME_LEN];
+                self.descriptors = Vec::with_capacity(wire::MAX_DESCRIPTORS);
+                // Every offer in flight and every verdict that may be waiting when it is taken.
+                self.outcomes.verdicts = VecDeque::with_capacity(2 * self.options.window);
+                self.link = Link::Down { retry_at: now };
+                self.tick(now);
+                self.arm(now)
+            }
+        }
+    }
+
+    /// Does what the time says: deadlines, the welcome, the next attempt to connect.
+    fn tick(&mut self, now: Instant) {
+        match &mut self.link {
+            Link::Up(channel) => {
+                if let Err(reason) = channel.expire(&mut self.outcomes, now) {
+                    self.hang_up(reason, now);
+                }
+            }
+            Link::Down { retry_at } if *retry_at <= now && !self.closed => {
+                match self.connect(now) {
+                    Ok(channel) => self.link = Link::Up(Box::new(channel)),
+                    Err(error) => {
+                        self.trouble = error.raw_os_error().unwrap_or(libc::ENOTCONN);
+                        self.link = self.down(now);
+                    }
+                }
+            }
+            Link::Down { .. } => {}
+        }
+    }
+
+    /// A link that is down for a pause, which doubles until a backend says welcome.
+    fn down(&mut self, now: Instant) -> Link {
+        let retry_at = now.checked_add(self.pause).unwrap_or(now);
+        self.pause = (self.pause * 2).min(self.options.reconnect_max);
+        Link::Down { retry_at }
+    }
+
+    fn connect(&mut self, now: Instant) -> io::Result<Channel> {
+        let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
+        let address = transport::address(&self.path).map_err(invalid)?;
+        let socket = sys::socket(SocketKind::SeqPacket)?;
+        // Before connecting: later could be too late.
+        packets::refuse_descriptors(&socket);
+        sys::connect(&socket, &address)?;
+        let slots = self.options.window;
+        let (claims, table) = ClaimTable::create(slots)?;
+        let hello = Hello { slots: slots as u32 }.body();
+        let header = wire::header(Kind::Hello, 0, 1, hello.len());
+        packets::send_packet(socket.as_fd(), &header, &hello, &[table.as_raw_fd()])?;
+        if let Some(open) = &self.open {
+            open.events.add(socket.as_fd(), SOCKET)?;
+        }
+        Ok(Channel {
+            socket,
+            claims,
+            offers: Offers::new(slots, now),
+            welcome: Err(now + WELCOME_TIMEOUT),
+            draining: false,
+            full: false,
+            watching: false,
+            send_again: None,
+        })
+    }
+
+    /// Ends the channel: what is in flight is taken back, or was adopted.
+    fn hang_up(&mut self, reason: Reason, now: Instant) {
+        let down = self.down(now);
+        if let Link::Up(mut channel) = std::mem::replace(&mut self.link, down) {
+            self.trouble = libc::ECONNRESET;
+            channel.settle_all(reason, &mut self.outcomes, now);
+            if let Some(open) = &self.open {
+                open.events.remove(channel.socket.as_fd());
+            }
+        }
+    }
+
+    /// Sees to it that the descriptor is readable when something is due.
+    fn arm(&mut self, now: Instant) -> Result<(), BrokerError> {
+        let due = match &self.link {
+            Link::Down { .. } if self.closed => None,
+            Link::Down { retry_at, .. } => Some(*retry_at),
+            Link::Up(channel) => {
+                let deadline = channel.offers.earliest().map(|(_, deadline)| deadline);
+                let times = [deadline, channel.welcome.err(), channel.send_again];
+                times.into_iter().flatten().min()
+            }
+        };
+        due.map_or(Ok(()), |due| self.wake_at(due, now))
+    }
+
+    fn wake_at(&mut self, when: Instant, now: Instant) -> Result<(), BrokerError> {
+        match &mut self.open {
+            Some(open) => open.events.wake_at(when, now).map_err(system("set a timer")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Channel {
+    /// Sends as many offers as the socket takes. An error is the end of the channel.
+    fn flush(
+        &mut self,
+        events: &event::Events,
+        outcomes: &mut Outcomes,
+        descriptors: &mut Vec<RawFd>,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        self.send_again = self.send_again.filter(|again| *again > now);
+        let mut most = wire::MAX_DESCRIPTORS;
+        while self.offers.first_queued().is_some() && !self.full && self.send_again.is_none() {
+            let body = self.offers.batch(most, descriptors);
+            let count = descriptors.len();
+            let header = wire::header(Kind::Offers, count, count, body.len());
+            let sent = packets::send_packet(self.socket.as_fd(), &header, body, descriptors);
+            let Err(error) = sent else {
+                self.offers.sent(count);
+                continue;
+            };
+            match error.raw_os_error() {
+                Some(libc::EAGAIN) => self.full = true,
+                // poll(2) would say at once that there is room.
+                Some(libc::ENOBUFS | libc::ENOMEM) => {
+                    self.send_again = Some(now + Duration::from_millis(1));
+                }
+                Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => {
+                    return Err(Reason::BackendUnavailable);
+                }
+                // Something is wrong with one of them: find it by halves.
+                _ if count > 1 => most = count / 2,
+                code => {
+                    let reason = match code {
+                        Some(libc::ETOOMANYREFS) => Reason::DescriptorPressure,
+                        Some(libc::EPERM | libc::EACCES) => Reason::PermissionDenied,
+                        _ => Reason::ClientUnsupported,
+                    };
+                    self.take_back_first(reason, outcomes, now)?;
+                }
+            }
+        }
+        if self.full != self.watching {
+            let watched = events.watch_room(self.socket.as_fd(), SOCKET, self.full);
+            watched.map_err(|_| Reason::BackendUnavailable)?;
+            self.watching = self.full;
+        }
+        Ok(())
+    }
+
+    /// Takes back the offer that is first in the queue and cannot be sent.
+    fn take_back_first(
+        &mut self,
+        reason: Reason,
+        outcomes: &mut Outcomes,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        match self.offers.first_queued() {
+            Some(slot) => self.take_back(slot, reason, outcomes, now),
+            None => Ok(()),
+        }
+    }
+
+    /// Revokes an offer in flight and adds its verdict: fallback for this reason, or adopted after
+    /// all. An error is the end of the channel; the offer has its verdict then, too.
+    fn take_back(
+        &mut self,
+        slot: u32,
+        reason: Reason,
+        outcomes: &mut Outcomes,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        let Some(found) = self.offers.slot(slot) else {
+            return Err(Reason::IntegrityMismatch);
+        };
+        let (id, user_data, generation) = (found.id, found.user_data, found.generation);
+        let sent = found.state == State::Sent;
+        let revoked = claim::revoke(self.claims.slot(slot as usize), generation);
+        // A word that cannot be: perhaps it is adopted, so it must not be served here.
+        let (adopted, reason, result) = match revoked {
+            Ok(()) => (false, Some(reason), Ok(())),
+            Err(Lost::TooLate) => (true, None, Ok(())),
+            Err(Lost::Impossible) if sent => {
+                (true, Some(Reason::IntegrityMismatch), Err(Reason::IntegrityMismatch))
+            }
+            // Nobody but us has the descriptor.
+            Err(Lost::Impossible) => {
+                (false, Some(Reason::IntegrityMismatch), Err(Reason::IntegrityMismatch))
+            }
+        };
+        self.offers.settle(slot, adopted);
+        let verdict = Verdict { id, user_data, adopted, reason, may_have_reached: sent };
+        outcomes.add(verdict, now);
+        result
+    }
+
+    /// Takes back every offer whose deadline is past.
+    fn expire(&mut self, outcomes: &mut Outcomes, now: Instant) -> Result<(), Reason> {
+        if self.welcome.is_err_and(|deadline| deadline <= now) {
+            return Err(Reason::BackendUnavailable);
+        }
+        while let Some((slot, deadline)) = self.offers.earliest() {
+            if deadline > now {
+                break;
+            }
+            self.take_back(slot, Reason::AckTimeout, outcomes, now)?;
+        }
+        Ok(())
+    }
+
+    /// Takes back everything, at the end of the channel.
+    fn settle_all(&mut self, reason: Reason, outcomes: &mut Outcomes, now: Instant) {
+        while let Some((slot, _)) = self.offers.earliest() {
+            let before = outcomes.verdicts.len();
+            let _ = self.take_back(slot, reason, outcomes, now);
+            // Adopted by a backend that did not live to say so.
+            let added = outcomes.verdicts.get_mut(before);
+            if let Some(verdict) = added.filter(|verdict| verdict.adopted) {
+                verdict.reason = verdict.reason.or(Some(Reason::BackendDied));
+            }
+        }
+    }
+
+    /// Receives every frame that is there. An error is the end of the channel.
+    fn receive(
+        &mut self,
+        buffer: &mut [u8],
+        outcomes: &mut Outcomes,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        loop {
+            let received = match packets::receive_bare_packet(self.socket.as_fd(), buffer) {
+                Ok(received) if received.len == 0 => return Err(Reason::BackendUnavailable),
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(_) => return Err(Reason::BackendUnavailable),
+            };
+            // Descriptors that come here come from nobody who means well.
+            if received.payload_truncated || received.control_truncated {
+                return Err(Reason::IntegrityMismatch);
+            }
+            let frame = wire::decode(&buffer[..received.len], 0);
+            self.handle(frame.map_err(|_| Reason::IntegrityMismatch)?, outcomes, now)?;
+        }
+    }
+
+    fn handle(
+        &mut self,
+        frame: Frame<'_>,
+        outcomes: &mut Outcomes,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        let broken = Err(Reason::IntegrityMismatch);
+        match (frame, self.welcome) {
+            (Frame::Welcome(welcome), Err(_)) => {
+                self.welcome = Ok(welcome);
+                outcomes.statistics.connects += 1;
+                Ok(())
+            }
+            (Frame::Grants(grants), Ok(_)) => {
+                for grant in grants.grants() {
+                    if !self.offers.grant(grant.slot, grant.token) {
+                        return broken;
+                    }
+                }
+                Ok(())
+            }
+            (Frame::Verdicts(verdicts), Ok(_)) => {
+                for verdict in verdicts.verdicts() {
+                    self.settle(&verdict, outcomes, now)?;
+                }
+                Ok(())
+            }
+            (Frame::Drain, Ok(_)) => {
+                self.draining = true;
+                self.offers.forget_tokens();
+                Ok(())
+            }
+            _ => broken,
+        }
+    }
+
+    /// Takes the backend's word for what became of an offer, as far as the claim table bears it out.
+    fn settle(
+        &mut self,
+        verdict: &wire::Verdict,
+        outcomes: &mut Outcomes,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        let broken = Err(Reason::IntegrityMismatch);
+        let slot = verdict.slot;
+        let Some(found) = self.offers.slot(slot).filter(|s| s.generation == verdict.generation)
+        else {
+            return broken;
+        };
+        let claimed = verdict.reason == 0;
+        match found.state {
+            State::Settled { adopted } if adopted == claimed => {}
+            State::Sent if claimed => {
+                if !claim::is_adopted(self.claims.slot(slot as usize), verdict.generation) {
+                    return broken;
+                }
+                let (id, user_data) = (found.id, found.user_data);
+                self.offers.settle(slot, true);
+                let may_have_reached = true;
+                let verdict =
+                    Verdict { id, user_data, adopted: true, reason: None, may_have_reached };
+                outcomes.add(verdict, now);
+            }
+            State::Sent => {
+                // A reason that a later version added is still a rejection.
+                let reason = Reason::try_from(u32::from(verdict.reason));
+                let reason = reason.unwrap_or(Reason::Rejected);
+                self.take_back(slot, reason, outcomes, now)?;
+                if self
+                    .offers
+                    .slot(slot)
+                    .is_some_and(|s| s.state == State::Settled { adopted: true })
+                {
+                    // It says that it rejected what it has adopted.
+                    return broken;
+                }
+            }
+            _ => return broken,
+        }
+        self.offers.empty(slot);
+        match verdict.next {
+            Some(token) if !self.draining && !self.offers.grant(slot, token) => broken,
+            _ => Ok(()),
+        }
+    }
+}
+
+fn system(action: &'static str) -> impl Fn(io::Error) -> BrokerError {
+    move |source| BrokerError::System { action, source }
+}
+
+impl Drop for Broker {
+    /// Takes back what is in flight, so that a backend does not adopt what nobody lets go of. In a
+    /// child of fork(2) it closes the child's copies only.
+    fn drop(&mut self) {
+        if !self.closed {
+            let _ = self.close();
+        }
+    }
+}
