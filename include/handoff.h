@@ -40,6 +40,22 @@
 #define HANDOFF_LISTENER_OPTIONS_INIT                                          \
     { sizeof(handoff_listener_options), HANDOFF_LISTENER_MODE,                 \
       HANDOFF_LISTENER_BACKLOG, HANDOFF_STREAM }
+#define HANDOFF_BROKER_OPTIONS_INIT                                            \
+    { sizeof(handoff_broker_options), HANDOFF_BROKER_WINDOW,                   \
+      HANDOFF_BROKER_TIMEOUT_MS, HANDOFF_BROKER_QUEUE_BYTES,                   \
+      HANDOFF_FALLBACK_MAX_FAILURES, HANDOFF_FALLBACK_WINDOW_MS,               \
+      HANDOFF_BROKER_RECONNECT_MIN_MS, HANDOFF_BROKER_RECONNECT_MAX_MS }
+#define HANDOFF_OFFER_INIT                                                     \
+    { sizeof(handoff_offer), -1, 0, NULL, 0, NULL, 0, NULL, NULL, NULL, 0 }
+#define HANDOFF_BROKER_STATISTICS_INIT                                         \
+    { sizeof(handoff_broker_statistics), 0, 0, 0, 0, 0, 0, 0, { 0 } }
+#define HANDOFF_BACKEND_OPTIONS_INIT                                           \
+    { sizeof(handoff_backend_options), HANDOFF_LISTENER_MODE,                  \
+      HANDOFF_LISTENER_BACKLOG, NULL, HANDOFF_BACKEND_MAX_CHANNELS,            \
+      HANDOFF_BACKEND_CREDIT, HANDOFF_BACKEND_MAX_OFFER_BYTES,                 \
+      HANDOFF_BACKEND_MAX_HELD_BYTES, HANDOFF_KIND_STREAM }
+#define HANDOFF_BACKEND_STATISTICS_INIT                                        \
+    { sizeof(handoff_backend_statistics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 
 /**
@@ -228,15 +244,24 @@ typedef struct handoff_pending_options {
  */
 typedef struct handoff_verdict {
     /**
+     * The offer, as handoff_broker_offer() named it; 0 for handoff_attempt().
+     */
+    uint64_t id;
+    /**
+     * What came with the offer; NULL for handoff_attempt().
+     */
+    void *user_data;
+    /**
      * Whose the connection is now.
      */
     handoff_outcome outcome;
     /**
-     * Why it is a fallback; HANDOFF_REASON_NONE if it was adopted.
+     * Why it is a fallback. If it was adopted, HANDOFF_REASON_NONE, or what happened after.
      */
     handoff_reason reason;
     /**
-     * The error behind a fallback; HANDOFF_OK if the backend rejected the connection.
+     * The error behind a fallback of handoff_attempt(); HANDOFF_OK if the backend rejected the
+     * connection.
      */
     handoff_status cause;
     /**
@@ -559,6 +584,41 @@ typedef struct handoff_listener_options {
 #define HANDOFF_NOTHING 31
 
 /**
+ * The backend failed too often of late and is not tried for a while. Serve the client another way.
+ */
+#define HANDOFF_ERR_RATE_LIMITED 32
+
+/**
+ * There are more bytes than the backend, or the format, takes.
+ */
+#define HANDOFF_ERR_TOO_LARGE 33
+
+/**
+ * The handle is used in another process than the one that used it first. Make one after fork().
+ */
+#define HANDOFF_ERR_WRONG_PROCESS 34
+
+/**
+ * The handle is closed. Make a new one.
+ */
+#define HANDOFF_ERR_CLOSED 35
+
+/**
+ * The broker has taken the connection back. Forget the arrival; its descriptor is closed.
+ */
+#define HANDOFF_ERR_REVOKED 36
+
+/**
+ * The offer cannot be taken back any more. Its verdict has come, or will.
+ */
+#define HANDOFF_ERR_TOO_LATE 37
+
+/**
+ * The operating system refused what the handle needs; errno says what.
+ */
+#define HANDOFF_ERR_SYSTEM 38
+
+/**
  * The backend owns it. Close your copy; never shutdown(2) it, which would end the backend's too.
  */
 #define HANDOFF_ADOPTED 1
@@ -632,6 +692,16 @@ typedef struct handoff_listener_options {
  * This system cannot hand connections over.
  */
 #define HANDOFF_REASON_UNSUPPORTED_PLATFORM 12
+
+/**
+ * The broker's handle was closed.
+ */
+#define HANDOFF_REASON_BROKER_CLOSED 13
+
+/**
+ * With HANDOFF_ADOPTED: the backend had adopted the connection, but went away before it said so.
+ */
+#define HANDOFF_REASON_BACKEND_DIED 14
 
 /**
  * It did not fail, or in a way that is not for a fallback to hide.

@@ -172,6 +172,12 @@ pub struct Backend {
     dirty: Vec<usize>,
     draining: bool,
     serial: u64,
+    /// Bytes of all arrivals that are held.
+    held_bytes: usize,
+    /// Links whose broker has not said hello yet.
+    expected: usize,
+    /// A link's broker has gone; what is left of it is cleared away when nothing is held there.
+    orphans: bool,
     tokens: Tokens,
     statistics: BackendStatistics,
     buffer: Vec<u8>,
@@ -303,6 +309,9 @@ impl Backend {
             dirty: Vec::new(),
             draining: false,
             serial: 1,
+            held_bytes: 0,
+            expected: 0,
+            orphans: false,
             tokens: Tokens { bytes: Box::new([0; Tokens::ROOM]), used: Tokens::ROOM },
             statistics: BackendStatistics::default(),
             buffer: Vec::new(),
@@ -321,6 +330,7 @@ impl Backend {
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
         self.enter()?;
+        self.clear_orphans();
         for round in 0..=MAX_ROUNDS {
             let now = Instant::now();
             let Some(open) = &mut self.open else { break };
@@ -361,8 +371,7 @@ impl Backend {
 
     /// Takes the next arrival, to look at and then to adopt or reject. When there is no more, what
     /// was adopted and rejected so far is told to the brokers.
-    #[allow(clippy::should_implement_trait, reason = "what it gives borrows the handle")]
-    pub fn next(&mut self) -> Option<Arrival<'_>> {
+    pub fn next_arrival(&mut self) -> Option<Arrival<'_>> {
         let place = self.next_place()?;
         Some(self.view(place))
     }
@@ -433,7 +442,9 @@ impl Backend {
         let next = self.next_token();
         let link = self.links.get_mut(place.link)?;
         let channel = link.channel.as_mut()?;
+        let before = channel.held_bytes();
         let descriptor = channel.release(place.slot);
+        self.held_bytes -= before - channel.held_bytes();
         if link.socket.is_some() {
             channel.answer(place.slot, reason, next);
             self.mark_dirty(place.link);
@@ -545,6 +556,7 @@ impl Backend {
                 self.links.push(Link::default());
             }
             self.statistics.accepted += 1;
+            self.expected += 1;
             self.links[place].socket = Some(Socket {
                 descriptor,
                 credentials,
@@ -559,6 +571,9 @@ impl Backend {
 
     /// Closes connections whose broker has not said hello in time.
     fn expire_hellos(&mut self, now: Instant) -> Result<(), BackendError> {
+        if self.expected == 0 {
+            return Ok(());
+        }
         let mut next: Option<Instant> = None;
         for index in 0..self.links.len() {
             let link = &self.links[index];
@@ -664,6 +679,7 @@ impl Backend {
             send(socket, Kind::Grants, slots, &body).map_err(|_| Broken)?;
         }
         link.channel = Some(channel);
+        self.expected -= 1;
         self.mark_dirty(index);
         Ok(())
     }
@@ -684,7 +700,7 @@ impl Backend {
         self.statistics.arrived += 1;
         let slot = offer.slot as usize;
         channel.shrink(slot);
-        let full = self.held_bytes() + len > self.options.max_held_bytes;
+        let full = self.held_bytes.saturating_add(len) > self.options.max_held_bytes;
         let refusal = match &descriptor {
             None => Some(Reason::DescriptorPressure),
             Some(_) if full => Some(Reason::BackendBusy),
@@ -695,7 +711,9 @@ impl Backend {
                 let serial = self.serial;
                 self.serial += 1;
                 let channel = self.links[link].channel.as_mut().ok_or(Broken)?;
+                let before = channel.held_bytes();
                 channel.hold(offer, descriptor, serial);
+                self.held_bytes += channel.held_bytes() - before;
                 self.arrivals.push_back(Place { link, slot, serial });
             }
             (descriptor, reason) => {
@@ -709,11 +727,6 @@ impl Backend {
             }
         }
         Ok(())
-    }
-
-    fn held_bytes(&self) -> usize {
-        let channels = self.links.iter().filter_map(|link| link.channel.as_ref());
-        channels.map(Channel::held_bytes).sum()
     }
 
     fn mark_dirty(&mut self, link: usize) {
@@ -771,16 +784,34 @@ impl Backend {
         let link = &mut self.links[link];
         if let (Some(socket), Some(open)) = (link.socket.take(), &self.open) {
             open.events.remove(socket.descriptor.as_fd());
-        }
-        if link.channel.as_ref().is_some_and(|channel| channel.held() == 0) {
-            link.channel = None;
+            match link.channel {
+                Some(_) => self.orphans = true,
+                None => self.expected -= 1,
+            }
         }
     }
 
     /// Closes the connection to a broker and everything that it offered.
     fn drop_link(&mut self, link: usize) {
         self.close_socket(link);
-        self.links[link].channel = None;
+        if let Some(channel) = self.links[link].channel.take() {
+            self.held_bytes -= channel.held_bytes();
+        }
+    }
+
+    /// Forgets channels whose broker has gone and of which nothing is held. Not at once, because
+    /// the caller may still read what came with the last one.
+    fn clear_orphans(&mut self) {
+        if !self.orphans {
+            return;
+        }
+        self.orphans = false;
+        for link in self.links.iter_mut().filter(|link| link.socket.is_none()) {
+            match &link.channel {
+                Some(channel) if channel.held() > 0 => self.orphans = true,
+                _ => link.channel = None,
+            }
+        }
     }
 }
 

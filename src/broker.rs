@@ -313,7 +313,7 @@ impl Broker {
     }
 
     /// Offers a connection, at once unless more follow. Returns its id; the verdict comes from
-    /// [`next`](Broker::next). After an error nothing was sent and no verdict comes.
+    /// [`next_verdict`](Broker::next_verdict). After an error nothing was sent and no verdict comes.
     pub fn offer(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
         let now = Instant::now();
         let result = self.queue(offer, now);
@@ -453,7 +453,7 @@ impl Broker {
     }
 
     /// Takes the next verdict, if there is one.
-    pub fn next(&mut self) -> Option<Verdict> {
+    pub fn next_verdict(&mut self) -> Option<Verdict> {
         self.outcomes.verdicts.pop_front()
     }
 
@@ -484,7 +484,7 @@ impl Broker {
     }
 
     /// Offers a connection and waits for its verdict, and before that for a channel and for room,
-    /// for the offer's timeout in all. Verdicts of other offers stay for [`next`](Broker::next).
+    /// for the offer's timeout in all. Verdicts of other offers stay for [`next_verdict`](Broker::next_verdict).
     pub fn offer_and_wait(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
         let start = Instant::now();
         let timeout = offer.timeout.unwrap_or(self.options.timeout);
@@ -523,7 +523,7 @@ impl Broker {
     }
 
     /// Gives up everything that is in flight and closes the channel. The verdicts are to be taken
-    /// with [`next`](Broker::next); nothing can be offered any more.
+    /// with [`next_verdict`](Broker::next_verdict); nothing can be offered any more.
     pub fn close(&mut self) -> Result<(), BrokerError> {
         let now = Instant::now();
         if self.open.is_some() {

@@ -4,6 +4,8 @@
 use std::io;
 
 use crate::ack::AckError;
+use crate::backend::BackendError;
+use crate::broker::BrokerError;
 use crate::listener::ListenerError;
 use crate::peer::PeerError;
 use crate::token::TokenError;
@@ -27,6 +29,12 @@ pub enum Error {
     /// A handoff socket was not made.
     #[error(transparent)]
     Listener(#[from] ListenerError),
+    /// A broker did nothing.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// A backend did nothing.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
 }
 
 /// The kinds of error, one for each thing that a caller can do about it.
@@ -63,12 +71,19 @@ pub enum ErrorKind {
     NotASocket = 28,
     ListenFailed = 29,
     Internal = 30,
+    RateLimited = 32,
+    TooLarge = 33,
+    WrongProcess = 34,
+    Closed = 35,
+    Revoked = 36,
+    TooLate = 37,
+    System = 38,
 }
 
 impl ErrorKind {
     /// Whether a broker may hide this behind a fallback. A misuse of the library is not hidden.
     pub fn is_fallback_safe(self) -> bool {
-        !matches!(self, ErrorKind::InvalidArgument | ErrorKind::Internal)
+        self.attempt_failure().is_some()
     }
 
     /// Whether the descriptor may have reached the backend when a broker's attempt ends so.
@@ -114,15 +129,28 @@ impl Error {
                 PeerError::InvalidDescriptor { .. } => ErrorKind::InvalidArgument,
                 PeerError::NotAllowed { .. } => ErrorKind::PeerNotAllowed,
             },
-            Error::Listener(error) => match error {
-                ListenerError::Address(error) => transport_kind(error),
-                ListenerError::InvalidMode { .. } => ErrorKind::InvalidArgument,
-                ListenerError::PermissionDenied { .. } => ErrorKind::PermissionDenied,
-                ListenerError::InUse { .. } => ErrorKind::AddressInUse,
-                ListenerError::NotASocket { .. } => ErrorKind::NotASocket,
-                ListenerError::Busy { .. } => ErrorKind::WouldBlock,
-                ListenerError::DescriptorPressure { .. } => ErrorKind::DescriptorPressure,
-                ListenerError::Failed { .. } => ErrorKind::ListenFailed,
+            Error::Listener(error) => listener_kind(error),
+            Error::Broker(error) => match error {
+                BrokerError::Address(error) => transport_kind(error),
+                BrokerError::WrongProcess => ErrorKind::WrongProcess,
+                BrokerError::Closed { .. } => ErrorKind::Closed,
+                BrokerError::NotASocket { .. } => ErrorKind::InvalidArgument,
+                BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
+                BrokerError::Unavailable { .. } => ErrorKind::BackendUnavailable,
+                BrokerError::RateLimited { .. } => ErrorKind::RateLimited,
+                BrokerError::Full { .. } => ErrorKind::Full,
+                BrokerError::TooLate { .. } => ErrorKind::TooLate,
+                BrokerError::System { source, .. } => system_kind(source),
+            },
+            Error::Backend(error) => match error {
+                BackendError::Listener(error) => listener_kind(error),
+                BackendError::NotAListener { .. } | BackendError::Unknown { .. } => {
+                    ErrorKind::InvalidArgument
+                }
+                BackendError::WrongProcess => ErrorKind::WrongProcess,
+                BackendError::Revoked { .. } => ErrorKind::Revoked,
+                BackendError::Timeout => ErrorKind::WouldBlock,
+                BackendError::System { source, .. } => system_kind(source),
             },
         }
     }
@@ -133,16 +161,20 @@ impl Error {
             Error::Token(TokenError::Random(source)) => source,
             Error::Transport(error)
             | Error::Ack(AckError::Transport(error))
-            | Error::Listener(ListenerError::Address(error)) => transport_source(error)?,
+            | Error::Broker(BrokerError::Address(error)) => transport_source(error)?,
             Error::Peer(
                 PeerError::Unknown { source, .. } | PeerError::InvalidDescriptor { source, .. },
-            )
-            | Error::Listener(
-                ListenerError::PermissionDenied { source, .. }
-                | ListenerError::DescriptorPressure { source, .. }
-                | ListenerError::Failed { source, .. },
             ) => source,
-            Error::Token(_) | Error::Ack(_) | Error::Peer(_) | Error::Listener(_) => return None,
+            Error::Listener(error) | Error::Backend(BackendError::Listener(error)) => {
+                listener_source(error)?
+            }
+            Error::Broker(
+                BrokerError::NotASocket { source, .. }
+                | BrokerError::Unavailable { source, .. }
+                | BrokerError::System { source, .. },
+            )
+            | Error::Backend(BackendError::System { source, .. }) => source,
+            _ => return None,
         };
         source.raw_os_error()
     }
@@ -157,6 +189,36 @@ fn transport_source(error: &TransportError) -> Option<&io::Error> {
         | TransportError::SendFailed { source, .. }
         | TransportError::ReceiveFailed { source, .. } => Some(source),
         _ => None,
+    }
+}
+
+fn listener_kind(error: &ListenerError) -> ErrorKind {
+    match error {
+        ListenerError::Address(error) => transport_kind(error),
+        ListenerError::InvalidMode { .. } => ErrorKind::InvalidArgument,
+        ListenerError::PermissionDenied { .. } => ErrorKind::PermissionDenied,
+        ListenerError::InUse { .. } => ErrorKind::AddressInUse,
+        ListenerError::NotASocket { .. } => ErrorKind::NotASocket,
+        ListenerError::Busy { .. } => ErrorKind::WouldBlock,
+        ListenerError::DescriptorPressure { .. } => ErrorKind::DescriptorPressure,
+        ListenerError::Failed { .. } => ErrorKind::ListenFailed,
+    }
+}
+
+fn listener_source(error: &ListenerError) -> Option<&io::Error> {
+    match error {
+        ListenerError::Address(error) => transport_source(error),
+        ListenerError::PermissionDenied { source, .. }
+        | ListenerError::DescriptorPressure { source, .. }
+        | ListenerError::Failed { source, .. } => Some(source),
+        _ => None,
+    }
+}
+
+fn system_kind(source: &io::Error) -> ErrorKind {
+    match source.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => ErrorKind::DescriptorPressure,
+        _ => ErrorKind::System,
     }
 }
 

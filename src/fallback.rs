@@ -108,7 +108,14 @@ impl ErrorKind {
     /// is not for a fallback to hide.
     pub fn attempt_failure(self) -> Option<AttemptFailure> {
         Some(match self {
-            ErrorKind::InvalidArgument | ErrorKind::Internal => return None,
+            ErrorKind::InvalidArgument
+            | ErrorKind::Internal
+            | ErrorKind::WrongProcess
+            | ErrorKind::Closed => return None,
+            // No failures of an attempt, but nobody need be told either.
+            ErrorKind::RateLimited | ErrorKind::System => AttemptFailure::BackendUnavailable,
+            ErrorKind::Revoked | ErrorKind::TooLate => AttemptFailure::AckTimeout,
+            ErrorKind::TooLarge => AttemptFailure::BackendBusy,
             ErrorKind::Unsupported => AttemptFailure::UnsupportedPlatform,
             ErrorKind::PermissionDenied | ErrorKind::PeerUnknown | ErrorKind::PeerNotAllowed => {
                 AttemptFailure::PermissionDenied

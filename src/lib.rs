@@ -16,6 +16,8 @@
 //! | [`ack`] | acknowledgements and their deadlines |
 //! | [`attempt`] | one attempt from sending to verdict |
 //! | [`fallback`] | reasons, decisions, and the window of failures |
+//! | [`broker`] | the broker's end of a channel: what nearly all brokers want |
+//! | [`backend`] | the backend's end of its channels |
 //! | [`peer`] | who is at the other end, and whether they may be |
 //! | [`listener`] | the handoff socket that a backend listens on |
 //! | [`error`] | what all errors have in common |

@@ -131,10 +131,6 @@ pub(crate) struct Entries<'a> {
 }
 
 impl<'a> Entries<'a> {
-    pub(crate) fn len(&self) -> usize {
-        self.count
-    }
-
     pub(crate) fn grants(self) -> impl Iterator<Item = Grant> + 'a {
         entries(self, Grant::take)
     }

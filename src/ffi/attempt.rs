@@ -1,6 +1,7 @@
 //! One attempt over the raw layer, from sending to verdict.
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_void};
+use std::ptr;
 
 use super::fallback::{HANDOFF_REASON_NONE, handoff_reason};
 use super::status::{HANDOFF_OK, handoff_status};
@@ -21,11 +22,16 @@ pub const HANDOFF_FALLBACK: handoff_outcome = 2;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_verdict {
+    /// The offer, as handoff_broker_offer() named it; 0 for handoff_attempt().
+    pub id: u64,
+    /// What came with the offer; NULL for handoff_attempt().
+    pub user_data: *mut c_void,
     /// Whose the connection is now.
     pub outcome: handoff_outcome,
-    /// Why it is a fallback; HANDOFF_REASON_NONE if it was adopted.
+    /// Why it is a fallback. If it was adopted, HANDOFF_REASON_NONE, or what happened after.
     pub reason: handoff_reason,
-    /// The error behind a fallback; HANDOFF_OK if the backend rejected the connection.
+    /// The error behind a fallback of handoff_attempt(); HANDOFF_OK if the backend rejected the
+    /// connection.
     pub cause: handoff_status,
     /// The descriptor may have reached the backend. A backend that serves only what it has
     /// acknowledged, as handoff_ack_accept() asks, does not serve it.
@@ -94,12 +100,16 @@ pub extern "C" fn handoff_attempt_path(
 fn finish(result: Result<Verdict, Error>, out: Out<handoff_verdict>) -> Result<(), Failure> {
     out.set(match result? {
         Verdict::Adopted => handoff_verdict {
+            id: 0,
+            user_data: ptr::null_mut(),
             outcome: HANDOFF_ADOPTED,
             reason: HANDOFF_REASON_NONE,
             cause: HANDOFF_OK,
             may_have_reached_backend: true,
         },
         Verdict::Fallback { reason, cause, may_have_reached } => handoff_verdict {
+            id: 0,
+            user_data: ptr::null_mut(),
             outcome: HANDOFF_FALLBACK,
             reason: reason as handoff_reason,
             cause: cause.as_ref().map_or(HANDOFF_OK, report_error),

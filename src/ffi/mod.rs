@@ -7,6 +7,8 @@
 
 mod ack;
 mod attempt;
+mod backend;
+mod broker;
 mod clock;
 mod fallback;
 mod listener;
@@ -187,6 +189,16 @@ fn reference<'a, T>(pointer: *const T, name: &'static str) -> Result<&'a T, Fail
     Ok(unsafe { &*pointer })
 }
 
+/// A handle that only this call uses.
+fn exclusive<'a, T>(handle: *mut T, name: &'static str) -> Result<&'a mut T, Failure> {
+    if handle.is_null() || !handle.is_aligned() {
+        return Err(Failure::Argument(name));
+    }
+    // SAFETY: not NULL and aligned; the caller of the C function vouches for a handle that no other
+    // thread uses during the call.
+    Ok(unsafe { &mut *handle })
+}
+
 /// An array that C passes as pointer and length; NULL is allowed for an empty one.
 fn slice<'a, T>(pointer: *const T, len: usize, name: &'static str) -> Result<&'a [T], Failure> {
     if len == 0 {
@@ -257,6 +269,24 @@ fn options<T: Growing>(pointer: *const T, defaults: T, name: &'static str) -> Re
         to.copy_from_nonoverlapping(pointer.cast(), size.min(size_of::<T>()));
     }
     Ok(options)
+}
+
+/// Writes the part of a growing struct that the caller knows.
+fn fill<T: Growing>(pointer: *mut T, mut value: T, name: &'static str) -> Result<(), Failure> {
+    // Reading it first checks the pointer and its size.
+    if pointer.is_null() {
+        return Err(Failure::Argument(name));
+    }
+    options(pointer, value, name)?;
+    // SAFETY: checked; the struct begins with its size, which stays as the caller has set it, and
+    // the caller has so many bytes there.
+    unsafe {
+        let size = pointer.cast::<usize>().read();
+        (&raw mut value).cast::<usize>().write(size);
+        let from = (&raw const value).cast::<u8>();
+        pointer.cast::<u8>().copy_from_nonoverlapping(from, size.min(size_of::<T>()));
+    }
+    Ok(())
 }
 
 /// Unmakes a handle that `Box::into_raw` made; NULL is allowed.

@@ -1,0 +1,309 @@
+//! Both ends of a channel through the Rust API, over real sockets, in one process.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use handoff::backend::{Backend, BackendError, BackendOptions};
+use handoff::broker::{Broker, BrokerError, BrokerOptions, Offer, Verdict};
+use handoff::fallback::Reason;
+use tempfile::TempDir;
+
+/// A directory, a backend and a broker whose channel is up.
+struct Pair {
+    _directory: TempDir,
+    path: PathBuf,
+    backend: Backend,
+    broker: Broker,
+}
+
+fn pair(broker: BrokerOptions, backend: BackendOptions) -> Pair {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("handoff.sock");
+    let backend = Backend::listen(&path, backend).unwrap();
+    let broker = Broker::new(&path, broker).unwrap();
+    let mut pair = Pair { _directory: directory, path, backend, broker };
+    pair.until(|pair| pair.broker.statistics().connects == 1);
+    pair
+}
+
+impl Pair {
+    /// Dispatches both ends until something is so.
+    fn until(&mut self, done: impl Fn(&mut Pair) -> bool) {
+        let start = Instant::now();
+        loop {
+            self.broker.dispatch().unwrap();
+            self.backend.dispatch().unwrap();
+            if done(self) {
+                return;
+            }
+            assert!(start.elapsed() < Duration::from_secs(10), "it never came to that");
+            std::thread::yield_now();
+        }
+    }
+
+    fn verdict(&mut self) -> Verdict {
+        let start = Instant::now();
+        loop {
+            self.broker.dispatch().unwrap();
+            if let Some(verdict) = self.broker.next_verdict() {
+                return verdict;
+            }
+            self.backend.dispatch().unwrap();
+            assert!(start.elapsed() < Duration::from_secs(10), "no verdict");
+        }
+    }
+
+    fn arrival(&mut self) -> u64 {
+        let start = Instant::now();
+        loop {
+            self.backend.dispatch().unwrap();
+            if let Some(arrival) = self.backend.next_arrival() {
+                return arrival.id;
+            }
+            self.broker.dispatch().unwrap();
+            assert!(start.elapsed() < Duration::from_secs(10), "no arrival");
+        }
+    }
+}
+
+fn client() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (client, listener.accept().unwrap().0)
+}
+
+fn offer(connection: &TcpStream, user_data: usize) -> Offer<'_> {
+    Offer {
+        descriptor: connection.as_fd(),
+        preread: b"GET / HTTP/1.1\r\n",
+        metadata: b"anything",
+        service: b"web",
+        correlation: b"request-1",
+        user_data,
+        timeout: None,
+        more: false,
+    }
+}
+
+#[test]
+fn adopted_connection_is_answered_by_the_backend_on_the_clients_own_socket() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (mut client, accepted) = client();
+    let id = pair.broker.offer(&offer(&accepted, 7)).unwrap();
+    let arrival = pair.arrival();
+    let adopted = pair.backend.adopt(arrival).unwrap();
+    let verdict = pair.verdict();
+    assert_eq!((verdict.id, verdict.user_data), (id, 7));
+    assert!(verdict.adopted && verdict.reason.is_none());
+    drop(accepted);
+    TcpStream::from(adopted).write_all(b"hello").unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "hello");
+}
+
+#[test]
+fn arrival_brings_everything_that_the_broker_said() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (_client, accepted) = client();
+    pair.broker.offer(&offer(&accepted, 0)).unwrap();
+    pair.until(|pair| pair.backend.statistics().held == 1);
+    let arrival = pair.backend.next_arrival().unwrap();
+    assert_eq!(arrival.preread, b"GET / HTTP/1.1\r\n");
+    assert_eq!(arrival.metadata, b"anything");
+    assert_eq!((arrival.service, arrival.correlation), (&b"web"[..], &b"request-1"[..]));
+    assert_eq!(arrival.broker.process, std::process::id() as i32);
+}
+
+#[test]
+fn rejected_connection_stays_the_brokers_with_the_backends_reason() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (mut client, mut accepted) = client();
+    pair.broker.offer(&offer(&accepted, 7)).unwrap();
+    let arrival = pair.arrival();
+    pair.backend.reject(arrival, Reason::PolicyDisabled).unwrap();
+    let verdict = pair.verdict();
+    assert!(!verdict.adopted);
+    assert_eq!(verdict.reason, Some(Reason::PolicyDisabled));
+    accepted.write_all(b"ours").unwrap();
+    drop(accepted);
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "ours");
+}
+
+#[test]
+fn arrival_that_was_revoked_at_the_deadline_cannot_be_adopted() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (_client, accepted) = client();
+    let timeout = Some(Duration::from_millis(20));
+    pair.broker.offer(&Offer { timeout, ..offer(&accepted, 7) }).unwrap();
+    let arrival = pair.arrival();
+    let verdict = pair.verdict();
+    assert_eq!((verdict.adopted, verdict.reason), (false, Some(Reason::AckTimeout)));
+    assert!(matches!(pair.backend.adopt(arrival), Err(BackendError::Revoked { .. })));
+    // The slot goes round: the next offer goes through.
+    pair.until(|pair| pair.backend.statistics().held == 0);
+    pair.broker.offer(&offer(&accepted, 8)).unwrap();
+    let arrival = pair.arrival();
+    pair.backend.adopt(arrival).unwrap();
+    assert!(pair.verdict().adopted);
+}
+
+#[test]
+fn offers_beyond_the_window_are_refused_and_go_through_when_there_is_room() {
+    let window = 4;
+    let mut pair = pair(BrokerOptions { window, ..Default::default() }, BackendOptions::default());
+    let (_client, accepted) = client();
+    for round in 0..100 {
+        for user_data in 0..window {
+            pair.broker.offer(&offer(&accepted, user_data)).unwrap();
+        }
+        let refused = pair.broker.offer(&offer(&accepted, 99));
+        assert!(matches!(refused, Err(BrokerError::Full { .. })), "round {round}");
+        for _ in 0..window {
+            let arrival = pair.arrival();
+            pair.backend.adopt(arrival).unwrap();
+        }
+        let mut seen: Vec<_> = (0..window).map(|_| pair.verdict().user_data).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..window).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn cancelled_offer_has_no_verdict_and_cannot_be_adopted() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (_client, accepted) = client();
+    let id = pair.broker.offer(&offer(&accepted, 7)).unwrap();
+    let arrival = pair.arrival();
+    pair.broker.cancel(id).unwrap();
+    assert!(matches!(pair.broker.cancel(id), Err(BrokerError::TooLate { .. })));
+    assert!(matches!(pair.backend.adopt(arrival), Err(BackendError::Revoked { .. })));
+    pair.until(|pair| pair.broker.statistics().in_flight == 0);
+    assert_eq!(pair.broker.next_verdict(), None);
+}
+
+#[test]
+fn what_is_in_flight_when_the_backend_goes_is_a_fallback_or_was_adopted() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (_client, accepted) = client();
+    for user_data in 0..3 {
+        pair.broker.offer(&offer(&accepted, user_data)).unwrap();
+    }
+    pair.until(|pair| pair.backend.statistics().held == 3);
+    let first = pair.backend.next_arrival().unwrap().id;
+    let _adopted = pair.backend.adopt(first).unwrap();
+    let path = pair.path.clone();
+    let Pair { backend, mut broker, _directory, .. } = pair;
+    // Gone without a word: the verdict is not sent, because the batch is not through.
+    drop(backend);
+    let mut verdicts = Vec::new();
+    while verdicts.len() < 3 {
+        broker.dispatch().unwrap();
+        verdicts.extend(std::iter::from_fn(|| broker.next_verdict()));
+    }
+    verdicts.sort_by_key(|verdict| verdict.user_data);
+    let outcomes: Vec<_> = verdicts.iter().map(|v| (v.adopted, v.reason)).collect();
+    let gone = (false, Some(Reason::BackendUnavailable));
+    assert_eq!(outcomes, [(true, Some(Reason::BackendDied)), gone, gone]);
+    assert!(matches!(broker.offer(&offer(&accepted, 4)), Err(BrokerError::Unavailable { .. })));
+    // A successor is found without being told.
+    let backend = Backend::listen(&path, BackendOptions::default()).unwrap();
+    let mut pair = Pair { _directory, path, backend, broker };
+    pair.until(|pair| pair.broker.statistics().connects == 2);
+}
+
+#[test]
+fn what_had_arrived_can_be_adopted_when_the_broker_is_gone() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("handoff.sock");
+    let mut backend = Backend::listen(&path, BackendOptions::default()).unwrap();
+    let (mut client, accepted) = client();
+    // A broker that is killed revokes nothing: only its descriptors go.
+    let child = unsafe_fork::fork(|| {
+        let mut broker = Broker::new(&path, BrokerOptions::default()).unwrap();
+        while broker.offer(&offer(&accepted, 0)).is_err() {
+            broker.dispatch().unwrap();
+        }
+        loop {
+            std::thread::park();
+        }
+    });
+    drop(accepted);
+    let start = Instant::now();
+    while backend.statistics().held == 0 {
+        backend.dispatch().unwrap();
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+    child.kill();
+    let (adopted, arrival) = backend.accept(Some(Duration::from_secs(5))).unwrap();
+    assert_eq!(arrival.service, b"web");
+    TcpStream::from(adopted).write_all(b"hello").unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "hello");
+}
+
+#[test]
+fn closing_tells_what_became_of_everything() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (_client, accepted) = client();
+    for user_data in 0..2 {
+        pair.broker.offer(&offer(&accepted, user_data)).unwrap();
+    }
+    let arrival = pair.arrival();
+    let _adopted = pair.backend.adopt(arrival).unwrap();
+    pair.broker.close().unwrap();
+    let mut verdicts: Vec<_> = std::iter::from_fn(|| pair.broker.next_verdict()).collect();
+    verdicts.sort_by_key(|verdict| verdict.user_data);
+    assert!(verdicts[0].adopted);
+    assert_eq!((verdicts[1].adopted, verdicts[1].reason), (false, Some(Reason::BrokerClosed)));
+    assert_eq!(verdicts.len(), 2);
+    assert!(matches!(pair.broker.offer(&offer(&accepted, 3)), Err(BrokerError::Closed { .. })));
+}
+
+#[test]
+fn draining_backend_finishes_what_arrived_and_gets_no_more() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (_client, accepted) = client();
+    pair.broker.offer(&offer(&accepted, 1)).unwrap();
+    let arrival = pair.arrival();
+    pair.backend.drain().unwrap();
+    pair.backend.adopt(arrival).unwrap();
+    assert!(pair.verdict().adopted);
+    let refused = pair.broker.offer(&offer(&accepted, 2));
+    assert!(matches!(refused, Err(BrokerError::Unavailable { .. })), "{refused:?}");
+    let path = pair.path.clone();
+    let _successor = Backend::listen(&path, BackendOptions::default()).unwrap();
+}
+
+/// fork(2) for a test that needs a process to kill.
+mod unsafe_fork {
+    pub struct Child(libc::pid_t);
+
+    pub fn fork(child: impl FnOnce()) -> Child {
+        // SAFETY: the child only runs `child` and does not return into the test.
+        match unsafe { libc::fork() } {
+            0 => {
+                child();
+                // SAFETY: ends the child at once.
+                unsafe { libc::_exit(0) }
+            }
+            pid => Child(pid),
+        }
+    }
+
+    impl Child {
+        pub fn kill(self) {
+            // SAFETY: the child is ours and not waited for yet.
+            unsafe {
+                libc::kill(self.0, libc::SIGKILL);
+                libc::waitpid(self.0, std::ptr::null_mut(), 0);
+            }
+        }
+    }
+}
