@@ -5,8 +5,19 @@ use std::path::PathBuf;
 use std::{env, fs};
 
 /// In the order in which the header presents them.
-const SOURCES: [&str; 9] =
-    ["status", "clock", "token", "transport", "ack", "attempt", "fallback", "peer", "listener"];
+const SOURCES: [&str; 11] = [
+    "status",
+    "clock",
+    "token",
+    "transport",
+    "ack",
+    "attempt",
+    "fallback",
+    "peer",
+    "listener",
+    "broker",
+    "backend",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=src/ffi");
@@ -21,6 +32,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for source in SOURCES {
         builder = builder.with_src(format!("src/ffi/{source}.rs"));
     }
+    // mod.rs has no public items.
+    if fs::read_dir("src/ffi")?.filter_map(Result::ok).filter(is_rust).count() != SOURCES.len() + 1
+    {
+        return Err("src/ffi has a file that the header does not know of".into());
+    }
     let mut header = Vec::new();
     builder.generate()?.write(&mut header);
 
@@ -29,6 +45,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         fs::write(path, &header)?;
     }
     Ok(())
+}
+
+fn is_rust(entry: &fs::DirEntry) -> bool {
+    entry.path().extension().is_some_and(|extension| extension == "rs")
 }
 
 /// The version of Cargo.toml as macros, for `#if`.

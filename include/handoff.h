@@ -114,6 +114,84 @@
 #define HANDOFF_LISTENER_BACKLOG 4096
 
 /**
+ * Default of handoff_broker_options.window.
+ */
+#define HANDOFF_BROKER_WINDOW 256
+
+/**
+ * Default of handoff_broker_options.timeout_ms.
+ */
+#define HANDOFF_BROKER_TIMEOUT_MS 5000
+
+/**
+ * Default of handoff_broker_options.queue_bytes.
+ */
+#define HANDOFF_BROKER_QUEUE_BYTES 1048576
+
+/**
+ * Default of handoff_broker_options.reconnect_min_ms.
+ */
+#define HANDOFF_BROKER_RECONNECT_MIN_MS 10
+
+/**
+ * Default of handoff_broker_options.reconnect_max_ms.
+ */
+#define HANDOFF_BROKER_RECONNECT_MAX_MS 1000
+
+/**
+ * Default of handoff_backend_options.max_channels.
+ */
+#define HANDOFF_BACKEND_MAX_CHANNELS 64
+
+/**
+ * Default of handoff_backend_options.credit.
+ */
+#define HANDOFF_BACKEND_CREDIT 256
+
+/**
+ * Default of handoff_backend_options.max_offer_bytes.
+ */
+#define HANDOFF_BACKEND_MAX_OFFER_BYTES 65536
+
+/**
+ * Default of handoff_backend_options.max_held_bytes.
+ */
+#define HANDOFF_BACKEND_MAX_HELD_BYTES 67108864
+
+/**
+ * Connected stream sockets, such as TCP: what a backend takes unless it says otherwise.
+ */
+#define HANDOFF_KIND_STREAM 1
+
+/**
+ * Connected sockets of sequenced packets.
+ */
+#define HANDOFF_KIND_SEQPACKET 2
+
+/**
+ * Connected datagram sockets.
+ */
+#define HANDOFF_KIND_DATAGRAM 4
+
+/**
+ * With one of the others: sockets without a peer as well, such as listening ones.
+ */
+#define HANDOFF_KIND_UNCONNECTED 8
+
+/**
+ * The backend's end of the channels of one handoff socket. One thread at a time may use it;
+ * different ones are independent. It belongs to the process that uses it first after listening.
+ */
+typedef struct handoff_backend handoff_backend;
+
+/**
+ * The broker's end of a channel to one backend. One thread at a time may use it; different ones
+ * are independent. It belongs to the process that uses it first: make it before fork() and use it
+ * in one child, or make one in each.
+ */
+typedef struct handoff_broker handoff_broker;
+
+/**
  * The recent failures of each backend, and the decision that follows.
  *
  * Any number of threads may use one at once. After fork() in a program with several threads, the
@@ -413,6 +491,279 @@ typedef struct handoff_listener_options {
      */
     handoff_socket_kind kind;
 } handoff_listener_options;
+
+/**
+ * The limits of a broker. Begin with HANDOFF_BROKER_OPTIONS_INIT and change what you want. A value
+ * outside its range is taken to the nearest end of it.
+ */
+typedef struct handoff_broker_options {
+    /**
+     * sizeof(handoff_broker_options), set by the INIT macro.
+     */
+    size_t size;
+    /**
+     * Offers in flight at once: 1 to 4096. The backend may allow fewer.
+     */
+    size_t window;
+    /**
+     * How long an offer may wait for its verdict, in milliseconds, unless it says otherwise: 1 at
+     * least.
+     */
+    uint64_t timeout_ms;
+    /**
+     * Bytes of offers that may wait for room in the socket: 131072 at least.
+     */
+    size_t queue_bytes;
+    /**
+     * Failures within the window after which offers are refused: 1 to 4096.
+     */
+    size_t max_failures;
+    /**
+     * How long a failure counts, in milliseconds: 1 at least.
+     */
+    uint64_t failure_window_ms;
+    /**
+     * The shortest pause before connecting again, in milliseconds: 1 at least. It doubles with
+     * each attempt that fails.
+     */
+    uint64_t reconnect_min_ms;
+    /**
+     * The longest.
+     */
+    uint64_t reconnect_max_ms;
+} handoff_broker_options;
+
+/**
+ * A connection to hand over. Begin with HANDOFF_OFFER_INIT and set at least `fd`.
+ */
+typedef struct handoff_offer {
+    /**
+     * sizeof(handoff_offer), set by the INIT macro.
+     */
+    size_t size;
+    /**
+     * The client's connection, a socket. It stays yours: keep it open, and out of your event loop
+     * (EPOLL_CTL_DEL), until the verdict.
+     */
+    int fd;
+    /**
+     * Not 0: more offers follow at once, so sending is left to the last of them or to
+     * handoff_broker_flush().
+     */
+    uint32_t more;
+    /**
+     * Bytes already read from the client, which the backend reads first; copied. May be NULL if
+     * there are none.
+     */
+    const uint8_t *preread;
+    /**
+     * How many there are.
+     */
+    size_t preread_len;
+    /**
+     * Anything for the backend; copied. May be NULL if there is none.
+     */
+    const uint8_t *metadata;
+    /**
+     * How many bytes it has.
+     */
+    size_t metadata_len;
+    /**
+     * The service that is meant, 255 bytes at most; copied. May be NULL.
+     */
+    const char *service;
+    /**
+     * What the connection is called in logs, 255 bytes at most; copied. May be NULL.
+     */
+    const char *correlation;
+    /**
+     * Comes back with the verdict; not looked at.
+     */
+    void *user_data;
+    /**
+     * How long it may wait for its verdict, in milliseconds; 0 for the broker's timeout.
+     */
+    uint64_t timeout_ms;
+} handoff_offer;
+
+/**
+ * What a broker has done. Set `size` with HANDOFF_BROKER_STATISTICS_INIT before asking.
+ */
+typedef struct handoff_broker_statistics {
+    /**
+     * sizeof(handoff_broker_statistics), set by the INIT macro.
+     */
+    size_t size;
+    /**
+     * Offers that were taken.
+     */
+    uint64_t offered;
+    /**
+     * Offers that were refused at once.
+     */
+    uint64_t refused;
+    /**
+     * Offers that the backend adopted.
+     */
+    uint64_t adopted;
+    /**
+     * Offers that handoff_broker_cancel() took back.
+     */
+    uint64_t cancelled;
+    /**
+     * Channels that were set up, the first included.
+     */
+    uint64_t connects;
+    /**
+     * Offers without a verdict yet.
+     */
+    uint64_t in_flight;
+    /**
+     * Bytes that wait for room in the socket.
+     */
+    uint64_t queued_bytes;
+    /**
+     * Fallbacks, by HANDOFF_REASON_*.
+     */
+    uint64_t fallback[32];
+} handoff_broker_statistics;
+
+/**
+ * The limits of a backend. Begin with HANDOFF_BACKEND_OPTIONS_INIT and change what you want. A
+ * value outside its range is taken to the nearest end of it.
+ */
+typedef struct handoff_backend_options {
+    /**
+     * sizeof(handoff_backend_options), set by the INIT macro.
+     */
+    size_t size;
+    /**
+     * Permission bits of the socket's file, see handoff_listener_options.
+     */
+    uint32_t mode;
+    /**
+     * Brokers that may wait to be accepted, see handoff_listener_options.
+     */
+    int32_t backlog;
+    /**
+     * Who may connect, or NULL for the default; copied.
+     */
+    const struct handoff_peer_policy *policy;
+    /**
+     * Channels at once: 1 to 65535.
+     */
+    size_t max_channels;
+    /**
+     * Tokens that each channel has to spend, so offers that it may have in flight: 1 to 4096.
+     */
+    size_t credit;
+    /**
+     * Bytes of preread, metadata and names in one offer: 130944 at most.
+     */
+    size_t max_offer_bytes;
+    /**
+     * Bytes of arrivals that are held at once; what comes beyond is rejected.
+     */
+    size_t max_held_bytes;
+    /**
+     * Which sockets to take: HANDOFF_KIND_*, added up.
+     */
+    uint32_t kinds;
+} handoff_backend_options;
+
+/**
+ * An offer as the backend sees it: its token is verified, and it is adopted only if `fd` says so.
+ * The bytes are the library's. They can be read until the arrival is rejected or, once it is
+ * adopted, until the next handoff_backend_dispatch() or handoff_backend_accept().
+ */
+typedef struct handoff_arrival {
+    /**
+     * What handoff_backend_adopt() and handoff_backend_reject() know it by.
+     */
+    uint64_t id;
+    /**
+     * The connection, which is this process's to serve and to close(2); -1 if it is not adopted.
+     */
+    int fd;
+    /**
+     * The broker, as it was when it connected.
+     */
+    struct handoff_peer broker;
+    /**
+     * Bytes that the broker has read from the client: they come before all that is read from it.
+     */
+    const uint8_t *preread;
+    /**
+     * How many there are.
+     */
+    size_t preread_len;
+    /**
+     * Anything that the broker wanted to say.
+     */
+    const uint8_t *metadata;
+    /**
+     * How many bytes that is.
+     */
+    size_t metadata_len;
+    /**
+     * The service that is meant, "" if the broker named none. Ends in NUL.
+     */
+    const char *service;
+    /**
+     * What the connection is called in logs, "" if it has no name. Ends in NUL.
+     */
+    const char *correlation;
+} handoff_arrival;
+
+/**
+ * What a backend has done. Set `size` with HANDOFF_BACKEND_STATISTICS_INIT before asking.
+ */
+typedef struct handoff_backend_statistics {
+    /**
+     * sizeof(handoff_backend_statistics), set by the INIT macro.
+     */
+    size_t size;
+    /**
+     * Offers that arrived with their token.
+     */
+    uint64_t arrived;
+    /**
+     * Arrivals adopted.
+     */
+    uint64_t adopted;
+    /**
+     * Arrivals rejected, by the caller or because they are not allowed.
+     */
+    uint64_t rejected;
+    /**
+     * Arrivals that the broker took back first.
+     */
+    uint64_t revoked;
+    /**
+     * Brokers that were accepted.
+     */
+    uint64_t accepted;
+    /**
+     * Connections that were closed: not allowed, or too many.
+     */
+    uint64_t refused;
+    /**
+     * Channels that were ended because of what the broker sent.
+     */
+    uint64_t broken;
+    /**
+     * Channels now.
+     */
+    uint64_t channels;
+    /**
+     * Arrivals held now.
+     */
+    uint64_t held;
+    /**
+     * Their bytes.
+     */
+    uint64_t held_bytes;
+} handoff_backend_statistics;
 
 /**
  * Done.
@@ -1593,6 +1944,263 @@ handoff_status handoff_listener_accept(const struct handoff_listener *listener,
  * @param listener  the listener, or NULL, which does nothing; no thread may be using it
  */
 void handoff_listener_free(struct handoff_listener *listener);
+
+/**
+ * Makes a broker for the backend that listens at `path`. Does no I/O and opens nothing; the first
+ * use connects, and the broker connects again by itself whenever a channel ends.
+ *
+ * @param path         the handoff socket's path, at most 107 bytes; "@" begins an abstract name
+ * @param options      its limits, or NULL for the defaults; read during the call only
+ * @param[out] broker  the broker; free it with handoff_broker_free()
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, the path cannot be a
+ *         socket's or `options->size` is wrong.
+ */
+handoff_status handoff_broker_new(const char *path,
+                                  const struct handoff_broker_options *options,
+                                  struct handoff_broker **broker);
+
+/**
+ * Takes back what is in flight, as handoff_broker_close() does, and unmakes a broker; the verdicts
+ * are lost with it. In a child of fork() it closes the child's copies only.
+ *
+ * @param broker  the broker, or NULL, which does nothing
+ */
+void handoff_broker_free(struct handoff_broker *broker);
+
+/**
+ * Gives the one descriptor to watch: it is readable whenever handoff_broker_dispatch() has work,
+ * level- and edge-triggered, and stays the same. This is a use: the broker begins to connect.
+ *
+ * @param broker  the broker
+ * @return the descriptor, which stays the broker's: do not read, write or close it; -1 on error,
+ *         with errno and handoff_last_error() set.
+ */
+int handoff_broker_fd(struct handoff_broker *broker);
+
+/**
+ * Offers a connection to the backend. Never blocks: what finds no room in the socket waits in the
+ * broker.
+ *
+ * @param broker   the broker
+ * @param offer    the connection and what goes with it; all of it is copied, but `fd`
+ * @param[out] id  names the offer for handoff_broker_cancel(); may be NULL
+ * @return HANDOFF_OK: a verdict will come from handoff_broker_next(). After any error nothing was
+ *         sent and no verdict will come, so serve the client another way:
+ *         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, or while the backend drains;
+ *         HANDOFF_ERR_FULL if as many are in flight, or bytes queued, as may be;
+ *         HANDOFF_ERR_RATE_LIMITED if the backend failed too often; HANDOFF_ERR_TOO_LARGE if
+ *         there are more bytes than the backend takes; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd`
+ *         is not a socket; HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE at the first use.
+ *
+ * Allocates nothing once the broker runs.
+ */
+handoff_status handoff_broker_offer(struct handoff_broker *broker,
+                                    const struct handoff_offer *offer,
+                                    uint64_t *id);
+
+/**
+ * Offers a connection and waits for its verdict, and before that for a channel and for room: for
+ * the offer's timeout in all. For programs without an event loop.
+ *
+ * @param broker        the broker; verdicts of other offers stay for handoff_broker_next()
+ * @param offer         the connection and what goes with it; `more` is not looked at
+ * @param[out] verdict  what became of it
+ * @return HANDOFF_OK whenever there is a verdict; otherwise as handoff_broker_offer(), and the
+ *         connection is still the caller's.
+ */
+handoff_status handoff_broker_offer_and_wait(struct handoff_broker *broker,
+                                             const struct handoff_offer *offer,
+                                             struct handoff_verdict *verdict);
+
+/**
+ * Sends what was offered with `more` set.
+ *
+ * @param broker  the broker
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
+ *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_SYSTEM.
+ */
+handoff_status handoff_broker_flush(struct handoff_broker *broker);
+
+/**
+ * Does everything that is due: connects, receives verdicts, sends, gives up what is late. Call it
+ * when the descriptor is readable, then handoff_broker_next(). Never blocks.
+ *
+ * @param broker  the broker
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
+ *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_SYSTEM. What goes wrong with the backend is not an error
+ *         here: it is in the verdicts.
+ */
+handoff_status handoff_broker_dispatch(struct handoff_broker *broker);
+
+/**
+ * Takes the next verdict. Call it until it says HANDOFF_NOTHING. Each offer has exactly one.
+ *
+ * @param broker        the broker
+ * @param[out] verdict  what became of which offer
+ * @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL.
+ */
+handoff_status handoff_broker_next(struct handoff_broker *broker, struct handoff_verdict *verdict);
+
+/**
+ * Takes an offer back.
+ *
+ * @param broker  the broker
+ * @param id      the offer
+ * @return HANDOFF_OK: the connection is the caller's, and no verdict will come;
+ *         HANDOFF_ERR_TOO_LATE if the backend has adopted it, or its verdict has been made: take
+ *         that from handoff_broker_next(); HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL;
+ *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED.
+ */
+handoff_status handoff_broker_cancel(struct handoff_broker *broker, uint64_t id);
+
+/**
+ * Takes back everything that is in flight and closes the channel. What became of each offer is to
+ * be taken with handoff_broker_next(); nothing else can be done with the broker but freeing it.
+ *
+ * @param broker  the broker
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
+ *         HANDOFF_ERR_CLOSED if it is closed already.
+ */
+handoff_status handoff_broker_close(struct handoff_broker *broker);
+
+/**
+ * Tells what a broker has done.
+ *
+ * @param broker              the broker
+ * @param[in,out] statistics  begun with HANDOFF_BROKER_STATISTICS_INIT; only what `size` covers is
+ *                            written
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `size` is wrong.
+ */
+handoff_status handoff_broker_get_statistics(struct handoff_broker *broker,
+                                             struct handoff_broker_statistics *statistics);
+
+/**
+ * Makes a handoff socket and listens on it for brokers. The file is made as by
+ * handoff_listener_new().
+ *
+ * @param path          the socket's path, at most 107 bytes; "@" begins an abstract name on Linux
+ * @param options       its limits, or NULL for the defaults; read during the call only
+ * @param[out] backend  the backend; free it with handoff_backend_free()
+ * @return HANDOFF_OK; as handoff_listener_new().
+ */
+handoff_status handoff_backend_listen(const char *path,
+                                      const struct handoff_backend_options *options,
+                                      struct handoff_backend **backend);
+
+/**
+ * Listens for brokers on a socket that somebody else made, as a service manager does.
+ *
+ * @param fd            a listening Unix socket of sequenced packets; duplicated, so the caller's
+ *                      stays the caller's. It is made non-blocking, which every copy shares.
+ * @param options       its limits, or NULL for the defaults; `mode` and `backlog` are not looked at
+ * @param[out] backend  the backend; free it with handoff_backend_free()
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is no such socket;
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+ */
+handoff_status handoff_backend_listen_on(int fd,
+                                         const struct handoff_backend_options *options,
+                                         struct handoff_backend **backend);
+
+/**
+ * Closes every channel, closes what was not adopted, and stops listening as
+ * handoff_listener_free() does. What was adopted stays open: it is the caller's.
+ *
+ * @param backend  the backend, or NULL, which does nothing
+ */
+void handoff_backend_free(struct handoff_backend *backend);
+
+/**
+ * Gives the one descriptor to watch: it is readable whenever handoff_backend_dispatch() has work,
+ * level- and edge-triggered, and stays the same.
+ *
+ * @param backend  the backend
+ * @return the descriptor, which stays the backend's: do not read, write or close it; -1 on error,
+ *         with errno and handoff_last_error() set.
+ */
+int handoff_backend_fd(struct handoff_backend *backend);
+
+/**
+ * Does everything that is due: accepts brokers, receives offers, sends verdicts. Call it when the
+ * descriptor is readable, then handoff_backend_next(). Never blocks.
+ *
+ * @param backend  the backend
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
+ *         HANDOFF_ERR_SYSTEM. What brokers do wrong is not an error here: it is in the statistics.
+ */
+handoff_status handoff_backend_dispatch(struct handoff_backend *backend);
+
+/**
+ * Takes the next arrival, to look at and then to adopt or reject, now or later. Call it until it
+ * says HANDOFF_NOTHING: that sends the brokers what was adopted and rejected so far.
+ *
+ * @param backend       the backend
+ * @param[out] arrival  what arrived; its `fd` is -1
+ * @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL.
+ */
+handoff_status handoff_backend_next(struct handoff_backend *backend,
+                                    struct handoff_arrival *arrival);
+
+/**
+ * Adopts an arrival: from HANDOFF_OK on the connection is this process's alone.
+ *
+ * @param backend  the backend
+ * @param id       the arrival
+ * @param[out] fd  the connection, close-on-exec; the caller's to close(2). Its other flags and
+ *                 options are as the broker left them.
+ * @return HANDOFF_OK; HANDOFF_ERR_REVOKED if the broker has taken it back, or broken its channel:
+ *         the descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is
+ *         held; HANDOFF_ERR_WRONG_PROCESS.
+ */
+handoff_status handoff_backend_adopt(struct handoff_backend *backend, uint64_t id, int *fd);
+
+/**
+ * Rejects an arrival: its descriptor is closed, and the broker serves the client another way.
+ *
+ * @param backend  the backend
+ * @param id       the arrival
+ * @param reason   one of HANDOFF_REASON_*, HANDOFF_REASON_REJECTED if no other fits
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held;
+ *         HANDOFF_ERR_WRONG_PROCESS.
+ */
+handoff_status handoff_backend_reject(struct handoff_backend *backend,
+                                      uint64_t id,
+                                      handoff_reason reason);
+
+/**
+ * Waits for an arrival and adopts it, as accept(2) does. For programs without an event loop.
+ *
+ * @param backend       the backend
+ * @param timeout_ms    how long to wait, in milliseconds; 0 not at all, negative for ever
+ * @param[out] arrival  what arrived; its `fd`, close-on-exec, is the caller's to close(2)
+ * @return HANDOFF_OK; HANDOFF_ERR_WOULD_BLOCK if nothing came in that time;
+ *         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL; HANDOFF_ERR_WRONG_PROCESS;
+ *         HANDOFF_ERR_SYSTEM.
+ */
+handoff_status handoff_backend_accept(struct handoff_backend *backend,
+                                      int timeout_ms,
+                                      struct handoff_arrival *arrival);
+
+/**
+ * Grants nothing from now on and stops listening, so that a successor can take the path. What has
+ * arrived can still be adopted; when handoff_backend_statistics.held is 0 after a dispatch, the
+ * backend can be freed, and brokers take back what was still on its way.
+ *
+ * @param backend  the backend
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.
+ */
+handoff_status handoff_backend_drain(struct handoff_backend *backend);
+
+/**
+ * Tells what a backend has done.
+ *
+ * @param backend             the backend
+ * @param[in,out] statistics  begun with HANDOFF_BACKEND_STATISTICS_INIT; only what `size` covers
+ *                            is written
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `size` is wrong.
+ */
+handoff_status handoff_backend_get_statistics(struct handoff_backend *backend,
+                                              struct handoff_backend_statistics *statistics);
 
 #ifdef __cplusplus
 }  // extern "C"
