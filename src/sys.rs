@@ -138,6 +138,10 @@ impl Address {
         Ok(Address { raw, len })
     }
 
+    pub(crate) fn is_abstract(&self) -> bool {
+        self.raw.sun_path[0] == 0
+    }
+
     fn as_ptr(&self) -> *const libc::sockaddr {
         ptr::from_ref(&self.raw).cast()
     }

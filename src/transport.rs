@@ -183,7 +183,12 @@ pub fn connect(path: &Path) -> Result<OwnedFd, TransportError> {
     let failed = |source| connect_error(path, source);
     let socket = sys::socket(SocketKind::Stream).map_err(failed)?;
     match sys::connect(&socket, &address) {
-        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => {
+        // The kernel says EPROTOTYPE for a path that has a socket of the other kind, but looks
+        // for abstract names only among the sockets of one kind (net/unix/af_unix.c).
+        Err(error)
+            if error.raw_os_error() == Some(libc::EPROTOTYPE)
+                || error.raw_os_error() == Some(libc::ECONNREFUSED) && address.is_abstract() =>
+        {
             let socket = sys::socket(SocketKind::SeqPacket).map_err(failed)?;
             sys::connect(&socket, &address).map_err(failed)?;
             Ok(socket)
