@@ -1,23 +1,66 @@
 # The C tests: each test_*.c is a program, built and linked as a user's would be.
 
 C_TESTS  := $(patsubst c-tests/%.c,%,$(wildcard c-tests/test_*.c))
+C_COMMON := c-tests/support.c c-tests/wire.c
 C_BUILD  := $(BUILD)/c-tests
-RUN      := LD_LIBRARY_PATH=$(LIB)
+C_ASAN   := $(BUILD)/c-tests-asan
+# Everything ends by itself; a test that hangs is ended here.
+RUN      := LD_LIBRARY_PATH=$(LIB) timeout 120
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+VALGRIND := HANDOFF_UNDER_VALGRIND=1 $(RUN) valgrind --quiet --leak-check=full \
+    --show-leak-kinds=definite,possible --errors-for-leak-kinds=definite,possible --error-exitcode=1
 
-.PHONY: need-cmocka
+.PHONY: need-cmocka need-valgrind need-sanitizers need-python
 need-cmocka:
 	@$(NEED) pkg-config pkg-config --version
 	@$(NEED) libcmocka-dev pkg-config --exists cmocka
 
-$(C_BUILD)/%: c-tests/%.c c-tests/support.c c-tests/support.h include/handoff.h | all need-cmocka
+need-valgrind:
+	@$(NEED) valgrind valgrind --version
+
+need-sanitizers:
+	@$(NEED) clang $(CLANG) --version
+	@$(NEED) libclang-rt-14-dev sh -c \
+	    'echo "int main(void){return 0;}" | $(CLANG) $(SANITIZE) -x c - -o /dev/null'
+
+need-python:
+	@$(NEED) python3 $(PYTHON) --version
+
+C_SOURCES := $(C_COMMON) $(wildcard c-tests/*.h) include/handoff.h
+C_FLAGS   = -std=c11 $(CFLAGS) $(WARN) $(C_COMMON) $$($(PC) --cflags --libs handoff cmocka)
+
+$(C_BUILD)/%: c-tests/%.c $(C_SOURCES) | all need-cmocka
 	@mkdir -p $(@D)
-	$(CC) -std=c11 $(CFLAGS) $(WARN) $< c-tests/support.c -o $@ \
-	    $$($(PC) --cflags --libs handoff cmocka)
+	$(CC) $< -o $@ $(C_FLAGS)
+
+$(C_ASAN)/%: c-tests/%.c $(C_SOURCES) | all need-cmocka need-sanitizers
+	@mkdir -p $(@D)
+	$(CLANG) $(SANITIZE) $< -o $@ $(C_FLAGS)
 
 ## check-c     the C tests
 .PHONY: check-c
-check-c: $(addprefix $(C_BUILD)/,$(C_TESTS))
+check-c: $(addprefix $(C_BUILD)/,$(C_TESTS)) | need-python
 	@set -e; for test in $^; do $(RUN) $$test; done
+
+## check-valgrind    the C tests under valgrind
+.PHONY: check-valgrind
+check-valgrind: $(addprefix $(C_BUILD)/,$(C_TESTS)) | need-valgrind need-python
+	@set -e; for test in $^; do $(VALGRIND) $$test; done
+
+## check-sanitizers  the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
+.PHONY: check-sanitizers
+check-sanitizers: $(addprefix $(C_ASAN)/,$(C_TESTS)) | need-sanitizers need-python
+	@set -e; for test in $^; do $(RUN) $$test; done
+
+## check-interop     the C tests with a peer in Python
+.PHONY: check-interop
+check-interop: $(C_BUILD)/test_interop | need-python
+	@$(RUN) $<
+
+## check-soak        many handoffs, HANDOFF_SOAK_COUNT of them, without growth
+.PHONY: check-soak
+check-soak: $(C_BUILD)/soak
+	@LD_LIBRARY_PATH=$(LIB) $<
 
 ## check-coverage  every public call is made by a C test
 .PHONY: check-coverage
