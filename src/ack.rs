@@ -132,7 +132,7 @@ fn take(socket: BorrowedFd<'_>, wait: bool) -> Result<Ack, AckError> {
     let len = sys::receive(socket, &mut bytes, wait)
         .map_err(|source| transport::receive_error(socket, source))?;
     match len {
-        0 => Err(TransportError::EndOfStream { socket: socket.into() }.into()),
+        0 => Err(TransportError::EndOfStream { socket: socket.into(), source: None }.into()),
         Ack::LEN => Ack::from_bytes(&bytes)
             .map_err(|problem| AckError::Malformed { socket: socket.into(), problem }),
         _ => Err(AckError::Malformed { socket: socket.into(), problem: "wrong length" }),

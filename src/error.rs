@@ -188,6 +188,9 @@ fn transport_source(error: &TransportError) -> Option<&io::Error> {
         | TransportError::DescriptorPressure { source, .. }
         | TransportError::SendFailed { source, .. }
         | TransportError::ReceiveFailed { source, .. } => Some(source),
+        TransportError::Unsupported { source, .. }
+        | TransportError::WouldBlock { source, .. }
+        | TransportError::EndOfStream { source, .. } => source.as_ref(),
         _ => None,
     }
 }

@@ -79,6 +79,8 @@ pub enum TransportError {
     Unsupported {
         /// The socket that was used.
         socket: Socket,
+        /// What the system said, if it was the system that said so.
+        source: Option<io::Error>,
     },
     /// The file's permissions or a security module refuse it.
     #[error("{socket}: permission denied: {source}")]
@@ -103,6 +105,8 @@ pub enum TransportError {
         socket: Socket,
         /// What was tried.
         action: &'static str,
+        /// What the system said, if it was the system that said so.
+        source: Option<io::Error>,
     },
     /// A limit on descriptors: open in this process, or in flight for this user.
     #[error("{socket}: out of descriptors: {source}")]
@@ -143,6 +147,8 @@ pub enum TransportError {
     EndOfStream {
         /// The socket that was used.
         socket: Socket,
+        /// What the system said, if it was the system that said so.
+        source: Option<io::Error>,
     },
     /// A message without a descriptor, or not at the start of one.
     #[error("{socket}: the message brought no descriptor")]
@@ -202,7 +208,9 @@ pub(crate) fn address(path: &Path) -> Result<Address, TransportError> {
     Address::new(path).map_err(|error| {
         let socket = path.into();
         let problem = match error {
-            AddressError::AbstractUnsupported => return TransportError::Unsupported { socket },
+            AddressError::AbstractUnsupported => {
+                return TransportError::Unsupported { socket, source: None };
+            }
             AddressError::Empty => "is empty",
             AddressError::TooLong => "is too long for a Unix socket",
             AddressError::HasNul => "has a NUL in it",
@@ -215,12 +223,16 @@ pub(crate) fn address(path: &Path) -> Result<Address, TransportError> {
 fn connect_error(path: &Path, source: io::Error) -> TransportError {
     let socket = path.into();
     match source.raw_os_error() {
-        Some(libc::EAGAIN) => TransportError::WouldBlock { socket, action: "connecting" },
+        Some(libc::EAGAIN) => {
+            TransportError::WouldBlock { socket, action: "connecting", source: Some(source) }
+        }
         Some(libc::EACCES | libc::EPERM) => TransportError::PermissionDenied { socket, source },
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
             TransportError::DescriptorPressure { socket, source }
         }
-        Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => TransportError::Unsupported { socket },
+        Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => {
+            TransportError::Unsupported { socket, source: Some(source) }
+        }
         // ENOENT, ENOTDIR, ECONNREFUSED (also for a file that is no socket) and their like.
         _ => TransportError::BackendUnavailable { socket, source },
     }
@@ -254,7 +266,7 @@ fn send_error(
     let (socket, descriptor) = (socket.into(), descriptor.as_raw_fd());
     match source.raw_os_error() {
         Some(libc::EAGAIN | libc::ENOBUFS) => {
-            TransportError::WouldBlock { socket, action: "sending" }
+            TransportError::WouldBlock { socket, action: "sending", source: Some(source) }
         }
         Some(libc::EPIPE | libc::ECONNRESET | libc::ECONNREFUSED | libc::ENOTCONN) => {
             TransportError::BackendUnavailable { socket, source }
@@ -283,9 +295,11 @@ pub fn send_token(socket: BorrowedFd<'_>, token: &Token) -> Result<(), Transport
 /// The error of a send without a descriptor.
 pub(crate) fn bare_send_error(socket: BorrowedFd<'_>, source: io::Error) -> TransportError {
     match source.raw_os_error() {
-        Some(libc::EAGAIN | libc::ENOBUFS) => {
-            TransportError::WouldBlock { socket: socket.into(), action: "sending" }
-        }
+        Some(libc::EAGAIN | libc::ENOBUFS) => TransportError::WouldBlock {
+            socket: socket.into(),
+            action: "sending",
+            source: Some(source),
+        },
         _ => receive_error(socket, source),
     }
 }
@@ -301,7 +315,7 @@ pub fn receive_token(
     let socket = socket.into();
     match len {
         Token::LEN => Ok(Token::from_bytes(bytes)),
-        0 => Err(TransportError::EndOfStream { socket }),
+        0 => Err(TransportError::EndOfStream { socket, source: None }),
         1..Token::LEN => Err(TransportError::WrongLength { socket, problem: "shorter" }),
         _ => Err(TransportError::WrongLength { socket, problem: "longer" }),
     }
@@ -333,7 +347,7 @@ pub fn receive(
     let Some(descriptor) = descriptor else {
         return Err(match received {
             _ if received.control_truncated => TransportError::ControlTruncated { socket: at() },
-            _ if received.len == 0 => TransportError::EndOfStream { socket: at() },
+            _ if received.len == 0 => TransportError::EndOfStream { socket: at(), source: None },
             _ => TransportError::NoDescriptor { socket: at() },
         });
     };
@@ -389,6 +403,7 @@ pub(crate) fn in_time<T>(
                 return Err(TransportError::WouldBlock {
                     socket: socket.into(),
                     action: "receiving",
+                    source: None,
                 });
             }
         }
@@ -400,8 +415,12 @@ pub(crate) fn in_time<T>(
 pub(crate) fn receive_error(socket: BorrowedFd<'_>, source: io::Error) -> TransportError {
     let socket = socket.into();
     match source.raw_os_error() {
-        Some(libc::EAGAIN) => TransportError::WouldBlock { socket, action: "receiving" },
-        Some(libc::ECONNRESET | libc::EPIPE) => TransportError::EndOfStream { socket },
+        Some(libc::EAGAIN) => {
+            TransportError::WouldBlock { socket, action: "receiving", source: Some(source) }
+        }
+        Some(libc::ECONNRESET | libc::EPIPE) => {
+            TransportError::EndOfStream { socket, source: Some(source) }
+        }
         Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL | libc::ENOTCONN | libc::EOPNOTSUPP) => {
             TransportError::InvalidDescriptor { socket, descriptor: None, source }
         }
