@@ -106,6 +106,7 @@ static void full_socket_would_block_and_takes_nothing(void **state)
     while ((status = handoff_send(wire->broker, wire->connection, &wire->token)) == HANDOFF_OK)
         sent++;
     assert_status(status, HANDOFF_ERR_WOULD_BLOCK);
+    assert_int_equal(errno, EAGAIN);
     assert_true(sent > 0);
     while ((status = handoff_receive(wire->backend, 0, &token, &fd)) == HANDOFF_OK) {
         assert_true(handoff_token_equal(&token, &wire->token));
@@ -182,37 +183,11 @@ static void send_refuses_what_cannot_be_sent(void **state)
 
 /* ---- by path ---------------------------------------------------------------------------------- */
 
-struct place {
-    char directory[64], path[80];
-};
-
-static struct place make_place(void)
-{
-    struct place place;
-    make_directory(place.directory);
-    snprintf(place.path, sizeof place.path, "%.60s/socket", place.directory);
-    return place;
-}
-
-static handoff_listener *listen_at(const char *path, handoff_socket_kind kind)
-{
-    handoff_listener_options options = HANDOFF_LISTENER_OPTIONS_INIT;
-    handoff_listener *listener;
-    options.kind = kind;
-    assert_ok(handoff_listener_new(path, &options, &listener));
-    return listener;
-}
-
-static handoff_socket_kind kind_of(const struct wire *wire)
-{
-    return wire->type == SOCK_STREAM ? HANDOFF_STREAM : HANDOFF_SEQPACKET;
-}
-
 static void connection_is_of_the_listeners_kind_and_does_not_block(void **state)
 {
     struct wire *wire = *state;
     struct place place = make_place();
-    handoff_listener *listener = listen_at(place.path, kind_of(wire));
+    handoff_listener *listener = listen_at(place.path, wire->type);
     int socket, type;
     socklen_t len = sizeof type;
     assert_ok(handoff_connect(place.path, &socket));
@@ -231,7 +206,7 @@ static void abstract_name_is_connected_to(void **state)
     char name[64];
     int socket;
     snprintf(name, sizeof name, "@handoff-test-%d", (int)getpid());
-    handoff_listener *listener = listen_at(name, kind_of(wire));
+    handoff_listener *listener = listen_at(name, wire->type);
     assert_ok(handoff_connect(name, &socket));
     close(socket);
     handoff_listener_free(listener);
@@ -242,7 +217,7 @@ static void send_path_brings_the_message_and_the_way_back(void **state)
 {
     struct wire *wire = *state;
     struct place place = make_place();
-    handoff_listener *listener = listen_at(place.path, kind_of(wire));
+    handoff_listener *listener = listen_at(place.path, wire->type);
     handoff_token token;
     handoff_ack ack;
     int socket, accepted, fd;
@@ -325,7 +300,7 @@ static void unprivileged_user_is_denied(void **state)
     struct wire *wire = *state;
     need_root();
     struct place place = make_place();
-    handoff_listener *listener = listen_at(place.path, kind_of(wire));
+    handoff_listener *listener = listen_at(place.path, wire->type);
     assert_int_equal(chmod(place.directory, 0755), 0);
     pid_t child = fork();
     if (child == 0) {
@@ -358,7 +333,7 @@ static void failed_send_leaves_no_connection_and_bad_arguments_make_none(void **
 {
     struct wire *wire = *state;
     struct place place = make_place();
-    handoff_listener *listener = listen_at(place.path, kind_of(wire));
+    handoff_listener *listener = listen_at(place.path, wire->type);
     int room[2] = {-7, -7}, closed = lowest_free_descriptor() + 100;
     int *misaligned = (int *)(void *)((char *)room + 1);
     const handoff_token *token = &wire->token;

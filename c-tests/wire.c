@@ -60,6 +60,23 @@ void close_end(int *end)
     *end = -1;
 }
 
+struct place make_place(void)
+{
+    struct place place;
+    make_directory(place.directory);
+    snprintf(place.path, sizeof place.path, "%.60s/socket", place.directory);
+    return place;
+}
+
+handoff_listener *listen_at(const char *path, int type)
+{
+    handoff_listener_options options = HANDOFF_LISTENER_OPTIONS_INIT;
+    handoff_listener *listener;
+    options.kind = type == SOCK_STREAM ? HANDOFF_STREAM : HANDOFF_SEQPACKET;
+    assert_ok(handoff_listener_new(path, &options, &listener));
+    return listener;
+}
+
 static int readable(int socket, int timeout_ms)
 {
     struct pollfd poll_for = {.fd = socket, .events = POLLIN};

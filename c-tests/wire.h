@@ -36,6 +36,16 @@ int wire_close(void **state);
 /** Closes an end of a wire early. */
 void close_end(int *end);
 
+/** A path for a handoff socket in a fresh directory, for remove_directory(). */
+struct place {
+    char directory[64], path[80];
+};
+
+struct place make_place(void);
+
+/** Listens with a type of socket, SOCK_STREAM or SOCK_SEQPACKET. */
+handoff_listener *listen_at(const char *path, int type);
+
 /** Asserts that no descriptor of the TCP connection is open any more but the client's. */
 void assert_client_sees_end(struct wire *wire);
 
@@ -71,7 +81,7 @@ extern volatile sig_atomic_t interruptions_pipe;
         }                                                                              \
     } while (0)
 
-/** Ends a test at once, with what to do about it, if this process is not root's. */
+/** Fails a test, saying what to do about it, if this process is not root's. */
 void need_root(void);
 
 /** Valgrind emulates RLIMIT_NOFILE without the kernel's knowledge: skips a test under it. */
