@@ -187,6 +187,7 @@ static void backend_in_another_process_adopts_and_rejects(void **state)
             }
             close(socket);
         }
+        handoff_listener_free(listener);
         _exit(0);
     }
     char answer[7];
@@ -251,6 +252,7 @@ static void attempt_by_an_unprivileged_user_falls_back(void **state)
         child_assert(verdict.reason == HANDOFF_REASON_PERMISSION_DENIED);
         child_assert(verdict.cause == HANDOFF_ERR_PERMISSION_DENIED);
         child_assert(!verdict.may_have_reached_backend);
+        handoff_listener_free(listener);
         _exit(0);
     }
     assert_child_succeeds(child);
@@ -329,6 +331,7 @@ static void every_client_has_one_owner_whenever_the_acknowledgement_comes(void *
     pid_t child = fork();
     if (child == 0) {
         run_backend(listener, wire->store, attempts);
+        handoff_listener_free(listener);
         _exit(0);
     }
     for (int i = 0; i < attempts; i++) {

@@ -311,6 +311,7 @@ static void unprivileged_user_is_denied(void **state)
         child_assert(handoff_send_path(place.path, wire->connection, &wire->token, &socket) ==
                      HANDOFF_ERR_PERMISSION_DENIED);
         child_assert(errno == EACCES && socket == -7);
+        handoff_listener_free(listener);
         _exit(0);
     }
     assert_child_succeeds(child);

@@ -4,11 +4,13 @@ C_TESTS  := $(patsubst c-tests/%.c,%,$(wildcard c-tests/test_*.c))
 C_COMMON := c-tests/support.c c-tests/wire.c
 C_BUILD  := $(BUILD)/c-tests
 C_ASAN   := $(BUILD)/c-tests-asan
-# Everything ends by itself; a test that hangs is ended here.
-RUN      := LD_LIBRARY_PATH=$(LIB) timeout 120
+# Seconds after which a test program that hangs is ended.
+LIMIT    ?= 120
+RUN      := LD_LIBRARY_PATH=$(LIB) PYTHON=$(PYTHON) timeout $(LIMIT)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 VALGRIND := HANDOFF_UNDER_VALGRIND=1 $(RUN) valgrind --quiet --leak-check=full \
-    --show-leak-kinds=definite,possible --errors-for-leak-kinds=definite,possible --error-exitcode=1
+    --show-leak-kinds=definite,possible --errors-for-leak-kinds=definite,possible \
+    --suppressions=c-tests/valgrind.supp --error-exitcode=1
 
 .PHONY: need-cmocka need-valgrind need-sanitizers need-python
 need-cmocka:
@@ -60,7 +62,7 @@ check-interop: $(C_BUILD)/test_interop | need-python
 ## check-soak        many handoffs, HANDOFF_SOAK_COUNT of them, without growth
 .PHONY: check-soak
 check-soak: $(C_BUILD)/soak
-	@LD_LIBRARY_PATH=$(LIB) $<
+	@$(RUN) $<
 
 ## check-coverage  every public call is made by a C test
 .PHONY: check-coverage
