@@ -95,7 +95,7 @@ static void rejection_for_a_reason_of_a_later_version_is_a_rejection(void **stat
     assert_int_equal(ack.reason, HANDOFF_REASON_REJECTED);
 }
 
-/* ---- taking what has arrived ------------------------------------------------------------------ */
+/* ---- taking what has arrived ----------------------------------------------------------------- */
 
 static void acknowledgements_are_taken_in_their_order(void **state)
 {
@@ -144,7 +144,7 @@ static void descriptor_that_comes_with_an_acknowledgement_is_dropped(void **stat
     assert_client_sees_end(wire);
 }
 
-/* ---- waiting ---------------------------------------------------------------------------------- */
+/* ---- waiting --------------------------------------------------------------------------------- */
 
 static void acknowledgement_that_never_comes_times_out_and_a_late_one_fails(void **state)
 {
@@ -182,7 +182,7 @@ static void wait_for_ever_goes_on_after_signals(void **state)
     int ticks[2];
     handoff_ack ack;
     assert_int_equal(pipe2(ticks, O_CLOEXEC), 0);
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
         char tick;
         for (int i = 0; i < 5; i++)
@@ -326,7 +326,7 @@ static void acknowledgement_of_unknown_content_is_malformed(void **state)
     }
 }
 
-/* ---- giving up -------------------------------------------------------------------------------- */
+/* ---- giving up ------------------------------------------------------------------------------- */
 
 static void closed_for_acknowledgements_gives_what_came_before_and_no_more(void **state)
 {
@@ -349,7 +349,7 @@ static void acknowledging_to_a_broker_that_is_gone_fails_without_sigpipe(void **
 {
     struct wire *wire = *state;
     close_end(&wire->broker);
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
         signal(SIGPIPE, SIG_DFL);
         child_assert(handoff_ack_accept(wire->backend, &wire->token) == HANDOFF_ERR_END_OF_STREAM);
@@ -378,15 +378,14 @@ static void acknowledging_to_a_broker_that_does_not_read_would_block(void **stat
     assert_int_equal(received, sent);
 }
 
-/* ---- arguments -------------------------------------------------------------------------------- */
+/* ---- arguments ------------------------------------------------------------------------------- */
 
 static void bad_arguments_are_refused_and_send_nothing(void **state)
 {
     struct wire *wire = *state;
     const handoff_token *token = &wire->token;
     const handoff_status bad = HANDOFF_ERR_INVALID_ARGUMENT;
-    char room[sizeof(handoff_ack) + 1];
-    handoff_ack ack, *misaligned = (handoff_ack *)(void *)(room + 1);
+    handoff_ack ack;
     int files[2];
     assert_int_equal(pipe2(files, O_CLOEXEC), 0);
     close(files[1]);
@@ -417,12 +416,12 @@ static void bad_arguments_are_refused_and_send_nothing(void **state)
     assert_nothing_to_read(wire->broker);
     assert_status(handoff_ack_receive(-1, &ack), bad);
     assert_status(handoff_ack_receive(wire->broker, NULL), bad);
-    assert_status(handoff_ack_receive(wire->broker, misaligned), bad);
+    assert_status(handoff_ack_receive(wire->broker, misaligned()), bad);
     assert_status(handoff_ack_close(-1), bad);
     assert_status(handoff_ack_wait(-1, token, 0, &ack), bad);
     assert_status(handoff_ack_wait(wire->broker, NULL, 0, &ack), bad);
     assert_status(handoff_ack_wait(wire->broker, token, 0, NULL), bad);
-    assert_status(handoff_ack_wait(wire->broker, token, 0, misaligned), bad);
+    assert_status(handoff_ack_wait(wire->broker, token, 0, misaligned()), bad);
     /* None of them has closed the connection for acknowledgements. */
     assert_ok(handoff_ack_accept(wire->backend, token));
     close(files[0]);

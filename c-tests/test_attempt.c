@@ -110,7 +110,7 @@ static void attempt_never_raises_sigpipe(void **state)
 {
     struct wire *wire = *state;
     close_end(&wire->backend);
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
         handoff_verdict verdict;
         signal(SIGPIPE, SIG_DFL);
@@ -124,13 +124,9 @@ static void attempt_never_raises_sigpipe(void **state)
 static void attempt_refuses_bad_arguments_and_sends_nothing(void **state)
 {
     struct wire *wire = *state;
-    union {
-        handoff_verdict verdict;
-        char bytes[sizeof(handoff_verdict) + 1];
-    } room, untouched;
-    memset(&room, 42, sizeof room);
-    untouched = room;
-    handoff_verdict *misaligned = (handoff_verdict *)(void *)(room.bytes + 1);
+    handoff_verdict verdict, untouched;
+    memset(&verdict, 42, sizeof verdict);
+    untouched = verdict;
     int closed = lowest_free_descriptor();
     const struct {
         int socket, fd;
@@ -138,14 +134,14 @@ static void attempt_refuses_bad_arguments_and_sends_nothing(void **state)
         handoff_verdict *verdict;
         int error;
     } bad[] = {
-        {-1, wire->connection, &wire->token, &room.verdict, 0},
-        {wire->broker, -1, &wire->token, &room.verdict, 0},
-        {wire->broker, wire->connection, NULL, &room.verdict, 0},
+        {-1, wire->connection, &wire->token, &verdict, 0},
+        {wire->broker, -1, &wire->token, &verdict, 0},
+        {wire->broker, wire->connection, NULL, &verdict, 0},
         {wire->broker, wire->connection, &wire->token, NULL, 0},
-        {wire->broker, wire->connection, &wire->token, misaligned, 0},
-        {wire->broker, wire->broker, &wire->token, &room.verdict, 0},
-        {closed, wire->connection, &wire->token, &room.verdict, EBADF},
-        {wire->broker, closed, &wire->token, &room.verdict, EBADF},
+        {wire->broker, wire->connection, &wire->token, misaligned(), 0},
+        {wire->broker, wire->broker, &wire->token, &verdict, 0},
+        {closed, wire->connection, &wire->token, &verdict, EBADF},
+        {wire->broker, closed, &wire->token, &verdict, EBADF},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         errno = ERANGE;
@@ -154,11 +150,11 @@ static void attempt_refuses_bad_arguments_and_sends_nothing(void **state)
             HANDOFF_ERR_INVALID_ARGUMENT);
         assert_int_equal(errno, bad[i].error);
     }
-    assert_memory_equal(&room, &untouched, sizeof room);
+    assert_memory_equal(&verdict, &untouched, sizeof verdict);
     assert_nothing_to_read(wire->backend);
 }
 
-/* ---- by path ---------------------------------------------------------------------------------- */
+/* ---- by path --------------------------------------------------------------------------------- */
 
 static void backend_in_another_process_adopts_and_rejects(void **state)
 {
@@ -168,7 +164,7 @@ static void backend_in_another_process_adopts_and_rejects(void **state)
     handoff_token second;
     handoff_verdict verdict;
     assert_ok(handoff_token_store_issue(wire->store, &second));
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
         for (int i = 0; i < 2; i++) {
             handoff_token token;
@@ -241,7 +237,7 @@ static void attempt_by_an_unprivileged_user_falls_back(void **state)
     struct place place = make_place();
     handoff_listener *listener = listen_at(place.path, wire->type);
     assert_int_equal(chmod(place.directory, 0755), 0);
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
         handoff_verdict verdict;
         become_nobody();
@@ -271,29 +267,25 @@ static void attempt_by_path_refuses_bad_arguments_and_sends_nothing(void **state
     char longest[109];
     memset(longest, 'x', sizeof longest);
     longest[108] = '\0';
-    union {
-        handoff_verdict verdict;
-        char bytes[sizeof(handoff_verdict) + 1];
-    } room, untouched;
-    memset(&room, 42, sizeof room);
-    untouched = room;
-    handoff_verdict *misaligned = (handoff_verdict *)(void *)(room.bytes + 1);
-    assert_status(handoff_attempt_path(NULL, fd, token, 0, &room.verdict), bad);
-    assert_status(handoff_attempt_path("", fd, token, 0, &room.verdict), bad);
-    assert_status(handoff_attempt_path(longest, fd, token, 0, &room.verdict), bad);
-    assert_status(handoff_attempt_path(place.path, -1, token, 0, &room.verdict), bad);
-    assert_status(handoff_attempt_path(place.path, fd, NULL, 0, &room.verdict), bad);
+    handoff_verdict verdict, untouched;
+    memset(&verdict, 42, sizeof verdict);
+    untouched = verdict;
+    assert_status(handoff_attempt_path(NULL, fd, token, 0, &verdict), bad);
+    assert_status(handoff_attempt_path("", fd, token, 0, &verdict), bad);
+    assert_status(handoff_attempt_path(longest, fd, token, 0, &verdict), bad);
+    assert_status(handoff_attempt_path(place.path, -1, token, 0, &verdict), bad);
+    assert_status(handoff_attempt_path(place.path, fd, NULL, 0, &verdict), bad);
     assert_status(handoff_attempt_path(place.path, fd, token, 0, NULL), bad);
-    assert_status(handoff_attempt_path(place.path, fd, token, 0, misaligned), bad);
+    assert_status(handoff_attempt_path(place.path, fd, token, 0, misaligned()), bad);
     assert_nothing_to_read(handoff_listener_fd(listener));
-    assert_status(handoff_attempt_path(place.path, lowest_free_descriptor() + 100, token, 0,
-                                       &room.verdict), bad);
-    assert_memory_equal(&room, &untouched, sizeof room);
+    int closed = lowest_free_descriptor() + 100;
+    assert_status(handoff_attempt_path(place.path, closed, token, 0, &verdict), bad);
+    assert_memory_equal(&verdict, &untouched, sizeof verdict);
     handoff_listener_free(listener);
     remove_directory(place.directory);
 }
 
-/* ---- one owner -------------------------------------------------------------------------------- */
+/* ---- one owner ------------------------------------------------------------------------------- */
 
 #define DEADLINE_MS 5
 
@@ -328,7 +320,7 @@ static void every_client_has_one_owner_whenever_the_acknowledgement_comes(void *
     /* Half of them for each kind of socket. */
     int attempts = (setting != NULL ? atoi(setting) : 500) / 2;
     int adopted = 0, fallback = 0;
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
         run_backend(listener, wire->store, attempts);
         handoff_listener_free(listener);

@@ -23,7 +23,7 @@ static struct peer start_peer(const char *role, const char *path)
     int output[2];
     struct peer peer;
     assert_int_equal(pipe2(output, O_CLOEXEC), 0);
-    peer.pid = fork();
+    peer.pid = start_child();
     if (peer.pid == 0) {
         dup2(output[1], 1);
         execlp(python != NULL ? python : "python3", "python3",

@@ -1,5 +1,5 @@
-/* The raw layer at the limits of a process, of a user and of a listener, and when the kernel refuses
- * for reasons that cannot be brought about otherwise. */
+/* The raw layer at the limits of a process, of a user and of a listener, and when the kernel
+ * refuses for reasons that cannot be brought about otherwise. */
 #define _GNU_SOURCE
 #include "wire.h"
 
@@ -11,22 +11,6 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
-/* Leaves this process room for a number of descriptors, and gives the limit to return to. */
-static struct rlimit leave_room_for(int count)
-{
-    struct rlimit old, tight;
-    assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
-    tight = old;
-    tight.rlim_cur = (rlim_t)(lowest_free_descriptor() + count);
-    assert_int_equal(setrlimit(RLIMIT_NOFILE, &tight), 0);
-    return old;
-}
-
-static void return_to(struct rlimit old)
-{
-    assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
-}
-
 static void receiver_without_room_for_the_descriptor_says_so(void **state)
 {
     struct wire *wire = *state;
@@ -34,10 +18,10 @@ static void receiver_without_room_for_the_descriptor_says_so(void **state)
     handoff_token token = {{42}};
     int fd = -7;
     assert_ok(handoff_send(wire->broker, wire->connection, &wire->token));
-    struct rlimit old = leave_room_for(0);
+    rlim_t limit = allow_no_more_descriptors();
     handoff_status status =
         handoff_receive_verified(wire->backend, 0, wire->store, NULL, &token, &fd);
-    return_to(old);
+    allow_descriptors(limit);
     assert_status(status, HANDOFF_ERR_CONTROL_TRUNCATED);
     assert_int_equal(fd, -7);
     assert_int_equal(token.bytes[0], 42);
@@ -57,9 +41,14 @@ static void receiver_with_room_for_some_descriptors_closes_them(void **state)
         int fds[] = {wire->connection, wire->connection, wire->connection}, fd = -7;
         handoff_token token;
         send_raw(wire->broker, wire->token.bytes, HANDOFF_TOKEN_LEN, fds, 3);
-        struct rlimit old = leave_room_for(room);
+        int spare[] = {dup(0), dup(0)};
+        rlim_t limit = allow_no_more_descriptors();
+        for (int i = 0; i < room; i++)
+            close(spare[i]);
         handoff_status status = handoff_receive(wire->backend, 0, &token, &fd);
-        return_to(old);
+        allow_descriptors(limit);
+        for (int i = room; i < 2; i++)
+            close(spare[i]);
         assert_status(status, HANDOFF_ERR_CONTROL_TRUNCATED);
         assert_int_equal(fd, -7);
     }
@@ -73,14 +62,14 @@ static void process_without_room_for_a_socket_cannot_connect(void **state)
     handoff_listener *listener = listen_at(place.path, wire->type);
     int socket = -7;
     handoff_verdict verdict;
-    struct rlimit old = leave_room_for(0);
+    rlim_t limit = allow_no_more_descriptors();
     handoff_status connected = handoff_connect(place.path, &socket);
     int connect_error = errno;
     handoff_status sent = handoff_send_path(place.path, wire->connection, &wire->token, &socket);
     int send_error = errno;
     handoff_status attempted =
         handoff_attempt_path(place.path, wire->connection, &wire->token, -1, &verdict);
-    return_to(old);
+    allow_descriptors(limit);
     assert_status(connected, HANDOFF_ERR_DESCRIPTOR_PRESSURE);
     assert_int_equal(connect_error, EMFILE);
     assert_status(sent, HANDOFF_ERR_DESCRIPTOR_PRESSURE);
@@ -101,7 +90,7 @@ static void user_with_too_many_descriptors_in_flight_cannot_send(void **state)
     struct wire *wire = *state;
     need_root();
     skip_under_valgrind("it emulates RLIMIT_NOFILE, and the kernel does not count");
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
         const struct rlimit tight = {.rlim_cur = 32, .rlim_max = 32};
         handoff_status status;
@@ -166,7 +155,7 @@ static void full_backlog_would_block_until_somebody_accepts(void **state)
     remove_directory(place.directory);
 }
 
-/* ---- a kernel that refuses -------------------------------------------------------------------- */
+/* ---- a kernel that refuses ------------------------------------------------------------------- */
 
 /* From now on a system call of this process returns an error, or 0 where that is 0. */
 static void refuse(unsigned int number, unsigned int error)
@@ -250,7 +239,7 @@ static void errors_that_only_the_kernel_can_make_have_their_status(void **state)
         {call_ack_close, SYS_shutdown, ENOMEM, HANDOFF_ERR_RECEIVE_FAILED},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        pid_t child = fork();
+        pid_t child = start_child();
         if (child == 0) {
             refuse(cases[i].refused, cases[i].error);
             child_assert(cases[i].call(wire) == cases[i].status);
@@ -264,7 +253,7 @@ static void errors_that_only_the_kernel_can_make_have_their_status(void **state)
 static void descriptor_of_a_short_write_may_have_reached_the_backend(void **state)
 {
     struct wire *wire = *state;
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
         handoff_verdict verdict;
         refuse(SYS_sendmsg, 0);

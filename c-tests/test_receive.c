@@ -73,7 +73,7 @@ static void credentials_that_come_with_the_message_do_no_harm(void **state)
     close(fd);
 }
 
-/* ---- waiting ---------------------------------------------------------------------------------- */
+/* ---- waiting --------------------------------------------------------------------------------- */
 
 static void nothing_to_receive_would_block_at_once(void **state)
 {
@@ -104,7 +104,7 @@ static void wait_for_ever_goes_on_after_signals(void **state)
         assert_int_equal(fcntl(wire->backend, F_SETFL, nonblocking ? O_RDWR | O_NONBLOCK : O_RDWR),
                          0);
         assert_int_equal(pipe2(ticks, O_CLOEXEC), 0);
-        pid_t child = fork();
+        pid_t child = start_child();
         if (child == 0) {
             char tick;
             for (int i = 0; i < 5; i++)
@@ -124,7 +124,7 @@ static void wait_for_ever_goes_on_after_signals(void **state)
     }
 }
 
-/* ---- what a peer may do wrong ----------------------------------------------------------------- */
+/* ---- what a peer may do wrong ---------------------------------------------------------------- */
 
 static void closed_peer_is_the_end_of_the_stream(void **state)
 {
@@ -254,8 +254,7 @@ static void message_with_253_descriptors_is_refused_and_all_are_closed(void **st
 static void receive_refuses_bad_arguments_and_takes_nothing(void **state)
 {
     struct wire *wire = *state;
-    int files[2], fds[2] = {-7, -7};
-    int *misaligned = (int *)(void *)((char *)fds + 1);
+    int files[2], received = -7;
     handoff_token token = {{42}};
     assert_ok(handoff_send(wire->broker, wire->connection, &wire->token));
     assert_int_equal(pipe2(files, O_CLOEXEC), 0);
@@ -265,12 +264,12 @@ static void receive_refuses_bad_arguments_and_takes_nothing(void **state)
         handoff_token *token;
         int error;
     } bad[] = {
-        {-1, fds, &token, 0},
-        {wire->backend, fds, NULL, 0},
+        {-1, &received, &token, 0},
+        {wire->backend, &received, NULL, 0},
         {wire->backend, NULL, &token, 0},
-        {wire->backend, misaligned, &token, 0},
-        {files[1], fds, &token, EBADF},
-        {files[0], fds, &token, ENOTSOCK},
+        {wire->backend, misaligned(), &token, 0},
+        {files[1], &received, &token, EBADF},
+        {files[0], &received, &token, ENOTSOCK},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         for (int timeout_ms = -1; timeout_ms <= 1; timeout_ms++) {
@@ -281,13 +280,13 @@ static void receive_refuses_bad_arguments_and_takes_nothing(void **state)
         }
     }
     assert_int_equal(token.bytes[0], 42);
-    assert_int_equal(fds[0], -7);
-    assert_ok(handoff_receive(wire->backend, 0, &token, fds));
-    close(fds[0]);
+    assert_int_equal(received, -7);
+    assert_ok(handoff_receive(wire->backend, 0, &token, &received));
+    close(received);
     close(files[0]);
 }
 
-/* ---- with verification ------------------------------------------------------------------------ */
+/* ---- with verification ----------------------------------------------------------------------- */
 
 /* Sends a message with this token and expects it to be refused, and its descriptor closed. */
 static void assert_token_refused(struct wire *wire, const handoff_token *sent,
@@ -395,28 +394,26 @@ static void verified_receive_reports_what_receive_does(void **state)
 static void verified_receive_refuses_bad_arguments_and_takes_nothing(void **state)
 {
     struct wire *wire = *state;
-    int fds[2] = {-7, -7};
-    int *misaligned = (int *)(void *)((char *)fds + 1);
-    handoff_token_store *no_store = (void *)((char *)wire->store + 1);
+    int received = -7;
     assert_ok(handoff_send(wire->broker, wire->connection, &wire->token));
     const struct {
         int socket, *fd;
         handoff_token_store *store;
     } bad[] = {
-        {-1, fds, wire->store},
-        {lowest_free_descriptor(), fds, wire->store},
-        {wire->backend, fds, NULL},
-        {wire->backend, fds, no_store},
+        {-1, &received, wire->store},
+        {lowest_free_descriptor(), &received, wire->store},
+        {wire->backend, &received, NULL},
+        {wire->backend, &received, misaligned()},
         {wire->backend, NULL, wire->store},
-        {wire->backend, misaligned, wire->store},
+        {wire->backend, misaligned(), wire->store},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         assert_status(handoff_receive_verified(bad[i].socket, 0, bad[i].store, NULL, NULL,
                                                bad[i].fd),
                       HANDOFF_ERR_INVALID_ARGUMENT);
-    assert_int_equal(fds[0], -7);
-    assert_ok(handoff_receive_verified(wire->backend, 0, wire->store, NULL, NULL, fds));
-    close(fds[0]);
+    assert_int_equal(received, -7);
+    assert_ok(handoff_receive_verified(wire->backend, 0, wire->store, NULL, NULL, &received));
+    close(received);
 }
 
 int main(void)

@@ -87,7 +87,7 @@ static void sending_never_raises_sigpipe(void **state)
 {
     struct wire *wire = *state;
     close_end(&wire->backend);
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
         signal(SIGPIPE, SIG_DFL);
         child_assert(handoff_send(wire->broker, wire->connection, &wire->token) ==
@@ -181,7 +181,7 @@ static void send_refuses_what_cannot_be_sent(void **state)
     close(files[0]);
 }
 
-/* ---- by path ---------------------------------------------------------------------------------- */
+/* ---- by path --------------------------------------------------------------------------------- */
 
 static void connection_is_of_the_listeners_kind_and_does_not_block(void **state)
 {
@@ -302,7 +302,7 @@ static void unprivileged_user_is_denied(void **state)
     struct place place = make_place();
     handoff_listener *listener = listen_at(place.path, wire->type);
     assert_int_equal(chmod(place.directory, 0755), 0);
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
         int socket = -7;
         become_nobody();
@@ -335,23 +335,21 @@ static void failed_send_leaves_no_connection_and_bad_arguments_make_none(void **
     struct wire *wire = *state;
     struct place place = make_place();
     handoff_listener *listener = listen_at(place.path, wire->type);
-    int room[2] = {-7, -7}, closed = lowest_free_descriptor() + 100;
-    int *misaligned = (int *)(void *)((char *)room + 1);
+    int socket = -7, closed = lowest_free_descriptor() + 100;
     const handoff_token *token = &wire->token;
     assert_status(handoff_connect(place.path, NULL), HANDOFF_ERR_INVALID_ARGUMENT);
-    assert_status(handoff_connect(place.path, misaligned), HANDOFF_ERR_INVALID_ARGUMENT);
-    assert_status(handoff_send_path(place.path, -1, token, room), HANDOFF_ERR_INVALID_ARGUMENT);
-    assert_status(handoff_send_path(place.path, wire->connection, NULL, room),
+    assert_status(handoff_connect(place.path, misaligned()), HANDOFF_ERR_INVALID_ARGUMENT);
+    assert_status(handoff_send_path(place.path, -1, token, &socket), HANDOFF_ERR_INVALID_ARGUMENT);
+    assert_status(handoff_send_path(place.path, wire->connection, NULL, &socket),
                   HANDOFF_ERR_INVALID_ARGUMENT);
     assert_status(handoff_send_path(place.path, wire->connection, token, NULL),
                   HANDOFF_ERR_INVALID_ARGUMENT);
-    assert_status(handoff_send_path(place.path, wire->connection, token, misaligned),
+    assert_status(handoff_send_path(place.path, wire->connection, token, misaligned()),
                   HANDOFF_ERR_INVALID_ARGUMENT);
     assert_nothing_to_read(handoff_listener_fd(listener));
-    assert_status(handoff_send_path(place.path, closed, token, room), HANDOFF_ERR_INVALID_ARGUMENT);
+    assert_status(handoff_send_path(place.path, closed, token, &socket), HANDOFF_ERR_INVALID_ARGUMENT);
     assert_int_equal(errno, EBADF);
-    assert_int_equal(room[0], -7);
-    assert_int_equal(room[1], -7);
+    assert_int_equal(socket, -7);
     handoff_listener_free(listener);
     remove_directory(place.directory);
 }

@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/time.h>
 
 const int wire_stream = SOCK_STREAM, wire_seqpacket = SOCK_SEQPACKET;
@@ -129,6 +130,15 @@ void start_interrupting(void)
     interruptions = 0;
     assert_int_equal(sigaction(SIGALRM, &action, NULL), 0);
     set_timer(2000);
+}
+
+pid_t start_child(void)
+{
+    pid_t child = fork();
+    assert_int_not_equal(child, -1);
+    if (child == 0)
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+    return child;
 }
 
 void need_root(void)

@@ -68,6 +68,9 @@ extern volatile sig_atomic_t interruptions;
 /** Where the timer's handler writes a byte for each signal, for another process; -1 is nowhere. */
 extern volatile sig_atomic_t interruptions_pipe;
 
+/** fork(2); the child ends with this process, should a test fail before the child is done. */
+pid_t start_child(void);
+
 /**
  * What a test asserts in a child: cmocka's own assertions would go on with the next test there.
  * Exits with 1 when the condition is false.
