@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-/* Expects a fallback from an attempt on a wire, after which the connection is still the broker's. */
+/* Expects a fallback from an attempt, after which the connection is still the broker's. */
 static void assert_falls_back(struct wire *wire, int timeout_ms, handoff_reason reason,
                               handoff_status cause, bool may_have_reached_backend)
 {

@@ -347,7 +347,8 @@ static void failed_send_leaves_no_connection_and_bad_arguments_make_none(void **
     assert_status(handoff_send_path(place.path, wire->connection, token, misaligned()),
                   HANDOFF_ERR_INVALID_ARGUMENT);
     assert_nothing_to_read(handoff_listener_fd(listener));
-    assert_status(handoff_send_path(place.path, closed, token, &socket), HANDOFF_ERR_INVALID_ARGUMENT);
+    assert_status(handoff_send_path(place.path, closed, token, &socket),
+                  HANDOFF_ERR_INVALID_ARGUMENT);
     assert_int_equal(errno, EBADF);
     assert_int_equal(socket, -7);
     handoff_listener_free(listener);
