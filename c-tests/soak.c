@@ -135,6 +135,7 @@ static void reopen(struct wire *wire)
     wire->backend = pair[1];
 }
 
+/* Of the memory that is the process's own: pages of its files come in at any time. */
 static long resident_kib(void)
 {
     char line[128];
@@ -142,7 +143,7 @@ static long resident_kib(void)
     FILE *status = fopen("/proc/self/status", "re");
     assert_non_null(status);
     while (fgets(line, sizeof line, status) != NULL)
-        if (sscanf(line, "VmRSS: %ld", &kib) == 1)
+        if (sscanf(line, "RssAnon: %ld", &kib) == 1)
             break;
     fclose(status);
     assert_true(kib > 0);
