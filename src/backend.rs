@@ -17,8 +17,8 @@ use crate::claim::{ClaimTable, Lost};
 use crate::fallback::Reason;
 use crate::listener::{Listener, ListenerError, ListenerOptions};
 use crate::peer::{self, Credentials, Policy};
-use crate::sys::{self, SocketKind, channel as packets, event};
-use crate::token::Token;
+use crate::sys::{self, SocketKind, channel as packets, event, process};
+use crate::token::{RandomTokens, Token};
 use crate::wire::{self, Frame, Grant, HEADER_LEN, Kind, MAX_FRAME_LEN, MAX_SLOTS, Welcome};
 
 use channel::{Broken, Channel};
@@ -178,7 +178,7 @@ pub struct Backend {
     expected: usize,
     /// A link's broker has gone; what is left of it is cleared away when nothing is held there.
     orphans: bool,
-    tokens: Tokens,
+    tokens: RandomTokens,
     statistics: BackendStatistics,
     buffer: Vec<u8>,
     descriptors: Vec<OwnedFd>,
@@ -223,31 +223,6 @@ struct Socket {
     watching: bool,
     dirty: bool,
     drain_told: bool,
-}
-
-/// Tokens of random bytes that are fetched many at a time. A child of fork(2) never gets to these:
-/// see [`Backend::enter`].
-#[derive(Debug)]
-struct Tokens {
-    bytes: Box<[u8; Tokens::ROOM]>,
-    used: usize,
-}
-
-impl Tokens {
-    const ROOM: usize = 4096;
-
-    fn next(&mut self) -> io::Result<Token> {
-        if self.used == Tokens::ROOM {
-            packets::random_bytes(&mut self.bytes[..])?;
-            self.used = 0;
-        }
-        let mut token = [0; Token::LEN];
-        let room = &mut self.bytes[self.used..self.used + Token::LEN];
-        token.copy_from_slice(room);
-        room.fill(0);
-        self.used += Token::LEN;
-        Ok(Token::from_bytes(token))
-    }
 }
 
 /// The key of the listening socket among the events; those of the links are their indices.
@@ -312,7 +287,7 @@ impl Backend {
             held_bytes: 0,
             expected: 0,
             orphans: false,
-            tokens: Tokens { bytes: Box::new([0; Tokens::ROOM]), used: Tokens::ROOM },
+            tokens: RandomTokens::new(),
             statistics: BackendStatistics::default(),
             buffer: Vec::new(),
             descriptors: Vec::new(),
@@ -457,7 +432,7 @@ impl Backend {
     }
 
     fn next_token(&mut self) -> Option<Token> {
-        if self.draining { None } else { self.tokens.next().ok() }
+        if self.draining { None } else { self.tokens.generate().ok() }
     }
 
     /// Waits for an arrival for at most `timeout`, or for ever if there is none, and adopts it.
@@ -514,7 +489,7 @@ impl Backend {
     /// Opens the handle at its first use, and checks that this is the process that did.
     fn enter(&mut self) -> Result<(), BackendError> {
         match &self.open {
-            Some(open) if open.process == event::process() => Ok(()),
+            Some(open) if open.process == process::current() => Ok(()),
             Some(_) => Err(BackendError::WrongProcess),
             None => {
                 let events = event::Events::new().map_err(system("make an epoll set"))?;
@@ -522,7 +497,7 @@ impl Backend {
                     let added = events.add(listener.as_fd(), LISTENER);
                     added.map_err(system("watch the socket"))?;
                 }
-                self.open = Some(Open { process: event::process(), events });
+                self.open = Some(Open { process: process::current(), events });
                 self.buffer = vec![0; MAX_FRAME_LEN];
                 self.descriptors = Vec::with_capacity(wire::MAX_DESCRIPTORS + 1);
                 self.arrivals = VecDeque::with_capacity(self.options.credit);
@@ -672,7 +647,7 @@ impl Backend {
         if !self.draining {
             let mut body = Vec::with_capacity(slots * wire::GRANT_LEN);
             for slot in 0..slots {
-                let token = self.tokens.next().map_err(|_| Broken)?;
+                let token = self.tokens.generate().map_err(|_| Broken)?;
                 channel.grant(slot, token);
                 Grant { slot: slot as u32, token }.write(&mut body);
             }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::claim::{self, ClaimTable, Lost};
 use crate::fallback::{FailureWindow, Reason};
-use crate::sys::{self, SocketKind, channel as packets, event};
+use crate::sys::{self, SocketKind, channel as packets, event, process};
 use crate::transport::{self, TransportError};
 use crate::wire::{self, Frame, Hello, Kind, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS};
 
@@ -554,11 +554,11 @@ impl Broker {
             return Err(BrokerError::Closed { path: self.path.clone() });
         }
         match &self.open {
-            Some(open) if open.process == event::process() => Ok(()),
+            Some(open) if open.process == process::current() => Ok(()),
             Some(_) => Err(BrokerError::WrongProcess),
             None => {
                 let events = event::Events::new().map_err(system("make an epoll set"))?;
-                self.open = Some(Open { process: event::process(), events });
+                self.open = Some(Open { process: process::current(), events });
                 self.buffer = vec![0; MAX_FRAME_LEN];
                 self.descriptors = Vec::with_capacity(wire::MAX_DESCRIPTORS);
                 // Every offer in flight and every verdict that may be waiting when it is taken.

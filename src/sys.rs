@@ -6,6 +6,7 @@
 
 pub(crate) mod channel;
 pub(crate) mod event;
+pub(crate) mod process;
 pub(crate) mod shared;
 
 use std::io;
@@ -40,8 +41,11 @@ fn retry_receive(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     }
 }
 
-/// Fills `bytes` from the operating system's random source.
-pub(crate) fn random(bytes: &mut [u8; 16]) -> io::Result<()> {
+/// The most bytes that getentropy(3) gives at once.
+pub(crate) const MOST_RANDOM: usize = 256;
+
+/// Fills `bytes`, at most [`MOST_RANDOM`], from the operating system's random source.
+pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
     // SAFETY: the pointer and the length describe `bytes`, which getentropy(3) fills.
     let result = unsafe { libc::getentropy(bytes.as_mut_ptr().cast(), bytes.len()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

@@ -14,6 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::sys;
+use crate::sys::process;
 
 /// A one-time token of 128 bits. Comparison takes the same time for all values, and `Debug` does
 /// not show them.
@@ -63,6 +64,41 @@ impl Hash for Token {
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(redacted)")
+    }
+}
+
+/// Random tokens, fetched several at a time to save system calls. A child of fork(2) throws away
+/// what its parent fetched, so no two processes ever give the same token.
+pub(crate) struct RandomTokens {
+    bytes: [u8; sys::MOST_RANDOM],
+    used: usize,
+    /// The process that fetched them.
+    process: u64,
+}
+
+impl RandomTokens {
+    pub(crate) fn new() -> RandomTokens {
+        RandomTokens { bytes: [0; sys::MOST_RANDOM], used: sys::MOST_RANDOM, process: 0 }
+    }
+
+    /// A token that nobody has seen; wiped here.
+    pub(crate) fn generate(&mut self) -> Result<Token, TokenError> {
+        let process = process::current();
+        if self.used == sys::MOST_RANDOM || self.process != process {
+            sys::random(&mut self.bytes).map_err(TokenError::Random)?;
+            (self.used, self.process) = (0, process);
+        }
+        let next = &mut self.bytes[self.used..self.used + Token::LEN];
+        let mut token = [0; Token::LEN];
+        token.swap_with_slice(next);
+        self.used += Token::LEN;
+        Ok(Token(token))
+    }
+}
+
+impl fmt::Debug for RandomTokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RandomTokens(redacted)")
     }
 }
 
@@ -130,6 +166,7 @@ pub struct TokenStore {
     options: TokenStoreOptions,
     /// When each pending token expires.
     pending: Mutex<HashMap<Token, Instant>>,
+    random: Mutex<RandomTokens>,
 }
 
 impl TokenStore {
@@ -149,7 +186,8 @@ impl TokenStore {
         };
         // Twice the room: a half-empty table clears removed entries in place instead of growing.
         let pending = HashMap::with_capacity((options.capacity + 1) * 2);
-        TokenStore { options, pending: Mutex::new(pending) }
+        let random = Mutex::new(RandomTokens::new());
+        TokenStore { options, pending: Mutex::new(pending), random }
     }
 
     /// Makes a token and holds it until it is consumed, revoked or expired.
@@ -159,7 +197,9 @@ impl TokenStore {
 
     /// [`issue`](TokenStore::issue) at a given time.
     pub fn issue_at(&self, now: Instant) -> Result<Token, TokenError> {
-        self.issue_from(now, Token::generate)
+        // Half-used tokens are no worse than others, so a panic elsewhere does no harm.
+        let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
+        self.issue_from(now, || random.generate())
     }
 
     fn issue_from(
@@ -297,6 +337,20 @@ mod tests {
         let (a, b) = (Token::generate().unwrap(), Token::generate().unwrap());
         assert_ne!(a, b);
         assert_eq!(format!("{a:?}"), "Token(redacted)");
+    }
+
+    #[test]
+    fn tokens_of_a_process_and_its_child_differ() {
+        let mut random = RandomTokens::new();
+        random.generate().unwrap();
+        let mut child = RandomTokens { bytes: random.bytes, ..random };
+        // What fork(2) does to the mark of the process.
+        child.process += 1;
+        assert_ne!(random.generate().unwrap(), child.generate().unwrap());
+        let tokens = [(); 100].map(|()| random.generate().unwrap());
+        for (index, token) in tokens.iter().enumerate() {
+            assert!(!tokens[..index].contains(token));
+        }
     }
 
     #[test]

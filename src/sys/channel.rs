@@ -109,18 +109,6 @@ pub(crate) fn is_connected(socket: BorrowedFd<'_>) -> bool {
     result == 0
 }
 
-/// Fills `bytes` from the operating system's random source, many tokens at a time.
-pub(crate) fn random_bytes(bytes: &mut [u8]) -> io::Result<()> {
-    // getentropy(3) gives 256 at most.
-    for part in bytes.chunks_mut(256) {
-        // SAFETY: the pointer and the length describe `part`.
-        if unsafe { libc::getentropy(part.as_mut_ptr().cast(), part.len()) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
-}
-
 /// Whether a descriptor is a listening socket of sequenced packets.
 pub(crate) fn is_listening_seqpacket(socket: BorrowedFd<'_>) -> bool {
     let mut listening = [0i32];

@@ -1,10 +1,8 @@
-//! What makes one descriptor of many: epoll(7), timerfd_create(2); and which process this is.
+//! What makes one descriptor of many: epoll(7), timerfd_create(2).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::retry;
@@ -138,39 +136,6 @@ impl Events {
     }
 }
 
-/// Tells processes apart across fork(2) without a system call: a page that a child finds empty,
-/// madvise(2) with MADV_WIPEONFORK.
-pub(crate) fn process() -> u64 {
-    static PAGE: OnceLock<Option<usize>> = OnceLock::new();
-    let page = PAGE.get_or_init(|| {
-        // SAFETY: sysconf(3) takes an integer.
-        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
-        let (protection, flags) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: a new mapping, where the system likes; it is never unmapped.
-        let start = unsafe { libc::mmap(ptr::null_mut(), size, protection, flags, -1, 0) };
-        if start == libc::MAP_FAILED {
-            return None;
-        }
-        // SAFETY: advice about the mapping just made.
-        let advised = unsafe { libc::madvise(start, size, libc::MADV_WIPEONFORK) };
-        (advised == 0).then_some(start as usize)
-    });
-    let Some(page) = page else {
-        return u64::from(std::process::id());
-    };
-    // SAFETY: the page is mapped for ever, aligned and only used through this reference.
-    let mark = unsafe { &*(*page as *const AtomicU64) };
-    match mark.load(Ordering::Relaxed) {
-        0 => {
-            let id = u64::from(std::process::id());
-            mark.store(id, Ordering::Relaxed);
-            id
-        }
-        id => id,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,11 +151,5 @@ mod tests {
             assert!(now.elapsed() < Duration::from_secs(5));
         }
         assert!(!events.take(|_| {}).unwrap());
-    }
-
-    #[test]
-    fn process_is_the_same_until_fork() {
-        assert_eq!(process(), process());
-        assert_eq!(process(), u64::from(std::process::id()));
     }
 }
