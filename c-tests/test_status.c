@@ -55,12 +55,19 @@ static const struct {
     STATUS(HANDOFF_ERR_LISTEN_FAILED, BACKEND_UNAVAILABLE, true, false),
     STATUS(HANDOFF_ERR_INTERNAL, NONE, false, true),
     STATUS(HANDOFF_NOTHING, NONE, false, true),
+    STATUS(HANDOFF_ERR_RATE_LIMITED, BACKEND_UNAVAILABLE, true, false),
+    STATUS(HANDOFF_ERR_TOO_LARGE, BACKEND_BUSY, true, false),
+    STATUS(HANDOFF_ERR_WRONG_PROCESS, NONE, false, false),
+    STATUS(HANDOFF_ERR_CLOSED, NONE, false, false),
+    STATUS(HANDOFF_ERR_REVOKED, ACK_TIMEOUT, true, false),
+    STATUS(HANDOFF_ERR_TOO_LATE, ACK_TIMEOUT, true, false),
+    STATUS(HANDOFF_ERR_SYSTEM, BACKEND_UNAVAILABLE, true, false),
 };
 
 static const size_t statuses_len = sizeof statuses / sizeof statuses[0];
 
 static const handoff_status unknown_statuses[] = {
-    -1, INT32_MIN, INT32_MAX, 1000, HANDOFF_NOTHING + 1,
+    -1, INT32_MIN, INT32_MAX, 1000, HANDOFF_ERR_SYSTEM + 1,
 };
 
 static const size_t unknown_len = sizeof unknown_statuses / sizeof unknown_statuses[0];
@@ -121,7 +128,7 @@ static void unknown_status_is_named_so_and_never_hidden(void **state)
 static void every_reason_has_a_name_of_its_own_in_lower_case(void **state)
 {
     (void)state;
-    for (handoff_reason reason = 0; reason <= HANDOFF_REASON_UNSUPPORTED_PLATFORM; reason++) {
+    for (handoff_reason reason = 0; reason <= HANDOFF_REASON_BACKEND_DIED; reason++) {
         const char *name = handoff_reason_name(reason);
         assert_string_not_equal(name, "unknown");
         for (const char *c = name; *c != '\0'; c++)
@@ -132,7 +139,7 @@ static void every_reason_has_a_name_of_its_own_in_lower_case(void **state)
     assert_string_equal(handoff_reason_name(HANDOFF_REASON_NONE), "none");
     assert_string_equal(handoff_reason_name(HANDOFF_REASON_ACK_TIMEOUT),
                         "acknowledgement timeout");
-    assert_string_equal(handoff_reason_name(HANDOFF_REASON_UNSUPPORTED_PLATFORM + 1), "unknown");
+    assert_string_equal(handoff_reason_name(HANDOFF_REASON_BACKEND_DIED + 1), "unknown");
     assert_string_equal(handoff_reason_name(UINT32_MAX), "unknown");
 }
 
