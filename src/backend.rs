@@ -176,6 +176,8 @@ pub struct Backend {
     held_bytes: usize,
     /// Links whose broker has not said hello yet.
     expected: usize,
+    /// No broker is accepted until then.
+    paused: Option<Instant>,
     /// A link's broker has gone; what is left of it is cleared away when nothing is held there.
     orphans: bool,
     tokens: RandomTokens,
@@ -228,6 +230,10 @@ struct Socket {
 /// The key of the listening socket among the events; those of the links are their indices.
 const LISTENER: u64 = u64::MAX - 1;
 const MAX_ROUNDS: usize = 64;
+/// How many brokers are accepted before others have their turn.
+const MAX_ACCEPTS: usize = 64;
+/// How long no broker is accepted after the system refused one.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// An arrival's id: serial number, link, slot.
 const LINK_SHIFT: u32 = 12;
@@ -286,6 +292,7 @@ impl Backend {
             serial: 1,
             held_bytes: 0,
             expected: 0,
+            paused: None,
             orphans: false,
             tokens: RandomTokens::new(),
             statistics: BackendStatistics::default(),
@@ -332,6 +339,7 @@ impl Backend {
                     self.flush_link(link);
                 }
             }
+            self.resume_accepting(now)?;
             self.expire_hellos(now)?;
             self.flush();
             if !any {
@@ -507,16 +515,27 @@ impl Backend {
     }
 
     fn accept_brokers(&mut self, now: Instant) {
-        loop {
-            let Some(listener) = &self.listener else { return };
-            let Ok(descriptor) = packets::accept_nonblocking(listener.as_fd()) else { return };
+        for _ in 0..MAX_ACCEPTS {
+            let (Some(listener), Some(open)) = (&self.listener, &mut self.open) else { return };
+            let descriptor = match packets::accept_nonblocking(listener.as_fd()) {
+                Ok(descriptor) => descriptor,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // Out of descriptors: the listener stays readable, and looking at it again and
+                // again would not help.
+                Err(_) => {
+                    let until = now + ACCEPT_PAUSE;
+                    open.events.remove(listener.as_fd());
+                    let _ = open.events.wake_at(until, now);
+                    self.paused = Some(until);
+                    return;
+                }
+            };
             let BackendOptions { users, groups, max_channels, .. } = &self.options;
             let allowed = peer::check(descriptor.as_fd(), &Policy { users, groups });
             let unused = |link: &Link| link.socket.is_none() && link.channel.is_none();
             let place = self.links.iter().position(unused);
             let place = place.or((self.links.len() < *max_channels).then_some(self.links.len()));
-            let (Ok(credentials), Some(place), Some(open)) = (allowed, place, &mut self.open)
-            else {
+            let (Ok(credentials), Some(place)) = (allowed, place) else {
                 self.statistics.refused += 1;
                 continue;
             };
@@ -541,6 +560,17 @@ impl Backend {
                 dirty: false,
                 drain_told: false,
             });
+        }
+    }
+
+    fn resume_accepting(&mut self, now: Instant) -> Result<(), BackendError> {
+        match (self.paused, &self.listener, &self.open) {
+            (Some(until), Some(listener), Some(open)) if until <= now => {
+                self.paused = None;
+                open.events.add(listener.as_fd(), LISTENER).map_err(system("watch the socket"))
+            }
+            (Some(until), Some(_), _) => self.wake_at(until, now),
+            _ => Ok(()),
         }
     }
 

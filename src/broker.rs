@@ -11,12 +11,14 @@ mod offers;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::claim::{self, ClaimTable, Lost};
 use crate::fallback::{FailureWindow, Reason};
 use crate::sys::{self, SocketKind, channel as packets, event, process};
+use crate::token::TokenStore;
 use crate::transport::{self, TransportError};
 use crate::wire::{self, Frame, Hello, Kind, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS};
 
@@ -129,7 +131,7 @@ pub enum BrokerError {
     #[error("{path}: the broker is closed", path = .path.display())]
     Closed {
         /// The handoff socket.
-        path: PathBuf,
+        path: Arc<Path>,
     },
     /// The descriptor is not a socket.
     #[error("descriptor {descriptor} cannot be offered: {source}")]
@@ -151,7 +153,7 @@ pub enum BrokerError {
     #[error("{path}: no channel to the backend now: {source}", path = .path.display())]
     Unavailable {
         /// The handoff socket.
-        path: PathBuf,
+        path: Arc<Path>,
         /// Why: what the system said to the last attempt to connect, ECONNRESET after the end of
         /// a channel, ENOTCONN before a backend has said welcome, ESHUTDOWN while it drains.
         source: io::Error,
@@ -160,7 +162,7 @@ pub enum BrokerError {
     #[error("{path}: the backend failed too often: not tried for {left:?}", path = .path.display())]
     RateLimited {
         /// The handoff socket.
-        path: PathBuf,
+        path: Arc<Path>,
         /// For how long.
         left: Duration,
     },
@@ -168,7 +170,7 @@ pub enum BrokerError {
     #[error("{path}: as many offers are in flight as may be", path = .path.display())]
     Full {
         /// The handoff socket.
-        path: PathBuf,
+        path: Arc<Path>,
     },
     /// The offer cannot be taken back: it was adopted, or has its verdict already.
     #[error("offer {id} is not in flight any more")]
@@ -189,7 +191,7 @@ pub enum BrokerError {
 /// The broker's end of a channel to one backend. Used by one thread at a time.
 #[derive(Debug)]
 pub struct Broker {
-    path: PathBuf,
+    path: Arc<Path>,
     options: BrokerOptions,
     /// Opened at the first use.
     open: Option<Open>,
@@ -246,6 +248,10 @@ struct Outcomes {
 const SOCKET: u64 = 0;
 /// How often dispatch looks for more before it lets the caller's loop go on.
 const MAX_ROUNDS: usize = 64;
+/// How many frames are received before others have their turn.
+const MAX_FRAMES: usize = 64;
+/// The longest time that anything here may take: over a hundred years.
+const MAX_TIMEOUT: Duration = TokenStore::MAX_LIFETIME;
 /// How long a backend may take to say welcome.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -258,11 +264,8 @@ impl Outcomes {
         } else if let Some(reason) = reason {
             self.statistics.fallback[reason as usize] += 1;
         }
-        // A rejection is an answer; what shows a backend that does not work is a failure.
-        if matches!(
-            reason,
-            Some(Reason::AckTimeout | Reason::BackendUnavailable | Reason::IntegrityMismatch)
-        ) {
+        // A rejection is an answer, and the end of a channel counts once, not for each offer.
+        if reason == Some(Reason::AckTimeout) {
             self.failures.record(now);
         }
         self.verdicts.push_back(verdict);
@@ -275,17 +278,17 @@ impl Broker {
     pub fn new(path: &Path, options: BrokerOptions) -> Result<Broker, BrokerError> {
         transport::address(path).map_err(BrokerError::Address)?;
         let least = Duration::from_millis(1);
-        let reconnect_min = options.reconnect_min.max(least);
+        let reconnect_min = options.reconnect_min.clamp(least, MAX_TIMEOUT);
         let options = BrokerOptions {
             window: options.window.clamp(1, MAX_SLOTS),
-            timeout: options.timeout.max(least),
+            timeout: options.timeout.clamp(least, MAX_TIMEOUT),
             queue_bytes: options.queue_bytes.max(MAX_FRAME_LEN),
             reconnect_min,
-            reconnect_max: options.reconnect_max.max(reconnect_min),
+            reconnect_max: options.reconnect_max.clamp(reconnect_min, MAX_TIMEOUT),
             ..options
         };
         Ok(Broker {
-            path: path.to_owned(),
+            path: path.into(),
             options,
             open: None,
             link: Link::Down { retry_at: Instant::now() },
@@ -368,8 +371,12 @@ impl Broker {
         let Some((slot, generation)) = channel.offers.next_slot() else {
             return Err(BrokerError::Full { path: path() });
         };
-        let timeout = offer.timeout.unwrap_or(self.options.timeout);
+        let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = now.checked_add(timeout).unwrap_or(now);
+        // The last that can fail.
+        if let Some(open) = &mut self.open {
+            open.events.wake_at(deadline, now).map_err(system("set a timer"))?;
+        }
         // The slot is part of the id, so that it is found without a search.
         let id = self.next_id << 12 | u64::from(slot);
         self.next_id += 1;
@@ -388,7 +395,6 @@ impl Broker {
             preread,
         });
         self.outcomes.statistics.offered += 1;
-        self.wake_at(deadline, now)?;
         Ok(id)
     }
 
@@ -487,7 +493,7 @@ impl Broker {
     /// for the offer's timeout in all. Verdicts of other offers stay for [`next_verdict`](Broker::next_verdict).
     pub fn offer_and_wait(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
         let start = Instant::now();
-        let timeout = offer.timeout.unwrap_or(self.options.timeout);
+        let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = start.checked_add(timeout).unwrap_or(start);
         let id = loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -496,7 +502,7 @@ impl Broker {
                 Err(BrokerError::Unavailable { .. } | BrokerError::Full { .. })
                     if !left.is_zero() =>
                 {
-                    self.wait(deadline)?;
+                    self.wait(Some(deadline))?;
                 }
                 Err(error) => {
                     self.outcomes.statistics.refused += 1;
@@ -511,14 +517,14 @@ impl Broker {
             if let Some(at) = verdicts.iter().position(|verdict| verdict.id == id) {
                 return verdicts.remove(at).ok_or(BrokerError::TooLate { id });
             }
-            // The offer's own deadline ends this, a moment after `deadline` at the latest.
-            self.wait(deadline + timeout)?;
+            // The offer's own deadline ends this.
+            self.wait(None)?;
         }
     }
 
-    fn wait(&mut self, deadline: Instant) -> Result<(), BrokerError> {
+    fn wait(&mut self, deadline: Option<Instant>) -> Result<(), BrokerError> {
         let descriptor = self.descriptor()?;
-        sys::wait_readable(descriptor, Some(deadline)).map_err(system("wait for events"))?;
+        sys::wait_readable(descriptor, deadline).map_err(system("wait for events"))?;
         self.dispatch()
     }
 
@@ -630,6 +636,9 @@ impl Broker {
         let down = self.down(now);
         if let Link::Up(mut channel) = std::mem::replace(&mut self.link, down) {
             self.trouble = libc::ECONNRESET;
+            if channel.offers.in_flight() > 0 && !self.closed {
+                self.outcomes.failures.record(now);
+            }
             channel.settle_all(reason, &mut self.outcomes, now);
             if let Some(open) = &self.open {
                 open.events.remove(channel.socket.as_fd());
@@ -735,19 +744,16 @@ impl Channel {
         };
         let (id, user_data, generation) = (found.id, found.user_data, found.generation);
         let sent = found.state == State::Sent;
-        let revoked = claim::revoke(self.claims.slot(slot as usize), generation);
-        // A word that cannot be: perhaps it is adopted, so it must not be served here.
-        let (adopted, reason, result) = match revoked {
-            Ok(()) => (false, Some(reason), Ok(())),
-            Err(Lost::TooLate) => (true, None, Ok(())),
-            Err(Lost::Impossible) if sent => {
-                (true, Some(Reason::IntegrityMismatch), Err(Reason::IntegrityMismatch))
-            }
-            // Nobody but us has the descriptor.
-            Err(Lost::Impossible) => {
-                (false, Some(Reason::IntegrityMismatch), Err(Reason::IntegrityMismatch))
-            }
-        };
+        let broken = Reason::IntegrityMismatch;
+        let (adopted, reason, result) =
+            match claim::revoke(self.claims.slot(slot as usize), generation) {
+                Ok(()) => (false, Some(reason), Ok(())),
+                // Nobody but us has the descriptor, whatever the word says.
+                Err(_) if !sent => (false, Some(broken), Err(broken)),
+                Err(Lost::TooLate) => (true, None, Ok(())),
+                // Perhaps it is adopted, so it must not be served here.
+                Err(Lost::Impossible) => (true, Some(broken), Err(broken)),
+            };
         self.offers.settle(slot, adopted);
         let verdict = Verdict { id, user_data, adopted, reason, may_have_reached: sent };
         outcomes.add(verdict, now);
@@ -781,14 +787,14 @@ impl Channel {
         }
     }
 
-    /// Receives every frame that is there. An error is the end of the channel.
+    /// Receives the frames that are there. An error is the end of the channel.
     fn receive(
         &mut self,
         buffer: &mut [u8],
         outcomes: &mut Outcomes,
         now: Instant,
     ) -> Result<(), Reason> {
-        loop {
+        for _ in 0..MAX_FRAMES {
             let received = match packets::receive_bare_packet(self.socket.as_fd(), buffer) {
                 Ok(received) if received.len == 0 => return Err(Reason::BackendUnavailable),
                 Ok(received) => received,
@@ -802,6 +808,8 @@ impl Channel {
             let frame = wire::decode(&buffer[..received.len], 0);
             self.handle(frame.map_err(|_| Reason::IntegrityMismatch)?, outcomes, now)?;
         }
+        // What is left keeps the socket readable.
+        Ok(())
     }
 
     fn handle(
@@ -831,7 +839,7 @@ impl Channel {
                 }
                 Ok(())
             }
-            (Frame::Drain, Ok(_)) => {
+            (Frame::Drain, Ok(_)) if !self.draining => {
                 self.draining = true;
                 self.offers.forget_tokens();
                 Ok(())
