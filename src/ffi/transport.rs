@@ -32,7 +32,8 @@ pub extern "C" fn handoff_connect(path: *const c_char, socket: *mut c_int) -> ha
 ///
 /// The message is the 16 bytes of the token with one descriptor attached (SCM_RIGHTS, unix(7)).
 ///
-/// @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not; kept
+/// @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not; kept. Over
+///                any other kind of socket the system sends the token without the descriptor.
 /// @param fd      the descriptor to send, another than `socket`; it stays the caller's, open and
 ///                unchanged, and may be closed as soon as this returns
 /// @param token   its token
