@@ -535,10 +535,6 @@ impl Broker {
         if self.open.is_some() {
             self.enter(now)?;
         }
-        if let Link::Up(channel) = &mut self.link {
-            // The last verdicts may be here already.
-            let _ = channel.receive(&mut self.buffer, &mut self.outcomes, now);
-        }
         self.closed = true;
         self.hang_up(Reason::BrokerClosed, now);
         Ok(())
@@ -636,6 +632,10 @@ impl Broker {
         let down = self.down(now);
         if let Link::Up(mut channel) = std::mem::replace(&mut self.link, down) {
             self.trouble = libc::ECONNRESET;
+            if reason != Reason::IntegrityMismatch {
+                // What the backend said last may be here already.
+                let _ = channel.receive(&mut self.buffer, &mut self.outcomes, now);
+            }
             if channel.offers.in_flight() > 0 && !self.closed {
                 self.outcomes.failures.record(now);
             }
