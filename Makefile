@@ -85,7 +85,8 @@ include bench/bench.mk
 
 ## check       run every test
 check: check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
-       check-interop check-soak check-install check-man
+       check-interop check-soak check-install check-man \
+       check-readme
 
 ## check-rust  rustfmt, clippy and the Rust tests
 .PHONY: check-rust
@@ -93,6 +94,14 @@ check-rust:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) test --locked --quiet
+
+## check-readme  compile the programs in README.md
+.PHONY: check-readme
+check-readme:
+	@set -e; for program in 1 2; do \
+	    $(PYTHON) tools/readme_code.py README.md $$program | \
+	        $(CC) -std=c11 $(WARN) -fsyntax-only -Iinclude -xc -; \
+	done; echo "check-readme: a broker and a backend"
 
 ## clean       remove what was built
 clean:

@@ -1388,7 +1388,8 @@ handoff_status handoff_connect(const char *path, int *socket);
  *
  * The message is the 16 bytes of the token with one descriptor attached (SCM_RIGHTS, unix(7)).
  *
- * @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not; kept
+ * @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not; kept. Over
+ *                any other kind of socket the system sends the token without the descriptor.
  * @param fd      the descriptor to send, another than `socket`; it stays the caller's, open and
  *                unchanged, and may be closed as soon as this returns
  * @param token   its token
