@@ -343,8 +343,9 @@ typedef struct handoff_verdict {
      */
     handoff_status cause;
     /**
-     * The descriptor may have reached the backend. A backend that serves only what it has
-     * acknowledged, as handoff_ack_accept() asks, does not serve it.
+     * The descriptor may have reached the backend, which does not serve it after a fallback; but a
+     * copy may lie there until it looks. close(2) alone says nothing to the client while there is
+     * a copy, so when you are done with a fallback, shutdown(2) it before you close it.
      */
     bool may_have_reached_backend;
 } handoff_verdict;
