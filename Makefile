@@ -19,6 +19,7 @@ SONAME  := libhandoff.so.0
 SHARED  := libhandoff.so.$(VERSION)
 
 BUILD   := $(abspath build)
+TARGET  := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LIB     := $(BUILD)/lib
 PC      := PKG_CONFIG_PATH=$(LIB)/pkgconfig pkg-config
 NEED    := tools/need
@@ -32,10 +33,10 @@ all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc include/ha
 
 # ---- the library ---------------------------------------------------------------------------------
 
-RUST := Cargo.toml Cargo.lock build.rs cbindgen.toml $(wildcard src/*.rs src/ffi/*)
+RUST := Cargo.toml Cargo.lock build.rs cbindgen.toml $(wildcard src/*.rs src/*/*)
 
 # What cbindgen makes; include/handoff.h is the committed copy.
-FRESH_HEADER := $(abspath target/handoff.h)
+FRESH_HEADER := $(TARGET)/handoff.h
 
 # As a static library only: where Cargo also makes an rlib it leaves link-time optimisation out.
 $(BUILD)/rust.stamp: $(RUST)
@@ -46,7 +47,7 @@ $(BUILD)/rust.stamp: $(RUST)
 # is global: so the static library can stand beside other Rust code in one program.
 $(BUILD)/handoff.o: $(BUILD)/rust.stamp src/ffi/symbols.txt
 	ld -r --gc-sections $$(sed 's/^/-u /' src/ffi/symbols.txt) \
-	    --whole-archive target/release/libhandoff.a -o $@.all
+	    --whole-archive $(TARGET)/release/libhandoff.a -o $@.all
 	objcopy --wildcard --keep-global-symbol='handoff_*' \
 	    --remove-section=.llvmbc --remove-section=.llvmcmd $@.all $@
 	@rm $@.all
