@@ -225,6 +225,8 @@ struct Socket {
     watching: bool,
     dirty: bool,
     drain_told: bool,
+    /// The broker receives no more; what it sent before may still be there to be received.
+    deaf: bool,
 }
 
 /// The key of the listening socket among the events; those of the links are their indices.
@@ -559,6 +561,7 @@ impl Backend {
                 watching: false,
                 dirty: false,
                 drain_told: false,
+                deaf: false,
             });
         }
     }
@@ -757,6 +760,9 @@ impl Backend {
         let Some(open) = &self.open else { return };
         let link = &mut self.links[index];
         let (Some(socket), Some(channel)) = (&mut link.socket, &mut link.channel) else { return };
+        if socket.deaf {
+            return;
+        }
         let mut result = Ok(());
         while result.is_ok() && !socket.full && !channel.verdicts().is_empty() {
             let verdicts = channel.verdicts();
@@ -771,9 +777,13 @@ impl Backend {
             socket.drain_told = result.is_ok();
         }
         match result {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.full = true,
-            Err(_) => return self.close_socket(index),
             Ok(()) => {}
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => socket.full = true,
+                // Dispatch receives what the broker still sent, and then the end.
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => socket.deaf = true,
+                _ => return self.close_socket(index),
+            },
         }
         if socket.full != socket.watching {
             let descriptor = socket.descriptor.as_fd();

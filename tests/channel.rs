@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -246,6 +247,45 @@ fn what_had_arrived_can_be_adopted_when_the_broker_is_gone() {
     let mut answer = String::new();
     client.read_to_string(&mut answer).unwrap();
     assert_eq!(answer, "hello");
+}
+
+#[test]
+fn offer_that_a_broker_sent_before_it_died_arrives_after_a_verdict_that_cannot_be_sent() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("handoff.sock");
+    let mut backend = Backend::listen(&path, BackendOptions::default()).unwrap();
+    let (_first_client, first) = client();
+    let (_second_client, second) = client();
+    let (mut told, mut tell) = UnixStream::pair().unwrap();
+    let child = unsafe_fork::fork(|| {
+        let mut broker = Broker::new(&path, BrokerOptions::default()).unwrap();
+        while broker.offer(&offer(&first, 1)).is_err() {
+            broker.dispatch().unwrap();
+        }
+        let mut go = [0];
+        tell.read_exact(&mut go).unwrap();
+        broker.offer(&offer(&second, 2)).unwrap();
+        tell.write_all(&go).unwrap();
+        loop {
+            std::thread::park();
+        }
+    });
+    let start = Instant::now();
+    let arrival = loop {
+        backend.dispatch().unwrap();
+        if let Some(arrival) = backend.next_arrival() {
+            break arrival.id;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "no arrival");
+    };
+    told.write_all(&[0]).unwrap();
+    told.read_exact(&mut [0]).unwrap();
+    child.kill();
+    backend.adopt(arrival).unwrap();
+    backend.accept(Some(Duration::from_secs(5))).unwrap();
+    // After the last one the channel ends.
+    assert!(matches!(backend.accept(Some(Duration::ZERO)), Err(BackendError::Timeout)));
+    assert_eq!(backend.statistics().channels, 0);
 }
 
 #[test]
