@@ -52,6 +52,11 @@ pub(crate) fn revoke(slot: &AtomicU64, generation: u64) -> Result<(), Lost> {
 
 fn claim(slot: &AtomicU64, generation: u64, to: u64, theirs: u64) -> Result<(), Lost> {
     let (from, to) = (word(generation, OFFERED), word(generation, to));
+    // Only in a build that shows that c-tests/one_owner.c finds what the claim prevents.
+    if cfg!(handoff_without_claim) {
+        slot.store(to, Ordering::Release);
+        return Ok(());
+    }
     match slot.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => Ok(()),
         Err(found) if found == word(generation, theirs) => Err(Lost::TooLate),
