@@ -64,6 +64,24 @@ check-interop: $(C_BUILD)/test_interop | need-python
 check-soak: $(C_BUILD)/soak
 	@$(RUN) $<
 
+$(C_BUILD)/one_owner: c-tests/one_owner.c include/handoff.h | all
+	@mkdir -p $(@D)
+	$(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff)
+
+# The library with the claim left out, to show that check-one-owner would find two owners.
+WITHOUT_CLAIM := $(BUILD)/without-claim
+
+.PHONY: library-without-claim
+library-without-claim:
+	@CARGO_TARGET_DIR=$(TARGET)/without-claim RUSTFLAGS="$$RUSTFLAGS --cfg handoff_without_claim" \
+	    $(MAKE) --no-print-directory BUILD=$(WITHOUT_CLAIM) $(WITHOUT_CLAIM)/lib/$(SHARED)
+
+## check-one-owner   processes are killed, stopped and restarted: each connection has one owner
+.PHONY: check-one-owner
+check-one-owner: $(C_BUILD)/one_owner library-without-claim
+	@LD_LIBRARY_PATH=$(LIB) $<
+	@LD_LIBRARY_PATH=$(WITHOUT_CLAIM)/lib ONE_OWNER_CONNECTIONS=2000 $< without-claim
+
 ## check-coverage  every public call is made by a C test
 .PHONY: check-coverage
 check-coverage:
