@@ -87,7 +87,7 @@ include bench/bench.mk
 ## check       run every test
 check: check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
        check-interop check-soak check-install check-man \
-       check-readme
+       check-readme check-one-owner
 
 ## check-rust  rustfmt, clippy and the Rust tests
 .PHONY: check-rust
