@@ -816,6 +816,30 @@ static void survives(void **state)
     munmap(ended, sizeof *ended);
 }
 
+static void descriptors_with_an_empty_or_an_oversized_packet_are_closed_at_once(void **state)
+{
+    (void)state;
+    char directory[64];
+    begin(directory);
+    static const size_t lengths[] = {0, MOST_BYTES + 1};
+    for (int i = 0; i < 2; i++) {
+        int ends[2], peer = packets_connect(path);
+        char byte;
+        make_pair(SOCK_STREAM, ends);
+        frame_begin(&frame, OFFERS);
+        frame_attach(&frame, ends[0]);
+        frame.len = lengths[i];
+        assert_int_equal(frame_send(peer, &frame), 0);
+        close(ends[0]);
+        assert_ok(handoff_backend_dispatch(backend));
+        assert_int_equal(recv(ends[1], &byte, 1, MSG_DONTWAIT), 0);
+        assert_true(channel_ends(peer));
+        close(ends[1]);
+        close(peer);
+    }
+    end(directory);
+}
+
 #define ATTACK(name) \
     {#name, survives, descriptors_before, descriptors_after, &(struct attack){name}}
 
@@ -858,6 +882,7 @@ int main(void)
         ATTACK(broker_that_never_says_hello_is_closed),
         ATTACK(broker_that_connects_a_thousand_times_gets_no_more_than_the_backend_allows),
         ATTACK(stopped_broker_holds_nobody_up_and_goes_on_when_continued),
+        TEST(descriptors_with_an_empty_or_an_oversized_packet_are_closed_at_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

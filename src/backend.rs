@@ -606,16 +606,18 @@ impl Backend {
     /// Receives every frame that is there on a link.
     fn receive(&mut self, link: usize) {
         loop {
+            // What came with a packet that was not even looked at.
+            self.descriptors.clear();
             let Some(socket) = self.links.get(link).and_then(|link| link.socket.as_ref()) else {
                 return;
             };
-            self.descriptors.clear();
             let descriptor = socket.descriptor.as_fd();
             let received =
                 packets::receive_packet(descriptor, &mut self.buffer, &mut self.descriptors);
             let received = match received {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Ok(received) if received.len > 0 => received,
+                // No end of the stream brings descriptors; an empty packet can.
+                Ok(received) if received.len > 0 || received.descriptors > 0 => received,
                 // The broker has gone: what it offered can still be adopted.
                 Ok(_) | Err(_) => return self.close_socket(link),
             };
