@@ -646,6 +646,31 @@ static void broker_that_connects_a_thousand_times_gets_no_more_than_the_backend_
     must(poll(peers, 1000, 0) == 0);
 }
 
+static void broker_that_disconnects_at_any_point_leaves_nothing(void)
+{
+    close(connect_broker());
+    for (int i = 0; i < 20; i++) {
+        int socket = connect_broker();
+        frame_hello(&frame, SLOTS, make_table(SLOTS * 8, F_SEAL_SHRINK));
+        must(frame_send(socket, &frame) == 0);
+        close(socket);
+        struct channel channel = open_channel();
+        close_channel(&channel);
+        channel = begin_with_an_offer();
+        must(frame_send(channel.socket, &frame) == 0);
+        close_channel(&channel);
+        channel = begin_with_an_offer();
+        must(frame_send(channel.socket, &frame) == 0);
+        must(shutdown(channel.socket, SHUT_RD) == 0);
+        close_channel(&channel);
+        channel = begin_with_an_offer();
+        must(frame_send(channel.socket, &frame) == 0);
+        must(shutdown(channel.socket, SHUT_WR) == 0);
+        must_end(channel.socket);
+        close_channel(&channel);
+    }
+}
+
 static void stopped_broker_holds_nobody_up_and_goes_on_when_continued(void)
 {
     struct channel channel = open_channel();
@@ -881,6 +906,7 @@ int main(void)
         ATTACK(broker_that_never_reads_costs_the_backend_no_more_than_its_credit),
         ATTACK(broker_that_never_says_hello_is_closed),
         ATTACK(broker_that_connects_a_thousand_times_gets_no_more_than_the_backend_allows),
+        ATTACK(broker_that_disconnects_at_any_point_leaves_nothing),
         ATTACK(stopped_broker_holds_nobody_up_and_goes_on_when_continued),
         TEST(descriptors_with_an_empty_or_an_oversized_packet_are_closed_at_once),
     };

@@ -675,15 +675,20 @@ impl Backend {
         let mut channel = Channel::new(socket.credentials, claims, slots);
         let max_bytes = self.options.max_offer_bytes as u32;
         let body = Welcome { slots: slots as u32, max_bytes }.body();
-        send(socket, Kind::Welcome, 0, &body).map_err(|_| Broken)?;
-        if !self.draining {
+        let mut sent = send(socket, Kind::Welcome, 0, &body);
+        if !self.draining && sent.is_ok() {
             let mut body = Vec::with_capacity(slots * wire::GRANT_LEN);
             for slot in 0..slots {
                 let token = self.tokens.generate().map_err(|_| Broken)?;
                 channel.grant(slot, token);
                 Grant { slot: slot as u32, token }.write(&mut body);
             }
-            send(socket, Kind::Grants, slots, &body).map_err(|_| Broken)?;
+            sent = send(socket, Kind::Grants, slots, &body);
+        }
+        if sent.is_err() {
+            // The broker has gone, which is no fault of what it sent.
+            self.close_socket(index);
+            return Ok(());
         }
         link.channel = Some(channel);
         self.expected -= 1;
