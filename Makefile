@@ -32,7 +32,7 @@ all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc include/ha
 
 # ---- the library ---------------------------------------------------------------------------------
 
-RUST := Cargo.toml Cargo.lock build.rs cbindgen.toml $(wildcard src/*.rs src/ffi/*)
+RUST := Cargo.toml Cargo.lock build.rs cbindgen.toml $(wildcard src/*.rs src/*/*)
 
 # What cbindgen makes; include/handoff.h is the committed copy.
 FRESH_HEADER := $(abspath target/handoff.h)
