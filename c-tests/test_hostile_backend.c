@@ -245,7 +245,7 @@ static void frame_other_than_welcome_as_the_first_ends_the_channel(void)
 
 static void welcome_that_is_out_of_range_or_comes_twice_ends_the_channel(void)
 {
-    static const uint32_t slots[] = {0, 4097, 0xffffffff};
+    static const uint32_t slots[] = {0, WINDOW + 1, 4096, 4097, 0xffffffff};
     for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++) {
         struct channel channel = accept_broker();
         frame_welcome(&frame, slots[i], MAX_BYTES);

@@ -820,7 +820,7 @@ impl Channel {
     ) -> Result<(), Reason> {
         let broken = Err(Reason::IntegrityMismatch);
         match (frame, self.welcome) {
-            (Frame::Welcome(welcome), Err(_)) => {
+            (Frame::Welcome(welcome), Err(_)) if self.offers.slot(welcome.slots - 1).is_some() => {
                 self.welcome = Ok(welcome);
                 outcomes.statistics.connects += 1;
                 Ok(())
