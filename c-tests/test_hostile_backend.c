@@ -469,6 +469,23 @@ static void close_after_the_verdict(void)
     close_channel(&channel);
 }
 
+static void grants_after_drain_end_the_channel(void)
+{
+    struct channel channel = about_to_drain();
+    send_now(&channel);
+    begin_grants(1);
+    packet_ends(&channel);
+}
+
+/* Otherwise the broker would read for as long as a backend has the patience. */
+static void second_drain_ends_the_channel(void)
+{
+    struct channel channel = about_to_drain();
+    while (frame_send(channel.socket, &frame) == 0)
+        continue;
+    must(errno == EPIPE || errno == ECONNRESET);
+}
+
 static void oversized_packet_ends_the_channel(void)
 {
     struct channel channel = about_to_grant();
@@ -1003,6 +1020,8 @@ int main(void)
         ATTACK(close_with_an_offer_read, FALLBACK(BACKEND_UNAVAILABLE)),
         ATTACK(close_with_an_offer_adopted, ADOPTION(BACKEND_DIED)),
         ATTACK(close_after_the_verdict, ADOPTION(NONE)),
+        ATTACK(grants_after_drain_end_the_channel, NO_OFFERS),
+        ATTACK(second_drain_ends_the_channel, NO_OFFERS),
         ATTACK(oversized_packet_ends_the_channel, NO_OFFERS),
         ATTACK(garbage_ends_the_channel, NO_OFFERS),
         ATTACK(stopped_backend_adopts_nothing_after_the_deadline, FALLBACK(ACK_TIMEOUT),

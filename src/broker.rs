@@ -825,7 +825,8 @@ impl Channel {
                 outcomes.statistics.connects += 1;
                 Ok(())
             }
-            (Frame::Grants(grants), Ok(_)) => {
+            // A drain is the last word on tokens: so what a backend can send has an end.
+            (Frame::Grants(grants), Ok(_)) if !self.draining => {
                 for grant in grants.grants() {
                     if !self.offers.grant(grant.slot, grant.token) {
                         return broken;
