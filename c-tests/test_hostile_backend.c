@@ -875,6 +875,13 @@ static void offers_to_a_backend_that_never_reads_queue_to_the_bound_and_time_out
     never_reading_backend(0, HANDOFF_FALLBACK, HANDOFF_REASON_ACK_TIMEOUT);
 }
 
+static void offer_that_was_never_sent_falls_back_whatever_its_claim_word_is(void **state)
+{
+    (void)state;
+    never_reading_backend(UINT64_MAX, HANDOFF_ADOPTED, HANDOFF_REASON_INTEGRITY_MISMATCH);
+    never_reading_backend(CLAIM_WORD(1, ADOPTED), HANDOFF_ADOPTED, HANDOFF_REASON_NONE);
+}
+
 /* Hands over many connections in batches, all of which must arrive, once and in their order. */
 static void run_long(struct end *end, int batch)
 {
@@ -1027,6 +1034,7 @@ int main(void)
         ATTACK(stopped_backend_adopts_nothing_after_the_deadline, FALLBACK(ACK_TIMEOUT),
                .timeout_ms = 100),
         TEST(offers_to_a_backend_that_never_reads_queue_to_the_bound_and_time_out),
+        TEST(offer_that_was_never_sent_falls_back_whatever_its_claim_word_is),
         TEST(every_packet_of_offers_that_fails_for_want_of_room_is_sent_again),
         TEST(batch_that_is_larger_than_the_buffer_is_sent_in_parts),
     };
