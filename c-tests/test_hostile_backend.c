@@ -790,7 +790,7 @@ static void wait_for_stop(pid_t child)
     assert_true(WIFSTOPPED(status));
 }
 
-/* Offers until there is no more room; returns how many were taken, of which the last were queued. */
+/* Offers until there is no more room; returns how many were taken, the last of them queued. */
 static int fill(const struct end *end, int pairs[WINDOW][2])
 {
     static const uint8_t preread[16 * 1024];
@@ -968,6 +968,12 @@ static void every_packet_of_offers_that_fails_for_want_of_room_is_sent_again(voi
     fail_every_packet_once(1);
 }
 
+static void every_packet_of_verdicts_that_fails_for_want_of_room_is_sent_again(void **state)
+{
+    (void)state;
+    fail_every_packet_once(0);
+}
+
 /* Gives all sockets of sequenced packets of this process the smallest buffers there are. */
 static void make_buffers_small(void)
 {
@@ -1036,6 +1042,7 @@ int main(void)
         TEST(offers_to_a_backend_that_never_reads_queue_to_the_bound_and_time_out),
         TEST(offer_that_was_never_sent_falls_back_whatever_its_claim_word_is),
         TEST(every_packet_of_offers_that_fails_for_want_of_room_is_sent_again),
+        TEST(every_packet_of_verdicts_that_fails_for_want_of_room_is_sent_again),
         TEST(batch_that_is_larger_than_the_buffer_is_sent_in_parts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -180,6 +180,8 @@ pub struct Backend {
     paused: Option<Instant>,
     /// A link's broker has gone; what is left of it is cleared away when nothing is held there.
     orphans: bool,
+    /// The system was short of memory for what a link has to send.
+    short: bool,
     tokens: RandomTokens,
     statistics: BackendStatistics,
     buffer: Vec<u8>,
@@ -223,6 +225,8 @@ struct Socket {
     hello_by: Instant,
     full: bool,
     watching: bool,
+    /// The system was short of memory: poll(2) would say at once that there is room.
+    short: bool,
     dirty: bool,
     drain_told: bool,
 }
@@ -294,6 +298,7 @@ impl Backend {
             expected: 0,
             paused: None,
             orphans: false,
+            short: false,
             tokens: RandomTokens::new(),
             statistics: BackendStatistics::default(),
             buffer: Vec::new(),
@@ -313,6 +318,7 @@ impl Backend {
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
         self.enter()?;
         self.clear_orphans();
+        self.send_again();
         for round in 0..=MAX_ROUNDS {
             let now = Instant::now();
             let Some(open) = &mut self.open else { break };
@@ -557,6 +563,7 @@ impl Backend {
                 hello_by,
                 full: false,
                 watching: false,
+                short: false,
                 dirty: false,
                 drain_told: false,
             });
@@ -764,6 +771,9 @@ impl Backend {
         let Some(open) = &self.open else { return };
         let link = &mut self.links[index];
         let (Some(socket), Some(channel)) = (&mut link.socket, &mut link.channel) else { return };
+        if socket.short {
+            return;
+        }
         let mut result = Ok(());
         while result.is_ok() && !socket.full && !channel.verdicts().is_empty() {
             let verdicts = channel.verdicts();
@@ -777,10 +787,14 @@ impl Backend {
             result = send(socket, Kind::Drain, 0, &[]);
             socket.drain_told = result.is_ok();
         }
-        match result {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.full = true,
-            Err(_) => return self.close_socket(index),
+        match result.map_err(|error| error.raw_os_error()) {
             Ok(()) => {}
+            Err(Some(libc::EAGAIN)) => socket.full = true,
+            Err(Some(libc::ENOBUFS | libc::ENOMEM)) => {
+                socket.short = true;
+                self.short = true;
+            }
+            Err(_) => return self.close_socket(index),
         }
         if socket.full != socket.watching {
             let descriptor = socket.descriptor.as_fd();
@@ -788,6 +802,25 @@ impl Backend {
                 return self.close_socket(index);
             }
             socket.watching = socket.full;
+        }
+        if socket.short {
+            let now = Instant::now();
+            if self.wake_at(now + Duration::from_millis(1), now).is_err() {
+                self.close_socket(index);
+            }
+        }
+    }
+
+    /// Tries again what the system was short of memory for.
+    fn send_again(&mut self) {
+        if !std::mem::take(&mut self.short) {
+            return;
+        }
+        for link in 0..self.links.len() {
+            let socket = self.links[link].socket.as_mut();
+            if socket.is_some_and(|socket| std::mem::take(&mut socket.short)) {
+                self.mark_dirty(link);
+            }
         }
     }
 
