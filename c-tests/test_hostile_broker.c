@@ -646,6 +646,17 @@ static void broker_that_connects_a_thousand_times_gets_no_more_than_the_backend_
     must(poll(peers, 1000, 0) == 0);
 }
 
+static void brokers_that_connect_without_end_do_not_keep_dispatch_from_returning(void)
+{
+    pid_t more = fork();
+    must(more != -1);
+    for (time_t until = time(NULL) + 2; time(NULL) < until;)
+        close(connect_broker());
+    if (more == 0)
+        _exit(0);
+    must(waitpid(more, NULL, 0) == more);
+}
+
 static void broker_that_disconnects_at_any_point_leaves_nothing(void)
 {
     close(connect_broker());
@@ -918,6 +929,7 @@ int main(void)
         ATTACK(broker_that_never_reads_costs_the_backend_no_more_than_its_credit),
         ATTACK(broker_that_never_says_hello_is_closed),
         ATTACK(broker_that_connects_a_thousand_times_gets_no_more_than_the_backend_allows),
+        ATTACK(brokers_that_connect_without_end_do_not_keep_dispatch_from_returning),
         ATTACK(broker_that_disconnects_at_any_point_leaves_nothing),
         ATTACK(stopped_broker_holds_nobody_up_and_goes_on_when_continued),
         TEST(descriptors_with_an_empty_or_an_oversized_packet_are_closed_at_once),
