@@ -974,6 +974,38 @@ static void every_packet_of_verdicts_that_fails_for_want_of_room_is_sent_again(v
     fail_every_packet_once(0);
 }
 
+static void connection_of_which_no_copy_may_be_in_flight_falls_back_alone(void **state)
+{
+    (void)state;
+    int kept = 0, ends[2];
+    struct end end = begin_honest();
+    handoff_offer offer = HANDOFF_OFFER_INIT;
+    failure_with_descriptors = 1;
+    failures = 0;
+    failure = ETOOMANYREFS;
+    for (int i = 0; i < 20; i++) {
+        handoff_verdict verdict;
+        make_pair(SOCK_STREAM, ends);
+        offer.fd = end.expected = ends[0];
+        assert_ok(handoff_broker_offer(end.broker, &offer, NULL));
+        for (time_t deadline = soon(); handoff_broker_next(end.broker, &verdict) != HANDOFF_OK;) {
+            assert_true(time(NULL) < deadline);
+            dispatch(&end);
+        }
+        if (verdict.outcome == HANDOFF_FALLBACK) {
+            assert_int_equal(verdict.reason, HANDOFF_REASON_DESCRIPTOR_PRESSURE);
+            assert_false(verdict.may_have_reached_backend);
+            kept++;
+        }
+        close(ends[0]);
+        close(ends[1]);
+    }
+    failure = 0;
+    assert_int_equal(failures, 10);
+    assert_int_equal(kept, failures);
+    end_honest(&end);
+}
+
 /* Gives all sockets of sequenced packets of this process the smallest buffers there are. */
 static void make_buffers_small(void)
 {
@@ -1043,6 +1075,7 @@ int main(void)
         TEST(offer_that_was_never_sent_falls_back_whatever_its_claim_word_is),
         TEST(every_packet_of_offers_that_fails_for_want_of_room_is_sent_again),
         TEST(every_packet_of_verdicts_that_fails_for_want_of_room_is_sent_again),
+        TEST(connection_of_which_no_copy_may_be_in_flight_falls_back_alone),
         TEST(batch_that_is_larger_than_the_buffer_is_sent_in_parts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
