@@ -1,7 +1,7 @@
 # The C tests: each test_*.c is a program, built and linked as a user's would be.
 
 C_TESTS  := $(patsubst c-tests/%.c,%,$(wildcard c-tests/test_*.c))
-C_COMMON := c-tests/support.c c-tests/wire.c
+C_COMMON := c-tests/support.c c-tests/wire.c c-tests/frames.c
 C_BUILD  := $(BUILD)/c-tests
 C_ASAN   := $(BUILD)/c-tests-asan
 # Seconds after which a test program that hangs is ended.

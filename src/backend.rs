@@ -180,6 +180,8 @@ pub struct Backend {
     paused: Option<Instant>,
     /// A link's broker has gone; what is left of it is cleared away when nothing is held there.
     orphans: bool,
+    /// The system was short of memory for what a link has to send.
+    short: bool,
     tokens: RandomTokens,
     statistics: BackendStatistics,
     buffer: Vec<u8>,
@@ -223,6 +225,8 @@ struct Socket {
     hello_by: Instant,
     full: bool,
     watching: bool,
+    /// The system was short of memory: poll(2) would say at once that there is room.
+    short: bool,
     dirty: bool,
     drain_told: bool,
     /// The broker receives no more; what it sent before may still be there to be received.
@@ -232,6 +236,8 @@ struct Socket {
 /// The key of the listening socket among the events; those of the links are their indices.
 const LISTENER: u64 = u64::MAX - 1;
 const MAX_ROUNDS: usize = 64;
+/// How many tokens are granted in one frame.
+const MAX_GRANTS: usize = 512;
 /// How many brokers are accepted before others have their turn.
 const MAX_ACCEPTS: usize = 64;
 /// How long no broker is accepted after the system refused one.
@@ -296,6 +302,7 @@ impl Backend {
             expected: 0,
             paused: None,
             orphans: false,
+            short: false,
             tokens: RandomTokens::new(),
             statistics: BackendStatistics::default(),
             buffer: Vec::new(),
@@ -315,6 +322,7 @@ impl Backend {
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
         self.enter()?;
         self.clear_orphans();
+        self.send_again();
         for round in 0..=MAX_ROUNDS {
             let now = Instant::now();
             let Some(open) = &mut self.open else { break };
@@ -559,6 +567,7 @@ impl Backend {
                 hello_by,
                 full: false,
                 watching: false,
+                short: false,
                 dirty: false,
                 drain_told: false,
                 deaf: false,
@@ -609,16 +618,18 @@ impl Backend {
     /// Receives every frame that is there on a link.
     fn receive(&mut self, link: usize) {
         loop {
+            // What came with a packet that was not even looked at.
+            self.descriptors.clear();
             let Some(socket) = self.links.get(link).and_then(|link| link.socket.as_ref()) else {
                 return;
             };
-            self.descriptors.clear();
             let descriptor = socket.descriptor.as_fd();
             let received =
                 packets::receive_packet(descriptor, &mut self.buffer, &mut self.descriptors);
             let received = match received {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Ok(received) if received.len > 0 => received,
+                // No end of the stream brings descriptors; an empty packet can.
+                Ok(received) if received.len > 0 || received.descriptors > 0 => received,
                 // The broker has gone: what it offered can still be adopted.
                 Ok(_) | Err(_) => return self.close_socket(link),
             };
@@ -676,15 +687,24 @@ impl Backend {
         let mut channel = Channel::new(socket.credentials, claims, slots);
         let max_bytes = self.options.max_offer_bytes as u32;
         let body = Welcome { slots: slots as u32, max_bytes }.body();
-        send(socket, Kind::Welcome, 0, &body).map_err(|_| Broken)?;
-        if !self.draining {
+        let mut sent = send(socket, Kind::Welcome, 0, &body);
+        if !self.draining && sent.is_ok() {
             let mut body = Vec::with_capacity(slots * wire::GRANT_LEN);
             for slot in 0..slots {
                 let token = self.tokens.generate().map_err(|_| Broken)?;
                 channel.grant(slot, token);
                 Grant { slot: slot as u32, token }.write(&mut body);
             }
-            send(socket, Kind::Grants, slots, &body).map_err(|_| Broken)?;
+            // In parts that any socket buffer takes.
+            for part in body.chunks(MAX_GRANTS * wire::GRANT_LEN) {
+                sent = sent
+                    .and_then(|()| send(socket, Kind::Grants, part.len() / wire::GRANT_LEN, part));
+            }
+        }
+        if sent.is_err() {
+            // The broker has gone, which is no fault of what it sent.
+            self.close_socket(index);
+            return Ok(());
         }
         link.channel = Some(channel);
         self.expected -= 1;
@@ -760,7 +780,7 @@ impl Backend {
         let Some(open) = &self.open else { return };
         let link = &mut self.links[index];
         let (Some(socket), Some(channel)) = (&mut link.socket, &mut link.channel) else { return };
-        if socket.deaf {
+        if socket.deaf || socket.short {
             return;
         }
         let mut result = Ok(());
@@ -776,14 +796,16 @@ impl Backend {
             result = send(socket, Kind::Drain, 0, &[]);
             socket.drain_told = result.is_ok();
         }
-        match result {
+        match result.map_err(|error| error.raw_os_error()) {
             Ok(()) => {}
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock => socket.full = true,
-                // Dispatch receives what the broker still sent, and then the end.
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => socket.deaf = true,
-                _ => return self.close_socket(index),
-            },
+            Err(Some(libc::EAGAIN)) => socket.full = true,
+            Err(Some(libc::ENOBUFS | libc::ENOMEM)) => {
+                socket.short = true;
+                self.short = true;
+            }
+            // Dispatch receives what the broker still sent, and then the end.
+            Err(Some(libc::EPIPE | libc::ECONNRESET)) => socket.deaf = true,
+            Err(_) => return self.close_socket(index),
         }
         if socket.full != socket.watching {
             let descriptor = socket.descriptor.as_fd();
@@ -791,6 +813,25 @@ impl Backend {
                 return self.close_socket(index);
             }
             socket.watching = socket.full;
+        }
+        if socket.short {
+            let now = Instant::now();
+            if self.wake_at(now + Duration::from_millis(1), now).is_err() {
+                self.close_socket(index);
+            }
+        }
+    }
+
+    /// Tries again what the system was short of memory for.
+    fn send_again(&mut self) {
+        if !std::mem::take(&mut self.short) {
+            return;
+        }
+        for link in 0..self.links.len() {
+            let socket = self.links[link].socket.as_mut();
+            if socket.is_some_and(|socket| std::mem::take(&mut socket.short)) {
+                self.mark_dirty(link);
+            }
         }
     }
 

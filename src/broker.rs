@@ -820,12 +820,13 @@ impl Channel {
     ) -> Result<(), Reason> {
         let broken = Err(Reason::IntegrityMismatch);
         match (frame, self.welcome) {
-            (Frame::Welcome(welcome), Err(_)) => {
+            (Frame::Welcome(welcome), Err(_)) if self.offers.slot(welcome.slots - 1).is_some() => {
                 self.welcome = Ok(welcome);
                 outcomes.statistics.connects += 1;
                 Ok(())
             }
-            (Frame::Grants(grants), Ok(_)) => {
+            // A drain is the last word on tokens: so what a backend can send has an end.
+            (Frame::Grants(grants), Ok(_)) if !self.draining => {
                 for grant in grants.grants() {
                     if !self.offers.grant(grant.slot, grant.token) {
                         return broken;

@@ -82,6 +82,17 @@ pub(crate) fn map_shared_words(file: BorrowedFd<'_>, len: usize) -> io::Result<S
     if seals & libc::F_SEAL_SHRINK == 0 {
         return Err(refused());
     }
+    // A mapping of huge pages could not be unmapped by the length that is wanted here.
+    const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+    let mut file_system = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `file_system` has room for one statfs, written on success.
+    let file_system = unsafe {
+        retry(|| libc::fstatfs(file.as_raw_fd(), file_system.as_mut_ptr()) as isize)?;
+        file_system.assume_init()
+    };
+    if file_system.f_type as u64 & 0xffff_ffff == HUGETLBFS_MAGIC {
+        return Err(refused());
+    }
     let mut status = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: `status` has room for one stat, written on success.
     let status = unsafe {
