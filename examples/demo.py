@@ -133,7 +133,8 @@ def report(counted):
     total = collections.Counter(result.server != "broker" for result in everything)
     print(f"{'total':43}{len(everything):9}{total[True]:9}{total[False]:9}\n")
 
-    reasons = {name: n for name, n in counted.items() if name.startswith(("fallback, ", "refused, "))}
+    reasons = {name: n for name, n in counted.items()
+               if name.startswith(("fallback, ", "refused, "))}
     for name, count in reasons.items():
         print(f"{name:43}{count:18}")
     print(f"{'client errors':43}{errors():18}\n")
