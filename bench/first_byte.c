@@ -6,8 +6,8 @@
  *
  * Broker, backend and clients are processes of their own, the servers with an event loop each; both
  * read at once what has come, and wait only if nothing has. In each repetition every way is taken,
- * in turns first, REQUESTS (1000) times, by one client and by 16 at a time; figures are medians
- * over REPETITIONS (11), ratios are within a repetition.
+ * in turns first, REQUESTS (480) times, by one client and by 16 at a time; figures are medians over
+ * REPETITIONS (31), ratios are within a repetition.
  */
 #define _GNU_SOURCE
 #include "common.h"
@@ -347,8 +347,8 @@ static void measure(int clients, int requests, int repetitions)
 
 int main(void)
 {
-    int repetitions = number("REPETITIONS", 11);
-    int requests = number("REQUESTS", 1000) / MOST_CLIENTS * MOST_CLIENTS;
+    int repetitions = number("REPETITIONS", 31);
+    int requests = number("REQUESTS", 480) / MOST_CLIENTS * MOST_CLIENTS;
     need(repetitions <= REPETITIONS, "REPETITIONS");
     memset(message, 'x', BYTES);
     for (int way = 0; way < WAYS; way++)

@@ -46,12 +46,12 @@ static handoff_status offer(handoff_broker *broker)
 }
 
 /* Connects a broker, whose welcome and tokens have come when it can offer. */
-static handoff_broker *open_broker(const char *path)
+static handoff_broker *open_broker(const char *path, size_t window)
 {
     handoff_broker *broker;
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
     handoff_broker_statistics statistics = HANDOFF_BROKER_STATISTICS_INIT;
-    options.window = IN_FLIGHT;
+    options.window = window;
     need_handoff(handoff_broker_new(path, &options, &broker), "handoff_broker_new");
     while (statistics.connects == 0) {
         need_handoff(handoff_broker_dispatch(broker), "handoff_broker_dispatch");
@@ -90,11 +90,12 @@ static double run(const struct row *row, int handoffs)
     handoff_arrival held;
     handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
     options.max_channels = CHANNELS;
-    options.credit = row->in_flight > 1 ? IN_FLIGHT : HANDOFF_BACKEND_CREDIT;
+    size_t window = row->in_flight > 1 ? IN_FLIGHT : HANDOFF_BROKER_WINDOW;
+    options.credit = window;
     snprintf(path, sizeof path, "@handoff-bench-%d", getpid());
     need_handoff(handoff_backend_listen(path, &options, &backend), "handoff_backend_listen");
     for (int i = 0; i < row->channels; i++)
-        brokers[i] = open_broker(path);
+        brokers[i] = open_broker(path, window);
     for (int i = 1; i < row->in_flight; i++) {
         need_handoff(offer(brokers[0]), "handoff_broker_offer");
         take(&held);

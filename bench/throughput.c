@@ -224,7 +224,7 @@ int main(void)
         }
     }
     printf("%-24s %10s %10s %10s %10s %10s\n", "nanoseconds a handoff", "elapsed", "cpu sender",
-           "receiver", "a second", "ratio");
+           "receiver", "a second", "channel/it");
     for (int side = 0; side < SIDES; side++) {
         double elapsed = median(values[side][0], repetitions);
         printf("%-24s %10.0f %10.0f %10.0f %10.0f %10.3f\n", sides[side].name, elapsed,
