@@ -1,5 +1,6 @@
 /*
- * raw_layer: what a handoff costs through the raw layer of the library, and in plain C with the same system calls.
+ * raw_layer: what a handoff costs through the raw layer of the library, and in plain C with the
+ * same system calls.
  *
  * Both move the same over one socket pair: a message of 16 bytes of token and a descriptor, and in
  * a round trip the 20 bytes of acknowledgement. Both make each token with a system call inside the
@@ -149,7 +150,8 @@ static void measure(const char *name, int type,
         ratios[i] = time[0] / time[1];
     }
     close(fd);
-    printf("%-34s %10.0f %10.0f %10.3f\n", name, median(ours, repetitions), median(plain, repetitions), median(ratios, repetitions));
+    printf("%-34s %10.0f %10.0f %10.3f\n", name, median(ours, repetitions),
+           median(plain, repetitions), median(ratios, repetitions));
     fflush(stdout);
     free(ours);
 }
