@@ -1,12 +1,14 @@
-# The benchmark, built as a user would build a program.
+# The benchmarks, built as a user would build a program.
 
-BENCH := $(addprefix bench/,bench.c handoff.c raw.c)
+BENCHES := raw_layer throughput scale first_byte
+PART    ?= $(BENCHES)
 
-$(BUILD)/bench/bench: $(BENCH) bench/bench.h include/handoff.h | all need-pkg-config
+$(BUILD)/bench/raw_layer: bench/raw_layer_library.c bench/raw_layer_plain.c bench/raw_layer.h
+$(BUILD)/bench/%: bench/%.c bench/common.c bench/common.h include/handoff.h | all need-pkg-config
 	@mkdir -p $(@D)
-	$(CC) -std=c11 $(CFLAGS) $(WARN) $(BENCH) -o $@ $$($(PC) --cflags --libs handoff)
+	$(CC) -std=c11 $(CFLAGS) $(WARN) $(filter %.c,$^) -o $@ $$($(PC) --cflags --libs handoff)
 
-## bench       what a handoff costs, beside plain C with the same system calls
+## bench       what handoffs cost, beside plain C and other ways; PART=throughput for one part
 .PHONY: bench
-bench: $(BUILD)/bench/bench
-	@LD_LIBRARY_PATH=$(LIB) $<
+bench: $(addprefix $(BUILD)/bench/,$(PART))
+	@set -e; for part in $^; do LD_LIBRARY_PATH=$(LIB) $$part; echo; done

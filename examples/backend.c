@@ -1,36 +1,45 @@
 /*
- * backend: listens on a handoff socket, adopts the clients that a broker hands over, and answers
- * each on the client's own connection.
+ * backend: listens on a handoff socket, adopts the clients that brokers hand over, and answers each
+ * on the client's own connection.
  *
  *   cc backend.c $(pkg-config --cflags --libs handoff) -o backend
  *   ./backend SOCKET
  *
- * A broker may hand over one client for each token that it was granted: 16 bytes that this process
- * sends when it has accepted the broker's connection, and again after each handoff.
+ * An event loop that never blocks. SIGTERM lets it finish what it has adopted; what it has not, the
+ * broker serves.
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/queue.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <handoff.h>
 
-enum { BROKERS = 8, CLIENTS = 256, REQUEST_MS = 2000 };
+enum { CLIENTS = 1024, REQUEST_MS = 1000 };
 
-/* What to wait for: the listener, signals, brokers, clients. A free slot has the descriptor -1. */
-static struct pollfd slots[2 + BROKERS + CLIENTS];
-static struct pollfd *const brokers = slots + 2, *const clients = slots + 2 + BROKERS;
-static handoff_token tokens[BROKERS];  /* the one that each broker may present next */
-static uint64_t deadlines_ns[CLIENTS]; /* by when each client must have sent its request */
-static handoff_token_store *store;
+struct client {
+    TAILQ_ENTRY(client) next;
+    uint64_t deadline_ns; /* by when it must have asked */
+    int fd;
+    size_t len;
+    char request[4096];
+};
+
+/* Clients that have not asked all of it yet, in the order of their deadlines. */
+static TAILQ_HEAD(, client) clients = TAILQ_HEAD_INITIALIZER(clients);
+static int waiting; /* how many these are */
+static handoff_backend *backend;
+static int epoll;
 static unsigned long adopted, answered;
 
+/* For what can only fail by a mistake in this program, or when the system has nothing left. */
 static void check(int ok, const char *what, const char *why)
 {
     if (ok)
@@ -39,155 +48,138 @@ static void check(int ok, const char *what, const char *why)
     exit(1);
 }
 
-static int find_free(const struct pollfd *slot, int count)
+static void check_handoff(handoff_status status, const char *call)
 {
-    for (int i = 0; i < count; i++)
-        if (slot[i].fd == -1)
-            return i;
-    return -1;
+    check(status == HANDOFF_OK, call, handoff_last_error());
 }
 
-static void close_slot(struct pollfd *slot)
+static void watch(int fd, void *what)
 {
-    close(slot->fd);
-    slot->fd = -1;
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = what};
+    check(fd != -1 && epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0, "watch", strerror(errno));
 }
 
-static void close_broker(int b)
+/* Ends a client. Out of the loop first: the broker may not have closed its copy yet, and while that
+ * is open close() does not do it, nor does it end the connection. */
+static void end(struct client *client)
 {
-    close_slot(&brokers[b]);
-    handoff_token_store_revoke(store, &tokens[b]); /* not pending if it was used: all the same */
+    TAILQ_REMOVE(&clients, client, next);
+    waiting--;
+    check(epoll_ctl(epoll, EPOLL_CTL_DEL, client->fd, NULL) == 0, "EPOLL_CTL_DEL", strerror(errno));
+    shutdown(client->fd, SHUT_WR);
+    close(client->fd);
+    free(client);
 }
 
-/* Lets a broker hand over one client more. */
-static void grant(int b)
+/* Answers a client that has asked, and ends it. O_NONBLOCK stays as the broker left it, because the
+ * broker's copy shares it: what may not block says so in each call. */
+static void answer_if_complete(struct client *client)
 {
-    check(handoff_token_store_issue(store, &tokens[b]) == HANDOFF_OK, "issue",
-          handoff_last_error());
-    if (send(brokers[b].fd, tokens[b].bytes, HANDOFF_TOKEN_LEN, MSG_DONTWAIT | MSG_NOSIGNAL) !=
-        HANDOFF_TOKEN_LEN)
-        close_broker(b); /* it has gone, or does not read */
+    char body[64], answer[128];
+    if (client->len < 4 || memcmp(client->request + client->len - 4, "\r\n\r\n", 4) != 0)
+        return;
+    int len = snprintf(body, sizeof body, "served by the backend %d\n", getpid());
+    len = snprintf(answer, sizeof answer, "HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s", len,
+                   body);
+    answered += send(client->fd, answer, (size_t)len, MSG_DONTWAIT | MSG_NOSIGNAL) == len;
+    end(client);
 }
 
-static void accept_broker(int listener)
+static void read_request(struct client *client)
 {
-    int b = find_free(brokers, BROKERS), fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-    if (fd == -1)
-        return; /* it has gone */
-    if (b == -1 || handoff_peer_check(fd, NULL, NULL) != HANDOFF_OK) {
-        fprintf(stderr, "backend: refused: %s\n", b == -1 ? "no room" : handoff_last_error());
-        close(fd);
+    ssize_t n = recv(client->fd, client->request + client->len,
+                     sizeof client->request - client->len, MSG_DONTWAIT);
+    if (n == -1 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (n <= 0) {
+        end(client); /* it has gone, or asks too much */
         return;
     }
-    brokers[b].fd = fd;
-    grant(b);
+    client->len += (size_t)n;
+    answer_if_complete(client);
 }
 
-/* Adopts a client or leaves it to its broker. It is ours once the acceptance is sent, and only
- * then: a broker that has given up makes that fail, and serves the client itself. */
-static void adopt(int b)
+/* Adopts what has arrived. What the broker has read from a client comes first. */
+static void adopt_arrivals(void)
 {
-    int fd, c = find_free(clients, CLIENTS);
-    handoff_status status =
-        handoff_receive_verified(brokers[b].fd, 0, store, &tokens[b], NULL, &fd);
-    if (status == HANDOFF_OK && c == -1) {
-        close(fd);
-        status = handoff_ack_reject(brokers[b].fd, &tokens[b], HANDOFF_REASON_BACKEND_BUSY);
-    } else if (status == HANDOFF_OK) {
-        status = handoff_ack_accept(brokers[b].fd, &tokens[b]);
-        if (status == HANDOFF_OK) {
-            clients[c].fd = fd;
-            deadlines_ns[c] = handoff_now() + REQUEST_MS * 1000000ull;
-            adopted++;
-        } else {
-            close(fd);
+    handoff_arrival arrival;
+    while (handoff_backend_next(backend, &arrival) == HANDOFF_OK) {
+        struct client *client = NULL;
+        if (waiting < CLIENTS && arrival.preread_len < sizeof client->request)
+            client = malloc(sizeof *client);
+        if (client == NULL) {
+            check_handoff(handoff_backend_reject(backend, arrival.id, HANDOFF_REASON_BACKEND_BUSY),
+                          "reject");
+            continue;
         }
-    }
-    if (status == HANDOFF_OK) {
-        grant(b);
-    } else if (status != HANDOFF_ERR_WOULD_BLOCK) {
-        if (status != HANDOFF_ERR_END_OF_STREAM)
-            fprintf(stderr, "backend: not adopted: %s\n", handoff_last_error());
-        close_broker(b);
+        if (handoff_backend_adopt(backend, arrival.id, &client->fd) != HANDOFF_OK) {
+            free(client); /* the broker was faster, and serves it */
+            continue;
+        }
+        adopted++;
+        client->deadline_ns = handoff_now() + REQUEST_MS * 1000000ull;
+        client->len = arrival.preread_len;
+        memcpy(client->request, arrival.preread, arrival.preread_len);
+        TAILQ_INSERT_TAIL(&clients, client, next);
+        waiting++;
+        watch(client->fd, client);
+        answer_if_complete(client);
     }
 }
 
-/* Answers a client that has sent its request, in one piece for this example. O_NONBLOCK stays as
- * it is, because the broker's copy shares it: what may not block says so in each call. */
-static void serve(int c)
-{
-    char request[4096], body[64], answer[128];
-    ssize_t n = recv(clients[c].fd, request, sizeof request, MSG_DONTWAIT);
-    if (n == -1 && errno == EAGAIN)
-        return;
-    if (n > 0) {
-        int len = snprintf(body, sizeof body, "served by the backend %d\n", getpid());
-        len = snprintf(answer, sizeof answer, "HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s",
-                       len, body);
-        answered += send(clients[c].fd, answer, (size_t)len, MSG_DONTWAIT | MSG_NOSIGNAL) == len;
-    }
-    /* The broker may not have closed its copy yet, and while it is open close() ends nothing. */
-    shutdown(clients[c].fd, SHUT_WR);
-    close_slot(&clients[c]);
-}
-
-/* Closes clients whose time is up. Returns the milliseconds until the next one's is, or -1. */
+/* Ends clients whose time is up. Returns the milliseconds until the next one's is, or -1. */
 static int expire(void)
 {
-    uint64_t now = handoff_now(), next = UINT64_MAX;
-    for (int c = 0; c < CLIENTS; c++) {
-        if (clients[c].fd != -1 && deadlines_ns[c] <= now)
-            close_slot(&clients[c]);
-        if (clients[c].fd != -1 && deadlines_ns[c] < next)
-            next = deadlines_ns[c];
-    }
-    return next == UINT64_MAX ? -1 : (int)((next - now) / 1000000 + 1);
+    uint64_t now = handoff_now();
+    struct client *client;
+    while ((client = TAILQ_FIRST(&clients)) != NULL && client->deadline_ns <= now)
+        end(client);
+    return client == NULL ? -1 : (int)((client->deadline_ns - now) / 1000000 + 1);
 }
 
 int main(int argc, char **argv)
 {
     check(argc == 2, "usage", "backend SOCKET");
-    handoff_token_store_options options = HANDOFF_TOKEN_STORE_OPTIONS_INIT;
-    options.lifetime_ms = UINT64_MAX; /* a token lives as long as its broker's connection */
-    handoff_listener *listener;
-    check(handoff_token_store_new(&options, &store) == HANDOFF_OK &&
-          handoff_listener_new(argv[1], NULL, &listener) == HANDOFF_OK, "start",
-          handoff_last_error());
+    check_handoff(handoff_backend_listen(argv[1], NULL, &backend), argv[1]);
 
     sigset_t stop;
     sigemptyset(&stop);
     sigaddset(&stop, SIGTERM);
     sigaddset(&stop, SIGINT);
-    for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++)
-        slots[i] = (struct pollfd){.fd = -1, .events = POLLIN};
-    slots[0].fd = handoff_listener_fd(listener);
-    slots[1].fd = signalfd(-1, &stop, SFD_CLOEXEC);
-    check(slots[1].fd != -1 && sigprocmask(SIG_BLOCK, &stop, NULL) == 0, "signals",
-          strerror(errno));
+    check(sigprocmask(SIG_BLOCK, &stop, NULL) == 0, "signals", strerror(errno));
+    int signals = signalfd(-1, &stop, SFD_CLOEXEC);
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    watch(signals, &signals);
+    watch(handoff_backend_fd(backend), &backend);
     printf("listening on %s\n", argv[1]);
     fflush(stdout);
 
-    for (int timeout = -1; slots[0].fd != -1 || timeout != -1; timeout = expire()) {
-        check(poll(slots, sizeof slots / sizeof slots[0], timeout) != -1 || errno == EINTR, "poll",
-              strerror(errno));
-        for (int c = 0; c < CLIENTS; c++)
-            if (clients[c].fd != -1 && clients[c].revents != 0)
-                serve(c);
-        for (int b = 0; b < BROKERS; b++)
-            if (brokers[b].fd != -1 && brokers[b].revents != 0)
-                adopt(b);
-        if (slots[0].revents != 0)
-            accept_broker(slots[0].fd);
-        if (slots[1].revents != 0) { /* nothing more is adopted; what was is served to its end */
-            slots[0].fd = -1;
-            close_slot(&slots[1]);
-            for (int b = 0; b < BROKERS; b++)
-                if (brokers[b].fd != -1)
-                    close_broker(b);
-            handoff_listener_free(listener);
+    while (backend != NULL || waiting > 0) {
+        struct epoll_event events[64];
+        int draining = 0, arrived = 0, count = epoll_wait(epoll, events, 64, expire());
+        check(count != -1 || errno == EINTR, "epoll_wait", strerror(errno));
+        for (int i = 0; i < count; i++) {
+            void *what = events[i].data.ptr;
+            if (what == &signals)
+                draining = 1;
+            else if (what == &backend)
+                arrived = 1;
+            else
+                read_request(what);
+        }
+        if (draining) {
+            check_handoff(handoff_backend_drain(backend), "drain");
+            check(epoll_ctl(epoll, EPOLL_CTL_DEL, signals, NULL) == 0, "signals", strerror(errno));
+        }
+        if (arrived || draining) { /* after the clients, because it frees some that events name */
+            check_handoff(handoff_backend_dispatch(backend), "dispatch");
+            adopt_arrivals();
+        }
+        if (draining) { /* none is held; what comes from now on, the brokers take back */
+            handoff_backend_free(backend);
+            backend = NULL;
         }
     }
     printf("adopted: %lu\nanswered: %lu\n", adopted, answered);
-    handoff_token_store_free(store);
     return 0;
 }

@@ -3,12 +3,13 @@
 
 Each client connects, asks, reads to the end of the stream and must have got exactly one answer; the
 answer says who gave it. At the end these answers are compared with what the processes counted.
-CLIENTS (4000) and CONCURRENCY (8) come from the environment. The times include waiting for the
-broker, which serves one client at a time, and what this program itself takes.
+CLIENTS (4000) and CONCURRENCY (8) come from the environment. The times include what this program
+itself takes. A few clients then go through the blocking pair and through the raw layer's pair.
 
 A backend that dies with a client which it has adopted but not answered takes it along: nobody else
 may answer it. So SIGKILL comes when no such client exists: each has its answer, the backend is
-stopped, and what is offered to it from then on runs into the broker's deadline.
+stopped, and what is offered to it from then on it cannot adopt. These offers are in flight when it
+is killed, and must fall back at once, long before their deadline.
 """
 
 import collections
@@ -21,11 +22,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 CLIENTS = int(os.environ.get("CLIENTS", 4000))
 CONCURRENCY = int(os.environ.get("CONCURRENCY", 8))
-DEADLINE_MS, WINDOW_MS = 100, 1500
+DEADLINE_MS, WINDOW_MS = 1000, 1000
 PATIENCE = 20  # seconds, for anything that should happen at once
 
 ANSWER = re.compile(
@@ -35,7 +37,7 @@ Result = collections.namedtuple("Result", "server seconds")
 
 
 class Process:
-    """One of the two programs, listening."""
+    """One of the programs, listening."""
 
     def __init__(self, *command):
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -65,6 +67,7 @@ def client(address):
     try:
         with socket.create_connection(address, timeout=PATIENCE) as connection:
             connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            asked.release()
             answer = part = connection.recv(4096)
             seconds = time.perf_counter() - start
             while part:
@@ -84,6 +87,17 @@ def run(phase, count, halfway=None):
         for _ in range(count // 2):
             next(half)
         halfway()
+    add(phase, [future.result() for future in futures])
+
+
+def run_killing(phase, count, backend):
+    """Kills the stopped backend when as many clients have asked as can at once."""
+    while asked.acquire(blocking=False):
+        pass
+    futures = [pool.submit(client, address) for _ in range(count)]
+    for _ in range(min(count, CONCURRENCY)):
+        asked.acquire(timeout=PATIENCE)
+    backend.end(signal.SIGKILL)
     add(phase, [future.result() for future in futures])
 
 
@@ -119,7 +133,8 @@ def report(counted):
     total = collections.Counter(result.server != "broker" for result in everything)
     print(f"{'total':43}{len(everything):9}{total[True]:9}{total[False]:9}\n")
 
-    reasons = {name: n for name, n in counted.items() if name.startswith("fallback, ")}
+    reasons = {name: n for name, n in counted.items()
+               if name.startswith(("fallback, ", "refused, "))}
     for name, count in reasons.items():
         print(f"{name:43}{count:18}")
     print(f"{'client errors':43}{errors():18}\n")
@@ -175,9 +190,7 @@ def demo(build, directory):
     return_to_backend("it is started again")
     run("it is started again", CLIENTS // 8)
     backend.process.send_signal(signal.SIGSTOP)
-    run("it is stopped again", CLIENTS // 16)
-    backend.end(signal.SIGKILL)
-    run("it is killed, SIGKILL", CLIENTS // 16)
+    run_killing("it is stopped, and killed with SIGKILL", CLIENTS // 8, backend)
 
     backend = start_backend()
     return_to_backend("it is started again, over its old socket")
@@ -188,14 +201,37 @@ def demo(build, directory):
         check_backend(ended, counted)
     expect(os.listdir(directory) == [], "the backend left its socket")
     report(broker.end())
-    for phase in ("it is stopped, SIGSTOP", "it is down", "it is stopped again",
-                  "it is killed, SIGKILL"):
+    for phase in ("it is stopped, SIGSTOP", "it is down", "it is stopped, and killed with SIGKILL"):
         expect(by(phase, False) and not by(phase, True), f"{phase}: not all were fallbacks")
+    expect(max(r.seconds for r in results["it is stopped, and killed with SIGKILL"]) <
+           DEADLINE_MS / 1000, "the end of the backend did not end the wait for it")
     expect(by("the backend runs", True), "the backend runs: none was adopted")
+
+
+def short(build, directory, pair):
+    """A few clients through another pair of examples, with its backend and without it."""
+    global address
+    results.clear()
+    handoff_socket = os.path.join(directory, f"{pair}.sock")
+    backend = Process(f"{build}/{pair}_backend", handoff_socket)
+    broker = Process(f"{build}/{pair}_broker", "0", handoff_socket)
+    host, port = broker.address.split(":")
+    address = host, int(port)
+    return_to_backend("runs")
+    run("runs", CLIENTS // 100)
+    backend.process.kill()
+    backend.process.wait()
+    run("is down", CONCURRENCY)
+    expect(not by("runs", False) and not by("is down", True), f"{pair}: {dict(results)}")
+    broker.process.kill()
+    broker.process.wait()
+    print(f"{pair + '_broker, ' + pair + '_backend':43}{len(by('runs', True)) + CONCURRENCY:9}"
+          f"{len(by('runs', True)):9}{len(by('is down', False)):9}")
 
 
 running, problems, ended_backends = [], [], []
 results = collections.defaultdict(list)
+asked = threading.Semaphore(0)
 address = None
 # Both end the demo with an exception: through what cleans up.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -204,6 +240,9 @@ with tempfile.TemporaryDirectory(prefix="handoff-demo-") as directory:
     pool = concurrent.futures.ThreadPoolExecutor(CONCURRENCY)
     try:
         demo(sys.argv[1], directory)
+        print()
+        for pair in "blocking", "raw":
+            short(sys.argv[1], directory, pair)
     finally:
         for process in running:
             process.kill()

@@ -1,5 +1,7 @@
 # The examples, built as a user would build them, and the demo that runs them.
 
+EXAMPLES := $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/*.c))
+
 .PHONY: need-pkg-config
 need-pkg-config:
 	@$(NEED) pkg-config pkg-config --version
@@ -10,5 +12,5 @@ $(BUILD)/examples/%: examples/%.c include/handoff.h | all need-pkg-config
 
 ## demo        thousands of clients through a broker to a backend that is killed on the way
 .PHONY: demo
-demo: $(BUILD)/examples/broker $(BUILD)/examples/backend
+demo: $(EXAMPLES)
 	@LD_LIBRARY_PATH=$(LIB) $(PYTHON) examples/demo.py $(BUILD)/examples

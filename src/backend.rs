@@ -242,6 +242,8 @@ const MAX_GRANTS: usize = 512;
 const MAX_ACCEPTS: usize = 64;
 /// How long no broker is accepted after the system refused one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes of verdicts that are sent without waiting for more.
+const FLUSH_LEN: usize = 64 * wire::VERDICT_LEN;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// An arrival's id: serial number, link, slot.
 const LINK_SHIFT: u32 = 12;
@@ -441,8 +443,11 @@ impl Backend {
         if link.socket.is_some() {
             channel.answer(place.slot, reason, next);
             self.mark_dirty(place.link);
-            // Whoever adopts one at a time, after the batch is through, waits for nobody.
-            if self.arrivals.is_empty() {
+            // Whoever adopts one at a time, after the batch is through, waits for nobody; and while
+            // a large batch is still being taken, its broker can refill the window.
+            let channel = self.links.get(place.link).and_then(|link| link.channel.as_ref());
+            let many = channel.is_some_and(|channel| channel.verdicts().len() >= FLUSH_LEN);
+            if self.arrivals.is_empty() || many {
                 self.flush();
             }
         }

@@ -307,6 +307,23 @@ fn closing_tells_what_became_of_everything() {
 }
 
 #[test]
+fn broker_hears_of_a_large_batch_before_all_of_it_is_adopted() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (_client, accepted) = client();
+    for user_data in 0..200 {
+        pair.broker.offer(&Offer { more: true, ..offer(&accepted, user_data) }).unwrap();
+    }
+    pair.until(|pair| pair.backend.statistics().held == 200);
+    for _ in 0..100 {
+        let arrival = pair.backend.next_arrival().unwrap().id;
+        pair.backend.adopt(arrival).unwrap();
+    }
+    pair.broker.dispatch().unwrap();
+    assert!(pair.broker.next_verdict().is_some_and(|verdict| verdict.adopted));
+    assert_eq!(pair.backend.statistics().held, 100);
+}
+
+#[test]
 fn draining_backend_finishes_what_arrived_and_gets_no_more() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();

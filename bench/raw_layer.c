@@ -1,5 +1,6 @@
 /*
- * make bench: what a handoff costs through the library, and in plain C with the same system calls.
+ * raw_layer: what a handoff costs through the raw layer of the library, and in plain C with the
+ * same system calls.
  *
  * Both move the same over one socket pair: a message of 16 bytes of token and a descriptor, and in
  * a round trip the 20 bytes of acknowledgement. Both make each token with a system call inside the
@@ -12,33 +13,17 @@
  * (21) and MESSAGES (10000) in each come from the environment.
  */
 #define _GNU_SOURCE
-#include "bench.h"
+#include "raw_layer.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { BATCH = 64 };
 
 static int repetitions = 21, batches = 10000 / BATCH;
-
-void need(int ok, const char *step)
-{
-    if (ok)
-        return;
-    perror(step);
-    exit(1);
-}
-
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
-}
 
 /* Each of these gives the nanoseconds that `batches` of handoffs took. */
 
@@ -141,18 +126,6 @@ static double round_trip(const struct side *side, const int pair[2], int fd)
     return two_processes(side, pair, fd, 1);
 }
 
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values)
-{
-    qsort(values, (size_t)repetitions, sizeof *values, compare);
-    return values[repetitions / 2];
-}
-
 static void measure(const char *name, int type,
                     double (*run)(const struct side *, const int[2], int))
 {
@@ -177,19 +150,17 @@ static void measure(const char *name, int type,
         ratios[i] = time[0] / time[1];
     }
     close(fd);
-    printf("%-34s %10.0f %10.0f %10.3f\n", name, median(ours), median(plain), median(ratios));
+    printf("%-34s %10.0f %10.0f %10.3f\n", name, median(ours, repetitions),
+           median(plain, repetitions), median(ratios, repetitions));
     fflush(stdout);
     free(ours);
 }
 
 int main(void)
 {
-    const char *text;
-    if ((text = getenv("REPETITIONS")) != NULL)
-        repetitions = atoi(text);
-    if ((text = getenv("MESSAGES")) != NULL)
-        batches = atoi(text) / BATCH;
-    need(repetitions > 0 && batches > 0, "REPETITIONS, MESSAGES");
+    repetitions = number("REPETITIONS", repetitions);
+    batches = number("MESSAGES", batches * BATCH) / BATCH;
+    need(batches > 0, "MESSAGES");
     printf("%-34s %10s %10s %10s\n", "nanoseconds for each handoff", "library", "plain C", "ratio");
     measure("one way, stream", SOCK_STREAM, one_way_alone);
     measure("one way, packets", SOCK_SEQPACKET, one_way_alone);

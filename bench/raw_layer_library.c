@@ -1,5 +1,5 @@
 /* The library's side. */
-#include "bench.h"
+#include "raw_layer.h"
 
 #include <stddef.h>
 

@@ -3,7 +3,7 @@
  * for tokens that come back in the order in which they were issued.
  */
 #define _GNU_SOURCE
-#include "bench.h"
+#include "raw_layer.h"
 
 #include <poll.h>
 #include <string.h>

@@ -1,8 +1,8 @@
 /* What both sides of the comparison do, each in its own way, once for each handoff. */
-#ifndef BENCH_H
-#define BENCH_H
+#ifndef RAW_LAYER_H
+#define RAW_LAYER_H
 
-#include <handoff.h>
+#include "common.h"
 
 struct side {
     void (*issue)(handoff_token *token);
@@ -15,8 +15,5 @@ struct side {
 };
 
 extern const struct side handoff, raw;
-
-/* Ends the program if a step failed: there is nothing to measure then. */
-void need(int ok, const char *step);
 
 #endif

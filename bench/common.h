@@ -1,0 +1,30 @@
+/* What the programs of the benchmark have in common. */
+#ifndef COMMON_H
+#define COMMON_H
+
+#include <handoff.h>
+
+/* Ends the program if a step failed: there is nothing to measure then. */
+void need(int ok, const char *step);
+void need_handoff(handoff_status status, const char *call);
+
+/* A number from the environment, 1 at least. */
+int number(const char *name, int otherwise);
+
+/* Nanoseconds since some moment. */
+double now(void);
+
+/* Sorts the values, and gives the one that so large a part of them is below. */
+double quantile(double *values, int count, double part);
+double median(double *values, int count);
+
+/* Both ends of a TCP connection over the loopback interface. */
+void connect_tcp(int pair[2]);
+
+/* Makes a child, which ends when its parent does. Returns as fork(2). */
+int make_child(void);
+
+/* Waits until a handle of the channel has work. */
+void wait_readable(int fd);
+
+#endif
