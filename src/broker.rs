@@ -458,8 +458,10 @@ impl Broker {
         Ok(())
     }
 
-    /// Takes the next verdict, if there is one.
+    /// Takes the next verdict, if there is one. In a child of fork(2) there is none: they are the
+    /// parent's, see [`check_process`](Broker::check_process).
     pub fn next_verdict(&mut self) -> Option<Verdict> {
+        self.check_process().ok()?;
         self.outcomes.verdicts.pop_front()
     }
 
@@ -550,14 +552,22 @@ impl Broker {
         statistics
     }
 
+    /// Fails in another process than the one that used the handle first.
+    pub fn check_process(&self) -> Result<(), BrokerError> {
+        match &self.open {
+            Some(open) if open.process != process::current() => Err(BrokerError::WrongProcess),
+            _ => Ok(()),
+        }
+    }
+
     /// Opens the handle at its first use, and checks that this is the process that did.
     fn enter(&mut self, now: Instant) -> Result<(), BrokerError> {
         if self.closed {
             return Err(BrokerError::Closed { path: self.path.clone() });
         }
+        self.check_process()?;
         match &self.open {
-            Some(open) if open.process == process::current() => Ok(()),
-            Some(_) => Err(BrokerError::WrongProcess),
+            Some(_) => Ok(()),
             None => {
                 let events = event::Events::new().map_err(system("make an epoll set"))?;
                 self.open = Some(Open { process: process::current(), events });

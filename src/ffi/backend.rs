@@ -254,7 +254,8 @@ pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> han
 ///
 /// @param backend       the backend
 /// @param[out] arrival  what arrived; its `fd` is -1
-/// @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL.
+/// @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL;
+///         HANDOFF_ERR_WRONG_PROCESS.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_backend_next(
     backend: *mut handoff_backend,
@@ -263,6 +264,7 @@ pub extern "C" fn handoff_backend_next(
     guard(|| {
         let backend = self::backend(backend)?;
         let out = Out::new(arrival, "arrival")?;
+        backend.check_process()?;
         out.set(arrival_of(&backend.next_arrival().ok_or(Failure::Nothing)?, -1));
         Ok(())
     })
