@@ -319,7 +319,7 @@ impl Broker {
     /// [`next_verdict`](Broker::next_verdict). After an error nothing was sent and no verdict comes.
     pub fn offer(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
         let now = Instant::now();
-        let result = self.queue(offer, now);
+        let result = self.queue(offer, self.options.window, now);
         match result {
             // Whatever comes of it, the offer is taken and will have its verdict.
             Ok(_) if !offer.more => drop(self.flush_at(now)),
@@ -329,9 +329,14 @@ impl Broker {
         result
     }
 
-    fn queue(&mut self, offer: &Offer<'_>, now: Instant) -> Result<u64, BrokerError> {
+    fn queue(
+        &mut self,
+        offer: &Offer<'_>,
+        most_verdicts: usize,
+        now: Instant,
+    ) -> Result<u64, BrokerError> {
         self.enter(now)?;
-        let full = self.outcomes.verdicts.len() >= self.options.window;
+        let full = self.outcomes.verdicts.len() >= most_verdicts;
         let queue_bytes = self.options.queue_bytes;
         let path = || self.path.clone();
         let unavailable = |code| {
@@ -500,7 +505,9 @@ impl Broker {
         let id = loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let offer = Offer { timeout: Some(left), ..*offer };
-            match self.queue(&offer, Instant::now()) {
+            // However many verdicts wait: this one will be taken as it comes, and room may come with
+            // those that cannot be taken meanwhile.
+            match self.queue(&offer, usize::MAX, Instant::now()) {
                 Err(BrokerError::Unavailable { .. } | BrokerError::Full { .. })
                     if !left.is_zero() =>
                 {
@@ -789,9 +796,10 @@ impl Channel {
         while let Some((slot, _)) = self.offers.earliest() {
             let before = outcomes.verdicts.len();
             let _ = self.take_back(slot, reason, outcomes, now);
-            // Adopted by a backend that did not live to say so.
+            // Adopted by a backend that did not live to say so, unless it is this side that ends.
             let added = outcomes.verdicts.get_mut(before);
-            if let Some(verdict) = added.filter(|verdict| verdict.adopted) {
+            let died = |verdict: &&mut Verdict| verdict.adopted && reason != Reason::BrokerClosed;
+            if let Some(verdict) = added.filter(died) {
                 verdict.reason = verdict.reason.or(Some(Reason::BackendDied));
             }
         }
