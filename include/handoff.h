@@ -659,7 +659,7 @@ typedef struct handoff_backend_options {
      */
     size_t credit;
     /**
-     * Bytes of preread, metadata and names in one offer: 130944 at most.
+     * Bytes of preread, metadata and names in one offer: 131000 at most.
      */
     size_t max_offer_bytes;
     /**

@@ -51,7 +51,8 @@ pub struct BackendOptions {
     pub max_channels: usize,
     /// Tokens that each channel has to spend: 1 to 4096, 256 by default.
     pub credit: usize,
-    /// Bytes of preread, metadata and names in one offer, 64 KiB by default, 120 KiB at most.
+    /// Bytes of preread, metadata and names in one offer, 64 KiB by default, 131000
+    /// at most.
     pub max_offer_bytes: usize,
     /// Bytes of arrivals held at once, 64 MiB by default; what comes beyond is rejected.
     pub max_held_bytes: usize,

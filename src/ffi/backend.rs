@@ -45,7 +45,7 @@ pub struct handoff_backend_options {
     pub max_channels: usize,
     /// Tokens that each channel has to spend, so offers that it may have in flight: 1 to 4096.
     pub credit: usize,
-    /// Bytes of preread, metadata and names in one offer: 130944 at most.
+    /// Bytes of preread, metadata and names in one offer: 131000 at most.
     pub max_offer_bytes: usize,
     /// Bytes of arrivals that are held at once; what comes beyond is rejected.
     pub max_held_bytes: usize,
