@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include "channel.h"
+#include "wire.h"
 
 #include <malloc.h>
 #include <stdlib.h>
@@ -74,10 +75,11 @@ void free(void *block)
 /* The library's allocations are only seen where nobody else stands before libc's. */
 static void skip_where_others_allocate(void)
 {
-    if (SANITIZED || getenv("HANDOFF_UNDER_VALGRIND") != NULL) {
-        print_message("skipped: a checker of memory has replaced the allocator\n");
+    if (SANITIZED) {
+        print_message("skipped under a sanitizer: it has replaced the allocator\n");
         skip();
     }
+    skip_under_valgrind("it has replaced the allocator");
 }
 
 static size_t number(const char *name, size_t otherwise)

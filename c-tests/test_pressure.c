@@ -1,6 +1,7 @@
 /* Connections that change under way, and limits on descriptors. */
 #define _GNU_SOURCE
 #include "channel.h"
+#include "wire.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -79,6 +80,7 @@ static void connection_closed_before_it_is_sent_falls_back_and_no_other(void **s
 static void backend_short_of_descriptors_takes_what_it_can_and_says_so_of_the_rest(void **state)
 {
     (void)state;
+    skip_under_valgrind("the kernel goes on installing descriptors beyond the limit");
     enum { OFFERS = 6, ROOM = 3 };
     int room[ROOM];
     uint64_t ids[OFFERS];
@@ -100,9 +102,8 @@ static void backend_short_of_descriptors_takes_what_it_can_and_says_so_of_the_re
         assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
         assert_int_equal(verdict.reason, HANDOFF_REASON_DESCRIPTOR_PRESSURE);
     }
-    for (int i = 0; i < ROOM; i++) {
+    for (int i = 0; i < ROOM; i++)
         adopt(&channel, arrival_of(&channel).id);
-    }
     for (int i = 0; i < ROOM; i++)
         assert_adopted(&channel);
     assert_no_arrival(&channel);
@@ -115,14 +116,19 @@ static void broker_that_comes_while_there_are_no_descriptors_is_accepted_later(v
 {
     (void)state;
     handoff_broker *second;
+    skip_under_valgrind("it accepts, closes and then says EMFILE");
     assert_ok(handoff_broker_new(channel.path, NULL, &second));
     assert_ok(handoff_broker_dispatch(second));
     rlim_t limit = allow_no_more_descriptors();
     assert_ok(handoff_backend_dispatch(channel.backend));
     allow_descriptors(limit);
     assert_int_equal(backend_statistics(channel.backend).accepted, 1);
-    connect_broker(second, channel.backend);
-    assert_int_equal(backend_statistics(channel.backend).accepted, 2);
+    while (backend_statistics(channel.backend).accepted < 2) {
+        await_readable(handoff_backend_fd(channel.backend));
+        assert_ok(handoff_backend_dispatch(channel.backend));
+    }
+    assert_ok(handoff_broker_dispatch(second));
+    assert_int_equal(broker_statistics(second).connects, 1);
     handoff_broker_free(second);
 }
 
@@ -140,6 +146,7 @@ static void offers_beyond_the_users_descriptors_in_flight_fall_back_and_later_on
 {
     (void)state;
     enum { LIMIT = 32, OFFERS = 2 * LIMIT };
+    skip_under_valgrind("the kernel counts against the limit of before");
     pid_t child = fork();
     if (child == 0) {
         struct channel own;
