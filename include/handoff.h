@@ -659,7 +659,7 @@ typedef struct handoff_backend_options {
      */
     size_t credit;
     /**
-     * Bytes of preread, metadata and names in one offer: 130944 at most.
+     * Bytes of preread, metadata and names in one offer: 131000 at most.
      */
     size_t max_offer_bytes;
     /**
@@ -2040,7 +2040,8 @@ handoff_status handoff_broker_dispatch(struct handoff_broker *broker);
  *
  * @param broker        the broker
  * @param[out] verdict  what became of which offer
- * @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL.
+ * @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL;
+ *         HANDOFF_ERR_WRONG_PROCESS.
  */
 handoff_status handoff_broker_next(struct handoff_broker *broker, struct handoff_verdict *verdict);
 
@@ -2138,7 +2139,8 @@ handoff_status handoff_backend_dispatch(struct handoff_backend *backend);
  *
  * @param backend       the backend
  * @param[out] arrival  what arrived; its `fd` is -1
- * @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL.
+ * @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL;
+ *         HANDOFF_ERR_WRONG_PROCESS.
  */
 handoff_status handoff_backend_next(struct handoff_backend *backend,
                                     struct handoff_arrival *arrival);

@@ -51,7 +51,8 @@ pub struct BackendOptions {
     pub max_channels: usize,
     /// Tokens that each channel has to spend: 1 to 4096, 256 by default.
     pub credit: usize,
-    /// Bytes of preread, metadata and names in one offer, 64 KiB by default, 120 KiB at most.
+    /// Bytes of preread, metadata and names in one offer, 64 KiB by default, 131000
+    /// at most.
     pub max_offer_bytes: usize,
     /// Bytes of arrivals held at once, 64 MiB by default; what comes beyond is rejected.
     pub max_held_bytes: usize,
@@ -365,13 +366,15 @@ impl Backend {
     }
 
     /// Takes the next arrival, to look at and then to adopt or reject. When there is no more, what
-    /// was adopted and rejected so far is told to the brokers.
+    /// was adopted and rejected so far is told to the brokers. In a child of fork(2) there is none:
+    /// they are the parent's, see [`check_process`](Backend::check_process).
     pub fn next_arrival(&mut self) -> Option<Arrival<'_>> {
         let place = self.next_place()?;
         Some(self.view(place))
     }
 
     fn next_place(&mut self) -> Option<Place> {
+        self.check_process().ok()?;
         while let Some(place) = self.arrivals.pop_front() {
             let Some(channel) = self.held(place) else { continue };
             if channel.is_on_offer(place.slot) {
@@ -509,11 +512,19 @@ impl Backend {
         statistics
     }
 
+    /// Fails in another process than the one that used the handle first.
+    pub fn check_process(&self) -> Result<(), BackendError> {
+        match &self.open {
+            Some(open) if open.process != process::current() => Err(BackendError::WrongProcess),
+            _ => Ok(()),
+        }
+    }
+
     /// Opens the handle at its first use, and checks that this is the process that did.
     fn enter(&mut self) -> Result<(), BackendError> {
+        self.check_process()?;
         match &self.open {
-            Some(open) if open.process == process::current() => Ok(()),
-            Some(_) => Err(BackendError::WrongProcess),
+            Some(_) => Ok(()),
             None => {
                 let events = event::Events::new().map_err(system("make an epoll set"))?;
                 if let Some(listener) = &self.listener {

@@ -319,7 +319,7 @@ impl Broker {
     /// [`next_verdict`](Broker::next_verdict). After an error nothing was sent and no verdict comes.
     pub fn offer(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
         let now = Instant::now();
-        let result = self.queue(offer, now);
+        let result = self.queue(offer, self.options.window, now);
         match result {
             // Whatever comes of it, the offer is taken and will have its verdict.
             Ok(_) if !offer.more => drop(self.flush_at(now)),
@@ -329,9 +329,14 @@ impl Broker {
         result
     }
 
-    fn queue(&mut self, offer: &Offer<'_>, now: Instant) -> Result<u64, BrokerError> {
+    fn queue(
+        &mut self,
+        offer: &Offer<'_>,
+        most_verdicts: usize,
+        now: Instant,
+    ) -> Result<u64, BrokerError> {
         self.enter(now)?;
-        let full = self.outcomes.verdicts.len() >= self.options.window;
+        let full = self.outcomes.verdicts.len() >= most_verdicts;
         let queue_bytes = self.options.queue_bytes;
         let path = || self.path.clone();
         let unavailable = |code| {
@@ -458,8 +463,10 @@ impl Broker {
         Ok(())
     }
 
-    /// Takes the next verdict, if there is one.
+    /// Takes the next verdict, if there is one. In a child of fork(2) there is none: they are the
+    /// parent's, see [`check_process`](Broker::check_process).
     pub fn next_verdict(&mut self) -> Option<Verdict> {
+        self.check_process().ok()?;
         self.outcomes.verdicts.pop_front()
     }
 
@@ -498,7 +505,9 @@ impl Broker {
         let id = loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let offer = Offer { timeout: Some(left), ..*offer };
-            match self.queue(&offer, Instant::now()) {
+            // However many verdicts wait: this one will be taken as it comes, and room may come with
+            // those that cannot be taken meanwhile.
+            match self.queue(&offer, usize::MAX, Instant::now()) {
                 Err(BrokerError::Unavailable { .. } | BrokerError::Full { .. })
                     if !left.is_zero() =>
                 {
@@ -550,14 +559,22 @@ impl Broker {
         statistics
     }
 
+    /// Fails in another process than the one that used the handle first.
+    pub fn check_process(&self) -> Result<(), BrokerError> {
+        match &self.open {
+            Some(open) if open.process != process::current() => Err(BrokerError::WrongProcess),
+            _ => Ok(()),
+        }
+    }
+
     /// Opens the handle at its first use, and checks that this is the process that did.
     fn enter(&mut self, now: Instant) -> Result<(), BrokerError> {
         if self.closed {
             return Err(BrokerError::Closed { path: self.path.clone() });
         }
+        self.check_process()?;
         match &self.open {
-            Some(open) if open.process == process::current() => Ok(()),
-            Some(_) => Err(BrokerError::WrongProcess),
+            Some(_) => Ok(()),
             None => {
                 let events = event::Events::new().map_err(system("make an epoll set"))?;
                 self.open = Some(Open { process: process::current(), events });
@@ -779,9 +796,10 @@ impl Channel {
         while let Some((slot, _)) = self.offers.earliest() {
             let before = outcomes.verdicts.len();
             let _ = self.take_back(slot, reason, outcomes, now);
-            // Adopted by a backend that did not live to say so.
+            // Adopted by a backend that did not live to say so, unless it is this side that ends.
             let added = outcomes.verdicts.get_mut(before);
-            if let Some(verdict) = added.filter(|verdict| verdict.adopted) {
+            let died = |verdict: &&mut Verdict| verdict.adopted && reason != Reason::BrokerClosed;
+            if let Some(verdict) = added.filter(died) {
                 verdict.reason = verdict.reason.or(Some(Reason::BackendDied));
             }
         }

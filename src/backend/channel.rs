@@ -46,6 +46,11 @@ impl Slot {
         [first, second, third, &rest[..preread]]
     }
 
+    /// Bytes as the limits count them: without the NULs.
+    fn len(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+
     fn store(&mut self, offer: &wire::Offer<'_>) {
         self.bytes.clear();
         for name in [offer.service, offer.correlation] {
@@ -130,7 +135,7 @@ impl Channel {
         slot.descriptor = Some(descriptor);
         slot.store(offer);
         self.held += 1;
-        self.held_bytes += slot.bytes.len();
+        self.held_bytes += slot.len();
     }
 
     /// The arrival that is held in a slot.
@@ -158,7 +163,7 @@ impl Channel {
         let slot = &mut self.slots[slot];
         slot.state = State::Empty;
         self.held -= 1;
-        self.held_bytes -= slot.bytes.len();
+        self.held_bytes -= slot.len();
         slot.descriptor.take()
     }
 

@@ -45,7 +45,7 @@ pub struct handoff_backend_options {
     pub max_channels: usize,
     /// Tokens that each channel has to spend, so offers that it may have in flight: 1 to 4096.
     pub credit: usize,
-    /// Bytes of preread, metadata and names in one offer: 130944 at most.
+    /// Bytes of preread, metadata and names in one offer: 131000 at most.
     pub max_offer_bytes: usize,
     /// Bytes of arrivals that are held at once; what comes beyond is rejected.
     pub max_held_bytes: usize,
@@ -254,7 +254,8 @@ pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> han
 ///
 /// @param backend       the backend
 /// @param[out] arrival  what arrived; its `fd` is -1
-/// @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL.
+/// @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL;
+///         HANDOFF_ERR_WRONG_PROCESS.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_backend_next(
     backend: *mut handoff_backend,
@@ -263,6 +264,7 @@ pub extern "C" fn handoff_backend_next(
     guard(|| {
         let backend = self::backend(backend)?;
         let out = Out::new(arrival, "arrival")?;
+        backend.check_process()?;
         out.set(arrival_of(&backend.next_arrival().ok_or(Failure::Nothing)?, -1));
         Ok(())
     })

@@ -314,7 +314,8 @@ pub extern "C" fn handoff_broker_dispatch(broker: *mut handoff_broker) -> handof
 ///
 /// @param broker        the broker
 /// @param[out] verdict  what became of which offer
-/// @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL.
+/// @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL;
+///         HANDOFF_ERR_WRONG_PROCESS.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_broker_next(
     broker: *mut handoff_broker,
@@ -323,6 +324,7 @@ pub extern "C" fn handoff_broker_next(
     guard(|| {
         let broker = self::broker(broker)?;
         let out = Out::new(verdict, "verdict")?;
+        broker.check_process()?;
         out.set(broker.next_verdict().ok_or(Failure::Nothing)?.into());
         Ok(())
     })

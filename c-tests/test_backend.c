@@ -1,0 +1,452 @@
+/* The backend's calls: listening, accepting, limits, kinds of socket, draining. */
+#define _GNU_SOURCE
+#include "channel.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+static struct channel channel;
+static int client[2];
+
+static int open_both(void **state)
+{
+    descriptors_before(state);
+    open_channel(&channel, NULL, NULL);
+    make_pair(SOCK_STREAM, client);
+    return 0;
+}
+
+static int close_both(void **state)
+{
+    close_channel(&channel);
+    close(client[0]);
+    close(client[1]);
+    return descriptors_after(state);
+}
+
+#define BACKEND_TEST(function) cmocka_unit_test_setup_teardown(function, open_both, close_both)
+
+static void open_again(const handoff_backend_options *options)
+{
+    close_channel(&channel);
+    open_channel(&channel, NULL, options);
+}
+
+/* Every call with each of its pointers in turn NULL or misaligned. */
+static void calls_refuse(void *bad)
+{
+    handoff_backend *none = NULL;
+    handoff_arrival arrival, untouched;
+    handoff_backend_statistics statistics = HANDOFF_BACKEND_STATISTICS_INIT;
+    int fd = 42;
+    memset(&arrival, 0x55, sizeof arrival);
+    untouched = arrival;
+    offer_fd(&channel, client[0]);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    errno = EDOM;
+    assert_invalid(handoff_backend_listen(channel.path, NULL, bad));
+    assert_int_equal(errno, 0);
+    assert_string_equal(handoff_last_error(), "invalid argument: backend");
+    assert_invalid(handoff_backend_listen_on(client[0], NULL, bad));
+    assert_int_equal(handoff_backend_fd(bad), -1);
+    assert_invalid(handoff_backend_dispatch(bad));
+    assert_invalid(handoff_backend_next(bad, &arrival));
+    assert_invalid(handoff_backend_next(channel.backend, bad));
+    assert_invalid(handoff_backend_accept(bad, 0, &arrival));
+    assert_invalid(handoff_backend_accept(channel.backend, 0, bad));
+    assert_invalid(handoff_backend_adopt(bad, 1, &fd));
+    assert_invalid(handoff_backend_reject(bad, 1, HANDOFF_REASON_REJECTED));
+    assert_invalid(handoff_backend_drain(bad));
+    assert_invalid(handoff_backend_get_statistics(bad, &statistics));
+    assert_invalid(handoff_backend_get_statistics(channel.backend, bad));
+    handoff_backend_free(bad);
+    assert_null(none);
+    assert_memory_equal(&arrival, &untouched, sizeof arrival);
+    uint64_t id = arrival_of(&channel).id;
+    assert_invalid(handoff_backend_adopt(channel.backend, id, bad));
+    adopt(&channel, id);
+    assert_int_equal(fd, 42);
+}
+
+static void null_is_refused_and_takes_no_arrival(void **state)
+{
+    (void)state;
+    handoff_backend *none = NULL;
+    calls_refuse(NULL);
+    assert_invalid(handoff_backend_listen(NULL, NULL, &none));
+    assert_null(none);
+}
+
+static void misaligned_pointers_are_refused_and_take_no_arrival(void **state)
+{
+    (void)state;
+    handoff_backend *none = NULL;
+    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
+    calls_refuse(misaligned());
+    assert_invalid(handoff_backend_listen(channel.path, misaligned(), &none));
+    options.policy = misaligned();
+    assert_invalid(handoff_backend_listen(channel.path, &options, &none));
+    assert_null(none);
+}
+
+static void options_that_cannot_be_are_refused(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = {0, sizeof(size_t) - 1, 1 << 20, SIZE_MAX};
+    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT, kinds = options;
+    handoff_backend_statistics statistics = HANDOFF_BACKEND_STATISTICS_INIT;
+    handoff_backend *none = NULL;
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        options.size = statistics.size = sizes[i];
+        assert_invalid(handoff_backend_listen(channel.path, &options, &none));
+        assert_invalid(handoff_backend_get_statistics(channel.backend, &statistics));
+    }
+    kinds.kinds = 16;
+    assert_invalid(handoff_backend_listen(channel.path, &kinds, &none));
+    assert_null(none);
+}
+
+static void options_of_the_older_header_have_the_defaults_for_the_rest(void **state)
+{
+    (void)state;
+    handoff_backend_options options = {0};
+    options.size = offsetof(handoff_backend_options, policy);
+    options.mode = 0640;
+    options.backlog = 1;
+    struct stat status;
+    open_again(&options);
+    assert_int_equal(stat(channel.path, &status), 0);
+    assert_int_equal(status.st_mode & 07777, 0640);
+    for (int i = 0; i < HANDOFF_BACKEND_CREDIT; i++)
+        offer_fd(&channel, client[0]);
+}
+
+static void options_outside_their_range_are_taken_to_its_end(void **state)
+{
+    (void)state;
+    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
+    handoff_offer offer = offer_of(client[0]);
+    options.max_channels = options.credit = options.max_offer_bytes = 0;
+    open_again(&options);
+    offer_fd(&channel, client[0]);
+    assert_status(handoff_broker_offer(channel.broker, &offer, NULL), HANDOFF_ERR_FULL);
+    options.max_channels = options.credit = options.max_offer_bytes = SIZE_MAX;
+    options.max_held_bytes = SIZE_MAX;
+    open_again(&options);
+    static uint8_t bytes[131001];
+    offer.preread = bytes;
+    offer.preread_len = sizeof bytes;
+    assert_status(handoff_broker_offer(channel.broker, &offer, NULL), HANDOFF_ERR_TOO_LARGE);
+    offer.preread_len--;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    assert_int_equal(arrival_of(&channel).preread_len, sizeof bytes - 1);
+}
+
+static void accept_waits_as_long_as_it_is_told(void **state)
+{
+    (void)state;
+    handoff_arrival arrival;
+    memset(&arrival, 0x55, sizeof arrival);
+    handoff_arrival untouched = arrival;
+    uint64_t start = handoff_now();
+    assert_status(handoff_backend_accept(channel.backend, 0, &arrival), HANDOFF_ERR_WOULD_BLOCK);
+    assert_status(handoff_backend_accept(channel.backend, 20, &arrival), HANDOFF_ERR_WOULD_BLOCK);
+    assert_true(handoff_now() - start >= 20000000);
+    assert_memory_equal(&arrival, &untouched, sizeof arrival);
+    static const int timeouts[] = {0, PATIENCE_MS, -1};
+    for (int i = 0; i < 3; i++) {
+        offer_fd(&channel, client[0]);
+        assert_ok(handoff_backend_accept(channel.backend, timeouts[i], &arrival));
+        assert_same_socket(arrival.fd, client[0]);
+        assert_int_equal(fcntl(arrival.fd, F_GETFD), FD_CLOEXEC);
+        close(arrival.fd);
+        assert_adopted(&channel);
+    }
+}
+
+static void arrivals_may_be_adopted_and_rejected_later_and_in_any_order(void **state)
+{
+    (void)state;
+    uint64_t offers[3], arrivals[3];
+    for (int i = 0; i < 3; i++)
+        offers[i] = offer_fd(&channel, client[0]);
+    for (int i = 0; i < 3; i++)
+        arrivals[i] = arrival_of(&channel).id;
+    assert_int_equal(backend_statistics(channel.backend).held, 3);
+    adopt(&channel, arrivals[2]);
+    assert_int_equal(verdict_of(&channel).id, offers[2]);
+    assert_ok(handoff_backend_reject(channel.backend, arrivals[0], HANDOFF_REASON_REJECTED));
+    assert_int_equal(verdict_of(&channel).id, offers[0]);
+    adopt(&channel, arrivals[1]);
+    assert_int_equal(verdict_of(&channel).id, offers[1]);
+    assert_int_equal(backend_statistics(channel.backend).held, 0);
+}
+
+static void arrival_is_settled_once_and_only_by_its_own_id(void **state)
+{
+    (void)state;
+    int fd = 42;
+    offer_fd(&channel, client[0]);
+    uint64_t id = arrival_of(&channel).id;
+    const uint64_t wrong[] = {0, id + 1, id ^ 1 << 12, id + (1 << 28), UINT64_MAX};
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        assert_invalid(handoff_backend_adopt(channel.backend, wrong[i], &fd));
+        assert_invalid(
+            handoff_backend_reject(channel.backend, wrong[i], HANDOFF_REASON_REJECTED));
+    }
+    assert_invalid(handoff_backend_reject(channel.backend, id, HANDOFF_REASON_NONE));
+    assert_invalid(handoff_backend_reject(channel.backend, id, HANDOFF_REASON_BACKEND_DIED + 1));
+    assert_invalid(handoff_backend_reject(channel.backend, id, UINT32_MAX));
+    assert_int_equal(fd, 42);
+    adopt(&channel, id);
+    assert_invalid(handoff_backend_adopt(channel.backend, id, &fd));
+    assert_invalid(handoff_backend_reject(channel.backend, id, HANDOFF_REASON_REJECTED));
+    assert_adopted(&channel);
+}
+
+static void freed_backend_closes_what_it_holds_and_leaves_what_was_adopted(void **state)
+{
+    (void)state;
+    int fd;
+    char byte;
+    offer_fd(&channel, client[0]);
+    assert_ok(handoff_backend_adopt(channel.backend, arrival_of(&channel).id, &fd));
+    offer_fd(&channel, client[0]);
+    arrival_of(&channel);
+    handoff_backend_free(channel.backend);
+    channel.backend = NULL;
+    assert_int_equal(access(channel.path, F_OK), -1);
+    assert_int_equal(write(fd, "x", 1), 1);
+    assert_int_equal(read(client[1], &byte, 1), 1);
+    close(fd);
+}
+
+static int listen_unix(int type)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int listener = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+    snprintf(address.sun_path, sizeof address.sun_path, "%s/given", channel.directory);
+    unlink(address.sun_path);
+    assert_int_equal(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
+    assert_int_equal(listen(listener, 8), 0);
+    return listener;
+}
+
+static void given_socket_serves_and_stays_the_callers(void **state)
+{
+    (void)state;
+    int listener = listen_unix(SOCK_SEQPACKET);
+    char path[90];
+    handoff_backend *backend;
+    handoff_broker *broker;
+    snprintf(path, sizeof path, "%s/given", channel.directory);
+    for (int i = 0; i < 2; i++) {
+        assert_ok(handoff_backend_listen_on(listener, NULL, &backend));
+        assert_ok(handoff_broker_new(path, NULL, &broker));
+        connect_broker(broker, backend);
+        handoff_broker_free(broker);
+        handoff_backend_free(backend);
+        assert_int_equal(access(path, F_OK), 0);
+    }
+    assert_true(fcntl(listener, F_GETFL) & O_NONBLOCK);
+    close(listener);
+}
+
+static void what_is_no_listening_socket_of_packets_is_refused(void **state)
+{
+    (void)state;
+    handoff_backend *none = NULL;
+    int stream = listen_unix(SOCK_STREAM), deaf = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    assert_invalid(handoff_backend_listen_on(stream, NULL, &none));
+    assert_invalid(handoff_backend_listen_on(deaf, NULL, &none));
+    assert_false(fcntl(stream, F_GETFL) & O_NONBLOCK);
+    close(stream);
+    close(deaf);
+    assert_invalid(handoff_backend_listen_on(-1, NULL, &none));
+    int listener = listen_unix(SOCK_SEQPACKET);
+    rlim_t limit = allow_no_more_descriptors();
+    assert_status(handoff_backend_listen_on(listener, NULL, &none),
+                  HANDOFF_ERR_DESCRIPTOR_PRESSURE);
+    assert_int_equal(errno, EMFILE);
+    allow_descriptors(limit);
+    close(listener);
+    assert_null(none);
+}
+
+static void path_of_a_live_backend_is_left_alone(void **state)
+{
+    (void)state;
+    handoff_backend *none = NULL;
+    assert_status(handoff_backend_listen(channel.path, NULL, &none), HANDOFF_ERR_ADDRESS_IN_USE);
+    assert_null(none);
+    offer_fd(&channel, client[0]);
+    adopt(&channel, arrival_of(&channel).id);
+}
+
+static void broker_that_the_policy_does_not_allow_gets_no_channel(void **state)
+{
+    (void)state;
+    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
+    options.mode = 0666;
+    open_again(&options);
+    assert_int_equal(chmod(channel.directory, 0755), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        handoff_broker *broker;
+        become_nobody();
+        assert_ok(handoff_broker_new(channel.path, NULL, &broker));
+        handoff_offer offer = offer_of(client[0]);
+        offer.timeout_ms = 50;
+        handoff_verdict verdict;
+        assert_status(handoff_broker_offer_and_wait(broker, &offer, &verdict),
+                      HANDOFF_ERR_BACKEND_UNAVAILABLE);
+        assert_int_equal(broker_statistics(broker).connects, 0);
+        _exit(0);
+    }
+    while (backend_statistics(channel.backend).refused == 0) {
+        await_readable(handoff_backend_fd(channel.backend));
+        assert_ok(handoff_backend_dispatch(channel.backend));
+    }
+    assert_child_succeeds(child);
+    assert_int_equal(backend_statistics(channel.backend).channels, 1);
+}
+
+static void more_channels_than_may_be_are_refused_until_one_ends(void **state)
+{
+    (void)state;
+    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
+    handoff_broker *second;
+    options.max_channels = 1;
+    open_again(&options);
+    assert_ok(handoff_broker_new(channel.path, NULL, &second));
+    assert_ok(handoff_broker_dispatch(second));
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    assert_int_equal(backend_statistics(channel.backend).refused, 1);
+    assert_int_equal(backend_statistics(channel.backend).channels, 1);
+    handoff_broker_free(channel.broker);
+    channel.broker = second;
+    connect_broker(second, channel.backend);
+    assert_int_equal(backend_statistics(channel.backend).accepted, 2);
+}
+
+static void bytes_beyond_what_may_be_held_are_rejected_as_busy(void **state)
+{
+    (void)state;
+    static const uint8_t preread[100];
+    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
+    handoff_offer offer = offer_of(client[0]);
+    offer.preread = preread;
+    offer.preread_len = sizeof preread;
+    options.max_held_bytes = 2 * sizeof preread;
+    open_again(&options);
+    for (int i = 0; i < 3; i++)
+        assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    uint64_t first = arrival_of(&channel).id;
+    arrival_of(&channel);
+    assert_no_arrival(&channel);
+    assert_int_equal(backend_statistics(channel.backend).held_bytes, 2 * sizeof preread);
+    assert_falls_back(&channel, HANDOFF_REASON_BACKEND_BUSY);
+    adopt(&channel, first);
+    assert_adopted(&channel);
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    arrival_of(&channel);
+}
+
+static void assert_kind(int fd, uint32_t kind)
+{
+    for (uint32_t kinds = 0; kinds < 16; kinds++) {
+        handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
+        options.kinds = kinds;
+        open_again(&options);
+        offer_fd(&channel, fd);
+        if ((kinds & kind) == kind) {
+            adopt(&channel, arrival_of(&channel).id);
+            assert_adopted(&channel);
+        } else {
+            assert_no_arrival(&channel);
+            assert_falls_back(&channel, HANDOFF_REASON_CLIENT_UNSUPPORTED);
+            assert_int_equal(backend_statistics(channel.backend).rejected, 1);
+        }
+    }
+}
+
+static void sockets_are_taken_by_their_kinds(void **state)
+{
+    (void)state;
+    int pair[2], tcp[2];
+    struct sockaddr_in nobody = {.sin_family = AF_INET,
+                                 .sin_port = htons(9),
+                                 .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    make_tcp_pair(tcp);
+    assert_kind(tcp[0], HANDOFF_KIND_STREAM);
+    close(tcp[0]);
+    close(tcp[1]);
+    make_pair(SOCK_SEQPACKET, pair);
+    assert_kind(pair[0], HANDOFF_KIND_SEQPACKET);
+    close(pair[0]);
+    close(pair[1]);
+    int udp = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    assert_kind(udp, HANDOFF_KIND_DATAGRAM | HANDOFF_KIND_UNCONNECTED);
+    assert_int_equal(connect(udp, (struct sockaddr *)&nobody, sizeof nobody), 0);
+    assert_kind(udp, HANDOFF_KIND_DATAGRAM);
+    close(udp);
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(listen(listener, 1), 0);
+    assert_kind(listener, HANDOFF_KIND_STREAM | HANDOFF_KIND_UNCONNECTED);
+    close(listener);
+}
+
+static void draining_backend_finishes_what_arrived_and_frees_the_path(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(client[0]);
+    handoff_backend *successor;
+    offer_fd(&channel, client[0]);
+    uint64_t id = arrival_of(&channel).id;
+    assert_ok(handoff_backend_drain(channel.backend));
+    assert_ok(handoff_backend_drain(channel.backend));
+    assert_no_verdict(&channel);
+    assert_status(handoff_broker_offer(channel.broker, &offer, NULL),
+                  HANDOFF_ERR_BACKEND_UNAVAILABLE);
+    assert_int_equal(errno, ESHUTDOWN);
+    assert_int_equal(backend_statistics(channel.backend).held, 1);
+    assert_ok(handoff_backend_listen(channel.path, NULL, &successor));
+    adopt(&channel, id);
+    assert_adopted(&channel);
+    assert_int_equal(backend_statistics(channel.backend).held, 0);
+    handoff_backend_free(channel.backend);
+    channel.backend = successor;
+    connect_broker(channel.broker, successor);
+    offer_fd(&channel, client[0]);
+    adopt(&channel, arrival_of(&channel).id);
+    assert_adopted(&channel);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        BACKEND_TEST(null_is_refused_and_takes_no_arrival),
+        BACKEND_TEST(misaligned_pointers_are_refused_and_take_no_arrival),
+        BACKEND_TEST(options_that_cannot_be_are_refused),
+        BACKEND_TEST(options_of_the_older_header_have_the_defaults_for_the_rest),
+        BACKEND_TEST(options_outside_their_range_are_taken_to_its_end),
+        BACKEND_TEST(accept_waits_as_long_as_it_is_told),
+        BACKEND_TEST(arrivals_may_be_adopted_and_rejected_later_and_in_any_order),
+        BACKEND_TEST(arrival_is_settled_once_and_only_by_its_own_id),
+        BACKEND_TEST(freed_backend_closes_what_it_holds_and_leaves_what_was_adopted),
+        BACKEND_TEST(given_socket_serves_and_stays_the_callers),
+        BACKEND_TEST(what_is_no_listening_socket_of_packets_is_refused),
+        BACKEND_TEST(path_of_a_live_backend_is_left_alone),
+        BACKEND_TEST(broker_that_the_policy_does_not_allow_gets_no_channel),
+        BACKEND_TEST(more_channels_than_may_be_are_refused_until_one_ends),
+        BACKEND_TEST(bytes_beyond_what_may_be_held_are_rejected_as_busy),
+        BACKEND_TEST(sockets_are_taken_by_their_kinds),
+        BACKEND_TEST(draining_backend_finishes_what_arrived_and_frees_the_path),
+    };
+    return cmocka_run_group_tests_name("backend", tests, NULL, NULL);
+}

@@ -1,0 +1,572 @@
+/* What an offer goes through, and what both ends say of it. */
+#define _GNU_SOURCE
+#include "channel.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+/* What most tests begin with: a channel with the default limits, and a connection to offer. */
+static struct channel channel;
+static int client[2];
+
+static int open_both(void **state)
+{
+    descriptors_before(state);
+    open_channel(&channel, NULL, NULL);
+    make_pair(SOCK_STREAM, client);
+    return 0;
+}
+
+static int close_both(void **state)
+{
+    close_channel(&channel);
+    close(client[0]);
+    close(client[1]);
+    return descriptors_after(state);
+}
+
+#define CHANNEL_TEST(function) cmocka_unit_test_setup_teardown(function, open_both, close_both)
+
+/* The channel once more, with other limits. */
+static void open_again(const handoff_broker_options *broker,
+                       const handoff_backend_options *backend)
+{
+    close_channel(&channel);
+    open_channel(&channel, broker, backend);
+}
+
+static void adopted_connection_is_the_one_that_was_offered(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(client[0]);
+    uint64_t id;
+    int fd = -1;
+    offer.user_data = misaligned();
+    assert_ok(handoff_broker_offer(channel.broker, &offer, &id));
+    handoff_arrival arrival = arrival_of(&channel);
+    assert_ok(handoff_backend_adopt(channel.backend, arrival.id, &fd));
+    assert_same_socket(fd, client[0]);
+    assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
+    handoff_verdict verdict = verdict_of(&channel);
+    assert_int_equal(verdict.id, id);
+    assert_ptr_equal(verdict.user_data, misaligned());
+    assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
+    assert_int_equal(verdict.reason, HANDOFF_REASON_NONE);
+    assert_true(verdict.may_have_reached_backend);
+    assert_no_verdict(&channel);
+    assert_int_equal(write(fd, "hello", 5), 5);
+    char answer[8];
+    assert_int_equal(read(client[1], answer, sizeof answer), 5);
+    close(fd);
+}
+
+static void flags_and_options_of_a_connection_are_left_alone(void **state)
+{
+    (void)state;
+    static const int names[][2] = {{SOL_SOCKET, SO_KEEPALIVE}, {SOL_SOCKET, SO_SNDBUF},
+                                   {SOL_SOCKET, SO_RCVTIMEO},  {SOL_SOCKET, SO_RCVLOWAT},
+                                   {SOL_SOCKET, SO_LINGER},    {IPPROTO_TCP, TCP_NODELAY}};
+    enum { OPTIONS = sizeof names / sizeof names[0] };
+    for (int flags = 0; flags <= O_NONBLOCK; flags += O_NONBLOCK) {
+        int ends[2], fd;
+        char before[OPTIONS][32] = {{0}}, after[OPTIONS][32] = {{0}};
+        socklen_t len;
+        make_tcp_pair(ends);
+        assert_int_equal(fcntl(ends[0], F_SETFL, O_RDWR | flags), 0);
+        int status_flags = fcntl(ends[0], F_GETFL), descriptor_flags = fcntl(ends[0], F_GETFD);
+        for (int i = 0; i < OPTIONS; i++, len = 0) {
+            len = sizeof before[i];
+            assert_int_equal(getsockopt(ends[0], names[i][0], names[i][1], before[i], &len), 0);
+        }
+        offer_fd(&channel, ends[0]);
+        assert_ok(handoff_backend_adopt(channel.backend, arrival_of(&channel).id, &fd));
+        assert_adopted(&channel);
+        for (int i = 0; i < OPTIONS; i++) {
+            len = sizeof after[i];
+            assert_int_equal(getsockopt(fd, names[i][0], names[i][1], after[i], &len), 0);
+        }
+        assert_memory_equal(before, after, sizeof before);
+        assert_int_equal(fcntl(fd, F_GETFL), status_flags);
+        assert_int_equal(fcntl(ends[0], F_GETFL), status_flags);
+        assert_int_equal(fcntl(ends[0], F_GETFD), descriptor_flags);
+        close(fd);
+        close(ends[0]);
+        close(ends[1]);
+    }
+}
+
+static void arrival_brings_all_that_the_broker_said(void **state)
+{
+    (void)state;
+    static const uint8_t preread[] = "GET /\0 HTTP/1.1", metadata[] = "\0\1\2\0";
+    handoff_offer offer = offer_of(client[0]);
+    offer.preread = preread;
+    offer.preread_len = sizeof preread;
+    offer.metadata = metadata;
+    offer.metadata_len = sizeof metadata;
+    offer.service = "web";
+    offer.correlation = "request 7";
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    handoff_arrival arrival = arrival_of(&channel);
+    assert_int_equal(arrival.preread_len, sizeof preread);
+    assert_memory_equal(arrival.preread, preread, sizeof preread);
+    assert_int_equal(arrival.metadata_len, sizeof metadata);
+    assert_memory_equal(arrival.metadata, metadata, sizeof metadata);
+    assert_string_equal(arrival.service, "web");
+    assert_string_equal(arrival.correlation, "request 7");
+    assert_int_equal(arrival.broker.pid, getpid());
+    assert_int_equal(arrival.broker.uid, geteuid());
+    assert_int_equal(arrival.broker.gid, getegid());
+    adopt(&channel, arrival.id);
+    /* Still there, until the next dispatch. */
+    assert_memory_equal(arrival.preread, preread, sizeof preread);
+}
+
+static void arrival_of_a_bare_connection_has_empty_parts(void **state)
+{
+    (void)state;
+    offer_fd(&channel, client[0]);
+    handoff_arrival arrival = arrival_of(&channel);
+    assert_int_equal(arrival.preread_len, 0);
+    assert_int_equal(arrival.metadata_len, 0);
+    assert_string_equal(arrival.service, "");
+    assert_string_equal(arrival.correlation, "");
+}
+
+static void offer_of_the_older_header_is_taken_without_what_it_lacks(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(client[0]);
+    offer.size = offsetof(handoff_offer, preread);
+    offer.preread_len = SIZE_MAX;
+    offer.service = misaligned();
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    assert_string_equal(arrival_of(&channel).service, "");
+}
+
+static void offer_may_have_as_many_bytes_as_the_backend_takes_and_not_one_more(void **state)
+{
+    (void)state;
+    enum { MOST = HANDOFF_BACKEND_MAX_OFFER_BYTES };
+    uint8_t *bytes = malloc(MOST);
+    char name[257];
+    uint64_t id = 42;
+    memset(bytes, 'b', MOST);
+    memset(name, 'n', 256);
+    name[256] = '\0';
+    handoff_offer offer = offer_of(client[0]);
+    offer.service = offer.correlation = name + 1;
+    offer.preread = offer.metadata = bytes;
+    offer.preread_len = MOST - 510 - 1000;
+    offer.metadata_len = 1001;
+    assert_status(handoff_broker_offer(channel.broker, &offer, &id), HANDOFF_ERR_TOO_LARGE);
+    offer.metadata_len = 1000;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    handoff_arrival arrival = arrival_of(&channel);
+    assert_string_equal(arrival.service, name + 1);
+    assert_string_equal(arrival.correlation, name + 1);
+    assert_int_equal(arrival.preread_len, offer.preread_len);
+    assert_int_equal(arrival.metadata_len, offer.metadata_len);
+    assert_memory_equal(arrival.preread, bytes, offer.preread_len);
+    offer = offer_of(client[0]);
+    offer.service = name;
+    assert_status(handoff_broker_offer(channel.broker, &offer, &id), HANDOFF_ERR_TOO_LARGE);
+    offer.service = NULL;
+    offer.correlation = name;
+    assert_status(handoff_broker_offer(channel.broker, &offer, &id), HANDOFF_ERR_TOO_LARGE);
+    assert_int_equal(id, 42);
+    free(bytes);
+}
+
+static void what_is_not_a_socket_is_refused(void **state)
+{
+    (void)state;
+    int ends[2];
+    uint64_t id = 42;
+    assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+    handoff_offer offer = offer_of(ends[0]);
+    assert_invalid(handoff_broker_offer(channel.broker, &offer, &id));
+    assert_int_equal(errno, ENOTSOCK);
+    close(ends[0]);
+    close(ends[1]);
+    assert_invalid(handoff_broker_offer(channel.broker, &offer, &id));
+    assert_int_equal(errno, EBADF);
+    assert_int_equal(id, 42);
+    assert_no_arrival(&channel);
+    assert_int_equal(broker_statistics(channel.broker).refused, 2);
+    assert_int_equal(broker_statistics(channel.broker).in_flight, 0);
+}
+
+static void offers_that_say_more_are_sent_by_flush_and_not_before(void **state)
+{
+    (void)state;
+    enum { OFFERS = 200 };
+    handoff_offer offer = offer_of(client[0]);
+    offer.more = 1;
+    for (int i = 0; i < OFFERS; i++)
+        assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    assert_no_arrival(&channel);
+    assert_true(broker_statistics(channel.broker).queued_bytes > 0);
+    assert_ok(handoff_broker_flush(channel.broker));
+    assert_int_equal(broker_statistics(channel.broker).queued_bytes, 0);
+    for (int i = 0; i < OFFERS; i++)
+        arrival_of(&channel);
+    assert_no_arrival(&channel);
+}
+
+static void last_offer_of_several_sends_them_all_in_their_order(void **state)
+{
+    (void)state;
+    static const uint8_t bytes[] = "123";
+    handoff_offer offer = offer_of(client[0]);
+    offer.preread_len = 1;
+    for (int i = 0; i < 3; i++) {
+        offer.preread = &bytes[i];
+        offer.more = i < 2;
+        assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    }
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(arrival_of(&channel).preread[0], bytes[i]);
+}
+
+static void assert_full_after(size_t offers)
+{
+    handoff_offer offer = offer_of(client[0]);
+    uint64_t id = 42;
+    for (size_t i = 0; i < offers; i++)
+        offer_fd(&channel, client[0]);
+    assert_status(handoff_broker_offer(channel.broker, &offer, &id), HANDOFF_ERR_FULL);
+    assert_int_equal(id, 42);
+    assert_int_equal(broker_statistics(channel.broker).in_flight, offers);
+    /* One goes, and one may come. */
+    adopt(&channel, arrival_of(&channel).id);
+    for (size_t i = 1; i < offers; i++)
+        arrival_of(&channel);
+    assert_no_arrival(&channel);
+    assert_adopted(&channel);
+    offer_fd(&channel, client[0]);
+    assert_status(handoff_broker_offer(channel.broker, &offer, NULL), HANDOFF_ERR_FULL);
+}
+
+static void full_window_refuses_offers_until_a_verdict_comes(void **state)
+{
+    (void)state;
+    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+    options.window = 2;
+    open_again(&options, NULL);
+    assert_full_after(2);
+}
+
+static void spent_credit_refuses_offers_until_a_verdict_comes(void **state)
+{
+    (void)state;
+    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
+    options.credit = 3;
+    open_again(NULL, &options);
+    assert_full_after(3);
+}
+
+static void verdicts_that_nobody_takes_refuse_offers(void **state)
+{
+    (void)state;
+    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+    handoff_offer offer = offer_of(client[0]);
+    options.window = 1;
+    open_again(&options, NULL);
+    offer_fd(&channel, client[0]);
+    adopt(&channel, arrival_of(&channel).id);
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_status(handoff_broker_offer(channel.broker, &offer, NULL), HANDOFF_ERR_FULL);
+    assert_adopted(&channel);
+    offer_fd(&channel, client[0]);
+}
+
+static void what_the_socket_does_not_take_waits_within_its_limit_and_arrives_in_order(void **state)
+{
+    (void)state;
+    enum { LEN = 30000 };
+    static uint8_t bytes[LEN];
+    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+    handoff_offer offer = offer_of(client[0]);
+    handoff_status status;
+    uint32_t offered = 0;
+    options.queue_bytes = 300000;
+    open_again(&options, NULL);
+    offer.preread = bytes;
+    offer.preread_len = LEN;
+    for (;; offered++) {
+        memcpy(bytes, &offered, sizeof offered);
+        status = handoff_broker_offer(channel.broker, &offer, NULL);
+        if (status != HANDOFF_OK)
+            break;
+        assert_true(broker_statistics(channel.broker).queued_bytes <= options.queue_bytes);
+    }
+    assert_int_equal(status, HANDOFF_ERR_FULL);
+    assert_true(broker_statistics(channel.broker).queued_bytes > options.queue_bytes - 2 * LEN);
+    assert_true(offered < HANDOFF_BROKER_WINDOW);
+    for (uint32_t i = 0; i < offered; i++) {
+        handoff_arrival arrival;
+        uint32_t number;
+        assert_ok(handoff_backend_dispatch(channel.backend));
+        assert_ok(handoff_broker_dispatch(channel.broker));
+        assert_ok(handoff_backend_next(channel.backend, &arrival));
+        memcpy(&number, arrival.preread, sizeof number);
+        assert_int_equal(number, i);
+        assert_int_equal(arrival.preread_len, LEN);
+        adopt(&channel, arrival.id);
+    }
+    assert_int_equal(broker_statistics(channel.broker).queued_bytes, 0);
+}
+
+static void offer_is_taken_back_at_its_own_deadline(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(client[0]);
+    uint64_t start = handoff_now(), id;
+    offer.timeout_ms = 20;
+    offer_fd(&channel, client[0]);
+    assert_ok(handoff_broker_offer(channel.broker, &offer, &id));
+    uint64_t patient = arrival_of(&channel).id, late = arrival_of(&channel).id;
+    await_readable(handoff_broker_fd(channel.broker));
+    handoff_verdict verdict = verdict_of(&channel);
+    assert_true(handoff_now() - start >= 20000000);
+    assert_int_equal(verdict.id, id);
+    assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
+    assert_int_equal(verdict.reason, HANDOFF_REASON_ACK_TIMEOUT);
+    assert_true(verdict.may_have_reached_backend);
+    int fd = 42;
+    assert_status(handoff_backend_adopt(channel.backend, late, &fd), HANDOFF_ERR_REVOKED);
+    assert_int_equal(fd, 42);
+    assert_invalid(handoff_backend_adopt(channel.backend, late, &fd));
+    adopt(&channel, patient);
+    assert_adopted(&channel);
+    assert_no_verdict(&channel);
+}
+
+static void offer_without_a_timeout_has_the_brokers(void **state)
+{
+    (void)state;
+    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+    handoff_offer offer = offer_of(client[0]);
+    options.timeout_ms = 20;
+    open_again(&options, NULL);
+    offer.timeout_ms = UINT64_MAX;
+    offer_fd(&channel, client[0]);
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    await_readable(handoff_broker_fd(channel.broker));
+    assert_falls_back(&channel, HANDOFF_REASON_ACK_TIMEOUT);
+    assert_no_verdict(&channel);
+    assert_int_equal(broker_statistics(channel.broker).in_flight, 1);
+}
+
+static void adoption_before_the_deadline_stands_however_late_the_broker_hears_of_it(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(client[0]);
+    offer.timeout_ms = 20;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    offer.timeout_ms = 0;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    /* Not told at once, because another arrival is held. */
+    adopt(&channel, arrival_of(&channel).id);
+    await_readable(handoff_broker_fd(channel.broker));
+    assert_adopted(&channel);
+    arrival_of(&channel);
+    assert_no_arrival(&channel);
+    assert_no_verdict(&channel);
+}
+
+static void cancelled_offer_cannot_be_adopted_and_has_no_verdict(void **state)
+{
+    (void)state;
+    int fd;
+    uint64_t id = offer_fd(&channel, client[0]), arrival = arrival_of(&channel).id;
+    assert_ok(handoff_broker_cancel(channel.broker, id));
+    assert_status(handoff_broker_cancel(channel.broker, id), HANDOFF_ERR_TOO_LATE);
+    assert_status(handoff_backend_adopt(channel.backend, arrival, &fd), HANDOFF_ERR_REVOKED);
+    assert_no_verdict(&channel);
+    assert_int_equal(broker_statistics(channel.broker).cancelled, 1);
+    assert_int_equal(broker_statistics(channel.broker).in_flight, 0);
+    assert_int_equal(backend_statistics(channel.backend).revoked, 1);
+    offer_fd(&channel, client[0]);
+    adopt(&channel, arrival_of(&channel).id);
+    assert_adopted(&channel);
+}
+
+static void offer_that_is_cancelled_before_it_is_sent_never_arrives(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(client[0]);
+    uint64_t first, second;
+    offer.more = 1;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, &first));
+    assert_ok(handoff_broker_offer(channel.broker, &offer, &second));
+    assert_ok(handoff_broker_cancel(channel.broker, first));
+    assert_ok(handoff_broker_flush(channel.broker));
+    adopt(&channel, arrival_of(&channel).id);
+    assert_no_arrival(&channel);
+    assert_int_equal(backend_statistics(channel.backend).arrived, 1);
+    assert_int_equal(verdict_of(&channel).id, second);
+}
+
+static void cancel_is_too_late_after_the_adoption_and_after_the_verdict(void **state)
+{
+    (void)state;
+    uint64_t id = offer_fd(&channel, client[0]);
+    adopt(&channel, arrival_of(&channel).id);
+    assert_status(handoff_broker_cancel(channel.broker, id), HANDOFF_ERR_TOO_LATE);
+    assert_int_equal(errno, 0);
+    assert_int_equal(verdict_of(&channel).id, id);
+    assert_status(handoff_broker_cancel(channel.broker, id), HANDOFF_ERR_TOO_LATE);
+    assert_int_equal(broker_statistics(channel.broker).cancelled, 0);
+}
+
+static void rejection_tells_the_broker_its_reason(void **state)
+{
+    (void)state;
+    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+    options.max_failures = 100;
+    open_again(&options, NULL);
+    handoff_reason reason = HANDOFF_REASON_CLIENT_UNSUPPORTED;
+    for (; reason <= HANDOFF_REASON_BACKEND_DIED; reason++) {
+        offer_fd(&channel, client[0]);
+        assert_ok(handoff_backend_reject(channel.backend, arrival_of(&channel).id, reason));
+        assert_falls_back(&channel, reason);
+        assert_int_equal(broker_statistics(channel.broker).fallback[reason], 1);
+    }
+}
+
+static void close_tells_what_became_of_every_offer(void **state)
+{
+    (void)state;
+    handoff_offer unsent = offer_of(client[0]);
+    unsent.more = 1;
+    for (int i = 0; i < 4; i++)
+        offer_fd(&channel, client[0]);
+    assert_ok(handoff_broker_offer(channel.broker, &unsent, NULL));
+    handoff_arrival arrival = arrival_of(&channel);
+    assert_ok(handoff_backend_reject(channel.backend, arrival.id, HANDOFF_REASON_REJECTED));
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    /* Adopted, but the broker has not been told. */
+    adopt(&channel, arrival_of(&channel).id);
+    assert_ok(handoff_broker_close(channel.broker));
+
+    static const struct {
+        handoff_outcome outcome;
+        handoff_reason reason;
+        bool may_have_reached;
+    } expected[] = {{HANDOFF_FALLBACK, HANDOFF_REASON_REJECTED, true},
+                    {HANDOFF_ADOPTED, HANDOFF_REASON_NONE, true},
+                    {HANDOFF_FALLBACK, HANDOFF_REASON_BROKER_CLOSED, true},
+                    {HANDOFF_FALLBACK, HANDOFF_REASON_BROKER_CLOSED, true},
+                    {HANDOFF_FALLBACK, HANDOFF_REASON_BROKER_CLOSED, false}};
+    handoff_verdict verdict;
+    for (int i = 0; i < 5; i++) {
+        assert_ok(handoff_broker_next(channel.broker, &verdict));
+        assert_int_equal(verdict.outcome, expected[i].outcome);
+        assert_int_equal(verdict.reason, expected[i].reason);
+        assert_int_equal(verdict.may_have_reached_backend, expected[i].may_have_reached);
+    }
+    assert_status(handoff_broker_next(channel.broker, &verdict), HANDOFF_NOTHING);
+    assert_int_equal(broker_statistics(channel.broker).in_flight, 0);
+    assert_int_equal(broker_statistics(channel.broker).queued_bytes, 0);
+    assert_no_arrival(&channel);
+}
+
+static void freed_broker_takes_back_what_is_in_flight(void **state)
+{
+    (void)state;
+    int fd;
+    offer_fd(&channel, client[0]);
+    offer_fd(&channel, client[0]);
+    uint64_t id = arrival_of(&channel).id;
+    handoff_broker_free(channel.broker);
+    channel.broker = NULL;
+    assert_status(handoff_backend_adopt(channel.backend, id, &fd), HANDOFF_ERR_REVOKED);
+    assert_no_arrival(&channel);
+    assert_int_equal(backend_statistics(channel.backend).revoked, 2);
+    assert_int_equal(backend_statistics(channel.backend).held, 0);
+    assert_int_equal(backend_statistics(channel.backend).channels, 0);
+}
+
+static void statistics_of_both_ends_add_up(void **state)
+{
+    (void)state;
+    enum { OFFERS = 60 };
+    handoff_offer offer = offer_of(client[0]);
+    uint64_t ids[OFFERS];
+    for (int i = 0; i < OFFERS; i++) {
+        offer.timeout_ms = i % 5 == 4 ? 1 : 0;
+        assert_ok(handoff_broker_offer(channel.broker, &offer, &ids[i]));
+    }
+    for (int i = 0; i < OFFERS / 5; i++)
+        assert_ok(handoff_broker_cancel(channel.broker, ids[5 * i]));
+    while (broker_statistics(channel.broker).fallback[HANDOFF_REASON_ACK_TIMEOUT] < OFFERS / 5) {
+        await_readable(handoff_broker_fd(channel.broker));
+        assert_ok(handoff_broker_dispatch(channel.broker));
+    }
+    for (int i = 0; i < OFFERS / 5; i++) {
+        adopt(&channel, arrival_of(&channel).id);
+        uint64_t id = arrival_of(&channel).id;
+        assert_ok(handoff_backend_reject(channel.backend, id, HANDOFF_REASON_BACKEND_BUSY));
+        arrival_of(&channel);
+    }
+    assert_no_arrival(&channel);
+    assert_int_equal(backend_statistics(channel.backend).held, OFFERS / 5);
+    assert_ok(handoff_broker_close(channel.broker));
+
+    handoff_broker_statistics broker = broker_statistics(channel.broker);
+    handoff_backend_statistics backend = backend_statistics(channel.backend);
+    uint64_t fallbacks = 0;
+    for (int i = 0; i < 32; i++)
+        fallbacks += broker.fallback[i];
+    assert_int_equal(broker.offered, OFFERS);
+    assert_int_equal(broker.adopted + broker.cancelled + fallbacks, OFFERS);
+    assert_int_equal(broker.fallback[HANDOFF_REASON_BACKEND_BUSY], OFFERS / 5);
+    assert_int_equal(broker.fallback[HANDOFF_REASON_ACK_TIMEOUT], OFFERS / 5);
+    assert_int_equal(broker.fallback[HANDOFF_REASON_BROKER_CLOSED], OFFERS / 5);
+    assert_int_equal(backend.arrived, broker.offered);
+    assert_int_equal(backend.adopted, broker.adopted);
+    assert_int_equal(backend.rejected, broker.fallback[HANDOFF_REASON_BACKEND_BUSY]);
+    assert_int_equal(backend.revoked + backend.held,
+                     OFFERS - backend.adopted - backend.rejected);
+    for (uint64_t i = 0; i < broker.adopted + fallbacks; i++) {
+        handoff_verdict verdict;
+        assert_ok(handoff_broker_next(channel.broker, &verdict));
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        CHANNEL_TEST(adopted_connection_is_the_one_that_was_offered),
+        CHANNEL_TEST(flags_and_options_of_a_connection_are_left_alone),
+        CHANNEL_TEST(arrival_brings_all_that_the_broker_said),
+        CHANNEL_TEST(arrival_of_a_bare_connection_has_empty_parts),
+        CHANNEL_TEST(offer_of_the_older_header_is_taken_without_what_it_lacks),
+        CHANNEL_TEST(offer_may_have_as_many_bytes_as_the_backend_takes_and_not_one_more),
+        CHANNEL_TEST(what_is_not_a_socket_is_refused),
+        CHANNEL_TEST(offers_that_say_more_are_sent_by_flush_and_not_before),
+        CHANNEL_TEST(last_offer_of_several_sends_them_all_in_their_order),
+        CHANNEL_TEST(full_window_refuses_offers_until_a_verdict_comes),
+        CHANNEL_TEST(spent_credit_refuses_offers_until_a_verdict_comes),
+        CHANNEL_TEST(verdicts_that_nobody_takes_refuse_offers),
+        CHANNEL_TEST(what_the_socket_does_not_take_waits_within_its_limit_and_arrives_in_order),
+        CHANNEL_TEST(offer_is_taken_back_at_its_own_deadline),
+        CHANNEL_TEST(offer_without_a_timeout_has_the_brokers),
+        CHANNEL_TEST(adoption_before_the_deadline_stands_however_late_the_broker_hears_of_it),
+        CHANNEL_TEST(cancelled_offer_cannot_be_adopted_and_has_no_verdict),
+        CHANNEL_TEST(offer_that_is_cancelled_before_it_is_sent_never_arrives),
+        CHANNEL_TEST(cancel_is_too_late_after_the_adoption_and_after_the_verdict),
+        CHANNEL_TEST(rejection_tells_the_broker_its_reason),
+        CHANNEL_TEST(close_tells_what_became_of_every_offer),
+        CHANNEL_TEST(freed_broker_takes_back_what_is_in_flight),
+        CHANNEL_TEST(statistics_of_both_ends_add_up),
+    };
+    return cmocka_run_group_tests_name("channel", tests, NULL, NULL);
+}

@@ -1,0 +1,224 @@
+/* The descriptors to watch: with poll, and with epoll, level- and edge-triggered. */
+#define _GNU_SOURCE
+#include "channel.h"
+
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+static struct channel channel;
+static int client[2], loop;
+
+static int open_both(void **state)
+{
+    descriptors_before(state);
+    open_channel(&channel, NULL, NULL);
+    make_pair(SOCK_STREAM, client);
+    loop = epoll_create1(EPOLL_CLOEXEC);
+    return loop == -1;
+}
+
+static int close_both(void **state)
+{
+    close_channel(&channel);
+    close(client[0]);
+    close(client[1]);
+    close(loop);
+    return descriptors_after(state);
+}
+
+#define EVENT_TEST(function) cmocka_unit_test_setup_teardown(function, open_both, close_both)
+
+static void watch(int fd, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.fd = fd};
+    assert_int_equal(epoll_ctl(loop, EPOLL_CTL_ADD, fd, &event), 0);
+}
+
+static int await_event(void)
+{
+    struct epoll_event event;
+    assert_int_equal(epoll_wait(loop, &event, 1, PATIENCE_MS), 1);
+    return event.data.fd;
+}
+
+static int poll_both(void)
+{
+    struct pollfd both[] = {{.fd = handoff_broker_fd(channel.broker), .events = POLLIN},
+                            {.fd = handoff_backend_fd(channel.backend), .events = POLLIN}};
+    assert_true(poll(both, 2, PATIENCE_MS) > 0);
+    return both[0].revents != 0 ? both[0].fd : both[1].fd;
+}
+
+/* Hands many connections over and acts on nothing but what `await` says is readable. The bytes
+   with them are more than the socket has room for. */
+static void hand_over_all(int (*await)(void))
+{
+    static const uint8_t preread[3000];
+    const char *value = getenv("HANDOFF_TEST_OFFERS");
+    size_t offers = value == NULL ? 3000 : strtoul(value, NULL, 10), offered = 0, settled = 0;
+    int broker_fd = handoff_broker_fd(channel.broker);
+    handoff_offer offer = offer_of(client[0]);
+    offer.preread = preread;
+    offer.preread_len = sizeof preread;
+    offer.timeout_ms = 2 * PATIENCE_MS;
+    while (settled < offers) {
+        while (offered < offers &&
+               handoff_broker_offer(channel.broker, &offer, NULL) == HANDOFF_OK)
+            offered++;
+        if (await() == broker_fd) {
+            handoff_verdict verdict;
+            assert_ok(handoff_broker_dispatch(channel.broker));
+            for (; handoff_broker_next(channel.broker, &verdict) == HANDOFF_OK; settled++)
+                assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
+        } else {
+            handoff_arrival arrival;
+            assert_ok(handoff_backend_dispatch(channel.backend));
+            while (handoff_backend_next(channel.backend, &arrival) == HANDOFF_OK)
+                adopt(&channel, arrival.id);
+        }
+    }
+    assert_int_equal(backend_statistics(channel.backend).adopted, offers);
+}
+
+static void nothing_is_lost_with_poll(void **state)
+{
+    (void)state;
+    hand_over_all(poll_both);
+}
+
+static void nothing_is_lost_with_level_triggered_epoll(void **state)
+{
+    (void)state;
+    watch(handoff_broker_fd(channel.broker), EPOLLIN);
+    watch(handoff_backend_fd(channel.backend), EPOLLIN);
+    hand_over_all(await_event);
+}
+
+static void nothing_is_lost_with_edge_triggered_epoll(void **state)
+{
+    (void)state;
+    watch(handoff_broker_fd(channel.broker), EPOLLIN | EPOLLET);
+    watch(handoff_backend_fd(channel.backend), EPOLLIN | EPOLLET);
+    hand_over_all(await_event);
+}
+
+static void idle_handles_are_not_readable(void **state)
+{
+    (void)state;
+    offer_fd(&channel, client[0]);
+    adopt(&channel, arrival_of(&channel).id);
+    assert_adopted(&channel);
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    assert_false(is_readable(handoff_broker_fd(channel.broker)));
+    assert_false(is_readable(handoff_backend_fd(channel.backend)));
+    offer_fd(&channel, client[0]);
+    assert_true(is_readable(handoff_backend_fd(channel.backend)));
+}
+
+/* The broker's edge-triggered event after all that was there before was taken. */
+static void watch_the_quiet_broker(void)
+{
+    struct epoll_event event;
+    watch(handoff_broker_fd(channel.broker), EPOLLIN | EPOLLET);
+    assert_no_verdict(&channel);
+    while (epoll_wait(loop, &event, 1, 0) == 1)
+        assert_no_verdict(&channel);
+}
+
+static void verdict_that_an_offer_brings_is_an_event(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(client[0]);
+    int gone = dup(client[0]);
+    watch_the_quiet_broker();
+    offer.fd = gone;
+    offer.more = 1;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    close(gone);
+    offer.fd = client[0];
+    offer.more = 0;
+    /* Sends both, of which the first cannot be sent any more. */
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    await_event();
+    handoff_verdict verdict = verdict_of(&channel);
+    assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
+    assert_false(verdict.may_have_reached_backend);
+    adopt(&channel, arrival_of(&channel).id);
+    await_event();
+    assert_adopted(&channel);
+}
+
+static void end_of_the_channel_that_flush_notices_is_an_event(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(client[0]);
+    watch_the_quiet_broker();
+    offer.more = 1;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    handoff_backend_free(channel.backend);
+    channel.backend = NULL;
+    assert_ok(handoff_broker_flush(channel.broker));
+    await_event();
+    assert_falls_back(&channel, HANDOFF_REASON_BACKEND_UNAVAILABLE);
+}
+
+static void deadline_is_an_event(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(client[0]);
+    handoff_verdict verdict;
+    watch_the_quiet_broker();
+    offer.timeout_ms = 20;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    do {
+        await_event();
+        assert_ok(handoff_broker_dispatch(channel.broker));
+    } while (handoff_broker_next(channel.broker, &verdict) == HANDOFF_NOTHING);
+    assert_int_equal(verdict.reason, HANDOFF_REASON_ACK_TIMEOUT);
+}
+
+static void time_to_connect_again_is_an_event(void **state)
+{
+    (void)state;
+    watch_the_quiet_broker();
+    handoff_backend_free(channel.backend);
+    assert_ok(handoff_backend_listen(channel.path, NULL, &channel.backend));
+    while (broker_statistics(channel.broker).connects < 2) {
+        await_event();
+        assert_ok(handoff_broker_dispatch(channel.broker));
+        assert_ok(handoff_backend_dispatch(channel.backend));
+    }
+}
+
+static void arrival_of_a_broker_is_an_event(void **state)
+{
+    (void)state;
+    handoff_broker *second;
+    watch(handoff_backend_fd(channel.backend), EPOLLIN | EPOLLET);
+    assert_no_arrival(&channel);
+    assert_ok(handoff_broker_new(channel.path, NULL, &second));
+    assert_ok(handoff_broker_dispatch(second));
+    await_event();
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    assert_ok(handoff_broker_dispatch(second));
+    assert_int_equal(broker_statistics(second).connects, 1);
+    handoff_broker_free(second);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        EVENT_TEST(nothing_is_lost_with_poll),
+        EVENT_TEST(nothing_is_lost_with_level_triggered_epoll),
+        EVENT_TEST(nothing_is_lost_with_edge_triggered_epoll),
+        EVENT_TEST(idle_handles_are_not_readable),
+        EVENT_TEST(verdict_that_an_offer_brings_is_an_event),
+        EVENT_TEST(end_of_the_channel_that_flush_notices_is_an_event),
+        EVENT_TEST(deadline_is_an_event),
+        EVENT_TEST(time_to_connect_again_is_an_event),
+        EVENT_TEST(arrival_of_a_broker_is_an_event),
+    };
+    return cmocka_run_group_tests_name("events", tests, NULL, NULL);
+}

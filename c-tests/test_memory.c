@@ -1,0 +1,233 @@
+/*
+ * Memory: none is allocated for an offer once both ends run, and little is held for each in flight.
+ *
+ * The program's own malloc() and its kin stand before those of libc, so that they see the library's
+ * calls too.
+ */
+#define _GNU_SOURCE
+#include "channel.h"
+#include "wire.h"
+
+#include <malloc.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+
+#ifdef __has_feature
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#if __has_feature(thread_sanitizer)
+#define __SANITIZE_THREAD__ 1
+#endif
+#endif
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SANITIZED = 1 };
+#else
+enum { SANITIZED = 0 };
+#endif
+
+static size_t calls, live;
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+void *__libc_malloc(size_t size);
+void *__libc_calloc(size_t count, size_t size);
+void *__libc_realloc(void *block, size_t size);
+void *__libc_memalign(size_t alignment, size_t size);
+void __libc_free(void *block);
+
+static void *counted(void *block)
+{
+    calls++;
+    live += malloc_usable_size(block);
+    return block;
+}
+
+void *malloc(size_t size)
+{
+    return counted(__libc_malloc(size));
+}
+
+void *calloc(size_t count, size_t size)
+{
+    return counted(__libc_calloc(count, size));
+}
+
+void *realloc(void *block, size_t size)
+{
+    live -= malloc_usable_size(block);
+    return counted(__libc_realloc(block, size));
+}
+
+int posix_memalign(void **block, size_t alignment, size_t size)
+{
+    *block = counted(__libc_memalign(alignment, size));
+    return *block == NULL ? 12 : 0;
+}
+
+void free(void *block)
+{
+    live -= malloc_usable_size(block);
+    __libc_free(block);
+}
+#endif
+
+/* The library's allocations are only seen where nobody else stands before libc's. */
+static void skip_where_others_allocate(void)
+{
+    if (SANITIZED) {
+        print_message("skipped under a sanitizer: it has replaced the allocator\n");
+        skip();
+    }
+    skip_under_valgrind("it has replaced the allocator");
+}
+
+static size_t number(const char *name, size_t otherwise)
+{
+    const char *value = getenv(name);
+    return value == NULL ? otherwise : strtoul(value, NULL, 10);
+}
+
+static struct channel channel;
+static int client[2];
+
+static int open_both(void **state)
+{
+    descriptors_before(state);
+    make_pair(SOCK_STREAM, client);
+    return 0;
+}
+
+static int close_both(void **state)
+{
+    close(client[0]);
+    close(client[1]);
+    return descriptors_after(state);
+}
+
+#define MEMORY_TEST(function) cmocka_unit_test_setup_teardown(function, open_both, close_both)
+
+enum { BATCH = 16 };
+
+/* Offers a batch and one more than there is room for; adopts, rejects or cancels each. */
+static void hand_over(size_t preread_len)
+{
+    static uint8_t preread[4000];
+    handoff_offer offer = offer_of(client[0]);
+    handoff_arrival arrival;
+    handoff_verdict verdict;
+    uint64_t ids[BATCH];
+    offer.preread = preread;
+    offer.preread_len = preread_len;
+    offer.service = "web";
+    offer.more = 1;
+    for (int i = 0; i < BATCH; i++)
+        assert_ok(handoff_broker_offer(channel.broker, &offer, &ids[i]));
+    assert_status(handoff_broker_offer(channel.broker, &offer, NULL), HANDOFF_ERR_FULL);
+    assert_ok(handoff_broker_flush(channel.broker));
+    assert_ok(handoff_broker_cancel(channel.broker, ids[0]));
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    for (int i = 1; handoff_backend_next(channel.backend, &arrival) == HANDOFF_OK; i++)
+        if (i % 4 == 0)
+            assert_ok(handoff_backend_reject(channel.backend, arrival.id,
+                                             HANDOFF_REASON_REJECTED));
+        else
+            adopt(&channel, arrival.id);
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    for (int i = 1; i < BATCH; i++)
+        assert_ok(handoff_broker_next(channel.broker, &verdict));
+}
+
+static void nothing_is_allocated_for_an_offer_once_both_ends_run(void **state)
+{
+    (void)state;
+    skip_where_others_allocate();
+    size_t offers = number("HANDOFF_TEST_OFFERS", 20000);
+    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+    options.window = BATCH;
+    open_channel(&channel, &options, NULL);
+    for (size_t len = 0; len <= 4000; len += 500)
+        hand_over(len);
+    size_t before = calls;
+    for (size_t i = 0; i < offers / BATCH; i++)
+        hand_over(i * 500 % 4500);
+    assert_int_equal(calls - before, 0);
+    void *volatile seen = malloc(1);
+    free(seen);
+    assert_int_equal(calls - before, 1);
+    close_channel(&channel);
+}
+
+/* Bytes that both ends hold with a window full of offers in flight, and then of verdicts. */
+static void measure(size_t window, size_t *broker, size_t *backend)
+{
+    handoff_broker_options broker_options = HANDOFF_BROKER_OPTIONS_INIT;
+    handoff_backend_options backend_options = HANDOFF_BACKEND_OPTIONS_INIT;
+    handoff_offer offer = offer_of(client[0]);
+    handoff_arrival arrival;
+    handoff_verdict verdict;
+    broker_options.window = backend_options.credit = window;
+    broker_options.timeout_ms = UINT64_MAX;
+    make_directory(channel.directory);
+    snprintf(channel.path, sizeof channel.path, "%s/socket", channel.directory);
+    size_t start = live;
+    assert_ok(handoff_backend_listen(channel.path, &backend_options, &channel.backend));
+    *backend = live - start;
+    start = live;
+    assert_ok(handoff_broker_new(channel.path, &broker_options, &channel.broker));
+    assert_int_not_equal(handoff_broker_fd(channel.broker), -1);
+    *broker = live - start;
+    start = live;
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    *backend += live - start;
+    start = live;
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    offer.more = 1;
+    for (size_t i = 0; i < window; i++)
+        assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    *broker += live - start;
+    for (size_t arrived = 0; arrived < window;) {
+        start = live;
+        assert_ok(handoff_broker_dispatch(channel.broker));
+        *broker += live - start;
+        start = live;
+        /* Rejected, because so many connections cannot be held open at once. */
+        assert_ok(handoff_backend_dispatch(channel.backend));
+        while (handoff_backend_next(channel.backend, &arrival) == HANDOFF_OK) {
+            assert_ok(handoff_backend_reject(channel.backend, arrival.id,
+                                             HANDOFF_REASON_REJECTED));
+            arrived++;
+        }
+        *backend += live - start;
+    }
+    start = live;
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    *broker += live - start;
+    for (size_t i = 0; i < window; i++)
+        assert_ok(handoff_broker_next(channel.broker, &verdict));
+    close_channel(&channel);
+}
+
+static void offer_in_flight_takes_256_bytes_at_most_on_each_side(void **state)
+{
+    (void)state;
+    skip_where_others_allocate();
+    enum { MOST = 4096 };
+    size_t broker_one, backend_one, broker_most, backend_most;
+    measure(1, &broker_one, &backend_one);
+    measure(MOST, &broker_most, &backend_most);
+    size_t broker = (broker_most - broker_one) / (MOST - 1);
+    size_t backend = (backend_most - backend_one) / (MOST - 1);
+    print_message("bytes for each offer in flight: broker %zu, backend %zu\n", broker, backend);
+    assert_in_range(broker, 1, 256);
+    assert_in_range(backend, 1, 256);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        MEMORY_TEST(nothing_is_allocated_for_an_offer_once_both_ends_run),
+        MEMORY_TEST(offer_in_flight_takes_256_bytes_at_most_on_each_side),
+    };
+    return cmocka_run_group_tests_name("memory", tests, NULL, NULL);
+}

@@ -1,0 +1,192 @@
+/* Connections that change under way, and limits on descriptors. */
+#define _GNU_SOURCE
+#include "channel.h"
+#include "wire.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/socket.h>
+
+static struct channel channel;
+static int client[2];
+
+static int open_both(void **state)
+{
+    descriptors_before(state);
+    open_channel(&channel, NULL, NULL);
+    make_pair(SOCK_STREAM, client);
+    return 0;
+}
+
+static int close_both(void **state)
+{
+    close_channel(&channel);
+    close(client[0]);
+    close(client[1]);
+    return descriptors_after(state);
+}
+
+#define PRESSURE_TEST(function) cmocka_unit_test_setup_teardown(function, open_both, close_both)
+
+static void connection_swapped_for_another_before_it_is_sent_is_refused(void **state)
+{
+    (void)state;
+    int other[2], fd = dup(client[0]);
+    handoff_offer offer = offer_of(fd);
+    make_pair(SOCK_STREAM, other);
+    offer.more = 1;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    assert_int_equal(dup2(other[0], fd), fd);
+    assert_ok(handoff_broker_flush(channel.broker));
+    assert_no_arrival(&channel);
+    assert_falls_back(&channel, HANDOFF_REASON_INTEGRITY_MISMATCH);
+    /* Only this offer: the channel goes on. */
+    offer_fd(&channel, fd);
+    adopt(&channel, arrival_of(&channel).id);
+    assert_adopted(&channel);
+    close(fd);
+    close(other[0]);
+    close(other[1]);
+}
+
+static void connection_closed_before_it_is_sent_falls_back_and_no_other(void **state)
+{
+    (void)state;
+    enum { OFFERS = 9, CLOSED = 4 };
+    int fds[OFFERS];
+    for (int i = 0; i < OFFERS; i++) {
+        fds[i] = dup(client[0]);
+        handoff_offer offer = offer_of(fds[i]);
+        offer.more = 1;
+        offer.user_data = &fds[i];
+        assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    }
+    close(fds[CLOSED]);
+    assert_ok(handoff_broker_flush(channel.broker));
+    handoff_verdict verdict = verdict_of(&channel);
+    assert_ptr_equal(verdict.user_data, &fds[CLOSED]);
+    assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
+    assert_int_equal(verdict.reason, HANDOFF_REASON_CLIENT_UNSUPPORTED);
+    assert_false(verdict.may_have_reached_backend);
+    for (int i = 1; i < OFFERS; i++)
+        adopt(&channel, arrival_of(&channel).id);
+    for (int i = 1; i < OFFERS; i++)
+        assert_adopted(&channel);
+    for (int i = 0; i < OFFERS; i++)
+        if (i != CLOSED)
+            close(fds[i]);
+}
+
+static void backend_short_of_descriptors_takes_what_it_can_and_says_so_of_the_rest(void **state)
+{
+    (void)state;
+    skip_under_valgrind("the kernel goes on installing descriptors beyond the limit");
+    enum { OFFERS = 6, ROOM = 3 };
+    int room[ROOM];
+    uint64_t ids[OFFERS];
+    for (int i = 0; i < ROOM; i++)
+        room[i] = fcntl(client[0], F_DUPFD_CLOEXEC, 0);
+    rlim_t limit = allow_no_more_descriptors();
+    for (int i = 0; i < ROOM; i++)
+        close(room[i]);
+    for (int i = 0; i < OFFERS; i++) {
+        handoff_offer offer = offer_of(client[0]);
+        offer.more = i + 1 < OFFERS;
+        assert_ok(handoff_broker_offer(channel.broker, &offer, &ids[i]));
+    }
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    allow_descriptors(limit);
+    for (int i = ROOM; i < OFFERS; i++) {
+        handoff_verdict verdict = verdict_of(&channel);
+        assert_int_equal(verdict.id, ids[i]);
+        assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
+        assert_int_equal(verdict.reason, HANDOFF_REASON_DESCRIPTOR_PRESSURE);
+    }
+    for (int i = 0; i < ROOM; i++)
+        adopt(&channel, arrival_of(&channel).id);
+    for (int i = 0; i < ROOM; i++)
+        assert_adopted(&channel);
+    assert_no_arrival(&channel);
+    offer_fd(&channel, client[0]);
+    adopt(&channel, arrival_of(&channel).id);
+    assert_adopted(&channel);
+}
+
+static void broker_that_comes_while_there_are_no_descriptors_is_accepted_later(void **state)
+{
+    (void)state;
+    handoff_broker *second;
+    skip_under_valgrind("it accepts, closes and then says EMFILE");
+    assert_ok(handoff_broker_new(channel.path, NULL, &second));
+    assert_ok(handoff_broker_dispatch(second));
+    rlim_t limit = allow_no_more_descriptors();
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    allow_descriptors(limit);
+    assert_int_equal(backend_statistics(channel.backend).accepted, 1);
+    while (backend_statistics(channel.backend).accepted < 2) {
+        await_readable(handoff_backend_fd(channel.backend));
+        assert_ok(handoff_backend_dispatch(channel.backend));
+    }
+    assert_ok(handoff_broker_dispatch(second));
+    assert_int_equal(broker_statistics(second).connects, 1);
+    handoff_broker_free(second);
+}
+
+static void limit_descriptors(rlim_t most)
+{
+    struct rlimit limit;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    limit.rlim_cur = most;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+/* ETOOMANYREFS, unix(7): more descriptors of one user in flight than RLIMIT_NOFILE. */
+static void offers_beyond_the_users_descriptors_in_flight_fall_back_and_later_ones_do_not(
+    void **state)
+{
+    (void)state;
+    enum { LIMIT = 32, OFFERS = 2 * LIMIT };
+    skip_under_valgrind("the kernel counts against the limit of before");
+    pid_t child = fork();
+    if (child == 0) {
+        struct channel own;
+        uint64_t refused = 0;
+        become_nobody();
+        open_channel(&own, NULL, NULL);
+        limit_descriptors(LIMIT);
+        for (int i = 0; i < OFFERS; i++)
+            offer_fd(&own, client[0]);
+        handoff_verdict verdict;
+        for (; handoff_broker_next(own.broker, &verdict) == HANDOFF_OK; refused++) {
+            assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
+            assert_int_equal(verdict.reason, HANDOFF_REASON_DESCRIPTOR_PRESSURE);
+            assert_false(verdict.may_have_reached_backend);
+        }
+        assert_in_range(refused, 1, OFFERS - 1);
+        limit_descriptors(4 * OFFERS);
+        for (uint64_t i = refused; i < OFFERS; i++)
+            adopt(&own, arrival_of(&own).id);
+        for (uint64_t i = refused; i < OFFERS; i++)
+            assert_adopted(&own);
+        limit_descriptors(LIMIT);
+        offer_fd(&own, client[0]);
+        adopt(&own, arrival_of(&own).id);
+        assert_adopted(&own);
+        close_channel(&own);
+        _exit(0);
+    }
+    assert_child_succeeds(child);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        PRESSURE_TEST(connection_swapped_for_another_before_it_is_sent_is_refused),
+        PRESSURE_TEST(connection_closed_before_it_is_sent_falls_back_and_no_other),
+        PRESSURE_TEST(backend_short_of_descriptors_takes_what_it_can_and_says_so_of_the_rest),
+        PRESSURE_TEST(broker_that_comes_while_there_are_no_descriptors_is_accepted_later),
+        PRESSURE_TEST(
+            offers_beyond_the_users_descriptors_in_flight_fall_back_and_later_ones_do_not),
+    };
+    return cmocka_run_group_tests_name("pressure", tests, NULL, NULL);
+}
