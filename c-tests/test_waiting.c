@@ -41,20 +41,21 @@ static void restart_backend(void)
     assert_ok(handoff_backend_listen(channel.path, NULL, &channel.backend));
 }
 
-/* A backend in another process that adopts `count` connections and says so to each client. */
-static pid_t serve_in_a_child(int count)
+/* A backend in another process that adopts `count` connections and says so to each client; and a
+   new broker, which has not been used yet. The backend listens before there is a child, and
+   belongs to the child, which uses it first. */
+static pid_t serve_in_a_child(int count, const handoff_broker_options *options)
 {
-    handoff_backend_free(channel.backend);
-    channel.backend = NULL;
-    assert_ok(handoff_broker_dispatch(channel.broker));
+    restart_backend();
+    handoff_broker_free(channel.broker);
+    assert_ok(handoff_broker_new(channel.path, options, &channel.broker));
     pid_t child = fork();
     if (child != 0)
         return child;
     /* A test that fails leaves nobody behind. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    handoff_backend *backend;
+    handoff_backend *backend = channel.backend;
     handoff_arrival arrival;
-    assert_ok(handoff_backend_listen(channel.path, NULL, &backend));
     for (int i = 0; i < count; i++) {
         assert_ok(handoff_backend_accept(backend, -1, &arrival));
         assert_int_equal(write(arrival.fd, "x", 1), 1);
@@ -65,7 +66,6 @@ static pid_t serve_in_a_child(int count)
         await_readable(handoff_backend_fd(backend));
         assert_ok(handoff_backend_dispatch(backend));
     }
-    handoff_backend_free(backend);
     _exit(0);
 }
 
@@ -77,7 +77,7 @@ static void waiting_offer_waits_for_a_channel_and_for_the_verdict(void **state)
     handoff_verdict verdict;
     offer.timeout_ms = PATIENCE_MS;
     offer.more = 1;
-    pid_t child = serve_in_a_child(OFFERS);
+    pid_t child = serve_in_a_child(OFFERS, NULL);
     for (int i = 0; i < OFFERS; i++) {
         char byte;
         offer.user_data = &offer + i;
@@ -89,6 +89,20 @@ static void waiting_offer_waits_for_a_channel_and_for_the_verdict(void **state)
     assert_status(handoff_broker_next(channel.broker, &verdict), HANDOFF_NOTHING);
     assert_ok(handoff_broker_close(channel.broker));
     assert_child_succeeds(child);
+}
+
+static void waiting_offer_is_refused_at_once_without_a_backend(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(client[0]);
+    handoff_verdict verdict;
+    handoff_backend_free(channel.backend);
+    channel.backend = NULL;
+    offer.timeout_ms = PATIENCE_MS;
+    uint64_t start = handoff_now();
+    assert_status(handoff_broker_offer_and_wait(channel.broker, &offer, &verdict),
+                  HANDOFF_ERR_BACKEND_UNAVAILABLE);
+    assert_true(handoff_now() - start < PATIENCE_MS * UINT64_C(1000000));
 }
 
 static void waiting_offer_that_nobody_answers_falls_back_at_its_deadline(void **state)
@@ -134,9 +148,7 @@ static void waiting_offer_waits_for_room(void **state)
     handoff_offer first = offer_of(client[0]), second = first;
     handoff_verdict verdict;
     char byte;
-    pid_t child = serve_in_a_child(2);
-    handoff_broker_free(channel.broker);
-    assert_ok(handoff_broker_new(channel.path, &options, &channel.broker));
+    pid_t child = serve_in_a_child(2, &options);
     first.timeout_ms = second.timeout_ms = PATIENCE_MS;
     while (handoff_broker_offer(channel.broker, &first, NULL) != HANDOFF_OK) {
         await_readable(handoff_broker_fd(channel.broker));
@@ -182,7 +194,7 @@ static void offers_to_a_stopped_backend_wait_and_arrive_when_it_goes_on(void **s
     offer.timeout_ms = PATIENCE_MS;
     offer.preread = preread;
     offer.preread_len = sizeof preread;
-    pid_t child = serve_in_a_child(1 + OFFERS);
+    pid_t child = serve_in_a_child(1 + OFFERS, NULL);
     assert_ok(handoff_broker_offer_and_wait(channel.broker, &offer, &verdict));
     assert_int_equal(kill(child, SIGSTOP), 0);
     assert_int_equal(waitpid(child, &status, WUNTRACED), child);
@@ -371,6 +383,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         CHANNEL_TEST(waiting_offer_waits_for_a_channel_and_for_the_verdict),
+        CHANNEL_TEST(waiting_offer_is_refused_at_once_without_a_backend),
         CHANNEL_TEST(waiting_offer_that_nobody_answers_falls_back_at_its_deadline),
         CHANNEL_TEST(waiting_offer_leaves_the_verdicts_of_others),
         CHANNEL_TEST(waiting_offer_waits_for_room),

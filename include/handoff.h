@@ -2002,8 +2002,9 @@ handoff_status handoff_broker_offer(struct handoff_broker *broker,
                                     uint64_t *id);
 
 /**
- * Offers a connection and waits for its verdict, and before that for a channel and for room: for
- * the offer's timeout in all. For programs without an event loop.
+ * Offers a connection and waits for its verdict, and before that for the backend's welcome and for
+ * room: for the offer's timeout in all. Without a backend it is refused at once. For programs
+ * without an event loop.
  *
  * @param broker        the broker; verdicts of other offers stay for handoff_broker_next()
  * @param offer         the connection and what goes with it; `more` is not looked at

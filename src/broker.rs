@@ -496,30 +496,12 @@ impl Broker {
         }
     }
 
-    /// Offers a connection and waits for its verdict, and before that for a channel and for room,
-    /// for the offer's timeout in all. Verdicts of other offers stay for [`next_verdict`](Broker::next_verdict).
+    /// Offers a connection and waits for its verdict, and before that for the backend's welcome and
+    /// for room, for the offer's timeout in all; without a backend it is refused at once. Verdicts
+    /// of other offers stay for [`next_verdict`](Broker::next_verdict).
     pub fn offer_and_wait(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
-        let start = Instant::now();
-        let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
-        let deadline = start.checked_add(timeout).unwrap_or(start);
-        let id = loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let offer = Offer { timeout: Some(left), ..*offer };
-            // However many verdicts wait: this one will be taken as it comes, and room may come with
-            // those that cannot be taken meanwhile.
-            match self.queue(&offer, usize::MAX, Instant::now()) {
-                Err(BrokerError::Unavailable { .. } | BrokerError::Full { .. })
-                    if !left.is_zero() =>
-                {
-                    self.wait(Some(deadline))?;
-                }
-                Err(error) => {
-                    self.outcomes.statistics.refused += 1;
-                    return Err(error);
-                }
-                Ok(id) => break id,
-            }
-        };
+        let queued = self.queue_in_time(offer);
+        let id = queued.inspect_err(|_| self.outcomes.statistics.refused += 1)?;
         self.flush()?;
         loop {
             let verdicts = &mut self.outcomes.verdicts;
@@ -528,6 +510,33 @@ impl Broker {
             }
             // The offer's own deadline ends this.
             self.wait(None)?;
+        }
+    }
+
+    fn queue_in_time(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
+        let start = Instant::now();
+        let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
+        let deadline = start.checked_add(timeout).unwrap_or(start);
+        // Connects, if it is time for that.
+        self.dispatch()?;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let offer = Offer { timeout: Some(left), ..*offer };
+            // However many verdicts wait: this one will be taken as it comes, and room may come with
+            // those that cannot be taken meanwhile.
+            let error = match self.queue(&offer, usize::MAX, Instant::now()) {
+                Ok(id) => return Ok(id),
+                Err(error) => error,
+            };
+            let worth_waiting = match (&error, &self.link) {
+                (BrokerError::Full { .. }, _) => true,
+                (BrokerError::Unavailable { .. }, Link::Up(channel)) => channel.welcome.is_err(),
+                _ => false,
+            };
+            if !worth_waiting || left.is_zero() {
+                return Err(error);
+            }
+            self.wait(Some(deadline))?;
         }
     }
 
@@ -653,7 +662,7 @@ impl Broker {
                 // What the backend said last may be here already.
                 let _ = channel.receive(&mut self.buffer, &mut self.outcomes, now);
             }
-            if channel.offers.in_flight() > 0 && !self.closed {
+            if channel.offers.in_flight() > 0 && !self.closed && !channel.draining {
                 self.outcomes.failures.record(now);
             }
             channel.settle_all(reason, &mut self.outcomes, now);

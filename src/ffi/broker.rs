@@ -265,8 +265,9 @@ fn offer<'a>(offer: *const handoff_offer) -> Result<Offer<'a>, Failure> {
     })
 }
 
-/// Offers a connection and waits for its verdict, and before that for a channel and for room: for
-/// the offer's timeout in all. For programs without an event loop.
+/// Offers a connection and waits for its verdict, and before that for the backend's welcome and for
+/// room: for the offer's timeout in all. Without a backend it is refused at once. For programs
+/// without an event loop.
 ///
 /// @param broker        the broker; verdicts of other offers stay for handoff_broker_next()
 /// @param offer         the connection and what goes with it; `more` is not looked at
