@@ -22,13 +22,15 @@ check-fuzz:
 	cd fuzz && RUSTFLAGS="--cfg fuzzing" $(CARGO) run --quiet --locked --release \
 	    --target-dir ../target/fuzz -- $(FUZZ_RUNS)
 
+# What it finds to be new goes to build/fuzz; the committed corpus is where it begins.
 # libFuzzer needs unstable flags of the compiler, which RUSTC_BOOTSTRAP lets a stable one take.
 ## fuzz        each fuzz target for FUZZ_SECONDS, with libFuzzer
 .PHONY: fuzz
 fuzz:
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --quiet --locked cargo-fuzz
-	@set -e; for target in decoder broker backend; do \
-	    RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --features libfuzzer $$target -- \
+	@set -e; for target in decoder broker backend; do mkdir -p $(BUILD)/fuzz/$$target; \
+	    RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --features libfuzzer $$target \
+	        $(BUILD)/fuzz/$$target fuzz/corpus/$$target -- \
 	        -max_total_time=$(FUZZ_SECONDS) -max_len=400 -len_control=0; \
 	done
 
