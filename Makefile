@@ -83,11 +83,12 @@ include packaging/packaging.mk
 include c-tests/tests.mk
 include examples/examples.mk
 include bench/bench.mk
+include proofs/proofs.mk
 
 ## check       run every test
 check: check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
-       check-interop check-soak check-install check-man \
-       check-readme check-one-owner
+       check-interop check-soak check-install check-man check-readme check-one-owner \
+       check-claim check-model check-fuzz check-threads
 
 ## check-rust  rustfmt, clippy and the Rust tests
 .PHONY: check-rust
@@ -106,9 +107,10 @@ check-readme:
 
 ## clean       remove what was built
 clean:
-	rm -rf build target bench/target
+	rm -rf build target bench/target fuzz/target
 
 ## help        list the targets
 help:
 	@sed -n 's/^## \([a-z-]*\) *\(.*\)/  make \1\t\2/p' Makefile packaging/packaging.mk \
-	    c-tests/tests.mk examples/examples.mk bench/bench.mk | expand -t 26
+	    c-tests/tests.mk examples/examples.mk bench/bench.mk \
+	    proofs/proofs.mk | expand -t 26

@@ -6,73 +6,15 @@
 //! even when the other is stopped or dead. Neither side trusts the memory: a word that cannot be is
 //! an error of its own, and what follows from it is for the caller.
 
+mod word;
+
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sys::shared::{self, SharedWords};
 
-/// The state of an offer, in the two low bits of its word; the generation is above.
-const OFFERED: u64 = 1;
-const ADOPTED: u64 = 2;
-const REVOKED: u64 = 3;
-const STATE_BITS: u32 = 2;
-
-/// The generations of a slot count from 1; 0 has never been offered.
-pub(crate) const MAX_GENERATION: u64 = u64::MAX >> STATE_BITS;
-
-/// Why a claim did not succeed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lost {
-    /// The other side was first.
-    TooLate,
-    /// The word is none that an honest peer leaves there.
-    Impossible,
-}
-
-fn word(generation: u64, state: u64) -> u64 {
-    generation << STATE_BITS | state
-}
-
-/// Broker: puts a connection on offer, before its descriptor is sent.
-pub(crate) fn offer(slot: &AtomicU64, generation: u64) {
-    slot.store(word(generation, OFFERED), Ordering::Release);
-}
-
-/// Backend: takes the connection. After `Ok` this process owns it, and the broker never will.
-pub(crate) fn adopt(slot: &AtomicU64, generation: u64) -> Result<(), Lost> {
-    claim(slot, generation, ADOPTED, REVOKED)
-}
-
-/// Broker: takes the connection back. After `Ok` this process owns it, and the backend never will.
-pub(crate) fn revoke(slot: &AtomicU64, generation: u64) -> Result<(), Lost> {
-    claim(slot, generation, REVOKED, ADOPTED)
-}
-
-fn claim(slot: &AtomicU64, generation: u64, to: u64, theirs: u64) -> Result<(), Lost> {
-    let (from, to) = (word(generation, OFFERED), word(generation, to));
-    // Only in a build that shows that c-tests/one_owner.c finds what the claim prevents.
-    if cfg!(handoff_without_claim) {
-        slot.store(to, Ordering::Release);
-        return Ok(());
-    }
-    match slot.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => Ok(()),
-        Err(found) if found == word(generation, theirs) => Err(Lost::TooLate),
-        Err(_) => Err(Lost::Impossible),
-    }
-}
-
-/// Broker: whether the backend has adopted this generation.
-pub(crate) fn is_adopted(slot: &AtomicU64, generation: u64) -> bool {
-    slot.load(Ordering::Acquire) == word(generation, ADOPTED)
-}
-
-/// Backend: whether the broker still has this generation on offer.
-pub(crate) fn is_offered(slot: &AtomicU64, generation: u64) -> bool {
-    slot.load(Ordering::Acquire) == word(generation, OFFERED)
-}
+pub(crate) use word::{Lost, MAX_GENERATION, adopt, is_adopted, is_offered, offer, revoke};
 
 /// The words of one channel.
 #[derive(Debug)]
@@ -104,6 +46,7 @@ impl ClaimTable {
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
+    use word::{ADOPTED, OFFERED, REVOKED, word};
 
     #[test]
     fn one_side_wins_and_the_other_is_told() {

@@ -34,6 +34,9 @@ pub mod backend;
 pub mod broker;
 pub mod error;
 pub mod fallback;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod listener;
 pub mod peer;
 pub mod token;

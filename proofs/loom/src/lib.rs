@@ -1,0 +1,138 @@
+//! The claim in every interleaving of its two sides, and in every order that the memory model
+//! allows: `make check-claim`. The code is the library's own, with loom's atomics.
+
+#![cfg(test)]
+
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicU64, Ordering};
+use loom::thread;
+use std::sync::atomic::AtomicUsize;
+
+#[path = "../../../src/claim/word.rs"]
+mod word;
+
+use word::{Lost, MAX_GENERATION, adopt, is_adopted, is_offered, offer, revoke};
+
+/// Explores every execution of `body`, and tells how many there were.
+fn explore(what: &str, body: impl Fn() + Send + Sync + 'static) {
+    let executions = std::sync::Arc::new(AtomicUsize::new(0));
+    let count = executions.clone();
+    loom::model(move || {
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        body();
+    });
+    println!("{what}: {} executions", executions.load(std::sync::atomic::Ordering::Relaxed));
+}
+
+fn assert_exactly_one(revoked: Result<(), Lost>, adopted: Result<(), Lost>) {
+    match (revoked, adopted) {
+        (Ok(()), Err(Lost::TooLate)) | (Err(Lost::TooLate), Ok(())) => {}
+        both => panic!("revoked, adopted: {both:?}"),
+    }
+}
+
+#[test]
+fn exactly_one_side_wins_each_offer_of_a_slot_and_both_know_which() {
+    explore("an offer in each of two generations", || {
+        let slot = Arc::new(AtomicU64::new(0));
+        for generation in [MAX_GENERATION - 1, MAX_GENERATION] {
+            offer(&slot, generation);
+            let theirs = slot.clone();
+            let backend = thread::spawn(move || adopt(&theirs, generation));
+            let revoked = revoke(&slot, generation);
+            let adopted = backend.join().unwrap();
+            assert_exactly_one(revoked, adopted);
+            assert_eq!(is_adopted(&slot, generation), adopted.is_ok());
+            assert!(!is_offered(&slot, generation));
+        }
+    });
+}
+
+#[test]
+fn late_adopt_of_an_old_generation_takes_nothing_of_the_next() {
+    explore("a late adopt of the generation before", || {
+        let slot = Arc::new(AtomicU64::new(0));
+        offer(&slot, 1);
+        let (late_slot, prompt_slot) = (slot.clone(), slot.clone());
+        let late = thread::spawn(move || adopt(&late_slot, 1));
+        let first_revoked = revoke(&slot, 1);
+        offer(&slot, 2);
+        let prompt = thread::spawn(move || adopt(&prompt_slot, 2));
+        let second_revoked = revoke(&slot, 2);
+        assert_exactly_one(second_revoked, prompt.join().unwrap());
+        match (first_revoked, late.join().unwrap()) {
+            (Err(Lost::TooLate), Ok(())) => {}
+            // Where the word has the next generation by now, the late one cannot tell who won.
+            (Ok(()), Err(_)) => {}
+            both => panic!("revoked, adopted: {both:?}"),
+        }
+    });
+}
+
+#[test]
+fn whoever_lives_on_owns_what_the_dead_did_not_take() {
+    // A side that dies has done some of its steps, and the rest never.
+    for (broker_revokes, backend_adopts) in
+        [(false, false), (false, true), (true, false), (true, true)]
+    {
+        explore(&format!("revokes: {broker_revokes}, adopts: {backend_adopts}"), move || {
+            let slot = Arc::new(AtomicU64::new(0));
+            offer(&slot, 1);
+            let theirs = slot.clone();
+            let backend = thread::spawn(move || {
+                // What the backend looks at first decides nothing.
+                backend_adopts.then(|| (is_offered(&theirs, 1), adopt(&theirs, 1)))
+            });
+            let revoked = broker_revokes.then(|| revoke(&slot, 1));
+            match (revoked, backend.join().unwrap()) {
+                (Some(revoked), Some((_, adopted))) => assert_exactly_one(revoked, adopted),
+                (Some(revoked), None) => assert_eq!(revoked, Ok(())),
+                (None, Some((seen, adopted))) => assert_eq!((seen, adopted), (true, Ok(()))),
+                (None, None) => assert!(is_offered(&slot, 1)),
+            }
+        });
+    }
+}
+
+#[test]
+fn loser_sees_what_the_winner_wrote_before_it_won() {
+    explore("a note before each claim", || {
+        let slot = Arc::new(AtomicU64::new(0));
+        let notes = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+        offer(&slot, 1);
+        let (their_slot, their_notes) = (slot.clone(), notes.clone());
+        let backend = thread::spawn(move || {
+            their_notes[0].store(1, Ordering::Relaxed);
+            if adopt(&their_slot, 1).is_err() {
+                assert_eq!(their_notes[1].load(Ordering::Relaxed), 1);
+            }
+        });
+        notes[1].store(1, Ordering::Relaxed);
+        if revoke(&slot, 1).is_err() {
+            assert_eq!(notes[0].load(Ordering::Relaxed), 1);
+        }
+        backend.join().unwrap();
+    });
+}
+
+/// That these proofs can fail: a claim that looks first and then writes has two winners.
+#[test]
+#[should_panic(expected = "revoked, adopted: (Ok(()), Ok(()))")]
+fn claim_that_is_not_one_step_is_found_out() {
+    fn take(slot: &AtomicU64, to: u64) -> Result<(), Lost> {
+        match slot.load(Ordering::Acquire) {
+            0 => {
+                slot.store(to, Ordering::Release);
+                Ok(())
+            }
+            _ => Err(Lost::TooLate),
+        }
+    }
+    explore("a claim in two steps", || {
+        let slot = Arc::new(AtomicU64::new(0));
+        let theirs = slot.clone();
+        let backend = thread::spawn(move || take(&theirs, 1));
+        let revoked = take(&slot, 2);
+        assert_exactly_one(revoked, backend.join().unwrap());
+    });
+}

@@ -1,0 +1,34 @@
+//! What fuzzing needs of the inside, see fuzz/: not part of the library.
+
+use crate::wire::{self, Frame, Kind};
+
+/// Encodes the values of a packet that is accepted.
+pub fn reencode(packet: &[u8], descriptors: usize) -> Option<Vec<u8>> {
+    let (mut body, mut count) = (Vec::new(), 0);
+    let kind = match wire::decode(packet, descriptors).ok()? {
+        Frame::Hello(hello) => {
+            body.extend(hello.body());
+            Kind::Hello
+        }
+        Frame::Welcome(welcome) => {
+            body.extend(welcome.body());
+            Kind::Welcome
+        }
+        Frame::Grants(grants) => {
+            count = grants.grants().map(|grant| grant.write(&mut body)).count();
+            Kind::Grants
+        }
+        Frame::Offers(offers) => {
+            count = offers.offers().map(|offer| offer.write(&mut body)).count();
+            Kind::Offers
+        }
+        Frame::Verdicts(verdicts) => {
+            count = verdicts.verdicts().map(|verdict| verdict.write(&mut body)).count();
+            Kind::Verdicts
+        }
+        Frame::Drain => Kind::Drain,
+    };
+    let mut again = wire::header(kind, count, descriptors, body.len()).to_vec();
+    again.extend(body);
+    Some(again)
+}
