@@ -38,7 +38,9 @@ fuzz:
 ## check-threads  brokers and backends in threads, with ThreadSanitizer
 .PHONY: check-threads
 check-threads:
-	@test -d "$$(rustc --print sysroot)/lib/rustlib/src/rust" || rustup component add rust-src
+	@test -d "$$(rustc --print sysroot)/lib/rustlib/src/rust" || \
+	    { echo 'installing rust-src with rustup' >&2; rustup --quiet component add rust-src; } || \
+	    { echo 'error: this needs the Rust component rust-src: please install it' >&2; exit 1; }
 	cd proofs/threads && RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=thread $(CARGO) run --quiet \
 	    --locked -Zbuild-std=std,panic_unwind --target $$(rustc -vV | sed -n 's/^host: //p') \
 	    --target-dir ../../target
