@@ -329,16 +329,18 @@ impl Backend {
         for round in 0..=MAX_ROUNDS {
             let now = Instant::now();
             let Some(open) = &mut self.open else { break };
-            let mut ready = [(0, false, false); 64];
+            let mut ready = [(0, false, false); event::Events::ROOM];
             let mut count = 0;
-            let any = open.events.take(|event| {
+            let taken = open.events.take(|event| {
                 ready[count] = (event.key, event.readable, event.writable);
                 count += 1;
             });
-            let any = any.map_err(system("wait for events"))?;
+            let mut more = taken.map_err(system("wait for events"))? == event::Events::ROOM;
             for &(key, readable, writable) in &ready[..count] {
                 if key == LISTENER {
                     self.accept_brokers(now);
+                    // They may have said hello already, and there may be others.
+                    more = true;
                     continue;
                 }
                 let link = key as usize;
@@ -355,7 +357,7 @@ impl Backend {
             self.resume_accepting(now)?;
             self.expire_hellos(now)?;
             self.flush();
-            if !any {
+            if !more {
                 break;
             }
             if round == MAX_ROUNDS {

@@ -433,11 +433,11 @@ impl Broker {
         for round in 0..=MAX_ROUNDS {
             let Some(open) = &mut self.open else { break };
             let (mut readable, mut writable) = (false, false);
-            let any = open.events.take(|event| {
+            let taken = open.events.take(|event| {
                 readable |= event.readable;
                 writable |= event.writable;
             });
-            let any = any.map_err(system("wait for events"))?;
+            let mut more = taken.map_err(system("wait for events"))? == event::Events::ROOM;
             if let Link::Up(channel) = &mut self.link {
                 channel.full &= !writable;
                 if readable {
@@ -445,14 +445,15 @@ impl Broker {
                     if channel.welcome.is_ok() {
                         self.pause = self.options.reconnect_min;
                     }
-                    if let Err(reason) = received {
-                        self.hang_up(reason, now);
+                    match received {
+                        Ok(all) => more |= !all,
+                        Err(reason) => self.hang_up(reason, now),
                     }
                 }
             }
             self.tick(now);
             self.flush_at(now)?;
-            if !any {
+            if !more {
                 break;
             }
             if round == MAX_ROUNDS {
@@ -814,18 +815,19 @@ impl Channel {
         }
     }
 
-    /// Receives the frames that are there. An error is the end of the channel.
+    /// Receives the frames that are there, and says whether that was all. An error is the end of
+    /// the channel.
     fn receive(
         &mut self,
         buffer: &mut [u8],
         outcomes: &mut Outcomes,
         now: Instant,
-    ) -> Result<(), Reason> {
+    ) -> Result<bool, Reason> {
         for _ in 0..MAX_FRAMES {
             let received = match packets::receive_bare_packet(self.socket.as_fd(), buffer) {
                 Ok(received) if received.len == 0 => return Err(Reason::BackendUnavailable),
                 Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(_) => return Err(Reason::BackendUnavailable),
             };
             // Descriptors that come here come from nobody who means well.
@@ -835,8 +837,7 @@ impl Channel {
             let frame = wire::decode(&buffer[..received.len], 0);
             self.handle(frame.map_err(|_| Reason::IntegrityMismatch)?, outcomes, now)?;
         }
-        // What is left keeps the socket readable.
-        Ok(())
+        Ok(false)
     }
 
     fn handle(

@@ -85,10 +85,13 @@ impl Events {
         Ok(())
     }
 
+    /// The most events that are taken at once.
+    pub(crate) const ROOM: usize = 64;
+
     /// Says what has happened, without waiting; a timer that fired is reset and left out. Returns
-    /// whether anything has.
-    pub(crate) fn take(&mut self, mut each: impl FnMut(Event)) -> io::Result<bool> {
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 64];
+    /// how many things have: there may be more if it is [`ROOM`](Events::ROOM).
+    pub(crate) fn take(&mut self, mut each: impl FnMut(Event)) -> io::Result<usize> {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; Events::ROOM];
         // SAFETY: the pointer and the count describe `events`.
         let count = retry(|| unsafe {
             let room = events.len() as i32;
@@ -109,7 +112,7 @@ impl Events {
                 each(Event { key, writable, readable: flags & !libc::EPOLLOUT != 0 });
             }
         }
-        Ok(count > 0)
+        Ok(count)
     }
 
     /// Makes sure that the descriptor is readable at `when`, or before. A timer that is set for
@@ -145,11 +148,11 @@ mod tests {
         let mut events = Events::new().unwrap();
         let now = Instant::now();
         events.wake_at(now + Duration::from_secs(3600), now).unwrap();
-        assert!(!events.take(|_| {}).unwrap());
+        assert_eq!(events.take(|_| {}).unwrap(), 0);
         events.wake_at(now, now).unwrap();
-        while !events.take(|_| {}).unwrap() {
+        while events.take(|_| {}).unwrap() == 0 {
             assert!(now.elapsed() < Duration::from_secs(5));
         }
-        assert!(!events.take(|_| {}).unwrap());
+        assert_eq!(events.take(|_| {}).unwrap(), 0);
     }
 }
