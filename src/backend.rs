@@ -175,6 +175,8 @@ pub struct Backend {
     serial: u64,
     /// Bytes of all arrivals that are held.
     held_bytes: usize,
+    /// The caller is taking arrivals, and will be told when there is no more.
+    in_batch: bool,
     /// Links whose broker has not said hello yet.
     expected: usize,
     /// No broker is accepted until then.
@@ -302,6 +304,7 @@ impl Backend {
             draining: false,
             serial: 1,
             held_bytes: 0,
+            in_batch: false,
             expected: 0,
             paused: None,
             orphans: false,
@@ -324,6 +327,7 @@ impl Backend {
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
         self.enter()?;
+        self.in_batch = false;
         self.clear_orphans();
         self.send_again();
         for round in 0..=MAX_ROUNDS {
@@ -380,11 +384,13 @@ impl Backend {
         while let Some(place) = self.arrivals.pop_front() {
             let Some(channel) = self.held(place) else { continue };
             if channel.is_on_offer(place.slot) {
+                self.in_batch = true;
                 return Some(place);
             }
             // Taken back, or never on offer: adopting says which.
             let _ = self.adopt(place.id());
         }
+        self.in_batch = false;
         self.flush();
         None
     }
@@ -448,11 +454,11 @@ impl Backend {
         if link.socket.is_some() {
             channel.answer(place.slot, reason, next);
             self.mark_dirty(place.link);
-            // Whoever adopts one at a time, after the batch is through, waits for nobody; and while
-            // a large batch is still being taken, its broker can refill the window.
+            // Within a batch the verdicts wait for its end, so that clients are answered first; but
+            // not so many that the broker of a large batch could not refill the window.
             let channel = self.links.get(place.link).and_then(|link| link.channel.as_ref());
             let many = channel.is_some_and(|channel| channel.verdicts().len() >= FLUSH_LEN);
-            if self.arrivals.is_empty() || many {
+            if !self.in_batch || many {
                 self.flush();
             }
         }
@@ -473,6 +479,7 @@ impl Backend {
             self.enter()?;
             while let Some(place) = self.next_place() {
                 if let Ok(descriptor) = self.adopt(place.id()) {
+                    self.in_batch = false;
                     self.flush();
                     return Ok((descriptor, self.view(place)));
                 }
