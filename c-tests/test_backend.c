@@ -177,6 +177,8 @@ static void arrivals_may_be_adopted_and_rejected_later_and_in_any_order(void **s
         offers[i] = offer_fd(&channel, client[0]);
     for (int i = 0; i < 3; i++)
         arrivals[i] = arrival_of(&channel).id;
+    /* The end of the batch: from here on the broker is told at once. */
+    assert_no_arrival(&channel);
     assert_int_equal(backend_statistics(channel.backend).held, 3);
     adopt(&channel, arrivals[2]);
     assert_int_equal(verdict_of(&channel).id, offers[2]);
@@ -203,6 +205,7 @@ static void arrival_is_settled_once_and_only_by_its_own_id(void **state)
     assert_invalid(handoff_backend_reject(channel.backend, id, HANDOFF_REASON_BACKEND_DIED + 1));
     assert_invalid(handoff_backend_reject(channel.backend, id, UINT32_MAX));
     assert_int_equal(fd, 42);
+    assert_no_arrival(&channel);
     adopt(&channel, id);
     assert_invalid(handoff_backend_adopt(channel.backend, id, &fd));
     assert_invalid(handoff_backend_reject(channel.backend, id, HANDOFF_REASON_REJECTED));

@@ -2147,7 +2147,9 @@ handoff_status handoff_backend_next(struct handoff_backend *backend,
                                     struct handoff_arrival *arrival);
 
 /**
- * Adopts an arrival: from HANDOFF_OK on the connection is this process's alone.
+ * Adopts an arrival: from HANDOFF_OK on the connection is this process's alone. The broker is told
+ * when handoff_backend_next() says HANDOFF_NOTHING, so that clients are answered first; or at once
+ * if it has said so already.
  *
  * @param backend  the backend
  * @param id       the arrival

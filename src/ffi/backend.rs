@@ -284,7 +284,9 @@ fn arrival_of(arrival: &Arrival<'_>, fd: c_int) -> handoff_arrival {
     }
 }
 
-/// Adopts an arrival: from HANDOFF_OK on the connection is this process's alone.
+/// Adopts an arrival: from HANDOFF_OK on the connection is this process's alone. The broker is told
+/// when handoff_backend_next() says HANDOFF_NOTHING, so that clients are answered first; or at once
+/// if it has said so already.
 ///
 /// @param backend  the backend
 /// @param id       the arrival
