@@ -117,10 +117,12 @@ static inline void adopt(struct channel *channel, uint64_t id)
     assert_int_equal(close(fd), 0);
 }
 
-/** The verdict that is there. */
+/** The verdict that is there, also if the backend has kept it to the end of its batch. */
 static inline handoff_verdict verdict_of(struct channel *channel)
 {
     handoff_verdict verdict;
+    if (channel->backend != NULL)
+        assert_ok(handoff_backend_dispatch(channel->backend));
     assert_ok(handoff_broker_dispatch(channel->broker));
     assert_ok(handoff_broker_next(channel->broker, &verdict));
     assert_int_equal(verdict.cause, HANDOFF_OK);

@@ -207,6 +207,17 @@ static void arrival_of_a_broker_is_an_event(void **state)
     handoff_broker_free(second);
 }
 
+/* next is called once, not until HANDOFF_NOTHING. */
+static void adoption_in_a_batch_that_is_not_finished_is_told_after_a_moment(void **state)
+{
+    (void)state;
+    uint64_t id = offer_fd(&channel, client[0]);
+    adopt(&channel, arrival_of(&channel).id);
+    assert_no_verdict(&channel);
+    await_readable(handoff_backend_fd(channel.backend));
+    assert_int_equal(verdict_of(&channel).id, id);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -219,6 +230,7 @@ int main(void)
         EVENT_TEST(deadline_is_an_event),
         EVENT_TEST(time_to_connect_again_is_an_event),
         EVENT_TEST(arrival_of_a_broker_is_an_event),
+        EVENT_TEST(adoption_in_a_batch_that_is_not_finished_is_told_after_a_moment),
     };
     return cmocka_run_group_tests_name("events", tests, NULL, NULL);
 }

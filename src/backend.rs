@@ -239,6 +239,8 @@ struct Socket {
 /// The key of the listening socket among the events; those of the links are their indices.
 const LISTENER: u64 = u64::MAX - 1;
 const MAX_ROUNDS: usize = 64;
+/// How long verdicts wait for the end of a batch that the caller does not take to its end.
+const BATCH_PAUSE: Duration = Duration::from_millis(1);
 /// How many tokens are granted in one frame.
 const MAX_GRANTS: usize = 512;
 /// How many brokers are accepted before others have their turn.
@@ -460,6 +462,10 @@ impl Backend {
             let many = channel.is_some_and(|channel| channel.verdicts().len() >= FLUSH_LEN);
             if !self.in_batch || many {
                 self.flush();
+            } else {
+                // A caller that does not go on to the end of the batch is woken for it.
+                let now = Instant::now();
+                let _ = self.wake_at(now + BATCH_PAUSE, now);
             }
         }
         descriptor

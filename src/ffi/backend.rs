@@ -285,8 +285,9 @@ fn arrival_of(arrival: &Arrival<'_>, fd: c_int) -> handoff_arrival {
 }
 
 /// Adopts an arrival: from HANDOFF_OK on the connection is this process's alone. The broker is told
-/// when handoff_backend_next() says HANDOFF_NOTHING, so that clients are answered first; or at once
-/// if it has said so already.
+/// when handoff_backend_next() says HANDOFF_NOTHING, so that clients are answered first; at once if
+/// it has said so already; and after a millisecond by handoff_backend_dispatch(), for which the
+/// descriptor becomes readable, if you do not go on to that.
 ///
 /// @param backend  the backend
 /// @param id       the arrival
