@@ -1,0 +1,330 @@
+//! One channel as the broker uses it: frames out and in, deadlines, and the claim.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::offers::{Offers, State};
+use super::{BrokerStatistics, Verdict};
+use crate::claim::{self, ClaimTable, Lost};
+use crate::fallback::{FailureWindow, Reason};
+use crate::sys::{self, SocketKind, channel as packets, event};
+use crate::transport;
+use crate::wire::{self, Frame, Hello, Kind};
+
+/// The key of the channel's socket among the events.
+const SOCKET: u64 = 0;
+/// How many frames are received before others have their turn.
+const MAX_FRAMES: usize = 64;
+/// How long a backend may take to say welcome.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub(super) struct Channel {
+    socket: OwnedFd,
+    pub(super) claims: ClaimTable,
+    pub(super) offers: Offers,
+    /// Set by the backend's welcome; before it, when to give up waiting for that.
+    pub(super) welcome: Result<wire::Welcome, Instant>,
+    pub(super) draining: bool,
+    /// The socket was full.
+    pub(super) full: bool,
+    /// The events tell when it has room again.
+    watching: bool,
+    /// The system was short of memory: when to send again.
+    pub(super) send_again: Option<Instant>,
+}
+
+/// Verdicts that wait to be taken, and what follows from them.
+#[derive(Debug)]
+pub(super) struct Outcomes {
+    pub(super) verdicts: VecDeque<Verdict>,
+    pub(super) statistics: BrokerStatistics,
+    pub(super) failures: FailureWindow,
+}
+
+impl Outcomes {
+    fn add(&mut self, verdict: Verdict, now: Instant) {
+        let Verdict { adopted, reason, .. } = verdict;
+        if adopted {
+            self.statistics.adopted += 1;
+            self.failures.clear();
+        } else if let Some(reason) = reason {
+            self.statistics.fallback[reason as usize] += 1;
+        }
+        // A rejection is an answer, and the end of a channel counts once, not for each offer.
+        if reason == Some(Reason::AckTimeout) {
+            self.failures.record(now);
+        }
+        self.verdicts.push_back(verdict);
+    }
+}
+
+impl Channel {
+    /// Connects to a handoff socket and says hello, without waiting for the welcome.
+    pub(super) fn connect(path: &Path, slots: usize, now: Instant) -> io::Result<Channel> {
+        let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
+        let address = transport::address(path).map_err(invalid)?;
+        let socket = sys::socket(SocketKind::SeqPacket)?;
+        // Before connecting: later could be too late.
+        packets::refuse_descriptors(&socket);
+        sys::connect(&socket, &address)?;
+        let (claims, table) = ClaimTable::create(slots)?;
+        let hello = Hello { slots: slots as u32 }.body();
+        let header = wire::header(Kind::Hello, 0, 1, hello.len());
+        packets::send_packet(socket.as_fd(), &header, &hello, &[table.as_raw_fd()])?;
+        Ok(Channel {
+            socket,
+            claims,
+            offers: Offers::new(slots, now),
+            welcome: Err(now + WELCOME_TIMEOUT),
+            draining: false,
+            full: false,
+            watching: false,
+            send_again: None,
+        })
+    }
+
+    /// Has the handle's descriptor tell when there is something to receive.
+    pub(super) fn watch(&self, events: &event::Events) -> io::Result<()> {
+        events.add(self.socket.as_fd(), SOCKET)
+    }
+
+    /// To be called before the channel is dropped.
+    pub(super) fn unwatch(&self, events: &event::Events) {
+        events.remove(self.socket.as_fd());
+    }
+
+    /// Sends as many offers as the socket takes. An error is the end of the channel.
+    pub(super) fn flush(
+        &mut self,
+        events: &event::Events,
+        outcomes: &mut Outcomes,
+        descriptors: &mut Vec<RawFd>,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        self.send_again = self.send_again.filter(|again| *again > now);
+        let mut most = wire::MAX_DESCRIPTORS;
+        while self.offers.first_queued().is_some() && !self.full && self.send_again.is_none() {
+            let body = self.offers.batch(most, descriptors);
+            let count = descriptors.len();
+            let header = wire::header(Kind::Offers, count, count, body.len());
+            let sent = packets::send_packet(self.socket.as_fd(), &header, body, descriptors);
+            let Err(error) = sent else {
+                self.offers.sent(count);
+                continue;
+            };
+            match error.raw_os_error() {
+                Some(libc::EAGAIN) => self.full = true,
+                // poll(2) would say at once that there is room.
+                Some(libc::ENOBUFS | libc::ENOMEM) => {
+                    self.send_again = Some(now + Duration::from_millis(1));
+                }
+                Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => {
+                    return Err(Reason::BackendUnavailable);
+                }
+                // Something is wrong with one of them: find it by halves.
+                _ if count > 1 => most = count / 2,
+                code => {
+                    let reason = match code {
+                        Some(libc::ETOOMANYREFS) => Reason::DescriptorPressure,
+                        Some(libc::EPERM | libc::EACCES) => Reason::PermissionDenied,
+                        _ => Reason::ClientUnsupported,
+                    };
+                    self.take_back_first(reason, outcomes, now)?;
+                }
+            }
+        }
+        if self.full != self.watching {
+            let watched = events.watch_room(self.socket.as_fd(), SOCKET, self.full);
+            watched.map_err(|_| Reason::BackendUnavailable)?;
+            self.watching = self.full;
+        }
+        Ok(())
+    }
+
+    /// Takes back the offer that is first in the queue and cannot be sent.
+    fn take_back_first(
+        &mut self,
+        reason: Reason,
+        outcomes: &mut Outcomes,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        match self.offers.first_queued() {
+            Some(slot) => self.take_back(slot, reason, outcomes, now),
+            None => Ok(()),
+        }
+    }
+
+    /// Revokes an offer in flight and adds its verdict: fallback for this reason, or adopted after
+    /// all. An error is the end of the channel; the offer has its verdict then, too.
+    fn take_back(
+        &mut self,
+        slot: u32,
+        reason: Reason,
+        outcomes: &mut Outcomes,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        let Some(found) = self.offers.slot(slot) else {
+            return Err(Reason::IntegrityMismatch);
+        };
+        let (id, user_data, generation) = (found.id, found.user_data, found.generation);
+        let sent = found.state == State::Sent;
+        let broken = Reason::IntegrityMismatch;
+        let (adopted, reason, result) =
+            match claim::revoke(self.claims.slot(slot as usize), generation) {
+                Ok(()) => (false, Some(reason), Ok(())),
+                // Nobody but us has the descriptor, whatever the word says.
+                Err(_) if !sent => (false, Some(broken), Err(broken)),
+                Err(Lost::TooLate) => (true, None, Ok(())),
+                // Perhaps it is adopted, so it must not be served here.
+                Err(Lost::Impossible) => (true, Some(broken), Err(broken)),
+            };
+        self.offers.settle(slot, adopted);
+        let verdict = Verdict { id, user_data, adopted, reason, may_have_reached: sent };
+        outcomes.add(verdict, now);
+        result
+    }
+
+    /// Takes back every offer whose deadline is past.
+    pub(super) fn expire(&mut self, outcomes: &mut Outcomes, now: Instant) -> Result<(), Reason> {
+        if self.welcome.is_err_and(|deadline| deadline <= now) {
+            return Err(Reason::BackendUnavailable);
+        }
+        while let Some((slot, deadline)) = self.offers.earliest() {
+            if deadline > now {
+                break;
+            }
+            self.take_back(slot, Reason::AckTimeout, outcomes, now)?;
+        }
+        Ok(())
+    }
+
+    /// Takes back everything, at the end of the channel.
+    pub(super) fn settle_all(&mut self, reason: Reason, outcomes: &mut Outcomes, now: Instant) {
+        while let Some((slot, _)) = self.offers.earliest() {
+            let before = outcomes.verdicts.len();
+            let _ = self.take_back(slot, reason, outcomes, now);
+            // Adopted by a backend that did not live to say so, unless it is this side that ends.
+            let added = outcomes.verdicts.get_mut(before);
+            let died = |verdict: &&mut Verdict| verdict.adopted && reason != Reason::BrokerClosed;
+            if let Some(verdict) = added.filter(died) {
+                verdict.reason = verdict.reason.or(Some(Reason::BackendDied));
+            }
+        }
+    }
+
+    /// Receives the frames that are there, and says whether that was all. An error is the end of
+    /// the channel.
+    pub(super) fn receive(
+        &mut self,
+        buffer: &mut [u8],
+        outcomes: &mut Outcomes,
+        now: Instant,
+    ) -> Result<bool, Reason> {
+        for _ in 0..MAX_FRAMES {
+            let received = match packets::receive_bare_packet(self.socket.as_fd(), buffer) {
+                Ok(received) if received.len == 0 => return Err(Reason::BackendUnavailable),
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(_) => return Err(Reason::BackendUnavailable),
+            };
+            // Descriptors that come here come from nobody who means well.
+            if received.payload_truncated || received.control_truncated {
+                return Err(Reason::IntegrityMismatch);
+            }
+            let frame = wire::decode(&buffer[..received.len], 0);
+            self.handle(frame.map_err(|_| Reason::IntegrityMismatch)?, outcomes, now)?;
+        }
+        Ok(false)
+    }
+
+    fn handle(
+        &mut self,
+        frame: Frame<'_>,
+        outcomes: &mut Outcomes,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        let broken = Err(Reason::IntegrityMismatch);
+        match (frame, self.welcome) {
+            (Frame::Welcome(welcome), Err(_)) if self.offers.slot(welcome.slots - 1).is_some() => {
+                self.welcome = Ok(welcome);
+                outcomes.statistics.connects += 1;
+                Ok(())
+            }
+            // A drain is the last word on tokens: so what a backend can send has an end.
+            (Frame::Grants(grants), Ok(_)) if !self.draining => {
+                for grant in grants.grants() {
+                    if !self.offers.grant(grant.slot, grant.token) {
+                        return broken;
+                    }
+                }
+                Ok(())
+            }
+            (Frame::Verdicts(verdicts), Ok(_)) => {
+                for verdict in verdicts.verdicts() {
+                    self.settle(&verdict, outcomes, now)?;
+                }
+                Ok(())
+            }
+            (Frame::Drain, Ok(_)) if !self.draining => {
+                self.draining = true;
+                self.offers.forget_tokens();
+                Ok(())
+            }
+            _ => broken,
+        }
+    }
+
+    /// Takes the backend's word for what became of an offer, as far as the claim table bears it out.
+    fn settle(
+        &mut self,
+        verdict: &wire::Verdict,
+        outcomes: &mut Outcomes,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        let broken = Err(Reason::IntegrityMismatch);
+        let slot = verdict.slot;
+        let Some(found) = self.offers.slot(slot).filter(|s| s.generation == verdict.generation)
+        else {
+            return broken;
+        };
+        let claimed = verdict.reason == 0;
+        match found.state {
+            State::Settled { adopted } if adopted == claimed => {}
+            State::Sent if claimed => {
+                if !claim::is_adopted(self.claims.slot(slot as usize), verdict.generation) {
+                    return broken;
+                }
+                let (id, user_data) = (found.id, found.user_data);
+                self.offers.settle(slot, true);
+                let may_have_reached = true;
+                let verdict =
+                    Verdict { id, user_data, adopted: true, reason: None, may_have_reached };
+                outcomes.add(verdict, now);
+            }
+            State::Sent => {
+                // A reason that a later version added is still a rejection.
+                let reason = Reason::try_from(u32::from(verdict.reason));
+                let reason = reason.unwrap_or(Reason::Rejected);
+                self.take_back(slot, reason, outcomes, now)?;
+                if self
+                    .offers
+                    .slot(slot)
+                    .is_some_and(|s| s.state == State::Settled { adopted: true })
+                {
+                    // It says that it rejected what it has adopted.
+                    return broken;
+                }
+            }
+            _ => return broken,
+        }
+        self.offers.empty(slot);
+        match verdict.next {
+            Some(token) if !self.draining && !self.offers.grant(slot, token) => broken,
+            _ => Ok(()),
+        }
+    }
+}
