@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::peer::{self, Policy};
-use crate::sys::{self, FileId, FileStatus};
+use crate::sys;
+use crate::sys::file::{self, FileId, FileStatus};
 use crate::transport::{self, SocketKind, TransportError};
 
 /// How a handoff socket is made.
@@ -137,11 +138,11 @@ impl Listener {
         let lock = DirectoryLock::take(&directory, path)?;
         remove_stale(&directory, &name, path)?;
         // On Linux the file gets this mode; where it does not, it is mended before listen(2).
-        sys::set_mode_before_bind(&socket, options.mode);
+        file::set_mode_before_bind(&socket, options.mode);
         sys::bind(&socket, &address).map_err(failed("bind"))?;
         let started = start(&socket, &directory, &name, options);
         if started.is_err() {
-            let _ = sys::unlink_at(&directory, &name);
+            let _ = file::unlink_at(&directory, &name);
         }
         drop(lock);
         let id = started.map_err(failed("listen"))?;
@@ -174,9 +175,9 @@ fn start(
     name: &Path,
     options: &ListenerOptions,
 ) -> io::Result<FileId> {
-    let FileStatus { id, mode, .. } = sys::status_at(directory, name)?;
+    let FileStatus { id, mode, .. } = file::status_at(directory, name)?;
     if mode != options.mode {
-        sys::set_mode_at(directory, name, options.mode)?;
+        file::set_mode_at(directory, name, options.mode)?;
     }
     sys::listen(socket, options.backlog.max(1))?;
     Ok(id)
@@ -195,8 +196,8 @@ impl Drop for SocketFile {
         }
         let _lock = DirectoryLock::take(&self.directory, &self.name);
         // A successor may have the name by now.
-        if sys::status_at(&self.directory, &self.name).is_ok_and(|status| status.id == self.id) {
-            let _ = sys::unlink_at(&self.directory, &self.name);
+        if file::status_at(&self.directory, &self.name).is_ok_and(|status| status.id == self.id) {
+            let _ = file::unlink_at(&self.directory, &self.name);
         }
     }
 }
@@ -209,7 +210,7 @@ impl<'a> DirectoryLock<'a> {
     /// it for ever.
     fn take(directory: &'a OwnedFd, path: &Path) -> Result<DirectoryLock<'a>, ListenerError> {
         for _ in 0..100 {
-            match sys::try_lock(directory) {
+            match file::try_lock(directory) {
                 Ok(true) => return Ok(DirectoryLock(directory)),
                 Ok(false) => thread::sleep(Duration::from_millis(10)),
                 Err(source) => return Err(failed(path, "lock its directory", source)),
@@ -221,13 +222,13 @@ impl<'a> DirectoryLock<'a> {
 
 impl Drop for DirectoryLock<'_> {
     fn drop(&mut self) {
-        sys::unlock(self.0);
+        file::unlock(self.0);
     }
 }
 
 /// Removes a socket that nobody listens on; it is an error if something else has the name.
 fn remove_stale(directory: &OwnedFd, name: &Path, path: &Path) -> Result<(), ListenerError> {
-    match sys::status_at(directory, name) {
+    match file::status_at(directory, name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(source) => return Err(failed(path, "examine what is there", source)),
         Ok(status) if !status.is_socket => {
@@ -240,7 +241,7 @@ fn remove_stale(directory: &OwnedFd, name: &Path, path: &Path) -> Result<(), Lis
         Err(TransportError::BackendUnavailable { source, .. })
             if source.raw_os_error() == Some(libc::ECONNREFUSED) =>
         {
-            sys::unlink_at(directory, name).map_err(|e| failed(path, "remove a stale socket", e))
+            file::unlink_at(directory, name).map_err(|e| failed(path, "remove a stale socket", e))
         }
         Err(TransportError::BackendUnavailable { source, .. })
             if source.kind() == io::ErrorKind::NotFound =>
@@ -400,7 +401,7 @@ mod tests {
     fn directory_locked_by_somebody_else_is_an_error_after_a_second() {
         let (directory, path) = directory();
         let other = OwnedFd::from(File::open(directory.path()).unwrap());
-        assert!(sys::try_lock(&other).unwrap());
+        assert!(file::try_lock(&other).unwrap());
         assert!(matches!(listen(&path), Err(ListenerError::Busy { .. })));
         assert!(!path.exists());
     }
