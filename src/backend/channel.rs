@@ -10,7 +10,7 @@ use crate::token::Token;
 use crate::wire;
 
 /// A held arrival's bytes stay in room that is kept for the next one, unless it is more than this.
-const KEPT_BYTES: usize = 4096;
+const KEPT_BYTES: usize = 16384;
 
 const NO_TOKEN: Token = Token::from_bytes([0; Token::LEN]);
 

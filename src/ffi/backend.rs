@@ -115,6 +115,7 @@ unsafe impl Growing for handoff_backend_statistics {}
 
 /// The backend's end of the channels of one handoff socket. One thread at a time may use it;
 /// different ones are independent. It belongs to the process that uses it first after listening.
+/// Once it runs, it allocates only for channels that begin and for arrivals of over 16 KiB.
 pub struct handoff_backend {
     backend: Backend,
 }
