@@ -3,10 +3,11 @@
  *
  * Made by cbindgen from src/ffi; do not edit. See handoff(7) for an overview.
  *
- * Everywhere: a call that can fail returns a handoff_status; out parameters come last and are
- * untouched on failure; a descriptor that is passed in stays the caller's; a descriptor that comes
- * out is the caller's to close. The library starts no thread, installs no signal handler, writes
- * nothing to standard error, and does not change signal masks, the umask or the working directory.
+ * Everywhere: a call that can fail returns a handoff_status, or -1 if it gives a handle's own
+ * descriptor; out parameters come last and are untouched on failure; a descriptor that is passed in
+ * stays the caller's; a descriptor in an out parameter is the caller's to close. The library starts
+ * no thread, installs no signal handler, writes nothing to standard error, and does not change
+ * signal masks, the umask or the working directory.
  */
 
 #ifndef HANDOFF_H
@@ -340,7 +341,7 @@ typedef struct handoff_verdict {
     handoff_reason reason;
     /**
      * The error behind a fallback of handoff_attempt(); HANDOFF_OK if the backend rejected the
-     * connection.
+     * connection. A broker's verdict always has HANDOFF_OK.
      */
     handoff_status cause;
     /**
@@ -1017,7 +1018,7 @@ typedef struct handoff_backend_statistics {
 #define HANDOFF_REASON_INTEGRITY_MISMATCH 6
 
 /**
- * No acknowledgement came by the deadline.
+ * No verdict, or in the raw layer no acknowledgement, came by the deadline.
  */
 #define HANDOFF_REASON_ACK_TIMEOUT 7
 
@@ -1990,7 +1991,8 @@ int handoff_broker_fd(struct handoff_broker *broker);
  * @return HANDOFF_OK: a verdict will come from handoff_broker_next(). After any error nothing was
  *         sent and no verdict will come, so serve the client another way:
  *         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, or while the backend drains;
- *         HANDOFF_ERR_FULL if as many are in flight, or bytes queued, as may be;
+ *         HANDOFF_ERR_FULL if as many offers are in flight, bytes queued or verdicts not taken as
+ *         may be;
  *         HANDOFF_ERR_RATE_LIMITED if the backend failed too often; HANDOFF_ERR_TOO_LARGE if
  *         there are more bytes than the backend takes; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd`
  *         is not a socket; HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;

@@ -2,8 +2,9 @@
 //!
 //! A broker accepted a client's connection that a backend should serve. It sends the descriptor
 //! itself over a Unix socket, with a token of 16 bytes that works once. The backend verifies the
-//! token, acknowledges, and serves the client on the client's own socket. Whatever goes wrong, the
-//! broker learns that the connection is still its own and serves the client another way.
+//! token, adopts the connection, and serves the client on the client's own socket. Whatever goes
+//! wrong before that, the broker learns that the connection is still its own and serves the client
+//! another way.
 //!
 //! This is the Rust core of `libhandoff`; C programs use it through `handoff.h`. Everything here
 //! is safe to call. Descriptors are borrowed or owned as their types say, time can be an argument,

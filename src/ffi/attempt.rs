@@ -31,7 +31,7 @@ pub struct handoff_verdict {
     /// Why it is a fallback. If it was adopted, HANDOFF_REASON_NONE, or what happened after.
     pub reason: handoff_reason,
     /// The error behind a fallback of handoff_attempt(); HANDOFF_OK if the backend rejected the
-    /// connection.
+    /// connection. A broker's verdict always has HANDOFF_OK.
     pub cause: handoff_status,
     /// The descriptor may have reached the backend, which does not serve it after a fallback; but a
     /// copy may lie there until it looks. close(2) alone says nothing to the client while there is

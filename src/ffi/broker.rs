@@ -206,7 +206,8 @@ pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
 /// @return HANDOFF_OK: a verdict will come from handoff_broker_next(). After any error nothing was
 ///         sent and no verdict will come, so serve the client another way:
 ///         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, or while the backend drains;
-///         HANDOFF_ERR_FULL if as many are in flight, or bytes queued, as may be;
+///         HANDOFF_ERR_FULL if as many offers are in flight, bytes queued or verdicts not taken as
+///         may be;
 ///         HANDOFF_ERR_RATE_LIMITED if the backend failed too often; HANDOFF_ERR_TOO_LARGE if
 ///         there are more bytes than the backend takes; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd`
 ///         is not a socket; HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;

@@ -24,7 +24,7 @@ pub const HANDOFF_REASON_RATE_LIMITED: handoff_reason = 4;
 pub const HANDOFF_REASON_PERMISSION_DENIED: handoff_reason = 5;
 /// A token or a message was not what it should be.
 pub const HANDOFF_REASON_INTEGRITY_MISMATCH: handoff_reason = 6;
-/// No acknowledgement came by the deadline.
+/// No verdict, or in the raw layer no acknowledgement, came by the deadline.
 pub const HANDOFF_REASON_ACK_TIMEOUT: handoff_reason = 7;
 /// The backend was not started by this broker.
 pub const HANDOFF_REASON_ADOPTED_BACKEND: handoff_reason = 8;
