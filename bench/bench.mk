@@ -8,7 +8,7 @@ $(BUILD)/bench/%: bench/%.c bench/common.c bench/common.h include/handoff.h | al
 	@mkdir -p $(@D)
 	$(CC) -std=c11 $(CFLAGS) $(WARN) $(filter %.c,$^) -o $@ $$($(PC) --cflags --libs handoff)
 
-## bench       what handoffs cost, beside plain C and other ways; PART=throughput runs that part only
+## bench       what handoffs cost, beside plain C and other ways; PART=throughput: that part
 .PHONY: bench
 bench: $(addprefix $(BUILD)/bench/,$(PART))
 	@set -e; for part in $^; do LD_LIBRARY_PATH=$(LIB) $$part; echo; done
