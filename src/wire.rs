@@ -5,15 +5,13 @@
 //! of itself is so, and only of a kind that the side that reads it may receive. The format is
 //! described byte by byte in docs/protocol.md.
 
+pub(crate) use crate::sys::channel::MAX_DESCRIPTORS;
 use crate::token::Token;
 
 /// The version of the protocol that this is.
 pub(crate) const VERSION: u8 = 1;
 /// Bytes in a header.
 pub(crate) const HEADER_LEN: usize = 16;
-/// The most descriptors in a packet: one less than the kernel's SCM_MAX_FD, which is safe with
-/// every libc.
-pub(crate) const MAX_DESCRIPTORS: usize = 252;
 /// The most slots in a claim table.
 pub(crate) const MAX_SLOTS: usize = 4096;
 /// The most bytes in a frame.

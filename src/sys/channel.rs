@@ -7,6 +7,10 @@ use std::ptr;
 
 use super::{Received, receive_message, retry, socket_option};
 
+/// The most descriptors in a packet: one less than the kernel's SCM_MAX_FD, which is safe with every
+/// libc.
+pub(crate) const MAX_DESCRIPTORS: usize = 252;
+
 /// Sends one packet, `header` before `body`, with descriptors attached; without blocking and
 /// without SIGPIPE. The descriptors are numbers because their owner is somebody else: what is not
 /// open is EBADF.
@@ -16,7 +20,7 @@ pub(crate) fn send_packet(
     body: &[u8],
     descriptors: &[RawFd],
 ) -> io::Result<usize> {
-    const MOST: usize = crate::wire::MAX_DESCRIPTORS;
+    const MOST: usize = MAX_DESCRIPTORS;
     // SAFETY: CMSG_SPACE computes a size from a size.
     const SPACE: usize =
         unsafe { libc::CMSG_SPACE((MOST * mem::size_of::<RawFd>()) as libc::c_uint) } as usize;
