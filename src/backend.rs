@@ -844,6 +844,11 @@ impl Backend {
                 return self.close_socket(index);
             }
             socket.watching = socket.full;
+            if socket.full {
+                // Once more when it is watched: of room that came before, no edge would tell.
+                socket.full = false;
+                return self.flush_link(index);
+            }
         }
         if socket.short {
             let now = Instant::now();

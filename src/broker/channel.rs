@@ -117,6 +117,8 @@ impl Channel {
                 continue;
             };
             match error.raw_os_error() {
+                // Once more when it is watched: of room that came before, no edge would tell.
+                Some(libc::EAGAIN) if !self.watching => self.watch_room(events, true)?,
                 Some(libc::EAGAIN) => self.full = true,
                 // poll(2) would say at once that there is room.
                 Some(libc::ENOBUFS | libc::ENOMEM) => {
@@ -137,12 +139,16 @@ impl Channel {
                 }
             }
         }
-        if self.full != self.watching {
-            let watched = events.watch_room(self.socket.as_fd(), SOCKET, self.full);
-            watched.map_err(|_| Reason::BackendUnavailable)?;
-            self.watching = self.full;
+        if self.watching && !self.full {
+            self.watch_room(events, false)?;
         }
         Ok(())
+    }
+
+    fn watch_room(&mut self, events: &event::Events, room: bool) -> Result<(), Reason> {
+        let watched = events.watch_room(self.socket.as_fd(), SOCKET, room);
+        self.watching = room;
+        watched.map_err(|_| Reason::BackendUnavailable)
     }
 
     /// Takes back the offer that is first in the queue and cannot be sent.
