@@ -148,6 +148,7 @@ static void verdict_that_an_offer_brings_is_an_event(void **state)
     assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
     assert_false(verdict.may_have_reached_backend);
     adopt(&channel, arrival_of(&channel).id);
+    assert_no_arrival(&channel);
     await_event();
     assert_adopted(&channel);
 }
