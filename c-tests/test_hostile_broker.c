@@ -727,6 +727,8 @@ static void dispatch(void)
         if (strcmp(arrival.correlation, "now") == 0) {
             fd = -1;
             assert_status(handoff_backend_adopt(backend, held, &fd), HANDOFF_ERR_REVOKED);
+            /* What else the caller has seen of that broker is lost with the channel. */
+            assert_status(handoff_backend_adopt(backend, arrival.id, &fd), HANDOFF_ERR_REVOKED);
             assert_int_equal(fd, -1);
             continue;
         }

@@ -253,6 +253,7 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// An arrival's id: serial number, link, slot.
 const LINK_SHIFT: u32 = 12;
 const SERIAL_SHIFT: u32 = 28;
+const MAX_SERIAL: u64 = u64::MAX >> SERIAL_SHIFT;
 
 impl Place {
     fn id(self) -> u64 {
@@ -430,6 +431,7 @@ impl Backend {
             Err(Lost::Impossible) => {
                 self.statistics.broken += 1;
                 self.drop_link(place.link);
+                drop(self.finish(place, None));
                 Err(BackendError::Revoked { id })
             }
         }
@@ -768,7 +770,7 @@ impl Backend {
         match (descriptor, refusal) {
             (Some(descriptor), None) => {
                 let serial = self.serial;
-                self.serial += 1;
+                self.serial = (self.serial + 1) & MAX_SERIAL;
                 let channel = self.links[link].channel.as_mut().ok_or(Broken)?;
                 let before = channel.held_bytes();
                 channel.hold(offer, descriptor, serial);
@@ -883,12 +885,21 @@ impl Backend {
         }
     }
 
-    /// Closes the connection to a broker and everything that it offered.
+    /// Closes the connection to a broker and every descriptor that it offered. What the caller has
+    /// not seen of that is forgotten.
     fn drop_link(&mut self, link: usize) {
         self.close_socket(link);
-        if let Some(channel) = self.links[link].channel.take() {
-            self.held_bytes -= channel.held_bytes();
-        }
+        let Some(channel) = &mut self.links[link].channel else { return };
+        let before = channel.held_bytes();
+        channel.close_held();
+        self.arrivals.retain(|place| {
+            let others = place.link != link;
+            if !others && channel.find(place.slot, place.serial).is_some() {
+                channel.release(place.slot);
+            }
+            others
+        });
+        self.held_bytes -= before - channel.held_bytes();
     }
 
     /// Forgets channels whose broker has gone and of which nothing is held. Not at once, because
@@ -939,4 +950,84 @@ fn refusal(descriptor: BorrowedFd<'_>, cookie: u64, kinds: Kinds) -> Option<Reas
 
 fn system(action: &'static str) -> impl Fn(io::Error) -> BackendError {
     move |source| BackendError::System { action, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::{Broker, BrokerOptions, Offer};
+    use std::os::unix::net::UnixStream;
+
+    struct Both {
+        _directory: tempfile::TempDir,
+        backend: Backend,
+        broker: Broker,
+        client: UnixStream,
+        _peer: UnixStream,
+    }
+
+    fn both() -> Both {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let backend = Backend::listen(&path, BackendOptions::default()).unwrap();
+        let broker = Broker::new(&path, BrokerOptions::default()).unwrap();
+        let (client, peer) = UnixStream::pair().unwrap();
+        let mut both = Both { _directory: directory, backend, broker, client, _peer: peer };
+        both.broker.dispatch().unwrap();
+        both.backend.dispatch().unwrap();
+        both.broker.dispatch().unwrap();
+        both
+    }
+
+    impl Both {
+        fn offer(&mut self, preread: &[u8]) {
+            let offer = Offer {
+                descriptor: self.client.as_fd(),
+                preread,
+                metadata: b"",
+                service: b"",
+                correlation: b"",
+                user_data: 0,
+                timeout: None,
+                more: false,
+            };
+            self.broker.offer(&offer).unwrap();
+        }
+    }
+
+    #[test]
+    fn arrivals_can_be_adopted_when_their_numbers_begin_again() {
+        let mut both = both();
+        both.backend.serial = MAX_SERIAL;
+        for _ in 0..2 {
+            both.offer(b"");
+            both.backend.dispatch().unwrap();
+            let id = both.backend.next_arrival().unwrap().id;
+            both.backend.adopt(id).unwrap();
+        }
+    }
+
+    #[test]
+    fn bytes_of_an_arrival_outlive_a_broken_channel_until_adopting_says_so() {
+        let mut both = both();
+        for preread in [&b"adopted"[..], b"held", b"not looked at"] {
+            both.offer(preread);
+        }
+        both.backend.dispatch().unwrap();
+        let adopted = both.backend.next_place().unwrap();
+        both.backend.adopt(adopted.id()).unwrap();
+        let held = both.backend.next_place().unwrap();
+        both.backend.drop_link(held.link);
+        assert_eq!(both.backend.statistics().held, 1);
+        assert_eq!(both.backend.view(adopted).preread, b"adopted");
+        both.backend.dispatch().unwrap();
+        both.backend.dispatch().unwrap();
+        assert_eq!(both.backend.view(held).preread, b"held");
+        let result = both.backend.adopt(held.id());
+        assert!(matches!(result, Err(BackendError::Revoked { .. })));
+        assert!(both.backend.next_arrival().is_none());
+        both.backend.dispatch().unwrap();
+        let BackendStatistics { held, held_bytes, channels, .. } = both.backend.statistics();
+        assert_eq!((held, held_bytes, channels, both.backend.held_bytes), (0, 0, 0, 0));
+    }
 }

@@ -148,6 +148,14 @@ impl Channel {
         &self.slots[slot]
     }
 
+    /// Closes the descriptors of all that is held, so that none of it can be adopted any more. Its
+    /// bytes stay: the caller may be looking at them, and hears of it from adopting.
+    pub(super) fn close_held(&mut self) {
+        for slot in &mut self.slots {
+            slot.descriptor = None;
+        }
+    }
+
     /// Whether the broker still waits for the arrival in a slot.
     pub(super) fn is_on_offer(&self, slot: usize) -> bool {
         claim::is_offered(self.claims.slot(slot), self.slots[slot].generation)
@@ -155,6 +163,9 @@ impl Channel {
 
     /// Claims the arrival in a slot.
     pub(super) fn claim(&self, slot: usize) -> Result<(), claim::Lost> {
+        if self.slots[slot].descriptor.is_none() {
+            return Err(claim::Lost::TooLate);
+        }
         claim::adopt(self.claims.slot(slot), self.slots[slot].generation)
     }
 
