@@ -506,7 +506,8 @@ impl Broker {
     /// with [`next_verdict`](Broker::next_verdict); nothing can be offered any more.
     pub fn close(&mut self) -> Result<(), BrokerError> {
         let now = Instant::now();
-        if self.open.is_some() {
+        // Closing is no use: it does not open a handle.
+        if self.open.is_some() || self.closed {
             self.enter(now)?;
         }
         self.closed = true;

@@ -307,6 +307,14 @@ fn closing_tells_what_became_of_everything() {
 }
 
 #[test]
+fn broker_that_was_never_used_is_closed_once() {
+    let path = std::path::Path::new("/nowhere");
+    let mut broker = Broker::new(path, BrokerOptions::default()).unwrap();
+    broker.close().unwrap();
+    assert!(matches!(broker.close(), Err(BrokerError::Closed { .. })));
+}
+
+#[test]
 fn broker_hears_of_a_large_batch_before_all_of_it_is_adopted() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();
