@@ -458,15 +458,31 @@ impl Broker {
     pub fn offer_and_wait(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
         let queued = self.queue_in_time(offer);
         let id = queued.inspect_err(|_| self.outcomes.statistics.refused += 1)?;
+        self.verdict_in_time(id).or_else(|error| {
+            // The caller will take the connection for its own, so see to it that it is.
+            if self.cancel(id).is_ok() {
+                return Err(error);
+            }
+            self.hang_up(Reason::BackendUnavailable, Instant::now());
+            self.take_verdict(id).ok_or(error)
+        })
+    }
+
+    /// Sends the offer and waits for what becomes of it: its own deadline ends this.
+    fn verdict_in_time(&mut self, id: u64) -> Result<Verdict, BrokerError> {
         self.flush()?;
         loop {
-            let verdicts = &mut self.outcomes.verdicts;
-            if let Some(at) = verdicts.iter().position(|verdict| verdict.id == id) {
-                return verdicts.remove(at).ok_or(BrokerError::TooLate { id });
+            if let Some(verdict) = self.take_verdict(id) {
+                return Ok(verdict);
             }
-            // The offer's own deadline ends this.
             self.wait(None)?;
         }
+    }
+
+    fn take_verdict(&mut self, id: u64) -> Option<Verdict> {
+        let verdicts = &mut self.outcomes.verdicts;
+        let at = verdicts.iter().position(|verdict| verdict.id == id)?;
+        verdicts.remove(at)
     }
 
     fn queue_in_time(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {

@@ -31,7 +31,8 @@ impl ClaimTable {
     }
 
     /// Backend: maps the table that a broker passed. It is refused unless its size is sealed and
-    /// holds `slots` words, so that touching it cannot fail later.
+    /// holds `slots` words, so that there are words to touch. A broker
+    /// that punches holes into it makes impossible words, which are refused.
     pub(crate) fn open(file: BorrowedFd<'_>, slots: usize) -> io::Result<ClaimTable> {
         Ok(ClaimTable { words: shared::map_shared_words(file, slots)? })
     }

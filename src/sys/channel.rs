@@ -123,11 +123,11 @@ pub(crate) fn is_listening_seqpacket(socket: BorrowedFd<'_>) -> bool {
 
 /// Sets O_NONBLOCK, which every copy of the descriptor shares.
 pub(crate) fn set_nonblocking(socket: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: fcntl(2) with F_GETFL takes nothing, with F_SETFL an integer.
-    retry(|| unsafe {
-        let flags = libc::fcntl(socket.as_raw_fd(), libc::F_GETFL);
-        libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) as isize
-    })?;
+    // SAFETY: fcntl(2) with F_GETFL takes nothing.
+    let flags = retry(|| unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_GETFL) as isize })?;
+    let flags = flags as libc::c_int | libc::O_NONBLOCK;
+    // SAFETY: fcntl(2) with F_SETFL takes an integer.
+    retry(|| unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, flags) as isize })?;
     Ok(())
 }
 

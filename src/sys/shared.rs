@@ -22,8 +22,8 @@ unsafe impl Sync for SharedWords {}
 
 impl SharedWords {
     pub(crate) fn as_slice(&self) -> &[AtomicU64] {
-        // SAFETY: `start` maps `len` words until `self` is dropped. The file's size is sealed, so
-        // its pages cannot go away. The other process may write at any time, which atomics allow.
+        // SAFETY: `start` maps `len` words until `self` is dropped, and the file cannot shrink. The
+        // other process may write at any time, which atomics allow.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
