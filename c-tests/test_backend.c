@@ -1,6 +1,6 @@
 /* The backend's calls: listening, accepting, limits, kinds of socket, draining. */
 #define _GNU_SOURCE
-#include "channel.h"
+#include "fixture.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,27 +9,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-
-static struct channel channel;
-static int client[2];
-
-static int open_both(void **state)
-{
-    descriptors_before(state);
-    open_channel(&channel, NULL, NULL);
-    make_pair(SOCK_STREAM, client);
-    return 0;
-}
-
-static int close_both(void **state)
-{
-    close_channel(&channel);
-    close(client[0]);
-    close(client[1]);
-    return descriptors_after(state);
-}
-
-#define BACKEND_TEST(function) cmocka_unit_test_setup_teardown(function, open_both, close_both)
 
 static void open_again(const handoff_backend_options *options)
 {
@@ -433,23 +412,23 @@ static void draining_backend_finishes_what_arrived_and_frees_the_path(void **sta
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        BACKEND_TEST(null_is_refused_and_takes_no_arrival),
-        BACKEND_TEST(misaligned_pointers_are_refused_and_take_no_arrival),
-        BACKEND_TEST(options_that_cannot_be_are_refused),
-        BACKEND_TEST(options_of_the_older_header_have_the_defaults_for_the_rest),
-        BACKEND_TEST(options_outside_their_range_are_taken_to_its_end),
-        BACKEND_TEST(accept_waits_as_long_as_it_is_told),
-        BACKEND_TEST(arrivals_may_be_adopted_and_rejected_later_and_in_any_order),
-        BACKEND_TEST(arrival_is_settled_once_and_only_by_its_own_id),
-        BACKEND_TEST(freed_backend_closes_what_it_holds_and_leaves_what_was_adopted),
-        BACKEND_TEST(given_socket_serves_and_stays_the_callers),
-        BACKEND_TEST(what_is_no_listening_socket_of_packets_is_refused),
-        BACKEND_TEST(path_of_a_live_backend_is_left_alone),
-        BACKEND_TEST(broker_that_the_policy_does_not_allow_gets_no_channel),
-        BACKEND_TEST(more_channels_than_may_be_are_refused_until_one_ends),
-        BACKEND_TEST(bytes_beyond_what_may_be_held_are_rejected_as_busy),
-        BACKEND_TEST(sockets_are_taken_by_their_kinds),
-        BACKEND_TEST(draining_backend_finishes_what_arrived_and_frees_the_path),
+        CHANNEL_TEST(null_is_refused_and_takes_no_arrival),
+        CHANNEL_TEST(misaligned_pointers_are_refused_and_take_no_arrival),
+        CHANNEL_TEST(options_that_cannot_be_are_refused),
+        CHANNEL_TEST(options_of_the_older_header_have_the_defaults_for_the_rest),
+        CHANNEL_TEST(options_outside_their_range_are_taken_to_its_end),
+        CHANNEL_TEST(accept_waits_as_long_as_it_is_told),
+        CHANNEL_TEST(arrivals_may_be_adopted_and_rejected_later_and_in_any_order),
+        CHANNEL_TEST(arrival_is_settled_once_and_only_by_its_own_id),
+        CHANNEL_TEST(freed_backend_closes_what_it_holds_and_leaves_what_was_adopted),
+        CHANNEL_TEST(given_socket_serves_and_stays_the_callers),
+        CHANNEL_TEST(what_is_no_listening_socket_of_packets_is_refused),
+        CHANNEL_TEST(path_of_a_live_backend_is_left_alone),
+        CHANNEL_TEST(broker_that_the_policy_does_not_allow_gets_no_channel),
+        CHANNEL_TEST(more_channels_than_may_be_are_refused_until_one_ends),
+        CHANNEL_TEST(bytes_beyond_what_may_be_held_are_rejected_as_busy),
+        CHANNEL_TEST(sockets_are_taken_by_their_kinds),
+        CHANNEL_TEST(draining_backend_finishes_what_arrived_and_frees_the_path),
     };
     return cmocka_run_group_tests_name("backend", tests, NULL, NULL);
 }

@@ -1,6 +1,6 @@
 /* What an offer goes through, and what both ends say of it. */
 #define _GNU_SOURCE
-#include "channel.h"
+#include "fixture.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,28 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-
-/* What most tests begin with: a channel with the default limits, and a connection to offer. */
-static struct channel channel;
-static int client[2];
-
-static int open_both(void **state)
-{
-    descriptors_before(state);
-    open_channel(&channel, NULL, NULL);
-    make_pair(SOCK_STREAM, client);
-    return 0;
-}
-
-static int close_both(void **state)
-{
-    close_channel(&channel);
-    close(client[0]);
-    close(client[1]);
-    return descriptors_after(state);
-}
-
-#define CHANNEL_TEST(function) cmocka_unit_test_setup_teardown(function, open_both, close_both)
 
 /* The channel once more, with other limits. */
 static void open_again(const handoff_broker_options *broker,

@@ -1,6 +1,6 @@
 /* The descriptors to watch: with poll, and with epoll, level- and edge-triggered. */
 #define _GNU_SOURCE
-#include "channel.h"
+#include "fixture.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -8,28 +8,22 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
-static struct channel channel;
-static int client[2], loop;
+static int loop;
 
-static int open_both(void **state)
+static int open_loop(void **state)
 {
-    descriptors_before(state);
-    open_channel(&channel, NULL, NULL);
-    make_pair(SOCK_STREAM, client);
+    int failed = open_both(state);
     loop = epoll_create1(EPOLL_CLOEXEC);
-    return loop == -1;
+    return failed || loop == -1;
 }
 
-static int close_both(void **state)
+static int close_loop(void **state)
 {
-    close_channel(&channel);
-    close(client[0]);
-    close(client[1]);
     close(loop);
-    return descriptors_after(state);
+    return close_both(state);
 }
 
-#define EVENT_TEST(function) cmocka_unit_test_setup_teardown(function, open_both, close_both)
+#define EVENT_TEST(function) cmocka_unit_test_setup_teardown(function, open_loop, close_loop)
 
 static void watch(int fd, uint32_t events)
 {

@@ -1,32 +1,11 @@
 /* Connections that change under way, and limits on descriptors. */
 #define _GNU_SOURCE
-#include "channel.h"
+#include "fixture.h"
 #include "wire.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/socket.h>
-
-static struct channel channel;
-static int client[2];
-
-static int open_both(void **state)
-{
-    descriptors_before(state);
-    open_channel(&channel, NULL, NULL);
-    make_pair(SOCK_STREAM, client);
-    return 0;
-}
-
-static int close_both(void **state)
-{
-    close_channel(&channel);
-    close(client[0]);
-    close(client[1]);
-    return descriptors_after(state);
-}
-
-#define PRESSURE_TEST(function) cmocka_unit_test_setup_teardown(function, open_both, close_both)
 
 static void connection_swapped_for_another_before_it_is_sent_is_refused(void **state)
 {
@@ -181,11 +160,11 @@ static void offers_beyond_the_users_descriptors_in_flight_fall_back_and_later_on
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        PRESSURE_TEST(connection_swapped_for_another_before_it_is_sent_is_refused),
-        PRESSURE_TEST(connection_closed_before_it_is_sent_falls_back_and_no_other),
-        PRESSURE_TEST(backend_short_of_descriptors_takes_what_it_can_and_says_so_of_the_rest),
-        PRESSURE_TEST(broker_that_comes_while_there_are_no_descriptors_is_accepted_later),
-        PRESSURE_TEST(
+        CHANNEL_TEST(connection_swapped_for_another_before_it_is_sent_is_refused),
+        CHANNEL_TEST(connection_closed_before_it_is_sent_falls_back_and_no_other),
+        CHANNEL_TEST(backend_short_of_descriptors_takes_what_it_can_and_says_so_of_the_rest),
+        CHANNEL_TEST(broker_that_comes_while_there_are_no_descriptors_is_accepted_later),
+        CHANNEL_TEST(
             offers_beyond_the_users_descriptors_in_flight_fall_back_and_later_ones_do_not),
     };
     return cmocka_run_group_tests_name("pressure", tests, NULL, NULL);

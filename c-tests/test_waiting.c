@@ -1,33 +1,12 @@
 /* Offers and arrivals that are waited for, channels that end and come back, and failures. */
 #define _GNU_SOURCE
-#include "channel.h"
+#include "fixture.h"
 
 #include <errno.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-
-static struct channel channel;
-static int client[2];
-
-static int open_both(void **state)
-{
-    descriptors_before(state);
-    open_channel(&channel, NULL, NULL);
-    make_pair(SOCK_STREAM, client);
-    return 0;
-}
-
-static int close_both(void **state)
-{
-    close_channel(&channel);
-    close(client[0]);
-    close(client[1]);
-    return descriptors_after(state);
-}
-
-#define CHANNEL_TEST(function) cmocka_unit_test_setup_teardown(function, open_both, close_both)
 
 static void open_again(const handoff_broker_options *broker)
 {
