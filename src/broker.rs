@@ -322,15 +322,13 @@ impl Broker {
             return Err(BrokerError::TooLarge { len, most: welcome.max_bytes as usize });
         }
         let queued = channel.offers.queued_bytes() + queued_len(len);
-        if full || queued > queue_bytes || !channel.offers.has_room() {
+        let next = channel.offers.next_slot().filter(|_| !full && queued <= queue_bytes);
+        let Some((slot, generation)) = next else {
             return Err(BrokerError::Full { path: path() });
-        }
+        };
         let descriptor = offer.descriptor.as_raw_fd();
         let cookie = packets::cookie(offer.descriptor)
             .map_err(|source| BrokerError::NotASocket { descriptor, source })?;
-        let Some((slot, generation)) = channel.offers.next_slot() else {
-            return Err(BrokerError::Full { path: path() });
-        };
         let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = now.checked_add(timeout).unwrap_or(now);
         // The last that can fail.

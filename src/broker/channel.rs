@@ -107,7 +107,10 @@ impl Channel {
     ) -> Result<(), Reason> {
         self.send_again = self.send_again.filter(|again| *again > now);
         let mut most = wire::MAX_DESCRIPTORS;
-        while self.offers.first_queued().is_some() && !self.full && self.send_again.is_none() {
+        while let Some(first) = self.offers.first_queued() {
+            if self.full || self.send_again.is_some() {
+                break;
+            }
             let body = self.offers.batch(most, descriptors);
             let count = descriptors.len();
             let header = wire::header(Kind::Offers, count, count, body.len());
@@ -135,7 +138,7 @@ impl Channel {
                         Some(libc::EPERM | libc::EACCES) => Reason::PermissionDenied,
                         _ => Reason::ClientUnsupported,
                     };
-                    self.take_back_first(reason, outcomes, now)?;
+                    self.take_back(first, reason, outcomes, now)?;
                 }
             }
         }
@@ -151,28 +154,16 @@ impl Channel {
         watched.map_err(|_| Reason::BackendUnavailable)
     }
 
-    /// Takes back the offer that is first in the queue and cannot be sent.
-    fn take_back_first(
-        &mut self,
-        reason: Reason,
-        outcomes: &mut Outcomes,
-        now: Instant,
-    ) -> Result<(), Reason> {
-        match self.offers.first_queued() {
-            Some(slot) => self.take_back(slot, reason, outcomes, now),
-            None => Ok(()),
-        }
-    }
-
     /// Revokes an offer in flight and adds its verdict: fallback for this reason, or adopted after
-    /// all. An error is the end of the channel; the offer has its verdict then, too.
+    /// all; says whether it was adopted. An error is the end of the channel; the offer has its
+    /// verdict then, too.
     fn take_back(
         &mut self,
         slot: u32,
         reason: Reason,
         outcomes: &mut Outcomes,
         now: Instant,
-    ) -> Result<(), Reason> {
+    ) -> Result<bool, Reason> {
         let Some(found) = self.offers.slot(slot) else {
             return Err(Reason::IntegrityMismatch);
         };
@@ -181,10 +172,10 @@ impl Channel {
         let broken = Reason::IntegrityMismatch;
         let (adopted, reason, result) =
             match claim::revoke(self.claims.slot(slot as usize), generation) {
-                Ok(()) => (false, Some(reason), Ok(())),
+                Ok(()) => (false, Some(reason), Ok(false)),
                 // Nobody but us has the descriptor, whatever the word says.
                 Err(_) if !sent => (false, Some(broken), Err(broken)),
-                Err(Lost::TooLate) => (true, None, Ok(())),
+                Err(Lost::TooLate) => (true, None, Ok(true)),
                 // Perhaps it is adopted, so it must not be served here.
                 Err(Lost::Impossible) => (true, Some(broken), Err(broken)),
             };
@@ -315,12 +306,7 @@ impl Channel {
                 // A reason that a later version added is still a rejection.
                 let reason = Reason::try_from(u32::from(verdict.reason));
                 let reason = reason.unwrap_or(Reason::Rejected);
-                self.take_back(slot, reason, outcomes, now)?;
-                if self
-                    .offers
-                    .slot(slot)
-                    .is_some_and(|s| s.state == State::Settled { adopted: true })
-                {
+                if self.take_back(slot, reason, outcomes, now)? {
                     // It says that it rejected what it has adopted.
                     return broken;
                 }

@@ -109,10 +109,6 @@ impl Offers {
         self.in_flight
     }
 
-    pub(super) fn has_room(&self) -> bool {
-        !self.granted.is_empty()
-    }
-
     pub(super) fn queued_bytes(&self) -> usize {
         self.bytes.len() - self.sent
     }
@@ -326,7 +322,7 @@ mod tests {
         assert!(!offers.grant(1, NO_TOKEN));
         assert!(!offers.grant(2, NO_TOKEN));
         assert_eq!(offers.queue(&offer(1, now, b"")), Some(1));
-        assert!(!offers.has_room());
+        assert!(offers.next_slot().is_none());
     }
 
     #[test]
@@ -357,7 +353,7 @@ mod tests {
         assert_eq!(descriptors, [1, 3]);
         assert_eq!(bytes.len(), 2 * queued_len(5));
         assert!(bytes.ends_with(&[3; 5]));
-        assert!(offers.has_room());
+        assert!(offers.next_slot().is_some());
     }
 
     proptest! {
