@@ -5,6 +5,7 @@ import ctypes
 import errno
 import os
 import select
+import shlex
 import socket
 import subprocess
 import sys
@@ -51,8 +52,9 @@ def compiled(*lines):
         "int main(void) {", *lines, "return 0; }"])
     with tempfile.TemporaryDirectory(prefix="handoff-python-") as directory:
         path = os.path.join(directory, "program")
-        subprocess.run([os.environ.get("CC", "cc"), "-std=c11", "-I", os.path.join(ROOT, "include"),
-                        "-x", "c", "-", "-o", path], input=program, text=True, check=True)
+        subprocess.run([*shlex.split(os.environ.get("CC", "cc")), "-std=c11", "-I",
+                        os.path.join(ROOT, "include"), "-x", "c", "-", "-o", path],
+                       input=program, text=True, check=True)
         output = subprocess.run([path], stdout=subprocess.PIPE, text=True, check=True).stdout
     return [line.split() for line in output.splitlines()]
 
