@@ -75,6 +75,8 @@ class Handler(BaseHTTPRequestHandler):
     def setup(self):
         self.arrival = self.request
         self.request = self.arrival.connection
+        address = self.request.getpeername()
+        self.client_address = address if isinstance(address, tuple) else ("unix", 0)
         # Answers are written in two pieces. But a client may have a Unix socket, too.
         self.disable_nagle_algorithm = self.request.family in (socket.AF_INET, socket.AF_INET6)
         super().setup()
@@ -163,8 +165,8 @@ class Handler(BaseHTTPRequestHandler):
     def read_body(self):
         lengths = self.headers.get_all("Content-Length", [])
         codings = self.headers.get_all("Transfer-Encoding", [])
-        # Two readings of where a body ends would let a client smuggle a request past a proxy.
-        if len(lengths) + len(codings) > 1:
+        # What can be read in two ways would let a client smuggle a request past a proxy.
+        if self.headers.defects or len(lengths) + len(codings) > 1:
             raise Refused(HTTPStatus.BAD_REQUEST)
         if codings and codings[0].strip().lower() != "chunked":
             raise Refused(HTTPStatus.NOT_IMPLEMENTED)
@@ -252,8 +254,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
             self.places.release()
             return
         try:
-            self.process_request(arrival, client_address(arrival.connection))
-        except Exception:  # it has gone, or there is no thread for it
+            self.process_request(arrival, None)
+        except RuntimeError:  # there is no thread for it
             self.handle_error(arrival, None)
             self.shutdown_request(arrival)
 
@@ -276,11 +278,6 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
     def handle_error(self, arrival, client_address):
         if not isinstance(sys.exc_info()[1], OSError):  # the client has gone: no news
             super().handle_error(arrival, client_address)
-
-
-def client_address(connection):
-    address = connection.getpeername()
-    return address if isinstance(address, tuple) else ("unix", 0)  # http.server wants two
 
 
 def stop_at_once_next_time(*_):

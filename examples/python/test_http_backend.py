@@ -285,6 +285,7 @@ class Requests(Case):
                 b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\x0a",
                 b"GET / HTTP/x.y\r\n\r\n",
                 b"<script>\xff HTTP/1.1\r\n\r\n" + 100000 * b"x",
+                post + b"Content-Length : 1\r\n\r\nx",
                 post + b"Content-Length: -1\r\n\r\n",
                 post + b"Content-Length: +1\r\n\r\nx",
                 post + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
