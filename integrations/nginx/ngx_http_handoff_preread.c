@@ -221,7 +221,7 @@ ngx_http_handoff_line_end(ngx_http_request_t *r, u_char *nul, u_char *end, u_cha
 static ngx_int_t
 ngx_http_handoff_body(ngx_http_request_t *r, ngx_handoff_room_t *room)
 {
-    off_t         len, expected;
+    off_t         len;
     u_char        size[NGX_OFF_T_LEN + 2];
     ngx_int_t     rc;
     ngx_chain_t  *cl;
@@ -231,11 +231,8 @@ ngx_http_handoff_body(ngx_http_request_t *r, ngx_handoff_room_t *room)
         len += ngx_buf_size(cl->buf);
     }
 
-    expected = r->headers_in.chunked ? r->request_body->received
-                                     : ngx_max(r->headers_in.content_length_n, 0);
-
-    /* Whoever has sent it on may have left less. */
-    if (len != expected) {
+    /* Whoever has sent it on may have left less. nginx counts the bytes of a chunked body here, too. */
+    if (len != ngx_max(r->headers_in.content_length_n, 0)) {
         return NGX_ERROR;
     }
 
