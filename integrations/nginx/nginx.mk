@@ -6,8 +6,8 @@ NGINX_BUILD   := $(BUILD)/nginx
 NGINX_MODULES := $(addprefix $(NGINX_BUILD)/,ngx_http_handoff_module.so ngx_stream_handoff_module.so)
 # Where nginx looks for modules, and where Debian keeps the lines that load them.
 NGINX_MODULESDIR ?= /usr/lib/nginx/modules
-NGINX_CONFDIR    ?= /etc/nginx
-NGINX_DOCDIR     ?= $(PREFIX)/share/doc/handoff
+NGINX_LOADDIR    ?= /usr/share/nginx/modules-available
+DOCDIR           ?= $(PREFIX)/share/doc/handoff
 
 .PHONY: need-nginx
 need-nginx:
@@ -37,3 +37,24 @@ $(NGINX_BUILD)/stamp: $(NGINX_BUILD)/configured $(wildcard integrations/nginx/ng
 	    $(addprefix objs/,$(notdir $(NGINX_MODULES)))
 	install $(addprefix $(NGINX_BUILD)/src/objs/,$(notdir $(NGINX_MODULES))) $(NGINX_BUILD)
 	@touch $@
+
+## install-nginx  install the nginx modules, the lines that load them, and a sample configuration
+.PHONY: install-nginx
+install-nginx: nginx
+	install -d '$(DESTDIR)$(NGINX_MODULESDIR)' '$(DESTDIR)$(NGINX_LOADDIR)' '$(DESTDIR)$(DOCDIR)'
+	install -m 644 $(NGINX_MODULES) '$(DESTDIR)$(NGINX_MODULESDIR)'
+	@set -e; for kind in http stream; do \
+	    load="$(DESTDIR)$(NGINX_LOADDIR)/mod-$$kind-handoff.conf"; echo "install $$load"; \
+	    echo "load_module modules/ngx_$${kind}_handoff_module.so;" | \
+	        install -m 644 /dev/stdin "$$load"; \
+	done
+	install -m 644 integrations/nginx/handoff.conf.sample '$(DESTDIR)$(DOCDIR)/nginx.conf.sample'
+	install -m 644 integrations/nginx/README.md '$(DESTDIR)$(DOCDIR)/nginx.md'
+
+## uninstall-nginx  remove what `make install-nginx` with the same variables put there
+.PHONY: uninstall-nginx
+uninstall-nginx:
+	rm -f $(foreach kind,http stream,'$(DESTDIR)$(NGINX_MODULESDIR)/ngx_$(kind)_handoff_module.so' \
+	    '$(DESTDIR)$(NGINX_LOADDIR)/mod-$(kind)-handoff.conf') \
+	    '$(DESTDIR)$(DOCDIR)/nginx.conf.sample' '$(DESTDIR)$(DOCDIR)/nginx.md'
+	@[ ! -d '$(DESTDIR)$(DOCDIR)' ] || rmdir --ignore-fail-on-non-empty '$(DESTDIR)$(DOCDIR)'
