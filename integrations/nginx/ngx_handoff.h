@@ -98,6 +98,7 @@ struct ngx_handoff_offer_s {
 
 extern ngx_conf_num_bounds_t  ngx_handoff_counts;
 
+void *ngx_handoff_create_backends(ngx_conf_t *cf);
 void ngx_handoff_init_conf(ngx_handoff_conf_t *conf);
 char *ngx_handoff_merge_conf(ngx_conf_t *cf, ngx_array_t *backends, ngx_handoff_conf_t *prev,
     ngx_handoff_conf_t *conf);
@@ -110,6 +111,13 @@ void ngx_handoff_offer(ngx_handoff_offer_t *offer);
 void ngx_handoff_refuse(ngx_handoff_offer_t *offer, handoff_reason reason);
 void ngx_handoff_withdraw(ngx_handoff_offer_t *offer);
 
+/* ---- ngx_handoff_watch.c ---- */
+
+ngx_int_t ngx_handoff_keep_copies(ngx_cycle_t *cycle);
+void ngx_handoff_set_copy(ngx_connection_t *c, ngx_uint_t copy);
+ngx_int_t ngx_handoff_unwatch(ngx_handoff_offer_t *offer);
+ngx_int_t ngx_handoff_watch(ngx_handoff_offer_t *offer);
+
 /* ---- ngx_handoff_text.c ---- */
 
 char *ngx_handoff_set_text(ngx_conf_t *cf, ngx_handoff_index_pt index, ngx_handoff_text_t **text);
@@ -120,6 +128,27 @@ ngx_int_t ngx_handoff_outcome_text(ngx_pool_t *pool, ngx_variable_value_t *v,
     ngx_handoff_offer_t *offer, uintptr_t which);
 
 enum { NGX_HANDOFF_OUTCOME, NGX_HANDOFF_REASON, NGX_HANDOFF_WAIT };
+
+
+/*
+ * The directives of both modules but handoff_pass. `where` they may stand, which configuration
+ * they set (its ngx_handoff_conf_t comes first), and what sets a text.
+ */
+#define NGX_HANDOFF_COMMANDS(where, conf, set_text)                                               \
+    { ngx_string("handoff_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,                \
+      conf, offsetof(ngx_handoff_conf_t, timeout), NULL },                                        \
+    { ngx_string("handoff_window"), where|NGX_CONF_TAKE1, ngx_conf_set_num_slot,                  \
+      conf, offsetof(ngx_handoff_conf_t, window), &ngx_handoff_counts },                          \
+    { ngx_string("handoff_max_fails"), where|NGX_CONF_TAKE1, ngx_conf_set_num_slot,               \
+      conf, offsetof(ngx_handoff_conf_t, max_fails), &ngx_handoff_counts },                       \
+    { ngx_string("handoff_fail_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,           \
+      conf, offsetof(ngx_handoff_conf_t, fail_timeout), NULL },                                   \
+    { ngx_string("handoff_service"), where|NGX_CONF_TAKE1, set_text,                              \
+      conf, offsetof(ngx_handoff_conf_t, service), NULL },                                        \
+    { ngx_string("handoff_correlation"), where|NGX_CONF_TAKE1, set_text,                          \
+      conf, offsetof(ngx_handoff_conf_t, correlation), NULL },                                    \
+    { ngx_string("handoff_metadata"), where|NGX_CONF_1MORE, set_text,                             \
+      conf, offsetof(ngx_handoff_conf_t, metadata), NULL }
 
 #pragma GCC visibility pop
 

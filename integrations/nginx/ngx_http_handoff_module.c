@@ -10,10 +10,6 @@
 #pragma GCC visibility push(hidden)
 
 typedef struct {
-    ngx_array_t            backends;     /* of ngx_handoff_backend_t * */
-} ngx_http_handoff_main_conf_t;
-
-typedef struct {
     ngx_uint_t             used;         /* unsigned used:1; some location here hands over */
 } ngx_http_handoff_srv_conf_t;
 
@@ -40,14 +36,12 @@ static ngx_int_t ngx_http_handoff_location_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_handoff_add_variables(ngx_conf_t *cf);
 static ngx_int_t ngx_http_handoff_init(ngx_conf_t *cf);
-static void *ngx_http_handoff_create_main_conf(ngx_conf_t *cf);
 static void *ngx_http_handoff_create_srv_conf(ngx_conf_t *cf);
 static void *ngx_http_handoff_create_loc_conf(ngx_conf_t *cf);
 static char *ngx_http_handoff_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child);
 static char *ngx_http_handoff_pass(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 static char *ngx_http_handoff_text(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 static ngx_int_t ngx_http_handoff_init_process(ngx_cycle_t *cycle);
-static void ngx_http_handoff_exit_process(ngx_cycle_t *cycle);
 
 
 #define NGX_HTTP_HANDOFF_CONF  (NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF)
@@ -61,54 +55,8 @@ static ngx_command_t  ngx_http_handoff_commands[] = {
       offsetof(ngx_handoff_conf_t, path),
       NULL },
 
-    { ngx_string("handoff_timeout"),
-      NGX_HTTP_HANDOFF_CONF|NGX_CONF_TAKE1,
-      ngx_conf_set_msec_slot,
-      NGX_HTTP_LOC_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, timeout),
-      NULL },
-
-    { ngx_string("handoff_window"),
-      NGX_HTTP_HANDOFF_CONF|NGX_CONF_TAKE1,
-      ngx_conf_set_num_slot,
-      NGX_HTTP_LOC_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, window),
-      &ngx_handoff_counts },
-
-    { ngx_string("handoff_max_fails"),
-      NGX_HTTP_HANDOFF_CONF|NGX_CONF_TAKE1,
-      ngx_conf_set_num_slot,
-      NGX_HTTP_LOC_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, max_fails),
-      &ngx_handoff_counts },
-
-    { ngx_string("handoff_fail_timeout"),
-      NGX_HTTP_HANDOFF_CONF|NGX_CONF_TAKE1,
-      ngx_conf_set_msec_slot,
-      NGX_HTTP_LOC_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, fail_timeout),
-      NULL },
-
-    { ngx_string("handoff_service"),
-      NGX_HTTP_HANDOFF_CONF|NGX_CONF_TAKE1,
-      ngx_http_handoff_text,
-      NGX_HTTP_LOC_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, service),
-      NULL },
-
-    { ngx_string("handoff_correlation"),
-      NGX_HTTP_HANDOFF_CONF|NGX_CONF_TAKE1,
-      ngx_http_handoff_text,
-      NGX_HTTP_LOC_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, correlation),
-      NULL },
-
-    { ngx_string("handoff_metadata"),
-      NGX_HTTP_HANDOFF_CONF|NGX_CONF_1MORE,
-      ngx_http_handoff_text,
-      NGX_HTTP_LOC_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, metadata),
-      NULL },
+    NGX_HANDOFF_COMMANDS(NGX_HTTP_HANDOFF_CONF, NGX_HTTP_LOC_CONF_OFFSET,
+                         ngx_http_handoff_text),
 
       ngx_null_command
 };
@@ -117,7 +65,7 @@ static ngx_command_t  ngx_http_handoff_commands[] = {
 static ngx_http_module_t  ngx_http_handoff_module_ctx = {
     ngx_http_handoff_add_variables,
     ngx_http_handoff_init,
-    ngx_http_handoff_create_main_conf,
+    ngx_handoff_create_backends,
     NULL,
     ngx_http_handoff_create_srv_conf,
     NULL,
@@ -137,7 +85,7 @@ ngx_module_t  ngx_http_handoff_module = {
     ngx_http_handoff_init_process,
     NULL,
     NULL,
-    ngx_http_handoff_exit_process,
+    ngx_handoff_exit_worker,
     NULL,
     NGX_MODULE_V1_PADDING
 };
@@ -447,22 +395,6 @@ ngx_http_handoff_init(ngx_conf_t *cf)
 
 
 static void *
-ngx_http_handoff_create_main_conf(ngx_conf_t *cf)
-{
-    ngx_http_handoff_main_conf_t  *hmcf;
-
-    hmcf = ngx_pcalloc(cf->pool, sizeof(ngx_http_handoff_main_conf_t));
-    if (hmcf == NULL
-        || ngx_array_init(&hmcf->backends, cf->pool, 2, sizeof(ngx_handoff_backend_t *)) != NGX_OK)
-    {
-        return NULL;
-    }
-
-    return hmcf;
-}
-
-
-static void *
 ngx_http_handoff_create_srv_conf(ngx_conf_t *cf)
 {
     return ngx_pcalloc(cf->pool, sizeof(ngx_http_handoff_srv_conf_t));
@@ -488,10 +420,10 @@ ngx_http_handoff_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 {
     ngx_handoff_conf_t            *prev = parent, *conf = child;
     ngx_http_core_loc_conf_t      *clcf;
-    ngx_http_handoff_main_conf_t  *hmcf;
+    ngx_array_t               *backends;
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
-    hmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_handoff_module);
+    backends = ngx_http_conf_get_module_main_conf(cf, ngx_http_handoff_module);
 
     /* As for proxy_pass: "if" and "limit_except" blocks do what is done around them. */
     if (clcf->noname && conf->path.len == 0) {
@@ -502,7 +434,7 @@ ngx_http_handoff_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
         clcf->handler = ngx_http_handoff_handler;
     }
 
-    return ngx_handoff_merge_conf(cf, &hmcf->backends, prev, conf);
+    return ngx_handoff_merge_conf(cf, backends, prev, conf);
 }
 
 
@@ -537,18 +469,8 @@ ngx_http_handoff_text(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 static ngx_int_t
 ngx_http_handoff_init_process(ngx_cycle_t *cycle)
 {
-    ngx_http_handoff_main_conf_t  *hmcf;
-
-    hmcf = ngx_http_cycle_get_module_main_conf(cycle, ngx_http_handoff_module);
-
-    return hmcf ? ngx_handoff_init_worker(cycle, &hmcf->backends) : NGX_OK;
-}
-
-
-static void
-ngx_http_handoff_exit_process(ngx_cycle_t *cycle)
-{
-    ngx_handoff_exit_worker(cycle);
+    return ngx_handoff_init_worker(cycle,
+               ngx_http_cycle_get_module_main_conf(cycle, ngx_http_handoff_module));
 }
 
 #pragma GCC visibility pop

@@ -10,10 +10,6 @@
 #pragma GCC visibility push(hidden)
 
 typedef struct {
-    ngx_array_t                     backends;     /* of ngx_handoff_backend_t * */
-} ngx_stream_handoff_main_conf_t;
-
-typedef struct {
     ngx_handoff_conf_t              handoff;      /* first: the directives' offsets are in it */
     ngx_stream_content_handler_pt   fallback;     /* NULL without proxy_pass or its like */
 } ngx_stream_handoff_srv_conf_t;
@@ -31,13 +27,11 @@ static ngx_variable_value_t *ngx_stream_handoff_value(void *session, ngx_uint_t 
 static ngx_int_t ngx_stream_handoff_variable(ngx_stream_session_t *s,
     ngx_stream_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_stream_handoff_add_variables(ngx_conf_t *cf);
-static void *ngx_stream_handoff_create_main_conf(ngx_conf_t *cf);
 static void *ngx_stream_handoff_create_srv_conf(ngx_conf_t *cf);
 static char *ngx_stream_handoff_merge_srv_conf(ngx_conf_t *cf, void *parent, void *child);
 static char *ngx_stream_handoff_pass(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 static char *ngx_stream_handoff_text(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 static ngx_int_t ngx_stream_handoff_init_process(ngx_cycle_t *cycle);
-static void ngx_stream_handoff_exit_process(ngx_cycle_t *cycle);
 
 
 #define NGX_STREAM_HANDOFF_CONF  (NGX_STREAM_MAIN_CONF|NGX_STREAM_SRV_CONF)
@@ -51,54 +45,8 @@ static ngx_command_t  ngx_stream_handoff_commands[] = {
       offsetof(ngx_handoff_conf_t, path),
       NULL },
 
-    { ngx_string("handoff_timeout"),
-      NGX_STREAM_HANDOFF_CONF|NGX_CONF_TAKE1,
-      ngx_conf_set_msec_slot,
-      NGX_STREAM_SRV_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, timeout),
-      NULL },
-
-    { ngx_string("handoff_window"),
-      NGX_STREAM_HANDOFF_CONF|NGX_CONF_TAKE1,
-      ngx_conf_set_num_slot,
-      NGX_STREAM_SRV_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, window),
-      &ngx_handoff_counts },
-
-    { ngx_string("handoff_max_fails"),
-      NGX_STREAM_HANDOFF_CONF|NGX_CONF_TAKE1,
-      ngx_conf_set_num_slot,
-      NGX_STREAM_SRV_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, max_fails),
-      &ngx_handoff_counts },
-
-    { ngx_string("handoff_fail_timeout"),
-      NGX_STREAM_HANDOFF_CONF|NGX_CONF_TAKE1,
-      ngx_conf_set_msec_slot,
-      NGX_STREAM_SRV_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, fail_timeout),
-      NULL },
-
-    { ngx_string("handoff_service"),
-      NGX_STREAM_HANDOFF_CONF|NGX_CONF_TAKE1,
-      ngx_stream_handoff_text,
-      NGX_STREAM_SRV_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, service),
-      NULL },
-
-    { ngx_string("handoff_correlation"),
-      NGX_STREAM_HANDOFF_CONF|NGX_CONF_TAKE1,
-      ngx_stream_handoff_text,
-      NGX_STREAM_SRV_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, correlation),
-      NULL },
-
-    { ngx_string("handoff_metadata"),
-      NGX_STREAM_HANDOFF_CONF|NGX_CONF_1MORE,
-      ngx_stream_handoff_text,
-      NGX_STREAM_SRV_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, metadata),
-      NULL },
+    NGX_HANDOFF_COMMANDS(NGX_STREAM_HANDOFF_CONF, NGX_STREAM_SRV_CONF_OFFSET,
+                         ngx_stream_handoff_text),
 
       ngx_null_command
 };
@@ -107,7 +55,7 @@ static ngx_command_t  ngx_stream_handoff_commands[] = {
 static ngx_stream_module_t  ngx_stream_handoff_module_ctx = {
     ngx_stream_handoff_add_variables,
     NULL,
-    ngx_stream_handoff_create_main_conf,
+    ngx_handoff_create_backends,
     NULL,
     ngx_stream_handoff_create_srv_conf,
     ngx_stream_handoff_merge_srv_conf
@@ -125,7 +73,7 @@ ngx_module_t  ngx_stream_handoff_module = {
     ngx_stream_handoff_init_process,
     NULL,
     NULL,
-    ngx_stream_handoff_exit_process,
+    ngx_handoff_exit_worker,
     NULL,
     NGX_MODULE_V1_PADDING
 };
@@ -329,22 +277,6 @@ ngx_stream_handoff_add_variables(ngx_conf_t *cf)
 /* ---- configuration ---- */
 
 static void *
-ngx_stream_handoff_create_main_conf(ngx_conf_t *cf)
-{
-    ngx_stream_handoff_main_conf_t  *hmcf;
-
-    hmcf = ngx_pcalloc(cf->pool, sizeof(ngx_stream_handoff_main_conf_t));
-    if (hmcf == NULL
-        || ngx_array_init(&hmcf->backends, cf->pool, 2, sizeof(ngx_handoff_backend_t *)) != NGX_OK)
-    {
-        return NULL;
-    }
-
-    return hmcf;
-}
-
-
-static void *
 ngx_stream_handoff_create_srv_conf(ngx_conf_t *cf)
 {
     ngx_stream_handoff_srv_conf_t  *conf;
@@ -363,10 +295,10 @@ ngx_stream_handoff_merge_srv_conf(ngx_conf_t *cf, void *parent, void *child)
 {
     ngx_stream_core_srv_conf_t      *cscf;
     ngx_stream_handoff_srv_conf_t   *prev = parent, *conf = child;
-    ngx_stream_handoff_main_conf_t  *hmcf;
+    ngx_array_t                    *backends;
 
     cscf = ngx_stream_conf_get_module_srv_conf(cf, ngx_stream_core_module);
-    hmcf = ngx_stream_conf_get_module_main_conf(cf, ngx_stream_handoff_module);
+    backends = ngx_stream_conf_get_module_main_conf(cf, ngx_stream_handoff_module);
 
     /* Whichever of handoff_pass and proxy_pass comes first in the server. */
     if (conf->handoff.path.len && cscf->handler != ngx_stream_handoff_handler) {
@@ -374,7 +306,7 @@ ngx_stream_handoff_merge_srv_conf(ngx_conf_t *cf, void *parent, void *child)
         cscf->handler = ngx_stream_handoff_handler;
     }
 
-    return ngx_handoff_merge_conf(cf, &hmcf->backends, &prev->handoff, &conf->handoff);
+    return ngx_handoff_merge_conf(cf, backends, &prev->handoff, &conf->handoff);
 }
 
 
@@ -409,18 +341,8 @@ ngx_stream_handoff_text(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 static ngx_int_t
 ngx_stream_handoff_init_process(ngx_cycle_t *cycle)
 {
-    ngx_stream_handoff_main_conf_t  *hmcf;
-
-    hmcf = ngx_stream_cycle_get_module_main_conf(cycle, ngx_stream_handoff_module);
-
-    return hmcf ? ngx_handoff_init_worker(cycle, &hmcf->backends) : NGX_OK;
-}
-
-
-static void
-ngx_stream_handoff_exit_process(ngx_cycle_t *cycle)
-{
-    ngx_handoff_exit_worker(cycle);
+    return ngx_handoff_init_worker(cycle,
+               ngx_stream_cycle_get_module_main_conf(cycle, ngx_stream_handoff_module));
 }
 
 #pragma GCC visibility pop
