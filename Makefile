@@ -84,6 +84,7 @@ include c-tests/tests.mk
 include examples/examples.mk
 include bench/bench.mk
 include proofs/proofs.mk
+include integrations/nginx/nginx.mk
 
 ## check       run every test
 check: check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
@@ -113,4 +114,4 @@ clean:
 help:
 	@sed -n 's/^## \([a-z-]*\) *\(.*\)/  make \1\t\2/p' Makefile packaging/packaging.mk \
 	    c-tests/tests.mk examples/examples.mk bench/bench.mk \
-	    proofs/proofs.mk | expand -t 26
+	    proofs/proofs.mk integrations/nginx/nginx.mk | expand -t 26
