@@ -18,5 +18,5 @@ demo: $(EXAMPLES)
 ## check-python  the backend in Python, with a broker in Python and one in C
 .PHONY: check-python
 check-python: $(BUILD)/examples/broker | all need-python
-	@LD_LIBRARY_PATH=$(LIB) HANDOFF_BROKER=$< CC="$(CC)" \
+	@HANDOFF_BROKER=$< CC="$(CC)" $(RUN) \
 	    $(PYTHON) -B -W error -m unittest discover -q -s examples/python

@@ -225,7 +225,8 @@ class Requests(Case):
 
     def test_upload_of_a_mebibyte(self):
         body = os.urandom(1 << 20)
-        client = self.hand_over(b"PUT /p HTTP/1.1\r\nContent-Length: 1048576\r\n\r\n" + body[:50000])
+        head = b"PUT /p HTTP/1.1\r\nContent-Length: 1048576\r\n\r\n"
+        client = self.hand_over(head + body[:50000])
         client.send(body[50000:])
         self.assertEqual(client.answer().body, body)
 
