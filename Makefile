@@ -84,11 +84,13 @@ include c-tests/tests.mk
 include examples/examples.mk
 include bench/bench.mk
 include proofs/proofs.mk
+include integrations/nginx/nginx.mk
 
 ## check       run every test
 check: check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
        check-interop check-soak check-install check-man check-readme check-one-owner \
-       check-claim check-model check-fuzz check-threads check-coverage check-bench demo
+       check-claim check-model check-fuzz check-threads check-coverage check-python check-bench \
+       demo
 
 ## check-rust  rustfmt, clippy and the Rust tests
 .PHONY: check-rust
@@ -113,4 +115,4 @@ clean:
 help:
 	@sed -n 's/^## \([a-z-]*\) *\(.*\)/  make \1\t\2/p' Makefile packaging/packaging.mk \
 	    c-tests/tests.mk examples/examples.mk bench/bench.mk \
-	    proofs/proofs.mk | expand -t 26
+	    proofs/proofs.mk integrations/nginx/nginx.mk | expand -t 26
