@@ -1,8 +1,8 @@
 # The benchmarks, built as a user would build a program.
 
 BENCH   := $(BUILD)/bench
-PROGRAMS := start raw_layer throughput scale
-PEERS   := $(addprefix $(BENCH)/peers/,plain channel glib libuv ways client rust)
+BENCH_PROGRAMS := start raw_layer throughput scale
+PEERS   := $(addprefix $(BENCH)/peers/,plain channel glib libuv instead client rust)
 PART    ?=
 
 BENCH_CC = $(CC) -std=c11 $(CFLAGS) $(WARN)
@@ -50,7 +50,7 @@ RUN_BENCH = LD_LIBRARY_PATH=$(LIB) $(PYTHON) bench/bench.py $(BENCH)
 
 ## bench       libhandoff beside other ways to do the same; PART=move: that part
 .PHONY: bench
-bench: $(PEERS) $(addprefix $(BENCH)/,$(PROGRAMS) no_checks.so) | need-peers
+bench: $(PEERS) $(addprefix $(BENCH)/,$(BENCH_PROGRAMS) no_checks.so) | need-peers
 	@$(RUN_BENCH) $(PART)
 
 ## check-bench  each peer of the benchmark moves some connections

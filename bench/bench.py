@@ -11,6 +11,7 @@ import os
 import pathlib
 import platform
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -89,6 +90,9 @@ class Bench:
 
     def memory(self):
         """10,000 in flight: the backend holds them all before it acknowledges any."""
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if most != resource.RLIM_INFINITY and most < HELD + 100:
+            sys.exit(f"error: part memory needs {HELD + 100} descriptors: please raise ulimit -Hn")
         result = {}
         for way in self.moving:
             more = {"CHANNELS": 3} if way.key == "channel" else {}  # each takes 4096

@@ -3,7 +3,7 @@ from html import escape
 from math import log10
 from statistics import median
 
-from report import GROWTH, both, found
+from report import GROWTH, found
 
 WIDTH, LABELS, RIGHT, ROW = 760, 250, 70, 24
 OURS_COLOUR, OTHER_COLOUR, SECOND_COLOUR = "#0b6e99", "#9aa5b1", "#d0d6dc"
@@ -22,7 +22,8 @@ def line(x1, y1, x2, y2, kind="grid"):
 
 
 def box(x, y, width, height, colour):
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height}" fill="{colour}"/>'
+    return (f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}" '
+            f'fill="{colour}"/>')
 
 
 def dot(x, y, colour, radius=4):
@@ -147,9 +148,10 @@ def write(results, ways, directory):
     moved, served, after, of_growth = (found(results, part) for part in
                                        ("move", "serve", "after", "growth"))
     if moved:
-        plots["move"] = bars("Handoffs a second, window of 256", "the moving alone: TCP connections "
-                             "offered again and again; longer is better",
-                             rows(moved["full"], lambda of: [1e9 / median(of["elapsed"])]))
+        plots["move"] = bars(
+            "Handoffs a second, window of 256",
+            "the moving alone: TCP connections offered again and again; longer is better",
+            rows(moved["full"], lambda of: [1e9 / median(of["elapsed"])]))
         plots["processor"] = bars(
             "Processor time for each handoff, window of 256",
             "nanoseconds; dark: the broker, light: the backend; shorter is better",

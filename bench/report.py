@@ -1,4 +1,4 @@
-"""Tables of what was found, as Markdown that can be read as it is, and whether the goals are met."""
+"""Tables of what was found, as Markdown that can be read as it is, and which goals are met."""
 from statistics import median
 
 FLOOR, OURS = "plain", "channel"
@@ -97,8 +97,8 @@ def serve(results, ways):
         head = ["", "p50", "p99", "p99.9", "ours/it p50", "p99", "p99.9", "clients a second",
                 "cpu broker", "cpu backend",
                 *(["system calls"] if calls and concurrency == "16" else [])]
-        parts.append(f"Clients, {concurrency} at a time; microseconds to the first byte, and of the "
-                     "processor for each client\n\n" + table(head, rows))
+        parts.append(f"Clients, {concurrency} at a time; microseconds to the first byte, and of "
+                     "the processor for each client\n\n" + table(head, rows))
     return "\n\n".join(parts)
 
 
@@ -156,7 +156,7 @@ def calls(results, ways):
 
 def checks(results, ways):
     return ("What the questions about each connection cost\n\n"
-            + table(["", "channel, ns", "handoffs, of plain C with one", "cost, of plain C with 64"],
+            + table(["", "channel, ns", "a second, of plain C with one", "ns, of plain C with 64"],
                     [[case, number(ns), number(1 / one), number(many)]
                      for case, (ns, one, many) in found(results, "checks").items()]))
 

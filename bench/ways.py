@@ -26,7 +26,6 @@ class Way:
     one_descriptor: bool = True  # a message
     environment: dict = field(default_factory=dict)
     pace: float = 1             # how many handoffs to measure, of those of the others
-    can_hold: bool = True
 
 
 def all_ways(programs):
@@ -50,10 +49,10 @@ def all_ways(programs):
         Way("python", "Python, socket.send_fds", [sys.executable, str(HERE / "peers/python.py")],
             pace=0.5),
         Way("node", "Node, child_process", ["node", str(HERE / "peers/node.js")], pace=0.125),
-        instead("reconnect", "reconnect, TCP", peer("ways", "reconnect")),
-        instead("reconnect-unix", "reconnect, Unix socket", peer("ways", "reconnect-unix")),
-        instead("copy", "copying proxy", peer("ways", "copy")),
-        instead("splice", "splice proxy", peer("ways", "splice")),
+        instead("reconnect", "reconnect, TCP", peer("instead", "reconnect")),
+        instead("reconnect-unix", "reconnect, Unix socket", peer("instead", "reconnect-unix")),
+        instead("copy", "copying proxy", peer("instead", "copy")),
+        instead("splice", "splice proxy", peer("instead", "splice")),
         instead("nginx", "nginx proxy_pass, HTTP", None),
         instead("nginx-stream", "nginx proxy_pass, stream", None),
     ]
@@ -214,7 +213,7 @@ def run_nginx(programs, way, concurrency, values, prefix):
         config = pathlib.Path(directory, "nginx.conf")
         config.write_text(NGINX.format(prefix=directory, port=port, **words))
         backend = started.start(
-            [*prefix, str(programs / "peers/ways"), "backend", f"{directory}/backend"],
+            [*prefix, str(programs / "peers/instead"), "backend", f"{directory}/backend"],
             environment(way, values))
         nginx = started.start([*prefix, "nginx", "-e", "stderr", "-p", directory, "-c", config])
         wait_for(port)

@@ -3,11 +3,11 @@
  *
  *   client PORT CONCURRENCY WARM COUNT [TIMES]
  *
- * Each connects, sends a request of 200 bytes, and reads until the server ends the connection; a
- * server that answers "> ADDRESS" sends it there to ask again: a port, or the name of an abstract
- * Unix socket. The time of a client is that from its connect(2) to the first byte of its answer. The
- * times of those after the first WARM go to the file TIMES, in nanoseconds, 4 bytes each. Prints how
- * long it took for these to end, and how many bytes they got.
+ * Each connects, sends a request of 200 bytes, and reads until the server ends the connection. One
+ * that is answered "> ADDRESS" asks again there: at a port, or at an abstract Unix socket. The time
+ * of a client is that from its connect(2) to the first byte of its answer; those after the first
+ * WARM go to the file TIMES, in nanoseconds, 4 bytes each. Prints how long it took for these to
+ * end, and how many bytes they got.
  */
 #define _GNU_SOURCE
 #include "../common.h"

@@ -93,8 +93,8 @@ void answer_bytes(char **bytes, size_t *len);
 /* What the backend does with a connection that is its own now. */
 void serve(int fd);
 
-/* For peers with a loop of their own. The first starts the backend and returns the broker's end of
- * a socket pair; settled() counts, as arrived() does; the last reports and waits for the backend. */
+/* For peers with a loop of their own: starts the backend, and returns the broker's end of a socket
+ * pair; counts, as arrived() does; reports, and waits for the backend; tells where it listens. */
 int begin_peer(void (*prepare)(void), void (*backend)(int socket));
 int settled(void);
 int end_peer(void);

@@ -2,11 +2,11 @@
  * What people do instead of moving a connection. One backend that accepts connections of its own,
  * on a TCP port and a Unix socket, and the brokers that bring clients to it:
  *
- *   ways reconnect        answers a client with the backend's port, where it connects anew
- *   ways reconnect-unix   the same for clients on this host, with the backend's Unix socket
- *   ways copy             a proxy: connects to the backend's Unix socket, and copies
- *   ways splice           a proxy that moves the answer through a pipe, without copying it
- *   ways backend PATH     the backend only, for nginx: it listens at PATH
+ *   instead reconnect        answers a client with the backend's port, where it connects anew
+ *   instead reconnect-unix   the same for clients on this host, with the backend's Unix socket
+ *   instead copy             a proxy: connects to the backend's Unix socket, and copies
+ *   instead splice           a proxy that moves the answer through a pipe, without copying it
+ *   instead backend PATH     the backend only, for nginx: it listens at PATH
  *
  * The proxies do the least that can be done: a request is here whole when they connect, so they
  * watch for the answer only, and they wait for a client that reads slowly.
@@ -45,7 +45,7 @@ static void prepare(void)
     need(tcp_listener != -1 && bind(tcp_listener, (struct sockaddr *)&at, len) == 0 &&
          listen(tcp_listener, 4096) == 0 &&
          getsockname(tcp_listener, (struct sockaddr *)&at, &len) == 0, "listening");
-    int name_len = snprintf(unix_at.sun_path + 1, sizeof unix_at.sun_path - 1, "bench-ways-%d",
+    int name_len = snprintf(unix_at.sun_path + 1, sizeof unix_at.sun_path - 1, "bench-instead-%d",
                             getpid());
     unix_len = (socklen_t)(sizeof unix_at.sun_family + 1 + (size_t)name_len);
     listen_unix();
@@ -206,7 +206,7 @@ static void backend(int socket)
 
 int main(int argc, char **argv)
 {
-    static const struct peer ways = {prepare, begin, bring, NULL, NULL, NULL, backend};
+    static const struct peer broker = {prepare, begin, bring, NULL, NULL, NULL, backend};
     const char *way = argc > 1 ? argv[1] : "";
     if (strcmp(way, "backend") == 0 && argc == 3) {
         need(strlen(argv[2]) < sizeof unix_at.sun_path, argv[2]);
@@ -219,6 +219,6 @@ int main(int argc, char **argv)
     is_splice = strcmp(way, "splice") == 0;
     where[0] = strcmp(way, "reconnect-unix") == 0 ? '@' : '>';
     need(is_reconnect || is_splice || strcmp(way, "copy") == 0,
-         "usage: ways reconnect|reconnect-unix|copy|splice, or ways backend PATH");
-    return run_peer(&ways);
+         "usage: instead reconnect|reconnect-unix|copy|splice, or instead backend PATH");
+    return run_peer(&broker);
 }
