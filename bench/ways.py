@@ -188,15 +188,26 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def wait_for(port):
+def wait_until(attempt):
+    """The first result of `attempt` that is one."""
     deadline = time.monotonic() + 10
-    while True:
-        try:
-            return socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
+    while time.monotonic() < deadline:
+        result = attempt()
+        if result is not None:
+            return result
+        time.sleep(0.005)
+    raise RuntimeError("it did not start within 10 seconds")
+
+
+def listens(path):
+    with socket.socket(socket.AF_UNIX) as connection:
+        return True if connection.connect_ex(path) == 0 else None
+
+
+def written_pid(file):
+    """nginx writes it once it listens."""
+    text = file.read_text() if file.exists() else ""
+    return int(text) if text.endswith("\n") else None
 
 
 def processor_ns(pid):
@@ -215,9 +226,9 @@ def run_nginx(programs, way, concurrency, values, prefix):
         backend = started.start(
             [*prefix, str(programs / "peers/instead"), "backend", f"{directory}/backend"],
             environment(way, values))
+        wait_until(lambda: listens(f"{directory}/backend"))
         nginx = started.start([*prefix, "nginx", "-e", "stderr", "-p", directory, "-c", config])
-        wait_for(port)
-        pid = int(pathlib.Path(directory, "pid").read_text())
+        pid = wait_until(lambda: written_pid(pathlib.Path(directory, "pid")))
         if warm > 0:
             run_client(programs, port, concurrency, 0, warm)
         before = processor_ns(pid)
