@@ -201,13 +201,14 @@ def locked_version(name):
     return lines[lines.index(f'name = "{name}"') + 1].split('"')[1]
 
 
-def machine():
+def machine(load):
     model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo")
                   if line.startswith("model name")), platform.machine())
     return {
         "date": time.strftime("%Y-%m-%d"),
         "processor": f"{model}, {os.cpu_count()} cores",
         "kernel": platform.release(),
+        "load": f"{load:.1f}",
         "versions": {
             "libhandoff": version("git", "-C", str(HERE), "describe", "--always", "--dirty"),
             "gcc": version("gcc", "-dumpfullversion"), "rustc": version("rustc", "--version"),
@@ -234,11 +235,12 @@ def main():
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "results.json"
     results = json.loads(file.read_text()) if file.exists() else {"parts": {}}
+    load = os.getloadavg()[0]  # before it is our own
     for part in wanted:
         begun = time.monotonic()
         found = bench.program(part) if part in PROGRAMS else getattr(bench, part)()
         results["parts"][part] = {"seconds": round(time.monotonic() - begun), "found": found}
-        results["machine"] = machine()
+        results["machine"] = machine(load)
         file.write_text(json.dumps(results, indent=1) + "\n")
         print(report.text(results, bench.ways, part), flush=True)
     print(report.goals(results, bench.ways))

@@ -216,7 +216,9 @@ def goals(results, ways):
 def head(results):
     machine = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return (f"{machine['date']}; {machine['processor']}; Linux {machine['kernel']}.\n{versions}.\n")
+    load = f"; load {machine['load']} before it began" if "load" in machine else ""
+    system = f"{machine['processor']}; Linux {machine['kernel']}{load}"
+    return f"{machine['date']}; {system}.\n{versions}.\n"
 
 
 def write(results, ways, directory):
