@@ -6,6 +6,7 @@
 //! gave it up in the same step, see [`crate::claim`].
 
 mod channel;
+mod kinds;
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,19 +23,9 @@ use crate::token::{RandomTokens, Token};
 use crate::wire::{self, Frame, Grant, HEADER_LEN, Kind, MAX_FRAME_LEN, MAX_SLOTS, Welcome};
 
 use channel::{Broken, Channel};
+use kinds::Inspector;
 
-/// Which sockets a backend takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kinds {
-    /// SOCK_STREAM: TCP and Unix streams. The default, and the only one.
-    pub stream: bool,
-    /// SOCK_SEQPACKET.
-    pub seqpacket: bool,
-    /// SOCK_DGRAM: UDP, say.
-    pub datagram: bool,
-    /// Sockets without a peer: listening ones, or not connected yet.
-    pub unconnected: bool,
-}
+pub use kinds::Kinds;
 
 /// The limits of a [`Backend`]. Values outside their range are taken to the nearest end of it.
 #[derive(Clone, Debug)]
@@ -186,6 +177,7 @@ pub struct Backend {
     /// The system was short of memory for what a link has to send.
     short: bool,
     tokens: RandomTokens,
+    inspector: Inspector,
     statistics: BackendStatistics,
     buffer: Vec<u8>,
     descriptors: Vec<OwnedFd>,
@@ -298,6 +290,7 @@ impl Backend {
             ..options
         };
         Backend {
+            inspector: Inspector::new(options.kinds),
             options,
             listener: Some(listener),
             open: None,
@@ -695,7 +688,8 @@ impl Backend {
         let handled = match wire::decode(packet, came) {
             Ok(Frame::Hello(hello)) if !has_channel => self.welcome(link, hello, &mut descriptors),
             Ok(Frame::Offers(offers)) if has_channel => {
-                let mut arrived = descriptors.drain(..);
+                let open = packets::open_for_writing(&descriptors);
+                let mut arrived = descriptors.drain(..).zip(open);
                 offers.offers().try_for_each(|offer| self.arrive(link, &offer, arrived.next()))
             }
             _ => Err(Broken),
@@ -745,12 +739,13 @@ impl Backend {
         Ok(())
     }
 
-    /// Takes one offer in: it must spend its token, and is held if it is allowed.
+    /// Takes one offer in: it must spend its token, and is held if it is allowed. Its descriptor
+    /// comes with whether it is open for writing.
     fn arrive(
         &mut self,
         link: usize,
         offer: &wire::Offer<'_>,
-        descriptor: Option<OwnedFd>,
+        arrived: Option<(OwnedFd, bool)>,
     ) -> Result<(), Broken> {
         let len = offer.variable_len().ok_or(Broken)?;
         let channel = self.links[link].channel.as_mut().ok_or(Broken)?;
@@ -762,13 +757,15 @@ impl Backend {
         let slot = offer.slot as usize;
         channel.shrink(slot);
         let full = self.held_bytes.saturating_add(len) > self.options.max_held_bytes;
-        let refusal = match &descriptor {
+        let refusal = match &arrived {
             None => Some(Reason::DescriptorPressure),
             Some(_) if full => Some(Reason::BackendBusy),
-            Some(descriptor) => refusal(descriptor.as_fd(), offer.cookie, self.options.kinds),
+            Some((descriptor, open)) => {
+                self.inspector.refusal(descriptor.as_fd(), *open, offer.cookie)
+            }
         };
-        match (descriptor, refusal) {
-            (Some(descriptor), None) => {
+        match (arrived, refusal) {
+            (Some((descriptor, _)), None) => {
                 let serial = self.serial;
                 self.serial = (self.serial + 1) & MAX_SERIAL;
                 let channel = self.links[link].channel.as_mut().ok_or(Broken)?;
@@ -777,9 +774,9 @@ impl Backend {
                 self.held_bytes += channel.held_bytes() - before;
                 self.arrivals.push_back(Place { link, slot, serial });
             }
-            (descriptor, reason) => {
+            (refused, reason) => {
                 // Closed before the broker hears of it.
-                drop(descriptor);
+                drop(refused);
                 self.statistics.rejected += 1;
                 let next = self.next_token();
                 let channel = self.links[link].channel.as_mut().ok_or(Broken)?;
@@ -930,22 +927,6 @@ impl AsFd for Source {
 fn send(socket: &Socket, kind: Kind, entries: usize, body: &[u8]) -> io::Result<()> {
     let header = wire::header(kind, entries, 0, body.len());
     packets::send_packet(socket.descriptor.as_fd(), &header, body, &[]).map(drop)
-}
-
-/// Why a descriptor is not taken, if it is not.
-fn refusal(descriptor: BorrowedFd<'_>, cookie: u64, kinds: Kinds) -> Option<Reason> {
-    let allowed = match packets::socket_type(descriptor) {
-        Ok(libc::SOCK_STREAM) => kinds.stream,
-        Ok(libc::SOCK_SEQPACKET) => kinds.seqpacket,
-        Ok(libc::SOCK_DGRAM) => kinds.datagram,
-        _ => false,
-    };
-    if !allowed || (!kinds.unconnected && !packets::is_connected(descriptor)) {
-        return Some(Reason::ClientUnsupported);
-    }
-    // What arrived is what was offered.
-    let same = packets::cookie(descriptor).is_ok_and(|found| found == cookie);
-    (!same).then_some(Reason::IntegrityMismatch)
 }
 
 fn system(action: &'static str) -> impl Fn(io::Error) -> BackendError {
