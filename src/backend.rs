@@ -168,6 +168,8 @@ pub struct Backend {
     held_bytes: usize,
     /// The caller is taking arrivals, and will be told when there is no more.
     in_batch: bool,
+    /// A timer was set for the end of the batch, and dispatch has not run since.
+    pause_set: bool,
     /// Links whose broker has not said hello yet.
     expected: usize,
     /// No broker is accepted until then.
@@ -301,6 +303,7 @@ impl Backend {
             serial: 1,
             held_bytes: 0,
             in_batch: false,
+            pause_set: false,
             expected: 0,
             paused: None,
             orphans: false,
@@ -324,6 +327,7 @@ impl Backend {
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
         self.enter()?;
         self.in_batch = false;
+        self.pause_set = false;
         self.clear_orphans();
         self.send_again();
         for round in 0..=MAX_ROUNDS {
@@ -457,10 +461,10 @@ impl Backend {
             let many = channel.is_some_and(|channel| channel.verdicts().len() >= FLUSH_LEN);
             if !self.in_batch || many {
                 self.flush();
-            } else {
+            } else if !self.pause_set {
                 // A caller that does not go on to the end of the batch is woken for it.
                 let now = Instant::now();
-                let _ = self.wake_at(now + BATCH_PAUSE, now);
+                self.pause_set = self.wake_at(now + BATCH_PAUSE, now).is_ok();
             }
         }
         descriptor
