@@ -692,7 +692,7 @@ impl Backend {
         let handled = match wire::decode(packet, came) {
             Ok(Frame::Hello(hello)) if !has_channel => self.welcome(link, hello, &mut descriptors),
             Ok(Frame::Offers(offers)) if has_channel => {
-                let open = packets::open_for_writing(&descriptors);
+                let open = self.inspector.look(&descriptors);
                 let mut arrived = descriptors.drain(..).zip(open);
                 offers.offers().try_for_each(|offer| self.arrive(link, &offer, arrived.next()))
             }
@@ -764,9 +764,7 @@ impl Backend {
         let refusal = match &arrived {
             None => Some(Reason::DescriptorPressure),
             Some(_) if full => Some(Reason::BackendBusy),
-            Some((descriptor, open)) => {
-                self.inspector.refusal(descriptor.as_fd(), *open, offer.cookie)
-            }
+            Some((descriptor, open)) => self.inspector.refusal(descriptor, *open, offer.cookie),
         };
         match (arrived, refusal) {
             (Some((descriptor, _)), None) => {

@@ -3,12 +3,13 @@
 //! A broker is not trusted with what it offers. What the questions cost is most of what an arrival
 //! costs, so those that are asked of nearly all clients, which come over TCP, are asked together.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::fallback::Reason;
-use crate::sys::channel as packets;
+use crate::sys::channel::{self as packets, MAX_DESCRIPTORS};
 
-/// Which sockets a backend takes.
+/// Which sockets a backend takes. All of these together are any socket, of whatever other kind:
+/// then nothing is asked about that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kinds {
     /// SOCK_STREAM: TCP and Unix streams. The default, and the only one.
@@ -34,20 +35,34 @@ impl Inspector {
         Inspector { kinds, expect_tcp: true }
     }
 
-    /// Why a descriptor is not taken, if it is not. `open` is what
-    /// [`open_for_writing`](packets::open_for_writing) said of it, for all of a packet at once.
+    /// What can be asked about all the descriptors of a packet at once: whether each is open for
+    /// writing, if that will be of use.
+    pub(super) fn look(&self, descriptors: &[OwnedFd]) -> [bool; MAX_DESCRIPTORS] {
+        if self.tries_tcp() {
+            packets::open_for_writing(descriptors)
+        } else {
+            [false; MAX_DESCRIPTORS]
+        }
+    }
+
+    /// Why a descriptor is not taken, if it is not; `open` is what [`look`](Inspector::look) said.
     pub(super) fn refusal(
         &mut self,
-        descriptor: BorrowedFd<'_>,
+        descriptor: &OwnedFd,
         open: bool,
         cookie: u64,
     ) -> Option<Reason> {
+        let descriptor = descriptor.as_fd();
         if !self.allows(descriptor, open) {
             return Some(Reason::ClientUnsupported);
         }
-        // What arrived is what was offered.
+        // What arrived is what was offered, and a socket: nothing else has a cookie.
         let same = packets::cookie(descriptor).is_ok_and(|found| found == cookie);
         (!same).then_some(Reason::IntegrityMismatch)
+    }
+
+    fn tries_tcp(&self) -> bool {
+        self.expect_tcp && self.kinds.stream && !self.kinds.unconnected
     }
 
     /// Whether a descriptor is of an allowed kind.
@@ -58,8 +73,10 @@ impl Inspector {
     /// all other sockets; the two ways never differ about a socket that the first one takes.
     fn allows(&mut self, descriptor: BorrowedFd<'_>, open: bool) -> bool {
         let Kinds { stream, seqpacket, datagram, unconnected } = self.kinds;
-        let worth_it = self.expect_tcp && stream && !unconnected;
-        if worth_it && open && packets::is_tcp(descriptor) {
+        if stream && seqpacket && datagram && unconnected {
+            return true;
+        }
+        if open && self.tries_tcp() && packets::is_tcp(descriptor) {
             return true;
         }
         let kind = packets::socket_type(descriptor);
@@ -84,7 +101,6 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
-    use std::os::fd::{AsFd, OwnedFd};
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
     const STREAMS: Kinds =

@@ -119,16 +119,19 @@ pub(crate) fn peer_family(socket: BorrowedFd<'_>) -> Option<libc::c_int> {
 /// Whether each of some descriptors, at most [`MAX_DESCRIPTORS`], can be written to and is neither
 /// hung up nor in error; one poll(2) for all.
 pub(crate) fn open_for_writing(descriptors: &[OwnedFd]) -> [bool; MAX_DESCRIPTORS] {
-    let nothing = libc::pollfd { fd: -1, events: libc::POLLOUT, revents: 0 };
-    let mut polls = [nothing; MAX_DESCRIPTORS];
+    let mut polls = [libc::pollfd { fd: -1, events: libc::POLLOUT, revents: 0 }; MAX_DESCRIPTORS];
+    let count = descriptors.len().min(MAX_DESCRIPTORS);
     for (poll, descriptor) in polls.iter_mut().zip(descriptors) {
         poll.fd = descriptor.as_raw_fd();
     }
-    let count = descriptors.len().min(MAX_DESCRIPTORS);
     // SAFETY: the pointer and the count describe the first of `polls`. After an error, what it says
     // of each is as it was: nothing.
     unsafe { libc::poll(polls.as_mut_ptr(), count as libc::nfds_t, 0) };
-    polls.map(|poll| poll.revents == libc::POLLOUT)
+    let mut open = [false; MAX_DESCRIPTORS];
+    for (open, poll) in open.iter_mut().zip(&polls[..count]) {
+        *open = poll.revents == libc::POLLOUT;
+    }
+    open
 }
 
 /// Whether a socket is one of TCP and not one that waits for its first bytes to connect, tcp(7). If
