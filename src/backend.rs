@@ -18,7 +18,8 @@ use crate::claim::{ClaimTable, Lost};
 use crate::fallback::Reason;
 use crate::listener::{Listener, ListenerError, ListenerOptions};
 use crate::peer::{self, Credentials, Policy};
-use crate::sys::{self, SocketKind, channel as packets, event, process};
+use crate::sys::event::{self, Wait};
+use crate::sys::{SocketKind, channel as packets, process};
 use crate::token::{RandomTokens, Token};
 use crate::wire::{self, Frame, Grant, HEADER_LEN, Kind, MAX_FRAME_LEN, MAX_SLOTS, Welcome};
 
@@ -325,21 +326,27 @@ impl Backend {
 
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
+        self.dispatch_after(Wait::No)
+    }
+
+    /// Waits until something is due, and does it.
+    fn dispatch_after(&mut self, mut wait: Wait) -> Result<(), BackendError> {
         self.enter()?;
         self.in_batch = false;
         self.pause_set = false;
         self.clear_orphans();
         self.send_again();
         for round in 0..=MAX_ROUNDS {
-            let now = Instant::now();
             let Some(open) = &mut self.open else { break };
             let mut ready = [(0, false, false); event::Events::ROOM];
             let mut count = 0;
-            let taken = open.events.take(|event| {
+            let taken = open.events.take(wait, |event| {
                 ready[count] = (event.key, event.readable, event.writable);
                 count += 1;
             });
             let mut more = taken.map_err(system("wait for events"))? == event::Events::ROOM;
+            wait = Wait::No;
+            let now = Instant::now();
             for &(key, readable, writable) in &ready[..count] {
                 if key == LISTENER {
                     self.accept_brokers(now);
@@ -480,21 +487,22 @@ impl Backend {
         timeout: Option<Duration>,
     ) -> Result<(OwnedFd, Arrival<'_>), BackendError> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut late = false;
         loop {
             self.enter()?;
             while let Some(place) = self.next_place() {
+                // A batch of one: its verdict is sent at once.
+                self.in_batch = false;
                 if let Ok(descriptor) = self.adopt(place.id()) {
-                    self.in_batch = false;
-                    self.flush();
                     return Ok((descriptor, self.view(place)));
                 }
             }
-            let events = self.descriptor()?;
-            let ready = sys::wait_readable(events, deadline);
-            if !ready.map_err(system("wait for events"))? {
+            if late {
                 return Err(BackendError::Timeout);
             }
-            self.dispatch()?;
+            // Looks for something once, even if there is no time to wait for it.
+            late = deadline.is_some_and(|deadline| deadline <= Instant::now());
+            self.dispatch_after(deadline.into())?;
         }
     }
 
