@@ -420,14 +420,15 @@ fn socket_option<T: Copy>(
     option: libc::c_int,
     value: &mut [T],
 ) -> io::Result<usize> {
-    level_option(socket, (libc::SOL_SOCKET, option), value)
+    level_option(socket, libc::SOL_SOCKET, option, value)
 }
 
-/// Reads a socket option, which is a level and a number, into integers; says how many there are.
+/// Reads a socket option of some level whose value is plain data: integers, and says how many.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn level_option<T: Copy>(
     socket: BorrowedFd<'_>,
-    (level, option): (libc::c_int, libc::c_int),
+    level: libc::c_int,
+    option: libc::c_int,
     value: &mut [T],
 ) -> io::Result<usize> {
     let mut len = mem::size_of_val(value) as libc::socklen_t;

@@ -1,7 +1,7 @@
 //! Which sockets a backend takes, and what it asks the kernel about each that arrives.
 //!
-//! A broker is not trusted with what it offers. What the questions cost is most of what an arrival
-//! costs, so those that are asked of nearly all clients, which come over TCP, are asked together.
+//! A broker is not trusted with what it offers, so the kernel is asked about it. The questions are
+//! most of what an arrival costs, so for clients that come over TCP there are fewer of them.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -89,10 +89,10 @@ impl Inspector {
         if !allowed || unconnected {
             return allowed;
         }
-        let family = packets::peer_family(descriptor);
-        let over_ip = matches!(family, Some(libc::AF_INET | libc::AF_INET6));
+        let Some(family) = packets::peer_family(descriptor) else { return false };
+        let over_ip = matches!(family, libc::AF_INET | libc::AF_INET6);
         self.expect_tcp = over_ip && matches!(kind, Ok(libc::SOCK_STREAM));
-        family.is_some()
+        true
     }
 }
 
@@ -195,8 +195,7 @@ mod tests {
     #[test]
     fn connection_that_waits_for_its_first_bytes_to_connect_is_not_taken() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let socket = packets::tests::connect_with_first_bytes(listener.local_addr().unwrap());
-        let socket = [socket];
+        let socket = [packets::tests::connect_with_first_bytes(listener.local_addr().unwrap())];
         // poll(2) alone would not tell.
         assert!(packets::open_for_writing(&socket)[0]);
         let [socket] = socket;

@@ -137,19 +137,11 @@ pub(crate) fn open_for_writing(descriptors: &[OwnedFd]) -> [bool; MAX_DESCRIPTOR
 /// Whether a socket is one of TCP and not one that waits for its first bytes to connect, tcp(7). If
 /// it is also [open for writing](open_for_writing) it has a peer: a listening socket never is, nor
 /// one that is connecting, and a new one is hung up (tcp_poll in net/ipv4/tcp.c).
-#[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn is_tcp(socket: BorrowedFd<'_>) -> bool {
-    let mut connects_later = [0i32];
+    let mut later = [0i32];
+    let found = level_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, &mut later);
     // Other sockets do not know TCP's options; TIPC says that it does, but has no value for them.
-    let option = (libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT);
-    let found = level_option(socket, option, &mut connects_later);
-    found.is_ok_and(|len| len == 1) && connects_later == [0]
-}
-
-/// Elsewhere it is not known what poll(2) says of a listening socket.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) fn is_tcp(_socket: BorrowedFd<'_>) -> bool {
-    false
+    found.is_ok_and(|count| count == 1) && later == [0]
 }
 
 /// Whether a descriptor is a listening socket of sequenced packets.
@@ -189,7 +181,6 @@ pub(crate) mod tests {
     }
 
     /// A socket whose connect(2) has succeeded although nothing was sent yet, tcp(7).
-    #[cfg(any(target_os = "linux", target_os = "android"))]
     pub(crate) fn connect_with_first_bytes(to: SocketAddr) -> OwnedFd {
         let SocketAddr::V4(to) = to else { panic!("an address of IPv4") };
         let socket = new_socket(libc::AF_INET, libc::SOCK_STREAM).unwrap();
