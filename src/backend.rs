@@ -169,8 +169,9 @@ pub struct Backend {
     held_bytes: usize,
     /// The caller is taking arrivals, and will be told when there is no more.
     in_batch: bool,
-    /// A timer was set for the end of the batch, and dispatch has not run since.
-    pause_set: bool,
+    pause: Pause,
+    /// When it was last set.
+    paused_at: Option<Instant>,
     /// Links whose broker has not said hello yet.
     expected: usize,
     /// No broker is accepted until then.
@@ -184,6 +185,18 @@ pub struct Backend {
     statistics: BackendStatistics,
     buffer: Vec<u8>,
     descriptors: Vec<OwnedFd>,
+}
+
+/// The timer that tells of verdicts if the caller does not go on to the end of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pause {
+    /// Not since dispatch has last run.
+    Unset,
+    /// To fire, perhaps for nothing, which costs less than setting it for every batch.
+    Set,
+    /// To be cancelled at the end of the batch: batches are so rare that it would always fire for
+    /// nothing, and nothing else needs the timer.
+    UntilTheEnd,
 }
 
 #[derive(Debug)]
@@ -304,7 +317,8 @@ impl Backend {
             serial: 1,
             held_bytes: 0,
             in_batch: false,
-            pause_set: false,
+            pause: Pause::Unset,
+            paused_at: None,
             expected: 0,
             paused: None,
             orphans: false,
@@ -333,7 +347,7 @@ impl Backend {
     fn dispatch_after(&mut self, mut wait: Wait) -> Result<(), BackendError> {
         self.enter()?;
         self.in_batch = false;
-        self.pause_set = false;
+        self.pause = Pause::Unset;
         self.clear_orphans();
         self.send_again();
         for round in 0..=MAX_ROUNDS {
@@ -399,6 +413,10 @@ impl Backend {
         }
         self.in_batch = false;
         self.flush();
+        if let (Pause::UntilTheEnd, false, Some(open)) = (self.pause, self.short, &mut self.open) {
+            open.events.cancel();
+            self.pause = Pause::Unset;
+        }
         None
     }
 
@@ -468,13 +486,23 @@ impl Backend {
             let many = channel.is_some_and(|channel| channel.verdicts().len() >= FLUSH_LEN);
             if !self.in_batch || many {
                 self.flush();
-            } else if !self.pause_set {
-                // A caller that does not go on to the end of the batch is woken for it.
-                let now = Instant::now();
-                self.pause_set = self.wake_at(now + BATCH_PAUSE, now).is_ok();
+            } else if self.pause == Pause::Unset {
+                self.set_pause();
             }
         }
         descriptor
+    }
+
+    /// Sees to it that a caller who does not go on to the end of the batch is woken for it.
+    fn set_pause(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        let now = Instant::now();
+        let seldom = self.paused_at.is_none_or(|last| last + BATCH_PAUSE < now);
+        let alone = !open.events.is_armed();
+        if open.events.wake_at(now + BATCH_PAUSE, now).is_ok() {
+            self.pause = if seldom && alone { Pause::UntilTheEnd } else { Pause::Set };
+            self.paused_at = Some(now);
+        }
     }
 
     fn next_token(&mut self) -> Option<Token> {

@@ -143,6 +143,25 @@ impl Events {
         }
         // Zero would disarm it.
         let left = when.saturating_duration_since(now).max(Duration::from_nanos(1));
+        self.set_timer(left)?;
+        self.armed = Some(when);
+        Ok(())
+    }
+
+    /// Whether a timer is set.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.armed.is_some()
+    }
+
+    /// Sets no timer.
+    pub(crate) fn cancel(&mut self) {
+        // If it could not be, it would fire for nothing.
+        if self.set_timer(Duration::ZERO).is_ok() {
+            self.armed = None;
+        }
+    }
+
+    fn set_timer(&self, left: Duration) -> io::Result<()> {
         let value = libc::timespec {
             tv_sec: left.as_secs().try_into().unwrap_or(libc::time_t::MAX),
             tv_nsec: left.subsec_nanos().into(),
@@ -154,7 +173,6 @@ impl Events {
             let timer = self.timer.as_raw_fd();
             libc::timerfd_settime(timer, 0, &raw const setting, ptr::null_mut()) as isize
         })?;
-        self.armed = Some(when);
         Ok(())
     }
 }
@@ -172,5 +190,18 @@ mod tests {
         events.wake_at(now, now).unwrap();
         assert_eq!(events.take(Wait::Until(now + Duration::from_secs(5)), |_| {}).unwrap(), 1);
         assert_eq!(events.take(Wait::Until(now), |_| {}).unwrap(), 0);
+    }
+
+    #[test]
+    fn cancelled_timer_does_not_fire_and_the_next_one_does() {
+        let mut events = Events::new().unwrap();
+        let now = Instant::now();
+        events.wake_at(now, now).unwrap();
+        // Fired or not yet.
+        events.cancel();
+        assert!(!events.is_armed());
+        assert_eq!(events.take(Wait::Until(now + Duration::from_millis(5)), |_| {}).unwrap(), 0);
+        events.wake_at(now, now).unwrap();
+        assert_eq!(events.take(Wait::Until(now + Duration::from_secs(5)), |_| {}).unwrap(), 1);
     }
 }
