@@ -85,11 +85,13 @@ include examples/examples.mk
 include bench/bench.mk
 include bench/micro.mk
 include proofs/proofs.mk
+include integrations/nginx/nginx.mk
 
 ## check       run every test
 check: check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
        check-interop check-soak check-install check-man check-readme check-one-owner \
-       check-claim check-model check-fuzz check-threads check-coverage bench-check demo
+       check-claim check-model check-fuzz check-threads check-coverage check-python bench-check \
+       demo
 
 ## check-rust  rustfmt, clippy and the Rust tests
 .PHONY: check-rust
@@ -114,4 +116,4 @@ clean:
 help:
 	@sed -n 's/^## \([a-z-]*\) *\(.*\)/  make \1\t\2/p' Makefile packaging/packaging.mk \
 	    c-tests/tests.mk examples/examples.mk bench/bench.mk bench/micro.mk \
-	    proofs/proofs.mk | expand -t 26
+	    proofs/proofs.mk integrations/nginx/nginx.mk | expand -t 26

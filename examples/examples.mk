@@ -14,3 +14,9 @@ $(BUILD)/examples/%: examples/%.c include/handoff.h | all need-pkg-config
 .PHONY: demo
 demo: $(EXAMPLES)
 	@LD_LIBRARY_PATH=$(LIB) $(PYTHON) examples/demo.py $(BUILD)/examples
+
+## check-python  the backend in Python, with a broker in Python and one in C
+.PHONY: check-python
+check-python: $(BUILD)/examples/broker | all need-python
+	@HANDOFF_BROKER=$< CC="$(CC)" $(RUN) \
+	    $(PYTHON) -B -W error -m unittest discover -q -s examples/python

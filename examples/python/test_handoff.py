@@ -1,0 +1,300 @@
+#!/usr/bin/env python3
+"""Tests of handoff.py: that it says the same as handoff.h, and does what it says."""
+
+import ctypes
+import errno
+import os
+import select
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+import broker
+import handoff
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(ROOT, "tools"))
+import header as c_header  # noqa: E402
+
+PATIENCE = 20  # seconds, for anything that should happen at once
+
+STRUCTS = {
+    "handoff_peer": handoff.CPeer,
+    "handoff_peer_policy": handoff.CPeerPolicy,
+    "handoff_backend_options": handoff.CBackendOptions,
+    "handoff_arrival": handoff.CArrival,
+    "handoff_backend_statistics": handoff.CBackendStatistics,
+    "handoff_offer": broker.COffer,
+    "handoff_verdict": broker.CVerdict,
+}
+NUMBERS = {
+    **{f"HANDOFF_REASON_{reason.name}": int(reason) for reason in handoff.Reason},
+    **{f"HANDOFF_{name}": getattr(handoff, name) for name in (
+        "OK", "ERR_WOULD_BLOCK", "NOTHING", "ERR_REVOKED", "KIND_STREAM", "KIND_SEQPACKET",
+        "KIND_DATAGRAM", "KIND_UNCONNECTED")},
+    "HANDOFF_ADOPTED": broker.ADOPTED,
+    "HANDOFF_FALLBACK": broker.FALLBACK,
+}
+
+
+def compiled(*lines):
+    """What a C program with these lines in its main() prints, as a list of lists of words."""
+    program = "\n".join([
+        "#include <handoff.h>", "#include <stdio.h>",
+        "#define MEMBER(type, name) printf(#name \" %zu %zu\\n\", offsetof(type, name),"
+        " sizeof ((type *)0)->name)",
+        "#define NUMBER(value) printf(\"%lld\\n\", (long long)(value))",
+        "int main(void) {", *lines, "return 0; }"])
+    with tempfile.TemporaryDirectory(prefix="handoff-python-") as directory:
+        path = os.path.join(directory, "program")
+        subprocess.run([*shlex.split(os.environ.get("CC", "cc")), "-std=c11", "-I",
+                        os.path.join(ROOT, "include"), "-x", "c", "-", "-o", path],
+                       input=program, text=True, check=True)
+        output = subprocess.run([path], stdout=subprocess.PIPE, text=True, check=True).stdout
+    return [line.split() for line in output.splitlines()]
+
+
+class TheHeader(unittest.TestCase):
+    """The header is the truth; the C compiler says what it means."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.header = c_header.read(os.path.join(ROOT, "include", "handoff.h"))
+
+    def test_structs_have_the_same_members_at_the_same_places(self):
+        for name, struct in STRUCTS.items():
+            members = [member.name for member in self.header.types[name].members()]
+            *places, [size] = compiled(*(f"MEMBER({name}, {member});" for member in members),
+                                       f"NUMBER(sizeof({name}));")
+            self.assertEqual(
+                places,
+                [[field, str(getattr(struct, field).offset), str(getattr(struct, field).size)]
+                 for field, _ in struct._fields_], name)
+            self.assertEqual(int(size), ctypes.sizeof(struct), name)
+
+    def test_defaults_are_those_of_the_macro(self):
+        options = handoff.CBackendOptions()
+        numbers = [name for name, _ in options._fields_ if name != "policy"]
+        values = compiled("handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;",
+                          "NUMBER(options.policy != NULL);",
+                          *(f"NUMBER(options.{name});" for name in numbers))
+        self.assertEqual([int(value) for [value] in values],
+                         [bool(options.policy)] + [getattr(options, name) for name in numbers])
+
+    def test_numbers_are_the_same(self):
+        values = compiled(*(f"NUMBER({name});" for name in NUMBERS))
+        self.assertEqual(dict(zip(NUMBERS, (int(value) for [value] in values))), NUMBERS)
+
+    def test_no_reason_is_missing(self):
+        self.assertEqual({name for name in self.header.constants if "_REASON_" in name},
+                         {name for name in NUMBERS if "_REASON_" in name})
+
+    def test_calls_take_as_many_arguments(self):
+        for name, (_, *arguments) in {**handoff.PROTOTYPES, **broker.PROTOTYPES}.items():
+            inside = self.header.functions[name].code.partition("(")[2]
+            count = 0 if inside.startswith("void)") else inside.count(",") + 1
+            self.assertEqual(len(arguments), count, name)
+
+    def test_names_are_the_librarys(self):
+        self.assertRegex(handoff.version(), r"^[0-9]+\.[0-9]+\.[0-9]+")
+        self.assertEqual(handoff.status_name(handoff.NOTHING), "HANDOFF_NOTHING")
+        self.assertEqual(handoff.reason_name(handoff.Reason.ACK_TIMEOUT), "acknowledgement timeout")
+
+
+class TheBackend(unittest.TestCase):
+    """Both ends in this process, each of them called when its descriptor is readable."""
+
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory(prefix="handoff-python-")
+        self.addCleanup(directory.cleanup)
+        self.path = os.path.join(directory.name, "handoff.sock")
+
+    def listen(self, **options):
+        self.backend = handoff.Backend.listen(self.path, **options)
+        self.addCleanup(self.backend.close)
+        self.connect()
+
+    def connect(self):
+        self.broker = broker.Broker(self.path)
+        self.addCleanup(self.broker.close)
+        self.client, self.accepted = socket.socketpair()
+        self.addCleanup(self.client.close)
+        self.addCleanup(self.accepted.close)
+
+    def wait(self, take):
+        """Runs both ends until `take` gives something."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            self.broker.dispatch()
+            self.backend.dispatch()
+            taken = take()
+            if taken is not None:
+                return taken
+            select.select([self.broker, self.backend], [], [], PATIENCE)
+        return self.fail("nothing came in time")
+
+    def offer(self, **what):
+        """Offers the connection as soon as the backend has granted a token."""
+        def try_to():
+            try:
+                return self.broker.offer(self.accepted, **what)
+            except handoff.HandoffError as error:
+                if handoff.status_name(error.status) != "HANDOFF_ERR_BACKEND_UNAVAILABLE":
+                    raise
+                return None
+        return self.wait(try_to)
+
+    def arrive(self, **what):
+        number = self.offer(**what)
+        return number, self.wait(self.backend.next)
+
+    def test_what_the_broker_says_arrives_and_outlives_the_next_dispatch(self):
+        self.listen()
+        said = {"preread": b"GET\0", "metadata": bytes(range(256)), "service": b"app",
+                "correlation": b"r-1"}
+        _, arrival = self.arrive(**said)
+        self.assertIsNone(arrival.connection)
+        self.assertEqual(arrival.broker, (os.getpid(), os.geteuid(), os.getegid()))
+        with self.backend.adopt(arrival) as connection:
+            self.assertIs(connection, arrival.connection)
+            self.assertIsNone(self.backend.next())
+            self.assertEqual(self.wait(self.broker.next).outcome, broker.ADOPTED)
+            self.assertEqual({name: getattr(arrival, name) for name in said}, said)
+
+    def test_what_the_broker_does_not_say_is_empty(self):
+        self.listen()
+        _, arrival = self.arrive()
+        self.assertEqual((arrival.preread, arrival.metadata, arrival.service, arrival.correlation),
+                         (b"", b"", b"", b""))
+
+    def test_adopted_socket_blocks_and_is_closed_on_exec_whatever_the_broker_had_set(self):
+        self.listen()
+        self.accepted.setblocking(False)
+        os.set_inheritable(self.accepted.fileno(), True)
+        _, arrival = self.arrive()
+        with self.backend.adopt(arrival) as connection:
+            self.assertTrue(os.get_blocking(connection.fileno()))
+            self.assertFalse(connection.get_inheritable())
+            connection.settimeout(PATIENCE)
+            self.client.sendall(b"hello")
+            self.assertEqual(connection.recv(5), b"hello")
+
+    def test_rejecting_tells_the_broker_why(self):
+        self.listen()
+        _, arrival = self.arrive()
+        self.backend.reject(arrival, handoff.Reason.CLIENT_UNSUPPORTED)
+        self.assertIsNone(self.backend.next())
+        verdict = self.wait(self.broker.next)
+        self.assertEqual((verdict.outcome, verdict.reason),
+                         (broker.FALLBACK, handoff.Reason.CLIENT_UNSUPPORTED))
+        self.assertEqual(self.backend.get_statistics()["rejected"], 1)
+
+    def test_what_the_broker_has_taken_back_cannot_be_adopted(self):
+        self.listen()
+        number, arrival = self.arrive()
+        self.broker.cancel(number)
+        with self.assertRaises(handoff.Revoked) as raised:
+            self.backend.adopt(arrival)
+        self.assertEqual(raised.exception.status, handoff.ERR_REVOKED)
+        self.assertIsNone(arrival.connection)
+
+    def test_accept_gives_none_when_nothing_comes_and_then_what_comes(self):
+        self.listen()
+        self.assertIsNone(self.backend.accept(timeout=0))
+        self.offer(preread=b"x")
+        arrival = self.backend.accept(timeout=PATIENCE)
+        with arrival.connection:
+            self.assertEqual(arrival.preread, b"x")
+        self.assertEqual(self.backend.get_statistics()["adopted"], 1)
+
+    def test_drained_backend_frees_the_path_and_still_adopts_what_has_arrived(self):
+        self.listen()
+        _, arrival = self.arrive()
+        self.backend.drain()
+        self.assertFalse(os.path.exists(self.path))
+        self.backend.adopt(arrival).close()
+        self.backend.dispatch()
+        self.assertEqual(self.backend.get_statistics()["held"], 0)
+
+    def test_given_listener_is_used_and_stays_the_callers(self):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(self.path)
+            listener.listen()
+            self.backend = handoff.Backend.listen_on(listener)
+            self.addCleanup(self.backend.close)
+            self.connect()
+            self.arrive()
+            self.assertNotEqual(listener.fileno(), -1)
+
+    def test_error_has_status_errno_and_a_sentence_with_the_path(self):
+        path = os.path.join(self.path, "no", "such", "directory")
+        with self.assertRaises(handoff.HandoffError) as raised:
+            handoff.Backend.listen(path)
+        self.assertEqual(raised.exception.errno, errno.ENOENT)
+        self.assertIn("HANDOFF_ERR_LISTEN_FAILED", str(raised.exception))
+        self.assertIn(path, str(raised.exception))
+
+    def test_error_without_the_system_has_errno_0(self):
+        ctypes.set_errno(errno.EIO)
+        with self.assertRaises(handoff.HandoffError) as raised:
+            handoff.Backend.listen("/" + 200 * "x")
+        self.assertIn("HANDOFF_ERR_INVALID_ARGUMENT", str(raised.exception))
+        self.assertEqual(raised.exception.errno, 0)
+
+    def test_policy_keeps_a_stranger_out(self):
+        self.listen(users=[os.geteuid() + 1])
+        self.broker.fileno()
+        self.wait(lambda: self.backend.get_statistics()["refused"] or None)
+        self.assertEqual(self.backend.get_statistics()["channels"], 0)
+
+    def test_misspelt_option_is_refused(self):
+        with self.assertRaises(TypeError):
+            handoff.Backend.listen(self.path, max_chanels=1)
+
+    def test_closed_backend_says_so_instead_of_crashing(self):
+        self.listen()
+        self.backend.close()
+        self.backend.close()
+        for call in (self.backend.dispatch, self.backend.next, self.backend.fileno):
+            self.assertRaises(handoff.HandoffError, call)
+
+    def test_second_thread_is_refused_during_a_call(self):
+        self.listen()
+        accepted = []
+        thread = threading.Thread(target=lambda: accepted.append(self.backend.accept(PATIENCE)))
+        thread.start()
+        end = time.monotonic() + PATIENCE
+        while not self.backend._lock.locked() and time.monotonic() < end:
+            time.sleep(0)  # lets the thread begin
+        self.assertRaises(RuntimeError, self.backend.get_statistics)
+        verdict = self.broker.offer_and_wait(self.accepted)
+        thread.join()
+        self.assertEqual(verdict.outcome, broker.ADOPTED)
+        accepted[0].connection.close()
+
+    def test_child_of_fork_is_refused_and_leaves_the_backend_alone(self):
+        self.listen()
+        self.backend.dispatch()  # from now on it is this process's
+        child = os.fork()
+        if child == 0:
+            try:
+                self.backend.dispatch()
+                os._exit(1)
+            except handoff.HandoffError as error:
+                self.backend.close()
+                wrong = handoff.status_name(error.status) == "HANDOFF_ERR_WRONG_PROCESS"
+                os._exit(0 if wrong else 2)
+            finally:
+                os._exit(3)
+        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
+        self.assertTrue(os.path.exists(self.path))
+        self.arrive()
+
+
+if __name__ == "__main__":
+    unittest.main()

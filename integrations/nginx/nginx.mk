@@ -1,0 +1,60 @@
+# The nginx modules, built by nginx's own configure against the sources of Debian's nginx-dev.
+
+NGINX_DEV     := /usr/share/nginx/src
+NGINX_HERE    := $(abspath integrations/nginx)
+NGINX_BUILD   := $(BUILD)/nginx
+NGINX_MODULES := $(addprefix $(NGINX_BUILD)/,ngx_http_handoff_module.so ngx_stream_handoff_module.so)
+# Where nginx looks for modules, and where Debian keeps the lines that load them.
+NGINX_MODULESDIR ?= /usr/lib/nginx/modules
+NGINX_LOADDIR    ?= /usr/share/nginx/modules-available
+DOCDIR           ?= $(PREFIX)/share/doc/handoff
+
+.PHONY: need-nginx
+need-nginx:
+	@$(NEED) nginx nginx -v
+	@$(NEED) libnginx-mod-stream test -e /usr/lib/nginx/modules/ngx_stream_module.so
+	@$(NEED) nginx-dev test -x $(NGINX_DEV)/configure
+
+## nginx       build the nginx modules
+.PHONY: nginx
+nginx: $(NGINX_BUILD)/stamp
+
+# In a copy: configure writes beside its own files, which belong to the system. Its flags, those
+# that Debian's nginx was made with, are an array of bash's.
+$(NGINX_BUILD)/configured: integrations/nginx/config integrations/nginx/nginx.mk | all need-nginx
+	rm -rf $(NGINX_BUILD)/src && mkdir -p $(NGINX_BUILD) && cp -r $(NGINX_DEV) $(NGINX_BUILD)/src
+	cd $(NGINX_BUILD)/src && HANDOFF_CFLAGS="$$($(PC) --cflags handoff)" \
+	    HANDOFF_LIBS="$$($(PC) --libs handoff)" bash -c '. ./conf_flags && ./configure \
+	    "$${NGX_CONF_FLAGS[@]}" --with-stream=dynamic --with-cc="$(CC)" \
+	    --with-cc-opt="$(CFLAGS)" --with-ld-opt="$(LDFLAGS) -Wl,-z,relro,-z,now" \
+	    --add-dynamic-module=$(NGINX_HERE)' > configure.log || \
+	    { cat $(NGINX_BUILD)/src/configure.log; exit 1; }
+	@touch $@
+
+$(NGINX_BUILD)/stamp: $(NGINX_BUILD)/configured $(wildcard integrations/nginx/ngx_*) \
+    include/handoff.h
+	$(MAKE) -C $(NGINX_BUILD)/src --no-print-directory -f objs/Makefile \
+	    $(addprefix objs/,$(notdir $(NGINX_MODULES)))
+	install $(addprefix $(NGINX_BUILD)/src/objs/,$(notdir $(NGINX_MODULES))) $(NGINX_BUILD)
+	@touch $@
+
+## install-nginx  install the nginx modules, the lines that load them, and a sample configuration
+.PHONY: install-nginx
+install-nginx: nginx
+	install -d '$(DESTDIR)$(NGINX_MODULESDIR)' '$(DESTDIR)$(NGINX_LOADDIR)' '$(DESTDIR)$(DOCDIR)'
+	install -m 644 $(NGINX_MODULES) '$(DESTDIR)$(NGINX_MODULESDIR)'
+	@set -e; for kind in http stream; do \
+	    load="$(DESTDIR)$(NGINX_LOADDIR)/mod-$$kind-handoff.conf"; echo "install $$load"; \
+	    echo "load_module modules/ngx_$${kind}_handoff_module.so;" | \
+	        install -m 644 /dev/stdin "$$load"; \
+	done
+	install -m 644 integrations/nginx/handoff.conf.sample '$(DESTDIR)$(DOCDIR)/nginx.conf.sample'
+	install -m 644 integrations/nginx/README.md '$(DESTDIR)$(DOCDIR)/nginx.md'
+
+## uninstall-nginx  remove what `make install-nginx` with the same variables put there
+.PHONY: uninstall-nginx
+uninstall-nginx:
+	rm -f $(foreach kind,http stream,'$(DESTDIR)$(NGINX_MODULESDIR)/ngx_$(kind)_handoff_module.so' \
+	    '$(DESTDIR)$(NGINX_LOADDIR)/mod-$(kind)-handoff.conf') \
+	    '$(DESTDIR)$(DOCDIR)/nginx.conf.sample' '$(DESTDIR)$(DOCDIR)/nginx.md'
+	@[ ! -d '$(DESTDIR)$(DOCDIR)' ] || rmdir --ignore-fail-on-non-empty '$(DESTDIR)$(DOCDIR)'
