@@ -83,6 +83,7 @@ include packaging/packaging.mk
 include c-tests/tests.mk
 include examples/examples.mk
 include bench/bench.mk
+include bench/micro.mk
 include proofs/proofs.mk
 include integrations/nginx/nginx.mk
 
@@ -90,7 +91,7 @@ include integrations/nginx/nginx.mk
 check: check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
        check-interop check-soak check-install check-man check-readme check-one-owner \
        check-claim check-model check-fuzz check-threads check-coverage check-python check-bench \
-       demo
+       bench-check demo
 
 ## check-rust  rustfmt, clippy and the Rust tests
 .PHONY: check-rust
@@ -114,5 +115,5 @@ clean:
 ## help        list the targets
 help:
 	@sed -n 's/^## \([a-z-]*\) *\(.*\)/  make \1\t\2/p' Makefile packaging/packaging.mk \
-	    c-tests/tests.mk examples/examples.mk bench/bench.mk \
+	    c-tests/tests.mk examples/examples.mk bench/bench.mk bench/micro.mk \
 	    proofs/proofs.mk integrations/nginx/nginx.mk | expand -t 26

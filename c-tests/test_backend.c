@@ -381,6 +381,9 @@ static void sockets_are_taken_by_their_kinds(void **state)
     assert_int_equal(listen(listener, 1), 0);
     assert_kind(listener, HANDOFF_KIND_STREAM | HANDOFF_KIND_UNCONNECTED);
     close(listener);
+    int raw = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0);
+    assert_kind(raw, HANDOFF_KIND_ANY);
+    close(raw);
 }
 
 static void draining_backend_finishes_what_arrived_and_frees_the_path(void **state)

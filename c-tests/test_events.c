@@ -215,6 +215,32 @@ static void adoption_in_a_batch_that_is_not_finished_is_told_after_a_moment(void
     assert_int_equal(verdict_of(&channel).id, id);
 }
 
+static void hand_over(void)
+{
+    handoff_arrival arrival;
+    offer_fd(&channel, client[0]);
+    adopt(&channel, arrival_of(&channel).id);
+    assert_status(handoff_backend_next(channel.backend, &arrival), HANDOFF_NOTHING);
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_ok(handoff_broker_next(channel.broker, &(handoff_verdict){.id = 0}));
+}
+
+static void backend_that_finishes_its_batches_is_not_woken_for_nothing(void **state)
+{
+    (void)state;
+    struct pollfd backend = {.fd = handoff_backend_fd(channel.backend), .events = POLLIN};
+    /* The timer may be set already, for the broker's hello. */
+    hand_over();
+    if (poll(&backend, 1, 20) == 1)
+        assert_ok(handoff_backend_dispatch(channel.backend));
+    for (int i = 0; i < 3; i++) {
+        hand_over();
+        assert_int_equal(poll(&backend, 1, 20), 0);
+    }
+    /* And still for a batch that it does not finish. */
+    adoption_in_a_batch_that_is_not_finished_is_told_after_a_moment(state);
+}
+
 /* Sends of the library that find no room, though there is room when they have returned. */
 static int without_room;
 
@@ -269,6 +295,7 @@ int main(void)
         EVENT_TEST(time_to_connect_again_is_an_event),
         EVENT_TEST(arrival_of_a_broker_is_an_event),
         EVENT_TEST(adoption_in_a_batch_that_is_not_finished_is_told_after_a_moment),
+        EVENT_TEST(backend_that_finishes_its_batches_is_not_woken_for_nothing),
         EVENT_TEST(room_that_comes_at_once_is_not_missed),
     };
     return cmocka_run_group_tests_name("events", tests, NULL, NULL);

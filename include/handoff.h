@@ -180,6 +180,12 @@
 #define HANDOFF_KIND_UNCONNECTED 8
 
 /**
+ * All of them, and any other socket: nothing is asked about what arrives, which saves much of what
+ * an arrival costs. For a backend that trusts its brokers to offer what they have accepted.
+ */
+#define HANDOFF_KIND_ANY 15
+
+/**
  * The backend's end of the channels of one handoff socket. One thread at a time may use it;
  * different ones are independent. It belongs to the process that uses it first after listening.
  * Once it runs, it allocates only for channels that begin and for arrivals of over 16 KiB.

@@ -6,6 +6,7 @@
 //! gave it up in the same step, see [`crate::claim`].
 
 mod channel;
+mod kinds;
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,24 +18,15 @@ use crate::claim::{ClaimTable, Lost};
 use crate::fallback::Reason;
 use crate::listener::{Listener, ListenerError, ListenerOptions};
 use crate::peer::{self, Credentials, Policy};
-use crate::sys::{self, SocketKind, channel as packets, event, process};
+use crate::sys::event::{self, Wait};
+use crate::sys::{SocketKind, channel as packets, process};
 use crate::token::{RandomTokens, Token};
 use crate::wire::{self, Frame, Grant, HEADER_LEN, Kind, MAX_FRAME_LEN, MAX_SLOTS, Welcome};
 
 use channel::{Broken, Channel};
+use kinds::Inspector;
 
-/// Which sockets a backend takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kinds {
-    /// SOCK_STREAM: TCP and Unix streams. The default, and the only one.
-    pub stream: bool,
-    /// SOCK_SEQPACKET.
-    pub seqpacket: bool,
-    /// SOCK_DGRAM: UDP, say.
-    pub datagram: bool,
-    /// Sockets without a peer: listening ones, or not connected yet.
-    pub unconnected: bool,
-}
+pub use kinds::Kinds;
 
 /// The limits of a [`Backend`]. Values outside their range are taken to the nearest end of it.
 #[derive(Clone, Debug)]
@@ -177,6 +169,9 @@ pub struct Backend {
     held_bytes: usize,
     /// The caller is taking arrivals, and will be told when there is no more.
     in_batch: bool,
+    pause: Pause,
+    /// When it was last set.
+    paused_at: Option<Instant>,
     /// Links whose broker has not said hello yet.
     expected: usize,
     /// No broker is accepted until then.
@@ -186,9 +181,22 @@ pub struct Backend {
     /// The system was short of memory for what a link has to send.
     short: bool,
     tokens: RandomTokens,
+    inspector: Inspector,
     statistics: BackendStatistics,
     buffer: Vec<u8>,
     descriptors: Vec<OwnedFd>,
+}
+
+/// The timer that tells of verdicts if the caller does not go on to the end of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pause {
+    /// Not since dispatch has last run.
+    Unset,
+    /// To fire, perhaps for nothing, which costs less than setting it for every batch.
+    Set,
+    /// To be cancelled at the end of the batch: batches are so rare that it would always fire for
+    /// nothing, and nothing else needs the timer.
+    UntilTheEnd,
 }
 
 #[derive(Debug)]
@@ -298,6 +306,7 @@ impl Backend {
             ..options
         };
         Backend {
+            inspector: Inspector::new(options.kinds),
             options,
             listener: Some(listener),
             open: None,
@@ -308,6 +317,8 @@ impl Backend {
             serial: 1,
             held_bytes: 0,
             in_batch: false,
+            pause: Pause::Unset,
+            paused_at: None,
             expected: 0,
             paused: None,
             orphans: false,
@@ -329,20 +340,27 @@ impl Backend {
 
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
+        self.dispatch_after(Wait::No)
+    }
+
+    /// Waits until something is due, and does it.
+    fn dispatch_after(&mut self, mut wait: Wait) -> Result<(), BackendError> {
         self.enter()?;
         self.in_batch = false;
+        self.pause = Pause::Unset;
         self.clear_orphans();
         self.send_again();
         for round in 0..=MAX_ROUNDS {
-            let now = Instant::now();
             let Some(open) = &mut self.open else { break };
             let mut ready = [(0, false, false); event::Events::ROOM];
             let mut count = 0;
-            let taken = open.events.take(|event| {
+            let taken = open.events.take(wait, |event| {
                 ready[count] = (event.key, event.readable, event.writable);
                 count += 1;
             });
             let mut more = taken.map_err(system("wait for events"))? == event::Events::ROOM;
+            wait = Wait::No;
+            let now = Instant::now();
             for &(key, readable, writable) in &ready[..count] {
                 if key == LISTENER {
                     self.accept_brokers(now);
@@ -395,6 +413,10 @@ impl Backend {
         }
         self.in_batch = false;
         self.flush();
+        if let (Pause::UntilTheEnd, false, Some(open)) = (self.pause, self.short, &mut self.open) {
+            open.events.cancel();
+            self.pause = Pause::Unset;
+        }
         None
     }
 
@@ -464,13 +486,23 @@ impl Backend {
             let many = channel.is_some_and(|channel| channel.verdicts().len() >= FLUSH_LEN);
             if !self.in_batch || many {
                 self.flush();
-            } else {
-                // A caller that does not go on to the end of the batch is woken for it.
-                let now = Instant::now();
-                let _ = self.wake_at(now + BATCH_PAUSE, now);
+            } else if self.pause == Pause::Unset {
+                self.set_pause();
             }
         }
         descriptor
+    }
+
+    /// Sees to it that a caller who does not go on to the end of the batch is woken for it.
+    fn set_pause(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        let now = Instant::now();
+        let seldom = self.paused_at.is_none_or(|last| last + BATCH_PAUSE < now);
+        let alone = !open.events.is_armed();
+        if open.events.wake_at(now + BATCH_PAUSE, now).is_ok() {
+            self.pause = if seldom && alone { Pause::UntilTheEnd } else { Pause::Set };
+            self.paused_at = Some(now);
+        }
     }
 
     fn next_token(&mut self) -> Option<Token> {
@@ -483,21 +515,22 @@ impl Backend {
         timeout: Option<Duration>,
     ) -> Result<(OwnedFd, Arrival<'_>), BackendError> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut late = false;
         loop {
             self.enter()?;
             while let Some(place) = self.next_place() {
+                // A batch of one: its verdict is sent at once.
+                self.in_batch = false;
                 if let Ok(descriptor) = self.adopt(place.id()) {
-                    self.in_batch = false;
-                    self.flush();
                     return Ok((descriptor, self.view(place)));
                 }
             }
-            let events = self.descriptor()?;
-            let ready = sys::wait_readable(events, deadline);
-            if !ready.map_err(system("wait for events"))? {
+            if late {
                 return Err(BackendError::Timeout);
             }
-            self.dispatch()?;
+            // Looks for something once, even if there is no time to wait for it.
+            late = deadline.is_some_and(|deadline| deadline <= Instant::now());
+            self.dispatch_after(deadline.into())?;
         }
     }
 
@@ -695,7 +728,8 @@ impl Backend {
         let handled = match wire::decode(packet, came) {
             Ok(Frame::Hello(hello)) if !has_channel => self.welcome(link, hello, &mut descriptors),
             Ok(Frame::Offers(offers)) if has_channel => {
-                let mut arrived = descriptors.drain(..);
+                let open = self.inspector.look(&descriptors);
+                let mut arrived = descriptors.drain(..).zip(open);
                 offers.offers().try_for_each(|offer| self.arrive(link, &offer, arrived.next()))
             }
             _ => Err(Broken),
@@ -745,12 +779,13 @@ impl Backend {
         Ok(())
     }
 
-    /// Takes one offer in: it must spend its token, and is held if it is allowed.
+    /// Takes one offer in: it must spend its token, and is held if it is allowed. Its descriptor
+    /// comes with whether it is open for writing.
     fn arrive(
         &mut self,
         link: usize,
         offer: &wire::Offer<'_>,
-        descriptor: Option<OwnedFd>,
+        arrived: Option<(OwnedFd, bool)>,
     ) -> Result<(), Broken> {
         let len = offer.variable_len().ok_or(Broken)?;
         let channel = self.links[link].channel.as_mut().ok_or(Broken)?;
@@ -762,13 +797,13 @@ impl Backend {
         let slot = offer.slot as usize;
         channel.shrink(slot);
         let full = self.held_bytes.saturating_add(len) > self.options.max_held_bytes;
-        let refusal = match &descriptor {
+        let refusal = match &arrived {
             None => Some(Reason::DescriptorPressure),
             Some(_) if full => Some(Reason::BackendBusy),
-            Some(descriptor) => refusal(descriptor.as_fd(), offer.cookie, self.options.kinds),
+            Some((descriptor, open)) => self.inspector.refusal(descriptor, *open, offer.cookie),
         };
-        match (descriptor, refusal) {
-            (Some(descriptor), None) => {
+        match (arrived, refusal) {
+            (Some((descriptor, _)), None) => {
                 let serial = self.serial;
                 self.serial = (self.serial + 1) & MAX_SERIAL;
                 let channel = self.links[link].channel.as_mut().ok_or(Broken)?;
@@ -777,9 +812,9 @@ impl Backend {
                 self.held_bytes += channel.held_bytes() - before;
                 self.arrivals.push_back(Place { link, slot, serial });
             }
-            (descriptor, reason) => {
+            (refused, reason) => {
                 // Closed before the broker hears of it.
-                drop(descriptor);
+                drop(refused);
                 self.statistics.rejected += 1;
                 let next = self.next_token();
                 let channel = self.links[link].channel.as_mut().ok_or(Broken)?;
@@ -930,22 +965,6 @@ impl AsFd for Source {
 fn send(socket: &Socket, kind: Kind, entries: usize, body: &[u8]) -> io::Result<()> {
     let header = wire::header(kind, entries, 0, body.len());
     packets::send_packet(socket.descriptor.as_fd(), &header, body, &[]).map(drop)
-}
-
-/// Why a descriptor is not taken, if it is not.
-fn refusal(descriptor: BorrowedFd<'_>, cookie: u64, kinds: Kinds) -> Option<Reason> {
-    let allowed = match packets::socket_type(descriptor) {
-        Ok(libc::SOCK_STREAM) => kinds.stream,
-        Ok(libc::SOCK_SEQPACKET) => kinds.seqpacket,
-        Ok(libc::SOCK_DGRAM) => kinds.datagram,
-        _ => false,
-    };
-    if !allowed || (!kinds.unconnected && !packets::is_connected(descriptor)) {
-        return Some(Reason::ClientUnsupported);
-    }
-    // What arrived is what was offered.
-    let same = packets::cookie(descriptor).is_ok_and(|found| found == cookie);
-    (!same).then_some(Reason::IntegrityMismatch)
 }
 
 fn system(action: &'static str) -> impl Fn(io::Error) -> BackendError {

@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 
 use crate::claim::{self, Lost};
 use crate::fallback::{FailureWindow, Reason};
-use crate::sys::{self, channel as packets, event, process};
+use crate::sys::event::{self, Wait};
+use crate::sys::{channel as packets, process};
 use crate::token::TokenStore;
 use crate::transport::{self, TransportError};
 use crate::wire::{self, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS};
@@ -381,16 +382,22 @@ impl Broker {
 
     /// Does everything that is due: receives, sends, gives up what is late, connects.
     pub fn dispatch(&mut self) -> Result<(), BrokerError> {
-        let mut now = Instant::now();
-        self.enter(now)?;
+        self.dispatch_after(Wait::No)
+    }
+
+    /// Waits until something is due, and does it.
+    fn dispatch_after(&mut self, mut wait: Wait) -> Result<(), BrokerError> {
+        self.enter(Instant::now())?;
         for round in 0..=MAX_ROUNDS {
             let Some(open) = &mut self.open else { break };
             let (mut readable, mut writable) = (false, false);
-            let taken = open.events.take(|event| {
+            let taken = open.events.take(wait, |event| {
                 readable |= event.readable;
                 writable |= event.writable;
             });
             let mut more = taken.map_err(system("wait for events"))? == event::Events::ROOM;
+            wait = Wait::No;
+            let now = Instant::now();
             if let Link::Up(channel) = &mut self.link {
                 channel.full &= !writable;
                 if readable {
@@ -412,7 +419,6 @@ impl Broker {
             if round == MAX_ROUNDS {
                 self.wake_at(now, now)?;
             }
-            now = Instant::now();
         }
         Ok(())
     }
@@ -473,7 +479,7 @@ impl Broker {
             if let Some(verdict) = self.take_verdict(id) {
                 return Ok(verdict);
             }
-            self.wait(None)?;
+            self.dispatch_after(Wait::Forever)?;
         }
     }
 
@@ -506,14 +512,8 @@ impl Broker {
             if !worth_waiting || left.is_zero() {
                 return Err(error);
             }
-            self.wait(Some(deadline))?;
+            self.dispatch_after(Wait::Until(deadline))?;
         }
-    }
-
-    fn wait(&mut self, deadline: Option<Instant>) -> Result<(), BrokerError> {
-        let descriptor = self.descriptor()?;
-        sys::wait_readable(descriptor, deadline).map_err(system("wait for events"))?;
-        self.dispatch()
     }
 
     /// Gives up everything that is in flight and closes the channel. The verdicts are to be taken

@@ -32,6 +32,9 @@ compile_error!("there is no SCM_RIGHTS here: connections can only be handed over
 pub mod ack;
 pub mod attempt;
 pub mod backend;
+#[cfg(handoff_bench)]
+#[doc(hidden)]
+pub mod bench;
 pub mod broker;
 pub mod error;
 pub mod fallback;

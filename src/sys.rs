@@ -413,10 +413,21 @@ pub(crate) fn shutdown_read(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads a socket option whose value is plain data.
+/// Reads a socket option of SOL_SOCKET whose value is plain data.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn socket_option<T: Copy>(
     socket: BorrowedFd<'_>,
+    option: libc::c_int,
+    value: &mut [T],
+) -> io::Result<usize> {
+    level_option(socket, libc::SOL_SOCKET, option, value)
+}
+
+/// Reads a socket option of some level whose value is plain data: integers, and says how many.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn level_option<T: Copy>(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
     option: libc::c_int,
     value: &mut [T],
 ) -> io::Result<usize> {
@@ -425,7 +436,7 @@ fn socket_option<T: Copy>(
     // bytes are a value.
     retry(|| unsafe {
         let value = value.as_mut_ptr().cast();
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, value, &raw mut len) as isize
+        libc::getsockopt(socket.as_raw_fd(), level, option, value, &raw mut len) as isize
     })?;
     Ok(len as usize / mem::size_of::<T>())
 }

@@ -218,6 +218,13 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Bytes of an entry from an offset on.
+fn field<const N: usize>(entry: &[u8; OFFER_LEN], offset: usize) -> [u8; N] {
+    let mut field = [0; N];
+    field.copy_from_slice(&entry[offset..offset + N]);
+    field
+}
+
 /// Reads a packet that came with so many descriptors.
 pub(crate) fn decode(packet: &[u8], descriptors: usize) -> Result<Frame<'_>, WireError> {
     let mut reader = Reader(packet);
@@ -324,19 +331,21 @@ impl Grant {
 
 impl<'a> Offer<'a> {
     fn take(reader: &mut Reader<'a>) -> Result<Offer<'a>, WireError> {
-        let slot = reader.slot()?;
-        reader.zeros::<4>()?;
-        let generation = reader.u64()?;
-        if generation == 0 || generation > crate::claim::MAX_GENERATION {
+        let fixed = reader.array::<OFFER_LEN>()?;
+        let slot = u32::from_le_bytes(field(&fixed, 0));
+        let generation = u64::from_le_bytes(field(&fixed, 8));
+        let token = Token::from_bytes(field(&fixed, 16));
+        let cookie = u64::from_le_bytes(field(&fixed, 32));
+        let preread_len = u32::from_le_bytes(field(&fixed, 40)) as usize;
+        let metadata_len = u32::from_le_bytes(field(&fixed, 44)) as usize;
+        let (service_len, correlation_len) = (usize::from(fixed[48]), usize::from(fixed[49]));
+        if field(&fixed, 4) != [0; 4] || field(&fixed, 50) != [0; 6] {
+            return Err(WireError::Reserved);
+        }
+        let generations = 1..=crate::claim::MAX_GENERATION;
+        if slot as usize >= MAX_SLOTS || !generations.contains(&generation) {
             return Err(WireError::Range);
         }
-        let token = reader.token()?;
-        let cookie = reader.u64()?;
-        let preread_len = reader.u32()? as usize;
-        let metadata_len = reader.u32()? as usize;
-        let service_len = usize::from(reader.u8()?);
-        let correlation_len = usize::from(reader.u8()?);
-        reader.zeros::<6>()?;
         let service = reader.bytes(service_len)?;
         let correlation = reader.bytes(correlation_len)?;
         let metadata = reader.bytes(metadata_len)?;
@@ -352,15 +361,16 @@ impl<'a> Offer<'a> {
 
     /// Appends the entry. Names are at most [`MAX_NAME_LEN`] long and all of it fits a frame.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.slot.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&self.generation.to_le_bytes());
-        out.extend_from_slice(self.token.as_bytes());
-        out.extend_from_slice(&self.cookie.to_le_bytes());
-        out.extend_from_slice(&(self.preread.len() as u32).to_le_bytes());
-        out.extend_from_slice(&(self.metadata.len() as u32).to_le_bytes());
-        out.extend_from_slice(&[self.service.len() as u8, self.correlation.len() as u8]);
-        out.extend_from_slice(&[0; 6]);
+        let mut fixed = [0; OFFER_LEN];
+        fixed[..4].copy_from_slice(&self.slot.to_le_bytes());
+        fixed[8..16].copy_from_slice(&self.generation.to_le_bytes());
+        fixed[16..32].copy_from_slice(self.token.as_bytes());
+        fixed[32..40].copy_from_slice(&self.cookie.to_le_bytes());
+        fixed[40..44].copy_from_slice(&(self.preread.len() as u32).to_le_bytes());
+        fixed[44..48].copy_from_slice(&(self.metadata.len() as u32).to_le_bytes());
+        fixed[48] = self.service.len() as u8;
+        fixed[49] = self.correlation.len() as u8;
+        out.extend_from_slice(&fixed);
         for part in [self.service, self.correlation, self.metadata, self.preread] {
             out.extend_from_slice(part);
         }

@@ -170,9 +170,9 @@ ngx_int_t
 ngx_handoff_init_worker(ngx_cycle_t *cycle, ngx_array_t *backends)
 {
     ngx_uint_t              i;
-    ngx_handoff_backend_t **backend = backends->elts;
+    ngx_handoff_backend_t **backend;
 
-    /* Not in the processes that look after caches. */
+    /* Not in the processes that look after caches. Without its block a module has no backends. */
     if (backends == NULL || backends->nelts == 0
         || (ngx_process != NGX_PROCESS_WORKER && ngx_process != NGX_PROCESS_SINGLE))
     {
@@ -182,6 +182,8 @@ ngx_handoff_init_worker(ngx_cycle_t *cycle, ngx_array_t *backends)
     if (ngx_handoff_keep_copies(cycle) != NGX_OK) {
         return NGX_ERROR;
     }
+
+    backend = backends->elts;
 
     for (i = 0; i < backends->nelts; i++) {
         if (ngx_handoff_open(cycle, backend[i]) != NGX_OK) {

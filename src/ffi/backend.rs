@@ -27,6 +27,9 @@ pub const HANDOFF_KIND_SEQPACKET: u32 = 2;
 pub const HANDOFF_KIND_DATAGRAM: u32 = 4;
 /// With one of the others: sockets without a peer as well, such as listening ones.
 pub const HANDOFF_KIND_UNCONNECTED: u32 = 8;
+/// All of them, and any other socket: nothing is asked about what arrives, which saves much of what
+/// an arrival costs. For a backend that trusts its brokers to offer what they have accepted.
+pub const HANDOFF_KIND_ANY: u32 = 15;
 
 /// The limits of a backend. Begin with HANDOFF_BACKEND_OPTIONS_INIT and change what you want. A
 /// value outside its range is taken to the nearest end of it.
@@ -184,11 +187,7 @@ fn core_options(pointer: *const handoff_backend_options) -> Result<BackendOption
     };
     let options = options(pointer, defaults, "options")?;
     let policy = policy(options.policy)?;
-    const ALL: u32 = HANDOFF_KIND_STREAM
-        | HANDOFF_KIND_SEQPACKET
-        | HANDOFF_KIND_DATAGRAM
-        | HANDOFF_KIND_UNCONNECTED;
-    if options.kinds & !ALL != 0 {
+    if options.kinds & !HANDOFF_KIND_ANY != 0 {
         return Err(Failure::Argument("options.kinds"));
     }
     let has = |kind| options.kinds & kind != 0;

@@ -5,7 +5,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 
-use super::{Received, receive_message, retry, socket_option};
+use super::{Received, level_option, receive_message, retry, socket_option};
 
 /// The most descriptors in a packet: one less than the kernel's SCM_MAX_FD, which is safe with every
 /// libc.
@@ -103,14 +103,45 @@ pub(crate) fn socket_type(socket: BorrowedFd<'_>) -> io::Result<i32> {
     Ok(kind[0])
 }
 
-/// Whether a socket has a peer, getpeername(2): a listening one and a new one have none.
-pub(crate) fn is_connected(socket: BorrowedFd<'_>) -> bool {
-    let mut address = mem::MaybeUninit::<libc::sockaddr_storage>::uninit();
+/// The address family of a socket's peer, getpeername(2): a listening socket and a new one have no
+/// peer.
+pub(crate) fn peer_family(socket: BorrowedFd<'_>) -> Option<libc::c_int> {
+    let mut address = mem::MaybeUninit::<libc::sockaddr_storage>::zeroed();
     let mut len = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
     // SAFETY: the pointer and `len` describe `address`.
     let result =
         unsafe { libc::getpeername(socket.as_raw_fd(), address.as_mut_ptr().cast(), &raw mut len) };
-    result == 0
+    // SAFETY: all zero is a value of it, and so is whatever the kernel wrote over that.
+    let address = unsafe { address.assume_init() };
+    (result == 0).then_some(libc::c_int::from(address.ss_family))
+}
+
+/// Whether each of some descriptors, at most [`MAX_DESCRIPTORS`], can be written to and is neither
+/// hung up nor in error; one poll(2) for all.
+pub(crate) fn open_for_writing(descriptors: &[OwnedFd]) -> [bool; MAX_DESCRIPTORS] {
+    let mut polls = [libc::pollfd { fd: -1, events: libc::POLLOUT, revents: 0 }; MAX_DESCRIPTORS];
+    let count = descriptors.len().min(MAX_DESCRIPTORS);
+    for (poll, descriptor) in polls.iter_mut().zip(descriptors) {
+        poll.fd = descriptor.as_raw_fd();
+    }
+    // SAFETY: the pointer and the count describe the first of `polls`. After an error, what it says
+    // of each is as it was: nothing.
+    unsafe { libc::poll(polls.as_mut_ptr(), count as libc::nfds_t, 0) };
+    let mut open = [false; MAX_DESCRIPTORS];
+    for (open, poll) in open.iter_mut().zip(&polls[..count]) {
+        *open = poll.revents == libc::POLLOUT;
+    }
+    open
+}
+
+/// Whether a socket is one of TCP and not one that waits for its first bytes to connect, tcp(7). If
+/// it is also [open for writing](open_for_writing) it has a peer: a listening socket never is, nor
+/// one that is connecting, and a new one is hung up (tcp_poll in net/ipv4/tcp.c).
+pub(crate) fn is_tcp(socket: BorrowedFd<'_>) -> bool {
+    let mut later = [0i32];
+    let found = level_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, &mut later);
+    // Other sockets do not know TCP's options; TIPC says that it does, but has no value for them.
+    found.is_ok_and(|count| count == 1) && later == [0]
 }
 
 /// Whether a descriptor is a listening socket of sequenced packets.
@@ -134,4 +165,43 @@ pub(crate) fn set_nonblocking(socket: BorrowedFd<'_>) -> io::Result<()> {
 /// Takes a connection that waits at a listening socket: non-blocking and close-on-exec.
 pub(crate) fn accept_nonblocking(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     super::accept_with(listener, libc::SOCK_NONBLOCK)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+    use std::os::fd::FromRawFd;
+
+    pub(crate) fn new_socket(family: libc::c_int, kind: libc::c_int) -> io::Result<OwnedFd> {
+        // SAFETY: socket(2) takes no pointers.
+        let fd = retry(|| unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) as isize })?;
+        // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    }
+
+    /// A socket whose connect(2) has succeeded although nothing was sent yet, tcp(7).
+    pub(crate) fn connect_with_first_bytes(to: SocketAddr) -> OwnedFd {
+        let SocketAddr::V4(to) = to else { panic!("an address of IPv4") };
+        let socket = new_socket(libc::AF_INET, libc::SOCK_STREAM).unwrap();
+        let (yes, len): (libc::c_int, _) = (1, size_of::<libc::c_int>() as libc::socklen_t);
+        let address = libc::sockaddr_in {
+            sin_family: libc::AF_INET as libc::sa_family_t,
+            sin_port: to.port().to_be(),
+            sin_addr: libc::in_addr { s_addr: u32::from(*to.ip()).to_be() },
+            sin_zero: [0; 8],
+        };
+        // SAFETY: the pointers and lengths describe `yes` and `address`.
+        unsafe {
+            for option in [libc::TCP_FASTOPEN_CONNECT, libc::TCP_FASTOPEN_NO_COOKIE] {
+                let value = (&raw const yes).cast();
+                let level = libc::IPPROTO_TCP;
+                assert_eq!(libc::setsockopt(socket.as_raw_fd(), level, option, value, len), 0);
+            }
+            let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            let address = (&raw const address).cast();
+            assert_eq!(libc::connect(socket.as_raw_fd(), address, len), 0);
+        }
+        socket
+    }
 }

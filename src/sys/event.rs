@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::time::{Duration, Instant};
 
-use super::retry;
+use super::{poll_timeout, retry};
 
 /// Something that happened to a descriptor of an [`Events`].
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +16,20 @@ pub(crate) struct Event {
     pub writable: bool,
     /// There is something to read, an end or an error.
     pub readable: bool,
+}
+
+/// How long to wait for something to happen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wait {
+    No,
+    Until(Instant),
+    Forever,
+}
+
+impl From<Option<Instant>> for Wait {
+    fn from(deadline: Option<Instant>) -> Wait {
+        deadline.map_or(Wait::Forever, Wait::Until)
+    }
 }
 
 /// A set of descriptors to watch and a timer, behind one descriptor that is readable whenever one
@@ -88,14 +102,20 @@ impl Events {
     /// The most events that are taken at once.
     pub(crate) const ROOM: usize = 64;
 
-    /// Says what has happened, without waiting; a timer that fired is reset and left out. Returns
-    /// how many things have: there may be more if it is [`ROOM`](Events::ROOM).
-    pub(crate) fn take(&mut self, mut each: impl FnMut(Event)) -> io::Result<usize> {
+    /// Says what has happened; a timer that fired is reset and left out. Returns how many things
+    /// have: there may be more if it is [`ROOM`](Events::ROOM).
+    pub(crate) fn take(&mut self, wait: Wait, mut each: impl FnMut(Event)) -> io::Result<usize> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; Events::ROOM];
         // SAFETY: the pointer and the count describe `events`.
         let count = retry(|| unsafe {
             let room = events.len() as i32;
-            libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), room, 0) as isize
+            // Computed anew each time, so that signals cannot put off the deadline.
+            let timeout = match wait {
+                Wait::No => 0,
+                Wait::Until(deadline) => poll_timeout(deadline, Instant::now()),
+                Wait::Forever => -1,
+            };
+            libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), room, timeout) as isize
         })?;
         for event in &events[..count] {
             let (key, flags) = (event.u64, event.events as i32);
@@ -123,6 +143,25 @@ impl Events {
         }
         // Zero would disarm it.
         let left = when.saturating_duration_since(now).max(Duration::from_nanos(1));
+        self.set_timer(left)?;
+        self.armed = Some(when);
+        Ok(())
+    }
+
+    /// Whether a timer is set.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.armed.is_some()
+    }
+
+    /// Sets no timer.
+    pub(crate) fn cancel(&mut self) {
+        // If it could not be, it would fire for nothing.
+        if self.set_timer(Duration::ZERO).is_ok() {
+            self.armed = None;
+        }
+    }
+
+    fn set_timer(&self, left: Duration) -> io::Result<()> {
         let value = libc::timespec {
             tv_sec: left.as_secs().try_into().unwrap_or(libc::time_t::MAX),
             tv_nsec: left.subsec_nanos().into(),
@@ -134,7 +173,6 @@ impl Events {
             let timer = self.timer.as_raw_fd();
             libc::timerfd_settime(timer, 0, &raw const setting, ptr::null_mut()) as isize
         })?;
-        self.armed = Some(when);
         Ok(())
     }
 }
@@ -148,11 +186,22 @@ mod tests {
         let mut events = Events::new().unwrap();
         let now = Instant::now();
         events.wake_at(now + Duration::from_secs(3600), now).unwrap();
-        assert_eq!(events.take(|_| {}).unwrap(), 0);
+        assert_eq!(events.take(Wait::No, |_| {}).unwrap(), 0);
         events.wake_at(now, now).unwrap();
-        while events.take(|_| {}).unwrap() == 0 {
-            assert!(now.elapsed() < Duration::from_secs(5));
-        }
-        assert_eq!(events.take(|_| {}).unwrap(), 0);
+        assert_eq!(events.take(Wait::Until(now + Duration::from_secs(5)), |_| {}).unwrap(), 1);
+        assert_eq!(events.take(Wait::Until(now), |_| {}).unwrap(), 0);
+    }
+
+    #[test]
+    fn cancelled_timer_does_not_fire_and_the_next_one_does() {
+        let mut events = Events::new().unwrap();
+        let now = Instant::now();
+        events.wake_at(now, now).unwrap();
+        // Fired or not yet.
+        events.cancel();
+        assert!(!events.is_armed());
+        assert_eq!(events.take(Wait::Until(now + Duration::from_millis(5)), |_| {}).unwrap(), 0);
+        events.wake_at(now, now).unwrap();
+        assert_eq!(events.take(Wait::Until(now + Duration::from_secs(5)), |_| {}).unwrap(), 1);
     }
 }
