@@ -5,6 +5,8 @@
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +15,10 @@
 int getsockopt(int fd, int level, int option, void *restrict value, socklen_t *restrict len)
 {
     static int (*real)(int, int, int, void *, socklen_t *);
+    if (level == IPPROTO_TCP && option == TCP_FASTOPEN_CONNECT && *len >= sizeof(int)) {
+        memset(value, 0, sizeof(int)); /* it is a TCP socket, then */
+        return 0;
+    }
     if (level == SOL_SOCKET && option == SO_TYPE && *len >= sizeof(int)) {
         int type = SOCK_STREAM;
         memcpy(value, &type, sizeof type);
