@@ -53,9 +53,9 @@ RUN_BENCH = LD_LIBRARY_PATH=$(LIB) $(PYTHON) bench/bench.py $(BENCH)
 bench: $(PEERS) $(addprefix $(BENCH)/,$(BENCH_PROGRAMS) no_checks.so) | need-peers
 	@$(RUN_BENCH) $(PART)
 
-## check-bench  each peer of the benchmark moves some connections
-.PHONY: check-bench
-check-bench: $(PEERS) | need-peers
+## check-peers  each peer of the benchmark moves some connections
+.PHONY: check-peers
+check-peers: $(PEERS) | need-peers
 	@$(RUN_BENCH) smoke
 
 ## bench-record  the results of the last make bench go to bench/results and docs/performance.md

@@ -174,7 +174,7 @@ class Bench:
             if way.moves:
                 run_move(way, 200)
             run_serve(self.programs, way, 16, 200)
-        print(f"check-bench: {len(self.ways)} ways, each 200 clients answered")
+        print(f"check-peers: {len(self.ways)} ways, each 200 clients answered")
 
 
 def costs(samples):
