@@ -86,6 +86,7 @@ include bench/bench.mk
 include bench/micro.mk
 include proofs/proofs.mk
 include integrations/nginx/nginx.mk
+include integrations/nginx/tests/tests.mk
 
 ## check       run every test
 check: check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
@@ -116,4 +117,5 @@ clean:
 help:
 	@sed -n 's/^## \([a-z-]*\) *\(.*\)/  make \1\t\2/p' Makefile packaging/packaging.mk \
 	    c-tests/tests.mk examples/examples.mk bench/bench.mk bench/micro.mk \
-	    proofs/proofs.mk integrations/nginx/nginx.mk | expand -t 26
+	    proofs/proofs.mk integrations/nginx/nginx.mk integrations/nginx/tests/tests.mk | \
+	    expand -t 26

@@ -1,0 +1,346 @@
+/*
+ * backend: an HTTP/1.1 server that takes connections from a handoff socket, from a Unix socket and
+ * from a TCP port, so that the same program answers what was handed over, proxied and sent to it
+ * directly. And an echo, for streams.
+ *
+ *   backend [-h HANDOFF] [-u UNIX] [-t PORT] [-e ECHO_HANDOFF] [-p ECHO_PORT] [-l LOG]
+ *           [-d MIN-MAX] [-r EVERY] [-R REASON] [-n] [-m MAX_OFFER_BYTES] [-c CREDIT]
+ *
+ * It waits MIN to MAX milliseconds before it adopts, rejects every EVERYth arrival for REASON (a
+ * number), or with -n holds what arrives until somebody asks for /release. LOG gets a line for each
+ * request answered: how it came, and its id. /stats tells what the handoff socket has done. SIGTERM
+ * drains: what has begun is answered, what is held goes back.
+ */
+#define _GNU_SOURCE
+#include "backend.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+enum { MOST_HELD = 16384 };
+
+/* Where connections come from. */
+struct source {
+    struct watched watched; /* first: events name it */
+    enum way way;
+    bool echo;
+    handoff_backend *backend; /* of a handoff socket */
+};
+
+/* An arrival that is not decided yet. */
+struct held {
+    struct source *source;
+    handoff_arrival arrival;
+    uint64_t due_ns;
+};
+
+struct clients clients = TAILQ_HEAD_INITIALIZER(clients);
+bool draining;
+
+static int epoll, log_file = -1;
+static struct source sources[5], signals;
+static int source_count;
+static struct held held[MOST_HELD];
+static size_t held_count;
+static uint64_t arrivals, delay_min_ms, delay_max_ms, reject_every;
+static handoff_reason reject_reason = HANDOFF_REASON_REJECTED;
+static bool hold;
+
+void check(int ok, const char *what, const char *why)
+{
+    if (ok)
+        return;
+    fprintf(stderr, "backend: %s: %s\n", what, why);
+    exit(1);
+}
+
+void *allocate(size_t size)
+{
+    void *memory = calloc(1, size);
+    check(memory != NULL, "calloc", strerror(errno));
+    return memory;
+}
+
+void log_request(const char *way, const char *id)
+{
+    if (log_file != -1)
+        check(dprintf(log_file, "%s %s\n", way, id) > 0, "log", strerror(errno));
+}
+
+void change_watch(struct watched *what, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.ptr = what};
+    check(epoll_ctl(epoll, EPOLL_CTL_MOD, what->fd, &event) == 0, "EPOLL_CTL_MOD",
+          strerror(errno));
+}
+
+void watch(struct watched *what, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.ptr = what};
+    check(what->fd != -1 && epoll_ctl(epoll, EPOLL_CTL_ADD, what->fd, &event) == 0,
+          "EPOLL_CTL_ADD", strerror(errno));
+}
+
+void forget(struct watched *what)
+{
+    check(epoll_ctl(epoll, EPOLL_CTL_DEL, what->fd, NULL) == 0, "EPOLL_CTL_DEL", strerror(errno));
+}
+
+/* ---- arrivals ---- */
+
+/* Adopts or rejects. The client begins only after that: what it does may not be undone. */
+static void decide(struct source *source, const handoff_arrival *arrival)
+{
+    int fd;
+    arrivals++;
+    if (reject_every > 0 && arrivals % reject_every == 0)
+        check(handoff_backend_reject(source->backend, arrival->id, reject_reason) == HANDOFF_OK,
+              "reject", handoff_last_error());
+    else if (handoff_backend_adopt(source->backend, arrival->id, &fd) == HANDOFF_OK)
+        begin_client(fd, HANDOFF, source->echo, arrival);
+    /* Otherwise the broker was faster, and serves it. */
+}
+
+static void take_arrivals(struct source *source)
+{
+    handoff_arrival arrival;
+    check(handoff_backend_dispatch(source->backend) == HANDOFF_OK, "dispatch",
+          handoff_last_error());
+    while (handoff_backend_next(source->backend, &arrival) == HANDOFF_OK) {
+        if (!hold && delay_max_ms == 0) {
+            decide(source, &arrival);
+            continue;
+        }
+        uint64_t delay = delay_min_ms * 1000000 +
+                         (uint64_t)(drand48() * (double)(delay_max_ms - delay_min_ms) * 1e6);
+        check(held_count < MOST_HELD, "held arrivals", "too many");
+        held[held_count++] = (struct held){.source = source, .arrival = arrival,
+                                           .due_ns = hold ? UINT64_MAX : handoff_now() + delay};
+    }
+}
+
+/* Decides what is due. Returns the milliseconds until something is, or -1. */
+static int decide_due(void)
+{
+    uint64_t now = handoff_now(), next = UINT64_MAX;
+    for (size_t i = 0; i < held_count;) {
+        if (held[i].due_ns > now) {
+            if (held[i].due_ns < next)
+                next = held[i].due_ns;
+            i++;
+            continue;
+        }
+        struct held due = held[i];
+        held[i] = held[--held_count];
+        decide(due.source, &due.arrival);
+    }
+    return next == UINT64_MAX ? -1 : (int)((next - now) / 1000000 + 1);
+}
+
+void release_held(void)
+{
+    hold = false;
+    for (size_t i = 0; i < held_count; i++)
+        held[i].due_ns = 0;
+}
+
+int write_statistics(char *text, size_t size)
+{
+    handoff_backend_statistics sum = {.arrived = 0};
+    unsigned count = 0;
+    for (int i = 0; i < source_count; i++) {
+        handoff_backend_statistics one = HANDOFF_BACKEND_STATISTICS_INIT;
+        if (sources[i].backend == NULL)
+            continue;
+        check(handoff_backend_get_statistics(sources[i].backend, &one) == HANDOFF_OK, "statistics",
+              handoff_last_error());
+        sum.arrived += one.arrived;
+        sum.adopted += one.adopted;
+        sum.rejected += one.rejected;
+        sum.revoked += one.revoked;
+        sum.held += one.held;
+        sum.channels += one.channels;
+        sum.broken += one.broken;
+    }
+    struct client *client;
+    TAILQ_FOREACH(client, &clients, next)
+        count++;
+    return snprintf(text, size,
+                    "{\"arrived\": %llu, \"adopted\": %llu, \"rejected\": %llu, \"revoked\": %llu, "
+                    "\"held\": %llu, \"channels\": %llu, \"broken\": %llu, \"clients\": %u}\n",
+                    (unsigned long long)sum.arrived, (unsigned long long)sum.adopted,
+                    (unsigned long long)sum.rejected, (unsigned long long)sum.revoked,
+                    (unsigned long long)sum.held, (unsigned long long)sum.channels,
+                    (unsigned long long)sum.broken, count);
+}
+
+/* ---- where connections come from ---- */
+
+static struct source *add_source(int fd, enum way way, bool echo)
+{
+    check(source_count < (int)(sizeof sources / sizeof *sources), "usage", "too many sockets");
+    struct source *source = &sources[source_count++];
+    *source = (struct source){.watched.fd = fd, .way = way, .echo = echo};
+    return source;
+}
+
+static void listen_handoff(const char *path, bool echo, const handoff_backend_options *options)
+{
+    struct source *source = add_source(-1, HANDOFF, echo);
+    check(handoff_backend_listen(path, options, &source->backend) == HANDOFF_OK, path,
+          handoff_last_error());
+    source->watched.fd = handoff_backend_fd(source->backend);
+}
+
+static void listen_unix(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    check(strlen(path) < sizeof address.sun_path, path, "too long");
+    strcpy(address.sun_path, path);
+    unlink(path);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    check(fd != -1 && bind(fd, (struct sockaddr *)&address, sizeof address) == 0 &&
+          listen(fd, 4096) == 0, path, strerror(errno));
+    add_source(fd, UNIX, false);
+}
+
+static int listen_tcp(const char *port, bool echo)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(port)),
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof address;
+    int yes = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    check(fd != -1 && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) == 0 &&
+          bind(fd, (struct sockaddr *)&address, len) == 0 && listen(fd, 4096) == 0 &&
+          getsockname(fd, (struct sockaddr *)&address, &len) == 0, "listen", strerror(errno));
+    add_source(fd, TCP, echo);
+    return ntohs(address.sin_port);
+}
+
+static void accept_clients(struct source *source)
+{
+    int fd, yes = 1;
+    while ((fd = accept4(source->watched.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) != -1) {
+        if (source->way == TCP) /* as nginx does for what it hands over */
+            setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+        begin_client(fd, source->way, source->echo, NULL);
+    }
+}
+
+/* What is held goes back to its broker when the handle is freed, unless its time comes before. */
+static void drain(void)
+{
+    draining = true;
+    forget(&signals.watched);
+    for (int i = 0; i < source_count; i++)
+        if (sources[i].backend != NULL) {
+            check(handoff_backend_drain(sources[i].backend) == HANDOFF_OK, "drain",
+                  handoff_last_error());
+            take_arrivals(&sources[i]);
+        } else {
+            forget(&sources[i].watched);
+            close(sources[i].watched.fd);
+        }
+    if (hold)
+        held_count = 0;
+    drain_clients();
+}
+
+static void free_backends(void)
+{
+    for (int i = 0; i < source_count; i++) {
+        handoff_backend_free(sources[i].backend);
+        sources[i].backend = NULL;
+    }
+}
+
+/* Reads the options and listens. Says where on the standard output. */
+static void start(int argc, char **argv)
+{
+    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
+    const char *handoff = NULL, *echo_handoff = NULL;
+    int option, port = 0, echo_port = 0;
+    while ((option = getopt(argc, argv, "h:u:t:e:p:l:d:r:R:nm:c:")) != -1) {
+        char *end;
+        switch (option) {
+        case 'h': handoff = optarg; break;
+        case 'u': listen_unix(optarg); break;
+        case 't': port = listen_tcp(optarg, false); break;
+        case 'e': echo_handoff = optarg; break;
+        case 'p': echo_port = listen_tcp(optarg, true); break;
+        case 'l':
+            log_file = open(optarg, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+            check(log_file != -1, optarg, strerror(errno));
+            break;
+        case 'd':
+            delay_min_ms = strtoull(optarg, &end, 10);
+            delay_max_ms = *end == '-' ? strtoull(end + 1, NULL, 10) : delay_min_ms;
+            break;
+        case 'r': reject_every = strtoull(optarg, NULL, 10); break;
+        case 'R': reject_reason = (handoff_reason)atoi(optarg); break;
+        case 'n': hold = true; break;
+        case 'm': options.max_offer_bytes = strtoull(optarg, NULL, 10); break;
+        case 'c': options.credit = strtoull(optarg, NULL, 10); break;
+        default: exit(1);
+        }
+    }
+    if (handoff != NULL)
+        listen_handoff(handoff, false, &options);
+    if (echo_handoff != NULL)
+        listen_handoff(echo_handoff, true, &options);
+    for (int i = 0; i < source_count; i++)
+        watch(&sources[i].watched, EPOLLIN);
+    printf("%d %d\n", port, echo_port);
+    fflush(stdout);
+}
+
+int main(int argc, char **argv)
+{
+    sigset_t stop;
+    sigemptyset(&stop);
+    sigaddset(&stop, SIGTERM);
+    check(sigprocmask(SIG_BLOCK, &stop, NULL) == 0, "signals", strerror(errno));
+    signals.watched.fd = signalfd(-1, &stop, SFD_CLOEXEC);
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    watch(&signals.watched, EPOLLIN);
+    srand48(getpid());
+    start(argc, argv);
+
+    while (!draining || held_count > 0 || !TAILQ_EMPTY(&clients)) {
+        struct epoll_event events[128];
+        struct source *arrived[2];
+        int arrived_count = 0, stopping = 0;
+        int count = epoll_wait(epoll, events, 128, decide_due());
+        check(count != -1 || errno == EINTR, "epoll_wait", strerror(errno));
+        for (int i = 0; i < count; i++) {
+            struct watched *what = events[i].data.ptr;
+            if (what->is_client)
+                on_client((struct client *)what);
+            else if (what == &signals.watched)
+                stopping = 1;
+            else if (((struct source *)what)->backend != NULL)
+                arrived[arrived_count++] = (struct source *)what;
+            else
+                accept_clients((struct source *)what);
+        }
+        for (int i = 0; i < arrived_count; i++)
+            take_arrivals(arrived[i]);
+        if (stopping) /* last, because it ends clients that events may name */
+            drain();
+        if (draining && held_count == 0)
+            free_backends();
+    }
+    free_backends();
+    return 0;
+}

@@ -1,0 +1,319 @@
+/* Connections: HTTP/1.1, or an echo. Each answer says how its request came. */
+#define _GNU_SOURCE
+#include "backend.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* PERIOD is a prime, so that a body that is out of step shows. */
+enum { FIRST_SIZE = 16 * 1024, MOST_SIZE = 256 * 1024, PERIOD = 251 };
+
+static const char *const ways[] = {"handoff", "unix", "tcp"};
+
+static void make_room(struct buffer *buffer, size_t more)
+{
+    size_t size = buffer->size ? buffer->size : FIRST_SIZE;
+    while (size < buffer->len + more)
+        size *= 2;
+    if (size == buffer->size)
+        return;
+    buffer->bytes = realloc(buffer->bytes, size);
+    check(buffer->bytes != NULL, "realloc", strerror(errno));
+    buffer->size = size;
+}
+
+static void append(struct buffer *buffer, const void *bytes, size_t len)
+{
+    make_room(buffer, len);
+    if (len > 0)
+        memcpy(buffer->bytes + buffer->len, bytes, len);
+    buffer->len += len;
+}
+
+__attribute__((format(printf, 2, 3)))
+static void append_text(struct buffer *buffer, const char *format, ...)
+{
+    va_list arguments;
+    make_room(buffer, 4096);
+    va_start(arguments, format);
+    buffer->len += (size_t)vsnprintf(buffer->bytes + buffer->len, 4096, format, arguments);
+    va_end(arguments);
+}
+
+static void drop_first(struct buffer *buffer, size_t len)
+{
+    memmove(buffer->bytes, buffer->bytes + len, buffer->len - len);
+    buffer->len -= len;
+}
+
+/* Out of the loop first: the broker may not have closed its copy yet, and while that is open
+ * close() does not do it, nor does it end the connection. */
+static void end(struct client *client)
+{
+    TAILQ_REMOVE(&clients, client, next);
+    forget(&client->watched);
+    shutdown(client->watched.fd, SHUT_WR);
+    close(client->watched.fd);
+    free(client->in.bytes);
+    free(client->out.bytes);
+    free(client->head.bytes);
+    free(client->service);
+    free(client->correlation);
+    free(client->metadata);
+    free(client);
+}
+
+/* ---- answers ---- */
+
+static void append_answer(struct client *client, const char *status, const char *headers,
+                          const void *body, size_t len)
+{
+    const struct request *request = &client->request;
+    append_text(&client->out,
+                "HTTP/1.1 %s\r\nContent-Length: %llu\r\nX-Served-By: %s\r\nX-Pid: %d\r\n"
+                "X-Id: %s\r\nX-Body: %llu %08x\r\nConnection: %s\r\n%s\r\n",
+                status, (unsigned long long)(len + client->generate), ways[client->way], getpid(),
+                request->id, (unsigned long long)request->body.length, request->body.crc,
+                client->last ? "close" : "keep-alive", headers);
+    append(&client->out, body, len);
+}
+
+static void answer_arrival(struct client *client)
+{
+    struct buffer body = {0};
+    append_text(&body, "%s\n%s\n", client->service ? client->service : "",
+                client->correlation ? client->correlation : "");
+    append(&body, client->metadata, client->metadata_len);
+    append_answer(client, "200 OK", "", body.bytes, body.len);
+    free(body.bytes);
+}
+
+/* The request is read to its end. */
+static void answer(struct client *client)
+{
+    const struct request *request = &client->request;
+    char text[2 * VALUE_LEN + 64];
+    if (!request->keep_alive || draining)
+        client->last = true;
+    if (strcmp(request->what, "stats") == 0) {
+        append_answer(client, "200 OK", "", text, (size_t)write_statistics(text, sizeof text));
+        return;
+    }
+    if (strcmp(request->what, "release") == 0) {
+        release_held();
+        append_answer(client, "200 OK", "", NULL, 0);
+        return;
+    }
+    if (request->accel[0] != '\0') {
+        log_request("accel", request->id);
+        snprintf(text, sizeof text, "X-Accel-Redirect: %s\r\nX-Handoff-Data: %s\r\n",
+                 request->accel, request->accel_data);
+        append_answer(client, "200 OK", text, NULL, 0);
+        return;
+    }
+    log_request(ways[client->way], request->id);
+    if (strcmp(request->what, "arrival") == 0)
+        answer_arrival(client);
+    else if (strcmp(request->what, "bytes") == 0) {
+        client->generate = request->argument;
+        client->generated = 0;
+        append_answer(client, "200 OK", "", NULL, 0);
+    } else if (strcmp(request->what, "head") == 0)
+        append_answer(client, "200 OK", "", client->head.bytes, client->head.len);
+    else
+        append_answer(client, "200 OK", "", "served\n", 7);
+}
+
+/* ---- what comes ---- */
+
+/* Takes what it can of client->in. False if it needs more. */
+static bool take_http(struct client *client)
+{
+    struct request *request = &client->request;
+    struct buffer *in = &client->in;
+    if (!client->in_request) {
+        size_t empty = 0;
+        while (empty < in->len && (in->bytes[empty] == '\r' || in->bytes[empty] == '\n'))
+            empty++; /* between requests it means nothing */
+        if (empty > 0)
+            drop_first(in, empty);
+        size_t head = in->len > 0 ? head_length(in->bytes, in->len) : 0;
+        if (head == 0 && in->len < MOST_SIZE)
+            return false;
+        if (head == 0 || !parse_head(in->bytes, head, request)) {
+            log_request("bad", "-");
+            client->last = true;
+            append_answer(client, "400 Bad Request", "", NULL, 0);
+            return false;
+        }
+        client->head.len = 0;
+        if (strcmp(request->what, "head") == 0)
+            append(&client->head, in->bytes, head);
+        drop_first(in, head);
+        client->in_request = true;
+        if (request->expects_continue && request->body.state != BODY_DONE && in->len == 0)
+            append_text(&client->out, "HTTP/1.1 100 Continue\r\n\r\n");
+    }
+    drop_first(in, take_body(&request->body, in->bytes, in->len));
+    if (request->body.state == BODY_BAD) {
+        log_request("bad", request->id);
+        client->last = true;
+        append_answer(client, "400 Bad Request", "", NULL, 0);
+        return false;
+    }
+    if (request->body.state != BODY_DONE)
+        return false;
+    client->in_request = false;
+    answer(client);
+    return true;
+}
+
+/* The first line names the client. It comes back with how it came and for which service, everything
+ * else as it is. */
+static bool take_echo(struct client *client)
+{
+    struct buffer *in = &client->in;
+    char *newline = in->len > 0 ? memchr(in->bytes, '\n', in->len) : NULL;
+    if (!client->greeted) {
+        if (newline == NULL)
+            return false;
+        *newline = '\0';
+        log_request(ways[client->way], in->bytes);
+        append_text(&client->out, "%s %.64s %s\n", ways[client->way], in->bytes,
+                    client->service ? client->service : "");
+        client->greeted = true;
+        drop_first(in, (size_t)(newline + 1 - in->bytes));
+    }
+    append(&client->out, in->bytes, in->len);
+    in->len = 0;
+    return false;
+}
+
+/* Sends what there is. False if that must wait for room, or has ended the client. */
+static bool flush(struct client *client)
+{
+    static char pattern[PERIOD * 512];
+    if (pattern[1] == 0)
+        for (size_t i = 0; i < sizeof pattern; i++)
+            pattern[i] = (char)(i % PERIOD);
+    while (client->sent < client->out.len || client->generate > 0) {
+        const char *from = client->out.bytes + client->sent;
+        size_t len = client->out.len - client->sent;
+        bool generating = len == 0;
+        if (generating) {
+            size_t phase = client->generated % PERIOD;
+            from = pattern + phase;
+            len = sizeof pattern - phase;
+            if (len > client->generate)
+                len = (size_t)client->generate;
+        }
+        ssize_t n = send(client->watched.fd, from, len,
+                         MSG_DONTWAIT | MSG_NOSIGNAL |
+                             (!generating && client->generate > 0 ? MSG_MORE : 0));
+        if (n == -1 && errno == EINTR)
+            continue;
+        if (n == -1 && errno == EAGAIN) {
+            if (!client->waits_for_room)
+                change_watch(&client->watched, EPOLLOUT);
+            client->waits_for_room = true;
+            return false;
+        }
+        if (n == -1) {
+            end(client); /* it has gone */
+            return false;
+        }
+        if (generating) {
+            client->generate -= (uint64_t)n;
+            client->generated += (uint64_t)n;
+        } else
+            client->sent += (size_t)n;
+    }
+    client->sent = client->out.len = 0;
+    if (client->waits_for_room)
+        change_watch(&client->watched, EPOLLIN);
+    client->waits_for_room = false;
+    return true;
+}
+
+/* Takes what has been read, answers, and sends. May end the client. */
+static void serve(struct client *client)
+{
+    for (;;) {
+        bool again = false;
+        while (!client->last && client->generate == 0 && client->out.len < MOST_SIZE &&
+               (again = client->echo ? take_echo(client) : take_http(client)))
+            ;
+        if (!flush(client))
+            return;
+        if (client->last)
+            break;
+        if (!again)
+            return;
+    }
+    if (client->in.len == 0 && !client->in_request) {
+        end(client);
+        return;
+    }
+    /* To close with something unread is to reset the connection, and the answer may be lost. */
+    client->lingering = true;
+    shutdown(client->watched.fd, SHUT_WR);
+}
+
+void on_client(struct client *client)
+{
+    if (client->waits_for_room && !flush(client))
+        return;
+    make_room(&client->in, FIRST_SIZE / 2);
+    ssize_t n = recv(client->watched.fd, client->in.bytes + client->in.len,
+                     client->in.size - client->in.len, MSG_DONTWAIT);
+    if (n == -1 && (errno == EAGAIN || errno == EINTR))
+        n = 0;
+    else if (n <= 0 && (client->lingering || !client->greeted)) {
+        end(client);
+        return;
+    } else if (n <= 0)
+        client->last = true;
+    if (client->lingering)
+        return;
+    client->in.len += (size_t)(n > 0 ? n : 0);
+    serve(client);
+}
+
+static char *copy_of(const void *bytes, size_t len)
+{
+    return len == 0 ? NULL : memcpy(allocate(len), bytes, len);
+}
+
+void begin_client(int fd, enum way way, bool echo, const handoff_arrival *arrival)
+{
+    struct client *client = allocate(sizeof *client);
+    client->watched = (struct watched){.is_client = true, .fd = fd};
+    client->way = way;
+    client->echo = echo;
+    TAILQ_INSERT_TAIL(&clients, client, next);
+    watch(&client->watched, EPOLLIN);
+    if (arrival == NULL)
+        return;
+    client->service = copy_of(arrival->service, strlen(arrival->service) + 1);
+    client->correlation = copy_of(arrival->correlation, strlen(arrival->correlation) + 1);
+    client->metadata = copy_of(arrival->metadata, arrival->metadata_len);
+    client->metadata_len = arrival->metadata_len;
+    append(&client->in, arrival->preread, arrival->preread_len);
+    serve(client);
+}
+
+void drain_clients(void)
+{
+    for (struct client *client = TAILQ_FIRST(&clients), *next; client != NULL; client = next) {
+        next = TAILQ_NEXT(client, next);
+        bool idle = client->in.len == 0 && !client->in_request && client->out.len == 0 &&
+                    client->generate == 0 && !client->echo;
+        if (idle || client->lingering)
+            end(client);
+    }
+}

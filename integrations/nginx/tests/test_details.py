@@ -1,0 +1,404 @@
+"""What is not eligible, what is told to the backend and to the log, limits, and configurations."""
+
+import asyncio
+import json
+import re
+import socket
+import subprocess
+import unittest
+
+from client import Connection, drive, gather, new_identity, request, run
+from harness import HANDED_OVER, STREAM, Case, Nginx, wait_until
+
+FALLBACK = """
+        location @fallback { proxy_pass http://unix:{directory}/fallback.sock; }
+        location = /nginx { return 200 "nginx $arg_id"; }
+"""
+
+
+def server(locations, listen="127.0.0.1:{port}"):
+    """A server with these locations, in which PASS hands over with a fallback."""
+    text = "server { listen " + listen + "; {server}" + FALLBACK + locations + "}"
+    text = text.replace("PASS", "handoff_pass unix:{directory}/handoff.sock; "
+                                "error_page 502 504 = @fallback;")
+    # As Case.start_nginx() wants it.
+    text = text.replace("{", "{{").replace("}", "}}")
+    return re.sub(r"\{\{(port|directory|server)\}\}", r"{\1}", text)
+
+
+def ask(port, data):
+    """The answer to one request on a new connection."""
+    async def one(_):
+        return await (await Connection.open(port)).ask(data)
+
+    [answer] = run(1, 1, one)
+    return answer
+
+
+class Details(Case):
+    def served(self, data):
+        answer = ask(self.port, data)
+        self.assertEqual(answer.status, 200)
+        return answer.headers["x-served-by"]
+
+    def check_access(self, pattern):
+        """A line like this is in the access log."""
+        wait_until(lambda: any(re.search(pattern, line) for line in self.nginx.access()),
+                   f"{pattern!r} in the access log")
+
+
+class NotEligible(Details):
+    """Served by the fallback, without a warning."""
+    UNSUPPORTED = r"outcome=fallback reason=client unsupported"
+
+    def curl(self, *arguments):
+        return subprocess.run(["curl", "-s", "-S", "-i", *arguments], capture_output=True,
+                              text=True, check=True).stdout
+
+    def test_tls_that_nginx_terminates(self):
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+             "-nodes", "-keyout", "key.pem", "-out", "certificate.pem", "-days", "2",
+             "-subj", "/CN=test.example"], cwd=self.directory, check=True, capture_output=True)
+        self.start(http=server("""
+            ssl_certificate certificate.pem; ssl_certificate_key key.pem;
+            location / { PASS }""", "127.0.0.1:{port} ssl http2"))
+        # The files are beside the configuration.
+        for version in "--http1.1", "--http2":
+            answer = self.curl("-k", version, f"https://127.0.0.1:{self.port}/r/{version[-1]}")
+            self.assertIn("200", answer.splitlines()[0])
+            self.assertRegex(answer, "(?i)x-served-by: unix")
+        self.assert_once(["1", "2"])
+        self.check_access("/r/1 200 " + self.UNSUPPORTED)
+        self.check_access("/r/2 200 " + self.UNSUPPORTED)
+
+    def test_http_2(self):
+        self.start(http=server("location / { PASS }", "127.0.0.1:{port} http2"))
+        answer = self.curl("--http2-prior-knowledge", "-d", "body",
+                           f"http://127.0.0.1:{self.port}/r/a")
+        self.assertIn("HTTP/2 200", answer)
+        self.assertIn("x-served-by: unix", answer)
+        self.assert_once(["a"])
+        self.check_access(self.UNSUPPORTED)
+
+    def test_http_0_9(self):
+        self.start(http=server("location / { PASS }"))
+
+        async def one(_):
+            connection = await Connection.open(self.port)
+            await connection.send(b"GET /r/old\r\n")
+            return await connection.reader.read()
+
+        self.assertEqual(run(1, 1, one), [b"served\n"])
+        self.assertEqual(dict(self.assert_once(["old"])), {"unix": 1})
+
+    def test_subrequest_of_auth_request(self):
+        self.start(http=server("""
+            location /r/ { auth_request /auth; proxy_pass http://unix:{directory}/fallback.sock; }
+            location = /auth { PASS }"""))
+        self.assertEqual(self.served(request("a")), "unix")
+        answered = self.answered()
+        self.assertEqual(set(way for way, _ in answered), {"unix"})
+
+    def test_subrequest_of_ssi(self):
+        with open(f"{self.directory}/page.html", "w", encoding="ascii") as file:
+            file.write('(<!--#include virtual="/r/part" -->)')
+        self.start(http=server("location = /page.html { ssi on; root {directory}; default_type "
+                               "text/html; } location / { PASS }"))
+        answer = ask(self.port, b"GET /page.html HTTP/1.1\r\nHost: test\r\n\r\n")
+        self.assertEqual(answer.body, b"(served\n)")
+        self.assertEqual(dict(self.assert_once(["part"])), {"unix": 1})
+
+    def test_request_that_is_mirrored(self):
+        self.start(http=server("""
+            location /r/ { mirror /mirror; PASS }
+            location = /mirror { internal; proxy_pass http://unix:{directory}/fallback.sock; }"""))
+        self.assertEqual(self.served(request("a")), "unix")
+        self.assert_once(["a"])
+
+    def test_body_that_was_passed_on_unbuffered(self):
+        self.start(http=server("""
+            location /r/ { proxy_request_buffering off;
+                proxy_pass http://unix:{directory}/fallback.sock; proxy_set_header Accel @stream; }
+            location @stream { handoff_pass unix:{directory}/handoff.sock;
+                error_page 502 504 =200 /nginx?id=said; }"""))
+        answer = ask(self.port, request("a", method="POST", body=b"x" * 20000))
+        self.assertEqual((answer.status, answer.body), (200, b"nginx said"))
+        self.assertEqual(self.answered(), {})
+
+    def test_request_that_is_larger_than_the_backend_takes(self):
+        self.expected.append(self.FALLBACK)
+        self.start("-m", 4000, http=server("location / { PASS }"))
+        headers = ["X-Large: " + "x" * 5000]
+        self.assertEqual(self.served(request("a", headers=headers)), "unix")
+        self.assertEqual(self.served(request("b")), "handoff")
+        self.assert_once(["a", "b"])
+
+
+class Eligible(Details):
+    def check(self, locations, data, listen="127.0.0.1:{port}"):
+        self.start(http=server(locations, listen))
+        answer = ask(self.port, data)
+        self.assertEqual((answer.status, answer.headers["x-served-by"]), (200, "handoff"))
+        return answer
+
+    def test_after_an_auth_request_and_with_a_body(self):
+        data = request("a", what="head", method="POST", body=b"x" * 5000)
+        answer = self.check("location / { auth_request /auth; PASS }"
+                            "location = /auth { return 204; }", data)
+        self.assertEqual(answer.body, data[:-5000])
+        self.assertEqual(answer.headers["x-body"].split()[0], "5000")
+
+    def test_after_a_rewrite(self):
+        data = request("a", what="head", argument="/b/../c?d=%20")
+        answer = self.check("location / { rewrite ^ /other/$1?x=y last; } location /other { PASS }",
+                            data)
+        self.assertEqual(answer.body, data)
+
+    def test_after_try_files(self):
+        data = request("a", what="head")
+        answer = self.check("location / { try_files $uri @pass; } location @pass { PASS }", data)
+        self.assertEqual(answer.body, data)
+
+    def test_if_in_a_location(self):
+        block = "handoff_pass unix:{directory}/handoff.sock;"
+        self.check("location / { error_page 502 504 = @fallback; if ($arg_hand = over) { " + block +
+                   " } proxy_pass http://unix:{directory}/fallback.sock; }",
+                   request("a", argument="?hand=over"))
+        self.assertEqual(self.served(request("b")), "unix")
+
+    def test_limit_except(self):
+        block = "handoff_pass unix:{directory}/handoff.sock;"
+        self.check("location / { error_page 502 504 = @fallback; limit_except GET { " + block +
+                   " } proxy_pass http://unix:{directory}/fallback.sock; }",
+                   request("a", method="POST", body=b"x"))
+        self.assertEqual(self.served(request("b")), "unix")
+
+    def test_behind_the_proxy_protocol(self):
+        data = request("a", what="head")
+        answer = self.check("location / { PASS }",
+                            b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n" + data,
+                            "127.0.0.1:{port} proxy_protocol")
+        self.assertEqual(answer.body, data)
+
+    def test_error_page_is_handed_over(self):
+        data = request("a", what="head")
+        answer = self.check("location / { error_page 404 = /pass; return 404; }"
+                            "location /pass { PASS }", data)
+        self.assertEqual(answer.body, data)
+
+
+class Told(Details):
+    def test_access_log(self):
+        self.expected.append(self.FALLBACK)
+        self.start("-r", 2, http=HANDED_OVER)
+        for identity in "a", "b":
+            ask(self.port, request(identity))
+        ask(self.port, b"GET /nginx HTTP/1.1\r\nHost: test\r\n\r\n")
+        wait = r"wait=\d+\.\d{6}"
+        self.check_access(f"^/r/a 000 outcome=adopted reason=-? {wait} location=/$")
+        self.check_access(f"^/r/b 200 outcome=fallback reason=rejected {wait} location=@fallback$")
+        self.check_access("^/nginx 200 outcome=-? reason=-? wait=-? location=/nginx$")
+
+    def arrival(self, directives, data):
+        self.start(http=server(directives + "location / { PASS }"))
+        answer = ask(self.port, data)
+        self.assertEqual((answer.status, answer.headers["x-served-by"]), (200, "handoff"))
+        return answer.body.split(b"\n", 2)
+
+    def test_service_correlation_and_metadata(self):
+        service, correlation, metadata = self.arrival(
+            "handoff_service s-$arg_s; handoff_correlation ${request_method}-$remote_addr;"
+            "handoff_metadata 'location=$handoff_location;' \"$http_x_list\" ;",
+            request("a", what="arrival", argument="?s=name", headers=["X-List: 1, 2"]))
+        self.assertEqual(service, b"s-name")
+        self.assertEqual(correlation, b"GET-127.0.0.1")
+        self.assertEqual(metadata, b"location=/;1, 2")
+
+    def test_nothing_unless_it_is_configured(self):
+        self.assertEqual(self.arrival("", request("a", what="arrival")), [b"", b"", b""])
+
+    def test_metadata_as_json(self):
+        agent = 'a "quoted" \\ back\tslash \xe4 </script>'
+        found = self.arrival(
+            """handoff_metadata escape=json '{"agent":"$http_user_agent",' '"host":"$host"}';""",
+            request("a", what="arrival", headers=[f"User-Agent: {agent}"]))
+        self.assertEqual(json.loads(found[2].decode("latin-1")),
+                         {"agent": agent, "host": "test"})
+
+    def test_names_that_are_too_long_are_no_reason_to_fail(self):
+        self.expected.append(self.FALLBACK)
+        self.start(http=server("handoff_service $arg_s; location / { PASS }"))
+        answer = ask(self.port, request("a", argument="?s=" + "s" * 300))
+        self.assertEqual(answer.status, 200)
+        self.assert_once(["a"])
+
+    def test_stream_access_log(self):
+        self.expected.append(self.FALLBACK)
+        log = ("log_format s '$handoff_outcome/$handoff_reason/$handoff_wait';"
+               "access_log access.log s;")
+        self.start("-r", 2, stream=log + STREAM)
+
+        async def one(index):
+            connection = await Connection.open(self.stream_port)
+            await connection.send(b"s%d\n" % index)
+            await connection.reader.readline()
+            connection.close()
+
+        run(2, 1, one)
+        self.check_access(r"^adopted/-?/\d+\.\d{6}$")
+        self.check_access(r"^fallback/rejected/\d+\.\d{6}$")
+
+
+class Limits(Details):
+    def test_window(self):
+        self.expected.append(self.FALLBACK)
+        self.start("-n", http=HANDED_OVER, server="handoff_window 4; handoff_timeout 20s;")
+        count = 40
+
+        async def all_of_it():
+            async def ask_one(index):
+                connection = await Connection.open(self.port)
+                await connection.send(request(f"w{index}"))
+                return connection
+
+            connections = await gather(count, count, ask_one)
+            # Of each worker at most four wait; all others have their answer without a release.
+            first = [asyncio.create_task(connection.read_answer()) for connection in connections]
+            while sum(task.done() for task in first) < count - 8:
+                await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED, timeout=10)
+            held = (await asyncio.to_thread(self.backend.statistics))["held"]
+            self.assertLessEqual(held, 8)
+            self.assertGreaterEqual(held, 4)
+            await asyncio.to_thread(self.backend.release)
+            await asyncio.gather(*first)
+
+        drive(asyncio.wait_for(all_of_it(), 60))
+        self.assert_once([f"w{index}" for index in range(count)])
+        self.check_access("outcome=fallback reason=backend busy")
+
+    def test_backend_that_keeps_failing_is_not_tried_for_a_while(self):
+        self.expected.append(self.FALLBACK)
+        self.start("-n", http=HANDED_OVER, server="handoff_timeout 100ms; handoff_max_fails 2;"
+                                                  "handoff_fail_timeout 60s;")
+        identities = [new_identity() for _ in range(20)]
+        for identity in identities:
+            self.assertEqual(self.served(request(identity)), "unix")
+        self.assertLessEqual(self.backend.statistics()["arrived"], 4)
+        self.check_access("outcome=fallback reason=acknowledgement timeout wait=0.1")
+        self.check_access("outcome=fallback reason=.*rate.limited")
+        self.assert_once(identities)
+
+    def test_without_a_fallback_the_client_sees_a_status(self):
+        self.expected.append(self.FALLBACK)
+        self.start("-n", http=server("location / { handoff_pass unix:{directory}/handoff.sock; "
+                                     "handoff_timeout 100ms; } location /none { handoff_pass "
+                                     "unix:{directory}/none.sock; }"))
+        self.assertEqual(ask(self.port, request("a")).status, 504)
+        self.assertEqual(ask(self.port, request("a", what="none")).status, 502)
+        self.assertEqual(self.answered(), {})
+
+    def test_client_that_goes_while_it_is_proxied_is_noticed(self):
+        self.expected.append(self.FALLBACK)
+        self.start("-r", 1, http=server("""
+            location / { handoff_pass unix:{directory}/handoff.sock; error_page 502 504 = @slow; }
+            location @slow { proxy_pass http://unix:{directory}/slow.sock; }"""))
+        slow = socket.socket(socket.AF_UNIX)
+        self.addCleanup(slow.close)
+        slow.bind(f"{self.directory}/slow.sock")
+        slow.listen()
+
+        async def one(_):
+            connection = await Connection.open(self.port)
+            await connection.send(request("a"))
+            proxied, _ = await asyncio.to_thread(slow.accept)
+            self.addCleanup(proxied.close)
+            connection.close()
+
+        run(1, 1, one)
+        self.check_access("^/r/a 499 outcome=fallback")
+
+    def test_one_line_is_logged_for_each_that_fails(self):
+        self.expected.append(self.FALLBACK)
+        self.start("-r", 1, http=HANDED_OVER)
+        for index in range(10):
+            ask(self.port, request(f"l{index}"))
+        lines = [line for line in self.nginx.log() if re.search(self.FALLBACK + "rejected", line)]
+        self.assertEqual(len(lines), 10)
+
+    def test_stream_without_a_fallback_ends(self):
+        self.expected.append(self.FALLBACK)
+        self.start("-r", 1, stream="server {{ listen 127.0.0.1:{port}; "
+                                   "handoff_pass unix:{directory}/echo.sock; }}")
+
+        async def one(_):
+            connection = await Connection.open(self.stream_port)
+            try:
+                self.assertEqual(await connection.reader.read(), b"")
+            except ConnectionResetError:
+                pass
+
+        run(1, 1, one)
+
+
+class Configuration(Case):
+    def check(self, message, http="", stream=""):
+        """This does not load, and says so."""
+        good, output = Nginx.test(self.directory, http=http, stream=stream)
+        self.assertFalse(good, output)
+        self.assertIn(message, output)
+
+    def location(self, directives):
+        return "server { listen 127.0.0.1:1; location / { " + directives + " } }"
+
+    def test_mistakes_are_named(self):
+        passing = "handoff_pass unix:/a.sock;"
+        long = "unix:/" + "a" * 120
+        for message, directives in [
+                ('invalid number of arguments in "handoff_pass"', "handoff_pass;"),
+                ('invalid number of arguments in "handoff_pass"', "handoff_pass unix:/a unix:/b;"),
+                ('"handoff_pass" directive is duplicate', passing * 2),
+                ('it begins with "unix:"', "handoff_pass /a.sock;"),
+                ('it begins with "unix:"', "handoff_pass http://unix:/a.sock;"),
+                (f'invalid handoff socket "{long}"', f"handoff_pass {long};"),
+                ('invalid handoff socket "unix:"', "handoff_pass unix:;"),
+                ('"handoff_timeout" directive invalid value', passing + "handoff_timeout soon;"),
+                ('value must be', passing + "handoff_window 0;"),
+                ('value must be', passing + "handoff_window 5000;"),
+                ('"handoff_window" directive is duplicate',
+                 passing + "handoff_window 1; handoff_window 1;"),
+                ('"handoff_metadata" directive is duplicate',
+                 passing + "handoff_metadata a; handoff_metadata b;"),
+                ('unknown "nonsense" variable', passing + "handoff_service $nonsense;"),
+                ('invalid variable name', passing + "handoff_service ${;"),
+                ('unknown escaping "escape=xml"', passing + "handoff_metadata escape=xml a;"),
+                ('invalid number of arguments in "handoff_metadata"', "handoff_metadata;")]:
+            with self.subTest(directives):
+                self.check(message, http=self.location(directives))
+
+    def test_places_are_checked(self):
+        self.check('"handoff_pass" directive is not allowed here',
+                   http="server { listen 127.0.0.1:1; handoff_pass unix:/a.sock; }")
+        self.check('"handoff_pass" directive is not allowed here',
+                   stream="handoff_pass unix:/a.sock;")
+        self.check('"handoff_pass" directive is duplicate',
+                   stream="server { listen 127.0.0.1:1; "
+                          "handoff_pass unix:/a; handoff_pass unix:/b; }")
+        self.check('no handler for server',
+                   stream="server { listen 127.0.0.1:1; handoff_window 1; }")
+
+    def test_what_is_right_loads(self):
+        good, output = Nginx.test(
+            self.directory,
+            http="handoff_timeout 1s; handoff_window 4096; handoff_max_fails 1;"
+                 "handoff_fail_timeout 1ms; handoff_service $host; handoff_correlation $request_id;"
+                 "handoff_metadata escape=none a $uri; " +
+                 self.location("handoff_pass unix:@abstract; handoff_metadata escape=json '$uri';"),
+            stream="handoff_timeout 1s; server { listen 127.0.0.1:1; handoff_pass unix:/a.sock; } "
+                   "server { listen 127.0.0.1:2; proxy_pass 127.0.0.1:3; "
+                   "handoff_pass unix:/a.sock; }")
+        self.assertTrue(good, output)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,290 @@
+"""Backends that are late, stopped or killed, and nginx that is reloaded or loses a worker, while
+offers are pending: whoever has the claim serves each client, once."""
+
+import asyncio
+import signal
+import time
+import unittest
+
+from client import Connection, drive, gather, new_identity, request
+from harness import HANDED_OVER, NO_LIMIT, STREAM, Case, Nginx, number, wait_until
+
+PENDING = number("PENDING", 100)
+LATE = number("LATE", 4000)
+
+
+class HttpClient:
+    """How the tests below speak to an HTTP server."""
+    parts = {"http": HANDED_OVER}
+    proxied = "unix"
+
+    @staticmethod
+    async def ask(test, identity):
+        """Begins a connection and asks; gives what reads the answer and tells the way."""
+        connection = await Connection.open(test.port)
+        await connection.send(request(identity, close=True))
+
+        async def read():
+            answer = await connection.read_answer()
+            test.assertEqual((answer.status, answer.headers["x-id"]), (200, identity))
+            await connection.read_end()
+            connection.close()
+            return answer.headers["x-served-by"]
+
+        return read
+
+
+class StreamClient:
+    parts = {"stream": STREAM}
+    proxied = "tcp"
+
+    @staticmethod
+    async def ask(test, identity):
+        connection = await Connection.open(test.stream_port)
+        await connection.send(identity.encode() + b"\n")
+
+        async def read():
+            way, echoed, _ = (await connection.reader.readline()).decode().split(" ")
+            test.assertEqual(echoed, identity)
+            connection.writer.write_eof()
+            await connection.read_end()
+            connection.close()
+            return way
+
+        return read
+
+
+class Late:
+    """The backend decides around the moment at which nginx stops waiting."""
+
+    def test_none_is_answered_twice_when_the_backend_is_about_too_late(self):
+        self.expected.append(self.FALLBACK)
+        self.start("-d", "0-60", **self.parts, server="handoff_timeout 30ms;" + NO_LIMIT)
+        identities = []
+
+        async def one(_):
+            identity = new_identity()
+            identities.append(identity)
+            return await (await self.ask(self, identity))()
+
+        ways = drive(gather(LATE, 100, one))
+        counted = self.assert_once(identities)
+        # Both happened, and often: otherwise nothing was tested.
+        for way in "handoff", self.proxied:
+            self.assertGreater(ways.count(way), LATE // 10)
+            self.assertEqual(ways.count(way), counted[way])
+
+
+class HttpLate(HttpClient, Late, Case):
+    pass
+
+
+class StreamLate(StreamClient, Late, Case):
+    pass
+
+
+class Pending:
+    """So many offers wait when something happens."""
+
+    def begin(self, server="", main=""):
+        self.expected.append(self.FALLBACK)
+        self.start("-n", **self.parts, server=f"{server} {NO_LIMIT}", main=main)
+
+    def pend(self, happen, ways):
+        """Asks, waits until all are pending, lets it happen, and reads the answers; each must have
+        come one of these ways. Gives the seconds that took, and what `happen` gave."""
+        identities = [new_identity() for _ in range(PENDING)]
+
+        async def all_of_it():
+            async def ask(index):
+                return await self.ask(self, identities[index])
+
+            readers = await gather(PENDING, PENDING, ask)
+            await asyncio.to_thread(
+                wait_until, lambda: self.backend.statistics()["held"] == PENDING, "all are held")
+            start = time.monotonic()
+            happened = await asyncio.to_thread(happen)
+
+            async def read(index):
+                return await readers[index]()
+
+            found = await gather(PENDING, PENDING, read)
+            return found, time.monotonic() - start, happened
+
+        found, seconds, happened = drive(all_of_it())
+        self.assertLessEqual(set(found), set(ways))
+        self.assert_once(identities)
+        return seconds, happened
+
+    def test_release(self):
+        self.begin()
+        self.pend(self.backend.release, ["handoff"])
+
+    def test_reload_then_release(self):
+        self.begin()
+
+        def happen():
+            old = self.nginx.reload()
+            self.assertEqual(self.backend.statistics()["held"], PENDING)
+            self.backend.release()
+            self.nginx.wait_for_end_of(old)
+
+        self.pend(happen, ["handoff"])
+
+    def test_reload_then_timeout(self):
+        self.begin("handoff_timeout 1s;")
+        _, old = self.pend(self.nginx.reload, [self.proxied])
+        self.nginx.wait_for_end_of(old)
+
+    def test_quit_then_release(self):
+        self.begin()
+
+        def happen():
+            self.nginx.signal(signal.SIGQUIT)
+            self.backend.release()
+            self.assertEqual(self.nginx.wait(), 0)
+
+        self.pend(happen, ["handoff"])
+
+    def test_quit_then_timeout(self):
+        self.begin("handoff_timeout 1s;")
+        self.pend(lambda: self.nginx.signal(signal.SIGQUIT), [self.proxied])
+        self.assertEqual(self.nginx.wait(), 0)
+
+    def test_workers_are_killed_then_release(self):
+        self.begin()
+        self.expected += [r"\[alert\] .*worker process \d+ exited on signal 9"]
+
+        def happen():
+            self.nginx.wait_for_end_of(self.nginx.kill_workers())
+            self.backend.release()
+
+        self.pend(happen, ["handoff"])
+
+    def test_backend_is_killed(self):
+        self.begin()
+        seconds, _ = self.pend(self.backend.kill, [self.proxied])
+        self.assertLess(seconds, 4, "nginx waited for the timeout")
+
+    def test_backend_is_stopped(self):
+        self.begin("handoff_timeout 500ms;")
+        self.pend(lambda: self.backend.signal(signal.SIGSTOP), [self.proxied])
+        # It goes on, and must not serve what nginx has taken back.
+        self.backend.signal(signal.SIGCONT)
+        self.backend.release()
+        wait_until(lambda: self.backend.statistics()["held"] == 0, "nothing is held")
+        self.assertEqual(self.backend.statistics()["adopted"], 0)
+
+    def test_backend_is_asked_to_end(self):
+        self.begin()
+
+        def happen():
+            self.backend.signal(signal.SIGTERM)
+            self.assertEqual(self.backend.wait(), 0)
+
+        self.pend(happen, [self.proxied])
+
+    def test_clients_go_away(self):
+        self.begin("handoff_timeout 2s;")
+        before = self.nginx.descriptors()
+
+        async def ask(_):
+            return await self.ask(self, new_identity())
+
+        async def all_of_it():
+            await gather(PENDING, PENDING, ask)
+
+        # Its end closes every connection.
+        drive(all_of_it())
+        wait_until(lambda: self.backend.statistics()["arrived"] == PENDING, "all have arrived")
+        self.backend.release()
+        wait_until(lambda: self.nginx.descriptors() == before, "as few descriptors as before")
+        wait_until(lambda: self.backend.statistics()["clients"] == 1, "the backend forgets them")
+
+    def test_worker_shutdown_timeout(self):
+        self.begin("handoff_timeout 60s;", main="worker_shutdown_timeout 500ms;")
+        identities = [new_identity() for _ in range(PENDING)]
+
+        async def all_of_it():
+            async def ask(index):
+                return await self.ask(self, identities[index])
+
+            await gather(PENDING, PENDING, ask)
+            await asyncio.to_thread(
+                wait_until, lambda: self.backend.statistics()["held"] == PENDING, "all are held")
+            old = await asyncio.to_thread(self.nginx.reload)
+            await asyncio.to_thread(self.nginx.wait_for_end_of, old)
+
+        drive(all_of_it())
+        # Some may have been proxied on the way; none may be answered twice.
+        self.backend.release()
+        wait_until(lambda: self.backend.statistics()["held"] == 0, "nothing is held")
+        self.assertEqual({key: n for key, n in self.answered().items() if n > 1}, {})
+
+
+class HttpPending(HttpClient, Pending, Case):
+    pass
+
+
+class StreamPending(StreamClient, Pending, Case):
+    pass
+
+
+class Restart(Case):
+    """Backends and workers that go and come back while clients ask."""
+
+    def setUp(self):
+        super().setUp()
+        self.expected.append(self.FALLBACK)
+        self.start(http=HANDED_OVER, server=NO_LIMIT)
+
+    def ask_while(self, restart):
+        """Sixteen clients ask, one connection after another, while restart() is called so often."""
+        identities, ways = [], []
+
+        async def ask_until(done):
+            while not done.is_set():
+                identity = new_identity()
+                identities.append(identity)
+                ways.append(await (await HttpClient.ask(self, identity))())
+
+        async def all_of_it():
+            done = asyncio.Event()
+            clients = [asyncio.create_task(ask_until(done)) for _ in range(16)]
+            for _ in range(number("RESTARTS", 8)):
+                enough = ways.count("handoff") + 200
+                while ways.count("handoff") < enough and not any(c.done() for c in clients):
+                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(restart)
+            done.set()
+            await asyncio.gather(*clients)
+
+        drive(asyncio.wait_for(all_of_it(), 60))
+        self.assert_once(identities)
+
+    def test_clients_are_served_while_the_backend_restarts(self):
+        def restart():
+            self.backend.signal(signal.SIGTERM)
+            self.assertEqual(self.backend.wait(), 0)
+            self.backend = self.start_backend()
+
+        self.ask_while(restart)
+
+    def test_clients_are_served_while_nginx_reloads(self):
+        self.ask_while(lambda: self.nginx.wait_for_end_of(self.nginx.reload()))
+
+    def test_path_and_settings_may_change_with_a_reload(self):
+        self.parts["http"] = self.parts["http"].replace("handoff.sock", "other.sock")
+        other = self.start_backend(name="other", sockets=("other.sock", "other_echo.sock"))
+
+        def change():
+            Nginx.configure(self.directory, **self.parts)
+            self.nginx.wait_for_end_of(self.nginx.reload())
+
+        self.ask_while(change)
+        self.assertGreater(other.statistics()["adopted"], 0)
+        wait_until(lambda: self.backend.statistics()["channels"] == 0, "the old channels end")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,35 @@
+# The tests of the nginx modules: Python that starts nginx, a backend of its own, and clients.
+
+NGINX_TESTS := $(BUILD)/nginx-tests
+NGINX_TEST  ?= http head accel details stream failures events
+
+# Seconds after which the tests are ended if they hang.
+NGINX_LIMIT ?= 600
+NGINX_RUN   := LD_LIBRARY_PATH=$(LIB) NGINX_TESTS_BUILD=$(NGINX_TESTS) \
+    NGINX_MODULES=$(NGINX_BUILD) PYTHONDONTWRITEBYTECODE=1
+
+# $(call nginx_program,LIBRARIES): a program of the tests, built as a user's would be.
+nginx_program = mkdir -p $(@D) && $(CC) -std=c11 $(CFLAGS) $(WARN) $(filter %.c,$^) -o $@ \
+    $$($(PC) --cflags --libs handoff) $(1)
+
+$(NGINX_TESTS)/backend: $(addprefix integrations/nginx/tests/,backend.c client.c request.c \
+    backend.h request.h) include/handoff.h | all need-pkg-config
+	$(nginx_program)
+
+$(NGINX_TESTS)/tls_backend: integrations/nginx/tests/tls_backend.c include/handoff.h \
+    | all need-pkg-config need-openssl
+	$(call nginx_program,-lssl -lcrypto -lpthread)
+
+.PHONY: need-openssl need-curl
+need-openssl:
+	@$(NEED) libssl-dev test -e /usr/include/openssl/ssl.h
+	@$(NEED) openssl openssl version
+
+need-curl:
+	@$(NEED) curl curl --version
+
+## check-nginx the nginx modules with a real nginx; NGINX_TEST=http: that part
+.PHONY: check-nginx
+check-nginx: nginx $(NGINX_TESTS)/backend $(NGINX_TESTS)/tls_backend | need-python need-curl
+	@cd integrations/nginx/tests && $(NGINX_RUN) timeout $(NGINX_LIMIT) \
+	    $(PYTHON) -m unittest $(addprefix test_,$(NGINX_TEST))
