@@ -33,6 +33,9 @@ pid nginx.pid;
 error_log error.log warn;
 {main}
 events {{ worker_connections 12000; }}
+"""
+
+HTTP = """
 http {{
     log_format short '$request_uri $status outcome=$handoff_outcome reason=$handoff_reason '
                      'wait=$handoff_wait location=$handoff_location';
@@ -46,9 +49,6 @@ http {{
     proxy_set_header Connection "";
     keepalive_requests 1000000;
     {http}
-}}
-stream {{
-    {stream}
 }}
 """
 
@@ -174,10 +174,14 @@ class Nginx(Process):
 
     @staticmethod
     def configure(directory, http="", stream="", main=""):
+        """Without a part its block is left out, though its module is loaded."""
         with open(f"{directory}/nginx.conf", "w", encoding="ascii") as file:
-            file.write(CONFIGURATION.format(
-                modules=MODULES, main=main, http=http, stream=stream,
-                user="user root;" if os.getuid() == 0 else ""))
+            file.write(CONFIGURATION.format(modules=MODULES, main=main,
+                                            user="user root;" if os.getuid() == 0 else ""))
+            if http:
+                file.write(HTTP.format(http=http))
+            if stream:
+                file.write(f"stream {{ {stream} }}\n")
 
     @staticmethod
     def test(directory, **parts):
