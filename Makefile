@@ -92,8 +92,8 @@ include bench/nginx.mk
 ## check       run every test
 check: check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
        check-interop check-soak check-install check-man check-readme check-one-owner \
-       check-claim check-model check-fuzz check-threads check-coverage check-python bench-check \
-       demo
+       check-claim check-model check-fuzz check-threads check-coverage check-python check-peers \
+       bench-check demo
 
 ## check-rust  rustfmt, clippy and the Rust tests
 .PHONY: check-rust

@@ -1,14 +1,64 @@
 # The benchmarks, built as a user would build a program.
 
-BENCHES := raw_layer throughput scale first_byte
-PART    ?= $(BENCHES)
+BENCH   := $(BUILD)/bench
+BENCH_PROGRAMS := start raw_layer throughput scale
+PEERS   := $(addprefix $(BENCH)/peers/,plain channel glib libuv instead client rust)
+PART    ?=
 
-$(BUILD)/bench/raw_layer: bench/raw_layer_library.c bench/raw_layer_plain.c bench/raw_layer.h
-$(BUILD)/bench/%: bench/%.c bench/common.c bench/common.h include/handoff.h | all need-pkg-config
+BENCH_CC = $(CC) -std=c11 $(CFLAGS) $(WARN)
+
+$(BENCH)/raw_layer: bench/raw_layer_library.c bench/raw_layer_plain.c bench/raw_layer.h
+$(BENCH)/%: bench/%.c bench/common.c bench/common.h bench/need_handoff.h include/handoff.h \
+    | all need-pkg-config
 	@mkdir -p $(@D)
-	$(CC) -std=c11 $(CFLAGS) $(WARN) $(filter %.c,$^) -o $@ $$($(PC) --cflags --libs handoff)
+	$(BENCH_CC) $(filter %.c,$^) -o $@ $$($(PC) --cflags --libs handoff)
 
-## bench       what handoffs cost, beside plain C and other ways; PART=throughput: that part
+$(BENCH)/no_checks.so: bench/no_checks.c
+	@mkdir -p $(@D)
+	$(BENCH_CC) -shared -fPIC $< -o $@ -ldl
+
+# ---- the peers, which only the benchmark needs ---------------------------------------------------
+
+.PHONY: need-peers
+need-peers: need-pkg-config
+	@$(NEED) libuv1-dev pkg-config --exists libuv
+	@$(NEED) libglib2.0-dev pkg-config --exists gio-unix-2.0
+	@$(NEED) nodejs node --version
+	@$(NEED) nginx nginx -v
+	@$(NEED) libnginx-mod-stream test -e /usr/lib/nginx/modules/ngx_stream_module.so
+	@$(NEED) strace strace -V
+
+PEER_SOURCES := bench/peers/peer.c bench/common.c
+PEER_HEADERS := bench/peers/peer.h bench/common.h bench/need_handoff.h
+
+$(BENCH)/peers/client: PEER_SOURCES := bench/common.c
+$(BENCH)/peers/channel: PACKAGES := handoff
+$(BENCH)/peers/channel: include/handoff.h | all
+$(BENCH)/peers/glib: PACKAGES := gio-unix-2.0
+$(BENCH)/peers/libuv: PACKAGES := libuv
+$(BENCH)/peers/%: bench/peers/%.c bench/peers/peer.c bench/common.c $(PEER_HEADERS) | need-peers
+	@mkdir -p $(@D)
+	$(BENCH_CC) $< $(PEER_SOURCES) -o $@ \
+	    $$(test -z "$(PACKAGES)" || $(PC) --cflags --libs $(PACKAGES))
+
+$(BENCH)/peers/rust: $(wildcard bench/peers/rust/Cargo.* bench/peers/rust/src/*)
+	@mkdir -p $(@D)
+	cd bench/peers/rust && $(CARGO) build --quiet --release --locked --target-dir $(TARGET)/peers
+	cp $(TARGET)/peers/release/peers $@
+
+RUN_BENCH = LD_LIBRARY_PATH=$(LIB) $(PYTHON) bench/bench.py $(BENCH)
+
+## bench       libhandoff beside other ways to do the same; PART=move: that part
 .PHONY: bench
-bench: $(addprefix $(BUILD)/bench/,$(PART))
-	@set -e; for part in $^; do LD_LIBRARY_PATH=$(LIB) $$part; echo; done
+bench: $(PEERS) $(addprefix $(BENCH)/,$(BENCH_PROGRAMS) no_checks.so) | need-peers
+	@$(RUN_BENCH) $(PART)
+
+## check-peers  each peer of the benchmark moves some connections
+.PHONY: check-peers
+check-peers: $(PEERS) | need-peers
+	@$(RUN_BENCH) smoke
+
+## bench-record  the results of the last make bench go to bench/results and docs/performance.md
+.PHONY: bench-record
+bench-record:
+	$(PYTHON) bench/record.py $(BENCH)/results

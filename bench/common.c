@@ -19,14 +19,6 @@ void need(int ok, const char *step)
     exit(1);
 }
 
-void need_handoff(handoff_status status, const char *call)
-{
-    if (status == HANDOFF_OK)
-        return;
-    fprintf(stderr, "%s: %s\n", call, handoff_last_error());
-    exit(1);
-}
-
 int number(const char *name, int otherwise)
 {
     const char *text = getenv(name);
@@ -66,7 +58,9 @@ void connect_tcp(int pair[2])
     socklen_t len = sizeof address;
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     pair[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct linger reset = {.l_onoff = 1}; /* leaves no connection behind in TIME_WAIT */
     need(listener != -1 && pair[0] != -1 &&
+         setsockopt(pair[0], SOL_SOCKET, SO_LINGER, &reset, sizeof reset) == 0 &&
          bind(listener, (struct sockaddr *)&address, len) == 0 && listen(listener, 1) == 0 &&
          getsockname(listener, (struct sockaddr *)&address, &len) == 0 &&
          connect(pair[0], (struct sockaddr *)&address, len) == 0, "connecting");

@@ -2,11 +2,8 @@
 #ifndef COMMON_H
 #define COMMON_H
 
-#include <handoff.h>
-
 /* Ends the program if a step failed: there is nothing to measure then. */
 void need(int ok, const char *step);
-void need_handoff(handoff_status status, const char *call);
 
 /* A number from the environment, 1 at least. */
 int number(const char *name, int otherwise);
@@ -24,7 +21,7 @@ void connect_tcp(int pair[2]);
 /* Makes a child, which ends when its parent does. Returns as fork(2). */
 int make_child(void);
 
-/* Waits until a handle of the channel has work. */
+/* Waits until a descriptor is readable. */
 void wait_readable(int fd);
 
 #endif

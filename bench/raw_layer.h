@@ -3,6 +3,7 @@
 #define RAW_LAYER_H
 
 #include "common.h"
+#include "need_handoff.h"
 
 struct side {
     void (*issue)(handoff_token *token);

@@ -10,6 +10,7 @@
  */
 #define _GNU_SOURCE
 #include "common.h"
+#include "need_handoff.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -13,6 +13,7 @@
  */
 #define _GNU_SOURCE
 #include "common.h"
+#include "need_handoff.h"
 
 #include <stdio.h>
 #include <string.h>

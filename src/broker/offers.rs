@@ -165,7 +165,8 @@ impl Offers {
         if self.sent == self.bytes.len() {
             self.bytes.clear();
             self.sent = 0;
-        } else if self.sent > MAX_FRAME_LEN {
+        } else if self.sent > self.bytes.len() / 2 {
+            // Moves less than it frees, so that each byte is moved once on average at the most.
             self.bytes.drain(..self.sent);
             self.sent = 0;
         }

@@ -1,0 +1,142 @@
+/*
+ * The library: a channel, or CHANNELS of them in turn, as an event loop would use it. With MANY
+ * offers are sent after so many, otherwise at the end of a turn of the loop.
+ */
+#define _GNU_SOURCE
+#include "../need_handoff.h"
+#include "peer.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { MOST_CHANNELS = 1024 };
+
+static handoff_backend *listening;
+static handoff_broker *brokers[MOST_CHANNELS];
+static struct pollfd readable[MOST_CHANNELS];
+static int turn, unsent;
+
+static void prepare(void)
+{
+    char path[64];
+    handoff_backend_options of_backend = HANDOFF_BACKEND_OPTIONS_INIT;
+    handoff_broker_options of_broker = HANDOFF_BROKER_OPTIONS_INIT;
+    need(channels <= MOST_CHANNELS, "CHANNELS");
+    of_backend.max_channels = (size_t)channels;
+    of_backend.max_offer_bytes = MOST_PREREAD;
+    of_broker.window = of_backend.credit = (size_t)((window + channels - 1) / channels);
+    of_broker.timeout_ms = 60000;
+    of_broker.queue_bytes = of_broker.window * (size_t)(preread + 256);
+    snprintf(path, sizeof path, "@handoff-bench-%d", getpid());
+    need_handoff(handoff_backend_listen(path, &of_backend, &listening), "handoff_backend_listen");
+    for (int i = 0; i < channels; i++)
+        need_handoff(handoff_broker_new(path, &of_broker, &brokers[i]), "handoff_broker_new");
+}
+
+/* ---- the broker ---- */
+
+static void begin(int socket)
+{
+    (void)socket;
+    handoff_backend_free(listening); /* the backend's now */
+    for (int i = 0; i < channels; i++) {
+        handoff_broker_statistics statistics = HANDOFF_BROKER_STATISTICS_INIT;
+        readable[i] = (struct pollfd){.fd = handoff_broker_fd(brokers[i]), .events = POLLIN};
+        while (statistics.connects == 0) {
+            need(poll(&readable[i], 1, 5000) == 1, "connecting");
+            need_handoff(handoff_broker_dispatch(brokers[i]), "handoff_broker_dispatch");
+            need_handoff(handoff_broker_get_statistics(brokers[i], &statistics), "statistics");
+        }
+    }
+}
+
+static void flush(void)
+{
+    for (int i = 0; i < channels && unsent > 0; i++)
+        need_handoff(handoff_broker_flush(brokers[i]), "handoff_broker_flush");
+    unsent = 0;
+}
+
+static int offer(struct client *client)
+{
+    handoff_offer offer = HANDOFF_OFFER_INIT;
+    offer.fd = client->source.fd;
+    offer.preread = client->preread;
+    offer.preread_len = (size_t)preread;
+    offer.user_data = client;
+    offer.more = 1;
+    handoff_status status = handoff_broker_offer(brokers[turn], &offer, NULL);
+    if (status == HANDOFF_ERR_FULL || status == HANDOFF_ERR_WOULD_BLOCK)
+        return 0;
+    need_handoff(status, "handoff_broker_offer");
+    turn = (turn + 1) % channels;
+    if (++unsent == many)
+        flush();
+    return 1;
+}
+
+static int watched(void)
+{
+    need(channels == 1, "CHANNELS");
+    return readable[0].fd;
+}
+
+static void take_verdicts(handoff_broker *broker)
+{
+    handoff_verdict verdict;
+    need_handoff(handoff_broker_dispatch(broker), "handoff_broker_dispatch");
+    while (handoff_broker_next(broker, &verdict) == HANDOFF_OK) {
+        need(verdict.outcome == HANDOFF_ADOPTED, "a fallback");
+        settle(verdict.user_data);
+    }
+}
+
+static void dispatch(int may_wait)
+{
+    need(poll(readable, (nfds_t)channels, may_wait ? -1 : 0) >= may_wait, "poll");
+    for (int i = 0; i < channels; i++)
+        if (readable[i].revents != 0)
+            take_verdicts(brokers[i]);
+}
+
+/* ---- the backend ---- */
+
+static int adopt(uint64_t id)
+{
+    int fd;
+    need_handoff(handoff_backend_adopt(listening, id, &fd), "handoff_backend_adopt");
+    return fd;
+}
+
+static void backend(int socket)
+{
+    handoff_arrival arrival;
+    int fd = handoff_backend_fd(listening), held_count = 0, finished = 0;
+    uint64_t *held = calloc((size_t)hold + 1, sizeof *held);
+    need(held != NULL, "calloc");
+    (void)socket;
+    while (!finished) {
+        wait_readable(fd);
+        need_handoff(handoff_backend_dispatch(listening), "handoff_backend_dispatch");
+        while (handoff_backend_next(listening, &arrival) == HANDOFF_OK) {
+            finished = arrived();
+            if (held_count < hold) {
+                held[held_count++] = arrival.id;
+                continue;
+            }
+            serve(adopt(arrival.id));
+        }
+        for (int i = 0; i < held_count && held_count == hold; i++)
+            adopt(held[i]);
+    }
+    need_handoff(handoff_backend_dispatch(listening), "handoff_backend_dispatch");
+    handoff_backend_free(listening);
+}
+
+int main(void)
+{
+    static const struct peer channel = {prepare, begin, offer, flush, watched, dispatch, backend};
+    return run_peer(&channel);
+}
