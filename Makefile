@@ -87,6 +87,7 @@ include bench/micro.mk
 include proofs/proofs.mk
 include integrations/nginx/nginx.mk
 include integrations/nginx/tests/tests.mk
+include bench/nginx.mk
 
 ## check       run every test
 check: check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
@@ -116,6 +117,6 @@ clean:
 ## help        list the targets
 help:
 	@sed -n 's/^## \([a-z-]*\) *\(.*\)/  make \1\t\2/p' Makefile packaging/packaging.mk \
-	    c-tests/tests.mk examples/examples.mk bench/bench.mk bench/micro.mk \
+	    c-tests/tests.mk examples/examples.mk bench/bench.mk bench/micro.mk bench/nginx.mk \
 	    proofs/proofs.mk integrations/nginx/nginx.mk integrations/nginx/tests/tests.mk | \
 	    expand -t 26
