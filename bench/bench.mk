@@ -58,7 +58,7 @@ bench: $(PEERS) $(addprefix $(BENCH)/,$(BENCH_PROGRAMS) no_checks.so) | need-pee
 check-peers: $(PEERS) | need-peers
 	@$(RUN_BENCH) smoke
 
-## bench-record  the results of the last make bench go to bench/results and docs/performance.md
+## bench-record  the results of the last make bench and make bench-nginx go to bench/results and docs/performance.md
 .PHONY: bench-record
 bench-record:
 	$(PYTHON) bench/record.py $(BENCH)/results

@@ -7,4 +7,6 @@ need-wrk:
 ## bench-nginx  handoff_pass beside proxy_pass and beside the backend itself
 .PHONY: bench-nginx
 bench-nginx: nginx $(NGINX_TESTS)/backend | need-python need-wrk
-	@$(NGINX_RUN) $(PYTHON) bench/nginx/bench.py
+	@mkdir -p $(BENCH)/results
+	@$(NGINX_RUN) $(PYTHON) bench/nginx/bench.py > $(BENCH)/results/nginx.txt
+	@cat $(BENCH)/results/nginx.txt

@@ -1,4 +1,4 @@
-"""Makes the results of the last `make bench` those of this repository.
+"""Makes the results of the last `make bench` and `make bench-nginx` those of this repository.
 
     record.py RESULTS
 
@@ -20,7 +20,7 @@ def main():
     results = json.loads((source / "results.json").read_text())
     ways = {way.key: way for way in all_ways(source.parent)}
     target.mkdir(exist_ok=True)
-    for file in [*source.glob("results.*"), *source.glob("*.svg")]:
+    for file in [*source.glob("results.*"), *source.glob("*.svg"), source / "nginx.txt"]:
         shutil.copy(file, target)
 
     def section(match):
@@ -29,6 +29,8 @@ def main():
             body = report.head(results)
         elif name == "goals":
             body = f"{report.goals(results, ways)}\n"
+        elif name == "nginx":
+            body = f"```\n{(source / 'nginx.txt').read_text()}```\n"
         elif name in report.TABLES:
             body = report.text(results, ways, name)
         else:

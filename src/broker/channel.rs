@@ -87,6 +87,11 @@ impl Channel {
         })
     }
 
+    /// Nothing but a packet can come next: it is set up, and does not wait for room.
+    pub(super) fn awaits_packets(&self) -> bool {
+        self.welcome.is_ok() && !self.watching
+    }
+
     /// Has the handle's descriptor tell when there is something to receive.
     pub(super) fn watch(&self, events: &event::Events) -> io::Result<()> {
         events.add(self.socket.as_fd(), SOCKET)

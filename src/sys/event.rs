@@ -148,6 +148,11 @@ impl Events {
         Ok(())
     }
 
+    /// Whether the timer may have fired: then [`take`](Events::take) must reset it.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.armed.is_some_and(|armed| armed <= now)
+    }
+
     /// Whether a timer is set.
     pub(crate) fn is_armed(&self) -> bool {
         self.armed.is_some()
