@@ -109,7 +109,8 @@ static void dispatch(int may_wait)
 {
     static unsigned char tokens[256 * TOKEN];
     static size_t len; /* of a token that came in part */
-    if (is_full && may_wait) { /* or there may be none: all have to be sent first */
+    int unsent = is_full || rest_len > 0 || fds_count > 0;
+    if (unsent && may_wait) { /* or there may be none: all have to be sent first */
         struct pollfd either = {.fd = channel, .events = POLLIN | POLLOUT};
         need(poll(&either, 1, -1) == 1, "poll");
         may_wait = 0;
