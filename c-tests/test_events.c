@@ -107,6 +107,10 @@ static void idle_handles_are_not_readable(void **state)
     assert_adopted(&channel);
     assert_ok(handoff_broker_dispatch(channel.broker));
     assert_ok(handoff_backend_dispatch(channel.backend));
+    /* The timer of the batch that was not finished may fire after all, once and for nothing. */
+    struct pollfd backend = {.fd = handoff_backend_fd(channel.backend), .events = POLLIN};
+    if (poll(&backend, 1, 20) == 1)
+        assert_ok(handoff_backend_dispatch(channel.backend));
     assert_false(is_readable(handoff_broker_fd(channel.broker)));
     assert_false(is_readable(handoff_backend_fd(channel.backend)));
     offer_fd(&channel, client[0]);
