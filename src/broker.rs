@@ -391,11 +391,12 @@ impl Broker {
         self.enter(now)?;
         for round in 0..=MAX_ROUNDS {
             let Some(open) = &mut self.open else { break };
-            let (mut readable, mut writable, mut more) = (true, false, false);
             // Where only packets can be due, receiving says as much as the events would.
-            let only_packets = matches!(&self.link, Link::Up(channel) if channel.awaits_packets());
-            if !(only_packets && matches!(wait, Wait::No) && !open.events.is_due(now)) {
-                readable = false;
+            let only_packets = matches!(wait, Wait::No)
+                && !open.events.is_due(now)
+                && matches!(&self.link, Link::Up(channel) if channel.awaits_packets());
+            let (mut readable, mut writable, mut more) = (only_packets, false, false);
+            if !only_packets {
                 let taken = open.events.take(wait, |event| {
                     readable |= event.readable;
                     writable |= event.writable;
