@@ -36,6 +36,7 @@ static void ngx_handoff_flush_handler(ngx_event_t *ev);
 static void ngx_handoff_busy_handler(ngx_event_t *ev);
 static void ngx_handoff_dispatch_handler(ngx_event_t *ev);
 static void ngx_handoff_send(ngx_handoff_offer_t *offer);
+static handoff_reason ngx_handoff_refusal(handoff_status status);
 static handoff_reason ngx_handoff_prepare(ngx_handoff_offer_t *offer, handoff_offer *prepared);
 static void ngx_handoff_collect(ngx_handoff_backend_t *backend);
 static void ngx_handoff_land(ngx_handoff_backend_t *backend);
@@ -420,24 +421,7 @@ ngx_handoff_send(ngx_handoff_offer_t *offer)
         ngx_log_error(NGX_LOG_WARN, c->log, 0, "handoff to \"%V\" failed: %s", &backend->path,
                       handoff_last_error());
 
-        switch (status) {
-        case HANDOFF_ERR_FULL:
-            reason = HANDOFF_REASON_BACKEND_BUSY;
-            break;
-        case HANDOFF_ERR_RATE_LIMITED:
-            reason = HANDOFF_REASON_RATE_LIMITED;
-            break;
-        case HANDOFF_ERR_BACKEND_UNAVAILABLE:
-            reason = HANDOFF_REASON_BACKEND_UNAVAILABLE;
-            break;
-        case HANDOFF_ERR_DESCRIPTOR_PRESSURE:
-            reason = HANDOFF_REASON_DESCRIPTOR_PRESSURE;
-            break;
-        default: /* too large, or nothing that could be offered */
-            reason = HANDOFF_REASON_CLIENT_UNSUPPORTED;
-        }
-
-        ngx_handoff_finish(offer, HANDOFF_FALLBACK, reason);
+        ngx_handoff_finish(offer, HANDOFF_FALLBACK, ngx_handoff_refusal(status));
         return;
     }
 
@@ -448,6 +432,33 @@ ngx_handoff_send(ngx_handoff_offer_t *offer)
 
     if (backend->in_flight++ == 0) {
         ngx_add_timer(&backend->busy, 1000);
+    }
+}
+
+
+/*
+ * Why an offer was not taken. handoff_status_failure() would tell less: to the library's policy a
+ * backend that is not tried for a while is as unavailable as one that is gone.
+ */
+static handoff_reason
+ngx_handoff_refusal(handoff_status status)
+{
+    switch (status) {
+
+    case HANDOFF_ERR_FULL:
+        return HANDOFF_REASON_BACKEND_BUSY;
+
+    case HANDOFF_ERR_RATE_LIMITED:
+        return HANDOFF_REASON_RATE_LIMITED;
+
+    case HANDOFF_ERR_BACKEND_UNAVAILABLE:
+        return HANDOFF_REASON_BACKEND_UNAVAILABLE;
+
+    case HANDOFF_ERR_DESCRIPTOR_PRESSURE:
+        return HANDOFF_REASON_DESCRIPTOR_PRESSURE;
+
+    default: /* too large, or nothing that could be offered */
+        return HANDOFF_REASON_CLIENT_UNSUPPORTED;
     }
 }
 
