@@ -20,12 +20,10 @@ $(BENCH)/no_checks.so: bench/no_checks.c
 # ---- the peers, which only the benchmark needs ---------------------------------------------------
 
 .PHONY: need-peers
-need-peers: need-pkg-config
+need-peers: need-pkg-config need-nginx
 	@$(NEED) libuv1-dev pkg-config --exists libuv
 	@$(NEED) libglib2.0-dev pkg-config --exists gio-unix-2.0
 	@$(NEED) nodejs node --version
-	@$(NEED) nginx nginx -v
-	@$(NEED) libnginx-mod-stream test -e /usr/lib/nginx/modules/ngx_stream_module.so
 	@$(NEED) strace strace -V
 
 PEER_SOURCES := bench/peers/peer.c bench/common.c
