@@ -11,7 +11,8 @@ use super::token::{handoff_token, handoff_token_store, token};
 use super::{
     Failure, Growing, Out, clock, descriptor, free, guard, guard_or, options, reference, timeout,
 };
-use crate::ack::{self, Ack, Answer, PendingAcks, PendingAcksOptions};
+use crate::raw::ack::{self, Ack, Answer};
+use crate::raw::pending::{PendingAcks, PendingAcksOptions};
 
 /// A backend's answer to one message.
 #[repr(C)]
@@ -103,7 +104,7 @@ pub extern "C" fn handoff_ack_receive(socket: c_int, ack: *mut handoff_ack) -> h
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_ack_close(socket: c_int) -> handoff_status {
-    guard(|| Ok(ack::close(descriptor(socket, "socket")?)?))
+    guard(|| Ok(ack::take_back(descriptor(socket, "socket")?)?))
 }
 
 /// Broker: waits for the acknowledgement of one message, and gives it up with

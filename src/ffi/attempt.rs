@@ -7,8 +7,8 @@ use super::fallback::{HANDOFF_REASON_NONE, handoff_reason};
 use super::status::{HANDOFF_OK, handoff_status};
 use super::token::{handoff_token, token};
 use super::{Failure, Out, descriptor, guard, path, report_error, timeout};
-use crate::attempt::{self, Verdict};
-use crate::error::Error;
+use crate::raw::ack::AckError;
+use crate::raw::attempt::{self, Verdict};
 
 /// Whose a connection is: HANDOFF_ADOPTED or HANDOFF_FALLBACK.
 pub type handoff_outcome = u32;
@@ -98,7 +98,7 @@ pub extern "C" fn handoff_attempt_path(
     })
 }
 
-fn finish(result: Result<Verdict, Error>, out: Out<handoff_verdict>) -> Result<(), Failure> {
+fn finish(result: Result<Verdict, AckError>, out: Out<handoff_verdict>) -> Result<(), Failure> {
     out.set(match result? {
         Verdict::Adopted => handoff_verdict {
             id: 0,
@@ -113,7 +113,7 @@ fn finish(result: Result<Verdict, Error>, out: Out<handoff_verdict>) -> Result<(
             user_data: ptr::null_mut(),
             outcome: HANDOFF_FALLBACK,
             reason: reason as handoff_reason,
-            cause: cause.as_ref().map_or(HANDOFF_OK, report_error),
+            cause: cause.map_or(HANDOFF_OK, |cause| report_error(&cause.into())),
             may_have_reached_backend: may_have_reached,
         },
     });

@@ -197,14 +197,14 @@ fn core_options(pointer: *const handoff_backend_options) -> Result<BackendOption
         users: policy.users.to_vec(),
         groups: policy.groups.to_vec(),
         max_channels: options.max_channels,
-        credit: options.credit,
-        max_offer_bytes: options.max_offer_bytes,
+        max_in_flight: options.credit,
+        max_offer_bytes: options.max_offer_bytes.min(options.max_held_bytes),
         max_held_bytes: options.max_held_bytes,
         kinds: Kinds {
             stream: has(HANDOFF_KIND_STREAM),
             seqpacket: has(HANDOFF_KIND_SEQPACKET),
             datagram: has(HANDOFF_KIND_DATAGRAM),
-            unconnected: has(HANDOFF_KIND_UNCONNECTED),
+            unconnected: options.kinds > HANDOFF_KIND_UNCONNECTED,
         },
     })
 }
@@ -377,7 +377,7 @@ pub extern "C" fn handoff_backend_get_statistics(
             arrived,
             adopted,
             rejected,
-            revoked,
+            taken_back: revoked,
             accepted,
             refused,
             broken,
@@ -414,8 +414,9 @@ mod tests {
     #[test]
     fn constants_of_the_header_are_the_defaults_of_the_core() {
         let options = core_options(std::ptr::null()).ok().unwrap();
-        let BackendOptions { mode, backlog, max_channels, credit, .. } = BackendOptions::default();
-        let found = (options.mode, options.backlog, options.max_channels, options.credit);
+        let BackendOptions { mode, backlog, max_channels, max_in_flight: credit, .. } =
+            BackendOptions::default();
+        let found = (options.mode, options.backlog, options.max_channels, options.max_in_flight);
         assert_eq!(found, (mode, backlog, max_channels, credit));
         let BackendOptions { max_offer_bytes, max_held_bytes, kinds, .. } =
             BackendOptions::default();

@@ -1,6 +1,7 @@
 //! The broker's end of a channel.
 
 use std::ffi::{c_char, c_int, c_void};
+use std::io::IoSlice;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::{
     Failure, Growing, Out, descriptor, exclusive, free, guard, options, path, slice, string,
 };
 use crate::broker::{Broker, BrokerOptions, BrokerStatistics, Offer, Verdict};
-use crate::fallback::Reason;
+use crate::reason::Reason;
 
 /// Default of handoff_broker_options.window.
 pub const HANDOFF_BROKER_WINDOW: usize = 256;
@@ -158,11 +159,11 @@ pub extern "C" fn handoff_broker_new(
 
 fn core_options(options: &handoff_broker_options) -> BrokerOptions {
     BrokerOptions {
-        window: options.window,
+        max_in_flight: options.window,
         timeout: Duration::from_millis(options.timeout_ms),
         queue_bytes: options.queue_bytes,
-        max_failures: options.max_failures,
-        failure_window: Duration::from_millis(options.failure_window_ms),
+        max_failures: Some(options.max_failures),
+        failure_period: Duration::from_millis(options.failure_window_ms),
         reconnect_min: Duration::from_millis(options.reconnect_min_ms),
         reconnect_max: Duration::from_millis(options.reconnect_max_ms),
     }
@@ -222,7 +223,8 @@ pub extern "C" fn handoff_broker_offer(
 ) -> handoff_status {
     guard(|| {
         let broker = self::broker(broker)?;
-        let offer = self::offer(offer)?;
+        let mut preread = [IoSlice::new(&[])];
+        let offer = self::offer(offer, &mut preread)?;
         let out = Out::optional(id, "id")?;
         let id = broker.offer(&offer)?;
         if let Some(out) = out {
@@ -232,8 +234,11 @@ pub extern "C" fn handoff_broker_offer(
     })
 }
 
-/// An offer that C passes.
-fn offer<'a>(offer: *const handoff_offer) -> Result<Offer<'a>, Failure> {
+/// An offer that C passes; `preread` is room for its list of parts.
+fn offer<'a>(
+    offer: *const handoff_offer,
+    preread: &'a mut [IoSlice<'a>; 1],
+) -> Result<Offer<'a>, Failure> {
     if offer.is_null() {
         return Err(Failure::Argument("offer"));
     }
@@ -254,9 +259,10 @@ fn offer<'a>(offer: *const handoff_offer) -> Result<Offer<'a>, Failure> {
     let name = |pointer: *const c_char, name| {
         if pointer.is_null() { Ok(&[][..]) } else { string(pointer, name) }
     };
+    *preread = [IoSlice::new(slice(offer.preread, offer.preread_len, "offer.preread")?)];
     Ok(Offer {
         descriptor: descriptor(offer.fd, "offer.fd")?,
-        preread: slice(offer.preread, offer.preread_len, "offer.preread")?,
+        preread,
         metadata: slice(offer.metadata, offer.metadata_len, "offer.metadata")?,
         service: name(offer.service, "offer.service")?,
         correlation: name(offer.correlation, "offer.correlation")?,
@@ -283,7 +289,8 @@ pub extern "C" fn handoff_broker_offer_and_wait(
 ) -> handoff_status {
     guard(|| {
         let broker = self::broker(broker)?;
-        let offer = self::offer(offer)?;
+        let mut preread = [IoSlice::new(&[])];
+        let offer = self::offer(offer, &mut preread)?;
         let out = Out::new(verdict, "verdict")?;
         out.set(broker.offer_and_wait(&offer)?.into());
         Ok(())
@@ -342,7 +349,7 @@ pub extern "C" fn handoff_broker_next(
 ///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_broker_cancel(broker: *mut handoff_broker, id: u64) -> handoff_status {
-    guard(|| Ok(self::broker(broker)?.cancel(id)?))
+    guard(|| Ok(self::broker(broker)?.take_back(id)?))
 }
 
 /// Takes back everything that is in flight and closes the channel. What became of each offer is to
@@ -373,8 +380,8 @@ pub extern "C" fn handoff_broker_get_statistics(
             offered,
             refused,
             adopted,
-            cancelled,
-            fallback: by_reason,
+            taken_back: cancelled,
+            fallbacks: by_reason,
             in_flight,
             queued_bytes,
             connects,

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::status::handoff_status;
 use super::{Failure, Growing, Out, clock, free, guard, guard_or, options, reference, string};
-use crate::fallback::{AttemptFailure, Decision, FallbackOptions, FallbackState, Inputs, Reason};
+use crate::raw::failures::{Decision, Failures, FailuresOptions, Inputs};
+use crate::reason::{AttemptFailure, Reason};
 
 /// Why a connection was not handed over: one of HANDOFF_REASON_*.
 pub type handoff_reason = u32;
@@ -214,7 +215,7 @@ unsafe impl Growing for handoff_fallback_options {}
 /// Any number of threads may use one at once. After fork() in a program with several threads, the
 /// child makes one of its own: another thread may have held the lock.
 pub struct handoff_fallback {
-    state: FallbackState,
+    state: Failures,
 }
 
 /// Makes a fallback state without failures.
@@ -237,9 +238,9 @@ pub extern "C" fn handoff_fallback_new(
             max_backends: HANDOFF_FALLBACK_MAX_BACKENDS,
         };
         let options = self::options(options, defaults, "options")?;
-        let state = FallbackState::new(FallbackOptions {
+        let state = Failures::new(FailuresOptions {
             max_failures: options.max_failures,
-            window: Duration::from_millis(options.window_ms),
+            period: Duration::from_millis(options.window_ms),
             max_backends: options.max_backends,
         });
         out.set(Box::into_raw(Box::new(handoff_fallback { state })));
@@ -255,7 +256,7 @@ pub extern "C" fn handoff_fallback_free(fallback: *mut handoff_fallback) {
     free(fallback);
 }
 
-fn state<'a>(fallback: *const handoff_fallback) -> Result<&'a FallbackState, Failure> {
+fn state<'a>(fallback: *const handoff_fallback) -> Result<&'a Failures, Failure> {
     reference(fallback, "fallback").map(|fallback| &fallback.state)
 }
 
@@ -309,10 +310,10 @@ fn should_attempt(
     };
     let inputs = options(inputs, defaults, "inputs")?;
     let inputs = Inputs {
-        client_supported: inputs.client_supported != 0,
-        policy_enabled: inputs.policy_enabled != 0,
+        client_unsupported: inputs.client_supported == 0,
+        policy_disabled: inputs.policy_enabled == 0,
         descriptor_pressure: inputs.descriptor_pressure != 0,
-        adopted_backend: inputs.adopted_backend != 0,
+        foreign_backend: inputs.adopted_backend != 0,
     };
     let out = Out::new(decision, "decision")?;
     out.set(state.should_attempt_at(backend, &inputs, now?).into());
@@ -426,9 +427,9 @@ mod tests {
 
     #[test]
     fn constants_of_the_header_are_the_defaults_of_the_core() {
-        let defaults = FallbackOptions::default();
+        let defaults = FailuresOptions::default();
         assert_eq!(HANDOFF_FALLBACK_MAX_FAILURES, defaults.max_failures);
-        assert_eq!(u128::from(HANDOFF_FALLBACK_WINDOW_MS), defaults.window.as_millis());
+        assert_eq!(u128::from(HANDOFF_FALLBACK_WINDOW_MS), defaults.period.as_millis());
         assert_eq!(HANDOFF_FALLBACK_MAX_BACKENDS, defaults.max_backends);
     }
 

@@ -6,8 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
 use super::peer::{handoff_peer_policy, policy};
 use super::status::handoff_status;
 use super::{Failure, Growing, Out, free, guard, guard_or, options, path, reference, timeout};
-use crate::listener::{Listener, ListenerOptions};
-use crate::transport::SocketKind;
+use crate::listener::{Listener, ListenerOptions, SocketKind};
 
 /// A kind of Unix socket: HANDOFF_STREAM or HANDOFF_SEQPACKET.
 pub type handoff_socket_kind = u32;

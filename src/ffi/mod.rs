@@ -68,7 +68,16 @@ impl Failure {
 fn report_error(error: &Error) -> handoff_status {
     remember(format_args!("{error}"));
     sys::set_errno(error.os_error().unwrap_or(0));
-    error.kind() as handoff_status
+    status_of(error.kind())
+}
+
+/// The status of a kind. A wait that ended by time, and an acknowledgement that has not arrived, are
+/// HANDOFF_ERR_WOULD_BLOCK in this version of the header.
+fn status_of(kind: ErrorKind) -> handoff_status {
+    match kind {
+        ErrorKind::Nothing | ErrorKind::TimedOut => ErrorKind::WouldBlock as handoff_status,
+        kind => kind as handoff_status,
+    }
 }
 
 /// Runs the body of a C call.

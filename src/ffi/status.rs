@@ -176,7 +176,7 @@ const ERRORS: [Entry; 37] = [
     entry!(TooLarge, HANDOFF_ERR_TOO_LARGE, c"more bytes than the backend takes"),
     entry!(WrongProcess, HANDOFF_ERR_WRONG_PROCESS, c"the handle belongs to another process"),
     entry!(Closed, HANDOFF_ERR_CLOSED, c"the handle is closed"),
-    entry!(Revoked, HANDOFF_ERR_REVOKED, c"the broker has taken the connection back"),
+    entry!(TakenBack, HANDOFF_ERR_REVOKED, c"the broker has taken the connection back"),
     entry!(TooLate, HANDOFF_ERR_TOO_LATE, c"the offer cannot be taken back any more"),
     entry!(System, HANDOFF_ERR_SYSTEM, c"the operating system refused"),
 ];

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::status::handoff_status;
 use super::{Failure, Growing, Out, clock, free, guard, guard_or, options, reference, slice};
-use crate::token::{Token, TokenStore, TokenStoreOptions};
+use crate::raw::store::{TokenStore, TokenStoreOptions};
+use crate::token::Token;
 
 /// Bytes in a token, and in a message of the raw layer.
 pub const HANDOFF_TOKEN_LEN: usize = 16;

@@ -6,7 +6,7 @@ use std::os::fd::IntoRawFd;
 use super::status::handoff_status;
 use super::token::{handoff_token, handoff_token_store, token};
 use super::{Out, descriptor, guard, path, reference, timeout};
-use crate::transport;
+use crate::raw::{admit, transport};
 
 /// Connects to a handoff socket, stream or sequenced-packet, whichever listens there.
 ///
@@ -187,7 +187,7 @@ pub extern "C" fn handoff_receive_verified(
             if expected.is_null() { None } else { Some(self::token(expected, "expected")?) };
         let (token_out, fd_out) = (Out::optional(token, "token")?, Out::new(fd, "fd")?);
         let (token, fd) =
-            transport::receive_verified(socket, timeout(timeout_ms), store, expected.as_ref())?;
+            admit::receive_verified(socket, timeout(timeout_ms), store, expected.as_ref())?;
         if let Some(out) = token_out {
             out.set(token.into());
         }
