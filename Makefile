@@ -29,7 +29,7 @@ NEED    := tools/need
 .DELETE_ON_ERROR:
 
 ## all         build the shared and the static library
-all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc include/handoff.h
+all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc
 
 # ---- the library ---------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ use kinds::Inspector;
 pub use kinds::Kinds;
 
 /// The limits of a [`Backend`]. Out-of-range values are clamped.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendOptions {
     /// How the handoff socket is made; its kind is always sequenced packets.
     pub mode: u32,

@@ -438,14 +438,6 @@ pub(crate) fn effective_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// CLOCK_MONOTONIC in nanoseconds, clock_gettime(2): the clock of `Instant`.
-pub(crate) fn monotonic_nanoseconds() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is one timespec, which outlives the call. It cannot fail for this clock.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
 /// Sets errno for a caller in C.
 pub(crate) fn set_errno(error: i32) {
     // SAFETY: the address of this thread's errno is valid as long as the thread is.
