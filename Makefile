@@ -33,14 +33,11 @@ all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc include/ha
 
 # ---- the library ---------------------------------------------------------------------------------
 
-RUST := Cargo.toml Cargo.lock build.rs cbindgen.toml $(wildcard src/*.rs src/*/*)
-
-# What cbindgen makes; include/handoff.h is the committed copy.
-FRESH_HEADER := $(TARGET)/handoff.h
+RUST := Cargo.toml Cargo.lock build.rs $(shell find src -type f)
 
 # As a static library only: where Cargo also makes an rlib it leaves link-time optimisation out.
 $(BUILD)/rust.stamp: $(RUST)
-	HANDOFF_HEADER=$(FRESH_HEADER) $(CARGO) rustc --release --locked --lib --crate-type staticlib
+	$(CARGO) rustc --release --locked --lib --crate-type staticlib
 	@mkdir -p $(LIB)/pkgconfig && touch $@
 
 # One object with everything that a handoff_* call needs and nothing else, in which no other name
@@ -73,9 +70,16 @@ $(LIB)/pkgconfig/handoff.pc: packaging/handoff.pc.in Makefile Cargo.toml $(BUILD
 	@sed -e 's|@PREFIX@|$(abspath .)|; s|@LIBDIR@|$(LIB)|; s|@INCLUDEDIR@|$(abspath include)|' \
 	    -e 's|@VERSION@|$(VERSION)|' $< > $@
 
+# What cbindgen makes, which only this needs; include/handoff.h is the committed copy.
+FRESH_HEADER := $(TARGET)/handoff.h
+
+$(FRESH_HEADER): $(RUST) cbindgen.toml
+	HANDOFF_HEADER=$@ $(CARGO) check --quiet --locked --lib --features header
+	@touch -c $@
+
 ## header      make include/handoff.h anew after a change to src/ffi
-header: $(BUILD)/rust.stamp
-	cp $(FRESH_HEADER) include/handoff.h
+header: $(FRESH_HEADER)
+	cp $< include/handoff.h
 
 # ---- the rest ------------------------------------------------------------------------------------
 
@@ -99,7 +103,7 @@ check: check-rust check-header check-symbols check-c check-valgrind check-saniti
 .PHONY: check-rust
 check-rust:
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	$(CARGO) test --locked --quiet
 
 ## check-readme  compile the programs in README.md

@@ -59,7 +59,7 @@ need-compilers:
 	@$(NEED) clang $(CLANG) --version
 
 ## check-header    the header is fresh, whole, and clean in every C and C++ from C99 and C++11
-check-header: all need-compilers
+check-header: all $(FRESH_HEADER) need-compilers
 	@cmp include/handoff.h $(FRESH_HEADER) || \
 	    { echo 'error: include/handoff.h is not what cbindgen makes: run make header' >&2; exit 1; }
 	@CC='$(CC)' CXX='$(CXX)' CLANG='$(CLANG)' PYTHON='$(PYTHON)' LIB=$(LIB) BUILD=$(BUILD) \
