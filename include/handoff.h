@@ -18,9 +18,9 @@
 #include <stdint.h>
 
 /** The version of this header; handoff_version() tells the library's. */
-#define HANDOFF_VERSION "0.1.0"
+#define HANDOFF_VERSION "0.2.0"
 #define HANDOFF_VERSION_MAJOR 0
-#define HANDOFF_VERSION_MINOR 1
+#define HANDOFF_VERSION_MINOR 2
 #define HANDOFF_VERSION_PATCH 0
 
 /** Defaults for the structs that are passed in:
