@@ -22,7 +22,6 @@ BUILD   := $(abspath build)
 TARGET  := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LIB     := $(BUILD)/lib
 PC      := PKG_CONFIG_PATH=$(LIB)/pkgconfig pkg-config
-NEED    := tools/need
 
 .PHONY: all demo check bench install uninstall header clean help
 .DEFAULT_GOAL := all
@@ -83,6 +82,7 @@ header: $(FRESH_HEADER)
 
 # ---- the rest ------------------------------------------------------------------------------------
 
+include tools/needs.mk
 include packaging/packaging.mk
 include c-tests/tests.mk
 include examples/examples.mk
@@ -101,14 +101,14 @@ check: check-rust check-header check-symbols check-c check-valgrind check-saniti
 
 ## check-rust  rustfmt, clippy and the Rust tests
 .PHONY: check-rust
-check-rust:
+check-rust: | need-rust-tools
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	$(CARGO) test --locked --quiet
 
 ## check-readme  compile the programs in README.md
 .PHONY: check-readme
-check-readme:
+check-readme: | need-python
 	@set -e; for program in 1 2; do \
 	    $(PYTHON) tools/readme_code.py README.md $$program | \
 	        $(CC) -std=c11 $(WARN) -fsyntax-only -Iinclude -xc -; \

@@ -16,7 +16,8 @@ SUBSTITUTE = sed -e 's|@PREFIX@|$(PREFIX)|' \
 all: $(MAN_BUILD)/stamp
 
 # A page for each call and each type, and the overview.
-$(MAN_BUILD)/stamp: include/handoff.h docs/man/handoff.7 tools/man.py tools/header.py Cargo.toml
+$(MAN_BUILD)/stamp: include/handoff.h docs/man/handoff.7 tools/man.py tools/header.py Cargo.toml \
+    | need-python
 	@rm -rf $(MAN_BUILD) && mkdir -p $(MAN_BUILD)/man3 $(MAN_BUILD)/man7
 	$(PYTHON) tools/man.py include/handoff.h $(VERSION) $(MAN_BUILD)/man3
 	@sed 's|@VERSION@|$(VERSION)|' docs/man/handoff.7 > $(MAN_BUILD)/man7/handoff.7
@@ -52,14 +53,10 @@ uninstall: $(MAN_BUILD)/stamp
 
 # ---- checks --------------------------------------------------------------------------------------
 
-.PHONY: check-header check-symbols check-install check-man need-compilers
-
-need-compilers:
-	@$(NEED) g++ $(CXX) --version
-	@$(NEED) clang $(CLANG) --version
+.PHONY: check-header check-symbols check-install check-man
 
 ## check-header    the header is fresh, whole, and clean in every C and C++ from C99 and C++11
-check-header: all $(FRESH_HEADER) need-compilers
+check-header: all $(FRESH_HEADER) | need-compilers need-python
 	@cmp include/handoff.h $(FRESH_HEADER) || \
 	    { echo 'error: include/handoff.h is not what cbindgen makes: run make header' >&2; exit 1; }
 	@CC='$(CC)' CXX='$(CXX)' CLANG='$(CLANG)' PYTHON='$(PYTHON)' LIB=$(LIB) BUILD=$(BUILD) \
@@ -70,12 +67,9 @@ check-symbols: all
 	@packaging/check-symbols $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(SONAME) $(HERE)
 
 ## check-man       the manual pages are there for every call, and without a warning
-check-man: $(MAN_BUILD)/stamp
-	@$(NEED) groff-base groff --version
+check-man: $(MAN_BUILD)/stamp | need-groff
 	@packaging/check-man $(MAN_BUILD)
 
 ## check-install   an installed copy serves programs outside the tree, and uninstalls
-check-install: all need-compilers
-	@$(NEED) pkg-config pkg-config --version
-	@$(NEED) cmake cmake --version
+check-install: all | need-compilers need-pkg-config need-cmake
 	@MAKE='$(MAKE)' CC='$(CC)' CXX='$(CXX)' c-tests/installed/check.sh $(BUILD)/installed

@@ -8,8 +8,7 @@ check-claim:
 
 ## check-model  the protocol around the claim in every state, with spin
 .PHONY: check-model
-check-model:
-	@$(NEED) spin spin -V
+check-model: | need-spin
 	@proofs/check_model.sh $(BUILD)/model
 
 # The short runs are plain programs: a stable toolchain is enough.
@@ -37,10 +36,7 @@ fuzz:
 # The standard library is built anew: without it ThreadSanitizer does not see its mutexes.
 ## check-threads  brokers and backends in threads, with ThreadSanitizer
 .PHONY: check-threads
-check-threads:
-	@test -d "$$(rustc --print sysroot)/lib/rustlib/src/rust" || \
-	    { echo 'installing rust-src with rustup' >&2; rustup --quiet component add rust-src; } || \
-	    { echo 'error: this needs the Rust component rust-src: please install it' >&2; exit 1; }
+check-threads: | need-rust-src
 	cd proofs/threads && RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=thread $(CARGO) run --quiet \
 	    --locked -Zbuild-std=std,panic_unwind --target $$(rustc -vV | sed -n 's/^host: //p') \
 	    --target-dir ../../target
