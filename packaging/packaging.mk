@@ -56,7 +56,7 @@ uninstall: $(MAN_BUILD)/stamp
 .PHONY: check-header check-symbols check-install check-man
 
 ## check-header    the header is fresh, whole, and clean in every C and C++ from C99 and C++11
-check-header: all $(FRESH_HEADER) | need-compilers need-python
+check-header: all $(FRESH_HEADER) | need-cxx need-clang need-python
 	@cmp include/handoff.h $(FRESH_HEADER) || \
 	    { echo 'error: include/handoff.h is not what cbindgen makes: run make header' >&2; exit 1; }
 	@CC='$(CC)' CXX='$(CXX)' CLANG='$(CLANG)' PYTHON='$(PYTHON)' LIB=$(LIB) BUILD=$(BUILD) \
@@ -71,5 +71,5 @@ check-man: $(MAN_BUILD)/stamp | need-groff
 	@packaging/check-man $(MAN_BUILD)
 
 ## check-install   an installed copy serves programs outside the tree, and uninstalls
-check-install: all | need-compilers need-pkg-config need-cmake
+check-install: all | need-cxx need-clang need-pkg-config need-cmake
 	@MAKE='$(MAKE)' CC='$(CC)' CXX='$(CXX)' c-tests/installed/check.sh $(BUILD)/installed

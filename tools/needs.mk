@@ -26,12 +26,13 @@ need-rust-tools:
 need-rust-src:
 	@$(NEED) rust:rust-src sh -c 'test -d "$$(rustc --print sysroot)/lib/rustlib/src/rust"'
 
-need-compilers:
+need-cxx:
 	@$(NEED) g++ $(CXX) --version
+
+need-clang:
 	@$(NEED) clang $(CLANG) --version
 
-need-sanitizers:
-	@$(NEED) clang $(CLANG) --version
+need-sanitizers: need-clang
 	@$(NEED) libclang-rt-dev sh -c \
 	    'echo "int main(void){return 0;}" | $(CLANG) $(SANITIZE) -x c - -o /dev/null'
 
