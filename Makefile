@@ -21,8 +21,8 @@ SHARED  := libhandoff.so.$(VERSION)
 BUILD   := $(abspath build)
 TARGET  := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LIB     := $(BUILD)/lib
+HEADERS := include/handoff.h $(wildcard include/handoff/*.h)
 PC      := PKG_CONFIG_PATH=$(LIB)/pkgconfig pkg-config
-NEED    := tools/need
 
 .PHONY: all demo check bench install uninstall header clean help
 .DEFAULT_GOAL := all
@@ -33,14 +33,11 @@ all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc
 
 # ---- the library ---------------------------------------------------------------------------------
 
-RUST := Cargo.toml Cargo.lock build.rs cbindgen.toml $(wildcard src/*.rs src/*/*)
-
-# What cbindgen makes; include/handoff.h is the committed copy.
-FRESH_HEADER := $(TARGET)/handoff.h
+RUST := Cargo.toml Cargo.lock build.rs $(shell find src -type f)
 
 # As a static library only: where Cargo also makes an rlib it leaves link-time optimisation out.
 $(BUILD)/rust.stamp: $(RUST)
-	HANDOFF_HEADER=$(FRESH_HEADER) $(CARGO) rustc --release --locked --lib --crate-type staticlib
+	$(CARGO) rustc --release --locked --lib --crate-type staticlib
 	@mkdir -p $(LIB)/pkgconfig && touch $@
 
 # One object with everything that a handoff_* call needs and nothing else, in which no other name
@@ -73,12 +70,21 @@ $(LIB)/pkgconfig/handoff.pc: packaging/handoff.pc.in Makefile Cargo.toml $(BUILD
 	@sed -e 's|@PREFIX@|$(abspath .)|; s|@LIBDIR@|$(LIB)|; s|@INCLUDEDIR@|$(abspath include)|' \
 	    -e 's|@VERSION@|$(VERSION)|' $< > $@
 
-## header      make include/handoff.h anew after a change to src/ffi
-header: $(BUILD)/rust.stamp
-	cp $(FRESH_HEADER) include/handoff.h
+# What cbindgen makes, which only these need; include/ has the committed copies.
+FRESH_HEADERS := $(TARGET)/headers
+
+$(FRESH_HEADERS)/handoff.h: $(RUST) cbindgen.toml tools/header.rs
+	@mkdir -p $(@D)
+	HANDOFF_HEADERS=$(@D) $(CARGO) check --quiet --locked --lib --features header
+	@touch -c $@
+
+## header      make the C headers anew after a change to src/ffi
+header: $(FRESH_HEADERS)/handoff.h
+	cp -r $(FRESH_HEADERS)/handoff.h $(FRESH_HEADERS)/handoff include/
 
 # ---- the rest ------------------------------------------------------------------------------------
 
+include tools/needs.mk
 include packaging/packaging.mk
 include c-tests/tests.mk
 include examples/examples.mk
@@ -97,14 +103,14 @@ check: check-rust check-header check-symbols check-c check-valgrind check-saniti
 
 ## check-rust  rustfmt, clippy and the Rust tests
 .PHONY: check-rust
-check-rust:
+check-rust: | need-rust-tools
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	$(CARGO) test --locked --quiet
 
 ## check-readme  compile the programs in README.md
 .PHONY: check-readme
-check-readme:
+check-readme: | need-python
 	@set -e; for program in 1 2; do \
 	    $(PYTHON) tools/readme_code.py README.md $$program | \
 	        $(CC) -std=c11 $(WARN) -fsyntax-only -Iinclude -xc -; \

@@ -8,8 +8,8 @@ PART    ?=
 BENCH_CC = $(CC) -std=c11 $(CFLAGS) $(WARN)
 
 $(BENCH)/raw_layer: bench/raw_layer_library.c bench/raw_layer_plain.c bench/raw_layer.h
-$(BENCH)/%: bench/%.c bench/common.c bench/common.h bench/need_handoff.h include/handoff.h \
-    | all need-pkg-config
+$(BENCH)/%: bench/%.c bench/common.c bench/common.h bench/need_handoff.h $(HEADERS) \
+    | need-pkg-config all
 	@mkdir -p $(@D)
 	$(BENCH_CC) $(filter %.c,$^) -o $@ $$($(PC) --cflags --libs handoff)
 
@@ -19,19 +19,12 @@ $(BENCH)/no_checks.so: bench/no_checks.c
 
 # ---- the peers, which only the benchmark needs ---------------------------------------------------
 
-.PHONY: need-peers
-need-peers: need-pkg-config need-nginx
-	@$(NEED) libuv1-dev pkg-config --exists libuv
-	@$(NEED) libglib2.0-dev pkg-config --exists gio-unix-2.0
-	@$(NEED) nodejs node --version
-	@$(NEED) strace strace -V
-
 PEER_SOURCES := bench/peers/peer.c bench/common.c
 PEER_HEADERS := bench/peers/peer.h bench/common.h bench/need_handoff.h
 
 $(BENCH)/peers/client: PEER_SOURCES := bench/common.c
 $(BENCH)/peers/channel: PACKAGES := handoff
-$(BENCH)/peers/channel: include/handoff.h | all
+$(BENCH)/peers/channel: $(HEADERS) | all
 $(BENCH)/peers/glib: PACKAGES := gio-unix-2.0
 $(BENCH)/peers/libuv: PACKAGES := libuv
 $(BENCH)/peers/%: bench/peers/%.c bench/peers/peer.c bench/common.c $(PEER_HEADERS) | need-peers
@@ -48,15 +41,15 @@ RUN_BENCH = LD_LIBRARY_PATH=$(LIB) $(PYTHON) bench/bench.py $(BENCH)
 
 ## bench       libhandoff beside other ways to do the same; PART=move: that part
 .PHONY: bench
-bench: $(PEERS) $(addprefix $(BENCH)/,$(BENCH_PROGRAMS) no_checks.so) | need-peers
+bench: $(PEERS) $(addprefix $(BENCH)/,$(BENCH_PROGRAMS) no_checks.so) | need-peers need-python
 	@$(RUN_BENCH) $(PART)
 
 ## check-peers  each peer of the benchmark moves some connections
 .PHONY: check-peers
-check-peers: $(PEERS) | need-peers
+check-peers: $(PEERS) | need-peers need-python
 	@$(RUN_BENCH) smoke
 
 ## bench-record  the results of the last make bench and make bench-nginx go to bench/results and docs/performance.md
 .PHONY: bench-record
-bench-record:
+bench-record: | need-python
 	$(PYTHON) bench/record.py $(BENCH)/results

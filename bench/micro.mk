@@ -20,7 +20,5 @@ bench-baseline: micro-count
 	@$(COUNT) --renew
 
 .PHONY: micro-count
-micro-count:
-	@$(NEED) valgrind valgrind --version
-	@$(NEED) python3 $(PYTHON) --version
+micro-count: | need-valgrind need-python
 	$(MICRO) build --quiet --locked --release --target-dir $(TARGET)/micro

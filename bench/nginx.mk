@@ -1,9 +1,5 @@
 # The benchmark of the nginx modules. It starts nginx and the backend of their tests.
 
-.PHONY: need-wrk
-need-wrk:
-	@$(NEED) wrk sh -c 'command -v wrk'
-
 ## bench-nginx  handoff_pass beside proxy_pass and beside the backend itself
 .PHONY: bench-nginx
 bench-nginx: nginx $(NGINX_TESTS)/backend | need-python need-wrk

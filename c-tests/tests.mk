@@ -12,30 +12,14 @@ VALGRIND := HANDOFF_UNDER_VALGRIND=1 $(RUN) valgrind --quiet --leak-check=full \
     --show-leak-kinds=definite,possible --errors-for-leak-kinds=definite,possible \
     --suppressions=c-tests/valgrind.supp --error-exitcode=1
 
-.PHONY: need-cmocka need-valgrind need-sanitizers need-python
-need-cmocka:
-	@$(NEED) pkg-config pkg-config --version
-	@$(NEED) libcmocka-dev pkg-config --exists cmocka
-
-need-valgrind:
-	@$(NEED) valgrind valgrind --version
-
-need-sanitizers:
-	@$(NEED) clang $(CLANG) --version
-	@$(NEED) libclang-rt-14-dev sh -c \
-	    'echo "int main(void){return 0;}" | $(CLANG) $(SANITIZE) -x c - -o /dev/null'
-
-need-python:
-	@$(NEED) python3 $(PYTHON) --version
-
-C_SOURCES := $(C_COMMON) $(wildcard c-tests/*.h) include/handoff.h
+C_SOURCES := $(C_COMMON) $(wildcard c-tests/*.h) $(HEADERS)
 C_FLAGS   = -std=c11 $(CFLAGS) $(WARN) $(C_COMMON) $$($(PC) --cflags --libs handoff cmocka)
 
-$(C_BUILD)/%: c-tests/%.c $(C_SOURCES) | all need-cmocka
+$(C_BUILD)/%: c-tests/%.c $(C_SOURCES) | need-cmocka all
 	@mkdir -p $(@D)
 	$(CC) $< -o $@ $(C_FLAGS)
 
-$(C_ASAN)/%: c-tests/%.c $(C_SOURCES) | all need-cmocka need-sanitizers
+$(C_ASAN)/%: c-tests/%.c $(C_SOURCES) | need-cmocka need-sanitizers all
 	@mkdir -p $(@D)
 	$(CLANG) $(SANITIZE) $< -o $@ $(C_FLAGS)
 
@@ -64,7 +48,7 @@ check-interop: $(C_BUILD)/test_interop | need-python
 check-soak: $(C_BUILD)/soak
 	@$(RUN) $<
 
-$(C_BUILD)/one_owner: c-tests/one_owner.c include/handoff.h | all
+$(C_BUILD)/one_owner: c-tests/one_owner.c $(HEADERS) | need-pkg-config all
 	@mkdir -p $(@D)
 	$(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff)
 

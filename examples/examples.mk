@@ -2,21 +2,17 @@
 
 EXAMPLES := $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/*.c))
 
-.PHONY: need-pkg-config
-need-pkg-config:
-	@$(NEED) pkg-config pkg-config --version
-
-$(BUILD)/examples/%: examples/%.c include/handoff.h | all need-pkg-config
+$(BUILD)/examples/%: examples/%.c $(HEADERS) | need-pkg-config all
 	@mkdir -p $(@D)
 	$(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff)
 
 ## demo        thousands of clients through a broker to a backend that is killed on the way
 .PHONY: demo
-demo: $(EXAMPLES)
+demo: $(EXAMPLES) | need-python
 	@LD_LIBRARY_PATH=$(LIB) $(PYTHON) examples/demo.py $(BUILD)/examples
 
 ## check-python  the backend in Python, with a broker in Python and one in C
 .PHONY: check-python
-check-python: $(BUILD)/examples/broker | all need-python
+check-python: $(BUILD)/examples/broker | need-python all
 	@HANDOFF_BROKER=$< CC="$(CC)" $(RUN) \
 	    $(PYTHON) -B -W error -m unittest discover -q -s examples/python

@@ -8,8 +8,7 @@ check-claim:
 
 ## check-model  the protocol around the claim in every state, with spin
 .PHONY: check-model
-check-model:
-	@$(NEED) spin spin -V
+check-model: | need-spin
 	@proofs/check_model.sh $(BUILD)/model
 
 # The short runs are plain programs: a stable toolchain is enough.
@@ -22,25 +21,29 @@ check-fuzz:
 	cd fuzz && RUSTFLAGS="--cfg fuzzing" $(CARGO) run --quiet --locked --release \
 	    --target-dir ../target/fuzz -- $(FUZZ_RUNS)
 
+# As cargo fuzz builds them, without that tool: with AddressSanitizer, and with what libFuzzer sees
+# of a run. Both are unstable flags of the compiler, which RUSTC_BOOTSTRAP lets a stable one take.
+LIBFUZZER := --cfg fuzzing -Zsanitizer=address -Ccodegen-units=1 -Cpasses=sancov-module \
+    $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table \
+        trace-compares)
+
 # What it finds to be new goes to build/fuzz; the committed corpus is where it begins.
-# libFuzzer needs unstable flags of the compiler, which RUSTC_BOOTSTRAP lets a stable one take.
 ## fuzz        each fuzz target for FUZZ_SECONDS, with libFuzzer
 .PHONY: fuzz
-fuzz:
-	@command -v cargo-fuzz >/dev/null || $(CARGO) install --quiet --locked cargo-fuzz
-	@set -e; for target in decoder broker backend; do mkdir -p $(BUILD)/fuzz/$$target; \
-	    RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --features libfuzzer $$target \
-	        $(BUILD)/fuzz/$$target fuzz/corpus/$$target -- \
+fuzz: | need-cxx
+	@set -e; for target in decoder broker backend; do \
+	    mkdir -p $(BUILD)/fuzz/$$target fuzz/artifacts/$$target; \
+	    RUSTC_BOOTSTRAP=1 RUSTFLAGS="$(LIBFUZZER)" $(CARGO) run --quiet --locked --release \
+	        --manifest-path fuzz/Cargo.toml --target-dir $(TARGET)/libfuzzer \
+	        --target $$(rustc -vV | sed -n 's/^host: //p') --features libfuzzer --bin $$target -- \
+	        $(BUILD)/fuzz/$$target fuzz/corpus/$$target -artifact_prefix=fuzz/artifacts/$$target/ \
 	        -max_total_time=$(FUZZ_SECONDS) -max_len=400 -len_control=0; \
 	done
 
 # The standard library is built anew: without it ThreadSanitizer does not see its mutexes.
 ## check-threads  brokers and backends in threads, with ThreadSanitizer
 .PHONY: check-threads
-check-threads:
-	@test -d "$$(rustc --print sysroot)/lib/rustlib/src/rust" || \
-	    { echo 'installing rust-src with rustup' >&2; rustup --quiet component add rust-src; } || \
-	    { echo 'error: this needs the Rust component rust-src: please install it' >&2; exit 1; }
+check-threads: | need-rust-src
 	cd proofs/threads && RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=thread $(CARGO) run --quiet \
 	    --locked -Zbuild-std=std,panic_unwind --target $$(rustc -vV | sed -n 's/^host: //p') \
 	    --target-dir ../../target

@@ -41,8 +41,20 @@ const PARTS: [Part; 5] = [
     },
 ];
 
+pub fn make() -> Result<(), Box<dyn Error>> {
+    for source in ["tools/header.rs", "src/ffi", "cbindgen.toml"] {
+        println!("cargo::rerun-if-changed={source}");
+    }
+    println!("cargo::rerun-if-env-changed=HANDOFF_HEADERS");
+    write(Path::new(&env::var("OUT_DIR")?))?;
+    match env::var_os("HANDOFF_HEADERS") {
+        Some(directory) => write(Path::new(&directory)),
+        None => Ok(()),
+    }
+}
+
 /// Writes handoff.h and, in a directory beside it, its parts.
-pub fn write(directory: &Path) -> Result<(), Box<dyn Error>> {
+fn write(directory: &Path) -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(directory.join("handoff"))?;
     let text = |name: &str| fs::read_to_string(format!("src/ffi/header/{name}.h"));
     fs::write(directory.join("handoff.h"), text("handoff")?)?;

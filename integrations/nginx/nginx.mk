@@ -9,21 +9,13 @@ NGINX_MODULESDIR ?= /usr/lib/nginx/modules
 NGINX_LOADDIR    ?= /usr/share/nginx/modules-available
 DOCDIR           ?= $(PREFIX)/share/doc/handoff
 
-.PHONY: need-nginx need-nginx-dev
-need-nginx:
-	@$(NEED) nginx nginx -v
-	@$(NEED) libnginx-mod-stream test -e /usr/lib/nginx/modules/ngx_stream_module.so
-
-need-nginx-dev: need-nginx
-	@$(NEED) nginx-dev test -x $(NGINX_DEV)/configure
-
 ## nginx       build the nginx modules
 .PHONY: nginx
 nginx: $(NGINX_BUILD)/stamp
 
 # In a copy: configure writes beside its own files, which belong to the system. Its flags, those
 # that Debian's nginx was made with, are an array of bash's.
-$(NGINX_BUILD)/configured: integrations/nginx/config integrations/nginx/nginx.mk | all need-nginx-dev
+$(NGINX_BUILD)/configured: integrations/nginx/config integrations/nginx/nginx.mk | need-nginx-dev all
 	rm -rf $(NGINX_BUILD)/src && mkdir -p $(NGINX_BUILD) && cp -r $(NGINX_DEV) $(NGINX_BUILD)/src
 	cd $(NGINX_BUILD)/src && HANDOFF_CFLAGS="$$($(PC) --cflags handoff)" \
 	    HANDOFF_LIBS="$$($(PC) --libs handoff)" bash -c '. ./conf_flags && ./configure \
@@ -34,7 +26,7 @@ $(NGINX_BUILD)/configured: integrations/nginx/config integrations/nginx/nginx.mk
 	@touch $@
 
 $(NGINX_BUILD)/stamp: $(NGINX_BUILD)/configured $(wildcard integrations/nginx/ngx_*) \
-    include/handoff.h
+    $(HEADERS)
 	$(MAKE) -C $(NGINX_BUILD)/src --no-print-directory -f objs/Makefile \
 	    $(addprefix objs/,$(notdir $(NGINX_MODULES)))
 	install $(addprefix $(NGINX_BUILD)/src/objs/,$(notdir $(NGINX_MODULES))) $(NGINX_BUILD)

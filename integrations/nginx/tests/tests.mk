@@ -13,20 +13,12 @@ nginx_program = mkdir -p $(@D) && $(CC) -std=c11 $(CFLAGS) $(WARN) $(filter %.c,
     $$($(PC) --cflags --libs handoff) $(1)
 
 $(NGINX_TESTS)/backend: $(addprefix integrations/nginx/tests/,backend.c client.c request.c \
-    backend.h request.h) include/handoff.h | all need-pkg-config
+    backend.h request.h) $(HEADERS) | need-pkg-config all
 	$(nginx_program)
 
-$(NGINX_TESTS)/tls_backend: integrations/nginx/tests/tls_backend.c include/handoff.h \
-    | all need-pkg-config need-openssl
+$(NGINX_TESTS)/tls_backend: integrations/nginx/tests/tls_backend.c $(HEADERS) \
+    | need-pkg-config need-openssl all
 	$(call nginx_program,-lssl -lcrypto -lpthread)
-
-.PHONY: need-openssl need-curl
-need-openssl:
-	@$(NEED) libssl-dev test -e /usr/include/openssl/ssl.h
-	@$(NEED) openssl openssl version
-
-need-curl:
-	@$(NEED) curl curl --version
 
 ## check-nginx the nginx modules with a real nginx; NGINX_TEST=http: that part
 .PHONY: check-nginx

@@ -1,0 +1,101 @@
+# What targets need beyond a Rust toolchain, gcc, make and Python, and `make deps`, which installs it.
+#
+# Each rule need-NAME probes for a tool, and fails with one line if it is missing. A target that uses
+# the tool has need-NAME as an order-only prerequisite. Only `make deps` installs anything.
+
+NEED  := tools/need
+NEEDS := $(shell sed -n 's/^\(need-[a-z-]*\):.*/\1/p' tools/needs.mk)
+
+.PHONY: deps $(NEEDS)
+
+# ---- to build and to try -------------------------------------------------------------------------
+
+need-pkg-config:
+	@$(NEED) pkg-config pkg-config --version
+
+need-python:
+	@$(NEED) python3 $(PYTHON) --version
+
+# ---- to test the library -------------------------------------------------------------------------
+
+need-rust-tools:
+	@$(NEED) rust:rustfmt $(CARGO) fmt --version
+	@$(NEED) rust:clippy $(CARGO) clippy --version
+
+# The source of the standard library, which ThreadSanitizer needs.
+need-rust-src:
+	@$(NEED) rust:rust-src sh -c 'test -d "$$(rustc --print sysroot)/lib/rustlib/src/rust"'
+
+need-cxx:
+	@$(NEED) g++ $(CXX) --version
+
+need-clang:
+	@$(NEED) clang $(CLANG) --version
+
+need-sanitizers: need-clang
+	@$(NEED) libclang-rt-dev sh -c \
+	    'echo "int main(void){return 0;}" | $(CLANG) $(SANITIZE) -x c - -o /dev/null'
+
+need-cmocka: need-pkg-config
+	@$(NEED) libcmocka-dev pkg-config --exists cmocka
+
+need-valgrind:
+	@$(NEED) valgrind valgrind --version
+
+need-cmake:
+	@$(NEED) cmake cmake --version
+
+need-groff:
+	@$(NEED) groff-base groff --version
+
+need-abigail:
+	@$(NEED) abigail-tools abidw --version
+
+need-spin:
+	@$(NEED) spin spin -V
+
+need-git:
+	@$(NEED) git git --version
+
+# ---- to test and to measure the nginx modules ----------------------------------------------------
+
+need-nginx:
+	@$(NEED) nginx nginx -v
+	@$(NEED) libnginx-mod-stream test -e /usr/lib/nginx/modules/ngx_stream_module.so
+
+need-nginx-dev: need-nginx
+	@$(NEED) nginx-dev test -x $(NGINX_DEV)/configure
+
+need-openssl:
+	@$(NEED) libssl-dev test -e /usr/include/openssl/ssl.h
+	@$(NEED) openssl openssl version
+
+need-curl:
+	@$(NEED) curl curl --version
+
+need-wrk:
+	@$(NEED) wrk sh -c 'command -v wrk'
+
+# ---- to compare with other ways ------------------------------------------------------------------
+
+need-peers: need-pkg-config need-nginx
+	@$(NEED) libuv1-dev pkg-config --exists libuv
+	@$(NEED) libglib2.0-dev pkg-config --exists gio-unix-2.0
+	@$(NEED) nodejs node --version
+	@$(NEED) strace strace -V
+
+# ---- all of it -----------------------------------------------------------------------------------
+
+# Not $(MAKE) in the recipe itself: `make -n deps` would run it, and install.
+ASK_NEEDS = MAKEFLAGS= $(MAKE) -s --no-print-directory $(MAKEOVERRIDES) $(NEEDS)
+
+## deps        install what the tests need: with apt-get as root, Rust components with rustup
+deps:
+	@set -e; missing=$$($(ASK_NEEDS) NEED='$(NEED) --name'); \
+	    if [ -n "$$missing" ]; then tools/deps $$missing; $(ASK_NEEDS); fi; \
+	    echo 'deps: everything that the tests need is installed'
+
+# With -j, what `make deps check` tests waits for what it installs.
+ifneq ($(filter deps,$(MAKECMDGOALS)),)
+$(NEEDS): | deps
+endif
