@@ -133,8 +133,8 @@ def panel(x, y, title, by_way, ways):
 
 
 def growth(of, ways):
-    parts = [text(16, 24, "Nanoseconds for each handoff as one thing grows", "title"),
-             text(16, 42, "the moving alone; both axes logarithmic", "note")]
+    parts = [text(16, 24, "Nanoseconds for each handoff as one parameter grows", "title"),
+             text(16, 42, "without clients; both axes logarithmic", "note")]
     for i, (what, title) in enumerate(GROWTH.items()):
         parts += panel(60 + i % 2 * 370, 90 + i // 2 * 270, title, of[what], ways)
     return svg(630, parts, 780)
@@ -149,11 +149,11 @@ def write(results, ways, directory):
                                        ("move", "serve", "after", "growth"))
     if moved:
         plots["move"] = bars(
-            "Handoffs a second, window of 256",
-            "the moving alone: TCP connections offered again and again; longer is better",
+            "Handoffs a second, 256 in flight",
+            "without clients: TCP connections offered again and again; longer is better",
             rows(moved["full"], lambda of: [1e9 / median(of["elapsed"])]))
         plots["processor"] = bars(
-            "Processor time for each handoff, window of 256",
+            "Processor time for each handoff, 256 in flight",
             "nanoseconds; dark: the broker, light: the backend; shorter is better",
             rows(moved["full"], lambda of: [median(of["broker"]), median(of["backend"])]))
     if served:
