@@ -110,11 +110,11 @@ static void options_outside_their_range_are_taken_to_its_end(void **state)
     (void)state;
     handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
     handoff_offer offer = offer_of(client[0]);
-    options.max_channels = options.credit = options.max_offer_bytes = 0;
+    options.max_channels = options.max_in_flight = options.max_offer_bytes = 0;
     open_again(&options);
     offer_fd(&channel, client[0]);
     assert_status(handoff_broker_offer(channel.broker, &offer, NULL), HANDOFF_ERR_FULL);
-    options.max_channels = options.credit = options.max_offer_bytes = SIZE_MAX;
+    options.max_channels = options.max_in_flight = options.max_offer_bytes = SIZE_MAX;
     options.max_held_bytes = SIZE_MAX;
     open_again(&options);
     static uint8_t bytes[131001];
@@ -129,7 +129,7 @@ static void options_outside_their_range_are_taken_to_its_end(void **state)
 static void accept_waits_as_long_as_it_is_told(void **state)
 {
     (void)state;
-    handoff_arrival arrival;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     memset(&arrival, 0x55, sizeof arrival);
     handoff_arrival untouched = arrival;
     uint64_t start = handoff_now();
@@ -284,7 +284,7 @@ static void broker_that_the_policy_does_not_allow_gets_no_channel(void **state)
         assert_ok(handoff_broker_new(channel.path, NULL, &broker));
         handoff_offer offer = offer_of(client[0]);
         offer.timeout_ms = 50;
-        handoff_verdict verdict;
+        handoff_verdict verdict = HANDOFF_VERDICT_INIT;
         assert_status(handoff_broker_offer_and_wait(broker, &offer, &verdict),
                       HANDOFF_ERR_BACKEND_UNAVAILABLE);
         assert_int_equal(broker_statistics(broker).connects, 0);
@@ -433,5 +433,5 @@ int main(void)
         CHANNEL_TEST(sockets_are_taken_by_their_kinds),
         CHANNEL_TEST(draining_backend_finishes_what_arrived_and_frees_the_path),
     };
-    return cmocka_run_group_tests_name("backend", tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

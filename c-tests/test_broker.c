@@ -88,7 +88,7 @@ static void new_broker_opens_nothing_and_connects_on_its_first_use(void **state)
 static void questions_and_next_are_no_use_and_open_nothing(void **state)
 {
     (void)state;
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     int before = count_descriptors();
     assert_int_equal(broker_statistics(broker).offered, 0);
     assert_status(handoff_broker_next(broker, &verdict), HANDOFF_NOTHING);
@@ -195,7 +195,7 @@ static void calls_refuse(void *bad)
     assert_invalid(handoff_broker_dispatch(bad));
     assert_invalid(handoff_broker_next(bad, &verdict));
     assert_invalid(handoff_broker_next(broker, bad));
-    assert_invalid(handoff_broker_cancel(bad, 1));
+    assert_invalid(handoff_broker_take_back(bad, 1));
     assert_invalid(handoff_broker_close(bad));
     assert_invalid(handoff_broker_get_statistics(bad, &statistics));
     assert_invalid(handoff_broker_get_statistics(broker, bad));
@@ -297,21 +297,21 @@ static void cancel_of_what_was_never_offered_is_too_late(void **state)
     (void)state;
     static const uint64_t ids[] = {0, 1, 4096, UINT64_MAX};
     for (size_t i = 0; i < sizeof ids / sizeof ids[0]; i++)
-        assert_status(handoff_broker_cancel(broker, ids[i]), HANDOFF_ERR_TOO_LATE);
+        assert_status(handoff_broker_take_back(broker, ids[i]), HANDOFF_ERR_TOO_LATE);
 }
 
 static void closed_broker_tells_what_it_did_and_nothing_else(void **state)
 {
     (void)state;
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     assert_int_not_equal(handoff_broker_fd(broker), -1);
     assert_ok(handoff_broker_close(broker));
     assert_int_equal(handoff_broker_fd(broker), -1);
     assert_status(handoff_broker_offer_and_wait(broker, &offer, &verdict), HANDOFF_ERR_CLOSED);
     assert_status(handoff_broker_flush(broker), HANDOFF_ERR_CLOSED);
     assert_status(handoff_broker_dispatch(broker), HANDOFF_ERR_CLOSED);
-    assert_status(handoff_broker_cancel(broker, 1), HANDOFF_ERR_CLOSED);
+    assert_status(handoff_broker_take_back(broker, 1), HANDOFF_ERR_CLOSED);
     assert_status(handoff_broker_close(broker), HANDOFF_ERR_CLOSED);
     assert_refused(HANDOFF_ERR_CLOSED, 0);
     assert_status(handoff_broker_next(broker, &verdict), HANDOFF_NOTHING);
@@ -367,7 +367,7 @@ static void broker_used_in_the_parent_is_refused_in_the_child(void **state)
     pid_t child = fork();
     if (child == 0) {
         handoff_offer offer = offer_of(client[0]);
-        handoff_verdict verdict;
+        handoff_verdict verdict = HANDOFF_VERDICT_INIT;
         handoff_status wrong = HANDOFF_ERR_WRONG_PROCESS;
         assert_int_equal(handoff_broker_fd(broker), -1);
         assert_refused(wrong, 0);
@@ -375,7 +375,7 @@ static void broker_used_in_the_parent_is_refused_in_the_child(void **state)
         assert_status(handoff_broker_flush(broker), wrong);
         assert_status(handoff_broker_dispatch(broker), wrong);
         assert_status(handoff_broker_next(broker, &verdict), wrong);
-        assert_status(handoff_broker_cancel(broker, 1), wrong);
+        assert_status(handoff_broker_take_back(broker, 1), wrong);
         assert_status(handoff_broker_close(broker), wrong);
         handoff_broker_free(broker);
         _exit(0);
@@ -409,5 +409,5 @@ int main(void)
         BROKER_TEST(broker_made_before_fork_is_usable_after_it_on_both_sides),
         BROKER_TEST(broker_used_in_the_parent_is_refused_in_the_child),
     };
-    return cmocka_run_group_tests_name("broker", tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

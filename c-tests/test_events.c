@@ -63,12 +63,12 @@ static void hand_over_all(int (*await)(void))
                handoff_broker_offer(channel.broker, &offer, NULL) == HANDOFF_OK)
             offered++;
         if (await() == broker_fd) {
-            handoff_verdict verdict;
+            handoff_verdict verdict = HANDOFF_VERDICT_INIT;
             assert_ok(handoff_broker_dispatch(channel.broker));
             for (; handoff_broker_next(channel.broker, &verdict) == HANDOFF_OK; settled++)
                 assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
         } else {
-            handoff_arrival arrival;
+            handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
             assert_ok(handoff_backend_dispatch(channel.backend));
             while (handoff_backend_next(channel.backend, &arrival) == HANDOFF_OK)
                 adopt(&channel, arrival.id);
@@ -134,11 +134,11 @@ static void verdict_that_an_offer_brings_is_an_event(void **state)
     int gone = dup(client[0]);
     watch_the_quiet_broker();
     offer.fd = gone;
-    offer.more = 1;
+    offer.flags = HANDOFF_OFFER_MORE;
     assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     close(gone);
     offer.fd = client[0];
-    offer.more = 0;
+    offer.flags = 0;
     /* Sends both, of which the first cannot be sent any more. */
     assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     await_event();
@@ -156,7 +156,7 @@ static void end_of_the_channel_that_flush_notices_is_an_event(void **state)
     (void)state;
     handoff_offer offer = offer_of(client[0]);
     watch_the_quiet_broker();
-    offer.more = 1;
+    offer.flags = HANDOFF_OFFER_MORE;
     assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     handoff_backend_free(channel.backend);
     channel.backend = NULL;
@@ -169,7 +169,7 @@ static void deadline_is_an_event(void **state)
 {
     (void)state;
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     watch_the_quiet_broker();
     offer.timeout_ms = 20;
     assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
@@ -221,7 +221,7 @@ static void adoption_in_a_batch_that_is_not_finished_is_told_after_a_moment(void
 
 static void hand_over(void)
 {
-    handoff_arrival arrival;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     offer_fd(&channel, client[0]);
     adopt(&channel, arrival_of(&channel).id);
     assert_status(handoff_backend_next(channel.backend, &arrival), HANDOFF_NOTHING);
@@ -270,7 +270,7 @@ static void room_that_comes_at_once_is_not_missed(void **state)
         without_room = 1;
         uint64_t id = offer_fd(&channel, client[0]);
         while (verdict.id != id) {
-            handoff_arrival arrival;
+            handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
             if (await_event() == broker_fd) {
                 assert_ok(handoff_broker_dispatch(channel.broker));
                 handoff_broker_next(channel.broker, &verdict);
@@ -302,5 +302,5 @@ int main(void)
         EVENT_TEST(backend_that_finishes_its_batches_is_not_woken_for_nothing),
         EVENT_TEST(room_that_comes_at_once_is_not_missed),
     };
-    return cmocka_run_group_tests_name("events", tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

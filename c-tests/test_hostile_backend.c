@@ -557,7 +557,7 @@ static time_t soon(void)
 /* Adopts what arrives at an honest backend, and checks that it is what was offered. */
 static void adopt_all(const struct end *end)
 {
-    handoff_arrival arrival;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     if (end->backend == NULL)
         return;
     assert_ok(handoff_backend_dispatch(end->backend));
@@ -596,7 +596,7 @@ static void offer_soon(const struct end *end, const handoff_offer *offer)
 static void hand_over(struct end *end)
 {
     int ends[2];
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     handoff_offer offer = HANDOFF_OFFER_INIT;
     time_t deadline = soon();
     make_pair(SOCK_STREAM, ends);
@@ -632,7 +632,7 @@ static handoff_broker *new_broker(const char *at, uint64_t timeout_ms)
 {
     handoff_broker *made;
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
-    options.window = WINDOW;
+    options.max_in_flight = WINDOW;
     options.queue_bytes = QUEUE_BYTES;
     options.timeout_ms = timeout_ms;
     options.max_failures = 4096;
@@ -709,7 +709,7 @@ static void survive(const struct attack *attack)
     int running = 1;
     time_t deadline = time(NULL) + 30;
     while (running || verdicts < attack->offers) {
-        handoff_verdict verdict;
+        handoff_verdict verdict = HANDOFF_VERDICT_INIT;
         assert_true(time(NULL) < deadline);
         hand_over(&honest);
         dispatch(&hostile);
@@ -824,7 +824,7 @@ static int take_verdicts(const struct end *end, int count, handoff_outcome outco
                          handoff_reason reason)
 {
     int sent = 0;
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     for (time_t deadline = soon(); count > 0;) {
         assert_true(time(NULL) < deadline);
         hand_over(&honest);
@@ -890,8 +890,8 @@ static void run_long(struct end *end, int batch)
     for (int run = 0; run < RUNS; run++) {
         int pairs[WINDOW][2], arrived = 0, verdicts = 0;
         handoff_offer offer = HANDOFF_OFFER_INIT;
-        handoff_arrival arrival;
-        handoff_verdict verdict;
+        handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+        handoff_verdict verdict = HANDOFF_VERDICT_INIT;
         offer.preread = preread;
         offer.preread_len = sizeof preread;
         for (int i = 0; i < batch; i++) {
@@ -984,7 +984,7 @@ static void connection_of_which_no_copy_may_be_in_flight_falls_back_alone(void *
     failures = 0;
     failure = ETOOMANYREFS;
     for (int i = 0; i < 20; i++) {
-        handoff_verdict verdict;
+        handoff_verdict verdict = HANDOFF_VERDICT_INIT;
         make_pair(SOCK_STREAM, ends);
         offer.fd = end.expected = ends[0];
         assert_ok(handoff_broker_offer(end.broker, &offer, NULL));
@@ -1078,5 +1078,5 @@ int main(void)
         TEST(connection_of_which_no_copy_may_be_in_flight_falls_back_alone),
         TEST(batch_that_is_larger_than_the_buffer_is_sent_in_parts),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

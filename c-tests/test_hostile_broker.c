@@ -714,7 +714,7 @@ static double seconds(void)
 
 static void dispatch(void)
 {
-    handoff_arrival arrival;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     double start = seconds();
     assert_ok(handoff_backend_dispatch(backend));
     assert_true(seconds() < start + 1);
@@ -726,9 +726,9 @@ static void dispatch(void)
         }
         if (strcmp(arrival.correlation, "now") == 0) {
             fd = -1;
-            assert_status(handoff_backend_adopt(backend, held, &fd), HANDOFF_ERR_REVOKED);
+            assert_status(handoff_backend_adopt(backend, held, &fd), HANDOFF_ERR_TAKEN_BACK);
             /* What else the caller has seen of that broker is lost with the channel. */
-            assert_status(handoff_backend_adopt(backend, arrival.id, &fd), HANDOFF_ERR_REVOKED);
+            assert_status(handoff_backend_adopt(backend, arrival.id, &fd), HANDOFF_ERR_TAKEN_BACK);
             assert_int_equal(fd, -1);
             continue;
         }
@@ -760,7 +760,7 @@ static void wait_and_dispatch(void)
 static void hand_over_honestly(void)
 {
     int ends[2];
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     handoff_offer offer = HANDOFF_OFFER_INIT;
     handoff_status status;
     time_t deadline = time(NULL) + 10;
@@ -798,7 +798,7 @@ static void begin(char directory[64])
 {
     handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
     options.max_channels = MAX_CHANNELS;
-    options.credit = CREDIT;
+    options.max_in_flight = CREDIT;
     options.max_offer_bytes = MAX_OFFER_BYTES;
     make_directory(directory);
     snprintf(path, sizeof path, "%s/handoff.sock", directory);
@@ -936,5 +936,5 @@ int main(void)
         ATTACK(stopped_broker_holds_nobody_up_and_goes_on_when_continued),
         TEST(descriptors_with_an_empty_or_an_oversized_packet_are_closed_at_once),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

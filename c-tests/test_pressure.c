@@ -13,7 +13,7 @@ static void connection_swapped_for_another_before_it_is_sent_is_refused(void **s
     int other[2], fd = dup(client[0]);
     handoff_offer offer = offer_of(fd);
     make_pair(SOCK_STREAM, other);
-    offer.more = 1;
+    offer.flags = HANDOFF_OFFER_MORE;
     assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     assert_int_equal(dup2(other[0], fd), fd);
     assert_ok(handoff_broker_flush(channel.broker));
@@ -36,7 +36,7 @@ static void connection_closed_before_it_is_sent_falls_back_and_no_other(void **s
     for (int i = 0; i < OFFERS; i++) {
         fds[i] = dup(client[0]);
         handoff_offer offer = offer_of(fds[i]);
-        offer.more = 1;
+        offer.flags = HANDOFF_OFFER_MORE;
         offer.user_data = &fds[i];
         assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     }
@@ -135,7 +135,7 @@ static void offers_beyond_the_users_descriptors_in_flight_fall_back_and_later_on
         limit_descriptors(LIMIT);
         for (int i = 0; i < OFFERS; i++)
             offer_fd(&own, client[0]);
-        handoff_verdict verdict;
+        handoff_verdict verdict = HANDOFF_VERDICT_INIT;
         for (; handoff_broker_next(own.broker, &verdict) == HANDOFF_OK; refused++) {
             assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
             assert_int_equal(verdict.reason, HANDOFF_REASON_DESCRIPTOR_PRESSURE);
@@ -167,5 +167,5 @@ int main(void)
         CHANNEL_TEST(
             offers_beyond_the_users_descriptors_in_flight_fall_back_and_later_ones_do_not),
     };
-    return cmocka_run_group_tests_name("pressure", tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

@@ -34,7 +34,7 @@ static pid_t serve_in_a_child(int count, const handoff_broker_options *options)
     /* A test that fails leaves nobody behind. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     handoff_backend *backend = channel.backend;
-    handoff_arrival arrival;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     for (int i = 0; i < count; i++) {
         assert_ok(handoff_backend_accept(backend, -1, &arrival));
         assert_int_equal(write(arrival.fd, "x", 1), 1);
@@ -53,9 +53,9 @@ static void waiting_offer_waits_for_a_channel_and_for_the_verdict(void **state)
     (void)state;
     enum { OFFERS = 20 };
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     offer.timeout_ms = PATIENCE_MS;
-    offer.more = 1;
+    offer.flags = HANDOFF_OFFER_MORE;
     pid_t child = serve_in_a_child(OFFERS, NULL);
     for (int i = 0; i < OFFERS; i++) {
         char byte;
@@ -74,7 +74,7 @@ static void waiting_offer_is_refused_at_once_without_a_backend(void **state)
 {
     (void)state;
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     handoff_backend_free(channel.backend);
     channel.backend = NULL;
     offer.timeout_ms = PATIENCE_MS;
@@ -88,7 +88,7 @@ static void waiting_offer_that_nobody_answers_falls_back_at_its_deadline(void **
 {
     (void)state;
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     uint64_t start = handoff_now();
     int fd;
     offer.timeout_ms = 20;
@@ -98,14 +98,14 @@ static void waiting_offer_that_nobody_answers_falls_back_at_its_deadline(void **
     assert_int_equal(verdict.reason, HANDOFF_REASON_ACK_TIMEOUT);
     assert_no_arrival(&channel);
     assert_invalid(handoff_backend_adopt(channel.backend, verdict.id, &fd));
-    assert_int_equal(backend_statistics(channel.backend).revoked, 1);
+    assert_int_equal(backend_statistics(channel.backend).taken_back, 1);
 }
 
 static void waiting_offer_leaves_the_verdicts_of_others(void **state)
 {
     (void)state;
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     offer.timeout_ms = 20;
     uint64_t adopted = offer_fd(&channel, client[0]), late;
     assert_ok(handoff_broker_offer(channel.broker, &offer, &late));
@@ -123,9 +123,9 @@ static void waiting_offer_waits_for_room(void **state)
 {
     (void)state;
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
-    options.window = 1;
+    options.max_in_flight = 1;
     handoff_offer first = offer_of(client[0]), second = first;
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     char byte;
     pid_t child = serve_in_a_child(2, &options);
     first.timeout_ms = second.timeout_ms = PATIENCE_MS;
@@ -151,7 +151,7 @@ static void waiting_offer_without_room_is_refused_when_its_time_is_over(void **s
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
     handoff_offer offer = offer_of(client[0]);
     handoff_verdict verdict = {.id = 42};
-    options.window = 1;
+    options.max_in_flight = 1;
     open_again(&options);
     offer_fd(&channel, client[0]);
     offer.timeout_ms = 20;
@@ -168,7 +168,7 @@ static void offers_to_a_stopped_backend_wait_and_arrive_when_it_goes_on(void **s
     enum { OFFERS = 100 };
     static uint8_t preread[8000];
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     int status;
     offer.timeout_ms = PATIENCE_MS;
     offer.preread = preread;
@@ -248,7 +248,7 @@ static void let_offers_expire(int count)
     for (int i = 0; i < count; i++)
         assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     for (int i = 0; i < count; i++) {
-        handoff_verdict verdict;
+        handoff_verdict verdict = HANDOFF_VERDICT_INIT;
         while (handoff_broker_next(channel.broker, &verdict) == HANDOFF_NOTHING) {
             await_readable(handoff_broker_fd(channel.broker));
             assert_ok(handoff_broker_dispatch(channel.broker));
@@ -263,10 +263,10 @@ static void backend_that_fails_too_often_is_not_tried_until_the_window_has_passe
     (void)state;
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     handoff_status status;
     options.max_failures = 3;
-    options.failure_window_ms = 500;
+    options.failure_period_ms = 500;
     open_again(&options);
     uint64_t start = handoff_now();
     let_offers_expire(2);
@@ -340,7 +340,7 @@ static void child_cannot_use_a_backend_of_its_parent(void **state)
     adopt(&channel, id);
     pid_t child = fork();
     if (child == 0) {
-        handoff_arrival arrival;
+        handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
         int fd;
         assert_int_equal(handoff_backend_fd(channel.backend), -1);
         assert_status(handoff_backend_dispatch(channel.backend), wrong);
@@ -376,5 +376,5 @@ int main(void)
         CHANNEL_TEST(child_that_frees_the_handles_takes_nothing_from_the_parent),
         CHANNEL_TEST(child_cannot_use_a_backend_of_its_parent),
     };
-    return cmocka_run_group_tests_name("waiting", tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }
