@@ -10,10 +10,6 @@
 #include "support.h"
 
 #include <poll.h>
-#include <stdio.h>
-#include <unistd.h>
-
-enum { PATIENCE_MS = 20000 };
 
 struct channel {
     char directory[64];
@@ -125,7 +121,6 @@ static inline handoff_verdict verdict_of(struct channel *channel)
         assert_ok(handoff_backend_dispatch(channel->backend));
     assert_ok(handoff_broker_dispatch(channel->broker));
     assert_ok(handoff_broker_next(channel->broker, &verdict));
-    assert_int_equal(verdict.cause, HANDOFF_OK);
     return verdict;
 }
 

@@ -86,15 +86,23 @@ static _Noreturn void run_alone(const char *name, const struct CMUnitTest *test,
     exit(_cmocka_run_group_tests(name, test, 1, NULL, NULL) != 0);
 }
 
-/* Prints what a test has said, without what cmocka says of a group. */
+/* What cmocka says of a group of one test. */
+static bool is_about_the_group(const char *line)
+{
+    return strncmp(line, "[==========]", 12) == 0 || strncmp(line, "[  PASSED  ]", 12) == 0 ||
+           strncmp(line, "[  FAILED  ]", 12) == 0 || strstr(line, " TEST(S)") != NULL ||
+           strcmp(line, "\n") == 0;
+}
+
+/* Prints what a test has said. Returns whether it was skipped. */
 static bool print_output(FILE *output, bool failed)
 {
     char line[1024];
     bool skipped = false;
     rewind(output);
     while (fgets(line, sizeof line, output) != NULL) {
-        skipped |= strncmp(line, "[  SKIPPED ] ", 13) == 0;
-        if (strncmp(line, "[==========]", 12) != 0 && (failed || line[0] != '['))
+        skipped |= strncmp(line, "[  SKIPPED ]", 12) == 0;
+        if (!is_about_the_group(line) && (failed || line[0] != '['))
             fputs(line, stdout);
     }
     return skipped;

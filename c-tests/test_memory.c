@@ -6,7 +6,6 @@
  */
 #define _GNU_SOURCE
 #include "channel.h"
-#include "wire.h"
 
 #include <malloc.h>
 #include <stdlib.h>
@@ -109,7 +108,7 @@ static int close_both(void **state)
 
 enum { BATCH = 16 };
 
-/* Offers a batch and one more than there is room for; adopts, rejects or cancels each. */
+/* Offers a batch and one more than there is room for; adopts, rejects or takes back each. */
 static void hand_over(size_t preread_len)
 {
     static uint8_t preread[4000];
@@ -127,7 +126,7 @@ static void hand_over(size_t preread_len)
     assert_ok(handoff_broker_flush(channel.broker));
     assert_ok(handoff_broker_take_back(channel.broker, ids[0]));
     assert_ok(handoff_backend_dispatch(channel.backend));
-    for (int i = 1; handoff_backend_next(channel.backend, &arrival) == HANDOFF_OK; i++)
+    for (int i = 1; next_arrival(channel.backend, &arrival); i++)
         if (i % 4 == 0)
             assert_ok(handoff_backend_reject(channel.backend, arrival.id,
                                              HANDOFF_REASON_REJECTED));
@@ -158,16 +157,16 @@ static void nothing_is_allocated_for_an_offer_once_both_ends_run(void **state)
     close_channel(&channel);
 }
 
-/* Bytes that both ends hold with a window full of offers in flight, and then of verdicts. */
-static void measure(size_t window, size_t *broker, size_t *backend)
+/* Bytes that both ends hold with so many offers in flight, and then of verdicts. */
+static void measure(size_t in_flight, size_t *broker, size_t *backend)
 {
     handoff_broker_options broker_options = HANDOFF_BROKER_OPTIONS_INIT;
     handoff_backend_options backend_options = HANDOFF_BACKEND_OPTIONS_INIT;
     handoff_offer offer = offer_of(client[0]);
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
-    broker_options.max_in_flight = backend_options.max_in_flight = window;
-    broker_options.timeout_ms = UINT64_MAX;
+    broker_options.max_in_flight = backend_options.max_in_flight = in_flight;
+    broker_options.timeout_ms = HANDOFF_NO_TIMEOUT;
     make_directory(channel.directory);
     snprintf(channel.path, sizeof channel.path, "%s/socket", channel.directory);
     size_t start = live;
@@ -183,17 +182,17 @@ static void measure(size_t window, size_t *broker, size_t *backend)
     start = live;
     assert_ok(handoff_broker_dispatch(channel.broker));
     offer.flags = HANDOFF_OFFER_MORE;
-    for (size_t i = 0; i < window; i++)
+    for (size_t i = 0; i < in_flight; i++)
         assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     *broker += live - start;
-    for (size_t arrived = 0; arrived < window;) {
+    for (size_t arrived = 0; arrived < in_flight;) {
         start = live;
         assert_ok(handoff_broker_dispatch(channel.broker));
         *broker += live - start;
         start = live;
         /* Rejected, because so many connections cannot be held open at once. */
         assert_ok(handoff_backend_dispatch(channel.backend));
-        while (handoff_backend_next(channel.backend, &arrival) == HANDOFF_OK) {
+        while (next_arrival(channel.backend, &arrival)) {
             assert_ok(handoff_backend_reject(channel.backend, arrival.id,
                                              HANDOFF_REASON_REJECTED));
             arrived++;
@@ -203,7 +202,7 @@ static void measure(size_t window, size_t *broker, size_t *backend)
     start = live;
     assert_ok(handoff_broker_dispatch(channel.broker));
     *broker += live - start;
-    for (size_t i = 0; i < window; i++)
+    for (size_t i = 0; i < in_flight; i++)
         assert_ok(handoff_broker_next(channel.broker, &verdict));
     close_channel(&channel);
 }

@@ -1,7 +1,6 @@
 /* Connections that change under way, and limits on descriptors. */
 #define _GNU_SOURCE
 #include "fixture.h"
-#include "wire.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -70,7 +69,7 @@ static void backend_short_of_descriptors_takes_what_it_can_and_says_so_of_the_re
         close(room[i]);
     for (int i = 0; i < OFFERS; i++) {
         handoff_offer offer = offer_of(client[0]);
-        offer.more = i + 1 < OFFERS;
+        offer.flags = i + 1 < OFFERS ? HANDOFF_OFFER_MORE : 0;
         assert_ok(handoff_broker_offer(channel.broker, &offer, &ids[i]));
     }
     assert_ok(handoff_backend_dispatch(channel.backend));
@@ -126,7 +125,7 @@ static void offers_beyond_the_users_descriptors_in_flight_fall_back_and_later_on
     (void)state;
     enum { LIMIT = 32, OFFERS = 2 * LIMIT };
     skip_under_valgrind("the kernel counts against the limit of before");
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
         struct channel own;
         uint64_t refused = 0;
@@ -136,7 +135,7 @@ static void offers_beyond_the_users_descriptors_in_flight_fall_back_and_later_on
         for (int i = 0; i < OFFERS; i++)
             offer_fd(&own, client[0]);
         handoff_verdict verdict = HANDOFF_VERDICT_INIT;
-        for (; handoff_broker_next(own.broker, &verdict) == HANDOFF_OK; refused++) {
+        for (; next_verdict(own.broker, &verdict); refused++) {
             assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
             assert_int_equal(verdict.reason, HANDOFF_REASON_DESCRIPTOR_PRESSURE);
             assert_false(verdict.may_have_reached_backend);

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -28,11 +27,9 @@ static pid_t serve_in_a_child(int count, const handoff_broker_options *options)
     restart_backend();
     handoff_broker_free(channel.broker);
     assert_ok(handoff_broker_new(channel.path, options, &channel.broker));
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child != 0)
         return child;
-    /* A test that fails leaves nobody behind. */
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
     handoff_backend *backend = channel.backend;
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     for (int i = 0; i < count; i++) {
@@ -78,10 +75,10 @@ static void waiting_offer_is_refused_at_once_without_a_backend(void **state)
     handoff_backend_free(channel.backend);
     channel.backend = NULL;
     offer.timeout_ms = PATIENCE_MS;
-    uint64_t start = handoff_now();
+    uint64_t start = now_ns();
     assert_status(handoff_broker_offer_and_wait(channel.broker, &offer, &verdict),
                   HANDOFF_ERR_BACKEND_UNAVAILABLE);
-    assert_true(handoff_now() - start < PATIENCE_MS * UINT64_C(1000000));
+    assert_in_range(ms_since(start), 0, PATIENCE_MS - 1);
 }
 
 static void waiting_offer_that_nobody_answers_falls_back_at_its_deadline(void **state)
@@ -89,11 +86,11 @@ static void waiting_offer_that_nobody_answers_falls_back_at_its_deadline(void **
     (void)state;
     handoff_offer offer = offer_of(client[0]);
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
-    uint64_t start = handoff_now();
+    uint64_t start = now_ns();
     int fd;
     offer.timeout_ms = 20;
     assert_ok(handoff_broker_offer_and_wait(channel.broker, &offer, &verdict));
-    assert_true(handoff_now() - start >= 20000000);
+    assert_in_range(ms_since(start), 20, PATIENCE_MS);
     assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
     assert_int_equal(verdict.reason, HANDOFF_REASON_ACK_TIMEOUT);
     assert_no_arrival(&channel);
@@ -129,7 +126,9 @@ static void waiting_offer_waits_for_room(void **state)
     char byte;
     pid_t child = serve_in_a_child(2, &options);
     first.timeout_ms = second.timeout_ms = PATIENCE_MS;
-    while (handoff_broker_offer(channel.broker, &first, NULL) != HANDOFF_OK) {
+    handoff_status status;
+    while ((status = handoff_broker_offer(channel.broker, &first, NULL)) != HANDOFF_OK) {
+        assert_status(status, HANDOFF_ERR_BACKEND_UNAVAILABLE);
         await_readable(handoff_broker_fd(channel.broker));
         assert_ok(handoff_broker_dispatch(channel.broker));
     }
@@ -145,12 +144,12 @@ static void waiting_offer_waits_for_room(void **state)
     assert_child_succeeds(child);
 }
 
-static void waiting_offer_without_room_is_refused_when_its_time_is_over(void **state)
+static void waiting_offer_without_room_is_refused_when_its_time_is_up(void **state)
 {
     (void)state;
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict = {.id = 42};
+    handoff_verdict verdict = {.size = sizeof verdict, .id = 42};
     options.max_in_flight = 1;
     open_again(&options);
     offer_fd(&channel, client[0]);
@@ -185,7 +184,7 @@ static void offers_to_a_stopped_backend_wait_and_arrive_when_it_goes_on(void **s
     for (int i = 0; i < OFFERS;) {
         await_readable(handoff_broker_fd(channel.broker));
         assert_ok(handoff_broker_dispatch(channel.broker));
-        for (; handoff_broker_next(channel.broker, &verdict) == HANDOFF_OK; i++)
+        for (; next_verdict(channel.broker, &verdict); i++)
             assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
     }
     assert_ok(handoff_broker_close(channel.broker));
@@ -249,7 +248,7 @@ static void let_offers_expire(int count)
         assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     for (int i = 0; i < count; i++) {
         handoff_verdict verdict = HANDOFF_VERDICT_INIT;
-        while (handoff_broker_next(channel.broker, &verdict) == HANDOFF_NOTHING) {
+        while (!next_verdict(channel.broker, &verdict)) {
             await_readable(handoff_broker_fd(channel.broker));
             assert_ok(handoff_broker_dispatch(channel.broker));
         }
@@ -258,31 +257,40 @@ static void let_offers_expire(int count)
     assert_no_arrival(&channel);
 }
 
-static void backend_that_fails_too_often_is_not_tried_until_the_window_has_passed(void **state)
+/* On a machine that takes longer for three failures than the period, they are not three. */
+static void backend_that_fails_too_often_is_not_tried_until_the_period_has_passed(void **state)
 {
     (void)state;
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
     handoff_offer offer = offer_of(client[0]);
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
-    handoff_status status;
+    handoff_status status, waited;
+    uint64_t start;
     options.max_failures = 3;
-    options.failure_period_ms = 500;
-    open_again(&options);
-    uint64_t start = handoff_now();
-    let_offers_expire(2);
-    assert_ok(handoff_broker_dispatch(channel.broker));
-    let_offers_expire(1);
-    assert_status(handoff_broker_offer(channel.broker, &offer, NULL), HANDOFF_ERR_RATE_LIMITED);
+    options.failure_period_ms = 250;
+    do {
+        options.failure_period_ms *= 2;
+        open_again(&options);
+        start = now_ns();
+        let_offers_expire(2);
+        assert_ok(handoff_broker_dispatch(channel.broker));
+        let_offers_expire(1);
+        offer.timeout_ms = 1;
+        waited = handoff_broker_offer_and_wait(channel.broker, &offer, &verdict);
+        offer.timeout_ms = 0;
+        status = handoff_broker_offer(channel.broker, &offer, NULL);
+    } while ((status == HANDOFF_OK || waited == HANDOFF_OK) &&
+             ms_since(start) >= options.failure_period_ms);
+    assert_status(status, HANDOFF_ERR_RATE_LIMITED);
     assert_int_equal(errno, 0);
-    assert_status(handoff_broker_offer_and_wait(channel.broker, &offer, &verdict),
-                  HANDOFF_ERR_RATE_LIMITED);
+    assert_status(waited, HANDOFF_ERR_RATE_LIMITED);
     /* No event says that it may be tried again: ask from time to time. */
     while ((status = handoff_broker_offer(channel.broker, &offer, NULL)) != HANDOFF_OK) {
-        assert_int_equal(status, HANDOFF_ERR_RATE_LIMITED);
-        assert_true(handoff_now() - start < PATIENCE_MS * UINT64_C(1000000));
+        assert_status(status, HANDOFF_ERR_RATE_LIMITED);
+        assert_in_range(ms_since(start), 0, PATIENCE_MS);
         poll(NULL, 0, 5);
     }
-    assert_true(handoff_now() - start >= 500000000);
+    assert_in_range(ms_since(start), options.failure_period_ms, PATIENCE_MS);
     adopt(&channel, arrival_of(&channel).id);
     assert_adopted(&channel);
 }
@@ -313,7 +321,7 @@ static void child_that_frees_the_handles_takes_nothing_from_the_parent(void **st
     offer_fd(&channel, client[0]);
     offer_fd(&channel, client[0]);
     uint64_t id = arrival_of(&channel).id;
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
         handoff_broker_free(channel.broker);
         handoff_backend_free(channel.backend);
@@ -338,7 +346,7 @@ static void child_cannot_use_a_backend_of_its_parent(void **state)
     offer_fd(&channel, client[0]);
     uint64_t id = arrival_of(&channel).id;
     adopt(&channel, id);
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
         handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
         int fd;
@@ -366,12 +374,12 @@ int main(void)
         CHANNEL_TEST(waiting_offer_that_nobody_answers_falls_back_at_its_deadline),
         CHANNEL_TEST(waiting_offer_leaves_the_verdicts_of_others),
         CHANNEL_TEST(waiting_offer_waits_for_room),
-        CHANNEL_TEST(waiting_offer_without_room_is_refused_when_its_time_is_over),
+        CHANNEL_TEST(waiting_offer_without_room_is_refused_when_its_time_is_up),
         CHANNEL_TEST(offers_to_a_stopped_backend_wait_and_arrive_when_it_goes_on),
         CHANNEL_TEST(broker_connects_again_behind_the_same_descriptor),
         CHANNEL_TEST(offers_fall_back_when_the_backend_goes_and_its_last_adoptions_stand),
         CHANNEL_TEST(backend_that_starts_after_the_broker_is_found),
-        CHANNEL_TEST(backend_that_fails_too_often_is_not_tried_until_the_window_has_passed),
+        CHANNEL_TEST(backend_that_fails_too_often_is_not_tried_until_the_period_has_passed),
         CHANNEL_TEST(adoption_makes_up_for_failures_and_rejections_are_none),
         CHANNEL_TEST(child_that_frees_the_handles_takes_nothing_from_the_parent),
         CHANNEL_TEST(child_cannot_use_a_backend_of_its_parent),
