@@ -45,8 +45,8 @@ $(BUILD)/rust.stamp: $(RUST)
 
 # One object with everything that a handoff_* call needs and nothing else, in which no other name
 # is global: so the static library can stand beside other Rust code in one program.
-$(BUILD)/handoff.o: $(BUILD)/rust.stamp src/ffi/symbols.txt
-	ld -r --gc-sections $$(sed 's/^/-u /' src/ffi/symbols.txt) \
+$(BUILD)/handoff.o: $(BUILD)/rust.stamp src/ffi/libhandoff.map tools/exports
+	calls=$$(tools/exports '-u %s') && ld -r --gc-sections $$calls \
 	    --whole-archive $(TARGET)/release/libhandoff.a -o $@.all
 	objcopy --wildcard --keep-global-symbol='handoff_*' \
 	    --remove-section=.llvmbc --remove-section=.llvmcmd $@.all $@

@@ -67,7 +67,7 @@ check-header: all need-compilers
 
 ## check-symbols   what the built libraries export, need and hold
 check-symbols: all
-	@packaging/check-symbols $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(SONAME) $(HERE)
+	@CC='$(CC)' packaging/check-symbols $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(SONAME) $(HERE)
 
 ## check-man       the manual pages are there for every call, and without a warning
 check-man: $(MAN_BUILD)/stamp
