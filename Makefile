@@ -90,7 +90,7 @@ include integrations/nginx/tests/tests.mk
 include bench/nginx.mk
 
 ## check       run every test
-check: check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
+check: check-rust check-header check-symbols check-abi check-c check-valgrind check-sanitizers \
        check-interop check-soak check-install check-man check-readme check-one-owner \
        check-claim check-model check-fuzz check-threads check-coverage check-python check-nginx \
        check-peers bench-check demo

@@ -52,7 +52,7 @@ uninstall: $(MAN_BUILD)/stamp
 
 # ---- checks --------------------------------------------------------------------------------------
 
-.PHONY: check-header check-symbols check-install check-man need-compilers
+.PHONY: check-header check-symbols check-abi abi-baseline check-install check-man need-compilers
 
 need-compilers:
 	@$(NEED) g++ $(CXX) --version
@@ -68,6 +68,17 @@ check-header: all need-compilers
 ## check-symbols   what the built libraries export, need and hold
 check-symbols: all
 	@CC='$(CC)' packaging/check-symbols $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(SONAME) $(HERE)
+
+## check-abi       the C ABI against its baseline in packaging/abi: additions only
+check-abi: all
+	@$(NEED) abigail-tools abidw --version
+	@CC='$(CC)' $(PYTHON) packaging/check-abi $(LIB)/$(SHARED) $(SONAME)
+	@CC='$(CC)' $(PYTHON) packaging/test-abi $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(SONAME)
+
+## abi-baseline    make that baseline anew; CHANGELOG.md says why
+abi-baseline: all
+	@$(NEED) abigail-tools abidw --version
+	@CC='$(CC)' $(PYTHON) packaging/check-abi --renew $(LIB)/$(SHARED) $(SONAME)
 
 ## check-man       the manual pages are there for every call, and without a warning
 check-man: $(MAN_BUILD)/stamp
