@@ -174,7 +174,7 @@ impl Offers {
         let before = self.bytes.len();
         let NewOffer { cookie, service, correlation, metadata, preread, .. } = *offer;
         let head = OfferHead { slot, generation: found.generation, token: found.token, cookie };
-        wire::write_offer(&mut self.bytes, &head, service, correlation, metadata, preread);
+        wire::write_offer(&mut self.bytes, &head, &[service, correlation, metadata], preread);
         self.queue.push_back(Queued { slot, len: (self.bytes.len() - before) as u32 });
         Some(slot)
     }
