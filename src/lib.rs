@@ -50,6 +50,7 @@ pub mod token;
 
 mod claim;
 mod ffi;
+mod handle;
 mod kind;
 mod sys;
 mod wire;
