@@ -8,7 +8,9 @@
 mod accepting;
 mod arrivals;
 mod batch;
+mod blocking;
 mod channel;
+mod channels;
 mod error;
 mod kinds;
 mod options;
@@ -17,7 +19,7 @@ mod slots;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::claim::Lost;
 use crate::handle::{Handle, HandleError, MAX_ROUNDS};
@@ -295,31 +297,6 @@ impl Backend {
         descriptor
     }
 
-    /// Waits for an arrival for at most `timeout`, or forever if there is none, and adopts it.
-    pub fn accept(
-        &mut self,
-        timeout: Option<Duration>,
-    ) -> Result<(OwnedFd, Arrival<'_>), BackendError> {
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let mut late = false;
-        loop {
-            self.enter()?;
-            while let Some(place) = self.next_place() {
-                // A batch of one: its verdict is sent at once.
-                self.batch.open = false;
-                if let Ok(descriptor) = self.adopt(place.id()) {
-                    return Ok((descriptor, self.view(place)));
-                }
-            }
-            if late {
-                return Err(BackendError::TimedOut);
-            }
-            // Looks for something once, even if there is no time to wait for it.
-            late = deadline.is_some_and(|deadline| deadline <= Instant::now());
-            self.dispatch_after(deadline.into())?;
-        }
-    }
-
     /// Grants nothing from now on and accepts no broker. Arrivals that are held can still be adopted,
     /// and so can those that come with tokens granted before.
     pub fn drain(&mut self) -> Result<(), BackendError> {
@@ -366,105 +343,6 @@ impl Backend {
         self.descriptors = Vec::with_capacity(MAX_DESCRIPTORS + 1);
         self.arrivals.waiting = VecDeque::with_capacity(self.arrivals.options.max_in_flight);
         Ok(())
-    }
-
-    /// Receives every frame that is there on a channel.
-    fn receive(&mut self, index: usize) {
-        let channel = &mut self.channels[index];
-        let awaited_hello = channel.hello_by().is_some();
-        let received =
-            channel.receive(index, &mut self.buffer, &mut self.descriptors, &mut self.arrivals);
-        if awaited_hello && channel.slots.is_some() {
-            self.accepting.awaiting_hello -= 1;
-        }
-        let unsent = channel.is_unsent(self.arrivals.draining);
-        // Descriptors of a packet that broke the channel.
-        self.descriptors.clear();
-        match received {
-            Err(end) => self.end(index, end),
-            Ok(()) if unsent => self.mark_dirty(index),
-            Ok(()) => {}
-        }
-    }
-
-    fn mark_dirty(&mut self, index: usize) {
-        let channel = &mut self.channels[index];
-        if channel.is_connected() && !channel.dirty {
-            channel.dirty = true;
-            self.dirty.push(index);
-        }
-    }
-
-    /// Sends the brokers every verdict that waits.
-    fn flush(&mut self) {
-        while let Some(index) = self.dirty.pop() {
-            self.channels[index].dirty = false;
-            self.flush_channel(index);
-        }
-    }
-
-    fn flush_channel(&mut self, index: usize) {
-        let Some(events) = self.handle.events() else { return };
-        let channel = &mut self.channels[index];
-        let flushed = channel.flush(index as u64, events, self.arrivals.draining);
-        self.short_of_memory |= channel.is_short_of_memory();
-        if let Err(end) = flushed {
-            self.end(index, end);
-        }
-    }
-
-    /// Sends again what the system was short of memory for.
-    fn try_memory_again(&mut self) {
-        if !std::mem::take(&mut self.short_of_memory) {
-            return;
-        }
-        for index in 0..self.channels.len() {
-            if self.channels[index].try_memory_again() {
-                self.mark_dirty(index);
-            }
-        }
-    }
-
-    /// Ends a channel. What its broker offered can still be adopted if the broker has gone. If it
-    /// broke the channel, every descriptor that it offered is closed, and arrivals that the caller
-    /// has not taken are forgotten.
-    fn end(&mut self, index: usize, end: End) {
-        let channel = &mut self.channels[index];
-        if self.handle.events().is_some_and(|events| channel.close(events)) {
-            match channel.slots {
-                Some(_) => self.orphans = true,
-                None => self.accepting.awaiting_hello -= 1,
-            }
-        }
-        if end == End::Gone {
-            return;
-        }
-        self.arrivals.statistics.broken += 1;
-        let Some(slots) = &mut channel.slots else { return };
-        slots.close_held();
-        let held_bytes = &mut self.arrivals.held_bytes;
-        self.arrivals.waiting.retain(|place| {
-            let others = place.channel != index;
-            if !others && slots.find(place.slot, place.serial).is_some() {
-                *held_bytes -= slots.release(place.slot).1;
-            }
-            others
-        });
-    }
-
-    /// Forgets channels whose broker has gone and of which nothing is held. Not at once, because
-    /// the caller may still read the bytes of the last arrival.
-    fn clear_orphans(&mut self) {
-        if !self.orphans {
-            return;
-        }
-        self.orphans = false;
-        for channel in self.channels.iter_mut().filter(|channel| !channel.is_connected()) {
-            match &channel.slots {
-                Some(slots) if slots.held() > 0 => self.orphans = true,
-                _ => channel.slots = None,
-            }
-        }
     }
 }
 
