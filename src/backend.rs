@@ -43,7 +43,7 @@ pub use options::BackendOptions;
 /// An offer as the backend sees it, verified but not adopted yet.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival<'a> {
-    /// What [`Backend::adopt`] and [`Backend::reject`] know it by.
+    /// Names the arrival for [`Backend::adopt`] and [`Backend::reject`].
     pub id: u64,
     /// The service that is meant.
     pub service: &'a [u8],

@@ -2,9 +2,9 @@
 //!
 //! A [`Broker`] connects to a handoff socket by itself, again and again if need be, offers
 //! connections, and tells what became of each: adopted, or fallback with a reason. It never
-//! blocks, except in the calls that say so. Whatever happens to the backend, every offer gets
-//! exactly one verdict, and a verdict of fallback means that the backend can never adopt the
-//! connection any more: see `claim.rs`.
+//! blocks, except in the calls that say so. Every offer gets exactly one verdict, even if the backend
+//! dies, and a verdict of fallback means that the backend can never adopt the connection any more:
+//! see `claim.rs`.
 
 mod blocking;
 mod channel;
@@ -152,7 +152,7 @@ impl Broker {
         result
     }
 
-    /// Takes an offer in, unless so many verdicts wait to be taken.
+    /// Queues an offer, unless `most_verdicts` wait to be taken.
     fn queue(
         &mut self,
         offer: &Offer<'_>,
@@ -308,8 +308,8 @@ impl Broker {
         }
     }
 
-    /// Gives up everything that is in flight and closes the channel. The verdicts are to be taken
-    /// with [`next_verdict`](Broker::next_verdict); nothing can be offered any more.
+    /// Takes back every offer in flight and closes the channel. Take their verdicts with
+    /// [`next_verdict`](Broker::next_verdict); nothing can be offered any more.
     pub fn close(&mut self) -> Result<(), BrokerError> {
         let now = Instant::now();
         // Closing does not open a handle.
@@ -370,8 +370,8 @@ fn variable_len(offer: &Offer<'_>, most: usize) -> Result<usize, BrokerError> {
 }
 
 impl Drop for Broker {
-    /// Takes back what is in flight, so that a backend does not adopt what nobody lets go of. In a
-    /// child of fork(2) it closes the child's copies only.
+    /// Takes back every offer in flight: nobody would release a connection that a backend adopts
+    /// later. In a child of fork(2) it closes the child's copies only.
     fn drop(&mut self) {
         if !self.closed {
             let _ = self.close();

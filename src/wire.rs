@@ -1,9 +1,9 @@
 //! The frames of a channel: bytes to values and back, without I/O.
 //!
 //! One packet is one frame. A frame begins with a header that declares its length, its kind and
-//! its counts of entries and descriptors; [`decode`] accepts a packet only if everything it says
-//! of itself is so, and only of a kind that the side that reads it may receive. The format is
-//! described byte by byte in docs/protocol.md.
+//! its counts of entries and descriptors; [`decode`] accepts a packet only if it matches its header.
+//! Which kinds it may receive is for each end to check. docs/protocol.md describes the format byte
+//! by byte.
 
 mod entries;
 #[cfg(test)]
@@ -14,7 +14,7 @@ use crate::token::Token;
 pub(crate) use crate::sys::packet::MAX_DESCRIPTORS;
 pub(crate) use entries::{Grant, Hello, Offer, OfferHead, Verdict, Welcome, write_offer};
 
-/// The version of the protocol that this is.
+/// The version of the protocol.
 pub(crate) const VERSION: u8 = 1;
 /// Bytes in a header.
 pub(crate) const HEADER_LEN: usize = 16;

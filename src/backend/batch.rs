@@ -1,5 +1,5 @@
 //! The batch: arrivals that the caller takes one after the other, whose verdicts are sent together at
-//! the end. A timer tells of them if the caller does not go on to the end.
+//! the end. If the caller stops before the end, a timer wakes it and the verdicts are sent then.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ const BATCH_PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// The caller is taking arrivals, and will be told when there is no more.
+    /// The caller is taking arrivals, and has not been told yet that there is no more.
     pub open: bool,
     timer: VerdictTimer,
     timer_set_at: Option<Instant>,
@@ -19,11 +19,11 @@ pub(super) struct Batch {
 /// The timer that wakes a caller who does not go on to the end of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum VerdictTimer {
-    /// Not since dispatch has last run.
+    /// Not set since the last dispatch.
     Unset,
-    /// To fire, perhaps for nothing, which costs less than setting it for every batch.
+    /// It will fire, perhaps for nothing: that costs less than setting it for every batch.
     Set,
-    /// To be cancelled at the end of the batch: batches are so rare that it would always fire for
+    /// It is cancelled at the end of the batch: batches are so rare that it would always fire for
     /// nothing, and nothing else needs the timer.
     UntilTheEnd,
 }
@@ -33,7 +33,7 @@ impl Batch {
         Batch { open: false, timer: VerdictTimer::Unset, timer_set_at: None }
     }
 
-    /// Dispatch sends every verdict, and takes what the timer has done.
+    /// Dispatch sends every verdict, and resets a timer that fired.
     pub(super) fn dispatched(&mut self) {
         self.open = false;
         self.timer = VerdictTimer::Unset;

@@ -42,7 +42,7 @@ struct Socket {
     /// The system was short of memory: nothing is sent before the handle tries again.
     short_of_memory: bool,
     drain_told: bool,
-    /// The broker receives no more; what it sent before may still be there to be received.
+    /// The broker has stopped receiving. Frames that it sent before may still be there.
     deaf: bool,
 }
 
@@ -51,7 +51,7 @@ struct Socket {
 pub(super) enum End {
     /// The broker has gone: what it offered can still be adopted.
     Gone,
-    /// The broker did what no honest broker does.
+    /// A protocol error of the broker.
     Broken,
 }
 
@@ -196,7 +196,7 @@ impl Channel {
         let mut slots = Slots::new(socket.broker, claims, count);
         let max_bytes = arrivals.options.max_offer_bytes as u32;
         let welcome = Welcome { slots: count as u32, max_bytes }.body();
-        // If it cannot be sent the broker has gone, which is no fault of what it sent.
+        // If it cannot be sent, the broker has gone: that is no protocol error.
         send(socket, Kind::Welcome, 0, &welcome).map_err(|_| End::Gone)?;
         if !arrivals.draining {
             let mut grants = Vec::with_capacity(count * wire::GRANT_LEN);

@@ -16,7 +16,7 @@ impl Broker {
         let queued = self.queue_in_time(offer);
         let id = queued.inspect_err(|_| self.outcomes.statistics.refused += 1)?;
         self.verdict_in_time(id).or_else(|error| {
-            // The caller will take the connection for its own, so make sure that it is.
+            // After an error the caller serves the connection, so the backend must not adopt it.
             if self.take_back(id).is_ok() {
                 return Err(error);
             }
@@ -25,7 +25,7 @@ impl Broker {
         })
     }
 
-    /// Sends the offer and waits for what becomes of it: its own deadline ends this.
+    /// Sends the offer and waits for its verdict, which comes at its deadline at the latest.
     fn verdict_in_time(&mut self, id: u64) -> Result<Verdict, BrokerError> {
         self.flush()?;
         loop {
@@ -51,8 +51,8 @@ impl Broker {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let offer = Offer { timeout: Some(left), ..*offer };
-            // With no limit of verdicts that wait: this one is taken as it comes, and the others
-            // cannot be taken meanwhile.
+            // No limit of verdicts: this offer's is taken as it comes, and the caller cannot take
+            // the others meanwhile.
             let error = match self.queue(&offer, usize::MAX, Instant::now()) {
                 Ok(id) => return Ok(id),
                 Err(error) => error,

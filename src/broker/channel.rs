@@ -194,7 +194,7 @@ impl Channel {
         let (adopted, reason, result) =
             match claim::revoke(self.claims.slot(slot as usize), generation) {
                 Ok(()) => (false, Some(reason), Ok(false)),
-                // Nobody but us has the descriptor, whatever the word says.
+                // Only this process has the descriptor, no matter what the word says.
                 Err(_) if !sent => (false, Some(broken), Err(broken)),
                 Err(Lost::TooLate) => (true, None, Ok(true)),
                 // Perhaps it is adopted, so it must not be served here.

@@ -138,7 +138,7 @@ impl Offers {
         Some((slot, self.slots[slot as usize].generation + 1))
     }
 
-    /// Puts an offer into the slot that [`next_slot`](Offers::next_slot) told.
+    /// Puts an offer into the slot that [`next_slot`](Offers::next_slot) returned.
     pub(super) fn queue(
         &mut self,
         offer: &Offer<'_>,

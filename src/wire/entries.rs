@@ -29,7 +29,7 @@ pub(crate) struct Grant {
     pub token: Token,
 }
 
-/// What an offer says of the channel and the connection.
+/// The fixed part of an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OfferHead {
     pub slot: u32,
