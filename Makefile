@@ -9,6 +9,7 @@ DESTDIR    ?=
 CC      ?= cc
 CXX     ?= c++
 CLANG   ?= clang
+OBJCOPY ?= objcopy
 CARGO   ?= cargo
 PYTHON  ?= python3
 CFLAGS  ?= -O2 -g
@@ -34,17 +35,26 @@ all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc include/ha
 
 RUST := Cargo.toml Cargo.lock build.rs $(shell find src -type f)
 
+# Paths of this machine stay out of the library, so that a build elsewhere gives the same bytes:
+# those of the tree, of Cargo's packages and, where rust-src is installed, of the standard library,
+# which get the name that they have without it.
+REMAP = $(foreach path,$(HERE)=. $(or $(CARGO_HOME),$(HOME)/.cargo)=cargo \
+    $(shell rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$(shell rustc -vV | \
+        sed -n 's/^commit-hash: //p'),--remap-path-prefix=$(path))
+# Flags that a configuration of Cargo has are kept, but RUSTFLAGS would hide these.
+REMAPPED = $(if $(RUSTFLAGS),RUSTFLAGS='$(RUSTFLAGS) $(REMAP)',CARGO_BUILD_RUSTFLAGS='$(REMAP)')
+
 # As a static library only: where Cargo also makes an rlib it leaves link-time optimisation out.
 $(BUILD)/rust.stamp: $(RUST)
-	$(CARGO) rustc --release --locked --lib --crate-type staticlib
+	@$(REMAPPED) $(CARGO) rustc --release --locked --lib --crate-type staticlib
 	@mkdir -p $(LIB)/pkgconfig && touch $@
 
 # One object with everything that a handoff_* call needs and nothing else, in which no other name
 # is global: so the static library can stand beside other Rust code in one program.
 $(BUILD)/handoff.o: $(BUILD)/rust.stamp src/ffi/symbols.txt
-	ld -r --gc-sections $$(sed 's/^/-u /' src/ffi/symbols.txt) \
+	$(LD) -r --gc-sections $$(sed 's/^/-u /' src/ffi/symbols.txt) \
 	    --whole-archive $(TARGET)/release/libhandoff.a -o $@.all
-	objcopy --wildcard --keep-global-symbol='handoff_*' \
+	$(OBJCOPY) --wildcard --keep-global-symbol='handoff_*' \
 	    --remove-section=.llvmbc --remove-section=.llvmcmd $@.all $@
 	@rm $@.all
 
@@ -53,15 +63,15 @@ $(LIB)/$(SHARED): $(BUILD)/handoff.o src/ffi/libhandoff.map
 	$(CC) -shared -o $@ $< $(LDFLAGS) -Wl,-soname,$(SONAME) \
 	    -Wl,--version-script=src/ffi/libhandoff.map -Wl,--gc-sections -Wl,--as-needed \
 	    -Wl,-z,relro,-z,now,-z,defs,-z,nodelete,-z,noexecstack -lgcc_s -lpthread -lm
-	objcopy --only-keep-debug $@ $@.debug
-	objcopy --strip-unneeded --add-gnu-debuglink=$@.debug $@
+	$(OBJCOPY) --only-keep-debug $@ $@.debug
+	$(OBJCOPY) --strip-unneeded --add-gnu-debuglink=$@.debug $@
 	ln -sf $(SHARED) $(LIB)/$(SONAME)
 	ln -sf $(SONAME) $(LIB)/libhandoff.so
 
 $(LIB)/libhandoff.a: $(BUILD)/handoff.o
-	objcopy --strip-debug $< $(BUILD)/libhandoff.o
+	$(OBJCOPY) --strip-debug $< $(BUILD)/libhandoff.o
 	rm -f $@
-	ar rcs $@ $(BUILD)/libhandoff.o
+	$(AR) rcsD $@ $(BUILD)/libhandoff.o
 
 # For programs built against this tree, such as the examples.
 $(LIB)/pkgconfig/handoff.pc: packaging/handoff.pc.in Makefile Cargo.toml $(BUILD)/rust.stamp
@@ -84,6 +94,7 @@ header: $(FRESH_HEADER)
 
 include tools/needs.mk
 include packaging/packaging.mk
+include packaging/release.mk
 include c-tests/tests.mk
 include examples/examples.mk
 include bench/bench.mk
