@@ -22,6 +22,7 @@ SHARED  := libhandoff.so.$(VERSION)
 BUILD   := $(abspath build)
 TARGET  := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LIB     := $(BUILD)/lib
+HEADERS := include/handoff.h $(wildcard include/handoff/*.h)
 PC      := PKG_CONFIG_PATH=$(LIB)/pkgconfig pkg-config
 
 .PHONY: all demo check bench install uninstall header clean help
@@ -29,7 +30,7 @@ PC      := PKG_CONFIG_PATH=$(LIB)/pkgconfig pkg-config
 .DELETE_ON_ERROR:
 
 ## all         build the shared and the static library
-all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc include/handoff.h
+all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc
 
 # ---- the library ---------------------------------------------------------------------------------
 
@@ -79,16 +80,17 @@ $(LIB)/pkgconfig/handoff.pc: packaging/handoff.pc.in Makefile Cargo.toml $(BUILD
 	@sed -e 's|@PREFIX@|$(abspath .)|; s|@LIBDIR@|$(LIB)|; s|@INCLUDEDIR@|$(abspath include)|' \
 	    -e 's|@VERSION@|$(VERSION)|' $< > $@
 
-# What cbindgen makes, which only this needs; include/handoff.h is the committed copy.
-FRESH_HEADER := $(TARGET)/handoff.h
+# What cbindgen makes, which only these need; include/ has the committed copies.
+FRESH_HEADERS := $(TARGET)/headers
 
-$(FRESH_HEADER): $(RUST) cbindgen.toml
-	HANDOFF_HEADER=$@ $(CARGO) check --quiet --locked --lib --features header
+$(FRESH_HEADERS)/handoff.h: $(RUST) cbindgen.toml tools/header.rs
+	@mkdir -p $(@D)
+	HANDOFF_HEADERS=$(@D) $(CARGO) check --quiet --locked --lib --features header
 	@touch -c $@
 
-## header      make include/handoff.h anew after a change to src/ffi
-header: $(FRESH_HEADER)
-	cp $< include/handoff.h
+## header      make the C headers anew after a change to src/ffi
+header: $(FRESH_HEADERS)/handoff.h
+	cp -r $(FRESH_HEADERS)/handoff.h $(FRESH_HEADERS)/handoff include/
 
 # ---- the rest ------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ PART    ?=
 BENCH_CC = $(CC) -std=c11 $(CFLAGS) $(WARN)
 
 $(BENCH)/raw_layer: bench/raw_layer_library.c bench/raw_layer_plain.c bench/raw_layer.h
-$(BENCH)/%: bench/%.c bench/common.c bench/common.h bench/need_handoff.h include/handoff.h \
+$(BENCH)/%: bench/%.c bench/common.c bench/common.h bench/need_handoff.h $(HEADERS) \
     | need-pkg-config all
 	@mkdir -p $(@D)
 	$(BENCH_CC) $(filter %.c,$^) -o $@ $$($(PC) --cflags --libs handoff)
@@ -24,7 +24,7 @@ PEER_HEADERS := bench/peers/peer.h bench/common.h bench/need_handoff.h
 
 $(BENCH)/peers/client: PEER_SOURCES := bench/common.c
 $(BENCH)/peers/channel: PACKAGES := handoff
-$(BENCH)/peers/channel: include/handoff.h | all
+$(BENCH)/peers/channel: $(HEADERS) | all
 $(BENCH)/peers/glib: PACKAGES := gio-unix-2.0
 $(BENCH)/peers/libuv: PACKAGES := libuv
 $(BENCH)/peers/%: bench/peers/%.c bench/peers/peer.c bench/common.c $(PEER_HEADERS) | need-peers

@@ -51,8 +51,8 @@ class Bench:
         return run_move(way, handoffs, max(handoffs // 10, 200), window, cpus=cpus, **parameters)
 
     def move(self):
-        """The moving alone: with a full window, and one at a time, where the kernel wakes the other
-        side on the same processor or on another one."""
+        """Without clients: 256 in flight, and one at a time, where the kernel wakes the other side
+        on the same processor or on another one."""
         cases = {"full": (256, HANDOFFS, CPUS), "apart": (1, HANDOFFS // 4, CPUS),
                  "together": (1, HANDOFFS // 4, CPUS[:1] * 2)}
         keys = [way.key for way in self.moving]
@@ -103,7 +103,7 @@ class Bench:
         return result
 
     def growth(self):
-        """What a handoff costs as one thing grows."""
+        """What a handoff costs as one parameter grows."""
         handoffs = HANDOFFS // 2
 
         def grow(keys, values, run):
@@ -151,7 +151,7 @@ class Bench:
         return result
 
     def checks(self):
-        """What the library's questions about each connection cost: throughput, with some or all of
+        """What the library's checks of each connection cost: throughput, with some or all of
         them answered without the kernel. The figures are nanoseconds, and the channel's time beside
         that of plain C with one descriptor a message and with 64."""
         preload = {"LD_PRELOAD": str(self.programs / "no_checks.so")}

@@ -8,6 +8,14 @@ from report import GROWTH, found
 WIDTH, LABELS, RIGHT, ROW = 760, 250, 70, 24
 OURS_COLOUR, OTHER_COLOUR, SECOND_COLOUR = "#0b6e99", "#9aa5b1", "#d0d6dc"
 LINES = {"channel": "#0b6e99", "plain": "#c2571a", "libuv": "#6b7a89", "plain-many": "#c2571a"}
+PLOTS = {
+    "move": "Handoffs a second, 256 in flight",
+    "processor": "Processor time for each handoff, 256 in flight",
+    "first_byte": "Time to first byte, as the client sees it",
+    "clients": "Processor time for each client, 16 at a time",
+    "after": "The broker's processor time for a client with an answer of 64 MiB",
+    "growth": "Nanoseconds for each handoff as one parameter grows",
+}
 STYLE = ("text{font:12px sans-serif;fill:#222}.title{font:bold 14px sans-serif}"
          ".note{fill:#666}.end{text-anchor:end}.middle{text-anchor:middle}"
          ".grid{stroke:#e3e7eb}.axis{stroke:#9aa5b1}")
@@ -75,7 +83,7 @@ def ticks(low, high):
 
 def first_byte(served, ways):
     """p50, p99 and p99.9 of each way on a logarithmic scale, one panel for each concurrency."""
-    parts = [text(16, 24, "Time to first byte, as the client sees it", "title"),
+    parts = [text(16, 24, PLOTS["first_byte"], "title"),
              text(16, 42, "microseconds, logarithmic; from left to right p50, p99, p99.9", "note")]
     y = 60
     for concurrency, costs in served.items():
@@ -133,8 +141,8 @@ def panel(x, y, title, by_way, ways):
 
 
 def growth(of, ways):
-    parts = [text(16, 24, "Nanoseconds for each handoff as one thing grows", "title"),
-             text(16, 42, "the moving alone; both axes logarithmic", "note")]
+    parts = [text(16, 24, PLOTS["growth"], "title"),
+             text(16, 42, "without clients; both axes logarithmic", "note")]
     for i, (what, title) in enumerate(GROWTH.items()):
         parts += panel(60 + i % 2 * 370, 90 + i // 2 * 270, title, of[what], ways)
     return svg(630, parts, 780)
@@ -147,29 +155,24 @@ def write(results, ways, directory):
     plots = {}
     moved, served, after, of_growth = (found(results, part) for part in
                                        ("move", "serve", "after", "growth"))
+
+    def draw(name, note, data):
+        plots[name] = bars(PLOTS[name], note, data)
+
     if moved:
-        plots["move"] = bars(
-            "Handoffs a second, window of 256",
-            "the moving alone: TCP connections offered again and again; longer is better",
-            rows(moved["full"], lambda of: [1e9 / median(of["elapsed"])]))
-        plots["processor"] = bars(
-            "Processor time for each handoff, window of 256",
-            "nanoseconds; dark: the broker, light: the backend; shorter is better",
-            rows(moved["full"], lambda of: [median(of["broker"]), median(of["backend"])]))
+        draw("move", "without clients: TCP connections offered again and again; longer is better",
+             rows(moved["full"], lambda of: [1e9 / median(of["elapsed"])]))
+        draw("processor", "nanoseconds; dark: the broker, light: the backend; shorter is better",
+             rows(moved["full"], lambda of: [median(of["broker"]), median(of["backend"])]))
     if served:
         plots["first_byte"] = first_byte(served, ways)
-        plots["clients"] = bars(
-            "Processor time for each client, 16 at a time",
-            "microseconds, from accept to close; dark: the broker, light: the backend",
-            rows(served["16"], lambda of: [median(of["broker"]) / 1000,
-                                           median(of["backend"]) / 1000]))
+        draw("clients", "microseconds, from accept to close; dark: the broker, light: the backend",
+             rows(served["16"], lambda of: [median(of["broker"]) / 1000,
+                                            median(of["backend"]) / 1000]))
     if after:
-        plots["after"] = bars(
-            "The broker's processor time for a client with an answer of 64 MiB",
-            "milliseconds; shorter is better",
-            rows(after, lambda of: [median(of["long"]["broker"]) / 1e6]))
+        draw("after", "milliseconds; shorter is better",
+             rows(after, lambda of: [median(of["long"]["broker"]) / 1e6]))
     if of_growth:
         plots["growth"] = growth(of_growth, ways)
     for name, content in plots.items():
-        if content:
-            (directory / f"{name}.svg").write_text(content)
+        (directory / f"{name}.svg").write_text(content)

@@ -2,8 +2,10 @@
 
     record.py RESULTS
 
-Copies them to bench/results, and fills the sections of docs/performance.md that begin with a line
-"<!-- bench: NAME -->" and end with "<!-- end -->".
+bench/results gets what was measured (results.json, nginx.txt), and the tables and plots that are
+made from it. docs/performance.md gets its sections from a line "<!-- bench: NAME -->" to the next
+"<!-- end -->". RESULTS may be bench/results itself: then the texts are written again, as after a
+change of report.py or plot.py.
 """
 import json
 import pathlib
@@ -11,35 +13,38 @@ import re
 import shutil
 import sys
 
+import plot
 import report
+from bench import PARTS
 from ways import HERE, all_ways
 
 
 def main():
-    source, target = pathlib.Path(sys.argv[1]), HERE / "results"
+    source, target = pathlib.Path(sys.argv[1]).resolve(), HERE.resolve() / "results"
     results = json.loads((source / "results.json").read_text())
-    ways = {way.key: way for way in all_ways(source.parent)}
+    missing = [part for part in PARTS if part not in results["parts"]]
+    if missing:
+        sys.exit(f"error: no results of {', '.join(missing)}: please run make bench")
     target.mkdir(exist_ok=True)
-    for file in [*source.glob("results.*"), *source.glob("*.svg"), source / "nginx.txt"]:
-        shutil.copy(file, target)
+    for file in [source / "results.json", source / "nginx.txt"]:
+        if file.exists() and source != target:
+            shutil.copy(file, target)
+    ways = {way.key: way for way in all_ways(source.parent)}
+    report.write(results, ways, target)
+    plot.write(results, ways, target)
 
-    def section(match):
-        name = match[1]
-        if name == "machine":
-            body = report.head(results)
-        elif name == "goals":
-            body = f"{report.goals(results, ways)}\n"
-        elif name == "nginx":
-            body = f"```\n{(source / 'nginx.txt').read_text()}```\n"
-        elif name in report.TABLES:
-            body = report.text(results, ways, name)
-        else:
-            body = f"```\n{report.text(results, ways, name)}```\n"
-        return f"<!-- bench: {name} -->\n\n{body}\n<!-- end -->"
-
+    sections = {
+        "machine": report.head(results),
+        "goals": report.goals(results, ways, report.nginx_text(target)) + "\n",
+        "plots": "".join(f"![{title}](../bench/results/{name}.svg)\n\n"
+                         for name, title in plot.PLOTS.items()).removesuffix("\n"),
+        "slower": report.slower(results, ways) + "\n",
+    }
     document = HERE.parent / "docs/performance.md"
-    document.write_text(re.sub(r"<!-- bench: (\w+) -->.*?<!-- end -->", section,
-                               document.read_text(), flags=re.DOTALL))
+    document.write_text(re.sub(
+        r"<!-- bench: (\w+) -->.*?<!-- end -->",
+        lambda match: f"<!-- bench: {match[1]} -->\n\n{sections[match[1]]}\n<!-- end -->",
+        document.read_text(), flags=re.DOTALL))
 
 
 if __name__ == "__main__":

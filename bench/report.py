@@ -1,19 +1,25 @@
-"""Tables of what was found, as Markdown that can be read as it is, and which goals are met."""
+"""Tables of what was found, as Markdown that can be read as it is, and which goals are met.
+
+bench/README.md says how to read them.
+"""
+import re
 from statistics import median
 
-FLOOR, OURS = "plain", "channel"
+PLAIN, OURS = "plain", "channel"
 
 
-def table(head, rows):
+def table(head, rows, left=1):
+    """The first columns are aligned to the left, those of figures to the right."""
     rows = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
     def line(cells):
-        padded = [cell.ljust(width) if i == 0 else cell.rjust(width)
+        padded = [cell.ljust(width) if i < left else cell.rjust(width)
                   for i, (cell, width) in enumerate(zip(cells, widths))]
         return "| " + " | ".join(padded) + " |"
 
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    rule = [*("-" * width for width in widths[:left]),
+            *("-" * (width - 1) + ":" for width in widths[left:])]
     return "\n".join([line(head), line(rule), *map(line, rows)])
 
 
@@ -52,21 +58,21 @@ def move_table(costs, ways, calls):
     for key, of in costs.items():
         rows.append([
             ways[key].title, number(1e9 / median(of["elapsed"])), number(median(of["elapsed"])),
-            number(ratio(of["elapsed"], costs[FLOOR]["elapsed"])),
+            number(ratio(of["elapsed"], costs[PLAIN]["elapsed"])),
             number(ratio(of["elapsed"], costs[OURS]["elapsed"])),
             number(median(of["broker"])), number(median(of["backend"])),
-            number(ratio(both(of), both(costs[FLOOR]))),
+            number(ratio(both(of), both(costs[PLAIN]))),
             *([number(calls[key])] if calls else []),
         ])
-    head = ["", "a second", "ns", "ns/floor", "ns/ours", "cpu broker", "cpu backend", "cpu/floor",
-            *(["system calls"] if calls else [])]
+    head = ["", "a second", "ns", "ns/plain C", "ns/libhandoff", "cpu broker", "cpu backend",
+            "cpu/plain C", *(["system calls"] if calls else [])]
     return table(head, rows)
 
 
 MOVE = {
-    "full": "The moving alone, window of 256, each side on a processor of its own",
-    "apart": "The moving alone, one at a time, each side on a processor of its own",
-    "together": "The moving alone, one at a time, both sides on one processor",
+    "full": "Without clients, 256 in flight, each side on a processor of its own",
+    "apart": "Without clients, one at a time, each side on a processor of its own",
+    "together": "Without clients, one at a time, both sides on one processor",
 }
 
 
@@ -94,11 +100,11 @@ def serve(results, ways):
                 *(number(median(of[side]) / 1000) for side in ("broker", "backend")),
                 *([number(calls[key])] if calls and concurrency == "16" else []),
             ])
-        head = ["", "p50", "p99", "p99.9", "ours/it p50", "p99", "p99.9", "clients a second",
+        head = ["", "p50", "p99", "p99.9", "libhandoff/it p50", "p99", "p99.9", "clients a second",
                 "cpu broker", "cpu backend",
                 *(["system calls"] if calls and concurrency == "16" else [])]
         parts.append(f"Clients, {concurrency} at a time; microseconds to the first byte, and of "
-                     "the processor for each client\n\n" + table(head, rows))
+                     "processor time for each client\n\n" + table(head, rows))
     return "\n\n".join(parts)
 
 
@@ -108,8 +114,8 @@ def after(results, ways):
         rows.append([ways[key].title, number(median(of["bytes_a_second"]) / 1e6),
                      *(number(median(of[answer][side]) / 1000)
                        for side in ("broker", "backend") for answer in ("short", "long"))])
-    return ("After a handoff: answers of 64 MiB, one client at a time; microseconds of the "
-            "processor for each client, beside those with an answer of 128 bytes\n\n"
+    return ("Answers of 64 MiB, one client at a time; microseconds of processor time for each "
+            "client, beside those for an answer of 128 bytes\n\n"
             + table(["", "MB a second", "broker, 128 bytes", "broker, 64 MiB",
                      "backend, 128 bytes", "backend, 64 MiB"], rows))
 
@@ -124,8 +130,8 @@ def memory(results, ways):
 
 
 GROWTH = {
-    "window": "in flight", "preread": "bytes of preread, window of 64",
-    "many": "descriptors a message, window of 504", "channels": "channels, window of 256 in all",
+    "window": "in flight", "preread": "bytes of preread, 64 in flight",
+    "many": "descriptors a message, 504 in flight", "channels": "channels, 256 in flight in all",
 }
 
 
@@ -141,22 +147,23 @@ def growth(results, ways):
                           for cell in (number(median(of[value]["elapsed"])),
                                        number(median(both(of[value])))))] for value in values]
         parts.append(table(head, rows))
-    return "The moving alone as one thing grows; nanoseconds for each handoff\n\n" + \
-        "\n\n".join(parts)
+    return ("Without clients, as one parameter grows; nanoseconds for each handoff\n\n"
+            + "\n\n".join(parts))
 
 
 def calls(results, ways):
     of = found(results, "calls")
     return ("System calls for each handoff, on both sides, under strace\n\n"
-            + table(["", "window of 256", "one at a time", "with a client"],
+            + table(["", "256 in flight", "one at a time", "with a client"],
                     [[ways[key].title,
                       *(number(of[case][key]) if key in of[case] else "" for case in of)]
                      for key in of["serve"]]))
 
 
 def checks(results, ways):
-    return ("What the questions about each connection cost\n\n"
-            + table(["", "channel, ns", "a second, of plain C with one", "ns, of plain C with 64"],
+    return ("What the checks of each connection cost\n\n"
+            + table(["", "channel, ns", "a second/plain C, 1 a message",
+                     "ns/plain C, 64 a message"],
                     [[case, number(ns), number(1 / one), number(many)]
                      for case, (ns, one, many) in found(results, "checks").items()]))
 
@@ -171,44 +178,90 @@ def text(results, ways, part):
     return "\n".join([f"{part}:", *found(results, part), ""])
 
 
-# ---- the goals ----
+# ---- the goals, and what else is slower ----
 
-def goal_lines(results, ways):
-    """(what, figure, met) for each goal whose part has been run."""
-    raw, of, served = (found(results, part) for part in ("raw_layer", "move", "serve"))
+def goal(what, other, limit, figure, unit=""):
+    """A row: what is compared with what, the goal, such as "at most 1.05", and what was found."""
+    kind, bound = limit.rsplit(" ", 1)
+    met = {"at most": figure <= float(bound), "at least": figure >= float(bound),
+           "below": figure < float(bound)}[kind]
+    return [what, other, f"{limit} {unit}".strip(), f"{figure:.2f} {unit}".strip(),
+            "met" if met else "not met"]
+
+
+def goal_rows(results, ways):
+    """One for each goal whose part has been run."""
+    raw, of, served, scale, start = (
+        found(results, part) for part in ("raw_layer", "move", "serve", "scale", "start"))
     if raw:
         ratios = [float(line.split()[-1]) for line in raw if line.startswith("round trip")]
-        yield "round trip, raw layer, at most 1.05 of the floor", max(ratios), max(ratios) <= 1.05
+        yield goal("raw layer, round trip: time", "plain C", "at most 1.05", max(ratios))
     if of:
         for case, where in (("apart", "two processors"), ("together", "one processor")):
-            alone = ratio(of[case][OURS]["elapsed"], of[case][FLOOR]["elapsed"])
-            yield f"round trip, channel, {where}, at most 1.05 of the floor", alone, alone <= 1.05
+            yield goal(f"channel, one at a time, {where}: time", ways[PLAIN].title, "at most 1.05",
+                       ratio(of[case][OURS]["elapsed"], of[case][PLAIN]["elapsed"]))
         costs = of["full"]
         peer = best(costs, ways, elapsed)
-        times = ratio(costs[peer]["elapsed"], costs[OURS]["elapsed"])
-        yield (f"full window, at least 3 times the best that sends one descriptor a message "
-               f"({ways[peer].title})", times, times >= 3)
+        yield goal("channel, 256 in flight: handoffs a second", ways[peer].title, "at least 3",
+                   ratio(costs[peer]["elapsed"], costs[OURS]["elapsed"]))
         peer = best(costs, ways, both)
-        part = ratio(both(costs[OURS]), both(costs[peer]))
-        yield (f"processor time, at most 0.5 of the best such ({ways[peer].title})", part,
-               part <= 0.5)
+        yield goal("channel, 256 in flight: processor time", ways[peer].title, "at most 0.5",
+                   ratio(both(costs[OURS]), both(costs[peer])))
+    if scale:
+        rows = [re.split(r"\s{2,}", line) for line in scale[1:]]
+        name, _, worst = max(rows, key=lambda row: float(row[-1]))
+        yield goal(f"channel, {name}: time", "one channel", "at most 1.20", float(worst))
     for concurrency, costs in (served or {}).items():
         others = [key for key in costs if not ways[key].moves]
         for i, name in enumerate(("p50", "p99", "p99.9")):
             closest = min(others, key=lambda key: costs[key]["quantiles"][i])
-            part = costs[OURS]["quantiles"][i] / costs[closest]["quantiles"][i]
-            yield (f"first byte, {concurrency} at a time, {name}, below the best of the others "
-                   f"({ways[closest].title})", part, part < 1)
-    start = found(results, "start")
+            yield goal(f"clients, {concurrency} at a time: time to first byte, {name}",
+                       ways[closest].title, "below 1",
+                       costs[OURS]["quantiles"][i] / costs[closest]["quantiles"][i])
     if start:
-        milliseconds = float(start[-1].split()[0]) / 1000
-        yield "start to first handoff, under 1 ms", milliseconds, milliseconds < 1
+        yield goal("start to first handoff: p50", "", "below 1",
+                   float(start[-1].split()[0]) / 1000, "ms")
 
 
-def goals(results, ways):
-    return table(["", "figure", "met"],
-                 [[what, f"{figure:.2f}", "met" if met else "not met"]
-                  for what, figure, met in goal_lines(results, ways)])
+NGINX_GOAL = re.compile(r"(.+?)(?:, of (.+))?: (.+?) {2,}([\d.]+)  (met|NOT MET)")
+
+
+def nginx_goal_rows(text):
+    """Those that bench/nginx/bench.py prints, such as "close, requests a second, of proxy_pass: 1
+    at least    1.18  met"."""
+    for what, other, limit, figure, met in NGINX_GOAL.findall(text):
+        limit = re.sub(r"([\d.]+) (at \w+)", r"\2 \1", limit)
+        yield [f"nginx module, {what.replace(', ', ': ', 1)}", other, limit, figure, met.lower()]
+
+
+def goals(results, ways, nginx=""):
+    return table(["libhandoff", "compared with", "goal", "figure", "result"],
+                 [*goal_rows(results, ways), *nginx_goal_rows(nginx)], left=3)
+
+
+def slower(results, ways):
+    """Other comparisons in which libhandoff takes longer; docs/performance.md says why."""
+    of, grown, served = (found(results, part) for part in ("move", "growth", "serve"))
+
+    def row(what, costs, other, part, title=None):
+        figure = ratio(costs["elapsed"], other["elapsed"])
+        return [what, title, f"{figure:.2f}", f"`make bench PART={part}`"]
+
+    in_flight, preread, channels = (grown[what] for what in ("window", "preread", "channels"))
+    moving = [key for key in served["16"] if ways[key].moves]
+    peer = min(moving, key=lambda key: median(served["16"][key]["elapsed"]))
+    return table(["libhandoff", "compared with", "time", "command"], [
+        row("4 in flight", in_flight[OURS]["4"], in_flight[PLAIN]["4"], "growth",
+            ways[PLAIN].title),
+        row("256 in flight", of["full"][OURS], of["full"]["plain-many"], "move",
+            ways["plain-many"].title),
+        row("64 KiB of preread", preread[OURS]["65536"], preread[PLAIN]["65536"], "growth",
+            ways[PLAIN].title),
+        row("64 channels, 256 in flight in all", channels[OURS]["64"], channels[OURS]["1"],
+            "growth", "one channel"),
+        row("16 clients at a time", served["16"][OURS], served["16"][peer], "serve",
+            ways[peer].title),
+    ], left=2)
 
 
 # ---- files ----
@@ -221,10 +274,22 @@ def head(results):
     return f"{machine['date']}; {system}.\n{versions}.\n"
 
 
+def nginx_text(directory):
+    """What make bench-nginx has printed, if it was run."""
+    file = directory / "nginx.txt"
+    return file.read_text() if file.exists() else ""
+
+
 def write(results, ways, directory):
-    """One file with everything, for people; results.json has all repetitions."""
-    parts = [f"# Results of make bench\n\n{head(results)}"]
-    parts += [text(results, ways, part) if part in TABLES else
-              f"```\n{text(results, ways, part)}```\n" for part in results["parts"]]
-    parts.append(f"{goals(results, ways)}\n")
+    """One file with all tables, for people; results.json has all repetitions."""
+    nginx = nginx_text(directory)
+    parts = ["# Results\n", head(results),
+             "[bench/README.md](../README.md) says what is measured and how to read the tables.\n",
+             "## goals\n", goals(results, ways, nginx) + "\n"]
+    for part in results["parts"]:
+        body = (text(results, ways, part) if part in TABLES else
+                "\n".join(["```", *found(results, part), "```", ""]))
+        parts += [f"## {part}\n", body]
+    if nginx:
+        parts += ["## nginx\n", f"```\n{nginx}```\n"]
     (directory / "results.md").write_text("\n".join(parts))

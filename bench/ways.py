@@ -1,7 +1,7 @@
 """The ways to bring a client to a backend that are compared, and how to run each.
 
 bench/peers/peer.h says what a peer does and what its environment means. Here each is given a name,
-and run once: run_move() for the moving alone, run_serve() with real clients.
+and run once: run_move() without clients, run_serve() with them.
 """
 import array
 import os
@@ -37,7 +37,7 @@ def all_ways(programs):
 
     return [
         Way("channel", "libhandoff, a channel", peer("channel"), one_descriptor=False),
-        Way("plain", "plain C: the floor", peer("plain"), environment={"MANY": 1}),
+        Way("plain", "plain C, one descriptor a message", peer("plain"), environment={"MANY": 1}),
         Way("plain-gather", "plain C, acknowledgements gathered", peer("plain"),
             environment={"MANY": 1, "GATHER": 1}),
         Way("plain-many", "plain C, 64 descriptors a message", peer("plain"),

@@ -12,7 +12,7 @@ VALGRIND := HANDOFF_UNDER_VALGRIND=1 $(RUN) valgrind --quiet --leak-check=full \
     --show-leak-kinds=definite,possible --errors-for-leak-kinds=definite,possible \
     --suppressions=c-tests/valgrind.supp --error-exitcode=1
 
-C_SOURCES := $(C_COMMON) $(wildcard c-tests/*.h) include/handoff.h
+C_SOURCES := $(C_COMMON) $(wildcard c-tests/*.h) $(HEADERS)
 C_FLAGS   = -std=c11 $(CFLAGS) $(WARN) $(C_COMMON) $$($(PC) --cflags --libs handoff cmocka)
 
 $(C_BUILD)/%: c-tests/%.c $(C_SOURCES) | need-cmocka all
@@ -48,7 +48,7 @@ check-interop: $(C_BUILD)/test_interop | need-python
 check-soak: $(C_BUILD)/soak
 	@$(RUN) $<
 
-$(C_BUILD)/one_owner: c-tests/one_owner.c include/handoff.h | need-pkg-config all
+$(C_BUILD)/one_owner: c-tests/one_owner.c $(HEADERS) | need-pkg-config all
 	@mkdir -p $(@D)
 	$(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff)
 

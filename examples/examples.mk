@@ -2,7 +2,7 @@
 
 EXAMPLES := $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/*.c))
 
-$(BUILD)/examples/%: examples/%.c include/handoff.h | need-pkg-config all
+$(BUILD)/examples/%: examples/%.c $(HEADERS) | need-pkg-config all
 	@mkdir -p $(@D)
 	$(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff)
 

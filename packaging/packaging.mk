@@ -16,22 +16,23 @@ SUBSTITUTE = sed -e 's|@PREFIX@|$(PREFIX)|' \
 all: $(MAN_BUILD)/stamp
 
 # A page for each call and each type, and the overview.
-$(MAN_BUILD)/stamp: include/handoff.h docs/man/handoff.7 tools/man.py tools/header.py Cargo.toml \
+$(MAN_BUILD)/stamp: $(HEADERS) docs/man/handoff.7 tools/man.py tools/header.py Cargo.toml \
     | need-python
 	@rm -rf $(MAN_BUILD) && mkdir -p $(MAN_BUILD)/man3 $(MAN_BUILD)/man7
-	$(PYTHON) tools/man.py include/handoff.h $(VERSION) $(MAN_BUILD)/man3
+	$(PYTHON) tools/man.py include $(VERSION) $(MAN_BUILD)/man3
 	@sed 's|@VERSION@|$(VERSION)|' docs/man/handoff.7 > $(MAN_BUILD)/man7/handoff.7
 	@touch $@
 
 ## install     install below PREFIX (/usr/local); LIBDIR, INCLUDEDIR, MANDIR and DESTDIR count too
 install: all
-	install -d '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(INCLUDEDIR)' '$(DESTDIR)$(PKGCONFDIR)' \
+	install -d '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' '$(DESTDIR)$(PKGCONFDIR)' \
 	    '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7'
 	install -m 755 $(LIB)/$(SHARED) '$(DESTDIR)$(LIBDIR)'
 	ln -sf $(SHARED) '$(DESTDIR)$(LIBDIR)/$(SONAME)'
 	ln -sf $(SONAME) '$(DESTDIR)$(LIBDIR)/libhandoff.so'
 	install -m 644 $(LIB)/libhandoff.a '$(DESTDIR)$(LIBDIR)'
-	install -m 644 include/handoff.h '$(DESTDIR)$(INCLUDEDIR)'
+	install -m 644 $(wildcard include/*.h*) '$(DESTDIR)$(INCLUDEDIR)'
+	install -m 644 $(wildcard include/handoff/*.h) '$(DESTDIR)$(INCLUDEDIR)/handoff'
 	@set -e; for file in '$(PKGCONFDIR)/handoff.pc' '$(CMAKEDIR)/handoff-config.cmake' \
 	    '$(CMAKEDIR)/handoff-config-version.cmake'; do \
 	    echo "install -m 644 $(DESTDIR)$$file"; \
@@ -44,21 +45,23 @@ install: all
 uninstall: $(MAN_BUILD)/stamp
 	rm -f '$(DESTDIR)$(LIBDIR)/$(SHARED)' '$(DESTDIR)$(LIBDIR)/$(SONAME)' \
 	    '$(DESTDIR)$(LIBDIR)/libhandoff.so' '$(DESTDIR)$(LIBDIR)/libhandoff.a' \
-	    '$(DESTDIR)$(INCLUDEDIR)/handoff.h' '$(DESTDIR)$(PKGCONFDIR)/handoff.pc' \
+	    $(patsubst include/%,'$(DESTDIR)$(INCLUDEDIR)/%',$(wildcard include/*.h* include/handoff/*.h)) \
+	    '$(DESTDIR)$(PKGCONFDIR)/handoff.pc' \
 	    '$(DESTDIR)$(CMAKEDIR)/handoff-config.cmake' \
 	    '$(DESTDIR)$(CMAKEDIR)/handoff-config-version.cmake' \
 	    '$(DESTDIR)$(MANDIR)/man7/handoff.7'
 	@cd $(MAN_BUILD)/man3 && for page in *.3; do rm -f '$(DESTDIR)$(MANDIR)/man3/'"$$page"; done
-	@[ ! -d '$(DESTDIR)$(CMAKEDIR)' ] || rmdir '$(DESTDIR)$(CMAKEDIR)'
+	@for directory in '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff'; do \
+	    [ ! -d "$$directory" ] || rmdir "$$directory"; done
 
 # ---- checks --------------------------------------------------------------------------------------
 
 .PHONY: check-header check-symbols check-install check-man
 
 ## check-header    the header is fresh, whole, and clean in every C and C++ from C99 and C++11
-check-header: all $(FRESH_HEADER) | need-cxx need-clang need-python
-	@cmp include/handoff.h $(FRESH_HEADER) || \
-	    { echo 'error: include/handoff.h is not what cbindgen makes: run make header' >&2; exit 1; }
+check-header: all $(FRESH_HEADERS)/handoff.h | need-cxx need-clang need-python
+	@for header in $(HEADERS:include/%=%); do cmp "include/$$header" "$(FRESH_HEADERS)/$$header" || \
+	    { echo 'error: include/ is not what cbindgen makes: run make header' >&2; exit 1; }; done
 	@CC='$(CC)' CXX='$(CXX)' CLANG='$(CLANG)' PYTHON='$(PYTHON)' LIB=$(LIB) BUILD=$(BUILD) \
 	    packaging/check-header
 

@@ -15,11 +15,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::claim::{ClaimTable, Lost};
-use crate::fallback::Reason;
+use crate::kind::ErrorKind;
 use crate::listener::{Listener, ListenerError, ListenerOptions};
 use crate::peer::{self, Credentials, Policy};
+use crate::reason::Reason;
 use crate::sys::event::{self, Wait};
-use crate::sys::{SocketKind, channel as packets, process};
+use crate::sys::{SocketKind, packet, process};
 use crate::token::{RandomTokens, Token};
 use crate::wire::{self, Frame, Grant, HEADER_LEN, Kind, MAX_FRAME_LEN, MAX_SLOTS, Welcome};
 
@@ -28,8 +29,8 @@ use kinds::Inspector;
 
 pub use kinds::Kinds;
 
-/// The limits of a [`Backend`]. Values outside their range are taken to the nearest end of it.
-#[derive(Clone, Debug)]
+/// The limits of a [`Backend`]. Out-of-range values are clamped.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendOptions {
     /// How the handoff socket is made; its kind is always sequenced packets.
     pub mode: u32,
@@ -41,15 +42,41 @@ pub struct BackendOptions {
     pub groups: Vec<u32>,
     /// Channels at once: 1 to 65535, 64 by default.
     pub max_channels: usize,
-    /// Tokens that each channel has to spend: 1 to 4096, 256 by default.
-    pub credit: usize,
-    /// Bytes of preread, metadata and names in one offer, 64 KiB by default, 131000
-    /// at most.
+    /// Offers in flight at once on each channel: 1 to 4096, 256 by default. The backend grants each
+    /// channel so many tokens.
+    pub max_in_flight: usize,
+    /// Bytes of preread, metadata and names in one offer: 131000 at most, 64 KiB by default. It is
+    /// an error if it is more than `max_held_bytes`.
     pub max_offer_bytes: usize,
-    /// Bytes of arrivals held at once, 64 MiB by default; what comes beyond is rejected.
+    /// Bytes of arrivals held at once, 64 MiB by default; an arrival that would be too many is
+    /// rejected as [`Reason::BackendBusy`].
     pub max_held_bytes: usize,
-    /// Which sockets to take.
+    /// Which sockets to take. It is an error if they are `unconnected` ones alone.
     pub kinds: Kinds,
+}
+
+impl BackendOptions {
+    /// The options as they are used: clamped, unless they are impossible.
+    fn checked(self) -> Result<BackendOptions, BackendError> {
+        let room = MAX_FRAME_LEN - HEADER_LEN - wire::OFFER_LEN;
+        let options = BackendOptions {
+            max_channels: self.max_channels.clamp(1, 65535),
+            max_in_flight: self.max_in_flight.clamp(1, MAX_SLOTS),
+            max_offer_bytes: self.max_offer_bytes.min(room),
+            ..self
+        };
+        let BackendOptions { max_offer_bytes, max_held_bytes, kinds, .. } = options;
+        let problem = if max_offer_bytes > max_held_bytes {
+            format!(
+                "max_offer_bytes ({max_offer_bytes}) is more than max_held_bytes ({max_held_bytes})"
+            )
+        } else if kinds.are_unconnected_alone() {
+            "kinds has unconnected (true) without stream, seqpacket or datagram (all false)".into()
+        } else {
+            return Ok(options);
+        };
+        Err(BackendError::InvalidOptions { problem })
+    }
 }
 
 impl Default for BackendOptions {
@@ -61,7 +88,7 @@ impl Default for BackendOptions {
             users: Vec::new(),
             groups: Vec::new(),
             max_channels: 64,
-            credit: 256,
+            max_in_flight: 256,
             max_offer_bytes: 64 * 1024,
             max_held_bytes: 64 * 1024 * 1024,
             kinds: Kinds { stream: true, seqpacket: false, datagram: false, unconnected: false },
@@ -96,12 +123,12 @@ pub struct BackendStatistics {
     /// Arrivals rejected, by the caller or because they are not allowed.
     pub rejected: u64,
     /// Arrivals that the broker took back first.
-    pub revoked: u64,
+    pub taken_back: u64,
     /// Channels that were accepted.
     pub accepted: u64,
     /// Connections that were closed because their peer may not connect or there were too many.
     pub refused: u64,
-    /// Channels that were ended because of what the broker sent.
+    /// Channels that were ended because of a protocol error of the broker.
     pub broken: u64,
     /// Channels now.
     pub channels: usize,
@@ -114,6 +141,12 @@ pub struct BackendStatistics {
 /// Why a call of a [`Backend`] did nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
+    /// Two options contradict each other.
+    #[error("impossible options: {problem}")]
+    InvalidOptions {
+        /// Which, and their values.
+        problem: String,
+    },
     /// The handoff socket was not made.
     #[error(transparent)]
     Listener(#[from] ListenerError),
@@ -134,13 +167,13 @@ pub enum BackendError {
     },
     /// The broker has taken the connection back; its descriptor is closed.
     #[error("the broker has taken arrival {id} back")]
-    Revoked {
+    TakenBack {
         /// The id.
         id: u64,
     },
     /// Nothing arrived in time.
     #[error("nothing arrived in time")]
-    Timeout,
+    TimedOut,
     /// The system refused what every backend needs.
     #[error("cannot {action}: {source}")]
     System {
@@ -149,6 +182,22 @@ pub enum BackendError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl BackendError {
+    /// The kind of this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            BackendError::Listener(error) => error.kind(),
+            BackendError::InvalidOptions { .. }
+            | BackendError::NotAListener { .. }
+            | BackendError::Unknown { .. } => ErrorKind::InvalidArgument,
+            BackendError::WrongProcess => ErrorKind::WrongProcess,
+            BackendError::TakenBack { .. } => ErrorKind::TakenBack,
+            BackendError::TimedOut => ErrorKind::TimedOut,
+            BackendError::System { source, .. } => ErrorKind::of_system(source),
+        }
+    }
 }
 
 /// The backend's end of the channels of one handoff socket. Used by one thread at a time.
@@ -281,6 +330,7 @@ impl Backend {
     /// Makes a handoff socket at `path` and listens on it; see [`Listener::new`]. Can be done
     /// before fork(2); the handle belongs to the process that uses it first.
     pub fn listen(path: &Path, options: BackendOptions) -> Result<Backend, BackendError> {
+        let options = options.checked()?;
         let BackendOptions { mode, backlog, .. } = options;
         let kind = SocketKind::SeqPacket;
         let listener = Listener::new(path, &ListenerOptions { mode, backlog, kind })?;
@@ -289,22 +339,16 @@ impl Backend {
 
     /// Listens on a socket that somebody else made, as a service manager does.
     pub fn listen_on(listener: OwnedFd, options: BackendOptions) -> Result<Backend, BackendError> {
+        let options = options.checked()?;
         let descriptor = listener.as_raw_fd();
-        if !packets::is_listening_seqpacket(listener.as_fd()) {
+        if !packet::is_listening_seqpacket(listener.as_fd()) {
             return Err(BackendError::NotAListener { descriptor });
         }
-        packets::set_nonblocking(listener.as_fd()).map_err(system("use the socket"))?;
+        packet::set_nonblocking(listener.as_fd()).map_err(system("use the socket"))?;
         Ok(Backend::new(Source::Given(listener), options))
     }
 
     fn new(listener: Source, options: BackendOptions) -> Backend {
-        let room = MAX_FRAME_LEN - HEADER_LEN - wire::OFFER_LEN;
-        let options = BackendOptions {
-            max_channels: options.max_channels.clamp(1, 65535),
-            credit: options.credit.clamp(1, MAX_SLOTS),
-            max_offer_bytes: options.max_offer_bytes.min(room),
-            ..options
-        };
         Backend {
             inspector: Inspector::new(options.kinds),
             options,
@@ -446,15 +490,15 @@ impl Backend {
                 self.finish(place, None).ok_or(BackendError::Unknown { id })
             }
             Err(Lost::TooLate) => {
-                self.statistics.revoked += 1;
+                self.statistics.taken_back += 1;
                 drop(self.finish(place, Some(Reason::AckTimeout)));
-                Err(BackendError::Revoked { id })
+                Err(BackendError::TakenBack { id })
             }
             Err(Lost::Impossible) => {
                 self.statistics.broken += 1;
                 self.drop_link(place.link);
                 drop(self.finish(place, None));
-                Err(BackendError::Revoked { id })
+                Err(BackendError::TakenBack { id })
             }
         }
     }
@@ -509,7 +553,7 @@ impl Backend {
         if self.draining { None } else { self.tokens.generate().ok() }
     }
 
-    /// Waits for an arrival for at most `timeout`, or for ever if there is none, and adopts it.
+    /// Waits for an arrival for at most `timeout`, or forever if there is none, and adopts it.
     pub fn accept(
         &mut self,
         timeout: Option<Duration>,
@@ -526,7 +570,7 @@ impl Backend {
                 }
             }
             if late {
-                return Err(BackendError::Timeout);
+                return Err(BackendError::TimedOut);
             }
             // Looks for something once, even if there is no time to wait for it.
             late = deadline.is_some_and(|deadline| deadline <= Instant::now());
@@ -584,7 +628,7 @@ impl Backend {
                 self.open = Some(Open { process: process::current(), events });
                 self.buffer = vec![0; MAX_FRAME_LEN];
                 self.descriptors = Vec::with_capacity(wire::MAX_DESCRIPTORS + 1);
-                self.arrivals = VecDeque::with_capacity(self.options.credit);
+                self.arrivals = VecDeque::with_capacity(self.options.max_in_flight);
                 Ok(())
             }
         }
@@ -593,7 +637,7 @@ impl Backend {
     fn accept_brokers(&mut self, now: Instant) {
         for _ in 0..MAX_ACCEPTS {
             let (Some(listener), Some(open)) = (&self.listener, &mut self.open) else { return };
-            let descriptor = match packets::accept_nonblocking(listener.as_fd()) {
+            let descriptor = match packet::accept_nonblocking(listener.as_fd()) {
                 Ok(descriptor) => descriptor,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // Out of descriptors: the listener stays readable, and looking at it again and
@@ -691,7 +735,7 @@ impl Backend {
             };
             let descriptor = socket.descriptor.as_fd();
             let received =
-                packets::receive_packet(descriptor, &mut self.buffer, &mut self.descriptors);
+                packet::receive_packet(descriptor, &mut self.buffer, &mut self.descriptors);
             let received = match received {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // No end of the stream brings descriptors; an empty packet can.
@@ -715,17 +759,17 @@ impl Backend {
         // Out of the handle for the time being, because the frame borrows from it.
         let buffer = std::mem::take(&mut self.buffer);
         let mut descriptors = std::mem::take(&mut self.descriptors);
-        let packet = &buffer[..len];
+        let frame = &buffer[..len];
         // At this process's limit the kernel installs the first descriptors and drops the rest.
         let came = match descriptors.len() {
-            fewer if truncated && fewer < wire::declared_descriptors(packet) => {
-                wire::declared_descriptors(packet)
+            fewer if truncated && fewer < wire::declared_descriptors(frame) => {
+                wire::declared_descriptors(frame)
             }
             count if !truncated => count,
             _ => usize::MAX,
         };
         let has_channel = self.links[link].channel.is_some();
-        let handled = match wire::decode(packet, came) {
+        let handled = match wire::decode(frame, came) {
             Ok(Frame::Hello(hello)) if !has_channel => self.welcome(link, hello, &mut descriptors),
             Ok(Frame::Offers(offers)) if has_channel => {
                 let open = self.inspector.look(&descriptors);
@@ -748,7 +792,7 @@ impl Backend {
     ) -> Result<(), Broken> {
         let table = descriptors.pop().ok_or(Broken)?;
         let claims = ClaimTable::open(table.as_fd(), hello.slots as usize).map_err(|_| Broken)?;
-        let slots = self.options.credit.min(hello.slots as usize);
+        let slots = self.options.max_in_flight.min(hello.slots as usize);
         let link = &mut self.links[index];
         let socket = link.socket.as_ref().ok_or(Broken)?;
         let mut channel = Channel::new(socket.credentials, claims, slots);
@@ -794,13 +838,15 @@ impl Backend {
             return Err(Broken);
         }
         self.statistics.arrived += 1;
-        let slot = offer.slot as usize;
+        let slot = offer.head.slot as usize;
         channel.shrink(slot);
         let full = self.held_bytes.saturating_add(len) > self.options.max_held_bytes;
         let refusal = match &arrived {
             None => Some(Reason::DescriptorPressure),
             Some(_) if full => Some(Reason::BackendBusy),
-            Some((descriptor, open)) => self.inspector.refusal(descriptor, *open, offer.cookie),
+            Some((descriptor, open)) => {
+                self.inspector.refusal(descriptor, *open, offer.head.cookie)
+            }
         };
         match (arrived, refusal) {
             (Some((descriptor, _)), None) => {
@@ -964,7 +1010,7 @@ impl AsFd for Source {
 
 fn send(socket: &Socket, kind: Kind, entries: usize, body: &[u8]) -> io::Result<()> {
     let header = wire::header(kind, entries, 0, body.len());
-    packets::send_packet(socket.descriptor.as_fd(), &header, body, &[]).map(drop)
+    packet::send_packet(socket.descriptor.as_fd(), &header, body, &[]).map(drop)
 }
 
 fn system(action: &'static str) -> impl Fn(io::Error) -> BackendError {
@@ -975,6 +1021,7 @@ fn system(action: &'static str) -> impl Fn(io::Error) -> BackendError {
 mod tests {
     use super::*;
     use crate::broker::{Broker, BrokerOptions, Offer};
+    use std::io::IoSlice;
     use std::os::unix::net::UnixStream;
 
     struct Both {
@@ -1002,7 +1049,7 @@ mod tests {
         fn offer(&mut self, preread: &[u8]) {
             let offer = Offer {
                 descriptor: self.client.as_fd(),
-                preread,
+                preread: &[IoSlice::new(preread)],
                 metadata: b"",
                 service: b"",
                 correlation: b"",
@@ -1043,7 +1090,7 @@ mod tests {
         both.backend.dispatch().unwrap();
         assert_eq!(both.backend.view(held).preread, b"held");
         let result = both.backend.adopt(held.id());
-        assert!(matches!(result, Err(BackendError::Revoked { .. })));
+        assert!(matches!(result, Err(BackendError::TakenBack { .. })));
         assert!(both.backend.next_arrival().is_none());
         both.backend.dispatch().unwrap();
         let BackendStatistics { held, held_bytes, channels, .. } = both.backend.statistics();

@@ -1,20 +1,19 @@
 //! What bench/micro needs of the inside: not part of the library.
 
+use std::io::IoSlice;
 use std::sync::atomic::AtomicU64;
 
 use crate::claim;
 use crate::token::Token;
-use crate::wire::{self, Frame, Kind, Offer, Verdict};
+use crate::wire::{self, Frame, Kind, OfferHead, Verdict};
 
 const TOKEN: Token = Token::from_bytes([7; Token::LEN]);
 
 /// Writes a packet of offers without names or metadata.
 pub fn encode_offers(count: u32, preread: &[u8], packet: &mut Vec<u8>) {
     encode(Kind::Offers, count, count, packet, |slot, packet| {
-        let (service, correlation, metadata) = (&[][..], &[][..], &[][..]);
-        let (generation, token, cookie) = (1, TOKEN, 1);
-        Offer { slot, generation, token, cookie, service, correlation, metadata, preread }
-            .write(packet);
+        let head = OfferHead { slot, generation: 1, token: TOKEN, cookie: 1 };
+        wire::write_offer(packet, &head, &[], &[], &[], &[IoSlice::new(preread)]);
     });
 }
 
@@ -45,7 +44,7 @@ fn encode(
 /// Reads a packet of offers or verdicts and adds up the generations in it.
 pub fn decode(packet: &[u8], descriptors: u32) -> Option<u64> {
     match wire::decode(packet, descriptors as usize).ok()? {
-        Frame::Offers(offers) => Some(offers.offers().map(|offer| offer.generation).sum()),
+        Frame::Offers(offers) => Some(offers.offers().map(|offer| offer.head.generation).sum()),
         Frame::Verdicts(verdicts) => Some(verdicts.verdicts().map(|v| v.generation).sum()),
         _ => None,
     }

@@ -10,52 +10,78 @@ mod channel;
 mod offers;
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::address::{self, TransportError};
 use crate::claim::{self, Lost};
-use crate::fallback::{FailureWindow, Reason};
+use crate::failures::FailureCounter;
+use crate::kind::ErrorKind;
+use crate::reason::Reason;
 use crate::sys::event::{self, Wait};
-use crate::sys::{channel as packets, process};
-use crate::token::TokenStore;
-use crate::transport::{self, TransportError};
+use crate::sys::{packet, process};
 use crate::wire::{self, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS};
 
 use channel::{Channel, Outcomes};
 use offers::{NewOffer, queued_len};
 
-/// The limits of a [`Broker`]. Values outside their range are taken to the nearest end of it.
+/// The limits of a [`Broker`]. Out-of-range values are clamped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BrokerOptions {
     /// Offers in flight at once: 1 to 4096, 256 by default. The backend may allow fewer.
-    pub window: usize,
+    pub max_in_flight: usize,
     /// How long an offer may wait for its verdict, unless it says otherwise: a millisecond at
-    /// least, 5 seconds by default.
+    /// least, 5 seconds by default. `Duration::MAX` is no timeout.
     pub timeout: Duration,
     /// Bytes of offers that may wait for room in the socket: 128 KiB at least, 1 MiB by default.
     pub queue_bytes: usize,
-    /// Failures within the window after which offers are refused, 8 by default.
-    pub max_failures: usize,
-    /// How long a failure counts, 30 seconds by default.
-    pub failure_window: Duration,
-    /// The shortest and the longest pause between two attempts to connect: 10 milliseconds and a
-    /// second by default. The pause doubles from one to the other.
+    /// Failures within `failure_period` after which offers are refused: 1 to
+    /// [`FailureCounter::MAX_FAILURES`], 8 by default. None: failures never refuse an offer.
+    pub max_failures: Option<usize>,
+    /// How long a failure counts: a millisecond at least, 30 seconds by default.
+    pub failure_period: Duration,
+    /// The first pause between two attempts to connect: a millisecond at least, 10 milliseconds by
+    /// default. The pause doubles with each attempt that fails.
     pub reconnect_min: Duration,
-    /// See `reconnect_min`.
+    /// The longest pause between two attempts to connect, a second by default. It is an error if it
+    /// is shorter than `reconnect_min`.
     pub reconnect_max: Duration,
+}
+
+impl BrokerOptions {
+    /// The options as they are used: clamped, unless they are impossible.
+    fn checked(self) -> Result<BrokerOptions, BrokerError> {
+        let least = Duration::from_millis(1);
+        let options = BrokerOptions {
+            max_in_flight: self.max_in_flight.clamp(1, MAX_SLOTS),
+            timeout: self.timeout.clamp(least, MAX_TIMEOUT),
+            queue_bytes: self.queue_bytes.max(MAX_FRAME_LEN),
+            reconnect_min: self.reconnect_min.clamp(least, MAX_TIMEOUT),
+            reconnect_max: self.reconnect_max.clamp(least, MAX_TIMEOUT),
+            ..self
+        };
+        let BrokerOptions { reconnect_min, reconnect_max, .. } = options;
+        if reconnect_min > reconnect_max {
+            let problem = format!(
+                "reconnect_min ({reconnect_min:?}) is longer than reconnect_max ({reconnect_max:?})"
+            );
+            return Err(BrokerError::InvalidOptions { problem });
+        }
+        Ok(options)
+    }
 }
 
 impl Default for BrokerOptions {
     fn default() -> BrokerOptions {
         BrokerOptions {
-            window: 256,
+            max_in_flight: 256,
             timeout: Duration::from_secs(5),
             queue_bytes: 1024 * 1024,
-            max_failures: 8,
-            failure_window: Duration::from_secs(30),
+            max_failures: Some(8),
+            failure_period: Duration::from_secs(30),
             reconnect_min: Duration::from_millis(10),
             reconnect_max: Duration::from_secs(1),
         }
@@ -67,8 +93,8 @@ impl Default for BrokerOptions {
 pub struct Offer<'a> {
     /// The client's connection. It stays the caller's, who keeps it open until the verdict.
     pub descriptor: BorrowedFd<'a>,
-    /// Bytes that were already read from it; copied.
-    pub preread: &'a [u8],
+    /// Bytes that were already read from it, in one part or several; copied.
+    pub preread: &'a [IoSlice<'a>],
     /// Anything for the backend; copied.
     pub metadata: &'a [u8],
     /// The service that is meant, 255 bytes at most; copied.
@@ -77,9 +103,9 @@ pub struct Offer<'a> {
     pub correlation: &'a [u8],
     /// Comes back with the verdict.
     pub user_data: usize,
-    /// How long it may wait for its verdict; none for that of the options.
+    /// How long it may wait for its verdict; none for the timeout of the options.
     pub timeout: Option<Duration>,
-    /// More offers follow at once: leave sending to the last, to [`Broker::flush`] or to
+    /// More offers follow at once: sending is left to the last of them, to [`Broker::flush`] or to
     /// [`Broker::dispatch`].
     pub more: bool,
 }
@@ -109,10 +135,10 @@ pub struct BrokerStatistics {
     pub refused: u64,
     /// Offers that the backend adopted.
     pub adopted: u64,
-    /// Offers that were taken back by `cancel`.
-    pub cancelled: u64,
+    /// Offers that [`Broker::take_back`] took back.
+    pub taken_back: u64,
     /// Fallbacks, by the number of their reason.
-    pub fallback: [u64; Reason::COUNT],
+    pub fallbacks: [u64; Reason::COUNT],
     /// Offers without a verdict yet.
     pub in_flight: usize,
     /// Bytes that wait for room in the socket.
@@ -127,6 +153,12 @@ pub enum BrokerError {
     /// The path cannot be a socket's address.
     #[error(transparent)]
     Address(TransportError),
+    /// Two options contradict each other.
+    #[error("impossible options: {problem}")]
+    InvalidOptions {
+        /// Which, and their values.
+        problem: String,
+    },
     /// The handle was opened in another process.
     #[error("this handle belongs to another process: make one after fork()")]
     WrongProcess,
@@ -161,7 +193,7 @@ pub enum BrokerError {
         /// a channel, ENOTCONN before a backend has said welcome, ESHUTDOWN while it drains.
         source: io::Error,
     },
-    /// The backend failed too often of late.
+    /// The backend failed too often recently.
     #[error("{path}: the backend failed too often: not tried for {left:?}", path = .path.display())]
     RateLimited {
         /// The handoff socket.
@@ -169,8 +201,8 @@ pub enum BrokerError {
         /// For how long.
         left: Duration,
     },
-    /// As many offers are in flight, or bytes queued, or verdicts not taken, as may be.
-    #[error("{path}: as many offers are in flight as may be", path = .path.display())]
+    /// The limit of offers in flight, of queued bytes or of verdicts not taken is reached.
+    #[error("{path}: the limit of offers in flight is reached", path = .path.display())]
     Full {
         /// The handoff socket.
         path: Arc<Path>,
@@ -189,6 +221,26 @@ pub enum BrokerError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl BrokerError {
+    /// The kind of this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            BrokerError::Address(error) => error.kind(),
+            BrokerError::InvalidOptions { .. } | BrokerError::NotASocket { .. } => {
+                ErrorKind::InvalidArgument
+            }
+            BrokerError::WrongProcess => ErrorKind::WrongProcess,
+            BrokerError::Closed { .. } => ErrorKind::Closed,
+            BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
+            BrokerError::Unavailable { .. } => ErrorKind::BackendUnavailable,
+            BrokerError::RateLimited { .. } => ErrorKind::RateLimited,
+            BrokerError::Full { .. } => ErrorKind::Full,
+            BrokerError::TooLate { .. } => ErrorKind::TooLate,
+            BrokerError::System { source, .. } => ErrorKind::of_system(source),
+        }
+    }
 }
 
 /// The broker's end of a channel to one backend. Used by one thread at a time.
@@ -225,24 +277,15 @@ enum Link {
 
 /// How often dispatch looks for more before it lets the caller's loop go on.
 const MAX_ROUNDS: usize = 64;
-/// The longest time that anything here may take: over a hundred years.
-const MAX_TIMEOUT: Duration = TokenStore::MAX_LIFETIME;
+/// The longest that anything here may take: over a hundred years, which is no limit.
+const MAX_TIMEOUT: Duration = Duration::from_secs(u32::MAX as u64);
 
 impl Broker {
     /// Makes a broker for the backend at `path`. Does no I/O and opens nothing, so it can be done
     /// before fork(2).
     pub fn new(path: &Path, options: BrokerOptions) -> Result<Broker, BrokerError> {
-        transport::address(path).map_err(BrokerError::Address)?;
-        let least = Duration::from_millis(1);
-        let reconnect_min = options.reconnect_min.clamp(least, MAX_TIMEOUT);
-        let options = BrokerOptions {
-            window: options.window.clamp(1, MAX_SLOTS),
-            timeout: options.timeout.clamp(least, MAX_TIMEOUT),
-            queue_bytes: options.queue_bytes.max(MAX_FRAME_LEN),
-            reconnect_min,
-            reconnect_max: options.reconnect_max.clamp(reconnect_min, MAX_TIMEOUT),
-            ..options
-        };
+        address::address(path).map_err(BrokerError::Address)?;
+        let options = options.checked()?;
         Ok(Broker {
             path: path.into(),
             options,
@@ -253,7 +296,9 @@ impl Broker {
             outcomes: Outcomes {
                 verdicts: VecDeque::new(),
                 statistics: BrokerStatistics::default(),
-                failures: FailureWindow::new(options.max_failures, options.failure_window),
+                failures: options
+                    .max_failures
+                    .map(|most| FailureCounter::new(most, options.failure_period)),
             },
             next_id: 1,
             closed: false,
@@ -275,9 +320,9 @@ impl Broker {
     /// [`next_verdict`](Broker::next_verdict). After an error nothing was sent and no verdict comes.
     pub fn offer(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
         let now = Instant::now();
-        let result = self.queue(offer, self.options.window, now);
+        let result = self.queue(offer, self.options.max_in_flight, now);
         match result {
-            // Whatever comes of it, the offer is taken and will have its verdict.
+            // The offer is taken: what sending it comes to is in its verdict.
             Ok(_) if !offer.more => drop(self.flush_at(now)),
             Ok(_) => {}
             Err(_) => self.outcomes.statistics.refused += 1,
@@ -308,7 +353,8 @@ impl Broker {
         if channel.draining {
             return Err(unavailable(libc::ESHUTDOWN));
         }
-        if let Some(left) = self.outcomes.failures.time_left(now) {
+        let failures = &self.outcomes.failures;
+        if let Some(left) = failures.as_ref().and_then(|failures| failures.time_left(now)) {
             return Err(BrokerError::RateLimited { path: path(), left });
         }
         let Offer { preread, metadata, service, correlation, .. } = *offer;
@@ -317,7 +363,8 @@ impl Broker {
                 return Err(BrokerError::TooLarge { len: name.len(), most: MAX_NAME_LEN });
             }
         }
-        let len = preread.len().saturating_add(metadata.len());
+        let len = metadata.len();
+        let len = preread.iter().fold(len, |len, part| len.saturating_add(part.len()));
         let len = len.saturating_add(service.len() + correlation.len());
         if len > welcome.max_bytes as usize {
             return Err(BrokerError::TooLarge { len, most: welcome.max_bytes as usize });
@@ -328,7 +375,7 @@ impl Broker {
             return Err(BrokerError::Full { path: path() });
         };
         let descriptor = offer.descriptor.as_raw_fd();
-        let cookie = packets::cookie(offer.descriptor)
+        let cookie = packet::cookie(offer.descriptor)
             .map_err(|source| BrokerError::NotASocket { descriptor, source })?;
         let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = now.checked_add(timeout).unwrap_or(now);
@@ -438,7 +485,7 @@ impl Broker {
     }
 
     /// Takes an offer back. After `Ok` the connection is the broker's and no verdict comes for it.
-    pub fn cancel(&mut self, id: u64) -> Result<(), BrokerError> {
+    pub fn take_back(&mut self, id: u64) -> Result<(), BrokerError> {
         let now = Instant::now();
         self.enter(now)?;
         let slot = (id & (MAX_SLOTS as u64 - 1)) as u32;
@@ -451,7 +498,7 @@ impl Broker {
         match claim::revoke(channel.claims.slot(slot as usize), found.generation) {
             Ok(()) => {
                 channel.offers.settle(slot, false);
-                self.outcomes.statistics.cancelled += 1;
+                self.outcomes.statistics.taken_back += 1;
                 Ok(())
             }
             Err(Lost::TooLate) => Err(BrokerError::TooLate { id }),
@@ -471,7 +518,7 @@ impl Broker {
         let id = queued.inspect_err(|_| self.outcomes.statistics.refused += 1)?;
         self.verdict_in_time(id).or_else(|error| {
             // The caller will take the connection for its own, so see to it that it is.
-            if self.cancel(id).is_ok() {
+            if self.take_back(id).is_ok() {
                 return Err(error);
             }
             self.hang_up(Reason::BackendUnavailable, Instant::now());
@@ -568,7 +615,7 @@ impl Broker {
                 self.buffer = vec![0; MAX_FRAME_LEN];
                 self.descriptors = Vec::with_capacity(wire::MAX_DESCRIPTORS);
                 // Every offer in flight and every verdict that may be waiting when it is taken.
-                self.outcomes.verdicts = VecDeque::with_capacity(2 * self.options.window);
+                self.outcomes.verdicts = VecDeque::with_capacity(2 * self.options.max_in_flight);
                 self.link = Link::Down { retry_at: now };
                 self.tick(now);
                 self.arm(now)
@@ -605,7 +652,7 @@ impl Broker {
     }
 
     fn connect(&self, now: Instant) -> io::Result<Channel> {
-        let channel = Channel::connect(&self.path, self.options.window, now)?;
+        let channel = Channel::connect(&self.path, self.options.max_in_flight, now)?;
         if let Some(open) = &self.open {
             channel.watch(&open.events)?;
         }
@@ -622,7 +669,7 @@ impl Broker {
                 let _ = channel.receive(&mut self.buffer, &mut self.outcomes, now);
             }
             if channel.offers.in_flight() > 0 && !self.closed && !channel.draining {
-                self.outcomes.failures.record(now);
+                self.outcomes.record_failure(now);
             }
             channel.settle_all(reason, &mut self.outcomes, now);
             if let Some(open) = &self.open {

@@ -1,6 +1,8 @@
 //! What fuzzing needs of the inside, see fuzz/: not part of the library.
 
-use crate::wire::{self, Frame, Kind};
+use std::io::IoSlice;
+
+use crate::wire::{self, Frame, Kind, Offer};
 
 /// Encodes the values of a packet that is accepted.
 pub fn reencode(packet: &[u8], descriptors: usize) -> Option<Vec<u8>> {
@@ -19,7 +21,12 @@ pub fn reencode(packet: &[u8], descriptors: usize) -> Option<Vec<u8>> {
             Kind::Grants
         }
         Frame::Offers(offers) => {
-            count = offers.offers().map(|offer| offer.write(&mut body)).count();
+            for offer in offers.offers() {
+                let Offer { head, service, correlation, metadata, preread } = offer;
+                let preread = [IoSlice::new(preread)];
+                wire::write_offer(&mut body, &head, service, correlation, metadata, &preread);
+                count += 1;
+            }
             Kind::Offers
         }
         Frame::Verdicts(verdicts) => {

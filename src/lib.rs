@@ -12,41 +12,44 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`token`] | tokens, and the store that accepts each of them once |
-//! | [`transport`] | one descriptor and its token through `sendmsg` and `recvmsg` |
-//! | [`ack`] | acknowledgements and their deadlines |
-//! | [`attempt`] | one attempt from sending to verdict |
-//! | [`fallback`] | reasons, decisions, and the window of failures |
 //! | [`broker`] | the broker's end of a channel: what nearly all brokers want |
 //! | [`backend`] | the backend's end of its channels |
-//! | [`peer`] | who is at the other end, and whether they may be |
+//! | [`raw`] | the raw layer: messages over a socket that you own |
 //! | [`listener`] | the handoff socket that a backend listens on |
-//! | [`error`] | what all errors have in common |
+//! | [`peer`] | who is at the other end, and whether they may be |
+//! | [`token`] | tokens |
+//! | [`address`] | Unix sockets by path and by descriptor |
+//! | [`failures`] | the failure counter |
+//! | [`reason`] | why a connection was not handed over |
+//! | [`error`] | any error, and the kinds of error |
+//! | [`support`] | whether this system has what the library needs |
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 #![deny(clippy::undocumented_unsafe_blocks)]
 
-#[cfg(not(unix))]
-compile_error!("there is no SCM_RIGHTS here: connections can only be handed over on a Unix");
+#[cfg(not(target_os = "linux"))]
+compile_error!("libhandoff works on Linux only: it needs epoll, timerfd, memfd and SO_COOKIE");
 
-pub mod ack;
-pub mod attempt;
+pub mod address;
 pub mod backend;
 #[cfg(handoff_bench)]
 #[doc(hidden)]
 pub mod bench;
 pub mod broker;
 pub mod error;
-pub mod fallback;
+pub mod failures;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzz;
 pub mod listener;
 pub mod peer;
+pub mod raw;
+pub mod reason;
+pub mod support;
 pub mod token;
-pub mod transport;
 
 mod claim;
 mod ffi;
+mod kind;
 mod sys;
 mod wire;

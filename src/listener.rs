@@ -12,11 +12,13 @@ use std::process;
 use std::thread;
 use std::time::Duration;
 
-use crate::error::Error;
-use crate::peer::{self, Policy};
+use crate::address::{self, TransportError};
+use crate::kind::ErrorKind;
+use crate::peer::{self, PeerError, Policy};
 use crate::sys;
 use crate::sys::file::{self, FileId, FileStatus};
-use crate::transport::{self, SocketKind, TransportError};
+
+pub use crate::sys::SocketKind;
 
 /// How a handoff socket is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +39,15 @@ impl Default for ListenerOptions {
     }
 }
 
-/// Why a handoff socket was not made.
+/// Why a handoff socket was not made, or accepted no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenerError {
-    /// The path cannot be a socket's address.
+    /// The path cannot be a socket's address, or no connection came.
     #[error(transparent)]
-    Address(TransportError),
+    Transport(#[from] TransportError),
+    /// The peer is unknown or not allowed; its connection is closed.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
     /// The mode has bits that are not permission bits.
     #[error("mode {mode:o} is not a set of permission bits")]
     InvalidMode {
@@ -95,6 +100,23 @@ pub enum ListenerError {
     },
 }
 
+impl ListenerError {
+    /// The kind of this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            ListenerError::Transport(error) => error.kind(),
+            ListenerError::Peer(error) => error.kind(),
+            ListenerError::InvalidMode { .. } => ErrorKind::InvalidArgument,
+            ListenerError::PermissionDenied { .. } => ErrorKind::PermissionDenied,
+            ListenerError::InUse { .. } => ErrorKind::AddressInUse,
+            ListenerError::NotASocket { .. } => ErrorKind::NotASocket,
+            ListenerError::Busy { .. } => ErrorKind::WouldBlock,
+            ListenerError::DescriptorPressure { .. } => ErrorKind::DescriptorPressure,
+            ListenerError::Failed { .. } => ErrorKind::ListenFailed,
+        }
+    }
+}
+
 /// A listening handoff socket.
 #[derive(Debug)]
 pub struct Listener {
@@ -114,13 +136,13 @@ struct SocketFile {
 }
 
 impl Listener {
-    /// Makes a handoff socket at `path`; `@` begins an abstract name on Linux. It is non-blocking
-    /// and close-on-exec.
+    /// Makes a handoff socket at `path`; `@` begins an abstract name. It is non-blocking and
+    /// close-on-exec.
     pub fn new(path: &Path, options: &ListenerOptions) -> Result<Listener, ListenerError> {
         if options.mode & !0o777 != 0 {
             return Err(ListenerError::InvalidMode { mode: options.mode });
         }
-        let address = transport::address(path).map_err(ListenerError::Address)?;
+        let address = address::address(path)?;
         let failed = |action| move |source| failed(path, action, source);
         let socket = sys::socket(options.kind).map_err(failed("make a socket"))?;
         if path.as_os_str().as_encoded_bytes().starts_with(b"@") {
@@ -137,7 +159,7 @@ impl Listener {
         // takes the other's new socket for a stale one.
         let lock = DirectoryLock::take(&directory, path)?;
         remove_stale(&directory, &name, path)?;
-        // On Linux the file gets this mode; where it does not, it is mended before listen(2).
+        // The file gets this mode less the umask; `start` adds what is missing before listen(2).
         file::set_mode_before_bind(&socket, options.mode);
         sys::bind(&socket, &address).map_err(failed("bind"))?;
         let started = start(&socket, &directory, &name, options);
@@ -151,9 +173,13 @@ impl Listener {
     }
 
     /// Accepts a connection whose peer `policy` allows; one that it does not allow is closed. Waits
-    /// for at most `timeout`, or for ever if there is none. The connection is blocking and
-    /// close-on-exec.
-    pub fn accept(&self, timeout: Option<Duration>, policy: &Policy<'_>) -> Result<OwnedFd, Error> {
+    /// for at most `timeout`, or forever if there is none; [`TransportError::TimedOut`] if nobody
+    /// connects. The connection is blocking and close-on-exec.
+    pub fn accept(
+        &self,
+        timeout: Option<Duration>,
+        policy: &Policy<'_>,
+    ) -> Result<OwnedFd, ListenerError> {
         let listener = self.socket.as_fd();
         let accept = |_| match sys::accept(listener) {
             // After shutdown(2) there is nothing to accept but poll(2) says that there is.
@@ -162,7 +188,7 @@ impl Listener {
             }
             result => result,
         };
-        let socket = transport::in_time(listener, timeout, accept)?;
+        let socket = address::in_time(listener, timeout, accept)?;
         peer::check(socket.as_fd(), policy)?;
         Ok(socket)
     }
@@ -207,7 +233,7 @@ struct DirectoryLock<'a>(&'a OwnedFd);
 
 impl<'a> DirectoryLock<'a> {
     /// Takes the lock, or gives up after a second: anybody who can read the directory could hold
-    /// it for ever.
+    /// it forever.
     fn take(directory: &'a OwnedFd, path: &Path) -> Result<DirectoryLock<'a>, ListenerError> {
         for _ in 0..100 {
             match file::try_lock(directory) {
@@ -237,7 +263,7 @@ fn remove_stale(directory: &OwnedFd, name: &Path, path: &Path) -> Result<(), Lis
         Ok(_) => {}
     }
     // Only a refusal says that nobody listens; a full backlog, say, means that somebody does.
-    match transport::connect(path) {
+    match address::connect(path) {
         Err(TransportError::BackendUnavailable { source, .. })
             if source.raw_os_error() == Some(libc::ECONNREFUSED) =>
         {
@@ -376,9 +402,9 @@ mod tests {
         let name = PathBuf::from(format!("@handoff-test-{}", process::id()));
         let listener = listen(&name).unwrap();
         assert!(matches!(listen(&name), Err(ListenerError::InUse { .. })));
-        transport::connect(&name).unwrap();
+        address::connect(&name).unwrap();
         drop(listener);
-        let refused = transport::connect(&name);
+        let refused = address::connect(&name);
         assert!(matches!(refused, Err(TransportError::BackendUnavailable { .. })));
         assert!(!name.exists());
     }
@@ -390,11 +416,11 @@ mod tests {
         let now = Some(Duration::ZERO);
         let _client = UnixStream::connect(&path).unwrap();
         let refused = listener.accept(now, &Policy { users: &[u32::MAX - 1], groups: &[] });
-        assert!(matches!(refused, Err(Error::Peer(_))));
+        assert!(matches!(refused, Err(ListenerError::Peer(_))));
         let _client = UnixStream::connect(&path).unwrap();
         listener.accept(now, &Policy::default()).unwrap();
         let none = listener.accept(now, &Policy::default());
-        assert!(matches!(none, Err(Error::Transport(TransportError::WouldBlock { .. }))));
+        assert!(matches!(none, Err(ListenerError::Transport(TransportError::TimedOut { .. }))));
     }
 
     #[test]

@@ -6,13 +6,14 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use crate::address::Socket;
+use crate::kind::ErrorKind;
 use crate::sys;
-use crate::transport::Socket;
 
 /// A peer's credentials as they were when it connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credentials {
-    /// The process, for logs; 0 where the system does not tell.
+    /// The process, for logs; 0 if it is in a PID namespace that this process cannot see.
     pub process: i32,
     /// The effective user.
     pub user: u32,
@@ -58,6 +59,17 @@ pub enum PeerError {
         /// Who is at its other end.
         credentials: Credentials,
     },
+}
+
+impl PeerError {
+    /// The kind of this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            PeerError::Unknown { .. } => ErrorKind::PeerUnknown,
+            PeerError::InvalidDescriptor { .. } => ErrorKind::InvalidArgument,
+            PeerError::NotAllowed { .. } => ErrorKind::PeerNotAllowed,
+        }
+    }
 }
 
 /// Tells who is at the other end of a connected Unix socket.

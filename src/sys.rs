@@ -1,12 +1,12 @@
 //! System calls made safe: every `unsafe` block outside `ffi` is here.
 //!
 //! Each function is one call with EINTR retried, descriptors owned from the moment they exist and
-//! close-on-exec set by the call that makes them wherever the system can do that. What an error
-//! means is for the callers to say. What a channel needs beyond that is in the modules below.
+//! close-on-exec set by the call that makes them. What an error means is for the callers to say.
+//! What a channel needs beyond that is in the modules below.
 
-pub(crate) mod channel;
 pub(crate) mod event;
 pub(crate) mod file;
+pub(crate) mod packet;
 pub(crate) mod process;
 pub(crate) mod shared;
 
@@ -72,32 +72,14 @@ impl SocketKind {
 
 /// Makes a non-blocking, close-on-exec Unix socket.
 pub(crate) fn socket(kind: SocketKind) -> io::Result<OwnedFd> {
-    #[cfg(not(any(target_os = "macos", target_os = "ios")))]
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    #[cfg(any(target_os = "macos", target_os = "ios"))]
-    let flags = 0;
     // SAFETY: socket(2) takes no pointers.
     let fd = retry(|| unsafe { libc::socket(libc::AF_UNIX, kind.raw() | flags, 0) as isize })?;
     // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
-    #[cfg(any(target_os = "macos", target_os = "ios"))]
-    {
-        set_cloexec(&fd)?;
-        // SAFETY: fcntl(2) with F_SETFL takes an integer.
-        retry(|| unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) as isize })?;
-    }
-    Ok(fd)
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Marks a descriptor close-on-exec, where the call that made it could not.
-#[cfg(any(target_os = "macos", target_os = "ios"))]
-fn set_cloexec(fd: &OwnedFd) -> io::Result<()> {
-    // SAFETY: fcntl(2) with F_SETFD takes an integer.
-    retry(|| unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) as isize })?;
-    Ok(())
-}
-
-/// A Unix socket address, unix(7): a path or, behind a leading `@` on Linux, an abstract name.
+/// A Unix socket address, unix(7): a path or, behind a leading `@`, an abstract name.
 pub(crate) struct Address {
     raw: libc::sockaddr_un,
     len: libc::socklen_t,
@@ -109,7 +91,6 @@ pub(crate) enum AddressError {
     Empty,
     TooLong,
     HasNul,
-    AbstractUnsupported,
 }
 
 impl Address {
@@ -130,9 +111,6 @@ impl Address {
         }
         let used = match bytes {
             [] | [b'@'] => return Err(AddressError::Empty),
-            [b'@', ..] if !cfg!(any(target_os = "linux", target_os = "android")) => {
-                return Err(AddressError::AbstractUnsupported);
-            }
             [b'@', ..] => {
                 raw.sun_path[0] = 0;
                 bytes.len()
@@ -210,7 +188,6 @@ pub(crate) fn send_with_descriptor(
     message.msg_iov = &raw mut iov;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
-    // CMSG_SPACE, not CMSG_LEN: with the latter FreeBSD drops the descriptor.
     message.msg_controllen = SPACE as _;
     // SAFETY: `msg_control` points to SPACE aligned bytes, room for one header and one descriptor,
     // so CMSG_FIRSTHDR is not NULL and CMSG_DATA lies inside; RawFd is written unaligned.
@@ -266,11 +243,7 @@ fn receive_message(
     take: impl FnMut(OwnedFd),
 ) -> io::Result<Received> {
     let mut control = [const { MaybeUninit::<u64>::uninit() }; CONTROL_LEN / 8];
-    #[cfg(not(any(target_os = "macos", target_os = "ios")))]
-    let cloexec = libc::MSG_CMSG_CLOEXEC;
-    #[cfg(any(target_os = "macos", target_os = "ios"))]
-    let cloexec = 0;
-    let flags = cloexec | if wait { 0 } else { libc::MSG_DONTWAIT };
+    let flags = libc::MSG_CMSG_CLOEXEC | if wait { 0 } else { libc::MSG_DONTWAIT };
     receive_into(socket, buffer, &mut control, flags, take)
 }
 
@@ -303,8 +276,6 @@ fn receive_into(
     // when others were lost.
     for_each_descriptor(&message, |descriptor| {
         descriptors += 1;
-        #[cfg(any(target_os = "macos", target_os = "ios"))]
-        let _ = set_cloexec(&descriptor);
         take(descriptor);
     });
     Ok(Received {
@@ -316,12 +287,11 @@ fn receive_into(
 }
 
 /// SO_PASSPIDFD, set by whoever owns the socket, makes the kernel add a descriptor of its own.
-#[cfg(any(target_os = "linux", target_os = "android"))]
 const SCM_PIDFD: libc::c_int = 4;
 
 /// Gives every descriptor that recvmsg(2) installed to `take`, once. Those that are not of a
 /// connection (a pidfd of the sender) are closed here.
-#[allow(clippy::unnecessary_cast, reason = "the integers' widths differ between systems")]
+#[allow(clippy::unnecessary_cast, reason = "the integers' widths differ between C libraries")]
 fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(OwnedFd)) {
     let end = message.msg_control as usize + message.msg_controllen as usize;
     // SAFETY: recvmsg(2) filled `msg_control` and set `msg_controllen` to what it wrote there.
@@ -332,14 +302,10 @@ fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(OwnedFd)) {
             unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len as usize) };
         // SAFETY: CMSG_DATA adds the length of a header to the header's address.
         let data = unsafe { libc::CMSG_DATA(header) };
-        // Some systems leave cmsg_len unclamped when they truncate: never read past the buffer.
+        // Never read past the buffer, even if cmsg_len says more than arrived.
         let len = (header as usize).saturating_add(len).min(end).saturating_sub(data as usize);
         let is_rights = kind == libc::SCM_RIGHTS;
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        let holds_descriptors = is_rights || kind == SCM_PIDFD;
-        #[cfg(not(any(target_os = "linux", target_os = "android")))]
-        let holds_descriptors = is_rights;
-        if level == libc::SOL_SOCKET && holds_descriptors {
+        if level == libc::SOL_SOCKET && (is_rights || kind == SCM_PIDFD) {
             for index in 0..len / mem::size_of::<RawFd>() {
                 // SAFETY: `index` counts whole descriptors inside the `len` bytes at `data`.
                 let fd = unsafe { ptr::read_unaligned(data.cast::<RawFd>().add(index)) };
@@ -358,14 +324,10 @@ fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(OwnedFd)) {
 }
 
 /// Receives bytes alone; `wait` lets a blocking socket block. Of a packet longer than the buffer
-/// the length is the packet's, on Linux. Descriptors that were attached are never installed:
-/// without room for control data the kernel drops them, unix(7).
+/// the length is the packet's. Descriptors that were attached are never installed: without room for
+/// control data the kernel drops them, unix(7).
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    let real_length = libc::MSG_TRUNC;
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    let real_length = 0;
-    let flags = real_length | if wait { 0 } else { libc::MSG_DONTWAIT };
+    let flags = libc::MSG_TRUNC | if wait { 0 } else { libc::MSG_DONTWAIT };
     // SAFETY: the pointer and the length describe `buffer`, which recv(2) fills.
     retry_receive(|| unsafe {
         libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags)
@@ -373,7 +335,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: bool) -> 
 }
 
 /// Waits until `socket` is readable, closed or in error: true; or the deadline is past: false.
-/// Without a deadline it waits for ever.
+/// Without a deadline it waits forever.
 pub(crate) fn wait_readable(socket: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<bool> {
     let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let ready = retry(|| {
@@ -404,9 +366,8 @@ fn poll_timeout(deadline: Instant, now: Instant) -> libc::c_int {
     libc::c_int::try_from(milliseconds).unwrap_or(libc::c_int::MAX)
 }
 
-/// Ends the receiving direction. On Linux what was queued before can still be received, and the
-/// peer's sends fail with EPIPE from now on, both decided under one lock (net/unix/af_unix.c).
-#[cfg(any(target_os = "linux", target_os = "android"))]
+/// Ends the receiving direction. What was queued before can still be received, and the peer's sends
+/// fail with EPIPE from now on, both decided under one lock (net/unix/af_unix.c).
 pub(crate) fn shutdown_read(socket: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: shutdown(2) takes no pointers.
     retry(|| unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RD) as isize })?;
@@ -414,7 +375,6 @@ pub(crate) fn shutdown_read(socket: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Reads a socket option of SOL_SOCKET whose value is plain data.
-#[cfg(any(target_os = "linux", target_os = "android"))]
 fn socket_option<T: Copy>(
     socket: BorrowedFd<'_>,
     option: libc::c_int,
@@ -424,7 +384,6 @@ fn socket_option<T: Copy>(
 }
 
 /// Reads a socket option of some level whose value is plain data: integers, and says how many.
-#[cfg(any(target_os = "linux", target_os = "android"))]
 fn level_option<T: Copy>(
     socket: BorrowedFd<'_>,
     level: libc::c_int,
@@ -442,7 +401,6 @@ fn level_option<T: Copy>(
 }
 
 /// SO_PEERCRED, unix(7): process, user and group of the peer as they were when it connected.
-#[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(i32, u32, u32)> {
     // A listening socket has no peer, but listen(2) makes SO_PEERCRED the listener's own.
     let mut listens = [0 as libc::c_int];
@@ -456,17 +414,7 @@ pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(i32, u32, 
     Ok((pid, uid, gid))
 }
 
-/// getpeereid(3): user and group of the peer as they were when it connected; no process.
-#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
-pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(i32, u32, u32)> {
-    let (mut uid, mut gid) = (0, 0);
-    // SAFETY: both pointers are to integers that outlive the call.
-    retry(|| unsafe { libc::getpeereid(socket.as_raw_fd(), &raw mut uid, &raw mut gid) as isize })?;
-    Ok((0, uid, gid))
-}
-
 /// SO_PEERGROUPS, unix(7): the peer's supplementary groups as they were when it connected.
-#[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     let mut groups = vec![0u32; 64];
     loop {
@@ -484,43 +432,16 @@ pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     }
 }
 
-/// Only Linux tells a peer's supplementary groups.
-#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
-pub(crate) fn peer_groups(_socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
-    Ok(Vec::new())
-}
-
 /// The effective user of this process.
 pub(crate) fn effective_user() -> u32 {
     // SAFETY: geteuid(2) takes nothing and cannot fail.
     unsafe { libc::geteuid() }
 }
 
-/// CLOCK_MONOTONIC in nanoseconds, clock_gettime(2): the clock of `Instant` on Linux.
-pub(crate) fn monotonic_nanoseconds() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is one timespec, which outlives the call. It cannot fail for this clock.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
 /// Sets errno for a caller in C.
 pub(crate) fn set_errno(error: i32) {
-    #[cfg(target_os = "linux")]
     // SAFETY: the address of this thread's errno is valid as long as the thread is.
-    unsafe {
-        *libc::__errno_location() = error;
-    }
-    #[cfg(any(target_os = "macos", target_os = "ios", target_os = "freebsd"))]
-    // SAFETY: the address of this thread's errno is valid as long as the thread is.
-    unsafe {
-        *libc::__error() = error;
-    }
-    #[cfg(any(target_os = "android", target_os = "netbsd", target_os = "openbsd"))]
-    // SAFETY: the address of this thread's errno is valid as long as the thread is.
-    unsafe {
-        *libc::__errno() = error;
-    }
+    unsafe { *libc::__errno_location() = error };
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@
 //! of itself is so, and only of a kind that the side that reads it may receive. The format is
 //! described byte by byte in docs/protocol.md.
 
-pub(crate) use crate::sys::channel::MAX_DESCRIPTORS;
+use std::io::IoSlice;
+
+pub(crate) use crate::sys::packet::MAX_DESCRIPTORS;
 use crate::token::Token;
 
 /// The version of the protocol that this is.
@@ -86,14 +88,20 @@ pub(crate) struct Grant {
     pub token: Token,
 }
 
-/// One connection on offer; its descriptor travels beside it.
+/// What an offer says of the channel and the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Offer<'a> {
+pub(crate) struct OfferHead {
     pub slot: u32,
     pub generation: u64,
     pub token: Token,
     /// SO_COOKIE of the connection.
     pub cookie: u64,
+}
+
+/// One connection on offer, as it arrives; its descriptor travels beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Offer<'a> {
+    pub head: OfferHead,
     pub service: &'a [u8],
     pub correlation: &'a [u8],
     pub metadata: &'a [u8],
@@ -350,7 +358,8 @@ impl<'a> Offer<'a> {
         let correlation = reader.bytes(correlation_len)?;
         let metadata = reader.bytes(metadata_len)?;
         let preread = reader.bytes(preread_len)?;
-        Ok(Offer { slot, generation, token, cookie, service, correlation, metadata, preread })
+        let head = OfferHead { slot, generation, token, cookie };
+        Ok(Offer { head, service, correlation, metadata, preread })
     }
 
     /// Bytes beside the fixed part; none if there are more than any frame could hold.
@@ -358,22 +367,33 @@ impl<'a> Offer<'a> {
         let parts = [self.service, self.correlation, self.metadata, self.preread];
         parts.iter().try_fold(0usize, |sum, part| sum.checked_add(part.len()))
     }
+}
 
-    /// Appends the entry. Names are at most [`MAX_NAME_LEN`] long and all of it fits a frame.
-    pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        let mut fixed = [0; OFFER_LEN];
-        fixed[..4].copy_from_slice(&self.slot.to_le_bytes());
-        fixed[8..16].copy_from_slice(&self.generation.to_le_bytes());
-        fixed[16..32].copy_from_slice(self.token.as_bytes());
-        fixed[32..40].copy_from_slice(&self.cookie.to_le_bytes());
-        fixed[40..44].copy_from_slice(&(self.preread.len() as u32).to_le_bytes());
-        fixed[44..48].copy_from_slice(&(self.metadata.len() as u32).to_le_bytes());
-        fixed[48] = self.service.len() as u8;
-        fixed[49] = self.correlation.len() as u8;
-        out.extend_from_slice(&fixed);
-        for part in [self.service, self.correlation, self.metadata, self.preread] {
-            out.extend_from_slice(part);
-        }
+/// Appends the entry of an offer. Names are at most [`MAX_NAME_LEN`] long and all of it fits a frame.
+pub(crate) fn write_offer(
+    out: &mut Vec<u8>,
+    head: &OfferHead,
+    service: &[u8],
+    correlation: &[u8],
+    metadata: &[u8],
+    preread: &[IoSlice<'_>],
+) {
+    let preread_len: usize = preread.iter().map(|part| part.len()).sum();
+    let mut fixed = [0; OFFER_LEN];
+    fixed[..4].copy_from_slice(&head.slot.to_le_bytes());
+    fixed[8..16].copy_from_slice(&head.generation.to_le_bytes());
+    fixed[16..32].copy_from_slice(head.token.as_bytes());
+    fixed[32..40].copy_from_slice(&head.cookie.to_le_bytes());
+    fixed[40..44].copy_from_slice(&(preread_len as u32).to_le_bytes());
+    fixed[44..48].copy_from_slice(&(metadata.len() as u32).to_le_bytes());
+    fixed[48] = service.len() as u8;
+    fixed[49] = correlation.len() as u8;
+    out.extend_from_slice(&fixed);
+    for part in [service, correlation, metadata] {
+        out.extend_from_slice(part);
+    }
+    for part in preread {
+        out.extend_from_slice(part);
     }
 }
 
@@ -435,7 +455,16 @@ mod tests {
     fn borrow(offer: &OwnedOffer) -> Offer<'_> {
         let (slot, generation, token, cookie, [service, correlation, metadata, preread]) = offer;
         let (slot, generation, token, cookie) = (*slot, *generation, *token, *cookie);
-        Offer { slot, generation, token, cookie, service, correlation, metadata, preread }
+        let head = OfferHead { slot, generation, token, cookie };
+        Offer { head, service, correlation, metadata, preread }
+    }
+
+    /// The preread bytes go out in two parts and arrive as one.
+    fn write(out: &mut Vec<u8>, offer: &Offer<'_>) {
+        let Offer { head, service, correlation, metadata, preread } = offer;
+        let (first, rest) = preread.split_at(preread.len() / 2);
+        let preread = [IoSlice::new(first), IoSlice::new(rest)];
+        write_offer(out, head, service, correlation, metadata, &preread);
     }
 
     fn verdict() -> impl Strategy<Value = Verdict> {
@@ -449,7 +478,7 @@ mod tests {
             .prop_map(|slots| (packet(Kind::Hello, 0, 1, &Hello { slots }.body()), 1));
         let offers = vec(owned_offer(), 1..8).prop_map(|offers| {
             let mut body = Vec::new();
-            offers.iter().for_each(|offer| borrow(offer).write(&mut body));
+            offers.iter().for_each(|offer| write(&mut body, &borrow(offer)));
             (packet(Kind::Offers, offers.len(), offers.len(), &body), offers.len())
         });
         let verdicts = vec(verdict(), 1..8).prop_map(|verdicts| {
@@ -466,7 +495,7 @@ mod tests {
             let mut body = Vec::new();
             let mut variable = 0;
             for offer in offers.iter().map(borrow) {
-                offer.write(&mut body);
+                write(&mut body, &offer);
                 variable += offer.variable_len().unwrap();
             }
             prop_assert_eq!(body.len(), variable + offers.len() * OFFER_LEN);

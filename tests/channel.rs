@@ -1,15 +1,16 @@
 //! Both ends of a channel through the Rust API, over real sockets, in one process.
 
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use handoff::backend::{Backend, BackendError, BackendOptions};
+use handoff::backend::{Backend, BackendError, BackendOptions, Kinds};
 use handoff::broker::{Broker, BrokerError, BrokerOptions, Offer, Verdict};
-use handoff::fallback::Reason;
+use handoff::reason::Reason;
 use tempfile::TempDir;
 
 /// A directory, a backend and a broker whose channel is up.
@@ -76,10 +77,14 @@ fn client() -> (TcpStream, TcpStream) {
     (client, listener.accept().unwrap().0)
 }
 
+/// In two parts, as of a broker with two buffers.
+static PREREAD: LazyLock<[IoSlice<'static>; 2]> =
+    LazyLock::new(|| [b"GET / ".as_slice(), b"HTTP/1.1\r\n"].map(IoSlice::new));
+
 fn offer(connection: &TcpStream, user_data: usize) -> Offer<'_> {
     Offer {
         descriptor: connection.as_fd(),
-        preread: b"GET / HTTP/1.1\r\n",
+        preread: &*PREREAD,
         metadata: b"anything",
         service: b"web",
         correlation: b"request-1",
@@ -137,7 +142,7 @@ fn rejected_connection_stays_the_brokers_with_the_backends_reason() {
 }
 
 #[test]
-fn arrival_that_was_revoked_at_the_deadline_cannot_be_adopted() {
+fn arrival_that_was_taken_back_at_the_deadline_cannot_be_adopted() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();
     let timeout = Some(Duration::from_millis(20));
@@ -145,7 +150,7 @@ fn arrival_that_was_revoked_at_the_deadline_cannot_be_adopted() {
     let arrival = pair.arrival();
     let verdict = pair.verdict();
     assert_eq!((verdict.adopted, verdict.reason), (false, Some(Reason::AckTimeout)));
-    assert!(matches!(pair.backend.adopt(arrival), Err(BackendError::Revoked { .. })));
+    assert!(matches!(pair.backend.adopt(arrival), Err(BackendError::TakenBack { .. })));
     // The slot goes round: the next offer goes through.
     pair.until(|pair| pair.backend.statistics().held == 0);
     pair.broker.offer(&offer(&accepted, 8)).unwrap();
@@ -155,35 +160,36 @@ fn arrival_that_was_revoked_at_the_deadline_cannot_be_adopted() {
 }
 
 #[test]
-fn offers_beyond_the_window_are_refused_and_go_through_when_there_is_room() {
-    let window = 4;
-    let mut pair = pair(BrokerOptions { window, ..Default::default() }, BackendOptions::default());
+fn offers_beyond_the_limit_are_refused_and_go_through_when_there_is_room() {
+    let most = 4;
+    let options = BrokerOptions { max_in_flight: most, ..Default::default() };
+    let mut pair = pair(options, BackendOptions::default());
     let (_client, accepted) = client();
     for round in 0..100 {
-        for user_data in 0..window {
+        for user_data in 0..most {
             pair.broker.offer(&offer(&accepted, user_data)).unwrap();
         }
         let refused = pair.broker.offer(&offer(&accepted, 99));
         assert!(matches!(refused, Err(BrokerError::Full { .. })), "round {round}");
-        for _ in 0..window {
+        for _ in 0..most {
             let arrival = pair.arrival();
             pair.backend.adopt(arrival).unwrap();
         }
-        let mut seen: Vec<_> = (0..window).map(|_| pair.verdict().user_data).collect();
+        let mut seen: Vec<_> = (0..most).map(|_| pair.verdict().user_data).collect();
         seen.sort_unstable();
-        assert_eq!(seen, (0..window).collect::<Vec<_>>());
+        assert_eq!(seen, (0..most).collect::<Vec<_>>());
     }
 }
 
 #[test]
-fn cancelled_offer_has_no_verdict_and_cannot_be_adopted() {
+fn offer_that_was_taken_back_has_no_verdict_and_cannot_be_adopted() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();
     let id = pair.broker.offer(&offer(&accepted, 7)).unwrap();
     let arrival = pair.arrival();
-    pair.broker.cancel(id).unwrap();
-    assert!(matches!(pair.broker.cancel(id), Err(BrokerError::TooLate { .. })));
-    assert!(matches!(pair.backend.adopt(arrival), Err(BackendError::Revoked { .. })));
+    pair.broker.take_back(id).unwrap();
+    assert!(matches!(pair.broker.take_back(id), Err(BrokerError::TooLate { .. })));
+    assert!(matches!(pair.backend.adopt(arrival), Err(BackendError::TakenBack { .. })));
     pair.until(|pair| pair.broker.statistics().in_flight == 0);
     assert_eq!(pair.broker.next_verdict(), None);
 }
@@ -284,7 +290,7 @@ fn offer_that_a_broker_sent_before_it_died_arrives_after_a_verdict_that_cannot_b
     backend.adopt(arrival).unwrap();
     backend.accept(Some(Duration::from_secs(5))).unwrap();
     // After the last one the channel ends.
-    assert!(matches!(backend.accept(Some(Duration::ZERO)), Err(BackendError::Timeout)));
+    assert!(matches!(backend.accept(Some(Duration::ZERO)), Err(BackendError::TimedOut)));
     assert_eq!(backend.statistics().channels, 0);
 }
 
@@ -304,6 +310,42 @@ fn closing_tells_what_became_of_everything() {
     assert_eq!((verdicts[1].adopted, verdicts[1].reason), (false, Some(Reason::BrokerClosed)));
     assert_eq!(verdicts.len(), 2);
     assert!(matches!(pair.broker.offer(&offer(&accepted, 3)), Err(BrokerError::Closed { .. })));
+}
+
+#[test]
+fn options_that_contradict_each_other_are_refused_with_both_values() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("handoff.sock");
+    let options = BrokerOptions { reconnect_min: Duration::from_secs(5), ..Default::default() };
+    let refused = Broker::new(&path, options).unwrap_err();
+    assert!(matches!(refused, BrokerError::InvalidOptions { .. }));
+    let sentence = refused.to_string();
+    assert!(sentence.contains("reconnect_min (5s)") && sentence.contains("reconnect_max (1s)"));
+    let options = BackendOptions { max_held_bytes: 1000, ..Default::default() };
+    let refused = Backend::listen(&path, options).unwrap_err();
+    assert!(matches!(refused, BackendError::InvalidOptions { .. }));
+    let sentence = refused.to_string();
+    assert!(sentence.contains("max_offer_bytes (65536)"), "{sentence}");
+    assert!(sentence.contains("max_held_bytes (1000)"), "{sentence}");
+    let kinds = Kinds { stream: false, seqpacket: false, datagram: false, unconnected: true };
+    let refused = Backend::listen(&path, BackendOptions { kinds, ..Default::default() });
+    assert!(matches!(refused, Err(BackendError::InvalidOptions { .. })));
+    assert!(!path.exists());
+}
+
+#[test]
+fn broker_without_a_limit_of_failures_never_refuses_for_them() {
+    for (max_failures, refused) in [(Some(1), true), (None, false)] {
+        let options = BrokerOptions { max_failures, ..Default::default() };
+        let mut pair = pair(options, BackendOptions::default());
+        let (_client, accepted) = client();
+        let timeout = Some(Duration::from_millis(1));
+        pair.broker.offer(&Offer { timeout, ..offer(&accepted, 1) }).unwrap();
+        assert_eq!(pair.verdict().reason, Some(Reason::AckTimeout));
+        let second = pair.broker.offer(&offer(&accepted, 2));
+        assert_eq!(matches!(second, Err(BrokerError::RateLimited { .. })), refused);
+        assert_eq!(second.is_err(), refused);
+    }
 }
 
 #[test]

@@ -1,11 +1,12 @@
-"""Reads include/handoff.h as cbindgen writes it: every name, with its documentation.
+"""Reads handoff.h and its parts as build.rs writes them: every name, with its documentation.
 
-A name that the patterns below do not understand is an error, so that what is made from the header
+A name that the patterns below do not understand is an error, so that what is made from the headers
 leaves nothing out.
 """
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Item:
 
 @dataclass
 class Header:
-    macros: list[str]  # names, in the order of the header
+    macros: list[str]  # names of those with a value, in the order of the headers
     types: dict[str, Item]
     constants: dict[str, Item]
     functions: dict[str, Item]
@@ -29,6 +30,8 @@ class Header:
 
 DOC = r"/\*\*\n((?: \*.*\n)+?) \*/\n"
 CONSTANT = re.compile(DOC + r"(#define (HANDOFF_\w+) .+)\n")
+ATTRIBUTES = re.compile(r"^HANDOFF_MUST_USE\n| HANDOFF_NOEXCEPT(?=;$)", re.M)
+NO_VALUE = {"HANDOFF_MUST_USE", "HANDOFF_NOEXCEPT"}
 TYPE = re.compile(DOC + r"(typedef [^{;]*(?:\{[^}]*\} *)?\b(handoff_\w+);)\n")
 MEMBER = re.compile(r"    /\*\*\n((?: +\*.*\n)+?) +\*/\n +([^;/]*?(\w+)(?:\[\w+\])?;)\n")
 FUNCTION = re.compile(DOC + r"((?:[\w ]+[ *])(handoff_\w+)\([^;{]*\);)\n")
@@ -42,11 +45,20 @@ def items(pattern: re.Pattern, source: str) -> dict[str, Item]:
     return {name: Item(name, text(doc), code) for doc, code, name in pattern.findall(source)}
 
 
-def read(path: str) -> Header:
-    with open(path, encoding="utf-8") as file:
-        source = file.read()
+def parts(directory: Path) -> list[Path]:
+    """The parts in the order in which handoff.h includes them."""
+    umbrella = (directory / "handoff.h").read_text(encoding="utf-8")
+    return [directory / name for name in re.findall(r'#include "(.+)"', umbrella)]
+
+
+def read(directory: str) -> Header:
+    source = "".join(path.read_text(encoding="utf-8") for path in parts(Path(directory)))
+    # As if every comment had its text on lines of its own, and no call an attribute.
+    source = re.sub(r"^( *)/\*\* (.*) \*/$", r"\1/**\n\1 * \2\n\1 */", source, flags=re.M)
+    source = ATTRIBUTES.sub("", source)
+    macros = re.findall(r"^#define (HANDOFF_\w+)(?= +\S)", source, flags=re.M)
     header = Header(
-        macros=re.findall(r"^#define (HANDOFF_\w+)(?= )", source, flags=re.M),
+        macros=[name for name in dict.fromkeys(macros) if name not in NO_VALUE],
         types=items(TYPE, source),
         constants=items(CONSTANT, source),
         functions=items(FUNCTION, source),
@@ -58,5 +70,5 @@ def read(path: str) -> Header:
     ):
         if sorted(found) != sorted(known):
             strange = sorted(set(found) ^ set(known))
-            raise SystemExit(f"{path}: cannot read the {kind} of: {', '.join(strange)}")
+            raise SystemExit(f"{directory}: cannot read the {kind} of: {', '.join(strange)}")
     return header

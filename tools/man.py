@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""man.py HEADER VERSION DIRECTORY: writes a manual page for each call and each type of the header.
-
-A call's form with `_at` in its name shares the page of the call itself.
-"""
+"""man.py HEADERS VERSION DIRECTORY: writes a manual page for each call and each type of handoff.h."""
 
 import os
 import re
@@ -71,39 +68,33 @@ class Manual:
         with open(os.path.join(self.directory, f"{name}.3"), "w", encoding="utf-8") as page:
             page.write("\n".join(lines) + "\n")
 
-    def head(self, names: list[str], doc: str, code: list[str]) -> list[str]:
+    def head(self, name: str, doc: str, code: str) -> list[str]:
         return [
-            f'.TH {names[0]} 3 "" "libhandoff {self.version}"',
+            f'.TH {name} 3 "" "libhandoff {self.version}"',
             # Names are long and must not be cut or stretched.
             ".nh",
             ".ad l",
             ".SH NAME",
-            f"{', '.join(names)} {chr(92)}- {escape(summary(doc))}",
+            rf"{name} \- {escape(summary(doc))}",
             ".SH LIBRARY",
             r"libhandoff (\fI\-lhandoff\fP)",
             ".SH SYNOPSIS",
-            literal("\n\n".join(["#include <handoff.h>", *code])),
+            literal(f"#include <handoff.h>\n\n{code}"),
         ]
 
-    def see_also(self, own: list[str], text: str) -> list[str]:
+    def see_also(self, own: str, text: str) -> list[str]:
         known = self.header.functions.keys() | self.header.types.keys()
-        names = {re.sub(r"_at$", "", n) for n in re.findall(r"handoff_\w+", text)} & known
+        names = set(re.findall(r"handoff_\w+", text)) & known
         if "HANDOFF_ERR_" in text:
             names.add("handoff_status")
-        pages = [f".BR {escape(name)} (3)," for name in sorted(names - set(own))]
+        pages = [f".BR {escape(name)} (3)," for name in sorted(names - {own})]
         return [".SH SEE ALSO", *pages, ".BR handoff (7)"]
 
     def call(self, name: str) -> None:
-        functions = self.header.functions
-        forms = [functions[form] for form in (name, f"{name}_at") if form in functions]
-        names = [form.name for form in forms]
-        before, arguments, result, notes = split_call(forms[0].doc)
-        page = self.head(names, before[0], [form.code for form in forms])
+        function = self.header.functions[name]
+        before, arguments, result, notes = split_call(function.doc)
+        page = self.head(name, before[0], function.code)
         page += [".SH DESCRIPTION", "\n.PP\n".join(map(running, before))]
-        for form in forms[1:]:
-            at_before, at_arguments, _, _ = split_call(form.doc)
-            page += [".PP", rf"\fB{form.name}\fP() is " + running(" ".join(at_before))]
-            arguments += at_arguments
         if arguments:
             page += [".SH ARGUMENTS"]
             for argument, meaning in arguments:
@@ -112,14 +103,11 @@ class Manual:
             page += [".SH RETURN VALUE", running(result)]
         if notes:
             page += [".SH NOTES", "\n.PP\n".join(map(running, notes))]
-        page += self.see_also(names, " ".join(form.doc + form.code for form in forms))
-        self.write(name, page)
-        for link in names[1:]:
-            self.write(link, [f".so man3/{name}.3"])
+        self.write(name, page + self.see_also(name, function.doc + function.code))
 
     def type(self, name: str) -> None:
         item = self.header.types[name]
-        page = self.head([name], item.doc, [unstarred(item.code)])
+        page = self.head(name, item.doc, unstarred(item.code))
         page += [".SH DESCRIPTION", "\n.PP\n".join(map(running, paragraphs(item.doc)))]
         if item.members():
             page += [".SH MEMBERS"]
@@ -131,7 +119,7 @@ class Manual:
             for value in values:
                 page += [".TP", rf"\fB{value.name}\fP", running(value.doc)]
         users = [f for f in self.header.functions.values() if re.search(rf"\b{name}\b", f.code)]
-        page += self.see_also([name], " ".join([item.doc, item.code, *(f.name for f in users)]))
+        page += self.see_also(name, " ".join([item.doc, item.code, *(f.name for f in users)]))
         self.write(name, page)
 
     def values(self, item: c_header.Item) -> list[c_header.Item]:
@@ -148,12 +136,11 @@ class Manual:
 
 
 def main() -> None:
-    path, version, directory = sys.argv[1:]
+    headers, version, directory = sys.argv[1:]
     os.makedirs(directory, exist_ok=True)
-    manual = Manual(c_header.read(path), version, directory)
+    manual = Manual(c_header.read(headers), version, directory)
     for name in manual.header.functions:
-        if re.sub(r"_at$", "", name) == name or name[:-3] not in manual.header.functions:
-            manual.call(name)
+        manual.call(name)
     for name in manual.header.types:
         manual.type(name)
 

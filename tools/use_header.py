@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""use_header.py HEADER: prints a program, C and C++ at once, that uses every name in the header."""
+"""use_header.py DIRECTORY: prints a program, C and C++ at once, that uses every name in handoff.h."""
 
 import sys
 
@@ -14,9 +14,11 @@ def main() -> None:
             print(f"{name[:-5].lower()} use_{name} = {name};")
         elif name == "HANDOFF_VERSION":
             print(f"const char *use_{name} = {name};")
+        elif name in ("HANDOFF_NO_LIMIT", "HANDOFF_NO_TIMEOUT"):
+            print(f"uint64_t use_{name} = {name};")
         else:
-            # In #if too, so nothing but an integer will do.
-            print(f"#if {name} < 0\n#error {name} is negative\n#endif")
+            # In #if too, so nothing but an integer will do; and one that is a single operand.
+            print(f"#if 1 - {name} + {name} != 1\n#error {name} is an expression\n#endif")
             print(f"long use_{name} = {name};")
     for name, item in header.types.items():
         print(f"{name} *use_type_{name};")

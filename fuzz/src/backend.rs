@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use handoff::backend::{Backend, BackendOptions};
-use handoff::fallback::Reason;
+use handoff::reason::Reason;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use crate::input::Input;
@@ -191,7 +191,7 @@ fn play(input: &mut Input<'_>) {
     let name = peer::fresh_name();
     let options = BackendOptions {
         max_channels: MAX_CHANNELS,
-        credit: CREDIT,
+        max_in_flight: CREDIT,
         max_offer_bytes: MAX_OFFER_BYTES,
         max_held_bytes: MAX_HELD_BYTES,
         ..Default::default()
@@ -287,7 +287,7 @@ fn play(input: &mut Input<'_>) {
         assert!(statistics.held_bytes <= MAX_HELD_BYTES);
         let granted: usize = world.brokers.iter().map(|broker| broker.granted).sum();
         assert!(statistics.arrived <= granted as u64, "more arrivals than tokens");
-        let settled = statistics.adopted + statistics.rejected + statistics.revoked;
+        let settled = statistics.adopted + statistics.rejected + statistics.taken_back;
         assert!(statistics.arrived >= settled + statistics.held as u64);
     }
 }

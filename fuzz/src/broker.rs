@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -96,7 +97,7 @@ fn verdict(slot: u32, generation: u64, reason: u8, next: bool, token: u8) -> Vec
 #[derive(PartialEq)]
 enum Fate {
     InFlight,
-    Cancelled,
+    TakenBack,
     Settled,
 }
 
@@ -109,7 +110,7 @@ pub fn run(data: &[u8]) {
 
 fn play(input: &mut Input<'_>) {
     let honest_words = input.u8() & 3 != 0;
-    let window = 1 + input.below(8);
+    let max_in_flight = 1 + input.below(8);
     let name = peer::fresh_name();
     let mut backend = Backend {
         listener: peer::listen(&name),
@@ -121,9 +122,9 @@ fn play(input: &mut Input<'_>) {
     };
     let millisecond = Duration::from_millis(1);
     let options = BrokerOptions {
-        window,
+        max_in_flight,
         queue_bytes: 0,
-        max_failures: 4096,
+        max_failures: Some(4096),
         reconnect_min: millisecond,
         reconnect_max: millisecond,
         ..Default::default()
@@ -140,9 +141,10 @@ fn play(input: &mut Input<'_>) {
             0 | 1 => broker.dispatch().unwrap(),
             2 | 3 => {
                 let choice = input.u8();
+                let len = if choice & 15 == 15 { preread.len() } else { 3 };
                 let offer = Offer {
                     descriptor: connection.as_fd(),
-                    preread: &preread[..if choice & 15 == 15 { preread.len() } else { 3 }],
+                    preread: &[IoSlice::new(&preread[..len])],
                     metadata: &(number as u64).to_le_bytes(),
                     service: b"",
                     correlation: b"",
@@ -158,10 +160,10 @@ fn play(input: &mut Input<'_>) {
             4 => {
                 let nth = input.below(64);
                 if let Some((id, (_, fate))) = fates.iter_mut().find(|(_, (n, _))| *n == nth) {
-                    if broker.cancel(*id).is_ok() {
-                        assert!(*fate == Fate::InFlight, "cancelled after its end");
+                    if broker.take_back(*id).is_ok() {
+                        assert!(*fate == Fate::InFlight, "taken back after its end");
                         assert!(backend.scribbled || !backend.claimed.contains(&nth));
-                        *fate = Fate::Cancelled;
+                        *fate = Fate::TakenBack;
                     }
                 }
             }
@@ -217,11 +219,11 @@ fn play(input: &mut Input<'_>) {
             check(&verdict, &mut fates, &backend);
         }
         let statistics = broker.statistics();
-        assert!(statistics.in_flight <= window);
+        assert!(statistics.in_flight <= max_in_flight);
         assert!(statistics.queued_bytes <= 128 * 1024);
-        let settled = statistics.adopted + statistics.fallback.iter().sum::<u64>();
+        let settled = statistics.adopted + statistics.fallbacks.iter().sum::<u64>();
         let in_flight = statistics.in_flight as u64;
-        assert_eq!(statistics.offered, settled + statistics.cancelled + in_flight);
+        assert_eq!(statistics.offered, settled + statistics.taken_back + in_flight);
     }
     broker.close().unwrap();
     while let Some(verdict) = broker.next_verdict() {

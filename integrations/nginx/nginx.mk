@@ -26,7 +26,7 @@ $(NGINX_BUILD)/configured: integrations/nginx/config integrations/nginx/nginx.mk
 	@touch $@
 
 $(NGINX_BUILD)/stamp: $(NGINX_BUILD)/configured $(wildcard integrations/nginx/ngx_*) \
-    include/handoff.h
+    $(HEADERS)
 	$(MAKE) -C $(NGINX_BUILD)/src --no-print-directory -f objs/Makefile \
 	    $(addprefix objs/,$(notdir $(NGINX_MODULES)))
 	install $(addprefix $(NGINX_BUILD)/src/objs/,$(notdir $(NGINX_MODULES))) $(NGINX_BUILD)

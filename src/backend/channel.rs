@@ -4,8 +4,8 @@
 use std::os::fd::OwnedFd;
 
 use crate::claim::{self, ClaimTable};
-use crate::fallback::Reason;
 use crate::peer::Credentials;
+use crate::reason::Reason;
 use crate::token::Token;
 use crate::wire;
 
@@ -116,20 +116,20 @@ impl Channel {
 
     /// Checks that an offer spends the token of its slot, which is wiped by that.
     pub(super) fn spend(&mut self, offer: &wire::Offer<'_>) -> Result<(), Broken> {
-        let slot = self.slots.get_mut(offer.slot as usize).ok_or(Broken)?;
-        let granted = slot.state == State::Granted && slot.token == offer.token;
-        if !granted || offer.generation <= slot.generation {
+        let slot = self.slots.get_mut(offer.head.slot as usize).ok_or(Broken)?;
+        let granted = slot.state == State::Granted && slot.token == offer.head.token;
+        if !granted || offer.head.generation <= slot.generation {
             return Err(Broken);
         }
         slot.state = State::Empty;
         slot.token = NO_TOKEN;
-        slot.generation = offer.generation;
+        slot.generation = offer.head.generation;
         Ok(())
     }
 
     /// Holds an arrival until it is adopted or rejected.
     pub(super) fn hold(&mut self, offer: &wire::Offer<'_>, descriptor: OwnedFd, serial: u64) {
-        let slot = &mut self.slots[offer.slot as usize];
+        let slot = &mut self.slots[offer.head.slot as usize];
         slot.state = State::Held;
         slot.serial = serial;
         slot.descriptor = Some(descriptor);

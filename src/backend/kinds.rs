@@ -5,11 +5,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::fallback::Reason;
-use crate::sys::channel::{self as packets, MAX_DESCRIPTORS};
+use crate::reason::Reason;
+use crate::sys::packet::{self, MAX_DESCRIPTORS};
 
-/// Which sockets a backend takes. All of these together are any socket, of whatever other kind:
-/// then nothing is asked about that.
+/// Which sockets a backend takes. With all of these it takes any socket, also one of another kind,
+/// and the kernel is not asked for the kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kinds {
     /// SOCK_STREAM: TCP and Unix streams. The default, and the only one.
@@ -18,8 +18,16 @@ pub struct Kinds {
     pub seqpacket: bool,
     /// SOCK_DGRAM: UDP, say.
     pub datagram: bool,
-    /// Sockets without a peer: listening ones, or not connected yet.
+    /// With one of the others: sockets without a peer too, listening ones or not connected yet.
     pub unconnected: bool,
+}
+
+impl Kinds {
+    /// Whether no socket can be of these kinds, although one is named.
+    pub(super) fn are_unconnected_alone(self) -> bool {
+        let Kinds { stream, seqpacket, datagram, unconnected } = self;
+        unconnected && !stream && !seqpacket && !datagram
+    }
 }
 
 /// Looks at what arrives.
@@ -39,7 +47,7 @@ impl Inspector {
     /// writing, if that will be of use.
     pub(super) fn look(&self, descriptors: &[OwnedFd]) -> [bool; MAX_DESCRIPTORS] {
         if self.tries_tcp() {
-            packets::open_for_writing(descriptors)
+            packet::open_for_writing(descriptors)
         } else {
             [false; MAX_DESCRIPTORS]
         }
@@ -57,7 +65,7 @@ impl Inspector {
             return Some(Reason::ClientUnsupported);
         }
         // What arrived is what was offered, and a socket: nothing else has a cookie.
-        let same = packets::cookie(descriptor).is_ok_and(|found| found == cookie);
+        let same = packet::cookie(descriptor).is_ok_and(|found| found == cookie);
         (!same).then_some(Reason::IntegrityMismatch)
     }
 
@@ -76,10 +84,10 @@ impl Inspector {
         if stream && seqpacket && datagram && unconnected {
             return true;
         }
-        if open && self.tries_tcp() && packets::is_tcp(descriptor) {
+        if open && self.tries_tcp() && packet::is_tcp(descriptor) {
             return true;
         }
-        let kind = packets::socket_type(descriptor);
+        let kind = packet::socket_type(descriptor);
         let allowed = match kind {
             Ok(libc::SOCK_STREAM) => stream,
             Ok(libc::SOCK_SEQPACKET) => seqpacket,
@@ -89,7 +97,7 @@ impl Inspector {
         if !allowed || unconnected {
             return allowed;
         }
-        let Some(family) = packets::peer_family(descriptor) else { return false };
+        let Some(family) = packet::peer_family(descriptor) else { return false };
         let over_ip = matches!(family, libc::AF_INET | libc::AF_INET6);
         self.expect_tcp = over_ip && matches!(kind, Ok(libc::SOCK_STREAM));
         true
@@ -115,7 +123,7 @@ mod tests {
     /// Whether streams with a peer, and nothing else, take this: whatever came before it.
     fn taken(socket: impl Into<OwnedFd>) -> bool {
         let socket = [socket.into()];
-        let open = packets::open_for_writing(&socket)[0];
+        let open = packet::open_for_writing(&socket)[0];
         let [expecting, not] = [true, false].map(|expect_tcp| {
             Inspector { kinds: STREAMS, expect_tcp }.allows(socket[0].as_fd(), open)
         });
@@ -127,7 +135,7 @@ mod tests {
     fn connected_streams_are_taken_in_every_state() {
         let (client, _server) = tcp();
         let found = Inspector::new(STREAMS).allows(client.as_fd(), true);
-        assert!(found && packets::is_tcp(client.as_fd()));
+        assert!(found && packet::is_tcp(client.as_fd()));
         assert!(taken(client));
 
         let (mut full, _server) = tcp();
@@ -186,7 +194,7 @@ mod tests {
             (libc::AF_VSOCK, libc::SOCK_STREAM),
         ] {
             // A system without the family has no such sockets.
-            if let Ok(socket) = packets::tests::new_socket(family, kind) {
+            if let Ok(socket) = packet::tests::new_socket(family, kind) {
                 assert!(!taken(socket), "family {family}, kind {kind}");
             }
         }
@@ -195,11 +203,11 @@ mod tests {
     #[test]
     fn connection_that_waits_for_its_first_bytes_to_connect_is_not_taken() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let socket = [packets::tests::connect_with_first_bytes(listener.local_addr().unwrap())];
+        let socket = [packet::tests::connect_with_first_bytes(listener.local_addr().unwrap())];
         // poll(2) alone would not tell.
-        assert!(packets::open_for_writing(&socket)[0]);
+        assert!(packet::open_for_writing(&socket)[0]);
         let [socket] = socket;
-        assert!(!packets::is_tcp(socket.as_fd()));
+        assert!(!packet::is_tcp(socket.as_fd()));
         assert!(!taken(socket));
     }
 }

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use super::offers::{Offers, State};
 use super::{BrokerStatistics, Verdict};
+use crate::address;
 use crate::claim::{self, ClaimTable, Lost};
-use crate::fallback::{FailureWindow, Reason};
-use crate::sys::{self, SocketKind, channel as packets, event};
-use crate::transport;
+use crate::failures::FailureCounter;
+use crate::reason::Reason;
+use crate::sys::{self, SocketKind, event, packet};
 use crate::wire::{self, Frame, Hello, Kind};
 
 /// The key of the channel's socket among the events.
@@ -42,7 +43,8 @@ pub(super) struct Channel {
 pub(super) struct Outcomes {
     pub(super) verdicts: VecDeque<Verdict>,
     pub(super) statistics: BrokerStatistics,
-    pub(super) failures: FailureWindow,
+    /// None: failures never refuse an offer.
+    pub(super) failures: Option<FailureCounter>,
 }
 
 impl Outcomes {
@@ -50,15 +52,23 @@ impl Outcomes {
         let Verdict { adopted, reason, .. } = verdict;
         if adopted {
             self.statistics.adopted += 1;
-            self.failures.clear();
+            if let Some(failures) = &mut self.failures {
+                failures.clear();
+            }
         } else if let Some(reason) = reason {
-            self.statistics.fallback[reason as usize] += 1;
+            self.statistics.fallbacks[reason as usize] += 1;
         }
         // A rejection is an answer, and the end of a channel counts once, not for each offer.
         if reason == Some(Reason::AckTimeout) {
-            self.failures.record(now);
+            self.record_failure(now);
         }
         self.verdicts.push_back(verdict);
+    }
+
+    pub(super) fn record_failure(&mut self, now: Instant) {
+        if let Some(failures) = &mut self.failures {
+            failures.record(now);
+        }
     }
 }
 
@@ -66,15 +76,15 @@ impl Channel {
     /// Connects to a handoff socket and says hello, without waiting for the welcome.
     pub(super) fn connect(path: &Path, slots: usize, now: Instant) -> io::Result<Channel> {
         let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
-        let address = transport::address(path).map_err(invalid)?;
+        let address = address::address(path).map_err(invalid)?;
         let socket = sys::socket(SocketKind::SeqPacket)?;
         // Before connecting: later could be too late.
-        packets::refuse_descriptors(&socket);
+        packet::refuse_descriptors(&socket);
         sys::connect(&socket, &address)?;
         let (claims, table) = ClaimTable::create(slots)?;
         let hello = Hello { slots: slots as u32 }.body();
         let header = wire::header(Kind::Hello, 0, 1, hello.len());
-        packets::send_packet(socket.as_fd(), &header, &hello, &[table.as_raw_fd()])?;
+        packet::send_packet(socket.as_fd(), &header, &hello, &[table.as_raw_fd()])?;
         Ok(Channel {
             socket,
             claims,
@@ -119,7 +129,7 @@ impl Channel {
             let body = self.offers.batch(most, descriptors);
             let count = descriptors.len();
             let header = wire::header(Kind::Offers, count, count, body.len());
-            let sent = packets::send_packet(self.socket.as_fd(), &header, body, descriptors);
+            let sent = packet::send_packet(self.socket.as_fd(), &header, body, descriptors);
             let Err(error) = sent else {
                 self.offers.sent(count);
                 continue;
@@ -227,13 +237,13 @@ impl Channel {
         now: Instant,
     ) -> Result<bool, Reason> {
         for _ in 0..MAX_FRAMES {
-            let received = match packets::receive_bare_packet(self.socket.as_fd(), buffer) {
+            let received = match packet::receive_bare_packet(self.socket.as_fd(), buffer) {
                 Ok(received) if received.len == 0 => return Err(Reason::BackendUnavailable),
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(_) => return Err(Reason::BackendUnavailable),
             };
-            // Descriptors that come here come from nobody who means well.
+            // A backend never sends descriptors; treat any as hostile.
             if received.payload_truncated || received.control_truncated {
                 return Err(Reason::IntegrityMismatch);
             }

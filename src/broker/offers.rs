@@ -2,11 +2,12 @@
 //! sent. State only; no I/O.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
 use crate::token::Token;
-use crate::wire::{self, MAX_DESCRIPTORS, MAX_FRAME_LEN, OFFER_LEN};
+use crate::wire::{self, MAX_DESCRIPTORS, MAX_FRAME_LEN, OFFER_LEN, OfferHead};
 
 /// Where a slot is on its way around.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub(super) struct NewOffer<'a> {
     pub service: &'a [u8],
     pub correlation: &'a [u8],
     pub metadata: &'a [u8],
-    pub preread: &'a [u8],
+    pub preread: &'a [IoSlice<'a>],
 }
 
 /// An offer that waits to be sent.
@@ -172,9 +173,8 @@ impl Offers {
         }
         let before = self.bytes.len();
         let NewOffer { cookie, service, correlation, metadata, preread, .. } = *offer;
-        let (generation, token) = (found.generation, found.token);
-        wire::Offer { slot, generation, token, cookie, service, correlation, metadata, preread }
-            .write(&mut self.bytes);
+        let head = OfferHead { slot, generation: found.generation, token: found.token, cookie };
+        wire::write_offer(&mut self.bytes, &head, service, correlation, metadata, preread);
         self.queue.push_back(Queued { slot, len: (self.bytes.len() - before) as u32 });
         Some(slot)
     }
@@ -292,7 +292,7 @@ mod tests {
     use proptest::prelude::*;
     use std::time::Duration;
 
-    fn offer(id: u64, deadline: Instant, preread: &[u8]) -> NewOffer<'_> {
+    fn offer<'a>(id: u64, deadline: Instant, preread: &'a [IoSlice<'a>]) -> NewOffer<'a> {
         NewOffer {
             id,
             user_data: 0,
@@ -318,11 +318,11 @@ mod tests {
     fn slot_without_a_token_takes_no_offer_and_one_with_a_token_no_other() {
         let now = Instant::now();
         let mut offers = Offers::new(2, now);
-        assert!(offers.queue(&offer(1, now, b"")).is_none());
+        assert!(offers.queue(&offer(1, now, &[])).is_none());
         assert!(offers.grant(1, NO_TOKEN));
         assert!(!offers.grant(1, NO_TOKEN));
         assert!(!offers.grant(2, NO_TOKEN));
-        assert_eq!(offers.queue(&offer(1, now, b"")), Some(1));
+        assert_eq!(offers.queue(&offer(1, now, &[])), Some(1));
         assert!(offers.next_slot().is_none());
     }
 
@@ -332,7 +332,7 @@ mod tests {
         let mut offers = granted(8, now);
         let large = vec![7; MAX_FRAME_LEN / 3];
         for id in 0..4 {
-            offers.queue(&offer(id, now, &large));
+            offers.queue(&offer(id, now, &[IoSlice::new(&large)]));
         }
         let mut descriptors = Vec::new();
         let len = offers.batch(252, &mut descriptors).len();
@@ -347,7 +347,10 @@ mod tests {
     fn offer_that_is_settled_before_it_was_sent_is_not_sent() {
         let now = Instant::now();
         let mut offers = granted(3, now);
-        let slots = [1, 2, 3].map(|id| offers.queue(&offer(id, now, &[id as u8; 5])).unwrap());
+        let slots = [1, 2, 3].map(|id| {
+            let preread = [id as u8; 5];
+            offers.queue(&offer(id, now, &[IoSlice::new(&preread)])).unwrap()
+        });
         offers.settle(slots[1], false);
         let mut descriptors = Vec::new();
         let bytes = offers.batch(252, &mut descriptors).to_vec();
@@ -368,7 +371,7 @@ mod tests {
             for (id, (add, milliseconds, which)) in steps.into_iter().enumerate() {
                 if add && model.len() < 16 {
                     let deadline = now + Duration::from_millis(milliseconds);
-                    let slot = offers.queue(&offer(id as u64, deadline, b"x")).unwrap();
+                    let slot = offers.queue(&offer(id as u64, deadline, &[IoSlice::new(b"x")])).unwrap();
                     model.push((deadline, slot));
                 } else if !model.is_empty() {
                     let (_, slot) = model.swap_remove(which.index(model.len()));

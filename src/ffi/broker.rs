@@ -1,136 +1,92 @@
 //! The broker's end of a channel.
 
+use std::borrow::Cow;
 use std::ffi::{c_char, c_int, c_void};
+use std::io::IoSlice;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use super::attempt::{HANDOFF_ADOPTED, HANDOFF_FALLBACK, handoff_verdict};
-use super::fallback::{
-    HANDOFF_FALLBACK_MAX_FAILURES, HANDOFF_FALLBACK_WINDOW_MS, HANDOFF_REASON_NONE, handoff_reason,
+use libc::iovec;
+
+use super::argument::{
+    Out, Problem, bytes, descriptor, exclusive, free, path, reference, slice, string, timeout,
+};
+use super::growing::{Fill, Growing, Input, initialize, read, read_or_default};
+use super::guard::{Failure, Message, guard, guard_or};
+use super::reason::{
+    HANDOFF_ADOPTED, HANDOFF_FALLBACK, HANDOFF_REASON_NONE, handoff_outcome, handoff_reason,
 };
 use super::status::{HANDOFF_OK, handoff_status};
-use super::{
-    Failure, Growing, Out, descriptor, exclusive, free, guard, options, path, slice, string,
-};
 use crate::broker::{Broker, BrokerOptions, BrokerStatistics, Offer, Verdict};
-use crate::fallback::Reason;
+use crate::reason::Reason;
 
-/// Default of handoff_broker_options.window.
-pub const HANDOFF_BROKER_WINDOW: usize = 256;
-/// Default of handoff_broker_options.timeout_ms.
-pub const HANDOFF_BROKER_TIMEOUT_MS: u64 = 5000;
-/// Default of handoff_broker_options.queue_bytes.
-pub const HANDOFF_BROKER_QUEUE_BYTES: usize = 1048576;
-/// Default of handoff_broker_options.reconnect_min_ms.
-pub const HANDOFF_BROKER_RECONNECT_MIN_MS: u64 = 10;
-/// Default of handoff_broker_options.reconnect_max_ms.
-pub const HANDOFF_BROKER_RECONNECT_MAX_MS: u64 = 1000;
+/// The broker's end of a channel to one backend.
+///
+/// It belongs to the process that uses it first: make it before fork() and use it in one child, or
+/// make one in each.
+pub struct handoff_broker {
+    broker: Broker,
+    last_error: Message,
+}
 
-/// The limits of a broker. Begin with HANDOFF_BROKER_OPTIONS_INIT and change what you want. A value
-/// outside its range is taken to the nearest end of it.
+/// The limits of a broker. Zero is the default in every field. Out-of-range values are clamped.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_broker_options {
-    /// sizeof(handoff_broker_options), set by the INIT macro.
+    /// Set by HANDOFF_BROKER_OPTIONS_INIT.
     pub size: usize,
-    /// Offers in flight at once: 1 to 4096. The backend may allow fewer.
-    pub window: usize,
-    /// How long an offer may wait for its verdict, in milliseconds, unless it says otherwise: 1 at
-    /// least.
+    /// The most offers in flight: 1 to 4096, default 256. The backend may allow fewer.
+    pub max_in_flight: usize,
+    /// How long an offer may wait for its verdict, in milliseconds, unless the offer says
+    /// otherwise: default 5000; HANDOFF_NO_TIMEOUT.
     pub timeout_ms: u64,
-    /// Bytes of offers that may wait for room in the socket: 131072 at least.
+    /// The most bytes of offers that wait for room in the socket: at least 131072, default 1048576.
     pub queue_bytes: usize,
-    /// Failures within the window after which offers are refused: 1 to 4096.
+    /// After so many failures within `failure_period_ms`, offers are refused: 1 to 4096, default 8;
+    /// HANDOFF_NO_LIMIT never refuses for that.
     pub max_failures: usize,
-    /// How long a failure counts, in milliseconds: 1 at least.
-    pub failure_window_ms: u64,
-    /// The shortest pause before connecting again, in milliseconds: 1 at least. It doubles with
-    /// each attempt that fails.
+    /// How long a failure counts, in milliseconds: default 30000.
+    pub failure_period_ms: u64,
+    /// The pause before the first reconnect, in milliseconds: default 10. It doubles with each
+    /// failed attempt.
     pub reconnect_min_ms: u64,
-    /// The longest.
+    /// The longest pause, in milliseconds: default 1000, or `reconnect_min_ms` if that is longer.
     pub reconnect_max_ms: u64,
 }
 
-// SAFETY: repr(C), begins with a usize, all integers.
-unsafe impl Growing for handoff_broker_options {}
-
-/// A connection to hand over. Begin with HANDOFF_OFFER_INIT and set at least `fd`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct handoff_offer {
-    /// sizeof(handoff_offer), set by the INIT macro.
-    pub size: usize,
-    /// The client's connection, a socket. It stays yours: keep it open, and out of your event loop
-    /// (EPOLL_CTL_DEL), until the verdict.
-    pub fd: c_int,
-    /// Not 0: more offers follow at once, so sending is left to the last of them or to
-    /// handoff_broker_flush().
-    pub more: u32,
-    /// Bytes already read from the client, which the backend reads first; copied. May be NULL if
-    /// there are none.
-    pub preread: *const u8,
-    /// How many there are.
-    pub preread_len: usize,
-    /// Anything for the backend; copied. May be NULL if there is none.
-    pub metadata: *const u8,
-    /// How many bytes it has.
-    pub metadata_len: usize,
-    /// The service that is meant, 255 bytes at most; copied. May be NULL.
-    pub service: *const c_char,
-    /// What the connection is called in logs, 255 bytes at most; copied. May be NULL.
-    pub correlation: *const c_char,
-    /// Comes back with the verdict; not looked at.
-    pub user_data: *mut c_void,
-    /// How long it may wait for its verdict, in milliseconds; 0 for the broker's timeout.
-    pub timeout_ms: u64,
+// SAFETY: repr(C), begins with its size.
+unsafe impl Growing for handoff_broker_options {
+    const INIT: &'static str = "HANDOFF_BROKER_OPTIONS_INIT";
 }
+// SAFETY: integers.
+unsafe impl Input for handoff_broker_options {}
 
-// SAFETY: repr(C), begins with a usize, all integers and pointers.
-unsafe impl Growing for handoff_offer {}
-
-/// What a broker has done. Set `size` with HANDOFF_BROKER_STATISTICS_INIT before asking.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct handoff_broker_statistics {
-    /// sizeof(handoff_broker_statistics), set by the INIT macro.
-    pub size: usize,
-    /// Offers that were taken.
-    pub offered: u64,
-    /// Offers that were refused at once.
-    pub refused: u64,
-    /// Offers that the backend adopted.
-    pub adopted: u64,
-    /// Offers that handoff_broker_cancel() took back.
-    pub cancelled: u64,
-    /// Channels that were set up, the first included.
-    pub connects: u64,
-    /// Offers without a verdict yet.
-    pub in_flight: u64,
-    /// Bytes that wait for room in the socket.
-    pub queued_bytes: u64,
-    /// Fallbacks, by HANDOFF_REASON_*.
-    pub fallback: [u64; 32],
-}
-
-// SAFETY: repr(C), begins with a usize, all integers.
-unsafe impl Growing for handoff_broker_statistics {}
-
-/// The broker's end of a channel to one backend. One thread at a time may use it; different ones
-/// are independent. It belongs to the process that uses it first: make it before fork() and use it
-/// in one child, or make one in each.
-pub struct handoff_broker {
-    broker: Broker,
-}
-
-/// Makes a broker for the backend that listens at `path`. Does no I/O and opens nothing; the first
-/// use connects, and the broker connects again by itself whenever a channel ends.
+/// Initialises options as HANDOFF_BROKER_OPTIONS_INIT does, for languages without macros.
 ///
-/// @param path         the handoff socket's path, at most 107 bytes; "@" begins an abstract name
-/// @param options      its limits, or NULL for the defaults; read during the call only
+/// @param[out] options  the options
+/// @param size          sizeof(handoff_broker_options)
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `options` is NULL or `size` cannot be right.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_broker_options_init(
+    options: *mut handoff_broker_options,
+    size: usize,
+) -> handoff_status {
+    guard(|| initialize(options, size))
+}
+
+/// Makes a broker for the backend that listens at `path`.
+///
+/// It does no I/O and opens nothing. The first use connects; after that the broker reconnects by
+/// itself whenever the channel ends.
+///
+/// @param path         the handoff socket's path, at most 107 bytes; "@" starts an abstract name
+/// @param options      the limits, or NULL for the defaults; read during the call only
 /// @param[out] broker  the broker; free it with handoff_broker_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, the path cannot be a
-///         socket's or `options->size` is wrong.
+///         socket's, `options->size` is wrong or `reconnect_min_ms` is more than
+///         `reconnect_max_ms`.
 #[unsafe(no_mangle)]
+#[must_use]
 pub extern "C" fn handoff_broker_new(
     path: *const c_char,
     options: *const handoff_broker_options,
@@ -138,93 +94,142 @@ pub extern "C" fn handoff_broker_new(
 ) -> handoff_status {
     guard(|| {
         let path = self::path(path)?;
+        let options = core_options(read_or_default(options, "options")?);
         let out = Out::new(broker, "broker")?;
-        let defaults = handoff_broker_options {
-            size: size_of::<handoff_broker_options>(),
-            window: HANDOFF_BROKER_WINDOW,
-            timeout_ms: HANDOFF_BROKER_TIMEOUT_MS,
-            queue_bytes: HANDOFF_BROKER_QUEUE_BYTES,
-            max_failures: HANDOFF_FALLBACK_MAX_FAILURES,
-            failure_window_ms: HANDOFF_FALLBACK_WINDOW_MS,
-            reconnect_min_ms: HANDOFF_BROKER_RECONNECT_MIN_MS,
-            reconnect_max_ms: HANDOFF_BROKER_RECONNECT_MAX_MS,
-        };
-        let options = self::options(options, defaults, "options")?;
-        let broker = Broker::new(path, core_options(&options))?;
-        out.set(Box::into_raw(Box::new(handoff_broker { broker })));
+        let broker = Broker::new(path, options)?;
+        out.give(handoff_broker { broker, last_error: Message::new() });
         Ok(())
     })
 }
 
-fn core_options(options: &handoff_broker_options) -> BrokerOptions {
+fn core_options(options: handoff_broker_options) -> BrokerOptions {
+    let defaults = BrokerOptions::default();
+    let or_default = |milliseconds, default| timeout(milliseconds, default);
+    let reconnect_min = or_default(options.reconnect_min_ms, defaults.reconnect_min);
     BrokerOptions {
-        window: options.window,
-        timeout: Duration::from_millis(options.timeout_ms),
-        queue_bytes: options.queue_bytes,
-        max_failures: options.max_failures,
-        failure_window: Duration::from_millis(options.failure_window_ms),
-        reconnect_min: Duration::from_millis(options.reconnect_min_ms),
-        reconnect_max: Duration::from_millis(options.reconnect_max_ms),
+        max_in_flight: nonzero(options.max_in_flight, defaults.max_in_flight),
+        timeout: timeout(options.timeout_ms, defaults.timeout),
+        queue_bytes: nonzero(options.queue_bytes, defaults.queue_bytes),
+        max_failures: match options.max_failures {
+            0 => defaults.max_failures,
+            usize::MAX => None,
+            most => Some(most),
+        },
+        failure_period: or_default(options.failure_period_ms, defaults.failure_period),
+        reconnect_min,
+        reconnect_max: or_default(
+            options.reconnect_max_ms,
+            defaults.reconnect_max.max(reconnect_min),
+        ),
     }
 }
 
-/// Takes back what is in flight, as handoff_broker_close() does, and unmakes a broker; the verdicts
-/// are lost with it. In a child of fork() it closes the child's copies only.
-///
-/// @param broker  the broker, or NULL, which does nothing
-#[unsafe(no_mangle)]
-pub extern "C" fn handoff_broker_free(broker: *mut handoff_broker) {
-    free(broker);
+pub(super) fn nonzero(value: usize, default: usize) -> usize {
+    if value == 0 { default } else { value }
 }
 
-fn broker<'a>(broker: *mut handoff_broker) -> Result<&'a mut Broker, Failure> {
-    exclusive(broker, "broker").map(|broker| &mut broker.broker)
+/// Runs the body of a call of a broker, and keeps its error with the broker.
+fn with(
+    broker: *mut handoff_broker,
+    body: impl FnOnce(&mut Broker) -> Result<(), Failure>,
+) -> handoff_status {
+    let status = guard(|| body(&mut exclusive(broker, "broker")?.broker));
+    if let (..0, Ok(broker)) = (status, reference(broker, "broker")) {
+        broker.last_error.copy_from_thread();
+    }
+    status
 }
 
-/// Gives the one descriptor to watch: it is readable whenever handoff_broker_dispatch() has work,
-/// level- and edge-triggered, and stays the same. This is a use: the broker begins to connect.
+/// A connection to hand over. Set at least `fd`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct handoff_offer {
+    /// Set by HANDOFF_OFFER_INIT.
+    pub size: usize,
+    /// The client's connection, a socket. It stays yours: keep it open, and out of your event loop
+    /// (EPOLL_CTL_DEL), until the verdict.
+    pub fd: c_int,
+    /// HANDOFF_OFFER_MORE, or 0.
+    pub flags: u32,
+    /// Bytes that you have read from the client. The backend gets them first. Copied.
+    pub preread: *const c_void,
+    /// The number of bytes.
+    pub preread_len: usize,
+    /// The same in several buffers, in place of `preread`. Copied.
+    pub preread_iov: *const iovec,
+    /// The length of the array.
+    pub preread_iov_len: usize,
+    /// Anything that the backend should know. Copied.
+    pub metadata: *const c_void,
+    /// The number of bytes.
+    pub metadata_len: usize,
+    /// The service that is meant: at most 255 bytes, or NULL. Copied.
+    pub service: *const c_char,
+    /// An id for logs: at most 255 bytes, or NULL. Copied.
+    pub correlation: *const c_char,
+    /// Returned with the verdict. Not looked at.
+    pub user_data: *mut c_void,
+    /// How long it may wait for its verdict, in milliseconds: default as in the broker's options;
+    /// HANDOFF_NO_TIMEOUT.
+    pub timeout_ms: u64,
+}
+
+// SAFETY: repr(C), begins with its size.
+unsafe impl Growing for handoff_offer {
+    const INIT: &'static str = "HANDOFF_OFFER_INIT";
+}
+// SAFETY: integers and pointers.
+unsafe impl Input for handoff_offer {}
+
+/// In handoff_offer.flags: more offers follow at once, so do not send yet. The last offer without
+/// it sends them all, as handoff_broker_flush() and handoff_broker_dispatch() do.
+pub const HANDOFF_OFFER_MORE: u32 = 1;
+
+/// Initialises an offer as HANDOFF_OFFER_INIT does, for languages without macros.
 ///
-/// @param broker  the broker
-/// @return the descriptor, which stays the broker's: do not read, write or close it; -1 on error,
-///         with errno and handoff_last_error() set.
+/// @param[out] offer  the offer
+/// @param size        sizeof(handoff_offer)
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `offer` is NULL or `size` cannot be right.
 #[unsafe(no_mangle)]
-pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
-    let mut fd = -1;
-    let status = guard(|| {
-        fd = self::broker(broker)?.descriptor()?.as_raw_fd();
+pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> handoff_status {
+    guard(|| {
+        initialize(offer, size)?;
+        if size >= std::mem::offset_of!(handoff_offer, fd) + size_of::<c_int>() {
+            // SAFETY: checked by `initialize`, and the caller's struct reaches beyond `fd`.
+            unsafe { (*offer).fd = -1 };
+        }
         Ok(())
-    });
-    if status == HANDOFF_OK { fd } else { -1 }
+    })
 }
 
-/// Offers a connection to the backend. Never blocks: what finds no room in the socket waits in the
-/// broker.
+/// Offers a connection to the backend. It never blocks: an offer for which the socket has no room
+/// waits in the broker.
 ///
 /// @param broker   the broker
-/// @param offer    the connection and what goes with it; all of it is copied, but `fd`
-/// @param[out] id  names the offer for handoff_broker_cancel(); may be NULL
-/// @return HANDOFF_OK: a verdict will come from handoff_broker_next(). After any error nothing was
-///         sent and no verdict will come, so serve the client another way:
-///         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, or while the backend drains;
-///         HANDOFF_ERR_FULL if as many offers are in flight, bytes queued or verdicts not taken as
-///         may be;
-///         HANDOFF_ERR_RATE_LIMITED if the backend failed too often; HANDOFF_ERR_TOO_LARGE if
-///         there are more bytes than the backend takes; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd`
-///         is not a socket; HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
-///         HANDOFF_ERR_DESCRIPTOR_PRESSURE at the first use.
+/// @param offer    the connection and what goes with it; everything but `fd` is copied
+/// @param[out] id  names the offer for handoff_broker_take_back(); may be NULL
+/// @return HANDOFF_OK: handoff_broker_next() will return its verdict. After an error nothing was
+///         sent and there is no verdict, so serve the client another way:
+///         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, or if the backend is draining;
+///         HANDOFF_ERR_FULL if the limit of offers in flight, of queued bytes or of verdicts not
+///         taken is reached;
+///         HANDOFF_ERR_RATE_LIMITED if the backend failed too often;
+///         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes;
+///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket;
+///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE or HANDOFF_ERR_SYSTEM at the first use.
 ///
-/// Allocates nothing once the broker runs.
+/// It allocates nothing once the broker is connected.
 #[unsafe(no_mangle)]
+#[must_use]
 pub extern "C" fn handoff_broker_offer(
     broker: *mut handoff_broker,
     offer: *const handoff_offer,
     id: *mut u64,
 ) -> handoff_status {
-    guard(|| {
-        let broker = self::broker(broker)?;
-        let offer = self::offer(offer)?;
+    with(broker, |broker| {
         let out = Out::optional(id, "id")?;
-        let id = broker.offer(&offer)?;
+        let id = with_offer(offer, |offer| Ok(broker.offer(offer)?))?;
         if let Some(out) = out {
             out.set(id);
         }
@@ -232,102 +237,177 @@ pub extern "C" fn handoff_broker_offer(
     })
 }
 
-/// An offer that C passes.
-fn offer<'a>(offer: *const handoff_offer) -> Result<Offer<'a>, Failure> {
-    if offer.is_null() {
-        return Err(Failure::Argument("offer"));
-    }
-    let defaults = handoff_offer {
-        size: size_of::<handoff_offer>(),
-        fd: -1,
-        more: 0,
-        preread: std::ptr::null(),
-        preread_len: 0,
-        metadata: std::ptr::null(),
-        metadata_len: 0,
-        service: std::ptr::null(),
-        correlation: std::ptr::null(),
-        user_data: std::ptr::null_mut(),
-        timeout_ms: 0,
-    };
-    let offer = options(offer, defaults, "offer")?;
+/// Runs `body` with an offer that C passes.
+fn with_offer<T>(
+    offer: *const handoff_offer,
+    body: impl FnOnce(&Offer<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let offer = read(offer, "offer")?;
     let name = |pointer: *const c_char, name| {
         if pointer.is_null() { Ok(&[][..]) } else { string(pointer, name) }
     };
-    Ok(Offer {
+    if offer.flags & !HANDOFF_OFFER_MORE != 0 {
+        return Err(Failure::Argument("offer.flags", Problem::Is("has an unknown flag")));
+    }
+    let whole = [IoSlice::new(bytes(offer.preread, offer.preread_len, "offer.preread")?)];
+    let preread = match (offer.preread_len, offer.preread_iov_len) {
+        (_, 0) => Cow::Borrowed(&whole[..]),
+        (0, len) => parts(offer.preread_iov, len)?,
+        _ => {
+            let both = Problem::Is("is set beside offer.preread: set one of them");
+            return Err(Failure::Argument("offer.preread_iov", both));
+        }
+    };
+    body(&Offer {
         descriptor: descriptor(offer.fd, "offer.fd")?,
-        preread: slice(offer.preread, offer.preread_len, "offer.preread")?,
-        metadata: slice(offer.metadata, offer.metadata_len, "offer.metadata")?,
+        preread: &preread,
+        metadata: bytes(offer.metadata, offer.metadata_len, "offer.metadata")?,
         service: name(offer.service, "offer.service")?,
         correlation: name(offer.correlation, "offer.correlation")?,
         user_data: offer.user_data.expose_provenance(),
-        timeout: (offer.timeout_ms > 0).then(|| Duration::from_millis(offer.timeout_ms)),
-        more: offer.more != 0,
+        timeout: (offer.timeout_ms > 0).then(|| timeout(offer.timeout_ms, Duration::MAX)),
+        more: offer.flags & HANDOFF_OFFER_MORE != 0,
     })
 }
 
-/// Offers a connection and waits for its verdict, and before that for the backend's welcome and for
-/// room: for the offer's timeout in all. Without a backend it is refused at once. For programs
-/// without an event loop.
+/// Buffers that C passes. Those that are empty may be NULL, as in writev(2).
+fn parts<'a>(iov: *const iovec, len: usize) -> Result<Cow<'a, [IoSlice<'a>]>, Failure> {
+    let name = "offer.preread_iov";
+    let iov: &[iovec] = slice(iov, len, name)?;
+    for part in iov {
+        bytes(part.iov_base, part.iov_len, name)?;
+    }
+    if iov.iter().any(|part| part.iov_base.is_null()) {
+        let used = iov.iter().filter(|part| part.iov_len > 0);
+        return used
+            .map(|part| bytes(part.iov_base, part.iov_len, name).map(IoSlice::new))
+            .collect();
+    }
+    // SAFETY: an IoSlice has the layout of an iovec, and every part was checked to be one.
+    Ok(Cow::Borrowed(unsafe { std::slice::from_raw_parts(iov.as_ptr().cast(), len) }))
+}
+
+/// Sends what was offered with HANDOFF_OFFER_MORE.
 ///
-/// @param broker        the broker; verdicts of other offers stay for handoff_broker_next()
-/// @param offer         the connection and what goes with it; `more` is not looked at
-/// @param[out] verdict  what became of it
-/// @return HANDOFF_OK whenever there is a verdict; otherwise as handoff_broker_offer(), and the
-///         connection is still the caller's.
+/// @param broker  the broker
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
+///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
 #[unsafe(no_mangle)]
+#[must_use]
+pub extern "C" fn handoff_broker_flush(broker: *mut handoff_broker) -> handoff_status {
+    with(broker, |broker| Ok(broker.flush()?))
+}
+
+/// Returns the one descriptor to watch. It is readable whenever handoff_broker_dispatch() has work,
+/// level- and edge-triggered, and stays the same. This is a use: the broker starts to connect.
+///
+/// @param broker  the broker
+/// @return the descriptor, which stays the broker's: do not read, write or close it; -1 on error,
+///         with errno and handoff_last_error() set.
+#[unsafe(no_mangle)]
+#[must_use]
+pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
+    let mut fd = -1;
+    let status = with(broker, |broker| {
+        fd = broker.descriptor()?.as_raw_fd();
+        Ok(())
+    });
+    if status == HANDOFF_OK { fd } else { -1 }
+}
+
+/// Does what is due: connects, receives verdicts, sends offers, takes back those that are late. It
+/// never blocks. Call it when the descriptor is readable, then call handoff_broker_next().
+///
+/// @param broker  the broker
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
+///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM. A problem with
+///         the backend is not an error here: it is the reason in the verdicts.
+#[unsafe(no_mangle)]
+#[must_use]
+pub extern "C" fn handoff_broker_dispatch(broker: *mut handoff_broker) -> handoff_status {
+    with(broker, |broker| Ok(broker.dispatch()?))
+}
+
+/// What became of an offer.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct handoff_verdict {
+    /// Set by HANDOFF_VERDICT_INIT.
+    pub size: usize,
+    /// The offer's id from handoff_broker_offer().
+    pub id: u64,
+    /// The offer's `user_data`.
+    pub user_data: *mut c_void,
+    /// Who owns the connection now: HANDOFF_ADOPTED or HANDOFF_FALLBACK.
+    pub outcome: handoff_outcome,
+    /// Why it is a fallback. If it was adopted: HANDOFF_REASON_NONE, or what happened afterwards.
+    pub reason: handoff_reason,
+    /// With a fallback: the backend may still hold a copy of the descriptor, which it cannot serve.
+    /// It may have changed what copies share, such as O_NONBLOCK and socket options: set what you
+    /// rely on. close(2) sends no FIN while there is a copy, so end the connection with shutdown(2)
+    /// and then close it.
+    pub may_have_reached_backend: bool,
+}
+
+// SAFETY: repr(C), begins with its size.
+unsafe impl Growing for handoff_verdict {
+    const INIT: &'static str = "HANDOFF_VERDICT_INIT";
+}
+
+impl From<Verdict> for handoff_verdict {
+    fn from(verdict: Verdict) -> handoff_verdict {
+        let Verdict { id, user_data, adopted, reason, may_have_reached } = verdict;
+        handoff_verdict {
+            size: size_of::<handoff_verdict>(),
+            id,
+            user_data: std::ptr::with_exposed_provenance_mut(user_data),
+            outcome: if adopted { HANDOFF_ADOPTED } else { HANDOFF_FALLBACK },
+            reason: reason.map_or(HANDOFF_REASON_NONE, |reason| reason as handoff_reason),
+            may_have_reached_backend: may_have_reached,
+        }
+    }
+}
+
+/// Takes the next verdict. Call it until it returns HANDOFF_NOTHING.
+///
+/// @param broker        the broker
+/// @param[out] verdict  what became of which offer
+/// @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or
+///         `verdict->size` is wrong; HANDOFF_ERR_WRONG_PROCESS.
+#[unsafe(no_mangle)]
+#[must_use]
+pub extern "C" fn handoff_broker_next(
+    broker: *mut handoff_broker,
+    verdict: *mut handoff_verdict,
+) -> handoff_status {
+    with(broker, |broker| {
+        let out = Fill::new(verdict, "verdict")?;
+        broker.check_process()?;
+        out.set(broker.next_verdict().ok_or(Failure::Nothing)?.into());
+        Ok(())
+    })
+}
+
+/// Offers a connection and waits for its verdict. For programs without an event loop.
+///
+/// It also waits for the backend's welcome and for room, for the offer's `timeout_ms` in all. If
+/// nobody listens it returns at once.
+///
+/// @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
+/// @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect
+/// @param[out] verdict  what became of it
+/// @return HANDOFF_OK if there is a verdict. After an error there is none, and the connection is
+///         still yours: as handoff_broker_offer().
+#[unsafe(no_mangle)]
+#[must_use]
 pub extern "C" fn handoff_broker_offer_and_wait(
     broker: *mut handoff_broker,
     offer: *const handoff_offer,
     verdict: *mut handoff_verdict,
 ) -> handoff_status {
-    guard(|| {
-        let broker = self::broker(broker)?;
-        let offer = self::offer(offer)?;
-        let out = Out::new(verdict, "verdict")?;
-        out.set(broker.offer_and_wait(&offer)?.into());
-        Ok(())
-    })
-}
-
-/// Sends what was offered with `more` set.
-///
-/// @param broker  the broker
-/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_SYSTEM.
-#[unsafe(no_mangle)]
-pub extern "C" fn handoff_broker_flush(broker: *mut handoff_broker) -> handoff_status {
-    guard(|| Ok(self::broker(broker)?.flush()?))
-}
-
-/// Does everything that is due: connects, receives verdicts, sends, gives up what is late. Call it
-/// when the descriptor is readable, then handoff_broker_next(). Never blocks.
-///
-/// @param broker  the broker
-/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_SYSTEM. What goes wrong with the backend is not an error
-///         here: it is in the verdicts.
-#[unsafe(no_mangle)]
-pub extern "C" fn handoff_broker_dispatch(broker: *mut handoff_broker) -> handoff_status {
-    guard(|| Ok(self::broker(broker)?.dispatch()?))
-}
-
-/// Takes the next verdict. Call it until it says HANDOFF_NOTHING. Each offer has exactly one.
-///
-/// @param broker        the broker
-/// @param[out] verdict  what became of which offer
-/// @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL;
-///         HANDOFF_ERR_WRONG_PROCESS.
-#[unsafe(no_mangle)]
-pub extern "C" fn handoff_broker_next(
-    broker: *mut handoff_broker,
-    verdict: *mut handoff_verdict,
-) -> handoff_status {
-    guard(|| {
-        let broker = self::broker(broker)?;
-        let out = Out::new(verdict, "verdict")?;
-        broker.check_process()?;
-        out.set(broker.next_verdict().ok_or(Failure::Nothing)?.into());
+    with(broker, |broker| {
+        let out = Fill::new(verdict, "verdict")?;
+        out.set(with_offer(offer, |offer| Ok(broker.offer_and_wait(offer)?))?.into());
         Ok(())
     })
 }
@@ -335,102 +415,141 @@ pub extern "C" fn handoff_broker_next(
 /// Takes an offer back.
 ///
 /// @param broker  the broker
-/// @param id      the offer
-/// @return HANDOFF_OK: the connection is the caller's, and no verdict will come;
-///         HANDOFF_ERR_TOO_LATE if the backend has adopted it, or its verdict has been made: take
-///         that from handoff_broker_next(); HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL;
+/// @param id      the offer's id
+/// @return HANDOFF_OK: the connection is yours, and there will be no verdict;
+///         HANDOFF_ERR_TOO_LATE if the backend has adopted it or its verdict is known: take that
+///         from handoff_broker_next(); HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL;
 ///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED.
 #[unsafe(no_mangle)]
-pub extern "C" fn handoff_broker_cancel(broker: *mut handoff_broker, id: u64) -> handoff_status {
-    guard(|| Ok(self::broker(broker)?.cancel(id)?))
+#[must_use]
+pub extern "C" fn handoff_broker_take_back(broker: *mut handoff_broker, id: u64) -> handoff_status {
+    with(broker, |broker| Ok(broker.take_back(id)?))
 }
 
-/// Takes back everything that is in flight and closes the channel. What became of each offer is to
-/// be taken with handoff_broker_next(); nothing else can be done with the broker but freeing it.
+/// Takes every offer back and closes the channel. Then call handoff_broker_next() for the verdicts,
+/// and handoff_broker_free(). Any other call returns HANDOFF_ERR_CLOSED.
 ///
 /// @param broker  the broker
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_CLOSED if it is closed already.
+///         HANDOFF_ERR_CLOSED if it is already closed.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_broker_close(broker: *mut handoff_broker) -> handoff_status {
-    guard(|| Ok(self::broker(broker)?.close()?))
+    with(broker, |broker| Ok(broker.close()?))
 }
 
-/// Tells what a broker has done.
+/// What a broker has done so far.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct handoff_broker_statistics {
+    /// Set by HANDOFF_BROKER_STATISTICS_INIT.
+    pub size: usize,
+    /// Offers accepted by handoff_broker_offer().
+    pub offered: u64,
+    /// Offers refused by handoff_broker_offer().
+    pub refused: u64,
+    /// Offers that the backend adopted.
+    pub adopted: u64,
+    /// Offers taken back by handoff_broker_take_back().
+    pub taken_back: u64,
+    /// Channels set up, the first included.
+    pub connects: u64,
+    /// Offers in flight now.
+    pub in_flight: u64,
+    /// Bytes that wait for room in the socket now.
+    pub queued_bytes: u64,
+    /// Fallbacks by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on.
+    pub fallbacks: [u64; 32],
+}
+
+// SAFETY: repr(C), begins with its size.
+unsafe impl Growing for handoff_broker_statistics {
+    const INIT: &'static str = "HANDOFF_BROKER_STATISTICS_INIT";
+}
+
+/// Gets what a broker has done so far.
 ///
-/// @param broker              the broker
-/// @param[in,out] statistics  begun with HANDOFF_BROKER_STATISTICS_INIT; only what `size` covers is
-///                            written
-/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `size` is wrong.
+/// @param broker           the broker
+/// @param[out] statistics  the counts
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `statistics->size` is
+///         wrong.
 #[unsafe(no_mangle)]
+#[must_use]
 pub extern "C" fn handoff_broker_get_statistics(
     broker: *mut handoff_broker,
     statistics: *mut handoff_broker_statistics,
 ) -> handoff_status {
-    guard(|| {
-        let broker = self::broker(broker)?;
+    with(broker, |broker| {
+        let out = Fill::new(statistics, "statistics")?;
         let BrokerStatistics {
             offered,
             refused,
             adopted,
-            cancelled,
-            fallback: by_reason,
+            taken_back,
+            fallbacks: by_reason,
             in_flight,
             queued_bytes,
             connects,
         } = broker.statistics();
-        let mut fallback = [0; 32];
-        fallback[..Reason::COUNT].copy_from_slice(&by_reason);
-        let (in_flight, queued_bytes) = (in_flight as u64, queued_bytes as u64);
-        let size = size_of::<handoff_broker_statistics>();
-        super::fill(
-            statistics,
-            handoff_broker_statistics {
-                size,
-                offered,
-                refused,
-                adopted,
-                cancelled,
-                connects,
-                in_flight,
-                queued_bytes,
-                fallback,
-            },
-            "statistics",
-        )
+        let mut fallbacks = [0; 32];
+        fallbacks[..Reason::COUNT].copy_from_slice(&by_reason);
+        out.set(handoff_broker_statistics {
+            size: size_of::<handoff_broker_statistics>(),
+            offered,
+            refused,
+            adopted,
+            taken_back,
+            connects,
+            in_flight: in_flight as u64,
+            queued_bytes: queued_bytes as u64,
+            fallbacks,
+        });
+        Ok(())
     })
 }
 
-impl From<Verdict> for handoff_verdict {
-    fn from(verdict: Verdict) -> handoff_verdict {
-        let Verdict { id, user_data, adopted, reason, may_have_reached } = verdict;
-        handoff_verdict {
-            id,
-            user_data: std::ptr::with_exposed_provenance_mut(user_data),
-            outcome: if adopted { HANDOFF_ADOPTED } else { HANDOFF_FALLBACK },
-            reason: reason.map_or(HANDOFF_REASON_NONE, |reason| reason as handoff_reason),
-            cause: HANDOFF_OK,
-            may_have_reached_backend: may_have_reached,
-        }
-    }
+/// Returns a message about the last error of this broker's calls, as handoff_last_error() does for
+/// a thread's.
+///
+/// @param broker  the broker
+/// @return a string, never NULL, empty if no call has failed yet or `broker` is NULL. It is valid
+///         until the broker's next error or its end.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_broker_last_error(broker: *const handoff_broker) -> *const c_char {
+    guard_or(c"".as_ptr(), || {
+        reference(broker, "broker").map_or(c"".as_ptr(), |broker| broker.last_error.as_ptr())
+    })
+}
+
+/// Takes every offer back, closes the channel and frees the broker. Verdicts that were not taken
+/// are lost. In a child of fork() it closes the child's copies only.
+///
+/// @param broker  the broker, or NULL, which does nothing
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_broker_free(broker: *mut handoff_broker) {
+    free(broker);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ffi::growing::zeroed;
 
     #[test]
-    fn constants_of_the_header_are_the_defaults_of_the_core() {
-        let options = handoff_broker_options {
-            size: 0,
-            window: HANDOFF_BROKER_WINDOW,
-            timeout_ms: HANDOFF_BROKER_TIMEOUT_MS,
-            queue_bytes: HANDOFF_BROKER_QUEUE_BYTES,
-            max_failures: HANDOFF_FALLBACK_MAX_FAILURES,
-            failure_window_ms: HANDOFF_FALLBACK_WINDOW_MS,
-            reconnect_min_ms: HANDOFF_BROKER_RECONNECT_MIN_MS,
-            reconnect_max_ms: HANDOFF_BROKER_RECONNECT_MAX_MS,
-        };
-        assert_eq!(core_options(&options), BrokerOptions::default());
+    fn options_of_zero_are_the_defaults_of_the_core() {
+        assert_eq!(core_options(zeroed()), BrokerOptions::default());
+    }
+
+    #[test]
+    fn longest_pause_is_not_shorter_than_the_shortest_by_default() {
+        let options = handoff_broker_options { reconnect_min_ms: 5000, ..zeroed() };
+        assert_eq!(core_options(options).reconnect_max, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn limits_that_can_be_switched_off_are() {
+        let options =
+            handoff_broker_options { max_failures: usize::MAX, timeout_ms: u64::MAX, ..zeroed() };
+        let options = core_options(options);
+        assert_eq!((options.max_failures, options.timeout), (None, Duration::MAX));
     }
 }

@@ -42,21 +42,29 @@ pub(crate) struct Events {
     armed: Option<Instant>,
 }
 
+/// Makes a set of descriptors to watch, epoll_create1(2).
+pub(crate) fn new_epoll() -> io::Result<OwnedFd> {
+    // SAFETY: epoll_create1(2) takes no pointers.
+    let fd = retry(|| unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) as isize })?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Makes a timer, timerfd_create(2).
+pub(crate) fn new_timer() -> io::Result<OwnedFd> {
+    let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
+    // SAFETY: timerfd_create(2) takes no pointers.
+    let fd = retry(|| unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, flags) as isize })?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
 /// The key of the timer.
 const TIMER: u64 = u64::MAX;
 
 impl Events {
     pub(crate) fn new() -> io::Result<Events> {
-        // SAFETY: epoll_create1(2) takes no pointers.
-        let fd = retry(|| unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) as isize })?;
-        // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-        let epoll = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
-        let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
-        // SAFETY: timerfd_create(2) takes no pointers.
-        let fd = retry(|| unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, flags) as isize })?;
-        // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-        let timer = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
-        let events = Events { epoll, timer, armed: None };
+        let events = Events { epoll: new_epoll()?, timer: new_timer()?, armed: None };
         events.control(libc::EPOLL_CTL_ADD, events.timer.as_raw_fd(), TIMER, false)?;
         Ok(events)
     }

@@ -29,7 +29,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
 }
 
 /// lstat(2) of a name in a directory.
-#[allow(clippy::unnecessary_cast, reason = "the integers' widths differ between systems")]
+#[allow(clippy::unnecessary_cast, reason = "the integers' widths differ between architectures")]
 pub(crate) fn status_at(directory: &OwnedFd, name: &Path) -> io::Result<FileStatus> {
     let name = c_path(name)?;
     let mut status = MaybeUninit::<libc::stat>::uninit();
@@ -49,8 +49,8 @@ pub(crate) fn status_at(directory: &OwnedFd, name: &Path) -> io::Result<FileStat
     })
 }
 
-/// Sets the permission bits of a socket before it is bound. On Linux the file that bind(2) makes
-/// has them, less the umask (net/unix/af_unix.c); elsewhere this may do nothing or fail.
+/// Sets the permission bits of a socket before it is bound. The file that bind(2) makes has them,
+/// less the umask (net/unix/af_unix.c).
 pub(crate) fn set_mode_before_bind(socket: &OwnedFd, mode: u32) {
     // SAFETY: fchmod(2) takes no pointers. The caller looks at what came of it.
     unsafe { libc::fchmod(socket.as_raw_fd(), mode as libc::mode_t) };

@@ -51,7 +51,6 @@ impl Drop for SharedWords {
 
 /// Makes `len` zeroed words in a file without a name, whose memory is allocated and whose size is
 /// sealed: memfd_create(2), fcntl(2).
-#[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn create_shared_words(len: usize) -> io::Result<(SharedWords, OwnedFd)> {
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     // SAFETY: the name ends in NUL.
@@ -73,7 +72,6 @@ pub(crate) fn create_shared_words(len: usize) -> io::Result<(SharedWords, OwnedF
 
 /// Maps the first `len` words of a file that somebody else made, if it is large enough and can
 /// never shrink.
-#[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn map_shared_words(file: BorrowedFd<'_>, len: usize) -> io::Result<SharedWords> {
     let refused = || io::Error::from_raw_os_error(libc::EINVAL);
     // SAFETY: fcntl(2) with F_GET_SEALS takes nothing; it fails for files that cannot be sealed.

@@ -2,6 +2,7 @@
 //! for the clock (`benches/paths.rs`) and for counting instructions (`main.rs`).
 
 use std::hint::black_box;
+use std::io::IoSlice;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::time::Instant;
 use handoff::backend::{Backend, BackendOptions};
 use handoff::bench::{self, Claim};
 use handoff::broker::{Broker, BrokerOptions, Offer};
-use handoff::token::{TokenStore, TokenStoreOptions};
+use handoff::raw::store::{TokenStore, TokenStoreOptions};
 
 /// Entries in a packet, and offers in a batch.
 const BATCH: u32 = 64;
@@ -115,7 +116,8 @@ fn handoff() -> impl FnMut() {
             for (client, _) in &clients {
                 let (service, correlation, metadata) = (&[][..], &[][..], &[][..]);
                 let descriptor = client.as_fd();
-                let (preread, user_data, timeout, more) = (PREREAD, 0, None, true);
+                let preread = &[IoSlice::new(PREREAD)];
+                let (user_data, timeout, more) = (0, None, true);
                 let offer = Offer {
                     descriptor,
                     preread,

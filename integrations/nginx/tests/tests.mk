@@ -13,10 +13,10 @@ nginx_program = mkdir -p $(@D) && $(CC) -std=c11 $(CFLAGS) $(WARN) $(filter %.c,
     $$($(PC) --cflags --libs handoff) $(1)
 
 $(NGINX_TESTS)/backend: $(addprefix integrations/nginx/tests/,backend.c client.c request.c \
-    backend.h request.h) include/handoff.h | need-pkg-config all
+    backend.h request.h) $(HEADERS) | need-pkg-config all
 	$(nginx_program)
 
-$(NGINX_TESTS)/tls_backend: integrations/nginx/tests/tls_backend.c include/handoff.h \
+$(NGINX_TESTS)/tls_backend: integrations/nginx/tests/tls_backend.c $(HEADERS) \
     | need-pkg-config need-openssl all
 	$(call nginx_program,-lssl -lcrypto -lpthread)
 

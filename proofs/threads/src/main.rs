@@ -1,6 +1,7 @@
 //! Several threads, each with two ends of its own, and all that threads may share between them, for
 //! ThreadSanitizer: `make check-threads`.
 
+use std::io::IoSlice;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -8,11 +9,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use handoff::ack::{PendingAcks, PendingAcksOptions};
 use handoff::backend::{Backend, BackendOptions};
 use handoff::broker::{Broker, BrokerOptions, Offer};
-use handoff::fallback::{AttemptFailure, FallbackOptions, FallbackState};
-use handoff::token::{TokenStore, TokenStoreOptions};
+use handoff::raw::failures::{Failures, FailuresOptions};
+use handoff::raw::pending::{PendingAcks, PendingAcksOptions};
+use handoff::raw::store::{TokenStore, TokenStoreOptions};
+use handoff::reason::AttemptFailure;
 
 const PAIRS: usize = 4;
 const OFFERS: usize = 500;
@@ -21,19 +23,19 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 fn main() {
     let store = Arc::new(TokenStore::new(TokenStoreOptions::default()));
     let pending = PendingAcks::new(store.clone(), PendingAcksOptions::default());
-    let fallback = FallbackState::new(FallbackOptions::default());
+    let failures = Failures::new(FailuresOptions::default());
     thread::scope(|scope| {
         for pair in 0..PAIRS {
             let name = format!("@handoff-threads-{}-{pair}", std::process::id());
             let backend = Backend::listen(Path::new(&name), BackendOptions::default()).unwrap();
             scope.spawn(move || serve(backend));
-            let (store, pending, fallback) = (&store, &pending, &fallback);
+            let (store, pending, failures) = (&store, &pending, &failures);
             scope.spawn(move || {
                 let mut broker = Broker::new(Path::new(&name), BrokerOptions::default()).unwrap();
                 let (_client, connection) = UnixStream::pair().unwrap();
                 for number in 0..OFFERS {
                     hand_over(&mut broker, &connection);
-                    share(store, pending, fallback, number);
+                    share(store, pending, failures, number);
                 }
             });
         }
@@ -52,7 +54,7 @@ fn serve(mut backend: Backend) {
 fn hand_over(broker: &mut Broker, connection: &UnixStream) {
     let offer = Offer {
         descriptor: connection.as_fd(),
-        preread: b"hello",
+        preread: &[IoSlice::new(b"hello")],
         metadata: b"",
         service: b"",
         correlation: b"",
@@ -64,11 +66,11 @@ fn hand_over(broker: &mut Broker, connection: &UnixStream) {
 }
 
 /// One round of the raw layer: the objects are the same in all threads.
-fn share(store: &TokenStore, pending: &PendingAcks, fallback: &FallbackState, number: usize) {
+fn share(store: &TokenStore, pending: &PendingAcks, failures: &Failures, number: usize) {
     let token = store.issue().unwrap();
     pending.register(&token, number).unwrap();
-    fallback.record_failure(b"backend", AttemptFailure::AckTimeout);
+    failures.record_failure(b"backend", AttemptFailure::AckTimeout);
     assert_eq!(pending.acknowledge(&token).unwrap(), number);
     assert!(store.redeem(&token).is_err(), "the acknowledgement ends the token's life");
-    fallback.record_success(b"backend");
+    failures.record_success(b"backend");
 }

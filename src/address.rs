@@ -1,21 +1,13 @@
-//! One descriptor and its token, through one sendmsg(2) and one recvmsg(2).
-//!
-//! A message is exactly the 16 bytes of a token with one descriptor attached, so any program that
-//! can call sendmsg(2) can take part. Sending never blocks, never raises SIGPIPE and never touches
-//! the caller's descriptor; receiving takes a descriptor with close-on-exec set, or none at all.
-//! Works on stream and on sequenced-packet sockets. What a token means is for [`crate::token`].
+//! Unix sockets by path and by descriptor: connecting, waiting, and what can go wrong with either.
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::error::Error;
-use crate::sys::{self, Address, AddressError};
-use crate::token::{Token, TokenStore};
-
-pub use crate::sys::SocketKind;
+use crate::kind::ErrorKind;
+use crate::sys::{self, Address, AddressError, SocketKind};
 
 /// The socket that an error is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +39,7 @@ impl From<&Path> for Socket {
     }
 }
 
-/// Why a message was not sent or not received.
+/// Why a socket was not connected, or a message not sent or not received.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// The path cannot be a socket's address: empty, too long or with a NUL in it.
@@ -75,12 +67,12 @@ pub enum TransportError {
         socket: Socket,
     },
     /// This system has no such sockets.
-    #[error("{socket}: not supported on this platform")]
+    #[error("{socket}: not supported on this system: {source}")]
     Unsupported {
         /// The socket that was used.
         socket: Socket,
-        /// What the system said, if it was the system that said so.
-        source: Option<io::Error>,
+        /// What the system said.
+        source: io::Error,
     },
     /// The file's permissions or a security module refuse it.
     #[error("{socket}: permission denied: {source}")]
@@ -98,15 +90,21 @@ pub enum TransportError {
         /// What the system said.
         source: io::Error,
     },
-    /// The socket's buffer or the listener's backlog is full, or nothing has arrived yet.
+    /// The socket's buffer or the listener's backlog is full.
     #[error("{socket}: {action} would block")]
     WouldBlock {
         /// The socket that was used.
         socket: Socket,
         /// What was tried.
         action: &'static str,
-        /// What the system said, if it was the system that said so.
-        source: Option<io::Error>,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Nothing arrived in time.
+    #[error("{socket}: nothing arrived in time")]
+    TimedOut {
+        /// The socket that was waited for.
+        socket: Socket,
     },
     /// A limit on descriptors: open in this process, or in flight for this user.
     #[error("{socket}: out of descriptors: {source}")]
@@ -126,13 +124,15 @@ pub enum TransportError {
         /// What the system said.
         source: io::Error,
     },
-    /// The system took a part of the message. The descriptor rode on its first byte and is sent.
-    #[error("{socket}: only {sent} of {len} bytes were sent", len = Token::LEN)]
+    /// The system took a part of the message. A descriptor rides on the first byte, so it is sent.
+    #[error("{socket}: only {sent} of {len} bytes were sent")]
     ShortWrite {
         /// The socket that was used.
         socket: Socket,
         /// How many bytes were taken.
         sent: usize,
+        /// How many there were.
+        len: usize,
     },
     /// Receiving failed, for a reason that has no name here.
     #[error("{socket}: cannot receive: {source}")]
@@ -172,13 +172,38 @@ pub enum TransportError {
         socket: Socket,
     },
     /// A message of another length than a token's. Its descriptor is closed.
-    #[error("{socket}: the message is {problem} than the {len} bytes of a token", len = Token::LEN)]
+    #[error("{socket}: the message is {problem} than the 16 bytes of a token")]
     WrongLength {
         /// The socket that was used.
         socket: Socket,
         /// "shorter" or "longer".
         problem: &'static str,
     },
+}
+
+impl TransportError {
+    /// The kind of this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            TransportError::InvalidPath { .. }
+            | TransportError::InvalidDescriptor { .. }
+            | TransportError::SocketOverItself { .. } => ErrorKind::InvalidArgument,
+            TransportError::Unsupported { .. } => ErrorKind::Unsupported,
+            TransportError::PermissionDenied { .. } => ErrorKind::PermissionDenied,
+            TransportError::BackendUnavailable { .. } => ErrorKind::BackendUnavailable,
+            TransportError::WouldBlock { .. } => ErrorKind::WouldBlock,
+            TransportError::TimedOut { .. } => ErrorKind::TimedOut,
+            TransportError::DescriptorPressure { .. } => ErrorKind::DescriptorPressure,
+            TransportError::SendFailed { .. } => ErrorKind::SendFailed,
+            TransportError::ShortWrite { .. } => ErrorKind::ShortWrite,
+            TransportError::ReceiveFailed { .. } => ErrorKind::ReceiveFailed,
+            TransportError::EndOfStream { .. } => ErrorKind::EndOfStream,
+            TransportError::NoDescriptor { .. } => ErrorKind::NoDescriptor,
+            TransportError::SurplusDescriptors { .. } => ErrorKind::SurplusDescriptors,
+            TransportError::ControlTruncated { .. } => ErrorKind::ControlTruncated,
+            TransportError::WrongLength { .. } => ErrorKind::WrongLength,
+        }
+    }
 }
 
 /// Connects to a handoff socket, stream or sequenced-packet, whichever listens there; `@` begins
@@ -206,16 +231,12 @@ pub fn connect(path: &Path) -> Result<OwnedFd, TransportError> {
 /// The address of a path, or what is wrong with it.
 pub(crate) fn address(path: &Path) -> Result<Address, TransportError> {
     Address::new(path).map_err(|error| {
-        let socket = path.into();
         let problem = match error {
-            AddressError::AbstractUnsupported => {
-                return TransportError::Unsupported { socket, source: None };
-            }
             AddressError::Empty => "is empty",
             AddressError::TooLong => "is too long for a Unix socket",
             AddressError::HasNul => "has a NUL in it",
         };
-        TransportError::InvalidPath { socket, problem }
+        TransportError::InvalidPath { socket: path.into(), problem }
     })
 }
 
@@ -223,167 +244,22 @@ pub(crate) fn address(path: &Path) -> Result<Address, TransportError> {
 fn connect_error(path: &Path, source: io::Error) -> TransportError {
     let socket = path.into();
     match source.raw_os_error() {
-        Some(libc::EAGAIN) => {
-            TransportError::WouldBlock { socket, action: "connecting", source: Some(source) }
-        }
+        Some(libc::EAGAIN) => TransportError::WouldBlock { socket, action: "connecting", source },
         Some(libc::EACCES | libc::EPERM) => TransportError::PermissionDenied { socket, source },
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
             TransportError::DescriptorPressure { socket, source }
         }
         Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => {
-            TransportError::Unsupported { socket, source: Some(source) }
+            TransportError::Unsupported { socket, source }
         }
         // ENOENT, ENOTDIR, ECONNREFUSED (also for a file that is no socket) and their like.
         _ => TransportError::BackendUnavailable { socket, source },
     }
 }
 
-/// Sends one descriptor and its token over a connected socket, at once or not at all. The
-/// caller's descriptor stays open and unchanged, and may be closed as soon as this returns.
-pub fn send(
-    socket: BorrowedFd<'_>,
-    descriptor: BorrowedFd<'_>,
-    token: &Token,
-) -> Result<(), TransportError> {
-    if socket.as_raw_fd() == descriptor.as_raw_fd() {
-        return Err(TransportError::SocketOverItself { socket: socket.into() });
-    }
-    let sent = sys::send_with_descriptor(socket, token.as_bytes(), descriptor)
-        .map_err(|source| send_error(socket, descriptor, source))?;
-    if sent == Token::LEN {
-        Ok(())
-    } else {
-        Err(TransportError::ShortWrite { socket: socket.into(), sent })
-    }
-}
-
-#[cold]
-fn send_error(
-    socket: BorrowedFd<'_>,
-    descriptor: BorrowedFd<'_>,
-    source: io::Error,
-) -> TransportError {
-    let (socket, descriptor) = (socket.into(), descriptor.as_raw_fd());
-    match source.raw_os_error() {
-        Some(libc::EAGAIN | libc::ENOBUFS) => {
-            TransportError::WouldBlock { socket, action: "sending", source: Some(source) }
-        }
-        Some(libc::EPIPE | libc::ECONNRESET | libc::ECONNREFUSED | libc::ENOTCONN) => {
-            TransportError::BackendUnavailable { socket, source }
-        }
-        Some(libc::EACCES | libc::EPERM) => TransportError::PermissionDenied { socket, source },
-        Some(libc::ETOOMANYREFS | libc::EMFILE | libc::ENFILE) => {
-            TransportError::DescriptorPressure { socket, source }
-        }
-        Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL | libc::EOPNOTSUPP) => {
-            TransportError::InvalidDescriptor { socket, descriptor: Some(descriptor), source }
-        }
-        _ => TransportError::SendFailed { socket, descriptor, source },
-    }
-}
-
-/// Sends a token alone: how a backend gives a broker one of its store, for the broker's next
-/// message on this connection. At once or not at all.
-pub fn send_token(socket: BorrowedFd<'_>, token: &Token) -> Result<(), TransportError> {
-    match sys::send(socket, token.as_bytes()) {
-        Ok(Token::LEN) => Ok(()),
-        Ok(sent) => Err(TransportError::ShortWrite { socket: socket.into(), sent }),
-        Err(source) => Err(bare_send_error(socket, source)),
-    }
-}
-
-/// The error of a send without a descriptor.
-pub(crate) fn bare_send_error(socket: BorrowedFd<'_>, source: io::Error) -> TransportError {
-    match source.raw_os_error() {
-        Some(libc::EAGAIN | libc::ENOBUFS) => TransportError::WouldBlock {
-            socket: socket.into(),
-            action: "sending",
-            source: Some(source),
-        },
-        _ => receive_error(socket, source),
-    }
-}
-
-/// Receives a token alone. Waits for at most `timeout`, or for ever if there is none. After an
-/// error other than [`TransportError::WouldBlock`] the connection is to be closed.
-pub fn receive_token(
-    socket: BorrowedFd<'_>,
-    timeout: Option<Duration>,
-) -> Result<Token, TransportError> {
-    let mut bytes = [0; Token::LEN];
-    let len = in_time(socket, timeout, |wait| sys::receive(socket, &mut bytes, wait))?;
-    let socket = socket.into();
-    match len {
-        Token::LEN => Ok(Token::from_bytes(bytes)),
-        0 => Err(TransportError::EndOfStream { socket, source: None }),
-        1..Token::LEN => Err(TransportError::WrongLength { socket, problem: "shorter" }),
-        _ => Err(TransportError::WrongLength { socket, problem: "longer" }),
-    }
-}
-
-/// Connects to a handoff socket and sends one descriptor and its token. The connected socket that
-/// comes back is where the acknowledgement will arrive.
-pub fn send_path(
-    path: &Path,
-    descriptor: BorrowedFd<'_>,
-    token: &Token,
-) -> Result<OwnedFd, TransportError> {
-    let socket = connect(path)?;
-    send(socket.as_fd(), descriptor, token)?;
-    Ok(socket)
-}
-
-/// Receives one message: its token, unchecked, and its descriptor, close-on-exec. Waits for at
-/// most `timeout`, or for ever if there is none. On any error no descriptor stays open; after an
-/// error other than [`TransportError::WouldBlock`] a stream may be out of step and is to be closed.
-pub fn receive(
-    socket: BorrowedFd<'_>,
-    timeout: Option<Duration>,
-) -> Result<(Token, OwnedFd), TransportError> {
-    let mut bytes = [0; Token::LEN];
-    let (received, descriptor) =
-        in_time(socket, timeout, |wait| sys::receive_with_descriptor(socket, &mut bytes, wait))?;
-    let at = || socket.into();
-    let Some(descriptor) = descriptor else {
-        return Err(match received {
-            _ if received.control_truncated => TransportError::ControlTruncated { socket: at() },
-            _ if received.len == 0 => TransportError::EndOfStream { socket: at(), source: None },
-            _ => TransportError::NoDescriptor { socket: at() },
-        });
-    };
-    // From here on `descriptor` closes itself on every error.
-    if received.control_truncated {
-        Err(TransportError::ControlTruncated { socket: at() })
-    } else if received.descriptors > 1 {
-        Err(TransportError::SurplusDescriptors { socket: at(), count: received.descriptors })
-    } else if received.len < Token::LEN {
-        Err(TransportError::WrongLength { socket: at(), problem: "shorter" })
-    } else if received.payload_truncated {
-        Err(TransportError::WrongLength { socket: at(), problem: "longer" })
-    } else {
-        Ok((Token::from_bytes(bytes), descriptor))
-    }
-}
-
-/// Receives one message and hands its descriptor out only if the token is pending in `store` and,
-/// where one is given, equal to `expected`. The token is consumed by that. On any error the
-/// descriptor is closed.
-pub fn receive_verified(
-    socket: BorrowedFd<'_>,
-    timeout: Option<Duration>,
-    store: &TokenStore,
-    expected: Option<&Token>,
-) -> Result<(Token, OwnedFd), Error> {
-    let (token, descriptor) = receive(socket, timeout)?;
-    match expected {
-        Some(expected) => store.consume(expected, &token)?,
-        None => store.redeem(&token)?,
-    }
-    Ok((token, descriptor))
-}
-
-/// Runs `receive` (or an accept) once there is something to receive: at once if there is, else when poll(2) says
-/// so. Its argument says whether a blocking socket may block, which saves the poll(2).
+/// Runs `receive`, which may be an accept, until it does not say EAGAIN; between two tries it waits
+/// with poll(2). The argument of `receive` says whether a blocking socket may block: then there is
+/// no need for poll(2).
 pub(crate) fn in_time<T>(
     socket: BorrowedFd<'_>,
     timeout: Option<Duration>,
@@ -400,24 +276,19 @@ pub(crate) fn in_time<T>(
             let now = Instant::now();
             let end = *deadline.get_or_insert_with(|| now.checked_add(timeout).unwrap_or(now));
             if now >= end {
-                return Err(TransportError::WouldBlock {
-                    socket: socket.into(),
-                    action: "receiving",
-                    source: None,
-                });
+                return Err(TransportError::TimedOut { socket: socket.into() });
             }
         }
         sys::wait_readable(socket, deadline).map_err(|source| receive_error(socket, source))?;
     }
 }
 
+/// The error of a receive or an accept.
 #[cold]
 pub(crate) fn receive_error(socket: BorrowedFd<'_>, source: io::Error) -> TransportError {
     let socket = socket.into();
     match source.raw_os_error() {
-        Some(libc::EAGAIN) => {
-            TransportError::WouldBlock { socket, action: "receiving", source: Some(source) }
-        }
+        Some(libc::EAGAIN) => TransportError::WouldBlock { socket, action: "receiving", source },
         Some(libc::ECONNRESET | libc::EPIPE) => {
             TransportError::EndOfStream { socket, source: Some(source) }
         }

@@ -4,11 +4,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::ack::{self, Answer};
-use crate::error::Error;
-use crate::fallback::Reason;
+use crate::raw::ack::{self, AckError, Answer};
+use crate::raw::transport;
+use crate::reason::Reason;
 use crate::token::Token;
-use crate::transport;
 
 /// What became of an offer.
 #[derive(Debug)]
@@ -20,7 +19,7 @@ pub enum Verdict {
         /// Why.
         reason: Reason,
         /// The error behind it; none when the backend rejected the connection.
-        cause: Option<Error>,
+        cause: Option<AckError>,
         /// Whether the descriptor may have reached the backend. A backend that serves only what
         /// it has acknowledged does not serve it.
         may_have_reached: bool,
@@ -28,15 +27,15 @@ pub enum Verdict {
 }
 
 /// Sends a connection and its token over a connected socket and waits for the acknowledgement for
-/// at most `timeout`, or for ever if there is none. An error is a misuse of the call; whatever
-/// else goes wrong is in the verdict. The socket is good for another attempt after `Adopted` and
-/// after a rejection; in every other case it is to be closed.
+/// at most `timeout`, or forever if there is none. An error is a misuse of the call; anything else
+/// that goes wrong is in the verdict. The socket can be used for another attempt after `Adopted` and
+/// after a rejection; in every other case close it.
 pub fn attempt(
     socket: BorrowedFd<'_>,
     descriptor: BorrowedFd<'_>,
     token: &Token,
     timeout: Option<Duration>,
-) -> Result<Verdict, Error> {
+) -> Result<Verdict, AckError> {
     match transport::send(socket, descriptor, token) {
         Ok(()) => wait(socket, token, timeout),
         Err(error) => fallback(error.into(), false),
@@ -49,7 +48,7 @@ pub fn attempt_path(
     descriptor: BorrowedFd<'_>,
     token: &Token,
     timeout: Option<Duration>,
-) -> Result<Verdict, Error> {
+) -> Result<Verdict, AckError> {
     let socket: OwnedFd = match transport::send_path(path, descriptor, token) {
         Ok(socket) => socket,
         Err(error) => return fallback(error.into(), false),
@@ -61,17 +60,17 @@ fn wait(
     socket: BorrowedFd<'_>,
     token: &Token,
     timeout: Option<Duration>,
-) -> Result<Verdict, Error> {
+) -> Result<Verdict, AckError> {
     match ack::wait(socket, token, timeout) {
         Ok(Answer::Accepted) => Ok(Verdict::Adopted),
         Ok(Answer::Rejected(reason)) => {
             Ok(Verdict::Fallback { reason, cause: None, may_have_reached: true })
         }
-        Err(error) => fallback(error.into(), true),
+        Err(error) => fallback(error, true),
     }
 }
 
-fn fallback(error: Error, sent: bool) -> Result<Verdict, Error> {
+fn fallback(error: AckError, sent: bool) -> Result<Verdict, AckError> {
     let kind = error.kind();
     match kind.attempt_failure() {
         None => Err(error),

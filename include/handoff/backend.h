@@ -1,0 +1,328 @@
+/*
+ * handoff/backend.h: the backend's end of its channels. The rules that hold for every call are in
+ * handoff.h.
+ *
+ * Programs without an event loop listen, then call accept in a loop, as with accept(2). Others
+ * watch the backend's descriptor; when it is readable they call dispatch, then next until it
+ * returns HANDOFF_NOTHING, and adopt or reject each arrival.
+ *
+ * Made by cbindgen from src/ffi; do not edit.
+ */
+
+#ifndef HANDOFF_BACKEND_H
+#define HANDOFF_BACKEND_H
+
+#include "peer.h"
+#include "status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/**
+ * The backend's end of the channels of one handoff socket.
+ *
+ * It belongs to the process that uses it first after listening. Once it runs, it allocates only
+ * for new channels and for arrivals of more than 16 KiB.
+ */
+typedef struct handoff_backend handoff_backend;
+
+/** The limits of a backend. Zero is the default in every field. Out-of-range values are clamped. */
+typedef struct handoff_backend_options {
+    /** Set by HANDOFF_BACKEND_OPTIONS_INIT. */
+    size_t size;
+    /**
+     * The permission bits of the socket's file, whatever the umask: default 0600. A broker needs
+     * write permission, unix(7). Abstract names have none: set a policy.
+     */
+    uint32_t mode;
+    /** Brokers that may wait to be accepted, listen(2): default 4096. */
+    int32_t backlog;
+    /** Who may connect: default this process's user and root. Copied. */
+    const handoff_peer_policy *policy;
+    /** The most channels at once: 1 to 65535, default 64. */
+    size_t max_channels;
+    /** The most offers in flight on each channel: 1 to 4096, default 256. */
+    size_t max_in_flight;
+    /**
+     * The most bytes of preread, metadata and names in one offer: at most 131000, default 65536,
+     * or `max_held_bytes` if that is less.
+     */
+    size_t max_offer_bytes;
+    /** The most bytes of arrivals held at once: default 67108864. Further offers are rejected. */
+    size_t max_held_bytes;
+    /**
+     * Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
+     * rejected.
+     */
+    uint32_t kinds;
+} handoff_backend_options;
+#define HANDOFF_BACKEND_OPTIONS_INIT \
+    { sizeof(handoff_backend_options), 0, 0, NULL, 0, 0, 0, 0, 0 }
+
+/** Connected stream sockets, such as TCP. */
+#define HANDOFF_KIND_STREAM 1
+
+/** Connected sockets of sequenced packets. */
+#define HANDOFF_KIND_SEQPACKET 2
+
+/** Connected datagram sockets. */
+#define HANDOFF_KIND_DATAGRAM 4
+
+/** With one of the others: also sockets without a peer, such as listening ones. */
+#define HANDOFF_KIND_UNCONNECTED 8
+
+/**
+ * Any socket. Nothing is asked about what arrives, which saves much of an arrival's cost: for a
+ * backend that trusts its brokers to offer what they accepted.
+ */
+#define HANDOFF_KIND_ANY 15
+
+/**
+ * Initialises options as HANDOFF_BACKEND_OPTIONS_INIT does, for languages without macros.
+ *
+ * @param[out] options  the options
+ * @param size          sizeof(handoff_backend_options)
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `options` is NULL or `size` cannot be right.
+ */
+handoff_status handoff_backend_options_init(handoff_backend_options *options,
+                                            size_t size) HANDOFF_NOEXCEPT;
+
+/**
+ * Makes a handoff socket and listens on it for brokers.
+ *
+ * The file has its mode before anybody can connect. A socket that nobody listens on any more is
+ * replaced. One that somebody listens on, and anything that is not a socket, stays as it is. Of
+ * several processes that start together one succeeds: they take turns by locking the directory,
+ * flock(2).
+ *
+ * @param path          the socket's path, at most 107 bytes, in a directory that this process can
+ *                      read and write; "@" starts an abstract name, without a file
+ * @param options       the limits, or NULL for the defaults; read during the call only
+ * @param[out] backend  the backend; free it with handoff_backend_free()
+ * @return HANDOFF_OK; HANDOFF_ERR_ADDRESS_IN_USE; HANDOFF_ERR_NOT_A_SOCKET;
+ *         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
+ *         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
+ *         or `kinds` is HANDOFF_KIND_UNCONNECTED alone; HANDOFF_ERR_WOULD_BLOCK if another
+ *         process holds the directory's lock for a second; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
+ *         HANDOFF_ERR_LISTEN_FAILED.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_backend_listen(const char *path,
+                                      const handoff_backend_options *options,
+                                      handoff_backend **backend) HANDOFF_NOEXCEPT;
+
+/**
+ * Listens for brokers on a socket that somebody else made, such as a service manager.
+ *
+ * @param fd            a listening Unix socket of sequenced packets (SOCK_SEQPACKET); duplicated.
+ *                      It becomes non-blocking, and all its copies share that.
+ * @param options       the limits, or NULL for the defaults; read during the call only. `mode` and
+ *                      `backlog` have no effect.
+ * @param[out] backend  the backend; free it with handoff_backend_free()
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is no such socket or for options
+ *         as in handoff_backend_listen(); HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_backend_listen_on(int fd,
+                                         const handoff_backend_options *options,
+                                         handoff_backend **backend) HANDOFF_NOEXCEPT;
+
+/**
+ * An offer as the backend sees it. Its token is verified.
+ *
+ * The pointers are valid until the arrival is rejected or, once it is adopted, until the next
+ * handoff_backend_dispatch() or handoff_backend_accept().
+ */
+typedef struct handoff_arrival {
+    /** Set by HANDOFF_ARRIVAL_INIT. */
+    size_t size;
+    /** Names the arrival for handoff_backend_adopt() and handoff_backend_reject(). */
+    uint64_t id;
+    /**
+     * From handoff_backend_accept(): the connection, yours to serve and to close(2). From
+     * handoff_backend_next(): -1, because it is not adopted yet.
+     */
+    int fd;
+    /** The broker's process when it connected, for logs. A pid is not an identity. */
+    int32_t broker_pid;
+    /** The broker's effective user when it connected. */
+    uint32_t broker_uid;
+    /** The broker's effective group when it connected. */
+    uint32_t broker_gid;
+    /** Bytes that the broker has read from the client. They come before what you read from `fd`. */
+    const void *preread;
+    /** The number of bytes. */
+    size_t preread_len;
+    /** What the broker wanted you to know. */
+    const void *metadata;
+    /** The number of bytes. */
+    size_t metadata_len;
+    /** The service that is meant; "" if the broker named none. */
+    const char *service;
+    /** An id for logs; "" if the broker gave none. */
+    const char *correlation;
+} handoff_arrival;
+#define HANDOFF_ARRIVAL_INIT \
+    { sizeof(handoff_arrival), 0, -1, 0, 0, 0, NULL, 0, NULL, 0, NULL, NULL }
+
+/**
+ * Waits for an arrival and adopts it, as accept(2) does. For programs without an event loop.
+ *
+ * @param backend       the backend
+ * @param wait_ms       how long to wait, in milliseconds, as in poll(2)
+ * @param[out] arrival  the adopted connection and what came with it; close(2) its `fd`
+ * @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time;
+ *         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
+ *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_backend_accept(handoff_backend *backend,
+                                      int wait_ms,
+                                      handoff_arrival *arrival) HANDOFF_NOEXCEPT;
+
+/**
+ * Returns the one descriptor to watch. It is readable whenever handoff_backend_dispatch() has
+ * work, level- and edge-triggered, and stays the same.
+ *
+ * @param backend  the backend
+ * @return the descriptor, which stays the backend's: do not read, write or close it; -1 on error,
+ *         with errno and handoff_last_error() set.
+ */
+HANDOFF_MUST_USE
+int handoff_backend_fd(handoff_backend *backend) HANDOFF_NOEXCEPT;
+
+/**
+ * Does what is due: accepts brokers, receives offers, sends verdicts. It never blocks. Call it when
+ * the descriptor is readable, then call handoff_backend_next().
+ *
+ * @param backend  the backend
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM. A broker's fault is not an error
+ *         here: it is counted in the statistics.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCEPT;
+
+/**
+ * Takes the next arrival, to look at it and then adopt or reject it, now or later. Call it until it
+ * returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and rejected.
+ *
+ * @param backend       the backend
+ * @param[out] arrival  what arrived; its `fd` is -1
+ * @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or
+ *         `arrival->size` is wrong; HANDOFF_ERR_WRONG_PROCESS.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_backend_next(handoff_backend *backend,
+                                    handoff_arrival *arrival) HANDOFF_NOEXCEPT;
+
+/**
+ * Adopts an arrival. From HANDOFF_OK on, this process alone owns the connection.
+ *
+ * The verdict is sent when handoff_backend_next() next returns HANDOFF_NOTHING, so that you can
+ * answer clients first. If it has already returned that, the verdict is sent now. If you stop
+ * calling it, handoff_backend_dispatch() sends the verdict after 1 ms; the descriptor becomes
+ * readable for that.
+ *
+ * @param backend  the backend
+ * @param id       the arrival's id
+ * @param[out] fd  the connection, close-on-exec, yours to close(2). Its other flags and options
+ *                 are as the broker set them.
+ * @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke its channel: the
+ *         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held;
+ *         HANDOFF_ERR_WRONG_PROCESS.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_backend_adopt(handoff_backend *backend,
+                                     uint64_t id,
+                                     int *fd) HANDOFF_NOEXCEPT;
+
+/**
+ * Rejects an arrival. Its descriptor is closed, and the broker serves the client another way.
+ *
+ * @param backend  the backend
+ * @param id       the arrival's id
+ * @param reason   one of HANDOFF_REASON_*; HANDOFF_REASON_REJECTED if no other fits
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held;
+ *         HANDOFF_ERR_WRONG_PROCESS.
+ */
+handoff_status handoff_backend_reject(handoff_backend *backend,
+                                      uint64_t id,
+                                      handoff_reason reason) HANDOFF_NOEXCEPT;
+
+/**
+ * Stops listening and takes no more offers, so that a successor can take the path. What has arrived
+ * can still be adopted. Free the backend when `held` in its statistics is 0 after a dispatch: the
+ * brokers then take back what was still on its way.
+ *
+ * @param backend  the backend
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_backend_drain(handoff_backend *backend) HANDOFF_NOEXCEPT;
+
+/** What a backend has done so far. */
+typedef struct handoff_backend_statistics {
+    /** Set by HANDOFF_BACKEND_STATISTICS_INIT. */
+    size_t size;
+    /** Offers that arrived with their token. */
+    uint64_t arrived;
+    /** Arrivals adopted. */
+    uint64_t adopted;
+    /** Arrivals rejected, by you or because they are not allowed. */
+    uint64_t rejected;
+    /** Arrivals that the broker took back before they were adopted. */
+    uint64_t taken_back;
+    /** Brokers accepted. */
+    uint64_t accepted;
+    /** Brokers turned away: not allowed, or too many. */
+    uint64_t refused;
+    /** Channels ended because of a protocol error. */
+    uint64_t broken;
+    /** Channels now. */
+    uint64_t channels;
+    /** Arrivals held now. */
+    uint64_t held;
+    /** Their bytes. */
+    uint64_t held_bytes;
+} handoff_backend_statistics;
+#define HANDOFF_BACKEND_STATISTICS_INIT \
+    { sizeof(handoff_backend_statistics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+
+/**
+ * Gets what a backend has done so far.
+ *
+ * @param backend          the backend
+ * @param[out] statistics  the counts
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `statistics->size` is
+ *         wrong.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_backend_get_statistics(handoff_backend *backend,
+                                              handoff_backend_statistics *statistics) HANDOFF_NOEXCEPT;
+
+/**
+ * Returns a message about the last error of this backend's calls, as handoff_last_error() does for
+ * a thread's.
+ *
+ * @param backend  the backend
+ * @return a string, never NULL, empty if no call has failed yet or `backend` is NULL. It is valid
+ *         until the backend's next error or its end.
+ */
+const char *handoff_backend_last_error(const handoff_backend *backend) HANDOFF_NOEXCEPT;
+
+/**
+ * Closes every channel and every connection that was not adopted, stops listening, and frees the
+ * backend. The socket's file is removed if it is still the one that was made. What you adopted is
+ * yours and stays open. In a child of fork() it closes the child's copies only.
+ *
+ * @param backend  the backend, or NULL, which does nothing
+ */
+void handoff_backend_free(handoff_backend *backend) HANDOFF_NOEXCEPT;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* HANDOFF_BACKEND_H */

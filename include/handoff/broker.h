@@ -1,0 +1,339 @@
+/*
+ * handoff/broker.h: the broker's end of a channel. The rules that hold for every call are in
+ * handoff.h.
+ *
+ * Make a broker, watch its descriptor, offer clients. When the descriptor is readable, call
+ * dispatch, then next until it returns HANDOFF_NOTHING. Each accepted offer has exactly one
+ * verdict. Programs without an event loop call offer_and_wait instead.
+ *
+ * Made by cbindgen from src/ffi; do not edit.
+ */
+
+#ifndef HANDOFF_BROKER_H
+#define HANDOFF_BROKER_H
+
+#include <sys/uio.h>
+#include "status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/**
+ * The broker's end of a channel to one backend.
+ *
+ * It belongs to the process that uses it first: make it before fork() and use it in one child, or
+ * make one in each.
+ */
+typedef struct handoff_broker handoff_broker;
+
+/** The limits of a broker. Zero is the default in every field. Out-of-range values are clamped. */
+typedef struct handoff_broker_options {
+    /** Set by HANDOFF_BROKER_OPTIONS_INIT. */
+    size_t size;
+    /** The most offers in flight: 1 to 4096, default 256. The backend may allow fewer. */
+    size_t max_in_flight;
+    /**
+     * How long an offer may wait for its verdict, in milliseconds, unless the offer says
+     * otherwise: default 5000; HANDOFF_NO_TIMEOUT.
+     */
+    uint64_t timeout_ms;
+    /**
+     * The most bytes of offers that wait for room in the socket: at least 131072, default 1048576.
+     */
+    size_t queue_bytes;
+    /**
+     * After so many failures within `failure_period_ms`, offers are refused: 1 to 4096, default 8;
+     * HANDOFF_NO_LIMIT never refuses for that.
+     */
+    size_t max_failures;
+    /** How long a failure counts, in milliseconds: default 30000. */
+    uint64_t failure_period_ms;
+    /**
+     * The pause before the first reconnect, in milliseconds: default 10. It doubles with each
+     * failed attempt.
+     */
+    uint64_t reconnect_min_ms;
+    /**
+     * The longest pause, in milliseconds: default 1000, or `reconnect_min_ms` if that is longer.
+     */
+    uint64_t reconnect_max_ms;
+} handoff_broker_options;
+#define HANDOFF_BROKER_OPTIONS_INIT \
+    { sizeof(handoff_broker_options), 0, 0, 0, 0, 0, 0, 0 }
+
+/**
+ * Initialises options as HANDOFF_BROKER_OPTIONS_INIT does, for languages without macros.
+ *
+ * @param[out] options  the options
+ * @param size          sizeof(handoff_broker_options)
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `options` is NULL or `size` cannot be right.
+ */
+handoff_status handoff_broker_options_init(handoff_broker_options *options,
+                                           size_t size) HANDOFF_NOEXCEPT;
+
+/**
+ * Makes a broker for the backend that listens at `path`.
+ *
+ * It does no I/O and opens nothing. The first use connects; after that the broker reconnects by
+ * itself whenever the channel ends.
+ *
+ * @param path         the handoff socket's path, at most 107 bytes; "@" starts an abstract name
+ * @param options      the limits, or NULL for the defaults; read during the call only
+ * @param[out] broker  the broker; free it with handoff_broker_free()
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, the path cannot be a
+ *         socket's, `options->size` is wrong or `reconnect_min_ms` is more than
+ *         `reconnect_max_ms`.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_broker_new(const char *path,
+                                  const handoff_broker_options *options,
+                                  handoff_broker **broker) HANDOFF_NOEXCEPT;
+
+/** A connection to hand over. Set at least `fd`. */
+typedef struct handoff_offer {
+    /** Set by HANDOFF_OFFER_INIT. */
+    size_t size;
+    /**
+     * The client's connection, a socket. It stays yours: keep it open, and out of your event loop
+     * (EPOLL_CTL_DEL), until the verdict.
+     */
+    int fd;
+    /** HANDOFF_OFFER_MORE, or 0. */
+    uint32_t flags;
+    /** Bytes that you have read from the client. The backend gets them first. Copied. */
+    const void *preread;
+    /** The number of bytes. */
+    size_t preread_len;
+    /** The same in several buffers, in place of `preread`. Copied. */
+    const struct iovec *preread_iov;
+    /** The length of the array. */
+    size_t preread_iov_len;
+    /** Anything that the backend should know. Copied. */
+    const void *metadata;
+    /** The number of bytes. */
+    size_t metadata_len;
+    /** The service that is meant: at most 255 bytes, or NULL. Copied. */
+    const char *service;
+    /** An id for logs: at most 255 bytes, or NULL. Copied. */
+    const char *correlation;
+    /** Returned with the verdict. Not looked at. */
+    void *user_data;
+    /**
+     * How long it may wait for its verdict, in milliseconds: default as in the broker's options;
+     * HANDOFF_NO_TIMEOUT.
+     */
+    uint64_t timeout_ms;
+} handoff_offer;
+#define HANDOFF_OFFER_INIT \
+    { sizeof(handoff_offer), -1, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, NULL, 0 }
+
+/**
+ * In handoff_offer.flags: more offers follow at once, so do not send yet. The last offer without
+ * it sends them all, as handoff_broker_flush() and handoff_broker_dispatch() do.
+ */
+#define HANDOFF_OFFER_MORE 1
+
+/**
+ * Initialises an offer as HANDOFF_OFFER_INIT does, for languages without macros.
+ *
+ * @param[out] offer  the offer
+ * @param size        sizeof(handoff_offer)
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `offer` is NULL or `size` cannot be right.
+ */
+handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOEXCEPT;
+
+/**
+ * Offers a connection to the backend. It never blocks: an offer for which the socket has no room
+ * waits in the broker.
+ *
+ * @param broker   the broker
+ * @param offer    the connection and what goes with it; everything but `fd` is copied
+ * @param[out] id  names the offer for handoff_broker_take_back(); may be NULL
+ * @return HANDOFF_OK: handoff_broker_next() will return its verdict. After an error nothing was
+ *         sent and there is no verdict, so serve the client another way:
+ *         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, or if the backend is draining;
+ *         HANDOFF_ERR_FULL if the limit of offers in flight, of queued bytes or of verdicts not
+ *         taken is reached;
+ *         HANDOFF_ERR_RATE_LIMITED if the backend failed too often;
+ *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes;
+ *         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket;
+ *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE or HANDOFF_ERR_SYSTEM at the first use.
+ *
+ * It allocates nothing once the broker is connected.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_broker_offer(handoff_broker *broker,
+                                    const handoff_offer *offer,
+                                    uint64_t *id) HANDOFF_NOEXCEPT;
+
+/**
+ * Sends what was offered with HANDOFF_OFFER_MORE.
+ *
+ * @param broker  the broker
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
+ *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_broker_flush(handoff_broker *broker) HANDOFF_NOEXCEPT;
+
+/**
+ * Returns the one descriptor to watch. It is readable whenever handoff_broker_dispatch() has work,
+ * level- and edge-triggered, and stays the same. This is a use: the broker starts to connect.
+ *
+ * @param broker  the broker
+ * @return the descriptor, which stays the broker's: do not read, write or close it; -1 on error,
+ *         with errno and handoff_last_error() set.
+ */
+HANDOFF_MUST_USE
+int handoff_broker_fd(handoff_broker *broker) HANDOFF_NOEXCEPT;
+
+/**
+ * Does what is due: connects, receives verdicts, sends offers, takes back those that are late. It
+ * never blocks. Call it when the descriptor is readable, then call handoff_broker_next().
+ *
+ * @param broker  the broker
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
+ *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM. A problem with
+ *         the backend is not an error here: it is the reason in the verdicts.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_broker_dispatch(handoff_broker *broker) HANDOFF_NOEXCEPT;
+
+/** What became of an offer. */
+typedef struct handoff_verdict {
+    /** Set by HANDOFF_VERDICT_INIT. */
+    size_t size;
+    /** The offer's id from handoff_broker_offer(). */
+    uint64_t id;
+    /** The offer's `user_data`. */
+    void *user_data;
+    /** Who owns the connection now: HANDOFF_ADOPTED or HANDOFF_FALLBACK. */
+    handoff_outcome outcome;
+    /**
+     * Why it is a fallback. If it was adopted: HANDOFF_REASON_NONE, or what happened afterwards.
+     */
+    handoff_reason reason;
+    /**
+     * With a fallback: the backend may still hold a copy of the descriptor, which it cannot serve.
+     * It may have changed what copies share, such as O_NONBLOCK and socket options: set what you
+     * rely on. close(2) sends no FIN while there is a copy, so end the connection with shutdown(2)
+     * and then close it.
+     */
+    bool may_have_reached_backend;
+} handoff_verdict;
+#define HANDOFF_VERDICT_INIT \
+    { sizeof(handoff_verdict), 0, NULL, 0, 0, 0 }
+
+/**
+ * Takes the next verdict. Call it until it returns HANDOFF_NOTHING.
+ *
+ * @param broker        the broker
+ * @param[out] verdict  what became of which offer
+ * @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or
+ *         `verdict->size` is wrong; HANDOFF_ERR_WRONG_PROCESS.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_broker_next(handoff_broker *broker,
+                                   handoff_verdict *verdict) HANDOFF_NOEXCEPT;
+
+/**
+ * Offers a connection and waits for its verdict. For programs without an event loop.
+ *
+ * It also waits for the backend's welcome and for room, for the offer's `timeout_ms` in all. If
+ * nobody listens it returns at once.
+ *
+ * @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
+ * @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect
+ * @param[out] verdict  what became of it
+ * @return HANDOFF_OK if there is a verdict. After an error there is none, and the connection is
+ *         still yours: as handoff_broker_offer().
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_broker_offer_and_wait(handoff_broker *broker,
+                                             const handoff_offer *offer,
+                                             handoff_verdict *verdict) HANDOFF_NOEXCEPT;
+
+/**
+ * Takes an offer back.
+ *
+ * @param broker  the broker
+ * @param id      the offer's id
+ * @return HANDOFF_OK: the connection is yours, and there will be no verdict;
+ *         HANDOFF_ERR_TOO_LATE if the backend has adopted it or its verdict is known: take that
+ *         from handoff_broker_next(); HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL;
+ *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_broker_take_back(handoff_broker *broker, uint64_t id) HANDOFF_NOEXCEPT;
+
+/**
+ * Takes every offer back and closes the channel. Then call handoff_broker_next() for the verdicts,
+ * and handoff_broker_free(). Any other call returns HANDOFF_ERR_CLOSED.
+ *
+ * @param broker  the broker
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
+ *         HANDOFF_ERR_CLOSED if it is already closed.
+ */
+handoff_status handoff_broker_close(handoff_broker *broker) HANDOFF_NOEXCEPT;
+
+/** What a broker has done so far. */
+typedef struct handoff_broker_statistics {
+    /** Set by HANDOFF_BROKER_STATISTICS_INIT. */
+    size_t size;
+    /** Offers accepted by handoff_broker_offer(). */
+    uint64_t offered;
+    /** Offers refused by handoff_broker_offer(). */
+    uint64_t refused;
+    /** Offers that the backend adopted. */
+    uint64_t adopted;
+    /** Offers taken back by handoff_broker_take_back(). */
+    uint64_t taken_back;
+    /** Channels set up, the first included. */
+    uint64_t connects;
+    /** Offers in flight now. */
+    uint64_t in_flight;
+    /** Bytes that wait for room in the socket now. */
+    uint64_t queued_bytes;
+    /** Fallbacks by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on. */
+    uint64_t fallbacks[32];
+} handoff_broker_statistics;
+#define HANDOFF_BROKER_STATISTICS_INIT \
+    { sizeof(handoff_broker_statistics), 0, 0, 0, 0, 0, 0, 0, { 0 } }
+
+/**
+ * Gets what a broker has done so far.
+ *
+ * @param broker           the broker
+ * @param[out] statistics  the counts
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `statistics->size` is
+ *         wrong.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_broker_get_statistics(handoff_broker *broker,
+                                             handoff_broker_statistics *statistics) HANDOFF_NOEXCEPT;
+
+/**
+ * Returns a message about the last error of this broker's calls, as handoff_last_error() does for
+ * a thread's.
+ *
+ * @param broker  the broker
+ * @return a string, never NULL, empty if no call has failed yet or `broker` is NULL. It is valid
+ *         until the broker's next error or its end.
+ */
+const char *handoff_broker_last_error(const handoff_broker *broker) HANDOFF_NOEXCEPT;
+
+/**
+ * Takes every offer back, closes the channel and frees the broker. Verdicts that were not taken
+ * are lost. In a child of fork() it closes the child's copies only.
+ *
+ * @param broker  the broker, or NULL, which does nothing
+ */
+void handoff_broker_free(handoff_broker *broker) HANDOFF_NOEXCEPT;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* HANDOFF_BROKER_H */

@@ -1,0 +1,42 @@
+/*
+ * handoff/peer.h: who may connect. The rules that hold for every call are in handoff.h.
+ *
+ * Made by cbindgen from src/ffi; do not edit.
+ */
+
+#ifndef HANDOFF_PEER_H
+#define HANDOFF_PEER_H
+
+#include "status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/**
+ * Who may connect. Without users and groups: the user that this process runs as, and root. With
+ * any: these users and the members of these groups, and nobody else.
+ */
+typedef struct handoff_peer_policy {
+    /** Set by HANDOFF_PEER_POLICY_INIT. */
+    size_t size;
+    /** The users, by number. Read during the call only. */
+    const uint32_t *users;
+    /** The length of the array. */
+    size_t users_len;
+    /**
+     * The groups, by number; a peer's effective and supplementary groups count. Read during the
+     * call only.
+     */
+    const uint32_t *groups;
+    /** The length of the array. */
+    size_t groups_len;
+} handoff_peer_policy;
+#define HANDOFF_PEER_POLICY_INIT \
+    { sizeof(handoff_peer_policy), NULL, 0, NULL, 0 }
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* HANDOFF_PEER_H */

@@ -1,0 +1,389 @@
+/*
+ * handoff/status.h: statuses, errors, reasons, the version. The rules that hold for every call are
+ * in handoff.h.
+ *
+ * Made by cbindgen from src/ffi; do not edit.
+ */
+
+#ifndef HANDOFF_STATUS_H
+#define HANDOFF_STATUS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/** The version of this header. handoff_version() returns the library's. */
+#define HANDOFF_VERSION "0.2.0"
+#define HANDOFF_VERSION_MAJOR 0
+#define HANDOFF_VERSION_MINOR 2
+#define HANDOFF_VERSION_PATCH 0
+
+/** A version as one number, for #if HANDOFF_VERSION_NUMBER >= HANDOFF_VERSION_CHECK(0, 3, 0). */
+#define HANDOFF_VERSION_CHECK(major, minor, patch) \
+    (((major) << 16) | ((minor) << 8) | (patch))
+/** The version of this header as one number. */
+#define HANDOFF_VERSION_NUMBER                                           \
+    HANDOFF_VERSION_CHECK(HANDOFF_VERSION_MAJOR, HANDOFF_VERSION_MINOR, \
+                          HANDOFF_VERSION_PATCH)
+
+/** 1 where this library works, 0 elsewhere. handoff_supported() asks the running system. */
+#ifdef __linux__
+#define HANDOFF_SUPPORTED 1
+#else
+#define HANDOFF_SUPPORTED 0
+#endif
+
+/** In a `timeout_ms`: the offer is not given up for its age. */
+#define HANDOFF_NO_TIMEOUT UINT64_MAX
+/** In a limit of type size_t that may be switched off: no limit. */
+#define HANDOFF_NO_LIMIT SIZE_MAX
+
+#if defined(__GNUC__) || defined(__clang__)
+#define HANDOFF_MUST_USE __attribute__((warn_unused_result))
+#define HANDOFF_DEPRECATED(instead) __attribute__((deprecated(instead)))
+#else
+#define HANDOFF_MUST_USE
+#define HANDOFF_DEPRECATED(instead)
+#endif
+
+#ifdef __cplusplus
+#define HANDOFF_NOEXCEPT noexcept
+#else
+#define HANDOFF_NOEXCEPT
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/**
+ * What a call returns: HANDOFF_OK, a positive number if there is no result but also no error, or
+ * a negative HANDOFF_ERR_*.
+ *
+ * After an error errno is the system's error, or 0 if the system had no part in it, and
+ * handoff_last_error() returns a message. Out parameters are untouched unless the status is
+ * HANDOFF_OK. A number never changes its meaning.
+ */
+typedef int32_t handoff_status;
+
+/** Success. */
+#define HANDOFF_OK 0
+
+/** There is nothing to take. Not an error: errno and handoff_last_error() stay as they were. */
+#define HANDOFF_NOTHING 1
+
+/**
+ * The wait ended because its time was up. Not an error: errno and handoff_last_error() stay as
+ * they were.
+ */
+#define HANDOFF_TIMED_OUT 2
+
+/**
+ * Returns a message about this thread's last error, in English, with the socket and the descriptor
+ * that were used. It never shows a token.
+ *
+ * @return a string, never NULL, empty if no call has failed yet. It is valid until this thread's
+ *         next error or its end.
+ *
+ * Each thread has its own; a child of fork() starts with a copy. In a runtime that moves work
+ * between threads, use handoff_broker_last_error() and handoff_backend_last_error().
+ */
+const char *handoff_last_error(void) HANDOFF_NOEXCEPT;
+
+/**
+ * Names a status: "HANDOFF_OK", "HANDOFF_ERR_WOULD_BLOCK" and so on.
+ *
+ * @param status  any number
+ * @return a constant string, never NULL; "HANDOFF_ERR_UNKNOWN" for other numbers.
+ *
+ * Safe in any thread, after fork() and in a signal handler.
+ */
+const char *handoff_status_name(handoff_status status) HANDOFF_NOEXCEPT;
+
+/**
+ * Describes a status in English, in general. handoff_last_error() has the details.
+ *
+ * @param status  any number
+ * @return a constant string, never NULL; "unknown status" for other numbers.
+ *
+ * Safe in any thread, after fork() and in a signal handler.
+ */
+const char *handoff_status_message(handoff_status status) HANDOFF_NOEXCEPT;
+
+/**
+ * Returns the version of the library that runs, which can differ from that of the header,
+ * HANDOFF_VERSION.
+ *
+ * @return a constant string such as "0.2.0".
+ *
+ * Safe in any thread, after fork() and in a signal handler.
+ */
+const char *handoff_version(void) HANDOFF_NOEXCEPT;
+
+/**
+ * Checks whether the running system has what the library needs. HANDOFF_SUPPORTED tells what is
+ * known when a program is compiled.
+ *
+ * @return HANDOFF_OK; HANDOFF_ERR_UNSUPPORTED if something is missing, and handoff_last_error()
+ *         names it; HANDOFF_ERR_DESCRIPTOR_PRESSURE if it cannot be found out now.
+ *
+ * Safe in any thread and after fork(). Opens and closes a few descriptors.
+ */
+HANDOFF_MUST_USE
+handoff_status handoff_supported(void) HANDOFF_NOEXCEPT;
+
+/** Who owns a connection now: HANDOFF_ADOPTED or HANDOFF_FALLBACK. */
+typedef uint32_t handoff_outcome;
+
+/**
+ * The backend owns it. Close your copy. Do not shutdown(2) it: that would end the backend's
+ * connection too.
+ */
+#define HANDOFF_ADOPTED 1
+
+/** It is still yours. Serve the client another way. */
+#define HANDOFF_FALLBACK 2
+
+/** Why a connection was not handed over: one of HANDOFF_REASON_*, which are listed below. */
+typedef uint32_t handoff_reason;
+
+/**
+ * Returns the reason for a fallback after a call that failed.
+ *
+ * @param status  what handoff_broker_offer() or a call of the raw layer returned
+ * @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, HANDOFF_NOTHING,
+ *         HANDOFF_TIMED_OUT, unknown numbers, and for errors that a fallback must not hide:
+ *         HANDOFF_ERR_INVALID_ARGUMENT, HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED and
+ *         HANDOFF_ERR_INTERNAL.
+ *
+ * Safe in any thread, after fork() and in a signal handler.
+ */
+handoff_reason handoff_status_reason(handoff_status status) HANDOFF_NOEXCEPT;
+
+/**
+ * Names a reason in lower case, for logs: "acknowledgement timeout".
+ *
+ * @param reason  any number
+ * @return a constant string, never NULL; "unknown" for other numbers.
+ *
+ * Safe in any thread, after fork() and in a signal handler.
+ */
+const char *handoff_reason_name(handoff_reason reason) HANDOFF_NOEXCEPT;
+
+/**
+ * Tells whether a fallback may hide this status from everybody. A caller bug or a fault of the
+ * library must not be hidden: it would stay forever.
+ *
+ * @param status  what handoff_broker_offer() or a call of the raw layer returned
+ * @return true if you should serve the client another way and no more; false for HANDOFF_OK,
+ *         HANDOFF_NOTHING, HANDOFF_TIMED_OUT, unknown numbers and the errors for which
+ *         handoff_status_reason() returns HANDOFF_REASON_NONE.
+ *
+ * Safe in any thread, after fork() and in a signal handler.
+ */
+bool handoff_status_is_fallback_safe(handoff_status status) HANDOFF_NOEXCEPT;
+
+/**
+ * Tells whether the descriptor may have reached the backend when handoff_raw_send() or
+ * handoff_raw_send_path() ended with this status, or an attempt with this cause.
+ *
+ * @param status  what the call returned, or the cause in a verdict
+ * @return false if the descriptor was certainly not sent by that call; true otherwise, and for
+ *         unknown numbers.
+ *
+ * Safe in any thread, after fork() and in a signal handler.
+ */
+bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEXCEPT;
+
+/** No reason: the connection was handed over, or may be. */
+#define HANDOFF_REASON_NONE 0
+
+/** The client's protocol or connection cannot change hands. */
+#define HANDOFF_REASON_CLIENT_UNSUPPORTED 1
+
+/** The service is configured not to hand over. */
+#define HANDOFF_REASON_POLICY_DISABLED 2
+
+/** One side is short of descriptors. */
+#define HANDOFF_REASON_DESCRIPTOR_PRESSURE 3
+
+/** The backend failed too often recently. */
+#define HANDOFF_REASON_RATE_LIMITED 4
+
+/** The permissions of the handoff socket, or the peer's credentials, do not allow it. */
+#define HANDOFF_REASON_PERMISSION_DENIED 5
+
+/** A token or a message was not what it should be. */
+#define HANDOFF_REASON_INTEGRITY_MISMATCH 6
+
+/** No verdict, or in the raw layer no acknowledgement, came by the deadline. */
+#define HANDOFF_REASON_ACK_TIMEOUT 7
+
+/** This broker did not start the backend, and does not use it. */
+#define HANDOFF_REASON_FOREIGN_BACKEND 8
+
+/** Nobody listens on the handoff socket, or the backend closed it before it answered. */
+#define HANDOFF_REASON_BACKEND_UNAVAILABLE 9
+
+/** The backend, or the queue to it, is full. */
+#define HANDOFF_REASON_BACKEND_BUSY 10
+
+/** The backend rejected the connection. */
+#define HANDOFF_REASON_REJECTED 11
+
+/** This system cannot hand connections over. */
+#define HANDOFF_REASON_UNSUPPORTED_PLATFORM 12
+
+/** The broker was closed. */
+#define HANDOFF_REASON_BROKER_CLOSED 13
+
+/** With HANDOFF_ADOPTED: the backend adopted the connection, then died before it said so. */
+#define HANDOFF_REASON_BACKEND_DIED 14
+
+/**
+ * An argument is NULL, misaligned or out of range, a path is too long for a Unix socket, or a
+ * descriptor is not open or of the wrong kind. This is a bug in the caller.
+ */
+#define HANDOFF_ERR_INVALID_ARGUMENT (-1)
+
+/**
+ * This system, or this version of the library, cannot do it. Serve the client another way, and do
+ * not try again.
+ */
+#define HANDOFF_ERR_UNSUPPORTED (-2)
+
+/**
+ * The permissions of the socket's file or directory, or a security module, do not allow it. Check
+ * the socket's mode and owner.
+ */
+#define HANDOFF_ERR_PERMISSION_DENIED (-3)
+
+/**
+ * Nobody listens on the handoff socket, or the other end closed it. Usual while a backend
+ * restarts. Serve the client another way.
+ */
+#define HANDOFF_ERR_BACKEND_UNAVAILABLE (-4)
+
+/**
+ * The socket's buffer or the listener's backlog is full, or a lock is taken. Nothing was sent. Try
+ * again later.
+ */
+#define HANDOFF_ERR_WOULD_BLOCK (-5)
+
+/**
+ * Out of descriptors: this process or the system is at its limit (EMFILE, ENFILE), or this user
+ * has too many in flight over Unix sockets (ETOOMANYREFS). Raise RLIMIT_NOFILE or offer less at
+ * once.
+ */
+#define HANDOFF_ERR_DESCRIPTOR_PRESSURE (-6)
+
+/** sendmsg(2) failed with an error that has no status of its own; see errno. Nothing was sent. */
+#define HANDOFF_ERR_SEND_FAILED (-7)
+
+/**
+ * Only a part of the message was sent, and the descriptor with it. Close the socket. The backend
+ * refuses what it received.
+ */
+#define HANDOFF_ERR_SHORT_WRITE (-8)
+
+/** No acknowledgement came by the deadline. Serve the client another way and close the socket. */
+#define HANDOFF_ERR_ACK_TIMEOUT (-9)
+
+/** The acknowledgement is for another token. Close the socket. */
+#define HANDOFF_ERR_ACK_MISMATCH (-10)
+
+/** What was received is not an acknowledgement. Close the socket. */
+#define HANDOFF_ERR_ACK_MALFORMED (-11)
+
+/** Receiving failed with an error that has no status of its own; see errno. */
+#define HANDOFF_ERR_RECEIVE_FAILED (-12)
+
+/** The other end closed the connection, or accepts no more acknowledgements. Close the socket. */
+#define HANDOFF_ERR_END_OF_STREAM (-13)
+
+/** The message has no descriptor. Close the socket. */
+#define HANDOFF_ERR_NO_DESCRIPTOR (-14)
+
+/** The message has more than one descriptor. All are closed. Close the socket. */
+#define HANDOFF_ERR_SURPLUS_DESCRIPTORS (-15)
+
+/**
+ * The kernel could not install the descriptors: this process is at its RLIMIT_NOFILE, or a
+ * security module refused. Those that it installed are closed. Close the socket.
+ */
+#define HANDOFF_ERR_CONTROL_TRUNCATED (-16)
+
+/** The message is shorter or longer than a token. Its descriptor is closed. Close the socket. */
+#define HANDOFF_ERR_WRONG_LENGTH (-17)
+
+/** The token is not the expected one. */
+#define HANDOFF_ERR_TOKEN_MISMATCH (-18)
+
+/** The token has expired. It is no longer in the store. */
+#define HANDOFF_ERR_TOKEN_EXPIRED (-19)
+
+/**
+ * The token is not pending: never known here, consumed, revoked or expired. A replay looks like
+ * this.
+ */
+#define HANDOFF_ERR_TOKEN_NOT_PENDING (-20)
+
+/** The token is already pending. */
+#define HANDOFF_ERR_TOKEN_ALREADY_PENDING (-21)
+
+/** Every random token was already pending. The system's random source is broken. */
+#define HANDOFF_ERR_TOKEN_COLLISION (-22)
+
+/** A limit is reached. Try again when there is room, or raise the limit. */
+#define HANDOFF_ERR_FULL (-23)
+
+/** The system has no randomness to give; see errno. */
+#define HANDOFF_ERR_RANDOM (-24)
+
+/** The system does not say who the peer is. Do not trust it. */
+#define HANDOFF_ERR_PEER_UNKNOWN (-25)
+
+/** The policy does not allow this peer. Close the connection. */
+#define HANDOFF_ERR_PEER_NOT_ALLOWED (-26)
+
+/** Another process listens at that path. Its socket is untouched. */
+#define HANDOFF_ERR_ADDRESS_IN_USE (-27)
+
+/** There is a file at that path that is not a socket. It is untouched. */
+#define HANDOFF_ERR_NOT_A_SOCKET (-28)
+
+/** The handoff socket could not be made, for a cause that has no status of its own; see errno. */
+#define HANDOFF_ERR_LISTEN_FAILED (-29)
+
+/** A bug in the library, which stays usable. Please report it with handoff_last_error(). */
+#define HANDOFF_ERR_INTERNAL (-30)
+
+/**
+ * The backend failed too often recently and is not tried for a while. Serve the client another
+ * way.
+ */
+#define HANDOFF_ERR_RATE_LIMITED (-32)
+
+/** The offer has more bytes than the backend or the protocol takes. */
+#define HANDOFF_ERR_TOO_LARGE (-33)
+
+/** The handle belongs to another process, which used it first. Make one after fork(). */
+#define HANDOFF_ERR_WRONG_PROCESS (-34)
+
+/** The handle is closed. Make a new one. */
+#define HANDOFF_ERR_CLOSED (-35)
+
+/** The broker took the offer back. Forget the arrival. Its descriptor is closed. */
+#define HANDOFF_ERR_TAKEN_BACK (-36)
+
+/** The offer can no longer be taken back. It has its verdict, or will have it. */
+#define HANDOFF_ERR_TOO_LATE (-37)
+
+/** The system refused something that the handle needs; see errno. */
+#define HANDOFF_ERR_SYSTEM (-38)
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* HANDOFF_STATUS_H */

@@ -1,0 +1,185 @@
+//! The errors: a number, a name and a message for each kind.
+
+use std::ffi::CStr;
+
+use super::status::handoff_status;
+use crate::kind::ErrorKind;
+
+/// An argument is NULL, misaligned or out of range, a path is too long for a Unix socket, or a
+/// descriptor is not open or of the wrong kind. This is a bug in the caller.
+pub const HANDOFF_ERR_INVALID_ARGUMENT: handoff_status = -1;
+/// This system, or this version of the library, cannot do it. Serve the client another way, and do
+/// not try again.
+pub const HANDOFF_ERR_UNSUPPORTED: handoff_status = -2;
+/// The permissions of the socket's file or directory, or a security module, do not allow it. Check
+/// the socket's mode and owner.
+pub const HANDOFF_ERR_PERMISSION_DENIED: handoff_status = -3;
+/// Nobody listens on the handoff socket, or the other end closed it. Usual while a backend
+/// restarts. Serve the client another way.
+pub const HANDOFF_ERR_BACKEND_UNAVAILABLE: handoff_status = -4;
+/// The socket's buffer or the listener's backlog is full, or a lock is taken. Nothing was sent. Try
+/// again later.
+pub const HANDOFF_ERR_WOULD_BLOCK: handoff_status = -5;
+/// Out of descriptors: this process or the system is at its limit (EMFILE, ENFILE), or this user
+/// has too many in flight over Unix sockets (ETOOMANYREFS). Raise RLIMIT_NOFILE or offer less at
+/// once.
+pub const HANDOFF_ERR_DESCRIPTOR_PRESSURE: handoff_status = -6;
+/// sendmsg(2) failed with an error that has no status of its own; see errno. Nothing was sent.
+pub const HANDOFF_ERR_SEND_FAILED: handoff_status = -7;
+/// Only a part of the message was sent, and the descriptor with it. Close the socket. The backend
+/// refuses what it received.
+pub const HANDOFF_ERR_SHORT_WRITE: handoff_status = -8;
+/// No acknowledgement came by the deadline. Serve the client another way and close the socket.
+pub const HANDOFF_ERR_ACK_TIMEOUT: handoff_status = -9;
+/// The acknowledgement is for another token. Close the socket.
+pub const HANDOFF_ERR_ACK_MISMATCH: handoff_status = -10;
+/// What was received is not an acknowledgement. Close the socket.
+pub const HANDOFF_ERR_ACK_MALFORMED: handoff_status = -11;
+/// Receiving failed with an error that has no status of its own; see errno.
+pub const HANDOFF_ERR_RECEIVE_FAILED: handoff_status = -12;
+/// The other end closed the connection, or accepts no more acknowledgements. Close the socket.
+pub const HANDOFF_ERR_END_OF_STREAM: handoff_status = -13;
+/// The message has no descriptor. Close the socket.
+pub const HANDOFF_ERR_NO_DESCRIPTOR: handoff_status = -14;
+/// The message has more than one descriptor. All are closed. Close the socket.
+pub const HANDOFF_ERR_SURPLUS_DESCRIPTORS: handoff_status = -15;
+/// The kernel could not install the descriptors: this process is at its RLIMIT_NOFILE, or a
+/// security module refused. Those that it installed are closed. Close the socket.
+pub const HANDOFF_ERR_CONTROL_TRUNCATED: handoff_status = -16;
+/// The message is shorter or longer than a token. Its descriptor is closed. Close the socket.
+pub const HANDOFF_ERR_WRONG_LENGTH: handoff_status = -17;
+/// The token is not the expected one.
+pub const HANDOFF_ERR_TOKEN_MISMATCH: handoff_status = -18;
+/// The token has expired. It is no longer in the store.
+pub const HANDOFF_ERR_TOKEN_EXPIRED: handoff_status = -19;
+/// The token is not pending: never known here, consumed, revoked or expired. A replay looks like
+/// this.
+pub const HANDOFF_ERR_TOKEN_NOT_PENDING: handoff_status = -20;
+/// The token is already pending.
+pub const HANDOFF_ERR_TOKEN_ALREADY_PENDING: handoff_status = -21;
+/// Every random token was already pending. The system's random source is broken.
+pub const HANDOFF_ERR_TOKEN_COLLISION: handoff_status = -22;
+/// A limit is reached. Try again when there is room, or raise the limit.
+pub const HANDOFF_ERR_FULL: handoff_status = -23;
+/// The system has no randomness to give; see errno.
+pub const HANDOFF_ERR_RANDOM: handoff_status = -24;
+/// The system does not say who the peer is. Do not trust it.
+pub const HANDOFF_ERR_PEER_UNKNOWN: handoff_status = -25;
+/// The policy does not allow this peer. Close the connection.
+pub const HANDOFF_ERR_PEER_NOT_ALLOWED: handoff_status = -26;
+/// Another process listens at that path. Its socket is untouched.
+pub const HANDOFF_ERR_ADDRESS_IN_USE: handoff_status = -27;
+/// There is a file at that path that is not a socket. It is untouched.
+pub const HANDOFF_ERR_NOT_A_SOCKET: handoff_status = -28;
+/// The handoff socket could not be made, for a cause that has no status of its own; see errno.
+pub const HANDOFF_ERR_LISTEN_FAILED: handoff_status = -29;
+/// A bug in the library, which stays usable. Please report it with handoff_last_error().
+pub const HANDOFF_ERR_INTERNAL: handoff_status = -30;
+/// The backend failed too often recently and is not tried for a while. Serve the client another
+/// way.
+pub const HANDOFF_ERR_RATE_LIMITED: handoff_status = -32;
+/// The offer has more bytes than the backend or the protocol takes.
+pub const HANDOFF_ERR_TOO_LARGE: handoff_status = -33;
+/// The handle belongs to another process, which used it first. Make one after fork().
+pub const HANDOFF_ERR_WRONG_PROCESS: handoff_status = -34;
+/// The handle is closed. Make a new one.
+pub const HANDOFF_ERR_CLOSED: handoff_status = -35;
+/// The broker took the offer back. Forget the arrival. Its descriptor is closed.
+pub const HANDOFF_ERR_TAKEN_BACK: handoff_status = -36;
+/// The offer can no longer be taken back. It has its verdict, or will have it.
+pub const HANDOFF_ERR_TOO_LATE: handoff_status = -37;
+/// The system refused something that the handle needs; see errno.
+pub const HANDOFF_ERR_SYSTEM: handoff_status = -38;
+
+/// What there is to say about an error.
+pub(super) struct Entry {
+    pub kind: ErrorKind,
+    pub name: &'static CStr,
+    pub message: &'static CStr,
+}
+
+/// Makes the entry of a constant; does not compile if kind and constant have different numbers.
+macro_rules! entry {
+    ($kind:ident, $constant:ident, $message:literal) => {{
+        const { assert!(-(ErrorKind::$kind as handoff_status) == $constant) };
+        Entry {
+            kind: ErrorKind::$kind,
+            name: c_str(concat!(stringify!($constant), "\0")),
+            message: $message,
+        }
+    }};
+}
+
+const fn c_str(text: &'static str) -> &'static CStr {
+    match CStr::from_bytes_with_nul(text.as_bytes()) {
+        Ok(text) => text,
+        Err(_) => panic!("not a C string"),
+    }
+}
+
+/// Every error.
+const ENTRIES: [Entry; 37] = [
+    entry!(InvalidArgument, HANDOFF_ERR_INVALID_ARGUMENT, c"invalid argument"),
+    entry!(Unsupported, HANDOFF_ERR_UNSUPPORTED, c"not supported"),
+    entry!(PermissionDenied, HANDOFF_ERR_PERMISSION_DENIED, c"permission denied"),
+    entry!(BackendUnavailable, HANDOFF_ERR_BACKEND_UNAVAILABLE, c"the backend is not available"),
+    entry!(WouldBlock, HANDOFF_ERR_WOULD_BLOCK, c"the call would block"),
+    entry!(
+        DescriptorPressure,
+        HANDOFF_ERR_DESCRIPTOR_PRESSURE,
+        c"out of descriptors, or too many are in flight"
+    ),
+    entry!(SendFailed, HANDOFF_ERR_SEND_FAILED, c"the message could not be sent"),
+    entry!(ShortWrite, HANDOFF_ERR_SHORT_WRITE, c"only a part of the message was sent"),
+    entry!(AckTimeout, HANDOFF_ERR_ACK_TIMEOUT, c"no acknowledgement by the deadline"),
+    entry!(AckMismatch, HANDOFF_ERR_ACK_MISMATCH, c"the acknowledgement is for another token"),
+    entry!(AckMalformed, HANDOFF_ERR_ACK_MALFORMED, c"the acknowledgement is malformed"),
+    entry!(ReceiveFailed, HANDOFF_ERR_RECEIVE_FAILED, c"receiving failed"),
+    entry!(EndOfStream, HANDOFF_ERR_END_OF_STREAM, c"the other end closed the connection"),
+    entry!(NoDescriptor, HANDOFF_ERR_NO_DESCRIPTOR, c"the message has no descriptor"),
+    entry!(
+        SurplusDescriptors,
+        HANDOFF_ERR_SURPLUS_DESCRIPTORS,
+        c"the message has more than one descriptor"
+    ),
+    entry!(ControlTruncated, HANDOFF_ERR_CONTROL_TRUNCATED, c"descriptors were lost on arrival"),
+    entry!(WrongLength, HANDOFF_ERR_WRONG_LENGTH, c"the message has the wrong length"),
+    entry!(TokenMismatch, HANDOFF_ERR_TOKEN_MISMATCH, c"not the expected token"),
+    entry!(TokenExpired, HANDOFF_ERR_TOKEN_EXPIRED, c"the token has expired"),
+    entry!(TokenNotPending, HANDOFF_ERR_TOKEN_NOT_PENDING, c"the token is not pending"),
+    entry!(TokenAlreadyPending, HANDOFF_ERR_TOKEN_ALREADY_PENDING, c"the token is already pending"),
+    entry!(TokenCollision, HANDOFF_ERR_TOKEN_COLLISION, c"every random token was already pending"),
+    entry!(Full, HANDOFF_ERR_FULL, c"a limit is reached"),
+    entry!(Random, HANDOFF_ERR_RANDOM, c"the system has no randomness to give"),
+    entry!(PeerUnknown, HANDOFF_ERR_PEER_UNKNOWN, c"the peer's credentials are unknown"),
+    entry!(PeerNotAllowed, HANDOFF_ERR_PEER_NOT_ALLOWED, c"the peer is not allowed"),
+    entry!(AddressInUse, HANDOFF_ERR_ADDRESS_IN_USE, c"another process listens there"),
+    entry!(NotASocket, HANDOFF_ERR_NOT_A_SOCKET, c"the file is not a socket"),
+    entry!(ListenFailed, HANDOFF_ERR_LISTEN_FAILED, c"the socket could not be made"),
+    entry!(Internal, HANDOFF_ERR_INTERNAL, c"a bug in the library"),
+    entry!(RateLimited, HANDOFF_ERR_RATE_LIMITED, c"the backend failed too often recently"),
+    entry!(TooLarge, HANDOFF_ERR_TOO_LARGE, c"the offer has too many bytes"),
+    entry!(WrongProcess, HANDOFF_ERR_WRONG_PROCESS, c"the handle belongs to another process"),
+    entry!(Closed, HANDOFF_ERR_CLOSED, c"the handle is closed"),
+    entry!(TakenBack, HANDOFF_ERR_TAKEN_BACK, c"the broker took the offer back"),
+    entry!(TooLate, HANDOFF_ERR_TOO_LATE, c"the offer can no longer be taken back"),
+    entry!(System, HANDOFF_ERR_SYSTEM, c"the system refused"),
+];
+
+/// The entry of an error; none for other numbers.
+pub(super) fn entry(status: handoff_status) -> Option<&'static Entry> {
+    ENTRIES.iter().find(|entry| -(entry.kind as handoff_status) == status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_errors_have_one_number_and_all_are_negative() {
+        for status in -1000..1000 {
+            let found = |entry: &&Entry| -(entry.kind as handoff_status) == status;
+            assert!(ENTRIES.iter().filter(found).count() <= usize::from(status < 0), "{status}");
+        }
+    }
+}

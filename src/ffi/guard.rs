@@ -1,0 +1,186 @@
+//! What stands around the body of every C call: errors become statuses, panics stop here.
+
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::ffi::c_char;
+use std::fmt::{self, Write};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Once;
+
+use super::argument::Problem;
+use super::status::{HANDOFF_NOTHING, HANDOFF_OK, handoff_status, status_of};
+use crate::error::Error;
+use crate::kind::ErrorKind;
+use crate::sys;
+
+/// Why a C call does not return `HANDOFF_OK`.
+pub(super) enum Failure {
+    Error(Error),
+    /// An argument is not what the call needs: its name, and what is wrong with it.
+    Argument(&'static str, Problem),
+    /// There is nothing to take.
+    Nothing,
+}
+
+impl<E: Into<Error>> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure::Error(error.into())
+    }
+}
+
+impl Failure {
+    /// The status, after setting errno and the thread's message if it is an error. Out of line, so
+    /// that calls that succeed stay small and close together.
+    #[cold]
+    #[inline(never)]
+    fn report(self) -> handoff_status {
+        match self {
+            Failure::Error(error) => report_error(&error),
+            Failure::Argument(name, problem) => {
+                remember(format_args!("invalid argument: {name} {problem}"));
+                sys::set_errno(0);
+                status_of(problem.kind())
+            }
+            Failure::Nothing => HANDOFF_NOTHING,
+        }
+    }
+}
+
+pub(super) fn report_error(error: &Error) -> handoff_status {
+    let status = status_of(error.kind());
+    if status < HANDOFF_OK {
+        remember(format_args!("{error}"));
+        sys::set_errno(error.os_error().unwrap_or(0));
+    }
+    status
+}
+
+/// Runs the body of a C call.
+pub(super) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> handoff_status {
+    guard_or(status_of(ErrorKind::Internal), || match body() {
+        Ok(()) => HANDOFF_OK,
+        Err(failure) => failure.report(),
+    })
+}
+
+/// Runs the body of a C call that returns no status. `otherwise` is what it returns after a panic.
+pub(super) fn guard_or<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
+    quiet_panics();
+    // What the caller sees after a panic is HANDOFF_ERR_INTERNAL, and no state is left half
+    // changed: see the locks of the modules.
+    panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
+        report_panic(&*payload);
+        otherwise
+    })
+}
+
+#[cold]
+#[inline(never)]
+fn report_panic(payload: &(dyn Any + Send)) {
+    remember(format_args!("internal error: {}", panic_message(payload)));
+    sys::set_errno(0);
+}
+
+/// Keeps a panic from writing to descriptor 2, which in a host program may be anybody's. This
+/// affects only the library's own copy of the Rust runtime.
+fn quiet_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| panic::set_hook(Box::new(|_| {})));
+}
+
+fn panic_message(payload: &(dyn Any + Send)) -> &str {
+    match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+        (Some(message), _) => message,
+        (_, Some(message)) => message,
+        _ => "unknown",
+    }
+}
+
+/// The message of the last error, of a thread or of a handle. Its room is fixed, so that reporting
+/// an error allocates nothing; it has no destructor, so that a thread may ask until its very end.
+pub(super) struct Message {
+    text: UnsafeCell<[u8; Message::LEN]>,
+    len: Cell<usize>,
+}
+
+impl Message {
+    const LEN: usize = 512;
+
+    pub(super) const fn new() -> Message {
+        Message { text: UnsafeCell::new([0; Message::LEN]), len: Cell::new(0) }
+    }
+
+    pub(super) fn as_ptr(&self) -> *const c_char {
+        self.text.get().cast_const().cast()
+    }
+
+    /// Takes over this thread's message.
+    pub(super) fn copy_from_thread(&self) {
+        THREAD.with(|message| {
+            // SAFETY: only this thread uses either message, they are different ones, and no
+            // reference to their texts outlives this statement.
+            unsafe { *self.text.get() = *message.text.get() };
+            self.len.set(message.len.get());
+        });
+    }
+}
+
+thread_local! {
+    static THREAD: Message = const { Message::new() };
+}
+
+impl fmt::Write for &Message {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        let start = self.len.get();
+        // The last byte stays a NUL; a character is not cut in two.
+        let mut take = part.len().min(Message::LEN - 1 - start);
+        while !part.is_char_boundary(take) {
+            take -= 1;
+        }
+        // SAFETY: only this thread has the cell, and no reference to its text outlives this block.
+        let text = unsafe { &mut *self.text.get() };
+        text[start..start + take].copy_from_slice(&part.as_bytes()[..take]);
+        text[start + take] = 0;
+        self.len.set(start + take);
+        if take == part.len() { Ok(()) } else { Err(fmt::Error) }
+    }
+}
+
+fn remember(text: fmt::Arguments<'_>) {
+    THREAD.with(|message| {
+        message.len.set(0);
+        // An error only says that the message was cut at the end of its room.
+        let _ = (&mut &*message).write_fmt(text);
+    });
+}
+
+pub(super) fn last_message() -> *const c_char {
+    THREAD.with(Message::as_ptr)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CStr;
+
+    fn message() -> String {
+        // SAFETY: the message ends in NUL and is this thread's.
+        unsafe { CStr::from_ptr(last_message()) }.to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn panic_becomes_an_internal_error_with_its_message() {
+        assert_eq!(guard(|| panic!("lost {}", "count")), status_of(ErrorKind::Internal));
+        assert_eq!(message(), "internal error: lost count");
+        assert_eq!(guard_or(7, || panic!("plain")), 7);
+        assert_eq!(message(), "internal error: plain");
+    }
+
+    #[test]
+    fn long_message_is_cut_between_characters() {
+        remember(format_args!("{}{}", "x".repeat(510), "ü and more"));
+        assert_eq!(message(), "x".repeat(510));
+        remember(format_args!("short"));
+        assert_eq!(message(), "short");
+    }
+}

@@ -1,0 +1,48 @@
+/*
+ * handoff.h: hand an accepted connection to another process on this host.
+ *
+ * A broker accepted a client that a backend process should serve. libhandoff passes the connection
+ * itself to the backend over a Unix socket, and tells the broker what became of it: the backend
+ * adopted it, or it is still the broker's to serve another way. The two sides never both serve a
+ * client. handoff(7) is the overview, docs/abi.md the ABI promise.
+ *
+ *   handoff/broker.h    the broker's end of a channel: offer connections, take verdicts
+ *   handoff/backend.h   the backend's end: take arrivals, adopt or reject them
+ *   handoff/peer.h      who may connect
+ *   handoff/status.h    statuses, errors, reasons, the version
+ *   handoff/raw.h       the raw layer: one descriptor and one token in one message
+ *
+ * You may include a part alone. These rules hold for every call:
+ *
+ * - Status. A call that can fail returns a handoff_status: HANDOFF_OK (0), a positive number if
+ *   there is no result but also no error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT), or a negative
+ *   HANDOFF_ERR_*. After an error, errno is the system's error, or 0 if the system had no part in
+ *   it, and handoff_last_error() returns a per-thread message.
+ * - Arguments. A bad argument is HANDOFF_ERR_INVALID_ARGUMENT, never a crash. Out parameters come
+ *   last and are written only on HANDOFF_OK.
+ * - Structs. Initialise each with its _INIT macro or its _init() function, which set `size`. Zero
+ *   is the default in every field. Out-of-range values are clamped; combinations that cannot work
+ *   are refused.
+ * - Descriptors. One that you pass in stays yours, open and unchanged. One in an out parameter is
+ *   yours to close, and is close-on-exec. The one that a handle returns for polling stays the
+ *   handle's.
+ * - Time, in milliseconds. `wait_ms` is how long a call may wait, as in poll(2): 0 does not wait,
+ *   a negative number waits without limit. `timeout_ms` is when an offer is given up: 0 is the
+ *   default, HANDOFF_NO_TIMEOUT is never.
+ * - Threads and fork(). A broker or a backend is used by one thread at a time, and by one process:
+ *   the one that uses it first after it was made. Different handles are independent.
+ * - The library starts no thread, installs no signal handler, writes nothing to standard error, and
+ *   does not change signal masks, the umask or the working directory.
+ */
+
+#ifndef HANDOFF_H
+#define HANDOFF_H
+
+#include "handoff/status.h"
+
+#include "handoff/broker.h"
+#include "handoff/backend.h"
+#include "handoff/peer.h"
+#include "handoff/raw.h"
+
+#endif /* HANDOFF_H */

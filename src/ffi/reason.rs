@@ -1,0 +1,152 @@
+//! What became of an offer, and why.
+
+use std::ffi::{CStr, c_char};
+
+use super::argument::Problem;
+use super::errors::entry;
+use super::guard::Failure;
+use super::status::handoff_status;
+use crate::reason::Reason;
+
+/// Who owns a connection now: HANDOFF_ADOPTED or HANDOFF_FALLBACK.
+pub type handoff_outcome = u32;
+
+/// The backend owns it. Close your copy. Do not shutdown(2) it: that would end the backend's
+/// connection too.
+pub const HANDOFF_ADOPTED: handoff_outcome = 1;
+/// It is still yours. Serve the client another way.
+pub const HANDOFF_FALLBACK: handoff_outcome = 2;
+
+/// Why a connection was not handed over: one of HANDOFF_REASON_*, which are listed below.
+pub type handoff_reason = u32;
+
+/// Returns the reason for a fallback after a call that failed.
+///
+/// @param status  what handoff_broker_offer() or a call of the raw layer returned
+/// @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, HANDOFF_NOTHING,
+///         HANDOFF_TIMED_OUT, unknown numbers, and for errors that a fallback must not hide:
+///         HANDOFF_ERR_INVALID_ARGUMENT, HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED and
+///         HANDOFF_ERR_INTERNAL.
+///
+/// Safe in any thread, after fork() and in a signal handler.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_status_reason(status: handoff_status) -> handoff_reason {
+    let failure = entry(status).and_then(|entry| entry.kind.attempt_failure());
+    failure.map_or(HANDOFF_REASON_NONE, |failure| failure.reason() as handoff_reason)
+}
+
+/// Names a reason in lower case, for logs: "acknowledgement timeout".
+///
+/// @param reason  any number
+/// @return a constant string, never NULL; "unknown" for other numbers.
+///
+/// Safe in any thread, after fork() and in a signal handler.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_reason_name(reason: handoff_reason) -> *const c_char {
+    let name: &CStr = match reason {
+        HANDOFF_REASON_NONE => c"none",
+        HANDOFF_REASON_CLIENT_UNSUPPORTED => c"client unsupported",
+        HANDOFF_REASON_POLICY_DISABLED => c"policy disabled",
+        HANDOFF_REASON_DESCRIPTOR_PRESSURE => c"descriptor pressure",
+        HANDOFF_REASON_RATE_LIMITED => c"rate limited",
+        HANDOFF_REASON_PERMISSION_DENIED => c"permission denied",
+        HANDOFF_REASON_INTEGRITY_MISMATCH => c"integrity mismatch",
+        HANDOFF_REASON_ACK_TIMEOUT => c"acknowledgement timeout",
+        HANDOFF_REASON_FOREIGN_BACKEND => c"foreign backend",
+        HANDOFF_REASON_BACKEND_UNAVAILABLE => c"backend unavailable",
+        HANDOFF_REASON_BACKEND_BUSY => c"backend busy",
+        HANDOFF_REASON_REJECTED => c"rejected",
+        HANDOFF_REASON_UNSUPPORTED_PLATFORM => c"unsupported platform",
+        HANDOFF_REASON_BROKER_CLOSED => c"broker closed",
+        HANDOFF_REASON_BACKEND_DIED => c"backend died",
+        _ => c"unknown",
+    };
+    name.as_ptr()
+}
+
+/// Tells whether a fallback may hide this status from everybody. A caller bug or a fault of the
+/// library must not be hidden: it would stay forever.
+///
+/// @param status  what handoff_broker_offer() or a call of the raw layer returned
+/// @return true if you should serve the client another way and no more; false for HANDOFF_OK,
+///         HANDOFF_NOTHING, HANDOFF_TIMED_OUT, unknown numbers and the errors for which
+///         handoff_status_reason() returns HANDOFF_REASON_NONE.
+///
+/// Safe in any thread, after fork() and in a signal handler.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_status_is_fallback_safe(status: handoff_status) -> bool {
+    entry(status).is_some_and(|entry| entry.kind.is_fallback_safe())
+}
+
+/// Tells whether the descriptor may have reached the backend when handoff_raw_send() or
+/// handoff_raw_send_path() ended with this status, or an attempt with this cause.
+///
+/// @param status  what the call returned, or the cause in a verdict
+/// @return false if the descriptor was certainly not sent by that call; true otherwise, and for
+///         unknown numbers.
+///
+/// Safe in any thread, after fork() and in a signal handler.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_status_may_have_reached_backend(status: handoff_status) -> bool {
+    match entry(status) {
+        Some(entry) => entry.kind.may_have_reached_backend(),
+        None => !(0..=2).contains(&status),
+    }
+}
+
+/// No reason: the connection was handed over, or may be.
+pub const HANDOFF_REASON_NONE: handoff_reason = 0;
+/// The client's protocol or connection cannot change hands.
+pub const HANDOFF_REASON_CLIENT_UNSUPPORTED: handoff_reason = 1;
+/// The service is configured not to hand over.
+pub const HANDOFF_REASON_POLICY_DISABLED: handoff_reason = 2;
+/// One side is short of descriptors.
+pub const HANDOFF_REASON_DESCRIPTOR_PRESSURE: handoff_reason = 3;
+/// The backend failed too often recently.
+pub const HANDOFF_REASON_RATE_LIMITED: handoff_reason = 4;
+/// The permissions of the handoff socket, or the peer's credentials, do not allow it.
+pub const HANDOFF_REASON_PERMISSION_DENIED: handoff_reason = 5;
+/// A token or a message was not what it should be.
+pub const HANDOFF_REASON_INTEGRITY_MISMATCH: handoff_reason = 6;
+/// No verdict, or in the raw layer no acknowledgement, came by the deadline.
+pub const HANDOFF_REASON_ACK_TIMEOUT: handoff_reason = 7;
+/// This broker did not start the backend, and does not use it.
+pub const HANDOFF_REASON_FOREIGN_BACKEND: handoff_reason = 8;
+/// Nobody listens on the handoff socket, or the backend closed it before it answered.
+pub const HANDOFF_REASON_BACKEND_UNAVAILABLE: handoff_reason = 9;
+/// The backend, or the queue to it, is full.
+pub const HANDOFF_REASON_BACKEND_BUSY: handoff_reason = 10;
+/// The backend rejected the connection.
+pub const HANDOFF_REASON_REJECTED: handoff_reason = 11;
+/// This system cannot hand connections over.
+pub const HANDOFF_REASON_UNSUPPORTED_PLATFORM: handoff_reason = 12;
+/// The broker was closed.
+pub const HANDOFF_REASON_BROKER_CLOSED: handoff_reason = 13;
+/// With HANDOFF_ADOPTED: the backend adopted the connection, then died before it said so.
+pub const HANDOFF_REASON_BACKEND_DIED: handoff_reason = 14;
+
+/// A reason that C passes.
+pub(super) fn reason(value: handoff_reason) -> Result<Reason, Failure> {
+    let problem = Problem::Is("is not one of HANDOFF_REASON_*");
+    Reason::try_from(value).map_err(|()| Failure::Argument("reason", problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_constant_and_a_name_of_its_own() {
+        let name = |reason| {
+            // SAFETY: the name is a constant string.
+            unsafe { CStr::from_ptr(handoff_reason_name(reason)) }.to_str().unwrap()
+        };
+        let mut names = std::collections::HashSet::from(["unknown", "none"]);
+        let known = (0..1000).filter(|value| Reason::try_from(*value).is_ok());
+        for reason in known {
+            assert!(names.insert(name(reason)), "{reason}");
+        }
+        assert_eq!(Reason::IntegrityMismatch as u32, HANDOFF_REASON_INTEGRITY_MISMATCH);
+        assert_eq!(Reason::BackendDied as u32, HANDOFF_REASON_BACKEND_DIED);
+    }
+}

@@ -1,0 +1,129 @@
+//! The kinds of error, and what each means for the client. Every module's error names its own kind.
+
+use std::io;
+
+use crate::reason::AttemptFailure;
+
+/// The kinds of error, one for each thing that a caller can do about it. The C status of a kind is
+/// its number, negated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the C constants of the same names document them")]
+pub enum ErrorKind {
+    /// There is nothing to take now. No error in C.
+    Nothing = -1,
+    /// A wait ended because its time was up. No error in C.
+    TimedOut = -2,
+    InvalidArgument = 1,
+    Unsupported = 2,
+    PermissionDenied = 3,
+    BackendUnavailable = 4,
+    WouldBlock = 5,
+    DescriptorPressure = 6,
+    SendFailed = 7,
+    ShortWrite = 8,
+    AckTimeout = 9,
+    AckMismatch = 10,
+    AckMalformed = 11,
+    ReceiveFailed = 12,
+    EndOfStream = 13,
+    NoDescriptor = 14,
+    SurplusDescriptors = 15,
+    ControlTruncated = 16,
+    WrongLength = 17,
+    TokenMismatch = 18,
+    TokenExpired = 19,
+    TokenNotPending = 20,
+    TokenAlreadyPending = 21,
+    TokenCollision = 22,
+    Full = 23,
+    Random = 24,
+    PeerUnknown = 25,
+    PeerNotAllowed = 26,
+    AddressInUse = 27,
+    NotASocket = 28,
+    ListenFailed = 29,
+    Internal = 30,
+    RateLimited = 32,
+    TooLarge = 33,
+    WrongProcess = 34,
+    Closed = 35,
+    TakenBack = 36,
+    TooLate = 37,
+    System = 38,
+}
+
+impl ErrorKind {
+    /// The kind of an error of the operating system that has no kind of its own.
+    pub(crate) fn of_system(error: &io::Error) -> ErrorKind {
+        match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => ErrorKind::DescriptorPressure,
+            _ => ErrorKind::System,
+        }
+    }
+
+    /// Whether a broker may hide this behind a fallback. A misuse of the library is not hidden.
+    pub fn is_fallback_safe(self) -> bool {
+        self.attempt_failure().is_some()
+    }
+
+    /// Whether the descriptor may have reached the backend when a broker's attempt ends so.
+    pub fn may_have_reached_backend(self) -> bool {
+        matches!(
+            self,
+            ErrorKind::ShortWrite
+                | ErrorKind::AckTimeout
+                | ErrorKind::AckMismatch
+                | ErrorKind::AckMalformed
+                | ErrorKind::EndOfStream
+                | ErrorKind::ReceiveFailed
+                | ErrorKind::Internal
+        )
+    }
+
+    /// How an attempt that ended so failed; none for a misuse of the library, which a fallback must
+    /// not hide, and none where nothing failed.
+    pub fn attempt_failure(self) -> Option<AttemptFailure> {
+        Some(match self {
+            ErrorKind::Nothing
+            | ErrorKind::InvalidArgument
+            | ErrorKind::Internal
+            | ErrorKind::WrongProcess
+            | ErrorKind::Closed => return None,
+            // No attempt ends so, but a fallback may hide them.
+            ErrorKind::RateLimited | ErrorKind::System => AttemptFailure::BackendUnavailable,
+            ErrorKind::TakenBack | ErrorKind::TooLate => AttemptFailure::AckTimeout,
+            ErrorKind::TooLarge => AttemptFailure::BackendBusy,
+            ErrorKind::Unsupported => AttemptFailure::UnsupportedPlatform,
+            ErrorKind::PermissionDenied | ErrorKind::PeerUnknown | ErrorKind::PeerNotAllowed => {
+                AttemptFailure::PermissionDenied
+            }
+            ErrorKind::BackendUnavailable
+            | ErrorKind::SendFailed
+            | ErrorKind::ReceiveFailed
+            | ErrorKind::EndOfStream
+            | ErrorKind::Random
+            | ErrorKind::AddressInUse
+            | ErrorKind::NotASocket
+            | ErrorKind::ListenFailed => AttemptFailure::BackendUnavailable,
+            // A backend that sends no token in time is busy.
+            ErrorKind::WouldBlock | ErrorKind::Full | ErrorKind::TimedOut => {
+                AttemptFailure::BackendBusy
+            }
+            ErrorKind::DescriptorPressure | ErrorKind::ControlTruncated => {
+                AttemptFailure::DescriptorPressure
+            }
+            ErrorKind::AckTimeout => AttemptFailure::AckTimeout,
+            ErrorKind::ShortWrite
+            | ErrorKind::AckMismatch
+            | ErrorKind::AckMalformed
+            | ErrorKind::NoDescriptor
+            | ErrorKind::SurplusDescriptors
+            | ErrorKind::WrongLength
+            | ErrorKind::TokenMismatch
+            | ErrorKind::TokenExpired
+            | ErrorKind::TokenNotPending
+            | ErrorKind::TokenAlreadyPending
+            | ErrorKind::TokenCollision => AttemptFailure::IntegrityMismatch,
+        })
+    }
+}

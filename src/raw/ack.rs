@@ -1,0 +1,288 @@
+//! Acknowledgements of the raw layer, and their deadlines.
+//!
+//! The backend answers a message with 20 bytes over the same connection: the token, one byte that
+//! says accepted or rejected, one byte of reason, two bytes of zero. A backend serves a connection
+//! only after its acceptance was sent. A broker that stops waiting first closes the connection for
+//! further acknowledgements and then looks once more, so that both know who owns the
+//! client: either the broker finds the acceptance, or the backend's send fails.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use crate::address::{Socket, TransportError, receive_error};
+use crate::kind::ErrorKind;
+use crate::raw::transport::bare_send_error;
+use crate::reason::Reason;
+use crate::sys;
+use crate::token::Token;
+
+/// What the backend says about one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// The token of the message.
+    pub token: Token,
+    /// What becomes of the connection.
+    pub answer: Answer,
+}
+
+/// The backend's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The backend owns the connection and serves it.
+    Accepted,
+    /// The backend has closed its copy and does not serve the connection.
+    Rejected(Reason),
+}
+
+/// Why an acknowledgement was not sent or not received.
+#[derive(Debug, thiserror::Error)]
+pub enum AckError {
+    /// The connection failed, or was closed by the other end.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// No acknowledgement has arrived.
+    #[error("{socket}: no acknowledgement has arrived")]
+    Nothing {
+        /// The socket that was looked at.
+        socket: Socket,
+    },
+    /// The deadline passed. The connection takes no acknowledgement any more.
+    #[error("{socket}: no acknowledgement by the deadline")]
+    Timeout {
+        /// The socket that was waited for.
+        socket: Socket,
+    },
+    /// The acknowledgement names another token.
+    #[error("{socket}: the acknowledgement is for another token")]
+    OtherToken {
+        /// The socket that it came from.
+        socket: Socket,
+    },
+    /// The bytes are no acknowledgement.
+    #[error("{socket}: malformed acknowledgement: {problem}")]
+    Malformed {
+        /// The socket that they came from.
+        socket: Socket,
+        /// What is wrong with them.
+        problem: &'static str,
+    },
+}
+
+impl AckError {
+    /// The kind of this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            AckError::Transport(error) => error.kind(),
+            AckError::Nothing { .. } => ErrorKind::Nothing,
+            AckError::Timeout { .. } => ErrorKind::AckTimeout,
+            AckError::OtherToken { .. } => ErrorKind::AckMismatch,
+            AckError::Malformed { .. } => ErrorKind::AckMalformed,
+        }
+    }
+}
+
+impl Ack {
+    /// Bytes in an acknowledgement.
+    pub const LEN: usize = 20;
+
+    const ACCEPTED: u8 = 1;
+    const REJECTED: u8 = 2;
+
+    fn to_bytes(self) -> [u8; Ack::LEN] {
+        let (kind, reason) = match self.answer {
+            Answer::Accepted => (Ack::ACCEPTED, 0),
+            Answer::Rejected(reason) => (Ack::REJECTED, reason as u8),
+        };
+        let mut bytes = [0; Ack::LEN];
+        bytes[..Token::LEN].copy_from_slice(self.token.as_bytes());
+        bytes[Token::LEN..].copy_from_slice(&[kind, reason, 0, 0]);
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8; Ack::LEN]) -> Result<Ack, &'static str> {
+        let mut token = [0; Token::LEN];
+        token.copy_from_slice(&bytes[..Token::LEN]);
+        let answer = match bytes[Token::LEN..] {
+            [Ack::ACCEPTED, 0, 0, 0] => Answer::Accepted,
+            // A reason that a later version added is still a rejection.
+            [Ack::REJECTED, reason, 0, 0] => {
+                Answer::Rejected(Reason::try_from(u32::from(reason)).unwrap_or(Reason::Rejected))
+            }
+            _ => return Err("unknown answer"),
+        };
+        Ok(Ack { token: Token::from_bytes(token), answer })
+    }
+}
+
+/// Sends an acknowledgement, at once or not at all. After an error the backend does not own the
+/// connection: it closes its copy and serves nothing.
+pub fn send(socket: BorrowedFd<'_>, ack: &Ack) -> Result<(), AckError> {
+    match sys::send(socket, &ack.to_bytes()) {
+        Ok(Ack::LEN) => Ok(()),
+        Ok(sent) => {
+            Err(TransportError::ShortWrite { socket: socket.into(), sent, len: Ack::LEN }.into())
+        }
+        Err(source) => Err(bare_send_error(socket, source).into()),
+    }
+}
+
+/// Takes the next acknowledgement that has arrived; without one it is [`AckError::Nothing`]. Never
+/// blocks.
+pub fn receive(socket: BorrowedFd<'_>) -> Result<Ack, AckError> {
+    take(socket, false)
+}
+
+fn take(socket: BorrowedFd<'_>, wait: bool) -> Result<Ack, AckError> {
+    let mut bytes = [0; Ack::LEN];
+    let len = match sys::receive(socket, &mut bytes, wait) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            return Err(AckError::Nothing { socket: socket.into() });
+        }
+        result => result.map_err(|source| receive_error(socket, source))?,
+    };
+    match len {
+        0 => Err(TransportError::EndOfStream { socket: socket.into(), source: None }.into()),
+        Ack::LEN => Ack::from_bytes(&bytes)
+            .map_err(|problem| AckError::Malformed { socket: socket.into(), problem }),
+        _ => Err(AckError::Malformed { socket: socket.into(), problem: "wrong length" }),
+    }
+}
+
+/// Takes back every message of a connection that is not acknowledged yet: acknowledgements sent
+/// before can still be received, and every later one fails at the backend, which then does not
+/// serve.
+pub fn take_back(socket: BorrowedFd<'_>) -> Result<(), AckError> {
+    sys::shutdown_read(socket).map_err(|source| receive_error(socket, source).into())
+}
+
+/// Waits for the acknowledgement of `token` for at most `timeout`, or forever if there is none.
+/// When the time is up or something else arrives, it [takes back](take_back) the message and looks
+/// through what is queued before it gives up. After any error the connection cannot be used again.
+pub fn wait(
+    socket: BorrowedFd<'_>,
+    token: &Token,
+    timeout: Option<Duration>,
+) -> Result<Answer, AckError> {
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let at = || Socket::from(socket);
+    // The answer takes the backend a while, so with a deadline poll(2) comes before recv(2).
+    let mut look = deadline.is_none();
+    // Set once the message is taken back: what to report if its acknowledgement is not there.
+    let mut failure = None;
+    loop {
+        if !look && failure.is_none() {
+            let readable = sys::wait_readable(socket, deadline)
+                .map_err(|source| receive_error(socket, source))?;
+            if !readable {
+                failure = Some(AckError::Timeout { socket: at() });
+                take_back(socket)?;
+            }
+        }
+        look = true;
+        let problem = match take(socket, deadline.is_none() && failure.is_none()) {
+            Ok(ack) if ack.token == *token => return Ok(ack.answer),
+            Ok(_) => AckError::OtherToken { socket: at() },
+            Err(error @ AckError::Malformed { .. }) => error,
+            Err(error) => match (failure, &error) {
+                (Some(failure), _) => return Err(failure),
+                (None, AckError::Nothing { .. }) => {
+                    (failure, look) = (None, false);
+                    continue;
+                }
+                (None, _) => return Err(error),
+            },
+        };
+        if failure.is_none() {
+            failure = Some(problem);
+            take_back(socket)?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    fn token(byte: u8) -> Token {
+        Token::from_bytes([byte; Token::LEN])
+    }
+
+    fn accepted(byte: u8) -> Ack {
+        Ack { token: token(byte), answer: Answer::Accepted }
+    }
+
+    const SECOND: Option<Duration> = Some(Duration::from_secs(1));
+    const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
+
+    #[test]
+    fn every_answer_survives_its_bytes() {
+        let reasons = (1..=255).filter_map(|reason| Reason::try_from(reason).ok());
+        let answers = reasons.map(Answer::Rejected).chain([Answer::Accepted]);
+        for answer in answers {
+            let ack = Ack { token: token(9), answer };
+            assert_eq!(Ack::from_bytes(&ack.to_bytes()), Ok(ack));
+        }
+    }
+
+    #[test]
+    fn acceptance_before_the_deadline_is_found_by_the_last_look() {
+        let (broker, backend) = UnixStream::pair().unwrap();
+        send(backend.as_fd(), &accepted(1)).unwrap();
+        assert_eq!(wait(broker.as_fd(), &token(1), AT_ONCE).unwrap(), Answer::Accepted);
+    }
+
+    #[test]
+    fn acceptance_after_the_deadline_cannot_be_sent() {
+        let (broker, backend) = UnixStream::pair().unwrap();
+        let result = wait(broker.as_fd(), &token(1), AT_ONCE);
+        assert!(matches!(result, Err(AckError::Timeout { .. })));
+        let late = send(backend.as_fd(), &accepted(1));
+        assert!(matches!(late, Err(AckError::Transport(TransportError::EndOfStream { .. }))));
+    }
+
+    #[test]
+    fn broker_and_backend_never_disagree_about_an_acceptance_at_the_deadline() {
+        for round in 0..2000 {
+            let (broker, backend) = UnixStream::pair().unwrap();
+            let backend = thread::spawn(move || {
+                // Spread over the millisecond in which the broker's deadline lies.
+                let start = Instant::now();
+                while start.elapsed() < Duration::from_micros(500 + round) {
+                    std::hint::spin_loop();
+                }
+                send(backend.as_fd(), &accepted(1)).is_ok()
+            });
+            let answer = wait(broker.as_fd(), &token(1), Some(Duration::from_millis(1)));
+            let adopted = backend.join().unwrap();
+            assert_eq!(answer.is_ok(), adopted, "round {round}: {answer:?}");
+        }
+    }
+
+    #[test]
+    fn acknowledgement_of_another_token_does_not_hide_ours_behind_it() {
+        let (broker, backend) = UnixStream::pair().unwrap();
+        send(backend.as_fd(), &accepted(2)).unwrap();
+        send(backend.as_fd(), &accepted(1)).unwrap();
+        assert_eq!(wait(broker.as_fd(), &token(1), SECOND).unwrap(), Answer::Accepted);
+        let (broker, backend) = UnixStream::pair().unwrap();
+        send(backend.as_fd(), &accepted(2)).unwrap();
+        let result = wait(broker.as_fd(), &token(1), SECOND);
+        assert!(matches!(result, Err(AckError::OtherToken { .. })));
+    }
+
+    #[test]
+    fn unknown_answers_and_wrong_lengths_are_malformed() {
+        let mut unknown = accepted(1).to_bytes();
+        unknown[Token::LEN] = 3;
+        for bytes in [&unknown[..], &unknown[..5]] {
+            let (broker, backend) = UnixStream::pair().unwrap();
+            sys::send(backend.as_fd(), bytes).unwrap();
+            let result = wait(broker.as_fd(), &token(1), SECOND);
+            assert!(matches!(result, Err(AckError::Malformed { .. })), "{result:?}");
+        }
+    }
+}

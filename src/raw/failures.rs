@@ -1,0 +1,281 @@
+//! Whether a broker tries a backend: decisions from what it knows, and the failure counter of each
+//! backend. Decisions are functions of state, inputs and time; nothing here does any I/O.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::failures::FailureCounter;
+use crate::reason::{AttemptFailure, Reason};
+
+/// What the broker knows about a connection and its backend before it tries: whatever is true
+/// speaks against trying.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inputs {
+    /// The client's protocol or connection cannot change hands.
+    pub client_unsupported: bool,
+    /// The service is configured not to hand over.
+    pub policy_disabled: bool,
+    /// This process is short of descriptors.
+    pub descriptor_pressure: bool,
+    /// The backend was not started by this broker.
+    pub foreign_backend: bool,
+}
+
+/// Whether to try, and if not, why and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Offer the connection to the backend.
+    Attempt,
+    /// Serve the client another way.
+    Fallback {
+        /// Why.
+        reason: Reason,
+        /// When trying again makes sense, where time is what is missing.
+        retry_after: Option<Duration>,
+    },
+}
+
+/// The limits of a [`Failures`]. Out-of-range values are clamped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailuresOptions {
+    /// Failures within the period after which a backend is not tried: 1 to
+    /// [`FailureCounter::MAX_FAILURES`], 8 by default.
+    pub max_failures: usize,
+    /// How long a failure counts: a millisecond at least, 30 seconds by default.
+    pub period: Duration,
+    /// Backends whose failures are counted: 1 to [`Failures::MAX_BACKENDS`], 1024 by default. If
+    /// there are more, the backend whose last failure is oldest is forgotten.
+    pub max_backends: usize,
+}
+
+impl Default for FailuresOptions {
+    fn default() -> FailuresOptions {
+        FailuresOptions { max_failures: 8, period: Duration::from_secs(30), max_backends: 1024 }
+    }
+}
+
+/// The recent failures of each backend. A backend is named by any bytes, such as the path of its
+/// handoff socket. Any number of threads may share one.
+#[derive(Debug)]
+pub struct Failures {
+    options: FailuresOptions,
+    backends: Mutex<HashMap<Box<[u8]>, FailureCounter>>,
+}
+
+impl Failures {
+    /// The most backends that can be held.
+    pub const MAX_BACKENDS: usize = 65536;
+
+    /// Makes a state without failures.
+    pub fn new(options: FailuresOptions) -> Failures {
+        let max_backends = options.max_backends.clamp(1, Failures::MAX_BACKENDS);
+        let options = FailuresOptions { max_backends, ..options };
+        Failures { options, backends: Mutex::new(HashMap::new()) }
+    }
+
+    /// Says whether to offer a connection to `backend`.
+    pub fn should_attempt(&self, backend: &[u8], inputs: &Inputs) -> Decision {
+        self.should_attempt_at(backend, inputs, Instant::now())
+    }
+
+    /// [`should_attempt`](Failures::should_attempt) at a given time.
+    pub fn should_attempt_at(&self, backend: &[u8], inputs: &Inputs, now: Instant) -> Decision {
+        let no = |reason| Decision::Fallback { reason, retry_after: None };
+        if inputs.client_unsupported {
+            no(Reason::ClientUnsupported)
+        } else if inputs.policy_disabled {
+            no(Reason::PolicyDisabled)
+        } else if inputs.foreign_backend {
+            no(Reason::ForeignBackend)
+        } else if inputs.descriptor_pressure {
+            no(Reason::DescriptorPressure)
+        } else if let Some(left) = self.lock().get(backend).and_then(|f| f.time_left(now)) {
+            Decision::Fallback { reason: Reason::RateLimited, retry_after: Some(left) }
+        } else {
+            Decision::Attempt
+        }
+    }
+
+    /// Counts a failed attempt and says what follows: the reason for this fallback and, if the
+    /// backend is now rate-limited, for how long. Allocates for a backend's first failure.
+    pub fn record_failure(&self, backend: &[u8], failure: AttemptFailure) -> Decision {
+        self.record_failure_at(backend, failure, Instant::now())
+    }
+
+    /// [`record_failure`](Failures::record_failure) at a given time.
+    pub fn record_failure_at(
+        &self,
+        backend: &[u8],
+        failure: AttemptFailure,
+        now: Instant,
+    ) -> Decision {
+        let FailuresOptions { max_failures, period, max_backends } = self.options;
+        let mut backends = self.lock();
+        if !backends.contains_key(backend) {
+            if backends.len() >= max_backends {
+                forget_oldest(&mut backends);
+            }
+            backends.insert(backend.into(), FailureCounter::new(max_failures, period));
+        }
+        let retry_after = backends.get_mut(backend).and_then(|failures| {
+            failures.record(now);
+            failures.time_left(now)
+        });
+        Decision::Fallback { reason: failure.reason(), retry_after }
+    }
+
+    /// Forgets a backend's failures: it works again.
+    pub fn record_success(&self, backend: &[u8]) {
+        self.lock().remove(backend);
+    }
+
+    /// How many failures of a backend count now.
+    pub fn failed_count(&self, backend: &[u8]) -> usize {
+        self.failed_count_at(backend, Instant::now())
+    }
+
+    /// [`failed_count`](Failures::failed_count) at a given time.
+    pub fn failed_count_at(&self, backend: &[u8], now: Instant) -> usize {
+        self.lock().get(backend).map_or(0, |failures| failures.count(now))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Box<[u8]>, FailureCounter>> {
+        self.backends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn forget_oldest(backends: &mut HashMap<Box<[u8]>, FailureCounter>) {
+    let oldest = backends.iter().min_by_key(|(_, failures)| failures.latest());
+    if let Some(backend) = oldest.map(|(backend, _)| backend.clone()) {
+        backends.remove(&backend);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PERIOD: Duration = Duration::from_secs(30);
+
+    fn state(max_failures: usize, max_backends: usize) -> Failures {
+        Failures::new(FailuresOptions { max_failures, period: PERIOD, max_backends })
+    }
+
+    fn decide(state: &Failures, now: Instant) -> Decision {
+        state.should_attempt_at(b"app", &Inputs::default(), now)
+    }
+
+    #[test]
+    fn eight_failures_in_thirty_seconds_stop_attempts_for_the_time_left() {
+        let state = Failures::new(Default::default());
+        let start = Instant::now();
+        for second in 0..8 {
+            assert_eq!(decide(&state, start), Decision::Attempt);
+            state.record_failure_at(
+                b"app",
+                AttemptFailure::AckTimeout,
+                start + Duration::from_secs(second),
+            );
+        }
+        let now = start + Duration::from_secs(10);
+        let limited = |left| Decision::Fallback {
+            reason: Reason::RateLimited,
+            retry_after: Some(Duration::from_secs(left)),
+        };
+        assert_eq!(decide(&state, now), limited(20));
+        assert_eq!(state.failed_count_at(b"app", now), 8);
+        assert_eq!(decide(&state, start + PERIOD), Decision::Attempt);
+        state.record_failure_at(b"app", AttemptFailure::AckTimeout, start + PERIOD);
+        assert_eq!(decide(&state, start + PERIOD), limited(1));
+    }
+
+    #[test]
+    fn failures_of_one_backend_do_not_limit_another() {
+        let state = state(1, 8);
+        let now = Instant::now();
+        state.record_failure_at(b"other", AttemptFailure::AckTimeout, now);
+        assert_eq!(decide(&state, now), Decision::Attempt);
+        assert_eq!(state.failed_count_at(b"app", now), 0);
+    }
+
+    #[test]
+    fn each_input_has_its_own_reason_and_no_time_to_wait() {
+        let state = state(1, 8);
+        let none = Inputs::default();
+        let cases = [
+            (Inputs { client_unsupported: true, ..none }, Reason::ClientUnsupported),
+            (Inputs { policy_disabled: true, ..none }, Reason::PolicyDisabled),
+            (Inputs { foreign_backend: true, ..none }, Reason::ForeignBackend),
+            (Inputs { descriptor_pressure: true, ..none }, Reason::DescriptorPressure),
+        ];
+        for (inputs, reason) in cases {
+            let decision = state.should_attempt(b"app", &inputs);
+            assert_eq!(decision, Decision::Fallback { reason, retry_after: None });
+        }
+    }
+
+    #[test]
+    fn failed_attempt_names_its_own_reason_even_when_it_is_the_last_one_allowed() {
+        let state = state(1, 8);
+        let now = Instant::now();
+        let decision = state.record_failure_at(b"app", AttemptFailure::AckTimeout, now);
+        let retry_after = Some(PERIOD);
+        assert_eq!(decision, Decision::Fallback { reason: Reason::AckTimeout, retry_after });
+    }
+
+    #[test]
+    fn backend_that_failed_longest_ago_is_forgotten_when_there_are_too_many() {
+        let state = state(1, 2);
+        let start = Instant::now();
+        for (second, backend) in [b"a", b"b", b"c"].into_iter().enumerate() {
+            state.record_failure_at(
+                backend,
+                AttemptFailure::AckTimeout,
+                start + Duration::from_secs(second as u64),
+            );
+        }
+        let now = start + Duration::from_secs(2);
+        let counts = [b"a", b"b", b"c"].map(|backend| state.failed_count_at(backend, now));
+        assert_eq!(counts, [0, 1, 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn counter_behaves_like_a_list_of_times(
+            steps in proptest::collection::vec((0..4u8, 0..12u64), 0..100),
+            max_failures in 1..6usize,
+        ) {
+            let state = state(max_failures, 8);
+            let mut model: Vec<Instant> = Vec::new();
+            let mut now = Instant::now();
+            for (step, seconds) in steps {
+                match step {
+                    0 => {
+                        state.record_success(b"app");
+                        model.clear();
+                    }
+                    1 | 2 => {
+                        state.record_failure_at(b"app", AttemptFailure::AckTimeout, now);
+                        model.push(now);
+                    }
+                    _ => now += Duration::from_secs(seconds),
+                }
+                let recent: Vec<_> = model.iter().filter(|time| now - **time < PERIOD).collect();
+                prop_assert_eq!(
+                    state.failed_count_at(b"app", now),
+                    recent.len().min(max_failures)
+                );
+                let want = if recent.len() >= max_failures {
+                    let opens = *recent[recent.len() - max_failures] + PERIOD;
+                    let retry_after = Some(opens - now);
+                    Decision::Fallback { reason: Reason::RateLimited, retry_after }
+                } else {
+                    Decision::Attempt
+                };
+                prop_assert_eq!(decide(&state, now), want);
+            }
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The acknowledgements that a broker waits for, and their deadlines.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::kind::ErrorKind;
+use crate::raw::store::TokenStore;
+use crate::token::Token;
+
+/// Why an acknowledgement is not pending, or cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum PendingError {
+    /// The acknowledgement came after the deadline of its entry, which is left to `expire`.
+    #[error("the acknowledgement came after its deadline")]
+    Expired,
+    /// No entry waits for this token: never registered, or it has left.
+    #[error("no acknowledgement is pending for the token")]
+    NotPending,
+    /// An entry waits for this token already.
+    #[error("an acknowledgement is pending for the token already")]
+    AlreadyPending,
+    /// The registry is full.
+    #[error("the registry is full: {capacity} acknowledgements are pending")]
+    Full {
+        /// How many it may hold.
+        capacity: usize,
+    },
+}
+
+impl PendingError {
+    /// The kind of this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            PendingError::Expired => ErrorKind::AckTimeout,
+            PendingError::NotPending => ErrorKind::TokenNotPending,
+            PendingError::AlreadyPending => ErrorKind::TokenAlreadyPending,
+            PendingError::Full { .. } => ErrorKind::Full,
+        }
+    }
+}
+
+/// The limits of a [`PendingAcks`]. Out-of-range values are clamped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PendingAcksOptions {
+    /// Entries at once: 1 to [`TokenStore::MAX_CAPACITY`], 1024 by default.
+    pub capacity: usize,
+    /// How long an acknowledgement may take: a millisecond to [`TokenStore::MAX_LIFETIME`], 5
+    /// seconds by default.
+    pub timeout: Duration,
+}
+
+impl Default for PendingAcksOptions {
+    fn default() -> PendingAcksOptions {
+        PendingAcksOptions { capacity: 1024, timeout: Duration::from_secs(5) }
+    }
+}
+
+/// The acknowledgements that a broker waits for.
+///
+/// An entry is registered when its message is sent and leaves exactly once: acknowledged in time,
+/// abandoned or expired. Whoever makes it leave gets its `user_data`, and the token's life in the
+/// store ends with it. Any number of threads may share a registry.
+#[derive(Debug)]
+pub struct PendingAcks {
+    options: PendingAcksOptions,
+    store: Arc<TokenStore>,
+    entries: Mutex<HashMap<Token, Pending>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    deadline: Instant,
+    user_data: usize,
+}
+
+impl PendingAcks {
+    /// Makes an empty registry for tokens of `store`. All memory that the registry needs is allocated
+    /// here.
+    pub fn new(store: Arc<TokenStore>, options: PendingAcksOptions) -> PendingAcks {
+        let options = PendingAcksOptions {
+            capacity: options.capacity.clamp(1, TokenStore::MAX_CAPACITY),
+            timeout: options.timeout.clamp(Duration::from_millis(1), TokenStore::MAX_LIFETIME),
+        };
+        // Twice the room: a half-empty table clears removed entries in place instead of growing.
+        let entries = Mutex::new(HashMap::with_capacity((options.capacity + 1) * 2));
+        PendingAcks { options, store, entries }
+    }
+
+    /// Begins to wait for the acknowledgement of `token`.
+    pub fn register(&self, token: &Token, user_data: usize) -> Result<(), PendingError> {
+        self.register_at(token, user_data, Instant::now())
+    }
+
+    /// [`register`](PendingAcks::register) at a given time.
+    pub fn register_at(
+        &self,
+        token: &Token,
+        user_data: usize,
+        now: Instant,
+    ) -> Result<(), PendingError> {
+        let PendingAcksOptions { capacity, timeout } = self.options;
+        let mut entries = self.lock();
+        let full = entries.len() >= capacity;
+        match entries.entry(*token) {
+            Entry::Occupied(_) => Err(PendingError::AlreadyPending),
+            Entry::Vacant(_) if full => Err(PendingError::Full { capacity }),
+            Entry::Vacant(entry) => {
+                // Only a `now` at the very end of the clock's range gets no time.
+                let deadline = now.checked_add(timeout).unwrap_or(now);
+                entry.insert(Pending { deadline, user_data });
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes the entry of an acknowledgement that came in time and gives its `user_data`. An entry
+    /// that is past its deadline stays for [`expire`](PendingAcks::expire).
+    pub fn acknowledge(&self, token: &Token) -> Result<usize, PendingError> {
+        self.acknowledge_at(token, Instant::now())
+    }
+
+    /// [`acknowledge`](PendingAcks::acknowledge) at a given time.
+    pub fn acknowledge_at(&self, token: &Token, now: Instant) -> Result<usize, PendingError> {
+        self.leave(
+            token,
+            |entry| if now < entry.deadline { Ok(()) } else { Err(PendingError::Expired) },
+        )
+    }
+
+    /// Takes the entry of a message that the broker has given up and gives its `user_data`.
+    pub fn abandon(&self, token: &Token) -> Result<usize, PendingError> {
+        self.leave(token, |_| Ok(()))
+    }
+
+    fn leave(
+        &self,
+        token: &Token,
+        may_leave: impl FnOnce(&Pending) -> Result<(), PendingError>,
+    ) -> Result<usize, PendingError> {
+        let mut entries = self.lock();
+        let Entry::Occupied(entry) = entries.entry(*token) else {
+            return Err(PendingError::NotPending);
+        };
+        may_leave(entry.get())?;
+        let user_data = entry.remove().user_data;
+        self.end(token);
+        Ok(user_data)
+    }
+
+    /// Takes one entry that is past its deadline and gives its token and `user_data`; to be called
+    /// until there is none. Each call looks at every entry.
+    pub fn expire(&self) -> Option<(Token, usize)> {
+        self.expire_at(Instant::now())
+    }
+
+    /// [`expire`](PendingAcks::expire) at a given time.
+    pub fn expire_at(&self, now: Instant) -> Option<(Token, usize)> {
+        let mut entries = self.lock();
+        let (token, entry) = entries.iter().find(|(_, entry)| entry.deadline <= now)?;
+        let (token, user_data) = (*token, entry.user_data);
+        entries.remove(&token);
+        self.end(&token);
+        Some((token, user_data))
+    }
+
+    /// When the next entry expires, if there is one. Looks at every entry.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.lock().values().map(|entry| entry.deadline).min()
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Ends the token's life in the store, unless its consumption has.
+    fn end(&self, token: &Token) {
+        let _ = self.store.revoke(token);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Token, Pending>> {
+        // Each change is one call on the map, so a panic elsewhere leaves nothing half done.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(byte: u8) -> Token {
+        Token::from_bytes([byte; Token::LEN])
+    }
+
+    fn registry() -> (Arc<TokenStore>, PendingAcks) {
+        let store = Arc::new(TokenStore::new(Default::default()));
+        let options = PendingAcksOptions { capacity: 2, timeout: Duration::from_secs(5) };
+        (store.clone(), PendingAcks::new(store, options))
+    }
+
+    #[test]
+    fn entry_leaves_once_and_its_token_leaves_the_store_with_it() {
+        let (store, pending) = registry();
+        let now = Instant::now();
+        let later = now + Duration::from_secs(5);
+        type Leave<'a> = &'a dyn Fn(&Token) -> Option<usize>;
+        let leave: [Leave<'_>; 3] = [
+            &|token| pending.acknowledge_at(token, now).ok(),
+            &|token| pending.abandon(token).ok(),
+            &|_| pending.expire_at(later).map(|(_, user_data)| user_data),
+        ];
+        for (user_data, first) in leave.iter().enumerate() {
+            let token = store.issue_at(now).unwrap();
+            pending.register_at(&token, user_data, now).unwrap();
+            assert_eq!(first(&token), Some(user_data));
+            for again in leave {
+                assert_eq!(again(&token), None);
+            }
+            assert!(store.is_empty() && pending.is_empty());
+        }
+    }
+
+    #[test]
+    fn late_acknowledgement_leaves_its_entry_to_expire() {
+        let (store, pending) = registry();
+        let now = Instant::now();
+        let token = store.issue_at(now).unwrap();
+        pending.register_at(&token, 7, now).unwrap();
+        let late = pending.next_deadline().unwrap();
+        assert!(pending.expire_at(late - Duration::from_nanos(1)).is_none());
+        assert!(matches!(pending.acknowledge_at(&token, late), Err(PendingError::Expired)));
+        assert_eq!(pending.expire_at(late), Some((token, 7)));
+    }
+
+    #[test]
+    fn registry_refuses_duplicates_and_more_than_its_capacity() {
+        let (_, pending) = registry();
+        pending.register(&token(1), 1).unwrap();
+        assert!(matches!(pending.register(&token(1), 2), Err(PendingError::AlreadyPending)));
+        pending.register(&token(2), 2).unwrap();
+        assert!(matches!(pending.register(&token(3), 3), Err(PendingError::Full { capacity: 2 })));
+        assert_eq!(pending.len(), 2);
+    }
+}

@@ -1,0 +1,145 @@
+//! One descriptor and its token, through one sendmsg(2) and one recvmsg(2).
+//!
+//! A message is exactly the 16 bytes of a token with one descriptor attached, so any program that
+//! can call sendmsg(2) can take part. Sending never blocks, never raises SIGPIPE and never touches
+//! the caller's descriptor; receiving takes a descriptor with close-on-exec set, or none at all.
+//! Works on stream and on sequenced-packet sockets. What a token means is for [`crate::token`].
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::address::{in_time, receive_error};
+use crate::sys;
+use crate::token::Token;
+
+pub use crate::address::{Socket, TransportError, connect};
+
+/// Sends one descriptor and its token over a connected socket, at once or not at all. The
+/// caller's descriptor stays open and unchanged, and may be closed as soon as this returns.
+pub fn send(
+    socket: BorrowedFd<'_>,
+    descriptor: BorrowedFd<'_>,
+    token: &Token,
+) -> Result<(), TransportError> {
+    if socket.as_raw_fd() == descriptor.as_raw_fd() {
+        return Err(TransportError::SocketOverItself { socket: socket.into() });
+    }
+    let sent = sys::send_with_descriptor(socket, token.as_bytes(), descriptor)
+        .map_err(|source| send_error(socket, descriptor, source))?;
+    if sent == Token::LEN {
+        Ok(())
+    } else {
+        Err(TransportError::ShortWrite { socket: socket.into(), sent, len: Token::LEN })
+    }
+}
+
+#[cold]
+fn send_error(
+    socket: BorrowedFd<'_>,
+    descriptor: BorrowedFd<'_>,
+    source: io::Error,
+) -> TransportError {
+    let (socket, descriptor) = (socket.into(), descriptor.as_raw_fd());
+    match source.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOBUFS) => {
+            TransportError::WouldBlock { socket, action: "sending", source }
+        }
+        Some(libc::EPIPE | libc::ECONNRESET | libc::ECONNREFUSED | libc::ENOTCONN) => {
+            TransportError::BackendUnavailable { socket, source }
+        }
+        Some(libc::EACCES | libc::EPERM) => TransportError::PermissionDenied { socket, source },
+        Some(libc::ETOOMANYREFS | libc::EMFILE | libc::ENFILE) => {
+            TransportError::DescriptorPressure { socket, source }
+        }
+        Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL | libc::EOPNOTSUPP) => {
+            TransportError::InvalidDescriptor { socket, descriptor: Some(descriptor), source }
+        }
+        _ => TransportError::SendFailed { socket, descriptor, source },
+    }
+}
+
+/// Sends a token alone: how a backend gives a broker one of its store, for the broker's next
+/// message on this connection. At once or not at all.
+pub fn send_token(socket: BorrowedFd<'_>, token: &Token) -> Result<(), TransportError> {
+    match sys::send(socket, token.as_bytes()) {
+        Ok(Token::LEN) => Ok(()),
+        Ok(sent) => {
+            Err(TransportError::ShortWrite { socket: socket.into(), sent, len: Token::LEN })
+        }
+        Err(source) => Err(bare_send_error(socket, source)),
+    }
+}
+
+/// The error of a send without a descriptor.
+pub(super) fn bare_send_error(socket: BorrowedFd<'_>, source: io::Error) -> TransportError {
+    match source.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOBUFS) => {
+            TransportError::WouldBlock { socket: socket.into(), action: "sending", source }
+        }
+        _ => receive_error(socket, source),
+    }
+}
+
+/// Receives a token alone. Waits for at most `timeout`, or forever if there is none;
+/// [`TransportError::TimedOut`] if nothing arrives. After any other error close the connection.
+pub fn receive_token(
+    socket: BorrowedFd<'_>,
+    timeout: Option<Duration>,
+) -> Result<Token, TransportError> {
+    let mut bytes = [0; Token::LEN];
+    let len = in_time(socket, timeout, |wait| sys::receive(socket, &mut bytes, wait))?;
+    let socket = socket.into();
+    match len {
+        Token::LEN => Ok(Token::from_bytes(bytes)),
+        0 => Err(TransportError::EndOfStream { socket, source: None }),
+        1..Token::LEN => Err(TransportError::WrongLength { socket, problem: "shorter" }),
+        _ => Err(TransportError::WrongLength { socket, problem: "longer" }),
+    }
+}
+
+/// Connects to a handoff socket and sends one descriptor and its token. The connected socket that
+/// comes back is where the acknowledgement will arrive.
+pub fn send_path(
+    path: &Path,
+    descriptor: BorrowedFd<'_>,
+    token: &Token,
+) -> Result<OwnedFd, TransportError> {
+    let socket = connect(path)?;
+    send(socket.as_fd(), descriptor, token)?;
+    Ok(socket)
+}
+
+/// Receives one message: its token, unchecked, and its descriptor, close-on-exec. Waits for at
+/// most `timeout`, or forever if there is none; [`TransportError::TimedOut`] if nothing arrives. On
+/// any error no descriptor stays open. After any other error close the socket: a stream may be out
+/// of step.
+pub fn receive(
+    socket: BorrowedFd<'_>,
+    timeout: Option<Duration>,
+) -> Result<(Token, OwnedFd), TransportError> {
+    let mut bytes = [0; Token::LEN];
+    let (received, descriptor) =
+        in_time(socket, timeout, |wait| sys::receive_with_descriptor(socket, &mut bytes, wait))?;
+    let at = || socket.into();
+    let Some(descriptor) = descriptor else {
+        return Err(match received {
+            _ if received.control_truncated => TransportError::ControlTruncated { socket: at() },
+            _ if received.len == 0 => TransportError::EndOfStream { socket: at(), source: None },
+            _ => TransportError::NoDescriptor { socket: at() },
+        });
+    };
+    // From here on `descriptor` closes itself on every error.
+    if received.control_truncated {
+        Err(TransportError::ControlTruncated { socket: at() })
+    } else if received.descriptors > 1 {
+        Err(TransportError::SurplusDescriptors { socket: at(), count: received.descriptors })
+    } else if received.len < Token::LEN {
+        Err(TransportError::WrongLength { socket: at(), problem: "shorter" })
+    } else if received.payload_truncated {
+        Err(TransportError::WrongLength { socket: at(), problem: "longer" })
+    } else {
+        Ok((Token::from_bytes(bytes), descriptor))
+    }
+}
