@@ -1,4 +1,18 @@
 # libhandoff. `make help` lists the targets.
+#
+# Here stand the variables that all makefiles share, how the library and its headers are built, and
+# which checks there are. The rest is in one makefile for each subject, beside what it is about:
+#
+#   tools/needs.mk           what the targets need, and make deps
+#   packaging/packaging.mk   manual pages, installing, and the checks of what is built
+#   packaging/release.mk     the source tarball, and what must hold before a release
+#   c-tests/tests.mk         the C tests
+#   examples/examples.mk     the examples and the demo
+#   proofs/proofs.mk         loom, spin, fuzzing and ThreadSanitizer
+#   bench/*.mk               the benchmarks
+#   integrations/nginx/      the nginx modules and their tests
+#
+# A line that begins with "## " documents the target that follows it: `make help` prints it.
 
 PREFIX     ?= /usr/local
 LIBDIR     ?= $(PREFIX)/lib
@@ -24,12 +38,14 @@ TARGET  := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LIB     := $(BUILD)/lib
 HEADERS := include/handoff.h $(wildcard include/handoff/*.h)
 PC      := PKG_CONFIG_PATH=$(LIB)/pkgconfig pkg-config
+# A recipe that names $(MAKE) itself runs even with `make -n`.
+SUBMAKE  = $(MAKE)
 
-.PHONY: all demo check bench install uninstall header clean help
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 
-## all         build the shared and the static library
+## all         build the shared and the static library, and the manual pages
+.PHONY: all
 all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc
 
 # ---- the library ---------------------------------------------------------------------------------
@@ -89,10 +105,11 @@ $(FRESH_HEADERS)/handoff.h: $(RUST) cbindgen.toml tools/header.rs
 	@touch -c $@
 
 ## header      make the C headers anew after a change to src/ffi
+.PHONY: header
 header: $(FRESH_HEADERS)/handoff.h
 	cp -r $(FRESH_HEADERS)/handoff.h $(FRESH_HEADERS)/handoff include/
 
-# ---- the rest ------------------------------------------------------------------------------------
+# ---- everything else -----------------------------------------------------------------------------
 
 include tools/needs.mk
 include packaging/packaging.mk
@@ -106,11 +123,29 @@ include integrations/nginx/nginx.mk
 include integrations/nginx/tests/tests.mk
 include bench/nginx.mk
 
+# ---- the checks ----------------------------------------------------------------------------------
+
+# From the quick to the slow, as far as that goes.
+CHECKS := check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
+    check-interop check-soak check-install check-man check-readme check-dist check-one-owner \
+    check-claim check-model check-fuzz check-threads check-coverage check-python check-nginx \
+    check-peers bench-check demo
+
 ## check       run every test
-check: check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
-       check-interop check-soak check-install check-man check-readme check-one-owner \
-       check-claim check-model check-fuzz check-threads check-coverage check-python check-nginx \
-       check-peers bench-check demo
+.PHONY: check
+check: check-needs $(CHECKS)
+
+# Before the first test: a tool that is missing shall not stop the last one after minutes.
+.PHONY: check-needs
+check-needs: $(filter-out need-wrk,$(NEEDS))
+
+## check-all   the same with more connections, handoffs and inputs, and with libFuzzer
+.PHONY: check-all
+check-all: export ONE_OWNER_CONNECTIONS := $(or $(ONE_OWNER_CONNECTIONS),100000)
+check-all: export HANDOFF_SOAK_COUNT := $(or $(HANDOFF_SOAK_COUNT),2000000)
+check-all: FUZZ_RUNS := 100000
+check-all: FUZZ_SECONDS := 60
+check-all: check fuzz
 
 ## check-rust  rustfmt, clippy and the Rust tests
 .PHONY: check-rust
@@ -127,13 +162,14 @@ check-readme: | need-python
 	        $(CC) -std=c11 $(WARN) -fsyntax-only -Iinclude -xc -; \
 	done; echo "check-readme: a broker and a backend"
 
+# ---- the tree ------------------------------------------------------------------------------------
+
 ## clean       remove what was built
+.PHONY: clean
 clean:
 	rm -rf build target bench/target fuzz/target
 
 ## help        list the targets
+.PHONY: help
 help:
-	@sed -n 's/^## \([a-z-]*\) *\(.*\)/  make \1\t\2/p' Makefile packaging/packaging.mk \
-	    c-tests/tests.mk examples/examples.mk bench/bench.mk bench/micro.mk bench/nginx.mk \
-	    proofs/proofs.mk integrations/nginx/nginx.mk integrations/nginx/tests/tests.mk | \
-	    expand -t 26
+	@sed -n 's/^## \([a-z-]*\) *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | LC_ALL=C sort | expand -t 26

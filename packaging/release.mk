@@ -9,7 +9,7 @@ dist: | need-git
 	@CARGO='$(CARGO)' packaging/dist $(DIST)
 	@echo "dist: $(DIST), $$(stat -c %s $(DIST)) bytes"
 
-## check-dist  the tarball is reproducible, builds offline, and gives the same libraries anywhere
+## check-dist  the tarball and its offline builds give the same bytes everywhere
 check-dist: dist | need-python
-	@MAKE='$(MAKE)' CARGO='$(CARGO)' PYTHON='$(PYTHON)' SHARED='$(SHARED)' CC='$(CC)' AR='$(AR)' \
+	@MAKE='$(SUBMAKE)' CARGO='$(CARGO)' PYTHON='$(PYTHON)' SHARED='$(SHARED)' CC='$(CC)' AR='$(AR)' \
 	    LD='$(LD)' OBJCOPY='$(OBJCOPY)' packaging/check-dist $(DIST) $(BUILD)/check-dist
