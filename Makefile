@@ -68,8 +68,8 @@ $(BUILD)/rust.stamp: $(RUST)
 
 # One object with everything that a handoff_* call needs and nothing else, in which no other name
 # is global: so the static library can stand beside other Rust code in one program.
-$(BUILD)/handoff.o: $(BUILD)/rust.stamp src/ffi/symbols.txt
-	$(LD) -r --gc-sections $$(sed 's/^/-u /' src/ffi/symbols.txt) \
+$(BUILD)/handoff.o: $(BUILD)/rust.stamp src/ffi/libhandoff.map tools/exports
+	calls=$$(tools/exports '-u %s') && $(LD) -r --gc-sections $$calls \
 	    --whole-archive $(TARGET)/release/libhandoff.a -o $@.all
 	$(OBJCOPY) --wildcard --keep-global-symbol='handoff_*' \
 	    --remove-section=.llvmbc --remove-section=.llvmcmd $@.all $@
@@ -126,7 +126,7 @@ include bench/nginx.mk
 # ---- the checks ----------------------------------------------------------------------------------
 
 # From the quick to the slow, as far as that goes.
-CHECKS := check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
+CHECKS := check-rust check-header check-symbols check-abi check-c check-valgrind check-sanitizers \
     check-interop check-soak check-install check-man check-readme check-dist check-one-owner \
     check-claim check-model check-fuzz check-threads check-coverage check-python check-nginx \
     check-peers bench-check demo

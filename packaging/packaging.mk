@@ -58,7 +58,7 @@ uninstall: $(MAN_BUILD)/stamp
 
 # ---- checks --------------------------------------------------------------------------------------
 
-.PHONY: check-header check-symbols check-install check-man
+.PHONY: check-header check-symbols check-abi abi-baseline check-install check-man
 
 ## check-header    the header is fresh, whole, and clean in every C and C++ from C99 and C++11
 check-header: all $(FRESH_HEADERS)/handoff.h | need-cxx need-clang need-python
@@ -69,7 +69,16 @@ check-header: all $(FRESH_HEADERS)/handoff.h | need-cxx need-clang need-python
 
 ## check-symbols   what the built libraries export, need and hold
 check-symbols: all
-	@packaging/check-symbols $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(SONAME) $(HERE)
+	@CC='$(CC)' packaging/check-symbols $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(SONAME) $(HERE)
+
+## check-abi       the C ABI against its baseline in packaging/abi: additions only
+check-abi: all | need-abigail need-python
+	@CC='$(CC)' $(PYTHON) packaging/check-abi $(LIB)/$(SHARED) $(SONAME)
+	@CC='$(CC)' $(PYTHON) packaging/test-abi $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(SONAME)
+
+## abi-baseline    make that baseline anew; CHANGELOG.md says why
+abi-baseline: all | need-abigail need-python
+	@CC='$(CC)' $(PYTHON) packaging/check-abi --renew $(LIB)/$(SHARED) $(SONAME)
 
 ## check-man       the manual pages are there for every call, and without a warning
 check-man: $(MAN_BUILD)/stamp | need-groff
