@@ -99,7 +99,7 @@ $(LIB)/pkgconfig/handoff.pc: packaging/handoff.pc.in Makefile Cargo.toml $(BUILD
 # What cbindgen makes, which only these need; include/ has the committed copies.
 FRESH_HEADERS := $(TARGET)/headers
 
-$(FRESH_HEADERS)/handoff.h: $(RUST) cbindgen.toml tools/header.rs
+$(FRESH_HEADERS)/handoff.h: $(RUST) cbindgen.toml tools/header.rs | git-checkout
 	@mkdir -p $(@D)
 	HANDOFF_HEADERS=$(@D) $(CARGO) check --quiet --locked --lib --features header
 	@touch -c $@
@@ -137,19 +137,19 @@ check: check-needs $(CHECKS)
 
 # Before the first test: a tool that is missing shall not stop the last one after minutes.
 .PHONY: check-needs
-check-needs: $(filter-out need-wrk,$(NEEDS))
+check-needs: git-checkout $(filter-out need-wrk,$(NEEDS))
 
 ## check-all   the same with more connections, handoffs and inputs, and with libFuzzer
 .PHONY: check-all
-check-all: export ONE_OWNER_CONNECTIONS := $(or $(ONE_OWNER_CONNECTIONS),100000)
-check-all: export HANDOFF_SOAK_COUNT := $(or $(HANDOFF_SOAK_COUNT),2000000)
-check-all: FUZZ_RUNS := 100000
-check-all: FUZZ_SECONDS := 60
+check-all release-check: export ONE_OWNER_CONNECTIONS := 100000
+check-all release-check: export HANDOFF_SOAK_COUNT := 2000000
+check-all release-check: export FUZZ_RUNS := 100000
+check-all release-check: export FUZZ_SECONDS := 60
 check-all: check fuzz
 
 ## check-rust  rustfmt, clippy and the Rust tests
 .PHONY: check-rust
-check-rust: | need-rust-tools
+check-rust: | git-checkout need-rust-tools
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	$(CARGO) test --locked --quiet
