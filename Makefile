@@ -126,7 +126,7 @@ include bench/nginx.mk
 # ---- the checks ----------------------------------------------------------------------------------
 
 # From the quick to the slow, as far as that goes.
-CHECKS := check-rust check-header check-symbols check-abi check-c check-valgrind check-sanitizers \
+CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-valgrind check-sanitizers \
     check-interop check-soak check-install check-man check-readme check-dist check-one-owner \
     check-claim check-model check-fuzz check-threads check-coverage check-python check-nginx \
     check-peers bench-check demo
@@ -146,6 +146,11 @@ check-all release-check: export HANDOFF_SOAK_COUNT := 2000000
 check-all release-check: export FUZZ_RUNS := 100000
 check-all release-check: export FUZZ_SECONDS := 60
 check-all: check fuzz
+
+## check-layers  no module imports one that the architecture puts above it
+.PHONY: check-layers
+check-layers: | need-python
+	@$(PYTHON) tools/check_layers.py
 
 ## check-rust  rustfmt, clippy and the Rust tests
 .PHONY: check-rust
