@@ -126,10 +126,10 @@ include bench/nginx.mk
 # ---- the checks ----------------------------------------------------------------------------------
 
 # From the quick to the slow, as far as that goes.
-CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-valgrind check-sanitizers \
-    check-interop check-soak check-install check-man check-readme check-dist check-one-owner \
-    check-claim check-model check-fuzz check-threads check-coverage check-python check-nginx \
-    check-peers bench-check demo
+CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-valgrind \
+    check-sanitizers check-interop check-soak check-install check-man check-readme check-dist \
+    check-one-owner check-claim check-model check-fuzz check-threads check-coverage check-python \
+    check-nginx check-peers bench-check demo
 
 ## check       run every test
 .PHONY: check
