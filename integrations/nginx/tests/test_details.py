@@ -251,9 +251,9 @@ class Told(Details):
 
 
 class Limits(Details):
-    def test_window(self):
+    def test_no_more_are_in_flight_than_the_limit(self):
         self.expected.append(self.FALLBACK)
-        self.start("-n", http=HANDED_OVER, server="handoff_window 4; handoff_timeout 20s;")
+        self.start("-n", http=HANDED_OVER, server="handoff_max_in_flight 4; handoff_timeout 20s;")
         count = 40
 
         async def all_of_it():
@@ -363,10 +363,10 @@ class Configuration(Case):
                 (f'invalid handoff socket "{long}"', f"handoff_pass {long};"),
                 ('invalid handoff socket "unix:"', "handoff_pass unix:;"),
                 ('"handoff_timeout" directive invalid value', passing + "handoff_timeout soon;"),
-                ('value must be', passing + "handoff_window 0;"),
-                ('value must be', passing + "handoff_window 5000;"),
-                ('"handoff_window" directive is duplicate',
-                 passing + "handoff_window 1; handoff_window 1;"),
+                ('value must be', passing + "handoff_max_in_flight 0;"),
+                ('value must be', passing + "handoff_max_in_flight 5000;"),
+                ('"handoff_max_in_flight" directive is duplicate',
+                 passing + "handoff_max_in_flight 1; handoff_max_in_flight 1;"),
                 ('"handoff_metadata" directive is duplicate',
                  passing + "handoff_metadata a; handoff_metadata b;"),
                 ('unknown "nonsense" variable', passing + "handoff_service $nonsense;"),
@@ -385,12 +385,12 @@ class Configuration(Case):
                    stream="server { listen 127.0.0.1:1; "
                           "handoff_pass unix:/a; handoff_pass unix:/b; }")
         self.check('no handler for server',
-                   stream="server { listen 127.0.0.1:1; handoff_window 1; }")
+                   stream="server { listen 127.0.0.1:1; handoff_max_in_flight 1; }")
 
     def test_what_is_right_loads(self):
         good, output = Nginx.test(
             self.directory,
-            http="handoff_timeout 1s; handoff_window 4096; handoff_max_fails 1;"
+            http="handoff_timeout 1s; handoff_max_in_flight 4096; handoff_max_fails 1;"
                  "handoff_fail_timeout 1ms; handoff_service $host; handoff_correlation $request_id;"
                  "handoff_metadata escape=none a $uri; " +
                  self.location("handoff_pass unix:@abstract; handoff_metadata escape=json '$uri';"),
