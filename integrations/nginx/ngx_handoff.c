@@ -408,7 +408,7 @@ ngx_handoff_flush_handler(ngx_event_t *ev)
 }
 
 
-/* Without a `pool` there was no memory for it. */
+/* `pool` is NULL if there was no memory for it. */
 static void
 ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
 {
@@ -480,7 +480,7 @@ ngx_handoff_refusal(handoff_status status)
 
     switch (status) {
 
-    /* For these two handoff_status_reason() has only the nearest of the reasons for an attempt. */
+    /* handoff_status_reason() says "backend unavailable" and "backend busy" of these two. */
     case HANDOFF_ERR_RATE_LIMITED:
         return HANDOFF_REASON_RATE_LIMITED;
 
@@ -564,7 +564,7 @@ ngx_handoff_add_preread(ngx_handoff_content_t *content, u_char *data, size_t len
 }
 
 
-/* Memory until the offer is made. It takes no room: that is for who adds the bytes. */
+/* The memory stays until the offer is made. Its bytes count when they are added to the content. */
 char *
 ngx_handoff_allocate(ngx_handoff_content_t *content, size_t len, u_char **data)
 {

@@ -114,7 +114,7 @@ void ngx_handoff_offer(ngx_handoff_offer_t *offer);
 void ngx_handoff_refuse(ngx_handoff_offer_t *offer, handoff_reason reason);
 void ngx_handoff_take_back(ngx_handoff_offer_t *offer);
 
-/* Both return NULL, or why there is no place for so many bytes. */
+/* Both return NULL, or why so many bytes cannot go along. */
 char *ngx_handoff_add_preread(ngx_handoff_content_t *content, u_char *data, size_t len);
 char *ngx_handoff_allocate(ngx_handoff_content_t *content, size_t len, u_char **data);
 

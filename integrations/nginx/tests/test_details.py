@@ -133,6 +133,7 @@ class NotEligible(Details):
         self.assertEqual(self.served(request("a", headers=headers)), "unix")
         self.assertEqual(self.served(request("b")), "handoff")
         self.assert_once(["a", "b"])
+        self.check_access("/r/a 200 " + self.UNSUPPORTED)
 
 
 class Eligible(Details):
@@ -232,6 +233,16 @@ class Told(Details):
         answer = ask(self.port, request("a", argument="?s=" + "s" * 300))
         self.assertEqual(answer.status, 200)
         self.assert_once(["a"])
+
+    def test_metadata_that_is_too_large_is_no_reason_to_fail(self):
+        self.expected.append(self.FALLBACK + "it is too large")
+        self.start("-m", 131000,
+                   http=server("handoff_metadata " + 20 * "$http_x" + "; location / { PASS }"))
+        for identity, length in ("a", 6000), ("b", 7000):
+            headers = ["X: " + "x" * length]
+            self.assertEqual(ask(self.port, request(identity, headers=headers)).status, 200)
+        self.assertEqual(self.assert_once(["a", "b"]), {"handoff": 1, "unix": 1})
+        self.check_access("/r/b 200 outcome=fallback reason=client unsupported")
 
     def test_stream_access_log(self):
         self.expected.append(self.FALLBACK)
