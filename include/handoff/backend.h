@@ -55,7 +55,7 @@ typedef struct handoff_backend_options {
      * Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
      * rejected.
      */
-    uint32_t kinds;
+    uint64_t kinds;
 } handoff_backend_options;
 #define HANDOFF_BACKEND_OPTIONS_INIT \
     { sizeof(handoff_backend_options), 0, 0, NULL, 0, 0, 0, 0, 0 }

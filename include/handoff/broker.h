@@ -216,15 +216,17 @@ typedef struct handoff_verdict {
      */
     handoff_reason reason;
     /**
-     * With a fallback: the backend may still hold a copy of the descriptor, which it cannot serve.
-     * It may have changed what copies share, such as O_NONBLOCK and socket options: set what you
-     * rely on. close(2) sends no FIN while there is a copy, so end the connection with shutdown(2)
-     * and then close it.
+     * Not 0, with a fallback: the backend may still hold a copy of the descriptor, which it cannot
+     * serve. It may have changed what copies share, such as O_NONBLOCK and socket options: set what
+     * you rely on. close(2) sends no FIN while there is a copy, so end the connection with
+     * shutdown(2) and then close it.
      */
-    bool may_have_reached_backend;
+    uint32_t may_have_reached_backend;
+    /** 0. */
+    uint32_t reserved;
 } handoff_verdict;
 #define HANDOFF_VERDICT_INIT \
-    { sizeof(handoff_verdict), 0, NULL, 0, 0, 0 }
+    { sizeof(handoff_verdict), 0, NULL, 0, 0, 0, 0 }
 
 /**
  * Takes the next verdict. Call it until it returns HANDOFF_NOTHING.

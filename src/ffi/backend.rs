@@ -45,7 +45,7 @@ pub struct handoff_backend_options {
     pub max_held_bytes: usize,
     /// Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
     /// rejected.
-    pub kinds: u32,
+    pub kinds: u64,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -56,16 +56,16 @@ unsafe impl Growing for handoff_backend_options {
 unsafe impl Input for handoff_backend_options {}
 
 /// Connected stream sockets, such as TCP.
-pub const HANDOFF_KIND_STREAM: u32 = 1;
+pub const HANDOFF_KIND_STREAM: u64 = 1;
 /// Connected sockets of sequenced packets.
-pub const HANDOFF_KIND_SEQPACKET: u32 = 2;
+pub const HANDOFF_KIND_SEQPACKET: u64 = 2;
 /// Connected datagram sockets.
-pub const HANDOFF_KIND_DATAGRAM: u32 = 4;
+pub const HANDOFF_KIND_DATAGRAM: u64 = 4;
 /// With one of the others: also sockets without a peer, such as listening ones.
-pub const HANDOFF_KIND_UNCONNECTED: u32 = 8;
+pub const HANDOFF_KIND_UNCONNECTED: u64 = 8;
 /// Any socket. Nothing is asked about what arrives, which saves much of an arrival's cost: for a
 /// backend that trusts its brokers to offer what they accepted.
-pub const HANDOFF_KIND_ANY: u32 = 15;
+pub const HANDOFF_KIND_ANY: u64 = 15;
 
 /// Initialises options as HANDOFF_BACKEND_OPTIONS_INIT does, for languages without macros.
 ///

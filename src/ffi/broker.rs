@@ -342,11 +342,13 @@ pub struct handoff_verdict {
     pub outcome: handoff_outcome,
     /// Why it is a fallback. If it was adopted: HANDOFF_REASON_NONE, or what happened afterwards.
     pub reason: handoff_reason,
-    /// With a fallback: the backend may still hold a copy of the descriptor, which it cannot serve.
-    /// It may have changed what copies share, such as O_NONBLOCK and socket options: set what you
-    /// rely on. close(2) sends no FIN while there is a copy, so end the connection with shutdown(2)
-    /// and then close it.
-    pub may_have_reached_backend: bool,
+    /// Not 0, with a fallback: the backend may still hold a copy of the descriptor, which it cannot
+    /// serve. It may have changed what copies share, such as O_NONBLOCK and socket options: set what
+    /// you rely on. close(2) sends no FIN while there is a copy, so end the connection with
+    /// shutdown(2) and then close it.
+    pub may_have_reached_backend: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -363,7 +365,8 @@ impl From<Verdict> for handoff_verdict {
             user_data: std::ptr::with_exposed_provenance_mut(user_data),
             outcome: if adopted { HANDOFF_ADOPTED } else { HANDOFF_FALLBACK },
             reason: reason.map_or(HANDOFF_REASON_NONE, |reason| reason as handoff_reason),
-            may_have_reached_backend: may_have_reached,
+            may_have_reached_backend: may_have_reached.into(),
+            reserved: 0,
         }
     }
 }
