@@ -23,7 +23,7 @@ extern "C" {
  * The backend's end of the channels of one handoff socket.
  *
  * It belongs to the process that uses it first after listening. Once it runs, it allocates only
- * for new channels and for arrivals of more than 16 KiB.
+ * for new channels, and for arrivals whose bytes do not fit into the memory that it keeps.
  */
 typedef struct handoff_backend handoff_backend;
 
@@ -40,7 +40,10 @@ typedef struct handoff_backend_options {
     int32_t backlog;
     /** Who may connect: default this process's user and root. Copied. */
     const handoff_peer_policy *policy;
-    /** The most channels at once: 1 to 65535, default 64. */
+    /**
+     * The most channels at once: 1 to 65535, default 64. Each keeps about 200 bytes of memory for
+     * each offer that may be in flight.
+     */
     size_t max_channels;
     /** The most offers in flight on each channel: 1 to 4096, default 256. */
     size_t max_in_flight;
@@ -56,9 +59,20 @@ typedef struct handoff_backend_options {
      * rejected.
      */
     uint64_t kinds;
+    /**
+     * The most channels at once of one user's brokers, whichever user that is: 1 to
+     * `max_channels`. Default: 7/8 of `max_channels` if the policy names several users or a group,
+     * so that no user keeps the others out; otherwise all.
+     */
+    size_t max_channels_per_user;
+    /**
+     * The most bytes of memory to keep for the bytes of later arrivals: default 1048576. Above
+     * that, an arrival's memory is freed at the dispatch after you adopted or rejected it.
+     */
+    size_t max_kept_bytes;
 } handoff_backend_options;
 #define HANDOFF_BACKEND_OPTIONS_INIT \
-    { sizeof(handoff_backend_options), 0, 0, NULL, 0, 0, 0, 0, 0 }
+    { sizeof(handoff_backend_options), 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Connected stream sockets, such as TCP. */
 #define HANDOFF_KIND_STREAM 1
@@ -272,13 +286,13 @@ typedef struct handoff_backend_statistics {
     uint64_t adopted;
     /** Arrivals rejected, by you or because they are not allowed. */
     uint64_t rejected;
-    /** Arrivals that the broker took back before they were adopted. */
+    /** Arrivals that the broker took back before they were adopted, or whose channel it broke. */
     uint64_t taken_back;
-    /** Brokers accepted. */
+    /** Brokers that connected and said hello. */
     uint64_t accepted;
     /** Brokers turned away: not allowed, or too many. */
     uint64_t refused;
-    /** Channels ended because of a protocol error. */
+    /** Channels ended because of a protocol error of the broker. */
     uint64_t broken;
     /** Channels now. */
     uint64_t channels;
@@ -286,9 +300,20 @@ typedef struct handoff_backend_statistics {
     uint64_t held;
     /** Their bytes. */
     uint64_t held_bytes;
+    /** Bytes of memory kept for later arrivals. */
+    uint64_t kept_bytes;
+    /** Of `refused`: those that came when `max_channels` or `max_channels_per_user` was reached. */
+    uint64_t over_limit;
+    /**
+     * How often the system refused something that the backend needs for its brokers: descriptors,
+     * memory, randomness, room in a socket's buffer. The backend tries again, or ends the channel.
+     */
+    uint64_t system_errors;
+    /** The errno of the last of these; 0 if there was none. */
+    uint64_t system_errno;
 } handoff_backend_statistics;
 #define HANDOFF_BACKEND_STATISTICS_INIT \
-    { sizeof(handoff_backend_statistics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+    { sizeof(handoff_backend_statistics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /**
  * Gets what a backend has done so far.

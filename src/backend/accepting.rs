@@ -1,5 +1,6 @@
 //! Brokers that connect: accepting them, pausing when the system refuses, and their first word.
 
+use std::collections::{BTreeMap, TryReserveError, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -14,8 +15,9 @@ use crate::sys::packet;
 
 /// The key of the listening socket among the events; those of the channels are their indices.
 pub(super) const LISTENER: u64 = u64::MAX - 1;
-/// How many brokers are accepted before others have their turn.
-const MAX_ACCEPTS: usize = 64;
+/// How many connections are accepted in one dispatch: so strangers who connect without end take
+/// little of it.
+const MAX_ACCEPTS: usize = 16;
 /// How long no broker is accepted after the system refused one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -25,9 +27,20 @@ pub(super) struct Accepting {
     /// None while the backend drains.
     pub listener: Option<Source>,
     /// No broker is accepted until then.
-    pub resume_at: Option<Instant>,
-    /// Channels whose broker has not said hello yet.
+    resume_at: Option<Instant>,
+    /// How many connections this dispatch may still accept.
+    accepts_left: usize,
+    /// Brokers that are connected.
+    pub connected: usize,
+    /// Those that have not said hello yet.
     pub awaiting_hello: usize,
+    /// When each of those must have said it, in that order, with its channel; and some that have
+    /// said it or have gone.
+    greetings: VecDeque<(Instant, usize)>,
+    /// Places among the channels that are not used.
+    unused: Vec<usize>,
+    /// How many places each user has.
+    places: BTreeMap<u32, usize>,
 }
 
 #[derive(Debug)]
@@ -47,7 +60,26 @@ impl AsFd for Source {
 
 impl Accepting {
     pub(super) fn new(listener: Source) -> Accepting {
-        Accepting { listener: Some(listener), resume_at: None, awaiting_hello: 0 }
+        Accepting {
+            listener: Some(listener),
+            resume_at: None,
+            accepts_left: 0,
+            connected: 0,
+            awaiting_hello: 0,
+            greetings: VecDeque::new(),
+            unused: Vec::new(),
+            places: BTreeMap::new(),
+        }
+    }
+
+    /// A dispatch begins.
+    pub(super) fn dispatched(&mut self) {
+        self.accepts_left = MAX_ACCEPTS;
+    }
+
+    /// Whether this dispatch has accepted as many as it may.
+    pub(super) fn is_done(&self) -> bool {
+        self.accepts_left == 0
     }
 
     /// Has the handle's descriptor tell when a broker connects.
@@ -61,52 +93,140 @@ impl Accepting {
     }
 
     /// Accepts one connection, if there is one.
-    fn accept(&mut self, events: &mut Events, now: Instant) -> Option<OwnedFd> {
-        let listener = self.listener.as_ref()?.as_fd();
-        match packet::accept_nonblocking(listener) {
-            Ok(descriptor) => Some(descriptor),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-            // Out of descriptors: the listener stays readable, and looking at it again and again
-            // would not help.
-            Err(_) => {
-                let until = now + ACCEPT_PAUSE;
-                events.remove(listener);
-                let _ = events.wake_at(until, now);
-                self.resume_at = Some(until);
-                None
+    fn accept(&mut self) -> io::Result<Option<OwnedFd>> {
+        let Some(listener) = &self.listener else { return Ok(None) };
+        while self.accepts_left > 0 {
+            self.accepts_left -= 1;
+            match packet::accept_nonblocking(listener.as_fd()) {
+                Ok(descriptor) => return Ok(Some(descriptor)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // This connection failed, accept(2); the next one may not.
+                Err(error) if is_of_connection(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Accepts nothing for a while: the listener stays readable, and looking at it again and again
+    /// would not help. It is watched until a timer is set, so that it is not forgotten.
+    fn pause(&mut self, events: &mut Events, now: Instant) {
+        let until = now + ACCEPT_PAUSE;
+        if let (Some(listener), Ok(())) = (&self.listener, events.wake_at(until, now)) {
+            events.remove(listener.as_fd());
+            self.resume_at = Some(until);
+        }
+    }
+
+    /// A user may have so many places, of which one is to be taken: which it is, if there is one.
+    fn place(&self, user: u32, options: &BackendOptions, channels: usize) -> Option<usize> {
+        let taken = self.places.get(&user).copied().unwrap_or(0);
+        if taken >= options.channels_of_one_user() {
+            return None;
+        }
+        let more = (channels < options.max_channels).then_some(channels);
+        self.unused.last().copied().or(more)
+    }
+
+    /// A user has taken the place that [`place`](Accepting::place) returned.
+    fn join(&mut self, user: u32) {
+        self.unused.pop();
+        *self.places.entry(user).or_default() += 1;
+    }
+
+    /// A place is not used any more.
+    pub(super) fn leave(&mut self, place: usize, user: u32) {
+        self.unused.push(place);
+        if let Some(count) = self.places.get_mut(&user) {
+            *count -= 1;
+            if *count == 0 {
+                self.places.remove(&user);
             }
         }
     }
 }
 
+/// Whether accept(2) failed because of the connection that it was to return.
+fn is_of_connection(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EPROTO | libc::ETIMEDOUT))
+}
+
 impl Backend {
     pub(super) fn accept_brokers(&mut self, now: Instant) {
-        for _ in 0..MAX_ACCEPTS {
-            let Some(events) = self.handle.events() else { return };
-            let Some(descriptor) = self.accepting.accept(events, now) else { return };
-            let BackendOptions { users, groups, max_channels, .. } = &self.arrivals.options;
-            let allowed = peer::check(descriptor.as_fd(), &Policy { users, groups });
-            let place = self.channels.iter().position(Channel::is_unused);
-            let more = self.channels.len() < *max_channels;
-            let place = place.or(more.then_some(self.channels.len()));
-            let (Ok(broker), Some(place)) = (allowed, place) else {
+        loop {
+            let descriptor = match self.accepting.accept() {
+                Ok(Some(descriptor)) => descriptor,
+                Ok(None) => return,
+                Err(error) => {
+                    self.arrivals.system_refused(&error);
+                    if let Some(events) = self.handle.events() {
+                        self.accepting.pause(events, now);
+                    }
+                    return;
+                }
+            };
+            let BackendOptions { users, groups, .. } = &self.arrivals.options;
+            let Ok(broker) = peer::check(descriptor.as_fd(), &Policy { users, groups }) else {
                 self.arrivals.statistics.refused += 1;
                 continue;
             };
-            let hello_by = now + GREETING_TIMEOUT;
-            if events.add(descriptor.as_fd(), place as u64).is_err()
-                || events.wake_at(hello_by, now).is_err()
-            {
+            let options = &self.arrivals.options;
+            let Some(place) = self.accepting.place(broker.user, options, self.channels.len())
+            else {
                 self.arrivals.statistics.refused += 1;
+                self.arrivals.statistics.over_limit += 1;
+                continue;
+            };
+            let hello_by = now + GREETING_TIMEOUT;
+            // What can fail comes first, and the last of it is what would have to be undone.
+            let ready = self.make_room().and_then(|()| {
+                let Some(events) = self.handle.events() else { return Ok(()) };
+                events.wake_at(hello_by, now)?;
+                events.add(descriptor.as_fd(), place as u64)
+            });
+            if let Err(error) = ready {
+                self.arrivals.system_refused(&error);
                 continue;
             }
-            let channel = Channel::new(descriptor, broker, hello_by);
+            let user = broker.user;
+            let mut channel = Channel::new(descriptor, broker, hello_by);
             match self.channels.get_mut(place) {
-                Some(unused) => *unused = channel,
+                Some(unused) => {
+                    channel.dirty = unused.dirty;
+                    *unused = channel;
+                }
                 None => self.channels.push(channel),
             }
-            self.arrivals.statistics.accepted += 1;
+            self.accepting.join(user);
+            self.accepting.connected += 1;
             self.accepting.awaiting_hello += 1;
+            self.accepting.greetings.push_back((hello_by, place));
+            self.forget_greetings();
+        }
+    }
+
+    /// Has memory for one more channel in every list of channels.
+    fn make_room(&mut self) -> io::Result<()> {
+        let reserve = || -> Result<(), TryReserveError> {
+            let Accepting { greetings, unused, .. } = &mut self.accepting;
+            self.channels.try_reserve(1)?;
+            greetings.try_reserve(1)?;
+            let count = self.channels.len() + 1;
+            for list in [unused, &mut self.orphans, &mut self.dirty] {
+                list.try_reserve(count - list.len().min(count))?;
+            }
+            Ok(())
+        };
+        let mut reserve = reserve;
+        reserve().map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))
+    }
+
+    /// Forgets those that were said, when they are the greater part.
+    fn forget_greetings(&mut self) {
+        let Accepting { greetings, awaiting_hello, .. } = &mut self.accepting;
+        if greetings.len() > 2 * *awaiting_hello + MAX_ACCEPTS {
+            let channels = &self.channels;
+            greetings.retain(|&(hello_by, index)| channels[index].hello_by() == Some(hello_by));
         }
     }
 
@@ -118,29 +238,33 @@ impl Backend {
         if resume_at > now {
             return Ok(self.handle.wake_at(resume_at, now)?);
         }
-        self.accepting.resume_at = None;
-        match self.handle.events() {
-            Some(events) => Ok(self.accepting.watch(events)?),
-            None => Ok(()),
+        let Some(events) = self.handle.events() else { return Ok(()) };
+        match self.accepting.watch(events) {
+            Ok(()) => self.accepting.resume_at = None,
+            // As when the system refuses to accept: later.
+            Err(HandleError::System { source, .. }) => {
+                self.arrivals.system_refused(&source);
+                let until = now + ACCEPT_PAUSE;
+                self.accepting.resume_at = Some(until);
+                self.handle.wake_at(until, now)?;
+            }
+            Err(error) => return Err(error.into()),
         }
+        Ok(())
     }
 
     /// Ends channels whose broker has not said hello in time.
     pub(super) fn expire_hellos(&mut self, now: Instant) -> Result<(), BackendError> {
-        if self.accepting.awaiting_hello == 0 {
-            return Ok(());
-        }
-        let mut next: Option<Instant> = None;
-        for index in 0..self.channels.len() {
-            match self.channels[index].hello_by() {
-                Some(hello_by) if hello_by <= now => self.end(index, End::Broken),
-                Some(hello_by) => next = Some(next.map_or(hello_by, |next| next.min(hello_by))),
-                None => {}
+        while let Some(&(hello_by, index)) = self.accepting.greetings.front() {
+            let awaited = self.channels[index].hello_by() == Some(hello_by);
+            if awaited && hello_by > now {
+                return Ok(self.handle.wake_at(hello_by, now)?);
+            }
+            self.accepting.greetings.pop_front();
+            if awaited {
+                self.end(index, End::Broken);
             }
         }
-        match next {
-            Some(next) => Ok(self.handle.wake_at(next, now)?),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }

@@ -253,7 +253,7 @@ impl Channel {
             if received.payload_truncated || received.control_truncated {
                 return Err(Reason::IntegrityMismatch);
             }
-            let frame = wire::decode(&buffer[..received.len], 0);
+            let frame = wire::decode(&buffer[..received.len], received.descriptors);
             self.handle(frame.map_err(|_| Reason::IntegrityMismatch)?, outcomes, now)?;
         }
         Ok(false)

@@ -15,7 +15,7 @@ use crate::backend::{Arrival, Backend, BackendError, BackendOptions, BackendStat
 /// The backend's end of the channels of one handoff socket.
 ///
 /// It belongs to the process that uses it first after listening. Once it runs, it allocates only
-/// for new channels and for arrivals of more than 16 KiB.
+/// for new channels, and for arrivals whose bytes do not fit into the memory that it keeps.
 pub struct handoff_backend {
     backend: Backend,
     last_error: Message,
@@ -34,7 +34,8 @@ pub struct handoff_backend_options {
     pub backlog: i32,
     /// Who may connect: default this process's user and root. Copied.
     pub policy: *const handoff_peer_policy,
-    /// The most channels at once: 1 to 65535, default 64.
+    /// The most channels at once: 1 to 65535, default 64. Each keeps about 200 bytes of memory for
+    /// each offer that may be in flight.
     pub max_channels: usize,
     /// The most offers in flight on each channel: 1 to 4096, default 256.
     pub max_in_flight: usize,
@@ -46,6 +47,13 @@ pub struct handoff_backend_options {
     /// Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
     /// rejected.
     pub kinds: u64,
+    /// The most channels at once of one user's brokers, whichever user that is: 1 to
+    /// `max_channels`. Default: 7/8 of `max_channels` if the policy names several users or a group,
+    /// so that no user keeps the others out; otherwise all.
+    pub max_channels_per_user: usize,
+    /// The most bytes of memory to keep for the bytes of later arrivals: default 1048576. Above
+    /// that, an arrival's memory is freed at the dispatch after you adopted or rejected it.
+    pub max_kept_bytes: usize,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -162,6 +170,11 @@ fn core_options(options: handoff_backend_options) -> Result<BackendOptions, Fail
         max_in_flight: nonzero(options.max_in_flight, defaults.max_in_flight),
         max_offer_bytes: nonzero(options.max_offer_bytes, max_offer_bytes),
         max_held_bytes,
+        max_kept_bytes: nonzero(options.max_kept_bytes, defaults.max_kept_bytes),
+        max_channels_per_user: match options.max_channels_per_user {
+            0 => None,
+            most => Some(most),
+        },
         kinds: match options.kinds {
             0 => defaults.kinds,
             _ => Kinds {
@@ -384,13 +397,13 @@ pub struct handoff_backend_statistics {
     pub adopted: u64,
     /// Arrivals rejected, by you or because they are not allowed.
     pub rejected: u64,
-    /// Arrivals that the broker took back before they were adopted.
+    /// Arrivals that the broker took back before they were adopted, or whose channel it broke.
     pub taken_back: u64,
-    /// Brokers accepted.
+    /// Brokers that connected and said hello.
     pub accepted: u64,
     /// Brokers turned away: not allowed, or too many.
     pub refused: u64,
-    /// Channels ended because of a protocol error.
+    /// Channels ended because of a protocol error of the broker.
     pub broken: u64,
     /// Channels now.
     pub channels: u64,
@@ -398,6 +411,15 @@ pub struct handoff_backend_statistics {
     pub held: u64,
     /// Their bytes.
     pub held_bytes: u64,
+    /// Bytes of memory kept for later arrivals.
+    pub kept_bytes: u64,
+    /// Of `refused`: those that came when `max_channels` or `max_channels_per_user` was reached.
+    pub over_limit: u64,
+    /// How often the system refused something that the backend needs for its brokers: descriptors,
+    /// memory, randomness, room in a socket's buffer. The backend tries again, or ends the channel.
+    pub system_errors: u64,
+    /// The errno of the last of these; 0 if there was none.
+    pub system_errno: u64,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -430,6 +452,10 @@ pub extern "C" fn handoff_backend_get_statistics(
             channels,
             held,
             held_bytes,
+            kept_bytes,
+            over_limit,
+            system_errors,
+            last_system_error,
         } = backend.statistics();
         out.set(handoff_backend_statistics {
             size: size_of::<handoff_backend_statistics>(),
@@ -443,6 +469,10 @@ pub extern "C" fn handoff_backend_get_statistics(
             channels: channels as u64,
             held: held as u64,
             held_bytes: held_bytes as u64,
+            kept_bytes: kept_bytes as u64,
+            over_limit,
+            system_errors,
+            system_errno: last_system_error as u64,
         });
         Ok(())
     })

@@ -2,7 +2,7 @@
 
 use std::io::IoSlice;
 
-use super::{MAX_SLOTS, OFFER_LEN, Reader, WireError};
+use super::{GRANT_LEN, MAX_SLOTS, OFFER_LEN, Reader, WireError};
 use crate::claim::MAX_GENERATION;
 use crate::token::Token;
 
@@ -90,10 +90,11 @@ impl Grant {
         Ok(Grant { slot, token: reader.token()? })
     }
 
-    pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.slot.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(self.token.as_bytes());
+    pub(crate) fn bytes(&self) -> [u8; GRANT_LEN] {
+        let mut bytes = [0; GRANT_LEN];
+        bytes[..4].copy_from_slice(&self.slot.to_le_bytes());
+        bytes[8..].copy_from_slice(self.token.as_bytes());
+        bytes
     }
 }
 
@@ -122,6 +123,14 @@ impl<'a> Offer<'a> {
         Ok(Offer { head, service, correlation, metadata, preread })
     }
 
+    /// As [`take`](Offer::take), of what is not known to be an offer: names have no NUL, because
+    /// they end in one for C programs.
+    pub(super) fn check(reader: &mut Reader<'a>) -> Result<Offer<'a>, WireError> {
+        let offer = Offer::take(reader)?;
+        let wrong = has_nul(offer.service) || has_nul(offer.correlation);
+        if wrong { Err(WireError::Name) } else { Ok(offer) }
+    }
+
     /// Bytes beside the fixed part; none if there are more than any frame could hold.
     pub(crate) fn variable_len(&self) -> Option<usize> {
         let parts = [self.service, self.correlation, self.metadata, self.preread];
@@ -129,7 +138,12 @@ impl<'a> Offer<'a> {
     }
 }
 
-/// Appends the entry of an offer. Names are at most [`MAX_NAME_LEN`] long and all of it fits a frame.
+/// Whether a name cannot be one.
+pub(crate) fn has_nul(name: &[u8]) -> bool {
+    name.contains(&0)
+}
+
+/// Appends the entry of an offer. Names have no NUL, are at most [`MAX_NAME_LEN`] long and all of it fits a frame.
 // The library has one caller of it, and bench.rs another, which must not slow down the first.
 #[inline(always)]
 pub(crate) fn write_offer(
