@@ -305,8 +305,9 @@ impl Backend {
     pub fn reject(&mut self, id: u64, reason: Reason) -> Result<(), BackendError> {
         self.enter()?;
         let place = Place::of(id);
-        let on_offer = self.held(place).map(|slots| slots.is_on_offer(place.slot));
-        self.arrivals.refused(on_offer.ok_or(BackendError::Unknown { id })?);
+        let slots = self.held(place).ok_or(BackendError::Unknown { id })?;
+        let taken_back = slots.is_taken_back(place.slot);
+        self.arrivals.refused(taken_back);
         drop(self.finish(place, Some(reason)));
         Ok(())
     }
@@ -371,7 +372,7 @@ impl Backend {
             return Ok(());
         }
         let events = Handle::new_events()?;
-        self.accepting.watch(&events)?;
+        self.accepting.watch(&events).map_err(HandleError::system("watch the socket"))?;
         self.handle.open(events);
         self.buffer = vec![0; MAX_FRAME_LEN];
         self.descriptors = Vec::with_capacity(MAX_DESCRIPTORS + 1);

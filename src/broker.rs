@@ -135,6 +135,8 @@ impl Broker {
     pub fn descriptor(&mut self) -> Result<BorrowedFd<'_>, BrokerError> {
         let now = Instant::now();
         self.enter(now)?;
+        // If the last timer could not be set, the caller would wait forever.
+        self.arm(now)?;
         Ok(self.handle.descriptor()?)
     }
 

@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sys::shared::{self, SharedWords};
 
-pub(crate) use word::{Lost, MAX_GENERATION, adopt, is_adopted, is_offered, offer, revoke};
+pub(crate) use word::{
+    Lost, MAX_GENERATION, adopt, is_adopted, is_offered, is_revoked, offer, revoke,
+};
 
 /// The words of one channel.
 #[derive(Debug)]

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::channel::{Channel, End};
 use super::{Backend, BackendError, BackendOptions};
-use crate::handle::{GREETING_TIMEOUT, HandleError};
+use crate::handle::GREETING_TIMEOUT;
 use crate::listener::Listener;
-use crate::peer::{self, Policy};
+use crate::peer::{self, PeerError, Policy};
 use crate::sys::event::Events;
 use crate::sys::packet;
 
@@ -83,18 +83,18 @@ impl Accepting {
     }
 
     /// Has the handle's descriptor tell when a broker connects.
-    pub(super) fn watch(&self, events: &Events) -> Result<(), HandleError> {
+    pub(super) fn watch(&self, events: &Events) -> io::Result<()> {
         match &self.listener {
-            Some(listener) => events
-                .add(listener.as_fd(), LISTENER)
-                .map_err(HandleError::system("watch the socket")),
+            Some(listener) => events.add(listener.as_fd(), LISTENER),
             None => Ok(()),
         }
     }
 
     /// Accepts one connection, if there is one.
     fn accept(&mut self) -> io::Result<Option<OwnedFd>> {
-        let Some(listener) = &self.listener else { return Ok(None) };
+        let Some(listener) = self.listener.as_ref().filter(|_| self.resume_at.is_none()) else {
+            return Ok(None);
+        };
         while self.accepts_left > 0 {
             self.accepts_left -= 1;
             match packet::accept_nonblocking(listener.as_fd()) {
@@ -110,12 +110,13 @@ impl Accepting {
 
     /// Accepts nothing for a while: the listener stays readable, and looking at it again and again
     /// would not help. It is watched until a timer is set, so that it is not forgotten.
-    fn pause(&mut self, events: &mut Events, now: Instant) {
+    fn pause(&mut self, events: &mut Events, now: Instant) -> io::Result<()> {
+        let Some(listener) = &self.listener else { return Ok(()) };
         let until = now + ACCEPT_PAUSE;
-        if let (Some(listener), Ok(())) = (&self.listener, events.wake_at(until, now)) {
-            events.remove(listener.as_fd());
-            self.resume_at = Some(until);
-        }
+        events.wake_at(until, now)?;
+        events.pause(listener.as_fd(), LISTENER, true)?;
+        self.resume_at = Some(until);
+        Ok(())
     }
 
     /// A user may have so many places, of which one is to be taken: which it is, if there is one.
@@ -128,10 +129,13 @@ impl Accepting {
         self.unused.last().copied().or(more)
     }
 
-    /// A user has taken the place that [`place`](Accepting::place) returned.
-    fn join(&mut self, user: u32) {
+    /// A broker has taken the place that [`place`](Accepting::place) returned.
+    fn join(&mut self, user: u32, place: usize, hello_by: Instant) {
         self.unused.pop();
         *self.places.entry(user).or_default() += 1;
+        self.connected += 1;
+        self.awaiting_hello += 1;
+        self.greetings.push_back((hello_by, place));
     }
 
     /// A place is not used any more.
@@ -154,70 +158,74 @@ fn is_of_connection(error: &io::Error) -> bool {
 impl Backend {
     pub(super) fn accept_brokers(&mut self, now: Instant) {
         loop {
-            let descriptor = match self.accepting.accept() {
-                Ok(Some(descriptor)) => descriptor,
+            match self.accepting.accept() {
+                Ok(Some(descriptor)) => self.admit(descriptor, now),
                 Ok(None) => return,
                 Err(error) => {
                     self.arrivals.system_refused(&error);
-                    if let Some(events) = self.handle.events() {
-                        self.accepting.pause(events, now);
-                    }
+                    // If it cannot pause, the listener is looked at again.
+                    let events = self.handle.events();
+                    let _ = events.map(|events| self.accepting.pause(events, now));
                     return;
                 }
-            };
-            let BackendOptions { users, groups, .. } = &self.arrivals.options;
-            let Ok(broker) = peer::check(descriptor.as_fd(), &Policy { users, groups }) else {
-                self.arrivals.statistics.refused += 1;
-                continue;
-            };
-            let options = &self.arrivals.options;
-            let Some(place) = self.accepting.place(broker.user, options, self.channels.len())
-            else {
-                self.arrivals.statistics.refused += 1;
-                self.arrivals.statistics.over_limit += 1;
-                continue;
-            };
-            let hello_by = now + GREETING_TIMEOUT;
-            // What can fail comes first, and the last of it is what would have to be undone.
-            let ready = self.make_room().and_then(|()| {
-                let Some(events) = self.handle.events() else { return Ok(()) };
-                events.wake_at(hello_by, now)?;
-                events.add(descriptor.as_fd(), place as u64)
-            });
-            if let Err(error) = ready {
-                self.arrivals.system_refused(&error);
-                continue;
             }
-            let user = broker.user;
-            let mut channel = Channel::new(descriptor, broker, hello_by);
-            match self.channels.get_mut(place) {
-                Some(unused) => {
-                    channel.dirty = unused.dirty;
-                    *unused = channel;
-                }
-                None => self.channels.push(channel),
-            }
-            self.accepting.join(user);
-            self.accepting.connected += 1;
-            self.accepting.awaiting_hello += 1;
-            self.accepting.greetings.push_back((hello_by, place));
-            self.forget_greetings();
         }
+    }
+
+    /// Has a channel for a connection if its peer may have one; closes it if not.
+    fn admit(&mut self, descriptor: OwnedFd, now: Instant) {
+        let BackendOptions { users, groups, .. } = &self.arrivals.options;
+        let broker = match peer::check(descriptor.as_fd(), &Policy { users, groups }) {
+            Ok(broker) => broker,
+            // Nothing is known against the peer.
+            Err(
+                PeerError::Unknown { source, .. } | PeerError::InvalidDescriptor { source, .. },
+            ) => return self.arrivals.system_refused(&source),
+            Err(_) => {
+                self.arrivals.statistics.refused += 1;
+                return;
+            }
+        };
+        let options = &self.arrivals.options;
+        let Some(place) = self.accepting.place(broker.user, options, self.channels.len()) else {
+            self.arrivals.statistics.refused += 1;
+            self.arrivals.statistics.over_limit += 1;
+            return;
+        };
+        let hello_by = now + GREETING_TIMEOUT;
+        // What can fail comes first, and the last of it is what would have to be undone.
+        let ready = self.make_room().and_then(|()| {
+            let Some(events) = self.handle.events() else { return Ok(()) };
+            events.wake_at(hello_by, now)?;
+            events.add(descriptor.as_fd(), place as u64)
+        });
+        if let Err(error) = ready {
+            return self.arrivals.system_refused(&error);
+        }
+        self.accepting.join(broker.user, place, hello_by);
+        let mut channel = Channel::new(descriptor, broker, hello_by);
+        match self.channels.get_mut(place) {
+            Some(unused) => {
+                channel.dirty = unused.dirty;
+                *unused = channel;
+            }
+            None => self.channels.push(channel),
+        }
+        self.forget_greetings();
     }
 
     /// Has memory for one more channel in every list of channels.
     fn make_room(&mut self) -> io::Result<()> {
-        let reserve = || -> Result<(), TryReserveError> {
+        let mut reserve = || -> Result<(), TryReserveError> {
             let Accepting { greetings, unused, .. } = &mut self.accepting;
             self.channels.try_reserve(1)?;
             greetings.try_reserve(1)?;
             let count = self.channels.len() + 1;
             for list in [unused, &mut self.orphans, &mut self.dirty] {
-                list.try_reserve(count - list.len().min(count))?;
+                list.try_reserve(count.saturating_sub(list.len()))?;
             }
             Ok(())
         };
-        let mut reserve = reserve;
         reserve().map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))
     }
 
@@ -230,27 +238,22 @@ impl Backend {
         }
     }
 
+    /// Accepts brokers again after a pause; if the system refuses that, after another one.
     pub(super) fn resume_accepting(&mut self, now: Instant) -> Result<(), BackendError> {
-        let Some(resume_at) = self.accepting.resume_at else { return Ok(()) };
-        if self.accepting.listener.is_none() {
-            return Ok(());
-        }
-        if resume_at > now {
-            return Ok(self.handle.wake_at(resume_at, now)?);
-        }
+        let Accepting { listener, resume_at, .. } = &mut self.accepting;
+        let (Some(until), Some(listener)) = (*resume_at, listener) else { return Ok(()) };
         let Some(events) = self.handle.events() else { return Ok(()) };
-        match self.accepting.watch(events) {
-            Ok(()) => self.accepting.resume_at = None,
-            // As when the system refuses to accept: later.
-            Err(HandleError::System { source, .. }) => {
-                self.arrivals.system_refused(&source);
-                let until = now + ACCEPT_PAUSE;
-                self.accepting.resume_at = Some(until);
-                self.handle.wake_at(until, now)?;
-            }
-            Err(error) => return Err(error.into()),
+        let mut until = until;
+        if until <= now {
+            let Err(error) = events.pause(listener.as_fd(), LISTENER, false) else {
+                *resume_at = None;
+                return Ok(());
+            };
+            self.arrivals.system_refused(&error);
+            until = now + ACCEPT_PAUSE;
+            *resume_at = Some(until);
         }
-        Ok(())
+        Ok(self.handle.wake_at(until, now)?)
     }
 
     /// Ends channels whose broker has not said hello in time.

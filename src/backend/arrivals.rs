@@ -114,13 +114,13 @@ impl Arrivals {
         }
     }
 
-    /// Counts an arrival that is not held, or not any more: it is rejected, unless the broker has taken
-    /// it back.
-    pub(super) fn refused(&mut self, on_offer: bool) {
-        if on_offer {
-            self.statistics.rejected += 1;
-        } else {
+    /// Counts an arrival that is not held, or not any more: it is rejected, unless the broker was
+    /// first and took it back.
+    pub(super) fn refused(&mut self, taken_back: bool) {
+        if taken_back {
             self.statistics.taken_back += 1;
+        } else {
+            self.statistics.rejected += 1;
         }
     }
 

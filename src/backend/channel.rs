@@ -413,7 +413,7 @@ fn arrive(
     // Closed before the broker hears of it.
     drop(refused);
     let slot = offer.head.slot as usize;
-    arrivals.refused(slots.is_on_offer(slot));
+    arrivals.refused(slots.is_taken_back(slot));
     slots.answer(slot, reason, arrivals.next_token());
     Ok(())
 }

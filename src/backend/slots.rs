@@ -235,6 +235,11 @@ impl Slots {
         claim::is_offered(self.claims.slot(slot), self.slots[slot].generation)
     }
 
+    /// Whether the broker has taken back what was last offered in a slot.
+    pub(super) fn is_taken_back(&self, slot: usize) -> bool {
+        claim::is_revoked(self.claims.slot(slot), self.slots[slot].generation)
+    }
+
     /// Claims the arrival in a slot.
     pub(super) fn claim(&self, slot: usize) -> Result<(), claim::Lost> {
         if self.slots[slot].descriptor.is_none() {

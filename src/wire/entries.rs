@@ -100,6 +100,19 @@ impl Grant {
 
 impl<'a> Offer<'a> {
     pub(super) fn take(reader: &mut Reader<'a>) -> Result<Offer<'a>, WireError> {
+        Offer::take_with_names(reader).map(|(offer, _)| offer)
+    }
+
+    /// As [`take`](Offer::take), of what is not known to be an offer: names have no NUL, because
+    /// they end in one for C programs.
+    pub(super) fn check(reader: &mut Reader<'a>) -> Result<Offer<'a>, WireError> {
+        let (offer, names) = Offer::take_with_names(reader)?;
+        if !names.is_empty() && has_nul(names) { Err(WireError::Name) } else { Ok(offer) }
+    }
+
+    /// Takes an offer, and gives its names once more in one piece.
+    #[inline(always)]
+    fn take_with_names(reader: &mut Reader<'a>) -> Result<(Offer<'a>, &'a [u8]), WireError> {
         let fixed = reader.array::<OFFER_LEN>()?;
         let slot = u32::from_le_bytes(field(&fixed, 0));
         let generation = u64::from_le_bytes(field(&fixed, 8));
@@ -115,20 +128,12 @@ impl<'a> Offer<'a> {
         if slot as usize >= MAX_SLOTS || !generations.contains(&generation) {
             return Err(WireError::Range);
         }
-        let service = reader.bytes(service_len)?;
-        let correlation = reader.bytes(correlation_len)?;
+        let names = reader.bytes(service_len + correlation_len)?;
+        let (service, correlation) = names.split_at(service_len);
         let metadata = reader.bytes(metadata_len)?;
         let preread = reader.bytes(preread_len)?;
         let head = OfferHead { slot, generation, token, cookie };
-        Ok(Offer { head, service, correlation, metadata, preread })
-    }
-
-    /// As [`take`](Offer::take), of what is not known to be an offer: names have no NUL, because
-    /// they end in one for C programs.
-    pub(super) fn check(reader: &mut Reader<'a>) -> Result<Offer<'a>, WireError> {
-        let offer = Offer::take(reader)?;
-        let wrong = has_nul(offer.service) || has_nul(offer.correlation);
-        if wrong { Err(WireError::Name) } else { Ok(offer) }
+        Ok((Offer { head, service, correlation, metadata, preread }, names))
     }
 
     /// Bytes beside the fixed part; none if there are more than any frame could hold.
