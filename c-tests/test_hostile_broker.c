@@ -551,6 +551,20 @@ static void length_that_overflows_the_frame_ends_the_channel(void)
     }
 }
 
+/* A C program would see the part before it only, and check only that. */
+static void name_with_a_nul_in_it_ends_the_channel(void)
+{
+    for (size_t at = 0; at < 4; at++) {
+        struct channel channel = open_channel();
+        struct entry entry = honest_entry(&channel, 0);
+        entry.correlation = "name";
+        frame_begin(&frame, OFFERS);
+        frame_offer(&frame, &entry);
+        frame.bytes[HEADER_LEN + OFFER_LEN + at] = '\0';
+        packet_breaks(&channel);
+    }
+}
+
 static void more_bytes_than_allowed_end_the_channel(void)
 {
     struct channel channel = open_channel();
@@ -946,6 +960,7 @@ int main(void)
         ATTACK(token_of_another_channel_ends_only_the_channel_that_used_it),
         ATTACK(offer_beyond_max_in_flight_ends_the_channel),
         ATTACK(length_that_overflows_the_frame_ends_the_channel),
+        ATTACK(name_with_a_nul_in_it_ends_the_channel),
         ATTACK(more_bytes_than_allowed_end_the_channel),
         ATTACK(descriptor_that_is_no_connection_is_rejected_and_the_channel_goes_on),
         ATTACK(connection_other_than_the_one_named_is_rejected_and_the_channel_goes_on),

@@ -195,6 +195,19 @@ fn offer_that_was_taken_back_has_no_verdict_and_cannot_be_adopted() {
 }
 
 #[test]
+fn name_with_a_nul_is_not_offered() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (_client, accepted) = client();
+    let good = offer(&accepted, 0);
+    for name in [&b"\0"[..], b"we\0b", b"web\0"] {
+        for bad in [Offer { service: name, ..good }, Offer { correlation: name, ..good }] {
+            assert!(matches!(pair.broker.offer(&bad), Err(BrokerError::NameWithNul)));
+        }
+    }
+    pair.broker.offer(&Offer { metadata: b"\0", ..good }).unwrap();
+}
+
+#[test]
 fn what_is_in_flight_when_the_backend_goes_is_a_fallback_or_was_adopted() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();

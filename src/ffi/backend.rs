@@ -16,6 +16,10 @@ use crate::backend::{Arrival, Backend, BackendError, BackendOptions, BackendStat
 ///
 /// It belongs to the process that uses it first after listening. Once it runs, it allocates only
 /// for new channels, and for arrivals whose bytes do not fit into the memory that it keeps.
+///
+/// Its calls wait for no broker, but for those that have a `wait_ms`. Yet a hostile broker can send
+/// descriptors whose close(2) takes long, see docs/security.md: allow only users that you trust not
+/// to.
 pub struct handoff_backend {
     backend: Backend,
     last_error: Message,
@@ -295,13 +299,15 @@ pub extern "C" fn handoff_backend_fd(backend: *mut handoff_backend) -> c_int {
     if status == HANDOFF_OK { fd } else { -1 }
 }
 
-/// Does what is due: accepts brokers, receives offers, sends verdicts. It never blocks. Call it when
-/// the descriptor is readable, then call handoff_backend_next().
+/// Does what is due: accepts brokers, receives offers, sends verdicts. It does not wait, and does a
+/// bounded amount of work: each channel has its turn once, and a few new brokers. Call it when the
+/// descriptor is readable, then call handoff_backend_next().
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM. A broker's fault is not an error
-///         here: it is counted in the statistics.
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM. After an error call it again. What a
+///         broker does wrong, and what the system refuses for one broker, is no error here: it is
+///         counted in the statistics.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> handoff_status {
@@ -357,7 +363,9 @@ pub extern "C" fn handoff_backend_adopt(
     })
 }
 
-/// Rejects an arrival. Its descriptor is closed, and the broker serves the client another way.
+/// Rejects an arrival. Its descriptor is closed, and the broker serves the client another way. If
+/// its SO_LINGER, socket(7), has a time, that is turned off first for both copies, because close(2)
+/// could wait. The same happens to every arrival that is not adopted.
 ///
 /// @param backend  the backend
 /// @param id       the arrival's id
@@ -491,8 +499,8 @@ pub extern "C" fn handoff_backend_last_error(backend: *const handoff_backend) ->
     })
 }
 
-/// Closes every channel and every connection that was not adopted, stops listening, and frees the
-/// backend. The socket's file is removed if it is still the one that was made. What you adopted is
+/// Sends the verdicts that wait, closes every channel and every connection that was not adopted,
+/// stops listening, and frees the backend. The socket's file is removed if it is still the one that was made. What you adopted is
 /// yours and stays open. In a child of fork() it closes the child's copies only.
 ///
 /// @param backend  the backend, or NULL, which does nothing
