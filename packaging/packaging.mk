@@ -23,7 +23,9 @@ $(MAN_BUILD)/stamp: $(HEADERS) docs/man/handoff.7 tools/man.py tools/header.py C
 	@sed 's|@VERSION@|$(VERSION)|' docs/man/handoff.7 > $(MAN_BUILD)/man7/handoff.7
 	@touch $@
 
-## install     install below PREFIX (/usr/local); LIBDIR, INCLUDEDIR, MANDIR and DESTDIR count too
+.PHONY: install uninstall
+
+## install     install below PREFIX (/usr/local); also LIBDIR, INCLUDEDIR, MANDIR, DESTDIR
 install: all
 	install -d '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' '$(DESTDIR)$(PKGCONFDIR)' \
 	    '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7'
@@ -84,4 +86,4 @@ check-man: $(MAN_BUILD)/stamp | need-groff
 
 ## check-install   an installed copy serves programs outside the tree, and uninstalls
 check-install: all | need-cxx need-clang need-pkg-config need-cmake
-	@MAKE='$(MAKE)' CC='$(CC)' CXX='$(CXX)' c-tests/installed/check.sh $(BUILD)/installed
+	@MAKE='$(SUBMAKE)' CC='$(CC)' CXX='$(CXX)' c-tests/installed/check.sh $(BUILD)/installed
