@@ -49,7 +49,10 @@ typedef struct handoff_backend_options {
      * or `max_held_bytes` if that is less.
      */
     size_t max_offer_bytes;
-    /** The most bytes of arrivals held at once: default 67108864. Further offers are rejected. */
+    /**
+     * The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
+     * are rejected.
+     */
     size_t max_held_bytes;
     /**
      * Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are

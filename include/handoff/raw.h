@@ -820,6 +820,15 @@ typedef struct handoff_raw_inputs {
 #define HANDOFF_RAW_INPUTS_INIT \
     { sizeof(handoff_raw_inputs), 0, 0, 0, 0 }
 
+/**
+ * Initialises inputs as HANDOFF_RAW_INPUTS_INIT does, for languages without macros.
+ *
+ * @param[out] inputs  the inputs
+ * @param size          sizeof(handoff_raw_inputs)
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `inputs` is NULL or `size` cannot be right.
+ */
+handoff_status handoff_raw_inputs_init(handoff_raw_inputs *inputs, size_t size) HANDOFF_NOEXCEPT;
+
 /** Whether to try a backend. */
 typedef struct handoff_raw_decision {
     /** Set by HANDOFF_RAW_DECISION_INIT. */

@@ -41,7 +41,8 @@ pub struct handoff_backend_options {
     /// The most bytes of preread, metadata and names in one offer: at most 131000, default 65536,
     /// or `max_held_bytes` if that is less.
     pub max_offer_bytes: usize,
-    /// The most bytes of arrivals held at once: default 67108864. Further offers are rejected.
+    /// The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
+    /// are rejected.
     pub max_held_bytes: usize,
     /// Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
     /// rejected.
