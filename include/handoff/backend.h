@@ -153,11 +153,14 @@ typedef struct handoff_arrival {
     uint32_t broker_uid;
     /** The broker's effective group when it connected. */
     uint32_t broker_gid;
-    /** Bytes that the broker has read from the client. They come before what you read from `fd`. */
+    /**
+     * Bytes that the broker has read from the client. They come before what you read from `fd`.
+     * Never NULL.
+     */
     const void *preread;
     /** The number of bytes. */
     size_t preread_len;
-    /** What the broker wanted you to know. */
+    /** What the broker wanted you to know. Never NULL. */
     const void *metadata;
     /** The number of bytes. */
     size_t metadata_len;

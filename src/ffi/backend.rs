@@ -208,10 +208,11 @@ pub struct handoff_arrival {
     /// The broker's effective group when it connected.
     pub broker_gid: u32,
     /// Bytes that the broker has read from the client. They come before what you read from `fd`.
+    /// Never NULL.
     pub preread: *const c_void,
     /// The number of bytes.
     pub preread_len: usize,
-    /// What the broker wanted you to know.
+    /// What the broker wanted you to know. Never NULL.
     pub metadata: *const c_void,
     /// The number of bytes.
     pub metadata_len: usize,
