@@ -39,6 +39,15 @@ impl From<&Path> for Socket {
     }
 }
 
+/// The descriptor that was to be sent, if there is one, behind what a message says before it.
+struct Named(Option<RawFd>);
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |descriptor| write!(f, " descriptor {descriptor}"))
+    }
+}
+
 /// Why a socket was not connected, or a message not sent or not received.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
@@ -115,12 +124,12 @@ pub enum TransportError {
         source: io::Error,
     },
     /// The message was not sent, for a reason that has no name here.
-    #[error("{socket}: cannot send descriptor {descriptor}: {source}")]
+    #[error("{socket}: cannot send{}: {source}", Named(*descriptor))]
     SendFailed {
         /// The socket that was used.
         socket: Socket,
-        /// The descriptor that was to be sent.
-        descriptor: RawFd,
+        /// The descriptor that was to be sent, if any.
+        descriptor: Option<RawFd>,
         /// What the system said.
         source: io::Error,
     },

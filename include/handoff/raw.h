@@ -308,7 +308,7 @@ handoff_status handoff_raw_receive(int socket,
  * @param token   a token that the store holds
  * @return HANDOFF_OK; HANDOFF_ERR_END_OF_STREAM if the broker closed the connection;
  *         HANDOFF_ERR_WOULD_BLOCK if it does not read what it is sent;
- *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_RECEIVE_FAILED.
+ *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_SEND_FAILED.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_token_send(int socket, const handoff_raw_token *token) HANDOFF_NOEXCEPT;
@@ -338,7 +338,7 @@ handoff_status handoff_raw_token_receive(int socket,
  * @return HANDOFF_OK: the connection is yours. After an error it is not: close the descriptor and
  *         serve nothing. HANDOFF_ERR_END_OF_STREAM if the broker took it back or is gone;
  *         HANDOFF_ERR_WOULD_BLOCK if it does not read its acknowledgements;
- *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_RECEIVE_FAILED.
+ *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_SEND_FAILED.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_ack_accept(int socket, const handoff_raw_token *token) HANDOFF_NOEXCEPT;

@@ -285,7 +285,7 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
  */
 #define HANDOFF_ERR_DESCRIPTOR_PRESSURE (-6)
 
-/** sendmsg(2) failed with an error that has no status of its own; see errno. Nothing was sent. */
+/** Sending failed with an error that has no status of its own; see errno. Nothing was sent. */
 #define HANDOFF_ERR_SEND_FAILED (-7)
 
 /**

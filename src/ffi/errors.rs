@@ -24,7 +24,7 @@ pub const HANDOFF_ERR_WOULD_BLOCK: handoff_status = -5;
 /// has too many in flight over Unix sockets (ETOOMANYREFS). Raise RLIMIT_NOFILE or offer less at
 /// once.
 pub const HANDOFF_ERR_DESCRIPTOR_PRESSURE: handoff_status = -6;
-/// sendmsg(2) failed with an error that has no status of its own; see errno. Nothing was sent.
+/// Sending failed with an error that has no status of its own; see errno. Nothing was sent.
 pub const HANDOFF_ERR_SEND_FAILED: handoff_status = -7;
 /// Only a part of the message was sent, and the descriptor with it. Close the socket. The backend
 /// refuses what it received.

@@ -56,7 +56,7 @@ fn send_error(
         Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL | libc::EOPNOTSUPP) => {
             TransportError::InvalidDescriptor { socket, descriptor: Some(descriptor), source }
         }
-        _ => TransportError::SendFailed { socket, descriptor, source },
+        _ => TransportError::SendFailed { socket, descriptor: Some(descriptor), source },
     }
 }
 
@@ -78,7 +78,12 @@ pub(super) fn bare_send_error(socket: BorrowedFd<'_>, source: io::Error) -> Tran
         Some(libc::EAGAIN | libc::ENOBUFS) => {
             TransportError::WouldBlock { socket: socket.into(), action: "sending", source }
         }
-        _ => receive_error(socket, source),
+        _ => match receive_error(socket, source) {
+            TransportError::ReceiveFailed { socket, source } => {
+                TransportError::SendFailed { socket, descriptor: None, source }
+            }
+            error => error,
+        },
     }
 }
 
@@ -141,5 +146,27 @@ pub fn receive(
         Err(TransportError::WrongLength { socket: at(), problem: "longer" })
     } else {
         Ok((Token::from_bytes(bytes), descriptor))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::ErrorKind;
+    use crate::raw::ack::{self, Ack, Answer};
+    use std::net::UdpSocket;
+
+    #[test]
+    fn error_that_only_sending_can_give_is_not_reported_as_one_of_receiving() {
+        // Not connected: EDESTADDRREQ.
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let token = Token::from_bytes([1; Token::LEN]);
+        let sent = send_token(socket.as_fd(), &token).unwrap_err();
+        assert_eq!(sent.kind(), ErrorKind::SendFailed, "{sent}");
+        assert!(sent.to_string().contains(": cannot send: "), "{sent}");
+        let sent = ack::send(socket.as_fd(), &Ack { token, answer: Answer::Accepted });
+        assert_eq!(sent.unwrap_err().kind(), ErrorKind::SendFailed);
+        let sent = send(socket.as_fd(), std::io::stderr().as_fd(), &token).unwrap_err();
+        assert!(sent.to_string().contains(": cannot send descriptor 2: "), "{sent}");
     }
 }

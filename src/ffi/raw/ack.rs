@@ -29,7 +29,7 @@ pub(super) fn ack_timeout(timeout_ms: u64) -> Option<Duration> {
 /// @return HANDOFF_OK: the connection is yours. After an error it is not: close the descriptor and
 ///         serve nothing. HANDOFF_ERR_END_OF_STREAM if the broker took it back or is gone;
 ///         HANDOFF_ERR_WOULD_BLOCK if it does not read its acknowledgements;
-///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_RECEIVE_FAILED.
+///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_SEND_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_ack_accept(

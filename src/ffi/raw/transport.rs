@@ -160,7 +160,7 @@ pub extern "C" fn handoff_raw_receive(
 /// @param token   a token that the store holds
 /// @return HANDOFF_OK; HANDOFF_ERR_END_OF_STREAM if the broker closed the connection;
 ///         HANDOFF_ERR_WOULD_BLOCK if it does not read what it is sent;
-///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_RECEIVE_FAILED.
+///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_SEND_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_token_send(
