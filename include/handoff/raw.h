@@ -836,7 +836,7 @@ typedef struct handoff_raw_inputs {
  * Initialises inputs as HANDOFF_RAW_INPUTS_INIT does, for languages without macros.
  *
  * @param[out] inputs  the inputs
- * @param size          sizeof(handoff_raw_inputs)
+ * @param size         sizeof(handoff_raw_inputs)
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `inputs` is NULL or `size` cannot be right.
  */
 handoff_status handoff_raw_inputs_init(handoff_raw_inputs *inputs, size_t size) HANDOFF_NOEXCEPT;

@@ -117,7 +117,7 @@ unsafe impl Input for handoff_raw_inputs {}
 /// Initialises inputs as HANDOFF_RAW_INPUTS_INIT does, for languages without macros.
 ///
 /// @param[out] inputs  the inputs
-/// @param size          sizeof(handoff_raw_inputs)
+/// @param size         sizeof(handoff_raw_inputs)
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `inputs` is NULL or `size` cannot be right.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_raw_inputs_init(
