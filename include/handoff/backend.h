@@ -199,8 +199,8 @@ handoff_status handoff_backend_accept(handoff_backend *backend,
                                       handoff_arrival *arrival) HANDOFF_NOEXCEPT;
 
 /**
- * Ends the handoff_backend_accept() that waits, or else the next one that would wait, with
- * HANDOFF_WOKEN.
+ * Ends a wait in handoff_backend_accept(). The call that waits, or else the next one that would
+ * wait, returns HANDOFF_WOKEN.
  *
  * @param backend  the backend; nobody may free it meanwhile
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -349,12 +349,12 @@ handoff_status handoff_backend_get_statistics(handoff_backend *backend,
 const char *handoff_backend_last_error(const handoff_backend *backend) HANDOFF_NOEXCEPT;
 
 /**
- * Closes every channel and every connection that was not adopted, stops listening, and frees the
- * backend.
+ * Stops listening and frees the backend.
  *
- * The socket's file is removed if it is still the one that was made; that may wait up to a second
- * for the lock on the directory. What you adopted is yours and stays open. In a child of fork() it
- * closes the child's copies only.
+ * It closes every channel and every connection that was not adopted. What you adopted is yours and
+ * stays open. The socket's file is removed if it is still the one that was made; that may wait up
+ * to a second for the lock on the directory. In a child of fork() the call closes the child's
+ * copies only.
  *
  * @param backend  the backend, or NULL, which does nothing
  */

@@ -287,10 +287,11 @@ handoff_status handoff_broker_offer_and_wait(handoff_broker *broker,
                                              handoff_verdict *verdict) HANDOFF_NOEXCEPT;
 
 /**
- * Ends the handoff_broker_offer_and_wait() that runs, or else the next one, with HANDOFF_WOKEN.
+ * Ends a wait in handoff_broker_offer_and_wait(). The call that waits, or else the next one that
+ * would wait, takes its offer back and returns HANDOFF_WOKEN.
  *
- * The offer is taken back. If the backend has adopted it, that call returns the verdict, and the
- * next one returns HANDOFF_WOKEN.
+ * If the backend has adopted the connection, the call returns that verdict, and the next one is
+ * woken.
  *
  * @param broker  the broker; nobody may free it meanwhile
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It

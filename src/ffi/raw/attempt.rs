@@ -73,7 +73,8 @@ pub extern "C" fn handoff_raw_attempt(
     })
 }
 
-/// handoff_raw_attempt() over a connection of its own to a handoff socket.
+/// Connects to a handoff socket, hands a connection over and waits for the answer: as
+/// handoff_raw_attempt(), over a connection of its own.
 ///
 /// @param path          see handoff_raw_connect()
 /// @param fd            see handoff_raw_attempt()
