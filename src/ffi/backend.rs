@@ -153,7 +153,7 @@ pub extern "C" fn handoff_backend_listen_on(
 fn core_options(options: handoff_backend_options) -> Result<BackendOptions, Failure> {
     let policy = policy(options.policy)?;
     if options.kinds & !HANDOFF_KIND_ANY != 0 {
-        return Err(Failure::Argument("options.kinds", Problem::Is("has an unknown kind")));
+        return Err(Failure::Argument("options.kinds", Problem::Is("has an unknown bit")));
     }
     let defaults = BackendOptions::default();
     let max_held_bytes = nonzero(options.max_held_bytes, defaults.max_held_bytes);

@@ -270,14 +270,14 @@ fn with_offer<T>(
         if pointer.is_null() { Ok(&[][..]) } else { string(pointer, name) }
     };
     if offer.flags & !HANDOFF_OFFER_MORE != 0 {
-        return Err(Failure::Argument("offer.flags", Problem::Is("has an unknown flag")));
+        return Err(Failure::Argument("offer.flags", Problem::Is("has an unknown bit")));
     }
     let whole = [IoSlice::new(bytes(offer.preread, offer.preread_len, "offer.preread")?)];
     let preread = match (offer.preread_len, offer.preread_iov_len) {
         (_, 0) => Cow::Borrowed(&whole[..]),
         (0, len) => parts(offer.preread_iov, len)?,
         _ => {
-            let both = Problem::Is("is set beside offer.preread: set one of them");
+            let both = Problem::Is("and offer.preread are both set: set one of them");
             return Err(Failure::Argument("offer.preread_iov", both));
         }
     };

@@ -126,7 +126,11 @@ const ENTRIES: [Entry; 37] = [
     entry!(Unsupported, HANDOFF_ERR_UNSUPPORTED, c"not supported"),
     entry!(PermissionDenied, HANDOFF_ERR_PERMISSION_DENIED, c"permission denied"),
     entry!(BackendUnavailable, HANDOFF_ERR_BACKEND_UNAVAILABLE, c"the backend is not available"),
-    entry!(WouldBlock, HANDOFF_ERR_WOULD_BLOCK, c"the call would block"),
+    entry!(
+        WouldBlock,
+        HANDOFF_ERR_WOULD_BLOCK,
+        c"the call would block: something is full or locked"
+    ),
     entry!(
         DescriptorPressure,
         HANDOFF_ERR_DESCRIPTOR_PRESSURE,
@@ -147,7 +151,7 @@ const ENTRIES: [Entry; 37] = [
     ),
     entry!(ControlTruncated, HANDOFF_ERR_CONTROL_TRUNCATED, c"descriptors were lost on arrival"),
     entry!(WrongLength, HANDOFF_ERR_WRONG_LENGTH, c"the message has the wrong length"),
-    entry!(TokenMismatch, HANDOFF_ERR_TOKEN_MISMATCH, c"not the expected token"),
+    entry!(TokenMismatch, HANDOFF_ERR_TOKEN_MISMATCH, c"the token is not the expected one"),
     entry!(TokenExpired, HANDOFF_ERR_TOKEN_EXPIRED, c"the token has expired"),
     entry!(TokenNotPending, HANDOFF_ERR_TOKEN_NOT_PENDING, c"the token is not pending"),
     entry!(TokenAlreadyPending, HANDOFF_ERR_TOKEN_ALREADY_PENDING, c"the token is already pending"),
@@ -156,17 +160,21 @@ const ENTRIES: [Entry; 37] = [
     entry!(Random, HANDOFF_ERR_RANDOM, c"the system has no randomness to give"),
     entry!(PeerUnknown, HANDOFF_ERR_PEER_UNKNOWN, c"the peer's credentials are unknown"),
     entry!(PeerNotAllowed, HANDOFF_ERR_PEER_NOT_ALLOWED, c"the peer is not allowed"),
-    entry!(AddressInUse, HANDOFF_ERR_ADDRESS_IN_USE, c"another process listens there"),
+    entry!(AddressInUse, HANDOFF_ERR_ADDRESS_IN_USE, c"another process listens at that path"),
     entry!(NotASocket, HANDOFF_ERR_NOT_A_SOCKET, c"the file is not a socket"),
-    entry!(ListenFailed, HANDOFF_ERR_LISTEN_FAILED, c"the socket could not be made"),
+    entry!(ListenFailed, HANDOFF_ERR_LISTEN_FAILED, c"the handoff socket could not be made"),
     entry!(Internal, HANDOFF_ERR_INTERNAL, c"a bug in the library"),
     entry!(RateLimited, HANDOFF_ERR_RATE_LIMITED, c"the backend failed too often recently"),
     entry!(TooLarge, HANDOFF_ERR_TOO_LARGE, c"the offer has too many bytes"),
     entry!(WrongProcess, HANDOFF_ERR_WRONG_PROCESS, c"the handle belongs to another process"),
     entry!(Closed, HANDOFF_ERR_CLOSED, c"the handle is closed"),
-    entry!(TakenBack, HANDOFF_ERR_TAKEN_BACK, c"the broker took the offer back"),
-    entry!(TooLate, HANDOFF_ERR_TOO_LATE, c"the offer can no longer be taken back"),
-    entry!(System, HANDOFF_ERR_SYSTEM, c"the system refused"),
+    entry!(
+        TakenBack,
+        HANDOFF_ERR_TAKEN_BACK,
+        c"the broker took the offer back or broke the protocol"
+    ),
+    entry!(TooLate, HANDOFF_ERR_TOO_LATE, c"the offer cannot be taken back"),
+    entry!(System, HANDOFF_ERR_SYSTEM, c"the system refused something that the handle needs"),
 ];
 
 /// The entry of an error; none for other numbers.

@@ -16,6 +16,8 @@ use crate::token::Token;
 
 pub use crate::address::{Socket, TransportError, connect};
 
+const SENDING: &str = "sending would block: the socket's buffer is full";
+
 /// Sends one descriptor and its token over a connected socket, at once or not at all. The
 /// caller's descriptor stays open and unchanged, and may be closed as soon as this returns.
 pub fn send(
@@ -44,7 +46,7 @@ fn send_error(
     let (socket, descriptor) = (socket.into(), descriptor.as_raw_fd());
     match source.raw_os_error() {
         Some(libc::EAGAIN | libc::ENOBUFS) => {
-            TransportError::WouldBlock { socket, action: "sending", source }
+            TransportError::WouldBlock { socket, problem: SENDING, source }
         }
         Some(libc::EPIPE | libc::ECONNRESET | libc::ECONNREFUSED | libc::ENOTCONN) => {
             TransportError::BackendUnavailable { socket, source }
@@ -76,7 +78,7 @@ pub fn send_token(socket: BorrowedFd<'_>, token: &Token) -> Result<(), Transport
 pub(super) fn bare_send_error(socket: BorrowedFd<'_>, source: io::Error) -> TransportError {
     match source.raw_os_error() {
         Some(libc::EAGAIN | libc::ENOBUFS) => {
-            TransportError::WouldBlock { socket: socket.into(), action: "sending", source }
+            TransportError::WouldBlock { socket: socket.into(), problem: SENDING, source }
         }
         _ => match receive_error(socket, source) {
             TransportError::ReceiveFailed { socket, source } => {
@@ -168,5 +170,9 @@ mod tests {
         assert_eq!(sent.unwrap_err().kind(), ErrorKind::SendFailed);
         let sent = send(socket.as_fd(), std::io::stderr().as_fd(), &token).unwrap_err();
         assert!(sent.to_string().contains(": cannot send descriptor 2: "), "{sent}");
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let closed = io::Error::from_raw_os_error(libc::EBADF);
+        let sent = send_error(socket.as_fd(), std::io::stderr().as_fd(), closed).to_string();
+        assert!(sent.contains(" or descriptor 2: not open"), "{sent}");
     }
 }

@@ -221,7 +221,9 @@ pub extern "C" fn handoff_raw_failures_record_failure(
 ) -> handoff_status {
     guard(|| {
         let (failures, backend) = (self::failures(failures)?, string(backend, "backend")?);
-        let wrong = |()| Failure::Argument("reason", Problem::Is("is not why an attempt fails"));
+        let wrong = |()| {
+            Failure::Argument("reason", Problem::Is("is not a reason for which an attempt fails"))
+        };
         let failure = AttemptFailure::try_from(self::reason(reason)?).map_err(wrong)?;
         let out = if decision.is_null() { None } else { Some(Fill::new(decision, "decision")?) };
         let decision = failures.record_failure(backend, failure);
