@@ -126,10 +126,10 @@ include bench/nginx.mk
 # ---- the checks ----------------------------------------------------------------------------------
 
 # From the quick to the slow, as far as that goes.
-CHECKS := check-rust check-header check-symbols check-abi check-c check-valgrind check-sanitizers \
-    check-interop check-soak check-install check-man check-readme check-dist check-one-owner \
-    check-claim check-model check-fuzz check-threads check-coverage check-python check-nginx \
-    check-peers bench-check demo
+CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-valgrind \
+    check-sanitizers check-interop check-soak check-install check-man check-readme check-dist \
+    check-one-owner check-claim check-model check-fuzz check-threads check-coverage check-python \
+    check-nginx check-peers bench-check demo
 
 ## check       run every test
 .PHONY: check
@@ -147,6 +147,11 @@ check-all release-check: export FUZZ_RUNS := 100000
 check-all release-check: export FUZZ_SECONDS := 60
 check-all: check fuzz
 
+## check-layers  no module imports one that the architecture puts above it
+.PHONY: check-layers
+check-layers: | need-python
+	@$(PYTHON) tools/check_layers.py
+
 ## check-rust  rustfmt, clippy and the Rust tests
 .PHONY: check-rust
 check-rust: | git-checkout need-rust-tools
@@ -159,7 +164,7 @@ check-rust: | git-checkout need-rust-tools
 check-readme: | need-python
 	@set -e; for program in 1 2; do \
 	    $(PYTHON) tools/readme_code.py README.md $$program | \
-	        $(CC) -std=c11 $(WARN) -fsyntax-only -Iinclude -xc -; \
+	        $(CC) -std=c11 $(WARN) -c -o /dev/null -Iinclude -xc -; \
 	done; echo "check-readme: a broker and a backend"
 
 # ---- the tree ------------------------------------------------------------------------------------

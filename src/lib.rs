@@ -2,7 +2,7 @@
 //!
 //! A broker accepted a client's connection that a backend should serve. It sends the descriptor
 //! itself over a Unix socket, with a token of 16 bytes that works once. The backend verifies the
-//! token, adopts the connection, and serves the client on the client's own socket. Whatever goes
+//! token, adopts the connection, and serves the client on the client's own socket. If anything goes
 //! wrong before that, the broker learns that the connection is still its own and serves the client
 //! another way.
 //!
@@ -20,6 +20,7 @@
 //! | [`token`] | tokens |
 //! | [`address`] | Unix sockets by path and by descriptor |
 //! | [`failures`] | the failure counter |
+//! | [`handle`] | ending a wait |
 //! | [`reason`] | why a connection was not handed over |
 //! | [`error`] | any error, and the kinds of error |
 //! | [`support`] | whether this system has what the library needs |
@@ -50,6 +51,7 @@ pub mod token;
 
 mod claim;
 mod ffi;
+pub mod handle;
 mod kind;
 mod sys;
 mod wire;
