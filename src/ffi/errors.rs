@@ -93,6 +93,9 @@ pub const HANDOFF_ERR_TAKEN_BACK: handoff_status = -36;
 pub const HANDOFF_ERR_TOO_LATE: handoff_status = -37;
 /// The system refused something that the handle needs; see errno.
 pub const HANDOFF_ERR_SYSTEM: handoff_status = -38;
+/// There is not enough memory for what the options or the peer ask for. handoff_last_error() says for
+/// what.
+pub const HANDOFF_ERR_NO_MEMORY: handoff_status = -39;
 
 /// What there is to say about an error.
 pub(super) struct Entry {
@@ -121,7 +124,7 @@ const fn c_str(text: &'static str) -> &'static CStr {
 }
 
 /// Every error.
-const ENTRIES: [Entry; 37] = [
+const ENTRIES: [Entry; 38] = [
     entry!(InvalidArgument, HANDOFF_ERR_INVALID_ARGUMENT, c"invalid argument"),
     entry!(Unsupported, HANDOFF_ERR_UNSUPPORTED, c"not supported"),
     entry!(PermissionDenied, HANDOFF_ERR_PERMISSION_DENIED, c"permission denied"),
@@ -175,6 +178,7 @@ const ENTRIES: [Entry; 37] = [
     ),
     entry!(TooLate, HANDOFF_ERR_TOO_LATE, c"the offer cannot be taken back"),
     entry!(System, HANDOFF_ERR_SYSTEM, c"the system refused something that the handle needs"),
+    entry!(NoMemory, HANDOFF_ERR_NO_MEMORY, c"not enough memory"),
 ];
 
 /// The entry of an error; none for other numbers.

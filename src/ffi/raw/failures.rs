@@ -226,7 +226,7 @@ pub extern "C" fn handoff_raw_failures_record_failure(
         };
         let failure = AttemptFailure::try_from(self::reason(reason)?).map_err(wrong)?;
         let out = if decision.is_null() { None } else { Some(Fill::new(decision, "decision")?) };
-        let decision = failures.record_failure(backend, failure);
+        let decision = failures.record_failure(backend, failure)?;
         if let Some(out) = out {
             out.set(decision.into());
         }
