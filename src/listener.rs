@@ -48,7 +48,7 @@ pub enum ListenerError {
     #[error(transparent)]
     Peer(#[from] PeerError),
     /// The mode has bits that are not permission bits.
-    #[error("mode 0{mode:o} has more than permission bits, 0777")]
+    #[error("mode {mode:o} (octal) is more than 777")]
     InvalidMode {
         /// The mode that was asked for.
         mode: u32,

@@ -110,7 +110,7 @@ handoff_status handoff_backend_options_init(handoff_backend_options *options,
  * @return HANDOFF_OK; HANDOFF_ERR_ADDRESS_IN_USE; HANDOFF_ERR_NOT_A_SOCKET;
  *         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
  *         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
- *         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown bit;
+ *         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown kind;
  *         HANDOFF_ERR_WOULD_BLOCK if another process holds the directory's lock for a second;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_LISTEN_FAILED.
  */

@@ -101,7 +101,7 @@ pub extern "C" fn handoff_backend_options_init(
 /// @return HANDOFF_OK; HANDOFF_ERR_ADDRESS_IN_USE; HANDOFF_ERR_NOT_A_SOCKET;
 ///         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
 ///         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
-///         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown bit;
+///         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown kind;
 ///         HANDOFF_ERR_WOULD_BLOCK if another process holds the directory's lock for a second;
 ///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_LISTEN_FAILED.
 #[unsafe(no_mangle)]
@@ -154,7 +154,7 @@ pub extern "C" fn handoff_backend_listen_on(
 fn core_options(options: handoff_backend_options) -> Result<BackendOptions, Failure> {
     let policy = policy(options.policy)?;
     if options.kinds & !HANDOFF_KIND_ANY != 0 {
-        return Err(Failure::Argument("options.kinds", Problem::Is("has an unknown bit")));
+        return Err(Failure::Argument("options.kinds", Problem::Is("has an unknown kind")));
     }
     let defaults = BackendOptions::default();
     let max_held_bytes = nonzero(options.max_held_bytes, defaults.max_held_bytes);

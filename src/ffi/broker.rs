@@ -277,7 +277,7 @@ fn with_offer<T>(
         (_, 0) => Cow::Borrowed(&whole[..]),
         (0, len) => parts(offer.preread_iov, len)?,
         _ => {
-            let both = Problem::Is("and offer.preread are both set: set one of them");
+            let both = Problem::Is("is set beside offer.preread: set one of them");
             return Err(Failure::Argument("offer.preread_iov", both));
         }
     };
