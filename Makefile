@@ -1,4 +1,18 @@
 # libhandoff. `make help` lists the targets.
+#
+# Here stand the variables that all makefiles share, how the library and its headers are built, and
+# which checks there are. The rest is in one makefile for each subject, beside what it is about:
+#
+#   tools/needs.mk           what the targets need, and make deps
+#   packaging/packaging.mk   manual pages, installing, and the checks of what is built
+#   packaging/release.mk     the source tarball, and what must hold before a release
+#   c-tests/tests.mk         the C tests
+#   examples/examples.mk     the examples and the demo
+#   proofs/proofs.mk         loom, spin, fuzzing and ThreadSanitizer
+#   bench/*.mk               the benchmarks
+#   integrations/nginx/      the nginx modules and their tests
+#
+# A line that begins with "## " documents the target that follows it: `make help` prints it.
 
 PREFIX     ?= /usr/local
 LIBDIR     ?= $(PREFIX)/lib
@@ -9,6 +23,7 @@ DESTDIR    ?=
 CC      ?= cc
 CXX     ?= c++
 CLANG   ?= clang
+OBJCOPY ?= objcopy
 CARGO   ?= cargo
 PYTHON  ?= python3
 CFLAGS  ?= -O2 -g
@@ -23,29 +38,40 @@ TARGET  := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LIB     := $(BUILD)/lib
 HEADERS := include/handoff.h $(wildcard include/handoff/*.h)
 PC      := PKG_CONFIG_PATH=$(LIB)/pkgconfig pkg-config
+# A recipe that names $(MAKE) itself runs even with `make -n`.
+SUBMAKE  = $(MAKE)
 
-.PHONY: all demo check bench install uninstall header clean help
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 
-## all         build the shared and the static library
+## all         build the shared and the static library, and the manual pages
+.PHONY: all
 all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc
 
 # ---- the library ---------------------------------------------------------------------------------
 
 RUST := Cargo.toml Cargo.lock build.rs $(shell find src -type f)
 
+# Paths of this machine stay out of the library, so that a build elsewhere gives the same bytes:
+# those of the tree, of Cargo's packages and, where rust-src is installed, of the standard library,
+# which get the name that they have without it.
+REMAP = $(foreach path,$(HERE)=. $(or $(CARGO_HOME),$(HOME)/.cargo)=cargo \
+    $(shell rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$(shell rustc -vV | \
+        sed -n 's/^commit-hash: //p'),--remap-path-prefix=$(path))
+# Flags that a configuration of Cargo has are kept, but RUSTFLAGS would hide these.
+REMAPPED = $(if $(RUSTFLAGS),RUSTFLAGS='$(RUSTFLAGS) $(REMAP)',CARGO_BUILD_RUSTFLAGS='$(REMAP)')
+
 # As a static library only: where Cargo also makes an rlib it leaves link-time optimisation out.
 $(BUILD)/rust.stamp: $(RUST)
-	$(CARGO) rustc --release --locked --lib --crate-type staticlib
+	@$(REMAPPED) $(CARGO) rustc --release --locked --lib --crate-type staticlib
 	@mkdir -p $(LIB)/pkgconfig && touch $@
 
 # One object with everything that a handoff_* call needs and nothing else, in which no other name
 # is global: so the static library can stand beside other Rust code in one program.
-$(BUILD)/handoff.o: $(BUILD)/rust.stamp src/ffi/symbols.txt
-	ld -r --gc-sections $$(sed 's/^/-u /' src/ffi/symbols.txt) \
+$(BUILD)/handoff.o: $(BUILD)/rust.stamp src/ffi/libhandoff.map tools/exports
+	calls=$$(tools/exports '-u %s') && $(LD) -r --gc-sections $$calls \
 	    --whole-archive $(TARGET)/release/libhandoff.a -o $@.all
-	objcopy --wildcard --keep-global-symbol='handoff_*' \
+	$(OBJCOPY) --wildcard --keep-global-symbol='handoff_*' \
 	    --remove-section=.llvmbc --remove-section=.llvmcmd $@.all $@
 	@rm $@.all
 
@@ -54,15 +80,15 @@ $(LIB)/$(SHARED): $(BUILD)/handoff.o src/ffi/libhandoff.map
 	$(CC) -shared -o $@ $< $(LDFLAGS) -Wl,-soname,$(SONAME) \
 	    -Wl,--version-script=src/ffi/libhandoff.map -Wl,--gc-sections -Wl,--as-needed \
 	    -Wl,-z,relro,-z,now,-z,defs,-z,nodelete,-z,noexecstack -lgcc_s -lpthread -lm
-	objcopy --only-keep-debug $@ $@.debug
-	objcopy --strip-unneeded --add-gnu-debuglink=$@.debug $@
+	$(OBJCOPY) --only-keep-debug $@ $@.debug
+	$(OBJCOPY) --strip-unneeded --add-gnu-debuglink=$@.debug $@
 	ln -sf $(SHARED) $(LIB)/$(SONAME)
 	ln -sf $(SONAME) $(LIB)/libhandoff.so
 
 $(LIB)/libhandoff.a: $(BUILD)/handoff.o
-	objcopy --strip-debug $< $(BUILD)/libhandoff.o
+	$(OBJCOPY) --strip-debug $< $(BUILD)/libhandoff.o
 	rm -f $@
-	ar rcs $@ $(BUILD)/libhandoff.o
+	$(AR) rcsD $@ $(BUILD)/libhandoff.o
 
 # For programs built against this tree, such as the examples.
 $(LIB)/pkgconfig/handoff.pc: packaging/handoff.pc.in Makefile Cargo.toml $(BUILD)/rust.stamp
@@ -73,19 +99,21 @@ $(LIB)/pkgconfig/handoff.pc: packaging/handoff.pc.in Makefile Cargo.toml $(BUILD
 # What cbindgen makes, which only these need; include/ has the committed copies.
 FRESH_HEADERS := $(TARGET)/headers
 
-$(FRESH_HEADERS)/handoff.h: $(RUST) cbindgen.toml tools/header.rs
+$(FRESH_HEADERS)/handoff.h: $(RUST) cbindgen.toml tools/header.rs | git-checkout
 	@mkdir -p $(@D)
 	HANDOFF_HEADERS=$(@D) $(CARGO) check --quiet --locked --lib --features header
 	@touch -c $@
 
 ## header      make the C headers anew after a change to src/ffi
+.PHONY: header
 header: $(FRESH_HEADERS)/handoff.h
 	cp -r $(FRESH_HEADERS)/handoff.h $(FRESH_HEADERS)/handoff include/
 
-# ---- the rest ------------------------------------------------------------------------------------
+# ---- everything else -----------------------------------------------------------------------------
 
 include tools/needs.mk
 include packaging/packaging.mk
+include packaging/release.mk
 include c-tests/tests.mk
 include examples/examples.mk
 include bench/bench.mk
@@ -95,15 +123,38 @@ include integrations/nginx/nginx.mk
 include integrations/nginx/tests/tests.mk
 include bench/nginx.mk
 
+# ---- the checks ----------------------------------------------------------------------------------
+
+# From the quick to the slow, as far as that goes.
+CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-valgrind \
+    check-sanitizers check-interop check-soak check-install check-man check-readme check-dist \
+    check-one-owner check-claim check-model check-fuzz check-threads check-coverage check-python \
+    check-nginx check-peers bench-check demo
+
 ## check       run every test
-check: check-rust check-header check-symbols check-c check-valgrind check-sanitizers \
-       check-interop check-soak check-install check-man check-readme check-one-owner \
-       check-claim check-model check-fuzz check-threads check-coverage check-python check-nginx \
-       check-peers bench-check demo
+.PHONY: check
+check: check-needs $(CHECKS)
+
+# Before the first test: a tool that is missing shall not stop the last one after minutes.
+.PHONY: check-needs
+check-needs: git-checkout $(filter-out need-wrk,$(NEEDS))
+
+## check-all   the same with more connections, handoffs and inputs, and with libFuzzer
+.PHONY: check-all
+check-all release-check: export ONE_OWNER_CONNECTIONS := 100000
+check-all release-check: export HANDOFF_SOAK_COUNT := 2000000
+check-all release-check: export FUZZ_RUNS := 100000
+check-all release-check: export FUZZ_SECONDS := 60
+check-all: check fuzz
+
+## check-layers  no module imports one that the architecture puts above it
+.PHONY: check-layers
+check-layers: | need-python
+	@$(PYTHON) tools/check_layers.py
 
 ## check-rust  rustfmt, clippy and the Rust tests
 .PHONY: check-rust
-check-rust: | need-rust-tools
+check-rust: | git-checkout need-rust-tools
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	$(CARGO) test --locked --quiet
@@ -116,13 +167,14 @@ check-readme: | need-python
 	        $(CC) -std=c11 $(WARN) -fsyntax-only -Iinclude -xc -; \
 	done; echo "check-readme: a broker and a backend"
 
+# ---- the tree ------------------------------------------------------------------------------------
+
 ## clean       remove what was built
+.PHONY: clean
 clean:
 	rm -rf build target bench/target fuzz/target
 
 ## help        list the targets
+.PHONY: help
 help:
-	@sed -n 's/^## \([a-z-]*\) *\(.*\)/  make \1\t\2/p' Makefile packaging/packaging.mk \
-	    c-tests/tests.mk examples/examples.mk bench/bench.mk bench/micro.mk bench/nginx.mk \
-	    proofs/proofs.mk integrations/nginx/nginx.mk integrations/nginx/tests/tests.mk | \
-	    expand -t 26
+	@sed -n 's/^## \([a-z-]*\) *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | LC_ALL=C sort | expand -t 26

@@ -49,7 +49,7 @@ bench: $(PEERS) $(addprefix $(BENCH)/,$(BENCH_PROGRAMS) no_checks.so) | need-pee
 check-peers: $(PEERS) | need-peers need-python
 	@$(RUN_BENCH) smoke
 
-## bench-record  the results of the last make bench and make bench-nginx go to bench/results and docs/performance.md
+## bench-record  put the results of the last make bench and bench-nginx into the documents
 .PHONY: bench-record
 bench-record: | need-python
 	$(PYTHON) bench/record.py $(BENCH)/results

@@ -23,7 +23,9 @@ $(MAN_BUILD)/stamp: $(HEADERS) docs/man/handoff.7 tools/man.py tools/header.py C
 	@sed 's|@VERSION@|$(VERSION)|' docs/man/handoff.7 > $(MAN_BUILD)/man7/handoff.7
 	@touch $@
 
-## install     install below PREFIX (/usr/local); LIBDIR, INCLUDEDIR, MANDIR and DESTDIR count too
+.PHONY: install uninstall
+
+## install     install below PREFIX (/usr/local); also LIBDIR, INCLUDEDIR, MANDIR, DESTDIR
 install: all
 	install -d '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' '$(DESTDIR)$(PKGCONFDIR)' \
 	    '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7'
@@ -56,7 +58,7 @@ uninstall: $(MAN_BUILD)/stamp
 
 # ---- checks --------------------------------------------------------------------------------------
 
-.PHONY: check-header check-symbols check-install check-man
+.PHONY: check-header check-symbols check-abi abi-baseline check-install check-man
 
 ## check-header    the header is fresh, whole, and clean in every C and C++ from C99 and C++11
 check-header: all $(FRESH_HEADERS)/handoff.h | need-cxx need-clang need-python
@@ -67,7 +69,16 @@ check-header: all $(FRESH_HEADERS)/handoff.h | need-cxx need-clang need-python
 
 ## check-symbols   what the built libraries export, need and hold
 check-symbols: all
-	@packaging/check-symbols $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(SONAME) $(HERE)
+	@CC='$(CC)' packaging/check-symbols $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(SONAME) $(HERE)
+
+## check-abi       the C ABI against its baseline in packaging/abi: additions only
+check-abi: all | need-abigail need-python
+	@CC='$(CC)' $(PYTHON) packaging/check-abi $(LIB)/$(SHARED) $(SONAME)
+	@CC='$(CC)' $(PYTHON) packaging/test-abi $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(SONAME)
+
+## abi-baseline    make that baseline anew; CHANGELOG.md says why
+abi-baseline: all | need-abigail need-python
+	@CC='$(CC)' $(PYTHON) packaging/check-abi --renew $(LIB)/$(SHARED) $(SONAME)
 
 ## check-man       the manual pages are there for every call, and without a warning
 check-man: $(MAN_BUILD)/stamp | need-groff
@@ -75,4 +86,4 @@ check-man: $(MAN_BUILD)/stamp | need-groff
 
 ## check-install   an installed copy serves programs outside the tree, and uninstalls
 check-install: all | need-cxx need-clang need-pkg-config need-cmake
-	@MAKE='$(MAKE)' CC='$(CC)' CXX='$(CXX)' c-tests/installed/check.sh $(BUILD)/installed
+	@MAKE='$(SUBMAKE)' CC='$(CC)' CXX='$(CXX)' c-tests/installed/check.sh $(BUILD)/installed

@@ -3,8 +3,8 @@
 //! One atomic word for each offer in flight, in memory that broker and backend share: a sealed
 //! memfd that the broker makes. The backend adopts by compare-and-swap from OFFERED to ADOPTED, the
 //! broker gives up by compare-and-swap from OFFERED to REVOKED; one of them wins, with no message,
-//! even when the other is stopped or dead. Neither side trusts the memory: a word that cannot be is
-//! an error of its own, and what follows from it is for the caller.
+//! even when the other is stopped or dead. Neither side trusts the memory: an impossible word is an
+//! error of its own, and the caller decides what follows from it.
 
 mod word;
 
@@ -31,8 +31,8 @@ impl ClaimTable {
     }
 
     /// Backend: maps the table that a broker passed. It is refused unless its size is sealed and
-    /// holds `slots` words, so that there are words to touch. A broker
-    /// that punches holes into it makes impossible words, which are refused.
+    /// holds `slots` words, so that there are words to touch. A broker that punches holes into it
+    /// makes impossible words, which are refused.
     pub(crate) fn open(file: BorrowedFd<'_>, slots: usize) -> io::Result<ClaimTable> {
         Ok(ClaimTable { words: shared::map_shared_words(file, slots)? })
     }

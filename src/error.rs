@@ -35,7 +35,7 @@ pub enum Error {
     /// An acknowledgement was not sent or not received.
     #[error(transparent)]
     Ack(#[from] AckError),
-    /// An acknowledgement is not pending, or cannot be.
+    /// A pending acknowledgement was not registered, or not taken.
     #[error(transparent)]
     Pending(#[from] PendingError),
     /// A peer's credentials are unknown or not allowed.

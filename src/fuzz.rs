@@ -24,7 +24,7 @@ pub fn reencode(packet: &[u8], descriptors: usize) -> Option<Vec<u8>> {
             for offer in offers.offers() {
                 let Offer { head, service, correlation, metadata, preread } = offer;
                 let preread = [IoSlice::new(preread)];
-                wire::write_offer(&mut body, &head, service, correlation, metadata, &preread);
+                wire::write_offer(&mut body, &head, &[service, correlation, metadata], &preread);
                 count += 1;
             }
             Kind::Offers

@@ -2,7 +2,7 @@
 //!
 //! A broker accepted a client's connection that a backend should serve. It sends the descriptor
 //! itself over a Unix socket, with a token of 16 bytes that works once. The backend verifies the
-//! token, adopts the connection, and serves the client on the client's own socket. Whatever goes
+//! token, adopts the connection, and serves the client on the client's own socket. If anything goes
 //! wrong before that, the broker learns that the connection is still its own and serves the client
 //! another way.
 //!
@@ -50,6 +50,7 @@ pub mod token;
 
 mod claim;
 mod ffi;
+mod handle;
 mod kind;
 mod sys;
 mod wire;

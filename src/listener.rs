@@ -1,8 +1,7 @@
 //! The handoff socket that a backend listens on.
 //!
-//! Makes it with the mode asked for before anybody can connect, replaces what a dead backend left
-//! behind but nothing else, and removes what it made when it is dropped. Who may connect is for
-//! [`crate::peer`].
+//! The socket has its mode before anybody can connect. A stale socket is replaced, and nothing else;
+//! the file is removed when the listener is dropped. Who may connect is for [`crate::peer`].
 
 use std::fs::File;
 use std::io;
@@ -23,7 +22,7 @@ pub use crate::sys::SocketKind;
 /// How a handoff socket is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerOptions {
-    /// Permission bits of the socket's file, whatever the umask; 0600 by default. Connecting
+    /// Permission bits of the socket's file, regardless of the umask; 0600 by default. Connecting
     /// takes write permission, unix(7). Abstract names have none.
     pub mode: u32,
     /// Connections that may wait to be accepted, listen(2); 1 at least, 4096 by default. The
@@ -194,7 +193,7 @@ impl Listener {
     }
 }
 
-/// Sees to the mode of a socket just bound, and listens: nobody can connect before that.
+/// Sets the mode of a socket just bound, then listens: nobody can connect before that.
 fn start(
     socket: &OwnedFd,
     directory: &OwnedFd,

@@ -31,8 +31,8 @@ impl SupportError {
     }
 }
 
-/// Asks the running system for everything that the library cannot do without, and gives it back. A
-/// seccomp filter or an emulator may lack some of it.
+/// Asks the running system for everything that the library cannot do without, and closes it again.
+/// Under a seccomp filter or an emulator some of it may be missing.
 pub fn supported() -> Result<(), SupportError> {
     let lacks = |missing| move |source| SupportError { missing, source };
     sys::socket(SocketKind::SeqPacket)

@@ -1,7 +1,7 @@
 //! System calls made safe: every `unsafe` block outside `ffi` is here.
 //!
 //! Each function is one call with EINTR retried, descriptors owned from the moment they exist and
-//! close-on-exec set by the call that makes them. What an error means is for the callers to say.
+//! close-on-exec set by the call that makes them. The callers say what an error means.
 //! What a channel needs beyond that is in the modules below.
 
 pub(crate) mod event;

@@ -86,10 +86,9 @@ need-peers: need-pkg-config need-nginx
 
 # ---- all of it -----------------------------------------------------------------------------------
 
-# Not $(MAKE) in the recipe itself: `make -n deps` would run it, and install.
-ASK_NEEDS = MAKEFLAGS= $(MAKE) -s --no-print-directory $(MAKEOVERRIDES) $(NEEDS)
+ASK_NEEDS = MAKEFLAGS= $(SUBMAKE) -s --no-print-directory $(MAKEOVERRIDES) $(NEEDS)
 
-## deps        install what the tests need: with apt-get as root, Rust components with rustup
+## deps        install what the tests need with apt-get, as root, and with rustup
 deps:
 	@set -e; missing=$$($(ASK_NEEDS) NEED='$(NEED) --name'); \
 	    if [ -n "$$missing" ]; then tools/deps $$missing; $(ASK_NEEDS); fi; \

@@ -30,9 +30,10 @@ real=$(readlink "$here/$soname")
 [ "$(readlink "$here/libhandoff.so")" = $soname ] || fail "libhandoff.so is not a link to $soname"
 [ "$(stat -c %a "$here/$real")" = 755 ] || fail "$real is not of mode 755"
 [ -f "$stage$prefix/share/man/man7/handoff.7" ] || fail "no handoff(7)"
-while read -r call; do
+calls=$(tools/exports) || die "no list of calls"
+for call in $calls; do
     [ -f "$stage$prefix/share/man/man3/$call.3" ] || fail "no $call(3)"
-done < src/ffi/symbols.txt
+done
 grep -rF "$tree" "$here/pkgconfig" "$here/cmake" && fail "these lines hold build paths"
 [ -z "$(find "$stage" -type f ! -perm -444)" ] || fail "not everything is readable by all"
 

@@ -49,13 +49,16 @@ typedef struct handoff_backend_options {
      * or `max_held_bytes` if that is less.
      */
     size_t max_offer_bytes;
-    /** The most bytes of arrivals held at once: default 67108864. Further offers are rejected. */
+    /**
+     * The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
+     * are rejected.
+     */
     size_t max_held_bytes;
     /**
      * Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
      * rejected.
      */
-    uint32_t kinds;
+    uint64_t kinds;
 } handoff_backend_options;
 #define HANDOFF_BACKEND_OPTIONS_INIT \
     { sizeof(handoff_backend_options), 0, 0, NULL, 0, 0, 0, 0, 0 }

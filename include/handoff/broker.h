@@ -39,7 +39,8 @@ typedef struct handoff_broker_options {
      */
     uint64_t timeout_ms;
     /**
-     * The most bytes of offers that wait for room in the socket: at least 131072, default 1048576.
+     * The most bytes of offers that wait for room in the socket: at least 131072, default 1048576;
+     * HANDOFF_NO_LIMIT.
      */
     size_t queue_bytes;
     /**
@@ -105,7 +106,10 @@ typedef struct handoff_offer {
     const void *preread;
     /** The number of bytes. */
     size_t preread_len;
-    /** The same in several buffers, in place of `preread`. Copied. */
+    /**
+     * The same in several buffers, in place of `preread`, which must then be empty. Copied. Empty
+     * parts may be NULL.
+     */
     const struct iovec *preread_iov;
     /** The length of the array. */
     size_t preread_iov_len;
@@ -156,7 +160,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         HANDOFF_ERR_FULL if the limit of offers in flight, of queued bytes or of verdicts not
  *         taken is reached;
  *         HANDOFF_ERR_RATE_LIMITED if the backend failed too often;
- *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes;
+ *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
+ *         `correlation` is too long;
  *         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket;
  *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE or HANDOFF_ERR_SYSTEM at the first use.
@@ -216,15 +221,17 @@ typedef struct handoff_verdict {
      */
     handoff_reason reason;
     /**
-     * With a fallback: the backend may still hold a copy of the descriptor, which it cannot serve.
-     * It may have changed what copies share, such as O_NONBLOCK and socket options: set what you
-     * rely on. close(2) sends no FIN while there is a copy, so end the connection with shutdown(2)
-     * and then close it.
+     * Not 0, with a fallback: the backend may still hold a copy of the descriptor, which it cannot
+     * serve. It may have changed what copies share, such as O_NONBLOCK and socket options: set what
+     * you rely on. close(2) sends no FIN while there is a copy, so end the connection with
+     * shutdown(2) and then close it.
      */
-    bool may_have_reached_backend;
+    uint32_t may_have_reached_backend;
+    /** 0. */
+    uint32_t reserved;
 } handoff_verdict;
 #define HANDOFF_VERDICT_INIT \
-    { sizeof(handoff_verdict), 0, NULL, 0, 0, 0 }
+    { sizeof(handoff_verdict), 0, NULL, 0, 0, 0, 0 }
 
 /**
  * Takes the next verdict. Call it until it returns HANDOFF_NOTHING.

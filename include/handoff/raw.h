@@ -90,7 +90,7 @@ typedef struct handoff_raw_store_options {
      * How many tokens are generated before issuing gives up, if each is already pending: default
      * 16.
      */
-    uint32_t collision_attempts;
+    size_t collision_attempts;
 } handoff_raw_store_options;
 #define HANDOFF_RAW_STORE_OPTIONS_INIT \
     { sizeof(handoff_raw_store_options), 0, 0, 0 }
@@ -424,7 +424,7 @@ typedef struct handoff_raw_verdict {
     /** The error behind a fallback; HANDOFF_OK if the backend rejected the connection. */
     handoff_status cause;
     /** See handoff_verdict. */
-    bool may_have_reached_backend;
+    uint32_t may_have_reached_backend;
 } handoff_raw_verdict;
 #define HANDOFF_RAW_VERDICT_INIT \
     { sizeof(handoff_raw_verdict), 0, 0, 0, 0 }
@@ -495,9 +495,11 @@ typedef struct handoff_raw_listener_options {
     int32_t backlog;
     /** HANDOFF_RAW_STREAM, the default, or HANDOFF_RAW_SEQPACKET. */
     handoff_raw_socket_type socket_type;
+    /** 0. */
+    uint32_t reserved;
 } handoff_raw_listener_options;
 #define HANDOFF_RAW_LISTENER_OPTIONS_INIT \
-    { sizeof(handoff_raw_listener_options), 0, 0, 0 }
+    { sizeof(handoff_raw_listener_options), 0, 0, 0, 0 }
 
 /**
  * Initialises options as HANDOFF_RAW_LISTENER_OPTIONS_INIT does, for languages without macros.
@@ -579,9 +581,11 @@ typedef struct handoff_raw_peer {
     uint32_t uid;
     /** The effective group. */
     uint32_t gid;
+    /** 0. */
+    uint32_t reserved;
 } handoff_raw_peer;
 #define HANDOFF_RAW_PEER_INIT \
-    { sizeof(handoff_raw_peer), 0, 0, 0 }
+    { sizeof(handoff_raw_peer), 0, 0, 0, 0 }
 
 /**
  * Checks that a policy allows the peer of a connected Unix socket.
@@ -815,6 +819,15 @@ typedef struct handoff_raw_inputs {
 } handoff_raw_inputs;
 #define HANDOFF_RAW_INPUTS_INIT \
     { sizeof(handoff_raw_inputs), 0, 0, 0, 0 }
+
+/**
+ * Initialises inputs as HANDOFF_RAW_INPUTS_INIT does, for languages without macros.
+ *
+ * @param[out] inputs  the inputs
+ * @param size          sizeof(handoff_raw_inputs)
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `inputs` is NULL or `size` cannot be right.
+ */
+handoff_status handoff_raw_inputs_init(handoff_raw_inputs *inputs, size_t size) HANDOFF_NOEXCEPT;
 
 /** Whether to try a backend. */
 typedef struct handoff_raw_decision {

@@ -153,8 +153,8 @@ typedef uint32_t handoff_reason;
  * @param status  what handoff_broker_offer() or a call of the raw layer returned
  * @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, HANDOFF_NOTHING,
  *         HANDOFF_TIMED_OUT, unknown numbers, and for errors that a fallback must not hide:
- *         HANDOFF_ERR_INVALID_ARGUMENT, HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED and
- *         HANDOFF_ERR_INTERNAL.
+ *         HANDOFF_ERR_INVALID_ARGUMENT, HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED,
+ *         HANDOFF_ERR_INTERNAL, HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
@@ -198,7 +198,9 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** No reason: the connection was handed over, or may be. */
 #define HANDOFF_REASON_NONE 0
 
-/** The client's protocol or connection cannot change hands. */
+/**
+ * The client's connection cannot change hands: its protocol, its kind, or too many bytes with it.
+ */
 #define HANDOFF_REASON_CLIENT_UNSUPPORTED 1
 
 /** The service is configured not to hand over. */

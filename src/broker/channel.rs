@@ -4,23 +4,23 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::offers::{Offers, State};
-use super::{BrokerStatistics, Verdict};
+use super::{BrokerOptions, BrokerStatistics, Verdict};
 use crate::address;
 use crate::claim::{self, ClaimTable, Lost};
 use crate::failures::FailureCounter;
+use crate::handle::{GREETING_TIMEOUT, MEMORY_PAUSE};
 use crate::reason::Reason;
-use crate::sys::{self, SocketKind, event, packet};
+use crate::sys::event::Events;
+use crate::sys::{self, SocketKind, packet};
 use crate::wire::{self, Frame, Hello, Kind};
 
 /// The key of the channel's socket among the events.
 const SOCKET: u64 = 0;
 /// How many frames are received before others have their turn.
 const MAX_FRAMES: usize = 64;
-/// How long a backend may take to say welcome.
-const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -48,6 +48,15 @@ pub(super) struct Outcomes {
 }
 
 impl Outcomes {
+    pub(super) fn new(options: &BrokerOptions) -> Outcomes {
+        let counter = |most| FailureCounter::new(most, options.failure_period);
+        Outcomes {
+            verdicts: VecDeque::new(),
+            statistics: BrokerStatistics::default(),
+            failures: options.max_failures.map(counter),
+        }
+    }
+
     fn add(&mut self, verdict: Verdict, now: Instant) {
         let Verdict { adopted, reason, .. } = verdict;
         if adopted {
@@ -89,7 +98,7 @@ impl Channel {
             socket,
             claims,
             offers: Offers::new(slots, now),
-            welcome: Err(now + WELCOME_TIMEOUT),
+            welcome: Err(now + GREETING_TIMEOUT),
             draining: false,
             full: false,
             watching: false,
@@ -103,19 +112,19 @@ impl Channel {
     }
 
     /// Has the handle's descriptor tell when there is something to receive.
-    pub(super) fn watch(&self, events: &event::Events) -> io::Result<()> {
+    pub(super) fn watch(&self, events: &Events) -> io::Result<()> {
         events.add(self.socket.as_fd(), SOCKET)
     }
 
     /// To be called before the channel is dropped.
-    pub(super) fn unwatch(&self, events: &event::Events) {
+    pub(super) fn unwatch(&self, events: &Events) {
         events.remove(self.socket.as_fd());
     }
 
     /// Sends as many offers as the socket takes. An error is the end of the channel.
     pub(super) fn flush(
         &mut self,
-        events: &event::Events,
+        events: &Events,
         outcomes: &mut Outcomes,
         descriptors: &mut Vec<RawFd>,
         now: Instant,
@@ -138,10 +147,7 @@ impl Channel {
                 // Once more when it is watched: of room that came before, no edge would tell.
                 Some(libc::EAGAIN) if !self.watching => self.watch_room(events, true)?,
                 Some(libc::EAGAIN) => self.full = true,
-                // poll(2) would say at once that there is room.
-                Some(libc::ENOBUFS | libc::ENOMEM) => {
-                    self.send_again = Some(now + Duration::from_millis(1));
-                }
+                Some(libc::ENOBUFS | libc::ENOMEM) => self.send_again = Some(now + MEMORY_PAUSE),
                 Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => {
                     return Err(Reason::BackendUnavailable);
                 }
@@ -163,7 +169,7 @@ impl Channel {
         Ok(())
     }
 
-    fn watch_room(&mut self, events: &event::Events, room: bool) -> Result<(), Reason> {
+    fn watch_room(&mut self, events: &Events, room: bool) -> Result<(), Reason> {
         let watched = events.watch_room(self.socket.as_fd(), SOCKET, room);
         self.watching = room;
         watched.map_err(|_| Reason::BackendUnavailable)
@@ -188,7 +194,7 @@ impl Channel {
         let (adopted, reason, result) =
             match claim::revoke(self.claims.slot(slot as usize), generation) {
                 Ok(()) => (false, Some(reason), Ok(false)),
-                // Nobody but us has the descriptor, whatever the word says.
+                // Only this process has the descriptor, no matter what the word says.
                 Err(_) if !sent => (false, Some(broken), Err(broken)),
                 Err(Lost::TooLate) => (true, None, Ok(true)),
                 // Perhaps it is adopted, so it must not be served here.

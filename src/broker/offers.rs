@@ -2,10 +2,10 @@
 //! sent. State only; no I/O.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Instant;
 
+use super::Offer;
 use crate::token::Token;
 use crate::wire::{self, MAX_DESCRIPTORS, MAX_FRAME_LEN, OFFER_LEN, OfferHead};
 
@@ -44,20 +44,6 @@ pub(super) struct Slot {
 
 const NONE: u32 = u32::MAX;
 const NO_TOKEN: Token = Token::from_bytes([0; Token::LEN]);
-
-/// An offer as it comes from the caller.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct NewOffer<'a> {
-    pub id: u64,
-    pub user_data: usize,
-    pub deadline: Instant,
-    pub descriptor: RawFd,
-    pub cookie: u64,
-    pub service: &'a [u8],
-    pub correlation: &'a [u8],
-    pub metadata: &'a [u8],
-    pub preread: &'a [IoSlice<'a>],
-}
 
 /// An offer that waits to be sent.
 #[derive(Clone, Copy, Debug)]
@@ -152,16 +138,22 @@ impl Offers {
         Some((slot, self.slots[slot as usize].generation + 1))
     }
 
-    /// Puts an offer into the slot that [`next_slot`](Offers::next_slot) told.
-    pub(super) fn queue(&mut self, offer: &NewOffer<'_>) -> Option<u32> {
+    /// Puts an offer into the slot that [`next_slot`](Offers::next_slot) returned.
+    pub(super) fn queue(
+        &mut self,
+        offer: &Offer<'_>,
+        id: u64,
+        deadline: Instant,
+        cookie: u64,
+    ) -> Option<u32> {
         let slot = self.granted.pop()?;
-        self.insert_by_deadline(slot, offer.deadline);
+        self.insert_by_deadline(slot, deadline);
         let found = &mut self.slots[slot as usize];
         found.state = State::Queued;
         found.generation += 1;
-        found.id = offer.id;
+        found.id = id;
         found.user_data = offer.user_data;
-        found.descriptor = offer.descriptor;
+        found.descriptor = offer.descriptor.as_raw_fd();
         self.in_flight += 1;
         if self.sent == self.bytes.len() {
             self.bytes.clear();
@@ -172,9 +164,9 @@ impl Offers {
             self.sent = 0;
         }
         let before = self.bytes.len();
-        let NewOffer { cookie, service, correlation, metadata, preread, .. } = *offer;
+        let Offer { service, correlation, metadata, preread, .. } = *offer;
         let head = OfferHead { slot, generation: found.generation, token: found.token, cookie };
-        wire::write_offer(&mut self.bytes, &head, service, correlation, metadata, preread);
+        wire::write_offer(&mut self.bytes, &head, &[service, correlation, metadata], preread);
         self.queue.push_back(Queued { slot, len: (self.bytes.len() - before) as u32 });
         Some(slot)
     }
@@ -290,20 +282,29 @@ pub(super) fn queued_len(variable_len: usize) -> usize {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::fs::File;
+    use std::io::IoSlice;
+    use std::os::fd::AsFd;
     use std::time::Duration;
 
-    fn offer<'a>(id: u64, deadline: Instant, preread: &'a [IoSlice<'a>]) -> NewOffer<'a> {
-        NewOffer {
-            id,
-            user_data: 0,
-            deadline,
-            descriptor: id as RawFd,
-            cookie: 0,
+    /// So many descriptors that can be told apart.
+    fn descriptors<const N: usize>() -> [File; N] {
+        [(); N].map(|()| File::open("/dev/null").unwrap())
+    }
+
+    fn queue(offers: &mut Offers, of: &File, deadline: Instant, preread: &[u8]) -> Option<u32> {
+        let preread = [IoSlice::new(preread)];
+        let offer = Offer {
+            descriptor: of.as_fd(),
+            preread: &preread,
+            metadata: b"",
             service: b"",
             correlation: b"",
-            metadata: b"",
-            preread,
-        }
+            user_data: 0,
+            timeout: None,
+            more: false,
+        };
+        offers.queue(&offer, 1, deadline, 0)
     }
 
     fn granted(slots: u32, now: Instant) -> Offers {
@@ -317,46 +318,47 @@ mod tests {
     #[test]
     fn slot_without_a_token_takes_no_offer_and_one_with_a_token_no_other() {
         let now = Instant::now();
+        let [file] = descriptors();
         let mut offers = Offers::new(2, now);
-        assert!(offers.queue(&offer(1, now, &[])).is_none());
+        assert!(queue(&mut offers, &file, now, b"").is_none());
         assert!(offers.grant(1, NO_TOKEN));
         assert!(!offers.grant(1, NO_TOKEN));
         assert!(!offers.grant(2, NO_TOKEN));
-        assert_eq!(offers.queue(&offer(1, now, &[])), Some(1));
+        assert_eq!(queue(&mut offers, &file, now, b""), Some(1));
         assert!(offers.next_slot().is_none());
     }
 
     #[test]
     fn batch_ends_before_the_frame_is_too_long() {
         let now = Instant::now();
+        let files: [File; 4] = descriptors();
         let mut offers = granted(8, now);
         let large = vec![7; MAX_FRAME_LEN / 3];
-        for id in 0..4 {
-            offers.queue(&offer(id, now, &[IoSlice::new(&large)]));
+        for file in &files {
+            queue(&mut offers, file, now, &large);
         }
-        let mut descriptors = Vec::new();
-        let len = offers.batch(252, &mut descriptors).len();
-        assert_eq!(descriptors, [0, 1]);
+        let numbers = files.each_ref().map(|file| file.as_raw_fd());
+        let mut batch = Vec::new();
+        let len = offers.batch(252, &mut batch).len();
+        assert_eq!(batch, numbers[..2]);
         assert_eq!(len, 2 * queued_len(large.len()));
         offers.sent(2);
-        offers.batch(1, &mut descriptors);
-        assert_eq!(descriptors, [2]);
+        offers.batch(1, &mut batch);
+        assert_eq!(batch, numbers[2..3]);
     }
 
     #[test]
     fn offer_that_is_settled_before_it_was_sent_is_not_sent() {
         let now = Instant::now();
+        let files: [File; 3] = descriptors();
         let mut offers = granted(3, now);
-        let slots = [1, 2, 3].map(|id| {
-            let preread = [id as u8; 5];
-            offers.queue(&offer(id, now, &[IoSlice::new(&preread)])).unwrap()
-        });
+        let slots = [0, 1, 2].map(|n| queue(&mut offers, &files[n], now, &[n as u8; 5]).unwrap());
         offers.settle(slots[1], false);
-        let mut descriptors = Vec::new();
-        let bytes = offers.batch(252, &mut descriptors).to_vec();
-        assert_eq!(descriptors, [1, 3]);
+        let mut batch = Vec::new();
+        let bytes = offers.batch(252, &mut batch).to_vec();
+        assert_eq!(batch, [files[0].as_raw_fd(), files[2].as_raw_fd()]);
         assert_eq!(bytes.len(), 2 * queued_len(5));
-        assert!(bytes.ends_with(&[3; 5]));
+        assert!(bytes.ends_with(&[2; 5]));
         assert!(offers.next_slot().is_some());
     }
 
@@ -366,12 +368,13 @@ mod tests {
             steps in proptest::collection::vec((any::<bool>(), 0..50u64, any::<proptest::sample::Index>()), 0..200),
         ) {
             let now = Instant::now();
+            let [file] = descriptors();
             let mut offers = granted(16, now);
             let mut model: Vec<(Instant, u32)> = Vec::new();
-            for (id, (add, milliseconds, which)) in steps.into_iter().enumerate() {
+            for (add, milliseconds, which) in steps {
                 if add && model.len() < 16 {
                     let deadline = now + Duration::from_millis(milliseconds);
-                    let slot = offers.queue(&offer(id as u64, deadline, &[IoSlice::new(b"x")])).unwrap();
+                    let slot = queue(&mut offers, &file, deadline, b"x").unwrap();
                     model.push((deadline, slot));
                 } else if !model.is_empty() {
                     let (_, slot) = model.swap_remove(which.index(model.len()));

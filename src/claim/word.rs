@@ -18,7 +18,7 @@ pub(crate) const MAX_GENERATION: u64 = u64::MAX >> STATE_BITS;
 pub(crate) enum Lost {
     /// The other side was first.
     TooLate,
-    /// The word is none that an honest peer leaves there.
+    /// An honest peer never leaves such a word.
     Impossible,
 }
 

@@ -41,11 +41,12 @@ pub struct handoff_backend_options {
     /// The most bytes of preread, metadata and names in one offer: at most 131000, default 65536,
     /// or `max_held_bytes` if that is less.
     pub max_offer_bytes: usize,
-    /// The most bytes of arrivals held at once: default 67108864. Further offers are rejected.
+    /// The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
+    /// are rejected.
     pub max_held_bytes: usize,
     /// Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
     /// rejected.
-    pub kinds: u32,
+    pub kinds: u64,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -56,16 +57,16 @@ unsafe impl Growing for handoff_backend_options {
 unsafe impl Input for handoff_backend_options {}
 
 /// Connected stream sockets, such as TCP.
-pub const HANDOFF_KIND_STREAM: u32 = 1;
+pub const HANDOFF_KIND_STREAM: u64 = 1;
 /// Connected sockets of sequenced packets.
-pub const HANDOFF_KIND_SEQPACKET: u32 = 2;
+pub const HANDOFF_KIND_SEQPACKET: u64 = 2;
 /// Connected datagram sockets.
-pub const HANDOFF_KIND_DATAGRAM: u32 = 4;
+pub const HANDOFF_KIND_DATAGRAM: u64 = 4;
 /// With one of the others: also sockets without a peer, such as listening ones.
-pub const HANDOFF_KIND_UNCONNECTED: u32 = 8;
+pub const HANDOFF_KIND_UNCONNECTED: u64 = 8;
 /// Any socket. Nothing is asked about what arrives, which saves much of an arrival's cost: for a
 /// backend that trusts its brokers to offer what they accepted.
-pub const HANDOFF_KIND_ANY: u32 = 15;
+pub const HANDOFF_KIND_ANY: u64 = 15;
 
 /// Initialises options as HANDOFF_BACKEND_OPTIONS_INIT does, for languages without macros.
 ///

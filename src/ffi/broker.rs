@@ -40,7 +40,8 @@ pub struct handoff_broker_options {
     /// How long an offer may wait for its verdict, in milliseconds, unless the offer says
     /// otherwise: default 5000; HANDOFF_NO_TIMEOUT.
     pub timeout_ms: u64,
-    /// The most bytes of offers that wait for room in the socket: at least 131072, default 1048576.
+    /// The most bytes of offers that wait for room in the socket: at least 131072, default 1048576;
+    /// HANDOFF_NO_LIMIT.
     pub queue_bytes: usize,
     /// After so many failures within `failure_period_ms`, offers are refused: 1 to 4096, default 8;
     /// HANDOFF_NO_LIMIT never refuses for that.
@@ -155,7 +156,8 @@ pub struct handoff_offer {
     pub preread: *const c_void,
     /// The number of bytes.
     pub preread_len: usize,
-    /// The same in several buffers, in place of `preread`. Copied.
+    /// The same in several buffers, in place of `preread`, which must then be empty. Copied. Empty
+    /// parts may be NULL.
     pub preread_iov: *const iovec,
     /// The length of the array.
     pub preread_iov_len: usize,
@@ -214,7 +216,8 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         HANDOFF_ERR_FULL if the limit of offers in flight, of queued bytes or of verdicts not
 ///         taken is reached;
 ///         HANDOFF_ERR_RATE_LIMITED if the backend failed too often;
-///         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes;
+///         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
+///         `correlation` is too long;
 ///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket;
 ///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
 ///         HANDOFF_ERR_DESCRIPTOR_PRESSURE or HANDOFF_ERR_SYSTEM at the first use.
@@ -342,11 +345,13 @@ pub struct handoff_verdict {
     pub outcome: handoff_outcome,
     /// Why it is a fallback. If it was adopted: HANDOFF_REASON_NONE, or what happened afterwards.
     pub reason: handoff_reason,
-    /// With a fallback: the backend may still hold a copy of the descriptor, which it cannot serve.
-    /// It may have changed what copies share, such as O_NONBLOCK and socket options: set what you
-    /// rely on. close(2) sends no FIN while there is a copy, so end the connection with shutdown(2)
-    /// and then close it.
-    pub may_have_reached_backend: bool,
+    /// Not 0, with a fallback: the backend may still hold a copy of the descriptor, which it cannot
+    /// serve. It may have changed what copies share, such as O_NONBLOCK and socket options: set what
+    /// you rely on. close(2) sends no FIN while there is a copy, so end the connection with
+    /// shutdown(2) and then close it.
+    pub may_have_reached_backend: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -363,7 +368,8 @@ impl From<Verdict> for handoff_verdict {
             user_data: std::ptr::with_exposed_provenance_mut(user_data),
             outcome: if adopted { HANDOFF_ADOPTED } else { HANDOFF_FALLBACK },
             reason: reason.map_or(HANDOFF_REASON_NONE, |reason| reason as handoff_reason),
-            may_have_reached_backend: may_have_reached,
+            may_have_reached_backend: may_have_reached.into(),
+            reserved: 0,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Structs that may grow: their first field is a `size_t` with their size as the caller knows it,
-//! so that a program works with an older and with a newer library than it was compiled for.
+//! so that a program works with an older and with a newer library than it was compiled for. None has
+//! padding at its end, which a later field would share with what older programs leave undefined.
 
 use super::argument::{Problem, check};
 use super::guard::Failure;

@@ -25,14 +25,14 @@ pub type handoff_reason = u32;
 /// @param status  what handoff_broker_offer() or a call of the raw layer returned
 /// @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, HANDOFF_NOTHING,
 ///         HANDOFF_TIMED_OUT, unknown numbers, and for errors that a fallback must not hide:
-///         HANDOFF_ERR_INVALID_ARGUMENT, HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED and
-///         HANDOFF_ERR_INTERNAL.
+///         HANDOFF_ERR_INVALID_ARGUMENT, HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED,
+///         HANDOFF_ERR_INTERNAL, HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_status_reason(status: handoff_status) -> handoff_reason {
-    let failure = entry(status).and_then(|entry| entry.kind.attempt_failure());
-    failure.map_or(HANDOFF_REASON_NONE, |failure| failure.reason() as handoff_reason)
+    let reason = entry(status).and_then(|entry| entry.kind.reason());
+    reason.map_or(HANDOFF_REASON_NONE, |reason| reason as handoff_reason)
 }
 
 /// Names a reason in lower case, for logs: "acknowledgement timeout".
@@ -96,7 +96,7 @@ pub extern "C" fn handoff_status_may_have_reached_backend(status: handoff_status
 
 /// No reason: the connection was handed over, or may be.
 pub const HANDOFF_REASON_NONE: handoff_reason = 0;
-/// The client's protocol or connection cannot change hands.
+/// The client's connection cannot change hands: its protocol, its kind, or too many bytes with it.
 pub const HANDOFF_REASON_CLIENT_UNSUPPORTED: handoff_reason = 1;
 /// The service is configured not to hand over.
 pub const HANDOFF_REASON_POLICY_DISABLED: handoff_reason = 2;

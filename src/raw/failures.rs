@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crate::failures::FailureCounter;
 use crate::reason::{AttemptFailure, Reason};
 
-/// What the broker knows about a connection and its backend before it tries: whatever is true
-/// speaks against trying.
+/// What the broker knows about a connection and its backend before it tries. Each field that is
+/// true is a reason not to try.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Inputs {
     /// The client's protocol or connection cannot change hands.

@@ -9,7 +9,7 @@ use crate::kind::ErrorKind;
 use crate::raw::store::TokenStore;
 use crate::token::Token;
 
-/// Why an acknowledgement is not pending, or cannot be.
+/// Why an entry was not registered, or not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum PendingError {
     /// The acknowledgement came after the deadline of its entry, which is left to `expire`.
@@ -149,7 +149,7 @@ impl PendingAcks {
         Ok(user_data)
     }
 
-    /// Takes one entry that is past its deadline and gives its token and `user_data`; to be called
+    /// Takes one entry that is past its deadline and returns its token and `user_data`. Call it
     /// until there is none. Each call looks at every entry.
     pub fn expire(&self) -> Option<(Token, usize)> {
         self.expire_at(Instant::now())

@@ -89,7 +89,7 @@ impl Events {
         self.control(libc::EPOLL_CTL_MOD, descriptor.as_raw_fd(), key, room)
     }
 
-    /// Watches a descriptor no more; to be called before it is closed, because a copy in another
+    /// Stops watching a descriptor. Call it before the descriptor is closed: a copy in another
     /// process would keep it in the set, epoll(7).
     pub(crate) fn remove(&self, descriptor: BorrowedFd<'_>) {
         // It was added, so this cannot fail.

@@ -1,4 +1,4 @@
-//! Packets with many descriptors, and what a socket says of itself.
+//! Packets with many descriptors, and what the kernel tells about a socket.
 
 use std::io;
 use std::mem;

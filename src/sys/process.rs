@@ -25,7 +25,7 @@ pub(crate) fn current() -> u64 {
     let Some(page) = page else {
         return u64::from(std::process::id());
     };
-    // SAFETY: the page is mapped for ever, aligned and only used through this reference.
+    // SAFETY: the page is mapped forever, aligned and only used through this reference.
     let mark = unsafe { &*(*page as *const AtomicU64) };
     match mark.load(Ordering::Relaxed) {
         0 => {

@@ -20,9 +20,9 @@
  *   it, and handoff_last_error() returns a per-thread message.
  * - Arguments. A bad argument is HANDOFF_ERR_INVALID_ARGUMENT, never a crash. Out parameters come
  *   last and are written only on HANDOFF_OK.
- * - Structs. Initialise each with its _INIT macro or its _init() function, which set `size`. Zero
- *   is the default in every field. Out-of-range values are clamped; combinations that cannot work
- *   are refused.
+ * - Structs. Initialise each with its _INIT macro, which sets `size`; those that you fill also have
+ *   an _init() function. Zero is the default in every field. Out-of-range values are clamped;
+ *   combinations that cannot work are refused.
  * - Descriptors. One that you pass in stays yours, open and unchanged. One in an out parameter is
  *   yours to close, and is close-on-exec. The one that a handle returns for polling stays the
  *   handle's.

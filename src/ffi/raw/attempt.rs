@@ -27,7 +27,7 @@ pub struct handoff_raw_verdict {
     /// The error behind a fallback; HANDOFF_OK if the backend rejected the connection.
     pub cause: handoff_status,
     /// See handoff_verdict.
-    pub may_have_reached_backend: bool,
+    pub may_have_reached_backend: u32,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -106,14 +106,14 @@ fn finish(
             outcome: HANDOFF_ADOPTED,
             reason: HANDOFF_REASON_NONE,
             cause: HANDOFF_OK,
-            may_have_reached_backend: true,
+            may_have_reached_backend: 1,
         },
         Verdict::Fallback { reason, cause, may_have_reached } => handoff_raw_verdict {
             size,
             outcome: HANDOFF_FALLBACK,
             reason: reason as handoff_reason,
             cause: cause.map_or(HANDOFF_OK, |error| report_error(&error.into())),
-            may_have_reached_backend: may_have_reached,
+            may_have_reached_backend: may_have_reached.into(),
         },
     });
     Ok(())

@@ -31,6 +31,8 @@ pub struct handoff_raw_listener_options {
     pub backlog: i32,
     /// HANDOFF_RAW_STREAM, the default, or HANDOFF_RAW_SEQPACKET.
     pub socket_type: handoff_raw_socket_type,
+    /// 0.
+    pub reserved: u32,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -88,6 +90,9 @@ pub extern "C" fn handoff_raw_listener_new(
 fn core_options(options: handoff_raw_listener_options) -> Result<ListenerOptions, Failure> {
     let defaults = ListenerOptions::default();
     let unknown = Problem::Is("is not one of HANDOFF_RAW_STREAM and HANDOFF_RAW_SEQPACKET");
+    if options.reserved != 0 {
+        return Err(Failure::Argument("options.reserved", Problem::UnknownField));
+    }
     Ok(ListenerOptions {
         mode: if options.mode == 0 { defaults.mode } else { options.mode },
         backlog: if options.backlog == 0 { defaults.backlog } else { options.backlog },

@@ -21,6 +21,8 @@ pub struct handoff_raw_peer {
     pub uid: u32,
     /// The effective group.
     pub gid: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -32,7 +34,7 @@ impl From<Credentials> for handoff_raw_peer {
     fn from(credentials: Credentials) -> handoff_raw_peer {
         let Credentials { process, user, group } = credentials;
         let size = size_of::<handoff_raw_peer>();
-        handoff_raw_peer { size, pid: process, uid: user, gid: group }
+        handoff_raw_peer { size, pid: process, uid: user, gid: group, reserved: 0 }
     }
 }
 

@@ -30,7 +30,7 @@ pub struct handoff_raw_store_options {
     pub lifetime_ms: u64,
     /// How many tokens are generated before issuing gives up, if each is already pending: default
     /// 16.
-    pub collision_attempts: u32,
+    pub collision_attempts: usize,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -77,9 +77,10 @@ fn core_options(options: handoff_raw_store_options) -> TokenStoreOptions {
     TokenStoreOptions {
         capacity: nonzero(options.capacity, defaults.capacity),
         lifetime: timeout(options.lifetime_ms, defaults.lifetime),
-        collision_attempts: match options.collision_attempts {
-            0 => defaults.collision_attempts,
-            attempts => attempts,
+        collision_attempts: match u32::try_from(options.collision_attempts) {
+            Ok(0) => defaults.collision_attempts,
+            Ok(attempts) => attempts,
+            Err(_) => u32::MAX,
         },
     }
 }

@@ -1,0 +1,64 @@
+//! The batch: arrivals that the caller takes one after the other, whose verdicts are sent together at
+//! the end. If the caller stops before the end, a timer wakes it and the verdicts are sent then.
+
+use std::time::{Duration, Instant};
+
+use crate::sys::event::Events;
+
+/// How long verdicts wait for the end of a batch.
+const BATCH_PAUSE: Duration = Duration::from_millis(1);
+
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// The caller is taking arrivals, and has not been told yet that there is no more.
+    pub open: bool,
+    timer: VerdictTimer,
+    timer_set_at: Option<Instant>,
+}
+
+/// The timer that wakes a caller who does not go on to the end of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum VerdictTimer {
+    /// Not set since the last dispatch.
+    Unset,
+    /// It will fire, perhaps for nothing: that costs less than setting it for every batch.
+    Set,
+    /// It is cancelled at the end of the batch: batches are so rare that it would always fire for
+    /// nothing, and nothing else needs the timer.
+    UntilTheEnd,
+}
+
+impl Batch {
+    pub(super) fn new() -> Batch {
+        Batch { open: false, timer: VerdictTimer::Unset, timer_set_at: None }
+    }
+
+    /// Dispatch sends every verdict, and resets a timer that fired.
+    pub(super) fn dispatched(&mut self) {
+        self.open = false;
+        self.timer = VerdictTimer::Unset;
+    }
+
+    /// Makes sure that the caller is woken for a verdict that waits.
+    pub(super) fn set_timer(&mut self, events: &mut Events) {
+        if self.timer != VerdictTimer::Unset {
+            return;
+        }
+        let now = Instant::now();
+        let seldom = self.timer_set_at.is_none_or(|last| last + BATCH_PAUSE < now);
+        let alone = !events.is_armed();
+        if events.wake_at(now + BATCH_PAUSE, now).is_ok() {
+            let until_the_end = seldom && alone;
+            self.timer = if until_the_end { VerdictTimer::UntilTheEnd } else { VerdictTimer::Set };
+            self.timer_set_at = Some(now);
+        }
+    }
+
+    /// Cancels the timer if that is worth a system call; nothing else must need it.
+    pub(super) fn cancel_timer(&mut self, events: &mut Events) {
+        if self.timer == VerdictTimer::UntilTheEnd {
+            events.cancel();
+            self.timer = VerdictTimer::Unset;
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Waiting for an arrival, for programs without an event loop.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use super::{Arrival, Backend, BackendError};
+
+impl Backend {
+    /// Waits for an arrival for at most `timeout`, or forever if there is none, and adopts it.
+    pub fn accept(
+        &mut self,
+        timeout: Option<Duration>,
+    ) -> Result<(OwnedFd, Arrival<'_>), BackendError> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut late = false;
+        loop {
+            self.enter()?;
+            while let Some(place) = self.next_place() {
+                // A batch of one: its verdict is sent at once.
+                self.batch.open = false;
+                if let Ok(descriptor) = self.adopt(place.id()) {
+                    return Ok((descriptor, self.view(place)));
+                }
+            }
+            if late {
+                return Err(BackendError::TimedOut);
+            }
+            // Looks for something once, even if there is no time to wait for it.
+            late = deadline.is_some_and(|deadline| deadline <= Instant::now());
+            self.dispatch_after(deadline.into())?;
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What can go wrong with a backend.
+
+use std::io;
+
+use crate::handle::HandleError;
+use crate::kind::ErrorKind;
+use crate::listener::ListenerError;
+
+/// Why a call of a [`Backend`](super::Backend) did nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// Two options contradict each other.
+    #[error("impossible options: {problem}")]
+    InvalidOptions {
+        /// Which, and their values.
+        problem: String,
+    },
+    /// The handoff socket was not made.
+    #[error(transparent)]
+    Listener(#[from] ListenerError),
+    /// The descriptor given is not a listening socket of sequenced packets.
+    #[error("descriptor {descriptor} is not a listening Unix socket of sequenced packets")]
+    NotAListener {
+        /// The descriptor.
+        descriptor: i32,
+    },
+    /// The handle was first used in another process.
+    #[error("this handle belongs to another process: use it in one only")]
+    WrongProcess,
+    /// No arrival is held under this id.
+    #[error("no arrival {id} is held")]
+    Unknown {
+        /// The id.
+        id: u64,
+    },
+    /// The broker has taken the connection back; its descriptor is closed.
+    #[error("the broker has taken arrival {id} back")]
+    TakenBack {
+        /// The id.
+        id: u64,
+    },
+    /// Nothing arrived in time.
+    #[error("nothing arrived in time")]
+    TimedOut,
+    /// The system refused what every backend needs.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl BackendError {
+    /// The kind of this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            BackendError::Listener(error) => error.kind(),
+            BackendError::InvalidOptions { .. }
+            | BackendError::NotAListener { .. }
+            | BackendError::Unknown { .. } => ErrorKind::InvalidArgument,
+            BackendError::WrongProcess => ErrorKind::WrongProcess,
+            BackendError::TakenBack { .. } => ErrorKind::TakenBack,
+            BackendError::TimedOut => ErrorKind::TimedOut,
+            BackendError::System { source, .. } => ErrorKind::of_system(source),
+        }
+    }
+}
+
+impl From<HandleError> for BackendError {
+    fn from(error: HandleError) -> BackendError {
+        match error {
+            HandleError::WrongProcess => BackendError::WrongProcess,
+            HandleError::System { action, source } => BackendError::System { action, source },
+        }
+    }
+}

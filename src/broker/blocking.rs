@@ -1,0 +1,71 @@
+//! Offering and waiting for the verdict, for programs without an event loop.
+
+use std::time::Instant;
+
+use super::options::MAX_TIMEOUT;
+use super::reconnecting::Link;
+use super::{Broker, BrokerError, Offer, Verdict};
+use crate::reason::Reason;
+use crate::sys::event::Wait;
+
+impl Broker {
+    /// Offers a connection and waits for its verdict, and before that for the backend's welcome and
+    /// for room, for the offer's timeout in all; without a backend it is refused at once. Verdicts
+    /// of other offers stay for [`next_verdict`](Broker::next_verdict).
+    pub fn offer_and_wait(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
+        let queued = self.queue_in_time(offer);
+        let id = queued.inspect_err(|_| self.outcomes.statistics.refused += 1)?;
+        self.verdict_in_time(id).or_else(|error| {
+            // After an error the caller serves the connection, so the backend must not adopt it.
+            if self.take_back(id).is_ok() {
+                return Err(error);
+            }
+            self.hang_up(Reason::BackendUnavailable, Instant::now());
+            self.take_verdict(id).ok_or(error)
+        })
+    }
+
+    /// Sends the offer and waits for its verdict, which comes at its deadline at the latest.
+    fn verdict_in_time(&mut self, id: u64) -> Result<Verdict, BrokerError> {
+        self.flush()?;
+        loop {
+            if let Some(verdict) = self.take_verdict(id) {
+                return Ok(verdict);
+            }
+            self.dispatch_after(Wait::Forever)?;
+        }
+    }
+
+    fn take_verdict(&mut self, id: u64) -> Option<Verdict> {
+        let verdicts = &mut self.outcomes.verdicts;
+        let at = verdicts.iter().position(|verdict| verdict.id == id)?;
+        verdicts.remove(at)
+    }
+
+    fn queue_in_time(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
+        let start = Instant::now();
+        let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
+        let deadline = start.checked_add(timeout).unwrap_or(start);
+        // Connects, if it is time for that.
+        self.dispatch()?;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let offer = Offer { timeout: Some(left), ..*offer };
+            // No limit of verdicts: this offer's is taken as it comes, and the caller cannot take
+            // the others meanwhile.
+            let error = match self.queue(&offer, usize::MAX, Instant::now()) {
+                Ok(id) => return Ok(id),
+                Err(error) => error,
+            };
+            let worth_waiting = match (&error, &self.link) {
+                (BrokerError::Full { .. }, _) => true,
+                (BrokerError::Unavailable { .. }, Link::Up(channel)) => channel.welcome.is_err(),
+                _ => false,
+            };
+            if !worth_waiting || left.is_zero() {
+                return Err(error);
+            }
+            self.dispatch_after(Wait::Until(deadline))?;
+        }
+    }
+}

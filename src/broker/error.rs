@@ -1,0 +1,116 @@
+//! What can go wrong with a broker.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::address::TransportError;
+use crate::handle::HandleError;
+use crate::kind::ErrorKind;
+
+/// Why a call of a [`Broker`](super::Broker) did nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The path cannot be a socket's address.
+    #[error(transparent)]
+    Address(TransportError),
+    /// Two options contradict each other.
+    #[error("impossible options: {problem}")]
+    InvalidOptions {
+        /// Which, and their values.
+        problem: String,
+    },
+    /// The handle was opened in another process.
+    #[error("this handle belongs to another process: make one after fork()")]
+    WrongProcess,
+    /// The handle is closed.
+    #[error("{path}: the broker is closed", path = .path.display())]
+    Closed {
+        /// The handoff socket.
+        path: Arc<Path>,
+    },
+    /// The descriptor is not a socket.
+    #[error("descriptor {descriptor} cannot be offered: {source}")]
+    NotASocket {
+        /// The descriptor.
+        descriptor: RawFd,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The offer has more bytes than the backend takes, or a name is too long.
+    #[error("the offer has {len} bytes where {most} are allowed")]
+    TooLarge {
+        /// What it has.
+        len: usize,
+        /// What it may have.
+        most: usize,
+    },
+    /// There is no channel to the backend now, or it is draining.
+    #[error("{path}: no channel to the backend now: {source}", path = .path.display())]
+    Unavailable {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// Why: what the system said to the last attempt to connect, ECONNRESET after the end of
+        /// a channel, ENOTCONN before a backend has said welcome, ESHUTDOWN while it drains.
+        source: io::Error,
+    },
+    /// The backend failed too often recently.
+    #[error("{path}: the backend failed too often: not tried for {left:?}", path = .path.display())]
+    RateLimited {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// For how long.
+        left: Duration,
+    },
+    /// The limit of offers in flight, of queued bytes or of verdicts not taken is reached.
+    #[error("{path}: the limit of offers in flight is reached", path = .path.display())]
+    Full {
+        /// The handoff socket.
+        path: Arc<Path>,
+    },
+    /// The offer cannot be taken back: it was adopted, or has its verdict already.
+    #[error("offer {id} is not in flight any more")]
+    TooLate {
+        /// The offer.
+        id: u64,
+    },
+    /// The system refused what every broker needs.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl BrokerError {
+    /// The kind of this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            BrokerError::Address(error) => error.kind(),
+            BrokerError::InvalidOptions { .. } | BrokerError::NotASocket { .. } => {
+                ErrorKind::InvalidArgument
+            }
+            BrokerError::WrongProcess => ErrorKind::WrongProcess,
+            BrokerError::Closed { .. } => ErrorKind::Closed,
+            BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
+            BrokerError::Unavailable { .. } => ErrorKind::BackendUnavailable,
+            BrokerError::RateLimited { .. } => ErrorKind::RateLimited,
+            BrokerError::Full { .. } => ErrorKind::Full,
+            BrokerError::TooLate { .. } => ErrorKind::TooLate,
+            BrokerError::System { source, .. } => ErrorKind::of_system(source),
+        }
+    }
+}
+
+impl From<HandleError> for BrokerError {
+    fn from(error: HandleError) -> BrokerError {
+        match error {
+            HandleError::WrongProcess => BrokerError::WrongProcess,
+            HandleError::System { action, source } => BrokerError::System { action, source },
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The limits of a broker.
+
+use std::time::Duration;
+
+use super::BrokerError;
+use crate::wire::{MAX_FRAME_LEN, MAX_SLOTS};
+
+/// The longest that anything here may take: over a hundred years, which is no limit.
+pub(super) const MAX_TIMEOUT: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// The limits of a [`Broker`](super::Broker). Out-of-range values are clamped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BrokerOptions {
+    /// Offers in flight at once: 1 to 4096, 256 by default. The backend may allow fewer.
+    pub max_in_flight: usize,
+    /// How long an offer may wait for its verdict, unless it says otherwise: a millisecond at
+    /// least, 5 seconds by default. `Duration::MAX` is no timeout.
+    pub timeout: Duration,
+    /// Bytes of offers that may wait for room in the socket: 128 KiB at least, 1 MiB by default.
+    pub queue_bytes: usize,
+    /// Failures within `failure_period` after which offers are refused: 1 to
+    /// [`FailureCounter::MAX_FAILURES`](crate::failures::FailureCounter::MAX_FAILURES), 8 by default. None: failures never refuse an offer.
+    pub max_failures: Option<usize>,
+    /// How long a failure counts: a millisecond at least, 30 seconds by default.
+    pub failure_period: Duration,
+    /// The first pause between two attempts to connect: a millisecond at least, 10 milliseconds by
+    /// default. The pause doubles with each attempt that fails.
+    pub reconnect_min: Duration,
+    /// The longest pause between two attempts to connect, a second by default. It is an error if it
+    /// is shorter than `reconnect_min`.
+    pub reconnect_max: Duration,
+}
+
+impl BrokerOptions {
+    /// The options as they are used: clamped, unless they are impossible.
+    pub(super) fn checked(self) -> Result<BrokerOptions, BrokerError> {
+        let least = Duration::from_millis(1);
+        let options = BrokerOptions {
+            max_in_flight: self.max_in_flight.clamp(1, MAX_SLOTS),
+            timeout: self.timeout.clamp(least, MAX_TIMEOUT),
+            queue_bytes: self.queue_bytes.max(MAX_FRAME_LEN),
+            reconnect_min: self.reconnect_min.clamp(least, MAX_TIMEOUT),
+            reconnect_max: self.reconnect_max.clamp(least, MAX_TIMEOUT),
+            ..self
+        };
+        let BrokerOptions { reconnect_min, reconnect_max, .. } = options;
+        if reconnect_min > reconnect_max {
+            let problem = format!(
+                "reconnect_min ({reconnect_min:?}) is longer than reconnect_max ({reconnect_max:?})"
+            );
+            return Err(BrokerError::InvalidOptions { problem });
+        }
+        Ok(options)
+    }
+}
+
+impl Default for BrokerOptions {
+    fn default() -> BrokerOptions {
+        BrokerOptions {
+            max_in_flight: 256,
+            timeout: Duration::from_secs(5),
+            queue_bytes: 1024 * 1024,
+            max_failures: Some(8),
+            failure_period: Duration::from_secs(30),
+            reconnect_min: Duration::from_millis(10),
+            reconnect_max: Duration::from_secs(1),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What the handles of both ends do alike: they open at their first use, belong to the process that
+//! used them first, and have one descriptor to watch and one timer.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use crate::sys::event::Events;
+use crate::sys::process;
+
+/// How often dispatch looks for more work before it lets the caller's loop go on.
+pub(crate) const MAX_ROUNDS: usize = 64;
+/// How long a peer may take to say its first word.
+pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// When to send again what the system was short of memory for. poll(2) would say at once that there
+/// is room.
+pub(crate) const MEMORY_PAUSE: Duration = Duration::from_millis(1);
+
+/// What a handle watches, from its first use on.
+#[derive(Debug, Default)]
+pub(crate) struct Handle {
+    opened: Option<Opened>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    /// The process that used the handle first.
+    process: u64,
+    events: Events,
+}
+
+/// Why a handle cannot be used.
+#[derive(Debug)]
+pub(crate) enum HandleError {
+    WrongProcess,
+    System { action: &'static str, source: io::Error },
+}
+
+impl HandleError {
+    /// For `map_err`: the system refused an action.
+    pub(crate) fn system(action: &'static str) -> impl Fn(io::Error) -> HandleError {
+        move |source| HandleError::System { action, source }
+    }
+}
+
+impl Handle {
+    /// Fails in another process than the one that used the handle first.
+    pub(crate) fn check_process(&self) -> Result<(), HandleError> {
+        match &self.opened {
+            Some(opened) if opened.process != process::current() => Err(HandleError::WrongProcess),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.opened.is_some()
+    }
+
+    /// Makes what a handle watches, to be given to [`open`](Handle::open).
+    pub(crate) fn new_events() -> Result<Events, HandleError> {
+        Events::new().map_err(HandleError::system("make an epoll set"))
+    }
+
+    /// Opens the handle: it belongs to this process from now on.
+    pub(crate) fn open(&mut self, events: Events) {
+        self.opened = Some(Opened { process: process::current(), events });
+    }
+
+    /// None before the first use.
+    pub(crate) fn events(&mut self) -> Option<&mut Events> {
+        self.opened.as_mut().map(|opened| &mut opened.events)
+    }
+
+    /// The descriptor to watch, of a handle that is open.
+    pub(crate) fn descriptor(&self) -> Result<BorrowedFd<'_>, HandleError> {
+        let opened = self.opened.as_ref().ok_or(HandleError::WrongProcess)?;
+        Ok(opened.events.descriptor().as_fd())
+    }
+
+    /// Makes sure that the descriptor is readable at `when`, or before.
+    pub(crate) fn wake_at(&mut self, when: Instant, now: Instant) -> Result<(), HandleError> {
+        match &mut self.opened {
+            Some(opened) => {
+                opened.events.wake_at(when, now).map_err(HandleError::system("set a timer"))
+            }
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Frames survive their bytes, and nothing else is taken.
+
+use super::*;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use std::io::IoSlice;
+
+fn packet(kind: Kind, entries: usize, descriptors: usize, body: &[u8]) -> Vec<u8> {
+    let mut packet = header(kind, entries, descriptors, body.len()).to_vec();
+    packet.extend_from_slice(body);
+    packet
+}
+
+fn token() -> impl Strategy<Value = Token> {
+    any::<[u8; 16]>().prop_map(Token::from_bytes)
+}
+
+const SLOTS: std::ops::Range<u32> = 0..MAX_SLOTS as u32;
+
+type OwnedOffer = (u32, u64, Token, u64, [Vec<u8>; 4]);
+
+fn owned_offer() -> impl Strategy<Value = OwnedOffer> {
+    let name = || vec(any::<u8>(), 0..=MAX_NAME_LEN);
+    let parts = [
+        name().boxed(),
+        name().boxed(),
+        vec(any::<u8>(), 0..600).boxed(),
+        vec(any::<u8>(), 0..600).boxed(),
+    ];
+    (SLOTS, 1..=crate::claim::MAX_GENERATION, token(), any::<u64>(), parts)
+}
+
+fn borrow(offer: &OwnedOffer) -> Offer<'_> {
+    let (slot, generation, token, cookie, [service, correlation, metadata, preread]) = offer;
+    let (slot, generation, token, cookie) = (*slot, *generation, *token, *cookie);
+    let head = OfferHead { slot, generation, token, cookie };
+    Offer { head, service, correlation, metadata, preread }
+}
+
+/// The preread bytes go out in two parts and arrive as one.
+fn write(out: &mut Vec<u8>, offer: &Offer<'_>) {
+    let Offer { head, service, correlation, metadata, preread } = offer;
+    let (first, rest) = preread.split_at(preread.len() / 2);
+    let preread = [IoSlice::new(first), IoSlice::new(rest)];
+    write_offer(out, head, &[service, correlation, metadata], &preread);
+}
+
+fn verdict() -> impl Strategy<Value = Verdict> {
+    (SLOTS, any::<u64>(), any::<u8>(), proptest::option::of(token()))
+        .prop_map(|(slot, generation, reason, next)| Verdict { slot, generation, reason, next })
+}
+
+/// One valid packet of any kind, with its count of descriptors.
+fn any_packet() -> impl Strategy<Value = (Vec<u8>, usize)> {
+    let hello = (1..=MAX_SLOTS as u32)
+        .prop_map(|slots| (packet(Kind::Hello, 0, 1, &Hello { slots }.body()), 1));
+    let offers = vec(owned_offer(), 1..8).prop_map(|offers| {
+        let mut body = Vec::new();
+        offers.iter().for_each(|offer| write(&mut body, &borrow(offer)));
+        (packet(Kind::Offers, offers.len(), offers.len(), &body), offers.len())
+    });
+    let verdicts = vec(verdict(), 1..8).prop_map(|verdicts| {
+        let mut body = Vec::new();
+        verdicts.iter().for_each(|verdict| verdict.write(&mut body));
+        (packet(Kind::Verdicts, verdicts.len(), 0, &body), 0)
+    });
+    prop_oneof![hello, offers, verdicts]
+}
+
+proptest! {
+    #[test]
+    fn offers_survive_their_bytes(offers in vec(owned_offer(), 1..8)) {
+        let mut body = Vec::new();
+        let mut variable = 0;
+        for offer in offers.iter().map(borrow) {
+            write(&mut body, &offer);
+            variable += offer.variable_len().unwrap();
+        }
+        prop_assert_eq!(body.len(), variable + offers.len() * OFFER_LEN);
+        let packet = packet(Kind::Offers, offers.len(), offers.len(), &body);
+        let Ok(Frame::Offers(entries)) = decode(&packet, offers.len()) else {
+            panic!("{:?}", decode(&packet, offers.len()));
+        };
+        prop_assert!(entries.offers().eq(offers.iter().map(borrow)));
+    }
+
+    #[test]
+    fn verdicts_survive_their_bytes(verdicts in vec(verdict(), 1..100)) {
+        let mut body = Vec::new();
+        verdicts.iter().for_each(|verdict| verdict.write(&mut body));
+        prop_assert_eq!(body.len(), verdicts.len() * VERDICT_LEN);
+        let packet = packet(Kind::Verdicts, verdicts.len(), 0, &body);
+        let Ok(Frame::Verdicts(entries)) = decode(&packet, 0) else {
+            panic!("{:?}", decode(&packet, 0));
+        };
+        prop_assert!(entries.verdicts().eq(verdicts));
+    }
+
+    #[test]
+    fn grants_survive_their_bytes(grants in vec((SLOTS, token()), 1..100)) {
+        let grants: Vec<_> =
+            grants.into_iter().map(|(slot, token)| Grant { slot, token }).collect();
+        let mut body = Vec::new();
+        grants.iter().for_each(|grant| grant.write(&mut body));
+        prop_assert_eq!(body.len(), grants.len() * GRANT_LEN);
+        let packet = packet(Kind::Grants, grants.len(), 0, &body);
+        let Ok(Frame::Grants(entries)) = decode(&packet, 0) else {
+            panic!("{:?}", decode(&packet, 0));
+        };
+        prop_assert!(entries.grants().eq(grants));
+    }
+
+    #[test]
+    fn first_frames_survive_their_bytes(slots in 1..=MAX_SLOTS as u32, bytes in 0..=MAX_FRAME_LEN as u32) {
+        let hello = Hello { slots };
+        let packet_of_hello = packet(Kind::Hello, 0, 1, &hello.body());
+        let decoded = decode(&packet_of_hello, 1);
+        prop_assert!(matches!(decoded, Ok(Frame::Hello(found)) if found == hello));
+        let welcome = Welcome { slots, max_bytes: bytes };
+        let packet = packet(Kind::Welcome, 0, 0, &welcome.body());
+        prop_assert!(matches!(decode(&packet, 0), Ok(Frame::Welcome(found)) if found == welcome));
+    }
+
+    #[test]
+    fn packet_cut_or_continued_anywhere_is_refused(
+        (packet, descriptors) in any_packet(),
+        at in any::<proptest::sample::Index>(),
+        more in vec(any::<u8>(), 1..40),
+    ) {
+        prop_assert!(decode(&packet[..at.index(packet.len())], descriptors).is_err());
+        let longer = [packet, more].concat();
+        prop_assert!(decode(&longer, descriptors).is_err());
+    }
+
+    #[test]
+    fn packet_with_another_count_of_descriptors_is_refused(
+        (packet, descriptors) in any_packet(),
+        other in 0..300usize,
+    ) {
+        prop_assume!(other != descriptors);
+        prop_assert_eq!(decode(&packet, other).err(), Some(WireError::Descriptors));
+    }
+
+    #[test]
+    fn header_changed_in_any_byte_is_refused(
+        (mut packet, descriptors) in any_packet(),
+        at in 0..HEADER_LEN,
+        change in 1..=255u8,
+    ) {
+        packet[at] ^= change;
+        prop_assert!(decode(&packet, descriptors).is_err());
+    }
+
+    #[test]
+    fn any_bytes_are_decoded_or_refused(bytes in vec(any::<u8>(), 0..400), descriptors in 0..4usize) {
+        let _ = decode(&bytes, descriptors);
+    }
+}
+
+#[test]
+fn drain_has_nothing_in_it() {
+    assert!(matches!(decode(&packet(Kind::Drain, 0, 0, &[]), 0), Ok(Frame::Drain)));
+    assert_eq!(decode(&packet(Kind::Drain, 1, 0, &[]), 0).err(), Some(WireError::Entries));
+}
