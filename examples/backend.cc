@@ -1,21 +1,25 @@
-// backend: listens on a handoff socket, adopts the clients that brokers hand over, and answers each
-// on the client's own connection.
-//
-//   c++ -std=c++17 backend.cc $(pkg-config --cflags --libs handoff) -o backend
-//   ./backend SOCKET
-//
-// An event loop that never blocks. SIGTERM lets it finish what it has adopted. The broker serves the
-// others.
+/*
+ * backend: listens on a handoff socket, adopts the clients that brokers offer, and answers each
+ * client on its own connection.
+ *
+ *   c++ -std=c++17 backend.cc $(pkg-config --cflags --libs handoff) -o backend
+ *   ./backend SOCKET
+ *
+ * An event loop that never blocks. After SIGTERM it finishes the clients that it has adopted. The
+ * brokers serve all others.
+ */
 #include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <iterator>
 #include <list>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <utility>
 
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
@@ -29,7 +33,7 @@ using std::chrono::steady_clock;
 
 namespace {
 
-constexpr milliseconds time_to_ask{1000};
+constexpr milliseconds request_time{1000};
 constexpr std::size_t most_clients = 1024, longest_request = 4096;
 
 struct client;
@@ -37,28 +41,25 @@ using client_list = std::list<std::unique_ptr<client>>;
 
 struct client {
     handoff::unique_fd fd;
-    steady_clock::time_point deadline;  // by when it must have asked
+    steady_clock::time_point deadline;  // for the rest of its request
     client_list::iterator place;        // in backend::clients_
     std::string request;
 };
 
-// For what can only fail by a mistake in this program, or when the system has nothing left.
-void check(bool ok, const char *what)
+/* Throws if a system call failed that cannot fail in normal operation. */
+void check(bool ok, const char *call)
 {
     if (!ok)
-        throw std::system_error(errno, std::generic_category(), what);
+        throw std::system_error(errno, std::generic_category(), call);
 }
 
 class backend {
   public:
     explicit backend(const char *path) : brokers_(handoff::backend::listen(path))
     {
-        sigset_t stop;
-        sigemptyset(&stop);
-        sigaddset(&stop, SIGTERM);
-        sigaddset(&stop, SIGINT);
-        check(sigprocmask(SIG_BLOCK, &stop, nullptr) == 0, "sigprocmask");
-        signals_.reset(signalfd(-1, &stop, SFD_CLOEXEC));
+        take_signals();
+        epoll_.reset(epoll_create1(EPOLL_CLOEXEC));
+        check(bool(epoll_), "epoll_create1");
         watch(signals_.get(), &signals_);
         watch(brokers_.fd(), &brokers_);
         std::printf("listening on %s\n", path);
@@ -71,32 +72,36 @@ class backend {
             epoll_event events[64];
             const int count = epoll_wait(epoll_.get(), events, 64, expire());
             check(count != -1 || errno == EINTR, "epoll_wait");
-            bool arrived = false, stopping = false;
+            bool stopping = false;
             for (int i = 0; i < count; i++) {
                 void *const what = events[i].data.ptr;
                 if (what == &signals_)
                     stopping = true;
                 else if (what == &brokers_)
-                    arrived = true;
+                    dispatch();
                 else
                     read_request(*static_cast<client *>(what));
             }
             if (stopping)
-                brokers_.drain();
-            if (arrived || stopping) {
-                brokers_.dispatch();
-                adopt_arrivals();
-            }
-            if (stopping) {
-                // Nothing is held. The brokers take back what comes from now on.
-                brokers_ = handoff::backend();
-                signals_.reset();
-            }
+                drain();
         }
         std::printf("adopted: %lu\nanswered: %lu\n", adopted_, answered_);
     }
 
   private:
+    /* SIGTERM and SIGINT are events, too. */
+    void take_signals()
+    {
+        sigset_t stop;
+        sigemptyset(&stop);
+        sigaddset(&stop, SIGTERM);
+        sigaddset(&stop, SIGINT);
+        check(sigprocmask(SIG_BLOCK, &stop, nullptr) == 0, "sigprocmask");
+        signals_.reset(signalfd(-1, &stop, SFD_CLOEXEC));
+        check(bool(signals_), "signalfd");
+    }
+
+    /* Watches a descriptor. Its events carry `what`: a client, or the address of a member. */
     void watch(int fd, void *what)
     {
         epoll_event event{};
@@ -105,60 +110,70 @@ class backend {
         check(epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0, "EPOLL_CTL_ADD");
     }
 
-    // Prepares all that a client needs before it adopts: afterwards the broker cannot help any
-    // more. An arrival that is not adopted, such as after an exception, rejects itself.
-    void adopt_arrivals()
+    void dispatch()
     {
+        brokers_.dispatch();
         for (auto &arrival : brokers_.arrivals()) {
-            if (clients_.size() == most_clients || arrival.preread().size() > longest_request) {
+            if (clients_.size() == most_clients)
                 arrival.reject(handoff::reason::backend_busy);
-                continue;
-            }
-            auto added = std::make_unique<client>();
-            added->request = arrival.preread();  // comes before what is read from the socket
-            added->deadline = steady_clock::now() + time_to_ask;
-            added->fd = arrival.adopt();
-            if (!added->fd)
-                continue;  // the broker took it back, and serves it
-            adopted_++;
-            auto &kept = *clients_.emplace_back(std::move(added));
-            kept.place = std::prev(clients_.end());
-            watch(kept.fd.get(), &kept);
-            answer_if_complete(kept);
+            else if (arrival.preread().size() <= longest_request)
+                adopt(arrival);
+            // Otherwise the arrival is left, and rejects itself.
         }
     }
 
+    /* Prepares what may fail before it adopts. If that throws, the arrival rejects itself, and the
+     * broker serves the client. */
+    void adopt(handoff::arrival &arrival)
+    {
+        auto added = std::make_unique<client>();
+        added->deadline = steady_clock::now() + request_time;
+        // What the broker has read comes before what can still be read.
+        added->request = arrival.preread();
+        added->fd = arrival.adopt();
+        if (!added->fd)
+            return;  // the broker took it back, and serves it
+        adopted_++;
+        auto &asking = *clients_.emplace_back(std::move(added));
+        asking.place = std::prev(clients_.end());
+        watch(asking.fd.get(), &asking);
+        answer_if_complete(asking);
+    }
+
+    /* The broker's copy shares O_NONBLOCK, so this program leaves it and says MSG_DONTWAIT. */
     void read_request(client &asking)
     {
-        // The broker's copy shares O_NONBLOCK, so that stays as it is.
         char part[longest_request];
-        const ssize_t len = recv(asking.fd.get(), part, sizeof part, MSG_DONTWAIT);
-        if (len == -1 && (errno == EAGAIN || errno == EINTR))
+        const ssize_t len = recv(asking.fd.get(), part, longest_request - asking.request.size(),
+                                 MSG_DONTWAIT);
+        if (len == -1 && errno == EAGAIN)
             return;
-        if (len <= 0 || asking.request.size() + static_cast<std::size_t>(len) > longest_request)
-            return end(asking);  // it has gone, or asks too much
+        if (len <= 0)
+            return end(asking);  // it has gone, or its request is too long
         asking.request.append(part, static_cast<std::size_t>(len));
         answer_if_complete(asking);
     }
 
+    /* Answers a client if its request is complete, and ends it. */
     void answer_if_complete(client &asking)
     {
-        constexpr std::string_view end_of_request = "\r\n\r\n";
-        const std::string_view request = asking.request;
-        if (request.size() < end_of_request.size()
-            || request.substr(request.size() - end_of_request.size()) != end_of_request)
+        constexpr std::string_view last = "\r\n\r\n";
+        const std::string &request = asking.request;
+        if (request.size() < last.size() || request.rfind(last) != request.size() - last.size())
             return;
         const std::string body = "served by the backend " + std::to_string(getpid()) + "\n";
         const std::string answer = "HTTP/1.0 200 OK\r\nContent-Length: "
             + std::to_string(body.size()) + "\r\n\r\n" + body;
-        answered_ += send(asking.fd.get(), answer.data(), answer.size(),
-                          MSG_DONTWAIT | MSG_NOSIGNAL)
-            == static_cast<ssize_t>(answer.size());
+        if (send(asking.fd.get(), answer.data(), answer.size(), MSG_DONTWAIT | MSG_NOSIGNAL)
+            == static_cast<ssize_t>(answer.size()))
+            answered_++;
+        else
+            std::perror("backend: answering a client");
         end(asking);
     }
 
-    // The broker may not have closed its copy yet. While that is open, close() does not end the
-    // connection, and does not take it out of the event loop.
+    /* Ends a client. The broker may not have closed its copy yet, and while it has one, close(2)
+     * neither takes the descriptor out of the event loop, epoll(7), nor ends the connection. */
     void end(client &served)
     {
         check(epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, served.fd.get(), nullptr) == 0,
@@ -167,7 +182,8 @@ class backend {
         clients_.erase(served.place);
     }
 
-    // Ends clients whose time is up. Returns the milliseconds until that of the next one, or -1.
+    /* Ends clients that sent no request in time. Returns the milliseconds until the next deadline,
+     * or -1 if there is none. */
     int expire()
     {
         const auto now = steady_clock::now();
@@ -179,10 +195,19 @@ class backend {
         return static_cast<int>(left.count());
     }
 
+    /* Stops listening, and adopts what has arrived. Then the backend holds nothing and can be
+     * destroyed, and brokers take back what was still on its way. */
+    void drain()
+    {
+        brokers_.drain();
+        dispatch();
+        brokers_ = {};
+        signals_.reset();
+    }
+
     handoff::backend brokers_;
-    handoff::unique_fd epoll_{epoll_create1(EPOLL_CLOEXEC)};
-    handoff::unique_fd signals_;
-    client_list clients_;  // have not asked all of it yet, in the order of their deadlines
+    handoff::unique_fd epoll_, signals_;
+    client_list clients_;  // without a complete request yet, the earliest deadline first
     unsigned long adopted_ = 0, answered_ = 0;
 };
 

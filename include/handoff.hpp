@@ -406,7 +406,7 @@ class broker
   public:
     using verdict_range = detail::results<broker, verdict<T>>;
 
-    broker() noexcept = default;
+    broker() noexcept {}
     broker(const char *path, const broker_options &options, std::error_code &ec) noexcept
     {
         handoff_broker_options raw = HANDOFF_BROKER_OPTIONS_INIT;
@@ -524,7 +524,7 @@ class broker
     static verdict<T> from_raw(const handoff_verdict &raw) noexcept
     {
         return {raw.id, static_cast<T *>(raw.user_data), raw.outcome == HANDOFF_ADOPTED,
-                static_cast<handoff::reason>(raw.reason), raw.may_have_reached_backend};
+                static_cast<handoff::reason>(raw.reason), raw.may_have_reached_backend != 0};
     }
 
     static std::error_code fault(handoff_status status) noexcept
@@ -544,7 +544,7 @@ struct backend_options {
     std::size_t max_in_flight = 0;
     std::size_t max_offer_bytes = 0;
     std::size_t max_held_bytes = 0;
-    std::uint32_t kinds = 0;
+    std::uint64_t kinds = 0;
 };
 
 /**
@@ -639,7 +639,7 @@ class backend
   public:
     using arrival_range = detail::results<backend, arrival>;
 
-    backend() noexcept = default;
+    backend() noexcept {}
 
     /** Makes a handoff socket and listens on it. */
     [[nodiscard]] static backend listen(const char *path, const backend_options &options,
