@@ -15,8 +15,8 @@
  * You may include a part alone. These rules hold for every call:
  *
  * - Status. A call that can fail returns a handoff_status: HANDOFF_OK (0), a positive number if
- *   there is no result but also no error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT), or a negative
- *   HANDOFF_ERR_*. After an error, errno is the system's error, or 0 if the system had no part in
+ *   there is no result but also no error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT,
+ *   HANDOFF_WOKEN), or a negative HANDOFF_ERR_*. After an error, errno is the system's error, or 0 if the system had no part in
  *   it, and handoff_last_error() returns a per-thread message.
  * - Arguments. A bad argument is HANDOFF_ERR_INVALID_ARGUMENT, never a crash. Out parameters come
  *   last and are written only on HANDOFF_OK.

@@ -22,7 +22,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::claim::Lost;
-use crate::handle::{Handle, HandleError, MAX_ROUNDS};
+use crate::handle::{Handle, HandleError, MAX_ROUNDS, Waker};
 use crate::listener::{Listener, ListenerOptions};
 use crate::peer::Credentials;
 use crate::reason::Reason;
@@ -143,6 +143,11 @@ impl Backend {
     pub fn descriptor(&mut self) -> Result<BorrowedFd<'_>, BackendError> {
         self.enter()?;
         Ok(self.handle.descriptor()?)
+    }
+
+    /// What ends a wait of this backend.
+    pub fn waker(&self) -> Waker {
+        self.handle.waker().clone()
     }
 
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
@@ -336,7 +341,7 @@ impl Backend {
         if self.handle.is_open() {
             return Ok(());
         }
-        let events = Handle::new_events()?;
+        let events = self.handle.new_events()?;
         self.accepting.watch(&events)?;
         self.handle.open(events);
         self.buffer = vec![0; MAX_FRAME_LEN];

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::address;
 use crate::claim::{self, Lost};
-use crate::handle::{Handle, HandleError, MAX_ROUNDS};
+use crate::handle::{Handle, HandleError, MAX_ROUNDS, Waker};
 use crate::reason::Reason;
 use crate::sys::event::{Events, Wait};
 use crate::sys::packet;
@@ -136,6 +136,11 @@ impl Broker {
         let now = Instant::now();
         self.enter(now)?;
         Ok(self.handle.descriptor()?)
+    }
+
+    /// What ends a wait of this broker.
+    pub fn waker(&self) -> Waker {
+        self.handle.waker().clone()
     }
 
     /// Offers a connection, at once unless more follow. Returns its id; the verdict comes from
@@ -345,7 +350,8 @@ impl Broker {
         if self.handle.is_open() {
             return Ok(());
         }
-        self.handle.open(Handle::new_events()?);
+        let events = self.handle.new_events()?;
+        self.handle.open(events);
         self.buffer = vec![0; MAX_FRAME_LEN];
         self.descriptors = Vec::with_capacity(MAX_DESCRIPTORS);
         // Every offer in flight and every verdict that may be waiting when it is taken.

@@ -13,6 +13,8 @@ pub enum ErrorKind {
     Nothing = -1,
     /// A wait ended because its time was up. No error in C.
     TimedOut = -2,
+    /// A waker ended a wait. No error in C.
+    Woken = -3,
     InvalidArgument = 1,
     Unsupported = 2,
     PermissionDenied = 3,
@@ -97,6 +99,7 @@ impl ErrorKind {
         Some(match self {
             ErrorKind::Nothing
             | ErrorKind::TimedOut
+            | ErrorKind::Woken
             | ErrorKind::InvalidArgument
             | ErrorKind::Internal
             | ErrorKind::WrongProcess

@@ -20,6 +20,7 @@
 //! | [`token`] | tokens |
 //! | [`address`] | Unix sockets by path and by descriptor |
 //! | [`failures`] | the failure counter |
+//! | [`handle`] | ending a wait |
 //! | [`reason`] | why a connection was not handed over |
 //! | [`error`] | any error, and the kinds of error |
 //! | [`support`] | whether this system has what the library needs |
@@ -50,7 +51,7 @@ pub mod token;
 
 mod claim;
 mod ffi;
-mod handle;
+pub mod handle;
 mod kind;
 mod sys;
 mod wire;

@@ -254,13 +254,26 @@ handoff_status handoff_broker_next(handoff_broker *broker,
  * @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
  * @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect
  * @param[out] verdict  what became of it
- * @return HANDOFF_OK if there is a verdict. After an error there is none, and the connection is
- *         still yours: as handoff_broker_offer().
+ * @return HANDOFF_OK if there is a verdict; HANDOFF_WOKEN after handoff_broker_wake(): the offer was
+ *         taken back, and the connection is yours. After an error there is no verdict, and the
+ *         connection is still yours: as handoff_broker_offer().
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_offer_and_wait(handoff_broker *broker,
                                              const handoff_offer *offer,
                                              handoff_verdict *verdict) HANDOFF_NOEXCEPT;
+
+/**
+ * Ends the handoff_broker_offer_and_wait() that runs in another thread, or the next one: it returns
+ * HANDOFF_WOKEN.
+ *
+ * @param broker  the broker; nobody may free it meanwhile
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
+ *         leaves errno and the last errors as they are.
+ *
+ * Safe in any thread and in a signal handler, whatever another thread does with the broker.
+ */
+handoff_status handoff_broker_wake(const handoff_broker *broker) HANDOFF_NOEXCEPT;
 
 /**
  * Takes an offer back.

@@ -7,7 +7,8 @@
  * sendmsg(2): a message is the 16 bytes of a token with one descriptor attached (SCM_RIGHTS of
  * unix(7)), an acknowledgement is 20 bytes.
  *
- * Different threads may use different sockets at once. No call raises SIGPIPE.
+ * Different threads may use different sockets at once. No call raises SIGPIPE. A signal does not end
+ * a wait. As `wait_ms`, 0 does not wait; as `timeout_ms`, it is the default.
  *
  * Made by cbindgen from src/ffi; do not edit.
  */
@@ -318,7 +319,8 @@ handoff_status handoff_raw_token_send(int socket, const handoff_raw_token *token
  * @param socket      a connected Unix socket, blocking or not
  * @param wait_ms     how long to wait, in milliseconds, as in poll(2)
  * @param[out] token  the token
- * @return HANDOFF_OK; HANDOFF_TIMED_OUT if none came in that time; HANDOFF_ERR_END_OF_STREAM;
+ * @return HANDOFF_OK; HANDOFF_TIMED_OUT if none came in that time: the backend is busy, so the
+ *         reason for a fallback is HANDOFF_REASON_BACKEND_BUSY; HANDOFF_ERR_END_OF_STREAM;
  *         HANDOFF_ERR_WRONG_LENGTH; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
  *         After an error close the socket.
  */
@@ -350,6 +352,7 @@ handoff_status handoff_raw_ack_accept(int socket, const handoff_raw_token *token
  * @param reason  one of HANDOFF_REASON_*; HANDOFF_REASON_REJECTED if no other fits
  * @return as handoff_raw_ack_accept(); also HANDOFF_ERR_INVALID_ARGUMENT for another `reason`.
  */
+HANDOFF_MUST_USE
 handoff_status handoff_raw_ack_reject(int socket,
                                       const handoff_raw_token *token,
                                       handoff_reason reason) HANDOFF_NOEXCEPT;

@@ -79,6 +79,12 @@ typedef int32_t handoff_status;
 #define HANDOFF_TIMED_OUT 2
 
 /**
+ * A wake call of the handle ended the wait. Not an error: errno and handoff_last_error() stay as they
+ * were.
+ */
+#define HANDOFF_WOKEN 3
+
+/**
  * Returns a message about this thread's last error, in English, with the socket and the descriptor
  * that were used. It never shows a token.
  *
@@ -152,7 +158,7 @@ typedef uint32_t handoff_reason;
  *
  * @param status  what handoff_broker_offer() or a call of the raw layer returned
  * @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, HANDOFF_NOTHING,
- *         HANDOFF_TIMED_OUT, unknown numbers, and for errors that a fallback must not hide:
+ *         HANDOFF_TIMED_OUT, HANDOFF_WOKEN, unknown numbers, and for errors that a fallback must not hide:
  *         HANDOFF_ERR_INVALID_ARGUMENT, HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED,
  *         HANDOFF_ERR_INTERNAL, HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE.
  *
@@ -176,7 +182,7 @@ const char *handoff_reason_name(handoff_reason reason) HANDOFF_NOEXCEPT;
  *
  * @param status  what handoff_broker_offer() or a call of the raw layer returned
  * @return true if you should serve the client another way and no more; false for HANDOFF_OK,
- *         HANDOFF_NOTHING, HANDOFF_TIMED_OUT, unknown numbers and the errors for which
+ *         the positive statuses, unknown numbers and the errors for which
  *         handoff_status_reason() returns HANDOFF_REASON_NONE.
  *
  * Safe in any thread, after fork() and in a signal handler.

@@ -42,6 +42,9 @@ pub enum BackendError {
     /// Nothing arrived in time.
     #[error("nothing arrived in time")]
     TimedOut,
+    /// A waker ended the wait.
+    #[error("the wait was ended")]
+    Woken,
     /// The system refused what every backend needs.
     #[error("cannot {action}: {source}")]
     System {
@@ -63,6 +66,7 @@ impl BackendError {
             BackendError::WrongProcess => ErrorKind::WrongProcess,
             BackendError::TakenBack { .. } => ErrorKind::TakenBack,
             BackendError::TimedOut => ErrorKind::TimedOut,
+            BackendError::Woken => ErrorKind::Woken,
             BackendError::System { source, .. } => ErrorKind::of_system(source),
         }
     }

@@ -76,6 +76,9 @@ pub enum BrokerError {
         /// The offer.
         id: u64,
     },
+    /// A waker ended the wait, and the offer was taken back.
+    #[error("the wait was ended, and the offer taken back")]
+    Woken,
     /// The system refused what every broker needs.
     #[error("cannot {action}: {source}")]
     System {
@@ -96,6 +99,7 @@ impl BrokerError {
             }
             BrokerError::WrongProcess => ErrorKind::WrongProcess,
             BrokerError::Closed { .. } => ErrorKind::Closed,
+            BrokerError::Woken => ErrorKind::Woken,
             BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
             BrokerError::Unavailable { .. } => ErrorKind::BackendUnavailable,
             BrokerError::RateLimited { .. } => ErrorKind::RateLimited,
