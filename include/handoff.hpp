@@ -7,7 +7,7 @@
  * is, and turn its statuses into error codes with make_error_code().
  *
  * - Results. What happens while peers come and go is a result, not an error: an offer that is
- *   refused, an arrival that was taken back, nothing to take, a wait that timed out.
+ *   refused, an arrival that was taken back, nothing to take, a wait that ended without a result.
  * - Errors. Each member that can fail has two forms, as in std::filesystem. One takes a
  *   std::error_code, which it sets, or clears if nothing failed, and is noexcept. The other throws
  *   std::system_error, whose what() begins with handoff_last_error(); it does not exist where
@@ -153,7 +153,7 @@ inline std::error_code make_error_code(errc error) noexcept
     return {static_cast<int>(error), error_category()};
 }
 
-/** Turns a status into an error code. HANDOFF_NOTHING and HANDOFF_TIMED_OUT are no errors. */
+/** Turns a status into an error code. HANDOFF_NOTHING and other positive ones are no errors. */
 inline std::error_code make_error_code(handoff_status status) noexcept
 {
     return status < 0 ? make_error_code(static_cast<errc>(status)) : std::error_code();
@@ -241,8 +241,8 @@ auto throwing(Call call)
 #endif
 
 /** What a broker and a backend have in common: they own their handle in C. */
-template <class Raw, class Statistics, auto Free, auto Fd, auto Dispatch, auto GetStatistics,
-          auto LastError>
+template <class Raw, class Statistics, auto Free, auto Fd, auto Dispatch, auto Wake,
+          auto GetStatistics, auto LastError>
 class handle {
   public:
     /** False: it is empty. */
@@ -262,6 +262,12 @@ class handle {
     }
 
     void dispatch(std::error_code &ec) noexcept { ec = make_error_code(Dispatch(get())); }
+
+    /**
+     * Ends the wait that runs in another thread, or the next one. Signal handlers may call it.
+     * False: there is no handle, or it is another process's.
+     */
+    bool wake() const noexcept { return Wake(get()) == HANDOFF_OK; }
 
     [[nodiscard]] Statistics statistics(std::error_code &ec) const noexcept
     {
@@ -396,12 +402,13 @@ struct verdict {
 
 /**
  * The broker's end of a channel to one backend. `T` is the type of the user data, which goes with
- * an offer and comes back with its verdict. The broker does not own that.
+ * an offer and comes back with its verdict. The broker does not own it. Verdicts that were not taken
+ * when the broker is destroyed are lost: close() first and take them.
  */
 template <class T = void>
 class broker
     : public detail::handle<handoff_broker, handoff_broker_statistics, handoff_broker_free,
-                            handoff_broker_fd, handoff_broker_dispatch,
+                            handoff_broker_fd, handoff_broker_dispatch, handoff_broker_wake,
                             handoff_broker_get_statistics, handoff_broker_last_error> {
   public:
     using verdict_range = detail::results<broker, verdict<T>>;
@@ -438,7 +445,10 @@ class broker
         return result;
     }
 
-    /** Offers a connection and waits for its verdict. A refusal is one too: it is not adopted. */
+    /**
+     * Offers a connection and waits for its verdict. A refusal is one too: it is not adopted. After
+     * wake() it is not adopted either, with reason::none.
+     */
     [[nodiscard]] verdict<T> offer_and_wait(const handoff::offer &what,
                                             std::error_code &ec) noexcept
     {
@@ -634,7 +644,7 @@ class arrival {
 /** The backend's end of the channels of one handoff socket. */
 class backend
     : public detail::handle<handoff_backend, handoff_backend_statistics, handoff_backend_free,
-                            handoff_backend_fd, handoff_backend_dispatch,
+                            handoff_backend_fd, handoff_backend_dispatch, handoff_backend_wake,
                             handoff_backend_get_statistics, handoff_backend_last_error> {
   public:
     using arrival_range = detail::results<backend, arrival>;
@@ -655,7 +665,7 @@ class backend
         return make(handoff_backend_listen_on, fd, options, ec);
     }
 
-    /** Waits for an arrival and adopts it. None, and `ec` is clear: the wait timed out. */
+    /** Waits for an arrival and adopts it. None: the time is up, or wake() ended the wait. */
     [[nodiscard]] std::optional<arrival> accept(std::chrono::milliseconds wait,
                                                 std::error_code &ec) noexcept
     {
@@ -695,12 +705,10 @@ class backend
     {
         return detail::throwing([&](auto &ec) { return listen_on(fd, options, ec); });
     }
-    [[nodiscard]] std::optional<arrival> accept(std::chrono::milliseconds wait)
+    [[nodiscard]] std::optional<arrival> accept(std::chrono::milliseconds wait = no_timeout)
     {
         return detail::throwing([&](auto &ec) { return accept(wait, ec); });
     }
-    /** Waits without limit, so there always is an arrival. */
-    [[nodiscard]] arrival accept() { return *accept(no_timeout); }
     [[nodiscard]] std::optional<arrival> next()
     {
         return detail::throwing([&](auto &ec) { return next(ec); });

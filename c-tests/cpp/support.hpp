@@ -107,12 +107,13 @@ struct client {
 /** Both ends of a channel in this process. What one end sends is there for the other at once. */
 class channel {
   public:
-    explicit channel(const handoff::broker_options &options = {})
+    explicit channel(const handoff::broker_options &broker_options = {},
+                     const handoff::backend_options &backend_options = {})
     {
         const std::string path = directory_.socket();
-        backend = handoff::backend::listen(path.c_str(), {}, ec);
+        backend = handoff::backend::listen(path.c_str(), backend_options, ec);
         REQUIRE(!ec);
-        broker = handoff::broker<client>(path.c_str(), options, ec);
+        broker = handoff::broker<client>(path.c_str(), broker_options, ec);
         REQUIRE(!ec);
         REQUIRE(broker.fd(ec) != -1);
         while (broker.statistics(ec).connects == 0) {
@@ -154,6 +155,17 @@ class channel {
         auto found = verdict_if_any();
         REQUIRE(found);
         return *found;
+    }
+    /** The verdict that will be there, without the backend. */
+    handoff::verdict<client> awaited_verdict()
+    {
+        for (;;) {
+            await_readable(broker.fd(ec));
+            broker.dispatch(ec);
+            REQUIRE(!ec);
+            if (auto found = broker.next(ec))
+                return *found;
+        }
     }
     std::optional<handoff::verdict<client>> verdict_if_any()
     {

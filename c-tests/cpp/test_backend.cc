@@ -2,8 +2,10 @@
 #include "support.hpp"
 
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
+#include <sys/stat.h>
 #include <sys/un.h>
 
 using handoff::errc;
@@ -40,7 +42,45 @@ TEST_CASE("a backend's options count")
     options.mode = 0640;
     const auto backend = handoff::backend::listen(directory.socket().c_str(), options, ec);
     REQUIRE(!ec);
-    CHECK(access(directory.socket().c_str(), R_OK) == 0);
+    struct stat file{};
+    REQUIRE(stat(directory.socket().c_str(), &file) == 0);
+    CHECK((file.st_mode & 0777) == 0640);
+}
+
+TEST_CASE("a backend's limits count")
+{
+    handoff::backend_options options;
+    options.max_in_flight = 1;
+    options.kinds = HANDOFF_KIND_SEQPACKET;
+    test::channel channel({}, options);
+    const test::connection connection;
+    channel.offer(connection.server.get());
+    handoff::offer offer;
+    offer.fd = connection.server.get();
+    CHECK(channel.broker.offer(offer, nullptr, channel.ec).error == errc::full);
+    channel.backend.dispatch(channel.ec);
+    CHECK(!channel.backend.next(channel.ec));
+    CHECK(channel.verdict().reason == reason::client_unsupported);
+}
+
+TEST_CASE("a backend's policy decides who may connect")
+{
+    const test::directory directory;
+    const std::uint32_t users[] = {geteuid() + 1};
+    handoff_peer_policy policy = HANDOFF_PEER_POLICY_INIT;
+    policy.users = users;
+    policy.users_len = 1;
+    handoff::backend_options options;
+    options.policy = &policy;
+    std::error_code ec;
+    auto backend = handoff::backend::listen(directory.socket().c_str(), options, ec);
+    REQUIRE(!ec);
+    handoff::broker<> broker(directory.socket().c_str(), {}, ec);
+    REQUIRE(broker.fd(ec) != -1);
+    test::await_readable(backend.fd(ec));
+    backend.dispatch(ec);
+    CHECK(!ec);
+    CHECK(backend.statistics(ec).refused == 1);
 }
 
 TEST_CASE("a backend listens on a socket that somebody else made")
@@ -200,6 +240,17 @@ TEST_CASE("a rejected arrival brings its reason, and is empty afterwards")
     CHECK(channel.ec == errc::invalid_argument);
 }
 
+TEST_CASE("an arrival that was decided does nothing when it ends")
+{
+    test::channel channel;
+    const test::connection connection;
+    channel.offer(connection.server.get());
+    CHECK(channel.arrival().adopt(channel.ec));
+    channel.offer(connection.server.get());
+    channel.arrival().reject(reason::backend_busy, channel.ec);
+    CHECK(std::string_view(channel.backend.last_error()).empty());
+}
+
 TEST_CASE("a reason that does not exist is an error, and the arrival is still held")
 {
     test::channel channel;
@@ -275,6 +326,20 @@ TEST_CASE("a wait that times out is not an error")
         CHECK(!channel.backend.accept(wait, channel.ec));
         CHECK(!channel.ec);
     }
+}
+
+TEST_CASE("a wait that is woken is not an error")
+{
+    test::channel channel;
+    CHECK(channel.backend.wake());
+    CHECK(!channel.backend.accept(handoff::no_timeout, channel.ec));
+    CHECK(!channel.ec);
+    CHECK(!handoff::backend().wake());
+
+    std::thread thread([&channel] { channel.backend.wake(); });
+    CHECK(!channel.backend.accept(handoff::no_timeout, channel.ec));
+    CHECK(!channel.ec);
+    thread.join();
 }
 
 TEST_CASE("an accepted arrival owns its connection")
@@ -425,8 +490,10 @@ TEST_CASE("a backend's usual results throw nothing")
     REQUIRE(taken_back);
     CHECK(channel.broker.take_back(first));
     CHECK(!taken_back->adopt());
-    CHECK(channel.backend.accept().adopt());
+    CHECK(channel.backend.accept()->adopt());
     CHECK(!channel.backend.accept(milliseconds(0)));
+    CHECK(channel.backend.wake());
+    CHECK(!channel.backend.accept());
     CHECK(!channel.backend.next());
     for (auto &arrival : channel.backend.arrivals())
         CHECK_MESSAGE(false, arrival.id());

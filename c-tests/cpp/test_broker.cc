@@ -30,6 +30,28 @@ TEST_CASE("options that contradict each other are an error")
     CHECK(ec == errc::invalid_argument);
 }
 
+TEST_CASE("a broker's options count")
+{
+    handoff::broker_options options;
+    options.max_in_flight = 1;
+    options.timeout = milliseconds(20);
+    options.max_failures = 1;
+    test::channel channel(options);
+    const test::connection connection;
+    channel.offer(connection.server.get());
+    handoff::offer offer;
+    offer.fd = connection.server.get();
+    CHECK(channel.broker.offer(offer, nullptr, channel.ec).error == errc::full);
+    CHECK(!channel.ec);
+
+    const auto start = steady_clock::now();
+    CHECK(channel.awaited_verdict().reason == reason::ack_timeout);
+    CHECK(steady_clock::now() - start < std::chrono::seconds(4));
+    const auto refused = channel.broker.offer(offer, nullptr, channel.ec);
+    CHECK(refused.error == errc::rate_limited);
+    CHECK(refused.reason == reason::rate_limited);
+}
+
 TEST_CASE("every member of an empty broker fails")
 {
     handoff::broker<> broker;
@@ -271,16 +293,10 @@ TEST_CASE("an offer whose time is already over does not wait for the default tim
     offer.fd = connection.server.get();
     offer.timeout = milliseconds(-1);
     channel.offer(offer);
-    std::optional<handoff::verdict<test::client>> verdict;
-    while (!verdict) {
-        test::await_readable(channel.broker.fd(channel.ec));
-        channel.broker.dispatch(channel.ec);
-        verdict = channel.broker.next(channel.ec);
-        REQUIRE(!channel.ec);
-    }
-    CHECK(!verdict->adopted);
-    CHECK(verdict->reason == reason::ack_timeout);
-    CHECK(verdict->may_have_reached_backend);
+    const auto verdict = channel.awaited_verdict();
+    CHECK(!verdict.adopted);
+    CHECK(verdict.reason == reason::ack_timeout);
+    CHECK(verdict.may_have_reached_backend);
     CHECK(steady_clock::now() - start < std::chrono::seconds(4));
 }
 
@@ -333,6 +349,21 @@ TEST_CASE("a broker waits for its verdict, while a backend in another thread acc
     char answer[8] = {};
     CHECK(read(connection.client.get(), answer, 7) == 7);
     CHECK(std::string_view(answer) == "adopted");
+}
+
+TEST_CASE("an offer whose wait is woken is taken back, without an error")
+{
+    test::channel channel;
+    const test::connection connection;
+    handoff::offer offer;
+    offer.fd = connection.server.get();
+    CHECK(channel.broker.wake());
+    const auto verdict = channel.broker.offer_and_wait(offer, channel.ec);
+    CHECK(!channel.ec);
+    CHECK(!verdict.adopted);
+    CHECK(verdict.reason == reason::none);
+    CHECK(!channel.verdict_if_any());
+    CHECK(!handoff::broker<>().wake());
 }
 
 TEST_CASE("a range stops at an error, which cannot be taken for the end")

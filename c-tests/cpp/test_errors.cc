@@ -39,6 +39,7 @@ NOTHROW(handoff::broker<>, offer_and_wait({}, EC));
 NOTHROW(handoff::broker<>, flush(EC));
 NOTHROW(handoff::broker<>, fd(EC));
 NOTHROW(handoff::broker<>, dispatch(EC));
+NOTHROW(handoff::broker<>, wake());
 NOTHROW(handoff::broker<>, next(EC));
 NOTHROW(handoff::broker<>, verdicts(EC));
 NOTHROW(handoff::broker<>, take_back(0, EC));
@@ -92,7 +93,8 @@ TEST_CASE("an error code compares with errc and with the conditions of the stand
 
 TEST_CASE("every status but an error is no error")
 {
-    for (const handoff_status status : {HANDOFF_OK, HANDOFF_NOTHING, HANDOFF_TIMED_OUT})
+    for (const handoff_status status :
+         {HANDOFF_OK, HANDOFF_NOTHING, HANDOFF_TIMED_OUT, HANDOFF_WOKEN})
         CHECK(!handoff::make_error_code(status));
 }
 
