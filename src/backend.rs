@@ -16,7 +16,6 @@ mod kinds;
 mod options;
 mod slots;
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
@@ -24,6 +23,7 @@ use std::time::Instant;
 use crate::claim::Lost;
 use crate::handle::{Handle, HandleError, MAX_ROUNDS, Waker};
 use crate::listener::{Listener, ListenerOptions};
+use crate::memory;
 use crate::peer::Credentials;
 use crate::reason::Reason;
 use crate::sys::event::{Events, Wait};
@@ -342,11 +342,12 @@ impl Backend {
             return Ok(());
         }
         let events = self.handle.new_events()?;
+        self.buffer = memory::zeros(MAX_FRAME_LEN, "a packet")?;
+        self.descriptors = memory::vec(MAX_DESCRIPTORS + 1, "descriptors")?;
+        let in_flight = self.arrivals.options.max_in_flight;
+        self.arrivals.waiting = memory::queue(in_flight, "arrivals")?;
         self.accepting.watch(&events)?;
         self.handle.open(events);
-        self.buffer = vec![0; MAX_FRAME_LEN];
-        self.descriptors = Vec::with_capacity(MAX_DESCRIPTORS + 1);
-        self.arrivals.waiting = VecDeque::with_capacity(self.arrivals.options.max_in_flight);
         Ok(())
     }
 }

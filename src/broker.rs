@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use crate::address;
 use crate::claim::{self, Lost};
 use crate::handle::{Handle, HandleError, MAX_ROUNDS, Waker};
+use crate::memory;
 use crate::reason::Reason;
 use crate::sys::event::{Events, Wait};
 use crate::sys::packet;
@@ -122,7 +123,7 @@ impl Broker {
             handle: Handle::default(),
             link: Link::Down { retry_at: Instant::now() },
             reconnecting: Reconnecting::new(&options),
-            outcomes: Outcomes::new(&options),
+            outcomes: Outcomes::new(&options)?,
             next_id: 1,
             closed: false,
             buffer: Vec::new(),
@@ -351,11 +352,11 @@ impl Broker {
             return Ok(());
         }
         let events = self.handle.new_events()?;
-        self.handle.open(events);
-        self.buffer = vec![0; MAX_FRAME_LEN];
-        self.descriptors = Vec::with_capacity(MAX_DESCRIPTORS);
+        self.buffer = memory::zeros(MAX_FRAME_LEN, "a packet")?;
+        self.descriptors = memory::vec(MAX_DESCRIPTORS, "descriptors")?;
         // Every offer in flight and every verdict that may be waiting when it is taken.
-        self.outcomes.verdicts.reserve_exact(2 * self.options.max_in_flight);
+        self.outcomes.verdicts = memory::queue(2 * self.options.max_in_flight, "verdicts")?;
+        self.handle.open(events);
         self.link = Link::Down { retry_at: now };
         self.tick(now);
         self.arm(now)

@@ -52,6 +52,7 @@ pub enum ErrorKind {
     TakenBack = 36,
     TooLate = 37,
     System = 38,
+    NoMemory = 39,
 }
 
 impl ErrorKind {
@@ -75,7 +76,7 @@ impl ErrorKind {
         match self {
             ErrorKind::RateLimited => Some(Reason::RateLimited),
             ErrorKind::TooLarge => Some(Reason::ClientUnsupported),
-            ErrorKind::System => Some(Reason::BackendUnavailable),
+            ErrorKind::System | ErrorKind::NoMemory => Some(Reason::BackendUnavailable),
             kind => kind.attempt_failure().map(AttemptFailure::reason),
         }
     }
@@ -108,7 +109,8 @@ impl ErrorKind {
             | ErrorKind::TooLarge
             | ErrorKind::TakenBack
             | ErrorKind::TooLate
-            | ErrorKind::System => return None,
+            | ErrorKind::System
+            | ErrorKind::NoMemory => return None,
             ErrorKind::Unsupported => AttemptFailure::UnsupportedPlatform,
             ErrorKind::PermissionDenied | ErrorKind::PeerUnknown | ErrorKind::PeerNotAllowed => {
                 AttemptFailure::PermissionDenied

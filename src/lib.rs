@@ -20,6 +20,7 @@
 //! | [`token`] | tokens |
 //! | [`address`] | Unix sockets by path and by descriptor |
 //! | [`failures`] | the failure counter |
+//! | [`memory`] | allocations that can fail |
 //! | [`handle`] | ending a wait |
 //! | [`reason`] | why a connection was not handed over |
 //! | [`error`] | any error, and the kinds of error |
@@ -43,6 +44,7 @@ pub mod failures;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod listener;
+pub mod memory;
 pub mod peer;
 pub mod raw;
 pub mod reason;

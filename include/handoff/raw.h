@@ -111,7 +111,8 @@ handoff_status handoff_raw_store_options_init(handoff_raw_store_options *options
  *
  * @param options     the limits, or NULL for the defaults; read during the call only
  * @param[out] store  the store; free it with handoff_raw_store_free()
- * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` is NULL or `options->size` is wrong.
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` is NULL or `options->size` is wrong;
+ *         HANDOFF_ERR_NO_MEMORY.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_store_new(const handoff_raw_store_options *options,
@@ -661,7 +662,7 @@ handoff_status handoff_raw_pending_options_init(handoff_raw_pending_options *opt
  * @param options       the limits, or NULL for the defaults; read during the call only
  * @param[out] pending  the registry; free it with handoff_raw_pending_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` or `pending` is NULL or
- *         `options->size` is wrong.
+ *         `options->size` is wrong; HANDOFF_ERR_NO_MEMORY.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_pending_new(handoff_raw_store *store,

@@ -390,6 +390,11 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** The system refused something that the handle needs; see errno. */
 #define HANDOFF_ERR_SYSTEM (-38)
 
+/**
+ * There is no memory for what the options or the peer ask for; handoff_last_error() says for what.
+ */
+#define HANDOFF_ERR_NO_MEMORY (-39)
+
 #ifdef __cplusplus
 }
 #endif

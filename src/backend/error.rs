@@ -5,6 +5,7 @@ use std::io;
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
 use crate::listener::ListenerError;
+use crate::memory::NoMemory;
 
 /// Why a call of a [`Backend`](super::Backend) did nothing.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,9 @@ pub enum BackendError {
     /// Nothing arrived in time.
     #[error("nothing arrived in time")]
     TimedOut,
+    /// There is no memory for what the options or a broker ask for.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
     /// A waker ended the wait.
     #[error("the wait was ended")]
     Woken,
@@ -67,6 +71,7 @@ impl BackendError {
             BackendError::TakenBack { .. } => ErrorKind::TakenBack,
             BackendError::TimedOut => ErrorKind::TimedOut,
             BackendError::Woken => ErrorKind::Woken,
+            BackendError::Memory(error) => error.kind(),
             BackendError::System { source, .. } => ErrorKind::of_system(source),
         }
     }

@@ -13,6 +13,7 @@ use super::status::{HANDOFF_OK, handoff_status, status_of};
 use crate::backend::{Arrival, Backend, BackendError, BackendOptions, BackendStatistics, Kinds};
 use crate::handle::Waker;
 use crate::kind::ErrorKind;
+use crate::memory;
 
 /// The backend's end of the channels of one handoff socket.
 ///
@@ -160,8 +161,8 @@ fn core_options(options: handoff_backend_options) -> Result<BackendOptions, Fail
     Ok(BackendOptions {
         mode: if options.mode == 0 { defaults.mode } else { options.mode },
         backlog: if options.backlog == 0 { defaults.backlog } else { options.backlog },
-        users: policy.users.to_vec(),
-        groups: policy.groups.to_vec(),
+        users: memory::copy(policy.users, "the policy")?,
+        groups: memory::copy(policy.groups, "the policy")?,
         max_channels: nonzero(options.max_channels, defaults.max_channels),
         max_in_flight: nonzero(options.max_in_flight, defaults.max_in_flight),
         max_offer_bytes: nonzero(options.max_offer_bytes, max_offer_bytes),

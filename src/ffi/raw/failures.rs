@@ -217,7 +217,7 @@ pub extern "C" fn handoff_raw_failures_record_failure(
         let wrong = |()| Failure::Argument("reason", Problem::Is("is not why an attempt fails"));
         let failure = AttemptFailure::try_from(self::reason(reason)?).map_err(wrong)?;
         let out = if decision.is_null() { None } else { Some(Fill::new(decision, "decision")?) };
-        let decision = failures.record_failure(backend, failure);
+        let decision = failures.record_failure(backend, failure)?;
         if let Some(out) = out {
             out.set(decision.into());
         }
