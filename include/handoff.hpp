@@ -86,6 +86,7 @@ enum class errc : handoff_status {
     taken_back = HANDOFF_ERR_TAKEN_BACK,
     too_late = HANDOFF_ERR_TOO_LATE,
     system = HANDOFF_ERR_SYSTEM,
+    no_memory = HANDOFF_ERR_NO_MEMORY,
 };
 
 /** Why a connection was not handed over: HANDOFF_REASON_*. */
@@ -134,6 +135,7 @@ class [[gnu::visibility("default")]] category final : public std::error_category
         case HANDOFF_ERR_TOO_LARGE: return std::errc::message_size;
         case HANDOFF_ERR_ADDRESS_IN_USE: return std::errc::address_in_use;
         case HANDOFF_ERR_NOT_A_SOCKET: return std::errc::not_a_socket;
+        case HANDOFF_ERR_NO_MEMORY: return std::errc::not_enough_memory;
         default: return {status, *this};
         }
     }
