@@ -206,10 +206,13 @@ class unique_fd {
 
 namespace detail {
 
-constexpr std::uint64_t timeout_ms(std::chrono::milliseconds time, std::int64_t least) noexcept
+// Zero becomes `zero`. A negative time is over, so it becomes the shortest one.
+constexpr std::uint64_t timeout_ms(std::chrono::milliseconds time, std::uint64_t zero) noexcept
 {
-    const std::int64_t count = std::max<std::int64_t>(time.count(), least);
-    return time == no_timeout ? HANDOFF_NO_TIMEOUT : static_cast<std::uint64_t>(count);
+    if (time == no_timeout)
+        return HANDOFF_NO_TIMEOUT;
+    const std::int64_t count = std::max<std::int64_t>(time.count(), 1);
+    return time.count() == 0 ? zero : static_cast<std::uint64_t>(count);
 }
 
 constexpr int wait_ms(std::chrono::milliseconds time) noexcept

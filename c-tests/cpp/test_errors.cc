@@ -66,7 +66,7 @@ static_assert(std::is_same_v<decltype(handoff::verdict<>::user_data), void *>);
 using handoff::detail::timeout_ms;
 using handoff::detail::wait_ms;
 static_assert(timeout_ms(milliseconds(250), 1) == 250 && timeout_ms(milliseconds(0), 0) == 0);
-static_assert(timeout_ms(milliseconds(0), 1) == 1 && timeout_ms(milliseconds(-5), 1) == 1);
+static_assert(timeout_ms(milliseconds(0), 1) == 1 && timeout_ms(milliseconds(-5), 0) == 1);
 static_assert(timeout_ms(handoff::no_timeout, 1) == HANDOFF_NO_TIMEOUT);
 static_assert(wait_ms(milliseconds(250)) == 250 && wait_ms(milliseconds(-5)) == 0);
 static_assert(wait_ms(handoff::no_timeout) == -1 && wait_ms(std::chrono::hours(24 * 365)) > 0);
