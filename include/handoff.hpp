@@ -407,8 +407,8 @@ struct verdict {
 
 /**
  * The broker's end of a channel to one backend. `T` is the type of the user data, which goes with
- * an offer and comes back with its verdict. The broker does not own it. Verdicts that were not taken
- * when the broker is destroyed are lost: close() first and take them.
+ * an offer and comes back with its verdict. The broker does not own it. A broker that is destroyed
+ * loses the verdicts that were not taken: close() it first and take them.
  */
 template <class T = void>
 class broker
