@@ -6,7 +6,7 @@
 #   tools/needs.mk           what the targets need, and make deps
 #   packaging/packaging.mk   manual pages, installing, and the checks of what is built
 #   packaging/release.mk     the source tarball, and what must hold before a release
-#   c-tests/tests.mk         the C tests
+#   c-tests/tests.mk         the C and C++ tests
 #   examples/examples.mk     the examples and the demo
 #   proofs/proofs.mk         loom, spin, fuzzing and ThreadSanitizer
 #   bench/*.mk               the benchmarks
@@ -126,10 +126,10 @@ include bench/nginx.mk
 # ---- the checks ----------------------------------------------------------------------------------
 
 # From the quick to the slow, as far as that goes.
-CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-valgrind \
-    check-sanitizers check-interop check-soak check-install check-man check-readme check-dist \
-    check-one-owner check-claim check-model check-fuzz check-threads check-coverage check-python \
-    check-nginx check-peers bench-check demo
+CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-cpp \
+    check-valgrind check-sanitizers check-interop check-soak check-install check-man check-readme \
+    check-dist check-one-owner check-claim check-model check-fuzz check-threads check-coverage \
+    check-python check-nginx check-peers bench-check demo
 
 ## check       run every test
 .PHONY: check
