@@ -161,11 +161,14 @@ check-rust: | git-checkout need-rust-tools
 
 ## check-readme  compile the programs in README.md
 .PHONY: check-readme
-check-readme: | need-python
+check-readme: | need-python need-cxx
 	@set -e; for program in 1 2; do \
-	    $(PYTHON) tools/readme_code.py README.md $$program | \
+	    $(PYTHON) tools/readme_code.py README.md c $$program | \
 	        $(CC) -std=c11 $(WARN) -c -o /dev/null -Iinclude -xc -; \
-	done; echo "check-readme: a broker and a backend"
+	done; \
+	$(PYTHON) tools/readme_code.py README.md cpp 1 | \
+	    $(CXX) -std=c++17 $(WARN) -c -o /dev/null -Iinclude -xc++ -; \
+	echo "check-readme: a broker and a backend, in C and in C++"
 
 # ---- the tree ------------------------------------------------------------------------------------
 
