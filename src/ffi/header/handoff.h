@@ -11,6 +11,7 @@
  *   handoff/peer.h      who may connect
  *   handoff/status.h    statuses, errors, reasons, the version
  *   handoff/raw.h       the raw layer: one descriptor and one token in one message
+ *   handoff.hpp         the broker and the backend in C++17
  *
  * You may include a part alone. These rules hold for every call:
  *
