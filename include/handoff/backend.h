@@ -112,7 +112,7 @@ handoff_status handoff_backend_options_init(handoff_backend_options *options,
  *         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
  *         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown kind;
  *         HANDOFF_ERR_WOULD_BLOCK if another process holds the directory's lock for a second;
- *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_LISTEN_FAILED.
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_LISTEN_FAILED.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_listen(const char *path,
@@ -128,7 +128,8 @@ handoff_status handoff_backend_listen(const char *path,
  *                      `backlog` have no effect.
  * @param[out] backend  the backend; free it with handoff_backend_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is no such socket or for options
- *         as in handoff_backend_listen(); HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+ *         as in handoff_backend_listen(); HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+ *         HANDOFF_ERR_SYSTEM.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_listen_on(int fd,
@@ -191,7 +192,8 @@ typedef struct handoff_arrival {
  * @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time; HANDOFF_WOKEN after
  *         handoff_backend_wake();
  *         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
- *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+ *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+ *         HANDOFF_ERR_SYSTEM.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_accept(handoff_backend *backend,
@@ -231,8 +233,8 @@ int handoff_backend_fd(handoff_backend *backend) HANDOFF_NOEXCEPT;
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
- *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM. A broker's fault is not an error
- *         here: it is counted in the statistics.
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_SYSTEM. A broker's
+ *         fault is not an error here: it is counted in the statistics.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCEPT;

@@ -86,7 +86,7 @@ handoff_status handoff_broker_options_init(handoff_broker_options *options,
  * @param[out] broker  the broker; free it with handoff_broker_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, the path cannot be a
  *         socket's, `options->size` is wrong or `reconnect_min_ms` is more than
- *         `reconnect_max_ms`.
+ *         `reconnect_max_ms`; HANDOFF_ERR_NO_MEMORY.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_new(const char *path,
@@ -173,7 +173,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, `flags` has an unknown bit
  *         or both forms of preread are set;
  *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
- *         HANDOFF_ERR_DESCRIPTOR_PRESSURE or HANDOFF_ERR_SYSTEM at the first use.
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY or HANDOFF_ERR_SYSTEM at the
+ *         first use.
  *
  * After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
  * handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
@@ -191,7 +192,8 @@ handoff_status handoff_broker_offer(handoff_broker *broker,
  *
  * @param broker  the broker
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
- *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+ *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+ *         HANDOFF_ERR_SYSTEM.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_flush(handoff_broker *broker) HANDOFF_NOEXCEPT;
@@ -218,8 +220,9 @@ int handoff_broker_fd(handoff_broker *broker) HANDOFF_NOEXCEPT;
  *
  * @param broker  the broker
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
- *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM. A problem with
- *         the backend is not an error here: it is the reason in the verdicts.
+ *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+ *         HANDOFF_ERR_SYSTEM. A problem with the backend is not an error here: it is the reason
+ *         in the verdicts.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_dispatch(handoff_broker *broker) HANDOFF_NOEXCEPT;

@@ -910,7 +910,7 @@ handoff_status handoff_raw_failures_should_attempt(const handoff_raw_failures *f
  * @param[out] decision  the reason for this fallback and, if the backend is now rate-limited, when
  *                       to try again; may be NULL
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if another pointer is NULL or `reason` is any
- *         other.
+ *         other; HANDOFF_ERR_NO_MEMORY.
  */
 handoff_status handoff_raw_failures_record_failure(handoff_raw_failures *failures,
                                                    const char *backend,

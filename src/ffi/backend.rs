@@ -103,7 +103,7 @@ pub extern "C" fn handoff_backend_options_init(
 ///         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
 ///         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown kind;
 ///         HANDOFF_ERR_WOULD_BLOCK if another process holds the directory's lock for a second;
-///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_LISTEN_FAILED.
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_LISTEN_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_listen(
@@ -129,7 +129,8 @@ pub extern "C" fn handoff_backend_listen(
 ///                      `backlog` have no effect.
 /// @param[out] backend  the backend; free it with handoff_backend_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is no such socket or for options
-///         as in handoff_backend_listen(); HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+///         as in handoff_backend_listen(); HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+///         HANDOFF_ERR_SYSTEM.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_listen_on(
@@ -267,7 +268,8 @@ fn arrival_of(arrival: &Arrival<'_>, fd: c_int) -> handoff_arrival {
 /// @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time; HANDOFF_WOKEN after
 ///         handoff_backend_wake();
 ///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
-///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+///         HANDOFF_ERR_SYSTEM.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_accept(
@@ -327,8 +329,8 @@ pub extern "C" fn handoff_backend_fd(backend: *mut handoff_backend) -> c_int {
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM. A broker's fault is not an error
-///         here: it is counted in the statistics.
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_SYSTEM. A broker's
+///         fault is not an error here: it is counted in the statistics.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> handoff_status {

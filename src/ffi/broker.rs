@@ -91,7 +91,7 @@ pub extern "C" fn handoff_broker_options_init(
 /// @param[out] broker  the broker; free it with handoff_broker_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, the path cannot be a
 ///         socket's, `options->size` is wrong or `reconnect_min_ms` is more than
-///         `reconnect_max_ms`.
+///         `reconnect_max_ms`; HANDOFF_ERR_NO_MEMORY.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_new(
@@ -236,7 +236,8 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, `flags` has an unknown bit
 ///         or both forms of preread are set;
 ///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
-///         HANDOFF_ERR_DESCRIPTOR_PRESSURE or HANDOFF_ERR_SYSTEM at the first use.
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY or HANDOFF_ERR_SYSTEM at the
+///         first use.
 ///
 /// After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
 /// handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
@@ -314,7 +315,8 @@ fn parts<'a>(iov: *const iovec, len: usize) -> Result<Cow<'a, [IoSlice<'a>]>, Fa
 ///
 /// @param broker  the broker
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+///         HANDOFF_ERR_SYSTEM.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_flush(broker: *mut handoff_broker) -> handoff_status {
@@ -348,8 +350,9 @@ pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
 ///
 /// @param broker  the broker
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM. A problem with
-///         the backend is not an error here: it is the reason in the verdicts.
+///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+///         HANDOFF_ERR_SYSTEM. A problem with the backend is not an error here: it is the reason
+///         in the verdicts.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_dispatch(broker: *mut handoff_broker) -> handoff_status {

@@ -211,7 +211,7 @@ pub extern "C" fn handoff_raw_failures_should_attempt(
 /// @param[out] decision  the reason for this fallback and, if the backend is now rate-limited, when
 ///                       to try again; may be NULL
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if another pointer is NULL or `reason` is any
-///         other.
+///         other; HANDOFF_ERR_NO_MEMORY.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_raw_failures_record_failure(
     failures: *mut handoff_raw_failures,
