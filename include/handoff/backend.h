@@ -22,7 +22,7 @@ extern "C" {
 /**
  * The backend's end of the channels of one handoff socket.
  *
- * It belongs to the process that uses it first. Listening is no use, so you can listen before
+ * It belongs to the process that uses it first. Listening is not a use, so you can listen before
  * fork(). Once it runs, it allocates only for new channels and for arrivals of more than 16 KiB.
  */
 typedef struct handoff_backend handoff_backend;

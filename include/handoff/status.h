@@ -409,8 +409,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_SYSTEM (-38)
 
 /**
- * There is not enough memory for what the options or the peer ask for. handoff_last_error() says for
- * what.
+ * There is not enough memory for what the options or the peer ask for. handoff_last_error() says
+ * for what.
  */
 #define HANDOFF_ERR_NO_MEMORY (-39)
 

@@ -433,8 +433,9 @@ pub extern "C" fn handoff_broker_next(
 /// @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
 /// @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect
 /// @param[out] verdict  what became of it
-/// @return HANDOFF_OK if there is a verdict. HANDOFF_WOKEN after handoff_broker_wake(), and the
-///         errors of handoff_broker_offer(): there is none, and the connection is still yours.
+/// @return HANDOFF_OK if there is a verdict. Otherwise there is none, and the connection is still
+///         yours: HANDOFF_WOKEN after handoff_broker_wake(), or an error as from
+///         handoff_broker_offer().
 ///
 /// After HANDOFF_WOKEN, HANDOFF_ERR_DESCRIPTOR_PRESSURE and HANDOFF_ERR_SYSTEM the backend may hold
 /// a copy of the descriptor: see `may_have_reached_backend` in handoff_verdict.
@@ -479,9 +480,10 @@ pub extern "C" fn handoff_broker_wake(broker: *const handoff_broker) -> handoff_
 /// @param id      the offer's id
 /// @return HANDOFF_OK: the connection is yours, and there will be no verdict. The backend may still
 ///         hold a copy of the descriptor: see `may_have_reached_backend` in handoff_verdict.
-///         HANDOFF_ERR_TOO_LATE if the backend has adopted it, its verdict is known (take that from
-///         handoff_broker_next()), or `id` names no offer in flight; HANDOFF_ERR_INVALID_ARGUMENT
-///         if `broker` is NULL; HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED.
+///         HANDOFF_ERR_TOO_LATE if the backend has adopted it or its verdict is known, which
+///         handoff_broker_next() returns; also if `id` names no offer in flight.
+///         HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL; HANDOFF_ERR_WRONG_PROCESS;
+///         HANDOFF_ERR_CLOSED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_take_back(broker: *mut handoff_broker, id: u64) -> handoff_status {
@@ -514,7 +516,7 @@ pub struct handoff_broker_statistics {
     pub refused: u64,
     /// Offers that the backend adopted.
     pub adopted: u64,
-    /// Offers taken back by handoff_broker_take_back().
+    /// Offers taken back by handoff_broker_take_back() and handoff_broker_wake().
     pub taken_back: u64,
     /// Channels set up, the first included.
     pub connects: u64,

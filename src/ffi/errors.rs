@@ -93,8 +93,8 @@ pub const HANDOFF_ERR_TAKEN_BACK: handoff_status = -36;
 pub const HANDOFF_ERR_TOO_LATE: handoff_status = -37;
 /// The system refused something that the handle needs; see errno.
 pub const HANDOFF_ERR_SYSTEM: handoff_status = -38;
-/// There is not enough memory for what the options or the peer ask for. handoff_last_error() says for
-/// what.
+/// There is not enough memory for what the options or the peer ask for. handoff_last_error() says
+/// for what.
 pub const HANDOFF_ERR_NO_MEMORY: handoff_status = -39;
 
 /// What there is to say about an error.
