@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_char};
 use super::argument::Problem;
 use super::errors::entry;
 use super::guard::Failure;
-use super::status::{HANDOFF_OK, HANDOFF_WOKEN, handoff_status};
+use super::status::{HANDOFF_NOTHING, HANDOFF_WOKEN, handoff_status};
 use crate::reason::Reason;
 
 /// Who owns a connection now: HANDOFF_ADOPTED or HANDOFF_FALLBACK.
@@ -94,7 +94,7 @@ pub extern "C" fn handoff_status_is_fallback_safe(status: handoff_status) -> boo
 pub extern "C" fn handoff_status_may_have_reached_backend(status: handoff_status) -> bool {
     match entry(status) {
         Some(entry) => entry.kind.may_have_reached_backend(),
-        None => !(HANDOFF_OK..=HANDOFF_WOKEN).contains(&status),
+        None => !(HANDOFF_NOTHING..=HANDOFF_WOKEN).contains(&status),
     }
 }
 
