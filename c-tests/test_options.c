@@ -269,6 +269,26 @@ static void broker_queues_1048576_bytes_by_default_and_131072_at_least(void **st
     assert_queues(&least, 131072);
 }
 
+/* More than the default, and all that is in flight. */
+static void broker_without_a_limit_queues_all_that_may_be_in_flight(void **state)
+{
+    (void)state;
+    enum { OFFERS = 100, LEN = 60000 };
+    static const uint8_t bytes[LEN];
+    const handoff_broker_options options = {.size = sizeof options,
+                                            .max_in_flight = OFFERS,
+                                            .queue_bytes = HANDOFF_NO_LIMIT};
+    struct channel channel;
+    handoff_offer offer = offer_of(client[0]);
+    offer.preread = bytes;
+    offer.preread_len = LEN;
+    open_channel(&channel, &options, NULL);
+    for (int i = 0; i < OFFERS; i++)
+        assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    assert_in_range(broker_statistics(channel.broker).queued_bytes, 2 * 1048576, OFFERS * 61000);
+    close_channel(&channel);
+}
+
 static void assert_most_bytes(const handoff_backend_options *options, size_t most)
 {
     struct channel channel;
@@ -297,19 +317,17 @@ static void offer_has_65536_bytes_at_most_by_default_or_as_many_as_may_be_held(v
     assert_most_bytes(&one, 1);
 }
 
-/* 1024 offers of the most bytes, and one byte more. */
-static void backend_holds_67108864_bytes_by_default(void **state)
+/* Holds 1024 offers of the most bytes, and one byte more; returns whether that was held, too. */
+static bool holds_more_than_67108864_bytes(const handoff_backend_options *options)
 {
-    (void)state;
     enum { LEN = 65536, OFFERS = 1024 };
     static const uint8_t bytes[LEN];
     const handoff_broker_options many = {.size = sizeof many,
                                          .max_in_flight = OFFERS + 1,
                                          .timeout_ms = HANDOFF_NO_TIMEOUT};
-    const handoff_backend_options options = {.size = sizeof options, .max_in_flight = OFFERS + 1};
     struct channel channel;
     handoff_offer offer = offer_of(client[0]);
-    open_channel(&channel, &many, &options);
+    open_channel(&channel, &many, options);
     offer.preread = bytes;
     offer.preread_len = LEN;
     for (int i = 0; i < OFFERS; i++) {
@@ -319,9 +337,29 @@ static void backend_holds_67108864_bytes_by_default(void **state)
     assert_int_equal(backend_statistics(channel.backend).held_bytes, 67108864);
     offer.preread_len = 1;
     assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
-    assert_no_arrival(&channel);
-    assert_falls_back(&channel, HANDOFF_REASON_BACKEND_BUSY);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    bool held = next_arrival(channel.backend, &arrival);
+    if (!held)
+        assert_falls_back(&channel, HANDOFF_REASON_BACKEND_BUSY);
     close_channel(&channel);
+    return held;
+}
+
+static void backend_holds_67108864_bytes_by_default(void **state)
+{
+    (void)state;
+    const handoff_backend_options options = {.size = sizeof options, .max_in_flight = 1025};
+    assert_false(holds_more_than_67108864_bytes(&options));
+}
+
+static void backend_without_a_limit_holds_all_that_may_be_in_flight(void **state)
+{
+    (void)state;
+    const handoff_backend_options options = {.size = sizeof options,
+                                             .max_in_flight = 1025,
+                                             .max_held_bytes = HANDOFF_NO_LIMIT};
+    assert_true(holds_more_than_67108864_bytes(&options));
 }
 
 /* ---- connecting ------------------------------------------------------------------------------ */
@@ -608,8 +646,10 @@ int main(void)
         OPTIONS_TEST(backend_rests_after_as_many_failures_as_it_is_told),
         OPTIONS_TEST(backend_without_a_limit_of_failures_never_rests),
         OPTIONS_TEST(broker_queues_1048576_bytes_by_default_and_131072_at_least),
+        OPTIONS_TEST(broker_without_a_limit_queues_all_that_may_be_in_flight),
         OPTIONS_TEST(offer_has_65536_bytes_at_most_by_default_or_as_many_as_may_be_held),
         OPTIONS_TEST(backend_holds_67108864_bytes_by_default),
+        OPTIONS_TEST(backend_without_a_limit_holds_all_that_may_be_in_flight),
         OPTIONS_TEST(broker_connects_again_after_10_ms_by_default_and_then_twice_as_long),
         OPTIONS_TEST(broker_connects_again_after_the_pause_that_it_is_told),
         OPTIONS_TEST(backend_listens_with_mode_0600_by_default),
