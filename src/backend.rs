@@ -22,8 +22,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::claim::Lost;
-use crate::handle::{Handle, HandleError};
+use crate::handle::{Handle, HandleError, Waker};
 use crate::listener::{Listener, ListenerOptions};
+use crate::memory;
 use crate::peer::Credentials;
 use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
@@ -153,6 +154,11 @@ impl Backend {
     pub fn descriptor(&mut self) -> Result<BorrowedFd<'_>, BackendError> {
         self.enter()?;
         Ok(self.handle.descriptor()?)
+    }
+
+    /// What ends a wait of this backend.
+    pub fn waker(&self) -> Waker {
+        self.handle.waker().clone()
     }
 
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
@@ -371,12 +377,12 @@ impl Backend {
         if self.handle.is_open() {
             return Ok(());
         }
-        let events = Handle::new_events()?;
+        let events = self.handle.new_events()?;
+        self.buffer = memory::zeros(MAX_FRAME_LEN, "a packet")?;
+        self.descriptors = memory::vec(MAX_DESCRIPTORS + 1, "descriptors")?;
+        self.arrivals.reserve(self.arrivals.options.max_in_flight)?;
         self.accepting.watch(&events).map_err(HandleError::system("watch the socket"))?;
         self.handle.open(events);
-        self.buffer = vec![0; MAX_FRAME_LEN];
-        self.descriptors = Vec::with_capacity(MAX_DESCRIPTORS + 1);
-        let _ = self.arrivals.reserve(self.arrivals.options.max_in_flight);
         Ok(())
     }
 }

@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 
 use crate::address;
 use crate::claim::{self, Lost};
-use crate::handle::{Handle, HandleError, MAX_ROUNDS};
+use crate::handle::{Handle, HandleError, MAX_ROUNDS, Waker};
+use crate::memory;
 use crate::reason::Reason;
 use crate::sys::event::{Events, Wait};
 use crate::sys::packet;
@@ -122,7 +123,7 @@ impl Broker {
             handle: Handle::default(),
             link: Link::Down { retry_at: Instant::now() },
             reconnecting: Reconnecting::new(&options),
-            outcomes: Outcomes::new(&options),
+            outcomes: Outcomes::new(&options)?,
             next_id: 1,
             closed: false,
             buffer: Vec::new(),
@@ -138,6 +139,11 @@ impl Broker {
         // If the last timer could not be set, the caller would wait forever.
         self.arm(now)?;
         Ok(self.handle.descriptor()?)
+    }
+
+    /// What ends a wait of this broker.
+    pub fn waker(&self) -> Waker {
+        self.handle.waker().clone()
     }
 
     /// Offers a connection, at once unless more follow. Returns its id; the verdict comes from
@@ -186,7 +192,12 @@ impl Broker {
         let queued = channel.offers.queued_bytes() + queued_len(len);
         let next = channel.offers.next_slot().filter(|_| !full && queued <= queue_bytes);
         let Some((slot, generation)) = next else {
-            return Err(BrokerError::Full { path: path() });
+            let limit = match channel.offers.next_slot() {
+                _ if full => "verdicts that were not taken",
+                Some(_) => "queued bytes",
+                None => "offers in flight",
+            };
+            return Err(BrokerError::Full { path: path(), limit });
         };
         let descriptor = offer.descriptor.as_raw_fd();
         let cookie = packet::cookie(offer.descriptor)
@@ -347,11 +358,12 @@ impl Broker {
         if self.handle.is_open() {
             return Ok(());
         }
-        self.handle.open(Handle::new_events()?);
-        self.buffer = vec![0; MAX_FRAME_LEN];
-        self.descriptors = Vec::with_capacity(MAX_DESCRIPTORS);
+        let events = self.handle.new_events()?;
+        self.buffer = memory::zeros(MAX_FRAME_LEN, "a packet")?;
+        self.descriptors = memory::vec(MAX_DESCRIPTORS, "descriptors")?;
         // Every offer in flight and every verdict that may be waiting when it is taken.
-        self.outcomes.verdicts.reserve_exact(2 * self.options.max_in_flight);
+        self.outcomes.verdicts = memory::queue(2 * self.options.max_in_flight, "verdicts")?;
+        self.handle.open(events);
         self.link = Link::Down { retry_at: now };
         self.tick(now);
         self.arm(now)
@@ -361,9 +373,9 @@ impl Broker {
 /// Bytes of an offer beside its fixed part, unless there are more than are allowed.
 fn variable_len(offer: &Offer<'_>, most: usize) -> Result<usize, BrokerError> {
     let Offer { preread, metadata, service, correlation, .. } = offer;
-    for name in [service, correlation] {
+    for (what, name) in [("service", service), ("correlation", correlation)] {
         if name.len() > MAX_NAME_LEN {
-            return Err(BrokerError::TooLarge { len: name.len(), most: MAX_NAME_LEN });
+            return Err(BrokerError::TooLarge { what, len: name.len(), most: MAX_NAME_LEN });
         }
         if has_nul(name) {
             return Err(BrokerError::NameWithNul);
@@ -371,7 +383,8 @@ fn variable_len(offer: &Offer<'_>, most: usize) -> Result<usize, BrokerError> {
     }
     let len = metadata.len().saturating_add(service.len() + correlation.len());
     let len = preread.iter().fold(len, |len, part| len.saturating_add(part.len()));
-    if len > most { Err(BrokerError::TooLarge { len, most }) } else { Ok(len) }
+    let what = "preread, metadata and names together";
+    if len > most { Err(BrokerError::TooLarge { what, len, most }) } else { Ok(len) }
 }
 
 impl Drop for Broker {

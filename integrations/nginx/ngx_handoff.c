@@ -478,19 +478,8 @@ ngx_handoff_refusal(handoff_status status)
 {
     handoff_reason  reason;
 
-    switch (status) {
-
-    /* handoff_status_reason() says "backend unavailable" and "backend busy" of these two. */
-    case HANDOFF_ERR_RATE_LIMITED:
-        return HANDOFF_REASON_RATE_LIMITED;
-
-    case HANDOFF_ERR_TOO_LARGE:
-        return HANDOFF_REASON_CLIENT_UNSUPPORTED;
-
-    default:
-        reason = handoff_status_reason(status);
-        return (reason == HANDOFF_REASON_NONE) ? HANDOFF_REASON_CLIENT_UNSUPPORTED : reason;
-    }
+    reason = handoff_status_reason(status);
+    return (reason == HANDOFF_REASON_NONE) ? HANDOFF_REASON_CLIENT_UNSUPPORTED : reason;
 }
 
 

@@ -2,13 +2,14 @@
 //! for the caller, and what became of them. State only, but for what the kernel is asked about each
 //! descriptor.
 
-use std::collections::{TryReserveError, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 
 use super::kinds::Inspector;
 use super::rooms::Rooms;
 use super::slots::Slots;
 use super::{BackendOptions, BackendStatistics};
+use crate::memory::{self, NoMemory};
 use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
 use crate::token::{RandomTokens, Token, TokenError};
@@ -145,8 +146,9 @@ impl Arrivals {
     }
 
     /// Has room for so many arrivals from the start.
-    pub(super) fn reserve(&mut self, count: usize) -> Result<(), TryReserveError> {
-        self.waiting.try_reserve(count)
+    pub(super) fn reserve(&mut self, count: usize) -> Result<(), NoMemory> {
+        self.waiting = memory::queue(count, "arrivals")?;
+        Ok(())
     }
 
     /// The next place in which an arrival was queued. It may not be held any more.

@@ -367,10 +367,8 @@ fn open(hello: wire::Hello, table: Option<Arrived>, arrivals: &mut Arrivals) -> 
     let slots = match table {
         // The frame says that it came, so it was lost on arrival.
         None => Err(io::Error::from_raw_os_error(libc::EMFILE)),
-        Some(table) => ClaimTable::open(table.as_fd(), hello.slots as usize).and_then(|claims| {
-            let no_memory = |_| io::Error::from_raw_os_error(libc::ENOMEM);
-            Slots::new(claims, count).map_err(no_memory)
-        }),
+        Some(table) => ClaimTable::open(table.as_fd(), hello.slots as usize)
+            .and_then(|claims| Slots::new(claims, count).map_err(|error| error.source)),
     };
     match slots {
         Ok(slots) => {

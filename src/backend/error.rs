@@ -5,12 +5,13 @@ use std::io;
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
 use crate::listener::ListenerError;
+use crate::memory::NoMemory;
 
 /// Why a call of a [`Backend`](super::Backend) did nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// Two options contradict each other.
-    #[error("impossible options: {problem}")]
+    #[error("these options contradict each other: {problem}")]
     InvalidOptions {
         /// Which, and their values.
         problem: String,
@@ -25,16 +26,16 @@ pub enum BackendError {
         descriptor: i32,
     },
     /// The handle was first used in another process.
-    #[error("this handle belongs to another process: use it in one only")]
+    #[error("this backend belongs to another process, which used it first: use it only there")]
     WrongProcess,
     /// No arrival is held under this id.
-    #[error("no arrival {id} is held")]
+    #[error("no arrival {id} is held: it was adopted, rejected or taken back before")]
     Unknown {
         /// The id.
         id: u64,
     },
     /// The broker has taken the connection back; its descriptor is closed.
-    #[error("the broker has taken arrival {id} back")]
+    #[error("the broker took arrival {id} back or broke the protocol")]
     TakenBack {
         /// The id.
         id: u64,
@@ -42,6 +43,12 @@ pub enum BackendError {
     /// Nothing arrived in time.
     #[error("nothing arrived in time")]
     TimedOut,
+    /// There is no memory for what the options or a broker ask for.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
+    /// A waker ended the wait.
+    #[error("the wait was ended")]
+    Woken,
     /// The system refused what every backend needs.
     #[error("cannot {action}: {source}")]
     System {
@@ -63,6 +70,8 @@ impl BackendError {
             BackendError::WrongProcess => ErrorKind::WrongProcess,
             BackendError::TakenBack { .. } => ErrorKind::TakenBack,
             BackendError::TimedOut => ErrorKind::TimedOut,
+            BackendError::Woken => ErrorKind::Woken,
+            BackendError::Memory(error) => error.kind(),
             BackendError::System { source, .. } => ErrorKind::of_system(source),
         }
     }

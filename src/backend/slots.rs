@@ -1,10 +1,9 @@
 //! The slots of one channel as the backend keeps them: which have a token, what is held in them, and
 //! the verdicts that wait to be sent. State only; no I/O.
 
-use std::collections::TryReserveError;
-
 use super::rooms::Rooms;
 use crate::claim::{self, ClaimTable};
+use crate::memory::{self, NoMemory};
 use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
 use crate::token::Token;
@@ -102,11 +101,9 @@ pub(super) struct Slots {
 
 impl Slots {
     /// Slots that are all owed a token. Fails if there is no memory for them.
-    pub(super) fn new(claims: ClaimTable, count: usize) -> Result<Slots, TryReserveError> {
-        let (mut slots, mut owed, mut verdicts) = (Vec::new(), Vec::new(), Vec::new());
-        slots.try_reserve_exact(count)?;
-        owed.try_reserve_exact(count)?;
-        verdicts.try_reserve_exact(count * wire::VERDICT_LEN)?;
+    pub(super) fn new(claims: ClaimTable, count: usize) -> Result<Slots, NoMemory> {
+        let (mut slots, mut owed) = (memory::vec(count, "slots")?, memory::vec(count, "slots")?);
+        let verdicts = memory::vec(count * wire::VERDICT_LEN, "verdicts")?;
         slots.extend((0..count).map(|_| Slot::EMPTY));
         owed.extend((0..count as u32).rev());
         Ok(Slots { claims, slots, held: 0, owed, verdicts })

@@ -3,25 +3,30 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, IntoRawFd};
 
-use super::argument::{Out, Problem, descriptor, exclusive, free, path, reference, wait};
+use super::argument::{Out, Problem, check, descriptor, exclusive, free, path, reference, wait};
 use super::broker::nonzero;
 use super::growing::{Fill, Growing, Input, initialize, read_or_default};
-use super::guard::{Failure, Message, guard, guard_or};
+use super::guard::{Failure, Message, guard, guard_or, wake};
 use super::peer::{handoff_peer_policy, policy};
 use super::reason::{handoff_reason, reason};
-use super::status::{HANDOFF_OK, handoff_status};
+use super::status::{HANDOFF_OK, handoff_status, status_of};
 use crate::backend::{Arrival, Backend, BackendError, BackendOptions, BackendStatistics, Kinds};
+use crate::handle::Waker;
+use crate::kind::ErrorKind;
+use crate::memory;
 
 /// The backend's end of the channels of one handoff socket.
 ///
-/// It belongs to the process that uses it first after listening. Once it runs, it allocates only
-/// for new channels, and for arrivals whose bytes do not fit into the memory that it keeps.
+/// It belongs to the process that uses it first. Listening is not a use, so you can listen before
+/// fork(). Once it runs, it allocates only for new channels, and for arrivals whose bytes do not fit
+/// into the memory that it keeps.
 ///
 /// Its calls wait for no broker, but for those that have a `wait_ms`. Yet a hostile broker can send
 /// descriptors whose close(2) takes long, see docs/security.md: allow only users that you trust not
 /// to.
 pub struct handoff_backend {
     backend: Backend,
+    waker: Waker,
     last_error: Message,
 }
 
@@ -31,12 +36,13 @@ pub struct handoff_backend {
 pub struct handoff_backend_options {
     /// Set by HANDOFF_BACKEND_OPTIONS_INIT.
     pub size: usize,
-    /// The permission bits of the socket's file, whatever the umask: default 0600. A broker needs
-    /// write permission, unix(7). Abstract names have none: set a policy.
+    /// The permission bits of the socket's file, independent of the umask: default 0600. A broker
+    /// needs write permission, unix(7). Abstract names have none: set a policy.
     pub mode: u32,
-    /// Brokers that may wait to be accepted, listen(2): default 4096.
+    /// Brokers that may wait to be accepted, listen(2): default 4096. The system may allow fewer:
+    /// somaxconn in listen(2).
     pub backlog: i32,
-    /// Who may connect: default this process's user and root. Copied.
+    /// Who may connect, or NULL for this process's effective user and root. Copied.
     pub policy: *const handoff_peer_policy,
     /// The most channels at once: 1 to 65535, default 64. Each keeps about 200 bytes of memory for
     /// each offer that may be in flight.
@@ -46,7 +52,8 @@ pub struct handoff_backend_options {
     /// The most bytes of preread, metadata and names in one offer: at most 131000, default 65536,
     /// or `max_held_bytes` if that is less.
     pub max_offer_bytes: usize,
-    /// The most bytes of arrivals held at once: default 67108864. Further offers are rejected.
+    /// The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
+    /// are rejected.
     pub max_held_bytes: usize,
     /// Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
     /// rejected.
@@ -75,8 +82,8 @@ pub const HANDOFF_KIND_SEQPACKET: u64 = 2;
 pub const HANDOFF_KIND_DATAGRAM: u64 = 4;
 /// With one of the others: also sockets without a peer, such as listening ones.
 pub const HANDOFF_KIND_UNCONNECTED: u64 = 8;
-/// Any socket. Nothing is asked about what arrives, which saves much of an arrival's cost: for a
-/// backend that trusts its brokers to offer what they accepted.
+/// Any socket. The backend asks the kernel nothing about the kind of what arrives, which saves time.
+/// Use it only if you trust your brokers.
 pub const HANDOFF_KIND_ANY: u64 = 15;
 
 /// Initialises options as HANDOFF_BACKEND_OPTIONS_INIT does, for languages without macros.
@@ -94,10 +101,11 @@ pub extern "C" fn handoff_backend_options_init(
 
 /// Makes a handoff socket and listens on it for brokers.
 ///
-/// The file has its mode before anybody can connect. A socket that nobody listens on any more is
-/// replaced. One that somebody listens on, and anything that is not a socket, stays as it is. Of
-/// several processes that start together one succeeds: they take turns by locking the directory,
-/// flock(2).
+/// The file has its mode before anyone can connect to it. A socket that nobody listens on any more
+/// is replaced. One that somebody listens on, and anything that is not a socket, stays as it is. To
+/// find out whether somebody listens, the call connects to the socket. If several processes start at
+/// once, one succeeds. They take turns with a lock on the directory, flock(2), and wait for it for
+/// up to a second.
 ///
 /// @param path          the socket's path, at most 107 bytes, in a directory that this process can
 ///                      read and write; "@" starts an abstract name, without a file
@@ -106,9 +114,9 @@ pub extern "C" fn handoff_backend_options_init(
 /// @return HANDOFF_OK; HANDOFF_ERR_ADDRESS_IN_USE; HANDOFF_ERR_NOT_A_SOCKET;
 ///         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
 ///         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
-///         or `kinds` is HANDOFF_KIND_UNCONNECTED alone; HANDOFF_ERR_WOULD_BLOCK if another
-///         process holds the directory's lock for a second; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
-///         HANDOFF_ERR_LISTEN_FAILED.
+///         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown kind;
+///         HANDOFF_ERR_WOULD_BLOCK if another process holds the directory's lock for a second;
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_LISTEN_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_listen(
@@ -121,7 +129,7 @@ pub extern "C" fn handoff_backend_listen(
         let options = core_options(read_or_default(options, "options")?)?;
         let out = Out::new(backend, "backend")?;
         let backend = Backend::listen(path, options)?;
-        out.give(handoff_backend { backend, last_error: Message::new() });
+        out.give(handoff_backend { waker: backend.waker(), backend, last_error: Message::new() });
         Ok(())
     })
 }
@@ -134,7 +142,8 @@ pub extern "C" fn handoff_backend_listen(
 ///                      `backlog` have no effect.
 /// @param[out] backend  the backend; free it with handoff_backend_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is no such socket or for options
-///         as in handoff_backend_listen(); HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+///         as in handoff_backend_listen(); HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+///         HANDOFF_ERR_SYSTEM.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_listen_on(
@@ -151,7 +160,7 @@ pub extern "C" fn handoff_backend_listen_on(
             source,
         })?;
         let backend = Backend::listen_on(listener, options)?;
-        out.give(handoff_backend { backend, last_error: Message::new() });
+        out.give(handoff_backend { waker: backend.waker(), backend, last_error: Message::new() });
         Ok(())
     })
 }
@@ -168,8 +177,8 @@ fn core_options(options: handoff_backend_options) -> Result<BackendOptions, Fail
     Ok(BackendOptions {
         mode: if options.mode == 0 { defaults.mode } else { options.mode },
         backlog: if options.backlog == 0 { defaults.backlog } else { options.backlog },
-        users: policy.users.to_vec(),
-        groups: policy.groups.to_vec(),
+        users: memory::copy(policy.users, "the policy")?,
+        groups: memory::copy(policy.groups, "the policy")?,
         max_channels: nonzero(options.max_channels, defaults.max_channels),
         max_in_flight: nonzero(options.max_in_flight, defaults.max_in_flight),
         max_offer_bytes: nonzero(options.max_offer_bytes, max_offer_bytes),
@@ -196,7 +205,12 @@ fn with(
     backend: *mut handoff_backend,
     body: impl FnOnce(&mut Backend) -> Result<(), Failure>,
 ) -> handoff_status {
-    let status = guard(|| body(&mut exclusive(backend, "backend")?.backend));
+    let status = guard(|| {
+        check(backend, "backend")?;
+        // Not the whole handle: another thread may use its waker.
+        // SAFETY: not NULL and aligned; projecting a pointer reads nothing.
+        body(exclusive(unsafe { &raw mut (*backend).backend }, "backend")?)
+    });
     if let (..0, Ok(backend)) = (status, reference(backend, "backend")) {
         backend.last_error.copy_from_thread();
     }
@@ -205,8 +219,9 @@ fn with(
 
 /// An offer as the backend sees it. Its token is verified.
 ///
-/// The pointers are valid until the arrival is rejected or, once it is adopted, until the next
-/// handoff_backend_dispatch() or handoff_backend_accept().
+/// The pointers are valid until you reject the arrival or adopting it fails. Once it is adopted,
+/// they are valid until the next handoff_backend_dispatch(), handoff_backend_accept() or
+/// handoff_backend_free().
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_arrival {
@@ -217,17 +232,19 @@ pub struct handoff_arrival {
     /// From handoff_backend_accept(): the connection, yours to serve and to close(2). From
     /// handoff_backend_next(): -1, because it is not adopted yet.
     pub fd: c_int,
-    /// The broker's process when it connected, for logs. A pid is not an identity.
+    /// The broker's process when it connected, for logs: a pid is not an identity. 0 if the broker
+    /// is in a PID namespace that this process cannot see.
     pub broker_pid: i32,
     /// The broker's effective user when it connected.
     pub broker_uid: u32,
     /// The broker's effective group when it connected.
     pub broker_gid: u32,
     /// Bytes that the broker has read from the client. They come before what you read from `fd`.
+    /// Never NULL.
     pub preread: *const c_void,
     /// The number of bytes.
     pub preread_len: usize,
-    /// What the broker wanted you to know.
+    /// What the broker wanted you to know. Never NULL.
     pub metadata: *const c_void,
     /// The number of bytes.
     pub metadata_len: usize,
@@ -261,12 +278,16 @@ fn arrival_of(arrival: &Arrival<'_>, fd: c_int) -> handoff_arrival {
 
 /// Waits for an arrival and adopts it, as accept(2) does. For programs without an event loop.
 ///
+/// A signal does not end the wait: let its handler call handoff_backend_wake().
+///
 /// @param backend       the backend
 /// @param wait_ms       how long to wait, in milliseconds, as in poll(2)
 /// @param[out] arrival  the adopted connection and what came with it; close(2) its `fd`
-/// @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time;
+/// @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time; HANDOFF_WOKEN after
+///         handoff_backend_wake();
 ///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
-///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+///         HANDOFF_ERR_SYSTEM.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_accept(
@@ -282,8 +303,29 @@ pub extern "C" fn handoff_backend_accept(
     })
 }
 
-/// Returns the one descriptor to watch. It is readable whenever handoff_backend_dispatch() has
-/// work, level- and edge-triggered, and stays the same.
+/// Ends a wait in handoff_backend_accept(). The call that waits, or else the next one that would
+/// wait, returns HANDOFF_WOKEN.
+///
+/// @param backend  the backend; nobody may free it meanwhile
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
+///         leaves errno and the last errors as they are.
+///
+/// Safe in any thread and in a signal handler, also while another thread uses the backend.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_backend_wake(backend: *const handoff_backend) -> handoff_status {
+    if check(backend, "backend").is_err() {
+        return status_of(ErrorKind::InvalidArgument);
+    }
+    // SAFETY: not NULL and aligned. Only the waker is borrowed, which calls in other threads borrow
+    // in the same way or not at all.
+    wake(unsafe { &(*backend).waker })
+}
+
+/// Returns the backend's descriptor, for your event loop. It is readable whenever
+/// handoff_backend_dispatch() has work.
+///
+/// It stays the same for the backend's life. You may watch it level- or edge-triggered. This is a
+/// use: the backend belongs to this process.
 ///
 /// @param backend  the backend
 /// @return the descriptor, which stays the backend's: do not read, write or close it; -1 on error,
@@ -299,23 +341,26 @@ pub extern "C" fn handoff_backend_fd(backend: *mut handoff_backend) -> c_int {
     if status == HANDOFF_OK { fd } else { -1 }
 }
 
-/// Does what is due: accepts brokers, receives offers, sends verdicts. It does not wait, and does a
-/// bounded amount of work: each channel has its turn once, and a few new brokers. Call it when the
-/// descriptor is readable, then call handoff_backend_next().
+/// Does a backend's pending work: accepts brokers, receives offers, sends verdicts.
+///
+/// It does not wait, and does a bounded amount of work: each channel has its turn once, and a few
+/// new brokers. Call it when the descriptor is readable, then call handoff_backend_next().
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM. After an error call it again. What a
-///         broker does wrong, and what the system refuses for one broker, is no error here: it is
-///         counted in the statistics.
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_SYSTEM. After an
+///         error call it again. What a broker does wrong, and what the system refuses for one
+///         broker, is no error here: it is counted in the statistics.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> handoff_status {
     with(backend, |backend| Ok(backend.dispatch()?))
 }
 
-/// Takes the next arrival, to look at it and then adopt or reject it, now or later. Call it until it
-/// returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and rejected.
+/// Takes the next arrival. Look at it, then adopt or reject it, now or later.
+///
+/// Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
+/// rejected.
 ///
 /// @param backend       the backend
 /// @param[out] arrival  what arrived; its `fd` is -1
@@ -335,18 +380,18 @@ pub extern "C" fn handoff_backend_next(
     })
 }
 
-/// Adopts an arrival. From HANDOFF_OK on, this process alone owns the connection.
+/// Adopts an arrival. After HANDOFF_OK this process alone owns the connection.
 ///
-/// The verdict is sent when handoff_backend_next() next returns HANDOFF_NOTHING, so that you can
-/// answer clients first. If it has already returned that, the verdict is sent now. If you stop
-/// calling it, handoff_backend_dispatch() sends the verdict after 1 ms; the descriptor becomes
-/// readable for that.
+/// The verdict is sent the next time handoff_backend_next() returns HANDOFF_NOTHING, so that you can
+/// answer clients first, or when 64 verdicts wait. If it has already returned that, the verdict is
+/// sent now. If you stop calling it, handoff_backend_dispatch() sends the verdict after 1 ms; the
+/// descriptor becomes readable for that.
 ///
 /// @param backend  the backend
 /// @param id       the arrival's id
 /// @param[out] fd  the connection, close-on-exec, yours to close(2). Its other flags and options
 ///                 are as the broker set them.
-/// @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke its channel: the
+/// @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke the protocol: the
 ///         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held;
 ///         HANDOFF_ERR_WRONG_PROCESS.
 #[unsafe(no_mangle)]
@@ -381,9 +426,11 @@ pub extern "C" fn handoff_backend_reject(
     with(backend, |backend| Ok(backend.reject(id, self::reason(reason)?)?))
 }
 
-/// Stops listening and takes no more offers, so that a successor can take the path. What has arrived
-/// can still be adopted. Free the backend when `held` in its statistics is 0 after a dispatch: the
-/// brokers then take back what was still on its way.
+/// Stops listening and tells the brokers to offer no more. A successor can then listen at the path.
+///
+/// Go on with dispatch and next, and adopt or reject what arrives. When `held` in the statistics is
+/// 0 after a dispatch, free the backend: the brokers take back what has not arrived.
+/// handoff_backend_accept() without a time limit may then wait forever.
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.
@@ -411,13 +458,13 @@ pub struct handoff_backend_statistics {
     pub accepted: u64,
     /// Brokers turned away: not allowed, or too many.
     pub refused: u64,
-    /// Channels ended because of a protocol error of the broker.
+    /// Channels ended because of a protocol error, or because no hello came in 5 seconds.
     pub broken: u64,
     /// Channels now.
     pub channels: u64,
     /// Arrivals held now.
     pub held: u64,
-    /// Their bytes.
+    /// The bytes of these arrivals.
     pub held_bytes: u64,
     /// Bytes of memory kept for later arrivals.
     pub kept_bytes: u64,
@@ -486,8 +533,7 @@ pub extern "C" fn handoff_backend_get_statistics(
     })
 }
 
-/// Returns a message about the last error of this backend's calls, as handoff_last_error() does for
-/// a thread's.
+/// Returns a message about this backend's last error. For the rest see handoff_last_error().
 ///
 /// @param backend  the backend
 /// @return a string, never NULL, empty if no call has failed yet or `backend` is NULL. It is valid
@@ -499,9 +545,12 @@ pub extern "C" fn handoff_backend_last_error(backend: *const handoff_backend) ->
     })
 }
 
-/// Sends the verdicts that wait, closes every channel and every connection that was not adopted,
-/// stops listening, and frees the backend. The socket's file is removed if it is still the one that was made. What you adopted is
-/// yours and stays open. In a child of fork() it closes the child's copies only.
+/// Stops listening and frees the backend.
+///
+/// It sends the verdicts that wait, and closes every channel and every connection that was not
+/// adopted. What you adopted is yours and stays open. The socket's file is removed if it is still
+/// the one that was made; that may wait up to a second for the lock on the directory. In a child of
+/// fork() the call closes the child's copies only.
 ///
 /// @param backend  the backend, or NULL, which does nothing
 #[unsafe(no_mangle)]

@@ -1,23 +1,26 @@
 //! Who may connect.
 
 use super::argument::slice;
-use super::growing::{Growing, Input, read_or_default};
-use super::guard::Failure;
+use super::growing::{Growing, Input, initialize, read_or_default};
+use super::guard::{Failure, guard};
+use super::status::handoff_status;
 use crate::peer::Policy;
 
-/// Who may connect. Without users and groups: the user that this process runs as, and root. With
-/// any: these users and the members of these groups, and nobody else.
+/// Who may connect. Without users and groups: this process's effective user, and root. Otherwise
+/// only these users and the members of these groups; root too must then be named.
+///
+/// The lists are read during the call only: handoff_backend_listen() and handoff_backend_listen_on()
+/// copy them.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_peer_policy {
     /// Set by HANDOFF_PEER_POLICY_INIT.
     pub size: usize,
-    /// The users, by number. Read during the call only.
+    /// The users, by number.
     pub users: *const u32,
     /// The length of the array.
     pub users_len: usize,
-    /// The groups, by number; a peer's effective and supplementary groups count. Read during the
-    /// call only.
+    /// The groups, by number. A peer's effective and supplementary groups count.
     pub groups: *const u32,
     /// The length of the array.
     pub groups_len: usize,
@@ -29,6 +32,19 @@ unsafe impl Growing for handoff_peer_policy {
 }
 // SAFETY: integers and pointers.
 unsafe impl Input for handoff_peer_policy {}
+
+/// Initialises a policy as HANDOFF_PEER_POLICY_INIT does, for languages without macros.
+///
+/// @param[out] policy  the policy
+/// @param size         sizeof(handoff_peer_policy)
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `policy` is NULL or `size` cannot be right.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_peer_policy_init(
+    policy: *mut handoff_peer_policy,
+    size: usize,
+) -> handoff_status {
+    guard(|| initialize(policy, size))
+}
 
 /// A policy that C passes; NULL is the default.
 pub(super) fn policy<'a>(policy: *const handoff_peer_policy) -> Result<Policy<'a>, Failure> {
