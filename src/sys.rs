@@ -9,6 +9,7 @@ pub(crate) mod file;
 pub(crate) mod packet;
 pub(crate) mod process;
 pub(crate) mod shared;
+pub(crate) mod user;
 
 use std::io;
 use std::mem::{self, MaybeUninit};
@@ -94,6 +95,9 @@ pub(crate) enum AddressError {
 }
 
 impl Address {
+    /// The most bytes of a path.
+    pub(crate) const MAX_PATH: usize = 107;
+
     pub(crate) fn new(path: &Path) -> Result<Address, AddressError> {
         let bytes = path.as_os_str().as_bytes();
         // SAFETY: sockaddr_un is integers and an array of integers; all zero is a value of it.
@@ -134,6 +138,23 @@ pub(crate) fn connect(socket: &OwnedFd, address: &Address) -> io::Result<()> {
     // SAFETY: `address` holds a sockaddr_un of which `len` bytes are initialised.
     retry(|| unsafe { libc::connect(socket.as_raw_fd(), address.as_ptr(), address.len) as isize })?;
     Ok(())
+}
+
+/// Whether a socket is bound to the file at a path, connected or not, listening or not. If none is,
+/// none ever will be: bind(2) makes a new file. Whoever listens there does not notice.
+pub(crate) fn is_bound(address: &Address) -> io::Result<bool> {
+    let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: socket(2) takes no pointers.
+    let fd = retry(|| unsafe { libc::socket(libc::AF_UNIX, flags, 0) as isize })?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    // The kernel looks for the socket, then at its type (unix_find_bsd in net/unix/af_unix.c).
+    match connect(&socket, address) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 pub(crate) fn bind(socket: &OwnedFd, address: &Address) -> io::Result<()> {
@@ -461,11 +482,11 @@ mod tests {
 
     #[test]
     fn address_refuses_what_the_kernel_could_not_tell_apart() {
-        let long = "x".repeat(108);
+        let long = "x".repeat(Address::MAX_PATH + 1);
         assert_eq!(Address::new(Path::new("")).err(), Some(AddressError::Empty));
         assert_eq!(Address::new(Path::new("@")).err(), Some(AddressError::Empty));
         assert_eq!(Address::new(Path::new(&long)).err(), Some(AddressError::TooLong));
         assert_eq!(Address::new(Path::new("a\0b")).err(), Some(AddressError::HasNul));
-        assert!(Address::new(Path::new(&long[..107])).is_ok());
+        assert!(Address::new(Path::new(&long[..Address::MAX_PATH])).is_ok());
     }
 }

@@ -82,20 +82,20 @@ pub extern "C" fn handoff_backend_options_init(
 
 /// Makes a handoff socket and listens on it for brokers.
 ///
-/// The file has its mode before anybody can connect. A socket that nobody listens on any more is
-/// replaced. One that somebody listens on, and anything that is not a socket, stays as it is. Of
-/// several processes that start together one succeeds: they take turns by locking the directory,
-/// flock(2).
+/// The file has its mode before anybody can connect. A socket that is closed is replaced. One that
+/// is open, and anything that is not a socket, stays as it is. Of several processes that start
+/// together one succeeds, and the others get HANDOFF_ERR_ADDRESS_IN_USE. The file is made under a
+/// name in the same directory that begins with "." and the path's own name, which ss(8) shows and
+/// getsockname(2) returns, and moves to its path when it is complete.
 ///
 /// @param path          the socket's path, at most 107 bytes, in a directory that this process can
-///                      read and write; "@" starts an abstract name, without a file
+///                      write to; "@" starts an abstract name, without a file
 /// @param options       the limits, or NULL for the defaults; read during the call only
 /// @param[out] backend  the backend; free it with handoff_backend_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_ADDRESS_IN_USE; HANDOFF_ERR_NOT_A_SOCKET;
 ///         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
 ///         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
-///         or `kinds` is HANDOFF_KIND_UNCONNECTED alone; HANDOFF_ERR_WOULD_BLOCK if another
-///         process holds the directory's lock for a second; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
+///         or `kinds` is HANDOFF_KIND_UNCONNECTED alone; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
 ///         HANDOFF_ERR_LISTEN_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
