@@ -435,22 +435,37 @@ pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(i32, u32, 
     Ok((pid, uid, gid))
 }
 
-/// SO_PEERGROUPS, unix(7): the peer's supplementary groups as they were when it connected.
-pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
-    let mut groups = vec![0u32; 64];
-    loop {
-        match socket_option(socket, libc::SO_PEERGROUPS, &mut groups) {
-            Ok(count) => {
-                groups.truncate(count);
-                return Ok(groups);
-            }
-            // NGROUPS_MAX bounds the list.
-            Err(error) if error.raw_os_error() == Some(libc::ERANGE) && groups.len() < 65536 => {
-                groups.resize(groups.len() * 4, 0);
-            }
-            Err(error) => return Err(error),
-        }
+/// Whether one of the peer's supplementary groups as they were when it connected, SO_PEERGROUPS, is
+/// one that is looked for.
+pub(crate) fn any_peer_group(
+    socket: BorrowedFd<'_>,
+    looked_for: impl Fn(u32) -> bool,
+) -> io::Result<bool> {
+    let mut few = [0u32; 256];
+    match socket_option(socket, libc::SO_PEERGROUPS, &mut few) {
+        Err(error) if error.raw_os_error() == Some(libc::ERANGE) => {}
+        count => return Ok(few[..count?].iter().any(|group| looked_for(*group))),
     }
+    // NGROUPS_MAX bounds the list.
+    const MOST: usize = 65536;
+    let mut many = Vec::new();
+    let no_memory = |_| io::Error::from_raw_os_error(libc::ENOMEM);
+    many.try_reserve_exact(MOST).map_err(no_memory)?;
+    many.resize(MOST, 0u32);
+    let count = socket_option(socket, libc::SO_PEERGROUPS, &mut many)?;
+    Ok(many[..count].iter().any(|group| looked_for(*group)))
+}
+
+/// The owner of the file at a path; none for an abstract name.
+pub(crate) fn owner(address: &Address) -> Option<u32> {
+    if address.is_abstract() {
+        return None;
+    }
+    // SAFETY: the path ends in NUL, because it is shorter than its array, which was zeroed;
+    // `status` is where a stat goes.
+    let status =
+        file::status(|status| unsafe { libc::stat(address.raw.sun_path.as_ptr(), status) });
+    Some(status.ok()?.owner)
 }
 
 /// The effective user of this process.
