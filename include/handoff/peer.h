@@ -1,5 +1,5 @@
 /*
- * handoff/peer.h: who may connect. The rules that hold for every call are in handoff.h.
+ * handoff/peer.h: who may be at the other end. The rules that hold for every call are in handoff.h.
  *
  * Made by cbindgen from src/ffi; do not edit.
  */
@@ -14,8 +14,13 @@ extern "C" {
 #endif
 
 /**
- * Who may connect. Without users and groups: the user that this process runs as, and root. With
- * any: these users and the members of these groups, and nobody else.
+ * Who may be at the other end: of a backend its brokers, of a broker its backend. With users or
+ * groups: these users and the members of these groups, and nobody else. Without any it is the
+ * default, as NULL is: the user that this process runs as, and root; for a broker also the owner of
+ * the socket's file.
+ *
+ * In a user namespace the number of everybody who has none there (65534 as a rule,
+ * user_namespaces(7)) allows nobody.
  */
 typedef struct handoff_peer_policy {
     /** Set by HANDOFF_PEER_POLICY_INIT. */

@@ -1,12 +1,17 @@
-//! Who may connect.
+//! Who may be at the other end.
 
 use super::argument::slice;
 use super::growing::{Growing, Input, read_or_default};
 use super::guard::Failure;
 use crate::peer::Policy;
 
-/// Who may connect. Without users and groups: the user that this process runs as, and root. With
-/// any: these users and the members of these groups, and nobody else.
+/// Who may be at the other end: of a backend its brokers, of a broker its backend. With users or
+/// groups: these users and the members of these groups, and nobody else. Without any it is the
+/// default, as NULL is: the user that this process runs as, and root; for a broker also the owner of
+/// the socket's file.
+///
+/// In a user namespace the number of everybody who has none there (65534 as a rule,
+/// user_namespaces(7)) allows nobody.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_peer_policy {

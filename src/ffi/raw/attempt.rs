@@ -69,7 +69,8 @@ pub extern "C" fn handoff_raw_attempt(
     })
 }
 
-/// handoff_raw_attempt() over a connection of its own to a handoff socket.
+/// handoff_raw_attempt() over a connection of its own to a handoff socket. It does not check who
+/// listens there.
 ///
 /// @param path          see handoff_raw_connect()
 /// @param fd            see handoff_raw_attempt()
