@@ -164,7 +164,7 @@ check-rust: | git-checkout need-rust-tools
 check-readme: | need-python
 	@set -e; for program in 1 2; do \
 	    $(PYTHON) tools/readme_code.py README.md $$program | \
-	        $(CC) -std=c11 $(WARN) -fsyntax-only -Iinclude -xc -; \
+	        $(CC) -std=c11 $(WARN) -c -o /dev/null -Iinclude -xc -; \
 	done; echo "check-readme: a broker and a backend"
 
 # ---- the tree ------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def serve_one(listener):
         token = secrets.token_bytes(TOKEN_LEN)
         channel.sendall(token)
         with receive_connection(channel, token) as client:
-            # Raises if the broker has given up: then the client is not ours.
+            # Raises if the broker took the message back: then the client is not ours.
             channel.sendall(ACK.pack(token, ACCEPTED, 0))
             # The broker's copy shares this flag, so it was not ours to change before.
             client.setblocking(True)

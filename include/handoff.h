@@ -15,14 +15,14 @@
  * You may include a part alone. These rules hold for every call:
  *
  * - Status. A call that can fail returns a handoff_status: HANDOFF_OK (0), a positive number if
- *   there is no result but also no error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT), or a negative
- *   HANDOFF_ERR_*. After an error, errno is the system's error, or 0 if the system had no part in
+ *   there is no result but also no error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT,
+ *   HANDOFF_WOKEN), or a negative HANDOFF_ERR_*. After an error, errno is the system's error, or 0 if the system had no part in
  *   it, and handoff_last_error() returns a per-thread message.
  * - Arguments. A bad argument is HANDOFF_ERR_INVALID_ARGUMENT, never a crash. Out parameters come
  *   last and are written only on HANDOFF_OK.
- * - Structs. Initialise each with its _INIT macro or its _init() function, which set `size`. Zero
- *   is the default in every field. Out-of-range values are clamped; combinations that cannot work
- *   are refused.
+ * - Structs. Initialise each with its _INIT macro, which sets `size`; those that you fill also have
+ *   an _init() function. Zero is the default in every field. Out-of-range values are clamped;
+ *   combinations that cannot work are refused.
  * - Descriptors. One that you pass in stays yours, open and unchanged. One in an out parameter is
  *   yours to close, and is close-on-exec. The one that a handle returns for polling stays the
  *   handle's.

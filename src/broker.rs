@@ -22,7 +22,8 @@ use std::time::{Duration, Instant};
 
 use crate::address;
 use crate::claim::{self, Lost};
-use crate::handle::{Handle, HandleError, MAX_ROUNDS};
+use crate::handle::{Handle, HandleError, MAX_ROUNDS, Waker};
+use crate::memory;
 use crate::reason::Reason;
 use crate::sys::event::{Events, Wait};
 use crate::sys::packet;
@@ -123,7 +124,7 @@ impl Broker {
             handle: Handle::default(),
             link: Link::Down { retry_at: Instant::now() },
             reconnecting: Reconnecting::new(&options),
-            outcomes: Outcomes::new(&options),
+            outcomes: Outcomes::new(&options)?,
             options,
             next_id: 1,
             closed: false,
@@ -138,6 +139,11 @@ impl Broker {
         let now = Instant::now();
         self.enter(now)?;
         Ok(self.handle.descriptor()?)
+    }
+
+    /// What ends a wait of this broker.
+    pub fn waker(&self) -> Waker {
+        self.handle.waker().clone()
     }
 
     /// Offers a connection, at once unless more follow. Returns its id; the verdict comes from
@@ -347,11 +353,12 @@ impl Broker {
         if self.handle.is_open() {
             return Ok(());
         }
-        self.handle.open(Handle::new_events()?);
-        self.buffer = vec![0; MAX_FRAME_LEN];
-        self.descriptors = Vec::with_capacity(MAX_DESCRIPTORS);
+        let events = self.handle.new_events()?;
+        self.buffer = memory::zeros(MAX_FRAME_LEN, "a packet")?;
+        self.descriptors = memory::vec(MAX_DESCRIPTORS, "descriptors")?;
         // Every offer in flight and every verdict that may be waiting when it is taken.
-        self.outcomes.verdicts.reserve_exact(2 * self.options.max_in_flight);
+        self.outcomes.verdicts = memory::queue(2 * self.options.max_in_flight, "verdicts")?;
+        self.handle.open(events);
         self.link = Link::Down { retry_at: now };
         self.tick(now);
         self.arm(now)

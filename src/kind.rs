@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::reason::AttemptFailure;
+use crate::reason::{AttemptFailure, Reason};
 
 /// The kinds of error, one for each thing that a caller can do about it. The C status of a kind is
 /// its number, negated.
@@ -13,6 +13,8 @@ pub enum ErrorKind {
     Nothing = -1,
     /// A wait ended because its time was up. No error in C.
     TimedOut = -2,
+    /// A waker ended a wait. No error in C.
+    Woken = -3,
     InvalidArgument = 1,
     Unsupported = 2,
     PermissionDenied = 3,
@@ -50,6 +52,7 @@ pub enum ErrorKind {
     TakenBack = 36,
     TooLate = 37,
     System = 38,
+    NoMemory = 39,
 }
 
 impl ErrorKind {
@@ -61,9 +64,21 @@ impl ErrorKind {
         }
     }
 
-    /// Whether a broker may hide this behind a fallback. A misuse of the library is not hidden.
+    /// Whether a broker may hide this behind a fallback: the connection is still its own, and nobody
+    /// need be told. A misuse of the library must not be hidden.
     pub fn is_fallback_safe(self) -> bool {
-        self.attempt_failure().is_some()
+        self.reason().is_some()
+    }
+
+    /// The reason that a broker gives for a fallback after this error; none where a fallback must
+    /// not hide it, or where nothing failed.
+    pub fn reason(self) -> Option<Reason> {
+        match self {
+            ErrorKind::RateLimited => Some(Reason::RateLimited),
+            ErrorKind::TooLarge => Some(Reason::ClientUnsupported),
+            ErrorKind::System | ErrorKind::NoMemory => Some(Reason::BackendUnavailable),
+            kind => kind.attempt_failure().map(AttemptFailure::reason),
+        }
     }
 
     /// Whether the descriptor may have reached the backend when a broker's attempt ends so.
@@ -80,19 +95,22 @@ impl ErrorKind {
         )
     }
 
-    /// How an attempt that ended so failed; none for a misuse of the library, which a fallback must
-    /// not hide, and none where nothing failed.
+    /// How an attempt of the raw layer that ended so failed; none where no attempt does.
     pub fn attempt_failure(self) -> Option<AttemptFailure> {
         Some(match self {
             ErrorKind::Nothing
+            | ErrorKind::TimedOut
+            | ErrorKind::Woken
             | ErrorKind::InvalidArgument
             | ErrorKind::Internal
             | ErrorKind::WrongProcess
-            | ErrorKind::Closed => return None,
-            // No attempt ends so, but a fallback may hide them.
-            ErrorKind::RateLimited | ErrorKind::System => AttemptFailure::BackendUnavailable,
-            ErrorKind::TakenBack | ErrorKind::TooLate => AttemptFailure::AckTimeout,
-            ErrorKind::TooLarge => AttemptFailure::BackendBusy,
+            | ErrorKind::Closed
+            | ErrorKind::RateLimited
+            | ErrorKind::TooLarge
+            | ErrorKind::TakenBack
+            | ErrorKind::TooLate
+            | ErrorKind::System
+            | ErrorKind::NoMemory => return None,
             ErrorKind::Unsupported => AttemptFailure::UnsupportedPlatform,
             ErrorKind::PermissionDenied | ErrorKind::PeerUnknown | ErrorKind::PeerNotAllowed => {
                 AttemptFailure::PermissionDenied
@@ -105,10 +123,7 @@ impl ErrorKind {
             | ErrorKind::AddressInUse
             | ErrorKind::NotASocket
             | ErrorKind::ListenFailed => AttemptFailure::BackendUnavailable,
-            // A backend that sends no token in time is busy.
-            ErrorKind::WouldBlock | ErrorKind::Full | ErrorKind::TimedOut => {
-                AttemptFailure::BackendBusy
-            }
+            ErrorKind::WouldBlock | ErrorKind::Full => AttemptFailure::BackendBusy,
             ErrorKind::DescriptorPressure | ErrorKind::ControlTruncated => {
                 AttemptFailure::DescriptorPressure
             }

@@ -12,8 +12,10 @@ from pathlib import Path
 # named belongs to the one around it.
 LAYERS = """
 sys
-reason failures
+reason
 kind
+memory
+failures
 address token claim
 handle peer wire support
 listener raw::transport raw::store raw::failures

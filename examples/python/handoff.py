@@ -5,9 +5,9 @@
             arrival = backend.accept()
             serve(arrival.connection, arrival.preread)
 
-include/handoff.h says what each call does; the names here are its names. What a call returns is
-copied: the library's memory is gone at the next dispatch() or accept(). The library is found as any
-other is, by its soname: see ldconfig(8), or set LD_LIBRARY_PATH.
+include/handoff/backend.h says what each call does; the names here are its names. An arrival's bytes
+are copied, because the library's are valid only until the next dispatch() or accept(). The library
+is found by its soname, as any other is: see ldconfig(8), or set LD_LIBRARY_PATH.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ import threading
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
-OK, ERR_WOULD_BLOCK, NOTHING, ERR_REVOKED = 0, 5, 31, 36
+OK, NOTHING, TIMED_OUT, ERR_TAKEN_BACK = 0, 1, 2, -36
 
-KIND_STREAM, KIND_SEQPACKET, KIND_DATAGRAM, KIND_UNCONNECTED = 1, 2, 4, 8
+KIND_STREAM, KIND_SEQPACKET, KIND_DATAGRAM, KIND_UNCONNECTED, KIND_ANY = 1, 2, 4, 8, 15
 
 
 class Reason(enum.IntEnum):
@@ -36,7 +36,7 @@ class Reason(enum.IntEnum):
     PERMISSION_DENIED = 5
     INTEGRITY_MISMATCH = 6
     ACK_TIMEOUT = 7
-    ADOPTED_BACKEND = 8
+    FOREIGN_BACKEND = 8
     BACKEND_UNAVAILABLE = 9
     BACKEND_BUSY = 10
     REJECTED = 11
@@ -45,11 +45,7 @@ class Reason(enum.IntEnum):
     BACKEND_DIED = 14
 
 
-# ---- the structs, as in handoff.h ----------------------------------------------------------------
-
-
-class CPeer(ctypes.Structure):
-    _fields_ = [("pid", ctypes.c_int32), ("uid", ctypes.c_uint32), ("gid", ctypes.c_uint32)]
+# ---- the structs, as in the header ---------------------------------------------------------------
 
 
 class CPeerPolicy(ctypes.Structure):
@@ -76,25 +72,40 @@ class CBackendOptions(ctypes.Structure):
         ("backlog", ctypes.c_int32),
         ("policy", ctypes.POINTER(CPeerPolicy)),
         ("max_channels", ctypes.c_size_t),
-        ("credit", ctypes.c_size_t),
+        ("max_in_flight", ctypes.c_size_t),
         ("max_offer_bytes", ctypes.c_size_t),
         ("max_held_bytes", ctypes.c_size_t),
-        ("kinds", ctypes.c_uint32),
+        ("kinds", ctypes.c_uint64),
     ]
 
-    # The defaults of HANDOFF_BACKEND_OPTIONS_INIT. By name, because a Structure takes any name.
-    def __init__(self, *, mode=0o600, backlog=4096, users=(), groups=(), max_channels=64,
-                 credit=256, max_offer_bytes=65536, max_held_bytes=67108864, kinds=KIND_STREAM):
-        policy = ctypes.pointer(CPeerPolicy(users, groups)) if users or groups else None
-        super().__init__(ctypes.sizeof(CBackendOptions), mode, backlog, policy, max_channels,
-                         credit, max_offer_bytes, max_held_bytes, kinds)
+    # Zero is the default. By name, because a Structure takes any name.
+    def __init__(self, *, mode=0, backlog=0, users=(), groups=(), max_channels=0, max_in_flight=0,
+                 max_offer_bytes=0, max_held_bytes=0, kinds=0):
+        super().__init__()
+        check(library.handoff_backend_options_init(self, ctypes.sizeof(self)))
+        self.mode, self.backlog = mode, backlog
+        if users or groups:
+            self.policy = ctypes.pointer(CPeerPolicy(users, groups))
+        self.max_channels, self.max_in_flight = max_channels, max_in_flight
+        self.max_offer_bytes, self.max_held_bytes = max_offer_bytes, max_held_bytes
+        self.kinds = kinds
 
 
-class CArrival(ctypes.Structure):
+class Filled(ctypes.Structure):
+    """A struct that the library fills. It begins with its size."""
+
+    def __init__(self):
+        super().__init__(ctypes.sizeof(self))
+
+
+class CArrival(Filled):
     _fields_ = [
+        ("size", ctypes.c_size_t),
         ("id", ctypes.c_uint64),
         ("fd", ctypes.c_int),
-        ("broker", CPeer),
+        ("broker_pid", ctypes.c_int32),
+        ("broker_uid", ctypes.c_uint32),
+        ("broker_gid", ctypes.c_uint32),
         ("preread", ctypes.c_void_p),
         ("preread_len", ctypes.c_size_t),
         ("metadata", ctypes.c_void_p),
@@ -104,10 +115,10 @@ class CArrival(ctypes.Structure):
     ]
 
 
-class CBackendStatistics(ctypes.Structure):
+class CBackendStatistics(Filled):
     _fields_ = [("size", ctypes.c_size_t)] + [(name, ctypes.c_uint64) for name in (
-        "arrived", "adopted", "rejected", "revoked", "accepted", "refused", "broken", "channels",
-        "held", "held_bytes")]
+        "arrived", "adopted", "rejected", "taken_back", "accepted", "refused", "broken",
+        "channels", "held", "held_bytes")]
 
 
 # ---- the calls -----------------------------------------------------------------------------------
@@ -120,6 +131,7 @@ PROTOTYPES = {
     "handoff_last_error": (ctypes.c_char_p,),
     "handoff_status_name": (ctypes.c_char_p, _status),
     "handoff_reason_name": (ctypes.c_char_p, ctypes.c_uint32),
+    "handoff_backend_options_init": (_status, ctypes.POINTER(CBackendOptions), ctypes.c_size_t),
     "handoff_backend_listen": (_status, ctypes.c_char_p, ctypes.POINTER(CBackendOptions),
                                ctypes.POINTER(_handle)),
     "handoff_backend_listen_on": (_status, ctypes.c_int, ctypes.POINTER(CBackendOptions),
@@ -137,7 +149,7 @@ PROTOTYPES = {
 
 
 def declare(prototypes):
-    """Without this ctypes would take every result for an int, and cut pointers short."""
+    """Tells ctypes the types. It takes every result for an int otherwise, and cuts off pointers."""
     for name, (result, *arguments) in prototypes.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
@@ -147,7 +159,7 @@ declare(PROTOTYPES)
 
 
 class HandoffError(Exception):
-    """A call failed: `status` is its number or, where it has none, None; `errno` is the operating
+    """A call failed. `status` is what it returned, or None if it returns no status. `errno` is the
     system's error, or 0 if the system had no part in it."""
 
     def __init__(self, status):
@@ -160,13 +172,13 @@ class HandoffError(Exception):
         return name + super().__str__()
 
 
-class Revoked(HandoffError):
-    """The broker has taken the connection back, and serves the client. Not a fault."""
+class TakenBack(HandoffError):
+    """The broker has taken the offer back and serves the client. This is no fault."""
 
 
 def check(status):
     if status != OK:
-        raise (Revoked if status == ERR_REVOKED else HandoffError)(status)
+        raise (TakenBack if status == ERR_TAKEN_BACK else HandoffError)(status)
 
 
 def version():
@@ -194,7 +206,7 @@ class Peer(NamedTuple):
 
 @dataclass
 class Arrival:
-    """A connection that a broker hands over. `preread` comes before all that is read from it."""
+    """An offer as the backend sees it. `preread` comes before what you read from `connection`."""
 
     id: int
     preread: bytes
@@ -202,14 +214,15 @@ class Arrival:
     service: bytes
     correlation: bytes
     broker: Peer
-    connection: Optional[socket.socket] = None  # once it is adopted
+    connection: Optional[socket.socket] = None  # None until it is adopted
 
 
 class Backend:
     """The backend's end of the channels of one handoff socket.
 
-    One thread at a time: a second one gets a RuntimeError. ctypes lets other threads run during a
-    call, so nothing else would keep them apart. And one process: the one that uses it first.
+    One thread at a time uses it; a second one gets a RuntimeError. ctypes lets other threads run
+    during a call, so nothing else would keep them apart. And it belongs to one process: the one
+    that uses it first.
     """
 
     def __init__(self, handle):
@@ -218,12 +231,12 @@ class Backend:
 
     @classmethod
     def listen(cls, path, **options):
-        """Makes a handoff socket. The options are the keywords of CBackendOptions."""
+        """Makes a handoff socket and listens on it. The options are CBackendOptions' keywords."""
         return cls._new(library.handoff_backend_listen, os.fsencode(path), options)
 
     @classmethod
     def listen_on(cls, listener, **options):
-        """Listens on a socket that somebody else made; the caller's stays the caller's."""
+        """Listens on a socket that somebody else made. `listener` stays yours."""
         return cls._new(library.handoff_backend_listen_on, listener.fileno(), options)
 
     @classmethod
@@ -233,10 +246,10 @@ class Backend:
         return cls(handle)
 
     def close(self):
-        """Frees the backend. What was adopted stays open; what was not, the brokers keep."""
+        """Frees the backend. What you adopted stays open. The brokers serve the rest."""
         with self._alone():
             library.handoff_backend_free(self._handle)
-            self._handle = None  # from now on every call says HANDOFF_ERR_INVALID_ARGUMENT
+            self._handle = None  # from now on every call returns HANDOFF_ERR_INVALID_ARGUMENT
 
     def __enter__(self):
         return self
@@ -245,7 +258,7 @@ class Backend:
         self.close()
 
     def fileno(self):
-        """The descriptor to watch: when it is readable, call dispatch(), then next()."""
+        """Returns the descriptor to watch. When it is readable, call dispatch(), then next()."""
         with self._alone():
             fd = library.handoff_backend_fd(self._handle)
             if fd == -1:
@@ -257,7 +270,7 @@ class Backend:
             check(library.handoff_backend_dispatch(self._handle))
 
     def next(self):
-        """The next arrival, to adopt or reject, or None. Call it until it says None:
+        """Returns the next arrival, to adopt or reject, or None. Call it until it returns None:
         `for arrival in iter(backend.next, None)`."""
         arrival = CArrival()
         with self._alone():
@@ -268,7 +281,7 @@ class Backend:
             return _copy(arrival)
 
     def adopt(self, arrival):
-        """Makes the connection this process's alone, and gives its socket. Raises Revoked."""
+        """Adopts an arrival and returns its socket. Raises TakenBack if the broker was faster."""
         fd = ctypes.c_int()
         with self._alone():
             check(library.handoff_backend_adopt(self._handle, arrival.id, ctypes.byref(fd)))
@@ -276,22 +289,22 @@ class Backend:
         return arrival.connection
 
     def reject(self, arrival, reason=Reason.REJECTED):
-        """Gives the connection back to the broker."""
+        """Rejects an arrival. The broker serves the client another way."""
         with self._alone():
             check(library.handoff_backend_reject(self._handle, arrival.id, reason))
 
     def accept(self, timeout=None):
-        """Waits for an arrival and adopts it; None if none came in so many seconds.
+        """Waits for an arrival and adopts it. Returns None if none arrived in so many seconds.
 
-        Python's signal handlers run when it returns. A program that has some waits for fileno()
-        and signal.set_wakeup_fd() together.
+        Python's signal handlers run only when it returns. A program with handlers waits for
+        fileno() and signal.set_wakeup_fd() together.
         """
         milliseconds = -1 if timeout is None else min(math.ceil(timeout * 1000), 2**31 - 1)
         arrival = CArrival()
         with self._alone():
             status = library.handoff_backend_accept(self._handle, milliseconds,
                                                     ctypes.byref(arrival))
-            if status == ERR_WOULD_BLOCK:
+            if status == TIMED_OUT:
                 return None
             check(status)
             connection = _adopted(arrival.fd)
@@ -300,13 +313,13 @@ class Backend:
         return copy
 
     def drain(self):
-        """Grants nothing from now on and stops listening; what has arrived can be adopted."""
+        """Stops listening and takes no more offers. What has arrived can still be adopted."""
         with self._alone():
             check(library.handoff_backend_drain(self._handle))
 
     def get_statistics(self):
-        """What it has done: a dict of the numbers in handoff_backend_statistics."""
-        statistics = CBackendStatistics(ctypes.sizeof(CBackendStatistics))
+        """Returns what it has done so far: handoff_backend_statistics as a dict."""
+        statistics = CBackendStatistics()
         with self._alone():
             check(library.handoff_backend_get_statistics(self._handle, ctypes.byref(statistics)))
         return {name: getattr(statistics, name) for name, _ in statistics._fields_[1:]}
@@ -328,7 +341,7 @@ def _copy(arrival):
         ctypes.string_at(arrival.metadata, arrival.metadata_len),
         arrival.service,
         arrival.correlation,
-        Peer(arrival.broker.pid, arrival.broker.uid, arrival.broker.gid),
+        Peer(arrival.broker_pid, arrival.broker_uid, arrival.broker_gid),
     )
 
 
@@ -338,7 +351,7 @@ def _adopted(fd):
     except BaseException:
         os.close(fd)
         raise
-    # O_NONBLOCK is as the broker left it, and Python does not look. The connection is ours now, so
-    # make it what accept() would have given.
+    # O_NONBLOCK is as the broker left it, and Python does not look. The connection is ours now:
+    # make it as accept() of a listener would.
     connection.settimeout(socket.getdefaulttimeout())
     return connection

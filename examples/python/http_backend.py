@@ -250,7 +250,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
             return
         try:
             self.backend.adopt(arrival)
-        except handoff.Revoked:
+        except handoff.TakenBack:
             self.places.release()
             return
         try:

@@ -49,7 +49,10 @@ typedef struct handoff_backend_options {
      * or `max_held_bytes` if that is less.
      */
     size_t max_offer_bytes;
-    /** The most bytes of arrivals held at once: default 67108864. Further offers are rejected. */
+    /**
+     * The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
+     * are rejected.
+     */
     size_t max_held_bytes;
     /**
      * Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
@@ -150,11 +153,14 @@ typedef struct handoff_arrival {
     uint32_t broker_uid;
     /** The broker's effective group when it connected. */
     uint32_t broker_gid;
-    /** Bytes that the broker has read from the client. They come before what you read from `fd`. */
+    /**
+     * Bytes that the broker has read from the client. They come before what you read from `fd`.
+     * Never NULL.
+     */
     const void *preread;
     /** The number of bytes. */
     size_t preread_len;
-    /** What the broker wanted you to know. */
+    /** What the broker wanted you to know. Never NULL. */
     const void *metadata;
     /** The number of bytes. */
     size_t metadata_len;
@@ -167,12 +173,14 @@ typedef struct handoff_arrival {
     { sizeof(handoff_arrival), 0, -1, 0, 0, 0, NULL, 0, NULL, 0, NULL, NULL }
 
 /**
- * Waits for an arrival and adopts it, as accept(2) does. For programs without an event loop.
+ * Waits for an arrival and adopts it, as accept(2) does. For programs without an event loop. A
+ * signal does not end the wait: let its handler call handoff_backend_wake().
  *
  * @param backend       the backend
  * @param wait_ms       how long to wait, in milliseconds, as in poll(2)
  * @param[out] arrival  the adopted connection and what came with it; close(2) its `fd`
- * @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time;
+ * @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time; HANDOFF_WOKEN after
+ *         handoff_backend_wake();
  *         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
  *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
  */
@@ -180,6 +188,18 @@ HANDOFF_MUST_USE
 handoff_status handoff_backend_accept(handoff_backend *backend,
                                       int wait_ms,
                                       handoff_arrival *arrival) HANDOFF_NOEXCEPT;
+
+/**
+ * Ends the handoff_backend_accept() that runs in another thread, or the next one: it returns
+ * HANDOFF_WOKEN.
+ *
+ * @param backend  the backend; nobody may free it meanwhile
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
+ *         leaves errno and the last errors as they are.
+ *
+ * Safe in any thread and in a signal handler, whatever another thread does with the backend.
+ */
+handoff_status handoff_backend_wake(const handoff_backend *backend) HANDOFF_NOEXCEPT;
 
 /**
  * Returns the one descriptor to watch. It is readable whenever handoff_backend_dispatch() has

@@ -40,7 +40,8 @@ typedef struct handoff_broker_options {
      */
     uint64_t timeout_ms;
     /**
-     * The most bytes of offers that wait for room in the socket: at least 131072, default 1048576.
+     * The most bytes of offers that wait for room in the socket: at least 131072, default 1048576;
+     * HANDOFF_NO_LIMIT.
      */
     size_t queue_bytes;
     /**
@@ -111,7 +112,10 @@ typedef struct handoff_offer {
     const void *preread;
     /** The number of bytes. */
     size_t preread_len;
-    /** The same in several buffers, in place of `preread`. Copied. */
+    /**
+     * The same in several buffers, in place of `preread`, which must then be empty. Copied. Empty
+     * parts may be NULL.
+     */
     const struct iovec *preread_iov;
     /** The length of the array. */
     size_t preread_iov_len;
@@ -164,7 +168,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         HANDOFF_ERR_FULL if the limit of offers in flight, of queued bytes or of verdicts not
  *         taken is reached;
  *         HANDOFF_ERR_RATE_LIMITED if the backend failed too often;
- *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes;
+ *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
+ *         `correlation` is too long;
  *         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket;
  *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE or HANDOFF_ERR_SYSTEM at the first use.
@@ -257,13 +262,26 @@ handoff_status handoff_broker_next(handoff_broker *broker,
  * @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
  * @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect
  * @param[out] verdict  what became of it
- * @return HANDOFF_OK if there is a verdict. After an error there is none, and the connection is
- *         still yours: as handoff_broker_offer().
+ * @return HANDOFF_OK if there is a verdict; HANDOFF_WOKEN after handoff_broker_wake(): the offer was
+ *         taken back, and the connection is yours. After an error there is no verdict, and the
+ *         connection is still yours: as handoff_broker_offer().
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_offer_and_wait(handoff_broker *broker,
                                              const handoff_offer *offer,
                                              handoff_verdict *verdict) HANDOFF_NOEXCEPT;
+
+/**
+ * Ends the handoff_broker_offer_and_wait() that runs in another thread, or the next one: it returns
+ * HANDOFF_WOKEN.
+ *
+ * @param broker  the broker; nobody may free it meanwhile
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
+ *         leaves errno and the last errors as they are.
+ *
+ * Safe in any thread and in a signal handler, whatever another thread does with the broker.
+ */
+handoff_status handoff_broker_wake(const handoff_broker *broker) HANDOFF_NOEXCEPT;
 
 /**
  * Takes an offer back.

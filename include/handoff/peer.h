@@ -40,6 +40,15 @@ typedef struct handoff_peer_policy {
 #define HANDOFF_PEER_POLICY_INIT \
     { sizeof(handoff_peer_policy), NULL, 0, NULL, 0 }
 
+/**
+ * Initialises a policy as HANDOFF_PEER_POLICY_INIT does, for languages without macros.
+ *
+ * @param[out] policy  the policy
+ * @param size          sizeof(handoff_peer_policy)
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `policy` is NULL or `size` cannot be right.
+ */
+handoff_status handoff_peer_policy_init(handoff_peer_policy *policy, size_t size) HANDOFF_NOEXCEPT;
+
 #ifdef __cplusplus
 }
 #endif

@@ -7,7 +7,8 @@
  * sendmsg(2): a message is the 16 bytes of a token with one descriptor attached (SCM_RIGHTS of
  * unix(7)), an acknowledgement is 20 bytes.
  *
- * Different threads may use different sockets at once. No call raises SIGPIPE.
+ * Different threads may use different sockets at once. No call raises SIGPIPE. A signal does not end
+ * a wait. As `wait_ms`, 0 does not wait; as `timeout_ms`, it is the default.
  *
  * Made by cbindgen from src/ffi; do not edit.
  */
@@ -110,7 +111,8 @@ handoff_status handoff_raw_store_options_init(handoff_raw_store_options *options
  *
  * @param options     the limits, or NULL for the defaults; read during the call only
  * @param[out] store  the store; free it with handoff_raw_store_free()
- * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` is NULL or `options->size` is wrong.
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` is NULL or `options->size` is wrong;
+ *         HANDOFF_ERR_NO_MEMORY.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_store_new(const handoff_raw_store_options *options,
@@ -319,7 +321,8 @@ handoff_status handoff_raw_token_send(int socket, const handoff_raw_token *token
  * @param socket      a connected Unix socket, blocking or not
  * @param wait_ms     how long to wait, in milliseconds, as in poll(2)
  * @param[out] token  the token
- * @return HANDOFF_OK; HANDOFF_TIMED_OUT if none came in that time; HANDOFF_ERR_END_OF_STREAM;
+ * @return HANDOFF_OK; HANDOFF_TIMED_OUT if none came in that time: the backend is busy, so the
+ *         reason for a fallback is HANDOFF_REASON_BACKEND_BUSY; HANDOFF_ERR_END_OF_STREAM;
  *         HANDOFF_ERR_WRONG_LENGTH; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
  *         After an error close the socket.
  */
@@ -351,6 +354,7 @@ handoff_status handoff_raw_ack_accept(int socket, const handoff_raw_token *token
  * @param reason  one of HANDOFF_REASON_*; HANDOFF_REASON_REJECTED if no other fits
  * @return as handoff_raw_ack_accept(); also HANDOFF_ERR_INVALID_ARGUMENT for another `reason`.
  */
+HANDOFF_MUST_USE
 handoff_status handoff_raw_ack_reject(int socket,
                                       const handoff_raw_token *token,
                                       handoff_reason reason) HANDOFF_NOEXCEPT;
@@ -659,7 +663,7 @@ handoff_status handoff_raw_pending_options_init(handoff_raw_pending_options *opt
  * @param options       the limits, or NULL for the defaults; read during the call only
  * @param[out] pending  the registry; free it with handoff_raw_pending_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` or `pending` is NULL or
- *         `options->size` is wrong.
+ *         `options->size` is wrong; HANDOFF_ERR_NO_MEMORY.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_pending_new(handoff_raw_store *store,
@@ -820,6 +824,15 @@ typedef struct handoff_raw_inputs {
 } handoff_raw_inputs;
 #define HANDOFF_RAW_INPUTS_INIT \
     { sizeof(handoff_raw_inputs), 0, 0, 0, 0 }
+
+/**
+ * Initialises inputs as HANDOFF_RAW_INPUTS_INIT does, for languages without macros.
+ *
+ * @param[out] inputs  the inputs
+ * @param size          sizeof(handoff_raw_inputs)
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `inputs` is NULL or `size` cannot be right.
+ */
+handoff_status handoff_raw_inputs_init(handoff_raw_inputs *inputs, size_t size) HANDOFF_NOEXCEPT;
 
 /** Whether to try a backend. */
 typedef struct handoff_raw_decision {

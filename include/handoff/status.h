@@ -79,6 +79,12 @@ typedef int32_t handoff_status;
 #define HANDOFF_TIMED_OUT 2
 
 /**
+ * A wake call of the handle ended the wait. Not an error: errno and handoff_last_error() stay as they
+ * were.
+ */
+#define HANDOFF_WOKEN 3
+
+/**
  * Returns a message about this thread's last error, in English, with the socket and the descriptor
  * that were used. It never shows a token.
  *
@@ -152,9 +158,9 @@ typedef uint32_t handoff_reason;
  *
  * @param status  what handoff_broker_offer() or a call of the raw layer returned
  * @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, HANDOFF_NOTHING,
- *         HANDOFF_TIMED_OUT, unknown numbers, and for errors that a fallback must not hide:
- *         HANDOFF_ERR_INVALID_ARGUMENT, HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED and
- *         HANDOFF_ERR_INTERNAL.
+ *         HANDOFF_TIMED_OUT, HANDOFF_WOKEN, unknown numbers, and for errors that a fallback must not hide:
+ *         HANDOFF_ERR_INVALID_ARGUMENT, HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED,
+ *         HANDOFF_ERR_INTERNAL, HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
@@ -176,7 +182,7 @@ const char *handoff_reason_name(handoff_reason reason) HANDOFF_NOEXCEPT;
  *
  * @param status  what handoff_broker_offer() or a call of the raw layer returned
  * @return true if you should serve the client another way and no more; false for HANDOFF_OK,
- *         HANDOFF_NOTHING, HANDOFF_TIMED_OUT, unknown numbers and the errors for which
+ *         the positive statuses, unknown numbers and the errors for which
  *         handoff_status_reason() returns HANDOFF_REASON_NONE.
  *
  * Safe in any thread, after fork() and in a signal handler.
@@ -198,7 +204,9 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** No reason: the connection was handed over, or may be. */
 #define HANDOFF_REASON_NONE 0
 
-/** The client's protocol or connection cannot change hands. */
+/**
+ * The client's connection cannot change hands: its protocol, its kind, or too many bytes with it.
+ */
 #define HANDOFF_REASON_CLIENT_UNSUPPORTED 1
 
 /** The service is configured not to hand over. */
@@ -381,6 +389,11 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 
 /** The system refused something that the handle needs; see errno. */
 #define HANDOFF_ERR_SYSTEM (-38)
+
+/**
+ * There is no memory for what the options or the peer ask for; handoff_last_error() says for what.
+ */
+#define HANDOFF_ERR_NO_MEMORY (-39)
 
 #ifdef __cplusplus
 }

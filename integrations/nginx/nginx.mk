@@ -18,9 +18,9 @@ nginx: $(NGINX_BUILD)/stamp
 $(NGINX_BUILD)/configured: integrations/nginx/config integrations/nginx/nginx.mk | need-nginx-dev all
 	rm -rf $(NGINX_BUILD)/src && mkdir -p $(NGINX_BUILD) && cp -r $(NGINX_DEV) $(NGINX_BUILD)/src
 	cd $(NGINX_BUILD)/src && HANDOFF_CFLAGS="$$($(PC) --cflags handoff)" \
-	    HANDOFF_LIBS="$$($(PC) --libs handoff)" bash -c '. ./conf_flags && ./configure \
-	    "$${NGX_CONF_FLAGS[@]}" --with-stream=dynamic --with-cc="$(CC)" \
-	    --with-cc-opt="$(CFLAGS)" --with-ld-opt="$(LDFLAGS) -Wl,-z,relro,-z,now" \
+	    HANDOFF_LIBS="$$($(PC) --libs handoff)" HANDOFF_HEADERS="$(abspath $(HEADERS))" \
+	    bash -c '. ./conf_flags && ./configure "$${NGX_CONF_FLAGS[@]}" --with-stream=dynamic \
+	    --with-cc="$(CC)" --with-cc-opt="$(CFLAGS)" --with-ld-opt="$(LDFLAGS) -Wl,-z,relro,-z,now" \
 	    --add-dynamic-module=$(NGINX_HERE)' > configure.log || \
 	    { cat $(NGINX_BUILD)/src/configure.log; exit 1; }
 	@touch $@

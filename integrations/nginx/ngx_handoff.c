@@ -1,21 +1,32 @@
 /* The brokers of a worker in nginx's event loop, and their offers. */
 #include "ngx_handoff.h"
 
+#include <time.h>
+
 #pragma GCC visibility push(hidden)
 
-/* As many bytes as an offer can have at the most, and the NULs behind its texts. */
-#define NGX_HANDOFF_ROOM   (131072 + 3)
+/* No backend takes an offer of more bytes than this. */
+#define NGX_HANDOFF_MAX_BYTES      131072
+
+/* The size of the pool for what goes with an offer. More than the usual request needs. */
+#define NGX_HANDOFF_POOL_SIZE      4096
+
+/* The directives' defaults. */
+#define NGX_HANDOFF_TIMEOUT        5000
+#define NGX_HANDOFF_MAX_IN_FLIGHT  256
+#define NGX_HANDOFF_MAX_FAILS      8
+#define NGX_HANDOFF_FAIL_TIMEOUT   30000
 
 /* What the verdict of an offer comes back with: it may outlive the offer's request. */
 struct ngx_handoff_slot_s {
-    ngx_handoff_offer_t    *offer;       /* NULL if it was withdrawn */
+    ngx_handoff_offer_t    *offer;       /* NULL if its request has ended */
     ngx_handoff_slot_t     *next;        /* in the list of free ones */
 };
 
 /* A handoff socket, with the limits that a location has set for it. */
 struct ngx_handoff_backend_s {
     ngx_str_t               path;
-    ngx_uint_t              window;
+    ngx_uint_t              max_in_flight;
     ngx_uint_t              max_fails;
     ngx_msec_t              fail_timeout;
 
@@ -35,21 +46,21 @@ static ngx_int_t ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_backend_t *bac
 static void ngx_handoff_flush_handler(ngx_event_t *ev);
 static void ngx_handoff_busy_handler(ngx_event_t *ev);
 static void ngx_handoff_dispatch_handler(ngx_event_t *ev);
-static void ngx_handoff_send(ngx_handoff_offer_t *offer);
+static void ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool);
 static handoff_reason ngx_handoff_refusal(handoff_status status);
-static handoff_reason ngx_handoff_prepare(ngx_handoff_offer_t *offer, handoff_offer *prepared);
-static void ngx_handoff_collect(ngx_handoff_backend_t *backend);
+static handoff_reason ngx_handoff_prepare(ngx_handoff_offer_t *offer,
+    ngx_handoff_content_t *content, handoff_offer *prepared);
+static void ngx_handoff_collect(ngx_handoff_backend_t *backend, ngx_log_t *log);
 static void ngx_handoff_land(ngx_handoff_backend_t *backend);
 static void ngx_handoff_finish(ngx_handoff_offer_t *offer, handoff_outcome outcome,
     handoff_reason reason);
-
-
-static u_char      ngx_handoff_room[NGX_HANDOFF_ROOM];
+static void ngx_handoff_log_error(ngx_handoff_backend_t *backend, ngx_log_t *log);
+static uint64_t ngx_handoff_now_ns(void);
 
 
 /* ---- configuration ---- */
 
-/* What the library takes as a window, and as a number of failures. */
+/* The range in which the library takes the limits of offers in flight and of failures. */
 ngx_conf_num_bounds_t  ngx_handoff_counts = { ngx_conf_check_num_bounds, 1, 4096 };
 
 
@@ -65,7 +76,7 @@ void
 ngx_handoff_init_conf(ngx_handoff_conf_t *conf)
 {
     conf->timeout = NGX_CONF_UNSET_MSEC;
-    conf->window = NGX_CONF_UNSET_UINT;
+    conf->max_in_flight = NGX_CONF_UNSET_UINT;
     conf->max_fails = NGX_CONF_UNSET_UINT;
     conf->fail_timeout = NGX_CONF_UNSET_MSEC;
     conf->service = NGX_CONF_UNSET_PTR;
@@ -78,10 +89,10 @@ char *
 ngx_handoff_merge_conf(ngx_conf_t *cf, ngx_array_t *backends, ngx_handoff_conf_t *prev,
     ngx_handoff_conf_t *conf)
 {
-    ngx_conf_merge_msec_value(conf->timeout, prev->timeout, HANDOFF_BROKER_TIMEOUT_MS);
-    ngx_conf_merge_uint_value(conf->window, prev->window, HANDOFF_BROKER_WINDOW);
-    ngx_conf_merge_uint_value(conf->max_fails, prev->max_fails, HANDOFF_FALLBACK_MAX_FAILURES);
-    ngx_conf_merge_msec_value(conf->fail_timeout, prev->fail_timeout, HANDOFF_FALLBACK_WINDOW_MS);
+    ngx_conf_merge_msec_value(conf->timeout, prev->timeout, NGX_HANDOFF_TIMEOUT);
+    ngx_conf_merge_uint_value(conf->max_in_flight, prev->max_in_flight, NGX_HANDOFF_MAX_IN_FLIGHT);
+    ngx_conf_merge_uint_value(conf->max_fails, prev->max_fails, NGX_HANDOFF_MAX_FAILS);
+    ngx_conf_merge_msec_value(conf->fail_timeout, prev->fail_timeout, NGX_HANDOFF_FAIL_TIMEOUT);
     ngx_conf_merge_ptr_value(conf->service, prev->service, NULL);
     ngx_conf_merge_ptr_value(conf->correlation, prev->correlation, NULL);
     ngx_conf_merge_ptr_value(conf->metadata, prev->metadata, NULL);
@@ -141,7 +152,7 @@ ngx_handoff_backend(ngx_conf_t *cf, ngx_array_t *backends, ngx_handoff_conf_t *c
 
         if (backend->path.len == conf->path.len
             && ngx_strncmp(backend->path.data, conf->path.data, conf->path.len) == 0
-            && backend->window == conf->window
+            && backend->max_in_flight == conf->max_in_flight
             && backend->max_fails == conf->max_fails
             && backend->fail_timeout == conf->fail_timeout)
         {
@@ -156,7 +167,7 @@ ngx_handoff_backend(ngx_conf_t *cf, ngx_array_t *backends, ngx_handoff_conf_t *c
     }
 
     backend->path = conf->path;
-    backend->window = conf->window;
+    backend->max_in_flight = conf->max_in_flight;
     backend->max_fails = conf->max_fails;
     backend->fail_timeout = conf->fail_timeout;
 
@@ -215,25 +226,27 @@ ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_backend_t *backend)
     backend->busy.handler = ngx_handoff_busy_handler;
     backend->busy.log = cycle->log;
 
-    slots = ngx_pcalloc(cycle->pool, backend->window * sizeof(ngx_handoff_slot_t));
+    slots = ngx_pcalloc(cycle->pool, backend->max_in_flight * sizeof(ngx_handoff_slot_t));
     if (slots == NULL) {
         return NGX_ERROR;
     }
 
-    for (i = 0; i < backend->window; i++) {
+    for (i = 0; i < backend->max_in_flight; i++) {
         slots[i].next = backend->free;
         backend->free = &slots[i];
     }
 
-    options.window = backend->window;
+    options.max_in_flight = backend->max_in_flight;
     options.max_failures = backend->max_fails;
-    options.failure_window_ms = backend->fail_timeout;
+    options.failure_period_ms = ngx_max(backend->fail_timeout, 1);   /* 0 is the default */
 
+    broker = NULL;
     if (handoff_broker_new((char *) backend->path.data, &options, &broker) != HANDOFF_OK
         || (fd = handoff_broker_fd(broker)) == -1)
     {
         ngx_log_error(NGX_LOG_ALERT, cycle->log, 0, "no broker for \"%V\": %s", &backend->path,
                       handoff_last_error());
+        handoff_broker_free(broker);
         return NGX_OK;
     }
 
@@ -291,7 +304,7 @@ ngx_handoff_offer(ngx_handoff_offer_t *offer)
 {
     ngx_handoff_backend_t  *backend = offer->conf->backend;
 
-    offer->since_ns = handoff_now();
+    offer->since_ns = ngx_handoff_now_ns();
     offer->state = NGX_HANDOFF_WAITING;
     ngx_queue_insert_tail(&backend->waiting, &offer->queue);
 
@@ -309,10 +322,11 @@ ngx_handoff_refuse(ngx_handoff_offer_t *offer, handoff_reason reason)
 }
 
 
-/* To be called when the request or session ends, whatever became of its offer. No done() follows. */
+/* To be called when the request or session ends, on offer or not. No done() follows. */
 void
-ngx_handoff_withdraw(ngx_handoff_offer_t *offer)
+ngx_handoff_take_back(ngx_handoff_offer_t *offer)
 {
+    handoff_status          status;
     ngx_handoff_backend_t  *backend;
 
     if (offer->state == NGX_HANDOFF_IDLE) {
@@ -323,8 +337,13 @@ ngx_handoff_withdraw(ngx_handoff_offer_t *offer)
 
     if (offer->state == NGX_HANDOFF_WAITING) {
         ngx_queue_remove(&offer->queue);
+        offer->state = NGX_HANDOFF_IDLE;
+        return;
+    }
 
-    } else if (handoff_broker_cancel(backend->broker, offer->id) == HANDOFF_OK) {
+    status = handoff_broker_take_back(backend->broker, offer->id);
+
+    if (status == HANDOFF_OK) {
         offer->slot->next = backend->free;
         backend->free = offer->slot;
         ngx_handoff_land(backend);
@@ -335,7 +354,11 @@ ngx_handoff_withdraw(ngx_handoff_offer_t *offer)
         }
 
     } else {
-        /* The backend owns it; or the verdict is made, and nobody will look at it. */
+        if (status != HANDOFF_ERR_TOO_LATE) {
+            ngx_handoff_log_error(backend, offer->connection->log);
+        }
+
+        /* The backend has adopted it; or its verdict is known, and nobody will look at it. */
         offer->slot->offer = NULL;
     }
 
@@ -346,6 +369,7 @@ ngx_handoff_withdraw(ngx_handoff_offer_t *offer)
 static void
 ngx_handoff_flush_handler(ngx_event_t *ev)
 {
+    ngx_pool_t             *pool;
     ngx_queue_t             batch, *q;
     ngx_handoff_backend_t  *backend = ev->data;
 
@@ -358,10 +382,20 @@ ngx_handoff_flush_handler(ngx_event_t *ev)
     ngx_queue_add(&batch, &backend->waiting);
     ngx_queue_init(&backend->waiting);
 
+    pool = ngx_create_pool(NGX_HANDOFF_POOL_SIZE, ev->log);
+
     while (!ngx_queue_empty(&batch)) {
         q = ngx_queue_head(&batch);
         ngx_queue_remove(q);
-        ngx_handoff_send(ngx_queue_data(q, ngx_handoff_offer_t, queue));
+        ngx_handoff_send(ngx_queue_data(q, ngx_handoff_offer_t, queue), pool);
+
+        if (pool) {
+            ngx_reset_pool(pool);
+        }
+    }
+
+    if (pool) {
+        ngx_destroy_pool(pool);
     }
 
     if (backend->in_flight == 0) {
@@ -369,13 +403,14 @@ ngx_handoff_flush_handler(ngx_event_t *ev)
     }
 
     if (handoff_broker_flush(backend->broker) != HANDOFF_OK) {
-        ngx_log_error(NGX_LOG_ALERT, ev->log, 0, "handoff: %s", handoff_last_error());
+        ngx_handoff_log_error(backend, ev->log);
     }
 }
 
 
+/* `pool` is NULL if there was no memory for it. */
 static void
-ngx_handoff_send(ngx_handoff_offer_t *offer)
+ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
 {
     handoff_offer           prepared = HANDOFF_OFFER_INIT;
     handoff_reason          reason;
@@ -383,10 +418,11 @@ ngx_handoff_send(ngx_handoff_offer_t *offer)
     ngx_connection_t       *c = offer->connection;
     ngx_handoff_slot_t     *slot;
     ngx_handoff_backend_t  *backend = offer->conf->backend;
+    ngx_handoff_content_t   content = { pool, { 0 }, NGX_HANDOFF_MAX_BYTES };
 
     offer->state = NGX_HANDOFF_IDLE;
 
-    reason = ngx_handoff_prepare(offer, &prepared);
+    reason = ngx_handoff_prepare(offer, &content, &prepared);
     if (reason != HANDOFF_REASON_NONE) {
         ngx_handoff_finish(offer, HANDOFF_FALLBACK, reason);
         return;
@@ -395,7 +431,7 @@ ngx_handoff_send(ngx_handoff_offer_t *offer)
     slot = backend->free;
     if (backend->broker == NULL || slot == NULL) {
         ngx_log_error(NGX_LOG_WARN, c->log, 0, "handoff to \"%V\" failed: %s", &backend->path,
-                      slot ? "there is no broker" : "as many offers are in flight as may be");
+                      slot ? "there is no broker" : "the limit of offers in flight is reached");
         ngx_handoff_finish(offer, HANDOFF_FALLBACK,
                            slot ? HANDOFF_REASON_BACKEND_UNAVAILABLE : HANDOFF_REASON_BACKEND_BUSY);
         return;
@@ -411,15 +447,15 @@ ngx_handoff_send(ngx_handoff_offer_t *offer)
     }
 
     prepared.fd = c->fd;
-    prepared.more = 1;
+    prepared.flags = HANDOFF_OFFER_MORE;
     prepared.user_data = slot;
-    prepared.timeout_ms = ngx_max(offer->conf->timeout, 1);
+    prepared.timeout_ms = ngx_max(offer->conf->timeout, 1);   /* 0 is the default */
 
     status = handoff_broker_offer(backend->broker, &prepared, &offer->id);
 
     if (status != HANDOFF_OK) {
         ngx_log_error(NGX_LOG_WARN, c->log, 0, "handoff to \"%V\" failed: %s", &backend->path,
-                      handoff_last_error());
+                      handoff_broker_last_error(backend->broker));
 
         ngx_handoff_finish(offer, HANDOFF_FALLBACK, ngx_handoff_refusal(status));
         return;
@@ -436,68 +472,98 @@ ngx_handoff_send(ngx_handoff_offer_t *offer)
 }
 
 
-/*
- * Why an offer was not taken. handoff_status_failure() would tell less: to the library's policy a
- * backend that is not tried for a while is as unavailable as one that is gone.
- */
+/* The reason for a fallback after an offer that the library refused. */
 static handoff_reason
 ngx_handoff_refusal(handoff_status status)
 {
-    switch (status) {
+    handoff_reason  reason;
 
-    case HANDOFF_ERR_FULL:
-        return HANDOFF_REASON_BACKEND_BUSY;
-
-    case HANDOFF_ERR_RATE_LIMITED:
-        return HANDOFF_REASON_RATE_LIMITED;
-
-    case HANDOFF_ERR_BACKEND_UNAVAILABLE:
-        return HANDOFF_REASON_BACKEND_UNAVAILABLE;
-
-    case HANDOFF_ERR_DESCRIPTOR_PRESSURE:
-        return HANDOFF_REASON_DESCRIPTOR_PRESSURE;
-
-    default: /* too large, or nothing that could be offered */
-        return HANDOFF_REASON_CLIENT_UNSUPPORTED;
-    }
+    reason = handoff_status_reason(status);
+    return (reason == HANDOFF_REASON_NONE) ? HANDOFF_REASON_CLIENT_UNSUPPORTED : reason;
 }
 
 
 /* Puts together what goes with the connection. */
 static handoff_reason
-ngx_handoff_prepare(ngx_handoff_offer_t *offer, handoff_offer *prepared)
+ngx_handoff_prepare(ngx_handoff_offer_t *offer, ngx_handoff_content_t *content,
+    handoff_offer *prepared)
 {
-    ngx_str_t            preread, metadata, service, correlation;
+    char                *why;
+    ngx_str_t            metadata, service, correlation;
     handoff_reason       reason;
     ngx_handoff_conf_t  *conf = offer->conf;
-    ngx_handoff_room_t   room = { ngx_handoff_room, ngx_handoff_room + NGX_HANDOFF_ROOM };
 
-    reason = offer->preread(offer, &room, &preread);
+    if (content->pool == NULL
+        || ngx_array_init(&content->preread, content->pool, 8, sizeof(struct iovec)) != NGX_OK)
+    {
+        return HANDOFF_REASON_CLIENT_UNSUPPORTED;
+    }
+
+    reason = offer->preread(offer, content);
     if (reason != HANDOFF_REASON_NONE) {
         return reason;
     }
 
-    if (ngx_handoff_write_text(conf->metadata, offer->value, offer->session, &room, &metadata)
-            != NGX_OK
-        || ngx_handoff_write_text(conf->service, offer->value, offer->session, &room, &service)
-            != NGX_OK
-        || ngx_handoff_write_text(conf->correlation, offer->value, offer->session, &room,
-                                  &correlation) != NGX_OK)
+    if ((why = ngx_handoff_write_text(conf->metadata, offer->value, offer->session, content,
+                                      &metadata))
+        || (why = ngx_handoff_write_text(conf->service, offer->value, offer->session, content,
+                                         &service))
+        || (why = ngx_handoff_write_text(conf->correlation, offer->value, offer->session, content,
+                                         &correlation)))
     {
-        ngx_log_error(NGX_LOG_WARN, offer->connection->log, 0,
-                      "handoff to \"%V\" failed: the request and its metadata are too large",
-                      &conf->path);
+        ngx_log_error(NGX_LOG_WARN, offer->connection->log, 0, "handoff to \"%V\" failed: %s",
+                      &conf->path, why);
         return HANDOFF_REASON_CLIENT_UNSUPPORTED;
     }
 
-    prepared->preread = preread.data;
-    prepared->preread_len = preread.len;
+    prepared->preread_iov = content->preread.elts;
+    prepared->preread_iov_len = content->preread.nelts;
     prepared->metadata = metadata.data;
     prepared->metadata_len = metadata.len;
     prepared->service = service.len ? (char *) service.data : NULL;
     prepared->correlation = correlation.len ? (char *) correlation.data : NULL;
 
     return HANDOFF_REASON_NONE;
+}
+
+
+char *
+ngx_handoff_add_preread(ngx_handoff_content_t *content, u_char *data, size_t len)
+{
+    struct iovec  *part;
+
+    if (len == 0) {
+        return NULL;
+    }
+
+    if (len > content->room) {
+        return "it is too large";
+    }
+
+    part = ngx_array_push(&content->preread);
+    if (part == NULL) {
+        return "there is no memory";
+    }
+
+    part->iov_base = data;
+    part->iov_len = len;
+    content->room -= len;
+
+    return NULL;
+}
+
+
+/* The memory stays until the offer is made. Its bytes count when they are added to the content. */
+char *
+ngx_handoff_allocate(ngx_handoff_content_t *content, size_t len, u_char **data)
+{
+    if (len > content->room) {
+        return "it is too large";
+    }
+
+    *data = ngx_pnalloc(content->pool, len);
+
+    return *data ? NULL : "there is no memory";
 }
 
 
@@ -508,21 +574,22 @@ ngx_handoff_dispatch_handler(ngx_event_t *ev)
     ngx_handoff_backend_t  *backend = c->data;
 
     if (handoff_broker_dispatch(backend->broker) != HANDOFF_OK) {
-        ngx_log_error(NGX_LOG_ALERT, ev->log, 0, "handoff: %s", handoff_last_error());
+        ngx_handoff_log_error(backend, ev->log);
     }
 
-    ngx_handoff_collect(backend);
+    ngx_handoff_collect(backend, ev->log);
 }
 
 
 static void
-ngx_handoff_collect(ngx_handoff_backend_t *backend)
+ngx_handoff_collect(ngx_handoff_backend_t *backend, ngx_log_t *log)
 {
-    handoff_verdict       verdict;
+    handoff_status        status;
+    handoff_verdict       verdict = HANDOFF_VERDICT_INIT;
     ngx_handoff_slot_t   *slot;
     ngx_handoff_offer_t  *offer;
 
-    while (handoff_broker_next(backend->broker, &verdict) == HANDOFF_OK) {
+    while ((status = handoff_broker_next(backend->broker, &verdict)) == HANDOFF_OK) {
         slot = verdict.user_data;
         offer = slot->offer;
 
@@ -544,6 +611,10 @@ ngx_handoff_collect(ngx_handoff_backend_t *backend)
         ngx_handoff_set_copy(offer->connection, verdict.outcome == HANDOFF_FALLBACK
                                                 && verdict.may_have_reached_backend);
         ngx_handoff_finish(offer, verdict.outcome, verdict.reason);
+    }
+
+    if (status != HANDOFF_NOTHING) {
+        ngx_handoff_log_error(backend, log);
     }
 }
 
@@ -571,13 +642,33 @@ ngx_handoff_finish(ngx_handoff_offer_t *offer, handoff_outcome outcome, handoff_
 {
     offer->outcome = outcome;
     offer->reason = reason;
-    offer->wait_ns = handoff_now() - offer->since_ns;
+    offer->wait_ns = ngx_handoff_now_ns() - offer->since_ns;
 
     if (outcome == HANDOFF_FALLBACK && ngx_handoff_watch(offer) != NGX_OK) {
         offer->connection->error = 1;
     }
 
     offer->done(offer);
+}
+
+
+/* An error that no backend can cause. */
+static void
+ngx_handoff_log_error(ngx_handoff_backend_t *backend, ngx_log_t *log)
+{
+    ngx_log_error(NGX_LOG_ALERT, log, 0, "handoff to \"%V\": %s", &backend->path,
+                  handoff_broker_last_error(backend->broker));
+}
+
+
+static uint64_t
+ngx_handoff_now_ns(void)
+{
+    struct timespec  now;
+
+    (void) clock_gettime(CLOCK_MONOTONIC, &now);
+
+    return (uint64_t) now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
 #pragma GCC visibility pop

@@ -40,7 +40,7 @@ typedef struct {
     ngx_str_t                 path;      /* empty without handoff_pass */
     ngx_handoff_backend_t    *backend;
     ngx_msec_t                timeout;
-    ngx_uint_t                window;
+    ngx_uint_t                max_in_flight;
     ngx_uint_t                max_fails;
     ngx_msec_t                fail_timeout;
     ngx_handoff_text_t       *service;
@@ -49,11 +49,15 @@ typedef struct {
 } ngx_handoff_conf_t;
 
 
-/* The room in which an offer is put together; the library copies it. One for all of a worker. */
+/*
+ * What goes with an offer. The library copies it during the call, so it may lie in nginx's own
+ * buffers. What has to be put together is in a pool that is reset after each offer.
+ */
 typedef struct {
-    u_char                   *pos;
-    u_char                   *end;
-} ngx_handoff_room_t;
+    ngx_pool_t               *pool;
+    ngx_array_t               preread;   /* of struct iovec */
+    size_t                    room;      /* how many more bytes an offer can have */
+} ngx_handoff_content_t;
 
 
 typedef enum {
@@ -71,11 +75,10 @@ struct ngx_handoff_offer_s {
     ngx_handoff_value_pt      value;
 
     /*
-     * Says why the connection cannot be offered, or HANDOFF_REASON_NONE and what was read from the
-     * client, within `room` or anywhere else that stays for the moment.
+     * Adds what was read from the client to `content`. Returns HANDOFF_REASON_NONE, or why the
+     * connection cannot be offered, which it has logged.
      */
-    handoff_reason          (*preread)(ngx_handoff_offer_t *offer, ngx_handoff_room_t *room,
-                                       ngx_str_t *preread);
+    handoff_reason          (*preread)(ngx_handoff_offer_t *offer, ngx_handoff_content_t *content);
     void                    (*done)(ngx_handoff_offer_t *offer);
 
     /* For done(), and for variables. */
@@ -109,7 +112,11 @@ void ngx_handoff_exit_worker(ngx_cycle_t *cycle);
 
 void ngx_handoff_offer(ngx_handoff_offer_t *offer);
 void ngx_handoff_refuse(ngx_handoff_offer_t *offer, handoff_reason reason);
-void ngx_handoff_withdraw(ngx_handoff_offer_t *offer);
+void ngx_handoff_take_back(ngx_handoff_offer_t *offer);
+
+/* Both return NULL, or why so many bytes cannot go along. */
+char *ngx_handoff_add_preread(ngx_handoff_content_t *content, u_char *data, size_t len);
+char *ngx_handoff_allocate(ngx_handoff_content_t *content, size_t len, u_char **data);
 
 /* ---- ngx_handoff_watch.c ---- */
 
@@ -121,8 +128,8 @@ ngx_int_t ngx_handoff_watch(ngx_handoff_offer_t *offer);
 /* ---- ngx_handoff_text.c ---- */
 
 char *ngx_handoff_set_text(ngx_conf_t *cf, ngx_handoff_index_pt index, ngx_handoff_text_t **text);
-ngx_int_t ngx_handoff_write_text(ngx_handoff_text_t *text, ngx_handoff_value_pt value,
-    void *session, ngx_handoff_room_t *room, ngx_str_t *written);
+char *ngx_handoff_write_text(ngx_handoff_text_t *text, ngx_handoff_value_pt value, void *session,
+    ngx_handoff_content_t *content, ngx_str_t *written);
 
 ngx_int_t ngx_handoff_outcome_text(ngx_pool_t *pool, ngx_variable_value_t *v,
     ngx_handoff_offer_t *offer, uintptr_t which);
@@ -137,8 +144,8 @@ enum { NGX_HANDOFF_OUTCOME, NGX_HANDOFF_REASON, NGX_HANDOFF_WAIT };
 #define NGX_HANDOFF_COMMANDS(where, conf, set_text)                                               \
     { ngx_string("handoff_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,                \
       conf, offsetof(ngx_handoff_conf_t, timeout), NULL },                                        \
-    { ngx_string("handoff_window"), where|NGX_CONF_TAKE1, ngx_conf_set_num_slot,                  \
-      conf, offsetof(ngx_handoff_conf_t, window), &ngx_handoff_counts },                          \
+    { ngx_string("handoff_max_in_flight"), where|NGX_CONF_TAKE1, ngx_conf_set_num_slot,           \
+      conf, offsetof(ngx_handoff_conf_t, max_in_flight), &ngx_handoff_counts },                   \
     { ngx_string("handoff_max_fails"), where|NGX_CONF_TAKE1, ngx_conf_set_num_slot,               \
       conf, offsetof(ngx_handoff_conf_t, max_fails), &ngx_handoff_counts },                       \
     { ngx_string("handoff_fail_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,           \

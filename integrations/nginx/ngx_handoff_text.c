@@ -144,62 +144,82 @@ ngx_handoff_add_part(ngx_handoff_text_t *text, ngx_str_t *literal, ngx_int_t ind
 }
 
 
-/* Writes a text and a NUL, which is not counted. Variables that are not found are empty. */
-ngx_int_t
+/*
+ * Writes a text and a NUL, which is not counted. Variables that are not found are empty. NULL, or
+ * why it cannot be written.
+ */
+char *
 ngx_handoff_write_text(ngx_handoff_text_t *text, ngx_handoff_value_pt value, void *session,
-    ngx_handoff_room_t *room, ngx_str_t *written)
+    ngx_handoff_content_t *content, ngx_str_t *written)
 {
-    size_t                 len, escaped;
-    u_char                *data;
-    ngx_uint_t             i, json;
+    char                  *why;
+    size_t                 len;
+    u_char                *p;
+    ngx_str_t             *values;
+    ngx_uint_t             i;
     ngx_handoff_part_t    *part;
     ngx_variable_value_t  *v;
 
-    written->data = room->pos;
-    written->len = 0;
+    ngx_str_null(written);
 
     if (text == NULL) {
-        return NGX_OK;
+        return NULL;
+    }
+
+    /* Each variable is asked once: it may have another value, and length, the next time. */
+    values = ngx_palloc(content->pool, text->parts.nelts * sizeof(ngx_str_t));
+    if (values == NULL) {
+        return "there is no memory";
     }
 
     part = text->parts.elts;
+    len = 0;
 
     for (i = 0; i < text->parts.nelts; i++) {
 
-        data = part[i].literal.data;
-        len = part[i].literal.len;
-        json = 0;
+        values[i] = part[i].literal;
 
         if (part[i].index != NGX_ERROR) {
             v = value(session, part[i].index);
+
             if (v == NULL || v->not_found) {
-                continue;
+                ngx_str_null(&values[i]);
+
+            } else {
+                values[i].data = v->data;
+                values[i].len = v->len;
             }
 
-            data = v->data;
-            len = v->len;
-            json = text->json;
+            if (text->json) {
+                len += ngx_escape_json(NULL, values[i].data, values[i].len);
+            }
         }
 
-        escaped = json ? ngx_escape_json(NULL, data, len) : 0;
+        len += values[i].len;
+    }
 
-        /* One more for the NUL. */
-        if (len + escaped >= (size_t) (room->end - room->pos)) {
-            return NGX_ERROR;
+    why = ngx_handoff_allocate(content, len + 1, &p);
+    if (why) {
+        return why;
+    }
+
+    written->data = p;
+    written->len = len;
+    content->room -= len;
+
+    for (i = 0; i < text->parts.nelts; i++) {
+
+        if (part[i].index != NGX_ERROR && text->json) {
+            p = (u_char *) ngx_escape_json(p, values[i].data, values[i].len);
+
+        } else {
+            p = ngx_cpymem(p, values[i].data, values[i].len);
         }
-
-        room->pos = escaped ? (u_char *) ngx_escape_json(room->pos, data, len)
-                            : ngx_cpymem(room->pos, data, len);
     }
 
-    if (room->pos == room->end) {
-        return NGX_ERROR;
-    }
+    *p = '\0';
 
-    written->len = room->pos - written->data;
-    *room->pos++ = '\0';
-
-    return NGX_OK;
+    return NULL;
 }
 
 

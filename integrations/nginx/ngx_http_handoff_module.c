@@ -22,8 +22,8 @@ typedef struct {
 
 static ngx_int_t ngx_http_handoff_handler(ngx_http_request_t *r);
 static char *ngx_http_handoff_obstacle(ngx_http_request_t *r);
-static handoff_reason ngx_http_handoff_prepare(ngx_handoff_offer_t *offer,
-    ngx_handoff_room_t *room, ngx_str_t *preread);
+static handoff_reason ngx_http_handoff_preread(ngx_handoff_offer_t *offer,
+    ngx_handoff_content_t *content);
 static void ngx_http_handoff_done(ngx_handoff_offer_t *offer);
 static void ngx_http_handoff_unsupported(ngx_http_request_t *r, char *why);
 static ngx_int_t ngx_http_handoff_begin(ngx_http_request_t *r);
@@ -132,7 +132,7 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
     offer->connection = r->connection;
     offer->session = r;
     offer->value = ngx_http_handoff_value;
-    offer->preread = ngx_http_handoff_prepare;
+    offer->preread = ngx_http_handoff_preread;
     offer->done = ngx_http_handoff_done;
 
     r->read_event_handler = ngx_http_block_reading;
@@ -183,7 +183,7 @@ ngx_http_handoff_obstacle(ngx_http_request_t *r)
 
 /* At the end of the iteration, when nothing of nginx's is in the middle of this request. */
 static handoff_reason
-ngx_http_handoff_prepare(ngx_handoff_offer_t *offer, ngx_handoff_room_t *room, ngx_str_t *preread)
+ngx_http_handoff_preread(ngx_handoff_offer_t *offer, ngx_handoff_content_t *content)
 {
     char                    *why;
     ngx_http_request_t      *r = offer->session;
@@ -200,7 +200,11 @@ ngx_http_handoff_prepare(ngx_handoff_offer_t *offer, ngx_handoff_room_t *room, n
     } else if (r->connection->error) {
         why = "its connection is broken";
 
-    } else if (ngx_http_handoff_preread(r, ctx->head_end, room, preread, &why) == NGX_OK) {
+    } else {
+        why = ngx_http_handoff_rebuild(r, ctx->head_end, content);
+    }
+
+    if (why == NULL) {
         return HANDOFF_REASON_NONE;
     }
 
@@ -314,7 +318,7 @@ ngx_http_handoff_cleanup(void *data)
 {
     ngx_http_handoff_ctx_t  *ctx = data;
 
-    ngx_handoff_withdraw(&ctx->offer);
+    ngx_handoff_take_back(&ctx->offer);
 }
 
 

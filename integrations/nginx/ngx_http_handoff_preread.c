@@ -3,72 +3,60 @@
  *
  * nginx keeps a request's head where it was read: in the connection's buffer and, where that is
  * too small, in large buffers. It copies the line that did not fit to the beginning of the next
- * buffer, and it ends names and values with NULs, in place. Both are undone here, in a copy.
+ * buffer, and it ends names and values with NULs, in place. Both are undone here, in a copy of the
+ * head. All that follows the head goes to the library from where it is.
  */
 #include "ngx_http_handoff.h"
 
 #pragma GCC visibility push(hidden)
 
-static ngx_int_t ngx_http_handoff_head(ngx_http_request_t *r, u_char *head_end,
-    ngx_handoff_room_t *room);
+static char *ngx_http_handoff_head(ngx_http_request_t *r, u_char *head_end,
+    ngx_handoff_content_t *content);
 static ngx_buf_t *ngx_http_handoff_buffer(ngx_http_request_t *r, ngx_uint_t i);
 static void ngx_http_handoff_restore(ngx_http_request_t *r, u_char *start, u_char *end,
     u_char *head_end, u_char *copy);
 static u_char ngx_http_handoff_line_end(ngx_http_request_t *r, u_char *nul, u_char *end,
     u_char *head_end);
-static ngx_int_t ngx_http_handoff_body(ngx_http_request_t *r, ngx_handoff_room_t *room);
-static ngx_int_t ngx_http_handoff_write_buf(ngx_handoff_room_t *room, ngx_buf_t *b);
-static ngx_int_t ngx_http_handoff_write(ngx_handoff_room_t *room, u_char *data, size_t len);
+static char *ngx_http_handoff_body(ngx_http_request_t *r, ngx_handoff_content_t *content);
+static char *ngx_http_handoff_body_buf(ngx_buf_t *b, ngx_handoff_content_t *content);
 
 
-ngx_int_t
-ngx_http_handoff_preread(ngx_http_request_t *r, u_char *head_end, ngx_handoff_room_t *room,
-    ngx_str_t *preread, char **why)
+char *
+ngx_http_handoff_rebuild(ngx_http_request_t *r, u_char *head_end, ngx_handoff_content_t *content)
 {
-    ngx_int_t                 rc;
+    char                     *why;
     ngx_http_request_body_t  *rb = r->request_body;
 
-    preread->data = room->pos;
-
-    rc = ngx_http_handoff_head(r, head_end, room);
-    if (rc != NGX_OK) {
-        *why = (rc == NGX_DECLINED) ? "it is too large" : "its head is not as it came";
-        return NGX_DECLINED;
+    why = ngx_http_handoff_head(r, head_end, content);
+    if (why) {
+        return why;
     }
 
     if (rb && rb->rest == 0 && rb->last_saved && !r->request_body_no_buffering) {
 
-        rc = ngx_http_handoff_body(r, room);
-        if (rc != NGX_OK) {
-            *why = (rc == NGX_DECLINED) ? "it is too large" : "its body can't be read again";
-            return NGX_DECLINED;
+        why = ngx_http_handoff_body(r, content);
+        if (why) {
+            return why;
         }
 
     } else if (r->header_in->pos != head_end || r->discard_body || r->reading_body
                || (rb && (r->headers_in.chunked || r->headers_in.content_length_n > 0)))
     {
-        *why = "its body is half read";
-        return NGX_DECLINED;
+        return "its body is half read";
     }
 
     /* What follows: a body that nginx has not read yet, or requests in a pipeline. */
-    if (ngx_http_handoff_write(room, r->header_in->pos, r->header_in->last - r->header_in->pos)
-        != NGX_OK)
-    {
-        *why = "it is too large";
-        return NGX_DECLINED;
-    }
-
-    preread->len = room->pos - preread->data;
-    return NGX_OK;
+    return ngx_handoff_add_preread(content, r->header_in->pos,
+                                   r->header_in->last - r->header_in->pos);
 }
 
 
-/* NGX_DECLINED if there is no room. */
-static ngx_int_t
-ngx_http_handoff_head(ngx_http_request_t *r, u_char *head_end, ngx_handoff_room_t *room)
+static char *
+ngx_http_handoff_head(ngx_http_request_t *r, u_char *head_end, ngx_handoff_content_t *content)
 {
-    u_char      *start, *end, *copy, *head = room->pos;
+    char        *why;
+    size_t       len;
+    u_char      *start, *end, *copy;
     ngx_buf_t   *b;
     ngx_uint_t   i;
 
@@ -88,26 +76,36 @@ ngx_http_handoff_head(ngx_http_request_t *r, u_char *head_end, ngx_handoff_room_
         }
 
         end = (head_end > start && head_end <= b->last) ? head_end : b->last;
-        copy = room->pos;
+        len = end - start;
 
-        if (ngx_http_handoff_write(room, start, end - start) != NGX_OK) {
-            return NGX_DECLINED;
+        why = ngx_handoff_allocate(content, len, &copy);
+        if (why) {
+            return why;
         }
 
+        ngx_memcpy(copy, start, len);
         ngx_http_handoff_restore(r, start, end, head_end, copy);
 
-        if (end == head_end) {
-            /* nginx refuses a head with NULs, so one that is left is not the client's. */
-            return memchr(head, '\0', room->pos - head) ? NGX_ERROR : NGX_OK;
+        if (end != head_end) {
+            /* The line that the end of this buffer cuts stands in the next one, whole. */
+            while (len && copy[len - 1] != LF) {
+                len--;
+            }
         }
 
-        /* The line that the end of this buffer cuts stands in the next one, whole. */
-        while (room->pos > copy && room->pos[-1] != LF) {
-            room->pos--;
+        /* nginx refuses a head with NULs, so one that is left is not the client's. */
+        if (memchr(copy, '\0', len)) {
+            break;
+        }
+
+        why = ngx_handoff_add_preread(content, copy, len);
+
+        if (why || end == head_end) {
+            return why;
         }
     }
 
-    return NGX_ERROR;
+    return "its head is not as it came";
 }
 
 
@@ -218,12 +216,12 @@ ngx_http_handoff_line_end(ngx_http_request_t *r, u_char *nul, u_char *end, u_cha
 
 
 /* The body that nginx has read, behind a head that says how it is framed. */
-static ngx_int_t
-ngx_http_handoff_body(ngx_http_request_t *r, ngx_handoff_room_t *room)
+static char *
+ngx_http_handoff_body(ngx_http_request_t *r, ngx_handoff_content_t *content)
 {
+    char         *why;
     off_t         len;
-    u_char        size[NGX_OFF_T_LEN + 2];
-    ngx_int_t     rc;
+    u_char       *size;
     ngx_chain_t  *cl;
 
     len = 0;
@@ -233,70 +231,57 @@ ngx_http_handoff_body(ngx_http_request_t *r, ngx_handoff_room_t *room)
 
     /* Whoever has sent it on may have left less. nginx counts the bytes of a chunked body here, too. */
     if (len != ngx_max(r->headers_in.content_length_n, 0)) {
-        return NGX_ERROR;
+        return "its body can't be read again";
     }
 
     if (r->headers_in.chunked && len) {
-        rc = ngx_http_handoff_write(room, size, ngx_sprintf(size, "%xO" CRLF, len) - size);
-        if (rc != NGX_OK) {
-            return rc;
+        why = ngx_handoff_allocate(content, NGX_OFF_T_LEN + 2, &size);
+        if (why) {
+            return why;
+        }
+
+        why = ngx_handoff_add_preread(content, size, ngx_sprintf(size, "%xO" CRLF, len) - size);
+        if (why) {
+            return why;
         }
     }
 
     for (cl = r->request_body->bufs; cl; cl = cl->next) {
-        rc = ngx_http_handoff_write_buf(room, cl->buf);
-        if (rc != NGX_OK) {
-            return rc;
+        why = ngx_http_handoff_body_buf(cl->buf, content);
+        if (why) {
+            return why;
         }
     }
 
     if (!r->headers_in.chunked) {
-        return NGX_OK;
+        return NULL;
     }
 
-    if (len) {
-        rc = ngx_http_handoff_write(room, (u_char *) CRLF, 2);
-        if (rc != NGX_OK) {
-            return rc;
-        }
-    }
-
-    return ngx_http_handoff_write(room, (u_char *) "0" CRLF CRLF, 5);
+    return len ? ngx_handoff_add_preread(content, (u_char *) CRLF "0" CRLF CRLF, 7)
+               : ngx_handoff_add_preread(content, (u_char *) "0" CRLF CRLF, 5);
 }
 
 
 /* A piece of a body, from memory or from nginx's temporary file. */
-static ngx_int_t
-ngx_http_handoff_write_buf(ngx_handoff_room_t *room, ngx_buf_t *b)
+static char *
+ngx_http_handoff_body_buf(ngx_buf_t *b, ngx_handoff_content_t *content)
 {
-    off_t  len = ngx_buf_size(b);
+    char    *why;
+    off_t    len = ngx_buf_size(b);
+    u_char  *data = b->pos;
 
-    if (ngx_buf_in_memory(b)) {
-        return ngx_http_handoff_write(room, b->pos, len);
+    if (!ngx_buf_in_memory(b)) {
+        why = ngx_handoff_allocate(content, len, &data);
+        if (why) {
+            return why;
+        }
+
+        if (len && ngx_read_file(b->file, data, len, b->file_pos) != len) {
+            return "its body can't be read again";
+        }
     }
 
-    if (len > room->end - room->pos) {
-        return NGX_DECLINED;
-    }
-
-    if (len && ngx_read_file(b->file, room->pos, len, b->file_pos) != len) {
-        return NGX_ERROR;
-    }
-
-    room->pos += len;
-    return NGX_OK;
-}
-
-
-static ngx_int_t
-ngx_http_handoff_write(ngx_handoff_room_t *room, u_char *data, size_t len)
-{
-    if (len > (size_t) (room->end - room->pos)) {
-        return NGX_DECLINED;
-    }
-
-    room->pos = ngx_cpymem(room->pos, data, len);
-    return NGX_OK;
+    return ngx_handoff_add_preread(content, data, len);
 }
 
 #pragma GCC visibility pop

@@ -18,7 +18,7 @@ typedef struct {
 static void ngx_stream_handoff_handler(ngx_stream_session_t *s);
 static char *ngx_stream_handoff_obstacle(ngx_stream_session_t *s);
 static handoff_reason ngx_stream_handoff_preread(ngx_handoff_offer_t *offer,
-    ngx_handoff_room_t *room, ngx_str_t *preread);
+    ngx_handoff_content_t *content);
 static void ngx_stream_handoff_done(ngx_handoff_offer_t *offer);
 static void ngx_stream_handoff_fall_back(ngx_stream_session_t *s);
 static void ngx_stream_handoff_event_handler(ngx_event_t *ev);
@@ -167,15 +167,19 @@ ngx_stream_handoff_obstacle(ngx_stream_session_t *s)
 
 
 static handoff_reason
-ngx_stream_handoff_preread(ngx_handoff_offer_t *offer, ngx_handoff_room_t *room,
-    ngx_str_t *preread)
+ngx_stream_handoff_preread(ngx_handoff_offer_t *offer, ngx_handoff_content_t *content)
 {
+    char       *why;
     ngx_buf_t  *b = offer->connection->buffer;
 
-    preread->data = b ? b->pos : NULL;
-    preread->len = b ? b->last - b->pos : 0;
+    why = b ? ngx_handoff_add_preread(content, b->pos, b->last - b->pos) : NULL;
+    if (why == NULL) {
+        return HANDOFF_REASON_NONE;
+    }
 
-    return HANDOFF_REASON_NONE;
+    ngx_log_error(NGX_LOG_INFO, offer->connection->log, 0, "not handed over: %s", why);
+
+    return HANDOFF_REASON_CLIENT_UNSUPPORTED;
 }
 
 
@@ -223,7 +227,7 @@ ngx_stream_handoff_event_handler(ngx_event_t *ev)
     ngx_stream_session_t  *s = c->data;
 
     if (c->close) {
-        ngx_handoff_withdraw(ngx_stream_get_module_ctx(s, ngx_stream_handoff_module));
+        ngx_handoff_take_back(ngx_stream_get_module_ctx(s, ngx_stream_handoff_module));
         ngx_stream_finalize_session(s, NGX_STREAM_OK);
     }
 }
@@ -232,7 +236,7 @@ ngx_stream_handoff_event_handler(ngx_event_t *ev)
 static void
 ngx_stream_handoff_cleanup(void *data)
 {
-    ngx_handoff_withdraw(data);
+    ngx_handoff_take_back(data);
 }
 
 

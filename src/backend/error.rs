@@ -5,6 +5,7 @@ use std::io;
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
 use crate::listener::ListenerError;
+use crate::memory::NoMemory;
 
 /// Why a call of a [`Backend`](super::Backend) did nothing.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,12 @@ pub enum BackendError {
     /// Nothing arrived in time.
     #[error("nothing arrived in time")]
     TimedOut,
+    /// There is no memory for what the options or a broker ask for.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
+    /// A waker ended the wait.
+    #[error("the wait was ended")]
+    Woken,
     /// The system refused what every backend needs.
     #[error("cannot {action}: {source}")]
     System {
@@ -63,6 +70,8 @@ impl BackendError {
             BackendError::WrongProcess => ErrorKind::WrongProcess,
             BackendError::TakenBack { .. } => ErrorKind::TakenBack,
             BackendError::TimedOut => ErrorKind::TimedOut,
+            BackendError::Woken => ErrorKind::Woken,
+            BackendError::Memory(error) => error.kind(),
             BackendError::System { source, .. } => ErrorKind::of_system(source),
         }
     }

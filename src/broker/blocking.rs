@@ -11,7 +11,9 @@ use crate::sys::event::Wait;
 impl Broker {
     /// Offers a connection and waits for its verdict, and before that for the backend's welcome and
     /// for room, for the offer's timeout in all; without a backend it is refused at once. Verdicts
-    /// of other offers stay for [`next_verdict`](Broker::next_verdict).
+    /// of other offers stay for [`next_verdict`](Broker::next_verdict). A
+    /// [`Waker`](crate::handle::Waker) ends the wait: the offer is taken back, unless the backend
+    /// has adopted it.
     pub fn offer_and_wait(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
         let queued = self.queue_in_time(offer);
         let id = queued.inspect_err(|_| self.outcomes.statistics.refused += 1)?;
@@ -28,9 +30,20 @@ impl Broker {
     /// Sends the offer and waits for its verdict, which comes at its deadline at the latest.
     fn verdict_in_time(&mut self, id: u64) -> Result<Verdict, BrokerError> {
         self.flush()?;
+        let mut woken = false;
         loop {
             if let Some(verdict) = self.take_verdict(id) {
+                if woken {
+                    // The next wait ends instead.
+                    self.handle.waker().wake();
+                }
                 return Ok(verdict);
+            }
+            if self.handle.woken() {
+                woken = true;
+                if self.take_back(id).is_ok() {
+                    return Err(BrokerError::Woken);
+                }
             }
             self.dispatch_after(Wait::Forever)?;
         }
@@ -64,6 +77,9 @@ impl Broker {
             };
             if !worth_waiting || left.is_zero() {
                 return Err(error);
+            }
+            if self.handle.woken() {
+                return Err(BrokerError::Woken);
             }
             self.dispatch_after(Wait::Until(deadline))?;
         }

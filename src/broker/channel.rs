@@ -13,6 +13,7 @@ use crate::address;
 use crate::claim::{self, ClaimTable, Lost};
 use crate::failures::FailureCounter;
 use crate::handle::{GREETING_TIMEOUT, MEMORY_PAUSE};
+use crate::memory::NoMemory;
 use crate::reason::Reason;
 use crate::sys::event::Events;
 use crate::sys::{self, SocketKind, packet};
@@ -49,13 +50,13 @@ pub(super) struct Outcomes {
 }
 
 impl Outcomes {
-    pub(super) fn new(options: &BrokerOptions) -> Outcomes {
+    pub(super) fn new(options: &BrokerOptions) -> Result<Outcomes, NoMemory> {
         let counter = |most| FailureCounter::new(most, options.failure_period);
-        Outcomes {
+        Ok(Outcomes {
             verdicts: VecDeque::new(),
             statistics: BrokerStatistics::default(),
-            failures: options.max_failures.map(counter),
-        }
+            failures: options.max_failures.map(counter).transpose()?,
+        })
     }
 
     fn add(&mut self, verdict: Verdict, now: Instant) {

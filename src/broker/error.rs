@@ -10,6 +10,7 @@ use super::Allowed;
 use crate::address::TransportError;
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
+use crate::memory::NoMemory;
 
 /// Why a call of a [`Broker`](super::Broker) did nothing.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +100,12 @@ pub enum BrokerError {
         /// The offer.
         id: u64,
     },
+    /// There is no memory for what the options ask for.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
+    /// A waker ended the wait, and the offer was taken back.
+    #[error("the wait was ended, and the offer taken back")]
+    Woken,
     /// The system refused what every broker needs.
     #[error("cannot {action}: {source}")]
     System {
@@ -119,6 +126,8 @@ impl BrokerError {
             }
             BrokerError::WrongProcess => ErrorKind::WrongProcess,
             BrokerError::Closed { .. } => ErrorKind::Closed,
+            BrokerError::Woken => ErrorKind::Woken,
+            BrokerError::Memory(error) => error.kind(),
             BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
             BrokerError::Unavailable { .. } => ErrorKind::BackendUnavailable,
             BrokerError::NotAllowed { .. } => ErrorKind::PeerNotAllowed,

@@ -3,14 +3,17 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, IntoRawFd};
 
-use super::argument::{Out, Problem, descriptor, exclusive, free, path, reference, wait};
+use super::argument::{Out, Problem, check, descriptor, exclusive, free, path, reference, wait};
 use super::broker::nonzero;
 use super::growing::{Fill, Growing, Input, initialize, read_or_default};
-use super::guard::{Failure, Message, guard, guard_or};
+use super::guard::{Failure, Message, guard, guard_or, wake};
 use super::peer::{handoff_peer_policy, policy};
 use super::reason::{handoff_reason, reason};
-use super::status::{HANDOFF_OK, handoff_status};
+use super::status::{HANDOFF_OK, handoff_status, status_of};
 use crate::backend::{Arrival, Backend, BackendError, BackendOptions, BackendStatistics, Kinds};
+use crate::handle::Waker;
+use crate::kind::ErrorKind;
+use crate::memory;
 
 /// The backend's end of the channels of one handoff socket.
 ///
@@ -18,6 +21,7 @@ use crate::backend::{Arrival, Backend, BackendError, BackendOptions, BackendStat
 /// for new channels and for arrivals of more than 16 KiB.
 pub struct handoff_backend {
     backend: Backend,
+    waker: Waker,
     last_error: Message,
 }
 
@@ -41,7 +45,8 @@ pub struct handoff_backend_options {
     /// The most bytes of preread, metadata and names in one offer: at most 131000, default 65536,
     /// or `max_held_bytes` if that is less.
     pub max_offer_bytes: usize,
-    /// The most bytes of arrivals held at once: default 67108864. Further offers are rejected.
+    /// The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
+    /// are rejected.
     pub max_held_bytes: usize,
     /// Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
     /// rejected.
@@ -109,7 +114,7 @@ pub extern "C" fn handoff_backend_listen(
         let options = core_options(read_or_default(options, "options")?)?;
         let out = Out::new(backend, "backend")?;
         let backend = Backend::listen(path, options)?;
-        out.give(handoff_backend { backend, last_error: Message::new() });
+        out.give(handoff_backend { waker: backend.waker(), backend, last_error: Message::new() });
         Ok(())
     })
 }
@@ -139,7 +144,7 @@ pub extern "C" fn handoff_backend_listen_on(
             source,
         })?;
         let backend = Backend::listen_on(listener, options)?;
-        out.give(handoff_backend { backend, last_error: Message::new() });
+        out.give(handoff_backend { waker: backend.waker(), backend, last_error: Message::new() });
         Ok(())
     })
 }
@@ -156,8 +161,8 @@ fn core_options(options: handoff_backend_options) -> Result<BackendOptions, Fail
     Ok(BackendOptions {
         mode: if options.mode == 0 { defaults.mode } else { options.mode },
         backlog: if options.backlog == 0 { defaults.backlog } else { options.backlog },
-        users: policy.users.to_vec(),
-        groups: policy.groups.to_vec(),
+        users: memory::copy(policy.users, "the policy")?,
+        groups: memory::copy(policy.groups, "the policy")?,
         max_channels: nonzero(options.max_channels, defaults.max_channels),
         max_in_flight: nonzero(options.max_in_flight, defaults.max_in_flight),
         max_offer_bytes: nonzero(options.max_offer_bytes, max_offer_bytes),
@@ -179,7 +184,12 @@ fn with(
     backend: *mut handoff_backend,
     body: impl FnOnce(&mut Backend) -> Result<(), Failure>,
 ) -> handoff_status {
-    let status = guard(|| body(&mut exclusive(backend, "backend")?.backend));
+    let status = guard(|| {
+        check(backend, "backend")?;
+        // Not the whole handle: another thread may use its waker.
+        // SAFETY: not NULL and aligned; projecting a pointer reads nothing.
+        body(exclusive(unsafe { &raw mut (*backend).backend }, "backend")?)
+    });
     if let (..0, Ok(backend)) = (status, reference(backend, "backend")) {
         backend.last_error.copy_from_thread();
     }
@@ -207,10 +217,11 @@ pub struct handoff_arrival {
     /// The broker's effective group when it connected.
     pub broker_gid: u32,
     /// Bytes that the broker has read from the client. They come before what you read from `fd`.
+    /// Never NULL.
     pub preread: *const c_void,
     /// The number of bytes.
     pub preread_len: usize,
-    /// What the broker wanted you to know.
+    /// What the broker wanted you to know. Never NULL.
     pub metadata: *const c_void,
     /// The number of bytes.
     pub metadata_len: usize,
@@ -242,12 +253,14 @@ fn arrival_of(arrival: &Arrival<'_>, fd: c_int) -> handoff_arrival {
     }
 }
 
-/// Waits for an arrival and adopts it, as accept(2) does. For programs without an event loop.
+/// Waits for an arrival and adopts it, as accept(2) does. For programs without an event loop. A
+/// signal does not end the wait: let its handler call handoff_backend_wake().
 ///
 /// @param backend       the backend
 /// @param wait_ms       how long to wait, in milliseconds, as in poll(2)
 /// @param[out] arrival  the adopted connection and what came with it; close(2) its `fd`
-/// @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time;
+/// @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time; HANDOFF_WOKEN after
+///         handoff_backend_wake();
 ///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
 ///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
 #[unsafe(no_mangle)]
@@ -263,6 +276,24 @@ pub extern "C" fn handoff_backend_accept(
         out.set(arrival_of(&arrival, descriptor.into_raw_fd()));
         Ok(())
     })
+}
+
+/// Ends the handoff_backend_accept() that runs in another thread, or the next one: it returns
+/// HANDOFF_WOKEN.
+///
+/// @param backend  the backend; nobody may free it meanwhile
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
+///         leaves errno and the last errors as they are.
+///
+/// Safe in any thread and in a signal handler, whatever another thread does with the backend.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_backend_wake(backend: *const handoff_backend) -> handoff_status {
+    if check(backend, "backend").is_err() {
+        return status_of(ErrorKind::InvalidArgument);
+    }
+    // SAFETY: not NULL and aligned. Only the waker is borrowed, which calls in other threads borrow
+    // in the same way or not at all.
+    wake(unsafe { &(*backend).waker })
 }
 
 /// Returns the one descriptor to watch. It is readable whenever handoff_backend_dispatch() has

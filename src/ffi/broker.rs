@@ -9,16 +9,19 @@ use std::time::Duration;
 use libc::iovec;
 
 use super::argument::{
-    Out, Problem, bytes, descriptor, exclusive, free, path, reference, slice, string, timeout,
+    Out, Problem, bytes, check, descriptor, exclusive, free, path, reference, slice, string,
+    timeout,
 };
 use super::growing::{Fill, Growing, Input, initialize, read, read_or_default};
-use super::guard::{Failure, Message, guard, guard_or};
+use super::guard::{Failure, Message, guard, guard_or, wake};
 use super::peer::{handoff_peer_policy, policy};
 use super::reason::{
     HANDOFF_ADOPTED, HANDOFF_FALLBACK, HANDOFF_REASON_NONE, handoff_outcome, handoff_reason,
 };
-use super::status::{HANDOFF_OK, handoff_status};
+use super::status::{HANDOFF_OK, handoff_status, status_of};
 use crate::broker::{Broker, BrokerOptions, BrokerStatistics, Offer, Verdict};
+use crate::handle::Waker;
+use crate::kind::ErrorKind;
 use crate::reason::Reason;
 
 /// The broker's end of a channel to one backend.
@@ -27,6 +30,7 @@ use crate::reason::Reason;
 /// make one in each.
 pub struct handoff_broker {
     broker: Broker,
+    waker: Waker,
     last_error: Message,
 }
 
@@ -41,7 +45,8 @@ pub struct handoff_broker_options {
     /// How long an offer may wait for its verdict, in milliseconds, unless the offer says
     /// otherwise: default 5000; HANDOFF_NO_TIMEOUT.
     pub timeout_ms: u64,
-    /// The most bytes of offers that wait for room in the socket: at least 131072, default 1048576.
+    /// The most bytes of offers that wait for room in the socket: at least 131072, default 1048576;
+    /// HANDOFF_NO_LIMIT.
     pub queue_bytes: usize,
     /// After so many failures within `failure_period_ms`, offers are refused: 1 to 4096, default 8;
     /// HANDOFF_NO_LIMIT never refuses for that.
@@ -101,7 +106,7 @@ pub extern "C" fn handoff_broker_new(
         let options = core_options(read_or_default(options, "options")?)?;
         let out = Out::new(broker, "broker")?;
         let broker = Broker::new(path, options)?;
-        out.give(handoff_broker { broker, last_error: Message::new() });
+        out.give(handoff_broker { waker: broker.waker(), broker, last_error: Message::new() });
         Ok(())
     })
 }
@@ -140,7 +145,12 @@ fn with(
     broker: *mut handoff_broker,
     body: impl FnOnce(&mut Broker) -> Result<(), Failure>,
 ) -> handoff_status {
-    let status = guard(|| body(&mut exclusive(broker, "broker")?.broker));
+    let status = guard(|| {
+        check(broker, "broker")?;
+        // Not the whole handle: another thread may use its waker.
+        // SAFETY: not NULL and aligned; projecting a pointer reads nothing.
+        body(exclusive(unsafe { &raw mut (*broker).broker }, "broker")?)
+    });
     if let (..0, Ok(broker)) = (status, reference(broker, "broker")) {
         broker.last_error.copy_from_thread();
     }
@@ -162,7 +172,8 @@ pub struct handoff_offer {
     pub preread: *const c_void,
     /// The number of bytes.
     pub preread_len: usize,
-    /// The same in several buffers, in place of `preread`. Copied.
+    /// The same in several buffers, in place of `preread`, which must then be empty. Copied. Empty
+    /// parts may be NULL.
     pub preread_iov: *const iovec,
     /// The length of the array.
     pub preread_iov_len: usize,
@@ -223,7 +234,8 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         HANDOFF_ERR_FULL if the limit of offers in flight, of queued bytes or of verdicts not
 ///         taken is reached;
 ///         HANDOFF_ERR_RATE_LIMITED if the backend failed too often;
-///         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes;
+///         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
+///         `correlation` is too long;
 ///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket;
 ///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
 ///         HANDOFF_ERR_DESCRIPTOR_PRESSURE or HANDOFF_ERR_SYSTEM at the first use.
@@ -408,8 +420,9 @@ pub extern "C" fn handoff_broker_next(
 /// @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
 /// @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect
 /// @param[out] verdict  what became of it
-/// @return HANDOFF_OK if there is a verdict. After an error there is none, and the connection is
-///         still yours: as handoff_broker_offer().
+/// @return HANDOFF_OK if there is a verdict; HANDOFF_WOKEN after handoff_broker_wake(): the offer was
+///         taken back, and the connection is yours. After an error there is no verdict, and the
+///         connection is still yours: as handoff_broker_offer().
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_offer_and_wait(
@@ -422,6 +435,24 @@ pub extern "C" fn handoff_broker_offer_and_wait(
         out.set(with_offer(offer, |offer| Ok(broker.offer_and_wait(offer)?))?.into());
         Ok(())
     })
+}
+
+/// Ends the handoff_broker_offer_and_wait() that runs in another thread, or the next one: it returns
+/// HANDOFF_WOKEN.
+///
+/// @param broker  the broker; nobody may free it meanwhile
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
+///         leaves errno and the last errors as they are.
+///
+/// Safe in any thread and in a signal handler, whatever another thread does with the broker.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_broker_wake(broker: *const handoff_broker) -> handoff_status {
+    if check(broker, "broker").is_err() {
+        return status_of(ErrorKind::InvalidArgument);
+    }
+    // SAFETY: not NULL and aligned. Only the waker is borrowed, which calls in other threads borrow
+    // in the same way or not at all.
+    wake(unsafe { &(*broker).waker })
 }
 
 /// Takes an offer back.

@@ -90,6 +90,8 @@ pub const HANDOFF_ERR_TAKEN_BACK: handoff_status = -36;
 pub const HANDOFF_ERR_TOO_LATE: handoff_status = -37;
 /// The system refused something that the handle needs; see errno.
 pub const HANDOFF_ERR_SYSTEM: handoff_status = -38;
+/// There is no memory for what the options or the peer ask for; handoff_last_error() says for what.
+pub const HANDOFF_ERR_NO_MEMORY: handoff_status = -39;
 
 /// What there is to say about an error.
 pub(super) struct Entry {
@@ -118,7 +120,7 @@ const fn c_str(text: &'static str) -> &'static CStr {
 }
 
 /// Every error.
-const ENTRIES: [Entry; 37] = [
+const ENTRIES: [Entry; 38] = [
     entry!(InvalidArgument, HANDOFF_ERR_INVALID_ARGUMENT, c"invalid argument"),
     entry!(Unsupported, HANDOFF_ERR_UNSUPPORTED, c"not supported"),
     entry!(PermissionDenied, HANDOFF_ERR_PERMISSION_DENIED, c"permission denied"),
@@ -164,6 +166,7 @@ const ENTRIES: [Entry; 37] = [
     entry!(TakenBack, HANDOFF_ERR_TAKEN_BACK, c"the broker took the offer back"),
     entry!(TooLate, HANDOFF_ERR_TOO_LATE, c"the offer can no longer be taken back"),
     entry!(System, HANDOFF_ERR_SYSTEM, c"the system refused"),
+    entry!(NoMemory, HANDOFF_ERR_NO_MEMORY, c"out of memory"),
 ];
 
 /// The entry of an error; none for other numbers.

@@ -10,6 +10,7 @@ use std::sync::Once;
 use super::argument::Problem;
 use super::status::{HANDOFF_NOTHING, HANDOFF_OK, handoff_status, status_of};
 use crate::error::Error;
+use crate::handle::Waker;
 use crate::kind::ErrorKind;
 use crate::sys;
 
@@ -63,9 +64,19 @@ pub(super) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> handoff_statu
     })
 }
 
+/// Ends a wait. Without a guard around it, which a signal handler may not use: nothing here panics,
+/// allocates, locks or sets a message.
+pub(super) fn wake(waker: &Waker) -> handoff_status {
+    let errno = sys::errno();
+    let ours = waker.wake();
+    sys::set_errno(errno);
+    if ours { HANDOFF_OK } else { status_of(ErrorKind::WrongProcess) }
+}
+
 /// Runs the body of a C call that returns no status. `otherwise` is what it returns after a panic.
 pub(super) fn guard_or<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
     quiet_panics();
+    let _not_cancelled = sys::NotCancelled::new();
     // What the caller sees after a panic is HANDOFF_ERR_INTERNAL, and no state is left half
     // changed: see the locks of the modules.
     panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {

@@ -1,8 +1,9 @@
 //! Who may be at the other end.
 
 use super::argument::slice;
-use super::growing::{Growing, Input, read_or_default};
-use super::guard::Failure;
+use super::growing::{Growing, Input, initialize, read_or_default};
+use super::guard::{Failure, guard};
+use super::status::handoff_status;
 use crate::peer::Policy;
 
 /// Who may be at the other end: of a backend its brokers, of a broker its backend. With users or
@@ -34,6 +35,19 @@ unsafe impl Growing for handoff_peer_policy {
 }
 // SAFETY: integers and pointers.
 unsafe impl Input for handoff_peer_policy {}
+
+/// Initialises a policy as HANDOFF_PEER_POLICY_INIT does, for languages without macros.
+///
+/// @param[out] policy  the policy
+/// @param size          sizeof(handoff_peer_policy)
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `policy` is NULL or `size` cannot be right.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_peer_policy_init(
+    policy: *mut handoff_peer_policy,
+    size: usize,
+) -> handoff_status {
+    guard(|| initialize(policy, size))
+}
 
 /// A policy that C passes; NULL is the default.
 pub(super) fn policy<'a>(policy: *const handoff_peer_policy) -> Result<Policy<'a>, Failure> {

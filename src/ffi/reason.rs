@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_char};
 use super::argument::Problem;
 use super::errors::entry;
 use super::guard::Failure;
-use super::status::handoff_status;
+use super::status::{HANDOFF_OK, HANDOFF_WOKEN, handoff_status};
 use crate::reason::Reason;
 
 /// Who owns a connection now: HANDOFF_ADOPTED or HANDOFF_FALLBACK.
@@ -24,15 +24,15 @@ pub type handoff_reason = u32;
 ///
 /// @param status  what handoff_broker_offer() or a call of the raw layer returned
 /// @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, HANDOFF_NOTHING,
-///         HANDOFF_TIMED_OUT, unknown numbers, and for errors that a fallback must not hide:
-///         HANDOFF_ERR_INVALID_ARGUMENT, HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED and
-///         HANDOFF_ERR_INTERNAL.
+///         HANDOFF_TIMED_OUT, HANDOFF_WOKEN, unknown numbers, and for errors that a fallback must not hide:
+///         HANDOFF_ERR_INVALID_ARGUMENT, HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED,
+///         HANDOFF_ERR_INTERNAL, HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_status_reason(status: handoff_status) -> handoff_reason {
-    let failure = entry(status).and_then(|entry| entry.kind.attempt_failure());
-    failure.map_or(HANDOFF_REASON_NONE, |failure| failure.reason() as handoff_reason)
+    let reason = entry(status).and_then(|entry| entry.kind.reason());
+    reason.map_or(HANDOFF_REASON_NONE, |reason| reason as handoff_reason)
 }
 
 /// Names a reason in lower case, for logs: "acknowledgement timeout".
@@ -69,7 +69,7 @@ pub extern "C" fn handoff_reason_name(reason: handoff_reason) -> *const c_char {
 ///
 /// @param status  what handoff_broker_offer() or a call of the raw layer returned
 /// @return true if you should serve the client another way and no more; false for HANDOFF_OK,
-///         HANDOFF_NOTHING, HANDOFF_TIMED_OUT, unknown numbers and the errors for which
+///         the positive statuses, unknown numbers and the errors for which
 ///         handoff_status_reason() returns HANDOFF_REASON_NONE.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
@@ -90,13 +90,13 @@ pub extern "C" fn handoff_status_is_fallback_safe(status: handoff_status) -> boo
 pub extern "C" fn handoff_status_may_have_reached_backend(status: handoff_status) -> bool {
     match entry(status) {
         Some(entry) => entry.kind.may_have_reached_backend(),
-        None => !(0..=2).contains(&status),
+        None => !(HANDOFF_OK..=HANDOFF_WOKEN).contains(&status),
     }
 }
 
 /// No reason: the connection was handed over, or may be.
 pub const HANDOFF_REASON_NONE: handoff_reason = 0;
-/// The client's protocol or connection cannot change hands.
+/// The client's connection cannot change hands: its protocol, its kind, or too many bytes with it.
 pub const HANDOFF_REASON_CLIENT_UNSUPPORTED: handoff_reason = 1;
 /// The service is configured not to hand over.
 pub const HANDOFF_REASON_POLICY_DISABLED: handoff_reason = 2;

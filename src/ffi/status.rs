@@ -23,6 +23,10 @@ pub const HANDOFF_NOTHING: handoff_status = 1;
 /// they were.
 pub const HANDOFF_TIMED_OUT: handoff_status = 2;
 
+/// A wake call of the handle ended the wait. Not an error: errno and handoff_last_error() stay as they
+/// were.
+pub const HANDOFF_WOKEN: handoff_status = 3;
+
 /// The number of a kind of error.
 pub(super) fn status_of(kind: ErrorKind) -> handoff_status {
     -(kind as handoff_status)
@@ -53,6 +57,7 @@ pub extern "C" fn handoff_status_name(status: handoff_status) -> *const c_char {
         HANDOFF_OK => c"HANDOFF_OK",
         HANDOFF_NOTHING => c"HANDOFF_NOTHING",
         HANDOFF_TIMED_OUT => c"HANDOFF_TIMED_OUT",
+        HANDOFF_WOKEN => c"HANDOFF_WOKEN",
         _ => entry(status).map_or(c"HANDOFF_ERR_UNKNOWN", |entry| entry.name),
     };
     name.as_ptr()
@@ -70,6 +75,7 @@ pub extern "C" fn handoff_status_message(status: handoff_status) -> *const c_cha
         HANDOFF_OK => c"success",
         HANDOFF_NOTHING => c"nothing to take",
         HANDOFF_TIMED_OUT => c"the wait timed out",
+        HANDOFF_WOKEN => c"the wait was ended",
         _ => entry(status).map_or(c"unknown status", |entry| entry.message),
     };
     message.as_ptr()

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::kind::ErrorKind;
+use crate::memory::{self, NoMemory};
 use crate::raw::store::TokenStore;
 use crate::token::Token;
 
@@ -78,14 +79,17 @@ struct Pending {
 impl PendingAcks {
     /// Makes an empty registry for tokens of `store`. All memory that the registry needs is allocated
     /// here.
-    pub fn new(store: Arc<TokenStore>, options: PendingAcksOptions) -> PendingAcks {
+    pub fn new(
+        store: Arc<TokenStore>,
+        options: PendingAcksOptions,
+    ) -> Result<PendingAcks, NoMemory> {
         let options = PendingAcksOptions {
             capacity: options.capacity.clamp(1, TokenStore::MAX_CAPACITY),
             timeout: options.timeout.clamp(Duration::from_millis(1), TokenStore::MAX_LIFETIME),
         };
         // Twice the room: a half-empty table clears removed entries in place instead of growing.
-        let entries = Mutex::new(HashMap::with_capacity((options.capacity + 1) * 2));
-        PendingAcks { options, store, entries }
+        let entries = memory::map((options.capacity + 1) * 2, "pending acknowledgements")?;
+        Ok(PendingAcks { options, store, entries: Mutex::new(entries) })
     }
 
     /// Begins to wait for the acknowledgement of `token`.
@@ -200,9 +204,9 @@ mod tests {
     }
 
     fn registry() -> (Arc<TokenStore>, PendingAcks) {
-        let store = Arc::new(TokenStore::new(Default::default()));
+        let store = Arc::new(TokenStore::new(Default::default()).unwrap());
         let options = PendingAcksOptions { capacity: 2, timeout: Duration::from_secs(5) };
-        (store.clone(), PendingAcks::new(store, options))
+        (store.clone(), PendingAcks::new(store, options).unwrap())
     }
 
     #[test]

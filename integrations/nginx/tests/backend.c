@@ -4,7 +4,8 @@
  * directly. And an echo, for streams.
  *
  *   backend [-h HANDOFF] [-u UNIX] [-t PORT] [-e ECHO_HANDOFF] [-p ECHO_PORT] [-l LOG]
- *           [-d MIN-MAX] [-r EVERY] [-R REASON] [-n] [-m MAX_OFFER_BYTES] [-c CREDIT]
+ *           [-d MIN-MAX] [-r EVERY] [-R REASON] [-n] [-m MAX_OFFER_BYTES]
+ *           [-c MAX_IN_FLIGHT]
  *
  * It waits MIN to MAX milliseconds before it adopts, rejects every EVERYth arrival for REASON (a
  * number), or with -n holds what arrives until somebody asks for /release. LOG gets a line for each
@@ -26,6 +27,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { MOST_HELD = 16384 };
@@ -97,27 +99,40 @@ void forget(struct watched *what)
     check(epoll_ctl(epoll, EPOLL_CTL_DEL, what->fd, NULL) == 0, "EPOLL_CTL_DEL", strerror(errno));
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    check(clock_gettime(CLOCK_MONOTONIC, &now) == 0, "clock_gettime", strerror(errno));
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
 /* ---- arrivals ---- */
 
 /* Adopts or rejects. The client begins only after that: what it does may not be undone. */
 static void decide(struct source *source, const handoff_arrival *arrival)
 {
     int fd;
+    handoff_status status;
     arrivals++;
-    if (reject_every > 0 && arrivals % reject_every == 0)
+    if (reject_every > 0 && arrivals % reject_every == 0) {
         check(handoff_backend_reject(source->backend, arrival->id, reject_reason) == HANDOFF_OK,
               "reject", handoff_last_error());
-    else if (handoff_backend_adopt(source->backend, arrival->id, &fd) == HANDOFF_OK)
+        return;
+    }
+    status = handoff_backend_adopt(source->backend, arrival->id, &fd);
+    if (status == HANDOFF_OK)
         begin_client(fd, HANDOFF, source->echo, arrival);
-    /* Otherwise the broker was faster, and serves it. */
+    else /* the broker was faster, and serves it */
+        check(status == HANDOFF_ERR_TAKEN_BACK, "adopt", handoff_last_error());
 }
 
 static void take_arrivals(struct source *source)
 {
-    handoff_arrival arrival;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    handoff_status status;
     check(handoff_backend_dispatch(source->backend) == HANDOFF_OK, "dispatch",
           handoff_last_error());
-    while (handoff_backend_next(source->backend, &arrival) == HANDOFF_OK) {
+    while ((status = handoff_backend_next(source->backend, &arrival)) == HANDOFF_OK) {
         if (!hold && delay_max_ms == 0) {
             decide(source, &arrival);
             continue;
@@ -126,14 +141,15 @@ static void take_arrivals(struct source *source)
                          (uint64_t)(drand48() * (double)(delay_max_ms - delay_min_ms) * 1e6);
         check(held_count < MOST_HELD, "held arrivals", "too many");
         held[held_count++] = (struct held){.source = source, .arrival = arrival,
-                                           .due_ns = hold ? UINT64_MAX : handoff_now() + delay};
+                                           .due_ns = hold ? UINT64_MAX : now_ns() + delay};
     }
+    check(status == HANDOFF_NOTHING, "next", handoff_last_error());
 }
 
 /* Decides what is due. Returns the milliseconds until something is, or -1. */
 static int decide_due(void)
 {
-    uint64_t now = handoff_now(), next = UINT64_MAX;
+    uint64_t now = now_ns(), next = UINT64_MAX;
     for (size_t i = 0; i < held_count;) {
         if (held[i].due_ns > now) {
             if (held[i].due_ns < next)
@@ -157,7 +173,7 @@ void release_held(void)
 
 int write_statistics(char *text, size_t size)
 {
-    handoff_backend_statistics sum = {.arrived = 0};
+    handoff_backend_statistics sum = HANDOFF_BACKEND_STATISTICS_INIT;
     unsigned count = 0;
     for (int i = 0; i < source_count; i++) {
         handoff_backend_statistics one = HANDOFF_BACKEND_STATISTICS_INIT;
@@ -168,7 +184,7 @@ int write_statistics(char *text, size_t size)
         sum.arrived += one.arrived;
         sum.adopted += one.adopted;
         sum.rejected += one.rejected;
-        sum.revoked += one.revoked;
+        sum.taken_back += one.taken_back;
         sum.held += one.held;
         sum.channels += one.channels;
         sum.broken += one.broken;
@@ -177,10 +193,11 @@ int write_statistics(char *text, size_t size)
     TAILQ_FOREACH(client, &clients, next)
         count++;
     return snprintf(text, size,
-                    "{\"arrived\": %llu, \"adopted\": %llu, \"rejected\": %llu, \"revoked\": %llu, "
-                    "\"held\": %llu, \"channels\": %llu, \"broken\": %llu, \"clients\": %u}\n",
+                    "{\"arrived\": %llu, \"adopted\": %llu, \"rejected\": %llu, "
+                    "\"taken_back\": %llu, \"held\": %llu, \"channels\": %llu, \"broken\": %llu, "
+                    "\"clients\": %u}\n",
                     (unsigned long long)sum.arrived, (unsigned long long)sum.adopted,
-                    (unsigned long long)sum.rejected, (unsigned long long)sum.revoked,
+                    (unsigned long long)sum.rejected, (unsigned long long)sum.taken_back,
                     (unsigned long long)sum.held, (unsigned long long)sum.channels,
                     (unsigned long long)sum.broken, count);
 }
@@ -291,7 +308,7 @@ static void start(int argc, char **argv)
         case 'R': reject_reason = (handoff_reason)atoi(optarg); break;
         case 'n': hold = true; break;
         case 'm': options.max_offer_bytes = strtoull(optarg, NULL, 10); break;
-        case 'c': options.credit = strtoull(optarg, NULL, 10); break;
+        case 'c': options.max_in_flight = strtoull(optarg, NULL, 10); break;
         default: exit(1);
         }
     }

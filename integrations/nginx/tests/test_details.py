@@ -133,6 +133,7 @@ class NotEligible(Details):
         self.assertEqual(self.served(request("a", headers=headers)), "unix")
         self.assertEqual(self.served(request("b")), "handoff")
         self.assert_once(["a", "b"])
+        self.check_access("/r/a 200 " + self.UNSUPPORTED)
 
 
 class Eligible(Details):
@@ -233,6 +234,16 @@ class Told(Details):
         self.assertEqual(answer.status, 200)
         self.assert_once(["a"])
 
+    def test_metadata_that_is_too_large_is_no_reason_to_fail(self):
+        self.expected.append(self.FALLBACK + "it is too large")
+        self.start("-m", 131000,
+                   http=server("handoff_metadata " + 20 * "$http_x" + "; location / { PASS }"))
+        for identity, length in ("a", 6000), ("b", 7000):
+            headers = ["X: " + "x" * length]
+            self.assertEqual(ask(self.port, request(identity, headers=headers)).status, 200)
+        self.assertEqual(self.assert_once(["a", "b"]), {"handoff": 1, "unix": 1})
+        self.check_access("/r/b 200 outcome=fallback reason=client unsupported")
+
     def test_stream_access_log(self):
         self.expected.append(self.FALLBACK)
         log = ("log_format s '$handoff_outcome/$handoff_reason/$handoff_wait';"
@@ -251,9 +262,9 @@ class Told(Details):
 
 
 class Limits(Details):
-    def test_window(self):
+    def test_no_more_are_in_flight_than_the_limit(self):
         self.expected.append(self.FALLBACK)
-        self.start("-n", http=HANDED_OVER, server="handoff_window 4; handoff_timeout 20s;")
+        self.start("-n", http=HANDED_OVER, server="handoff_max_in_flight 4; handoff_timeout 20s;")
         count = 40
 
         async def all_of_it():
@@ -363,10 +374,10 @@ class Configuration(Case):
                 (f'invalid handoff socket "{long}"', f"handoff_pass {long};"),
                 ('invalid handoff socket "unix:"', "handoff_pass unix:;"),
                 ('"handoff_timeout" directive invalid value', passing + "handoff_timeout soon;"),
-                ('value must be', passing + "handoff_window 0;"),
-                ('value must be', passing + "handoff_window 5000;"),
-                ('"handoff_window" directive is duplicate',
-                 passing + "handoff_window 1; handoff_window 1;"),
+                ('value must be', passing + "handoff_max_in_flight 0;"),
+                ('value must be', passing + "handoff_max_in_flight 5000;"),
+                ('"handoff_max_in_flight" directive is duplicate',
+                 passing + "handoff_max_in_flight 1; handoff_max_in_flight 1;"),
                 ('"handoff_metadata" directive is duplicate',
                  passing + "handoff_metadata a; handoff_metadata b;"),
                 ('unknown "nonsense" variable', passing + "handoff_service $nonsense;"),
@@ -385,12 +396,12 @@ class Configuration(Case):
                    stream="server { listen 127.0.0.1:1; "
                           "handoff_pass unix:/a; handoff_pass unix:/b; }")
         self.check('no handler for server',
-                   stream="server { listen 127.0.0.1:1; handoff_window 1; }")
+                   stream="server { listen 127.0.0.1:1; handoff_max_in_flight 1; }")
 
     def test_what_is_right_loads(self):
         good, output = Nginx.test(
             self.directory,
-            http="handoff_timeout 1s; handoff_window 4096; handoff_max_fails 1;"
+            http="handoff_timeout 1s; handoff_max_in_flight 4096; handoff_max_fails 1;"
                  "handoff_fail_timeout 1ms; handoff_service $host; handoff_correlation $request_id;"
                  "handoff_metadata escape=none a $uri; " +
                  self.location("handoff_pass unix:@abstract; handoff_metadata escape=json '$uri';"),

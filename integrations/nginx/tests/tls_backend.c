@@ -160,7 +160,7 @@ int main(int argc, char **argv)
     check(pthread_create(&thread, NULL, accept_tcp, &listener) == 0, "pthread_create", "");
 
     handoff_backend *backend;
-    handoff_arrival arrival;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     check(handoff_backend_listen(argv[1], NULL, &backend) == HANDOFF_OK, argv[1],
           handoff_last_error());
     printf("%d 0\n", ntohs(address.sin_port));

@@ -7,7 +7,8 @@
  * sendmsg(2): a message is the 16 bytes of a token with one descriptor attached (SCM_RIGHTS of
  * unix(7)), an acknowledgement is 20 bytes.
  *
- * Different threads may use different sockets at once. No call raises SIGPIPE.
+ * Different threads may use different sockets at once. No call raises SIGPIPE. A signal does not end
+ * a wait. As `wait_ms`, 0 does not wait; as `timeout_ms`, it is the default.
  *
  * Made by cbindgen from src/ffi; do not edit.
  */

@@ -47,6 +47,7 @@ pub extern "C" fn handoff_raw_ack_accept(
 /// @param reason  one of HANDOFF_REASON_*; HANDOFF_REASON_REJECTED if no other fits
 /// @return as handoff_raw_ack_accept(); also HANDOFF_ERR_INVALID_ARGUMENT for another `reason`.
 #[unsafe(no_mangle)]
+#[must_use]
 pub extern "C" fn handoff_raw_ack_reject(
     socket: c_int,
     token: *const handoff_raw_token,

@@ -114,6 +114,19 @@ unsafe impl Growing for handoff_raw_inputs {
 // SAFETY: integers.
 unsafe impl Input for handoff_raw_inputs {}
 
+/// Initialises inputs as HANDOFF_RAW_INPUTS_INIT does, for languages without macros.
+///
+/// @param[out] inputs  the inputs
+/// @param size          sizeof(handoff_raw_inputs)
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `inputs` is NULL or `size` cannot be right.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_raw_inputs_init(
+    inputs: *mut handoff_raw_inputs,
+    size: usize,
+) -> handoff_status {
+    guard(|| initialize(inputs, size))
+}
+
 /// Whether to try a backend.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -204,7 +217,7 @@ pub extern "C" fn handoff_raw_failures_record_failure(
         let wrong = |()| Failure::Argument("reason", Problem::Is("is not why an attempt fails"));
         let failure = AttemptFailure::try_from(self::reason(reason)?).map_err(wrong)?;
         let out = if decision.is_null() { None } else { Some(Fill::new(decision, "decision")?) };
-        let decision = failures.record_failure(backend, failure);
+        let decision = failures.record_failure(backend, failure)?;
         if let Some(out) = out {
             out.set(decision.into());
         }

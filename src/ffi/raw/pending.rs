@@ -62,7 +62,7 @@ pub extern "C" fn handoff_raw_pending_options_init(
 /// @param options       the limits, or NULL for the defaults; read during the call only
 /// @param[out] pending  the registry; free it with handoff_raw_pending_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` or `pending` is NULL or
-///         `options->size` is wrong.
+///         `options->size` is wrong; HANDOFF_ERR_NO_MEMORY.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_pending_new(
@@ -74,7 +74,7 @@ pub extern "C" fn handoff_raw_pending_new(
         let store = Arc::clone(&reference(store, "store")?.store);
         let options = core_options(read_or_default(options, "options")?);
         let out = Out::new(pending, "pending")?;
-        out.give(handoff_raw_pending { pending: PendingAcks::new(store, options) });
+        out.give(handoff_raw_pending { pending: PendingAcks::new(store, options)? });
         Ok(())
     })
 }

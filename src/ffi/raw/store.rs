@@ -57,7 +57,8 @@ pub extern "C" fn handoff_raw_store_options_init(
 ///
 /// @param options     the limits, or NULL for the defaults; read during the call only
 /// @param[out] store  the store; free it with handoff_raw_store_free()
-/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` is NULL or `options->size` is wrong.
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` is NULL or `options->size` is wrong;
+///         HANDOFF_ERR_NO_MEMORY.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_store_new(
@@ -67,7 +68,7 @@ pub extern "C" fn handoff_raw_store_new(
     guard(|| {
         let options = core_options(read_or_default(options, "options")?);
         let out = Out::new(store, "store")?;
-        out.give(handoff_raw_store { store: Arc::new(TokenStore::new(options)) });
+        out.give(handoff_raw_store { store: Arc::new(TokenStore::new(options)?) });
         Ok(())
     })
 }

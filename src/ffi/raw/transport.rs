@@ -179,7 +179,8 @@ pub extern "C" fn handoff_raw_token_send(
 /// @param socket      a connected Unix socket, blocking or not
 /// @param wait_ms     how long to wait, in milliseconds, as in poll(2)
 /// @param[out] token  the token
-/// @return HANDOFF_OK; HANDOFF_TIMED_OUT if none came in that time; HANDOFF_ERR_END_OF_STREAM;
+/// @return HANDOFF_OK; HANDOFF_TIMED_OUT if none came in that time: the backend is busy, so the
+///         reason for a fallback is HANDOFF_REASON_BACKEND_BUSY; HANDOFF_ERR_END_OF_STREAM;
 ///         HANDOFF_ERR_WRONG_LENGTH; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
 ///         After an error close the socket.
 #[unsafe(no_mangle)]
