@@ -96,9 +96,9 @@ handoff_status handoff_backend_options_init(handoff_backend_options *options,
  *
  * The file has its mode before anybody can connect. A socket that is closed is replaced. One that
  * is open, and anything that is not a socket, stays as it is. Of several processes that start
- * together one succeeds, and the others get HANDOFF_ERR_ADDRESS_IN_USE. The file is made under a
- * name in the same directory that begins with "." and the path's own name, which ss(8) shows and
- * getsockname(2) returns, and moves to its path when it is complete.
+ * together one succeeds, and the others get HANDOFF_ERR_ADDRESS_IN_USE. The file is made in the same
+ * directory, under another name that begins with ".", and moves to its path when it is complete;
+ * ss(8) and getsockname(2) keep telling that other name.
  *
  * @param path          the socket's path, at most 107 bytes, in a directory that this process can
  *                      write to; "@" starts an abstract name, without a file

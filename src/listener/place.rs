@@ -1,12 +1,13 @@
 //! How the file of a handoff socket comes to its path, and how it goes.
 //!
-//! The socket is bound, gets its mode and listens in a directory of its own beside its path, which
-//! no other user can enter. Then its file moves to the path, so it is live from the first moment
-//! that anybody sees it there. No lock of the file system is used: anybody who can read a directory
-//! can hold its flock(2), and NFS may have none. /proc is not needed either.
+//! The socket is bound beside its path, gets its mode, and listens. Then its file moves to the path,
+//! so it is live from the first moment that anybody sees it there. No lock of the file system is
+//! used: anybody who can read a directory can hold its flock(2), and NFS may have none. /proc is not
+//! needed either: a mode that the umask cut is set in a directory of the file's own, where nobody can
+//! put a link in its place.
 //!
-//! A file is stale if no socket is bound to it. That does not change any more, since bind(2) always
-//! makes a new file. What is at the path decides:
+//! A file is stale if no socket is bound to it. That does not change any more, since only bind(2)
+//! does it, to a file that it makes. What is at the path decides:
 //!
 //! - Nothing: the file moves there unless something is there by then, which the kernel decides.
 //! - A live socket, or no socket: it stays.
@@ -14,14 +15,15 @@
 //!   it too, because the rename would hit the other's live socket. So only the holder of the lock
 //!   does, and looks again first: from then on only the holder changes what is there.
 //!
-//! The lock is the name `.NAME.starting`: whose own directory has it, with the socket inside, holds
-//! it. rename(2) gives a directory the name of another one only if that is empty, so of several the
-//! kernel lets one succeed. Its socket leaves for the path, which also frees the lock, in one step.
+//! The lock is the name `.NAME.starting`: whose directory has it, with the socket inside, holds it.
+//! rename(2) gives a directory the name of another one only if that is empty, so of several the
+//! kernel lets one succeed. The socket leaves for the path, which also frees the lock, in one step.
 //! If the holder dies, its socket is stale, and the next one removes it: by a name that is random
 //! and used once, so that a slow process never removes what came later.
 //!
 //! So of several that start together one listens. The others find its socket, at the path or in the
-//! lock, and say that the path is in use. A process killed before the move leaves its directory.
+//! lock, and say that the path is in use. A process that is killed before the move leaves its file
+//! or directory; their names begin with that of the path, behind a dot.
 //!
 //! The file is compared and removed before its socket is closed: the socket pins its inode, so that
 //! no other file can have that number. A successor does not replace a live socket, so only somebody
@@ -73,9 +75,9 @@ pub(super) fn listen_at(
     let place = Place::open(path, address)?;
     // Not needed, but nothing is made and removed for a path that is in use.
     place.examine()?;
-    let mut draft = Draft::bind(&place, socket, options.mode)?;
     let failed = |action| move |error| failed(path, action, error);
-    let id = draft.make_private(options.mode).map_err(failed("make a directory beside it"))?;
+    let mut draft = Draft::bind(&place, socket, options.mode)?;
+    let id = draft.set_mode(options.mode).map_err(failed("set the mode of the socket"))?;
     sys::listen(socket, options.backlog.max(1)).map_err(failed("listen"))?;
     draft.publish()?;
     drop(draft);
@@ -185,12 +187,13 @@ impl<'a> Place<'a> {
 /// A socket's file on its way to its path. What is left of it goes when it is dropped.
 struct Draft<'a> {
     place: &'a Place<'a>,
-    /// Names the socket in its directory, and is used once.
+    /// Used once.
     random: String,
-    /// The directory of its own, once it is made.
+    /// Where the file is, until it is published.
+    file: PathBuf,
+    published: bool,
+    /// The directory of its own, once it has one.
     private: Option<PathBuf>,
-    /// Where the file is now; none once it is at the path.
-    file: Option<PathBuf>,
 }
 
 impl<'a> Draft<'a> {
@@ -200,14 +203,16 @@ impl<'a> Draft<'a> {
         file::set_mode_before_bind(socket, mode);
         for _ in 0..TRIES {
             let random = random_name().map_err(failed)?;
-            let name = place.short_name(&random);
+            let file = place.short_name(&random);
             // A name of one byte may be the path's own.
-            if name == place.name {
+            if file == place.name {
                 continue;
             }
-            let address = address::address(&place.path.with_file_name(&name))?;
+            let address = address::address(&place.path.with_file_name(&file))?;
             match sys::bind(socket, &address) {
-                Ok(()) => return Ok(Draft { place, random, private: None, file: Some(name) }),
+                Ok(()) => {
+                    return Ok(Draft { place, random, file, published: false, private: None });
+                }
                 Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {}
                 Err(error) => return Err(failed(error)),
             }
@@ -216,37 +221,50 @@ impl<'a> Draft<'a> {
         Err(failed(io::Error::from_raw_os_error(libc::EEXIST)))
     }
 
-    /// Moves the file into a directory of its own and gives it its mode there.
-    fn make_private(&mut self, mode: u32) -> io::Result<FileId> {
+    /// Gives the file the permissions that the umask took away.
+    fn set_mode(&mut self, mode: u32) -> io::Result<FileId> {
+        let directory = &self.place.directory;
+        let status = file::status_at(directory, &self.file)?;
+        if status.mode == mode {
+            return Ok(status.id);
+        }
+        // Where nobody can put a link in its place.
+        self.make_private()?;
+        let status = file::status_at(directory, &self.file)?;
+        if !status.is_socket {
+            return Err(io::Error::from_raw_os_error(libc::ENOTSOCK));
+        }
+        file::set_mode_at(directory, &self.file, mode)?;
+        Ok(status.id)
+    }
+
+    /// Moves the file into a directory of its own, if it is not there, and names that.
+    fn make_private(&mut self) -> io::Result<PathBuf> {
+        if let Some(private) = &self.private {
+            return Ok(private.clone());
+        }
         let directory = &self.place.directory;
         let private = self.place.beside(&format!("{}.d", self.random));
-        let file = private.join(&self.random);
         file::make_directory_at(directory, &private, 0o700)?;
-        let made = self.private.insert(private);
+        self.private = Some(private.clone());
         // The umask may have taken something away.
-        if file::status_at(directory, made)?.mode & 0o700 != 0o700 {
-            file::set_mode_at(directory, made, 0o700)?;
+        if file::status_at(directory, &private)?.mode & 0o700 != 0o700 {
+            file::set_mode_at(directory, &private, 0o700)?;
         }
-        if let Some(bound) = &self.file {
-            file::rename_at(directory, bound, &file)?;
-        }
-        let file = self.file.insert(file);
-        let status = file::status_at(directory, file)?;
-        if status.mode != mode {
-            file::set_mode_at(directory, file, mode)?;
-        }
-        Ok(status.id)
+        let file = private.join(&self.random);
+        file::rename_at(directory, &self.file, &file)?;
+        self.file = file;
+        Ok(private)
     }
 
     /// Moves the file to its path, where a stale socket may be.
     fn publish(&mut self) -> Result<(), ListenerError> {
-        let Place { directory, name, .. } = self.place;
+        let Place { path, directory, name, .. } = self.place;
         let mut locked = false;
         for _ in 0..TRIES {
-            let Some(file) = &self.file else { return Ok(()) };
             let moved = match self.place.examine()? {
-                Found::Nothing => file::rename_new_at(directory, file, name),
-                Found::StaleSocket if locked => file::rename_at(directory, file, name),
+                Found::Nothing => file::rename_new_at(directory, &self.file, name),
+                Found::StaleSocket if locked => file::rename_at(directory, &self.file, name),
                 Found::StaleSocket => {
                     self.lock()?;
                     locked = true;
@@ -254,9 +272,12 @@ impl<'a> Draft<'a> {
                 }
             };
             match moved {
-                Ok(()) => self.file = None,
+                Ok(()) => {
+                    self.published = true;
+                    return Ok(());
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(failed(self.place.path, "move the socket there", error)),
+                Err(error) => return Err(failed(path, "move the socket there", error)),
             }
         }
         Err(self.place.in_use())
@@ -266,11 +287,11 @@ impl<'a> Draft<'a> {
     /// is done without: it only keeps those apart who start at once.
     fn lock(&mut self) -> Result<(), ListenerError> {
         let lock = self.place.beside("starting");
+        let Ok(private) = self.make_private() else { return Ok(()) };
         for _ in 0..TRIES {
-            let Some(private) = &self.private else { return Ok(()) };
-            match file::rename_at(&self.place.directory, private, &lock) {
+            match file::rename_at(&self.place.directory, &private, &lock) {
                 Ok(()) => {
-                    self.file = Some(lock.join(&self.random));
+                    self.file = lock.join(&self.random);
                     self.private = Some(lock);
                     return Ok(());
                 }
@@ -323,8 +344,8 @@ impl<'a> Draft<'a> {
 impl Drop for Draft<'_> {
     fn drop(&mut self) {
         let directory = &self.place.directory;
-        if let Some(file) = &self.file {
-            let _ = file::unlink_at(directory, file);
+        if !self.published {
+            let _ = file::unlink_at(directory, &self.file);
         }
         if let Some(private) = &self.private {
             // If it is the lock, the next one may have its name already, and is not empty.
@@ -384,7 +405,7 @@ mod tests {
         let place = Place::open(&path, &address).unwrap();
         let socket = sys::socket(sys::SocketKind::Stream).unwrap();
         let mut draft = Draft::bind(&place, &socket, 0o600).unwrap();
-        draft.make_private(0o600).unwrap();
+        draft.set_mode(0o600).unwrap();
         let _winner = listen(&path).unwrap();
         assert!(matches!(draft.publish(), Err(ListenerError::InUse { .. })));
         drop(draft);
