@@ -11,6 +11,7 @@ mod channel;
 mod error;
 mod offers;
 mod options;
+mod peer;
 mod reconnecting;
 
 use std::io::{self, IoSlice};
@@ -35,6 +36,7 @@ use reconnecting::{Link, Reconnecting};
 
 pub use error::BrokerError;
 pub use options::BrokerOptions;
+pub use peer::Allowed;
 
 /// One connection to hand over.
 #[derive(Clone, Copy, Debug)]
@@ -119,11 +121,11 @@ impl Broker {
         let options = options.checked()?;
         Ok(Broker {
             path: path.into(),
-            options,
             handle: Handle::default(),
             link: Link::Down { retry_at: Instant::now() },
             reconnecting: Reconnecting::new(&options),
             outcomes: Outcomes::new(&options)?,
+            options,
             next_id: 1,
             closed: false,
             buffer: Vec::new(),
@@ -176,7 +178,7 @@ impl Broker {
             BrokerError::Unavailable { path: path(), source }
         };
         let Link::Up(channel) = &mut self.link else {
-            return Err(unavailable(self.reconnecting.why_down));
+            return Err(self.reconnecting.why_down.error(&self.path, &self.options));
         };
         let Ok(welcome) = channel.welcome else {
             return Err(unavailable(libc::ENOTCONN));

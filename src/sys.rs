@@ -10,6 +10,7 @@ pub(crate) mod file;
 pub(crate) mod packet;
 pub(crate) mod process;
 pub(crate) mod shared;
+pub(crate) mod user;
 
 use std::io;
 use std::mem::{self, MaybeUninit};
@@ -97,6 +98,9 @@ pub(crate) enum AddressError {
 }
 
 impl Address {
+    /// The most bytes of a path.
+    pub(crate) const MAX_PATH: usize = 107;
+
     pub(crate) fn new(path: &Path) -> Result<Address, AddressError> {
         let bytes = path.as_os_str().as_bytes();
         // SAFETY: sockaddr_un is integers and an array of integers; all zero is a value of it.
@@ -137,6 +141,23 @@ pub(crate) fn connect(socket: &OwnedFd, address: &Address) -> io::Result<()> {
     // SAFETY: `address` holds a sockaddr_un of which `len` bytes are initialised.
     retry(|| unsafe { libc::connect(socket.as_raw_fd(), address.as_ptr(), address.len) as isize })?;
     Ok(())
+}
+
+/// Whether a socket is bound to the file at a path, connected or not, listening or not. If none is,
+/// none ever will be: bind(2) makes a new file. Whoever listens there does not notice.
+pub(crate) fn is_bound(address: &Address) -> io::Result<bool> {
+    let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: socket(2) takes no pointers.
+    let fd = retry(|| unsafe { libc::socket(libc::AF_UNIX, flags, 0) as isize })?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    // The kernel looks for the socket, then at its type (unix_find_bsd in net/unix/af_unix.c).
+    match connect(&socket, address) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 pub(crate) fn bind(socket: &OwnedFd, address: &Address) -> io::Result<()> {
@@ -400,23 +421,38 @@ pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(i32, u32, 
     Ok((pid, uid, gid))
 }
 
-/// SO_PEERGROUPS: the peer's supplementary groups as they were when it connected. It is in
-/// include/uapi/asm-generic/socket.h of the kernel; man-pages 6.03 do not have it.
-pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
-    let mut groups = vec![0u32; 64];
-    loop {
-        match socket_option(socket, libc::SO_PEERGROUPS, &mut groups) {
-            Ok(count) => {
-                groups.truncate(count);
-                return Ok(groups);
-            }
-            // NGROUPS_MAX bounds the list.
-            Err(error) if error.raw_os_error() == Some(libc::ERANGE) && groups.len() < 65536 => {
-                groups.resize(groups.len() * 4, 0);
-            }
-            Err(error) => return Err(error),
-        }
+/// Whether one of the peer's supplementary groups as they were when it connected, SO_PEERGROUPS of
+/// include/uapi/asm-generic/socket.h in the kernel (man-pages 6.03 do not have it), is
+/// one that is looked for.
+pub(crate) fn any_peer_group(
+    socket: BorrowedFd<'_>,
+    looked_for: impl Fn(u32) -> bool,
+) -> io::Result<bool> {
+    let mut few = [0u32; 256];
+    match socket_option(socket, libc::SO_PEERGROUPS, &mut few) {
+        Err(error) if error.raw_os_error() == Some(libc::ERANGE) => {}
+        count => return Ok(few[..count?].iter().any(|group| looked_for(*group))),
     }
+    // NGROUPS_MAX bounds the list.
+    const MOST: usize = 65536;
+    let mut many = Vec::new();
+    let no_memory = |_| io::Error::from_raw_os_error(libc::ENOMEM);
+    many.try_reserve_exact(MOST).map_err(no_memory)?;
+    many.resize(MOST, 0u32);
+    let count = socket_option(socket, libc::SO_PEERGROUPS, &mut many)?;
+    Ok(many[..count].iter().any(|group| looked_for(*group)))
+}
+
+/// The owner of the file at a path; none for an abstract name.
+pub(crate) fn owner(address: &Address) -> Option<u32> {
+    if address.is_abstract() {
+        return None;
+    }
+    // SAFETY: the path ends in NUL, because it is shorter than its array, which was zeroed;
+    // `status` is where a stat goes.
+    let status =
+        file::status(|status| unsafe { libc::stat(address.raw.sun_path.as_ptr(), status) });
+    Some(status.ok()?.owner)
 }
 
 /// The effective user of this process.
@@ -485,11 +521,11 @@ mod tests {
 
     #[test]
     fn address_refuses_what_the_kernel_could_not_tell_apart() {
-        let long = "x".repeat(108);
+        let long = "x".repeat(Address::MAX_PATH + 1);
         assert_eq!(Address::new(Path::new("")).err(), Some(AddressError::Empty));
         assert_eq!(Address::new(Path::new("@")).err(), Some(AddressError::Empty));
         assert_eq!(Address::new(Path::new(&long)).err(), Some(AddressError::TooLong));
         assert_eq!(Address::new(Path::new("a\0b")).err(), Some(AddressError::HasNul));
-        assert!(Address::new(Path::new(&long[..107])).is_ok());
+        assert!(Address::new(Path::new(&long[..Address::MAX_PATH])).is_ok());
     }
 }

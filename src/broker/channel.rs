@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::offers::{Offers, State};
+use super::peer::{self, WhyDown};
 use super::{BrokerOptions, BrokerStatistics, Verdict};
 use crate::address;
 use crate::claim::{self, ClaimTable, Lost};
@@ -83,14 +84,21 @@ impl Outcomes {
 }
 
 impl Channel {
-    /// Connects to a handoff socket and says hello, without waiting for the welcome.
-    pub(super) fn connect(path: &Path, slots: usize, now: Instant) -> io::Result<Channel> {
+    /// Connects to a handoff socket, checks who listens there, and says hello, without waiting for
+    /// the welcome.
+    pub(super) fn connect(
+        path: &Path,
+        options: &BrokerOptions,
+        now: Instant,
+    ) -> Result<Channel, WhyDown> {
+        let slots = options.max_in_flight;
         let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
         let address = address::address(path).map_err(invalid)?;
         let socket = sys::socket(SocketKind::SeqPacket)?;
         // Before connecting: later could be too late.
         packet::refuse_descriptors(&socket);
         sys::connect(&socket, &address)?;
+        peer::check(&socket, &address, options)?;
         let (claims, table) = ClaimTable::create(slots)?;
         let hello = Hello { slots: slots as u32 }.body();
         let header = wire::header(Kind::Hello, 0, 1, hello.len());

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Allowed;
 use crate::address::TransportError;
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
@@ -62,6 +63,28 @@ pub enum BrokerError {
         /// a channel, ENOTCONN before a backend has said welcome, ESHUTDOWN while it drains.
         source: io::Error,
     },
+    /// The process that listens at the path may not be the backend. Nothing was sent to it.
+    #[error("{path}: the user who listens there, {user}{note}, may not be the backend: {allowed}",
+        path = .path.display(),
+        note = if *.nameless { ", has no number in this user namespace and" } else { "" })]
+    NotAllowed {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// The user that was seen.
+        user: u32,
+        /// The number stands for all users that have none in this user namespace.
+        nameless: bool,
+        /// Who may be the backend.
+        allowed: Allowed,
+    },
+    /// The system does not tell who listens at the path. Nothing was sent there.
+    #[error("{path}: cannot tell who listens there: {source}", path = .path.display())]
+    Unknown {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The backend failed too often recently.
     #[error("{path}: the backend failed too often and is not tried for {left:?}",
         path = .path.display())]
@@ -115,6 +138,8 @@ impl BrokerError {
             BrokerError::Memory(error) => error.kind(),
             BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
             BrokerError::Unavailable { .. } => ErrorKind::BackendUnavailable,
+            BrokerError::NotAllowed { .. } => ErrorKind::PeerNotAllowed,
+            BrokerError::Unknown { .. } => ErrorKind::PeerUnknown,
             BrokerError::RateLimited { .. } => ErrorKind::RateLimited,
             BrokerError::Full { .. } => ErrorKind::Full,
             BrokerError::TooLate { .. } => ErrorKind::TooLate,

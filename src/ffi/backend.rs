@@ -101,21 +101,20 @@ pub extern "C" fn handoff_backend_options_init(
 
 /// Makes a handoff socket and listens on it for brokers.
 ///
-/// The file has its mode before anyone can connect to it. A socket that nobody listens on any more
-/// is replaced. One that somebody listens on, and anything that is not a socket, stays as it is. To
-/// find out whether somebody listens, the call connects to the socket. If several processes start at
-/// once, one succeeds. They take turns with a lock on the directory, flock(2), and wait for it for
-/// up to a second.
+/// The file has its mode before anyone can connect to it. A socket that is closed is replaced. One
+/// that is open, and anything that is not a socket, stays as it is. If several processes start at
+/// once, one succeeds, and the others get HANDOFF_ERR_ADDRESS_IN_USE. The file is made in the same
+/// directory, under another name that begins with ".", and moves to its path when it is complete:
+/// ss(8) and getsockname(2) keep telling that other name.
 ///
 /// @param path          the socket's path, at most 107 bytes, in a directory that this process can
-///                      read and write; "@" starts an abstract name, without a file
+///                      write to; "@" starts an abstract name, without a file
 /// @param options       the limits, or NULL for the defaults; read during the call only
 /// @param[out] backend  the backend; free it with handoff_backend_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_ADDRESS_IN_USE; HANDOFF_ERR_NOT_A_SOCKET;
 ///         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
 ///         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
 ///         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown kind;
-///         HANDOFF_ERR_WOULD_BLOCK if another process holds the directory's lock for a second;
 ///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_LISTEN_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
