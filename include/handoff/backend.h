@@ -62,7 +62,7 @@ typedef struct handoff_backend_options {
     size_t max_offer_bytes;
     /**
      * The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
-     * are rejected.
+     * are rejected. What arrivals take of memory is bounded by this and `max_kept_bytes` together.
      */
     size_t max_held_bytes;
     /**
@@ -72,13 +72,14 @@ typedef struct handoff_backend_options {
     uint64_t kinds;
     /**
      * The most channels at once of one user's brokers, whichever user that is: 1 to
-     * `max_channels`. Default: 7/8 of `max_channels` if the policy names several users or a group,
-     * so that no user keeps the others out; otherwise all.
+     * `max_channels`. Default: 7/8 of `max_channels`, rounded down, if the policy names several
+     * users or a group, so that no user keeps the others out; otherwise all.
      */
     size_t max_channels_per_user;
     /**
-     * The most bytes of memory to keep for the bytes of later arrivals: default 1048576. Above
-     * that, an arrival's memory is freed at the dispatch after you adopted or rejected it.
+     * The most bytes of memory to keep for the bytes of later arrivals: default 1048576;
+     * HANDOFF_NO_LIMIT. Above that, an arrival's memory is freed at the dispatch after you adopted
+     * or rejected it.
      */
     size_t max_kept_bytes;
 } handoff_backend_options;

@@ -111,7 +111,7 @@ typedef struct handoff_offer {
     size_t size;
     /**
      * The client's connection, a socket. It stays yours: keep it open, and out of your event loop
-     * (EPOLL_CTL_DEL), until the verdict.
+     * (EPOLL_CTL_DEL), until the verdict. Do not offer it twice at once: both could be adopted.
      */
     int fd;
     /** HANDOFF_OFFER_MORE, or 0. */

@@ -1,6 +1,6 @@
 //! Brokers that connect: accepting them, pausing when the system refuses, and their first word.
 
-use std::collections::{BTreeMap, TryReserveError, VecDeque};
+use std::collections::{TryReserveError, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -39,8 +39,8 @@ pub(super) struct Accepting {
     greetings: VecDeque<(Instant, usize)>,
     /// Places among the channels that are not used.
     unused: Vec<usize>,
-    /// How many places each user has.
-    places: BTreeMap<u32, usize>,
+    /// How many places each user has, by the user's number.
+    places: Vec<(u32, usize)>,
 }
 
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl Accepting {
             awaiting_hello: 0,
             greetings: VecDeque::new(),
             unused: Vec::new(),
-            places: BTreeMap::new(),
+            places: Vec::new(),
         }
     }
 
@@ -121,7 +121,7 @@ impl Accepting {
 
     /// A user may have so many places, of which one is to be taken: which it is, if there is one.
     fn place(&self, user: u32, options: &BackendOptions, channels: usize) -> Option<usize> {
-        let taken = self.places.get(&user).copied().unwrap_or(0);
+        let taken = self.user(user).map_or(0, |at| self.places[at].1);
         if taken >= options.channels_of_one_user() {
             return None;
         }
@@ -132,7 +132,10 @@ impl Accepting {
     /// A broker has taken the place that [`place`](Accepting::place) returned.
     fn join(&mut self, user: u32, place: usize, hello_by: Instant) {
         self.unused.pop();
-        *self.places.entry(user).or_default() += 1;
+        match self.user(user) {
+            Ok(at) => self.places[at].1 += 1,
+            Err(at) => self.places.insert(at, (user, 1)),
+        }
         self.connected += 1;
         self.awaiting_hello += 1;
         self.greetings.push_back((hello_by, place));
@@ -141,12 +144,17 @@ impl Accepting {
     /// A place is not used any more.
     pub(super) fn leave(&mut self, place: usize, user: u32) {
         self.unused.push(place);
-        if let Some(count) = self.places.get_mut(&user) {
-            *count -= 1;
-            if *count == 0 {
-                self.places.remove(&user);
+        if let Ok(at) = self.user(user) {
+            self.places[at].1 -= 1;
+            if self.places[at].1 == 0 {
+                self.places.remove(at);
             }
         }
+    }
+
+    /// Where a user is among those who have places, or would be.
+    fn user(&self, user: u32) -> Result<usize, usize> {
+        self.places.binary_search_by_key(&user, |&(user, _)| user)
     }
 }
 
@@ -217,9 +225,10 @@ impl Backend {
     /// Has memory for one more channel in every list of channels.
     fn make_room(&mut self) -> io::Result<()> {
         let mut reserve = || -> Result<(), TryReserveError> {
-            let Accepting { greetings, unused, .. } = &mut self.accepting;
+            let Accepting { greetings, unused, places, .. } = &mut self.accepting;
             self.channels.try_reserve(1)?;
             greetings.try_reserve(1)?;
+            places.try_reserve(1)?;
             let count = self.channels.len() + 1;
             for list in [unused, &mut self.orphans, &mut self.dirty] {
                 list.try_reserve(count.saturating_sub(list.len()))?;

@@ -53,17 +53,18 @@ pub struct handoff_backend_options {
     /// or `max_held_bytes` if that is less.
     pub max_offer_bytes: usize,
     /// The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
-    /// are rejected.
+    /// are rejected. What arrivals take of memory is bounded by this and `max_kept_bytes` together.
     pub max_held_bytes: usize,
     /// Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
     /// rejected.
     pub kinds: u64,
     /// The most channels at once of one user's brokers, whichever user that is: 1 to
-    /// `max_channels`. Default: 7/8 of `max_channels` if the policy names several users or a group,
-    /// so that no user keeps the others out; otherwise all.
+    /// `max_channels`. Default: 7/8 of `max_channels`, rounded down, if the policy names several
+    /// users or a group, so that no user keeps the others out; otherwise all.
     pub max_channels_per_user: usize,
-    /// The most bytes of memory to keep for the bytes of later arrivals: default 1048576. Above
-    /// that, an arrival's memory is freed at the dispatch after you adopted or rejected it.
+    /// The most bytes of memory to keep for the bytes of later arrivals: default 1048576;
+    /// HANDOFF_NO_LIMIT. Above that, an arrival's memory is freed at the dispatch after you adopted
+    /// or rejected it.
     pub max_kept_bytes: usize,
 }
 

@@ -170,7 +170,7 @@ pub struct handoff_offer {
     /// Set by HANDOFF_OFFER_INIT.
     pub size: usize,
     /// The client's connection, a socket. It stays yours: keep it open, and out of your event loop
-    /// (EPOLL_CTL_DEL), until the verdict.
+    /// (EPOLL_CTL_DEL), until the verdict. Do not offer it twice at once: both could be adopted.
     pub fd: c_int,
     /// HANDOFF_OFFER_MORE, or 0.
     pub flags: u32,
