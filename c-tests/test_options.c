@@ -1,5 +1,5 @@
-/* The options of both ends of a channel, and of an offer: zero is the default in every field, limits
- * can be switched off, and combinations that cannot work are refused. */
+/* The options of both ends of a channel, and of an offer: zero is the default in every field,
+ * limits can be switched off, and combinations that cannot work are refused. */
 #define _GNU_SOURCE
 #include "channel.h"
 
@@ -485,7 +485,7 @@ static void backend_allows_its_own_user_by_default_and_not_another(void **state)
         struct channel channel;
         if (i > 0)
             options = *backend_defaults[i];
-        /* Anybody may connect, so that it is the policy that refuses; an empty one is the default. */
+        /* Anybody may connect, so the policy refuses; an empty one is the default. */
         options.mode = 0666;
         options.policy = i == 2 ? &policy : NULL;
         open_channel(&channel, NULL, &options);

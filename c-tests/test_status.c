@@ -20,6 +20,7 @@ static const struct {
     STATUS(HANDOFF_OK, NONE, false, true),
     STATUS(HANDOFF_NOTHING, NONE, false, false),
     STATUS(HANDOFF_TIMED_OUT, NONE, false, false),
+    STATUS(HANDOFF_WOKEN, NONE, false, false),
     STATUS(HANDOFF_ERR_INVALID_ARGUMENT, NONE, false, false),
     STATUS(HANDOFF_ERR_UNSUPPORTED, UNSUPPORTED_PLATFORM, true, false),
     STATUS(HANDOFF_ERR_PERMISSION_DENIED, PERMISSION_DENIED, true, false),
@@ -50,13 +51,14 @@ static const struct {
     STATUS(HANDOFF_ERR_NOT_A_SOCKET, BACKEND_UNAVAILABLE, true, false),
     STATUS(HANDOFF_ERR_LISTEN_FAILED, BACKEND_UNAVAILABLE, true, false),
     STATUS(HANDOFF_ERR_INTERNAL, NONE, false, true),
-    STATUS(HANDOFF_ERR_RATE_LIMITED, BACKEND_UNAVAILABLE, true, false),
-    STATUS(HANDOFF_ERR_TOO_LARGE, BACKEND_BUSY, true, false),
+    STATUS(HANDOFF_ERR_RATE_LIMITED, RATE_LIMITED, true, false),
+    STATUS(HANDOFF_ERR_TOO_LARGE, CLIENT_UNSUPPORTED, true, false),
     STATUS(HANDOFF_ERR_WRONG_PROCESS, NONE, false, false),
     STATUS(HANDOFF_ERR_CLOSED, NONE, false, false),
-    STATUS(HANDOFF_ERR_TAKEN_BACK, ACK_TIMEOUT, true, false),
-    STATUS(HANDOFF_ERR_TOO_LATE, ACK_TIMEOUT, true, false),
+    STATUS(HANDOFF_ERR_TAKEN_BACK, NONE, false, false),
+    STATUS(HANDOFF_ERR_TOO_LATE, NONE, false, false),
     STATUS(HANDOFF_ERR_SYSTEM, BACKEND_UNAVAILABLE, true, false),
+    STATUS(HANDOFF_ERR_NO_MEMORY, BACKEND_UNAVAILABLE, true, false),
 };
 
 static const size_t statuses_len = sizeof statuses / sizeof statuses[0];
@@ -76,8 +78,9 @@ static void statuses_have_the_numbers_that_programs_were_compiled_with(void **st
     assert_int_equal(HANDOFF_OK, 0);
     assert_int_equal(HANDOFF_NOTHING, 1);
     assert_int_equal(HANDOFF_TIMED_OUT, 2);
-    for (size_t i = 3; i < statuses_len; i++) {
-        int number = -(int)(i - 2);
+    assert_int_equal(HANDOFF_WOKEN, 3);
+    for (size_t i = 4; i < statuses_len; i++) {
+        int number = -(int)(i - 3);
         assert_int_equal(statuses[i].status, number <= -31 ? number - 1 : number);
     }
 }

@@ -614,6 +614,8 @@ static void filling_takes_nothing_if_the_size_is_impossible_and_names_the_macro(
     }
 }
 
+enum { AFTER_REASON = offsetof(handoff_raw_decision, reason) + sizeof(handoff_reason) };
+
 /* Twice, over different bytes: what is still different afterwards was not written. */
 static void every_byte_that_the_program_knows_is_written(void **state)
 {
@@ -622,6 +624,10 @@ static void every_byte_that_the_program_knows_is_written(void **state)
         unsigned char *zeros = fill(filled, filled->size, 0);
         unsigned char *ones = fill(filled, filled->size, 0xff);
         for (size_t at = sizeof(size_t); at < filled->size; at++) {
+            /* Padding. */
+            if (filled->object == &no_decision && at >= AFTER_REASON &&
+                at < offsetof(handoff_raw_decision, retry_after_ms))
+                continue;
             if (zeros[at] == 0 && ones[at] == 0xff)
                 fail_msg("byte %zu of a struct of %s is not written", at, filled->macro);
         }

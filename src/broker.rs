@@ -190,7 +190,12 @@ impl Broker {
         let queued = channel.offers.queued_bytes() + queued_len(len);
         let next = channel.offers.next_slot().filter(|_| !full && queued <= queue_bytes);
         let Some((slot, generation)) = next else {
-            return Err(BrokerError::Full { path: path() });
+            let limit = match channel.offers.next_slot() {
+                _ if full => "verdicts that were not taken",
+                Some(_) => "queued bytes",
+                None => "offers in flight",
+            };
+            return Err(BrokerError::Full { path: path(), limit });
         };
         let descriptor = offer.descriptor.as_raw_fd();
         let cookie = packet::cookie(offer.descriptor)
@@ -366,14 +371,15 @@ impl Broker {
 /// Bytes of an offer beside its fixed part, unless there are more than are allowed.
 fn variable_len(offer: &Offer<'_>, most: usize) -> Result<usize, BrokerError> {
     let Offer { preread, metadata, service, correlation, .. } = offer;
-    for name in [service, correlation] {
+    for (what, name) in [("service", service), ("correlation", correlation)] {
         if name.len() > MAX_NAME_LEN {
-            return Err(BrokerError::TooLarge { len: name.len(), most: MAX_NAME_LEN });
+            return Err(BrokerError::TooLarge { what, len: name.len(), most: MAX_NAME_LEN });
         }
     }
     let len = metadata.len().saturating_add(service.len() + correlation.len());
     let len = preread.iter().fold(len, |len, part| len.saturating_add(part.len()));
-    if len > most { Err(BrokerError::TooLarge { len, most }) } else { Ok(len) }
+    let what = "preread, metadata and names together";
+    if len > most { Err(BrokerError::TooLarge { what, len, most }) } else { Ok(len) }
 }
 
 impl Drop for Broker {

@@ -414,7 +414,8 @@ pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(i32, u32, 
     Ok((pid, uid, gid))
 }
 
-/// SO_PEERGROUPS, unix(7): the peer's supplementary groups as they were when it connected.
+/// SO_PEERGROUPS: the peer's supplementary groups as they were when it connected. It is in
+/// include/uapi/asm-generic/socket.h of the kernel; man-pages 6.03 do not have it.
 pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     let mut groups = vec![0u32; 64];
     loop {

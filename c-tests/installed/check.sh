@@ -72,7 +72,8 @@ version=$(pkg-config --modversion handoff)
 grep -qxF "version = \"$version\"" "$tree/Cargo.toml" ||
     fail "the version is $version for pkg-config but not in Cargo.toml"
 
-{ cmake -S . -B cmake -DPACKAGE="$here/cmake/handoff" && cmake --build cmake; } > log 2>&1 ||
+{ cmake -S . -B cmake -DPACKAGE="$here/cmake/handoff" -DVERSION="${version%.*}" &&
+    cmake --build cmake; } > log 2>&1 ||
     { cat log >&2; die "CMake does not build with the package"; }
 for name in handoff_c handoff_cc handoff_hpp static_c static_cc static_hpp; do
     "cmake/$name" || fail "$name, built by CMake, does not run"
