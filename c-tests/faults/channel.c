@@ -79,14 +79,15 @@ static uint64_t offer(uint32_t number, int fd, uint32_t flags)
 
 static void probe(void)
 {
+    bool answered;
     do {
         int client, fd = begin_probe(&client);
         probe_outcome = UNSETTLED;
         offer(PROBE, fd, 0);
         while (probe_outcome == UNSETTLED)
             turn();
-        end_probe(client, fd, probe_outcome == ADOPTED);
-    } while (probe_outcome != ADOPTED);
+        answered = end_probe(client, fd, probe_outcome == ADOPTED);
+    } while (!answered);
 }
 
 static void run_broker(void)

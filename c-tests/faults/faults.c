@@ -39,6 +39,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysinfo.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -324,6 +325,11 @@ static void handle(const struct plan *plan, struct seen *seen, struct failing *f
         trace_go_on(pid, WSTOPSIG(status) == SIGSTOP ? 0 : WSTOPSIG(status));
 }
 
+static bool is_operation(const struct plan *plan, long number)
+{
+    return plan->action == FAIL && plan->site.number == number;
+}
+
 /** Whose a connection is, once all have ended. */
 static const char *judge(const struct plan *plan, uint32_t number, bool broker_killed,
                          bool backend_killed)
@@ -358,6 +364,9 @@ static const char *judge(const struct plan *plan, uint32_t number, bool broker_k
         return connection->outcome == ADOPTED && begun
                    ? NULL
                    : "a client that nobody owns, although its owner lives";
+    /* The broker could not take it back, and said so. */
+    if (connection->outcome == UNKNOWN && is_operation(plan, SYS_shutdown))
+        return NULL;
     return "a client that nobody owns";
 }
 
@@ -412,6 +421,7 @@ static struct seen run(const struct plan *plan)
     scene->idle[BROKER] = idle[BROKER];
     scene->idle[BACKEND] = idle[BACKEND];
     scene->undisturbed = plan->action == NOTHING;
+    scene->backend_dies = plan->action == KILL && plan->victim == BACKEND;
     scene->injected = plan->error;
     /* What has no answer by the limit of a run has none: only of a process that is stopped the
        other side's deadlines pass. */
@@ -582,7 +592,13 @@ static bool sweep(enum action action, const struct scenario *scenario, enum side
 {
     memset(scene, 0, sizeof *scene);
     struct plan plan = {.scenario = scenario, .victim = victim, .action = NOTHING};
+    /* The fewest points of some runs: waits that are tried again make more of them. */
     struct seen undisturbed = run(&plan);
+    for (int i = 0; i < 4 && problem == NULL; i++) {
+        struct seen seen = run(&plan);
+        if (seen.points < undisturbed.points)
+            undisturbed = seen;
+    }
     if (problem != NULL)
         return false;
     /* A deadline that passes while nothing is wrong changes what is tried, not what must hold. */

@@ -47,10 +47,13 @@ static bool attempt(uint32_t number, int fd, int socket, const handoff_raw_token
     *is_adopted = verdict.outcome == HANDOFF_ADOPTED;
     check(*is_adopted || verdict.outcome == HANDOFF_FALLBACK);
     check(*is_adopted || verdict.reason != HANDOFF_REASON_NONE);
-    if (!*is_adopted && verdict.cause != HANDOFF_OK)
+    if (verdict.cause != HANDOFF_OK)
         check_cause(verdict.cause);
+    bool is_known = !*is_adopted || verdict.reason == HANDOFF_REASON_NONE;
+    check(is_known || scene->injected != 0);
     if (number != PROBE)
-        settle(number, *is_adopted ? ADOPTED : FALLBACK, verdict.may_have_reached_backend);
+        settle(number, !is_known ? UNKNOWN : *is_adopted ? ADOPTED : FALLBACK,
+               verdict.may_have_reached_backend);
     return true;
 }
 

@@ -24,8 +24,8 @@ enum wish {
     HOLD,
 };
 
-/** What the broker has been told. */
-enum outcome { UNSETTLED, TAKEN_BACK, FALLBACK, ADOPTED };
+/** What the broker has been told. Raw layer: of an unknown owner if the socket is unusable. */
+enum outcome { UNSETTLED, TAKEN_BACK, FALLBACK, ADOPTED, UNKNOWN };
 
 /** One client's connection. */
 struct connection {
@@ -46,6 +46,8 @@ struct scene {
     uint64_t timeout_ms;
     /** The error of the one system call that fails; 0 if none does. */
     int injected;
+    /** The backend is killed: it may not live to answer. */
+    bool backend_dies;
     /** Of a scenario without faults: every offer must have the outcome that is wished. */
     bool undisturbed;
     /** The call of the library in which each side is; NULL in its own code. */
@@ -62,6 +64,9 @@ struct scene {
     /** The broker that ran has been killed: the backend keeps what nobody else can have. */
     _Atomic uint32_t brokers_killed;
     _Atomic uint32_t listening;
+    /** Waiting: 1 more than the first connection of the broker for which the backend has ended its
+        handle and made another. */
+    _Atomic uint32_t ended_for;
     /** The broker is done: the backend may end. */
     _Atomic uint32_t finish;
     /** The backend accepts: it may begin to adopt any connection. And it was killed so. */
@@ -112,7 +117,7 @@ bool is_settled(uint32_t number);
 
 /** Broker: makes a client whose answer it reads itself. Returns the end to offer. */
 int begin_probe(int *client);
-/** Whether the backend answered it. */
+/** Whether the backend answered it; if it was killed meanwhile it did not. */
 bool end_probe(int client, int fd, bool adopted);
 
 /** Backend: whether what it holds can be nobody else's, because its broker was killed or settled

@@ -15,8 +15,8 @@
 
 static handoff_broker *broker;
 
-/** Offers until there is a verdict. If nobody listens the offer is refused at once. */
-static bool offer_and_wait(uint32_t number, int fd, uint64_t timeout_ms)
+/** Offers until there is a verdict, or once. */
+static bool offer_and_wait(uint32_t number, int fd, uint64_t timeout_ms, bool once)
 {
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     handoff_offer offer = HANDOFF_OFFER_INIT;
@@ -26,8 +26,14 @@ static bool offer_and_wait(uint32_t number, int fd, uint64_t timeout_ms)
     offer.timeout_ms = timeout_ms;
     if (number != PROBE)
         scene->connections[number].offered = 1;
-    while (CALL(handoff_broker_offer_and_wait(broker, &offer, &verdict)) != HANDOFF_OK)
+    while (CALL(handoff_broker_offer_and_wait(broker, &offer, &verdict)) != HANDOFF_OK) {
+        if (once) {
+            /* Refused: it was not sent, and is the broker's. */
+            settle(number, FALLBACK, false);
+            return false;
+        }
         pause_shortly();
+    }
     bool is_adopted = verdict.outcome == HANDOFF_ADOPTED;
     check(is_adopted || verdict.outcome == HANDOFF_FALLBACK);
     check(is_adopted || verdict.reason != HANDOFF_REASON_NONE);
@@ -41,7 +47,7 @@ static bool offer_and_wait(uint32_t number, int fd, uint64_t timeout_ms)
 static bool probe(void)
 {
     int client, fd = begin_probe(&client);
-    return end_probe(client, fd, offer_and_wait(PROBE, fd, HANDOFF_NO_TIMEOUT));
+    return end_probe(client, fd, offer_and_wait(PROBE, fd, HANDOFF_NO_TIMEOUT, false));
 }
 
 static void turn(void)
@@ -62,9 +68,11 @@ static void run_broker(void)
     while (CALL(handoff_broker_new(scene->path, &options, &broker)) != HANDOFF_OK)
         check(scene->injected != 0);
     for (uint32_t i = 0; i < 2; i++)
-        offer_and_wait(base + i, FIRST_FD + (int)i, scene->timeout_ms);
-    offer_and_wait(base + 2, FIRST_FD + 2, 10);
-    offer_and_wait(base + 3, FIRST_FD + 3, scene->timeout_ms);
+        offer_and_wait(base + i, FIRST_FD + (int)i, scene->timeout_ms, false);
+    offer_and_wait(base + 2, FIRST_FD + 2, 10, true);
+    while (scene->ended_for != base + 1)
+        pause_shortly();
+    offer_and_wait(base + 3, FIRST_FD + 3, scene->timeout_ms, false);
     while (!probe())
         ;
     check_idle(turn);
@@ -116,7 +124,7 @@ static void run_backend(void)
     listen_again();
     while (!scene->finish) {
         uint32_t base = scene->base;
-        bool second = accept_one(5) == base + 1;
+        bool second = accept_one(20) == base + 1;
         if (ended_for != base && (second || is_settled(base + 1))) {
             /* Deaf until the third is settled. */
             while (!is_decided(base + 2) && !scene->finish)
@@ -124,6 +132,7 @@ static void run_backend(void)
             ended_for = base;
             CALL_VOID(handoff_backend_free(backend));
             listen_again();
+            scene->ended_for = base + 1;
         }
     }
     check_idle(turn_backend);
