@@ -184,8 +184,9 @@ static bool take_echo(struct client *client)
             return false;
         *newline = '\0';
         log_request(ways[client->way], in->bytes);
-        append_text(&client->out, "%s %.64s %s\n", ways[client->way], in->bytes,
-                    client->service ? client->service : "");
+        append_text(&client->out, "%s ", ways[client->way]);
+        append(&client->out, in->bytes, (size_t)(newline - in->bytes));
+        append_text(&client->out, " %s\n", client->service ? client->service : "");
         client->greeted = true;
         drop_first(in, (size_t)(newline + 1 - in->bytes));
     }
