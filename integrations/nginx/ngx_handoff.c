@@ -191,7 +191,7 @@ ngx_handoff_init_worker(ngx_cycle_t *cycle, ngx_array_t *backends)
         return NGX_OK;
     }
 
-    if (ngx_handoff_keep_copies(cycle) != NGX_OK) {
+    if (ngx_handoff_init_copies(cycle) != NGX_OK) {
         return NGX_ERROR;
     }
 
@@ -350,7 +350,7 @@ ngx_handoff_take_back(ngx_handoff_offer_t *offer)
 
         /* The backend will not adopt it, but may have a copy: closing ours says nothing. */
         if (offer->connection->fd != (ngx_socket_t) -1) {
-            (void) shutdown(offer->connection->fd, SHUT_RDWR);
+            ngx_handoff_end(offer->connection);
         }
 
     } else {
@@ -586,6 +586,7 @@ ngx_handoff_collect(ngx_handoff_backend_t *backend, ngx_log_t *log)
 {
     handoff_status        status;
     handoff_verdict       verdict = HANDOFF_VERDICT_INIT;
+    ngx_connection_t     *c;
     ngx_handoff_slot_t   *slot;
     ngx_handoff_offer_t  *offer;
 
@@ -603,13 +604,20 @@ ngx_handoff_collect(ngx_handoff_backend_t *backend, ngx_log_t *log)
 
         offer->state = NGX_HANDOFF_IDLE;
 
-        if (verdict.outcome == HANDOFF_FALLBACK) {
-            ngx_log_error(NGX_LOG_WARN, offer->connection->log, 0, "handoff to \"%V\" failed: %s",
+        c = offer->connection;
+
+        if (verdict.outcome == HANDOFF_ADOPTED) {
+            ngx_handoff_adopted(c);
+
+        } else {
+            ngx_log_error(NGX_LOG_WARN, c->log, 0, "handoff to \"%V\" failed: %s",
                           &backend->path, handoff_reason_name(verdict.reason));
+
+            if (verdict.may_have_reached_backend && ngx_handoff_add_copy(c) != NGX_OK) {
+                c->error = 1;
+            }
         }
 
-        ngx_handoff_set_copy(offer->connection, verdict.outcome == HANDOFF_FALLBACK
-                                                && verdict.may_have_reached_backend);
         ngx_handoff_finish(offer, verdict.outcome, verdict.reason);
     }
 

@@ -120,10 +120,15 @@ char *ngx_handoff_allocate(ngx_handoff_content_t *content, size_t len, u_char **
 
 /* ---- ngx_handoff_watch.c ---- */
 
-ngx_int_t ngx_handoff_keep_copies(ngx_cycle_t *cycle);
-void ngx_handoff_set_copy(ngx_connection_t *c, ngx_uint_t copy);
 ngx_int_t ngx_handoff_unwatch(ngx_handoff_offer_t *offer);
 ngx_int_t ngx_handoff_watch(ngx_handoff_offer_t *offer);
+
+/* ---- ngx_handoff_copy.c ---- */
+
+ngx_int_t ngx_handoff_init_copies(ngx_cycle_t *cycle);
+ngx_int_t ngx_handoff_add_copy(ngx_connection_t *c);
+void ngx_handoff_adopted(ngx_connection_t *c);
+void ngx_handoff_end(ngx_connection_t *c);
 
 /* ---- ngx_handoff_text.c ---- */
 

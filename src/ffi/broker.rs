@@ -355,9 +355,10 @@ pub struct handoff_verdict {
     /// Why it is a fallback. If it was adopted: HANDOFF_REASON_NONE, or what happened afterwards.
     pub reason: handoff_reason,
     /// Not 0, with a fallback: the backend may still hold a copy of the descriptor, which it cannot
-    /// serve. It may have changed what copies share, such as O_NONBLOCK and socket options: set what
-    /// you rely on. close(2) sends no FIN while there is a copy, so end the connection with
-    /// shutdown(2) and then close it.
+    /// serve. It may have changed what copies share: set what you rely on. That is O_NONBLOCK and
+    /// O_ASYNC, and socket options such as SO_LINGER and SO_RCVLOWAT. shutdown(2) by the backend
+    /// cannot be undone; send(2) then fails with EPIPE. close(2) sends no FIN while there is a copy,
+    /// so end the connection with shutdown(2) and then close it.
     pub may_have_reached_backend: u32,
     /// 0.
     pub reserved: u32,

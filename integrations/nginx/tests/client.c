@@ -109,6 +109,20 @@ static void answer(struct client *client)
         append_answer(client, "200 OK", "", NULL, 0);
         return;
     }
+    if (strcmp(request->what, "change") == 0) {
+        change_copies(request->id);
+        append_answer(client, "200 OK", "", NULL, 0);
+        return;
+    }
+    if (strcmp(request->what, "copies") == 0) {
+        append_answer(client, "200 OK", "", text, (size_t)describe_copies(text, sizeof text));
+        return;
+    }
+    if (strcmp(request->what, "forget") == 0) {
+        close_copies();
+        append_answer(client, "200 OK", "", NULL, 0);
+        return;
+    }
     if (request->accel[0] != '\0') {
         log_request("accel", request->id);
         snprintf(text, sizeof text, "X-Accel-Redirect: %s\r\nX-Handoff-Data: %s\r\n",
