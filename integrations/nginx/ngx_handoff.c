@@ -60,8 +60,9 @@ static uint64_t ngx_handoff_now_ns(void);
 
 /* ---- configuration ---- */
 
-/* The range in which the library takes the limits of offers in flight and of failures. */
-ngx_conf_num_bounds_t  ngx_handoff_counts = { ngx_conf_check_num_bounds, 1, 4096 };
+/* The ranges in which the library takes these limits; without a limit of failures for 0. */
+ngx_conf_num_bounds_t  ngx_handoff_in_flight = { ngx_conf_check_num_bounds, 1, 4096 };
+ngx_conf_num_bounds_t  ngx_handoff_fails = { ngx_conf_check_num_bounds, 0, 4096 };
 
 
 /* The main configuration of both modules: an array of ngx_handoff_backend_t *. */
@@ -237,7 +238,7 @@ ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_backend_t *backend)
     }
 
     options.max_in_flight = backend->max_in_flight;
-    options.max_failures = backend->max_fails;
+    options.max_failures = backend->max_fails ? backend->max_fails : HANDOFF_NO_LIMIT;
     options.failure_period_ms = ngx_max(backend->fail_timeout, 1);   /* 0 is the default */
 
     broker = NULL;

@@ -99,7 +99,8 @@ struct ngx_handoff_offer_s {
 
 /* ---- ngx_handoff.c ---- */
 
-extern ngx_conf_num_bounds_t  ngx_handoff_counts;
+extern ngx_conf_num_bounds_t  ngx_handoff_in_flight;
+extern ngx_conf_num_bounds_t  ngx_handoff_fails;
 
 void *ngx_handoff_create_backends(ngx_conf_t *cf);
 void ngx_handoff_init_conf(ngx_handoff_conf_t *conf);
@@ -150,9 +151,9 @@ enum { NGX_HANDOFF_OUTCOME, NGX_HANDOFF_REASON, NGX_HANDOFF_WAIT };
     { ngx_string("handoff_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,                \
       conf, offsetof(ngx_handoff_conf_t, timeout), NULL },                                        \
     { ngx_string("handoff_max_in_flight"), where|NGX_CONF_TAKE1, ngx_conf_set_num_slot,           \
-      conf, offsetof(ngx_handoff_conf_t, max_in_flight), &ngx_handoff_counts },                   \
+      conf, offsetof(ngx_handoff_conf_t, max_in_flight), &ngx_handoff_in_flight },                \
     { ngx_string("handoff_max_fails"), where|NGX_CONF_TAKE1, ngx_conf_set_num_slot,               \
-      conf, offsetof(ngx_handoff_conf_t, max_fails), &ngx_handoff_counts },                       \
+      conf, offsetof(ngx_handoff_conf_t, max_fails), &ngx_handoff_fails },                        \
     { ngx_string("handoff_fail_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,           \
       conf, offsetof(ngx_handoff_conf_t, fail_timeout), NULL },                                   \
     { ngx_string("handoff_service"), where|NGX_CONF_TAKE1, set_text,                              \

@@ -77,7 +77,7 @@ STREAM = """
 """
 
 # Failures are no reason to stop trying.
-NO_LIMIT = "handoff_max_fails 4096; handoff_fail_timeout 1ms;"
+NO_LIMIT = "handoff_max_fails 0;"
 
 
 def number(name, otherwise):
