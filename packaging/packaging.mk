@@ -13,7 +13,8 @@ SUBSTITUTE = sed -e 's|@PREFIX@|$(PREFIX)|' \
     -e 's|@INCLUDEDIR@|$(patsubst $(PREFIX)/%,$${prefix}/%,$(INCLUDEDIR))|' \
     -e "s|@INCLUDE_FROM_LIB@|$$(realpath -m --relative-to='$(LIBDIR)' '$(INCLUDEDIR)')|" \
     -e 's|@SHARED@|$(SHARED)|; s|@SONAME@|$(SONAME)|' \
-    -e 's|@VERSION@|$(VERSION)|; s|@MAJOR@|$(firstword $(subst ., ,$(VERSION)))|'
+    -e 's|@VERSION@|$(VERSION)|; s|@MAJOR@|$(firstword $(subst ., ,$(VERSION)))|' \
+    -e 's|@MINOR@|$(word 2,$(subst ., ,$(VERSION)))|'
 
 all: $(MAN_BUILD)/stamp
 

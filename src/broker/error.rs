@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Allowed;
 use crate::address::TransportError;
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
@@ -18,16 +19,16 @@ pub enum BrokerError {
     #[error(transparent)]
     Address(TransportError),
     /// Two options contradict each other.
-    #[error("impossible options: {problem}")]
+    #[error("these options contradict each other: {problem}")]
     InvalidOptions {
         /// Which, and their values.
         problem: String,
     },
     /// The handle was opened in another process.
-    #[error("this handle belongs to another process: make one after fork()")]
+    #[error("this broker belongs to another process, which used it first: make one after fork()")]
     WrongProcess,
     /// The handle is closed.
-    #[error("{path}: the broker is closed", path = .path.display())]
+    #[error("{path}: the broker is closed: make a new one", path = .path.display())]
     Closed {
         /// The handoff socket.
         path: Arc<Path>,
@@ -41,13 +42,18 @@ pub enum BrokerError {
         source: io::Error,
     },
     /// The offer has more bytes than the backend takes, or a name is too long.
-    #[error("the offer has {len} bytes where {most} are allowed")]
+    #[error("the offer has {len} bytes in {what}, and at most {most} are allowed")]
     TooLarge {
-        /// What it has.
+        /// What is too large.
+        what: &'static str,
+        /// The bytes that it has.
         len: usize,
-        /// What it may have.
+        /// The bytes that it may have.
         most: usize,
     },
+    /// The service's name or the correlation id has a NUL in it, which ends it for a C program.
+    #[error("the offer's service or correlation id has a NUL in it")]
+    NameWithNul,
     /// There is no channel to the backend now, or it is draining.
     #[error("{path}: no channel to the backend now: {source}", path = .path.display())]
     Unavailable {
@@ -57,8 +63,31 @@ pub enum BrokerError {
         /// a channel, ENOTCONN before a backend has said welcome, ESHUTDOWN while it drains.
         source: io::Error,
     },
+    /// The process that listens at the path may not be the backend. Nothing was sent to it.
+    #[error("{path}: the user who listens there, {user}{note}, may not be the backend: {allowed}",
+        path = .path.display(),
+        note = if *.nameless { ", has no number in this user namespace and" } else { "" })]
+    NotAllowed {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// The user that was seen.
+        user: u32,
+        /// The number stands for all users that have none in this user namespace.
+        nameless: bool,
+        /// Who may be the backend.
+        allowed: Allowed,
+    },
+    /// The system does not tell who listens at the path. Nothing was sent there.
+    #[error("{path}: cannot tell who listens there: {source}", path = .path.display())]
+    Unknown {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The backend failed too often recently.
-    #[error("{path}: the backend failed too often: not tried for {left:?}", path = .path.display())]
+    #[error("{path}: the backend failed too often and is not tried for {left:?}",
+        path = .path.display())]
     RateLimited {
         /// The handoff socket.
         path: Arc<Path>,
@@ -66,13 +95,15 @@ pub enum BrokerError {
         left: Duration,
     },
     /// The limit of offers in flight, of queued bytes or of verdicts not taken is reached.
-    #[error("{path}: the limit of offers in flight is reached", path = .path.display())]
+    #[error("{path}: the limit of {limit} is reached", path = .path.display())]
     Full {
         /// The handoff socket.
         path: Arc<Path>,
+        /// What the limit is about.
+        limit: &'static str,
     },
     /// The offer cannot be taken back: it was adopted, or has its verdict already.
-    #[error("offer {id} is not in flight any more")]
+    #[error("offer {id} is not in flight: it was adopted, has its verdict or is unknown")]
     TooLate {
         /// The offer.
         id: u64,
@@ -98,15 +129,17 @@ impl BrokerError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             BrokerError::Address(error) => error.kind(),
-            BrokerError::InvalidOptions { .. } | BrokerError::NotASocket { .. } => {
-                ErrorKind::InvalidArgument
-            }
+            BrokerError::InvalidOptions { .. }
+            | BrokerError::NotASocket { .. }
+            | BrokerError::NameWithNul => ErrorKind::InvalidArgument,
             BrokerError::WrongProcess => ErrorKind::WrongProcess,
             BrokerError::Closed { .. } => ErrorKind::Closed,
             BrokerError::Woken => ErrorKind::Woken,
             BrokerError::Memory(error) => error.kind(),
             BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
             BrokerError::Unavailable { .. } => ErrorKind::BackendUnavailable,
+            BrokerError::NotAllowed { .. } => ErrorKind::PeerNotAllowed,
+            BrokerError::Unknown { .. } => ErrorKind::PeerUnknown,
             BrokerError::RateLimited { .. } => ErrorKind::RateLimited,
             BrokerError::Full { .. } => ErrorKind::Full,
             BrokerError::TooLate { .. } => ErrorKind::TooLate,
