@@ -12,7 +12,8 @@
  * request answered: how it came, and its id. /stats tells what the handoff socket has done. SIGTERM
  * drains: what has begun is answered, what is held goes back.
  *
- * With -x it does to each arrival, before it decides, what only an owner may do: see change().
+ * With -x it does to each arrival, before it decides, what only an owner may do: see change(). And to
+ * the copies that it keeps once more after a rejection, because the library undoes SO_LINGER.
  */
 #define _GNU_SOURCE
 #include "backend.h"
@@ -123,6 +124,7 @@ static void decide(struct source *source, const handoff_arrival *arrival)
     if (reject_every > 0 && arrivals % reject_every == 0) {
         check(handoff_backend_reject(source->backend, arrival->id, reject_reason) == HANDOFF_OK,
               "reject", handoff_last_error());
+        change_copies(changes); /* before the verdict, which next() sends */
         return;
     }
     status = handoff_backend_adopt(source->backend, arrival->id, &fd);
@@ -130,6 +132,23 @@ static void decide(struct source *source, const handoff_arrival *arrival)
         begin_client(fd, HANDOFF, source->echo, arrival);
     else /* the broker was faster, and serves it */
         check(status == HANDOFF_ERR_TAKEN_BACK, "adopt", handoff_last_error());
+}
+
+static uint64_t cookie_of(int fd)
+{
+    uint64_t cookie = 0;
+    socklen_t len = sizeof cookie;
+    getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &len);
+    return cookie;
+}
+
+/* Whether a copy of this socket is kept. */
+static bool is_copy(int fd)
+{
+    for (int i = 0; i < copy_count; i++)
+        if (cookie_of(copies[i]) == cookie_of(fd))
+            return true;
+    return false;
 }
 
 static void set_option(int fd, int level, int option, int value)
@@ -157,6 +176,8 @@ static void change(int fd, const char *letters)
         case 'd': set_option(fd, IPPROTO_TCP, TCP_NODELAY, 0); break;
         case 's': shutdown(fd, SHUT_WR); break;
         case 'k': /* keeps a copy */
+            if (is_copy(fd))
+                break;
             check(copy_count < MOST_COPIES, "copies", "too many");
             copies[copy_count] = fcntl(fd, F_DUPFD_CLOEXEC, 0);
             check(copies[copy_count++] != -1, "F_DUPFD_CLOEXEC", strerror(errno));
@@ -178,14 +199,6 @@ void close_copies(void)
         close(copies[--copy_count]);
 }
 
-static uint64_t cookie_of(int fd)
-{
-    uint64_t cookie = 0;
-    socklen_t len = sizeof cookie;
-    getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &len);
-    return cookie;
-}
-
 static bool is_arrival(int fd)
 {
     struct sockaddr_storage peer;
@@ -196,10 +209,7 @@ static bool is_arrival(int fd)
     TAILQ_FOREACH(client, &clients, next)
         if (client->watched.fd == fd)
             return false;
-    for (int i = 0; i < copy_count; i++)
-        if (cookie_of(copies[i]) == cookie_of(fd))
-            return false;
-    return true;
+    return !is_copy(fd);
 }
 
 /* The library shows no descriptor before the connection is adopted. Who looks finds them. */
