@@ -26,7 +26,7 @@ static void errno_is_the_systems_error_and_the_message_names_the_path(void **sta
 static void errno_is_the_systems_error_and_the_message_names_the_descriptor(void **state)
 {
     (void)state;
-    /* A number that nothing else in the sentence could be taken for. */
+    /* A number that nothing else in the message could be taken for. */
     int fd = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 777);
     handoff_raw_peer peer = HANDOFF_RAW_PEER_INIT;
     assert_int_equal(fd, 777);
@@ -519,6 +519,24 @@ static void backend_that_waits_in_vain_leaves_errno_and_the_messages(void **stat
     assert_leaves_all(handoff_backend_accept(backend, 1, &arrival), HANDOFF_TIMED_OUT);
 }
 
+static void wait_that_is_woken_leaves_the_messages(void **state)
+{
+    (void)state;
+    int client[2];
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    assert_ok(handoff_backend_wake(backend));
+    assert_leaves_all(handoff_backend_accept(backend, -1, &arrival), HANDOFF_WOKEN);
+    connect_broker(broker, backend);
+    make_pair(SOCK_STREAM, client);
+    handoff_offer offer = offer_of(client[0]);
+    assert_ok(handoff_broker_wake(broker));
+    assert_leaves_messages(handoff_broker_offer_and_wait(broker, &offer, &verdict),
+                           HANDOFF_WOKEN);
+    close(client[0]);
+    close(client[1]);
+}
+
 /* Its verdict cannot be sent: the broker is gone. */
 static void next_that_sends_verdicts_in_vain_leaves_the_messages(void **state)
 {
@@ -548,19 +566,21 @@ static void raw_calls_that_wait_in_vain_leave_the_messages(void **state)
         handoff_raw_token token;
         handoff_raw_store *store;
         handoff_raw_listener *listener;
+        char name[64];
+        snprintf(name, sizeof name, "@handoff-test-errors-%d", getpid());
         make_pair(SOCK_STREAM | (nonblocking ? SOCK_NONBLOCK : 0), pair);
         assert_ok(handoff_raw_store_new(NULL, &store));
-        assert_ok(handoff_raw_listener_new("@handoff-test-in-vain", NULL, &listener));
+        assert_ok(handoff_raw_listener_new(name, NULL, &listener));
         for (int wait_ms = 0; wait_ms < 2; wait_ms++) {
             assert_leaves_messages(handoff_raw_receive(pair[0], wait_ms, &token, &fd),
-                              HANDOFF_TIMED_OUT);
+                                   HANDOFF_TIMED_OUT);
             assert_leaves_messages(
                 handoff_raw_receive_verified(pair[0], store, NULL, wait_ms, &token, &fd),
                 HANDOFF_TIMED_OUT);
             assert_leaves_messages(handoff_raw_token_receive(pair[0], wait_ms, &token),
-                              HANDOFF_TIMED_OUT);
+                                   HANDOFF_TIMED_OUT);
             assert_leaves_messages(handoff_raw_listener_accept(listener, NULL, wait_ms, &fd),
-                              HANDOFF_TIMED_OUT);
+                                   HANDOFF_TIMED_OUT);
         }
         handoff_raw_listener_free(listener);
         handoff_raw_store_free(store);
@@ -607,6 +627,7 @@ int main(void)
         HANDLE_TEST(backend_without_an_arrival_leaves_errno_and_the_messages),
         HANDLE_TEST(registry_without_entries_leaves_errno_and_the_messages),
         HANDLE_TEST(backend_that_waits_in_vain_leaves_errno_and_the_messages),
+        HANDLE_TEST(wait_that_is_woken_leaves_the_messages),
         HANDLE_TEST(next_that_sends_verdicts_in_vain_leaves_the_messages),
         HANDLE_TEST(raw_calls_that_wait_in_vain_leave_the_messages),
         HANDLE_TEST(connection_without_an_acknowledgement_leaves_the_messages),

@@ -156,8 +156,8 @@ static int type_of(handoff_raw_listener *listener)
 {
     int type = 0;
     socklen_t len = sizeof type;
-    assert_int_equal(getsockopt(handoff_raw_listener_fd(listener), SOL_SOCKET, SO_TYPE, &type, &len),
-                     0);
+    assert_int_equal(
+        getsockopt(handoff_raw_listener_fd(listener), SOL_SOCKET, SO_TYPE, &type, &len), 0);
     return type;
 }
 

@@ -5,10 +5,12 @@
  *   cc blocking_backend.c $(pkg-config --cflags --libs handoff) -o blocking_backend
  *   ./blocking_backend SOCKET
  *
- * A signal ends it at once. The socket's file stays behind, and the next backend there replaces it.
+ * After SIGTERM or SIGINT it answers the clients that have arrived, removes the socket's file and
+ * ends.
  */
 #define _GNU_SOURCE
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -16,6 +18,22 @@
 #include <handoff.h>
 
 enum { REQUEST_MS = 1000 };
+
+static handoff_backend *backend;
+
+/* Ends the wait, or the next one if none runs now. */
+static void stop(int number)
+{
+    (void)number;
+    handoff_backend_wake(backend);
+}
+
+static void on_stop_signals(void (*handler)(int))
+{
+    struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART};
+    if (sigaction(SIGTERM, &action, NULL) == -1 || sigaction(SIGINT, &action, NULL) == -1)
+        perror("blocking_backend: sigaction");
+}
 
 /* Answers a client. Its request, which comes in one piece in this example, is in the arrival if the
  * broker has read it. */
@@ -39,24 +57,26 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: blocking_backend SOCKET\n");
         return 2;
     }
-    handoff_backend *backend;
     if (handoff_backend_listen(argv[1], NULL, &backend) != HANDOFF_OK) {
         fprintf(stderr, "blocking_backend: %s\n", handoff_last_error());
         return 1;
     }
+    on_stop_signals(stop);
     printf("listening on %s\n", argv[1]);
     fflush(stdout);
 
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
-    while (handoff_backend_accept(backend, -1, &arrival) == HANDOFF_OK) {
+    handoff_status status;
+    while ((status = handoff_backend_accept(backend, -1, &arrival)) == HANDOFF_OK) {
         serve(&arrival);
         /* The broker may not have closed its copy yet. While it has one, close(2) does not end the
          * connection. */
         shutdown(arrival.fd, SHUT_WR);
         close(arrival.fd);
     }
-    /* Without a time limit only an error ends the loop. */
-    fprintf(stderr, "blocking_backend: %s\n", handoff_last_error());
+    if (status != HANDOFF_WOKEN)
+        fprintf(stderr, "blocking_backend: %s\n", handoff_last_error());
+    on_stop_signals(SIG_IGN); /* the handler must not use what is freed */
     handoff_backend_free(backend);
-    return 1;
+    return status != HANDOFF_WOKEN;
 }

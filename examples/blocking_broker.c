@@ -5,11 +5,14 @@
  *
  *   cc blocking_broker.c $(pkg-config --cflags --libs handoff) -o blocking_broker
  *   ./blocking_broker PORT SOCKET
+ *
+ * After SIGTERM or SIGINT it serves the client that it has, and ends.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +22,22 @@
 #include <handoff.h>
 
 enum { OFFER_MS = 200, REQUEST_MS = 1000 };
+
+static handoff_broker *broker;
+static int listener;
+static volatile sig_atomic_t stopping;
+
+/* Ends the wait for a verdict, and that for a client: accept(2) of a socket that is shut down fails,
+ * also if it is called only later. */
+static void stop(int number)
+{
+    int before = errno;
+    (void)number;
+    stopping = 1;
+    shutdown(listener, SHUT_RD);
+    handoff_broker_wake(broker);
+    errno = before;
+}
 
 /* Ends the program if a system call failed that cannot fail in normal operation. */
 static void check(int ok, const char *call)
@@ -38,24 +57,32 @@ static void check_handoff(int ok, const char *call)
     exit(1);
 }
 
-static int listen_tcp(const char *port)
+static void on_stop_signals(void (*handler)(int))
+{
+    struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART};
+    check(sigaction(SIGTERM, &action, NULL) == 0 && sigaction(SIGINT, &action, NULL) == 0,
+          "sigaction");
+}
+
+static void listen_tcp(const char *port)
 {
     struct sockaddr_in address = {.sin_family = AF_INET,
                                   .sin_port = htons((uint16_t)strtoul(port, NULL, 10)),
                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t len = sizeof address;
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), yes = 1;
+    int yes = 1;
+    listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     check(listener != -1 &&
           setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) == 0 &&
           bind(listener, (struct sockaddr *)&address, len) == 0 && listen(listener, 1024) == 0 &&
           getsockname(listener, (struct sockaddr *)&address, &len) == 0, "listen");
+    on_stop_signals(stop);
     printf("listening on 127.0.0.1:%d\n", ntohs(address.sin_port));
     fflush(stdout);
-    return listener;
 }
 
 /* Offers a client. Not 0: the backend has adopted it. */
-static int hand_over(handoff_broker *broker, int client)
+static int hand_over(int client)
 {
     handoff_offer offer = HANDOFF_OFFER_INIT;
     offer.fd = client;
@@ -65,7 +92,8 @@ static int hand_over(handoff_broker *broker, int client)
     if (status == HANDOFF_OK)
         return verdict.outcome == HANDOFF_ADOPTED;
     /* The client is still ours. What a fallback must not hide is a bug in this program. */
-    check_handoff(handoff_status_is_fallback_safe(status), "handoff_broker_offer_and_wait");
+    check_handoff(status == HANDOFF_WOKEN || handoff_status_is_fallback_safe(status),
+                  "handoff_broker_offer_and_wait");
     return 0;
 }
 
@@ -90,17 +118,19 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: blocking_broker PORT SOCKET\n");
         return 2;
     }
-    handoff_broker *broker;
     check_handoff(handoff_broker_new(argv[2], NULL, &broker) == HANDOFF_OK, argv[2]);
-    int listener = listen_tcp(argv[1]);
-    for (;;) {
+    listen_tcp(argv[1]);
+    while (!stopping) {
         int client = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
         if (client == -1) {
-            check(errno == EINTR || errno == ECONNABORTED, "accept4");
+            check(stopping || errno == ECONNABORTED, "accept4");
             continue;
         }
-        if (!hand_over(broker, client))
+        if (!hand_over(client))
             serve(client);
         close(client); /* after an adoption without shutdown(2), which would end the connection */
     }
+    on_stop_signals(SIG_IGN); /* the handler must not use what is freed */
+    handoff_broker_free(broker);
+    return 0;
 }

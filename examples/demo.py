@@ -55,6 +55,10 @@ class Process:
         counts = (line.rsplit(": ", 1) for line in output.splitlines())
         return {name: int(count) for name, count in counts}
 
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
 
 def expect(true, otherwise):
     if not true:
@@ -219,12 +223,13 @@ def short(build, directory, pair):
     address = host, int(port)
     return_to_backend("runs")
     run("runs", CLIENTS // 100)
-    backend.process.kill()
-    backend.process.wait()
+    end = Process.end if pair == "blocking" else Process.kill
+    end(backend)
+    expect(pair != "blocking" or not os.path.exists(handoff_socket),
+           "blocking_backend left its socket")
     run("is down", CONCURRENCY)
     expect(not by("runs", False) and not by("is down", True), f"{pair}: {dict(results)}")
-    broker.process.kill()
-    broker.process.wait()
+    end(broker)
     print(f"{pair + '_broker, ' + pair + '_backend':43}{len(by('runs', True)) + CONCURRENCY:9}"
           f"{len(by('runs', True)):9}{len(by('is down', False)):9}")
 

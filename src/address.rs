@@ -39,6 +39,16 @@ impl From<&Path> for Socket {
     }
 }
 
+/// Names the descriptor that was to be sent, behind a word, in the middle of a message.
+struct Sent(&'static str, Option<RawFd>);
+
+impl fmt::Display for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Sent(word, descriptor) = self;
+        descriptor.map_or(Ok(()), |descriptor| write!(f, "{word} descriptor {descriptor}"))
+    }
+}
+
 /// Why a socket was not connected, or a message not sent or not received.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
@@ -51,7 +61,7 @@ pub enum TransportError {
         problem: &'static str,
     },
     /// A descriptor is not open, or not of the kind that the call needs.
-    #[error("{socket}: not a usable descriptor: {source}")]
+    #[error("{socket}{}: not open, or of the wrong kind: {source}", Sent(" or", *descriptor))]
     InvalidDescriptor {
         /// The socket that was used.
         socket: Socket,
@@ -67,7 +77,7 @@ pub enum TransportError {
         socket: Socket,
     },
     /// This system has no such sockets.
-    #[error("{socket}: not supported on this system: {source}")]
+    #[error("{socket}: this system has no such sockets: {source}")]
     Unsupported {
         /// The socket that was used.
         socket: Socket,
@@ -75,7 +85,7 @@ pub enum TransportError {
         source: io::Error,
     },
     /// The file's permissions or a security module refuse it.
-    #[error("{socket}: permission denied: {source}")]
+    #[error("{socket}: no permission, see the socket's mode and owner: {source}")]
     PermissionDenied {
         /// The socket that was used.
         socket: Socket,
@@ -91,12 +101,12 @@ pub enum TransportError {
         source: io::Error,
     },
     /// The socket's buffer or the listener's backlog is full.
-    #[error("{socket}: {action} would block")]
+    #[error("{socket}: {problem}")]
     WouldBlock {
         /// The socket that was used.
         socket: Socket,
-        /// What was tried.
-        action: &'static str,
+        /// What would block, and why.
+        problem: &'static str,
         /// What the system said.
         source: io::Error,
     },
@@ -107,7 +117,7 @@ pub enum TransportError {
         socket: Socket,
     },
     /// A limit on descriptors: open in this process, or in flight for this user.
-    #[error("{socket}: out of descriptors: {source}")]
+    #[error("{socket}: out of descriptors or memory: {source}")]
     DescriptorPressure {
         /// The socket that was used.
         socket: Socket,
@@ -115,17 +125,17 @@ pub enum TransportError {
         source: io::Error,
     },
     /// The message was not sent, for a reason that has no name here.
-    #[error("{socket}: cannot send descriptor {descriptor}: {source}")]
+    #[error("{socket}: cannot send{}: {source}", Sent("", *descriptor))]
     SendFailed {
         /// The socket that was used.
         socket: Socket,
-        /// The descriptor that was to be sent.
-        descriptor: RawFd,
+        /// The descriptor that was to be sent, if any.
+        descriptor: Option<RawFd>,
         /// What the system said.
         source: io::Error,
     },
     /// The system took a part of the message. A descriptor rides on the first byte, so it is sent.
-    #[error("{socket}: only {sent} of {len} bytes were sent")]
+    #[error("{socket}: only {sent} of {len} bytes were sent: close the socket")]
     ShortWrite {
         /// The socket that was used.
         socket: Socket,
@@ -143,7 +153,7 @@ pub enum TransportError {
         source: io::Error,
     },
     /// The peer closed its end.
-    #[error("{socket}: the peer closed the connection")]
+    #[error("{socket}: the other end closed the connection")]
     EndOfStream {
         /// The socket that was used.
         socket: Socket,
@@ -151,13 +161,13 @@ pub enum TransportError {
         source: Option<io::Error>,
     },
     /// A message without a descriptor, or not at the start of one.
-    #[error("{socket}: the message brought no descriptor")]
+    #[error("{socket}: the message has no descriptor")]
     NoDescriptor {
         /// The socket that was used.
         socket: Socket,
     },
     /// More than one descriptor in a message. All are closed.
-    #[error("{socket}: the message brought {count} descriptors instead of one")]
+    #[error("{socket}: the message has {count} descriptors instead of one")]
     SurplusDescriptors {
         /// The socket that was used.
         socket: Socket,
@@ -166,7 +176,10 @@ pub enum TransportError {
     },
     /// The kernel could not install every descriptor that was sent: this process is at its limit,
     /// or a security module refused. Those that were installed are closed.
-    #[error("{socket}: descriptors were lost on arrival: no room for them, or not permitted")]
+    #[error(
+        "{socket}: descriptors were lost on arrival: this process is at its RLIMIT_NOFILE, or a \
+         security module refused"
+    )]
     ControlTruncated {
         /// The socket that was used.
         socket: Socket,
@@ -244,7 +257,10 @@ pub(crate) fn address(path: &Path) -> Result<Address, TransportError> {
 fn connect_error(path: &Path, source: io::Error) -> TransportError {
     let socket = path.into();
     match source.raw_os_error() {
-        Some(libc::EAGAIN) => TransportError::WouldBlock { socket, action: "connecting", source },
+        Some(libc::EAGAIN) => {
+            let problem = "connecting would block: the listener's backlog is full";
+            TransportError::WouldBlock { socket, problem, source }
+        }
         Some(libc::EACCES | libc::EPERM) => TransportError::PermissionDenied { socket, source },
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
             TransportError::DescriptorPressure { socket, source }
@@ -288,7 +304,9 @@ pub(crate) fn in_time<T>(
 pub(crate) fn receive_error(socket: BorrowedFd<'_>, source: io::Error) -> TransportError {
     let socket = socket.into();
     match source.raw_os_error() {
-        Some(libc::EAGAIN) => TransportError::WouldBlock { socket, action: "receiving", source },
+        Some(libc::EAGAIN) => {
+            TransportError::WouldBlock { socket, problem: "receiving would block", source }
+        }
         Some(libc::ECONNRESET | libc::EPIPE) => {
             TransportError::EndOfStream { socket, source: Some(source) }
         }

@@ -27,7 +27,7 @@ use crate::memory;
 use crate::reason::Reason;
 use crate::sys::event::{Events, Wait};
 use crate::sys::packet;
-use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS};
+use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS, has_nul};
 
 use channel::Outcomes;
 use offers::queued_len;
@@ -47,9 +47,9 @@ pub struct Offer<'a> {
     pub preread: &'a [IoSlice<'a>],
     /// Anything for the backend; copied.
     pub metadata: &'a [u8],
-    /// The service that is meant, 255 bytes at most; copied.
+    /// The service that is meant, 255 bytes at most, without a NUL; copied.
     pub service: &'a [u8],
-    /// What the connection is called in logs, 255 bytes at most; copied.
+    /// What the connection is called in logs, 255 bytes at most, without a NUL; copied.
     pub correlation: &'a [u8],
     /// Comes back with the verdict.
     pub user_data: usize,
@@ -138,6 +138,8 @@ impl Broker {
     pub fn descriptor(&mut self) -> Result<BorrowedFd<'_>, BrokerError> {
         let now = Instant::now();
         self.enter(now)?;
+        // If the last timer could not be set, the caller would wait forever.
+        self.arm(now)?;
         Ok(self.handle.descriptor()?)
     }
 
@@ -192,7 +194,12 @@ impl Broker {
         let queued = channel.offers.queued_bytes() + queued_len(len);
         let next = channel.offers.next_slot().filter(|_| !full && queued <= queue_bytes);
         let Some((slot, generation)) = next else {
-            return Err(BrokerError::Full { path: path() });
+            let limit = match channel.offers.next_slot() {
+                _ if full => "verdicts that were not taken",
+                Some(_) => "queued bytes",
+                None => "offers in flight",
+            };
+            return Err(BrokerError::Full { path: path(), limit });
         };
         let descriptor = offer.descriptor.as_raw_fd();
         let cookie = packet::cookie(offer.descriptor)
@@ -368,14 +375,18 @@ impl Broker {
 /// Bytes of an offer beside its fixed part, unless there are more than are allowed.
 fn variable_len(offer: &Offer<'_>, most: usize) -> Result<usize, BrokerError> {
     let Offer { preread, metadata, service, correlation, .. } = offer;
-    for name in [service, correlation] {
+    for (what, name) in [("service", service), ("correlation", correlation)] {
         if name.len() > MAX_NAME_LEN {
-            return Err(BrokerError::TooLarge { len: name.len(), most: MAX_NAME_LEN });
+            return Err(BrokerError::TooLarge { what, len: name.len(), most: MAX_NAME_LEN });
+        }
+        if has_nul(name) {
+            return Err(BrokerError::NameWithNul);
         }
     }
     let len = metadata.len().saturating_add(service.len() + correlation.len());
     let len = preread.iter().fold(len, |len, part| len.saturating_add(part.len()));
-    if len > most { Err(BrokerError::TooLarge { len, most }) } else { Ok(len) }
+    let what = "preread, metadata and names together";
+    if len > most { Err(BrokerError::TooLarge { what, len, most }) } else { Ok(len) }
 }
 
 impl Drop for Broker {

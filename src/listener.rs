@@ -49,13 +49,14 @@ pub enum ListenerError {
     #[error(transparent)]
     Peer(#[from] PeerError),
     /// The mode has bits that are not permission bits.
-    #[error("mode {mode:o} is not a set of permission bits")]
+    #[error("mode {mode:o} (octal) is more than 777")]
     InvalidMode {
         /// The mode that was asked for.
         mode: u32,
     },
     /// The directory or what is in it may not be used.
-    #[error("{path}: permission denied: {source}", path = .path.display())]
+    #[error("{path}: no permission to use this socket or its directory: {source}",
+        path = .path.display())]
     PermissionDenied {
         /// The path that was to become a socket.
         path: PathBuf,
@@ -63,19 +64,19 @@ pub enum ListenerError {
         source: io::Error,
     },
     /// Somebody listens there, or is about to.
-    #[error("{path}: somebody is listening there", path = .path.display())]
+    #[error("{path}: another process listens there", path = .path.display())]
     InUse {
         /// The path that was to become a socket.
         path: PathBuf,
     },
     /// Something that is not a socket has that name.
-    #[error("{path}: exists and is not a socket", path = .path.display())]
+    #[error("{path}: there is a file that is not a socket", path = .path.display())]
     NotASocket {
         /// The path that was to become a socket.
         path: PathBuf,
     },
     /// A limit on descriptors or memory.
-    #[error("{path}: out of descriptors: {source}", path = .path.display())]
+    #[error("{path}: out of descriptors or memory: {source}", path = .path.display())]
     DescriptorPressure {
         /// The path that was to become a socket.
         path: PathBuf,

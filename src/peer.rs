@@ -37,7 +37,7 @@ pub struct Policy<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
     /// The system does not tell who the peer is.
-    #[error("{socket}: cannot tell who the peer is: {source}")]
+    #[error("{socket}: the system does not say who the peer is: {source}")]
     Unknown {
         /// The socket that was asked about.
         socket: Socket,
@@ -45,7 +45,7 @@ pub enum PeerError {
         source: io::Error,
     },
     /// The descriptor is not open or not a socket.
-    #[error("{socket}: not a usable descriptor: {source}")]
+    #[error("{socket}: not open, or not a socket: {source}")]
     InvalidDescriptor {
         /// The socket that was asked about.
         socket: Socket,
@@ -53,7 +53,7 @@ pub enum PeerError {
         source: io::Error,
     },
     /// The policy does not allow this peer.
-    #[error("{socket}: the peer (user {user}, group {group}, process {process}) is not allowed",
+    #[error("{socket}: the policy does not allow the peer, user {user}, group {group}, process {process}",
         user = .credentials.user, group = .credentials.group, process = .credentials.process)]
     NotAllowed {
         /// The socket that was asked about.

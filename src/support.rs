@@ -12,7 +12,10 @@ pub const SUPPORTED: bool = true;
 
 /// What the running system does not have.
 #[derive(Debug, thiserror::Error)]
-#[error("this system has no {missing}: {source}")]
+#[error("{}{missing}: {source}", match self.kind() {
+    ErrorKind::DescriptorPressure => "out of descriptors, so it is not known whether this system has ",
+    _ => "this system has no ",
+})]
 pub struct SupportError {
     /// What is missing.
     pub missing: &'static str,
@@ -59,5 +62,6 @@ mod tests {
         assert_eq!(error(libc::ENOSYS).kind(), ErrorKind::Unsupported);
         assert_eq!(error(libc::EMFILE).kind(), ErrorKind::DescriptorPressure);
         assert!(error(libc::ENOSYS).to_string().starts_with("this system has no epoll(7): "));
+        assert!(error(libc::EMFILE).to_string().starts_with("out of descriptors, "));
     }
 }

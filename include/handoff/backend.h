@@ -3,7 +3,7 @@
  * handoff.h.
  *
  * Programs without an event loop listen, then call accept in a loop, as with accept(2). Others
- * watch the backend's descriptor; when it is readable they call dispatch, then next until it
+ * watch the backend's descriptor. When it is readable, they call dispatch, then next until it
  * returns HANDOFF_NOTHING, and adopt or reject each arrival.
  *
  * Made by cbindgen from src/ffi; do not edit.
@@ -22,8 +22,13 @@ extern "C" {
 /**
  * The backend's end of the channels of one handoff socket.
  *
- * It belongs to the process that uses it first after listening. Once it runs, it allocates only
- * for new channels and for arrivals of more than 16 KiB.
+ * It belongs to the process that uses it first. Listening is not a use, so you can listen before
+ * fork(). Once it runs, it allocates only for new channels, and for arrivals whose bytes do not fit
+ * into the memory that it keeps.
+ *
+ * Its calls wait for no broker, but for those that have a `wait_ms`. Yet a hostile broker can send
+ * descriptors whose close(2) takes long, see docs/security.md: allow only users that you trust not
+ * to.
  */
 typedef struct handoff_backend handoff_backend;
 
@@ -32,15 +37,21 @@ typedef struct handoff_backend_options {
     /** Set by HANDOFF_BACKEND_OPTIONS_INIT. */
     size_t size;
     /**
-     * The permission bits of the socket's file, whatever the umask: default 0600. A broker needs
-     * write permission, unix(7). Abstract names have none: set a policy.
+     * The permission bits of the socket's file, independent of the umask: default 0600. A broker
+     * needs write permission, unix(7). Abstract names have none: set a policy.
      */
     uint32_t mode;
-    /** Brokers that may wait to be accepted, listen(2): default 4096. */
+    /**
+     * Brokers that may wait to be accepted, listen(2): default 4096. The system may allow fewer:
+     * somaxconn in listen(2).
+     */
     int32_t backlog;
-    /** Who may connect: default this process's user and root. Copied. */
+    /** Who may connect, or NULL for this process's effective user and root. Copied. */
     const handoff_peer_policy *policy;
-    /** The most channels at once: 1 to 65535, default 64. */
+    /**
+     * The most channels at once: 1 to 65535, default 64. Each keeps about 200 bytes of memory for
+     * each offer that may be in flight.
+     */
     size_t max_channels;
     /** The most offers in flight on each channel: 1 to 4096, default 256. */
     size_t max_in_flight;
@@ -51,7 +62,7 @@ typedef struct handoff_backend_options {
     size_t max_offer_bytes;
     /**
      * The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
-     * are rejected.
+     * are rejected. What arrivals take of memory is bounded by this and `max_kept_bytes` together.
      */
     size_t max_held_bytes;
     /**
@@ -59,9 +70,21 @@ typedef struct handoff_backend_options {
      * rejected.
      */
     uint64_t kinds;
+    /**
+     * The most channels at once of one user's brokers, whichever user that is: 1 to
+     * `max_channels`. Default: 7/8 of `max_channels`, rounded down, if the policy names several
+     * users or a group, so that no user keeps the others out; otherwise all.
+     */
+    size_t max_channels_per_user;
+    /**
+     * The most bytes of memory to keep for the bytes of later arrivals: default 1048576;
+     * HANDOFF_NO_LIMIT. Above that, an arrival's memory is freed at the dispatch after you adopted
+     * or rejected it.
+     */
+    size_t max_kept_bytes;
 } handoff_backend_options;
 #define HANDOFF_BACKEND_OPTIONS_INIT \
-    { sizeof(handoff_backend_options), 0, 0, NULL, 0, 0, 0, 0, 0 }
+    { sizeof(handoff_backend_options), 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Connected stream sockets, such as TCP. */
 #define HANDOFF_KIND_STREAM 1
@@ -76,8 +99,8 @@ typedef struct handoff_backend_options {
 #define HANDOFF_KIND_UNCONNECTED 8
 
 /**
- * Any socket. Nothing is asked about what arrives, which saves much of an arrival's cost: for a
- * backend that trusts its brokers to offer what they accepted.
+ * Any socket. The backend asks the kernel nothing about the kind of what arrives, which saves time.
+ * Use it only if you trust your brokers.
  */
 #define HANDOFF_KIND_ANY 15
 
@@ -94,10 +117,10 @@ handoff_status handoff_backend_options_init(handoff_backend_options *options,
 /**
  * Makes a handoff socket and listens on it for brokers.
  *
- * The file has its mode before anybody can connect. A socket that is closed is replaced. One that
- * is open, and anything that is not a socket, stays as it is. Of several processes that start
- * together one succeeds, and the others get HANDOFF_ERR_ADDRESS_IN_USE. The file is made in the same
- * directory, under another name that begins with ".", and moves to its path when it is complete;
+ * The file has its mode before anyone can connect to it. A socket that is closed is replaced. One
+ * that is open, and anything that is not a socket, stays as it is. If several processes start at
+ * once, one succeeds, and the others get HANDOFF_ERR_ADDRESS_IN_USE. The file is made in the same
+ * directory, under another name that begins with ".", and moves to its path when it is complete:
  * ss(8) and getsockname(2) keep telling that other name.
  *
  * @param path          the socket's path, at most 107 bytes, in a directory that this process can
@@ -107,8 +130,8 @@ handoff_status handoff_backend_options_init(handoff_backend_options *options,
  * @return HANDOFF_OK; HANDOFF_ERR_ADDRESS_IN_USE; HANDOFF_ERR_NOT_A_SOCKET;
  *         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
  *         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
- *         or `kinds` is HANDOFF_KIND_UNCONNECTED alone; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
- *         HANDOFF_ERR_LISTEN_FAILED.
+ *         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown kind;
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_LISTEN_FAILED.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_listen(const char *path,
@@ -124,7 +147,8 @@ handoff_status handoff_backend_listen(const char *path,
  *                      `backlog` have no effect.
  * @param[out] backend  the backend; free it with handoff_backend_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is no such socket or for options
- *         as in handoff_backend_listen(); HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+ *         as in handoff_backend_listen(); HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+ *         HANDOFF_ERR_SYSTEM.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_listen_on(int fd,
@@ -134,8 +158,9 @@ handoff_status handoff_backend_listen_on(int fd,
 /**
  * An offer as the backend sees it. Its token is verified.
  *
- * The pointers are valid until the arrival is rejected or, once it is adopted, until the next
- * handoff_backend_dispatch() or handoff_backend_accept().
+ * The pointers are valid until you reject the arrival or adopting it fails. Once it is adopted,
+ * they are valid until the next handoff_backend_dispatch(), handoff_backend_accept() or
+ * handoff_backend_free().
  */
 typedef struct handoff_arrival {
     /** Set by HANDOFF_ARRIVAL_INIT. */
@@ -147,7 +172,10 @@ typedef struct handoff_arrival {
      * handoff_backend_next(): -1, because it is not adopted yet.
      */
     int fd;
-    /** The broker's process when it connected, for logs. A pid is not an identity. */
+    /**
+     * The broker's process when it connected, for logs: a pid is not an identity. 0 if the broker
+     * is in a PID namespace that this process cannot see.
+     */
     int32_t broker_pid;
     /** The broker's effective user when it connected. */
     uint32_t broker_uid;
@@ -173,8 +201,9 @@ typedef struct handoff_arrival {
     { sizeof(handoff_arrival), 0, -1, 0, 0, 0, NULL, 0, NULL, 0, NULL, NULL }
 
 /**
- * Waits for an arrival and adopts it, as accept(2) does. For programs without an event loop. A
- * signal does not end the wait: let its handler call handoff_backend_wake().
+ * Waits for an arrival and adopts it, as accept(2) does. For programs without an event loop.
+ *
+ * A signal does not end the wait: let its handler call handoff_backend_wake().
  *
  * @param backend       the backend
  * @param wait_ms       how long to wait, in milliseconds, as in poll(2)
@@ -182,7 +211,8 @@ typedef struct handoff_arrival {
  * @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time; HANDOFF_WOKEN after
  *         handoff_backend_wake();
  *         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
- *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+ *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+ *         HANDOFF_ERR_SYSTEM.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_accept(handoff_backend *backend,
@@ -190,20 +220,23 @@ handoff_status handoff_backend_accept(handoff_backend *backend,
                                       handoff_arrival *arrival) HANDOFF_NOEXCEPT;
 
 /**
- * Ends the handoff_backend_accept() that runs in another thread, or the next one: it returns
- * HANDOFF_WOKEN.
+ * Ends a wait in handoff_backend_accept(). The call that waits, or else the next one that would
+ * wait, returns HANDOFF_WOKEN.
  *
  * @param backend  the backend; nobody may free it meanwhile
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
  *         leaves errno and the last errors as they are.
  *
- * Safe in any thread and in a signal handler, whatever another thread does with the backend.
+ * Safe in any thread and in a signal handler, also while another thread uses the backend.
  */
 handoff_status handoff_backend_wake(const handoff_backend *backend) HANDOFF_NOEXCEPT;
 
 /**
- * Returns the one descriptor to watch. It is readable whenever handoff_backend_dispatch() has
- * work, level- and edge-triggered, and stays the same.
+ * Returns the backend's descriptor, for your event loop. It is readable whenever
+ * handoff_backend_dispatch() has work.
+ *
+ * It stays the same for the backend's life. You may watch it level- or edge-triggered. This is a
+ * use: the backend belongs to this process.
  *
  * @param backend  the backend
  * @return the descriptor, which stays the backend's: do not read, write or close it; -1 on error,
@@ -213,20 +246,25 @@ HANDOFF_MUST_USE
 int handoff_backend_fd(handoff_backend *backend) HANDOFF_NOEXCEPT;
 
 /**
- * Does what is due: accepts brokers, receives offers, sends verdicts. It never blocks. Call it when
- * the descriptor is readable, then call handoff_backend_next().
+ * Does a backend's pending work: accepts brokers, receives offers, sends verdicts.
+ *
+ * It does not wait, and does a bounded amount of work: each channel has its turn once, and a few
+ * new brokers. Call it when the descriptor is readable, then call handoff_backend_next().
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
- *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM. A broker's fault is not an error
- *         here: it is counted in the statistics.
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_SYSTEM. After an
+ *         error call it again. What a broker does wrong, and what the system refuses for one
+ *         broker, is no error here: it is counted in the statistics.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCEPT;
 
 /**
- * Takes the next arrival, to look at it and then adopt or reject it, now or later. Call it until it
- * returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and rejected.
+ * Takes the next arrival. Look at it, then adopt or reject it, now or later.
+ *
+ * Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
+ * rejected.
  *
  * @param backend       the backend
  * @param[out] arrival  what arrived; its `fd` is -1
@@ -238,18 +276,18 @@ handoff_status handoff_backend_next(handoff_backend *backend,
                                     handoff_arrival *arrival) HANDOFF_NOEXCEPT;
 
 /**
- * Adopts an arrival. From HANDOFF_OK on, this process alone owns the connection.
+ * Adopts an arrival. After HANDOFF_OK this process alone owns the connection.
  *
- * The verdict is sent when handoff_backend_next() next returns HANDOFF_NOTHING, so that you can
- * answer clients first. If it has already returned that, the verdict is sent now. If you stop
- * calling it, handoff_backend_dispatch() sends the verdict after 1 ms; the descriptor becomes
- * readable for that.
+ * The verdict is sent the next time handoff_backend_next() returns HANDOFF_NOTHING, so that you can
+ * answer clients first, or when 64 verdicts wait. If it has already returned that, the verdict is
+ * sent now. If you stop calling it, handoff_backend_dispatch() sends the verdict after 1 ms; the
+ * descriptor becomes readable for that.
  *
  * @param backend  the backend
  * @param id       the arrival's id
  * @param[out] fd  the connection, close-on-exec, yours to close(2). Its other flags and options
  *                 are as the broker set them.
- * @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke its channel: the
+ * @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke the protocol: the
  *         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held;
  *         HANDOFF_ERR_WRONG_PROCESS.
  */
@@ -259,7 +297,9 @@ handoff_status handoff_backend_adopt(handoff_backend *backend,
                                      int *fd) HANDOFF_NOEXCEPT;
 
 /**
- * Rejects an arrival. Its descriptor is closed, and the broker serves the client another way.
+ * Rejects an arrival. Its descriptor is closed, and the broker serves the client another way. If
+ * its SO_LINGER, socket(7), has a time, that is turned off first for both copies, because close(2)
+ * could wait. The same happens to every arrival that is not adopted.
  *
  * @param backend  the backend
  * @param id       the arrival's id
@@ -272,9 +312,11 @@ handoff_status handoff_backend_reject(handoff_backend *backend,
                                       handoff_reason reason) HANDOFF_NOEXCEPT;
 
 /**
- * Stops listening and takes no more offers, so that a successor can take the path. What has arrived
- * can still be adopted. Free the backend when `held` in its statistics is 0 after a dispatch: the
- * brokers then take back what was still on its way.
+ * Stops listening and tells the brokers to offer no more. A successor can then listen at the path.
+ *
+ * Go on with dispatch and next, and adopt or reject what arrives. When `held` in the statistics is
+ * 0 after a dispatch, free the backend: the brokers take back what has not arrived.
+ * handoff_backend_accept() without a time limit may then wait forever.
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.
@@ -292,23 +334,34 @@ typedef struct handoff_backend_statistics {
     uint64_t adopted;
     /** Arrivals rejected, by you or because they are not allowed. */
     uint64_t rejected;
-    /** Arrivals that the broker took back before they were adopted. */
+    /** Arrivals that the broker took back before they were adopted, or whose channel it broke. */
     uint64_t taken_back;
-    /** Brokers accepted. */
+    /** Brokers that connected and said hello. */
     uint64_t accepted;
     /** Brokers turned away: not allowed, or too many. */
     uint64_t refused;
-    /** Channels ended because of a protocol error. */
+    /** Channels ended because of a protocol error, or because no hello came in 5 seconds. */
     uint64_t broken;
     /** Channels now. */
     uint64_t channels;
     /** Arrivals held now. */
     uint64_t held;
-    /** Their bytes. */
+    /** The bytes of these arrivals. */
     uint64_t held_bytes;
+    /** Bytes of memory kept for later arrivals. */
+    uint64_t kept_bytes;
+    /** Of `refused`: those that came when `max_channels` or `max_channels_per_user` was reached. */
+    uint64_t over_limit;
+    /**
+     * How often the system refused something that the backend needs for its brokers: descriptors,
+     * memory, randomness, room in a socket's buffer. The backend tries again, or ends the channel.
+     */
+    uint64_t system_errors;
+    /** The errno of the last of these; 0 if there was none. */
+    uint64_t system_errno;
 } handoff_backend_statistics;
 #define HANDOFF_BACKEND_STATISTICS_INIT \
-    { sizeof(handoff_backend_statistics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+    { sizeof(handoff_backend_statistics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /**
  * Gets what a backend has done so far.
@@ -323,8 +376,7 @@ handoff_status handoff_backend_get_statistics(handoff_backend *backend,
                                               handoff_backend_statistics *statistics) HANDOFF_NOEXCEPT;
 
 /**
- * Returns a message about the last error of this backend's calls, as handoff_last_error() does for
- * a thread's.
+ * Returns a message about this backend's last error. For the rest see handoff_last_error().
  *
  * @param backend  the backend
  * @return a string, never NULL, empty if no call has failed yet or `backend` is NULL. It is valid
@@ -333,9 +385,12 @@ handoff_status handoff_backend_get_statistics(handoff_backend *backend,
 const char *handoff_backend_last_error(const handoff_backend *backend) HANDOFF_NOEXCEPT;
 
 /**
- * Closes every channel and every connection that was not adopted, stops listening, and frees the
- * backend. The socket's file is removed if it is still the one that was made. What you adopted is
- * yours and stays open. In a child of fork() it closes the child's copies only.
+ * Stops listening and frees the backend.
+ *
+ * It sends the verdicts that wait, and closes every channel and every connection that was not
+ * adopted. What you adopted is yours and stays open. The socket's file is removed if it is still
+ * the one that was made; that may wait up to a second for the lock on the directory. In a child of
+ * fork() the call closes the child's copies only.
  *
  * @param backend  the backend, or NULL, which does nothing
  */

@@ -11,7 +11,7 @@ use crate::memory::NoMemory;
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// Two options contradict each other.
-    #[error("impossible options: {problem}")]
+    #[error("these options contradict each other: {problem}")]
     InvalidOptions {
         /// Which, and their values.
         problem: String,
@@ -26,16 +26,16 @@ pub enum BackendError {
         descriptor: i32,
     },
     /// The handle was first used in another process.
-    #[error("this handle belongs to another process: use it in one only")]
+    #[error("this backend belongs to another process, which used it first: use it only there")]
     WrongProcess,
     /// No arrival is held under this id.
-    #[error("no arrival {id} is held")]
+    #[error("no arrival {id} is held: it was adopted, rejected or taken back before")]
     Unknown {
         /// The id.
         id: u64,
     },
     /// The broker has taken the connection back; its descriptor is closed.
-    #[error("the broker has taken arrival {id} back")]
+    #[error("the broker took arrival {id} back or broke the protocol")]
     TakenBack {
         /// The id.
         id: u64,

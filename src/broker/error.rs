@@ -19,16 +19,16 @@ pub enum BrokerError {
     #[error(transparent)]
     Address(TransportError),
     /// Two options contradict each other.
-    #[error("impossible options: {problem}")]
+    #[error("these options contradict each other: {problem}")]
     InvalidOptions {
         /// Which, and their values.
         problem: String,
     },
     /// The handle was opened in another process.
-    #[error("this handle belongs to another process: make one after fork()")]
+    #[error("this broker belongs to another process, which used it first: make one after fork()")]
     WrongProcess,
     /// The handle is closed.
-    #[error("{path}: the broker is closed", path = .path.display())]
+    #[error("{path}: the broker is closed: make a new one", path = .path.display())]
     Closed {
         /// The handoff socket.
         path: Arc<Path>,
@@ -42,13 +42,18 @@ pub enum BrokerError {
         source: io::Error,
     },
     /// The offer has more bytes than the backend takes, or a name is too long.
-    #[error("the offer has {len} bytes where {most} are allowed")]
+    #[error("the offer has {len} bytes in {what}, and at most {most} are allowed")]
     TooLarge {
-        /// What it has.
+        /// What is too large.
+        what: &'static str,
+        /// The bytes that it has.
         len: usize,
-        /// What it may have.
+        /// The bytes that it may have.
         most: usize,
     },
+    /// The service's name or the correlation id has a NUL in it, which ends it for a C program.
+    #[error("the offer's service or correlation id has a NUL in it")]
+    NameWithNul,
     /// There is no channel to the backend now, or it is draining.
     #[error("{path}: no channel to the backend now: {source}", path = .path.display())]
     Unavailable {
@@ -81,7 +86,8 @@ pub enum BrokerError {
         source: io::Error,
     },
     /// The backend failed too often recently.
-    #[error("{path}: the backend failed too often: not tried for {left:?}", path = .path.display())]
+    #[error("{path}: the backend failed too often and is not tried for {left:?}",
+        path = .path.display())]
     RateLimited {
         /// The handoff socket.
         path: Arc<Path>,
@@ -89,13 +95,15 @@ pub enum BrokerError {
         left: Duration,
     },
     /// The limit of offers in flight, of queued bytes or of verdicts not taken is reached.
-    #[error("{path}: the limit of offers in flight is reached", path = .path.display())]
+    #[error("{path}: the limit of {limit} is reached", path = .path.display())]
     Full {
         /// The handoff socket.
         path: Arc<Path>,
+        /// What the limit is about.
+        limit: &'static str,
     },
     /// The offer cannot be taken back: it was adopted, or has its verdict already.
-    #[error("offer {id} is not in flight any more")]
+    #[error("offer {id} is not in flight: it was adopted, has its verdict or is unknown")]
     TooLate {
         /// The offer.
         id: u64,
@@ -121,9 +129,9 @@ impl BrokerError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             BrokerError::Address(error) => error.kind(),
-            BrokerError::InvalidOptions { .. } | BrokerError::NotASocket { .. } => {
-                ErrorKind::InvalidArgument
-            }
+            BrokerError::InvalidOptions { .. }
+            | BrokerError::NotASocket { .. }
+            | BrokerError::NameWithNul => ErrorKind::InvalidArgument,
             BrokerError::WrongProcess => ErrorKind::WrongProcess,
             BrokerError::Closed { .. } => ErrorKind::Closed,
             BrokerError::Woken => ErrorKind::Woken,

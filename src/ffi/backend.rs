@@ -17,8 +17,13 @@ use crate::memory;
 
 /// The backend's end of the channels of one handoff socket.
 ///
-/// It belongs to the process that uses it first after listening. Once it runs, it allocates only
-/// for new channels and for arrivals of more than 16 KiB.
+/// It belongs to the process that uses it first. Listening is not a use, so you can listen before
+/// fork(). Once it runs, it allocates only for new channels, and for arrivals whose bytes do not fit
+/// into the memory that it keeps.
+///
+/// Its calls wait for no broker, but for those that have a `wait_ms`. Yet a hostile broker can send
+/// descriptors whose close(2) takes long, see docs/security.md: allow only users that you trust not
+/// to.
 pub struct handoff_backend {
     backend: Backend,
     waker: Waker,
@@ -31,14 +36,16 @@ pub struct handoff_backend {
 pub struct handoff_backend_options {
     /// Set by HANDOFF_BACKEND_OPTIONS_INIT.
     pub size: usize,
-    /// The permission bits of the socket's file, whatever the umask: default 0600. A broker needs
-    /// write permission, unix(7). Abstract names have none: set a policy.
+    /// The permission bits of the socket's file, independent of the umask: default 0600. A broker
+    /// needs write permission, unix(7). Abstract names have none: set a policy.
     pub mode: u32,
-    /// Brokers that may wait to be accepted, listen(2): default 4096.
+    /// Brokers that may wait to be accepted, listen(2): default 4096. The system may allow fewer:
+    /// somaxconn in listen(2).
     pub backlog: i32,
-    /// Who may connect: default this process's user and root. Copied.
+    /// Who may connect, or NULL for this process's effective user and root. Copied.
     pub policy: *const handoff_peer_policy,
-    /// The most channels at once: 1 to 65535, default 64.
+    /// The most channels at once: 1 to 65535, default 64. Each keeps about 200 bytes of memory for
+    /// each offer that may be in flight.
     pub max_channels: usize,
     /// The most offers in flight on each channel: 1 to 4096, default 256.
     pub max_in_flight: usize,
@@ -46,11 +53,19 @@ pub struct handoff_backend_options {
     /// or `max_held_bytes` if that is less.
     pub max_offer_bytes: usize,
     /// The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
-    /// are rejected.
+    /// are rejected. What arrivals take of memory is bounded by this and `max_kept_bytes` together.
     pub max_held_bytes: usize,
     /// Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
     /// rejected.
     pub kinds: u64,
+    /// The most channels at once of one user's brokers, whichever user that is: 1 to
+    /// `max_channels`. Default: 7/8 of `max_channels`, rounded down, if the policy names several
+    /// users or a group, so that no user keeps the others out; otherwise all.
+    pub max_channels_per_user: usize,
+    /// The most bytes of memory to keep for the bytes of later arrivals: default 1048576;
+    /// HANDOFF_NO_LIMIT. Above that, an arrival's memory is freed at the dispatch after you adopted
+    /// or rejected it.
+    pub max_kept_bytes: usize,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -68,8 +83,8 @@ pub const HANDOFF_KIND_SEQPACKET: u64 = 2;
 pub const HANDOFF_KIND_DATAGRAM: u64 = 4;
 /// With one of the others: also sockets without a peer, such as listening ones.
 pub const HANDOFF_KIND_UNCONNECTED: u64 = 8;
-/// Any socket. Nothing is asked about what arrives, which saves much of an arrival's cost: for a
-/// backend that trusts its brokers to offer what they accepted.
+/// Any socket. The backend asks the kernel nothing about the kind of what arrives, which saves time.
+/// Use it only if you trust your brokers.
 pub const HANDOFF_KIND_ANY: u64 = 15;
 
 /// Initialises options as HANDOFF_BACKEND_OPTIONS_INIT does, for languages without macros.
@@ -87,10 +102,10 @@ pub extern "C" fn handoff_backend_options_init(
 
 /// Makes a handoff socket and listens on it for brokers.
 ///
-/// The file has its mode before anybody can connect. A socket that is closed is replaced. One that
-/// is open, and anything that is not a socket, stays as it is. Of several processes that start
-/// together one succeeds, and the others get HANDOFF_ERR_ADDRESS_IN_USE. The file is made in the same
-/// directory, under another name that begins with ".", and moves to its path when it is complete;
+/// The file has its mode before anyone can connect to it. A socket that is closed is replaced. One
+/// that is open, and anything that is not a socket, stays as it is. If several processes start at
+/// once, one succeeds, and the others get HANDOFF_ERR_ADDRESS_IN_USE. The file is made in the same
+/// directory, under another name that begins with ".", and moves to its path when it is complete:
 /// ss(8) and getsockname(2) keep telling that other name.
 ///
 /// @param path          the socket's path, at most 107 bytes, in a directory that this process can
@@ -100,8 +115,8 @@ pub extern "C" fn handoff_backend_options_init(
 /// @return HANDOFF_OK; HANDOFF_ERR_ADDRESS_IN_USE; HANDOFF_ERR_NOT_A_SOCKET;
 ///         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
 ///         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
-///         or `kinds` is HANDOFF_KIND_UNCONNECTED alone; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
-///         HANDOFF_ERR_LISTEN_FAILED.
+///         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown kind;
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_LISTEN_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_listen(
@@ -127,7 +142,8 @@ pub extern "C" fn handoff_backend_listen(
 ///                      `backlog` have no effect.
 /// @param[out] backend  the backend; free it with handoff_backend_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is no such socket or for options
-///         as in handoff_backend_listen(); HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+///         as in handoff_backend_listen(); HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+///         HANDOFF_ERR_SYSTEM.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_listen_on(
@@ -167,6 +183,11 @@ fn core_options(options: handoff_backend_options) -> Result<BackendOptions, Fail
         max_in_flight: nonzero(options.max_in_flight, defaults.max_in_flight),
         max_offer_bytes: nonzero(options.max_offer_bytes, max_offer_bytes),
         max_held_bytes,
+        max_kept_bytes: nonzero(options.max_kept_bytes, defaults.max_kept_bytes),
+        max_channels_per_user: match options.max_channels_per_user {
+            0 => None,
+            most => Some(most),
+        },
         kinds: match options.kinds {
             0 => defaults.kinds,
             _ => Kinds {
@@ -198,8 +219,9 @@ fn with(
 
 /// An offer as the backend sees it. Its token is verified.
 ///
-/// The pointers are valid until the arrival is rejected or, once it is adopted, until the next
-/// handoff_backend_dispatch() or handoff_backend_accept().
+/// The pointers are valid until you reject the arrival or adopting it fails. Once it is adopted,
+/// they are valid until the next handoff_backend_dispatch(), handoff_backend_accept() or
+/// handoff_backend_free().
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_arrival {
@@ -210,7 +232,8 @@ pub struct handoff_arrival {
     /// From handoff_backend_accept(): the connection, yours to serve and to close(2). From
     /// handoff_backend_next(): -1, because it is not adopted yet.
     pub fd: c_int,
-    /// The broker's process when it connected, for logs. A pid is not an identity.
+    /// The broker's process when it connected, for logs: a pid is not an identity. 0 if the broker
+    /// is in a PID namespace that this process cannot see.
     pub broker_pid: i32,
     /// The broker's effective user when it connected.
     pub broker_uid: u32,
@@ -253,8 +276,9 @@ fn arrival_of(arrival: &Arrival<'_>, fd: c_int) -> handoff_arrival {
     }
 }
 
-/// Waits for an arrival and adopts it, as accept(2) does. For programs without an event loop. A
-/// signal does not end the wait: let its handler call handoff_backend_wake().
+/// Waits for an arrival and adopts it, as accept(2) does. For programs without an event loop.
+///
+/// A signal does not end the wait: let its handler call handoff_backend_wake().
 ///
 /// @param backend       the backend
 /// @param wait_ms       how long to wait, in milliseconds, as in poll(2)
@@ -262,7 +286,8 @@ fn arrival_of(arrival: &Arrival<'_>, fd: c_int) -> handoff_arrival {
 /// @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time; HANDOFF_WOKEN after
 ///         handoff_backend_wake();
 ///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
-///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+///         HANDOFF_ERR_SYSTEM.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_accept(
@@ -278,14 +303,14 @@ pub extern "C" fn handoff_backend_accept(
     })
 }
 
-/// Ends the handoff_backend_accept() that runs in another thread, or the next one: it returns
-/// HANDOFF_WOKEN.
+/// Ends a wait in handoff_backend_accept(). The call that waits, or else the next one that would
+/// wait, returns HANDOFF_WOKEN.
 ///
 /// @param backend  the backend; nobody may free it meanwhile
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
 ///         leaves errno and the last errors as they are.
 ///
-/// Safe in any thread and in a signal handler, whatever another thread does with the backend.
+/// Safe in any thread and in a signal handler, also while another thread uses the backend.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_backend_wake(backend: *const handoff_backend) -> handoff_status {
     if check(backend, "backend").is_err() {
@@ -296,8 +321,11 @@ pub extern "C" fn handoff_backend_wake(backend: *const handoff_backend) -> hando
     wake(unsafe { &(*backend).waker })
 }
 
-/// Returns the one descriptor to watch. It is readable whenever handoff_backend_dispatch() has
-/// work, level- and edge-triggered, and stays the same.
+/// Returns the backend's descriptor, for your event loop. It is readable whenever
+/// handoff_backend_dispatch() has work.
+///
+/// It stays the same for the backend's life. You may watch it level- or edge-triggered. This is a
+/// use: the backend belongs to this process.
 ///
 /// @param backend  the backend
 /// @return the descriptor, which stays the backend's: do not read, write or close it; -1 on error,
@@ -313,21 +341,26 @@ pub extern "C" fn handoff_backend_fd(backend: *mut handoff_backend) -> c_int {
     if status == HANDOFF_OK { fd } else { -1 }
 }
 
-/// Does what is due: accepts brokers, receives offers, sends verdicts. It never blocks. Call it when
-/// the descriptor is readable, then call handoff_backend_next().
+/// Does a backend's pending work: accepts brokers, receives offers, sends verdicts.
+///
+/// It does not wait, and does a bounded amount of work: each channel has its turn once, and a few
+/// new brokers. Call it when the descriptor is readable, then call handoff_backend_next().
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM. A broker's fault is not an error
-///         here: it is counted in the statistics.
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_SYSTEM. After an
+///         error call it again. What a broker does wrong, and what the system refuses for one
+///         broker, is no error here: it is counted in the statistics.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> handoff_status {
     with(backend, |backend| Ok(backend.dispatch()?))
 }
 
-/// Takes the next arrival, to look at it and then adopt or reject it, now or later. Call it until it
-/// returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and rejected.
+/// Takes the next arrival. Look at it, then adopt or reject it, now or later.
+///
+/// Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
+/// rejected.
 ///
 /// @param backend       the backend
 /// @param[out] arrival  what arrived; its `fd` is -1
@@ -347,18 +380,18 @@ pub extern "C" fn handoff_backend_next(
     })
 }
 
-/// Adopts an arrival. From HANDOFF_OK on, this process alone owns the connection.
+/// Adopts an arrival. After HANDOFF_OK this process alone owns the connection.
 ///
-/// The verdict is sent when handoff_backend_next() next returns HANDOFF_NOTHING, so that you can
-/// answer clients first. If it has already returned that, the verdict is sent now. If you stop
-/// calling it, handoff_backend_dispatch() sends the verdict after 1 ms; the descriptor becomes
-/// readable for that.
+/// The verdict is sent the next time handoff_backend_next() returns HANDOFF_NOTHING, so that you can
+/// answer clients first, or when 64 verdicts wait. If it has already returned that, the verdict is
+/// sent now. If you stop calling it, handoff_backend_dispatch() sends the verdict after 1 ms; the
+/// descriptor becomes readable for that.
 ///
 /// @param backend  the backend
 /// @param id       the arrival's id
 /// @param[out] fd  the connection, close-on-exec, yours to close(2). Its other flags and options
 ///                 are as the broker set them.
-/// @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke its channel: the
+/// @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke the protocol: the
 ///         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held;
 ///         HANDOFF_ERR_WRONG_PROCESS.
 #[unsafe(no_mangle)]
@@ -375,7 +408,9 @@ pub extern "C" fn handoff_backend_adopt(
     })
 }
 
-/// Rejects an arrival. Its descriptor is closed, and the broker serves the client another way.
+/// Rejects an arrival. Its descriptor is closed, and the broker serves the client another way. If
+/// its SO_LINGER, socket(7), has a time, that is turned off first for both copies, because close(2)
+/// could wait. The same happens to every arrival that is not adopted.
 ///
 /// @param backend  the backend
 /// @param id       the arrival's id
@@ -391,9 +426,11 @@ pub extern "C" fn handoff_backend_reject(
     with(backend, |backend| Ok(backend.reject(id, self::reason(reason)?)?))
 }
 
-/// Stops listening and takes no more offers, so that a successor can take the path. What has arrived
-/// can still be adopted. Free the backend when `held` in its statistics is 0 after a dispatch: the
-/// brokers then take back what was still on its way.
+/// Stops listening and tells the brokers to offer no more. A successor can then listen at the path.
+///
+/// Go on with dispatch and next, and adopt or reject what arrives. When `held` in the statistics is
+/// 0 after a dispatch, free the backend: the brokers take back what has not arrived.
+/// handoff_backend_accept() without a time limit may then wait forever.
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.
@@ -415,20 +452,29 @@ pub struct handoff_backend_statistics {
     pub adopted: u64,
     /// Arrivals rejected, by you or because they are not allowed.
     pub rejected: u64,
-    /// Arrivals that the broker took back before they were adopted.
+    /// Arrivals that the broker took back before they were adopted, or whose channel it broke.
     pub taken_back: u64,
-    /// Brokers accepted.
+    /// Brokers that connected and said hello.
     pub accepted: u64,
     /// Brokers turned away: not allowed, or too many.
     pub refused: u64,
-    /// Channels ended because of a protocol error.
+    /// Channels ended because of a protocol error, or because no hello came in 5 seconds.
     pub broken: u64,
     /// Channels now.
     pub channels: u64,
     /// Arrivals held now.
     pub held: u64,
-    /// Their bytes.
+    /// The bytes of these arrivals.
     pub held_bytes: u64,
+    /// Bytes of memory kept for later arrivals.
+    pub kept_bytes: u64,
+    /// Of `refused`: those that came when `max_channels` or `max_channels_per_user` was reached.
+    pub over_limit: u64,
+    /// How often the system refused something that the backend needs for its brokers: descriptors,
+    /// memory, randomness, room in a socket's buffer. The backend tries again, or ends the channel.
+    pub system_errors: u64,
+    /// The errno of the last of these; 0 if there was none.
+    pub system_errno: u64,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -461,6 +507,10 @@ pub extern "C" fn handoff_backend_get_statistics(
             channels,
             held,
             held_bytes,
+            kept_bytes,
+            over_limit,
+            system_errors,
+            last_system_error,
         } = backend.statistics();
         out.set(handoff_backend_statistics {
             size: size_of::<handoff_backend_statistics>(),
@@ -474,13 +524,16 @@ pub extern "C" fn handoff_backend_get_statistics(
             channels: channels as u64,
             held: held as u64,
             held_bytes: held_bytes as u64,
+            kept_bytes: kept_bytes as u64,
+            over_limit,
+            system_errors,
+            system_errno: last_system_error as u64,
         });
         Ok(())
     })
 }
 
-/// Returns a message about the last error of this backend's calls, as handoff_last_error() does for
-/// a thread's.
+/// Returns a message about this backend's last error. For the rest see handoff_last_error().
 ///
 /// @param backend  the backend
 /// @return a string, never NULL, empty if no call has failed yet or `backend` is NULL. It is valid
@@ -492,9 +545,12 @@ pub extern "C" fn handoff_backend_last_error(backend: *const handoff_backend) ->
     })
 }
 
-/// Closes every channel and every connection that was not adopted, stops listening, and frees the
-/// backend. The socket's file is removed if it is still the one that was made. What you adopted is
-/// yours and stays open. In a child of fork() it closes the child's copies only.
+/// Stops listening and frees the backend.
+///
+/// It sends the verdicts that wait, and closes every channel and every connection that was not
+/// adopted. What you adopted is yours and stays open. The socket's file is removed if it is still
+/// the one that was made; that may wait up to a second for the lock on the directory. In a child of
+/// fork() the call closes the child's copies only.
 ///
 /// @param backend  the backend, or NULL, which does nothing
 #[unsafe(no_mangle)]

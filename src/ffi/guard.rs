@@ -38,7 +38,11 @@ impl Failure {
         match self {
             Failure::Error(error) => report_error(&error),
             Failure::Argument(name, problem) => {
-                remember(format_args!("invalid argument: {name} {problem}"));
+                let what = match problem.kind() {
+                    ErrorKind::Unsupported => "not supported",
+                    _ => "invalid argument",
+                };
+                remember(format_args!("{what}: {name} {problem}"));
                 sys::set_errno(0);
                 status_of(problem.kind())
             }
@@ -185,6 +189,15 @@ mod tests {
         assert_eq!(message(), "internal error: lost count");
         assert_eq!(guard_or(7, || panic!("plain")), 7);
         assert_eq!(message(), "internal error: plain");
+    }
+
+    #[test]
+    fn message_about_an_argument_begins_as_its_status_says() {
+        let fail = |problem| guard(|| Err(Failure::Argument("offer", problem)));
+        assert_eq!(fail(Problem::UnknownField), status_of(ErrorKind::Unsupported));
+        assert!(message().starts_with("not supported: offer sets a field "), "{}", message());
+        assert_eq!(fail(Problem::Null), status_of(ErrorKind::InvalidArgument));
+        assert_eq!(message(), "invalid argument: offer is NULL");
     }
 
     #[test]

@@ -59,6 +59,14 @@ pub enum AckError {
         /// The socket that it came from.
         socket: Socket,
     },
+    /// The message could not be taken back, or what was acknowledged before could not be received:
+    /// the backend may own the connection.
+    #[error("the message cannot be taken back: {cause}")]
+    Unsettled {
+        /// What failed.
+        #[source]
+        cause: TransportError,
+    },
     /// The bytes are no acknowledgement.
     #[error("{socket}: malformed acknowledgement: {problem}")]
     Malformed {
@@ -78,6 +86,10 @@ impl AckError {
             AckError::Timeout { .. } => ErrorKind::AckTimeout,
             AckError::OtherToken { .. } => ErrorKind::AckMismatch,
             AckError::Malformed { .. } => ErrorKind::AckMalformed,
+            AckError::Unsettled { cause } => match cause.kind() {
+                ErrorKind::InvalidArgument => ErrorKind::InvalidArgument,
+                _ => ErrorKind::TooLate,
+            },
         }
     }
 }
@@ -157,8 +169,9 @@ pub fn take_back(socket: BorrowedFd<'_>) -> Result<(), AckError> {
 }
 
 /// Waits for the acknowledgement of `token` for at most `timeout`, or forever if there is none.
-/// When the time is up or something else arrives, it [takes back](take_back) the message and looks
-/// through what is queued before it gives up. After any error the connection cannot be used again.
+/// When the time is up, something else arrives or the wait fails, it [takes back](take_back) the
+/// message and looks through what is queued before it gives up. After any error the connection
+/// cannot be used again, and after any but [`AckError::Unsettled`] the backend does not serve.
 pub fn wait(
     socket: BorrowedFd<'_>,
     token: &Token,
@@ -169,33 +182,40 @@ pub fn wait(
     // The answer takes the backend a while, so with a deadline poll(2) comes before recv(2).
     let mut look = deadline.is_none();
     // Set once the message is taken back: what to report if its acknowledgement is not there.
-    let mut failure = None;
+    let mut failure: Option<AckError> = None;
     loop {
+        let mut problem = None;
         if !look && failure.is_none() {
-            let readable = sys::wait_readable(socket, deadline)
-                .map_err(|source| receive_error(socket, source))?;
-            if !readable {
-                failure = Some(AckError::Timeout { socket: at() });
-                take_back(socket)?;
-            }
+            problem = match sys::wait_readable(socket, deadline) {
+                Ok(true) => None,
+                Ok(false) => Some(AckError::Timeout { socket: at() }),
+                Err(source) => Some(receive_error(socket, source).into()),
+            };
         }
         look = true;
-        let problem = match take(socket, deadline.is_none() && failure.is_none()) {
-            Ok(ack) if ack.token == *token => return Ok(ack.answer),
-            Ok(_) => AckError::OtherToken { socket: at() },
-            Err(error @ AckError::Malformed { .. }) => error,
-            Err(error) => match (failure, &error) {
-                (Some(failure), _) => return Err(failure),
-                (None, AckError::Nothing { .. }) => {
-                    (failure, look) = (None, false);
+        if problem.is_none() {
+            problem = match take(socket, deadline.is_none() && failure.is_none()) {
+                Ok(ack) if ack.token == *token => return Ok(ack.answer),
+                Ok(_) => Some(AckError::OtherToken { socket: at() }),
+                Err(AckError::Nothing { .. }) if failure.is_none() => {
+                    look = false;
                     continue;
                 }
-                (None, _) => return Err(error),
-            },
-        };
+                // Nothing more comes: the acknowledgement is not there.
+                Err(
+                    error @ (AckError::Nothing { .. }
+                    | AckError::Transport(TransportError::EndOfStream { .. })),
+                ) => return Err(failure.unwrap_or(error)),
+                Err(AckError::Transport(cause)) if failure.is_some() => {
+                    return Err(AckError::Unsettled { cause });
+                }
+                Err(error) => Some(error),
+            };
+        }
         if failure.is_none() {
-            failure = Some(problem);
-            take_back(socket)?;
+            failure = problem;
+            sys::shutdown_read(socket)
+                .map_err(|source| AckError::Unsettled { cause: receive_error(socket, source) })?;
         }
     }
 }

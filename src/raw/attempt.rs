@@ -4,9 +4,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::address::TransportError;
 use crate::raw::ack::{self, AckError, Answer};
 use crate::raw::transport;
-use crate::reason::Reason;
+use crate::reason::{AttemptFailure, Reason};
 use crate::token::Token;
 
 /// What became of an offer.
@@ -24,12 +25,18 @@ pub enum Verdict {
         /// it has acknowledged does not serve it.
         may_have_reached: bool,
     },
+    /// The socket became unusable after the message was sent, as when another thread closes it. The
+    /// backend may own the connection, so the broker must not serve it.
+    Unknown {
+        /// The error of the socket.
+        cause: AckError,
+    },
 }
 
 /// Sends a connection and its token over a connected socket and waits for the acknowledgement for
-/// at most `timeout`, or forever if there is none. An error is a misuse of the call; anything else
-/// that goes wrong is in the verdict. The socket can be used for another attempt after `Adopted` and
-/// after a rejection; in every other case close it.
+/// at most `timeout`, or forever if there is none. An error is a misuse of the call, and nothing was
+/// sent; anything else that goes wrong is in the verdict. The socket can be used for another attempt
+/// after `Adopted` and after a rejection; in every other case close it.
 pub fn attempt(
     socket: BorrowedFd<'_>,
     descriptor: BorrowedFd<'_>,
@@ -37,8 +44,8 @@ pub fn attempt(
     timeout: Option<Duration>,
 ) -> Result<Verdict, AckError> {
     match transport::send(socket, descriptor, token) {
-        Ok(()) => wait(socket, token, timeout),
-        Err(error) => fallback(error.into(), false),
+        Ok(()) => Ok(after_sending(ack::wait(socket, token, timeout))),
+        Err(error) => not_sent(error),
     }
 }
 
@@ -51,33 +58,56 @@ pub fn attempt_path(
 ) -> Result<Verdict, AckError> {
     let socket: OwnedFd = match transport::send_path(path, descriptor, token) {
         Ok(socket) => socket,
-        Err(error) => return fallback(error.into(), false),
+        Err(error) => return not_sent(error),
     };
-    wait(socket.as_fd(), token, timeout)
+    Ok(after_sending(ack::wait(socket.as_fd(), token, timeout)))
 }
 
-fn wait(
-    socket: BorrowedFd<'_>,
-    token: &Token,
-    timeout: Option<Duration>,
-) -> Result<Verdict, AckError> {
-    match ack::wait(socket, token, timeout) {
-        Ok(Answer::Accepted) => Ok(Verdict::Adopted),
-        Ok(Answer::Rejected(reason)) => {
-            Ok(Verdict::Fallback { reason, cause: None, may_have_reached: true })
-        }
-        Err(error) => fallback(error, true),
+fn not_sent(error: TransportError) -> Result<Verdict, AckError> {
+    let kind = error.kind();
+    match kind.attempt_failure() {
+        None => Err(error.into()),
+        Some(failure) => Ok(Verdict::Fallback {
+            reason: failure.reason(),
+            cause: Some(error.into()),
+            may_have_reached: kind.may_have_reached_backend(),
+        }),
     }
 }
 
-fn fallback(error: AckError, sent: bool) -> Result<Verdict, AckError> {
-    let kind = error.kind();
-    match kind.attempt_failure() {
-        None => Err(error),
-        Some(failure) => Ok(Verdict::Fallback {
-            reason: failure.reason(),
-            cause: Some(error),
-            may_have_reached: sent || kind.may_have_reached_backend(),
-        }),
+fn after_sending(answer: Result<Answer, AckError>) -> Verdict {
+    let may_have_reached = true;
+    match answer {
+        Ok(Answer::Accepted) => Verdict::Adopted,
+        Ok(Answer::Rejected(reason)) => Verdict::Fallback { reason, cause: None, may_have_reached },
+        Err(cause @ AckError::Unsettled { .. }) => Verdict::Unknown { cause },
+        Err(cause) => {
+            let failure = cause.kind().attempt_failure();
+            let reason = failure.map_or(Reason::BackendUnavailable, AttemptFailure::reason);
+            Verdict::Fallback { reason, cause: Some(cause), may_have_reached }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn socket_that_becomes_unusable_is_a_wrong_argument_only_before_the_message_is_sent() {
+        let (socket, _peer) = UnixStream::pair().unwrap();
+        let unusable = || TransportError::InvalidDescriptor {
+            socket: socket.as_fd().into(),
+            descriptor: None,
+            source: io::Error::from_raw_os_error(libc::EBADF),
+        };
+        assert!(not_sent(unusable()).is_err());
+        let verdict = after_sending(Err(AckError::Unsettled { cause: unusable() }));
+        assert!(matches!(verdict, Verdict::Unknown { .. }), "{verdict:?}");
+        // Taken back although a call failed: certainly not adopted.
+        let verdict = after_sending(Err(unusable().into()));
+        assert!(matches!(verdict, Verdict::Fallback { .. }), "{verdict:?}");
     }
 }

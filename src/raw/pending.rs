@@ -20,7 +20,7 @@ pub enum PendingError {
     #[error("no acknowledgement is pending for the token")]
     NotPending,
     /// An entry waits for this token already.
-    #[error("an acknowledgement is pending for the token already")]
+    #[error("an acknowledgement is already pending for the token")]
     AlreadyPending,
     /// The registry is full.
     #[error("the registry is full: {capacity} acknowledgements are pending")]

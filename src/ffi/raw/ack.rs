@@ -22,14 +22,14 @@ pub(super) fn ack_timeout(timeout_ms: u64) -> Option<Duration> {
 }
 
 /// Backend: tells the broker that this process owns and serves the connection. Write to the client
-/// only after HANDOFF_OK. It never blocks.
+/// only after HANDOFF_OK. The call never blocks.
 ///
 /// @param socket  the connection that the message came on
 /// @param token   the message's token
 /// @return HANDOFF_OK: the connection is yours. After an error it is not: close the descriptor and
 ///         serve nothing. HANDOFF_ERR_END_OF_STREAM if the broker took it back or is gone;
 ///         HANDOFF_ERR_WOULD_BLOCK if it does not read its acknowledgements;
-///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_RECEIVE_FAILED.
+///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_SEND_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_ack_accept(
@@ -40,7 +40,7 @@ pub extern "C" fn handoff_raw_ack_accept(
 }
 
 /// Backend: tells the broker that this process does not serve the connection. Close the descriptor
-/// first, so that the broker's is the only one left. It never blocks.
+/// first, so that the broker's is the only one left. The call never blocks.
 ///
 /// @param socket  the connection that the message came on
 /// @param token   the message's token
@@ -88,8 +88,8 @@ fn ack_of(token: handoff_raw_token, answer: Answer) -> handoff_raw_ack {
     handoff_raw_ack { size: size_of::<handoff_raw_ack>(), token, outcome, reason }
 }
 
-/// Broker: waits for the acknowledgement of one message. When the time is up or something else
-/// arrives, it takes the message back as handoff_raw_take_back() does.
+/// Broker: waits for the acknowledgement of one message. When the time is up, something else arrives
+/// or the wait fails, it takes the message back as handoff_raw_take_back() does.
 ///
 /// @param socket      the connection that the message was sent on. After an error close(2) it.
 /// @param token       the message's token
@@ -97,9 +97,9 @@ fn ack_of(token: handoff_raw_token, answer: Answer) -> handoff_raw_ack {
 /// @param[out] ack    the acknowledgement: adopted, or rejected with a reason
 /// @return HANDOFF_OK; HANDOFF_ERR_ACK_TIMEOUT; HANDOFF_ERR_END_OF_STREAM if the backend closed the
 ///         connection; HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED;
-///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
-///
-/// A signal does not end the wait.
+///         HANDOFF_ERR_RECEIVE_FAILED. After these the connection is yours. HANDOFF_ERR_TOO_LATE,
+///         or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable: the message could not be
+///         taken back, so the backend may own the connection, and you must not serve it.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_ack_wait(
@@ -118,7 +118,7 @@ pub extern "C" fn handoff_raw_ack_wait(
     })
 }
 
-/// Broker: takes the next acknowledgement that has arrived on a connection. It never blocks.
+/// Broker: takes the next acknowledgement that has arrived on a connection. The call never blocks.
 ///
 /// @param socket    the connection that messages were sent on
 /// @param[out] ack  the acknowledgement
@@ -143,7 +143,7 @@ pub extern "C" fn handoff_raw_ack_receive(
 ///
 /// From now on handoff_raw_ack_accept() fails in the backend. Acknowledgements that were sent before
 /// can still be taken with handoff_raw_ack_receive(), until it returns HANDOFF_ERR_END_OF_STREAM or
-/// HANDOFF_NOTHING. Then every other message is certainly a fallback.
+/// HANDOFF_NOTHING. From then on every other message is certainly a fallback.
 ///
 /// @param socket  the connection that messages were sent on. It stays open, but nothing more can be
 ///                handed over on it.

@@ -15,13 +15,14 @@ use crate::peer::{self, Credentials};
 pub struct handoff_raw_peer {
     /// Set by HANDOFF_RAW_PEER_INIT.
     pub size: usize,
-    /// The process, for logs. A pid is not an identity: it may be reused.
+    /// The process, for logs: a pid is not an identity. 0 if it is in a PID namespace that this
+    /// process cannot see.
     pub pid: i32,
     /// The effective user.
     pub uid: u32,
     /// The effective group.
     pub gid: u32,
-    /// 0.
+    /// Reserved: always 0.
     pub reserved: u32,
 }
 

@@ -14,8 +14,9 @@ use crate::ffi::status::handoff_status;
 use crate::raw::pending::{PendingAcks, PendingAcksOptions};
 use crate::token::Token;
 
-/// The acknowledgements that a broker waits for. An entry leaves exactly once: acknowledged in time,
-/// abandoned or expired. Who makes it leave gets its `user_data`, and its token leaves the store.
+/// The acknowledgements that a broker waits for. An entry is removed exactly once: acknowledged in
+/// time, abandoned or expired. The call that removes it returns its `user_data` and revokes its
+/// token.
 ///
 /// Any number of threads may use one at once. After fork() in a program with several threads, make
 /// a new one in the child: another thread may have held the lock.
@@ -95,7 +96,7 @@ fn pending<'a>(pending: *const handoff_raw_pending) -> Result<&'a PendingAcks, F
 ///
 /// @param pending    the registry
 /// @param token      the message's token
-/// @param user_data  returned when the entry leaves; not looked at
+/// @param user_data  returned when the entry is removed; not looked at
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is NULL;
 ///         HANDOFF_ERR_TOKEN_ALREADY_PENDING; HANDOFF_ERR_FULL if the capacity is reached.
 #[unsafe(no_mangle)]
@@ -111,12 +112,12 @@ pub extern "C" fn handoff_raw_pending_register(
     })
 }
 
-/// Takes the entry of an acknowledgement that has arrived.
+/// Removes the entry of an acknowledgement that has arrived.
 ///
 /// @param pending         the registry
 /// @param token           the acknowledgement's token
 /// @param[out] user_data  what was registered with it; may be NULL
-/// @return HANDOFF_OK: the entry has left; HANDOFF_ERR_ACK_TIMEOUT if its time is up: it stays for
+/// @return HANDOFF_OK: the entry is removed; HANDOFF_ERR_ACK_TIMEOUT if its time is up: it stays for
 ///         handoff_raw_pending_expire(); HANDOFF_ERR_TOKEN_NOT_PENDING if there is none, as for a
 ///         second acknowledgement; HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is NULL.
 #[unsafe(no_mangle)]
@@ -129,12 +130,12 @@ pub extern "C" fn handoff_raw_pending_acknowledge(
     guard(|| leave(pending, token, user_data, |pending, token| Ok(pending.acknowledge(token)?)))
 }
 
-/// Takes the entry of a message that you give up.
+/// Removes the entry of a message that you take back or could not send.
 ///
 /// @param pending         the registry
 /// @param token           the message's token
 /// @param[out] user_data  what was registered with it; may be NULL
-/// @return HANDOFF_OK: the entry has left; HANDOFF_ERR_TOKEN_NOT_PENDING if there is none;
+/// @return HANDOFF_OK: the entry is removed; HANDOFF_ERR_TOKEN_NOT_PENDING if there is none;
 ///         HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is NULL.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -161,13 +162,13 @@ fn leave(
     Ok(())
 }
 
-/// Takes one entry whose time is up. Call it until it returns HANDOFF_NOTHING. Each call looks at
+/// Removes one entry whose time is up. Call it until it returns HANDOFF_NOTHING. Each call looks at
 /// every entry.
 ///
 /// @param pending         the registry
 /// @param[out] token      the message's token; may be NULL
 /// @param[out] user_data  what was registered with it; may be NULL
-/// @return HANDOFF_OK: the entry has left; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if
+/// @return HANDOFF_OK: the entry is removed; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if
 ///         `pending` is NULL.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -191,7 +192,7 @@ pub extern "C" fn handoff_raw_pending_expire(
     })
 }
 
-/// Gets how long it is until the next entry expires, for poll(2) or a timer. Looks at every entry.
+/// Gets the time until the next entry expires, for poll(2) or a timer. Looks at every entry.
 ///
 /// @param pending       the registry
 /// @param[out] wait_ms  the time in milliseconds, rounded up; 0 if one has expired

@@ -26,9 +26,10 @@ pub struct handoff_raw_store_options {
     pub size: usize,
     /// The most tokens pending at once: 1 to 1048576, default 1024.
     pub capacity: usize,
-    /// How long a token may be presented, in milliseconds: default 30000; HANDOFF_NO_TIMEOUT.
+    /// How long a token may be presented, in milliseconds: default 30000; HANDOFF_NO_TIMEOUT: it
+    /// does not expire.
     pub lifetime_ms: u64,
-    /// How many tokens are generated before issuing gives up, if each is already pending: default
+    /// How many random tokens issuing tries, if each is already pending, before it fails: default
     /// 16.
     pub collision_attempts: usize,
 }
