@@ -10,10 +10,6 @@
 #include "support.h"
 
 #include <poll.h>
-#include <stdio.h>
-#include <unistd.h>
-
-enum { PATIENCE_MS = 20000 };
 
 struct channel {
     char directory[64];
@@ -102,7 +98,7 @@ static inline uint64_t offer_fd(struct channel *channel, int fd)
 /** The arrival that is there. */
 static inline handoff_arrival arrival_of(struct channel *channel)
 {
-    handoff_arrival arrival;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     assert_ok(handoff_backend_dispatch(channel->backend));
     assert_ok(handoff_backend_next(channel->backend, &arrival));
     assert_int_equal(arrival.fd, -1);
@@ -120,25 +116,24 @@ static inline void adopt(struct channel *channel, uint64_t id)
 /** The verdict that is there, also if the backend has kept it to the end of its batch. */
 static inline handoff_verdict verdict_of(struct channel *channel)
 {
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     if (channel->backend != NULL)
         assert_ok(handoff_backend_dispatch(channel->backend));
     assert_ok(handoff_broker_dispatch(channel->broker));
     assert_ok(handoff_broker_next(channel->broker, &verdict));
-    assert_int_equal(verdict.cause, HANDOFF_OK);
     return verdict;
 }
 
 static inline void assert_no_arrival(struct channel *channel)
 {
-    handoff_arrival arrival;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     assert_ok(handoff_backend_dispatch(channel->backend));
     assert_status(handoff_backend_next(channel->backend, &arrival), HANDOFF_NOTHING);
 }
 
 static inline void assert_no_verdict(struct channel *channel)
 {
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     assert_ok(handoff_broker_dispatch(channel->broker));
     assert_status(handoff_broker_next(channel->broker, &verdict), HANDOFF_NOTHING);
 }

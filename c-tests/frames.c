@@ -171,7 +171,7 @@ uint64_t cookie_of(int socket)
 
 static int packets_socket(const char *path, struct sockaddr_un *address)
 {
-    struct timeval limit = {.tv_sec = 10};
+    struct timeval limit = {.tv_sec = PATIENCE_S};
     memset(address, 0, sizeof *address);
     address->sun_family = AF_UNIX;
     must(strlen(path) < sizeof address->sun_path);

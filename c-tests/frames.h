@@ -25,6 +25,12 @@ enum { AT_PREREAD_LEN = 40, AT_METADATA_LEN = 44, OFFER_LEN = 56 };
 enum { OFFERED = 1, ADOPTED = 2, REVOKED = 3 };
 #define CLAIM_WORD(generation, state) ((uint64_t)(generation) << 2 | (state))
 
+/** How long a peer waits for what must happen. */
+enum { PATIENCE_S = 60 };
+
+/** How a peer ends that was slower than a deadline of the other side: the test allows it more. */
+enum { TOO_SLOW = 77 };
+
 enum { TOKEN_LEN = 16, MOST_BYTES = 128 * 1024, MOST_FDS = 253 };
 
 struct frame {
@@ -73,7 +79,7 @@ int frame_receive(int socket, struct frame *frame);
 uint64_t cookie_of(int socket);
 
 /** A connected, or a listening, Unix socket of sequenced packets; -1 with errno. What it waits for
-    fails after ten seconds. */
+    fails after PATIENCE_S. */
 int packets_connect(const char *path);
 int packets_listen(const char *path);
 

@@ -107,7 +107,7 @@ static void offer(handoff_broker *broker, int fd, uint32_t me)
 
     handoff_offer offer = HANDOFF_OFFER_INIT;
     offer.fd = fd;
-    offer.more = 1;
+    offer.flags = HANDOFF_OFFER_MORE;
     offer.preread = (const uint8_t *)&number;
     offer.preread_len = sizeof number;
     offer.user_data = (void *)((uintptr_t)number << 16 | (unsigned)fd);
@@ -117,7 +117,7 @@ static void offer(handoff_broker *broker, int fd, uint32_t me)
 
 static void take_verdicts(handoff_broker *broker)
 {
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     check(handoff_broker_dispatch(broker) == HANDOFF_OK);
     while (handoff_broker_next(broker, &verdict) == HANDOFF_OK) {
         int fd = (uintptr_t)verdict.user_data & 0xffff;
@@ -139,7 +139,7 @@ static _Noreturn void run_broker(int listener, uint32_t me)
         options.reconnect_max_ms = 5;
         /* Failures are what this is about: they must not keep it from trying. */
         options.max_failures = 4096;
-        options.failure_window_ms = 1;
+        options.failure_period_ms = 1;
         char path[64];
         socket_path(path, i);
         check(handoff_broker_new(path, &options, &brokers[i]) == HANDOFF_OK);
@@ -177,7 +177,7 @@ static bool go_on(handoff_backend *backend, struct held *held, uint32_t me)
     }
     record->adopter = me;
     handoff_status status = handoff_backend_adopt(backend, held->id, &held->fd);
-    if (status == HANDOFF_ERR_REVOKED) {
+    if (status == HANDOFF_ERR_TAKEN_BACK) {
         record->adopter = 0;
         return false;
     }
@@ -224,7 +224,7 @@ static _Noreturn void run_backend(int which, uint32_t me)
             events[1].fd = -1;
         }
         check(handoff_backend_dispatch(backend) == HANDOFF_OK);
-        handoff_arrival arrival;
+        handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
         while (handoff_backend_next(backend, &arrival) == HANDOFF_OK) {
             struct held *new = &held[count++];
             check(count <= at_once && arrival.preread_len == sizeof new->number);

@@ -39,14 +39,14 @@ static const handoff_status backend_says[FAULTS] = {
 
 static void adopt(struct wire *wire)
 {
-    handoff_token token;
-    handoff_ack ack;
+    handoff_raw_token token;
+    handoff_raw_ack ack = HANDOFF_RAW_ACK_INIT;
     int fd;
-    assert_ok(handoff_token_store_issue(wire->store, &wire->token));
-    assert_ok(handoff_send(wire->broker, wire->connection, &wire->token));
-    assert_ok(handoff_receive_verified(wire->backend, -1, wire->store, NULL, &token, &fd));
-    assert_ok(handoff_ack_accept(wire->backend, &token));
-    assert_ok(handoff_ack_wait(wire->broker, &wire->token, -1, &ack));
+    assert_ok(handoff_raw_store_issue(wire->store, &wire->token));
+    assert_ok(handoff_raw_send(wire->broker, wire->connection, &wire->token));
+    assert_ok(handoff_raw_receive_verified(wire->backend, wire->store, NULL, -1, &token, &fd));
+    assert_ok(handoff_raw_ack_accept(wire->backend, &token));
+    assert_ok(handoff_raw_ack_wait(wire->broker, &wire->token, -1, &ack));
     assert_int_equal(ack.outcome, HANDOFF_ADOPTED);
     assert_same_socket(fd, wire->connection);
     close(fd);
@@ -55,72 +55,70 @@ static void adopt(struct wire *wire)
 static void send_faulty(struct wire *wire, enum fault fault)
 {
     const int three[] = {wire->connection, wire->connection, wire->connection};
-    handoff_token other;
+    handoff_raw_token other;
     switch (fault) {
     case NO_DESCRIPTOR:
-        send_raw(wire->broker, wire->token.bytes, HANDOFF_TOKEN_LEN, NULL, 0);
+        send_raw(wire->broker, wire->token.bytes, HANDOFF_RAW_TOKEN_LEN, NULL, 0);
         break;
     case THREE_DESCRIPTORS:
-        send_raw(wire->broker, wire->token.bytes, HANDOFF_TOKEN_LEN, three, 3);
+        send_raw(wire->broker, wire->token.bytes, HANDOFF_RAW_TOKEN_LEN, three, 3);
         break;
     case SHORT:
-        send_raw(wire->broker, wire->token.bytes, HANDOFF_TOKEN_LEN - 1, three, 1);
+        send_raw(wire->broker, wire->token.bytes, HANDOFF_RAW_TOKEN_LEN - 1, three, 1);
         break;
     case UNKNOWN_TOKEN:
     case UNEXPECTED_TOKEN:
-        assert_ok(handoff_token_generate(&other));
-        assert_ok(handoff_send(wire->broker, wire->connection, &other));
+        assert_ok(handoff_raw_token_generate(&other));
+        assert_ok(handoff_raw_send(wire->broker, wire->connection, &other));
         break;
     default:
-        assert_ok(handoff_send(wire->broker, wire->connection, &wire->token));
+        assert_ok(handoff_raw_send(wire->broker, wire->connection, &wire->token));
     }
 }
 
 /* Sends a message that the backend refuses, on a connection of its own that is closed after it. */
 static void be_refused(struct wire *wire, enum fault fault)
 {
-    handoff_token token;
+    handoff_raw_token token;
     int fd = -7;
     if (fault == REPLAYED_TOKEN)
-        assert_ok(handoff_token_store_redeem(wire->store, &wire->token));
+        assert_ok(handoff_raw_store_redeem(wire->store, &wire->token));
     send_faulty(wire, fault);
-    assert_status(handoff_receive_verified(wire->backend, -1, wire->store,
-                                           fault == UNEXPECTED_TOKEN ? &wire->token : NULL, &token,
-                                           &fd),
+    assert_status(handoff_raw_receive_verified(wire->backend, wire->store, fault == UNEXPECTED_TOKEN ? &wire->token : NULL, -1, &token, &fd),
                   backend_says[fault]);
     assert_int_equal(fd, -7);
     if (fault != REPLAYED_TOKEN)
-        assert_ok(handoff_token_store_revoke(wire->store, &wire->token));
+        assert_ok(handoff_raw_store_revoke(wire->store, &wire->token));
 }
 
 /* Sends a message that the backend takes, and then does not acknowledge as it should. */
 static void be_answered_badly(struct wire *wire, enum fault fault)
 {
-    handoff_token token;
-    handoff_ack ack;
+    handoff_raw_token token;
+    handoff_raw_ack ack = HANDOFF_RAW_ACK_INIT;
     int fd;
     send_faulty(wire, fault);
-    assert_ok(handoff_receive_verified(wire->backend, -1, wire->store, NULL, &token, &fd));
+    assert_ok(handoff_raw_receive_verified(wire->backend, wire->store, NULL, -1, &token, &fd));
     close(fd);
     switch (fault) {
     case REJECTED:
-        assert_ok(handoff_ack_reject(wire->backend, &token, HANDOFF_REASON_REJECTED));
-        assert_ok(handoff_ack_wait(wire->broker, &token, -1, &ack));
+        assert_ok(handoff_raw_ack_reject(wire->backend, &token, HANDOFF_REASON_REJECTED));
+        assert_ok(handoff_raw_ack_wait(wire->broker, &token, -1, &ack));
         assert_int_equal(ack.outcome, HANDOFF_FALLBACK);
         break;
     case MALFORMED_ACK:
         send_raw(wire->backend, "adopted", 7, NULL, 0);
-        assert_status(handoff_ack_wait(wire->broker, &token, -1, &ack), HANDOFF_ERR_ACK_MALFORMED);
+        assert_status(handoff_raw_ack_wait(wire->broker, &token, -1, &ack), HANDOFF_ERR_ACK_MALFORMED);
         break;
     case FOREIGN_ACK:
-        assert_ok(handoff_token_generate(&token));
-        assert_ok(handoff_ack_accept(wire->backend, &token));
-        assert_status(handoff_ack_wait(wire->broker, &wire->token, -1, &ack),
+        assert_ok(handoff_raw_token_generate(&token));
+        assert_ok(handoff_raw_ack_accept(wire->backend, &token));
+        assert_status(handoff_raw_ack_wait(wire->broker, &wire->token, -1, &ack),
                       HANDOFF_ERR_ACK_MISMATCH);
         break;
     default:
-        assert_status(handoff_ack_wait(wire->broker, &token, 0, &ack), HANDOFF_ERR_ACK_TIMEOUT);
-        assert_status(handoff_ack_accept(wire->backend, &token), HANDOFF_ERR_END_OF_STREAM);
+        assert_status(handoff_raw_ack_wait(wire->broker, &token, 0, &ack), HANDOFF_ERR_ACK_TIMEOUT);
+        assert_status(handoff_raw_ack_accept(wire->backend, &token), HANDOFF_ERR_END_OF_STREAM);
     }
 }
 
@@ -161,7 +159,7 @@ static void handoffs_leave_descriptors_and_memory_as_they_were(void **state)
     long faults[FAULTS] = {0}, resident = 0;
     size_t allocated = 0;
     uint64_t start = handoff_now();
-    assert_ok(handoff_token_store_revoke(wire->store, &wire->token));
+    assert_ok(handoff_raw_store_revoke(wire->store, &wire->token));
     for (long i = 0; i < count; i++) {
         if (i == count / 10) {
             resident = resident_kib();
@@ -173,7 +171,7 @@ static void handoffs_leave_descriptors_and_memory_as_they_were(void **state)
             continue;
         }
         enum fault fault = (enum fault)(i / 10 % FAULTS);
-        assert_ok(handoff_token_store_issue(wire->store, &wire->token));
+        assert_ok(handoff_raw_store_issue(wire->store, &wire->token));
         if (backend_says[fault] != HANDOFF_OK)
             be_refused(wire, fault);
         else
@@ -193,7 +191,7 @@ static void handoffs_leave_descriptors_and_memory_as_they_were(void **state)
                   resident_after, allocated, allocated_after);
     assert_int_equal(malformed, count / 10);
     assert_int_equal(adopted, count - count / 10);
-    assert_int_equal(handoff_token_store_length(wire->store), 0);
+    assert_int_equal(handoff_raw_store_length(wire->store), 0);
     assert_nothing_to_read(wire->broker);
     assert_nothing_to_read(wire->backend);
     assert_nothing_to_read(wire->client);
@@ -207,5 +205,5 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WIRE_TEST(handoffs_leave_descriptors_and_memory_as_they_were),
     };
-    return cmocka_run_group_tests_name("soak", tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

@@ -4,15 +4,19 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <netinet/in.h>
-#include <stdio.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
+#include <sys/pidfd.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <unistd.h>
+#include <time.h>
 
 #define MOST_DESCRIPTORS 4096
 
@@ -65,6 +69,104 @@ int descriptors_after(void **state)
     return changed;
 }
 
+/* ---- a process for each test ----------------------------------------------------------------- */
+
+enum verdict { PASSED, SKIPPED, FAILED };
+
+/* In the child. It ends here also where an assertion fails in a child of the test's own, and with
+   exit(3), for the sanitizers look for leaks then. */
+static _Noreturn void run_alone(const char *name, const struct CMUnitTest *test, FILE *output)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    setpgid(0, 0);
+    if (dup2(fileno(output), STDOUT_FILENO) == -1 || dup2(fileno(output), STDERR_FILENO) == -1)
+        abort();
+    fclose(output);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    exit(_cmocka_run_group_tests(name, test, 1, NULL, NULL) != 0);
+}
+
+/* What cmocka says of a group of one test. */
+static bool is_about_the_group(const char *line)
+{
+    return strncmp(line, "[==========]", 12) == 0 || strncmp(line, "[  PASSED  ]", 12) == 0 ||
+           strncmp(line, "[  FAILED  ]", 12) == 0 || strstr(line, " TEST(S)") != NULL ||
+           strcmp(line, "\n") == 0;
+}
+
+/* Prints what a test has said. Returns whether it was skipped. */
+static bool print_output(FILE *output, bool failed)
+{
+    char line[1024];
+    bool skipped = false;
+    rewind(output);
+    while (fgets(line, sizeof line, output) != NULL) {
+        skipped |= strncmp(line, "[  SKIPPED ]", 12) == 0;
+        if (!is_about_the_group(line) && (failed || line[0] != '['))
+            fputs(line, stdout);
+    }
+    return skipped;
+}
+
+static enum verdict run_forked(const char *name, const struct CMUnitTest *test)
+{
+    const char *limit = getenv("HANDOFF_TEST_LIMIT");
+    int seconds = limit != NULL ? atoi(limit) : 300, status = 0;
+    FILE *output = tmpfile();
+    if (output == NULL)
+        abort();
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0)
+        run_alone(name, test, output);
+    setpgid(child, child);
+    struct pollfd end = {.fd = pidfd_open(child, 0), .events = POLLIN};
+    bool hung = poll(&end, 1, seconds * 1000) != 1;
+    close(end.fd);
+    /* The test and all that it has started; nobody reuses the number before waitpid(). */
+    kill(-child, SIGKILL);
+    waitpid(child, &status, 0);
+    bool failed = hung || !WIFEXITED(status) || WEXITSTATUS(status) != 0;
+    bool skipped = print_output(output, failed);
+    fclose(output);
+    if (hung)
+        printf("%s: %s: hangs: ended after %d s\n", name, test->name, seconds);
+    else if (WIFSIGNALED(status))
+        printf("%s: %s: ended by signal %d\n", name, test->name, WTERMSIG(status));
+    else if (failed)
+        printf("%s: %s: failed\n", name, test->name);
+    return failed ? FAILED : skipped ? SKIPPED : PASSED;
+}
+
+int run_program(const char *file, const struct CMUnitTest *tests, size_t count)
+{
+    const char *only = getenv("HANDOFF_TEST_ONLY"), *slash = strrchr(file, '/');
+    char name[64];
+    snprintf(name, sizeof name, "%s", slash != NULL ? slash + 1 : file);
+    name[strcspn(name, ".")] = '\0';
+    unsigned of[] = {[PASSED] = 0, [SKIPPED] = 0, [FAILED] = 0};
+    for (size_t i = 0; i < count; i++)
+        if (only == NULL || strstr(tests[i].name, only) != NULL)
+            of[run_forked(name, &tests[i])]++;
+    printf("%s: %u passed", name, of[PASSED]);
+    if (of[SKIPPED] > 0)
+        printf(", %u skipped", of[SKIPPED]);
+    if (of[FAILED] > 0)
+        printf(", %u FAILED", of[FAILED]);
+    printf("\n");
+    return of[FAILED] > 0;
+}
+
+/* ---- assertions ------------------------------------------------------------------------------ */
+
+void check_message(const char *text, const char *call, const char *file, int line)
+{
+    if (strstr(handoff_last_error(), text) != NULL)
+        return;
+    print_error("%s: \"%s\" does not contain \"%s\"\n", call, handoff_last_error(), text);
+    _fail(file, line);
+}
+
 void check_status(handoff_status got, handoff_status want, const char *call, const char *file,
                   int line)
 {
@@ -73,6 +175,45 @@ void check_status(handoff_status got, handoff_status want, const char *call, con
     print_error("%s: %s instead of %s (%s)\n", call, handoff_status_name(got),
                 handoff_status_name(want), handoff_last_error());
     _fail(file, line);
+}
+
+uint64_t now_ns(void)
+{
+    struct timespec time;
+    assert_int_equal(clock_gettime(CLOCK_MONOTONIC, &time), 0);
+    return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
+
+uint64_t ms_since(uint64_t start_ns)
+{
+    return (now_ns() - start_ns) / 1000000;
+}
+
+void sleep_until(uint64_t start_ns, uint64_t ms)
+{
+    uint64_t end = start_ns + ms * 1000000;
+    struct timespec time = {.tv_sec = (time_t)(end / 1000000000),
+                            .tv_nsec = (long)(end % 1000000000)};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, NULL) != 0)
+        ;
+}
+
+bool next_arrival(handoff_backend *backend, handoff_arrival *arrival)
+{
+    handoff_status status = handoff_backend_next(backend, arrival);
+    if (status == HANDOFF_NOTHING)
+        return false;
+    assert_ok(status);
+    return true;
+}
+
+bool next_verdict(handoff_broker *broker, handoff_verdict *verdict)
+{
+    handoff_status status = handoff_broker_next(broker, verdict);
+    if (status == HANDOFF_NOTHING)
+        return false;
+    assert_ok(status);
+    return true;
 }
 
 void make_directory(char path[64])
@@ -149,6 +290,16 @@ void send_raw(int socket, const void *bytes, size_t len, const int *fds, size_t 
     assert_int_equal(sendmsg(socket, &message, MSG_NOSIGNAL), (ssize_t)len);
 }
 
+pid_t start_child(void)
+{
+    fflush(NULL);
+    pid_t child = fork();
+    assert_int_not_equal(child, -1);
+    if (child == 0)
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+    return child;
+}
+
 void assert_child_succeeds(pid_t child)
 {
     int status;
@@ -190,4 +341,31 @@ void allow_descriptors(rlim_t before)
     assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
     limit.rlim_cur = before;
     assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+void need_root(void)
+{
+    if (geteuid() != 0)
+        fail_msg("run this as root: it drops privileges in a child");
+}
+
+void skip_under_valgrind(const char *reason)
+{
+    if (getenv("HANDOFF_UNDER_VALGRIND") != NULL) {
+        print_message("skipped under valgrind: %s\n", reason);
+        skip();
+    }
+}
+
+void refuse_system_call(unsigned int number, unsigned int error)
+{
+    struct sock_filter rules[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {.len = sizeof rules / sizeof *rules, .filter = rules};
+    child_assert(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+    child_assert(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
 }

@@ -1,18 +1,22 @@
 /*
  * support.h: what all C tests need.
  *
- * Every test is run inside descriptors_before() and descriptors_after(): cmocka's setup and
- * teardown, which fail a test that leaves a descriptor open or closes one that it did not open.
+ * Every test runs in a process of its own: a crash, a hang or a changed limit is the fault of that
+ * test and of no other. It runs inside descriptors_before() and descriptors_after(), cmocka's setup
+ * and teardown, which fail a test that leaves a descriptor open or closes one that it did not open.
  */
 #ifndef SUPPORT_H
 #define SUPPORT_H
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/resource.h>
 #include <sys/types.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 #include <handoff.h>
@@ -24,13 +28,46 @@
 int descriptors_before(void **state);
 int descriptors_after(void **state);
 
+/**
+ * Runs every test of an array, each in a child with its own process group, and prints what failed
+ * and how many there were. Returns what main() returns.
+ *
+ * HANDOFF_TEST_ONLY runs only the tests that have it in their name; HANDOFF_TEST_LIMIT is how many
+ * seconds a test may take, 300 if it is not set.
+ */
+#define RUN_TESTS(tests) run_program(__FILE__, (tests), sizeof(tests) / sizeof *(tests))
+
+int run_program(const char *file, const struct CMUnitTest *tests, size_t count);
+
+/** How long a test waits for something that must happen. Only a fault takes so long. */
+enum { PATIENCE_MS = 60000 };
+
 /** Asserts a status; on failure prints both names and handoff_last_error(). */
 #define assert_status(call, expected) check_status((call), (expected), #call, __FILE__, __LINE__)
 #define assert_ok(call) assert_status(call, HANDOFF_OK)
 #define assert_invalid(call) assert_status(call, HANDOFF_ERR_INVALID_ARGUMENT)
 
+/** Asserts an invalid argument, and that the message contains a text. */
+#define assert_invalid_because(call, text) \
+    (assert_invalid(call), check_message((text), #call, __FILE__, __LINE__))
+
+/** Asserts that handoff_last_error() contains a text. */
+#define assert_last_error_has(text) check_message((text), "handoff_last_error()", __FILE__, __LINE__)
+
+void check_message(const char *text, const char *call, const char *file, int line);
 void check_status(handoff_status got, handoff_status want, const char *call, const char *file,
                   int line);
+
+/** CLOCK_MONOTONIC in nanoseconds, and the milliseconds that have passed since then. */
+uint64_t now_ns(void);
+uint64_t ms_since(uint64_t start_ns);
+
+/** Sleeps until so many milliseconds after a time of now_ns(), at least. */
+void sleep_until(uint64_t start_ns, uint64_t ms);
+
+/** Takes the next arrival or verdict; false if there is none. Any error fails the test. */
+bool next_arrival(handoff_backend *backend, handoff_arrival *arrival);
+bool next_verdict(handoff_broker *broker, handoff_verdict *verdict);
 
 /** A fresh directory, removed with what is in it by remove_directory(). */
 void make_directory(char path[64]);
@@ -48,8 +85,30 @@ void assert_same_socket(int a, int b);
 /** sendmsg(2) of any bytes with any descriptors, 253 at most: what a hostile peer can do. */
 void send_raw(int socket, const void *bytes, size_t len, const int *fds, size_t fds_len);
 
+/** fork(2); the child ends with this process, should a test fail before the child is done. */
+pid_t start_child(void);
+
 /** Waits for a child and asserts that it exited with 0. */
 void assert_child_succeeds(pid_t child);
+
+/** What a test asserts in a child, in one line. Exits with 1 when the condition is false. */
+#define child_assert(condition)                                                        \
+    do {                                                                               \
+        if (!(condition)) {                                                            \
+            fprintf(stderr, "%s:%d: in a child: %s is false: %s\n", __FILE__, __LINE__, \
+                    #condition, handoff_last_error());                                 \
+            _exit(1);                                                                  \
+        }                                                                              \
+    } while (0)
+
+/** Fails a test, saying what to do about it, if this process is not root's. */
+void need_root(void);
+
+/** Valgrind emulates RLIMIT_NOFILE without the kernel's knowledge: skips a test under it. */
+void skip_under_valgrind(const char *reason);
+
+/** In a child: from now on a system call of this process returns an error, or 0 where that is 0. */
+void refuse_system_call(unsigned int number, unsigned int error);
 
 /** Becomes an ordinary user, in a child: nobody (65534), without groups. Says so and exits with 99
     if it can't. */

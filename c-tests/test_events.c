@@ -57,20 +57,23 @@ static void hand_over_all(int (*await)(void))
     handoff_offer offer = offer_of(client[0]);
     offer.preread = preread;
     offer.preread_len = sizeof preread;
-    offer.timeout_ms = 2 * PATIENCE_MS;
+    offer.timeout_ms = HANDOFF_NO_TIMEOUT;
     while (settled < offers) {
+        handoff_status status = HANDOFF_OK;
         while (offered < offers &&
-               handoff_broker_offer(channel.broker, &offer, NULL) == HANDOFF_OK)
+               (status = handoff_broker_offer(channel.broker, &offer, NULL)) == HANDOFF_OK)
             offered++;
+        if (status != HANDOFF_OK)
+            assert_status(status, HANDOFF_ERR_FULL);
         if (await() == broker_fd) {
-            handoff_verdict verdict;
+            handoff_verdict verdict = HANDOFF_VERDICT_INIT;
             assert_ok(handoff_broker_dispatch(channel.broker));
-            for (; handoff_broker_next(channel.broker, &verdict) == HANDOFF_OK; settled++)
+            for (; next_verdict(channel.broker, &verdict); settled++)
                 assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
         } else {
-            handoff_arrival arrival;
+            handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
             assert_ok(handoff_backend_dispatch(channel.backend));
-            while (handoff_backend_next(channel.backend, &arrival) == HANDOFF_OK)
+            while (next_arrival(channel.backend, &arrival))
                 adopt(&channel, arrival.id);
         }
     }
@@ -134,11 +137,11 @@ static void verdict_that_an_offer_brings_is_an_event(void **state)
     int gone = dup(client[0]);
     watch_the_quiet_broker();
     offer.fd = gone;
-    offer.more = 1;
+    offer.flags = HANDOFF_OFFER_MORE;
     assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     close(gone);
     offer.fd = client[0];
-    offer.more = 0;
+    offer.flags = 0;
     /* Sends both, of which the first cannot be sent any more. */
     assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     await_event();
@@ -156,7 +159,7 @@ static void end_of_the_channel_that_flush_notices_is_an_event(void **state)
     (void)state;
     handoff_offer offer = offer_of(client[0]);
     watch_the_quiet_broker();
-    offer.more = 1;
+    offer.flags = HANDOFF_OFFER_MORE;
     assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     handoff_backend_free(channel.backend);
     channel.backend = NULL;
@@ -169,14 +172,14 @@ static void deadline_is_an_event(void **state)
 {
     (void)state;
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     watch_the_quiet_broker();
     offer.timeout_ms = 20;
     assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     do {
         await_event();
         assert_ok(handoff_broker_dispatch(channel.broker));
-    } while (handoff_broker_next(channel.broker, &verdict) == HANDOFF_NOTHING);
+    } while (!next_verdict(channel.broker, &verdict));
     assert_int_equal(verdict.reason, HANDOFF_REASON_ACK_TIMEOUT);
 }
 
@@ -221,12 +224,13 @@ static void adoption_in_a_batch_that_is_not_finished_is_told_after_a_moment(void
 
 static void hand_over(void)
 {
-    handoff_arrival arrival;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     offer_fd(&channel, client[0]);
     adopt(&channel, arrival_of(&channel).id);
-    assert_status(handoff_backend_next(channel.backend, &arrival), HANDOFF_NOTHING);
+    assert_false(next_arrival(channel.backend, &arrival));
     assert_ok(handoff_broker_dispatch(channel.broker));
-    assert_ok(handoff_broker_next(channel.broker, &(handoff_verdict){.id = 0}));
+    assert_true(next_verdict(channel.broker, &verdict));
 }
 
 static void backend_that_finishes_its_batches_is_not_woken_for_nothing(void **state)
@@ -263,21 +267,21 @@ static void room_that_comes_at_once_is_not_missed(void **state)
 {
     (void)state;
     int broker_fd = handoff_broker_fd(channel.broker);
-    handoff_verdict verdict = {.id = 0};
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     watch(broker_fd, EPOLLIN | EPOLLET);
     watch(handoff_backend_fd(channel.backend), EPOLLIN | EPOLLET);
     for (int i = 0; i < 3; i++) {
         without_room = 1;
         uint64_t id = offer_fd(&channel, client[0]);
         while (verdict.id != id) {
-            handoff_arrival arrival;
+            handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
             if (await_event() == broker_fd) {
                 assert_ok(handoff_broker_dispatch(channel.broker));
-                handoff_broker_next(channel.broker, &verdict);
+                next_verdict(channel.broker, &verdict);
                 continue;
             }
             assert_ok(handoff_backend_dispatch(channel.backend));
-            while (handoff_backend_next(channel.backend, &arrival) == HANDOFF_OK) {
+            while (next_arrival(channel.backend, &arrival)) {
                 without_room = 1;
                 adopt(&channel, arrival.id);
             }
@@ -302,5 +306,5 @@ int main(void)
         EVENT_TEST(backend_that_finishes_its_batches_is_not_woken_for_nothing),
         EVENT_TEST(room_that_comes_at_once_is_not_missed),
     };
-    return cmocka_run_group_tests_name("events", tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

@@ -18,7 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { CREDIT = 256, SLOTS = 256, MAX_CHANNELS = 64, MAX_OFFER_BYTES = 1024 };
+enum { MAX_IN_FLIGHT = 256, SLOTS = 256, MAX_CHANNELS = 64, MAX_OFFER_BYTES = 1024 };
 
 /* How much the backend may grow under an attack, and what may stay of it. */
 enum { MOST_GROWTH = 1024 * 1024, MOST_LEFT = 64 * 1024 };
@@ -27,8 +27,11 @@ static char path[96];
 
 /* ---- the hostile broker --------------------------------------------------------------------- */
 
-/* Shared with the test: how many channels the backend must have ended. */
-static unsigned *ended;
+/* Shared with the test: how many channels the backend must have ended, and how often it has been
+   dispatched. */
+static struct {
+    _Atomic unsigned ended, dispatched;
+} *shared;
 
 static struct frame frame;
 
@@ -36,7 +39,7 @@ struct channel {
     int socket;
     int client;
     uint64_t *words;
-    unsigned char tokens[CREDIT][TOKEN_LEN];
+    unsigned char tokens[MAX_IN_FLIGHT][TOKEN_LEN];
 };
 
 static int make_table(size_t bytes, int seals)
@@ -78,8 +81,8 @@ static struct channel open_channel(void)
     must(frame_get(&frame, AT_KIND, 1) == WELCOME);
     must(frame_receive(channel.socket, &frame) == 0);
     must(frame_get(&frame, AT_KIND, 1) == GRANTS);
-    must(frame_get(&frame, AT_ENTRIES, 2) == CREDIT);
-    for (size_t i = 0; i < CREDIT; i++) {
+    must(frame_get(&frame, AT_ENTRIES, 2) == MAX_IN_FLIGHT);
+    for (size_t i = 0; i < MAX_IN_FLIGHT; i++) {
         const unsigned char *grant = frame.bytes + HEADER_LEN + i * 24;
         must(frame_get(&frame, HEADER_LEN + i * 24, 4) == i);
         memcpy(channel.tokens[i], grant + 8, TOKEN_LEN);
@@ -132,7 +135,7 @@ static void expect_verdicts(struct channel *channel, size_t count, int reason)
 static void must_break(int socket)
 {
     must_end(socket);
-    ++*ended;
+    shared->ended++;
 }
 
 /* The packet in `frame`, as the first or after an honest beginning, ends the channel. */
@@ -413,7 +416,7 @@ static void claim_word_scribbled_on_while_the_arrival_is_held_ends_the_channel(v
 
 static void offer_in_an_unknown_slot_ends_the_channel(void)
 {
-    static const uint32_t slots[] = {CREDIT, 4095, 4096, 0x7fffffff, 0xffffffff};
+    static const uint32_t slots[] = {MAX_IN_FLIGHT, 4095, 4096, 0x7fffffff, 0xffffffff};
     for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++) {
         struct channel channel = open_channel();
         struct entry entry = honest_entry(&channel, 0);
@@ -504,10 +507,10 @@ static void token_of_another_channel_ends_only_the_channel_that_used_it(void)
 }
 
 /* The same token is good on the channel that it was granted to, even with verdicts unread. */
-static void offer_beyond_credit_ends_the_channel(void)
+static void offer_beyond_max_in_flight_ends_the_channel(void)
 {
     struct channel channel = open_channel();
-    for (uint32_t slot = 0; slot < CREDIT; slot++) {
+    for (uint32_t slot = 0; slot < MAX_IN_FLIGHT; slot++) {
         struct entry entry = honest_entry(&channel, slot);
         send_offer(&channel, &entry);
     }
@@ -603,15 +606,15 @@ static void most_descriptors_in_a_packet_are_taken_and_one_more_ends_the_channel
 }
 
 /* Verdicts can only wait for offers, and offers need tokens, which come with verdicts. */
-static void broker_that_never_reads_costs_the_backend_no_more_than_its_credit(void)
+static void broker_that_never_reads_costs_the_backend_no_more_than_max_in_flight(void)
 {
     struct channel channel = open_channel();
-    for (uint32_t slot = 0; slot < CREDIT; slot++) {
+    for (uint32_t slot = 0; slot < MAX_IN_FLIGHT; slot++) {
         struct entry entry = honest_entry(&channel, slot);
         send_offer(&channel, &entry);
     }
     raise(SIGSTOP);
-    expect_verdicts(&channel, CREDIT, 0);
+    expect_verdicts(&channel, MAX_IN_FLIGHT, 0);
 }
 
 static void broker_that_never_says_hello_is_closed(void)
@@ -631,7 +634,7 @@ static void broker_that_connects_a_thousand_times_gets_no_more_than_the_backend_
         peers[i] = (struct pollfd){.fd = connect_broker(), .events = POLLIN};
     /* One of the channels is the honest broker's. */
     while (open > MAX_CHANNELS - 1) {
-        must(poll(peers, 1000, 10000) > 0);
+        must(poll(peers, 1000, PATIENCE_S * 1000) > 0);
         for (int i = 0; i < 1000; i++) {
             if (peers[i].revents != 0) {
                 must_end(peers[i].fd);
@@ -648,9 +651,10 @@ static void broker_that_connects_a_thousand_times_gets_no_more_than_the_backend_
 
 static void brokers_that_connect_without_end_do_not_keep_dispatch_from_returning(void)
 {
+    unsigned until = shared->dispatched + 50;
     pid_t more = fork();
     must(more != -1);
-    for (time_t until = time(NULL) + 2; time(NULL) < until;)
+    while (shared->dispatched < until)
         close(connect_broker());
     if (more == 0)
         _exit(0);
@@ -705,20 +709,12 @@ static handoff_broker *broker;
 static uint64_t held;
 static int honest_fd;
 
-static double seconds(void)
-{
-    struct timespec now;
-    assert_int_equal(clock_gettime(CLOCK_MONOTONIC, &now), 0);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
-
 static void dispatch(void)
 {
-    handoff_arrival arrival;
-    double start = seconds();
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     assert_ok(handoff_backend_dispatch(backend));
-    assert_true(seconds() < start + 1);
-    while (handoff_backend_next(backend, &arrival) == HANDOFF_OK) {
+    shared->dispatched++;
+    while (next_arrival(backend, &arrival)) {
         int fd;
         if (strcmp(arrival.correlation, "held") == 0) {
             held = arrival.id;
@@ -726,9 +722,9 @@ static void dispatch(void)
         }
         if (strcmp(arrival.correlation, "now") == 0) {
             fd = -1;
-            assert_status(handoff_backend_adopt(backend, held, &fd), HANDOFF_ERR_REVOKED);
+            assert_status(handoff_backend_adopt(backend, held, &fd), HANDOFF_ERR_TAKEN_BACK);
             /* What else the caller has seen of that broker is lost with the channel. */
-            assert_status(handoff_backend_adopt(backend, arrival.id, &fd), HANDOFF_ERR_REVOKED);
+            assert_status(handoff_backend_adopt(backend, arrival.id, &fd), HANDOFF_ERR_TAKEN_BACK);
             assert_int_equal(fd, -1);
             continue;
         }
@@ -760,10 +756,10 @@ static void wait_and_dispatch(void)
 static void hand_over_honestly(void)
 {
     int ends[2];
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     handoff_offer offer = HANDOFF_OFFER_INIT;
     handoff_status status;
-    time_t deadline = time(NULL) + 10;
+    time_t deadline = time(NULL) + PATIENCE_S;
     make_pair(SOCK_STREAM, ends);
     offer.fd = honest_fd = ends[0];
     offer.correlation = "honest";
@@ -776,7 +772,7 @@ static void hand_over_honestly(void)
         wait_and_dispatch();
     }
     assert_ok(status);
-    while (handoff_broker_next(broker, &verdict) != HANDOFF_OK) {
+    while (!next_verdict(broker, &verdict)) {
         assert_true(time(NULL) < deadline);
         wait_and_dispatch();
     }
@@ -794,16 +790,24 @@ static int count_descriptors(void)
     return count;
 }
 
+static void share(void)
+{
+    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_ptr_not_equal(shared, MAP_FAILED);
+}
+
 static void begin(char directory[64])
 {
     handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
+    handoff_broker_options broker_options = HANDOFF_BROKER_OPTIONS_INIT;
+    broker_options.timeout_ms = HANDOFF_NO_TIMEOUT;
     options.max_channels = MAX_CHANNELS;
-    options.credit = CREDIT;
+    options.max_in_flight = MAX_IN_FLIGHT;
     options.max_offer_bytes = MAX_OFFER_BYTES;
     make_directory(directory);
     snprintf(path, sizeof path, "%s/handoff.sock", directory);
     assert_ok(handoff_backend_listen(path, &options, &backend));
-    assert_ok(handoff_broker_new(path, NULL, &broker));
+    assert_ok(handoff_broker_new(path, &broker_options, &broker));
     hand_over_honestly();
 }
 
@@ -823,8 +827,7 @@ static void survives(void **state)
     const struct attack *attack = *state;
     char directory[64];
     int status = 0;
-    ended = mmap(NULL, sizeof *ended, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    assert_ptr_not_equal(ended, MAP_FAILED);
+    share();
     begin(directory);
     int descriptors = count_descriptors();
     size_t bytes = bytes_in_use();
@@ -849,13 +852,13 @@ static void survives(void **state)
     assert_true(WIFEXITED(status));
     assert_int_equal(WEXITSTATUS(status), 0);
 
-    for (double deadline = seconds() + 10; statistics().channels > 1;) {
-        assert_true(seconds() < deadline);
+    for (time_t deadline = time(NULL) + PATIENCE_S; statistics().channels > 1;) {
+        assert_true(time(NULL) < deadline);
         wait_and_dispatch();
     }
     hand_over_honestly();
     handoff_backend_statistics found = statistics();
-    assert_int_equal(found.broken, *ended);
+    assert_int_equal(found.broken, shared->ended);
     assert_int_equal(found.channels, 1);
     assert_int_equal(found.held, 0);
     assert_int_equal(found.held_bytes, 0);
@@ -863,13 +866,14 @@ static void survives(void **state)
     assert_true(bytes_in_use() < bytes + MOST_LEFT);
     assert_false(is_mapped("memfd:hostile"));
     end(directory);
-    munmap(ended, sizeof *ended);
+    munmap(shared, sizeof *shared);
 }
 
 static void descriptors_with_an_empty_or_an_oversized_packet_are_closed_at_once(void **state)
 {
     (void)state;
     char directory[64];
+    share();
     begin(directory);
     static const size_t lengths[] = {0, MOST_BYTES + 1};
     for (int i = 0; i < 2; i++) {
@@ -922,13 +926,13 @@ int main(void)
         ATTACK(token_offered_twice_in_one_frame_ends_the_channel),
         ATTACK(wrong_token_ends_the_channel),
         ATTACK(token_of_another_channel_ends_only_the_channel_that_used_it),
-        ATTACK(offer_beyond_credit_ends_the_channel),
+        ATTACK(offer_beyond_max_in_flight_ends_the_channel),
         ATTACK(length_that_overflows_the_frame_ends_the_channel),
         ATTACK(more_bytes_than_allowed_end_the_channel),
         ATTACK(descriptor_that_is_no_connection_is_rejected_and_the_channel_goes_on),
         ATTACK(connection_other_than_the_one_named_is_rejected_and_the_channel_goes_on),
         ATTACK(most_descriptors_in_a_packet_are_taken_and_one_more_ends_the_channel),
-        ATTACK(broker_that_never_reads_costs_the_backend_no_more_than_its_credit),
+        ATTACK(broker_that_never_reads_costs_the_backend_no_more_than_max_in_flight),
         ATTACK(broker_that_never_says_hello_is_closed),
         ATTACK(broker_that_connects_a_thousand_times_gets_no_more_than_the_backend_allows),
         ATTACK(brokers_that_connect_without_end_do_not_keep_dispatch_from_returning),
@@ -936,5 +940,5 @@ int main(void)
         ATTACK(stopped_broker_holds_nobody_up_and_goes_on_when_continued),
         TEST(descriptors_with_an_empty_or_an_oversized_packet_are_closed_at_once),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

@@ -9,8 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define DEADLINE_MS 5000
-
 /* The peer's process and what it prints, line by line. */
 struct peer {
     pid_t pid;
@@ -77,11 +75,11 @@ static void python_backend_adopts_from_a_broker_in_c(void **state)
     struct place place = make_place();
     struct peer peer = start_backend(&place);
     int socket;
-    handoff_token token;
-    handoff_verdict verdict;
-    assert_ok(handoff_connect(place.path, &socket));
-    assert_ok(handoff_token_receive(socket, DEADLINE_MS, &token));
-    assert_ok(handoff_attempt(socket, wire->connection, &token, DEADLINE_MS, &verdict));
+    handoff_raw_token token;
+    handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
+    assert_ok(handoff_raw_connect(place.path, &socket));
+    assert_ok(handoff_raw_token_receive(socket, PATIENCE_MS, &token));
+    assert_ok(handoff_raw_attempt(socket, wire->connection, &token, PATIENCE_MS, &verdict));
     assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
     close(socket);
     close_end(&wire->connection);
@@ -96,11 +94,11 @@ static void python_backend_refuses_a_token_that_it_did_not_give(void **state)
     struct place place = make_place();
     struct peer peer = start_backend(&place);
     int socket;
-    handoff_token token;
-    handoff_verdict verdict;
-    assert_ok(handoff_connect(place.path, &socket));
-    assert_ok(handoff_token_receive(socket, DEADLINE_MS, &token));
-    assert_ok(handoff_attempt(socket, wire->connection, &wire->token, DEADLINE_MS, &verdict));
+    handoff_raw_token token;
+    handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
+    assert_ok(handoff_raw_connect(place.path, &socket));
+    assert_ok(handoff_raw_token_receive(socket, PATIENCE_MS, &token));
+    assert_ok(handoff_raw_attempt(socket, wire->connection, &wire->token, PATIENCE_MS, &verdict));
     assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
     assert_int_equal(verdict.cause, HANDOFF_ERR_END_OF_STREAM);
     close(socket);
@@ -120,18 +118,18 @@ static int connect_to_port(const char *port)
 }
 
 /* Takes what the broker in Python offers; the client's end is in `client`. */
-static struct peer take_offer(const struct wire *wire, const handoff_listener *listener,
+static struct peer take_offer(const struct wire *wire, const handoff_raw_listener *listener,
                               const struct place *place, int *client, int *socket, int *fd)
 {
     char port[128];
-    handoff_token token;
+    handoff_raw_token token;
     struct peer peer = start_peer("broker", place->path);
     next_line(&peer, port);
     *client = connect_to_port(port);
-    assert_ok(handoff_listener_accept(listener, DEADLINE_MS, NULL, socket));
-    assert_ok(handoff_token_send(*socket, &wire->token));
-    assert_ok(handoff_receive_verified(*socket, DEADLINE_MS, wire->store, NULL, &token, fd));
-    assert_true(handoff_token_equal(&token, &wire->token));
+    assert_ok(handoff_raw_listener_accept(listener, NULL, PATIENCE_MS, socket));
+    assert_ok(handoff_raw_token_send(*socket, &wire->token));
+    assert_ok(handoff_raw_receive_verified(*socket, wire->store, NULL, PATIENCE_MS, &token, fd));
+    assert_true(handoff_raw_token_equal(&token, &wire->token));
     return peer;
 }
 
@@ -139,17 +137,17 @@ static void backend_in_c_adopts_from_a_python_broker(void **state)
 {
     struct wire *wire = *state;
     struct place place = make_place();
-    handoff_listener *listener = listen_at(place.path, SOCK_STREAM);
+    handoff_raw_listener *listener = listen_at(place.path, SOCK_STREAM);
     int client, socket, fd;
     struct peer peer = take_offer(wire, listener, &place, &client, &socket, &fd);
-    assert_ok(handoff_ack_accept(socket, &wire->token));
+    assert_ok(handoff_raw_ack_accept(socket, &wire->token));
     assert_int_equal(write(fd, "served by the backend in C\n", 27), 27);
     close(fd);
     close(socket);
     assert_client_gets(client, "served by the backend in C\n");
     assert_ends_with(&peer, "adopted");
     close(client);
-    handoff_listener_free(listener);
+    handoff_raw_listener_free(listener);
     remove_directory(place.directory);
 }
 
@@ -157,16 +155,16 @@ static void python_broker_serves_what_a_backend_in_c_rejects(void **state)
 {
     struct wire *wire = *state;
     struct place place = make_place();
-    handoff_listener *listener = listen_at(place.path, SOCK_STREAM);
+    handoff_raw_listener *listener = listen_at(place.path, SOCK_STREAM);
     int client, socket, fd;
     struct peer peer = take_offer(wire, listener, &place, &client, &socket, &fd);
     close(fd);
-    assert_ok(handoff_ack_reject(socket, &wire->token, HANDOFF_REASON_BACKEND_BUSY));
+    assert_ok(handoff_raw_ack_reject(socket, &wire->token, HANDOFF_REASON_BACKEND_BUSY));
     close(socket);
     assert_client_gets(client, "served by the broker in Python\n");
     assert_ends_with(&peer, "fallback");
     close(client);
-    handoff_listener_free(listener);
+    handoff_raw_listener_free(listener);
     remove_directory(place.directory);
 }
 
@@ -178,5 +176,5 @@ int main(void)
         STREAM_TEST(backend_in_c_adopts_from_a_python_broker),
         STREAM_TEST(python_broker_serves_what_a_backend_in_c_rejects),
     };
-    return cmocka_run_group_tests_name("interop", tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

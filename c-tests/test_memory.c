@@ -6,7 +6,6 @@
  */
 #define _GNU_SOURCE
 #include "channel.h"
-#include "wire.h"
 
 #include <malloc.h>
 #include <stdlib.h>
@@ -109,25 +108,25 @@ static int close_both(void **state)
 
 enum { BATCH = 16 };
 
-/* Offers a batch and one more than there is room for; adopts, rejects or cancels each. */
+/* Offers a batch and one more than there is room for; adopts, rejects or takes back each. */
 static void hand_over(size_t preread_len)
 {
     static uint8_t preread[4000];
     handoff_offer offer = offer_of(client[0]);
-    handoff_arrival arrival;
-    handoff_verdict verdict;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     uint64_t ids[BATCH];
     offer.preread = preread;
     offer.preread_len = preread_len;
     offer.service = "web";
-    offer.more = 1;
+    offer.flags = HANDOFF_OFFER_MORE;
     for (int i = 0; i < BATCH; i++)
         assert_ok(handoff_broker_offer(channel.broker, &offer, &ids[i]));
     assert_status(handoff_broker_offer(channel.broker, &offer, NULL), HANDOFF_ERR_FULL);
     assert_ok(handoff_broker_flush(channel.broker));
-    assert_ok(handoff_broker_cancel(channel.broker, ids[0]));
+    assert_ok(handoff_broker_take_back(channel.broker, ids[0]));
     assert_ok(handoff_backend_dispatch(channel.backend));
-    for (int i = 1; handoff_backend_next(channel.backend, &arrival) == HANDOFF_OK; i++)
+    for (int i = 1; next_arrival(channel.backend, &arrival); i++)
         if (i % 4 == 0)
             assert_ok(handoff_backend_reject(channel.backend, arrival.id,
                                              HANDOFF_REASON_REJECTED));
@@ -144,7 +143,7 @@ static void nothing_is_allocated_for_an_offer_once_both_ends_run(void **state)
     skip_where_others_allocate();
     size_t offers = number("HANDOFF_TEST_OFFERS", 20000);
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
-    options.window = BATCH;
+    options.max_in_flight = BATCH;
     open_channel(&channel, &options, NULL);
     for (size_t len = 0; len <= 4000; len += 500)
         hand_over(len);
@@ -158,16 +157,16 @@ static void nothing_is_allocated_for_an_offer_once_both_ends_run(void **state)
     close_channel(&channel);
 }
 
-/* Bytes that both ends hold with a window full of offers in flight, and then of verdicts. */
-static void measure(size_t window, size_t *broker, size_t *backend)
+/* Bytes that both ends hold with so many offers in flight, and then of verdicts. */
+static void measure(size_t in_flight, size_t *broker, size_t *backend)
 {
     handoff_broker_options broker_options = HANDOFF_BROKER_OPTIONS_INIT;
     handoff_backend_options backend_options = HANDOFF_BACKEND_OPTIONS_INIT;
     handoff_offer offer = offer_of(client[0]);
-    handoff_arrival arrival;
-    handoff_verdict verdict;
-    broker_options.window = backend_options.credit = window;
-    broker_options.timeout_ms = UINT64_MAX;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    broker_options.max_in_flight = backend_options.max_in_flight = in_flight;
+    broker_options.timeout_ms = HANDOFF_NO_TIMEOUT;
     make_directory(channel.directory);
     snprintf(channel.path, sizeof channel.path, "%s/socket", channel.directory);
     size_t start = live;
@@ -182,18 +181,18 @@ static void measure(size_t window, size_t *broker, size_t *backend)
     *backend += live - start;
     start = live;
     assert_ok(handoff_broker_dispatch(channel.broker));
-    offer.more = 1;
-    for (size_t i = 0; i < window; i++)
+    offer.flags = HANDOFF_OFFER_MORE;
+    for (size_t i = 0; i < in_flight; i++)
         assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     *broker += live - start;
-    for (size_t arrived = 0; arrived < window;) {
+    for (size_t arrived = 0; arrived < in_flight;) {
         start = live;
         assert_ok(handoff_broker_dispatch(channel.broker));
         *broker += live - start;
         start = live;
         /* Rejected, because so many connections cannot be held open at once. */
         assert_ok(handoff_backend_dispatch(channel.backend));
-        while (handoff_backend_next(channel.backend, &arrival) == HANDOFF_OK) {
+        while (next_arrival(channel.backend, &arrival)) {
             assert_ok(handoff_backend_reject(channel.backend, arrival.id,
                                              HANDOFF_REASON_REJECTED));
             arrived++;
@@ -203,7 +202,7 @@ static void measure(size_t window, size_t *broker, size_t *backend)
     start = live;
     assert_ok(handoff_broker_dispatch(channel.broker));
     *broker += live - start;
-    for (size_t i = 0; i < window; i++)
+    for (size_t i = 0; i < in_flight; i++)
         assert_ok(handoff_broker_next(channel.broker, &verdict));
     close_channel(&channel);
 }
@@ -229,5 +228,5 @@ int main(void)
         MEMORY_TEST(nothing_is_allocated_for_an_offer_once_both_ends_run),
         MEMORY_TEST(offer_in_flight_takes_256_bytes_at_most_on_each_side),
     };
-    return cmocka_run_group_tests_name("memory", tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

@@ -1,7 +1,6 @@
 /* Connections that change under way, and limits on descriptors. */
 #define _GNU_SOURCE
 #include "fixture.h"
-#include "wire.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -13,7 +12,7 @@ static void connection_swapped_for_another_before_it_is_sent_is_refused(void **s
     int other[2], fd = dup(client[0]);
     handoff_offer offer = offer_of(fd);
     make_pair(SOCK_STREAM, other);
-    offer.more = 1;
+    offer.flags = HANDOFF_OFFER_MORE;
     assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     assert_int_equal(dup2(other[0], fd), fd);
     assert_ok(handoff_broker_flush(channel.broker));
@@ -36,7 +35,7 @@ static void connection_closed_before_it_is_sent_falls_back_and_no_other(void **s
     for (int i = 0; i < OFFERS; i++) {
         fds[i] = dup(client[0]);
         handoff_offer offer = offer_of(fds[i]);
-        offer.more = 1;
+        offer.flags = HANDOFF_OFFER_MORE;
         offer.user_data = &fds[i];
         assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     }
@@ -70,7 +69,7 @@ static void backend_short_of_descriptors_takes_what_it_can_and_says_so_of_the_re
         close(room[i]);
     for (int i = 0; i < OFFERS; i++) {
         handoff_offer offer = offer_of(client[0]);
-        offer.more = i + 1 < OFFERS;
+        offer.flags = i + 1 < OFFERS ? HANDOFF_OFFER_MORE : 0;
         assert_ok(handoff_broker_offer(channel.broker, &offer, &ids[i]));
     }
     assert_ok(handoff_backend_dispatch(channel.backend));
@@ -126,7 +125,7 @@ static void offers_beyond_the_users_descriptors_in_flight_fall_back_and_later_on
     (void)state;
     enum { LIMIT = 32, OFFERS = 2 * LIMIT };
     skip_under_valgrind("the kernel counts against the limit of before");
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
         struct channel own;
         uint64_t refused = 0;
@@ -135,8 +134,8 @@ static void offers_beyond_the_users_descriptors_in_flight_fall_back_and_later_on
         limit_descriptors(LIMIT);
         for (int i = 0; i < OFFERS; i++)
             offer_fd(&own, client[0]);
-        handoff_verdict verdict;
-        for (; handoff_broker_next(own.broker, &verdict) == HANDOFF_OK; refused++) {
+        handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+        for (; next_verdict(own.broker, &verdict); refused++) {
             assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
             assert_int_equal(verdict.reason, HANDOFF_REASON_DESCRIPTOR_PRESSURE);
             assert_false(verdict.may_have_reached_backend);
@@ -167,5 +166,5 @@ int main(void)
         CHANNEL_TEST(
             offers_beyond_the_users_descriptors_in_flight_fall_back_and_later_ones_do_not),
     };
-    return cmocka_run_group_tests_name("pressure", tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

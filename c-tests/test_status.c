@@ -59,7 +59,7 @@ static const struct {
     STATUS(HANDOFF_ERR_TOO_LARGE, BACKEND_BUSY, true, false),
     STATUS(HANDOFF_ERR_WRONG_PROCESS, NONE, false, false),
     STATUS(HANDOFF_ERR_CLOSED, NONE, false, false),
-    STATUS(HANDOFF_ERR_REVOKED, ACK_TIMEOUT, true, false),
+    STATUS(HANDOFF_ERR_TAKEN_BACK, ACK_TIMEOUT, true, false),
     STATUS(HANDOFF_ERR_TOO_LATE, ACK_TIMEOUT, true, false),
     STATUS(HANDOFF_ERR_SYSTEM, BACKEND_UNAVAILABLE, true, false),
 };
@@ -178,7 +178,7 @@ static void errno_is_the_systems_error_and_the_sentence_names_the_path(void **st
     const char *path = "/nonexistent/handoff-test.sock";
     int socket = -7;
     errno = 0;
-    assert_status(handoff_connect(path, &socket), HANDOFF_ERR_BACKEND_UNAVAILABLE);
+    assert_status(handoff_raw_connect(path, &socket), HANDOFF_ERR_BACKEND_UNAVAILABLE);
     assert_int_equal(errno, ENOENT);
     assert_non_null(strstr(handoff_last_error(), path));
     assert_int_equal(socket, -7);
@@ -189,10 +189,10 @@ static void errno_is_the_systems_error_and_the_sentence_names_the_descriptor(voi
     (void)state;
     /* A number that nothing else in the sentence could be taken for. */
     int fd = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 777);
-    handoff_peer peer;
+    handoff_raw_peer peer = HANDOFF_RAW_PEER_INIT;
     assert_int_equal(fd, 777);
     errno = 0;
-    assert_invalid(handoff_peer_credentials(fd, &peer));
+    assert_invalid(handoff_raw_peer_credentials(fd, &peer));
     assert_int_equal(errno, ENOTSOCK);
     assert_non_null(strstr(handoff_last_error(), "777"));
     close(fd);
@@ -202,62 +202,62 @@ static void errno_is_0_and_the_sentence_names_the_argument_without_a_system_erro
 {
     (void)state;
     errno = EINTR;
-    assert_invalid(handoff_token_generate(NULL));
+    assert_invalid(handoff_raw_token_generate(NULL));
     assert_int_equal(errno, 0);
     assert_non_null(strstr(handoff_last_error(), "token"));
 
-    handoff_token_store *store;
-    handoff_token token;
-    assert_ok(handoff_token_store_new(NULL, &store));
-    assert_ok(handoff_token_generate(&token));
+    handoff_raw_store *store;
+    handoff_raw_token token;
+    assert_ok(handoff_raw_store_new(NULL, &store));
+    assert_ok(handoff_raw_token_generate(&token));
     errno = EINTR;
-    assert_status(handoff_token_store_redeem(store, &token), HANDOFF_ERR_TOKEN_NOT_PENDING);
+    assert_status(handoff_raw_store_redeem(store, &token), HANDOFF_ERR_TOKEN_NOT_PENDING);
     assert_int_equal(errno, 0);
-    handoff_token_store_free(store);
+    handoff_raw_store_free(store);
 }
 
 static void sentence_outlives_calls_that_succeed(void **state)
 {
     (void)state;
     char sentence[512];
-    handoff_token token;
-    assert_invalid(handoff_token_generate(NULL));
+    handoff_raw_token token;
+    assert_invalid(handoff_raw_token_generate(NULL));
     snprintf(sentence, sizeof sentence, "%s", handoff_last_error());
-    assert_ok(handoff_token_generate(&token));
+    assert_ok(handoff_raw_token_generate(&token));
     assert_string_equal(handoff_last_error(), sentence);
 }
 
 static void nothing_leaves_errno_and_the_sentence_as_they_were(void **state)
 {
     (void)state;
-    handoff_token_store *store;
-    handoff_pending *pending;
+    handoff_raw_store *store;
+    handoff_raw_pending *pending;
     char sentence[512];
-    assert_ok(handoff_token_store_new(NULL, &store));
-    assert_ok(handoff_pending_new(store, NULL, &pending));
-    assert_invalid(handoff_token_generate(NULL));
+    assert_ok(handoff_raw_store_new(NULL, &store));
+    assert_ok(handoff_raw_pending_new(store, NULL, &pending));
+    assert_invalid(handoff_raw_token_generate(NULL));
     snprintf(sentence, sizeof sentence, "%s", handoff_last_error());
     errno = EXDEV;
-    handoff_status status = handoff_pending_expire(pending, NULL, NULL);
+    handoff_status status = handoff_raw_pending_expire(pending, NULL, NULL);
     assert_int_equal(errno, EXDEV);
     assert_status(status, HANDOFF_NOTHING);
     assert_string_equal(handoff_last_error(), sentence);
-    handoff_pending_free(pending);
-    handoff_token_store_free(store);
+    handoff_raw_pending_free(pending);
+    handoff_raw_store_free(store);
 }
 
 static void sentence_shows_no_token(void **state)
 {
     (void)state;
-    handoff_token_store *store;
-    handoff_token token;
+    handoff_raw_store *store;
+    handoff_raw_token token;
     memcpy(token.bytes, "SEKRETSEKRETSEKR", sizeof token.bytes);
-    assert_ok(handoff_token_store_new(NULL, &store));
-    assert_status(handoff_token_store_revoke(store, &token), HANDOFF_ERR_TOKEN_NOT_PENDING);
+    assert_ok(handoff_raw_store_new(NULL, &store));
+    assert_status(handoff_raw_store_revoke(store, &token), HANDOFF_ERR_TOKEN_NOT_PENDING);
     assert_null(strstr(handoff_last_error(), "SEKR"));
     assert_null(strcasestr(handoff_last_error(), "53454b52"));
     assert_null(strstr(handoff_last_error(), "83, 69"));
-    handoff_token_store_free(store);
+    handoff_raw_store_free(store);
 }
 
 static void sentence_is_cut_at_511_bytes_and_ends(void **state)
@@ -267,7 +267,7 @@ static void sentence_is_cut_at_511_bytes_and_ends(void **state)
     int socket;
     memset(path, 'x', sizeof path - 1);
     path[sizeof path - 1] = '\0';
-    assert_invalid(handoff_connect(path, &socket));
+    assert_invalid(handoff_raw_connect(path, &socket));
     assert_int_equal(strlen(handoff_last_error()), 511);
 }
 
@@ -282,7 +282,7 @@ static void *fail_once(void *argument)
     struct sentences *seen = argument;
     int socket;
     snprintf(seen->at_first, sizeof seen->at_first, "%s", handoff_last_error());
-    (void)handoff_connect("/nonexistent/of-the-thread", &socket);
+    (void)handoff_raw_connect("/nonexistent/of-the-thread", &socket);
     snprintf(seen->after_error, sizeof seen->after_error, "%s", handoff_last_error());
     return NULL;
 }
@@ -293,7 +293,7 @@ static void each_thread_has_a_sentence_of_its_own_empty_at_first(void **state)
     pthread_t thread;
     struct sentences seen = {.at_first = "not looked at"};
     int socket;
-    assert_status(handoff_connect("/nonexistent/of-main", &socket),
+    assert_status(handoff_raw_connect("/nonexistent/of-main", &socket),
                   HANDOFF_ERR_BACKEND_UNAVAILABLE);
     assert_int_equal(pthread_create(&thread, NULL, fail_once, &seen), 0);
     assert_int_equal(pthread_join(thread, NULL), 0);
@@ -306,7 +306,7 @@ static void child_of_fork_begins_with_a_copy_of_the_sentence(void **state)
 {
     (void)state;
     int socket;
-    assert_status(handoff_connect("/nonexistent/of-parent", &socket),
+    assert_status(handoff_raw_connect("/nonexistent/of-parent", &socket),
                   HANDOFF_ERR_BACKEND_UNAVAILABLE);
     pid_t child = fork();
     assert_int_not_equal(child, -1);
@@ -353,5 +353,5 @@ int main(void)
         TEST(child_of_fork_begins_with_a_copy_of_the_sentence),
         TEST(now_is_the_monotonic_clock_in_nanoseconds),
     };
-    return cmocka_run_group_tests_name("status", tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

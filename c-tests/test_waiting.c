@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -28,13 +27,11 @@ static pid_t serve_in_a_child(int count, const handoff_broker_options *options)
     restart_backend();
     handoff_broker_free(channel.broker);
     assert_ok(handoff_broker_new(channel.path, options, &channel.broker));
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child != 0)
         return child;
-    /* A test that fails leaves nobody behind. */
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
     handoff_backend *backend = channel.backend;
-    handoff_arrival arrival;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     for (int i = 0; i < count; i++) {
         assert_ok(handoff_backend_accept(backend, -1, &arrival));
         assert_int_equal(write(arrival.fd, "x", 1), 1);
@@ -53,9 +50,9 @@ static void waiting_offer_waits_for_a_channel_and_for_the_verdict(void **state)
     (void)state;
     enum { OFFERS = 20 };
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     offer.timeout_ms = PATIENCE_MS;
-    offer.more = 1;
+    offer.flags = HANDOFF_OFFER_MORE;
     pid_t child = serve_in_a_child(OFFERS, NULL);
     for (int i = 0; i < OFFERS; i++) {
         char byte;
@@ -74,38 +71,38 @@ static void waiting_offer_is_refused_at_once_without_a_backend(void **state)
 {
     (void)state;
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     handoff_backend_free(channel.backend);
     channel.backend = NULL;
     offer.timeout_ms = PATIENCE_MS;
-    uint64_t start = handoff_now();
+    uint64_t start = now_ns();
     assert_status(handoff_broker_offer_and_wait(channel.broker, &offer, &verdict),
                   HANDOFF_ERR_BACKEND_UNAVAILABLE);
-    assert_true(handoff_now() - start < PATIENCE_MS * UINT64_C(1000000));
+    assert_in_range(ms_since(start), 0, PATIENCE_MS - 1);
 }
 
 static void waiting_offer_that_nobody_answers_falls_back_at_its_deadline(void **state)
 {
     (void)state;
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict;
-    uint64_t start = handoff_now();
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    uint64_t start = now_ns();
     int fd;
     offer.timeout_ms = 20;
     assert_ok(handoff_broker_offer_and_wait(channel.broker, &offer, &verdict));
-    assert_true(handoff_now() - start >= 20000000);
+    assert_in_range(ms_since(start), 20, PATIENCE_MS);
     assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
     assert_int_equal(verdict.reason, HANDOFF_REASON_ACK_TIMEOUT);
     assert_no_arrival(&channel);
     assert_invalid(handoff_backend_adopt(channel.backend, verdict.id, &fd));
-    assert_int_equal(backend_statistics(channel.backend).revoked, 1);
+    assert_int_equal(backend_statistics(channel.backend).taken_back, 1);
 }
 
 static void waiting_offer_leaves_the_verdicts_of_others(void **state)
 {
     (void)state;
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     offer.timeout_ms = 20;
     uint64_t adopted = offer_fd(&channel, client[0]), late;
     assert_ok(handoff_broker_offer(channel.broker, &offer, &late));
@@ -123,13 +120,15 @@ static void waiting_offer_waits_for_room(void **state)
 {
     (void)state;
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
-    options.window = 1;
+    options.max_in_flight = 1;
     handoff_offer first = offer_of(client[0]), second = first;
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     char byte;
     pid_t child = serve_in_a_child(2, &options);
     first.timeout_ms = second.timeout_ms = PATIENCE_MS;
-    while (handoff_broker_offer(channel.broker, &first, NULL) != HANDOFF_OK) {
+    handoff_status status;
+    while ((status = handoff_broker_offer(channel.broker, &first, NULL)) != HANDOFF_OK) {
+        assert_status(status, HANDOFF_ERR_BACKEND_UNAVAILABLE);
         await_readable(handoff_broker_fd(channel.broker));
         assert_ok(handoff_broker_dispatch(channel.broker));
     }
@@ -145,13 +144,13 @@ static void waiting_offer_waits_for_room(void **state)
     assert_child_succeeds(child);
 }
 
-static void waiting_offer_without_room_is_refused_when_its_time_is_over(void **state)
+static void waiting_offer_without_room_is_refused_when_its_time_is_up(void **state)
 {
     (void)state;
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict = {.id = 42};
-    options.window = 1;
+    handoff_verdict verdict = {.size = sizeof verdict, .id = 42};
+    options.max_in_flight = 1;
     open_again(&options);
     offer_fd(&channel, client[0]);
     offer.timeout_ms = 20;
@@ -168,7 +167,7 @@ static void offers_to_a_stopped_backend_wait_and_arrive_when_it_goes_on(void **s
     enum { OFFERS = 100 };
     static uint8_t preread[8000];
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     int status;
     offer.timeout_ms = PATIENCE_MS;
     offer.preread = preread;
@@ -185,7 +184,7 @@ static void offers_to_a_stopped_backend_wait_and_arrive_when_it_goes_on(void **s
     for (int i = 0; i < OFFERS;) {
         await_readable(handoff_broker_fd(channel.broker));
         assert_ok(handoff_broker_dispatch(channel.broker));
-        for (; handoff_broker_next(channel.broker, &verdict) == HANDOFF_OK; i++)
+        for (; next_verdict(channel.broker, &verdict); i++)
             assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
     }
     assert_ok(handoff_broker_close(channel.broker));
@@ -248,8 +247,8 @@ static void let_offers_expire(int count)
     for (int i = 0; i < count; i++)
         assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     for (int i = 0; i < count; i++) {
-        handoff_verdict verdict;
-        while (handoff_broker_next(channel.broker, &verdict) == HANDOFF_NOTHING) {
+        handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+        while (!next_verdict(channel.broker, &verdict)) {
             await_readable(handoff_broker_fd(channel.broker));
             assert_ok(handoff_broker_dispatch(channel.broker));
         }
@@ -258,31 +257,40 @@ static void let_offers_expire(int count)
     assert_no_arrival(&channel);
 }
 
-static void backend_that_fails_too_often_is_not_tried_until_the_window_has_passed(void **state)
+/* On a machine that takes longer for three failures than the period, they are not three. */
+static void backend_that_fails_too_often_is_not_tried_until_the_period_has_passed(void **state)
 {
     (void)state;
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
     handoff_offer offer = offer_of(client[0]);
-    handoff_verdict verdict;
-    handoff_status status;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    handoff_status status, waited;
+    uint64_t start;
     options.max_failures = 3;
-    options.failure_window_ms = 500;
-    open_again(&options);
-    uint64_t start = handoff_now();
-    let_offers_expire(2);
-    assert_ok(handoff_broker_dispatch(channel.broker));
-    let_offers_expire(1);
-    assert_status(handoff_broker_offer(channel.broker, &offer, NULL), HANDOFF_ERR_RATE_LIMITED);
+    options.failure_period_ms = 250;
+    do {
+        options.failure_period_ms *= 2;
+        open_again(&options);
+        start = now_ns();
+        let_offers_expire(2);
+        assert_ok(handoff_broker_dispatch(channel.broker));
+        let_offers_expire(1);
+        offer.timeout_ms = 1;
+        waited = handoff_broker_offer_and_wait(channel.broker, &offer, &verdict);
+        offer.timeout_ms = 0;
+        status = handoff_broker_offer(channel.broker, &offer, NULL);
+    } while ((status == HANDOFF_OK || waited == HANDOFF_OK) &&
+             ms_since(start) >= options.failure_period_ms);
+    assert_status(status, HANDOFF_ERR_RATE_LIMITED);
     assert_int_equal(errno, 0);
-    assert_status(handoff_broker_offer_and_wait(channel.broker, &offer, &verdict),
-                  HANDOFF_ERR_RATE_LIMITED);
+    assert_status(waited, HANDOFF_ERR_RATE_LIMITED);
     /* No event says that it may be tried again: ask from time to time. */
     while ((status = handoff_broker_offer(channel.broker, &offer, NULL)) != HANDOFF_OK) {
-        assert_int_equal(status, HANDOFF_ERR_RATE_LIMITED);
-        assert_true(handoff_now() - start < PATIENCE_MS * UINT64_C(1000000));
+        assert_status(status, HANDOFF_ERR_RATE_LIMITED);
+        assert_in_range(ms_since(start), 0, PATIENCE_MS);
         poll(NULL, 0, 5);
     }
-    assert_true(handoff_now() - start >= 500000000);
+    assert_in_range(ms_since(start), options.failure_period_ms, PATIENCE_MS);
     adopt(&channel, arrival_of(&channel).id);
     assert_adopted(&channel);
 }
@@ -313,7 +321,7 @@ static void child_that_frees_the_handles_takes_nothing_from_the_parent(void **st
     offer_fd(&channel, client[0]);
     offer_fd(&channel, client[0]);
     uint64_t id = arrival_of(&channel).id;
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
         handoff_broker_free(channel.broker);
         handoff_backend_free(channel.backend);
@@ -338,9 +346,9 @@ static void child_cannot_use_a_backend_of_its_parent(void **state)
     offer_fd(&channel, client[0]);
     uint64_t id = arrival_of(&channel).id;
     adopt(&channel, id);
-    pid_t child = fork();
+    pid_t child = start_child();
     if (child == 0) {
-        handoff_arrival arrival;
+        handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
         int fd;
         assert_int_equal(handoff_backend_fd(channel.backend), -1);
         assert_status(handoff_backend_dispatch(channel.backend), wrong);
@@ -366,15 +374,15 @@ int main(void)
         CHANNEL_TEST(waiting_offer_that_nobody_answers_falls_back_at_its_deadline),
         CHANNEL_TEST(waiting_offer_leaves_the_verdicts_of_others),
         CHANNEL_TEST(waiting_offer_waits_for_room),
-        CHANNEL_TEST(waiting_offer_without_room_is_refused_when_its_time_is_over),
+        CHANNEL_TEST(waiting_offer_without_room_is_refused_when_its_time_is_up),
         CHANNEL_TEST(offers_to_a_stopped_backend_wait_and_arrive_when_it_goes_on),
         CHANNEL_TEST(broker_connects_again_behind_the_same_descriptor),
         CHANNEL_TEST(offers_fall_back_when_the_backend_goes_and_its_last_adoptions_stand),
         CHANNEL_TEST(backend_that_starts_after_the_broker_is_found),
-        CHANNEL_TEST(backend_that_fails_too_often_is_not_tried_until_the_window_has_passed),
+        CHANNEL_TEST(backend_that_fails_too_often_is_not_tried_until_the_period_has_passed),
         CHANNEL_TEST(adoption_makes_up_for_failures_and_rejections_are_none),
         CHANNEL_TEST(child_that_frees_the_handles_takes_nothing_from_the_parent),
         CHANNEL_TEST(child_cannot_use_a_backend_of_its_parent),
     };
-    return cmocka_run_group_tests_name("waiting", tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

@@ -5,7 +5,6 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/time.h>
 
 const int wire_stream = SOCK_STREAM, wire_seqpacket = SOCK_SEQPACKET;
@@ -36,8 +35,8 @@ int wire_open(void **state)
     wire.backend = pair[1];
     wire.connection = tcp[0];
     wire.client = tcp[1];
-    assert_ok(handoff_token_store_new(NULL, &wire.store));
-    assert_ok(handoff_token_store_issue(wire.store, &wire.token));
+    assert_ok(handoff_raw_store_new(NULL, &wire.store));
+    assert_ok(handoff_raw_store_issue(wire.store, &wire.token));
     *state = &wire;
     return 0;
 }
@@ -50,7 +49,7 @@ int wire_close(void **state)
     close_end(&wire->backend);
     close_end(&wire->connection);
     close_end(&wire->client);
-    handoff_token_store_free(wire->store);
+    handoff_raw_store_free(wire->store);
     return descriptors_after(state);
 }
 
@@ -69,12 +68,12 @@ struct place make_place(void)
     return place;
 }
 
-handoff_listener *listen_at(const char *path, int type)
+handoff_raw_listener *listen_at(const char *path, int type)
 {
-    handoff_listener_options options = HANDOFF_LISTENER_OPTIONS_INIT;
-    handoff_listener *listener;
-    options.kind = type == SOCK_STREAM ? HANDOFF_STREAM : HANDOFF_SEQPACKET;
-    assert_ok(handoff_listener_new(path, &options, &listener));
+    handoff_raw_listener_options options = HANDOFF_RAW_LISTENER_OPTIONS_INIT;
+    handoff_raw_listener *listener;
+    options.socket_type = type == SOCK_STREAM ? HANDOFF_RAW_STREAM : HANDOFF_RAW_SEQPACKET;
+    assert_ok(handoff_raw_listener_new(path, &options, &listener));
     return listener;
 }
 
@@ -88,7 +87,7 @@ void assert_client_sees_end(struct wire *wire)
 {
     char byte;
     close_end(&wire->connection);
-    assert_int_equal(readable(wire->client, 5000), 1);
+    assert_int_equal(readable(wire->client, PATIENCE_MS), 1);
     assert_int_equal(recv(wire->client, &byte, 1, MSG_DONTWAIT), 0);
 }
 
@@ -130,27 +129,4 @@ void start_interrupting(void)
     interruptions = 0;
     assert_int_equal(sigaction(SIGALRM, &action, NULL), 0);
     set_timer(2000);
-}
-
-pid_t start_child(void)
-{
-    pid_t child = fork();
-    assert_int_not_equal(child, -1);
-    if (child == 0)
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-    return child;
-}
-
-void need_root(void)
-{
-    if (geteuid() != 0)
-        fail_msg("run this as root: it drops privileges in a child");
-}
-
-void skip_under_valgrind(const char *reason)
-{
-    if (getenv("HANDOFF_UNDER_VALGRIND") != NULL) {
-        print_message("skipped under valgrind: %s\n", reason);
-        skip();
-    }
 }

@@ -6,9 +6,7 @@
 #define WIRE_H
 
 #include <signal.h>
-#include <stdio.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include "support.h"
 
@@ -17,8 +15,8 @@ struct wire {
     int broker, backend; /**< The ends of the Unix socket. */
     int connection;      /**< The accepted TCP connection... */
     int client;          /**< ...and the client's end of it. */
-    handoff_token token;
-    handoff_token_store *store;
+    handoff_raw_token token;
+    handoff_raw_store *store;
 };
 
 /** A test that begins with a struct wire as its state and must leave nothing open. */
@@ -44,7 +42,7 @@ struct place {
 struct place make_place(void);
 
 /** Listens with a type of socket, SOCK_STREAM or SOCK_SEQPACKET. */
-handoff_listener *listen_at(const char *path, int type);
+handoff_raw_listener *listen_at(const char *path, int type);
 
 /** Asserts that no descriptor of the TCP connection is open any more but the client's. */
 void assert_client_sees_end(struct wire *wire);
@@ -67,27 +65,5 @@ extern volatile sig_atomic_t interruptions;
 
 /** Where the timer's handler writes a byte for each signal, for another process; -1 is nowhere. */
 extern volatile sig_atomic_t interruptions_pipe;
-
-/** fork(2); the child ends with this process, should a test fail before the child is done. */
-pid_t start_child(void);
-
-/**
- * What a test asserts in a child: cmocka's own assertions would go on with the next test there.
- * Exits with 1 when the condition is false.
- */
-#define child_assert(condition)                                                        \
-    do {                                                                               \
-        if (!(condition)) {                                                            \
-            fprintf(stderr, "%s:%d: in a child: %s is false: %s\n", __FILE__, __LINE__, \
-                    #condition, handoff_last_error());                                 \
-            _exit(1);                                                                  \
-        }                                                                              \
-    } while (0)
-
-/** Fails a test, saying what to do about it, if this process is not root's. */
-void need_root(void);
-
-/** Valgrind emulates RLIMIT_NOFILE without the kernel's knowledge: skips a test under it. */
-void skip_under_valgrind(const char *reason);
 
 #endif

@@ -24,28 +24,28 @@ int main(void)
     }
     const int broker = ends[0], backend = ends[1];
 
-    handoff_token_store_options options = HANDOFF_TOKEN_STORE_OPTIONS_INIT;
+    handoff_raw_store_options options = HANDOFF_RAW_STORE_OPTIONS_INIT;
     options.capacity = 1;
-    handoff_token_store *store;
-    handoff_token token;
-    if (handoff_token_store_new(&options, &store) != HANDOFF_OK
-        || handoff_token_store_issue(store, &token) != HANDOFF_OK)
+    handoff_raw_store *store;
+    handoff_raw_token token;
+    if (handoff_raw_store_new(&options, &store) != HANDOFF_OK
+        || handoff_raw_store_issue(store, &token) != HANDOFF_OK)
         return failed("no token");
-    if (handoff_send(broker, pipe_ends[1], &token) != HANDOFF_OK)
+    if (handoff_raw_send(broker, pipe_ends[1], &token) != HANDOFF_OK)
         return failed("not sent");
     close(pipe_ends[1]);
 
-    handoff_token presented;
+    handoff_raw_token presented;
     int adopted;
-    if (handoff_receive_verified(backend, 0, store, NULL, &presented, &adopted) != HANDOFF_OK)
+    if (handoff_raw_receive_verified(backend, store, NULL, 0, &presented, &adopted) != HANDOFF_OK)
         return failed("not received");
-    if (handoff_ack_accept(backend, &presented) != HANDOFF_OK)
+    if (handoff_raw_ack_accept(backend, &presented) != HANDOFF_OK)
         return failed("not accepted");
 
-    handoff_ack ack;
-    if (handoff_ack_wait(broker, &token, 0, &ack) != HANDOFF_OK)
+    handoff_raw_ack ack = HANDOFF_RAW_ACK_INIT;
+    if (handoff_raw_ack_wait(broker, &token, 0, &ack) != HANDOFF_OK)
         return failed("not acknowledged");
-    if (ack.outcome != HANDOFF_ADOPTED || !handoff_token_equal(&ack.token, &token))
+    if (ack.outcome != HANDOFF_ADOPTED || !handoff_raw_token_equal(&ack.token, &token))
         return failed("wrong acknowledgement");
 
     char answer[2];
@@ -53,13 +53,13 @@ int main(void)
         || memcmp(answer, "hi", 2) != 0)
         return failed("what arrived is not the pipe");
 
-    if (handoff_send(broker, adopted, &token) != HANDOFF_OK
-        || handoff_receive_verified(backend, 0, store, NULL, NULL, &adopted)
+    if (handoff_raw_send(broker, adopted, &token) != HANDOFF_OK
+        || handoff_raw_receive_verified(backend, store, NULL, 0, NULL, &adopted)
             != HANDOFF_ERR_TOKEN_NOT_PENDING)
         return failed("the token worked twice");
 
     if (strcmp(handoff_version(), HANDOFF_VERSION) != 0)
         return failed("the library is of another version than the header");
-    handoff_token_store_free(store);
+    handoff_raw_store_free(store);
     return 0;
 }

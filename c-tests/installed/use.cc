@@ -28,20 +28,20 @@ try {
     int ends[2], pipe_ends[2];
     check(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0 && pipe(pipe_ends) == 0, "no sockets");
 
-    handoff_token_store *made = nullptr;
-    check(handoff_token_store_new(nullptr, &made));
-    std::unique_ptr<handoff_token_store, decltype(&handoff_token_store_free)> store(
-        made, handoff_token_store_free);
+    handoff_raw_store *made = nullptr;
+    check(handoff_raw_store_new(nullptr, &made));
+    std::unique_ptr<handoff_raw_store, decltype(&handoff_raw_store_free)> store(
+        made, handoff_raw_store_free);
 
-    handoff_token token, presented;
-    check(handoff_token_store_issue(store.get(), &token));
-    check(handoff_send(ends[0], pipe_ends[1], &token));
+    handoff_raw_token token, presented;
+    check(handoff_raw_store_issue(store.get(), &token));
+    check(handoff_raw_send(ends[0], pipe_ends[1], &token));
 
     int adopted = -1;
-    check(handoff_receive_verified(ends[1], 0, store.get(), &token, &presented, &adopted));
-    check(handoff_ack_accept(ends[1], &presented));
-    handoff_ack ack;
-    check(handoff_ack_wait(ends[0], &token, 0, &ack));
+    check(handoff_raw_receive_verified(ends[1], store.get(), &token, 0, &presented, &adopted));
+    check(handoff_raw_ack_accept(ends[1], &presented));
+    handoff_raw_ack ack = HANDOFF_RAW_ACK_INIT;
+    check(handoff_raw_ack_wait(ends[0], &token, 0, &ack));
     check(ack.outcome == HANDOFF_ADOPTED, "not adopted");
 
     char answer = 0;
@@ -49,7 +49,7 @@ try {
           "what arrived is not the pipe");
 
     try {
-        check(handoff_token_store_redeem(store.get(), &token));
+        check(handoff_raw_store_redeem(store.get(), &token));
     } catch (const std::runtime_error &) {
         return 0;
     }

@@ -9,12 +9,21 @@
 #include <sys/stat.h>
 #include <time.h>
 
+/* One to be overwritten, or not. */
+static handoff_raw_verdict any_verdict(void)
+{
+    handoff_raw_verdict verdict;
+    memset(&verdict, 42, sizeof verdict);
+    verdict.size = sizeof verdict;
+    return verdict;
+}
+
 /* Expects a fallback from an attempt, after which the connection is still the broker's. */
-static void assert_falls_back(struct wire *wire, int timeout_ms, handoff_reason reason,
+static void assert_falls_back(struct wire *wire, uint64_t timeout_ms, handoff_reason reason,
                               handoff_status cause, bool may_have_reached_backend)
 {
-    handoff_verdict verdict;
-    assert_ok(handoff_attempt(wire->broker, wire->connection, &wire->token, timeout_ms, &verdict));
+    handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
+    assert_ok(handoff_raw_attempt(wire->broker, wire->connection, &wire->token, timeout_ms, &verdict));
     assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
     assert_string_equal(handoff_reason_name(verdict.reason), handoff_reason_name(reason));
     assert_status(verdict.cause, cause);
@@ -26,19 +35,20 @@ static void assert_falls_back(struct wire *wire, int timeout_ms, handoff_reason 
 static void accepted_connection_is_adopted(void **state)
 {
     struct wire *wire = *state;
-    for (int timeout_ms = -1; timeout_ms <= 1; timeout_ms++) {
-        handoff_verdict verdict;
-        handoff_token token;
+    static const uint64_t timeouts[] = {HANDOFF_NO_TIMEOUT, 0, 1};
+    for (int i = 0; i < 3; i++) {
+        handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
+        handoff_raw_token token;
         int fd;
-        assert_ok(handoff_ack_accept(wire->backend, &wire->token));
+        assert_ok(handoff_raw_ack_accept(wire->backend, &wire->token));
         assert_ok(
-            handoff_attempt(wire->broker, wire->connection, &wire->token, timeout_ms, &verdict));
+            handoff_raw_attempt(wire->broker, wire->connection, &wire->token, timeouts[i], &verdict));
         assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
         assert_int_equal(verdict.reason, HANDOFF_REASON_NONE);
         assert_int_equal(verdict.cause, HANDOFF_OK);
         assert_true(verdict.may_have_reached_backend);
-        assert_ok(handoff_receive(wire->backend, 0, &token, &fd));
-        assert_true(handoff_token_equal(&token, &wire->token));
+        assert_ok(handoff_raw_receive(wire->backend, 0, &token, &fd));
+        assert_true(handoff_raw_token_equal(&token, &wire->token));
         assert_same_socket(fd, wire->connection);
         close(fd);
     }
@@ -49,8 +59,8 @@ static void rejected_connection_falls_back_for_the_backends_reason(void **state)
     struct wire *wire = *state;
     for (handoff_reason reason = HANDOFF_REASON_CLIENT_UNSUPPORTED;
          reason <= HANDOFF_REASON_BACKEND_DIED; reason++) {
-        assert_ok(handoff_ack_reject(wire->backend, &wire->token, reason));
-        assert_falls_back(wire, 5000, reason, HANDOFF_OK, true);
+        assert_ok(handoff_raw_ack_reject(wire->backend, &wire->token, reason));
+        assert_falls_back(wire, PATIENCE_MS, reason, HANDOFF_OK, true);
     }
 }
 
@@ -61,14 +71,14 @@ static void connection_that_is_not_acknowledged_falls_back_at_the_deadline(void 
     snprintf(socket, sizeof socket, "socket %d", wire->broker);
     assert_falls_back(wire, 10, HANDOFF_REASON_ACK_TIMEOUT, HANDOFF_ERR_ACK_TIMEOUT, true);
     assert_non_null(strstr(handoff_last_error(), socket));
-    assert_status(handoff_ack_accept(wire->backend, &wire->token), HANDOFF_ERR_END_OF_STREAM);
+    assert_status(handoff_raw_ack_accept(wire->backend, &wire->token), HANDOFF_ERR_END_OF_STREAM);
 }
 
 static void connection_falls_back_when_the_backend_has_closed(void **state)
 {
     struct wire *wire = *state;
     close_end(&wire->backend);
-    assert_falls_back(wire, -1, HANDOFF_REASON_BACKEND_UNAVAILABLE,
+    assert_falls_back(wire, HANDOFF_NO_TIMEOUT, HANDOFF_REASON_BACKEND_UNAVAILABLE,
                       HANDOFF_ERR_BACKEND_UNAVAILABLE, false);
     assert_int_equal(errno, EPIPE);
 }
@@ -77,33 +87,33 @@ static void connection_falls_back_when_the_backend_closes_without_an_answer(void
 {
     struct wire *wire = *state;
     assert_int_equal(shutdown(wire->backend, SHUT_WR), 0);
-    assert_falls_back(wire, -1, HANDOFF_REASON_BACKEND_UNAVAILABLE, HANDOFF_ERR_END_OF_STREAM,
+    assert_falls_back(wire, HANDOFF_NO_TIMEOUT, HANDOFF_REASON_BACKEND_UNAVAILABLE, HANDOFF_ERR_END_OF_STREAM,
                       true);
 }
 
 static void connection_falls_back_when_the_socket_is_full(void **state)
 {
     struct wire *wire = *state;
-    while (handoff_send(wire->broker, wire->connection, &wire->token) == HANDOFF_OK)
+    while (handoff_raw_send(wire->broker, wire->connection, &wire->token) == HANDOFF_OK)
         ;
-    assert_falls_back(wire, -1, HANDOFF_REASON_BACKEND_BUSY, HANDOFF_ERR_WOULD_BLOCK, false);
+    assert_falls_back(wire, HANDOFF_NO_TIMEOUT, HANDOFF_REASON_BACKEND_BUSY, HANDOFF_ERR_WOULD_BLOCK, false);
 }
 
 static void connection_falls_back_when_another_message_is_acknowledged(void **state)
 {
     struct wire *wire = *state;
-    handoff_token other;
-    assert_ok(handoff_token_generate(&other));
-    assert_ok(handoff_ack_accept(wire->backend, &other));
-    assert_falls_back(wire, -1, HANDOFF_REASON_INTEGRITY_MISMATCH, HANDOFF_ERR_ACK_MISMATCH, true);
-    assert_status(handoff_ack_accept(wire->backend, &wire->token), HANDOFF_ERR_END_OF_STREAM);
+    handoff_raw_token other;
+    assert_ok(handoff_raw_token_generate(&other));
+    assert_ok(handoff_raw_ack_accept(wire->backend, &other));
+    assert_falls_back(wire, HANDOFF_NO_TIMEOUT, HANDOFF_REASON_INTEGRITY_MISMATCH, HANDOFF_ERR_ACK_MISMATCH, true);
+    assert_status(handoff_raw_ack_accept(wire->backend, &wire->token), HANDOFF_ERR_END_OF_STREAM);
 }
 
 static void connection_falls_back_when_the_answer_is_malformed(void **state)
 {
     struct wire *wire = *state;
     send_raw(wire->backend, "no", 2, NULL, 0);
-    assert_falls_back(wire, -1, HANDOFF_REASON_INTEGRITY_MISMATCH, HANDOFF_ERR_ACK_MALFORMED, true);
+    assert_falls_back(wire, HANDOFF_NO_TIMEOUT, HANDOFF_REASON_INTEGRITY_MISMATCH, HANDOFF_ERR_ACK_MALFORMED, true);
 }
 
 static void attempt_never_raises_sigpipe(void **state)
@@ -112,9 +122,9 @@ static void attempt_never_raises_sigpipe(void **state)
     close_end(&wire->backend);
     pid_t child = start_child();
     if (child == 0) {
-        handoff_verdict verdict;
+        handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
         signal(SIGPIPE, SIG_DFL);
-        child_assert(handoff_attempt(wire->broker, wire->connection, &wire->token, -1, &verdict) ==
+        child_assert(handoff_raw_attempt(wire->broker, wire->connection, &wire->token, HANDOFF_NO_TIMEOUT, &verdict) ==
                      HANDOFF_OK);
         _exit(0);
     }
@@ -124,14 +134,12 @@ static void attempt_never_raises_sigpipe(void **state)
 static void attempt_refuses_bad_arguments_and_sends_nothing(void **state)
 {
     struct wire *wire = *state;
-    handoff_verdict verdict, untouched;
-    memset(&verdict, 42, sizeof verdict);
-    untouched = verdict;
+    handoff_raw_verdict verdict = any_verdict(), untouched = verdict;
     int closed = lowest_free_descriptor();
     const struct {
         int socket, fd;
-        const handoff_token *token;
-        handoff_verdict *verdict;
+        const handoff_raw_token *token;
+        handoff_raw_verdict *verdict;
         int error;
     } bad[] = {
         {-1, wire->connection, &wire->token, &verdict, 0},
@@ -146,7 +154,7 @@ static void attempt_refuses_bad_arguments_and_sends_nothing(void **state)
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         errno = ERANGE;
         assert_status(
-            handoff_attempt(bad[i].socket, bad[i].fd, bad[i].token, 0, bad[i].verdict),
+            handoff_raw_attempt(bad[i].socket, bad[i].fd, bad[i].token, 0, bad[i].verdict),
             HANDOFF_ERR_INVALID_ARGUMENT);
         assert_int_equal(errno, bad[i].error);
     }
@@ -160,43 +168,43 @@ static void backend_in_another_process_adopts_and_rejects(void **state)
 {
     struct wire *wire = *state;
     struct place place = make_place();
-    handoff_listener *listener = listen_at(place.path, wire->type);
-    handoff_token second;
-    handoff_verdict verdict;
-    assert_ok(handoff_token_store_issue(wire->store, &second));
+    handoff_raw_listener *listener = listen_at(place.path, wire->type);
+    handoff_raw_token second;
+    handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
+    assert_ok(handoff_raw_store_issue(wire->store, &second));
     pid_t child = start_child();
     if (child == 0) {
         for (int i = 0; i < 2; i++) {
-            handoff_token token;
+            handoff_raw_token token;
             int socket, fd;
-            child_assert(handoff_listener_accept(listener, 5000, NULL, &socket) == HANDOFF_OK);
-            child_assert(handoff_receive_verified(socket, 5000, wire->store, NULL, &token, &fd) ==
+            child_assert(handoff_raw_listener_accept(listener, NULL, PATIENCE_MS, &socket) == HANDOFF_OK);
+            child_assert(handoff_raw_receive_verified(socket, wire->store, NULL, PATIENCE_MS, &token, &fd) ==
                          HANDOFF_OK);
             if (i == 0) {
-                child_assert(handoff_ack_accept(socket, &token) == HANDOFF_OK);
+                child_assert(handoff_raw_ack_accept(socket, &token) == HANDOFF_OK);
                 child_assert(write(fd, "adopted", 7) == 7);
                 close(fd);
             } else {
                 close(fd);
-                child_assert(handoff_ack_reject(socket, &token, HANDOFF_REASON_BACKEND_BUSY) ==
+                child_assert(handoff_raw_ack_reject(socket, &token, HANDOFF_REASON_BACKEND_BUSY) ==
                              HANDOFF_OK);
             }
             close(socket);
         }
-        handoff_listener_free(listener);
+        handoff_raw_listener_free(listener);
         _exit(0);
     }
     char answer[7];
-    assert_ok(handoff_attempt_path(place.path, wire->connection, &wire->token, 5000, &verdict));
+    assert_ok(handoff_raw_attempt_path(place.path, wire->connection, &wire->token, PATIENCE_MS, &verdict));
     assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
     assert_int_equal(recv(wire->client, answer, 7, MSG_WAITALL), 7);
     assert_memory_equal(answer, "adopted", 7);
-    assert_ok(handoff_attempt_path(place.path, wire->connection, &second, -1, &verdict));
+    assert_ok(handoff_raw_attempt_path(place.path, wire->connection, &second, HANDOFF_NO_TIMEOUT, &verdict));
     assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
     assert_int_equal(verdict.reason, HANDOFF_REASON_BACKEND_BUSY);
     assert_int_equal(verdict.cause, HANDOFF_OK);
     assert_child_succeeds(child);
-    handoff_listener_free(listener);
+    handoff_raw_listener_free(listener);
     remove_directory(place.directory);
 }
 
@@ -205,22 +213,22 @@ static void attempt_by_path_falls_back_at_the_deadline(void **state)
 {
     struct wire *wire = *state;
     struct place place = make_place();
-    handoff_listener *listener = listen_at(place.path, wire->type);
-    handoff_verdict verdict;
-    assert_ok(handoff_attempt_path(place.path, wire->connection, &wire->token, 10, &verdict));
+    handoff_raw_listener *listener = listen_at(place.path, wire->type);
+    handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
+    assert_ok(handoff_raw_attempt_path(place.path, wire->connection, &wire->token, 10, &verdict));
     assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
     assert_int_equal(verdict.reason, HANDOFF_REASON_ACK_TIMEOUT);
     assert_int_equal(verdict.cause, HANDOFF_ERR_ACK_TIMEOUT);
     assert_true(verdict.may_have_reached_backend);
-    handoff_listener_free(listener);
+    handoff_raw_listener_free(listener);
     remove_directory(place.directory);
 }
 
 static void attempt_by_a_missing_path_falls_back(void **state)
 {
     struct wire *wire = *state;
-    handoff_verdict verdict;
-    assert_ok(handoff_attempt_path("/nowhere/socket", wire->connection, &wire->token, -1,
+    handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
+    assert_ok(handoff_raw_attempt_path("/nowhere/socket", wire->connection, &wire->token, HANDOFF_NO_TIMEOUT,
                                    &verdict));
     assert_int_equal(errno, ENOENT);
     assert_non_null(strstr(handoff_last_error(), "/nowhere/socket"));
@@ -235,24 +243,24 @@ static void attempt_by_an_unprivileged_user_falls_back(void **state)
     struct wire *wire = *state;
     need_root();
     struct place place = make_place();
-    handoff_listener *listener = listen_at(place.path, wire->type);
+    handoff_raw_listener *listener = listen_at(place.path, wire->type);
     assert_int_equal(chmod(place.directory, 0755), 0);
     pid_t child = start_child();
     if (child == 0) {
-        handoff_verdict verdict;
+        handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
         become_nobody();
-        child_assert(handoff_attempt_path(place.path, wire->connection, &wire->token, -1,
+        child_assert(handoff_raw_attempt_path(place.path, wire->connection, &wire->token, HANDOFF_NO_TIMEOUT,
                                           &verdict) == HANDOFF_OK);
         child_assert(errno == EACCES);
         child_assert(verdict.outcome == HANDOFF_FALLBACK);
         child_assert(verdict.reason == HANDOFF_REASON_PERMISSION_DENIED);
         child_assert(verdict.cause == HANDOFF_ERR_PERMISSION_DENIED);
         child_assert(!verdict.may_have_reached_backend);
-        handoff_listener_free(listener);
+        handoff_raw_listener_free(listener);
         _exit(0);
     }
     assert_child_succeeds(child);
-    handoff_listener_free(listener);
+    handoff_raw_listener_free(listener);
     remove_directory(place.directory);
 }
 
@@ -260,103 +268,109 @@ static void attempt_by_path_refuses_bad_arguments_and_sends_nothing(void **state
 {
     struct wire *wire = *state;
     struct place place = make_place();
-    handoff_listener *listener = listen_at(place.path, wire->type);
-    const handoff_token *token = &wire->token;
+    handoff_raw_listener *listener = listen_at(place.path, wire->type);
+    const handoff_raw_token *token = &wire->token;
     const handoff_status bad = HANDOFF_ERR_INVALID_ARGUMENT;
     int fd = wire->connection;
     char longest[109];
     memset(longest, 'x', sizeof longest);
     longest[108] = '\0';
-    handoff_verdict verdict, untouched;
-    memset(&verdict, 42, sizeof verdict);
-    untouched = verdict;
-    assert_status(handoff_attempt_path(NULL, fd, token, 0, &verdict), bad);
-    assert_status(handoff_attempt_path("", fd, token, 0, &verdict), bad);
-    assert_status(handoff_attempt_path(longest, fd, token, 0, &verdict), bad);
-    assert_status(handoff_attempt_path(place.path, -1, token, 0, &verdict), bad);
-    assert_status(handoff_attempt_path(place.path, fd, NULL, 0, &verdict), bad);
-    assert_status(handoff_attempt_path(place.path, fd, token, 0, NULL), bad);
-    assert_status(handoff_attempt_path(place.path, fd, token, 0, misaligned()), bad);
-    assert_nothing_to_read(handoff_listener_fd(listener));
+    handoff_raw_verdict verdict = any_verdict(), untouched = verdict;
+    assert_status(handoff_raw_attempt_path(NULL, fd, token, 0, &verdict), bad);
+    assert_status(handoff_raw_attempt_path("", fd, token, 0, &verdict), bad);
+    assert_status(handoff_raw_attempt_path(longest, fd, token, 0, &verdict), bad);
+    assert_status(handoff_raw_attempt_path(place.path, -1, token, 0, &verdict), bad);
+    assert_status(handoff_raw_attempt_path(place.path, fd, NULL, 0, &verdict), bad);
+    assert_status(handoff_raw_attempt_path(place.path, fd, token, 0, NULL), bad);
+    assert_status(handoff_raw_attempt_path(place.path, fd, token, 0, misaligned()), bad);
+    assert_nothing_to_read(handoff_raw_listener_fd(listener));
     int closed = lowest_free_descriptor() + 100;
-    assert_status(handoff_attempt_path(place.path, closed, token, 0, &verdict), bad);
+    assert_status(handoff_raw_attempt_path(place.path, closed, token, 0, &verdict), bad);
     assert_memory_equal(&verdict, &untouched, sizeof verdict);
-    handoff_listener_free(listener);
+    handoff_raw_listener_free(listener);
     remove_directory(place.directory);
 }
 
 /* ---- one owner ------------------------------------------------------------------------------- */
 
-#define DEADLINE_MS 5
-
 /* Accepts one message after another, each after another delay of up to twice the deadline, and
  * answers the clients that are its own. */
-static void run_backend(const handoff_listener *listener, handoff_token_store *store,
-                        int attempts)
+static void run_backend(const handoff_raw_listener *listener, handoff_raw_store *store,
+                        int attempts, uint64_t deadline_ms)
 {
     for (int i = 0; i < attempts; i++) {
-        struct timespec delay = {.tv_nsec = i * 7919 % (2 * DEADLINE_MS * 1000) * 1000};
-        handoff_token token;
+        long delay_us = i * 7919 % (2 * (long)deadline_ms * 1000);
+        struct timespec delay = {.tv_sec = delay_us / 1000000,
+                                 .tv_nsec = delay_us % 1000000 * 1000};
+        handoff_raw_token token;
         int socket, fd;
-        child_assert(handoff_listener_accept(listener, 5000, NULL, &socket) == HANDOFF_OK);
-        child_assert(handoff_token_store_issue(store, &token) == HANDOFF_OK);
-        child_assert(handoff_token_send(socket, &token) == HANDOFF_OK);
-        child_assert(handoff_receive_verified(socket, 5000, store, &token, NULL, &fd) ==
+        child_assert(handoff_raw_listener_accept(listener, NULL, PATIENCE_MS, &socket) ==
+                     HANDOFF_OK);
+        child_assert(handoff_raw_store_issue(store, &token) == HANDOFF_OK);
+        child_assert(handoff_raw_token_send(socket, &token) == HANDOFF_OK);
+        child_assert(handoff_raw_receive_verified(socket, store, &token, PATIENCE_MS, NULL, &fd) ==
                      HANDOFF_OK);
         nanosleep(&delay, NULL);
-        if (handoff_ack_accept(socket, &token) == HANDOFF_OK)
+        if (handoff_raw_ack_accept(socket, &token) == HANDOFF_OK)
             child_assert(write(fd, "backend", 7) == 7);
         close(fd);
         close(socket);
     }
 }
 
+/* Makes one attempt and asserts that its client has one owner; returns whether it was adopted. */
+static bool attempt_with_one_owner(const char *path, uint64_t deadline_ms)
+{
+    int tcp[2], socket;
+    char answer[32];
+    handoff_raw_token token;
+    handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
+    make_tcp_pair(tcp);
+    assert_ok(handoff_raw_connect(path, &socket));
+    assert_ok(handoff_raw_token_receive(socket, PATIENCE_MS, &token));
+    assert_ok(handoff_raw_attempt(socket, tcp[0], &token, deadline_ms, &verdict));
+    bool adopted = verdict.outcome == HANDOFF_ADOPTED;
+    if (!adopted) {
+        assert_int_equal(verdict.reason, HANDOFF_REASON_ACK_TIMEOUT);
+        assert_int_equal(write(tcp[0], "broker", 6), 6);
+    }
+    close(tcp[0]);
+    close(socket);
+    /* Up to the end, which comes when neither side holds the connection any more. */
+    ssize_t len = recv(tcp[1], answer, sizeof answer, MSG_WAITALL);
+    const char *owner = adopted ? "backend" : "broker";
+    assert_int_equal(len, strlen(owner));
+    assert_memory_equal(answer, owner, strlen(owner));
+    close(tcp[1]);
+    return adopted;
+}
+
+/* Half of the attempts for each kind of socket. Where the machine is so busy that one side always
+ * wins, the deadline is not what it can do. */
 static void every_client_has_one_owner_whenever_the_acknowledgement_comes(void **state)
 {
     struct wire *wire = *state;
-    struct place place = make_place();
-    handoff_listener *listener = listen_at(place.path, wire->type);
     const char *setting = getenv("HANDOFF_TEST_ATTEMPTS");
-    /* Half of them for each kind of socket. */
-    int attempts = (setting != NULL ? atoi(setting) : 500) / 2;
-    int adopted = 0, fallback = 0;
-    pid_t child = start_child();
-    if (child == 0) {
-        run_backend(listener, wire->store, attempts);
-        handoff_listener_free(listener);
-        _exit(0);
-    }
-    for (int i = 0; i < attempts; i++) {
-        int tcp[2], socket;
-        char answer[32];
-        handoff_token token;
-        handoff_verdict verdict;
-        make_tcp_pair(tcp);
-        assert_ok(handoff_connect(place.path, &socket));
-        assert_ok(handoff_token_receive(socket, 5000, &token));
-        assert_ok(handoff_attempt(socket, tcp[0], &token, DEADLINE_MS, &verdict));
-        if (verdict.outcome == HANDOFF_ADOPTED) {
-            adopted++;
-        } else {
-            assert_int_equal(verdict.reason, HANDOFF_REASON_ACK_TIMEOUT);
-            assert_int_equal(write(tcp[0], "broker", 6), 6);
-            fallback++;
+    int attempts = (setting != NULL ? atoi(setting) : 500) / 2, adopted = 0;
+    for (uint64_t deadline_ms = 5; adopted == 0 || adopted == attempts; deadline_ms *= 2) {
+        struct place place = make_place();
+        handoff_raw_listener *listener = listen_at(place.path, wire->type);
+        assert_true(deadline_ms < 1000);
+        pid_t child = start_child();
+        if (child == 0) {
+            run_backend(listener, wire->store, attempts, deadline_ms);
+            handoff_raw_listener_free(listener);
+            _exit(0);
         }
-        close(tcp[0]);
-        close(socket);
-        /* Up to the end, which comes when neither side holds the connection any more. */
-        ssize_t len = recv(tcp[1], answer, sizeof answer, MSG_WAITALL);
-        const char *owner = verdict.outcome == HANDOFF_ADOPTED ? "backend" : "broker";
-        assert_int_equal(len, strlen(owner));
-        assert_memory_equal(answer, owner, strlen(owner));
-        close(tcp[1]);
+        adopted = 0;
+        for (int i = 0; i < attempts; i++)
+            adopted += attempt_with_one_owner(place.path, deadline_ms);
+        assert_child_succeeds(child);
+        print_message("deadline of %d ms: %d adopted, %d fallback\n", (int)deadline_ms, adopted,
+                      attempts - adopted);
+        handoff_raw_listener_free(listener);
+        remove_directory(place.directory);
     }
-    assert_child_succeeds(child);
-    print_message("%d adopted, %d fallback\n", adopted, fallback);
-    assert_true(adopted > 0);
-    assert_true(fallback > 0);
-    handoff_listener_free(listener);
-    remove_directory(place.directory);
 }
 
 int main(void)
@@ -379,5 +393,5 @@ int main(void)
         WIRE_TEST(attempt_by_path_refuses_bad_arguments_and_sends_nothing),
         WIRE_TEST(every_client_has_one_owner_whenever_the_acknowledgement_comes),
     };
-    return cmocka_run_group_tests_name("attempt", tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }
