@@ -49,6 +49,7 @@ pub mod support;
 pub mod token;
 
 mod claim;
+mod deadlines;
 mod ffi;
 mod handle;
 mod kind;

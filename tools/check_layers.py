@@ -12,7 +12,7 @@ from pathlib import Path
 # named belongs to the one around it.
 LAYERS = """
 sys
-reason failures
+reason failures deadlines
 kind
 address token claim
 handle peer wire support

@@ -15,31 +15,34 @@ impl Broker {
     pub fn offer_and_wait(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
         let queued = self.queue_in_time(offer);
         let id = queued.inspect_err(|_| self.outcomes.statistics.refused += 1)?;
-        self.verdict_in_time(id).or_else(|error| {
+        // Its verdict comes behind those that wait now, and each that comes is looked at once.
+        let mut seen = self.outcomes.verdicts.len();
+        self.verdict_in_time(id, &mut seen).or_else(|error| {
             // After an error the caller serves the connection, so the backend must not adopt it.
             if self.take_back(id).is_ok() {
                 return Err(error);
             }
             self.hang_up(Reason::BackendUnavailable, Instant::now());
-            self.take_verdict(id).ok_or(error)
+            self.take_verdict(id, &mut seen).ok_or(error)
         })
     }
 
     /// Sends the offer and waits for its verdict, which comes at its deadline at the latest.
-    fn verdict_in_time(&mut self, id: u64) -> Result<Verdict, BrokerError> {
+    fn verdict_in_time(&mut self, id: u64, seen: &mut usize) -> Result<Verdict, BrokerError> {
         self.flush()?;
         loop {
-            if let Some(verdict) = self.take_verdict(id) {
+            if let Some(verdict) = self.take_verdict(id, seen) {
                 return Ok(verdict);
             }
             self.dispatch_after(Wait::Forever)?;
         }
     }
 
-    fn take_verdict(&mut self, id: u64) -> Option<Verdict> {
+    /// Takes the verdict on an offer, which is not among the first `seen` ones.
+    fn take_verdict(&mut self, id: u64, seen: &mut usize) -> Option<Verdict> {
         let verdicts = &mut self.outcomes.verdicts;
-        let at = verdicts.iter().position(|verdict| verdict.id == id)?;
-        verdicts.remove(at)
+        *seen += verdicts.range(*seen..).take_while(|verdict| verdict.id != id).count();
+        verdicts.remove(*seen)
     }
 
     fn queue_in_time(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {

@@ -97,7 +97,7 @@ impl Channel {
         Ok(Channel {
             socket,
             claims,
-            offers: Offers::new(slots, now),
+            offers: Offers::new(slots),
             welcome: Err(now + GREETING_TIMEOUT),
             draining: false,
             full: false,
@@ -141,6 +141,7 @@ impl Channel {
             let sent = packet::send_packet(self.socket.as_fd(), &header, body, descriptors);
             let Err(error) = sent else {
                 self.offers.sent(count);
+                most = wire::MAX_DESCRIPTORS.min(2 * most);
                 continue;
             };
             match error.raw_os_error() {
@@ -151,7 +152,7 @@ impl Channel {
                 Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => {
                     return Err(Reason::BackendUnavailable);
                 }
-                // Something is wrong with one of them: find it by halves.
+                // Something is wrong with one of them: find it by halves, and then send more again.
                 _ if count > 1 => most = count / 2,
                 code => {
                     let reason = match code {

@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::deadlines::Deadlines;
 use crate::kind::ErrorKind;
 use crate::raw::store::TokenStore;
 use crate::token::Token;
@@ -66,13 +67,47 @@ impl Default for PendingAcksOptions {
 pub struct PendingAcks {
     options: PendingAcksOptions,
     store: Arc<TokenStore>,
-    entries: Mutex<HashMap<Token, Pending>>,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Debug)]
+struct Entries {
+    /// Where the entry of each token is.
+    places: HashMap<Token, u32>,
+    pending: Places,
+}
+
+/// Entries in places, which are used again.
+#[derive(Debug)]
+struct Places {
+    entries: Vec<Pending>,
+    free: Vec<u32>,
+    deadlines: Deadlines,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Pending {
+    token: Token,
     deadline: Instant,
     user_data: usize,
+}
+
+impl Places {
+    fn add(&mut self, entry: Pending) -> u32 {
+        let place = self.free.pop().unwrap_or(self.entries.len() as u32);
+        match self.entries.get_mut(place as usize) {
+            Some(free) => *free = entry,
+            None => self.entries.push(entry),
+        }
+        self.deadlines.set(place, entry.deadline);
+        place
+    }
+
+    fn remove(&mut self, place: u32) -> Pending {
+        self.deadlines.clear(place);
+        self.free.push(place);
+        self.entries[place as usize]
+    }
 }
 
 impl PendingAcks {
@@ -83,8 +118,16 @@ impl PendingAcks {
             capacity: options.capacity.clamp(1, TokenStore::MAX_CAPACITY),
             timeout: options.timeout.clamp(Duration::from_millis(1), TokenStore::MAX_LIFETIME),
         };
-        // Twice the room: a half-empty table clears removed entries in place instead of growing.
-        let entries = Mutex::new(HashMap::with_capacity((options.capacity + 1) * 2));
+        let capacity = options.capacity;
+        let entries = Mutex::new(Entries {
+            // Twice the room: a half-empty table clears removed entries in place instead of growing.
+            places: HashMap::with_capacity((capacity + 1) * 2),
+            pending: Places {
+                entries: Vec::with_capacity(capacity),
+                free: Vec::with_capacity(capacity),
+                deadlines: Deadlines::new(capacity),
+            },
+        });
         PendingAcks { options, store, entries }
     }
 
@@ -101,15 +144,15 @@ impl PendingAcks {
         now: Instant,
     ) -> Result<(), PendingError> {
         let PendingAcksOptions { capacity, timeout } = self.options;
-        let mut entries = self.lock();
-        let full = entries.len() >= capacity;
-        match entries.entry(*token) {
+        let Entries { places, pending } = &mut *self.lock();
+        let full = places.len() >= capacity;
+        match places.entry(*token) {
             Entry::Occupied(_) => Err(PendingError::AlreadyPending),
             Entry::Vacant(_) if full => Err(PendingError::Full { capacity }),
-            Entry::Vacant(entry) => {
+            Entry::Vacant(place) => {
                 // Only a `now` at the very end of the clock's range gets no time.
                 let deadline = now.checked_add(timeout).unwrap_or(now);
-                entry.insert(Pending { deadline, user_data });
+                place.insert(pending.add(Pending { token: *token, deadline, user_data }));
                 Ok(())
             }
         }
@@ -139,40 +182,40 @@ impl PendingAcks {
         token: &Token,
         may_leave: impl FnOnce(&Pending) -> Result<(), PendingError>,
     ) -> Result<usize, PendingError> {
-        let mut entries = self.lock();
-        let Entry::Occupied(entry) = entries.entry(*token) else {
+        let Entries { places, pending } = &mut *self.lock();
+        let Entry::Occupied(place) = places.entry(*token) else {
             return Err(PendingError::NotPending);
         };
-        may_leave(entry.get())?;
-        let user_data = entry.remove().user_data;
+        may_leave(&pending.entries[*place.get() as usize])?;
+        let user_data = pending.remove(place.remove()).user_data;
         self.end(token);
         Ok(user_data)
     }
 
     /// Takes one entry that is past its deadline and returns its token and `user_data`. Call it
-    /// until there is none. Each call looks at every entry.
+    /// until there is none.
     pub fn expire(&self) -> Option<(Token, usize)> {
         self.expire_at(Instant::now())
     }
 
     /// [`expire`](PendingAcks::expire) at a given time.
     pub fn expire_at(&self, now: Instant) -> Option<(Token, usize)> {
-        let mut entries = self.lock();
-        let (token, entry) = entries.iter().find(|(_, entry)| entry.deadline <= now)?;
-        let (token, user_data) = (*token, entry.user_data);
-        entries.remove(&token);
+        let Entries { places, pending } = &mut *self.lock();
+        let (place, _) = pending.deadlines.earliest().filter(|(_, deadline)| *deadline <= now)?;
+        let Pending { token, user_data, .. } = pending.remove(place);
+        places.remove(&token);
         self.end(&token);
         Some((token, user_data))
     }
 
-    /// When the next entry expires, if there is one. Looks at every entry.
+    /// When the next entry expires, if there is one.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.lock().values().map(|entry| entry.deadline).min()
+        self.lock().pending.deadlines.earliest().map(|(_, deadline)| deadline)
     }
 
     /// How many entries there are.
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().places.len()
     }
 
     /// Whether there is no entry.
@@ -185,8 +228,8 @@ impl PendingAcks {
         let _ = self.store.revoke(token);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Token, Pending>> {
-        // Each change is one call on the map, so a panic elsewhere leaves nothing half done.
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        // No change panics halfway, so a panic elsewhere leaves nothing half done.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -237,6 +280,31 @@ mod tests {
         assert!(pending.expire_at(late - Duration::from_nanos(1)).is_none());
         assert!(matches!(pending.acknowledge_at(&token, late), Err(PendingError::Expired)));
         assert_eq!(pending.expire_at(late), Some((token, 7)));
+    }
+
+    #[test]
+    fn entries_expire_in_the_order_of_their_deadlines_however_they_came() {
+        let store = Arc::new(TokenStore::new(Default::default()));
+        let timeout = Duration::from_secs(5);
+        let pending = PendingAcks::new(store, PendingAcksOptions { capacity: 100, timeout });
+        let start = Instant::now();
+        let at = |second| start + Duration::from_secs(second);
+        // Twice, so that places are used again.
+        for _ in 0..2 {
+            for second in (0..100).map(|number| number * 7 % 100) {
+                pending.register_at(&token(second as u8), second as usize, at(second)).unwrap();
+            }
+            for second in 0..50 {
+                assert_eq!(pending.next_deadline(), Some(at(second) + timeout));
+                assert!(pending.expire_at(at(second)).is_none());
+                let expired = pending.expire_at(at(second) + timeout);
+                assert_eq!(expired, Some((token(second as u8), second as usize)));
+            }
+            for second in 50..100 {
+                assert_eq!(pending.abandon(&token(second as u8)).ok(), Some(second as usize));
+            }
+            assert!(pending.is_empty() && pending.next_deadline().is_none());
+        }
     }
 
     #[test]

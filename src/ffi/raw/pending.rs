@@ -161,8 +161,7 @@ fn leave(
     Ok(())
 }
 
-/// Takes one entry whose time is up. Call it until it returns HANDOFF_NOTHING. Each call looks at
-/// every entry.
+/// Takes one entry whose time is up. Call it until it returns HANDOFF_NOTHING.
 ///
 /// @param pending         the registry
 /// @param[out] token      the message's token; may be NULL
@@ -191,7 +190,7 @@ pub extern "C" fn handoff_raw_pending_expire(
     })
 }
 
-/// Gets how long it is until the next entry expires, for poll(2) or a timer. Looks at every entry.
+/// Gets how long it is until the next entry expires, for poll(2) or a timer.
 ///
 /// @param pending       the registry
 /// @param[out] wait_ms  the time in milliseconds, rounded up; 0 if one has expired
