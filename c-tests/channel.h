@@ -65,7 +65,7 @@ static inline void open_channel(struct channel *channel, const handoff_broker_op
                                 const handoff_backend_options *backend)
 {
     make_directory(channel->directory);
-    snprintf(channel->path, sizeof channel->path, "%s/socket", channel->directory);
+    snprintf(channel->path, sizeof channel->path, "%.63s/socket", channel->directory);
     assert_ok(handoff_backend_listen(channel->path, backend, &channel->backend));
     assert_ok(handoff_broker_new(channel->path, broker, &channel->broker));
     connect_broker(channel->broker, channel->backend);

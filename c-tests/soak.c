@@ -46,7 +46,7 @@ static void adopt(struct wire *wire)
     assert_ok(handoff_raw_send(wire->broker, wire->connection, &wire->token));
     assert_ok(handoff_raw_receive_verified(wire->backend, wire->store, NULL, -1, &token, &fd));
     assert_ok(handoff_raw_ack_accept(wire->backend, &token));
-    assert_ok(handoff_raw_ack_wait(wire->broker, &wire->token, -1, &ack));
+    assert_ok(handoff_raw_ack_wait(wire->broker, &wire->token, HANDOFF_NO_TIMEOUT, &ack));
     assert_int_equal(ack.outcome, HANDOFF_ADOPTED);
     assert_same_socket(fd, wire->connection);
     close(fd);
@@ -84,7 +84,9 @@ static void be_refused(struct wire *wire, enum fault fault)
     if (fault == REPLAYED_TOKEN)
         assert_ok(handoff_raw_store_redeem(wire->store, &wire->token));
     send_faulty(wire, fault);
-    assert_status(handoff_raw_receive_verified(wire->backend, wire->store, fault == UNEXPECTED_TOKEN ? &wire->token : NULL, -1, &token, &fd),
+    assert_status(handoff_raw_receive_verified(wire->backend, wire->store,
+                                               fault == UNEXPECTED_TOKEN ? &wire->token : NULL, -1,
+                                               &token, &fd),
                   backend_says[fault]);
     assert_int_equal(fd, -7);
     if (fault != REPLAYED_TOKEN)
@@ -103,21 +105,22 @@ static void be_answered_badly(struct wire *wire, enum fault fault)
     switch (fault) {
     case REJECTED:
         assert_ok(handoff_raw_ack_reject(wire->backend, &token, HANDOFF_REASON_REJECTED));
-        assert_ok(handoff_raw_ack_wait(wire->broker, &token, -1, &ack));
+        assert_ok(handoff_raw_ack_wait(wire->broker, &token, HANDOFF_NO_TIMEOUT, &ack));
         assert_int_equal(ack.outcome, HANDOFF_FALLBACK);
         break;
     case MALFORMED_ACK:
         send_raw(wire->backend, "adopted", 7, NULL, 0);
-        assert_status(handoff_raw_ack_wait(wire->broker, &token, -1, &ack), HANDOFF_ERR_ACK_MALFORMED);
+        assert_status(handoff_raw_ack_wait(wire->broker, &token, HANDOFF_NO_TIMEOUT, &ack),
+                      HANDOFF_ERR_ACK_MALFORMED);
         break;
     case FOREIGN_ACK:
         assert_ok(handoff_raw_token_generate(&token));
         assert_ok(handoff_raw_ack_accept(wire->backend, &token));
-        assert_status(handoff_raw_ack_wait(wire->broker, &wire->token, -1, &ack),
+        assert_status(handoff_raw_ack_wait(wire->broker, &wire->token, HANDOFF_NO_TIMEOUT, &ack),
                       HANDOFF_ERR_ACK_MISMATCH);
         break;
     default:
-        assert_status(handoff_raw_ack_wait(wire->broker, &token, 0, &ack), HANDOFF_ERR_ACK_TIMEOUT);
+        assert_status(handoff_raw_ack_wait(wire->broker, &token, 1, &ack), HANDOFF_ERR_ACK_TIMEOUT);
         assert_status(handoff_raw_ack_accept(wire->backend, &token), HANDOFF_ERR_END_OF_STREAM);
     }
 }
@@ -158,7 +161,7 @@ static void handoffs_leave_descriptors_and_memory_as_they_were(void **state)
     assert_true(count >= 1000);
     long faults[FAULTS] = {0}, resident = 0;
     size_t allocated = 0;
-    uint64_t start = handoff_now();
+    uint64_t start = now_ns();
     assert_ok(handoff_raw_store_revoke(wire->store, &wire->token));
     for (long i = 0; i < count; i++) {
         if (i == count / 10) {
@@ -187,7 +190,7 @@ static void handoffs_leave_descriptors_and_memory_as_they_were(void **state)
     }
     print_message("soak: %ld adopted, %ld malformed, %.1f s; resident %ld KiB, then %ld; "
                   "allocated %zu bytes, then %zu\n",
-                  adopted, malformed, (double)(handoff_now() - start) / 1e9, resident,
+                  adopted, malformed, (double)ms_since(start) / 1e3, resident,
                   resident_after, allocated, allocated_after);
     assert_int_equal(malformed, count / 10);
     assert_int_equal(adopted, count - count / 10);

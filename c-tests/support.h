@@ -52,7 +52,8 @@ enum { PATIENCE_MS = 60000 };
     (assert_invalid(call), check_message((text), #call, __FILE__, __LINE__))
 
 /** Asserts that handoff_last_error() contains a text. */
-#define assert_last_error_has(text) check_message((text), "handoff_last_error()", __FILE__, __LINE__)
+#define assert_last_error_has(text) \
+    check_message((text), "handoff_last_error()", __FILE__, __LINE__)
 
 void check_message(const char *text, const char *call, const char *file, int line);
 void check_status(handoff_status got, handoff_status want, const char *call, const char *file,
@@ -117,7 +118,7 @@ void become_nobody(void);
 /** An address that is misaligned for every type but char: to be refused, never looked at. */
 void *misaligned(void);
 
-/** Sets the limit so that no descriptor can be opened; returns the limit for allow_descriptors(). */
+/** Sets the limit so that no descriptor can be opened. Returns it for allow_descriptors(). */
 rlim_t allow_no_more_descriptors(void);
 void allow_descriptors(rlim_t limit);
 

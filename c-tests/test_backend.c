@@ -315,9 +315,9 @@ static void bytes_beyond_what_may_be_held_are_rejected_as_busy(void **state)
     arrival_of(&channel);
 }
 
-static void assert_kind(int fd, uint32_t kind)
+static void assert_kind(int fd, uint64_t kind)
 {
-    for (uint32_t kinds = 0; kinds < 16; kinds++) {
+    for (uint64_t kinds = 0; kinds < 16; kinds++) {
         /* Refused: no socket is only that. */
         if (kinds == HANDOFF_KIND_UNCONNECTED)
             continue;
@@ -325,7 +325,7 @@ static void assert_kind(int fd, uint32_t kind)
         options.kinds = kinds;
         open_again(&options);
         offer_fd(&channel, fd);
-        uint32_t taken = kinds == 0 ? HANDOFF_KIND_STREAM : kinds;
+        uint64_t taken = kinds == 0 ? HANDOFF_KIND_STREAM : kinds;
         if ((taken & kind) == kind) {
             adopt(&channel, arrival_of(&channel).id);
             assert_adopted(&channel);

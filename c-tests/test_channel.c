@@ -348,7 +348,7 @@ static void adoption_before_the_deadline_stands_however_late_the_broker_hears_of
     assert_no_verdict(&channel);
 }
 
-static void cancelled_offer_cannot_be_adopted_and_has_no_verdict(void **state)
+static void offer_taken_back_cannot_be_adopted_and_has_no_verdict(void **state)
 {
     (void)state;
     int fd;
@@ -365,7 +365,7 @@ static void cancelled_offer_cannot_be_adopted_and_has_no_verdict(void **state)
     assert_adopted(&channel);
 }
 
-static void offer_that_is_cancelled_before_it_is_sent_never_arrives(void **state)
+static void offer_taken_back_before_it_is_sent_never_arrives(void **state)
 {
     (void)state;
     handoff_offer offer = offer_of(client[0]);
@@ -526,8 +526,8 @@ int main(void)
         CHANNEL_TEST(offer_is_taken_back_at_its_own_deadline),
         CHANNEL_TEST(offer_without_a_timeout_has_the_brokers),
         CHANNEL_TEST(adoption_before_the_deadline_stands_however_late_the_broker_hears_of_it),
-        CHANNEL_TEST(cancelled_offer_cannot_be_adopted_and_has_no_verdict),
-        CHANNEL_TEST(offer_that_is_cancelled_before_it_is_sent_never_arrives),
+        CHANNEL_TEST(offer_taken_back_cannot_be_adopted_and_has_no_verdict),
+        CHANNEL_TEST(offer_taken_back_before_it_is_sent_never_arrives),
         CHANNEL_TEST(taking_back_is_too_late_after_the_adoption_and_after_the_verdict),
         CHANNEL_TEST(rejection_tells_the_broker_its_reason),
         CHANNEL_TEST(close_tells_what_became_of_every_offer),

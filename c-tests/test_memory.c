@@ -10,6 +10,7 @@
 #include <malloc.h>
 #include <stdlib.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 
 #ifdef __has_feature
 #if __has_feature(address_sanitizer)
@@ -108,16 +109,25 @@ static int close_both(void **state)
 
 enum { BATCH = 16 };
 
-/* Offers a batch and one more than there is room for; adopts, rejects or takes back each. */
-static void hand_over(size_t preread_len)
+/* Offers a batch and one more than there is room for; adopts, rejects or takes back each. The bytes
+   are in one buffer, or in parts. */
+static void hand_over(size_t preread_len, bool in_parts)
 {
     static uint8_t preread[4000];
+    const struct iovec parts[] = {{preread, preread_len / 2},
+                                  {preread, 0},
+                                  {preread + preread_len / 2, preread_len - preread_len / 2}};
     handoff_offer offer = offer_of(client[0]);
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     uint64_t ids[BATCH];
-    offer.preread = preread;
-    offer.preread_len = preread_len;
+    if (in_parts) {
+        offer.preread_iov = parts;
+        offer.preread_iov_len = 3;
+    } else {
+        offer.preread = preread;
+        offer.preread_len = preread_len;
+    }
     offer.service = "web";
     offer.flags = HANDOFF_OFFER_MORE;
     for (int i = 0; i < BATCH; i++)
@@ -137,24 +147,35 @@ static void hand_over(size_t preread_len)
         assert_ok(handoff_broker_next(channel.broker, &verdict));
 }
 
-static void nothing_is_allocated_for_an_offer_once_both_ends_run(void **state)
+static void assert_nothing_is_allocated(bool in_parts)
 {
-    (void)state;
     skip_where_others_allocate();
     size_t offers = number("HANDOFF_TEST_OFFERS", 20000);
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
     options.max_in_flight = BATCH;
     open_channel(&channel, &options, NULL);
     for (size_t len = 0; len <= 4000; len += 500)
-        hand_over(len);
+        hand_over(len, in_parts);
     size_t before = calls;
     for (size_t i = 0; i < offers / BATCH; i++)
-        hand_over(i * 500 % 4500);
+        hand_over(i * 500 % 4500, in_parts);
     assert_int_equal(calls - before, 0);
     void *volatile seen = malloc(1);
     free(seen);
     assert_int_equal(calls - before, 1);
     close_channel(&channel);
+}
+
+static void nothing_is_allocated_for_an_offer_once_both_ends_run(void **state)
+{
+    (void)state;
+    assert_nothing_is_allocated(false);
+}
+
+static void nothing_is_allocated_for_an_offer_in_parts_once_both_ends_run(void **state)
+{
+    (void)state;
+    assert_nothing_is_allocated(true);
 }
 
 /* Bytes that both ends hold with so many offers in flight, and then of verdicts. */
@@ -226,6 +247,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         MEMORY_TEST(nothing_is_allocated_for_an_offer_once_both_ends_run),
+        MEMORY_TEST(nothing_is_allocated_for_an_offer_in_parts_once_both_ends_run),
         MEMORY_TEST(offer_in_flight_takes_256_bytes_at_most_on_each_side),
     };
     return RUN_TESTS(tests);

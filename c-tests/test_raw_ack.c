@@ -9,8 +9,9 @@
 
 #define ACK_LEN 20
 
-/* Bytes as docs/protocol.md describes them: the token, accepted 1 or rejected 2, the reason, zeros. */
-static void make_ack(unsigned char bytes[ACK_LEN], const handoff_raw_token *token, int kind, int reason)
+/* Bytes as docs/protocol.md has them: the token, accepted 1 or rejected 2, the reason, zeros. */
+static void make_ack(unsigned char bytes[ACK_LEN], const handoff_raw_token *token, int kind,
+                     int reason)
 {
     memset(bytes, 0, ACK_LEN);
     memcpy(bytes, token->bytes, HANDOFF_RAW_TOKEN_LEN);
@@ -198,7 +199,7 @@ int shutdown(int socket, int how)
 {
     if (acknowledge_before_shutdown != NULL)
         assert_ok(handoff_raw_ack_accept(acknowledge_before_shutdown->backend,
-                                     &acknowledge_before_shutdown->token));
+                                         &acknowledge_before_shutdown->token));
     acknowledge_before_shutdown = NULL;
     return (int)syscall(SYS_shutdown, socket, how);
 }
@@ -291,7 +292,8 @@ static void second_acknowledgement_of_a_message_is_for_no_other(void **state)
     assert_ok(handoff_raw_ack_accept(wire->backend, &wire->token));
     assert_ok(handoff_raw_ack_accept(wire->backend, &wire->token));
     assert_ok(handoff_raw_ack_wait(wire->broker, &wire->token, PATIENCE_MS, &ack));
-    assert_status(handoff_raw_ack_wait(wire->broker, &next, PATIENCE_MS, &ack), HANDOFF_ERR_ACK_MISMATCH);
+    assert_status(handoff_raw_ack_wait(wire->broker, &next, PATIENCE_MS, &ack),
+                  HANDOFF_ERR_ACK_MISMATCH);
     assert_accept_fails(wire);
 }
 
@@ -404,7 +406,8 @@ static void acknowledging_to_a_broker_that_is_gone_fails_without_sigpipe(void **
     pid_t child = start_child();
     if (child == 0) {
         signal(SIGPIPE, SIG_DFL);
-        child_assert(handoff_raw_ack_accept(wire->backend, &wire->token) == HANDOFF_ERR_END_OF_STREAM);
+        child_assert(handoff_raw_ack_accept(wire->backend, &wire->token) ==
+                     HANDOFF_ERR_END_OF_STREAM);
         child_assert(handoff_raw_ack_reject(wire->backend, &wire->token, HANDOFF_REASON_REJECTED) ==
                      HANDOFF_ERR_END_OF_STREAM);
         _exit(0);
@@ -463,7 +466,8 @@ static void bad_arguments_are_refused_and_send_nothing(void **state)
     assert_status(handoff_raw_ack_reject(-1, token, HANDOFF_REASON_REJECTED), bad);
     assert_status(handoff_raw_ack_reject(wire->backend, NULL, HANDOFF_REASON_REJECTED), bad);
     assert_status(handoff_raw_ack_reject(wire->backend, token, HANDOFF_REASON_NONE), bad);
-    assert_status(handoff_raw_ack_reject(wire->backend, token, HANDOFF_REASON_BACKEND_DIED + 1), bad);
+    assert_status(handoff_raw_ack_reject(wire->backend, token, HANDOFF_REASON_BACKEND_DIED + 1),
+                  bad);
     assert_status(handoff_raw_ack_reject(wire->backend, token, UINT32_MAX), bad);
     assert_nothing_to_read(wire->broker);
     assert_status(handoff_raw_ack_receive(-1, &ack), bad);

@@ -23,7 +23,8 @@ static void assert_falls_back(struct wire *wire, uint64_t timeout_ms, handoff_re
                               handoff_status cause, bool may_have_reached_backend)
 {
     handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
-    assert_ok(handoff_raw_attempt(wire->broker, wire->connection, &wire->token, timeout_ms, &verdict));
+    assert_ok(
+        handoff_raw_attempt(wire->broker, wire->connection, &wire->token, timeout_ms, &verdict));
     assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
     assert_string_equal(handoff_reason_name(verdict.reason), handoff_reason_name(reason));
     assert_status(verdict.cause, cause);
@@ -41,8 +42,8 @@ static void accepted_connection_is_adopted(void **state)
         handoff_raw_token token;
         int fd;
         assert_ok(handoff_raw_ack_accept(wire->backend, &wire->token));
-        assert_ok(
-            handoff_raw_attempt(wire->broker, wire->connection, &wire->token, timeouts[i], &verdict));
+        assert_ok(handoff_raw_attempt(wire->broker, wire->connection, &wire->token, timeouts[i],
+                                      &verdict));
         assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
         assert_int_equal(verdict.reason, HANDOFF_REASON_NONE);
         assert_int_equal(verdict.cause, HANDOFF_OK);
@@ -87,8 +88,8 @@ static void connection_falls_back_when_the_backend_closes_without_an_answer(void
 {
     struct wire *wire = *state;
     assert_int_equal(shutdown(wire->backend, SHUT_WR), 0);
-    assert_falls_back(wire, HANDOFF_NO_TIMEOUT, HANDOFF_REASON_BACKEND_UNAVAILABLE, HANDOFF_ERR_END_OF_STREAM,
-                      true);
+    assert_falls_back(wire, HANDOFF_NO_TIMEOUT, HANDOFF_REASON_BACKEND_UNAVAILABLE,
+                      HANDOFF_ERR_END_OF_STREAM, true);
 }
 
 static void connection_falls_back_when_the_socket_is_full(void **state)
@@ -96,7 +97,8 @@ static void connection_falls_back_when_the_socket_is_full(void **state)
     struct wire *wire = *state;
     while (handoff_raw_send(wire->broker, wire->connection, &wire->token) == HANDOFF_OK)
         ;
-    assert_falls_back(wire, HANDOFF_NO_TIMEOUT, HANDOFF_REASON_BACKEND_BUSY, HANDOFF_ERR_WOULD_BLOCK, false);
+    assert_falls_back(wire, HANDOFF_NO_TIMEOUT, HANDOFF_REASON_BACKEND_BUSY,
+                      HANDOFF_ERR_WOULD_BLOCK, false);
 }
 
 static void connection_falls_back_when_another_message_is_acknowledged(void **state)
@@ -105,7 +107,8 @@ static void connection_falls_back_when_another_message_is_acknowledged(void **st
     handoff_raw_token other;
     assert_ok(handoff_raw_token_generate(&other));
     assert_ok(handoff_raw_ack_accept(wire->backend, &other));
-    assert_falls_back(wire, HANDOFF_NO_TIMEOUT, HANDOFF_REASON_INTEGRITY_MISMATCH, HANDOFF_ERR_ACK_MISMATCH, true);
+    assert_falls_back(wire, HANDOFF_NO_TIMEOUT, HANDOFF_REASON_INTEGRITY_MISMATCH,
+                      HANDOFF_ERR_ACK_MISMATCH, true);
     assert_status(handoff_raw_ack_accept(wire->backend, &wire->token), HANDOFF_ERR_END_OF_STREAM);
 }
 
@@ -113,7 +116,8 @@ static void connection_falls_back_when_the_answer_is_malformed(void **state)
 {
     struct wire *wire = *state;
     send_raw(wire->backend, "no", 2, NULL, 0);
-    assert_falls_back(wire, HANDOFF_NO_TIMEOUT, HANDOFF_REASON_INTEGRITY_MISMATCH, HANDOFF_ERR_ACK_MALFORMED, true);
+    assert_falls_back(wire, HANDOFF_NO_TIMEOUT, HANDOFF_REASON_INTEGRITY_MISMATCH,
+                      HANDOFF_ERR_ACK_MALFORMED, true);
 }
 
 static void attempt_never_raises_sigpipe(void **state)
@@ -124,8 +128,8 @@ static void attempt_never_raises_sigpipe(void **state)
     if (child == 0) {
         handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
         signal(SIGPIPE, SIG_DFL);
-        child_assert(handoff_raw_attempt(wire->broker, wire->connection, &wire->token, HANDOFF_NO_TIMEOUT, &verdict) ==
-                     HANDOFF_OK);
+        child_assert(handoff_raw_attempt(wire->broker, wire->connection, &wire->token,
+                                         HANDOFF_NO_TIMEOUT, &verdict) == HANDOFF_OK);
         _exit(0);
     }
     assert_child_succeeds(child);
@@ -177,9 +181,10 @@ static void backend_in_another_process_adopts_and_rejects(void **state)
         for (int i = 0; i < 2; i++) {
             handoff_raw_token token;
             int socket, fd;
-            child_assert(handoff_raw_listener_accept(listener, NULL, PATIENCE_MS, &socket) == HANDOFF_OK);
-            child_assert(handoff_raw_receive_verified(socket, wire->store, NULL, PATIENCE_MS, &token, &fd) ==
+            child_assert(handoff_raw_listener_accept(listener, NULL, PATIENCE_MS, &socket) ==
                          HANDOFF_OK);
+            child_assert(handoff_raw_receive_verified(socket, wire->store, NULL, PATIENCE_MS,
+                                                      &token, &fd) == HANDOFF_OK);
             if (i == 0) {
                 child_assert(handoff_raw_ack_accept(socket, &token) == HANDOFF_OK);
                 child_assert(write(fd, "adopted", 7) == 7);
@@ -195,11 +200,13 @@ static void backend_in_another_process_adopts_and_rejects(void **state)
         _exit(0);
     }
     char answer[7];
-    assert_ok(handoff_raw_attempt_path(place.path, wire->connection, &wire->token, PATIENCE_MS, &verdict));
+    assert_ok(handoff_raw_attempt_path(place.path, wire->connection, &wire->token, PATIENCE_MS,
+                                       &verdict));
     assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
     assert_int_equal(recv(wire->client, answer, 7, MSG_WAITALL), 7);
     assert_memory_equal(answer, "adopted", 7);
-    assert_ok(handoff_raw_attempt_path(place.path, wire->connection, &second, HANDOFF_NO_TIMEOUT, &verdict));
+    assert_ok(handoff_raw_attempt_path(place.path, wire->connection, &second, HANDOFF_NO_TIMEOUT,
+                                       &verdict));
     assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
     assert_int_equal(verdict.reason, HANDOFF_REASON_BACKEND_BUSY);
     assert_int_equal(verdict.cause, HANDOFF_OK);
@@ -228,8 +235,8 @@ static void attempt_by_a_missing_path_falls_back(void **state)
 {
     struct wire *wire = *state;
     handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
-    assert_ok(handoff_raw_attempt_path("/nowhere/socket", wire->connection, &wire->token, HANDOFF_NO_TIMEOUT,
-                                   &verdict));
+    assert_ok(handoff_raw_attempt_path("/nowhere/socket", wire->connection, &wire->token,
+                                       HANDOFF_NO_TIMEOUT, &verdict));
     assert_int_equal(errno, ENOENT);
     assert_non_null(strstr(handoff_last_error(), "/nowhere/socket"));
     assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
@@ -249,8 +256,8 @@ static void attempt_by_an_unprivileged_user_falls_back(void **state)
     if (child == 0) {
         handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
         become_nobody();
-        child_assert(handoff_raw_attempt_path(place.path, wire->connection, &wire->token, HANDOFF_NO_TIMEOUT,
-                                          &verdict) == HANDOFF_OK);
+        child_assert(handoff_raw_attempt_path(place.path, wire->connection, &wire->token,
+                                              HANDOFF_NO_TIMEOUT, &verdict) == HANDOFF_OK);
         child_assert(errno == EACCES);
         child_assert(verdict.outcome == HANDOFF_FALLBACK);
         child_assert(verdict.reason == HANDOFF_REASON_PERMISSION_DENIED);

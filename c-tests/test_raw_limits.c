@@ -61,10 +61,11 @@ static void process_without_room_for_a_socket_cannot_connect(void **state)
     rlim_t limit = allow_no_more_descriptors();
     handoff_status connected = handoff_raw_connect(place.path, &socket);
     int connect_error = errno;
-    handoff_status sent = handoff_raw_send_path(place.path, wire->connection, &wire->token, &socket);
+    handoff_status sent =
+        handoff_raw_send_path(place.path, wire->connection, &wire->token, &socket);
     int send_error = errno;
-    handoff_status attempted =
-        handoff_raw_attempt_path(place.path, wire->connection, &wire->token, HANDOFF_NO_TIMEOUT, &verdict);
+    handoff_status attempted = handoff_raw_attempt_path(place.path, wire->connection, &wire->token,
+                                                        HANDOFF_NO_TIMEOUT, &verdict);
     allow_descriptors(limit);
     assert_status(connected, HANDOFF_ERR_DESCRIPTOR_PRESSURE);
     assert_int_equal(connect_error, EMFILE);
@@ -95,13 +96,14 @@ static void user_with_too_many_descriptors_in_flight_cannot_send(void **state)
         int fd, sent = 0;
         child_assert(setrlimit(RLIMIT_NOFILE, &tight) == 0);
         become_nobody();
-        while ((status = handoff_raw_send(wire->broker, wire->connection, &wire->token)) == HANDOFF_OK)
+        while ((status = handoff_raw_send(wire->broker, wire->connection, &wire->token)) ==
+               HANDOFF_OK)
             sent++;
         child_assert(status == HANDOFF_ERR_DESCRIPTOR_PRESSURE);
         child_assert(errno == ETOOMANYREFS);
         child_assert(sent > 0);
-        child_assert(handoff_raw_attempt(wire->broker, wire->connection, &wire->token, HANDOFF_NO_TIMEOUT, &verdict) ==
-                     HANDOFF_OK);
+        child_assert(handoff_raw_attempt(wire->broker, wire->connection, &wire->token,
+                                         HANDOFF_NO_TIMEOUT, &verdict) == HANDOFF_OK);
         child_assert(verdict.outcome == HANDOFF_FALLBACK);
         child_assert(verdict.reason == HANDOFF_REASON_DESCRIPTOR_PRESSURE);
         child_assert(!verdict.may_have_reached_backend);
@@ -136,7 +138,8 @@ static void full_backlog_would_block_until_somebody_accepts(void **state)
     assert_status(handoff_raw_send_path(place.path, wire->connection, &wire->token, &socket),
                   HANDOFF_ERR_WOULD_BLOCK);
     assert_int_equal(socket, -7);
-    assert_ok(handoff_raw_attempt_path(place.path, wire->connection, &wire->token, HANDOFF_NO_TIMEOUT, &verdict));
+    assert_ok(handoff_raw_attempt_path(place.path, wire->connection, &wire->token,
+                                       HANDOFF_NO_TIMEOUT, &verdict));
     assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
     assert_int_equal(verdict.reason, HANDOFF_REASON_BACKEND_BUSY);
     assert_int_equal(verdict.cause, HANDOFF_ERR_WOULD_BLOCK);
@@ -239,8 +242,8 @@ static void descriptor_of_a_short_write_may_have_reached_the_backend(void **stat
     if (child == 0) {
         handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
         refuse_system_call(SYS_sendmsg, 0);
-        child_assert(handoff_raw_attempt(wire->broker, wire->connection, &wire->token, HANDOFF_NO_TIMEOUT, &verdict) ==
-                     HANDOFF_OK);
+        child_assert(handoff_raw_attempt(wire->broker, wire->connection, &wire->token,
+                                         HANDOFF_NO_TIMEOUT, &verdict) == HANDOFF_OK);
         child_assert(verdict.outcome == HANDOFF_FALLBACK);
         child_assert(verdict.reason == HANDOFF_REASON_INTEGRITY_MISMATCH);
         child_assert(verdict.cause == HANDOFF_ERR_SHORT_WRITE);

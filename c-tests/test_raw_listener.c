@@ -156,8 +156,8 @@ static int type_of(handoff_raw_listener *listener)
 {
     int type = 0;
     socklen_t len = sizeof type;
-    assert_int_equal(getsockopt(handoff_raw_listener_fd(listener), SOL_SOCKET, SO_TYPE, &type, &len),
-                     0);
+    assert_int_equal(
+        getsockopt(handoff_raw_listener_fd(listener), SOL_SOCKET, SO_TYPE, &type, &len), 0);
     return type;
 }
 
@@ -513,6 +513,18 @@ static void unknown_socket_type_is_refused_and_named(void **state)
     assert_false(exists(path));
 }
 
+static void reserved_field_that_is_set_is_refused_and_named(void **state)
+{
+    (void)state;
+    handoff_raw_listener_options options = HANDOFF_RAW_LISTENER_OPTIONS_INIT;
+    handoff_raw_listener *none = NULL;
+    options.reserved = 1;
+    assert_status(handoff_raw_listener_new(path, &options, &none), HANDOFF_ERR_UNSUPPORTED);
+    assert_last_error_has("options.reserved");
+    assert_null(none);
+    assert_false(exists(path));
+}
+
 static void null_and_misaligned_pointers_are_refused(void **state)
 {
     (void)state;
@@ -626,6 +638,7 @@ int main(void)
         LISTENER_TEST(listening_without_a_descriptor_left_is_descriptor_pressure),
         LISTENER_TEST(mode_beyond_0777_is_refused_and_named),
         LISTENER_TEST(unknown_socket_type_is_refused_and_named),
+        LISTENER_TEST(reserved_field_that_is_set_is_refused_and_named),
         LISTENER_TEST(null_and_misaligned_pointers_are_refused),
         LISTENER_TEST(of_processes_that_start_together_over_a_stale_socket_one_listens),
     };

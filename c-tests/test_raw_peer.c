@@ -103,7 +103,7 @@ static void peer_that_is_not_allowed_is_not_told_but_named_in_the_message(void *
     (void)state;
     static const uint32_t list[] = {STRANGER};
     handoff_peer_policy policy = users(list, 1);
-    handoff_raw_peer peer = {sizeof peer, 1, 2, 3};
+    handoff_raw_peer peer = {sizeof peer, 1, 2, 3, 0};
     int socket = connection_of_user(NULL, 0, NULL);
     errno = EINTR;
     assert_status(handoff_raw_peer_check(socket, &policy, &peer), HANDOFF_ERR_PEER_NOT_ALLOWED);
@@ -230,7 +230,7 @@ static void policy_of_an_older_header_has_no_groups(void **state)
 
 static void assert_unknown(int socket)
 {
-    handoff_raw_peer peer = {sizeof peer, 1, 2, 3};
+    handoff_raw_peer peer = {sizeof peer, 1, 2, 3, 0};
     assert_status(handoff_raw_peer_credentials(socket, &peer), HANDOFF_ERR_PEER_UNKNOWN);
     assert_status(handoff_raw_peer_check(socket, NULL, &peer), HANDOFF_ERR_PEER_UNKNOWN);
     assert_int_not_equal(errno, 0);
@@ -273,7 +273,7 @@ static void peer_of_a_listening_socket_is_unknown(void **state)
 
 static void assert_not_a_socket(int fd, int error)
 {
-    handoff_raw_peer peer = {sizeof peer, 1, 2, 3};
+    handoff_raw_peer peer = {sizeof peer, 1, 2, 3, 0};
     assert_invalid(handoff_raw_peer_credentials(fd, &peer));
     assert_int_equal(errno, error);
     assert_invalid(handoff_raw_peer_check(fd, NULL, &peer));

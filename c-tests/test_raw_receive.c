@@ -112,7 +112,8 @@ static void wait_without_limit_goes_on_after_signals(void **state)
             char tick;
             for (int i = 0; i < 5; i++)
                 child_assert(read(ticks[0], &tick, 1) == 1);
-            child_assert(handoff_raw_send(wire->broker, wire->connection, &wire->token) == HANDOFF_OK);
+            child_assert(handoff_raw_send(wire->broker, wire->connection, &wire->token) ==
+                         HANDOFF_OK);
             _exit(0);
         }
         interruptions_pipe = ticks[1];
@@ -298,8 +299,8 @@ static void assert_token_refused(struct wire *wire, const handoff_raw_token *sen
     handoff_raw_token token = {{42}};
     int fd = -7;
     assert_ok(handoff_raw_send(wire->broker, wire->connection, sent));
-    assert_status(handoff_raw_receive_verified(wire->backend, wire->store, expected, 0, &token, &fd),
-                  status);
+    assert_status(
+        handoff_raw_receive_verified(wire->backend, wire->store, expected, 0, &token, &fd), status);
     assert_int_equal(errno, 0);
     assert_int_equal(fd, -7);
     assert_int_equal(token.bytes[0], 42);
@@ -409,8 +410,9 @@ static void verified_receive_refuses_bad_arguments_and_takes_nothing(void **stat
         {wire->backend, misaligned(), wire->store},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        assert_status(handoff_raw_receive_verified(bad[i].socket, bad[i].store, NULL, 0, NULL, bad[i].fd),
-                      HANDOFF_ERR_INVALID_ARGUMENT);
+        assert_status(
+            handoff_raw_receive_verified(bad[i].socket, bad[i].store, NULL, 0, NULL, bad[i].fd),
+            HANDOFF_ERR_INVALID_ARGUMENT);
     assert_int_equal(received, -7);
     assert_ok(handoff_raw_receive_verified(wire->backend, wire->store, NULL, 0, NULL, &received));
     close(received);

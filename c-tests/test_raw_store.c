@@ -267,7 +267,7 @@ static void options_that_are_not_set_do_not_change_those_that_are(void **state)
 }
 
 /* The message says how many tokens were tried. */
-static void assert_attempts(uint32_t collision_attempts, const char *message)
+static void assert_attempts(size_t collision_attempts, const char *message)
 {
     handoff_raw_store_options options = HANDOFF_RAW_STORE_OPTIONS_INIT;
     handoff_raw_store *store;
@@ -292,7 +292,7 @@ static void issuing_gives_up_after_16_collisions_or_as_many_as_it_is_told(void *
 static void huge_options_are_clamped(void **state)
 {
     (void)state;
-    handoff_raw_store_options options = {sizeof options, SIZE_MAX, UINT64_MAX - 1, UINT32_MAX};
+    handoff_raw_store_options options = {sizeof options, SIZE_MAX, UINT64_MAX - 1, SIZE_MAX};
     handoff_raw_store *store;
     handoff_raw_token token;
     assert_ok(handoff_raw_store_new(&options, &store));

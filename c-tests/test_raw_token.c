@@ -45,7 +45,8 @@ static void token_is_made_of_the_bytes_given(void **state)
 static void token_is_not_made_of_any_other_number_of_bytes(void **state)
 {
     (void)state;
-    static const size_t others[] = {0, 1, HANDOFF_RAW_TOKEN_LEN - 1, HANDOFF_RAW_TOKEN_LEN + 1, SIZE_MAX};
+    static const size_t others[] = {0, 1, HANDOFF_RAW_TOKEN_LEN - 1, HANDOFF_RAW_TOKEN_LEN + 1,
+                                    SIZE_MAX};
     uint8_t bytes[HANDOFF_RAW_TOKEN_LEN + 1] = {1};
     handoff_raw_token token = token_of(42), as_it_was = token;
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)

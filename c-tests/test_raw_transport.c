@@ -237,7 +237,8 @@ static void send_path_brings_the_message_and_the_way_back(void **state)
     remove_directory(place.directory);
 }
 
-/* handoff_raw_connect() and handoff_raw_send_path() refuse a path in the same way and give no socket. */
+/* handoff_raw_connect() and handoff_raw_send_path() refuse a path in the same way and give no
+ * socket. */
 static void assert_no_way(const struct wire *wire, const char *path, handoff_status expected,
                           int error)
 {
@@ -339,7 +340,8 @@ static void failed_send_leaves_no_connection_and_bad_arguments_make_none(void **
     const handoff_raw_token *token = &wire->token;
     assert_status(handoff_raw_connect(place.path, NULL), HANDOFF_ERR_INVALID_ARGUMENT);
     assert_status(handoff_raw_connect(place.path, misaligned()), HANDOFF_ERR_INVALID_ARGUMENT);
-    assert_status(handoff_raw_send_path(place.path, -1, token, &socket), HANDOFF_ERR_INVALID_ARGUMENT);
+    assert_status(handoff_raw_send_path(place.path, -1, token, &socket),
+                  HANDOFF_ERR_INVALID_ARGUMENT);
     assert_status(handoff_raw_send_path(place.path, wire->connection, NULL, &socket),
                   HANDOFF_ERR_INVALID_ARGUMENT);
     assert_status(handoff_raw_send_path(place.path, wire->connection, token, NULL),

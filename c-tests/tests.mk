@@ -1,52 +1,62 @@
 # The C tests: each test_*.c is a program, built and linked as a user's would be.
 
 C_TESTS  := $(patsubst c-tests/%.c,%,$(wildcard c-tests/test_*.c))
-C_COMMON := c-tests/support.c c-tests/wire.c c-tests/frames.c
+C_COMMON := support wire frames
 C_BUILD  := $(BUILD)/c-tests
 C_ASAN   := $(BUILD)/c-tests-asan
-# Seconds after which a test program that hangs is ended.
-LIMIT    ?= 120
+# Seconds after which a test that hangs is ended; and how to run a program of another kind.
+LIMIT    ?= 300
+TEST     := LD_LIBRARY_PATH=$(LIB) PYTHON=$(PYTHON) HANDOFF_TEST_LIMIT=$(LIMIT)
 RUN      := LD_LIBRARY_PATH=$(LIB) PYTHON=$(PYTHON) timeout $(LIMIT)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
-VALGRIND := HANDOFF_UNDER_VALGRIND=1 $(RUN) valgrind --quiet --leak-check=full \
-    --show-leak-kinds=definite,possible --errors-for-leak-kinds=definite,possible \
-    --suppressions=c-tests/valgrind.supp --error-exitcode=1
+VALGRIND := valgrind --quiet --leak-check=full --show-leak-kinds=definite,possible \
+    --errors-for-leak-kinds=definite,possible --suppressions=c-tests/valgrind.supp \
+    --error-exitcode=1
 
-C_SOURCES := $(C_COMMON) $(wildcard c-tests/*.h) $(HEADERS)
-C_FLAGS   = -std=c11 $(CFLAGS) $(WARN) $(C_COMMON) $$($(PC) --cflags --libs handoff cmocka)
+C_HEADERS := $(wildcard c-tests/*.h) $(HEADERS)
+C_FLAGS    = -std=c11 $(CFLAGS) $(WARN) $$($(PC) --cflags handoff cmocka)
+C_LIBS     = $$($(PC) --libs handoff cmocka)
 
-$(C_BUILD)/%: c-tests/%.c $(C_SOURCES) | need-cmocka all
+.SECONDARY: $(C_COMMON:%=$(C_BUILD)/%.o) $(C_COMMON:%=$(C_ASAN)/%.o)
+
+$(C_BUILD)/%.o: c-tests/%.c $(C_HEADERS) | need-cmocka all
 	@mkdir -p $(@D)
-	$(CC) $< -o $@ $(C_FLAGS)
+	$(CC) -c $< -o $@ $(C_FLAGS)
 
-$(C_ASAN)/%: c-tests/%.c $(C_SOURCES) | need-cmocka need-sanitizers all
+$(C_BUILD)/%: c-tests/%.c $(C_COMMON:%=$(C_BUILD)/%.o) $(C_HEADERS) | need-cmocka all
+	$(CC) $< $(C_COMMON:%=$(C_BUILD)/%.o) -o $@ $(C_FLAGS) $(C_LIBS)
+
+$(C_ASAN)/%.o: c-tests/%.c $(C_HEADERS) | need-cmocka need-sanitizers all
 	@mkdir -p $(@D)
-	$(CLANG) $(SANITIZE) $< -o $@ $(C_FLAGS)
+	$(CLANG) $(SANITIZE) -c $< -o $@ $(C_FLAGS)
+
+$(C_ASAN)/%: c-tests/%.c $(C_COMMON:%=$(C_ASAN)/%.o) $(C_HEADERS) | need-cmocka need-sanitizers all
+	$(CLANG) $(SANITIZE) $< $(C_COMMON:%=$(C_ASAN)/%.o) -o $@ $(C_FLAGS) $(C_LIBS)
 
 ## check-c     the C tests
 .PHONY: check-c
 check-c: $(addprefix $(C_BUILD)/,$(C_TESTS)) | need-python
-	@set -e; for test in $^; do $(RUN) $$test; done
+	@$(TEST) c-tests/run_all.sh $@ $^
 
 ## check-valgrind    the C tests under valgrind
 .PHONY: check-valgrind
 check-valgrind: $(addprefix $(C_BUILD)/,$(C_TESTS)) | need-valgrind need-python
-	@set -e; for test in $^; do $(VALGRIND) $$test; done
+	@$(TEST) HANDOFF_UNDER_VALGRIND=1 RUNNER='$(VALGRIND)' c-tests/run_all.sh $@ $^
 
 ## check-sanitizers  the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 .PHONY: check-sanitizers
 check-sanitizers: $(addprefix $(C_ASAN)/,$(C_TESTS)) | need-sanitizers need-python
-	@set -e; for test in $^; do $(RUN) $$test; done
+	@$(TEST) c-tests/run_all.sh $@ $^
 
 ## check-interop     the C tests with a peer in Python
 .PHONY: check-interop
 check-interop: $(C_BUILD)/test_interop | need-python
-	@$(RUN) $<
+	@$(TEST) $<
 
 ## check-soak        many handoffs, HANDOFF_SOAK_COUNT of them, without growth
 .PHONY: check-soak
 check-soak: $(C_BUILD)/soak
-	@$(RUN) $<
+	@$(TEST) $<
 
 $(C_BUILD)/one_owner: c-tests/one_owner.c $(HEADERS) | need-pkg-config all
 	@mkdir -p $(@D)
