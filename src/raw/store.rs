@@ -53,9 +53,9 @@ struct Tokens {
     look_again: Option<Instant>,
 }
 
-/// Looking for expired tokens takes some nanoseconds for each token. A full store lets so much time
-/// go by for each before it looks again, so that refusing tokens costs little.
-const PAUSE_PER_TOKEN: Duration = Duration::from_micros(1);
+/// Looking for expired tokens takes some nanoseconds for each token. A full store lets a millisecond go
+/// by for each of so many before it looks again, so that refusing tokens costs little.
+const TOKENS_PER_MILLISECOND: usize = 1024;
 
 impl TokenStore {
     /// The most tokens that a store can be made for.
@@ -116,7 +116,7 @@ impl TokenStore {
         let mut pending = self.lock();
         let Tokens { expires: pending, look_again } = &mut *pending;
         if pending.len() >= capacity && look_again.is_none_or(|again| again <= now) {
-            let pause = PAUSE_PER_TOKEN * pending.len() as u32;
+            let pause = Duration::from_millis((pending.len() / TOKENS_PER_MILLISECOND) as u64);
             prune(pending, now);
             let next = pending.values().min().copied().unwrap_or(now);
             *look_again = now.checked_add(pause).map(|paused| paused.max(next));
@@ -178,7 +178,7 @@ impl TokenStore {
     }
 
     /// Removes every expired token and says how many there were. A full store does this by itself,
-    /// but not more often than once in a microsecond for each of its tokens.
+    /// but not more often than once in a millisecond for each 1024 of its tokens.
     pub fn prune(&self) -> usize {
         self.prune_at(Instant::now())
     }

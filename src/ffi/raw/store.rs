@@ -175,7 +175,7 @@ pub extern "C" fn handoff_raw_store_revoke(
 }
 
 /// Removes every expired token. A full store does this by itself, but not more often than once in a
-/// microsecond for each of its tokens.
+/// millisecond for each 1024 of its tokens.
 ///
 /// @param store         the store
 /// @param[out] removed  their number; may be NULL
