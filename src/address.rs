@@ -243,17 +243,27 @@ pub(crate) fn address(path: &Path) -> Result<Address, TransportError> {
 #[cold]
 fn connect_error(path: &Path, source: io::Error) -> TransportError {
     let socket = path.into();
-    match source.raw_os_error() {
-        Some(libc::EAGAIN) => TransportError::WouldBlock { socket, action: "connecting", source },
-        Some(libc::EACCES | libc::EPERM) => TransportError::PermissionDenied { socket, source },
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-            TransportError::DescriptorPressure { socket, source }
+    match connect_kind(&source) {
+        ErrorKind::WouldBlock => {
+            TransportError::WouldBlock { socket, action: "connecting", source }
         }
-        Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => {
-            TransportError::Unsupported { socket, source }
+        ErrorKind::PermissionDenied => TransportError::PermissionDenied { socket, source },
+        ErrorKind::DescriptorPressure => TransportError::DescriptorPressure { socket, source },
+        ErrorKind::Unsupported => TransportError::Unsupported { socket, source },
+        _ => TransportError::BackendUnavailable { socket, source },
+    }
+}
+
+/// The kind of an error of connecting to a handoff socket, or of the first message over it.
+pub(crate) fn connect_kind(error: &io::Error) -> ErrorKind {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => ErrorKind::WouldBlock,
+        Some(libc::EACCES | libc::EPERM) => ErrorKind::PermissionDenied,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::ETOOMANYREFS) => {
+            ErrorKind::DescriptorPressure
         }
         // ENOENT, ENOTDIR, ECONNREFUSED (also for a file that is no socket) and their like.
-        _ => TransportError::BackendUnavailable { socket, source },
+        _ => ErrorKind::BackendUnavailable,
     }
 }
 

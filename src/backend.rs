@@ -26,6 +26,7 @@ use crate::handle::{Handle, HandleError, MAX_ROUNDS};
 use crate::listener::{Listener, ListenerOptions};
 use crate::peer::Credentials;
 use crate::reason::Reason;
+use crate::support;
 use crate::sys::event::{Events, Wait};
 use crate::sys::{SocketKind, packet};
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN};
@@ -106,6 +107,8 @@ impl Backend {
     /// before fork(2); the handle belongs to the process that uses it first.
     pub fn listen(path: &Path, options: BackendOptions) -> Result<Backend, BackendError> {
         let options = options.checked()?;
+        // Without it nobody may connect: say so before there is a socket.
+        support::credentials(support::seq_packet_socket()?.as_fd())?;
         let BackendOptions { mode, backlog, .. } = options;
         let kind = SocketKind::SeqPacket;
         let listener = Listener::new(path, &ListenerOptions { mode, backlog, kind })?;
@@ -336,7 +339,7 @@ impl Backend {
         if self.handle.is_open() {
             return Ok(());
         }
-        let events = Handle::new_events()?;
+        let events = support::events()?;
         self.accepting.watch(&events)?;
         self.handle.open(events);
         self.buffer = vec![0; MAX_FRAME_LEN];

@@ -23,6 +23,7 @@ use crate::address;
 use crate::claim::{self, Lost};
 use crate::handle::{Handle, HandleError, MAX_ROUNDS};
 use crate::reason::Reason;
+use crate::support;
 use crate::sys::event::{Events, Wait};
 use crate::sys::packet;
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS};
@@ -30,7 +31,7 @@ use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS};
 use channel::Outcomes;
 use offers::queued_len;
 use options::MAX_TIMEOUT;
-use reconnecting::{Link, Reconnecting};
+use reconnecting::{Link, Reconnecting, WhyDown};
 
 pub use error::BrokerError;
 pub use options::BrokerOptions;
@@ -163,18 +164,14 @@ impl Broker {
         let full = self.outcomes.verdicts.len() >= most_verdicts;
         let queue_bytes = self.options.queue_bytes;
         let path = || self.path.clone();
-        let unavailable = |code| {
-            let source = io::Error::from_raw_os_error(code);
-            BrokerError::Unavailable { path: path(), source }
-        };
         let Link::Up(channel) = &mut self.link else {
-            return Err(unavailable(self.reconnecting.why_down));
+            return Err(self.reconnecting.why_down.error(path()));
         };
         let Ok(welcome) = channel.welcome else {
-            return Err(unavailable(libc::ENOTCONN));
+            return Err(WhyDown::NoBackend(libc::ENOTCONN).error(path()));
         };
         if channel.draining {
-            return Err(unavailable(libc::ESHUTDOWN));
+            return Err(WhyDown::NoBackend(libc::ESHUTDOWN).error(path()));
         }
         let failures = &self.outcomes.failures;
         if let Some(left) = failures.as_ref().and_then(|failures| failures.time_left(now)) {
@@ -345,7 +342,7 @@ impl Broker {
         if self.handle.is_open() {
             return Ok(());
         }
-        self.handle.open(Handle::new_events()?);
+        self.handle.open(support::events()?);
         self.buffer = vec![0; MAX_FRAME_LEN];
         self.descriptors = Vec::with_capacity(MAX_DESCRIPTORS);
         // Every offer in flight and every verdict that may be waiting when it is taken.

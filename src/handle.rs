@@ -56,11 +56,6 @@ impl Handle {
         self.opened.is_some()
     }
 
-    /// Makes what a handle watches, to be given to [`open`](Handle::open).
-    pub(crate) fn new_events() -> Result<Events, HandleError> {
-        Events::new().map_err(HandleError::system("make an epoll set"))
-    }
-
     /// Opens the handle: it belongs to this process from now on.
     pub(crate) fn open(&mut self, events: Events) {
         self.opened = Some(Opened { process: process::current(), events });

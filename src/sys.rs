@@ -414,6 +414,12 @@ pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(i32, u32, 
     Ok((pid, uid, gid))
 }
 
+/// Whether SO_PEERCRED can be asked of a Unix socket: it has an answer even without a peer.
+pub(crate) fn tells_credentials(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let mut credentials = [libc::ucred { pid: 0, uid: 0, gid: 0 }];
+    socket_option(socket, libc::SO_PEERCRED, &mut credentials).map(drop)
+}
+
 /// SO_PEERGROUPS, unix(7): the peer's supplementary groups as they were when it connected.
 pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     let mut groups = vec![0u32; 64];

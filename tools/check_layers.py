@@ -15,7 +15,8 @@ sys
 reason failures deadlines
 kind
 address token claim
-handle peer wire support
+support
+handle peer wire
 listener raw::transport raw::store raw::failures
 raw::ack raw::admit raw::pending
 raw::attempt

@@ -5,6 +5,7 @@ use std::io;
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
 use crate::listener::ListenerError;
+use crate::support::SupportError;
 
 /// Why a call of a [`Backend`](super::Backend) did nothing.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,9 @@ pub enum BackendError {
     /// Nothing arrived in time.
     #[error("nothing arrived in time")]
     TimedOut,
+    /// The system does not have what a channel needs, or refuses it.
+    #[error(transparent)]
+    Support(#[from] SupportError),
     /// The system refused what every backend needs.
     #[error("cannot {action}: {source}")]
     System {
@@ -63,6 +67,7 @@ impl BackendError {
             BackendError::WrongProcess => ErrorKind::WrongProcess,
             BackendError::TakenBack { .. } => ErrorKind::TakenBack,
             BackendError::TimedOut => ErrorKind::TimedOut,
+            BackendError::Support(error) => error.kind(),
             BackendError::System { source, .. } => ErrorKind::of_system(source),
         }
     }

@@ -7,14 +7,16 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::offers::{Offers, State};
+use super::reconnecting::WhyDown;
 use super::{BrokerOptions, BrokerStatistics, Verdict};
 use crate::address;
 use crate::claim::{self, ClaimTable, Lost};
 use crate::failures::FailureCounter;
 use crate::handle::{GREETING_TIMEOUT, MEMORY_PAUSE};
 use crate::reason::Reason;
+use crate::support;
 use crate::sys::event::Events;
-use crate::sys::{self, SocketKind, packet};
+use crate::sys::{self, packet};
 use crate::wire::{self, Frame, Hello, Kind};
 
 /// The key of the channel's socket among the events.
@@ -83,17 +85,20 @@ impl Outcomes {
 
 impl Channel {
     /// Connects to a handoff socket and says hello, without waiting for the welcome.
-    pub(super) fn connect(path: &Path, slots: usize, now: Instant) -> io::Result<Channel> {
-        let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
-        let address = address::address(path).map_err(invalid)?;
-        let socket = sys::socket(SocketKind::SeqPacket)?;
+    pub(super) fn connect(path: &Path, slots: usize, now: Instant) -> Result<Channel, WhyDown> {
+        let address = address::address(path).map_err(|_| WhyDown::NoBackend(libc::EINVAL))?;
+        let failed = WhyDown::because(WhyDown::NoBackend);
+        let socket = support::seq_packet_socket()?;
         // Before connecting: later could be too late.
         packet::refuse_descriptors(&socket);
-        sys::connect(&socket, &address)?;
-        let (claims, table) = ClaimTable::create(slots)?;
+        sys::connect(&socket, &address).map_err(&failed)?;
+        // A backend that cannot ask closes the channel, and nobody would know why.
+        support::credentials(socket.as_fd())?;
+        let (claims, table) = support::claim_table(slots)?;
         let hello = Hello { slots: slots as u32 }.body();
         let header = wire::header(Kind::Hello, 0, 1, hello.len());
-        packet::send_packet(socket.as_fd(), &header, &hello, &[table.as_raw_fd()])?;
+        packet::send_packet(socket.as_fd(), &header, &hello, &[table.as_raw_fd()])
+            .map_err(&failed)?;
         Ok(Channel {
             socket,
             claims,

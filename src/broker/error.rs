@@ -6,9 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::address::TransportError;
+use crate::address::{self, TransportError};
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
+use crate::support::SupportError;
 
 /// Why a call of a [`Broker`](super::Broker) did nothing.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +77,9 @@ pub enum BrokerError {
         /// The offer.
         id: u64,
     },
+    /// The system does not have what a channel needs, or refuses it.
+    #[error(transparent)]
+    Support(#[from] SupportError),
     /// The system refused what every broker needs.
     #[error("cannot {action}: {source}")]
     System {
@@ -97,7 +101,8 @@ impl BrokerError {
             BrokerError::WrongProcess => ErrorKind::WrongProcess,
             BrokerError::Closed { .. } => ErrorKind::Closed,
             BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
-            BrokerError::Unavailable { .. } => ErrorKind::BackendUnavailable,
+            BrokerError::Unavailable { source, .. } => address::connect_kind(source),
+            BrokerError::Support(error) => error.kind(),
             BrokerError::RateLimited { .. } => ErrorKind::RateLimited,
             BrokerError::Full { .. } => ErrorKind::Full,
             BrokerError::TooLate { .. } => ErrorKind::TooLate,

@@ -63,8 +63,8 @@ pub(crate) fn new_timer() -> io::Result<OwnedFd> {
 const TIMER: u64 = u64::MAX;
 
 impl Events {
-    pub(crate) fn new() -> io::Result<Events> {
-        let events = Events { epoll: new_epoll()?, timer: new_timer()?, armed: None };
+    pub(crate) fn new(epoll: OwnedFd, timer: OwnedFd) -> io::Result<Events> {
+        let events = Events { epoll, timer, armed: None };
         events.control(libc::EPOLL_CTL_ADD, events.timer.as_raw_fd(), TIMER, false)?;
         Ok(events)
     }
@@ -194,9 +194,13 @@ impl Events {
 mod tests {
     use super::*;
 
+    fn new_events() -> Events {
+        Events::new(new_epoll().unwrap(), new_timer().unwrap()).unwrap()
+    }
+
     #[test]
     fn timer_fires_at_the_earliest_time_asked_for() {
-        let mut events = Events::new().unwrap();
+        let mut events = new_events();
         let now = Instant::now();
         events.wake_at(now + Duration::from_secs(3600), now).unwrap();
         assert_eq!(events.take(Wait::No, |_| {}).unwrap(), 0);
@@ -207,7 +211,7 @@ mod tests {
 
     #[test]
     fn cancelled_timer_does_not_fire_and_the_next_one_does() {
-        let mut events = Events::new().unwrap();
+        let mut events = new_events();
         let now = Instant::now();
         events.wake_at(now, now).unwrap();
         // Fired or not yet.

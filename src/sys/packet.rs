@@ -92,8 +92,20 @@ pub(crate) fn refuse_descriptors(socket: &OwnedFd) {
 /// SO_COOKIE, socket(7): a number that this socket has in every process and no other socket has.
 pub(crate) fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = [0u64];
-    socket_option(socket, libc::SO_COOKIE, &mut cookie)?;
-    Ok(cookie[0])
+    match socket_option(socket, libc::SO_COOKIE, &mut cookie) {
+        Ok(_) => Ok(cookie[0]),
+        Err(error) => without_cookie(socket, error),
+    }
+}
+
+/// Emulators and sandboxes differ in how they refuse an option that they do not know, also for what
+/// is no socket: SO_TYPE, which all of them know, tells.
+#[cold]
+fn without_cookie(socket: BorrowedFd<'_>, error: io::Error) -> io::Result<u64> {
+    match error.raw_os_error() {
+        Some(libc::EBADF | libc::ENOTSOCK) => Err(error),
+        _ => socket_type(socket).map(|_| 0),
+    }
 }
 
 /// SO_TYPE, socket(7).
