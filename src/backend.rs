@@ -115,13 +115,18 @@ impl Backend {
         Ok(Backend::new(Source::Made(listener), options))
     }
 
-    /// Listens on a socket that somebody else made, as a service manager does.
-    pub fn listen_on(listener: OwnedFd, options: BackendOptions) -> Result<Backend, BackendError> {
+    /// Listens on a duplicate of a socket that somebody else made, as a service manager does.
+    pub fn listen_on(
+        listener: BorrowedFd<'_>,
+        options: BackendOptions,
+    ) -> Result<Backend, BackendError> {
         let options = options.checked()?;
-        let descriptor = listener.as_raw_fd();
-        if !packet::is_listening_seqpacket(listener.as_fd()) {
-            return Err(BackendError::NotAListener { descriptor });
+        if let Some(is) = packet::is_no_listener(listener) {
+            return Err(BackendError::NotAListener { descriptor: listener.as_raw_fd(), is });
         }
+        support::credentials(listener)?;
+        let duplicate = listener.try_clone_to_owned();
+        let listener = duplicate.map_err(HandleError::system("duplicate the descriptor"))?;
         packet::set_nonblocking(listener.as_fd()).map_err(HandleError::system("use the socket"))?;
         Ok(Backend::new(Source::Given(listener), options))
     }

@@ -25,7 +25,7 @@ use crate::handle::{Handle, HandleError, MAX_ROUNDS};
 use crate::reason::Reason;
 use crate::support;
 use crate::sys::event::{Events, Wait};
-use crate::sys::packet;
+use crate::sys::{self, packet};
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS};
 
 use channel::Outcomes;
@@ -33,7 +33,7 @@ use offers::queued_len;
 use options::MAX_TIMEOUT;
 use reconnecting::{Link, Reconnecting, WhyDown};
 
-pub use error::BrokerError;
+pub use error::{BrokerError, Limit};
 pub use options::BrokerOptions;
 
 /// One connection to hand over.
@@ -161,7 +161,7 @@ impl Broker {
         now: Instant,
     ) -> Result<u64, BrokerError> {
         self.enter(now)?;
-        let full = self.outcomes.verdicts.len() >= most_verdicts;
+        let untaken = self.outcomes.verdicts.len();
         let queue_bytes = self.options.queue_bytes;
         let path = || self.path.clone();
         let Link::Up(channel) = &mut self.link else {
@@ -179,13 +179,21 @@ impl Broker {
         }
         let len = variable_len(offer, welcome.max_bytes as usize)?;
         let queued = channel.offers.queued_bytes() + queued_len(len);
-        let next = channel.offers.next_slot().filter(|_| !full && queued <= queue_bytes);
+        let next = channel.offers.next_slot();
+        let next = next.filter(|_| untaken < most_verdicts && queued <= queue_bytes);
         let Some((slot, generation)) = next else {
-            return Err(BrokerError::Full { path: path() });
+            let limit = if untaken >= most_verdicts {
+                Limit::Verdicts { untaken }
+            } else if queued > queue_bytes {
+                Limit::QueuedBytes { queued, most: queue_bytes }
+            } else {
+                let (in_flight, most) = (channel.offers.in_flight(), welcome.slots as usize);
+                Limit::InFlight { in_flight, most }
+            };
+            return Err(BrokerError::Full { path: path(), limit });
         };
-        let descriptor = offer.descriptor.as_raw_fd();
         let cookie = packet::cookie(offer.descriptor)
-            .map_err(|source| BrokerError::NotASocket { descriptor, source })?;
+            .map_err(|source| not_a_socket(offer.descriptor, source))?;
         let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = now.checked_add(timeout).unwrap_or(now);
         // The last step that can fail.
@@ -353,17 +361,26 @@ impl Broker {
     }
 }
 
+#[cold]
+fn not_a_socket(descriptor: BorrowedFd<'_>, source: io::Error) -> BrokerError {
+    match sys::what_is(descriptor) {
+        sys::A_SOCKET => BrokerError::System { action: "ask which socket it is", source },
+        is => BrokerError::NotASocket { descriptor: descriptor.as_raw_fd(), is, source },
+    }
+}
+
 /// Bytes of an offer beside its fixed part, unless there are more than are allowed.
 fn variable_len(offer: &Offer<'_>, most: usize) -> Result<usize, BrokerError> {
     let Offer { preread, metadata, service, correlation, .. } = offer;
-    for name in [service, correlation] {
+    for (what, name) in [("the service", service), ("the correlation id", correlation)] {
         if name.len() > MAX_NAME_LEN {
-            return Err(BrokerError::TooLarge { len: name.len(), most: MAX_NAME_LEN });
+            return Err(BrokerError::TooLarge { what, len: name.len(), most: MAX_NAME_LEN });
         }
     }
     let len = metadata.len().saturating_add(service.len() + correlation.len());
     let len = preread.iter().fold(len, |len, part| len.saturating_add(part.len()));
-    if len > most { Err(BrokerError::TooLarge { len, most }) } else { Ok(len) }
+    let what = "preread, metadata and names together";
+    if len > most { Err(BrokerError::TooLarge { what, len, most }) } else { Ok(len) }
 }
 
 impl Drop for Broker {

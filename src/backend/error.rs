@@ -20,10 +20,12 @@ pub enum BackendError {
     #[error(transparent)]
     Listener(#[from] ListenerError),
     /// The descriptor given is not a listening socket of sequenced packets.
-    #[error("descriptor {descriptor} is not a listening Unix socket of sequenced packets")]
+    #[error("descriptor {descriptor} is {is}: give a listening Unix socket of SOCK_SEQPACKET")]
     NotAListener {
         /// The descriptor.
         descriptor: i32,
+        /// What it is.
+        is: &'static str,
     },
     /// The handle was first used in another process.
     #[error("this handle belongs to another process: use it in one only")]

@@ -1,5 +1,6 @@
 //! What can go wrong with a broker.
 
+use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::Path;
@@ -33,16 +34,23 @@ pub enum BrokerError {
         path: Arc<Path>,
     },
     /// The descriptor is not a socket.
-    #[error("descriptor {descriptor} cannot be offered: {source}")]
+    #[error(
+        "descriptor {descriptor} is {is}: only sockets can be offered; the raw layer sends any \
+        descriptor"
+    )]
     NotASocket {
         /// The descriptor.
         descriptor: RawFd,
+        /// What it is.
+        is: &'static str,
         /// What the system said.
         source: io::Error,
     },
     /// The offer has more bytes than the backend takes, or a name is too long.
-    #[error("the offer has {len} bytes where {most} are allowed")]
+    #[error("{what}: {len} bytes where {most} are allowed")]
     TooLarge {
+        /// What is too large.
+        what: &'static str,
         /// What it has.
         len: usize,
         /// What it may have.
@@ -65,11 +73,13 @@ pub enum BrokerError {
         /// For how long.
         left: Duration,
     },
-    /// The limit of offers in flight, of queued bytes or of verdicts not taken is reached.
-    #[error("{path}: the limit of offers in flight is reached", path = .path.display())]
+    /// A limit is reached.
+    #[error("{path}: {limit}", path = .path.display())]
     Full {
         /// The handoff socket.
         path: Arc<Path>,
+        /// Which.
+        limit: Limit,
     },
     /// The offer cannot be taken back: it was adopted, or has its verdict already.
     #[error("offer {id} is not in flight any more")]
@@ -88,6 +98,52 @@ pub enum BrokerError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// A limit that an offer would exceed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Offers in flight. An offer that was taken back after it was sent counts until the backend has
+    /// answered it.
+    InFlight {
+        /// How many are in flight.
+        in_flight: usize,
+        /// How many the two ends allow.
+        most: usize,
+    },
+    /// Bytes of offers that wait for room in the socket.
+    QueuedBytes {
+        /// How many there would be with this offer.
+        queued: usize,
+        /// How many there may be.
+        most: usize,
+    },
+    /// Verdicts that nobody has taken.
+    Verdicts {
+        /// How many there are.
+        untaken: usize,
+    },
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Limit::InFlight { in_flight, most } => {
+                write!(f, "{in_flight} offers are in flight")?;
+                if in_flight < most {
+                    let others = most - in_flight;
+                    write!(f, ", and the backend has not answered {others} that were taken back")?;
+                }
+                write!(f, ": the limit is {most}, max_in_flight of the broker or the backend")
+            }
+            Limit::QueuedBytes { queued, most } => {
+                write!(f, "{queued} bytes would wait for room: the limit is {most}, queue_bytes")
+            }
+            Limit::Verdicts { untaken } => {
+                write!(f, "{untaken} verdicts wait to be taken: take them before you offer more")
+            }
+        }
+    }
 }
 
 impl BrokerError {

@@ -10,7 +10,7 @@ use super::guard::{Failure, Message, guard, guard_or};
 use super::peer::{handoff_peer_policy, policy};
 use super::reason::{handoff_reason, reason};
 use super::status::{HANDOFF_OK, handoff_status};
-use crate::backend::{Arrival, Backend, BackendError, BackendOptions, BackendStatistics, Kinds};
+use crate::backend::{Arrival, Backend, BackendOptions, BackendStatistics, Kinds};
 
 /// The backend's end of the channels of one handoff socket.
 ///
@@ -96,7 +96,8 @@ pub extern "C" fn handoff_backend_options_init(
 ///         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
 ///         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
 ///         or `kinds` is HANDOFF_KIND_UNCONNECTED alone; HANDOFF_ERR_WOULD_BLOCK if another
-///         process holds the directory's lock for a second; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
+///         process holds the directory's lock for a second; HANDOFF_ERR_UNSUPPORTED if this system
+///         lacks what a backend needs; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
 ///         HANDOFF_ERR_LISTEN_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -123,7 +124,8 @@ pub extern "C" fn handoff_backend_listen(
 ///                      `backlog` have no effect.
 /// @param[out] backend  the backend; free it with handoff_backend_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is no such socket or for options
-///         as in handoff_backend_listen(); HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+///         as in handoff_backend_listen(); HANDOFF_ERR_UNSUPPORTED; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
+///         HANDOFF_ERR_SYSTEM.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_listen_on(
@@ -135,10 +137,6 @@ pub extern "C" fn handoff_backend_listen_on(
         let listener = descriptor(fd, "fd")?;
         let options = core_options(read_or_default(options, "options")?)?;
         let out = Out::new(backend, "backend")?;
-        let listener = listener.try_clone_to_owned().map_err(|source| BackendError::System {
-            action: "duplicate the descriptor",
-            source,
-        })?;
         let backend = Backend::listen_on(listener, options)?;
         out.give(handoff_backend { backend, last_error: Message::new() });
         Ok(())
@@ -250,7 +248,8 @@ fn arrival_of(arrival: &Arrival<'_>, fd: c_int) -> handoff_arrival {
 /// @param[out] arrival  the adopted connection and what came with it; close(2) its `fd`
 /// @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time;
 ///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
-///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_UNSUPPORTED or
+///         HANDOFF_ERR_SYSTEM at the first use.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_accept(
@@ -267,7 +266,9 @@ pub extern "C" fn handoff_backend_accept(
 }
 
 /// Returns the one descriptor to watch. It is readable whenever handoff_backend_dispatch() has
-/// work, level- and edge-triggered, and stays the same.
+/// work, level- and edge-triggered, and stays the same. If handoff_backend_next() has left arrivals,
+/// it is readable after at most a millisecond. So it is, level-triggered, if handoff_backend_accept()
+/// has with a `wait_ms` of 0.
 ///
 /// @param backend  the backend
 /// @return the descriptor, which stays the backend's: do not read, write or close it; -1 on error,
@@ -288,8 +289,8 @@ pub extern "C" fn handoff_backend_fd(backend: *mut handoff_backend) -> c_int {
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM. A broker's fault is not an error
-///         here: it is counted in the statistics.
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the
+///         first use. A broker's fault is not an error here: it is counted in the statistics.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> handoff_status {

@@ -89,7 +89,8 @@ pub(crate) fn refuse_descriptors(socket: &OwnedFd) {
     }
 }
 
-/// SO_COOKIE, socket(7): a number that this socket has in every process and no other socket has.
+/// SO_COOKIE: a number that this socket has in every process and no other socket has; 0 on a system
+/// without such numbers, or which does not tell them. An error if the descriptor is not a socket.
 pub(crate) fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = [0u64];
     match socket_option(socket, libc::SO_COOKIE, &mut cookie) {
@@ -156,12 +157,22 @@ pub(crate) fn is_tcp(socket: BorrowedFd<'_>) -> bool {
     found.is_ok_and(|count| count == 1) && later == [0]
 }
 
-/// Whether a descriptor is a listening socket of sequenced packets.
-pub(crate) fn is_listening_seqpacket(socket: BorrowedFd<'_>) -> bool {
-    let mut listening = [0i32];
-    let asked = socket_option(socket, libc::SO_ACCEPTCONN, &mut listening);
-    let kind = socket_type(socket);
-    asked.is_ok() && listening[0] != 0 && kind.is_ok_and(|kind| kind == libc::SOCK_SEQPACKET)
+/// What a descriptor is, if it is not a listening Unix socket of sequenced packets.
+pub(crate) fn is_no_listener(socket: BorrowedFd<'_>) -> Option<&'static str> {
+    let ask = |option| {
+        let mut value = [0i32];
+        socket_option(socket, option, &mut value).map(|_| value[0])
+    };
+    let Ok(kind) = socket_type(socket) else { return Some(super::what_is(socket)) };
+    if !ask(libc::SO_DOMAIN).is_ok_and(|domain| domain == libc::AF_UNIX) {
+        Some("a socket of another family")
+    } else if kind != libc::SOCK_SEQPACKET {
+        Some("a Unix socket of another type")
+    } else if !ask(libc::SO_ACCEPTCONN).is_ok_and(|listening| listening != 0) {
+        Some("a Unix socket that does not listen")
+    } else {
+        None
+    }
 }
 
 /// Sets O_NONBLOCK, which every copy of the descriptor shares.
