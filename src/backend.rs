@@ -155,7 +155,14 @@ impl Backend {
 
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
-        self.dispatch_after(Wait::No)
+        let left = self.arrivals.waiting.len();
+        self.dispatch_after(Wait::No)?;
+        if left > 0 {
+            // The caller stops before the end of a batch: it goes on at once.
+            let now = Instant::now();
+            self.handle.wake_at(now, now)?;
+        }
+        Ok(())
     }
 
     /// Waits until something is due, and does it.
@@ -212,7 +219,15 @@ impl Backend {
     /// fork(2) there is none: they are the parent's, see [`check_process`](Backend::check_process).
     pub fn next_arrival(&mut self) -> Option<Arrival<'_>> {
         let place = self.next_place()?;
+        self.tell_of_rest();
         Some(self.view(place))
+    }
+
+    /// Makes sure that the caller is woken for the arrivals that wait, should it stop here.
+    fn tell_of_rest(&mut self) {
+        if let (false, Some(events)) = (self.arrivals.waiting.is_empty(), self.handle.events()) {
+            self.batch.set_timer(events);
+        }
     }
 
     fn next_place(&mut self) -> Option<Place> {

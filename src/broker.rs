@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::address;
 use crate::claim::{self, Lost};
-use crate::handle::{Handle, HandleError, MAX_ROUNDS};
+use crate::handle::{Handle, HandleError, MAX_ROUNDS, REST_PAUSE};
 use crate::reason::Reason;
 use crate::support;
 use crate::sys::event::{Events, Wait};
@@ -106,6 +106,8 @@ pub struct Broker {
     outcomes: Outcomes,
     next_id: u64,
     closed: bool,
+    /// The descriptor will be readable for the verdicts that are left.
+    rest_told: bool,
     /// Room for a packet, and for the descriptors of one; kept so that an offer allocates nothing.
     buffer: Vec<u8>,
     descriptors: Vec<RawFd>,
@@ -126,13 +128,15 @@ impl Broker {
             outcomes: Outcomes::new(&options),
             next_id: 1,
             closed: false,
+            rest_told: false,
             buffer: Vec::new(),
             descriptors: Vec::new(),
         })
     }
 
-    /// The descriptor that is readable whenever [`dispatch`](Broker::dispatch) has work. It stays
-    /// the same and works level- and edge-triggered.
+    /// The descriptor that is readable whenever [`dispatch`](Broker::dispatch) has work, and, a
+    /// millisecond later at the latest, when [`next_verdict`](Broker::next_verdict) has left
+    /// something. It stays the same and works level- and edge-triggered.
     pub fn descriptor(&mut self) -> Result<BorrowedFd<'_>, BrokerError> {
         let now = Instant::now();
         self.enter(now)?;
@@ -232,7 +236,17 @@ impl Broker {
 
     /// Does everything that is due: receives, sends, gives up what is late, connects.
     pub fn dispatch(&mut self) -> Result<(), BrokerError> {
-        self.dispatch_after(Wait::No)
+        let left = self.outcomes.verdicts.len();
+        self.rest_told = false;
+        self.dispatch_after(Wait::No)?;
+        if left > 0 { self.tell_of_rest(Duration::ZERO) } else { Ok(()) }
+    }
+
+    /// Makes the descriptor readable for the verdicts that wait.
+    fn tell_of_rest(&mut self, pause: Duration) -> Result<(), BrokerError> {
+        let now = Instant::now();
+        self.rest_told = true;
+        Ok(self.handle.wake_at(now + pause, now)?)
     }
 
     /// Waits until something is due, and does it.
@@ -284,7 +298,12 @@ impl Broker {
     /// parent's, see [`check_process`](Broker::check_process).
     pub fn next_verdict(&mut self) -> Option<Verdict> {
         self.check_process().ok()?;
-        self.outcomes.verdicts.pop_front()
+        let verdict = self.outcomes.verdicts.pop_front()?;
+        if !self.outcomes.verdicts.is_empty() && !self.rest_told {
+            // If no timer can be set, something else wakes the caller.
+            let _ = self.tell_of_rest(REST_PAUSE);
+        }
+        Some(verdict)
     }
 
     /// Takes an offer back. After `Ok` the connection is the broker's and no verdict comes for it.

@@ -12,6 +12,10 @@ use crate::sys::process;
 pub(crate) const MAX_ROUNDS: usize = 64;
 /// How long a peer may take to say its first word.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// When a caller is woken for what it has not taken, the first time that it stops before the end.
+/// Nobody knows whether it will stop, and most do not: a timer for nothing in a millisecond costs
+/// less than one in each batch.
+pub(crate) const REST_PAUSE: Duration = Duration::from_millis(1);
 /// When to send again what the system was short of memory for. poll(2) would say at once that there
 /// is room.
 pub(crate) const MEMORY_PAUSE: Duration = Duration::from_millis(1);

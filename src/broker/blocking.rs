@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::options::MAX_TIMEOUT;
 use super::reconnecting::Link;
 use super::{Broker, BrokerError, Offer, Verdict};
+use crate::handle::REST_PAUSE;
 use crate::reason::Reason;
 use crate::sys::event::Wait;
 
@@ -17,14 +18,20 @@ impl Broker {
         let id = queued.inspect_err(|_| self.outcomes.statistics.refused += 1)?;
         // Its verdict comes behind those that wait now, and each that comes is looked at once.
         let mut seen = self.outcomes.verdicts.len();
-        self.verdict_in_time(id, &mut seen).or_else(|error| {
+        let verdict = self.verdict_in_time(id, &mut seen).or_else(|error| {
             // After an error the caller serves the connection, so the backend must not adopt it.
             if self.take_back(id).is_ok() {
                 return Err(error);
             }
             self.hang_up(Reason::BackendUnavailable, Instant::now());
             self.take_verdict(id, &mut seen).ok_or(error)
-        })
+        });
+        if !self.outcomes.verdicts.is_empty() {
+            // Those of other offers, of which nothing else would tell the caller's loop. If no timer
+            // can be set, something else wakes it.
+            let _ = self.tell_of_rest(REST_PAUSE);
+        }
+        verdict
     }
 
     /// Sends the offer and waits for its verdict, which comes at its deadline at the latest.
@@ -50,7 +57,7 @@ impl Broker {
         let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = start.checked_add(timeout).unwrap_or(start);
         // Connects, if it is time for that.
-        self.dispatch()?;
+        self.dispatch_after(Wait::No)?;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let offer = Offer { timeout: Some(left), ..*offer };
