@@ -107,7 +107,8 @@ handoff_status handoff_backend_options_init(handoff_backend_options *options,
  *         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
  *         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
  *         or `kinds` is HANDOFF_KIND_UNCONNECTED alone; HANDOFF_ERR_WOULD_BLOCK if another
- *         process holds the directory's lock for a second; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
+ *         process holds the directory's lock for a second; HANDOFF_ERR_UNSUPPORTED if this system
+ *         lacks what a backend needs; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
  *         HANDOFF_ERR_LISTEN_FAILED.
  */
 HANDOFF_MUST_USE
@@ -124,7 +125,8 @@ handoff_status handoff_backend_listen(const char *path,
  *                      `backlog` have no effect.
  * @param[out] backend  the backend; free it with handoff_backend_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is no such socket or for options
- *         as in handoff_backend_listen(); HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+ *         as in handoff_backend_listen(); HANDOFF_ERR_UNSUPPORTED; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
+ *         HANDOFF_ERR_SYSTEM.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_listen_on(int fd,
@@ -177,7 +179,8 @@ typedef struct handoff_arrival {
  * @param[out] arrival  the adopted connection and what came with it; close(2) its `fd`
  * @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time;
  *         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
- *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM.
+ *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_UNSUPPORTED or
+ *         HANDOFF_ERR_SYSTEM at the first use.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_accept(handoff_backend *backend,
@@ -186,7 +189,9 @@ handoff_status handoff_backend_accept(handoff_backend *backend,
 
 /**
  * Returns the one descriptor to watch. It is readable whenever handoff_backend_dispatch() has
- * work, level- and edge-triggered, and stays the same.
+ * work, level- and edge-triggered, and stays the same. If handoff_backend_next() has left arrivals,
+ * it is readable after at most a millisecond. So it is, level-triggered, if handoff_backend_accept()
+ * has with a `wait_ms` of 0.
  *
  * @param backend  the backend
  * @return the descriptor, which stays the backend's: do not read, write or close it; -1 on error,
@@ -201,8 +206,8 @@ int handoff_backend_fd(handoff_backend *backend) HANDOFF_NOEXCEPT;
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
- *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_SYSTEM. A broker's fault is not an error
- *         here: it is counted in the statistics.
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the
+ *         first use. A broker's fault is not an error here: it is counted in the statistics.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCEPT;

@@ -179,7 +179,8 @@ handoff_status handoff_raw_store_revoke(handoff_raw_store *store,
                                         const handoff_raw_token *token) HANDOFF_NOEXCEPT;
 
 /**
- * Removes every expired token. A full store does this by itself.
+ * Removes every expired token. A full store does this by itself, but not more often than once in a
+ * millisecond for each 1024 of its tokens.
  *
  * @param store         the store
  * @param[out] removed  their number; may be NULL
@@ -221,8 +222,8 @@ handoff_status handoff_raw_connect(const char *path, int *socket) HANDOFF_NOEXCE
  * Sends a descriptor and its token over a connected socket in one message, or not at all. It never
  * blocks.
  *
- * @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. Over any
- *                other kind of socket the system sends the token without the descriptor.
+ * @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. A TCP socket
+ *                is refused. Over other sockets the system sends the token without the descriptor.
  * @param fd      the descriptor to send, not `socket` itself. It stays yours, open and unchanged,
  *                and you may close it when this returns.
  * @param token   its token
@@ -377,8 +378,10 @@ typedef struct handoff_raw_ack {
  * @param timeout_ms  how long to wait, in milliseconds: 0 for 5000; HANDOFF_NO_TIMEOUT
  * @param[out] ack    the acknowledgement: adopted, or rejected with a reason
  * @return HANDOFF_OK; HANDOFF_ERR_ACK_TIMEOUT; HANDOFF_ERR_END_OF_STREAM if the backend closed the
- *         connection; HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED;
- *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
+ *         connection, or receiving failed and the message was taken back;
+ *         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED; HANDOFF_ERR_INVALID_ARGUMENT.
+ *         After these the connection is yours. HANDOFF_ERR_RECEIVE_FAILED: it was not possible to
+ *         see what has arrived, so the backend may own it; close(2) your copy and serve nothing.
  *
  * A signal does not end the wait.
  */
@@ -395,6 +398,8 @@ handoff_status handoff_raw_ack_wait(int socket,
  * @param[out] ack  the acknowledgement
  * @return HANDOFF_OK; HANDOFF_NOTHING if none has arrived; HANDOFF_ERR_END_OF_STREAM if none will;
  *         HANDOFF_ERR_ACK_MALFORMED; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
+ *         After HANDOFF_NOTHING, and after an error other than the end of the stream, the backend
+ *         can still acknowledge: call handoff_raw_take_back() before you serve a client.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_ack_receive(int socket, handoff_raw_ack *ack) HANDOFF_NOEXCEPT;
@@ -446,7 +451,8 @@ typedef struct handoff_raw_verdict {
  * @param[out] verdict  who owns the connection now
  * @return HANDOFF_OK if there is a verdict. If its `cause` is an error, errno and
  *         handoff_last_error() describe that. HANDOFF_ERR_INVALID_ARGUMENT if an argument is
- *         wrong: nothing was sent.
+ *         wrong: nothing was sent. HANDOFF_ERR_RECEIVE_FAILED if it was not possible to see who
+ *         owns the connection: close(2) your copy and serve nothing.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_attempt(int socket,
@@ -685,9 +691,10 @@ handoff_status handoff_raw_pending_register(handoff_raw_pending *pending,
  * @param pending         the registry
  * @param token           the acknowledgement's token
  * @param[out] user_data  what was registered with it; may be NULL
- * @return HANDOFF_OK: the entry has left; HANDOFF_ERR_ACK_TIMEOUT if its time is up: it stays for
- *         handoff_raw_pending_expire(); HANDOFF_ERR_TOKEN_NOT_PENDING if there is none, as for a
- *         second acknowledgement; HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is NULL.
+ * @return HANDOFF_OK: the entry has left, also if its time is up, for the backend has decided;
+ *         HANDOFF_ERR_TOKEN_NOT_PENDING if there is none, as for a second acknowledgement or after
+ *         handoff_raw_pending_expire(); HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is
+ *         NULL.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_pending_acknowledge(handoff_raw_pending *pending,
@@ -695,7 +702,7 @@ handoff_status handoff_raw_pending_acknowledge(handoff_raw_pending *pending,
                                                void **user_data) HANDOFF_NOEXCEPT;
 
 /**
- * Takes the entry of a message that you give up.
+ * Takes the entry of a message that you give up, as after handoff_raw_take_back().
  *
  * @param pending         the registry
  * @param token           the message's token
@@ -709,8 +716,10 @@ handoff_status handoff_raw_pending_abandon(handoff_raw_pending *pending,
                                            void **user_data) HANDOFF_NOEXCEPT;
 
 /**
- * Takes one entry whose time is up. Call it until it returns HANDOFF_NOTHING. Each call looks at
- * every entry.
+ * Takes one entry whose time is up. Call it until it returns HANDOFF_NOTHING.
+ *
+ * The backend can still acknowledge the message. Before you serve the client another way, call
+ * handoff_raw_take_back() and look for its acknowledgement once more.
  *
  * @param pending         the registry
  * @param[out] token      the message's token; may be NULL
@@ -724,7 +733,7 @@ handoff_status handoff_raw_pending_expire(handoff_raw_pending *pending,
                                           void **user_data) HANDOFF_NOEXCEPT;
 
 /**
- * Gets how long it is until the next entry expires, for poll(2) or a timer. Looks at every entry.
+ * Gets how long it is until the next entry expires, for poll(2) or a timer.
  *
  * @param pending       the registry
  * @param[out] wait_ms  the time in milliseconds, rounded up; 0 if one has expired

@@ -171,25 +171,34 @@ handoff_reason handoff_status_reason(handoff_status status) HANDOFF_NOEXCEPT;
 const char *handoff_reason_name(handoff_reason reason) HANDOFF_NOEXCEPT;
 
 /**
- * Tells whether a fallback may hide this status from everybody. A caller bug or a fault of the
- * library must not be hidden: it would stay forever.
+ * Tells whether a fallback may hide this status from everybody: the connection is certainly yours,
+ * and no bug is hidden. A caller bug or a fault of the library must not be hidden: it would stay
+ * forever.
  *
- * @param status  what handoff_broker_offer() or a call of the raw layer returned
+ * @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
+ *                layer returned. What handoff_broker_dispatch(), handoff_broker_flush() and
+ *                handoff_broker_next() return is about the broker, and about no connection.
  * @return true if you should serve the client another way and no more; false for HANDOFF_OK,
- *         HANDOFF_NOTHING, HANDOFF_TIMED_OUT, unknown numbers and the errors for which
- *         handoff_status_reason() returns HANDOFF_REASON_NONE.
+ *         HANDOFF_NOTHING, HANDOFF_TIMED_OUT, unknown numbers, the errors for which
+ *         handoff_status_reason() returns HANDOFF_REASON_NONE, and after HANDOFF_ERR_RECEIVE_FAILED
+ *         and HANDOFF_ERR_TOKEN_NOT_PENDING, when the backend may own the connection.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
 bool handoff_status_is_fallback_safe(handoff_status status) HANDOFF_NOEXCEPT;
 
 /**
- * Tells whether the descriptor may have reached the backend when handoff_raw_send() or
- * handoff_raw_send_path() ended with this status, or an attempt with this cause.
+ * Tells whether the descriptor may have reached the backend when a broker's call ended with this
+ * status, or an attempt with this cause.
  *
- * @param status  what the call returned, or the cause in a verdict
- * @return false if the descriptor was certainly not sent by that call; true otherwise, and for
- *         unknown numbers.
+ * @param status  what a call as for handoff_status_is_fallback_safe() or handoff_broker_take_back()
+ *                returned, or the cause in a verdict of the raw layer
+ * @return false if that call certainly did not send the descriptor: it may still have been sent
+ *         before. True otherwise: for HANDOFF_OK, HANDOFF_NOTHING, unknown numbers,
+ *         HANDOFF_ERR_SHORT_WRITE, HANDOFF_ERR_ACK_TIMEOUT, HANDOFF_ERR_ACK_MISMATCH,
+ *         HANDOFF_ERR_ACK_MALFORMED, HANDOFF_ERR_RECEIVE_FAILED, HANDOFF_ERR_END_OF_STREAM,
+ *         HANDOFF_ERR_TOKEN_NOT_PENDING, HANDOFF_ERR_INTERNAL, HANDOFF_ERR_TAKEN_BACK,
+ *         HANDOFF_ERR_TOO_LATE and HANDOFF_ERR_SYSTEM.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
@@ -244,13 +253,14 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 
 /**
  * An argument is NULL, misaligned or out of range, a path is too long for a Unix socket, or a
- * descriptor is not open or of the wrong kind. This is a bug in the caller.
+ * descriptor is not open or of the wrong kind; handoff_last_error() says which. This is a bug in the
+ * caller.
  */
 #define HANDOFF_ERR_INVALID_ARGUMENT (-1)
 
 /**
- * This system, or this version of the library, cannot do it. Serve the client another way, and do
- * not try again.
+ * This system, or this version of the library, cannot do it; handoff_last_error() says what is
+ * missing. Serve the client another way, and do not try again.
  */
 #define HANDOFF_ERR_UNSUPPORTED (-2)
 
@@ -297,7 +307,10 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** What was received is not an acknowledgement. Close the socket. */
 #define HANDOFF_ERR_ACK_MALFORMED (-11)
 
-/** Receiving failed with an error that has no status of its own; see errno. */
+/**
+ * Receiving failed with an error that has no status of its own; see errno. After a message was sent,
+ * the backend may own the connection: close(2) your copy and serve nothing.
+ */
 #define HANDOFF_ERR_RECEIVE_FAILED (-12)
 
 /** The other end closed the connection, or accepts no more acknowledgements. Close the socket. */
@@ -336,7 +349,9 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** Every random token was already pending. The system's random source is broken. */
 #define HANDOFF_ERR_TOKEN_COLLISION (-22)
 
-/** A limit is reached. Try again when there is room, or raise the limit. */
+/**
+ * A limit is reached; handoff_last_error() says which. Try again when there is room, or raise it.
+ */
 #define HANDOFF_ERR_FULL (-23)
 
 /** The system has no randomness to give; see errno. */

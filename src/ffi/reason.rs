@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_char};
 use super::argument::Problem;
 use super::errors::entry;
 use super::guard::Failure;
-use super::status::handoff_status;
+use super::status::{HANDOFF_TIMED_OUT, handoff_status};
 use crate::reason::Reason;
 
 /// Who owns a connection now: HANDOFF_ADOPTED or HANDOFF_FALLBACK.
@@ -64,13 +64,17 @@ pub extern "C" fn handoff_reason_name(reason: handoff_reason) -> *const c_char {
     name.as_ptr()
 }
 
-/// Tells whether a fallback may hide this status from everybody. A caller bug or a fault of the
-/// library must not be hidden: it would stay forever.
+/// Tells whether a fallback may hide this status from everybody: the connection is certainly yours,
+/// and no bug is hidden. A caller bug or a fault of the library must not be hidden: it would stay
+/// forever.
 ///
-/// @param status  what handoff_broker_offer() or a call of the raw layer returned
+/// @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
+///                layer returned. What handoff_broker_dispatch(), handoff_broker_flush() and
+///                handoff_broker_next() return is about the broker, and about no connection.
 /// @return true if you should serve the client another way and no more; false for HANDOFF_OK,
-///         HANDOFF_NOTHING, HANDOFF_TIMED_OUT, unknown numbers and the errors for which
-///         handoff_status_reason() returns HANDOFF_REASON_NONE.
+///         HANDOFF_NOTHING, HANDOFF_TIMED_OUT, unknown numbers, the errors for which
+///         handoff_status_reason() returns HANDOFF_REASON_NONE, and after HANDOFF_ERR_RECEIVE_FAILED
+///         and HANDOFF_ERR_TOKEN_NOT_PENDING, when the backend may own the connection.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
@@ -78,19 +82,24 @@ pub extern "C" fn handoff_status_is_fallback_safe(status: handoff_status) -> boo
     entry(status).is_some_and(|entry| entry.kind.is_fallback_safe())
 }
 
-/// Tells whether the descriptor may have reached the backend when handoff_raw_send() or
-/// handoff_raw_send_path() ended with this status, or an attempt with this cause.
+/// Tells whether the descriptor may have reached the backend when a broker's call ended with this
+/// status, or an attempt with this cause.
 ///
-/// @param status  what the call returned, or the cause in a verdict
-/// @return false if the descriptor was certainly not sent by that call; true otherwise, and for
-///         unknown numbers.
+/// @param status  what a call as for handoff_status_is_fallback_safe() or handoff_broker_take_back()
+///                returned, or the cause in a verdict of the raw layer
+/// @return false if that call certainly did not send the descriptor: it may still have been sent
+///         before. True otherwise: for HANDOFF_OK, HANDOFF_NOTHING, unknown numbers,
+///         HANDOFF_ERR_SHORT_WRITE, HANDOFF_ERR_ACK_TIMEOUT, HANDOFF_ERR_ACK_MISMATCH,
+///         HANDOFF_ERR_ACK_MALFORMED, HANDOFF_ERR_RECEIVE_FAILED, HANDOFF_ERR_END_OF_STREAM,
+///         HANDOFF_ERR_TOKEN_NOT_PENDING, HANDOFF_ERR_INTERNAL, HANDOFF_ERR_TAKEN_BACK,
+///         HANDOFF_ERR_TOO_LATE and HANDOFF_ERR_SYSTEM.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_status_may_have_reached_backend(status: handoff_status) -> bool {
     match entry(status) {
         Some(entry) => entry.kind.may_have_reached_backend(),
-        None => !(0..=2).contains(&status),
+        None => status != HANDOFF_TIMED_OUT,
     }
 }
 

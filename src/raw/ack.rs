@@ -53,6 +53,15 @@ pub enum AckError {
         /// The socket that was waited for.
         socket: Socket,
     },
+    /// Receiving failed, so the message was taken back. The connection takes no acknowledgement any
+    /// more.
+    #[error("{socket}: cannot receive, so the message was taken back: {source}")]
+    TakenBack {
+        /// The socket that was waited for.
+        socket: Socket,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The acknowledgement names another token.
     #[error("{socket}: the acknowledgement is for another token")]
     OtherToken {
@@ -70,12 +79,36 @@ pub enum AckError {
 }
 
 impl AckError {
+    /// The same error once the message is taken back for certain: a failure to receive does no harm
+    /// then.
+    fn once_looked(self) -> AckError {
+        match self {
+            AckError::Transport(TransportError::ReceiveFailed { socket, source }) => {
+                AckError::TakenBack { socket, source }
+            }
+            error => error,
+        }
+    }
+
+    /// The same error over a socket that has another name for the caller: by its path, say.
+    pub(crate) fn over(self, named: Socket) -> AckError {
+        match self {
+            AckError::Transport(error) => error.over(named).into(),
+            AckError::Nothing { .. } => AckError::Nothing { socket: named },
+            AckError::Timeout { .. } => AckError::Timeout { socket: named },
+            AckError::TakenBack { source, .. } => AckError::TakenBack { socket: named, source },
+            AckError::OtherToken { .. } => AckError::OtherToken { socket: named },
+            AckError::Malformed { problem, .. } => AckError::Malformed { socket: named, problem },
+        }
+    }
+
     /// The kind of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             AckError::Transport(error) => error.kind(),
             AckError::Nothing { .. } => ErrorKind::Nothing,
             AckError::Timeout { .. } => ErrorKind::AckTimeout,
+            AckError::TakenBack { .. } => ErrorKind::EndOfStream,
             AckError::OtherToken { .. } => ErrorKind::AckMismatch,
             AckError::Malformed { .. } => ErrorKind::AckMalformed,
         }
@@ -157,45 +190,61 @@ pub fn take_back(socket: BorrowedFd<'_>) -> Result<(), AckError> {
 }
 
 /// Waits for the acknowledgement of `token` for at most `timeout`, or forever if there is none.
-/// When the time is up or something else arrives, it [takes back](take_back) the message and looks
-/// through what is queued before it gives up. After any error the connection cannot be used again.
+/// When the time is up, something else arrives or receiving fails, it [takes back](take_back) the
+/// message and looks through what is queued before it gives up. After any error the connection cannot
+/// be used again; if it is of kind [`ErrorKind::ReceiveFailed`], the backend may own what was handed
+/// over.
 pub fn wait(
     socket: BorrowedFd<'_>,
     token: &Token,
     timeout: Option<Duration>,
 ) -> Result<Answer, AckError> {
+    let problem = match wait_for_one(socket, token, timeout) {
+        // All that was sent was received, or nothing can be.
+        Err(error)
+            if matches!(error.kind(), ErrorKind::EndOfStream | ErrorKind::InvalidArgument) =>
+        {
+            return Err(error);
+        }
+        Err(problem) => problem,
+        answer => return answer,
+    };
+    take_back(socket)?;
+    // The message is taken back, unless its acknowledgement is here already.
+    loop {
+        match take(socket, false) {
+            Ok(ack) if ack.token == *token => return Ok(ack.answer),
+            Ok(_) | Err(AckError::Malformed { .. }) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::Nothing | ErrorKind::EndOfStream) => {
+                return Err(problem.once_looked());
+            }
+            // Nobody knows what is queued.
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Waits until the acknowledgement of `token` is there, or something is wrong.
+fn wait_for_one(
+    socket: BorrowedFd<'_>,
+    token: &Token,
+    timeout: Option<Duration>,
+) -> Result<Answer, AckError> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let at = || Socket::from(socket);
     // The answer takes the backend a while, so with a deadline poll(2) comes before recv(2).
     let mut look = deadline.is_none();
-    // Set once the message is taken back: what to report if its acknowledgement is not there.
-    let mut failure = None;
     loop {
-        if !look && failure.is_none() {
-            let readable = sys::wait_readable(socket, deadline)
-                .map_err(|source| receive_error(socket, source))?;
-            if !readable {
-                failure = Some(AckError::Timeout { socket: at() });
-                take_back(socket)?;
-            }
+        if !look
+            && !sys::wait_readable(socket, deadline)
+                .map_err(|source| receive_error(socket, source))?
+        {
+            return Err(AckError::Timeout { socket: socket.into() });
         }
-        look = true;
-        let problem = match take(socket, deadline.is_none() && failure.is_none()) {
+        match take(socket, deadline.is_none()) {
             Ok(ack) if ack.token == *token => return Ok(ack.answer),
-            Ok(_) => AckError::OtherToken { socket: at() },
-            Err(error @ AckError::Malformed { .. }) => error,
-            Err(error) => match (failure, &error) {
-                (Some(failure), _) => return Err(failure),
-                (None, AckError::Nothing { .. }) => {
-                    (failure, look) = (None, false);
-                    continue;
-                }
-                (None, _) => return Err(error),
-            },
-        };
-        if failure.is_none() {
-            failure = Some(problem);
-            take_back(socket)?;
+            Ok(_) => return Err(AckError::OtherToken { socket: socket.into() }),
+            Err(AckError::Nothing { .. }) => look = false,
+            Err(error) => return Err(error),
         }
     }
 }

@@ -4,6 +4,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+#[cfg(doc)]
+use crate::kind::ErrorKind;
 use crate::raw::ack::{self, AckError, Answer};
 use crate::raw::transport;
 use crate::reason::Reason;
@@ -27,8 +29,9 @@ pub enum Verdict {
 }
 
 /// Sends a connection and its token over a connected socket and waits for the acknowledgement for
-/// at most `timeout`, or forever if there is none. An error is a misuse of the call; anything else
-/// that goes wrong is in the verdict. The socket can be used for another attempt after `Adopted` and
+/// at most `timeout`, or forever if there is none. An error is a misuse of the call, or of kind
+/// [`ErrorKind::ReceiveFailed`]: the system does not let this process see who owns the connection, so
+/// do not serve it. Anything else that goes wrong is in the verdict. The socket can be used for another attempt after `Adopted` and
 /// after a rejection; in every other case close it.
 pub fn attempt(
     socket: BorrowedFd<'_>,
@@ -37,7 +40,7 @@ pub fn attempt(
     timeout: Option<Duration>,
 ) -> Result<Verdict, AckError> {
     match transport::send(socket, descriptor, token) {
-        Ok(()) => wait(socket, token, timeout),
+        Ok(()) => verdict(ack::wait(socket, token, timeout)),
         Err(error) => fallback(error.into(), false),
     }
 }
@@ -53,15 +56,12 @@ pub fn attempt_path(
         Ok(socket) => socket,
         Err(error) => return fallback(error.into(), false),
     };
-    wait(socket.as_fd(), token, timeout)
+    let answer = ack::wait(socket.as_fd(), token, timeout);
+    verdict(answer.map_err(|error| error.over(path.into())))
 }
 
-fn wait(
-    socket: BorrowedFd<'_>,
-    token: &Token,
-    timeout: Option<Duration>,
-) -> Result<Verdict, AckError> {
-    match ack::wait(socket, token, timeout) {
+fn verdict(answer: Result<Answer, AckError>) -> Result<Verdict, AckError> {
+    match answer {
         Ok(Answer::Accepted) => Ok(Verdict::Adopted),
         Ok(Answer::Rejected(reason)) => {
             Ok(Verdict::Fallback { reason, cause: None, may_have_reached: true })
@@ -72,7 +72,7 @@ fn wait(
 
 fn fallback(error: AckError, sent: bool) -> Result<Verdict, AckError> {
     let kind = error.kind();
-    match kind.attempt_failure() {
+    match kind.attempt_failure().filter(|_| kind.is_fallback_safe()) {
         None => Err(error),
         Some(failure) => Ok(Verdict::Fallback {
             reason: failure.reason(),

@@ -13,9 +13,6 @@ use crate::token::Token;
 /// Why an entry was not registered, or not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum PendingError {
-    /// The acknowledgement came after the deadline of its entry, which is left to `expire`.
-    #[error("the acknowledgement came after its deadline")]
-    Expired,
     /// No entry waits for this token: never registered, or it has left.
     #[error("no acknowledgement is pending for the token")]
     NotPending,
@@ -34,7 +31,6 @@ impl PendingError {
     /// The kind of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            PendingError::Expired => ErrorKind::AckTimeout,
             PendingError::NotPending => ErrorKind::TokenNotPending,
             PendingError::AlreadyPending => ErrorKind::TokenAlreadyPending,
             PendingError::Full { .. } => ErrorKind::Full,
@@ -158,42 +154,30 @@ impl PendingAcks {
         }
     }
 
-    /// Takes the entry of an acknowledgement that came in time and gives its `user_data`. An entry
-    /// that is past its deadline stays for [`expire`](PendingAcks::expire).
+    /// Takes the entry of an acknowledgement that has arrived and gives its `user_data`. Also past its
+    /// deadline: the backend has decided, and serves what it has accepted.
     pub fn acknowledge(&self, token: &Token) -> Result<usize, PendingError> {
-        self.acknowledge_at(token, Instant::now())
-    }
-
-    /// [`acknowledge`](PendingAcks::acknowledge) at a given time.
-    pub fn acknowledge_at(&self, token: &Token, now: Instant) -> Result<usize, PendingError> {
-        self.leave(
-            token,
-            |entry| if now < entry.deadline { Ok(()) } else { Err(PendingError::Expired) },
-        )
+        self.leave(token)
     }
 
     /// Takes the entry of a message that the broker has given up and gives its `user_data`.
     pub fn abandon(&self, token: &Token) -> Result<usize, PendingError> {
-        self.leave(token, |_| Ok(()))
+        self.leave(token)
     }
 
-    fn leave(
-        &self,
-        token: &Token,
-        may_leave: impl FnOnce(&Pending) -> Result<(), PendingError>,
-    ) -> Result<usize, PendingError> {
+    fn leave(&self, token: &Token) -> Result<usize, PendingError> {
         let Entries { places, pending } = &mut *self.lock();
         let Entry::Occupied(place) = places.entry(*token) else {
             return Err(PendingError::NotPending);
         };
-        may_leave(&pending.entries[*place.get() as usize])?;
         let user_data = pending.remove(place.remove()).user_data;
         self.end(token);
         Ok(user_data)
     }
 
     /// Takes one entry that is past its deadline and returns its token and `user_data`. Call it
-    /// until there is none.
+    /// until there is none, and [take back](crate::raw::ack::take_back) each message before you fall
+    /// back.
     pub fn expire(&self) -> Option<(Token, usize)> {
         self.expire_at(Instant::now())
     }
@@ -255,7 +239,7 @@ mod tests {
         let later = now + Duration::from_secs(5);
         type Leave<'a> = &'a dyn Fn(&Token) -> Option<usize>;
         let leave: [Leave<'_>; 3] = [
-            &|token| pending.acknowledge_at(token, now).ok(),
+            &|token| pending.acknowledge(token).ok(),
             &|token| pending.abandon(token).ok(),
             &|_| pending.expire_at(later).map(|(_, user_data)| user_data),
         ];
@@ -271,15 +255,22 @@ mod tests {
     }
 
     #[test]
-    fn late_acknowledgement_leaves_its_entry_to_expire() {
+    fn late_acknowledgement_counts_until_its_entry_has_expired() {
         let (store, pending) = registry();
         let now = Instant::now();
         let token = store.issue_at(now).unwrap();
-        pending.register_at(&token, 7, now).unwrap();
-        let late = pending.next_deadline().unwrap();
-        assert!(pending.expire_at(late - Duration::from_nanos(1)).is_none());
-        assert!(matches!(pending.acknowledge_at(&token, late), Err(PendingError::Expired)));
-        assert_eq!(pending.expire_at(late), Some((token, 7)));
+        for late in [true, false] {
+            pending.register_at(&token, 7, now).unwrap();
+            let deadline = pending.next_deadline().unwrap();
+            assert!(pending.expire_at(deadline - Duration::from_nanos(1)).is_none());
+            if late {
+                assert_eq!(pending.acknowledge(&token).ok(), Some(7));
+                assert!(pending.expire_at(deadline).is_none());
+            } else {
+                assert_eq!(pending.expire_at(deadline), Some((token, 7)));
+                assert!(matches!(pending.acknowledge(&token), Err(PendingError::NotPending)));
+            }
+        }
     }
 
     #[test]

@@ -116,9 +116,10 @@ pub extern "C" fn handoff_raw_pending_register(
 /// @param pending         the registry
 /// @param token           the acknowledgement's token
 /// @param[out] user_data  what was registered with it; may be NULL
-/// @return HANDOFF_OK: the entry has left; HANDOFF_ERR_ACK_TIMEOUT if its time is up: it stays for
-///         handoff_raw_pending_expire(); HANDOFF_ERR_TOKEN_NOT_PENDING if there is none, as for a
-///         second acknowledgement; HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is NULL.
+/// @return HANDOFF_OK: the entry has left, also if its time is up, for the backend has decided;
+///         HANDOFF_ERR_TOKEN_NOT_PENDING if there is none, as for a second acknowledgement or after
+///         handoff_raw_pending_expire(); HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is
+///         NULL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_pending_acknowledge(
@@ -129,7 +130,7 @@ pub extern "C" fn handoff_raw_pending_acknowledge(
     guard(|| leave(pending, token, user_data, |pending, token| Ok(pending.acknowledge(token)?)))
 }
 
-/// Takes the entry of a message that you give up.
+/// Takes the entry of a message that you give up, as after handoff_raw_take_back().
 ///
 /// @param pending         the registry
 /// @param token           the message's token
@@ -162,6 +163,9 @@ fn leave(
 }
 
 /// Takes one entry whose time is up. Call it until it returns HANDOFF_NOTHING.
+///
+/// The backend can still acknowledge the message. Before you serve the client another way, call
+/// handoff_raw_take_back() and look for its acknowledgement once more.
 ///
 /// @param pending         the registry
 /// @param[out] token      the message's token; may be NULL
