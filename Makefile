@@ -6,7 +6,7 @@
 #   tools/needs.mk           what the targets need, and make deps
 #   packaging/packaging.mk   manual pages, installing, and the checks of what is built
 #   packaging/release.mk     the source tarball, and what must hold before a release
-#   c-tests/tests.mk         the C tests
+#   c-tests/tests.mk         the C and C++ tests
 #   examples/examples.mk     the examples and the demo
 #   proofs/proofs.mk         loom, spin, fuzzing and ThreadSanitizer
 #   bench/*.mk               the benchmarks
@@ -126,10 +126,10 @@ include bench/nginx.mk
 # ---- the checks ----------------------------------------------------------------------------------
 
 # From the quick to the slow, as far as that goes.
-CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-valgrind \
-    check-sanitizers check-interop check-soak check-install check-man check-readme check-dist \
-    check-one-owner check-claim check-model check-fuzz check-threads check-coverage check-python \
-    check-nginx check-peers bench-check demo
+CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-cpp \
+    check-valgrind check-sanitizers check-interop check-soak check-install check-man check-readme \
+    check-dist check-one-owner check-claim check-model check-fuzz check-threads check-coverage \
+    check-python check-nginx check-peers bench-check demo
 
 ## check       run every test
 .PHONY: check
@@ -161,11 +161,14 @@ check-rust: | git-checkout need-rust-tools
 
 ## check-readme  compile the programs in README.md
 .PHONY: check-readme
-check-readme: | need-python
+check-readme: | need-python need-cxx
 	@set -e; for program in 1 2; do \
-	    $(PYTHON) tools/readme_code.py README.md $$program | \
-	        $(CC) -std=c11 $(WARN) -fsyntax-only -Iinclude -xc -; \
-	done; echo "check-readme: a broker and a backend"
+	    $(PYTHON) tools/readme_code.py README.md c $$program | \
+	        $(CC) -std=c11 $(WARN) -c -o /dev/null -Iinclude -xc -; \
+	done; \
+	$(PYTHON) tools/readme_code.py README.md cpp 1 | \
+	    $(CXX) -std=c++17 $(WARN) -c -o /dev/null -Iinclude -xc++ -; \
+	echo "check-readme: a broker and a backend, in C and in C++"
 
 # ---- the tree ------------------------------------------------------------------------------------
 

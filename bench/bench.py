@@ -45,10 +45,10 @@ class Bench:
                 samples[case].append(run(case))
         return samples
 
-    def move_once(self, key, window=256, handoffs=HANDOFFS, cpus=CPUS, **parameters):
+    def move_once(self, key, in_flight=256, handoffs=HANDOFFS, cpus=CPUS, **parameters):
         way = self.ways[key]
         handoffs = int(handoffs * way.pace)
-        return run_move(way, handoffs, max(handoffs // 10, 200), window, cpus=cpus, **parameters)
+        return run_move(way, handoffs, max(handoffs // 10, 200), in_flight, cpus=cpus, **parameters)
 
     def move(self):
         """Without clients: 256 in flight, and one at a time, where the kernel wakes the other side
@@ -97,7 +97,7 @@ class Bench:
         for way in self.moving:
             more = {"CHANNELS": 3} if way.key == "channel" else {}  # each takes 4096
             idle = run_move(way, 1)
-            held = run_move(way, HELD, window=HELD, HOLD=HELD, **more)
+            held = run_move(way, HELD, in_flight=HELD, HOLD=HELD, **more)
             result[way.key] = {"idle": [idle.broker_kib, idle.backend_kib],
                                "held": [held.broker_kib, held.backend_kib]}
         return result
@@ -113,8 +113,8 @@ class Bench:
                     for key in keys}
 
         return {
-            "window": grow(["channel", "plain", "libuv"], [1, 4, 16, 64, 256, 1024, 4096],
-                           lambda key, value: self.move_once(key, value, handoffs)),
+            "in_flight": grow(["channel", "plain", "libuv"], [1, 4, 16, 64, 256, 1024, 4096],
+                              lambda key, value: self.move_once(key, value, handoffs)),
             "preread": grow(["channel", "plain", "libuv"], [0, 200, 4096, 65536],
                             lambda key, value: self.move_once(key, 64, handoffs // 2,
                                                               PREREAD=value)),
@@ -143,9 +143,9 @@ class Bench:
         result = {"full": {}, "alone": {}, "serve": {}}
         for way in self.ways.values():
             if way.moves:
-                for case, window in (("full", 256), ("alone", 1)):
+                for case, in_flight in (("full", 256), ("alone", 1)):
                     result[case][way.key] = calls_of(lambda count, prefix: run_move(
-                        way, count, window=window, prefix=prefix))
+                        way, count, in_flight=in_flight, prefix=prefix))
             result["serve"][way.key] = calls_of(lambda count, prefix: run_serve(
                 self.programs, way, 16, count, prefix=prefix))
         return result

@@ -15,4 +15,12 @@ static inline void need_handoff(handoff_status status, const char *call)
     exit(1);
 }
 
+/* For what next() returns: whether it took something. Ends the program after an error. */
+static inline int took(handoff_status status, const char *call)
+{
+    if (status != HANDOFF_NOTHING)
+        need_handoff(status, call);
+    return status == HANDOFF_OK;
+}
+
 #endif

@@ -29,7 +29,7 @@ static int repetitions = 21, batches = 10000 / BATCH;
 
 static double one_way_alone(const struct side *side, const int pair[2], int fd)
 {
-    handoff_token tokens[BATCH], token;
+    handoff_raw_token tokens[BATCH], token;
     double start = now();
     for (int batch = 0; batch < batches; batch++) {
         for (int i = 0; i < BATCH; i++)
@@ -44,7 +44,7 @@ static double one_way_alone(const struct side *side, const int pair[2], int fd)
 
 static double round_trip_alone(const struct side *side, const int pair[2], int fd)
 {
-    handoff_token issued, token;
+    handoff_raw_token issued, token;
     double start = now();
     for (int i = 0; i < batches * BATCH; i++) {
         side->issue(&issued);
@@ -59,7 +59,7 @@ static double round_trip_alone(const struct side *side, const int pair[2], int f
 
 static void grant(const struct side *side, int socket)
 {
-    handoff_token tokens[BATCH];
+    handoff_raw_token tokens[BATCH];
     for (int i = 0; i < BATCH; i++)
         side->issue(&tokens[i]);
     need(send(socket, tokens, sizeof tokens, MSG_NOSIGNAL) == sizeof tokens, "granting");
@@ -69,7 +69,7 @@ static void grant(const struct side *side, int socket)
  * acknowledgement is in their way. The first byte starts it, and it ends with a byte of its own. */
 static void receiver(const struct side *side, int socket, int acknowledge)
 {
-    handoff_token token;
+    handoff_raw_token token;
     char byte;
     need(recv(socket, &byte, 1, 0) == 1, "start");
     grant(side, socket);
@@ -90,7 +90,7 @@ static void receiver(const struct side *side, int socket, int acknowledge)
 
 static double two_processes(const struct side *side, const int pair[2], int fd, int acknowledge)
 {
-    handoff_token tokens[BATCH];
+    handoff_raw_token tokens[BATCH];
     char byte;
     pid_t child = fork();
     need(child != -1, "fork");

@@ -10,12 +10,12 @@
 #include <sys/random.h>
 #include <sys/socket.h>
 
-enum { PENDING = 1024, LEN = HANDOFF_TOKEN_LEN, ACK_LEN = LEN + 4 };
+enum { PENDING = 1024, LEN = HANDOFF_RAW_TOKEN_LEN, ACK_LEN = LEN + 4 };
 
 static unsigned char expected[PENDING][LEN];
 static unsigned issued, used;
 
-static void issue(handoff_token *token)
+static void issue(handoff_raw_token *token)
 {
     need(issued - used < PENDING && getrandom(token->bytes, LEN, 0) == LEN, "getrandom");
     memcpy(expected[issued++ % PENDING], token->bytes, LEN);
@@ -26,7 +26,7 @@ union control {
     struct cmsghdr align;
 };
 
-static void send_one(int socket, int fd, const handoff_token *token)
+static void send_one(int socket, int fd, const handoff_raw_token *token)
 {
     union control control = {{0}};
     struct iovec iov = {.iov_base = (void *)token->bytes, .iov_len = LEN};
@@ -40,7 +40,7 @@ static void send_one(int socket, int fd, const handoff_token *token)
     need(sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == LEN, "sendmsg");
 }
 
-static int receive(int socket, handoff_token *token)
+static int receive(int socket, handoff_raw_token *token)
 {
     union control control;
     struct iovec iov = {.iov_base = token->bytes, .iov_len = LEN};
@@ -57,7 +57,7 @@ static int receive(int socket, handoff_token *token)
     return fd;
 }
 
-static void accept_one(int socket, const handoff_token *token)
+static void accept_one(int socket, const handoff_raw_token *token)
 {
     unsigned char ack[ACK_LEN] = {0};
     memcpy(ack, token->bytes, LEN);
@@ -65,7 +65,7 @@ static void accept_one(int socket, const handoff_token *token)
     need(send(socket, ack, sizeof ack, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof ack, "send");
 }
 
-static void wait_one(int socket, const handoff_token *token)
+static void wait_one(int socket, const handoff_raw_token *token)
 {
     unsigned char ack[ACK_LEN];
     struct pollfd readable = {.fd = socket, .events = POLLIN};

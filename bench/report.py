@@ -130,7 +130,7 @@ def memory(results, ways):
 
 
 GROWTH = {
-    "window": "in flight", "preread": "bytes of preread, 64 in flight",
+    "in_flight": "in flight", "preread": "bytes of preread, 64 in flight",
     "many": "descriptors a message, 504 in flight", "channels": "channels, 256 in flight in all",
 }
 
@@ -247,7 +247,7 @@ def slower(results, ways):
         figure = ratio(costs["elapsed"], other["elapsed"])
         return [what, title, f"{figure:.2f}", f"`make bench PART={part}`"]
 
-    in_flight, preread, channels = (grown[what] for what in ("window", "preread", "channels"))
+    in_flight, preread, channels = (grown[what] for what in ("in_flight", "preread", "channels"))
     moving = [key for key in served["16"] if ways[key].moves]
     peer = min(moving, key=lambda key: median(served["16"][key]["elapsed"]))
     return table(["libhandoff", "compared with", "time", "command"], [

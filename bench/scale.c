@@ -47,12 +47,12 @@ static handoff_status offer(handoff_broker *broker)
 }
 
 /* Connects a broker, whose welcome and tokens have come when it can offer. */
-static handoff_broker *open_broker(const char *path, size_t window)
+static handoff_broker *open_broker(const char *path, size_t max_in_flight)
 {
     handoff_broker *broker;
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
     handoff_broker_statistics statistics = HANDOFF_BROKER_STATISTICS_INIT;
-    options.window = window;
+    options.max_in_flight = max_in_flight;
     need_handoff(handoff_broker_new(path, &options, &broker), "handoff_broker_new");
     while (statistics.connects == 0) {
         need_handoff(handoff_broker_dispatch(broker), "handoff_broker_dispatch");
@@ -66,21 +66,21 @@ static handoff_broker *open_broker(const char *path, size_t window)
 static void take(handoff_arrival *arrival)
 {
     need_handoff(handoff_backend_dispatch(backend), "handoff_backend_dispatch");
-    need_handoff(handoff_backend_next(backend, arrival), "handoff_backend_next");
+    need(took(handoff_backend_next(backend, arrival), "handoff_backend_next"), "no arrival");
 }
 
 static void hand_over(handoff_broker *broker)
 {
-    handoff_arrival arrival;
-    handoff_verdict verdict;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     int fd;
     need_handoff(offer(broker), "handoff_broker_offer");
     take(&arrival);
     need_handoff(handoff_backend_adopt(backend, arrival.id, &fd), "handoff_backend_adopt");
     close(fd);
-    need(handoff_backend_next(backend, &arrival) == HANDOFF_NOTHING, "handoff_backend_next");
+    need(!took(handoff_backend_next(backend, &arrival), "handoff_backend_next"), "an arrival");
     need_handoff(handoff_broker_dispatch(broker), "handoff_broker_dispatch");
-    need_handoff(handoff_broker_next(broker, &verdict), "handoff_broker_next");
+    need(took(handoff_broker_next(broker, &verdict), "handoff_broker_next"), "no verdict");
     need(verdict.outcome == HANDOFF_ADOPTED, "a fallback");
 }
 
@@ -88,15 +88,14 @@ static void hand_over(handoff_broker *broker)
 static double run(const struct row *row, int handoffs)
 {
     char path[64];
-    handoff_arrival held;
+    handoff_arrival held = HANDOFF_ARRIVAL_INIT;
     handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
     options.max_channels = CHANNELS;
-    size_t window = row->in_flight > 1 ? IN_FLIGHT : HANDOFF_BROKER_WINDOW;
-    options.credit = window;
+    options.max_in_flight = row->in_flight > 1 ? IN_FLIGHT : 0; /* 0: the default */
     snprintf(path, sizeof path, "@handoff-bench-%d", getpid());
     need_handoff(handoff_backend_listen(path, &options, &backend), "handoff_backend_listen");
     for (int i = 0; i < row->channels; i++)
-        brokers[i] = open_broker(path, window);
+        brokers[i] = open_broker(path, options.max_in_flight);
     for (int i = 1; i < row->in_flight; i++) {
         need_handoff(offer(brokers[0]), "handoff_broker_offer");
         take(&held);

@@ -27,7 +27,7 @@ static void send_byte(int fd)
 static void backend_run(const char *path, int go, int ready)
 {
     handoff_backend *backend;
-    handoff_arrival arrival;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     send_byte(ready);
     wait_for_byte(go);
     need_handoff(handoff_backend_listen(path, NULL, &backend), "handoff_backend_listen");
@@ -44,7 +44,7 @@ static double run(int number_of_run, int connection)
     int go[2], ready[2], status;
     handoff_broker *broker;
     handoff_offer offer = HANDOFF_OFFER_INIT;
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     snprintf(path, sizeof path, "@handoff-start-%d-%d", getpid(), number_of_run);
     need(pipe(go) == 0 && pipe(ready) == 0, "pipe");
     int child = make_child();

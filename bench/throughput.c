@@ -1,5 +1,5 @@
 /*
- * throughput: handoffs a second from one process to another. The channel, with its window full,
+ * throughput: handoffs a second from one process to another. The channel, with 256 in flight,
  * tokens, claims and verdicts included, beside plain C that knows nothing of the receiver: a loop
  * that sends one descriptor a message, and one that sends 64.
  *
@@ -22,9 +22,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { WINDOW = HANDOFF_BROKER_WINDOW, MANY = 64, SIDES = 3, REPETITIONS = 101 };
+enum { IN_FLIGHT = 256, MANY = 64, SIDES = 3, REPETITIONS = 101 };
 
-static int handoffs, connections[WINDOW];
+static int handoffs, connections[IN_FLIGHT];
 
 /* ---- the channel ---- */
 
@@ -33,13 +33,13 @@ static handoff_broker *broker;
 
 static void backend_run(int socket)
 {
-    handoff_arrival arrival;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     int fd = handoff_backend_fd(backend), adopted = 0;
     (void)socket;
     while (adopted < handoffs + 1) {
         wait_readable(fd);
         need_handoff(handoff_backend_dispatch(backend), "handoff_backend_dispatch");
-        while (handoff_backend_next(backend, &arrival) == HANDOFF_OK) {
+        while (took(handoff_backend_next(backend, &arrival), "handoff_backend_next")) {
             int client;
             need_handoff(handoff_backend_adopt(backend, arrival.id, &client),
                          "handoff_backend_adopt");
@@ -54,22 +54,22 @@ static void offer(intptr_t connection)
     handoff_offer offer = HANDOFF_OFFER_INIT;
     offer.fd = connections[connection];
     offer.user_data = (void *)connection;
-    offer.more = 1;
+    offer.flags = HANDOFF_OFFER_MORE;
     need_handoff(handoff_broker_offer(broker, &offer, NULL), "handoff_broker_offer");
 }
 
 static void broker_run(int socket)
 {
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     int fd = handoff_broker_fd(broker), offered = 0, adopted = 0;
     (void)socket;
-    for (; offered < WINDOW && offered < handoffs; offered++)
+    for (; offered < IN_FLIGHT && offered < handoffs; offered++)
         offer(offered);
     need_handoff(handoff_broker_flush(broker), "handoff_broker_flush");
     while (adopted < handoffs) {
         wait_readable(fd);
         need_handoff(handoff_broker_dispatch(broker), "handoff_broker_dispatch");
-        while (handoff_broker_next(broker, &verdict) == HANDOFF_OK) {
+        while (took(handoff_broker_next(broker, &verdict), "handoff_broker_next")) {
             need(verdict.outcome == HANDOFF_ADOPTED, "a fallback");
             adopted++;
             if (offered < handoffs) {
@@ -90,9 +90,9 @@ union control {
 
 static void plain_send(int socket, int many)
 {
-    unsigned char tokens[MANY * HANDOFF_TOKEN_LEN] = {0};
+    unsigned char tokens[MANY * HANDOFF_RAW_TOKEN_LEN] = {0};
     union control control;
-    struct iovec iov = {.iov_base = tokens, .iov_len = (size_t)many * HANDOFF_TOKEN_LEN};
+    struct iovec iov = {.iov_base = tokens, .iov_len = (size_t)many * HANDOFF_RAW_TOKEN_LEN};
     size_t len = (size_t)many * sizeof(int);
     memset(&control, 0, sizeof control);
     for (int sent = 0; sent < handoffs; sent += many) {
@@ -101,7 +101,7 @@ static void plain_send(int socket, int many)
         struct cmsghdr *header = CMSG_FIRSTHDR(&message);
         *header = (struct cmsghdr){.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS,
                                    .cmsg_len = CMSG_LEN(len)};
-        memcpy(CMSG_DATA(header), &connections[sent % WINDOW], len);
+        memcpy(CMSG_DATA(header), &connections[sent % IN_FLIGHT], len);
         need(sendmsg(socket, &message, MSG_NOSIGNAL) == (ssize_t)iov.iov_len, "sendmsg");
     }
     char end;
@@ -110,9 +110,9 @@ static void plain_send(int socket, int many)
 
 static void plain_receive(int socket, int many)
 {
-    unsigned char tokens[MANY * HANDOFF_TOKEN_LEN];
+    unsigned char tokens[MANY * HANDOFF_RAW_TOKEN_LEN];
     union control control;
-    struct iovec iov = {.iov_base = tokens, .iov_len = (size_t)many * HANDOFF_TOKEN_LEN};
+    struct iovec iov = {.iov_base = tokens, .iov_len = (size_t)many * HANDOFF_RAW_TOKEN_LEN};
     for (int received = 0; received < handoffs; received += many) {
         struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
                                  .msg_controllen = sizeof control};
@@ -140,7 +140,7 @@ static const struct side {
     void (*send)(int socket);
     void (*receive)(int socket);
 } sides[SIDES] = {
-    {"channel, window of 256", broker_run, backend_run},
+    {"channel, 256 in flight", broker_run, backend_run},
     {"plain C, 1 a message", send_one, receive_one},
     {"plain C, 64 a message", send_many, receive_many},
 };
@@ -169,7 +169,7 @@ static void warm_channel(void)
 {
     handoff_backend_free(backend); /* the child's now */
     handoff_offer offer = HANDOFF_OFFER_INIT;
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     offer.fd = connections[0];
     need_handoff(handoff_broker_offer_and_wait(broker, &offer, &verdict), "the first handoff");
     need(verdict.outcome == HANDOFF_ADOPTED, "the first handoff");
@@ -210,7 +210,7 @@ int main(void)
     int repetitions = number("REPETITIONS", 15);
     need(repetitions <= REPETITIONS, "REPETITIONS");
     handoffs = number("HANDOFFS", 50000) / MANY * MANY;
-    for (int i = 0; i < WINDOW; i++) {
+    for (int i = 0; i < IN_FLIGHT; i++) {
         int pair[2];
         connect_tcp(pair);
         connections[i] = pair[1];

@@ -115,12 +115,12 @@ def sample_of(reports, count, elapsed=None):
                   int(broker[2]), int(backend[2]))
 
 
-def run_move(way, count, warm=0, window=256, prefix=(), cpus=None, **parameters):
+def run_move(way, count, warm=0, in_flight=256, prefix=(), cpus=None, **parameters):
     """On the processors (of the broker, of the backend), or wherever the kernel puts them."""
     if cpus is not None:
         prefix = ["taskset", "-c", str(cpus[0]), *prefix]
         parameters["BACKEND_CPU"] = cpus[1]
-    values = {"MODE": "move", "COUNT": count, "WARM": warm, "WINDOW": window, **parameters}
+    values = {"MODE": "move", "COUNT": count, "WARM": warm, "IN_FLIGHT": in_flight, **parameters}
     with Started() as started:
         process = started.start([*prefix, *way.command], environment(way, values))
         return sample_of(finish(process), count)
@@ -139,7 +139,7 @@ def run_client(programs, port, concurrency, warm, count):
 
 
 def run_serve(programs, way, concurrency, count, warm=0, answer=128, prefix=()):
-    values = {"MODE": "serve", "COUNT": count, "WARM": warm, "WINDOW": max(concurrency, 16),
+    values = {"MODE": "serve", "COUNT": count, "WARM": warm, "IN_FLIGHT": max(concurrency, 16),
               "ANSWER": answer}
     if way.command is None:
         return run_nginx(programs, way, concurrency, values, prefix)

@@ -134,11 +134,12 @@ static void offer_that_is_too_large_says_what_of_it_and_what_is_allowed(void **s
     preread.preread = bytes;
     preread.preread_len = sizeof bytes;
     assert_status(handoff_broker_offer(channel.broker, &service, NULL), HANDOFF_ERR_TOO_LARGE);
-    assert_last_error_has("the service: 300 bytes where 255 are allowed");
+    assert_last_error_has("300 bytes in service, and at most 255 are allowed");
     assert_status(handoff_broker_offer(channel.broker, &correlation, NULL), HANDOFF_ERR_TOO_LARGE);
-    assert_last_error_has("the correlation id: 300 bytes where 255 are allowed");
+    assert_last_error_has("300 bytes in correlation, and at most 255 are allowed");
     assert_status(handoff_broker_offer(channel.broker, &preread, NULL), HANDOFF_ERR_TOO_LARGE);
-    assert_last_error_has("preread, metadata and names together: 100 bytes where 99 are allowed");
+    assert_last_error_has("100 bytes in preread, metadata and names together, and at most 99 are "
+                          "allowed");
     close(client[0]);
     close(client[1]);
     close_channel(&channel);
@@ -168,11 +169,11 @@ static void full_broker_says_which_limit_is_reached(void **state)
     open_channel(&channel, &options, NULL);
     for (int i = 0; i < 3; i++)
         assert_ok(handoff_broker_offer(channel.broker, &offer, &id));
-    assert_full_because(&channel, &offer, "3 offers are in flight: the limit is 3, max_in_flight");
+    assert_full_because(&channel, &offer, "the limit of offers in flight is reached: 3 of 3");
     /* The backend has it, and has not answered. */
     assert_ok(handoff_broker_take_back(channel.broker, id));
-    assert_full_because(&channel, &offer, "2 offers are in flight, and the backend has not answered "
-                                          "1 that were taken back: the limit is 3, max_in_flight");
+    assert_full_because(&channel, &offer, "the limit of offers in flight is reached: 2 of 3, and 1 "
+                                          "taken back that the backend has not answered");
     close_channel(&channel);
 
     open_channel(&channel, &options, NULL);
@@ -182,7 +183,7 @@ static void full_broker_says_which_limit_is_reached(void **state)
         assert_no_arrival(&channel);
         assert_ok(handoff_broker_dispatch(channel.broker));
     }
-    assert_full_because(&channel, &offer, "3 verdicts wait to be taken");
+    assert_full_because(&channel, &offer, "the limit of verdicts that were not taken is reached: 3");
     close_channel(&channel);
 
     options.max_in_flight = 100;
@@ -193,7 +194,7 @@ static void full_broker_says_which_limit_is_reached(void **state)
     while (handoff_broker_offer(channel.broker, &offer, NULL) == HANDOFF_OK)
         ;
     assert_full_because(&channel, &offer,
-                        "180168 bytes would wait for room: the limit is 131072, queue_bytes");
+                        "the limit of queued bytes is reached: 180168 of 131072");
     close_channel(&channel);
     close(client[0]);
     close(client[1]);

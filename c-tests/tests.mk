@@ -80,3 +80,33 @@ check-one-owner: $(C_BUILD)/one_owner library-without-claim
 .PHONY: check-coverage
 check-coverage:
 	@c-tests/check_coverage.sh
+
+# ---- the C++ tests -------------------------------------------------------------------------------
+
+CPP_BUILD   := $(BUILD)/c-tests-cpp
+CPP_SOURCES := $(filter-out c-tests/cpp/hidden.cc,$(wildcard c-tests/cpp/*.cc))
+CLANGXX     := $(shell clang='$(CLANG)'; echo "$${clang%clang*}clang++$${clang##*clang}")
+# One program, built in each of these ways: COMPILER-STANDARD, and what is special.
+CPP_WAYS    := $(foreach compiler,gcc clang,$(foreach way,17 20 2b 17-no-exceptions, \
+    $(compiler)-$(way))) clang-20-sanitizers
+
+CPP_COMPILE = $(if $(filter gcc-%,$*),$(CXX),$(CLANGXX)) -std=c++$(word 2,$(subst -, ,$*)) $(WARN) \
+    $(if $(filter gcc-17,$*),$(CFLAGS),-g) \
+    $(if $(filter %-no-exceptions,$*),-fno-exceptions -fno-rtti) \
+    $(if $(filter %-sanitizers,$*),$(SANITIZE)) $$($(PC) --cflags handoff)
+
+$(CPP_BUILD)/%/test: $(CPP_SOURCES) c-tests/cpp/hidden.cc c-tests/cpp/support.hpp $(HEADERS) \
+    include/handoff.hpp | need-doctest need-pkg-config need-sanitizers all
+	@mkdir -p $(@D)
+	@echo CXX $@
+	@$(CPP_COMPILE) -shared -fPIC -fvisibility=hidden c-tests/cpp/hidden.cc -o $(@D)/libhidden.so
+	@$(CPP_COMPILE) $(CPP_SOURCES) -o $@ -L$(@D) -lhidden -Wl,-rpath,$(@D) \
+	    $$($(PC) --libs handoff) -lpthread
+
+## check-cpp   the tests of handoff.hpp, with gcc and clang, and the examples in C++
+.PHONY: check-cpp
+check-cpp: $(CPP_WAYS:%=$(CPP_BUILD)/%/test) \
+    $(addprefix $(BUILD)/examples/,broker broker_cc backend backend_cc) | need-python
+	@set -e; for way in $(CPP_WAYS); do echo "check-cpp: $$way"; \
+	    $(RUN) $(CPP_BUILD)/$$way/test --minimal; done
+	@$(RUN) $(PYTHON) c-tests/cpp/check_examples.py $(BUILD)/examples

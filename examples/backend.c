@@ -1,12 +1,12 @@
 /*
- * backend: listens on a handoff socket, adopts the clients that brokers hand over, and answers each
- * on the client's own connection.
+ * backend: listens on a handoff socket, adopts the clients that brokers offer, and answers each on
+ * the client's own connection.
  *
  *   cc backend.c $(pkg-config --cflags --libs handoff) -o backend
  *   ./backend SOCKET
  *
- * An event loop that never blocks. SIGTERM lets it finish what it has adopted; what it has not, the
- * broker serves.
+ * An event loop that never blocks. After SIGTERM it adopts nothing more, answers the clients that
+ * it has, and ends; its brokers serve all others.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -18,61 +18,73 @@
 #include <sys/queue.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <handoff.h>
 
-enum { CLIENTS = 1024, REQUEST_MS = 1000 };
+enum { CLIENTS = 1024, REQUEST_LEN = 4096, REQUEST_MS = 1000 };
 
 struct client {
     TAILQ_ENTRY(client) next;
-    uint64_t deadline_ns; /* by when it must have asked */
+    int64_t deadline_ms; /* for its request */
     int fd;
     size_t len;
-    char request[4096];
+    char request[REQUEST_LEN];
 };
 
-/* Clients that have not asked all of it yet, in the order of their deadlines. */
+/* Clients without a whole request yet, the earliest deadline first. */
 static TAILQ_HEAD(, client) clients = TAILQ_HEAD_INITIALIZER(clients);
-static int waiting; /* how many these are */
+static int clients_count;
 static handoff_backend *backend;
-static int epoll;
+static int epoll, signals;
 static unsigned long adopted, answered;
 
-/* For what can only fail by a mistake in this program, or when the system has nothing left. */
-static void check(int ok, const char *what, const char *why)
+/* Ends the program if a system call failed that cannot fail in normal operation. */
+static void check(int ok, const char *call)
 {
     if (ok)
         return;
-    fprintf(stderr, "backend: %s: %s\n", what, why);
+    fprintf(stderr, "backend: %s: %s\n", call, strerror(errno));
     exit(1);
 }
 
-static void check_handoff(handoff_status status, const char *call)
+/* The same for a call of libhandoff. */
+static void check_handoff(int ok, const char *call)
 {
-    check(status == HANDOFF_OK, call, handoff_last_error());
+    if (ok)
+        return;
+    fprintf(stderr, "backend: %s: %s\n", call, handoff_last_error());
+    exit(1);
 }
 
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    check(clock_gettime(CLOCK_MONOTONIC, &now) == 0, "clock_gettime");
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Watches a descriptor. Its events carry `what`: a client, &signals or &backend. */
 static void watch(int fd, void *what)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = what};
-    check(fd != -1 && epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0, "watch", strerror(errno));
+    check(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0, "EPOLL_CTL_ADD");
 }
 
-/* Ends a client. Out of the loop first: the broker may not have closed its copy yet, and while that
- * is open close() does not do it, nor does it end the connection. */
+/* Ends a client. The broker may not have closed its copy yet, and while it has one, close(2)
+ * neither takes the descriptor out of the event loop, epoll(7), nor ends the connection. */
 static void end(struct client *client)
 {
     TAILQ_REMOVE(&clients, client, next);
-    waiting--;
-    check(epoll_ctl(epoll, EPOLL_CTL_DEL, client->fd, NULL) == 0, "EPOLL_CTL_DEL", strerror(errno));
+    clients_count--;
+    check(epoll_ctl(epoll, EPOLL_CTL_DEL, client->fd, NULL) == 0, "EPOLL_CTL_DEL");
     shutdown(client->fd, SHUT_WR);
     close(client->fd);
     free(client);
 }
 
-/* Answers a client that has asked, and ends it. O_NONBLOCK stays as the broker left it, because the
- * broker's copy shares it: what may not block says so in each call. */
+/* Answers a client if its request is complete, and ends it. */
 static void answer_if_complete(struct client *client)
 {
     char body[64], answer[128];
@@ -81,104 +93,144 @@ static void answer_if_complete(struct client *client)
     int len = snprintf(body, sizeof body, "served by the backend %d\n", getpid());
     len = snprintf(answer, sizeof answer, "HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s", len,
                    body);
-    answered += send(client->fd, answer, (size_t)len, MSG_DONTWAIT | MSG_NOSIGNAL) == len;
+    if (send(client->fd, answer, (size_t)len, MSG_DONTWAIT | MSG_NOSIGNAL) == len)
+        answered++;
+    else
+        perror("backend: answering a client");
     end(client);
 }
 
+/* The broker's copy shares O_NONBLOCK, so this program leaves it and says MSG_DONTWAIT. */
 static void read_request(struct client *client)
 {
-    ssize_t n = recv(client->fd, client->request + client->len,
-                     sizeof client->request - client->len, MSG_DONTWAIT);
-    if (n == -1 && (errno == EAGAIN || errno == EINTR))
+    ssize_t len = recv(client->fd, client->request + client->len, REQUEST_LEN - client->len,
+                       MSG_DONTWAIT);
+    if (len == -1 && errno == EAGAIN)
         return;
-    if (n <= 0) {
-        end(client); /* it has gone, or asks too much */
+    if (len <= 0) {
+        end(client); /* it has gone, or its request is too long */
         return;
     }
-    client->len += (size_t)n;
+    client->len += (size_t)len;
     answer_if_complete(client);
 }
 
-/* Adopts what has arrived. What the broker has read from a client comes first. */
-static void adopt_arrivals(void)
+static void reject(const handoff_arrival *arrival, handoff_reason reason)
 {
-    handoff_arrival arrival;
-    while (handoff_backend_next(backend, &arrival) == HANDOFF_OK) {
-        struct client *client = NULL;
-        if (waiting < CLIENTS && arrival.preread_len < sizeof client->request)
-            client = malloc(sizeof *client);
-        if (client == NULL) {
-            check_handoff(handoff_backend_reject(backend, arrival.id, HANDOFF_REASON_BACKEND_BUSY),
-                          "reject");
-            continue;
-        }
-        if (handoff_backend_adopt(backend, arrival.id, &client->fd) != HANDOFF_OK) {
-            free(client); /* the broker was faster, and serves it */
-            continue;
-        }
-        adopted++;
-        client->deadline_ns = handoff_now() + REQUEST_MS * 1000000ull;
-        client->len = arrival.preread_len;
-        memcpy(client->request, arrival.preread, arrival.preread_len);
-        TAILQ_INSERT_TAIL(&clients, client, next);
-        waiting++;
-        watch(client->fd, client);
-        answer_if_complete(client);
-    }
+    check_handoff(handoff_backend_reject(backend, arrival->id, reason) == HANDOFF_OK,
+                  "handoff_backend_reject");
 }
 
-/* Ends clients whose time is up. Returns the milliseconds until the next one's is, or -1. */
+static void adopt(const handoff_arrival *arrival)
+{
+    int fd;
+    handoff_status status = handoff_backend_adopt(backend, arrival->id, &fd);
+    if (status == HANDOFF_ERR_TAKEN_BACK)
+        return; /* the broker serves it */
+    check_handoff(status == HANDOFF_OK, "handoff_backend_adopt");
+    adopted++;
+
+    struct client *client = malloc(sizeof *client);
+    check(client != NULL, "malloc");
+    client->deadline_ms = now_ms() + REQUEST_MS;
+    client->fd = fd;
+    /* What the broker has read comes before what can still be read. */
+    client->len = arrival->preread_len;
+    memcpy(client->request, arrival->preread, arrival->preread_len);
+    TAILQ_INSERT_TAIL(&clients, client, next);
+    clients_count++;
+    watch(fd, client);
+    answer_if_complete(client);
+}
+
+static void take_arrivals(void)
+{
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    handoff_status status;
+    while ((status = handoff_backend_next(backend, &arrival)) == HANDOFF_OK) {
+        if (clients_count == CLIENTS)
+            reject(&arrival, HANDOFF_REASON_BACKEND_BUSY);
+        else if (arrival.preread_len > REQUEST_LEN)
+            reject(&arrival, HANDOFF_REASON_REJECTED);
+        else
+            adopt(&arrival);
+    }
+    check_handoff(status == HANDOFF_NOTHING, "handoff_backend_next");
+}
+
+/* Ends clients that sent no request in time. Returns the milliseconds until the next deadline, or
+ * -1 if there is none. */
 static int expire(void)
 {
-    uint64_t now = handoff_now();
+    int64_t now = now_ms();
     struct client *client;
-    while ((client = TAILQ_FIRST(&clients)) != NULL && client->deadline_ns <= now)
+    while ((client = TAILQ_FIRST(&clients)) != NULL && client->deadline_ms <= now)
         end(client);
-    return client == NULL ? -1 : (int)((client->deadline_ns - now) / 1000000 + 1);
+    return client == NULL ? -1 : (int)(client->deadline_ms - now);
 }
 
-int main(int argc, char **argv)
+static void dispatch(void)
 {
-    check(argc == 2, "usage", "backend SOCKET");
-    check_handoff(handoff_backend_listen(argv[1], NULL, &backend), argv[1]);
+    check_handoff(handoff_backend_dispatch(backend) == HANDOFF_OK, "handoff_backend_dispatch");
+    take_arrivals();
+}
 
+/* Stops listening, and adopts what has arrived. Then the backend holds nothing and can be freed,
+ * and brokers take back what was still on its way. */
+static void drain(void)
+{
+    check_handoff(handoff_backend_drain(backend) == HANDOFF_OK, "handoff_backend_drain");
+    dispatch();
+    handoff_backend_free(backend);
+    backend = NULL;
+    check(epoll_ctl(epoll, EPOLL_CTL_DEL, signals, NULL) == 0, "EPOLL_CTL_DEL");
+}
+
+/* SIGTERM and SIGINT are events, too. */
+static void take_signals(void)
+{
     sigset_t stop;
     sigemptyset(&stop);
     sigaddset(&stop, SIGTERM);
     sigaddset(&stop, SIGINT);
-    check(sigprocmask(SIG_BLOCK, &stop, NULL) == 0, "signals", strerror(errno));
-    int signals = signalfd(-1, &stop, SFD_CLOEXEC);
+    check(sigprocmask(SIG_BLOCK, &stop, NULL) == 0, "sigprocmask");
+    signals = signalfd(-1, &stop, SFD_CLOEXEC);
+    check(signals != -1, "signalfd");
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 2) {
+        fprintf(stderr, "usage: backend SOCKET\n");
+        return 2;
+    }
+    check_handoff(handoff_backend_listen(argv[1], NULL, &backend) == HANDOFF_OK, argv[1]);
+    int backend_fd = handoff_backend_fd(backend);
+    check_handoff(backend_fd != -1, "handoff_backend_fd");
+
+    take_signals();
     epoll = epoll_create1(EPOLL_CLOEXEC);
+    check(epoll != -1, "epoll_create1");
     watch(signals, &signals);
-    watch(handoff_backend_fd(backend), &backend);
+    watch(backend_fd, &backend);
     printf("listening on %s\n", argv[1]);
     fflush(stdout);
 
-    while (backend != NULL || waiting > 0) {
+    while (backend != NULL || clients_count > 0) {
         struct epoll_event events[64];
-        int draining = 0, arrived = 0, count = epoll_wait(epoll, events, 64, expire());
-        check(count != -1 || errno == EINTR, "epoll_wait", strerror(errno));
+        int stopping = 0, count = epoll_wait(epoll, events, 64, expire());
+        check(count != -1 || errno == EINTR, "epoll_wait");
         for (int i = 0; i < count; i++) {
             void *what = events[i].data.ptr;
             if (what == &signals)
-                draining = 1;
+                stopping = 1;
             else if (what == &backend)
-                arrived = 1;
+                dispatch();
             else
                 read_request(what);
         }
-        if (draining) {
-            check_handoff(handoff_backend_drain(backend), "drain");
-            check(epoll_ctl(epoll, EPOLL_CTL_DEL, signals, NULL) == 0, "signals", strerror(errno));
-        }
-        if (arrived || draining) { /* after the clients, because it frees some that events name */
-            check_handoff(handoff_backend_dispatch(backend), "dispatch");
-            adopt_arrivals();
-        }
-        if (draining) { /* none is held; what comes from now on, the brokers take back */
-            handoff_backend_free(backend);
-            backend = NULL;
-        }
+        if (stopping)
+            drain();
     }
     printf("adopted: %lu\nanswered: %lu\n", adopted, answered);
     return 0;

@@ -1,17 +1,17 @@
 /*
- * blocking_backend: listens on a handoff socket, adopts the clients that brokers hand over, one
- * after the other, and answers each on the client's own connection.
+ * blocking_backend: listens on a handoff socket, adopts the clients that brokers offer, one after
+ * the other, and answers each on the client's own connection.
  *
  *   cc blocking_backend.c $(pkg-config --cflags --libs handoff) -o blocking_backend
  *   ./blocking_backend SOCKET
  *
- * A signal ends it at once. The socket's file stays behind; whoever listens there next replaces it.
+ * After SIGTERM or SIGINT it answers the clients that have arrived, removes the socket's file and
+ * ends.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -19,23 +19,31 @@
 
 enum { REQUEST_MS = 1000 };
 
-static void check(handoff_status status, const char *what)
+static handoff_backend *backend;
+
+/* Ends the wait, or the next one if none runs now. */
+static void stop(int number)
 {
-    if (status == HANDOFF_OK)
-        return;
-    fprintf(stderr, "blocking_backend: %s: %s\n", what, handoff_last_error());
-    exit(1);
+    (void)number;
+    handoff_backend_wake(backend);
 }
 
-/* Answers a client that has asked, in one piece for this example: what the broker has read from it
- * came with the arrival, and comes before what can be read from it. */
+static void on_stop_signals(void (*handler)(int))
+{
+    struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART};
+    if (sigaction(SIGTERM, &action, NULL) == -1 || sigaction(SIGINT, &action, NULL) == -1)
+        perror("blocking_backend: sigaction");
+}
+
+/* Answers a client. Its request, which comes in one piece in this example, is in the arrival if the
+ * broker has read it. */
 static void serve(const handoff_arrival *arrival)
 {
     char request[4096], body[64], answer[128];
     struct pollfd readable = {.fd = arrival->fd, .events = POLLIN};
     if (arrival->preread_len == 0 && (poll(&readable, 1, REQUEST_MS) != 1 ||
                                       recv(arrival->fd, request, sizeof request, 0) <= 0))
-        return; /* it has gone, or does not ask */
+        return; /* it has gone, or sent no request in time */
     int len = snprintf(body, sizeof body, "served by the backend %d\n", getpid());
     len = snprintf(answer, sizeof answer, "HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s", len,
                    body);
@@ -49,17 +57,26 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: blocking_backend SOCKET\n");
         return 2;
     }
-    handoff_backend *backend;
-    check(handoff_backend_listen(argv[1], NULL, &backend), argv[1]);
+    if (handoff_backend_listen(argv[1], NULL, &backend) != HANDOFF_OK) {
+        fprintf(stderr, "blocking_backend: %s\n", handoff_last_error());
+        return 1;
+    }
+    on_stop_signals(stop);
     printf("listening on %s\n", argv[1]);
     fflush(stdout);
 
-    handoff_arrival arrival;
-    for (;;) {
-        check(handoff_backend_accept(backend, -1, &arrival), "accept");
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    handoff_status status;
+    while ((status = handoff_backend_accept(backend, -1, &arrival)) == HANDOFF_OK) {
         serve(&arrival);
-        /* The broker may not have closed its copy yet; while it is open close() ends nothing. */
+        /* The broker may not have closed its copy yet. While it has one, close(2) does not end the
+         * connection. */
         shutdown(arrival.fd, SHUT_WR);
         close(arrival.fd);
     }
+    if (status != HANDOFF_WOKEN)
+        fprintf(stderr, "blocking_backend: %s\n", handoff_last_error());
+    on_stop_signals(SIG_IGN); /* the handler must not use what is freed */
+    handoff_backend_free(backend);
+    return status != HANDOFF_WOKEN;
 }

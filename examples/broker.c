@@ -1,13 +1,14 @@
 /*
- * broker: accepts TCP clients on 127.0.0.1, reads what each asks and hands it with its connection
- * to the backend that listens on a handoff socket. What the backend does not adopt it serves
- * itself, and the client notices nothing.
+ * broker: accepts TCP clients on 127.0.0.1, reads each client's request, and offers the connection
+ * with the request to the backend that listens on a handoff socket. It serves a client itself if
+ * the backend does not adopt it.
  *
  *   cc broker.c $(pkg-config --cflags --libs handoff) -o broker
- *   ./broker PORT SOCKET [TIMEOUT_MS [WINDOW_MS]]
+ *   ./broker PORT SOCKET [TIMEOUT_MS [FAILURE_PERIOD_MS]]
  *
- * An event loop that never blocks. TIMEOUT_MS is how long an offer may wait for its verdict,
- * WINDOW_MS how long a failure counts; 8 failures, and the backend is not tried for a while.
+ * An event loop that never blocks. An offer waits TIMEOUT_MS for its verdict. After 8 failures
+ * within FAILURE_PERIOD_MS the backend is not tried for a while. SIGTERM ends the program, which
+ * prints what became of the connections.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -20,204 +21,235 @@
 #include <sys/queue.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <handoff.h>
 
-enum { REQUEST_MS = 1000, REASONS = 32, STATUSES = 64 };
+enum { REQUEST_MS = 1000, REASONS = 32 };
 
 struct client {
     TAILQ_ENTRY(client) next;
-    uint64_t deadline_ns; /* by when it must have asked */
+    int64_t deadline_ms; /* for its request */
     int fd;
 };
 
-/* Clients that have not asked yet, in the order of their deadlines. All others are on offer. */
-static TAILQ_HEAD(, client) silent = TAILQ_HEAD_INITIALIZER(silent);
+/* Clients without a request yet, the earliest deadline first. All others are on offer. */
+static TAILQ_HEAD(, client) waiting = TAILQ_HEAD_INITIALIZER(waiting);
 static handoff_broker *broker;
-static int epoll;
-static unsigned long connections, adopted, by_reason[REASONS], by_status[STATUSES];
+static int epoll, listener, signals;
+static unsigned long connections, adopted, fallbacks[REASONS];
 
-/* For what can only fail by a mistake in this program, or when the system has nothing left. */
-static void check(int ok, const char *what, const char *why)
+/* Ends the program if a system call failed that cannot fail in normal operation. */
+static void check(int ok, const char *call)
 {
     if (ok)
         return;
-    fprintf(stderr, "broker: %s: %s\n", what, why);
+    fprintf(stderr, "broker: %s: %s\n", call, strerror(errno));
     exit(1);
 }
 
-static void check_handoff(handoff_status status, const char *call)
+/* The same for a call of libhandoff. */
+static void check_handoff(int ok, const char *call)
 {
-    check(status == HANDOFF_OK, call, handoff_last_error());
+    if (ok)
+        return;
+    fprintf(stderr, "broker: %s: %s\n", call, handoff_last_error());
+    exit(1);
 }
 
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    check(clock_gettime(CLOCK_MONOTONIC, &now) == 0, "clock_gettime");
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Watches a descriptor. Its events carry `what`: a client, &signals, &listener or &broker. */
 static void watch(int fd, void *what)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = what};
-    check(fd != -1 && epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0, "watch", strerror(errno));
+    check(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0, "EPOLL_CTL_ADD");
 }
 
-static void accept_clients(int listener)
+static void accept_clients(void)
 {
     int fd;
     while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) != -1) {
         struct client *client = malloc(sizeof *client);
-        check(client != NULL, "malloc", strerror(errno));
-        *client = (struct client){.fd = fd, .deadline_ns = handoff_now() + REQUEST_MS * 1000000ull};
-        TAILQ_INSERT_TAIL(&silent, client, next);
+        check(client != NULL, "malloc");
+        client->deadline_ms = now_ms() + REQUEST_MS;
+        client->fd = fd;
+        TAILQ_INSERT_TAIL(&waiting, client, next);
         watch(fd, client);
     }
-    /* None is left, or it has gone, or there is no descriptor for it: the next turn tries again. */
+    /* None is left, one has gone, or there is no descriptor for it now. */
+    check(errno == EAGAIN || errno == ECONNABORTED || errno == EMFILE || errno == ENFILE,
+          "accept4");
 }
 
-/* The client is the backend's now, or gone. Never shutdown() here: it would end the connection of
- * the backend too. */
+/* Forgets a client. After an adoption this must not be shutdown(2), which would end the backend's
+ * connection too. */
 static void release(struct client *client)
 {
     close(client->fd);
     free(client);
 }
 
-/* The other way to serve a client, which has asked. */
-static void serve(struct client *client)
+/* Serves a client whose request has been read, without the backend. */
+static void serve(struct client *client, handoff_reason reason)
 {
     static const char answer[] = "HTTP/1.0 200 OK\r\nContent-Length: 21\r\n\r\n"
                                  "served by the broker\n";
+    fallbacks[reason < REASONS ? reason : HANDOFF_REASON_REJECTED]++;
     if (send(client->fd, answer, sizeof answer - 1, MSG_NOSIGNAL) != sizeof answer - 1)
         perror("broker: answering a client");
-    /* The backend may hold a copy that it will not use. While it is open, close() alone does not
-     * end the connection. */
+    /* The backend may still hold a copy. While it does, close(2) does not end the connection. */
     shutdown(client->fd, SHUT_WR);
     release(client);
 }
 
-/* A silent client has something to say, or its time is up: it is silent no more. Out of the loop
- * before it is offered: once another process has a copy, close() would not do that. */
-static void stop_watching(struct client *client)
+/* Takes a client out of the event loop. This comes before the offer: close(2) does not do it while
+ * another process has a copy, epoll(7). */
+static void stop_waiting(struct client *client)
 {
-    TAILQ_REMOVE(&silent, client, next);
-    check(epoll_ctl(epoll, EPOLL_CTL_DEL, client->fd, NULL) == 0, "EPOLL_CTL_DEL", strerror(errno));
+    TAILQ_REMOVE(&waiting, client, next);
+    check(epoll_ctl(epoll, EPOLL_CTL_DEL, client->fd, NULL) == 0, "EPOLL_CTL_DEL");
 }
 
-/* Reads what a client asks, in one piece for this example, and offers it with the connection. */
-static void offer(struct client *client)
+/* Reads a client's request, which comes in one piece in this example, and offers the client. */
+static void hand_over(struct client *client)
 {
-    unsigned char request[4096];
-    ssize_t n = recv(client->fd, request, sizeof request, 0);
-    if (n == -1 && errno == EAGAIN)
+    char request[4096];
+    ssize_t len = recv(client->fd, request, sizeof request, 0);
+    if (len == -1 && errno == EAGAIN)
         return;
-    stop_watching(client);
-    if (n <= 0) {
+    stop_waiting(client);
+    if (len <= 0) {
         release(client); /* it has gone */
         return;
     }
     handoff_offer offer = HANDOFF_OFFER_INIT;
     offer.fd = client->fd;
     offer.preread = request;
-    offer.preread_len = (size_t)n;
+    offer.preread_len = (size_t)len;
     offer.user_data = client;
-    offer.more = 1; /* all of this turn of the loop are sent together */
-    connections++;
+    offer.flags = HANDOFF_OFFER_MORE; /* until the flush at the end of this turn of the loop */
     handoff_status status = handoff_broker_offer(broker, &offer, NULL);
+    connections++;
     if (status == HANDOFF_OK)
-        return;
-    by_status[status < STATUSES ? status : HANDOFF_ERR_INTERNAL]++;
-    serve(client);
+        return; /* until its verdict */
+    /* Nothing was sent. What a fallback must not hide is a bug in this program. */
+    check_handoff(handoff_status_is_fallback_safe(status), "handoff_broker_offer");
+    serve(client, handoff_status_reason(status));
 }
 
 static void take_verdicts(void)
 {
-    handoff_verdict verdict;
-    while (handoff_broker_next(broker, &verdict) == HANDOFF_OK) {
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    handoff_status status;
+    while ((status = handoff_broker_next(broker, &verdict)) == HANDOFF_OK) {
         if (verdict.outcome == HANDOFF_ADOPTED) {
             adopted++;
             release(verdict.user_data);
         } else {
-            by_reason[verdict.reason < REASONS ? verdict.reason : HANDOFF_REASON_REJECTED]++;
-            serve(verdict.user_data);
+            serve(verdict.user_data, verdict.reason);
         }
     }
+    check_handoff(status == HANDOFF_NOTHING, "handoff_broker_next");
 }
 
-/* Closes clients that do not ask. Returns the milliseconds until the next one's time is up. */
+/* Forgets clients that sent no request in time. Returns the milliseconds until the next deadline,
+ * or -1 if there is none. */
 static int expire(void)
 {
-    uint64_t now = handoff_now();
+    int64_t now = now_ms();
     struct client *client;
-    while ((client = TAILQ_FIRST(&silent)) != NULL && client->deadline_ns <= now) {
-        stop_watching(client);
+    while ((client = TAILQ_FIRST(&waiting)) != NULL && client->deadline_ms <= now) {
+        stop_waiting(client);
         release(client);
     }
-    return client == NULL ? -1 : (int)((client->deadline_ns - now) / 1000000 + 1);
+    return client == NULL ? -1 : (int)(client->deadline_ms - now);
 }
 
-static void report(void)
+static void listen_tcp(const char *port)
 {
-    printf("connections: %lu\nadopted: %lu\n", connections, adopted);
-    for (handoff_reason reason = 0; reason < REASONS; reason++)
-        if (by_reason[reason] > 0)
-            printf("fallback, %s: %lu\n", handoff_reason_name(reason), by_reason[reason]);
-    for (handoff_status status = 0; status < STATUSES; status++)
-        if (by_status[status] > 0)
-            printf("refused, %s: %lu\n", handoff_status_name(status), by_status[status]);
-}
-
-int main(int argc, char **argv)
-{
-    check(argc >= 3 && argc <= 5, "usage", "broker PORT SOCKET [TIMEOUT_MS [WINDOW_MS]]");
-    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
-    if (argc > 3)
-        options.timeout_ms = strtoull(argv[3], NULL, 10);
-    if (argc > 4)
-        options.failure_window_ms = strtoull(argv[4], NULL, 10);
-    check_handoff(handoff_broker_new(argv[2], &options, &broker), argv[2]);
-
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[1])),
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_port = htons((uint16_t)strtoul(port, NULL, 10)),
                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t len = sizeof address;
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), yes = 1;
+    int yes = 1;
+    listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     check(listener != -1 &&
           setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) == 0 &&
           bind(listener, (struct sockaddr *)&address, len) == 0 && listen(listener, 1024) == 0 &&
-          getsockname(listener, (struct sockaddr *)&address, &len) == 0, "listen", strerror(errno));
+          getsockname(listener, (struct sockaddr *)&address, &len) == 0, "listen");
+    printf("listening on 127.0.0.1:%d\n", ntohs(address.sin_port));
+    fflush(stdout);
+}
 
+/* SIGTERM and SIGINT are events, too. */
+static void take_signals(void)
+{
     sigset_t stop;
     sigemptyset(&stop);
     sigaddset(&stop, SIGTERM);
     sigaddset(&stop, SIGINT);
-    check(sigprocmask(SIG_BLOCK, &stop, NULL) == 0, "signals", strerror(errno));
-    int signals = signalfd(-1, &stop, SFD_CLOEXEC);
+    check(sigprocmask(SIG_BLOCK, &stop, NULL) == 0, "sigprocmask");
+    signals = signalfd(-1, &stop, SFD_CLOEXEC);
+    check(signals != -1, "signalfd");
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 3 || argc > 5) {
+        fprintf(stderr, "usage: broker PORT SOCKET [TIMEOUT_MS [FAILURE_PERIOD_MS]]\n");
+        return 2;
+    }
+    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+    options.timeout_ms = argc > 3 ? strtoull(argv[3], NULL, 10) : 0; /* 0: the default */
+    options.failure_period_ms = argc > 4 ? strtoull(argv[4], NULL, 10) : 0;
+
+    check_handoff(handoff_broker_new(argv[2], &options, &broker) == HANDOFF_OK, argv[2]);
+    int broker_fd = handoff_broker_fd(broker); /* the broker connects, and reconnects by itself */
+    check_handoff(broker_fd != -1, "handoff_broker_fd");
+
+    take_signals();
     epoll = epoll_create1(EPOLL_CLOEXEC);
+    check(epoll != -1, "epoll_create1");
     watch(signals, &signals);
+    watch(broker_fd, &broker);
+    listen_tcp(argv[1]);
     watch(listener, &listener);
-    watch(handoff_broker_fd(broker), &broker);
-    printf("listening on 127.0.0.1:%d\n", ntohs(address.sin_port));
-    fflush(stdout);
 
     for (int stopping = 0; !stopping;) {
         struct epoll_event events[64];
         int count = epoll_wait(epoll, events, 64, expire());
-        check(count != -1 || errno == EINTR, "epoll_wait", strerror(errno));
+        check(count != -1 || errno == EINTR, "epoll_wait");
         for (int i = 0; i < count; i++) {
             void *what = events[i].data.ptr;
             if (what == &signals)
                 stopping = 1;
             else if (what == &listener)
-                accept_clients(listener);
+                accept_clients();
             else if (what == &broker)
-                check_handoff(handoff_broker_dispatch(broker), "dispatch");
+                check_handoff(handoff_broker_dispatch(broker) == HANDOFF_OK,
+                              "handoff_broker_dispatch");
             else
-                offer(what);
+                hand_over(what);
         }
-        check_handoff(handoff_broker_flush(broker), "flush");
-        take_verdicts(); /* last, because it frees clients that events may name */
+        check_handoff(handoff_broker_flush(broker) == HANDOFF_OK, "handoff_broker_flush");
+        take_verdicts();
     }
 
-    /* What became of the offers that are still in flight is told at once. */
-    check_handoff(handoff_broker_close(broker), "close");
+    /* This takes back what the backend has not adopted, so every offer has its verdict now. */
+    check_handoff(handoff_broker_close(broker) == HANDOFF_OK, "handoff_broker_close");
     take_verdicts();
-    report();
     handoff_broker_free(broker);
+
+    printf("connections: %lu\nadopted: %lu\n", connections, adopted);
+    for (handoff_reason reason = 0; reason < REASONS; reason++)
+        if (fallbacks[reason] > 0)
+            printf("fallback, %s: %lu\n", handoff_reason_name(reason), fallbacks[reason]);
     return 0;
 }

@@ -6,6 +6,10 @@ $(BUILD)/examples/%: examples/%.c $(HEADERS) | need-pkg-config all
 	@mkdir -p $(@D)
 	$(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff)
 
+$(BUILD)/examples/%_cc: examples/%.cc $(HEADERS) include/handoff.hpp | need-pkg-config need-cxx all
+	@mkdir -p $(@D)
+	$(CXX) -std=c++17 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff)
+
 ## demo        thousands of clients through a broker to a backend that is killed on the way
 .PHONY: demo
 demo: $(EXAMPLES) | need-python

@@ -1,13 +1,13 @@
 /*
- * raw_backend: listens on a handoff socket, adopts the clients that raw_broker hands over, and
- * answers each on the client's own connection. This is the layer below the channel, message by
- * message; most programs want backend.c.
+ * raw_backend: listens on a handoff socket, adopts the clients that raw_broker offers, and answers
+ * each on the client's own connection. This is the raw layer, message by message. Most programs
+ * want backend.c.
  *
  *   cc raw_backend.c $(pkg-config --cflags --libs handoff) -o raw_backend
  *   ./raw_backend SOCKET
  *
- * A broker may hand over one client for each token that it was granted: 16 bytes that this process
- * sends when it has accepted the broker's connection, and again after each handoff.
+ * It sends each broker a token, and the next one after each message. So a broker can send only what
+ * this backend allows, and one client at a time. SIGTERM ends it when its clients are answered.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -18,26 +18,46 @@
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <handoff.h>
 
-enum { BROKERS = 8, CLIENTS = 256, REQUEST_MS = 2000 };
+enum { BROKERS = 8, CLIENTS = 256, REQUEST_MS = 2000, SLOTS = 2 + BROKERS + CLIENTS };
 
-/* What to wait for: the listener, signals, brokers, clients. A free slot has the descriptor -1. */
-static struct pollfd slots[2 + BROKERS + CLIENTS];
+/* For poll(2), which skips the slots with the descriptor -1: they are free. */
+static struct pollfd slots[SLOTS];
+static struct pollfd *const signals = slots, *const listening = slots + 1;
 static struct pollfd *const brokers = slots + 2, *const clients = slots + 2 + BROKERS;
-static handoff_token tokens[BROKERS];  /* the one that each broker may present next */
-static uint64_t deadlines_ns[CLIENTS]; /* by when each client must have sent its request */
-static handoff_token_store *store;
+static handoff_raw_token tokens[BROKERS]; /* the one that each broker may use next */
+static int64_t deadlines_ms[CLIENTS];     /* for each client's request */
+static handoff_raw_store *store;
+static handoff_raw_listener *listener;
 static unsigned long adopted, answered;
 
-static void check(int ok, const char *what, const char *why)
+/* Ends the program if a system call failed that cannot fail in normal operation. */
+static void check(int ok, const char *call)
 {
     if (ok)
         return;
-    fprintf(stderr, "raw_backend: %s: %s\n", what, why);
+    fprintf(stderr, "raw_backend: %s: %s\n", call, strerror(errno));
     exit(1);
+}
+
+/* The same for a call of libhandoff. */
+static void check_handoff(int ok, const char *call)
+{
+    if (ok)
+        return;
+    fprintf(stderr, "raw_backend: %s: %s\n", call, handoff_last_error());
+    exit(1);
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    check(clock_gettime(CLOCK_MONOTONIC, &now) == 0, "clock_gettime");
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 static int find_free(const struct pollfd *slot, int count)
@@ -57,64 +77,78 @@ static void close_slot(struct pollfd *slot)
 static void close_broker(int b)
 {
     close_slot(&brokers[b]);
-    handoff_token_store_revoke(store, &tokens[b]); /* not pending if it was used: all the same */
+    handoff_status status = handoff_raw_store_revoke(store, &tokens[b]);
+    check_handoff(status == HANDOFF_OK || status == HANDOFF_ERR_TOKEN_NOT_PENDING,
+                  "handoff_raw_store_revoke");
 }
 
-/* Lets a broker hand over one client more. */
-static void grant(int b)
+/* Closes the connection of a broker after an error. If the broker has closed it, that is none. */
+static void fail_broker(int b, handoff_status status)
 {
-    check(handoff_token_store_issue(store, &tokens[b]) == HANDOFF_OK, "issue",
-          handoff_last_error());
-    if (send(brokers[b].fd, tokens[b].bytes, HANDOFF_TOKEN_LEN, MSG_DONTWAIT | MSG_NOSIGNAL) !=
-        HANDOFF_TOKEN_LEN)
-        close_broker(b); /* it has gone, or does not read */
+    if (status != HANDOFF_ERR_END_OF_STREAM)
+        fprintf(stderr, "raw_backend: a broker's connection: %s\n", handoff_last_error());
+    close_broker(b);
 }
 
-static void accept_broker(int listener)
+/* Allows a broker one more message. */
+static void send_token(int b)
 {
-    int b = find_free(brokers, BROKERS), fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-    if (fd == -1)
+    check_handoff(handoff_raw_store_issue(store, &tokens[b]) == HANDOFF_OK,
+                  "handoff_raw_store_issue");
+    handoff_status status = handoff_raw_token_send(brokers[b].fd, &tokens[b]);
+    if (status != HANDOFF_OK)
+        fail_broker(b, status);
+}
+
+static void accept_broker(void)
+{
+    int fd, b = find_free(brokers, BROKERS);
+    handoff_status status = handoff_raw_listener_accept(listener, NULL, 0, &fd);
+    if (status == HANDOFF_TIMED_OUT)
         return; /* it has gone */
-    if (b == -1 || handoff_peer_check(fd, NULL, NULL) != HANDOFF_OK) {
-        fprintf(stderr, "raw_backend: refused: %s\n", b == -1 ? "no room" : handoff_last_error());
-        close(fd);
+    if (status == HANDOFF_ERR_PEER_NOT_ALLOWED || status == HANDOFF_ERR_PEER_UNKNOWN) {
+        fprintf(stderr, "raw_backend: a broker was refused: %s\n", handoff_last_error());
+        return;
+    }
+    check_handoff(status == HANDOFF_OK, "handoff_raw_listener_accept");
+    if (b == -1) {
+        close(fd); /* no room */
         return;
     }
     brokers[b].fd = fd;
-    grant(b);
+    send_token(b);
 }
 
-/* Adopts a client or leaves it to its broker. It is ours once the acceptance is sent, and only
- * then: a broker that has given up makes that fail, and serves the client itself. */
-static void adopt(int b)
+/* Receives a message of a broker and adopts its client, or rejects it. */
+static void receive_message(int b)
 {
     int fd, c = find_free(clients, CLIENTS);
     handoff_status status =
-        handoff_receive_verified(brokers[b].fd, 0, store, &tokens[b], NULL, &fd);
+        handoff_raw_receive_verified(brokers[b].fd, store, &tokens[b], 0, NULL, &fd);
+    if (status == HANDOFF_TIMED_OUT)
+        return;
     if (status == HANDOFF_OK && c == -1) {
-        close(fd);
-        status = handoff_ack_reject(brokers[b].fd, &tokens[b], HANDOFF_REASON_BACKEND_BUSY);
+        close(fd); /* first, so that the broker has the only copy when it hears of the rejection */
+        status = handoff_raw_ack_reject(brokers[b].fd, &tokens[b], HANDOFF_REASON_BACKEND_BUSY);
     } else if (status == HANDOFF_OK) {
-        status = handoff_ack_accept(brokers[b].fd, &tokens[b]);
+        /* From HANDOFF_OK on the client is ours. If the broker took it back, this fails. */
+        status = handoff_raw_ack_accept(brokers[b].fd, &tokens[b]);
         if (status == HANDOFF_OK) {
             clients[c].fd = fd;
-            deadlines_ns[c] = handoff_now() + REQUEST_MS * 1000000ull;
+            deadlines_ms[c] = now_ms() + REQUEST_MS;
             adopted++;
         } else {
             close(fd);
         }
     }
-    if (status == HANDOFF_OK) {
-        grant(b);
-    } else if (status != HANDOFF_ERR_WOULD_BLOCK) {
-        if (status != HANDOFF_ERR_END_OF_STREAM)
-            fprintf(stderr, "raw_backend: not adopted: %s\n", handoff_last_error());
-        close_broker(b);
-    }
+    if (status == HANDOFF_OK)
+        send_token(b);
+    else
+        fail_broker(b, status);
 }
 
-/* Answers a client that has sent its request, in one piece for this example. O_NONBLOCK stays as
- * it is, because the broker's copy shares it: what may not block says so in each call. */
+/* Answers a client that has sent its request, in one piece in this example. The broker's copy
+ * shares O_NONBLOCK, so this program leaves it and says MSG_DONTWAIT. */
 static void serve(int c)
 {
     char request[4096], body[64], answer[128];
@@ -125,70 +159,95 @@ static void serve(int c)
         int len = snprintf(body, sizeof body, "served by the backend %d\n", getpid());
         len = snprintf(answer, sizeof answer, "HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s",
                        len, body);
-        answered += send(clients[c].fd, answer, (size_t)len, MSG_DONTWAIT | MSG_NOSIGNAL) == len;
+        if (send(clients[c].fd, answer, (size_t)len, MSG_DONTWAIT | MSG_NOSIGNAL) == len)
+            answered++;
+        else
+            perror("raw_backend: answering a client");
     }
-    /* The broker may not have closed its copy yet, and while it is open close() ends nothing. */
+    /* The broker may not have closed its copy yet. While it has one, close(2) does not end the
+     * connection. */
     shutdown(clients[c].fd, SHUT_WR);
     close_slot(&clients[c]);
 }
 
-/* Closes clients whose time is up. Returns the milliseconds until the next one's is, or -1. */
+/* Closes clients that sent no request in time. Returns the milliseconds until the next deadline, or
+ * -1 if there is no client. */
 static int expire(void)
 {
-    uint64_t now = handoff_now(), next = UINT64_MAX;
+    int64_t now = now_ms(), next = INT64_MAX;
     for (int c = 0; c < CLIENTS; c++) {
-        if (clients[c].fd != -1 && deadlines_ns[c] <= now)
+        if (clients[c].fd != -1 && deadlines_ms[c] <= now) {
+            shutdown(clients[c].fd, SHUT_WR);
             close_slot(&clients[c]);
-        if (clients[c].fd != -1 && deadlines_ns[c] < next)
-            next = deadlines_ns[c];
+        }
+        if (clients[c].fd != -1 && deadlines_ms[c] < next)
+            next = deadlines_ms[c];
     }
-    return next == UINT64_MAX ? -1 : (int)((next - now) / 1000000 + 1);
+    return next == INT64_MAX ? -1 : (int)(next - now);
 }
 
-int main(int argc, char **argv)
+/* What a broker has sent but this program has not received is the broker's to serve. */
+static void stop_adopting(void)
 {
-    check(argc == 2, "usage", "raw_backend SOCKET");
-    handoff_token_store_options options = HANDOFF_TOKEN_STORE_OPTIONS_INIT;
-    options.lifetime_ms = UINT64_MAX; /* a token lives as long as its broker's connection */
-    handoff_listener *listener;
-    check(handoff_token_store_new(&options, &store) == HANDOFF_OK &&
-          handoff_listener_new(argv[1], NULL, &listener) == HANDOFF_OK, "start",
-          handoff_last_error());
+    close_slot(signals);
+    listening->fd = -1;
+    handoff_raw_listener_free(listener);
+    for (int b = 0; b < BROKERS; b++)
+        if (brokers[b].fd != -1)
+            close_broker(b);
+}
 
+/* A descriptor that is readable after SIGTERM or SIGINT. */
+static int take_signals(void)
+{
     sigset_t stop;
     sigemptyset(&stop);
     sigaddset(&stop, SIGTERM);
     sigaddset(&stop, SIGINT);
-    for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++)
+    check(sigprocmask(SIG_BLOCK, &stop, NULL) == 0, "sigprocmask");
+    int fd = signalfd(-1, &stop, SFD_CLOEXEC);
+    check(fd != -1, "signalfd");
+    return fd;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 2) {
+        fprintf(stderr, "usage: raw_backend SOCKET\n");
+        return 2;
+    }
+    handoff_raw_store_options options = HANDOFF_RAW_STORE_OPTIONS_INIT;
+    options.lifetime_ms = HANDOFF_NO_TIMEOUT; /* a token lives as long as its connection */
+    check_handoff(handoff_raw_store_new(&options, &store) == HANDOFF_OK, "handoff_raw_store_new");
+    check_handoff(handoff_raw_listener_new(argv[1], NULL, &listener) == HANDOFF_OK, argv[1]);
+
+    for (int i = 0; i < SLOTS; i++)
         slots[i] = (struct pollfd){.fd = -1, .events = POLLIN};
-    slots[0].fd = handoff_listener_fd(listener);
-    slots[1].fd = signalfd(-1, &stop, SFD_CLOEXEC);
-    check(slots[1].fd != -1 && sigprocmask(SIG_BLOCK, &stop, NULL) == 0, "signals",
-          strerror(errno));
+    signals->fd = take_signals();
+    listening->fd = handoff_raw_listener_fd(listener);
     printf("listening on %s\n", argv[1]);
     fflush(stdout);
 
-    for (int timeout = -1; slots[0].fd != -1 || timeout != -1; timeout = expire()) {
-        check(poll(slots, sizeof slots / sizeof slots[0], timeout) != -1 || errno == EINTR, "poll",
-              strerror(errno));
+    for (int stopping = 0;;) {
+        int wait_ms = expire();
+        if (stopping && wait_ms == -1)
+            break;
+        check(poll(slots, SLOTS, wait_ms) != -1 || errno == EINTR, "poll");
+        /* In this order: each step may fill slots whose events an earlier step has looked at. */
         for (int c = 0; c < CLIENTS; c++)
             if (clients[c].fd != -1 && clients[c].revents != 0)
                 serve(c);
         for (int b = 0; b < BROKERS; b++)
             if (brokers[b].fd != -1 && brokers[b].revents != 0)
-                adopt(b);
-        if (slots[0].revents != 0)
-            accept_broker(slots[0].fd);
-        if (slots[1].revents != 0) { /* nothing more is adopted; what was is served to its end */
-            slots[0].fd = -1;
-            close_slot(&slots[1]);
-            for (int b = 0; b < BROKERS; b++)
-                if (brokers[b].fd != -1)
-                    close_broker(b);
-            handoff_listener_free(listener);
+                receive_message(b);
+        if (listening->fd != -1 && listening->revents != 0)
+            accept_broker();
+        if (signals->fd != -1 && signals->revents != 0) {
+            stopping = 1;
+            stop_adopting();
         }
     }
+    handoff_raw_store_free(store);
     printf("adopted: %lu\nanswered: %lu\n", adopted, answered);
-    handoff_token_store_free(store);
     return 0;
 }

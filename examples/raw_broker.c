@@ -1,13 +1,13 @@
 /*
- * raw_broker: accepts TCP clients on 127.0.0.1 and hands each to the backend that listens on a
- * handoff socket. Whatever goes wrong there, it serves the client itself and the client notices
- * nothing. This is the layer below the channel, message by message; most programs want broker.c.
+ * raw_broker: accepts TCP clients on 127.0.0.1 and offers each to the backend that listens on a
+ * handoff socket. It serves a client itself if the backend does not adopt it. This is the raw
+ * layer, message by message. Most programs want broker.c.
  *
  *   cc raw_broker.c $(pkg-config --cflags --libs handoff) -o raw_broker
- *   ./raw_broker PORT SOCKET [TIMEOUT_MS [WINDOW_MS]]
+ *   ./raw_broker PORT SOCKET [TIMEOUT_MS [FAILURE_PERIOD_MS]]
  *
- * One client at a time, blocking, to show the calls in their order. The backend grants tokens, one
- * for each handoff: it sends the 16 bytes of the next one over the connection that handoffs use.
+ * One client at a time, blocking, to show the calls in their order. The broker keeps one connection
+ * to the backend, which sends it a token for each message that it allows.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -23,76 +23,72 @@
 
 #include <handoff.h>
 
-enum { REQUEST_MS = 1000, REASONS = HANDOFF_REASON_UNSUPPORTED_PLATFORM + 1 };
+enum { REQUEST_MS = 1000, REASONS = 32 };
 
-static const char *path;            /* of the handoff socket, and the backend's name */
-static int timeout_ms = 200;        /* for a token, and for an acknowledgement */
-static int backend = -1;            /* the connection to the handoff socket; -1: dial */
-static handoff_fallback *fallbacks; /* how often the backend has failed of late */
+static const char *path;               /* the handoff socket's, and the backend's name */
+static int timeout_ms = 200;           /* for a token, and for an acknowledgement */
+static int backend = -1;               /* the connection to the backend; -1 if there is none */
+static handoff_raw_failures *failures; /* the backend's recent ones */
 
-/* For what can only fail by a mistake in this program. */
-static void check(int ok, const char *what, const char *why)
+/* Ends the program if a system call failed that cannot fail in normal operation. */
+static void check(int ok, const char *call)
 {
     if (ok)
         return;
-    fprintf(stderr, "raw_broker: %s: %s\n", what, why);
+    fprintf(stderr, "raw_broker: %s: %s\n", call, strerror(errno));
     exit(1);
 }
 
-static void check_handoff(handoff_status status, const char *call)
+/* The same for a call of libhandoff. */
+static void check_handoff(int ok, const char *call)
 {
-    check(status == HANDOFF_OK, call, handoff_last_error());
+    if (ok)
+        return;
+    fprintf(stderr, "raw_broker: %s: %s\n", call, handoff_last_error());
+    exit(1);
 }
 
-/* Waits for the token that the backend grants us for the next handoff. */
-static handoff_status receive_token(handoff_token *token)
-{
-    struct pollfd readable = {.fd = backend, .events = POLLIN};
-    int ready = poll(&readable, 1, timeout_ms);
-    if (ready == 0)
-        return HANDOFF_ERR_WOULD_BLOCK;
-    if (ready == -1)
-        return HANDOFF_ERR_RECEIVE_FAILED;
-    ssize_t n = recv(backend, token->bytes, sizeof token->bytes, 0);
-    if (n == sizeof token->bytes)
-        return HANDOFF_OK;
-    return n == 0 ? HANDOFF_ERR_END_OF_STREAM : HANDOFF_ERR_RECEIVE_FAILED;
-}
-
-/* Hands a client to the backend: HANDOFF_REASON_NONE, or why the client is still ours. */
+/* Offers a client. Returns HANDOFF_REASON_NONE if the backend has adopted it, or why it did not. */
 static handoff_reason hand_over(int client)
 {
-    handoff_decision decision;
-    check_handoff(handoff_fallback_should_attempt(fallbacks, path, NULL, &decision),
-                  "should_attempt");
+    handoff_raw_decision decision = HANDOFF_RAW_DECISION_INIT;
+    check_handoff(handoff_raw_failures_should_attempt(failures, path, NULL, &decision) ==
+                  HANDOFF_OK, "handoff_raw_failures_should_attempt");
     if (decision.reason != HANDOFF_REASON_NONE)
         return decision.reason;
 
-    handoff_token token;
-    handoff_status status = backend == -1 ? handoff_connect(path, &backend) : HANDOFF_OK;
+    handoff_raw_token token;
+    handoff_status status = HANDOFF_OK;
+    if (backend == -1)
+        status = handoff_raw_connect(path, &backend);
     if (status == HANDOFF_OK)
-        status = receive_token(&token);
+        status = handoff_raw_token_receive(backend, timeout_ms, &token);
     if (status == HANDOFF_OK) {
-        handoff_verdict verdict;
-        check_handoff(handoff_attempt(backend, client, &token, timeout_ms, &verdict), "attempt");
-        if (verdict.cause == HANDOFF_OK) { /* the backend has answered, so it works */
-            check_handoff(handoff_fallback_record_success(fallbacks, path), "record_success");
+        handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
+        check_handoff(handoff_raw_attempt(backend, client, &token, (uint64_t)timeout_ms,
+                                          &verdict) == HANDOFF_OK, "handoff_raw_attempt");
+        status = verdict.cause;
+        if (status == HANDOFF_OK) { /* adopted or rejected: the backend works */
+            check_handoff(handoff_raw_failures_record_success(failures, path) == HANDOFF_OK,
+                          "handoff_raw_failures_record_success");
             return verdict.reason;
         }
-        status = verdict.cause;
     }
 
-    /* What is still on its way on this connection is given up with it. */
+    /* After a failure this connection cannot be used again. */
     if (backend != -1)
         close(backend);
     backend = -1;
-    check_handoff(handoff_fallback_record_failure(fallbacks, path, handoff_status_failure(status),
-                                                  &decision), "record_failure");
-    return decision.reason;
+    handoff_reason reason = handoff_status_reason(status);
+    if (status == HANDOFF_TIMED_OUT) /* the backend has sent no token */
+        reason = HANDOFF_REASON_BACKEND_BUSY;
+    check_handoff(handoff_raw_failures_record_failure(failures, path, reason, NULL) == HANDOFF_OK,
+                  "handoff_raw_failures_record_failure");
+    return reason;
 }
 
-/* The other way to serve a client. Reads what it asks first: closing a socket with unread bytes
- * in it would reset the connection and might take the answer away. */
+/* Serves a client without the backend. It reads the request first: closing a socket that has unread
+ * bytes resets the connection, and the client may lose the answer. */
 static void serve(int client)
 {
     static const char answer[] = "HTTP/1.0 200 OK\r\nContent-Length: 21\r\n\r\n"
@@ -100,71 +96,86 @@ static void serve(int client)
     char request[4096];
     struct pollfd readable = {.fd = client, .events = POLLIN};
     if (poll(&readable, 1, REQUEST_MS) == 1 && recv(client, request, sizeof request, 0) > 0 &&
-        send(client, answer, sizeof answer - 1, MSG_NOSIGNAL) == -1)
+        send(client, answer, sizeof answer - 1, MSG_NOSIGNAL) != sizeof answer - 1)
         perror("raw_broker: answering a client");
-    /* The backend may hold a copy that it will not use. While it is open, close() alone does not
-     * end the connection. */
+    /* The backend may still hold a copy. While it does, close(2) does not end the connection. */
     shutdown(client, SHUT_WR);
 }
 
-int main(int argc, char **argv)
+static int listen_tcp(const char *port)
 {
-    check(argc >= 3 && argc <= 5, "usage", "raw_broker PORT SOCKET [TIMEOUT_MS [WINDOW_MS]]");
-    path = argv[2];
-    handoff_fallback_options options = HANDOFF_FALLBACK_OPTIONS_INIT;
-    if (argc > 3)
-        timeout_ms = atoi(argv[3]);
-    if (argc > 4)
-        options.window_ms = strtoull(argv[4], NULL, 10);
-    check_handoff(handoff_fallback_new(&options, &fallbacks), "fallback_new");
-
-    /* A backend that is not there yet is no error; a path that no socket can have is one. */
-    handoff_status status = handoff_connect(path, &backend);
-    check(status == HANDOFF_OK || handoff_status_is_fallback_safe(status), path,
-          handoff_last_error());
-
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[1])),
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_port = htons((uint16_t)strtoul(port, NULL, 10)),
                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t len = sizeof address;
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), yes = 1;
     check(listener != -1 &&
           setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) == 0 &&
           bind(listener, (struct sockaddr *)&address, len) == 0 && listen(listener, 1024) == 0 &&
-          getsockname(listener, (struct sockaddr *)&address, &len) == 0, "listen", strerror(errno));
+          getsockname(listener, (struct sockaddr *)&address, &len) == 0, "listen");
     printf("listening on 127.0.0.1:%d\n", ntohs(address.sin_port));
     fflush(stdout);
+    return listener;
+}
 
+/* A descriptor that is readable after SIGTERM or SIGINT. */
+static int take_signals(void)
+{
     sigset_t stop;
     sigemptyset(&stop);
     sigaddset(&stop, SIGTERM);
     sigaddset(&stop, SIGINT);
+    check(sigprocmask(SIG_BLOCK, &stop, NULL) == 0, "sigprocmask");
     int signals = signalfd(-1, &stop, SFD_CLOEXEC);
-    check(signals != -1 && sigprocmask(SIG_BLOCK, &stop, NULL) == 0, "signals", strerror(errno));
+    check(signals != -1, "signalfd");
+    return signals;
+}
 
+int main(int argc, char **argv)
+{
+    if (argc < 3 || argc > 5) {
+        fprintf(stderr, "usage: raw_broker PORT SOCKET [TIMEOUT_MS [FAILURE_PERIOD_MS]]\n");
+        return 2;
+    }
+    path = argv[2];
+    if (argc > 3)
+        timeout_ms = (int)strtol(argv[3], NULL, 10);
+    handoff_raw_failures_options options = HANDOFF_RAW_FAILURES_OPTIONS_INIT;
+    if (argc > 4)
+        options.period_ms = strtoull(argv[4], NULL, 10);
+    check_handoff(handoff_raw_failures_new(&options, &failures) == HANDOFF_OK,
+                  "handoff_raw_failures_new");
+
+    /* If no backend is there yet, that is for a fallback. If no socket can have this path, it is
+     * not. */
+    handoff_status status = handoff_raw_connect(path, &backend);
+    check_handoff(status == HANDOFF_OK || handoff_status_is_fallback_safe(status), path);
+
+    int signals = take_signals(), listener = listen_tcp(argv[1]);
+    struct pollfd events[] = {{.fd = signals, .events = POLLIN},
+                              {.fd = listener, .events = POLLIN}};
     unsigned long connections = 0, by_reason[REASONS] = {0};
-    struct pollfd events[] = {{.fd = listener, .events = POLLIN},
-                              {.fd = signals, .events = POLLIN}};
-    while (events[1].revents == 0) {
-        check(poll(events, 2, -1) != -1 || errno == EINTR, "poll", strerror(errno));
+    for (;;) {
+        check(poll(events, 2, -1) != -1 || errno == EINTR, "poll");
+        if (events[0].revents != 0)
+            break;
         int client = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-        if (client == -1)
-            continue; /* none, or it has gone */
+        if (client == -1) {
+            check(errno == EAGAIN || errno == EINTR || errno == ECONNABORTED, "accept4");
+            continue;
+        }
         handoff_reason reason = hand_over(client);
         if (reason != HANDOFF_REASON_NONE)
             serve(client);
-        close(client); /* never shutdown() if adopted: it would end the backend's connection too */
+        close(client); /* after an adoption without shutdown(2), which would end the connection */
         connections++;
         by_reason[reason < REASONS ? reason : HANDOFF_REASON_REJECTED]++;
     }
 
     printf("connections: %lu\nadopted: %lu\n", connections, by_reason[HANDOFF_REASON_NONE]);
-    for (handoff_reason reason = 1; reason < REASONS; reason++)
+    for (handoff_reason reason = HANDOFF_REASON_NONE + 1; reason < REASONS; reason++)
         if (by_reason[reason] > 0)
             printf("fallback, %s: %lu\n", handoff_reason_name(reason), by_reason[reason]);
-    if (backend != -1)
-        close(backend);
-    close(listener);
-    close(signals);
-    handoff_fallback_free(fallbacks);
+    handoff_raw_failures_free(failures);
     return 0;
 }

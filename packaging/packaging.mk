@@ -3,6 +3,8 @@
 MAN_BUILD  := $(BUILD)/man
 PKGCONFDIR := $(LIBDIR)/pkgconfig
 CMAKEDIR   := $(LIBDIR)/cmake/handoff
+# Where gdb(1) looks for the debug symbols of a library, by its debug link.
+DEBUGDIR   := $(LIBDIR)/.debug
 HERE       := $(abspath .)
 
 # Fills in a template: the paths as a program at run time sees them, without DESTDIR.
@@ -11,7 +13,8 @@ SUBSTITUTE = sed -e 's|@PREFIX@|$(PREFIX)|' \
     -e 's|@INCLUDEDIR@|$(patsubst $(PREFIX)/%,$${prefix}/%,$(INCLUDEDIR))|' \
     -e "s|@INCLUDE_FROM_LIB@|$$(realpath -m --relative-to='$(LIBDIR)' '$(INCLUDEDIR)')|" \
     -e 's|@SHARED@|$(SHARED)|; s|@SONAME@|$(SONAME)|' \
-    -e 's|@VERSION@|$(VERSION)|; s|@MAJOR@|$(firstword $(subst ., ,$(VERSION)))|'
+    -e 's|@VERSION@|$(VERSION)|; s|@MAJOR@|$(firstword $(subst ., ,$(VERSION)))|' \
+    -e 's|@MINOR@|$(word 2,$(subst ., ,$(VERSION)))|'
 
 all: $(MAN_BUILD)/stamp
 
@@ -28,8 +31,10 @@ $(MAN_BUILD)/stamp: $(HEADERS) docs/man/handoff.7 tools/man.py tools/header.py C
 ## install     install below PREFIX (/usr/local); also LIBDIR, INCLUDEDIR, MANDIR, DESTDIR
 install: all
 	install -d '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' '$(DESTDIR)$(PKGCONFDIR)' \
-	    '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7'
+	    '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(DEBUGDIR)' \
+	    '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7'
 	install -m 755 $(LIB)/$(SHARED) '$(DESTDIR)$(LIBDIR)'
+	install -m 644 $(LIB)/$(SHARED).debug '$(DESTDIR)$(DEBUGDIR)'
 	ln -sf $(SHARED) '$(DESTDIR)$(LIBDIR)/$(SONAME)'
 	ln -sf $(SONAME) '$(DESTDIR)$(LIBDIR)/libhandoff.so'
 	install -m 644 $(LIB)/libhandoff.a '$(DESTDIR)$(LIBDIR)'
@@ -46,6 +51,7 @@ install: all
 ## uninstall   remove what `make install` with the same variables put there
 uninstall: $(MAN_BUILD)/stamp
 	rm -f '$(DESTDIR)$(LIBDIR)/$(SHARED)' '$(DESTDIR)$(LIBDIR)/$(SONAME)' \
+	    '$(DESTDIR)$(DEBUGDIR)/$(SHARED).debug' \
 	    '$(DESTDIR)$(LIBDIR)/libhandoff.so' '$(DESTDIR)$(LIBDIR)/libhandoff.a' \
 	    $(patsubst include/%,'$(DESTDIR)$(INCLUDEDIR)/%',$(wildcard include/*.h* include/handoff/*.h)) \
 	    '$(DESTDIR)$(PKGCONFDIR)/handoff.pc' \
@@ -53,8 +59,9 @@ uninstall: $(MAN_BUILD)/stamp
 	    '$(DESTDIR)$(CMAKEDIR)/handoff-config-version.cmake' \
 	    '$(DESTDIR)$(MANDIR)/man7/handoff.7'
 	@cd $(MAN_BUILD)/man3 && for page in *.3; do rm -f '$(DESTDIR)$(MANDIR)/man3/'"$$page"; done
-	@for directory in '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff'; do \
-	    [ ! -d "$$directory" ] || rmdir "$$directory"; done
+	@for directory in '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' \
+	    '$(DESTDIR)$(DEBUGDIR)'; do \
+	    [ ! -d "$$directory" ] || rmdir --ignore-fail-on-non-empty "$$directory"; done
 
 # ---- checks --------------------------------------------------------------------------------------
 
@@ -62,7 +69,7 @@ uninstall: $(MAN_BUILD)/stamp
 
 ## check-header    the header is fresh, whole, and clean in every C and C++ from C99 and C++11
 check-header: all $(FRESH_HEADERS)/handoff.h | need-cxx need-clang need-python
-	@for header in $(HEADERS:include/%=%); do cmp "include/$$header" "$(FRESH_HEADERS)/$$header" || \
+	@cd $(FRESH_HEADERS) && for header in *.h */*.h; do cmp "$(HERE)/include/$$header" "$$header" || \
 	    { echo 'error: include/ is not what cbindgen makes: run make header' >&2; exit 1; }; done
 	@CC='$(CC)' CXX='$(CXX)' CLANG='$(CLANG)' PYTHON='$(PYTHON)' LIB=$(LIB) BUILD=$(BUILD) \
 	    packaging/check-header

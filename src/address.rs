@@ -59,6 +59,16 @@ impl From<&Path> for Socket {
     }
 }
 
+/// Names the descriptor that was to be sent, behind a word, in the middle of a message.
+struct Sent(&'static str, Option<RawFd>);
+
+impl fmt::Display for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Sent(word, descriptor) = self;
+        descriptor.map_or(Ok(()), |descriptor| write!(f, "{word} descriptor {descriptor}"))
+    }
+}
+
 /// Why a socket was not connected, or a message not sent or not received.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
@@ -97,7 +107,7 @@ pub enum TransportError {
         socket: Socket,
     },
     /// This system has no such sockets.
-    #[error("{socket}: not supported on this system: {source}")]
+    #[error("{socket}: this system has no such sockets: {source}")]
     Unsupported {
         /// The socket that was used.
         socket: Socket,
@@ -105,7 +115,7 @@ pub enum TransportError {
         source: io::Error,
     },
     /// The file's permissions or a security module refuse it.
-    #[error("{socket}: permission denied: {source}")]
+    #[error("{socket}: no permission, see the socket's mode and owner: {source}")]
     PermissionDenied {
         /// The socket that was used.
         socket: Socket,
@@ -121,12 +131,12 @@ pub enum TransportError {
         source: io::Error,
     },
     /// The socket's buffer or the listener's backlog is full.
-    #[error("{socket}: {action} would block")]
+    #[error("{socket}: {problem}")]
     WouldBlock {
         /// The socket that was used.
         socket: Socket,
-        /// What was tried.
-        action: &'static str,
+        /// What would block, and why.
+        problem: &'static str,
         /// What the system said.
         source: io::Error,
     },
@@ -137,7 +147,7 @@ pub enum TransportError {
         socket: Socket,
     },
     /// A limit on descriptors: open in this process, or in flight for this user.
-    #[error("{socket}: out of descriptors: {source}")]
+    #[error("{socket}: out of descriptors or memory: {source}")]
     DescriptorPressure {
         /// The socket that was used.
         socket: Socket,
@@ -145,17 +155,17 @@ pub enum TransportError {
         source: io::Error,
     },
     /// The message was not sent, for a reason that has no name here.
-    #[error("{socket}: cannot send descriptor {descriptor}: {source}")]
+    #[error("{socket}: cannot send{}: {source}", Sent("", *descriptor))]
     SendFailed {
         /// The socket that was used.
         socket: Socket,
-        /// The descriptor that was to be sent.
-        descriptor: RawFd,
+        /// The descriptor that was to be sent, if any.
+        descriptor: Option<RawFd>,
         /// What the system said.
         source: io::Error,
     },
     /// The system took a part of the message. A descriptor rides on the first byte, so it is sent.
-    #[error("{socket}: only {sent} of {len} bytes were sent")]
+    #[error("{socket}: only {sent} of {len} bytes were sent: close the socket")]
     ShortWrite {
         /// The socket that was used.
         socket: Socket,
@@ -173,7 +183,7 @@ pub enum TransportError {
         source: io::Error,
     },
     /// The peer closed its end.
-    #[error("{socket}: the peer closed the connection")]
+    #[error("{socket}: the other end closed the connection")]
     EndOfStream {
         /// The socket that was used.
         socket: Socket,
@@ -181,13 +191,13 @@ pub enum TransportError {
         source: Option<io::Error>,
     },
     /// A message without a descriptor, or not at the start of one.
-    #[error("{socket}: the message brought no descriptor")]
+    #[error("{socket}: the message has no descriptor")]
     NoDescriptor {
         /// The socket that was used.
         socket: Socket,
     },
     /// More than one descriptor in a message. All are closed.
-    #[error("{socket}: the message brought {count} descriptors instead of one")]
+    #[error("{socket}: the message has {count} descriptors instead of one")]
     SurplusDescriptors {
         /// The socket that was used.
         socket: Socket,
@@ -196,7 +206,10 @@ pub enum TransportError {
     },
     /// The kernel could not install every descriptor that was sent: this process is at its limit,
     /// or a security module refused. Those that were installed are closed.
-    #[error("{socket}: descriptors were lost on arrival: no room for them, or not permitted")]
+    #[error(
+        "{socket}: descriptors were lost on arrival: this process is at its RLIMIT_NOFILE, or a \
+         security module refused"
+    )]
     ControlTruncated {
         /// The socket that was used.
         socket: Socket,
@@ -318,7 +331,8 @@ fn connect_error(path: &Path, source: io::Error) -> TransportError {
     let socket = path.into();
     match connect_kind(&source) {
         ErrorKind::WouldBlock => {
-            TransportError::WouldBlock { socket, action: "connecting", source }
+            let problem = "connecting would block: the listener's backlog is full";
+            TransportError::WouldBlock { socket, problem, source }
         }
         ErrorKind::PermissionDenied => TransportError::PermissionDenied { socket, source },
         ErrorKind::DescriptorPressure => TransportError::DescriptorPressure { socket, source },
@@ -372,7 +386,9 @@ pub(crate) fn in_time<T>(
 pub(crate) fn receive_error(descriptor: BorrowedFd<'_>, source: io::Error) -> TransportError {
     let socket = descriptor.into();
     match source.raw_os_error() {
-        Some(libc::EAGAIN) => TransportError::WouldBlock { socket, action: "receiving", source },
+        Some(libc::EAGAIN) => {
+            TransportError::WouldBlock { socket, problem: "receiving would block", source }
+        }
         Some(libc::ECONNRESET | libc::EPIPE) => {
             TransportError::EndOfStream { socket, source: Some(source) }
         }

@@ -16,14 +16,14 @@ mod kinds;
 mod options;
 mod slots;
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
 use crate::claim::Lost;
-use crate::handle::{Handle, HandleError, MAX_ROUNDS};
+use crate::handle::{Handle, HandleError, MAX_ROUNDS, Waker};
 use crate::listener::{Listener, ListenerOptions};
+use crate::memory;
 use crate::peer::Credentials;
 use crate::reason::Reason;
 use crate::support;
@@ -151,6 +151,11 @@ impl Backend {
     pub fn descriptor(&mut self) -> Result<BorrowedFd<'_>, BackendError> {
         self.enter()?;
         Ok(self.handle.descriptor()?)
+    }
+
+    /// What ends a wait of this backend.
+    pub fn waker(&self) -> Waker {
+        self.handle.waker().clone()
     }
 
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
@@ -359,12 +364,13 @@ impl Backend {
         if self.handle.is_open() {
             return Ok(());
         }
-        let events = support::events()?;
+        let events = self.handle.new_events()?;
+        self.buffer = memory::zeros(MAX_FRAME_LEN, "a packet")?;
+        self.descriptors = memory::vec(MAX_DESCRIPTORS + 1, "descriptors")?;
+        let in_flight = self.arrivals.options.max_in_flight;
+        self.arrivals.waiting = memory::queue(in_flight, "arrivals")?;
         self.accepting.watch(&events)?;
         self.handle.open(events);
-        self.buffer = vec![0; MAX_FRAME_LEN];
-        self.descriptors = Vec::with_capacity(MAX_DESCRIPTORS + 1);
-        self.arrivals.waiting = VecDeque::with_capacity(self.arrivals.options.max_in_flight);
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ mod channel;
 mod error;
 mod offers;
 mod options;
+mod peer;
 mod reconnecting;
 
 use std::io::{self, IoSlice};
@@ -21,9 +22,9 @@ use std::time::{Duration, Instant};
 
 use crate::address;
 use crate::claim::{self, Lost};
-use crate::handle::{Handle, HandleError, MAX_ROUNDS, REST_PAUSE};
+use crate::handle::{Handle, HandleError, MAX_ROUNDS, REST_PAUSE, Waker};
+use crate::memory;
 use crate::reason::Reason;
-use crate::support;
 use crate::sys::event::{Events, Wait};
 use crate::sys::{self, packet};
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS};
@@ -31,10 +32,12 @@ use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS};
 use channel::Outcomes;
 use offers::queued_len;
 use options::MAX_TIMEOUT;
-use reconnecting::{Link, Reconnecting, WhyDown};
+use peer::WhyDown;
+use reconnecting::{Link, Reconnecting};
 
 pub use error::{BrokerError, Limit};
 pub use options::BrokerOptions;
+pub use peer::Allowed;
 
 /// One connection to hand over.
 #[derive(Clone, Copy, Debug)]
@@ -121,11 +124,11 @@ impl Broker {
         let options = options.checked()?;
         Ok(Broker {
             path: path.into(),
-            options,
             handle: Handle::default(),
             link: Link::Down { retry_at: Instant::now() },
             reconnecting: Reconnecting::new(&options),
-            outcomes: Outcomes::new(&options),
+            outcomes: Outcomes::new(&options)?,
+            options,
             next_id: 1,
             closed: false,
             rest_told: false,
@@ -141,6 +144,11 @@ impl Broker {
         let now = Instant::now();
         self.enter(now)?;
         Ok(self.handle.descriptor()?)
+    }
+
+    /// What ends a wait of this broker.
+    pub fn waker(&self) -> Waker {
+        self.handle.waker().clone()
     }
 
     /// Offers a connection, at once unless more follow. Returns its id; the verdict comes from
@@ -169,13 +177,13 @@ impl Broker {
         let queue_bytes = self.options.queue_bytes;
         let path = || self.path.clone();
         let Link::Up(channel) = &mut self.link else {
-            return Err(self.reconnecting.why_down.error(path()));
+            return Err(self.reconnecting.why_down.error(&self.path, &self.options));
         };
         let Ok(welcome) = channel.welcome else {
-            return Err(WhyDown::NoBackend(libc::ENOTCONN).error(path()));
+            return Err(WhyDown::NoBackend(libc::ENOTCONN).error(&self.path, &self.options));
         };
         if channel.draining {
-            return Err(WhyDown::NoBackend(libc::ESHUTDOWN).error(path()));
+            return Err(WhyDown::NoBackend(libc::ESHUTDOWN).error(&self.path, &self.options));
         }
         let failures = &self.outcomes.failures;
         if let Some(left) = failures.as_ref().and_then(|failures| failures.time_left(now)) {
@@ -369,11 +377,12 @@ impl Broker {
         if self.handle.is_open() {
             return Ok(());
         }
-        self.handle.open(support::events()?);
-        self.buffer = vec![0; MAX_FRAME_LEN];
-        self.descriptors = Vec::with_capacity(MAX_DESCRIPTORS);
+        let events = self.handle.new_events()?;
+        self.buffer = memory::zeros(MAX_FRAME_LEN, "a packet")?;
+        self.descriptors = memory::vec(MAX_DESCRIPTORS, "descriptors")?;
         // Every offer in flight and every verdict that may be waiting when it is taken.
-        self.outcomes.verdicts.reserve_exact(2 * self.options.max_in_flight);
+        self.outcomes.verdicts = memory::queue(2 * self.options.max_in_flight, "verdicts")?;
+        self.handle.open(events);
         self.link = Link::Down { retry_at: now };
         self.tick(now);
         self.arm(now)
@@ -391,7 +400,7 @@ fn not_a_socket(descriptor: BorrowedFd<'_>, source: io::Error) -> BrokerError {
 /// Bytes of an offer beside its fixed part, unless there are more than are allowed.
 fn variable_len(offer: &Offer<'_>, most: usize) -> Result<usize, BrokerError> {
     let Offer { preread, metadata, service, correlation, .. } = offer;
-    for (what, name) in [("the service", service), ("the correlation id", correlation)] {
+    for (what, name) in [("service", service), ("correlation", correlation)] {
         if name.len() > MAX_NAME_LEN {
             return Err(BrokerError::TooLarge { what, len: name.len(), most: MAX_NAME_LEN });
         }

@@ -7,6 +7,8 @@
 
 use std::time::Instant;
 
+use crate::memory::{self, NoMemory};
+
 /// Deadlines of things, one for each at most.
 #[derive(Debug)]
 pub(crate) struct Deadlines {
@@ -33,13 +35,9 @@ const IN_HEAP: u32 = u32::MAX - 1;
 
 impl Deadlines {
     /// Has room for things below `count`. Nothing is allocated after this.
-    pub(crate) fn new(count: usize) -> Deadlines {
-        Deadlines {
-            nodes: Vec::with_capacity(count),
-            first: NONE,
-            last: NONE,
-            heap: Vec::with_capacity(count),
-        }
+    pub(crate) fn new(count: usize) -> Result<Deadlines, NoMemory> {
+        let nodes = memory::vec(count, "deadlines")?;
+        Ok(Deadlines { nodes, first: NONE, last: NONE, heap: memory::vec(count, "deadlines")? })
     }
 
     /// Sets the deadline of a thing that has none.
@@ -153,7 +151,7 @@ mod tests {
             steps in proptest::collection::vec((any::<bool>(), 0..16u32, 0..50u64), 0..300),
         ) {
             let start = Instant::now();
-            let mut deadlines = Deadlines::new(16);
+            let mut deadlines = Deadlines::new(16).unwrap();
             let mut model = [None; 16];
             for (set, thing, milliseconds) in steps {
                 let held = &mut model[thing as usize];
@@ -181,7 +179,7 @@ mod tests {
     fn deadlines_in_order_leave_in_order_and_in_no_order_too() {
         let start = Instant::now();
         for step in [1, 7, 99] {
-            let mut deadlines = Deadlines::new(100);
+            let mut deadlines = Deadlines::new(100).unwrap();
             for thing in 0..100 {
                 let after = Duration::from_millis(u64::from(thing * step % 100));
                 deadlines.set(thing, start + after);

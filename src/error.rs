@@ -8,6 +8,7 @@ use crate::address::TransportError;
 use crate::backend::BackendError;
 use crate::broker::BrokerError;
 use crate::listener::ListenerError;
+use crate::memory::NoMemory;
 use crate::peer::PeerError;
 use crate::raw::ack::AckError;
 use crate::raw::admit::AdmitError;
@@ -23,6 +24,9 @@ pub enum Error {
     /// The system lacks something.
     #[error(transparent)]
     Support(#[from] SupportError),
+    /// There is no memory.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
     /// A token was not made, taken or accepted.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -57,6 +61,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::Support(error) => error.kind(),
+            Error::Memory(error) => error.kind(),
             Error::Token(error) => error.kind(),
             Error::Transport(error) => error.kind(),
             Error::Admit(error) => error.kind(),

@@ -4,6 +4,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use crate::memory::{self, NoMemory};
+
 /// The recent failures of one backend: as many as make it rate-limited, and no more.
 #[derive(Debug)]
 pub struct FailureCounter {
@@ -18,10 +20,11 @@ impl FailureCounter {
     pub const MAX_FAILURES: usize = 4096;
 
     /// Makes a counter of the failures within `period`. Out-of-range values are clamped.
-    pub fn new(max_failures: usize, period: Duration) -> FailureCounter {
+    pub fn new(max_failures: usize, period: Duration) -> Result<FailureCounter, NoMemory> {
         let max_failures = max_failures.clamp(1, FailureCounter::MAX_FAILURES);
         let period = period.max(Duration::from_millis(1));
-        FailureCounter { max_failures, period, times: VecDeque::with_capacity(max_failures) }
+        let times = memory::queue(max_failures, "a failure counter")?;
+        Ok(FailureCounter { max_failures, period, times })
     }
 
     /// Counts a failure.

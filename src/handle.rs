@@ -3,9 +3,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::sys::event::Events;
+use crate::support::{self, SupportError};
+use crate::sys::event::{Alarm, Events};
 use crate::sys::process;
 
 /// How often dispatch looks for more work before it lets the caller's loop go on.
@@ -24,6 +27,31 @@ pub(crate) const MEMORY_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug, Default)]
 pub(crate) struct Handle {
     opened: Option<Opened>,
+    waker: Waker,
+}
+
+/// Ends a wait of the handle that it came from, from any thread and from a signal handler.
+#[derive(Clone, Debug, Default)]
+pub struct Waker(Arc<Wakeable>);
+
+#[derive(Debug, Default)]
+struct Wakeable {
+    alarm: Arc<Alarm>,
+    /// The process that opened the handle; 0 before that.
+    process: AtomicU64,
+}
+
+impl Waker {
+    /// Ends the wait that runs, or the next one. Returns false, and does nothing, in another process
+    /// than the handle's. Safe in a signal handler, but that it may change errno.
+    pub fn wake(&self) -> bool {
+        let process = self.0.process.load(Ordering::SeqCst);
+        let ours = process == 0 || process == process::current();
+        if ours {
+            self.0.alarm.ring();
+        }
+        ours
+    }
 }
 
 #[derive(Debug)]
@@ -60,9 +88,26 @@ impl Handle {
         self.opened.is_some()
     }
 
+    /// Makes what a handle watches, to be given to [`open`](Handle::open).
+    pub(crate) fn new_events(&self) -> Result<Events, SupportError> {
+        support::events(&self.waker.0.alarm)
+    }
+
     /// Opens the handle: it belongs to this process from now on.
     pub(crate) fn open(&mut self, events: Events) {
-        self.opened = Some(Opened { process: process::current(), events });
+        let process = process::current();
+        self.waker.0.process.store(process, Ordering::SeqCst);
+        self.opened = Some(Opened { process, events });
+    }
+
+    /// What ends a wait of this handle.
+    pub(crate) fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    /// Whether a wait is to end, which is forgotten by this.
+    pub(crate) fn woken(&self) -> bool {
+        self.waker.0.alarm.stop()
     }
 
     /// None before the first use.

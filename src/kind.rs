@@ -13,6 +13,8 @@ pub enum ErrorKind {
     Nothing = -1,
     /// A wait ended because its time was up. No error in C.
     TimedOut = -2,
+    /// A waker ended a wait. No error in C.
+    Woken = -3,
     InvalidArgument = 1,
     Unsupported = 2,
     PermissionDenied = 3,
@@ -50,6 +52,7 @@ pub enum ErrorKind {
     TakenBack = 36,
     TooLate = 37,
     System = 38,
+    NoMemory = 39,
 }
 
 impl ErrorKind {
@@ -78,7 +81,7 @@ impl ErrorKind {
         match self {
             ErrorKind::RateLimited => Some(Reason::RateLimited),
             ErrorKind::TooLarge => Some(Reason::ClientUnsupported),
-            ErrorKind::System => Some(Reason::BackendUnavailable),
+            ErrorKind::System | ErrorKind::NoMemory => Some(Reason::BackendUnavailable),
             kind => kind.attempt_failure().map(AttemptFailure::reason),
         }
     }
@@ -100,6 +103,7 @@ impl ErrorKind {
                 | ErrorKind::TooLate
                 // An offer that was sent, and taken back because its caller could not wait.
                 | ErrorKind::System
+                | ErrorKind::Woken
                 // No acknowledgement yet.
                 | ErrorKind::Nothing
         )
@@ -110,6 +114,7 @@ impl ErrorKind {
         Some(match self {
             ErrorKind::Nothing
             | ErrorKind::TimedOut
+            | ErrorKind::Woken
             | ErrorKind::InvalidArgument
             | ErrorKind::Internal
             | ErrorKind::WrongProcess
@@ -118,7 +123,8 @@ impl ErrorKind {
             | ErrorKind::TooLarge
             | ErrorKind::TakenBack
             | ErrorKind::TooLate
-            | ErrorKind::System => return None,
+            | ErrorKind::System
+            | ErrorKind::NoMemory => return None,
             ErrorKind::Unsupported => AttemptFailure::UnsupportedPlatform,
             ErrorKind::PermissionDenied | ErrorKind::PeerUnknown | ErrorKind::PeerNotAllowed => {
                 AttemptFailure::PermissionDenied

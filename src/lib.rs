@@ -20,6 +20,8 @@
 //! | [`token`] | tokens |
 //! | [`address`] | Unix sockets by path and by descriptor |
 //! | [`failures`] | the failure counter |
+//! | [`memory`] | allocations that can fail |
+//! | [`handle`] | ending a wait |
 //! | [`reason`] | why a connection was not handed over |
 //! | [`error`] | any error, and the kinds of error |
 //! | [`support`] | whether this system has what the library needs |
@@ -42,6 +44,7 @@ pub mod failures;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod listener;
+pub mod memory;
 pub mod peer;
 pub mod raw;
 pub mod reason;
@@ -51,7 +54,7 @@ pub mod token;
 mod claim;
 mod deadlines;
 mod ffi;
-mod handle;
+pub mod handle;
 mod kind;
 mod sys;
 mod wire;

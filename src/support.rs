@@ -4,10 +4,11 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use crate::claim::ClaimTable;
 use crate::kind::ErrorKind;
-use crate::sys::event::{self, Events};
+use crate::sys::event::{Alarm, Events, Part};
 use crate::sys::shared::Step;
 use crate::sys::{self, SocketKind};
 
@@ -117,7 +118,7 @@ pub fn supported() -> Result<(), SupportError> {
     let socket = seq_packet_socket()?;
     credentials(socket.as_fd())?;
     claim_table(1)?;
-    events()?;
+    events(&Arc::default())?;
     Ok(())
 }
 
@@ -144,11 +145,15 @@ pub(crate) fn claim_table(slots: usize) -> Result<(ClaimTable, OwnedFd), Support
     })
 }
 
-/// Makes a set of descriptors to watch.
-pub(crate) fn events() -> Result<Events, SupportError> {
-    let epoll = event::new_epoll().map_err(SupportError::of(Need::Epoll))?;
-    let timer = event::new_timer().map_err(SupportError::of(Need::Timer))?;
-    Events::new(epoll, timer).map_err(SupportError::of(Need::Epoll))
+/// Makes a set of descriptors to watch, with a timer that others can ring.
+pub(crate) fn events(alarm: &Arc<Alarm>) -> Result<Events, SupportError> {
+    Events::new(alarm).map_err(|(part, source)| {
+        let need = match part {
+            Part::Epoll => Need::Epoll,
+            Part::Timer => Need::Timer,
+        };
+        SupportError { need, source }
+    })
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub(crate) mod file;
 pub(crate) mod packet;
 pub(crate) mod process;
 pub(crate) mod shared;
+pub(crate) mod user;
 
 use std::io;
 use std::mem::{self, MaybeUninit};
@@ -99,6 +100,9 @@ pub(crate) enum AddressError {
 }
 
 impl Address {
+    /// The most bytes of a path.
+    pub(crate) const MAX_PATH: usize = 107;
+
     pub(crate) fn new(path: &Path) -> Result<Address, AddressError> {
         let bytes = path.as_os_str().as_bytes();
         // SAFETY: sockaddr_un is integers and an array of integers; all zero is a value of it.
@@ -138,6 +142,23 @@ pub(crate) fn connect(socket: &OwnedFd, address: &Address) -> io::Result<()> {
     // SAFETY: `address` holds a sockaddr_un of which `len` bytes are initialised.
     retry(|| unsafe { libc::connect(socket.as_raw_fd(), address.as_ptr(), address.len) as isize })?;
     Ok(())
+}
+
+/// Whether a socket is bound to the file at a path, connected or not, listening or not. If none is,
+/// none ever will be: bind(2) makes a new file. Whoever listens there does not notice.
+pub(crate) fn is_bound(address: &Address) -> io::Result<bool> {
+    let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: socket(2) takes no pointers.
+    let fd = retry(|| unsafe { libc::socket(libc::AF_UNIX, flags, 0) as isize })?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    // The kernel looks for the socket, then at its type (unix_find_bsd in net/unix/af_unix.c).
+    match connect(&socket, address) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 pub(crate) fn bind(socket: &OwnedFd, address: &Address) -> io::Result<()> {
@@ -434,22 +455,38 @@ pub(crate) fn tells_credentials(socket: BorrowedFd<'_>) -> io::Result<()> {
     socket_option(socket, libc::SO_PEERCRED, &mut credentials).map(drop)
 }
 
-/// SO_PEERGROUPS, unix(7): the peer's supplementary groups as they were when it connected.
-pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
-    let mut groups = vec![0u32; 64];
-    loop {
-        match socket_option(socket, libc::SO_PEERGROUPS, &mut groups) {
-            Ok(count) => {
-                groups.truncate(count);
-                return Ok(groups);
-            }
-            // NGROUPS_MAX bounds the list.
-            Err(error) if error.raw_os_error() == Some(libc::ERANGE) && groups.len() < 65536 => {
-                groups.resize(groups.len() * 4, 0);
-            }
-            Err(error) => return Err(error),
-        }
+/// Whether one of the peer's supplementary groups as they were when it connected, SO_PEERGROUPS of
+/// include/uapi/asm-generic/socket.h in the kernel (man-pages 6.03 do not have it), is
+/// one that is looked for.
+pub(crate) fn any_peer_group(
+    socket: BorrowedFd<'_>,
+    looked_for: impl Fn(u32) -> bool,
+) -> io::Result<bool> {
+    let mut few = [0u32; 256];
+    match socket_option(socket, libc::SO_PEERGROUPS, &mut few) {
+        Err(error) if error.raw_os_error() == Some(libc::ERANGE) => {}
+        count => return Ok(few[..count?].iter().any(|group| looked_for(*group))),
     }
+    // NGROUPS_MAX bounds the list.
+    const MOST: usize = 65536;
+    let mut many = Vec::new();
+    let no_memory = |_| io::Error::from_raw_os_error(libc::ENOMEM);
+    many.try_reserve_exact(MOST).map_err(no_memory)?;
+    many.resize(MOST, 0u32);
+    let count = socket_option(socket, libc::SO_PEERGROUPS, &mut many)?;
+    Ok(many[..count].iter().any(|group| looked_for(*group)))
+}
+
+/// The owner of the file at a path; none for an abstract name.
+pub(crate) fn owner(address: &Address) -> Option<u32> {
+    if address.is_abstract() {
+        return None;
+    }
+    // SAFETY: the path ends in NUL, because it is shorter than its array, which was zeroed;
+    // `status` is where a stat goes.
+    let status =
+        file::status(|status| unsafe { libc::stat(address.raw.sun_path.as_ptr(), status) });
+    Some(status.ok()?.owner)
 }
 
 /// The effective user of this process.
@@ -501,6 +538,43 @@ pub(crate) fn not_usable(socket: BorrowedFd<'_>) -> &'static str {
     }
 }
 
+unsafe extern "C" {
+    /// pthread_setcancelstate(3), which the libc crate leaves out.
+    safe fn pthread_setcancelstate(
+        state: libc::c_int,
+        old: Option<&mut libc::c_int>,
+    ) -> libc::c_int;
+}
+
+/// Keeps the calling thread from being cancelled, pthread_cancel(3): that would unwind through frames
+/// of Rust, which aborts the process. A cancellation that was asked for meanwhile comes after.
+pub(crate) struct NotCancelled {
+    before: libc::c_int,
+}
+
+impl NotCancelled {
+    pub(crate) fn new() -> NotCancelled {
+        // The same number in glibc and musl.
+        const PTHREAD_CANCEL_DISABLE: libc::c_int = 1;
+        let mut before = 0;
+        // It fails for a bad state only.
+        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, Some(&mut before));
+        NotCancelled { before }
+    }
+}
+
+impl Drop for NotCancelled {
+    fn drop(&mut self) {
+        pthread_setcancelstate(self.before, None);
+    }
+}
+
+/// The last error number of this thread.
+pub(crate) fn errno() -> i32 {
+    // SAFETY: the address of this thread's errno is valid as long as the thread is.
+    unsafe { *libc::__errno_location() }
+}
+
 /// Sets errno for a caller in C.
 pub(crate) fn set_errno(error: i32) {
     // SAFETY: the address of this thread's errno is valid as long as the thread is.
@@ -524,11 +598,11 @@ mod tests {
 
     #[test]
     fn address_refuses_what_the_kernel_could_not_tell_apart() {
-        let long = "x".repeat(108);
+        let long = "x".repeat(Address::MAX_PATH + 1);
         assert_eq!(Address::new(Path::new("")).err(), Some(AddressError::Empty));
         assert_eq!(Address::new(Path::new("@")).err(), Some(AddressError::Empty));
         assert_eq!(Address::new(Path::new(&long)).err(), Some(AddressError::TooLong));
         assert_eq!(Address::new(Path::new("a\0b")).err(), Some(AddressError::HasNul));
-        assert!(Address::new(Path::new(&long[..107])).is_ok());
+        assert!(Address::new(Path::new(&long[..Address::MAX_PATH])).is_ok());
     }
 }

@@ -103,7 +103,7 @@ impl fmt::Debug for RandomTokens {
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// The system has no randomness to give.
-    #[error("the system gave no random bytes: {0}")]
+    #[error("the system has no randomness to give: {0}")]
     Random(#[source] io::Error),
     /// The token presented is not the one expected. Neither was consumed.
     #[error("the token presented is not the one expected")]
@@ -115,10 +115,10 @@ pub enum TokenError {
     #[error("the token is not pending: unknown here, or consumed, revoked or expired before")]
     NotPending,
     /// The store holds the token already.
-    #[error("the token is pending already")]
+    #[error("the token is already pending")]
     AlreadyPending,
     /// Every token generated was pending already.
-    #[error("{attempts} random tokens in a row were pending already")]
+    #[error("{attempts} random tokens in a row were already pending")]
     Collision {
         /// How many were generated.
         attempts: u32,

@@ -12,8 +12,10 @@ from pathlib import Path
 # named belongs to the one around it.
 LAYERS = """
 sys
-reason failures deadlines
+reason
 kind
+memory
+failures deadlines
 address token claim
 support
 handle peer wire

@@ -39,6 +39,10 @@ need-sanitizers: need-clang
 need-cmocka: need-pkg-config
 	@$(NEED) libcmocka-dev pkg-config --exists cmocka
 
+need-doctest: need-cxx
+	@$(NEED) doctest-dev sh -c \
+	    'echo "#include <doctest/doctest.h>" | $(CXX) -E -x c++ - -o /dev/null'
+
 need-valgrind:
 	@$(NEED) valgrind valgrind --version
 

@@ -1,13 +1,14 @@
-"""Prints the n-th C program of a Markdown file; fails if there is none.
+"""Prints the n-th program of a language in a Markdown file; fails if there is none.
 
-usage: readme_code.py FILE N
+usage: readme_code.py FILE LANGUAGE N
 """
 
 import re
 import sys
 
-path, number = sys.argv[1], int(sys.argv[2])
-programs = re.findall(r"^```c\n(.*?)^```$", open(path).read(), re.M | re.S)
+path, language, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+fence = rf"^```{re.escape(language)}\n(.*?)^```$"
+programs = re.findall(fence, open(path).read(), re.M | re.S)
 if number > len(programs):
-    sys.exit(f"{path} has no C program {number}")
+    sys.exit(f"{path} has no program {number} in {language}")
 print(programs[number - 1], end="")

@@ -26,9 +26,10 @@ static void prepare(void)
     need(channels <= MOST_CHANNELS, "CHANNELS");
     of_backend.max_channels = (size_t)channels;
     of_backend.max_offer_bytes = MOST_PREREAD;
-    of_broker.window = of_backend.credit = (size_t)((window + channels - 1) / channels);
+    of_broker.max_in_flight = (size_t)((in_flight + channels - 1) / channels);
+    of_backend.max_in_flight = of_broker.max_in_flight;
     of_broker.timeout_ms = 60000;
-    of_broker.queue_bytes = of_broker.window * (size_t)(preread + 256);
+    of_broker.queue_bytes = of_broker.max_in_flight * (size_t)(preread + 256);
     snprintf(path, sizeof path, "@handoff-bench-%d", getpid());
     need_handoff(handoff_backend_listen(path, &of_backend, &listening), "handoff_backend_listen");
     for (int i = 0; i < channels; i++)
@@ -66,9 +67,9 @@ static int offer(struct client *client)
     offer.preread = client->preread;
     offer.preread_len = (size_t)preread;
     offer.user_data = client;
-    offer.more = 1;
+    offer.flags = HANDOFF_OFFER_MORE;
     handoff_status status = handoff_broker_offer(brokers[turn], &offer, NULL);
-    if (status == HANDOFF_ERR_FULL || status == HANDOFF_ERR_WOULD_BLOCK)
+    if (status == HANDOFF_ERR_FULL)
         return 0;
     need_handoff(status, "handoff_broker_offer");
     turn = (turn + 1) % channels;
@@ -85,9 +86,9 @@ static int watched(void)
 
 static void take_verdicts(handoff_broker *broker)
 {
-    handoff_verdict verdict;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     need_handoff(handoff_broker_dispatch(broker), "handoff_broker_dispatch");
-    while (handoff_broker_next(broker, &verdict) == HANDOFF_OK) {
+    while (took(handoff_broker_next(broker, &verdict), "handoff_broker_next")) {
         need(verdict.outcome == HANDOFF_ADOPTED, "a fallback");
         settle(verdict.user_data);
     }
@@ -112,7 +113,7 @@ static int adopt(uint64_t id)
 
 static void backend(int socket)
 {
-    handoff_arrival arrival;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     int fd = handoff_backend_fd(listening), held_count = 0, finished = 0;
     uint64_t *held = calloc((size_t)hold + 1, sizeof *held);
     need(held != NULL, "calloc");
@@ -120,7 +121,7 @@ static void backend(int socket)
     while (!finished) {
         wait_readable(fd);
         need_handoff(handoff_backend_dispatch(listening), "handoff_backend_dispatch");
-        while (handoff_backend_next(listening, &arrival) == HANDOFF_OK) {
+        while (took(handoff_backend_next(listening, &arrival), "handoff_backend_next")) {
             finished = arrived();
             if (held_count < hold) {
                 held[held_count++] = arrival.id;

@@ -152,7 +152,7 @@ static void serve_clients(uv_tcp_t *listener)
 /* Above 1024 the descriptors are copies, as in peer.c; each offer in flight has its own handle. */
 static void move_connections(void)
 {
-    for (; begun < window && begun < warm + count; begun++) {
+    for (; begun < in_flight && begun < warm + count; begun++) {
         static int pair[2];
         struct connection *connection = new_connection();
         if (begun < MOST_CONNECTIONS)

@@ -7,7 +7,7 @@ const net = require('net');
 const parameter = (name, otherwise) => Number(process.env[name] ?? otherwise);
 const move = process.env.MODE === 'move';
 const count = parameter('COUNT', 1000), warm = parameter('WARM', 0);
-const windowSize = parameter('WINDOW', 256), hold = parameter('HOLD', 0);
+const mostInFlight = parameter('IN_FLIGHT', 256), hold = parameter('HOLD', 0);
 const preread = Buffer.alloc(move ? parameter('PREREAD', 200) : 200);
 const answer = 'HTTP/1.1 200 OK\r\nContent-Length: 128\r\n\r\n' + 'x'.repeat(128);
 
@@ -103,12 +103,12 @@ function broker() {
       console.log(`port ${server.address().port}`);
       return;
     }
-    const connections = Math.min(windowSize, warm + count, 1024);
+    const connections = Math.min(mostInFlight, warm + count, 1024);
     const accepted = [];
     server.on('connection', (client) => {
       accepted.push(client);
       if (accepted.length < connections) return;
-      for (let i = 0; i < Math.min(windowSize, warm + count); i++)
+      for (let i = 0; i < Math.min(mostInFlight, warm + count); i++)
         offer(accepted[i % connections], preread);
     });
     for (let i = 0; i < connections; i++)

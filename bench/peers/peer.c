@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-int is_move, count, warm, window, preread, hold, answer_len, many, gather, channels;
+int is_move, count, warm, in_flight, preread, hold, answer_len, many, gather, channels;
 
 static int parameter(const char *name, int otherwise)
 {
@@ -29,7 +29,7 @@ static void read_parameters(void)
     is_move = mode != NULL && strcmp(mode, "move") == 0;
     count = parameter("COUNT", 1000);
     warm = parameter("WARM", 0);
-    window = parameter("WINDOW", 256);
+    in_flight = parameter("IN_FLIGHT", 256);
     preread = is_move ? parameter("PREREAD", REQUEST) : REQUEST;
     hold = parameter("HOLD", 0);
     answer_len = parameter("ANSWER", 128);
@@ -37,7 +37,7 @@ static void read_parameters(void)
     gather = parameter("GATHER", 0);
     channels = parameter("CHANNELS", 1);
     need(answer_len <= MOST_PIECE || answer_len % MOST_PIECE == 0, "ANSWER");
-    need(preread <= MOST_PREREAD && many <= MOST_MANY && window <= MOST_CLIENTS, "parameters");
+    need(preread <= MOST_PREREAD && many <= MOST_MANY && in_flight <= MOST_CLIENTS, "parameters");
     struct rlimit limit; /* 10,000 connections in flight are more than the usual limit */
     need(getrlimit(RLIMIT_NOFILE, &limit) == 0, "getrlimit");
     limit.rlim_cur = limit.rlim_max;
@@ -258,7 +258,7 @@ static void serve_clients(void)
 static void move_connections(void)
 {
     static unsigned char bytes[MOST_PREREAD];
-    for (; offered < window && offered < warm + count; offered++) {
+    for (; offered < in_flight && offered < warm + count; offered++) {
         static int pair[2];
         /* One may be on offer many times, so that many in flight need few descriptors here. */
         if (offered < MOST_CONNECTIONS)

@@ -8,12 +8,12 @@
  *               backend, which answers. The broker prints "port N" when it listens. A peer that
  *               moves the connection moves a token of 16 bytes and the request with it; the backend
  *               answers, closes its copy and sends the token back; then the broker closes its own.
- *   MODE=move   the moving alone: WINDOW accepted connections are offered again and again, each as
- *               soon as the last offer is acknowledged, with a token and PREREAD (200) bytes. The
- *               backend closes what it gets and acknowledges.
+ *   MODE=move   the moving alone: IN_FLIGHT accepted connections are offered again and again, each
+ *               as soon as the last offer is acknowledged, with a token and PREREAD (200) bytes.
+ *               The backend closes what it gets and acknowledges.
  *
  *   WARM, COUNT handoffs before the measurement, and in it
- *   WINDOW      how many may be in flight
+ *   IN_FLIGHT   the most in flight (256)
  *   HOLD        so many arrivals are kept by the backend before it acknowledges any
  *   ANSWER      bytes in the body of an answer, 128; above 64 KiB a multiple of it
  *   BACKEND_CPU where the backend runs, if it may not run everywhere
@@ -41,7 +41,7 @@ enum {
     MOST_CONNECTIONS = 1024 /* that MODE=move makes; above, one is on offer many times */
 };
 
-extern int is_move, count, warm, window, preread, hold, answer_len, many, gather, channels;
+extern int is_move, count, warm, in_flight, preread, hold, answer_len, many, gather, channels;
 
 /* Something in the broker's event loop. */
 struct source {

@@ -1,7 +1,8 @@
 /*
- * The floor: sendmsg(2) and recvmsg(2) in plain C over a stream socket. Nothing is checked, nothing
- * can be late, both sides know the size of a message: token and preread, MANY times over. With
- * MANY=1 and without GATHER it is what cmsg(3) shows: a message, and an acknowledgement, for each.
+ * Plain C, one descriptor a message: sendmsg(2) and recvmsg(2) over a stream socket. Nothing is
+ * checked, nothing can be late, and both sides know the size of a message, a token and the preread.
+ * With MANY a message has so many descriptors, with as many tokens and prereads. With MANY=1 and
+ * without GATHER it is what cmsg(3) shows: a message, and an acknowledgement, for each.
  */
 #define _GNU_SOURCE
 #include "peer.h"

@@ -16,7 +16,7 @@ def parameter(name, otherwise):
 
 MOVE = os.environ.get("MODE") == "move"
 COUNT, WARM = parameter("COUNT", 1000), parameter("WARM", 0)
-WINDOW, HOLD = parameter("WINDOW", 256), parameter("HOLD", 0)
+IN_FLIGHT, HOLD = parameter("IN_FLIGHT", 256), parameter("HOLD", 0)
 PREREAD = parameter("PREREAD", REQUEST) if MOVE else REQUEST
 NO_TIME_WAIT = struct.pack("ii", 1, 0)
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 128\r\n\r\n" + b"x" * 128
@@ -110,7 +110,7 @@ class Broker:
     def move(self):
         listener = socket.create_server(("127.0.0.1", 0))
         clients, preread = [], bytes(PREREAD)
-        for _ in range(min(WINDOW, WARM + COUNT)):
+        for _ in range(min(IN_FLIGHT, WARM + COUNT)):
             if len(clients) < 2048:
                 end = socket.create_connection(listener.getsockname())
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_TIME_WAIT)

@@ -38,7 +38,7 @@ grep -rF "$tree" "$here/pkgconfig" "$here/cmake" && fail "these lines hold build
 [ -z "$(find "$stage" -type f ! -perm -444)" ] || fail "not everything is readable by all"
 
 # Another directory, so that nothing of the tree is found by chance.
-cp c-tests/installed/use.c c-tests/installed/use.cc c-tests/installed/CMakeLists.txt "$work"
+cp c-tests/installed/use*.c* c-tests/installed/CMakeLists.txt "$work"
 cd "$work" || exit 1
 export PKG_CONFIG_LIBDIR="$here/pkgconfig" PKG_CONFIG_SYSROOT_DIR="$stage"
 
@@ -54,8 +54,9 @@ program() {
 }
 
 flags='-Wall -Wextra -Wpedantic -Werror'
-for compile in "$CC -std=c99 use.c" "$CXX -std=c++11 use.cc"; do
-    language=${compile##*.}
+for row in "c $CC -std=c99 use.c" "cc $CXX -std=c++11 use.cc" "hpp $CXX -std=c++17 use_hpp.cc"; do
+    language=${row%% *}
+    compile=${row#* }
     # shellcheck disable=SC2046,SC2086
     {
         program "shared_$language" $compile $flags $(pkg-config --cflags --libs handoff)
@@ -71,9 +72,10 @@ version=$(pkg-config --modversion handoff)
 grep -qxF "version = \"$version\"" "$tree/Cargo.toml" ||
     fail "the version is $version for pkg-config but not in Cargo.toml"
 
-{ cmake -S . -B cmake -DPACKAGE="$here/cmake/handoff" && cmake --build cmake; } > log 2>&1 ||
+{ cmake -S . -B cmake -DPACKAGE="$here/cmake/handoff" -DVERSION="${version%.*}" &&
+    cmake --build cmake; } > log 2>&1 ||
     { cat log >&2; die "CMake does not build with the package"; }
-for name in handoff_c handoff_cc static_c static_cc; do
+for name in handoff_c handoff_cc handoff_hpp static_c static_cc static_hpp; do
     "cmake/$name" || fail "$name, built by CMake, does not run"
 done
 

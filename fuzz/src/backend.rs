@@ -149,10 +149,10 @@ impl World {
             count += 1;
         }
         let declared = count;
+        // Not both: the offer whose descriptor was bad would have a good one.
         if input.rarely() {
             descriptors.pop();
-        }
-        if input.rarely() {
+        } else if input.rarely() {
             descriptors.push(self.stream.as_fd());
         }
         peer::send(&broker.socket, &peer::frame(OFFERS, count, declared, &body), &descriptors);

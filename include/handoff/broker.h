@@ -4,7 +4,7 @@
  *
  * Make a broker, watch its descriptor, offer clients. When the descriptor is readable, call
  * dispatch, then next until it returns HANDOFF_NOTHING. Each accepted offer has exactly one
- * verdict. Programs without an event loop call offer_and_wait instead.
+ * verdict, unless you take it back. Programs without an event loop call offer_and_wait instead.
  *
  * Made by cbindgen from src/ffi; do not edit.
  */
@@ -13,6 +13,7 @@
 #define HANDOFF_BROKER_H
 
 #include <sys/uio.h>
+#include "peer.h"
 #include "status.h"
 
 #ifdef __cplusplus
@@ -22,8 +23,8 @@ extern "C" {
 /**
  * The broker's end of a channel to one backend.
  *
- * It belongs to the process that uses it first: make it before fork() and use it in one child, or
- * make one in each.
+ * It belongs to the process that uses it first. You can make it before fork() and use it in one
+ * child. Several children need one each.
  */
 typedef struct handoff_broker handoff_broker;
 
@@ -39,13 +40,14 @@ typedef struct handoff_broker_options {
      */
     uint64_t timeout_ms;
     /**
-     * The most bytes of offers that wait for room in the socket: at least 131072, default 1048576;
+     * The most bytes of offers queued while the socket is full: at least 131072, default 1048576;
      * HANDOFF_NO_LIMIT.
      */
     size_t queue_bytes;
     /**
-     * After so many failures within `failure_period_ms`, offers are refused: 1 to 4096, default 8;
-     * HANDOFF_NO_LIMIT never refuses for that.
+     * Offers are refused after this many failures within `failure_period_ms`: 1 to 4096, default
+     * 8; HANDOFF_NO_LIMIT: offers are never refused for failures. A failure is an offer that timed
+     * out, or a channel that ended with offers in flight. An adoption resets the count.
      */
     size_t max_failures;
     /** How long a failure counts, in milliseconds: default 30000. */
@@ -56,12 +58,18 @@ typedef struct handoff_broker_options {
      */
     uint64_t reconnect_min_ms;
     /**
-     * The longest pause, in milliseconds: default 1000, or `reconnect_min_ms` if that is longer.
+     * The longest pause between two attempts to connect, in milliseconds: default 1000, or
+     * `reconnect_min_ms` if that is longer.
      */
     uint64_t reconnect_max_ms;
+    /**
+     * Who may be the backend: default root, this process's user and, for a path, the owner of the
+     * socket's file. Checked for each connection before anything is sent. Copied.
+     */
+    const handoff_peer_policy *policy;
 } handoff_broker_options;
 #define HANDOFF_BROKER_OPTIONS_INIT \
-    { sizeof(handoff_broker_options), 0, 0, 0, 0, 0, 0, 0 }
+    { sizeof(handoff_broker_options), 0, 0, 0, 0, 0, 0, 0, NULL }
 
 /**
  * Initialises options as HANDOFF_BROKER_OPTIONS_INIT does, for languages without macros.
@@ -76,22 +84,28 @@ handoff_status handoff_broker_options_init(handoff_broker_options *options,
 /**
  * Makes a broker for the backend that listens at `path`.
  *
- * It does no I/O and opens nothing. The first use connects; after that the broker reconnects by
- * itself whenever the channel ends.
+ * It does no I/O and opens nothing. The first use starts to connect; after that the broker
+ * reconnects by itself whenever the channel ends.
  *
  * @param path         the handoff socket's path, at most 107 bytes; "@" starts an abstract name
  * @param options      the limits, or NULL for the defaults; read during the call only
  * @param[out] broker  the broker; free it with handoff_broker_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, the path cannot be a
- *         socket's, `options->size` is wrong or `reconnect_min_ms` is more than
- *         `reconnect_max_ms`.
+ *         socket's, the `size` of the options or of their `policy` is wrong, a list of the policy
+ *         is NULL but not empty, or `reconnect_min_ms` is more than `reconnect_max_ms`;
+ *         HANDOFF_ERR_NO_MEMORY.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_new(const char *path,
                                   const handoff_broker_options *options,
                                   handoff_broker **broker) HANDOFF_NOEXCEPT;
 
-/** A connection to hand over. Set at least `fd`. */
+/**
+ * A connection to hand over. Set at least `fd`.
+ *
+ * Preread, metadata, service and correlation together are at most the backend's `max_offer_bytes`,
+ * by default 65536.
+ */
 typedef struct handoff_offer {
     /** Set by HANDOFF_OFFER_INIT. */
     size_t size;
@@ -103,13 +117,13 @@ typedef struct handoff_offer {
     int fd;
     /** HANDOFF_OFFER_MORE, or 0. */
     uint32_t flags;
-    /** Bytes that you have read from the client. The backend gets them first. Copied. */
+    /** Bytes that you have read from the client. The backend consumes them first. Copied. */
     const void *preread;
     /** The number of bytes. */
     size_t preread_len;
     /**
-     * The same in several buffers, in place of `preread`, which must then be empty. Copied. Empty
-     * parts may be NULL.
+     * The same bytes in several buffers. Set this or `preread`, not both. Copied. `iov_base` of an
+     * empty part may be NULL.
      */
     const struct iovec *preread_iov;
     /** The length of the array. */
@@ -134,8 +148,8 @@ typedef struct handoff_offer {
     { sizeof(handoff_offer), -1, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, NULL, 0 }
 
 /**
- * In handoff_offer.flags: more offers follow at once, so do not send yet. The last offer without
- * it sends them all, as handoff_broker_flush() and handoff_broker_dispatch() do.
+ * In handoff_offer.flags: more offers follow, so do not send this one yet. The next accepted offer
+ * without the flag sends them all; so do handoff_broker_flush() and handoff_broker_dispatch().
  */
 #define HANDOFF_OFFER_MORE 1
 
@@ -149,27 +163,35 @@ typedef struct handoff_offer {
 handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOEXCEPT;
 
 /**
- * Offers a connection to the backend. It never blocks: an offer for which the socket has no room
- * waits in the broker.
+ * Offers a connection to the backend. It never blocks: while the socket is full, the offer is
+ * queued.
  *
  * @param broker   the broker
  * @param offer    the connection and what goes with it; everything but `fd` is copied
  * @param[out] id  names the offer for handoff_broker_take_back(); may be NULL
- * @return HANDOFF_OK: handoff_broker_next() will return its verdict. After an error nothing was
- *         sent and there is no verdict, so serve the client another way:
+ * @return HANDOFF_OK: handoff_broker_next() will return its verdict. After any error except
+ *         HANDOFF_ERR_INTERNAL nothing was sent and there is no verdict, so serve the client
+ *         another way:
  *         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, or if the backend is draining;
  *         HANDOFF_ERR_WOULD_BLOCK if there is none because too many brokers wait to be accepted;
  *         HANDOFF_ERR_PERMISSION_DENIED if there is none because this process may not connect;
- *         HANDOFF_ERR_FULL if the limit of offers in flight, of queued bytes or of verdicts not
- *         taken is reached; handoff_last_error() says which;
+ *         HANDOFF_ERR_PEER_NOT_ALLOWED if the user who listens at the path may not be the backend,
+ *         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
+ *         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, or
+ *         too many verdicts are not taken; handoff_last_error() says which;
  *         HANDOFF_ERR_RATE_LIMITED if the backend failed too often;
  *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
  *         `correlation` is too long;
- *         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket;
+ *         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, `flags` has an unknown bit
+ *         or both forms of preread are set;
  *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
- *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_UNSUPPORTED if this system lacks what a
- *         channel needs; HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG is RLIMIT_FSIZE,
- *         for the memory that the two ends share counts as a file.
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_UNSUPPORTED if this
+ *         system lacks what a channel needs; HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG
+ *         is RLIMIT_FSIZE, for the memory that the two ends share counts as a file.
+ *
+ * After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
+ * handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
+ * yours.
  *
  * It allocates nothing once the broker is connected.
  */
@@ -179,20 +201,23 @@ handoff_status handoff_broker_offer(handoff_broker *broker,
                                     uint64_t *id) HANDOFF_NOEXCEPT;
 
 /**
- * Sends what was offered with HANDOFF_OFFER_MORE.
+ * Sends what was offered with HANDOFF_OFFER_MORE. It never blocks.
  *
  * @param broker  the broker
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
- *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_UNSUPPORTED or
- *         HANDOFF_ERR_SYSTEM at the first use.
+ *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
+ *         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_flush(handoff_broker *broker) HANDOFF_NOEXCEPT;
 
 /**
- * Returns the one descriptor to watch. It is readable whenever handoff_broker_dispatch() has work,
- * level- and edge-triggered, and stays the same. If handoff_broker_next() has left verdicts, it is
- * readable after at most a millisecond. This is a use: the broker starts to connect.
+ * Returns the broker's descriptor, for your event loop. It is readable whenever
+ * handoff_broker_dispatch() has work, and after at most a millisecond if handoff_broker_next() has
+ * left verdicts.
+ *
+ * It stays the same for the broker's life. You may watch it level- or edge-triggered. This is a
+ * use: the broker starts to connect.
  *
  * @param broker  the broker
  * @return the descriptor, which stays the broker's: do not read, write or close it; -1 on error,
@@ -202,14 +227,16 @@ HANDOFF_MUST_USE
 int handoff_broker_fd(handoff_broker *broker) HANDOFF_NOEXCEPT;
 
 /**
- * Does what is due: connects, receives verdicts, sends offers, takes back those that are late. It
- * never blocks. Call it when the descriptor is readable, then call handoff_broker_next().
+ * Does a broker's pending work: connects, receives verdicts, sends offers, takes back offers whose
+ * timeout has passed.
+ *
+ * It never blocks. Call it when the descriptor is readable, then call handoff_broker_next().
  *
  * @param broker  the broker
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
- *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_UNSUPPORTED or
- *         HANDOFF_ERR_SYSTEM at the first use. A problem with the backend is not an error here: it
- *         is the reason in the verdicts, and the status of the next offer.
+ *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
+ *         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use. A problem with the backend
+ *         is not an error here: it is the reason in the verdicts, and the status of the next offer.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_dispatch(handoff_broker *broker) HANDOFF_NOEXCEPT;
@@ -225,17 +252,19 @@ typedef struct handoff_verdict {
     /** Who owns the connection now: HANDOFF_ADOPTED or HANDOFF_FALLBACK. */
     handoff_outcome outcome;
     /**
-     * Why it is a fallback. If it was adopted: HANDOFF_REASON_NONE, or what happened afterwards.
+     * Why it is a fallback. With HANDOFF_ADOPTED: HANDOFF_REASON_NONE;
+     * HANDOFF_REASON_BACKEND_DIED; or HANDOFF_REASON_INTEGRITY_MISMATCH if the backend broke the
+     * protocol: it may have adopted the connection, so do not serve it.
      */
     handoff_reason reason;
     /**
-     * Not 0, with a fallback: the backend may still hold a copy of the descriptor, which it cannot
-     * serve. It may have changed what copies share, such as O_NONBLOCK and socket options: set what
-     * you rely on. close(2) sends no FIN while there is a copy, so end the connection with
-     * shutdown(2) and then close it.
+     * Not 0, with a fallback: the backend may still hold a copy of the descriptor. It cannot adopt
+     * it any more. It may have changed what copies share, such as O_NONBLOCK and socket options:
+     * set what you rely on. End the connection with shutdown(2), then close(2): close(2) alone
+     * sends no FIN while there is a copy.
      */
     uint32_t may_have_reached_backend;
-    /** 0. */
+    /** Reserved: always 0. */
     uint32_t reserved;
 } handoff_verdict;
 #define HANDOFF_VERDICT_INIT \
@@ -258,14 +287,19 @@ handoff_status handoff_broker_next(handoff_broker *broker,
 /**
  * Offers a connection and waits for its verdict. For programs without an event loop.
  *
- * It also waits for the backend's welcome and for room, for the offer's `timeout_ms` in all. If
- * nobody listens it returns at once.
+ * It waits for the channel, for room and for the verdict, together at most the offer's
+ * `timeout_ms`. If connecting fails or is to wait for the next attempt, and while the backend
+ * drains, it returns HANDOFF_ERR_BACKEND_UNAVAILABLE at once.
  *
  * @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
  * @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect
  * @param[out] verdict  what became of it
- * @return HANDOFF_OK if there is a verdict. After an error there is none, and the connection is
- *         still yours: as handoff_broker_offer().
+ * @return HANDOFF_OK if there is a verdict. Otherwise there is none, and the connection is still
+ *         yours: HANDOFF_WOKEN after handoff_broker_wake(), or an error as from
+ *         handoff_broker_offer().
+ *
+ * After HANDOFF_WOKEN, HANDOFF_ERR_DESCRIPTOR_PRESSURE and HANDOFF_ERR_SYSTEM the backend may hold
+ * a copy of the descriptor: see `may_have_reached_backend` in handoff_verdict.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_offer_and_wait(handoff_broker *broker,
@@ -273,22 +307,41 @@ handoff_status handoff_broker_offer_and_wait(handoff_broker *broker,
                                              handoff_verdict *verdict) HANDOFF_NOEXCEPT;
 
 /**
+ * Ends a wait in handoff_broker_offer_and_wait(). The call that waits, or else the next one that
+ * would wait, takes its offer back and returns HANDOFF_WOKEN.
+ *
+ * If the backend has adopted the connection, the call returns that verdict, and the next one is
+ * woken.
+ *
+ * @param broker  the broker; nobody may free it meanwhile
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
+ *         leaves errno and the last errors as they are.
+ *
+ * Safe in any thread and in a signal handler, also while another thread uses the broker.
+ */
+handoff_status handoff_broker_wake(const handoff_broker *broker) HANDOFF_NOEXCEPT;
+
+/**
  * Takes an offer back.
  *
  * @param broker  the broker
  * @param id      the offer's id
- * @return HANDOFF_OK: the connection is yours, and there will be no verdict;
- *         HANDOFF_ERR_TOO_LATE if the backend has adopted it or its verdict is known: take that
- *         from handoff_broker_next(); HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL;
- *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED.
+ * @return HANDOFF_OK: the connection is yours, and there will be no verdict. The backend may still
+ *         hold a copy of the descriptor: see `may_have_reached_backend` in handoff_verdict.
+ *         HANDOFF_ERR_TOO_LATE if the backend has adopted it or its verdict is known, which
+ *         handoff_broker_next() returns; also if `id` names no offer in flight.
+ *         HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL; HANDOFF_ERR_WRONG_PROCESS;
+ *         HANDOFF_ERR_CLOSED.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_take_back(handoff_broker *broker, uint64_t id) HANDOFF_NOEXCEPT;
 
 /**
  * Takes every offer back and closes the channel. Then call handoff_broker_next() for the verdicts,
- * HANDOFF_REASON_BROKER_CLOSED unless the backend was first, and handoff_broker_free(). Any other
- * call returns HANDOFF_ERR_CLOSED.
+ * HANDOFF_REASON_BROKER_CLOSED unless the backend was first, and handoff_broker_free().
+ *
+ * The statistics and the last error can still be read. Calls that need the channel return
+ * HANDOFF_ERR_CLOSED, and handoff_broker_fd() returns -1.
  *
  * @param broker  the broker
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
@@ -300,19 +353,19 @@ handoff_status handoff_broker_close(handoff_broker *broker) HANDOFF_NOEXCEPT;
 typedef struct handoff_broker_statistics {
     /** Set by HANDOFF_BROKER_STATISTICS_INIT. */
     size_t size;
-    /** Offers accepted by handoff_broker_offer(). */
+    /** Offers accepted by handoff_broker_offer() and handoff_broker_offer_and_wait(). */
     uint64_t offered;
-    /** Offers refused by handoff_broker_offer(). */
+    /** Offers refused by these calls. */
     uint64_t refused;
     /** Offers that the backend adopted. */
     uint64_t adopted;
-    /** Offers taken back by handoff_broker_take_back(). */
+    /** Offers taken back by handoff_broker_take_back() and handoff_broker_wake(). */
     uint64_t taken_back;
     /** Channels set up, the first included. */
     uint64_t connects;
     /** Offers in flight now. */
     uint64_t in_flight;
-    /** Bytes that wait for room in the socket now. */
+    /** Bytes queued while the socket is full, now. */
     uint64_t queued_bytes;
     /** Fallbacks by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on. */
     uint64_t fallbacks[32];
@@ -333,8 +386,7 @@ handoff_status handoff_broker_get_statistics(handoff_broker *broker,
                                              handoff_broker_statistics *statistics) HANDOFF_NOEXCEPT;
 
 /**
- * Returns a message about the last error of this broker's calls, as handoff_last_error() does for
- * a thread's.
+ * Returns a message about this broker's last error. For the rest see handoff_last_error().
  *
  * @param broker  the broker
  * @return a string, never NULL, empty if no call has failed yet or `broker` is NULL. It is valid
@@ -343,8 +395,10 @@ handoff_status handoff_broker_get_statistics(handoff_broker *broker,
 const char *handoff_broker_last_error(const handoff_broker *broker) HANDOFF_NOEXCEPT;
 
 /**
- * Takes every offer back, closes the channel and frees the broker. Verdicts that were not taken
- * are lost. In a child of fork() it closes the child's copies only.
+ * Takes every offer back, closes the channel and frees the broker.
+ *
+ * Verdicts that were not taken are lost: to learn who owns each connection, call
+ * handoff_broker_close() first. In a child of fork() it closes the child's copies only.
  *
  * @param broker  the broker, or NULL, which does nothing
  */

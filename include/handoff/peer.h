@@ -1,5 +1,5 @@
 /*
- * handoff/peer.h: who may connect. The rules that hold for every call are in handoff.h.
+ * handoff/peer.h: who may be at the other end. The rules that hold for every call are in handoff.h.
  *
  * Made by cbindgen from src/ffi; do not edit.
  */
@@ -14,20 +14,24 @@ extern "C" {
 #endif
 
 /**
- * Who may connect. Without users and groups: the user that this process runs as, and root. With
- * any: these users and the members of these groups, and nobody else.
+ * Who may be at the other end: of a backend its brokers, of a broker its backend.
+ *
+ * Without users and groups it is the default, as NULL is: this process's effective user, and root;
+ * for a broker also the owner of the socket's file. Otherwise only these users and the members of
+ * these groups; root too must then be named. The lists are read during the call only: the calls
+ * that take options copy them.
+ *
+ * In a user namespace, the number of everybody who has none there (65534 as a rule,
+ * user_namespaces(7)) allows nobody.
  */
 typedef struct handoff_peer_policy {
     /** Set by HANDOFF_PEER_POLICY_INIT. */
     size_t size;
-    /** The users, by number. Read during the call only. */
+    /** The users, by number. */
     const uint32_t *users;
     /** The length of the array. */
     size_t users_len;
-    /**
-     * The groups, by number; a peer's effective and supplementary groups count. Read during the
-     * call only.
-     */
+    /** The groups, by number. A peer's effective and supplementary groups count. */
     const uint32_t *groups;
     /** The length of the array. */
     size_t groups_len;
@@ -39,7 +43,7 @@ typedef struct handoff_peer_policy {
  * Initialises a policy as HANDOFF_PEER_POLICY_INIT does, for languages without macros.
  *
  * @param[out] policy  the policy
- * @param size          sizeof(handoff_peer_policy)
+ * @param size         sizeof(handoff_peer_policy)
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `policy` is NULL or `size` cannot be right.
  */
 handoff_status handoff_peer_policy_init(handoff_peer_policy *policy, size_t size) HANDOFF_NOEXCEPT;

@@ -1,13 +1,13 @@
 /*
- * handoff/raw.h: the raw layer. One descriptor and its token travel in one message; the calls keep
- * no state between them but what you pass in. The rules that hold for every call are in handoff.h.
+ * handoff/raw.h: the raw layer. One descriptor and its token travel in one message. The calls have
+ * no state except what you pass in. The rules that hold for every call are in handoff.h.
  *
  * Most programs want a channel, handoff/broker.h and handoff/backend.h: it does all of this, for
  * many connections at once and without blocking. The raw layer is for peers that can only call
- * sendmsg(2): a message is the 16 bytes of a token with one descriptor attached (SCM_RIGHTS of
- * unix(7)), an acknowledgement is 20 bytes.
+ * sendmsg(2). A message is the 16 bytes of a token with one descriptor attached (SCM_RIGHTS of
+ * unix(7)). An acknowledgement is 20 bytes.
  *
- * Different threads may use different sockets at once. No call raises SIGPIPE.
+ * Different threads may use different sockets at once, but one socket is for one thread at a time.
  *
  * Made by cbindgen from src/ffi; do not edit.
  */
@@ -84,10 +84,13 @@ typedef struct handoff_raw_store_options {
     size_t size;
     /** The most tokens pending at once: 1 to 1048576, default 1024. */
     size_t capacity;
-    /** How long a token may be presented, in milliseconds: default 30000; HANDOFF_NO_TIMEOUT. */
+    /**
+     * How long a token may be presented, in milliseconds: default 30000; HANDOFF_NO_TIMEOUT: it
+     * does not expire.
+     */
     uint64_t lifetime_ms;
     /**
-     * How many tokens are generated before issuing gives up, if each is already pending: default
+     * How many random tokens issuing tries, if each is already pending, before it fails: default
      * 16.
      */
     size_t collision_attempts;
@@ -110,7 +113,8 @@ handoff_status handoff_raw_store_options_init(handoff_raw_store_options *options
  *
  * @param options     the limits, or NULL for the defaults; read during the call only
  * @param[out] store  the store; free it with handoff_raw_store_free()
- * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` is NULL or `options->size` is wrong.
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` is NULL or `options->size` is wrong;
+ *         HANDOFF_ERR_NO_MEMORY.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_store_new(const handoff_raw_store_options *options,
@@ -205,7 +209,8 @@ void handoff_raw_store_free(handoff_raw_store *store) HANDOFF_NOEXCEPT;
 
 /**
  * Connects to a handoff socket, stream or sequenced-packet, whichever listens there. It never
- * blocks.
+ * blocks. Whoever listens there gets what you send: an abstract name belongs to the process that
+ * took it first. handoff_raw_peer_check() tells whether it is who it should be.
  *
  * @param path         the socket's path, at most 107 bytes; "@" starts an abstract name
  * @param[out] socket  the connection, non-blocking and close-on-exec; close(2) it
@@ -223,7 +228,8 @@ handoff_status handoff_raw_connect(const char *path, int *socket) HANDOFF_NOEXCE
  * blocks.
  *
  * @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. A TCP socket
- *                is refused. Over other sockets the system sends the token without the descriptor.
+ *                is refused. Over other sockets the system sends the token without the descriptor,
+ *                and no error says so.
  * @param fd      the descriptor to send, not `socket` itself. It stays yours, open and unchanged,
  *                and you may close it when this returns.
  * @param token   its token
@@ -239,7 +245,8 @@ handoff_status handoff_raw_send(int socket,
                                 const handoff_raw_token *token) HANDOFF_NOEXCEPT;
 
 /**
- * handoff_raw_connect() and handoff_raw_send() in one call.
+ * Connects to a handoff socket and sends a descriptor and its token: handoff_raw_connect() and
+ * handoff_raw_send() in one call. It does not check who listens there.
  *
  * @param path         see handoff_raw_connect()
  * @param fd           see handoff_raw_send()
@@ -255,7 +262,7 @@ handoff_status handoff_raw_send_path(const char *path,
                                      int *socket) HANDOFF_NOEXCEPT;
 
 /**
- * Receives one message, and returns its descriptor only if its token is pending in a store, which
+ * Receives one message, and returns its descriptor only if its token is pending in a store. That
  * consumes the token.
  *
  * @param socket      a connected Unix socket, blocking or not
@@ -268,8 +275,8 @@ handoff_status handoff_raw_send_path(const char *path,
  *         `expected`; HANDOFF_ERR_TOKEN_EXPIRED; HANDOFF_ERR_TOKEN_NOT_PENDING if the store never
  *         held it or it was already used.
  *
- * After an error no descriptor that came stays open, and you must close the socket. Different
- * threads may use one store at once.
+ * After an error no descriptor that came stays open, and you must close the socket.
+ * HANDOFF_TIMED_OUT is no error: the socket stays usable.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_receive_verified(int socket,
@@ -292,6 +299,7 @@ handoff_status handoff_raw_receive_verified(int socket,
  *         HANDOFF_ERR_WRONG_LENGTH; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_RECEIVE_FAILED.
  *
  * After an error no descriptor that came stays open, and you must close the socket.
+ * HANDOFF_TIMED_OUT is no error: the socket stays usable.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_receive(int socket,
@@ -300,15 +308,16 @@ handoff_status handoff_raw_receive(int socket,
                                    int *fd) HANDOFF_NOEXCEPT;
 
 /**
- * Backend: sends a token alone, which allows the broker one message on this connection. When the
- * token comes back with a descriptor, that proves that this backend allowed that message. It never
- * blocks.
+ * Backend: sends a token without a descriptor. It allows the broker one message on this connection.
+ *
+ * A token that comes back with a descriptor proves that this backend allowed the message. The call
+ * never blocks.
  *
  * @param socket  a connected Unix socket, blocking or not
  * @param token   a token that the store holds
  * @return HANDOFF_OK; HANDOFF_ERR_END_OF_STREAM if the broker closed the connection;
  *         HANDOFF_ERR_WOULD_BLOCK if it does not read what it is sent;
- *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_RECEIVE_FAILED.
+ *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_SEND_FAILED.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_token_send(int socket, const handoff_raw_token *token) HANDOFF_NOEXCEPT;
@@ -319,9 +328,11 @@ handoff_status handoff_raw_token_send(int socket, const handoff_raw_token *token
  * @param socket      a connected Unix socket, blocking or not
  * @param wait_ms     how long to wait, in milliseconds, as in poll(2)
  * @param[out] token  the token
- * @return HANDOFF_OK; HANDOFF_TIMED_OUT if none came in that time; HANDOFF_ERR_END_OF_STREAM;
+ * @return HANDOFF_OK; HANDOFF_TIMED_OUT if none came in that time: the backend is busy, so the
+ *         reason for a fallback is HANDOFF_REASON_BACKEND_BUSY; HANDOFF_ERR_END_OF_STREAM;
  *         HANDOFF_ERR_WRONG_LENGTH; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
- *         After an error close the socket.
+ *
+ * After an error close the socket. HANDOFF_TIMED_OUT is no error: the socket stays usable.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_token_receive(int socket,
@@ -330,27 +341,28 @@ handoff_status handoff_raw_token_receive(int socket,
 
 /**
  * Backend: tells the broker that this process owns and serves the connection. Write to the client
- * only after HANDOFF_OK. It never blocks.
+ * only after HANDOFF_OK. The call never blocks.
  *
  * @param socket  the connection that the message came on
  * @param token   the message's token
  * @return HANDOFF_OK: the connection is yours. After an error it is not: close the descriptor and
  *         serve nothing. HANDOFF_ERR_END_OF_STREAM if the broker took it back or is gone;
  *         HANDOFF_ERR_WOULD_BLOCK if it does not read its acknowledgements;
- *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_RECEIVE_FAILED.
+ *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_SEND_FAILED.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_ack_accept(int socket, const handoff_raw_token *token) HANDOFF_NOEXCEPT;
 
 /**
  * Backend: tells the broker that this process does not serve the connection. Close the descriptor
- * first, so that the broker's is the only one left. It never blocks.
+ * first, so that the broker's is the only one left. The call never blocks.
  *
  * @param socket  the connection that the message came on
  * @param token   the message's token
  * @param reason  one of HANDOFF_REASON_*; HANDOFF_REASON_REJECTED if no other fits
  * @return as handoff_raw_ack_accept(); also HANDOFF_ERR_INVALID_ARGUMENT for another `reason`.
  */
+HANDOFF_MUST_USE
 handoff_status handoff_raw_ack_reject(int socket,
                                       const handoff_raw_token *token,
                                       handoff_reason reason) HANDOFF_NOEXCEPT;
@@ -380,10 +392,8 @@ typedef struct handoff_raw_ack {
  * @return HANDOFF_OK; HANDOFF_ERR_ACK_TIMEOUT; HANDOFF_ERR_END_OF_STREAM if the backend closed the
  *         connection, or receiving failed and the message was taken back;
  *         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED; HANDOFF_ERR_INVALID_ARGUMENT.
- *         After these the connection is yours. HANDOFF_ERR_RECEIVE_FAILED: it was not possible to
- *         see what has arrived, so the backend may own it; close(2) your copy and serve nothing.
- *
- * A signal does not end the wait.
+ *         HANDOFF_ERR_RECEIVE_FAILED if it was not possible to see what has arrived: the backend
+ *         may own the connection, so close(2) your copy and serve nothing.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_ack_wait(int socket,
@@ -392,7 +402,7 @@ handoff_status handoff_raw_ack_wait(int socket,
                                     handoff_raw_ack *ack) HANDOFF_NOEXCEPT;
 
 /**
- * Broker: takes the next acknowledgement that has arrived on a connection. It never blocks.
+ * Broker: takes the next acknowledgement that has arrived on a connection. The call never blocks.
  *
  * @param socket    the connection that messages were sent on
  * @param[out] ack  the acknowledgement
@@ -409,7 +419,7 @@ handoff_status handoff_raw_ack_receive(int socket, handoff_raw_ack *ack) HANDOFF
  *
  * From now on handoff_raw_ack_accept() fails in the backend. Acknowledgements that were sent before
  * can still be taken with handoff_raw_ack_receive(), until it returns HANDOFF_ERR_END_OF_STREAM or
- * HANDOFF_NOTHING. Then every other message is certainly a fallback.
+ * HANDOFF_NOTHING. From then on every other message is certainly a fallback.
  *
  * @param socket  the connection that messages were sent on. It stays open, but nothing more can be
  *                handed over on it.
@@ -424,11 +434,21 @@ typedef struct handoff_raw_verdict {
     size_t size;
     /** Who owns the connection now: HANDOFF_ADOPTED or HANDOFF_FALLBACK. */
     handoff_outcome outcome;
-    /** Why it is a fallback; HANDOFF_REASON_NONE if it was adopted. */
+    /**
+     * Why it is a fallback. With HANDOFF_ADOPTED: HANDOFF_REASON_NONE; or
+     * HANDOFF_REASON_INTEGRITY_MISMATCH if `socket` became unusable after the message was sent, as
+     * when another thread closes it, or the system does not let this process receive: the backend
+     * may have adopted the connection, so do not serve it.
+     */
     handoff_reason reason;
-    /** The error behind a fallback; HANDOFF_OK if the backend rejected the connection. */
+    /**
+     * The error behind the verdict; HANDOFF_OK if the backend adopted or rejected the connection.
+     */
     handoff_status cause;
-    /** See handoff_verdict. */
+    /**
+     * Not 0, with a fallback: the backend may still hold a copy of the descriptor. See
+     * handoff_verdict.
+     */
     uint32_t may_have_reached_backend;
 } handoff_raw_verdict;
 #define HANDOFF_RAW_VERDICT_INIT \
@@ -437,13 +457,12 @@ typedef struct handoff_raw_verdict {
 /**
  * Hands a connection over a connected socket and waits for the backend's answer.
  *
- * The verdict is certain even at the deadline: the broker takes the message back before it looks
- * for the last time. If this returns a fallback, handoff_raw_ack_accept() fails in the backend, and
- * the backend does not serve the client.
+ * The verdict is certain even at the deadline: the call first takes the message back, then looks
+ * for the acknowledgement once more. After a fallback handoff_raw_ack_accept() fails in the
+ * backend.
  *
- * @param socket        a connected Unix socket, blocking or not. After an adoption, and after a
- *                      rejection (a fallback whose cause is HANDOFF_OK), you may use it for the
- *                      next attempt. Otherwise close(2) it.
+ * @param socket        a connected Unix socket, blocking or not. You may use it for the next
+ *                      attempt if the verdict's `cause` is HANDOFF_OK. Otherwise close(2) it.
  * @param fd            the client's connection. It stays yours, open and unchanged.
  * @param token         a token that the backend's store holds
  * @param timeout_ms    how long to wait for the answer, in milliseconds: 0 for 5000;
@@ -462,7 +481,8 @@ handoff_status handoff_raw_attempt(int socket,
                                    handoff_raw_verdict *verdict) HANDOFF_NOEXCEPT;
 
 /**
- * handoff_raw_attempt() over a connection of its own to a handoff socket.
+ * Connects to a handoff socket, hands a connection over and waits for the answer: as
+ * handoff_raw_attempt(), over a connection of its own. It does not check who listens there.
  *
  * @param path          see handoff_raw_connect()
  * @param fd            see handoff_raw_attempt()
@@ -493,15 +513,18 @@ typedef struct handoff_raw_listener_options {
     /** Set by HANDOFF_RAW_LISTENER_OPTIONS_INIT. */
     size_t size;
     /**
-     * The permission bits of the socket's file, whatever the umask: default 0600. A broker needs
-     * write permission, unix(7). Abstract names have none: check who connects.
+     * The permission bits of the socket's file, independent of the umask: default 0600. A broker
+     * needs write permission, unix(7). Abstract names have none: check who connects.
      */
     uint32_t mode;
-    /** Connections that may wait to be accepted, listen(2): default 4096. */
+    /**
+     * Connections that may wait to be accepted, listen(2): default 4096. The system may allow
+     * fewer: somaxconn in listen(2).
+     */
     int32_t backlog;
     /** HANDOFF_RAW_STREAM, the default, or HANDOFF_RAW_SEQPACKET. */
     handoff_raw_socket_type socket_type;
-    /** 0. */
+    /** Reserved: always 0. */
     uint32_t reserved;
 } handoff_raw_listener_options;
 #define HANDOFF_RAW_LISTENER_OPTIONS_INIT \
@@ -517,20 +540,24 @@ typedef struct handoff_raw_listener_options {
 handoff_status handoff_raw_listener_options_init(handoff_raw_listener_options *options,
                                                  size_t size) HANDOFF_NOEXCEPT;
 
-/** A listening handoff socket, and the file that it made. */
+/**
+ * A listening handoff socket, and the file that it made.
+ *
+ * Any number of threads may accept on it, and so may children of fork(). Only the process that made
+ * it removes the file.
+ */
 typedef struct handoff_raw_listener handoff_raw_listener;
 
 /**
  * Makes a handoff socket and listens on it. The file is made as by handoff_backend_listen().
  *
  * @param path           the socket's path, at most 107 bytes, in a directory that this process can
- *                       read and write; "@" starts an abstract name, without a file
+ *                       write to; "@" starts an abstract name, without a file
  * @param options        how to make it, or NULL for the defaults; read during the call only
  * @param[out] listener  the listener; free it with handoff_raw_listener_free()
  * @return HANDOFF_OK; HANDOFF_ERR_ADDRESS_IN_USE; HANDOFF_ERR_NOT_A_SOCKET;
  *         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
  *         a socket's, `mode` is more than 0777 or `socket_type` is unknown;
- *         HANDOFF_ERR_WOULD_BLOCK if another process holds the directory's lock for a second;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_LISTEN_FAILED.
  */
 HANDOFF_MUST_USE
@@ -548,10 +575,10 @@ handoff_status handoff_raw_listener_new(const char *path,
  * @return HANDOFF_OK; HANDOFF_TIMED_OUT if nobody connected in that time;
  *         HANDOFF_ERR_PEER_NOT_ALLOWED, HANDOFF_ERR_PEER_UNKNOWN: accept the next;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_INVALID_ARGUMENT as for
- *         handoff_raw_peer_check(), and after shutdown(2) of the listening socket, which ends a
- *         wait; HANDOFF_ERR_RECEIVE_FAILED.
+ *         handoff_raw_peer_check(); HANDOFF_ERR_RECEIVE_FAILED.
  *
- * Different threads may call it for one listener at once.
+ * To end a wait from another thread, shutdown(2) the descriptor of handoff_raw_listener_fd(): the
+ * call then returns HANDOFF_ERR_INVALID_ARGUMENT.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_listener_accept(const handoff_raw_listener *listener,
@@ -570,24 +597,29 @@ HANDOFF_MUST_USE
 int handoff_raw_listener_fd(const handoff_raw_listener *listener) HANDOFF_NOEXCEPT;
 
 /**
- * Stops listening, and removes the socket's file if it is still the one that was made. In a child
- * of fork() it closes the child's copy only.
+ * Stops listening, and removes the socket's file if it is still the one that was made.
+ *
+ * It may wait up to a second for the lock on the directory. In a child of fork() it closes the
+ * child's copy only.
  *
  * @param listener  the listener, or NULL, which does nothing; no thread may be using it
  */
 void handoff_raw_listener_free(handoff_raw_listener *listener) HANDOFF_NOEXCEPT;
 
-/** A peer's credentials when it connected, SO_PEERCRED of unix(7). */
+/** A peer's credentials, SO_PEERCRED of unix(7): when it connected, or when it called listen(2). */
 typedef struct handoff_raw_peer {
     /** Set by HANDOFF_RAW_PEER_INIT. */
     size_t size;
-    /** The process, for logs. A pid is not an identity: it may be reused. */
+    /**
+     * The process, for logs: a pid is not an identity. 0 if it is in a PID namespace that this
+     * process cannot see.
+     */
     int32_t pid;
     /** The effective user. */
     uint32_t uid;
     /** The effective group. */
     uint32_t gid;
-    /** 0. */
+    /** Reserved: always 0. */
     uint32_t reserved;
 } handoff_raw_peer;
 #define HANDOFF_RAW_PEER_INIT \
@@ -603,7 +635,7 @@ typedef struct handoff_raw_peer {
  *         connected Unix socket; HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not a socket, a
  *         `size` is wrong or a list is NULL but not empty.
  *
- * Safe in any thread and after fork(). Allocates only to look at supplementary groups.
+ * Safe in any thread and after fork(). Allocates only to look at more than 256 supplementary groups.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_peer_check(int socket,
@@ -624,8 +656,9 @@ HANDOFF_MUST_USE
 handoff_status handoff_raw_peer_credentials(int socket, handoff_raw_peer *peer) HANDOFF_NOEXCEPT;
 
 /**
- * The acknowledgements that a broker waits for. An entry leaves exactly once: acknowledged in time,
- * abandoned or expired. Who makes it leave gets its `user_data`, and its token leaves the store.
+ * The acknowledgements that a broker waits for. An entry is removed exactly once: acknowledged in
+ * time, abandoned or expired. The call that removes it returns its `user_data` and revokes its
+ * token.
  *
  * Any number of threads may use one at once. After fork() in a program with several threads, make
  * a new one in the child: another thread may have held the lock.
@@ -664,7 +697,7 @@ handoff_status handoff_raw_pending_options_init(handoff_raw_pending_options *opt
  * @param options       the limits, or NULL for the defaults; read during the call only
  * @param[out] pending  the registry; free it with handoff_raw_pending_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` or `pending` is NULL or
- *         `options->size` is wrong.
+ *         `options->size` is wrong; HANDOFF_ERR_NO_MEMORY.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_pending_new(handoff_raw_store *store,
@@ -676,7 +709,7 @@ handoff_status handoff_raw_pending_new(handoff_raw_store *store,
  *
  * @param pending    the registry
  * @param token      the message's token
- * @param user_data  returned when the entry leaves; not looked at
+ * @param user_data  returned when the entry is removed; not looked at
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is NULL;
  *         HANDOFF_ERR_TOKEN_ALREADY_PENDING; HANDOFF_ERR_FULL if the capacity is reached.
  */
@@ -686,12 +719,12 @@ handoff_status handoff_raw_pending_register(handoff_raw_pending *pending,
                                             void *user_data) HANDOFF_NOEXCEPT;
 
 /**
- * Takes the entry of an acknowledgement that has arrived.
+ * Removes the entry of an acknowledgement that has arrived.
  *
  * @param pending         the registry
  * @param token           the acknowledgement's token
  * @param[out] user_data  what was registered with it; may be NULL
- * @return HANDOFF_OK: the entry has left, also if its time is up, for the backend has decided;
+ * @return HANDOFF_OK: the entry is removed, also if its time is up, for the backend has decided;
  *         HANDOFF_ERR_TOKEN_NOT_PENDING if there is none, as for a second acknowledgement or after
  *         handoff_raw_pending_expire(); HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is
  *         NULL.
@@ -702,12 +735,12 @@ handoff_status handoff_raw_pending_acknowledge(handoff_raw_pending *pending,
                                                void **user_data) HANDOFF_NOEXCEPT;
 
 /**
- * Takes the entry of a message that you give up, as after handoff_raw_take_back().
+ * Removes the entry of a message that you take back or could not send.
  *
  * @param pending         the registry
  * @param token           the message's token
  * @param[out] user_data  what was registered with it; may be NULL
- * @return HANDOFF_OK: the entry has left; HANDOFF_ERR_TOKEN_NOT_PENDING if there is none;
+ * @return HANDOFF_OK: the entry is removed; HANDOFF_ERR_TOKEN_NOT_PENDING if there is none;
  *         HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is NULL.
  */
 HANDOFF_MUST_USE
@@ -716,7 +749,7 @@ handoff_status handoff_raw_pending_abandon(handoff_raw_pending *pending,
                                            void **user_data) HANDOFF_NOEXCEPT;
 
 /**
- * Takes one entry whose time is up. Call it until it returns HANDOFF_NOTHING.
+ * Removes one entry whose time is up. Call it until it returns HANDOFF_NOTHING.
  *
  * The backend can still acknowledge the message. Before you serve the client another way, call
  * handoff_raw_take_back() and look for its acknowledgement once more.
@@ -724,7 +757,7 @@ handoff_status handoff_raw_pending_abandon(handoff_raw_pending *pending,
  * @param pending         the registry
  * @param[out] token      the message's token; may be NULL
  * @param[out] user_data  what was registered with it; may be NULL
- * @return HANDOFF_OK: the entry has left; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if
+ * @return HANDOFF_OK: the entry is removed; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if
  *         `pending` is NULL.
  */
 HANDOFF_MUST_USE
@@ -733,7 +766,7 @@ handoff_status handoff_raw_pending_expire(handoff_raw_pending *pending,
                                           void **user_data) HANDOFF_NOEXCEPT;
 
 /**
- * Gets how long it is until the next entry expires, for poll(2) or a timer.
+ * Gets the time until the next entry expires, for poll(2) or a timer.
  *
  * @param pending       the registry
  * @param[out] wait_ms  the time in milliseconds, rounded up; 0 if one has expired
@@ -775,7 +808,7 @@ typedef struct handoff_raw_failures handoff_raw_failures;
 typedef struct handoff_raw_failures_options {
     /** Set by HANDOFF_RAW_FAILURES_OPTIONS_INIT. */
     size_t size;
-    /** After so many failures within `period_ms`, a backend is not tried: 1 to 4096, default 8. */
+    /** A backend is not tried after this many failures within `period_ms`: 1 to 4096, default 8. */
     size_t max_failures;
     /** How long a failure counts, in milliseconds: default 30000. */
     uint64_t period_ms;
@@ -811,8 +844,8 @@ handoff_status handoff_raw_failures_new(const handoff_raw_failures_options *opti
                                         handoff_raw_failures **failures) HANDOFF_NOEXCEPT;
 
 /**
- * What a broker knows about a connection and its backend before it tries. All zero: nothing speaks
- * against an attempt.
+ * What a broker knows about a connection and its backend before it tries. If all is zero, nothing
+ * speaks against an attempt.
  */
 typedef struct handoff_raw_inputs {
     /** Set by HANDOFF_RAW_INPUTS_INIT. */
@@ -823,7 +856,7 @@ typedef struct handoff_raw_inputs {
     uint32_t policy_disabled;
     /** Not 0: this process is short of descriptors. */
     uint32_t descriptor_pressure;
-    /** Not 0: this broker did not start the backend, and does not use it. */
+    /** Not 0: the broker uses only backends that it started, and did not start this one. */
     uint32_t foreign_backend;
 } handoff_raw_inputs;
 #define HANDOFF_RAW_INPUTS_INIT \
@@ -833,7 +866,7 @@ typedef struct handoff_raw_inputs {
  * Initialises inputs as HANDOFF_RAW_INPUTS_INIT does, for languages without macros.
  *
  * @param[out] inputs  the inputs
- * @param size          sizeof(handoff_raw_inputs)
+ * @param size         sizeof(handoff_raw_inputs)
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `inputs` is NULL or `size` cannot be right.
  */
 handoff_status handoff_raw_inputs_init(handoff_raw_inputs *inputs, size_t size) HANDOFF_NOEXCEPT;
@@ -844,7 +877,7 @@ typedef struct handoff_raw_decision {
     size_t size;
     /** HANDOFF_REASON_NONE: try. Any other: serve the client another way, for this reason. */
     handoff_reason reason;
-    /** When to try again, in milliseconds from now, rounded up; -1 if waiting does not help. */
+    /** When to try again, in milliseconds from now, rounded up; -1 if there is no such time. */
     int64_t retry_after_ms;
 } handoff_raw_decision;
 #define HANDOFF_RAW_DECISION_INIT \
@@ -857,8 +890,10 @@ typedef struct handoff_raw_decision {
  * @param backend        names the backend, such as the path of its handoff socket
  * @param inputs         what is known, or NULL if nothing speaks against it; read during the call
  *                       only
- * @param[out] decision  the first reason that applies of client unsupported, policy disabled,
- *                       foreign backend, descriptor pressure and rate limited, or none
+ * @param[out] decision  HANDOFF_REASON_NONE, or the first of these that applies:
+ *                       HANDOFF_REASON_CLIENT_UNSUPPORTED, HANDOFF_REASON_POLICY_DISABLED,
+ *                       HANDOFF_REASON_FOREIGN_BACKEND, HANDOFF_REASON_DESCRIPTOR_PRESSURE,
+ *                       HANDOFF_REASON_RATE_LIMITED
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if another pointer is NULL or a `size` is
  *         wrong.
  */
@@ -869,17 +904,22 @@ handoff_status handoff_raw_failures_should_attempt(const handoff_raw_failures *f
                                                    handoff_raw_decision *decision) HANDOFF_NOEXCEPT;
 
 /**
- * Counts a failed attempt. A rejection is an answer, not a failure. Allocates for a backend's first
- * failure.
+ * Counts a failed attempt.
+ *
+ * Do not count a rejection, a verdict whose `cause` is HANDOFF_OK: it is an answer, not a failure.
+ * The call allocates for a backend's first failure.
  *
  * @param failures       the counter
  * @param backend        names the backend; copied
- * @param reason         why it failed: what handoff_status_reason() returned, or the reason in the
- *                       verdict of an attempt
+ * @param reason         why it failed, from a handoff_raw_verdict or handoff_status_reason():
+ *                       HANDOFF_REASON_PERMISSION_DENIED, HANDOFF_REASON_INTEGRITY_MISMATCH,
+ *                       HANDOFF_REASON_ACK_TIMEOUT, HANDOFF_REASON_BACKEND_UNAVAILABLE,
+ *                       HANDOFF_REASON_BACKEND_BUSY, HANDOFF_REASON_DESCRIPTOR_PRESSURE or
+ *                       HANDOFF_REASON_UNSUPPORTED_PLATFORM
  * @param[out] decision  the reason for this fallback and, if the backend is now rate-limited, when
  *                       to try again; may be NULL
- * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if another pointer is NULL or an attempt cannot
- *         fail for `reason`.
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if another pointer is NULL or `reason` is any
+ *         other; HANDOFF_ERR_NO_MEMORY.
  */
 handoff_status handoff_raw_failures_record_failure(handoff_raw_failures *failures,
                                                    const char *backend,

@@ -33,9 +33,9 @@
 #define HANDOFF_SUPPORTED 0
 #endif
 
-/** In a `timeout_ms`: the offer is not given up for its age. */
+/** In a time whose field or argument names it: no limit. */
 #define HANDOFF_NO_TIMEOUT UINT64_MAX
-/** In a limit of type size_t that may be switched off: no limit. */
+/** In a size_t field that names it: no limit. */
 #define HANDOFF_NO_LIMIT SIZE_MAX
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -79,8 +79,16 @@ typedef int32_t handoff_status;
 #define HANDOFF_TIMED_OUT 2
 
 /**
- * Returns a message about this thread's last error, in English, with the socket and the descriptor
- * that were used. It never shows a token.
+ * handoff_broker_wake() or handoff_backend_wake() ended the wait. Not an error: errno and
+ * handoff_last_error() stay as they were.
+ */
+#define HANDOFF_WOKEN 3
+
+/**
+ * Returns a message about this thread's last error.
+ *
+ * It is in English, for people, and names the socket and the descriptor if there were any. It
+ * never shows a token.
  *
  * @return a string, never NULL, empty if no call has failed yet. It is valid until this thread's
  *         next error or its end.
@@ -94,25 +102,24 @@ const char *handoff_last_error(void) HANDOFF_NOEXCEPT;
  * Names a status: "HANDOFF_OK", "HANDOFF_ERR_WOULD_BLOCK" and so on.
  *
  * @param status  any number
- * @return a constant string, never NULL; "HANDOFF_ERR_UNKNOWN" for other numbers.
+ * @return a constant string, never NULL; "HANDOFF_ERR_UNKNOWN" for unknown numbers.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
 const char *handoff_status_name(handoff_status status) HANDOFF_NOEXCEPT;
 
 /**
- * Describes a status in English, in general. handoff_last_error() has the details.
+ * Describes a status in English. handoff_last_error() has the details of an error.
  *
  * @param status  any number
- * @return a constant string, never NULL; "unknown status" for other numbers.
+ * @return a constant string, never NULL; "unknown status" for unknown numbers.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
 const char *handoff_status_message(handoff_status status) HANDOFF_NOEXCEPT;
 
 /**
- * Returns the version of the library that runs, which can differ from that of the header,
- * HANDOFF_VERSION.
+ * Returns the version of the library that runs. It can differ from the header's, HANDOFF_VERSION.
  *
  * @return a constant string such as "0.2.0".
  *
@@ -121,11 +128,12 @@ const char *handoff_status_message(handoff_status status) HANDOFF_NOEXCEPT;
 const char *handoff_version(void) HANDOFF_NOEXCEPT;
 
 /**
- * Checks whether the running system has what the library needs. HANDOFF_SUPPORTED tells what is
- * known when a program is compiled.
+ * Checks whether the running system has what the library needs. At compile time use
+ * HANDOFF_SUPPORTED.
  *
  * @return HANDOFF_OK; HANDOFF_ERR_UNSUPPORTED if something is missing, and handoff_last_error()
- *         names it; HANDOFF_ERR_DESCRIPTOR_PRESSURE if it cannot be found out now.
+ *         names it; HANDOFF_ERR_DESCRIPTOR_PRESSURE if it cannot tell, because this process or
+ *         the system is out of descriptors.
  *
  * Safe in any thread and after fork(). Opens and closes a few descriptors.
  */
@@ -136,8 +144,9 @@ handoff_status handoff_supported(void) HANDOFF_NOEXCEPT;
 typedef uint32_t handoff_outcome;
 
 /**
- * The backend owns it. Close your copy. Do not shutdown(2) it: that would end the backend's
- * connection too.
+ * The backend owns it. close(2) your copy. If your event loop has it, use EPOLL_CTL_DEL first:
+ * close(2) does not remove it while the backend has a copy. Do not shutdown(2) it: that would end
+ * the backend's connection too.
  */
 #define HANDOFF_ADOPTED 1
 
@@ -150,11 +159,13 @@ typedef uint32_t handoff_reason;
 /**
  * Returns the reason for a fallback after a call that failed.
  *
- * @param status  what handoff_broker_offer() or a call of the raw layer returned
- * @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, HANDOFF_NOTHING,
- *         HANDOFF_TIMED_OUT, unknown numbers, and for errors that a fallback must not hide:
- *         HANDOFF_ERR_INVALID_ARGUMENT, HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED,
- *         HANDOFF_ERR_INTERNAL, HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE.
+ * @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
+ *                layer returned
+ * @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, the positive statuses and
+ *         unknown numbers; for errors that a fallback must not hide: HANDOFF_ERR_INVALID_ARGUMENT,
+ *         HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED, HANDOFF_ERR_INTERNAL; and for
+ *         HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE, after which the connection is not yours
+ *         to serve.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
@@ -164,47 +175,45 @@ handoff_reason handoff_status_reason(handoff_status status) HANDOFF_NOEXCEPT;
  * Names a reason in lower case, for logs: "acknowledgement timeout".
  *
  * @param reason  any number
- * @return a constant string, never NULL; "unknown" for other numbers.
+ * @return a constant string, never NULL; "unknown" for unknown numbers.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
 const char *handoff_reason_name(handoff_reason reason) HANDOFF_NOEXCEPT;
 
 /**
- * Tells whether a fallback may hide this status from everybody: the connection is certainly yours,
- * and no bug is hidden. A caller bug or a fault of the library must not be hidden: it would stay
- * forever.
+ * Tells whether a fallback is all that an error calls for: the connection is certainly yours. Report
+ * any other error as well: it is a bug in the caller or in the library, and a fallback would hide it.
  *
  * @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
  *                layer returned. What handoff_broker_dispatch(), handoff_broker_flush() and
  *                handoff_broker_next() return is about the broker, and about no connection.
- * @return true if you should serve the client another way and no more; false for HANDOFF_OK,
- *         HANDOFF_NOTHING, HANDOFF_TIMED_OUT, unknown numbers, the errors for which
- *         handoff_status_reason() returns HANDOFF_REASON_NONE, and after HANDOFF_ERR_RECEIVE_FAILED
- *         and HANDOFF_ERR_TOKEN_NOT_PENDING, when the backend may own the connection.
+ * @return true if you need only serve the client another way; false for HANDOFF_OK, the positive
+ *         statuses, unknown numbers and the errors for which handoff_status_reason() returns
+ *         HANDOFF_REASON_NONE; and for HANDOFF_ERR_RECEIVE_FAILED and
+ *         HANDOFF_ERR_TOKEN_NOT_PENDING, after which the backend may own the connection.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
 bool handoff_status_is_fallback_safe(handoff_status status) HANDOFF_NOEXCEPT;
 
 /**
- * Tells whether the descriptor may have reached the backend when a broker's call ended with this
- * status, or an attempt with this cause.
+ * Tells whether the descriptor may have reached the backend.
  *
- * @param status  what a call as for handoff_status_is_fallback_safe() or handoff_broker_take_back()
- *                returned, or the cause in a verdict of the raw layer
- * @return false if that call certainly did not send the descriptor: it may still have been sent
- *         before. True otherwise: for HANDOFF_OK, HANDOFF_NOTHING, unknown numbers,
- *         HANDOFF_ERR_SHORT_WRITE, HANDOFF_ERR_ACK_TIMEOUT, HANDOFF_ERR_ACK_MISMATCH,
- *         HANDOFF_ERR_ACK_MALFORMED, HANDOFF_ERR_RECEIVE_FAILED, HANDOFF_ERR_END_OF_STREAM,
- *         HANDOFF_ERR_TOKEN_NOT_PENDING, HANDOFF_ERR_INTERNAL, HANDOFF_ERR_TAKEN_BACK,
- *         HANDOFF_ERR_TOO_LATE and HANDOFF_ERR_SYSTEM.
+ * @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait(),
+ *                handoff_broker_take_back() or a call of the raw layer returned, or the `cause` of a
+ *                fallback in a handoff_raw_verdict
+ * @return false if the descriptor was certainly not sent by that call. True for HANDOFF_OK,
+ *         HANDOFF_NOTHING, HANDOFF_WOKEN, HANDOFF_ERR_SHORT_WRITE, HANDOFF_ERR_ACK_TIMEOUT,
+ *         HANDOFF_ERR_ACK_MISMATCH, HANDOFF_ERR_ACK_MALFORMED, HANDOFF_ERR_RECEIVE_FAILED,
+ *         HANDOFF_ERR_END_OF_STREAM, HANDOFF_ERR_TOKEN_NOT_PENDING, HANDOFF_ERR_INTERNAL,
+ *         HANDOFF_ERR_TAKEN_BACK, HANDOFF_ERR_TOO_LATE, HANDOFF_ERR_SYSTEM, and for unknown numbers.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
 bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEXCEPT;
 
-/** No reason: the connection was handed over, or may be. */
+/** No reason. In a verdict: the backend adopted the connection. In a decision: try the backend. */
 #define HANDOFF_REASON_NONE 0
 
 /**
@@ -230,7 +239,7 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** No verdict, or in the raw layer no acknowledgement, came by the deadline. */
 #define HANDOFF_REASON_ACK_TIMEOUT 7
 
-/** This broker did not start the backend, and does not use it. */
+/** The broker uses only backends that it started, and did not start this one. */
 #define HANDOFF_REASON_FOREIGN_BACKEND 8
 
 /** Nobody listens on the handoff socket, or the backend closed it before it answered. */
@@ -248,7 +257,10 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** The broker was closed. */
 #define HANDOFF_REASON_BROKER_CLOSED 13
 
-/** With HANDOFF_ADOPTED: the backend adopted the connection, then died before it said so. */
+/**
+ * With HANDOFF_ADOPTED: the backend adopted the connection, but the channel ended before its
+ * verdict arrived. Usually the backend died.
+ */
 #define HANDOFF_REASON_BACKEND_DIED 14
 
 /**
@@ -259,8 +271,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_INVALID_ARGUMENT (-1)
 
 /**
- * This system, or this version of the library, cannot do it; handoff_last_error() says what is
- * missing. Serve the client another way, and do not try again.
+ * The system lacks something, or a struct sets a field that this version does not have;
+ * handoff_last_error() says what. Serve the client another way. Trying again does not help.
  */
 #define HANDOFF_ERR_UNSUPPORTED (-2)
 
@@ -277,23 +289,23 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_BACKEND_UNAVAILABLE (-4)
 
 /**
- * The socket's buffer or the listener's backlog is full, or a lock is taken. Nothing was sent. Try
- * again later.
+ * The socket's buffer or the listener's backlog is full, or another process has the socket's
+ * directory locked. Nothing was sent. Try again later.
  */
 #define HANDOFF_ERR_WOULD_BLOCK (-5)
 
 /**
- * Out of descriptors: this process or the system is at its limit (EMFILE, ENFILE), or this user
- * has too many in flight over Unix sockets (ETOOMANYREFS). Raise RLIMIT_NOFILE or offer less at
- * once.
+ * Out of descriptors: this process or the system is at its limit (EMFILE, ENFILE) or out of memory
+ * for a new socket (ENOBUFS, ENOMEM), or this user has too many in flight over Unix sockets
+ * (ETOOMANYREFS). Raise RLIMIT_NOFILE or offer less at once.
  */
 #define HANDOFF_ERR_DESCRIPTOR_PRESSURE (-6)
 
-/** sendmsg(2) failed with an error that has no status of its own; see errno. Nothing was sent. */
+/** Sending failed with an error that has no status of its own; see errno. Nothing was sent. */
 #define HANDOFF_ERR_SEND_FAILED (-7)
 
 /**
- * Only a part of the message was sent, and the descriptor with it. Close the socket. The backend
+ * Only a part of the message was sent, but its descriptor was. Close the socket. The other end
  * refuses what it received.
  */
 #define HANDOFF_ERR_SHORT_WRITE (-8)
@@ -372,7 +384,10 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** The handoff socket could not be made, for a cause that has no status of its own; see errno. */
 #define HANDOFF_ERR_LISTEN_FAILED (-29)
 
-/** A bug in the library, which stays usable. Please report it with handoff_last_error(). */
+/**
+ * A bug in the library. The library stays usable, but what the call did is not known. Please report
+ * it, with the text of handoff_last_error().
+ */
 #define HANDOFF_ERR_INTERNAL (-30)
 
 /**
@@ -390,14 +405,26 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** The handle is closed. Make a new one. */
 #define HANDOFF_ERR_CLOSED (-35)
 
-/** The broker took the offer back. Forget the arrival. Its descriptor is closed. */
+/**
+ * The broker took the offer back or broke the protocol. Forget the arrival. Its descriptor is
+ * closed.
+ */
 #define HANDOFF_ERR_TAKEN_BACK (-36)
 
-/** The offer can no longer be taken back. It has its verdict, or will have it. */
+/**
+ * The offer cannot be taken back: it was adopted, it has its verdict, or `id` names no offer in
+ * flight.
+ */
 #define HANDOFF_ERR_TOO_LATE (-37)
 
 /** The system refused something that the handle needs; see errno. */
 #define HANDOFF_ERR_SYSTEM (-38)
+
+/**
+ * There is not enough memory for what the options or the peer ask for. handoff_last_error() says
+ * for what.
+ */
+#define HANDOFF_ERR_NO_MEMORY (-39)
 
 #ifdef __cplusplus
 }

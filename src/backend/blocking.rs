@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use super::{Arrival, Backend, BackendError};
 
 impl Backend {
-    /// Waits for an arrival for at most `timeout`, or forever if there is none, and adopts it.
+    /// Waits for an arrival for at most `timeout`, or forever if there is none, and adopts it. A
+    /// [`Waker`](crate::handle::Waker) ends the wait.
     pub fn accept(
         &mut self,
         timeout: Option<Duration>,
@@ -25,6 +26,9 @@ impl Backend {
                     }
                     return Ok((descriptor, self.view(place)));
                 }
+            }
+            if self.handle.woken() {
+                return Err(BackendError::Woken);
             }
             if late {
                 return Err(BackendError::TimedOut);

@@ -5,13 +5,14 @@ use std::io;
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
 use crate::listener::ListenerError;
+use crate::memory::NoMemory;
 use crate::support::SupportError;
 
 /// Why a call of a [`Backend`](super::Backend) did nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// Two options contradict each other.
-    #[error("impossible options: {problem}")]
+    #[error("these options contradict each other: {problem}")]
     InvalidOptions {
         /// Which, and their values.
         problem: String,
@@ -28,16 +29,16 @@ pub enum BackendError {
         is: &'static str,
     },
     /// The handle was first used in another process.
-    #[error("this handle belongs to another process: use it in one only")]
+    #[error("this backend belongs to another process, which used it first: use it only there")]
     WrongProcess,
     /// No arrival is held under this id.
-    #[error("no arrival {id} is held")]
+    #[error("no arrival {id} is held: it was adopted, rejected or taken back before")]
     Unknown {
         /// The id.
         id: u64,
     },
     /// The broker has taken the connection back; its descriptor is closed.
-    #[error("the broker has taken arrival {id} back")]
+    #[error("the broker took arrival {id} back or broke the protocol")]
     TakenBack {
         /// The id.
         id: u64,
@@ -48,6 +49,12 @@ pub enum BackendError {
     /// The system does not have what a channel needs, or refuses it.
     #[error(transparent)]
     Support(#[from] SupportError),
+    /// There is no memory for what the options or a broker ask for.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
+    /// A waker ended the wait.
+    #[error("the wait was ended")]
+    Woken,
     /// The system refused what every backend needs.
     #[error("cannot {action}: {source}")]
     System {
@@ -69,6 +76,8 @@ impl BackendError {
             BackendError::WrongProcess => ErrorKind::WrongProcess,
             BackendError::TakenBack { .. } => ErrorKind::TakenBack,
             BackendError::TimedOut => ErrorKind::TimedOut,
+            BackendError::Woken => ErrorKind::Woken,
+            BackendError::Memory(error) => error.kind(),
             BackendError::Support(error) => error.kind(),
             BackendError::System { source, .. } => ErrorKind::of_system(source),
         }

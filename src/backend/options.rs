@@ -47,7 +47,7 @@ impl BackendOptions {
                 "max_offer_bytes ({max_offer_bytes}) is more than max_held_bytes ({max_held_bytes})"
             )
         } else if kinds.are_unconnected_alone() {
-            "kinds has unconnected (true) without stream, seqpacket or datagram (all false)".into()
+            "kinds has unconnected alone: add stream, seqpacket or datagram".into()
         } else {
             return Ok(options);
         };

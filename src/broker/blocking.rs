@@ -12,15 +12,18 @@ use crate::sys::event::Wait;
 impl Broker {
     /// Offers a connection and waits for its verdict, and before that for the backend's welcome and
     /// for room, for the offer's timeout in all; without a backend it is refused at once. Verdicts
-    /// of other offers stay for [`next_verdict`](Broker::next_verdict).
+    /// of other offers stay for [`next_verdict`](Broker::next_verdict). A
+    /// [`Waker`](crate::handle::Waker) ends the wait: the offer is taken back, unless the backend
+    /// has adopted it.
     pub fn offer_and_wait(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
         let queued = self.queue_in_time(offer);
         let id = queued.inspect_err(|_| self.outcomes.statistics.refused += 1)?;
         // Its verdict comes behind those that wait now, and each that comes is looked at once.
         let mut seen = self.outcomes.verdicts.len();
         let verdict = self.verdict_in_time(id, &mut seen).or_else(|error| {
-            // After an error the caller serves the connection, so the backend must not adopt it.
-            if self.take_back(id).is_ok() {
+            // After an error the caller serves the connection, so the backend must not adopt it. A
+            // waker has had it taken back already.
+            if matches!(error, BrokerError::Woken) || self.take_back(id).is_ok() {
                 return Err(error);
             }
             self.hang_up(Reason::BackendUnavailable, Instant::now());
@@ -37,9 +40,20 @@ impl Broker {
     /// Sends the offer and waits for its verdict, which comes at its deadline at the latest.
     fn verdict_in_time(&mut self, id: u64, seen: &mut usize) -> Result<Verdict, BrokerError> {
         self.flush()?;
+        let mut woken = false;
         loop {
             if let Some(verdict) = self.take_verdict(id, seen) {
+                if woken {
+                    // The next wait ends instead.
+                    self.handle.waker().wake();
+                }
                 return Ok(verdict);
+            }
+            if self.handle.woken() {
+                woken = true;
+                if self.take_back(id).is_ok() {
+                    return Err(BrokerError::Woken);
+                }
             }
             self.dispatch_after(Wait::Forever)?;
         }
@@ -74,6 +88,9 @@ impl Broker {
             };
             if !worth_waiting || left.is_zero() {
                 return Err(error);
+            }
+            if self.handle.woken() {
+                return Err(BrokerError::Woken);
             }
             self.dispatch_after(Wait::Until(deadline))?;
         }

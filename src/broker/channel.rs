@@ -7,12 +7,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::offers::{Offers, State};
-use super::reconnecting::WhyDown;
+use super::peer::{self, WhyDown};
 use super::{BrokerOptions, BrokerStatistics, Verdict};
 use crate::address;
 use crate::claim::{self, ClaimTable, Lost};
 use crate::failures::FailureCounter;
 use crate::handle::{GREETING_TIMEOUT, MEMORY_PAUSE};
+use crate::memory::NoMemory;
 use crate::reason::Reason;
 use crate::support;
 use crate::sys::event::Events;
@@ -50,13 +51,13 @@ pub(super) struct Outcomes {
 }
 
 impl Outcomes {
-    pub(super) fn new(options: &BrokerOptions) -> Outcomes {
+    pub(super) fn new(options: &BrokerOptions) -> Result<Outcomes, NoMemory> {
         let counter = |most| FailureCounter::new(most, options.failure_period);
-        Outcomes {
+        Ok(Outcomes {
             verdicts: VecDeque::new(),
             statistics: BrokerStatistics::default(),
-            failures: options.max_failures.map(counter),
-        }
+            failures: options.max_failures.map(counter).transpose()?,
+        })
     }
 
     fn add(&mut self, verdict: Verdict, now: Instant) {
@@ -84,25 +85,31 @@ impl Outcomes {
 }
 
 impl Channel {
-    /// Connects to a handoff socket and says hello, without waiting for the welcome.
-    pub(super) fn connect(path: &Path, slots: usize, now: Instant) -> Result<Channel, WhyDown> {
+    /// Connects to a handoff socket, checks who listens there, and says hello, without waiting for
+    /// the welcome.
+    pub(super) fn connect(
+        path: &Path,
+        options: &BrokerOptions,
+        now: Instant,
+    ) -> Result<Channel, WhyDown> {
+        let slots = options.max_in_flight;
         let address = address::address(path).map_err(|_| WhyDown::NoBackend(libc::EINVAL))?;
-        let failed = WhyDown::because(WhyDown::NoBackend);
         let socket = support::seq_packet_socket()?;
         // Before connecting: later could be too late.
         packet::refuse_descriptors(&socket);
-        sys::connect(&socket, &address).map_err(&failed)?;
-        // A backend that cannot ask closes the channel, and nobody would know why.
+        sys::connect(&socket, &address)?;
+        // A backend that cannot ask either closes the channel, and nobody would know why.
         support::credentials(socket.as_fd())?;
+        peer::check(&socket, &address, options)?;
         let (claims, table) = support::claim_table(slots)?;
+        let offers = Offers::new(slots)?;
         let hello = Hello { slots: slots as u32 }.body();
         let header = wire::header(Kind::Hello, 0, 1, hello.len());
-        packet::send_packet(socket.as_fd(), &header, &hello, &[table.as_raw_fd()])
-            .map_err(&failed)?;
+        packet::send_packet(socket.as_fd(), &header, &hello, &[table.as_raw_fd()])?;
         Ok(Channel {
             socket,
             claims,
-            offers: Offers::new(slots),
+            offers,
             welcome: Err(now + GREETING_TIMEOUT),
             draining: false,
             full: false,

@@ -7,9 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Allowed;
 use crate::address::{self, TransportError};
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
+use crate::memory::NoMemory;
 use crate::support::SupportError;
 
 /// Why a call of a [`Broker`](super::Broker) did nothing.
@@ -19,16 +21,16 @@ pub enum BrokerError {
     #[error(transparent)]
     Address(TransportError),
     /// Two options contradict each other.
-    #[error("impossible options: {problem}")]
+    #[error("these options contradict each other: {problem}")]
     InvalidOptions {
         /// Which, and their values.
         problem: String,
     },
     /// The handle was opened in another process.
-    #[error("this handle belongs to another process: make one after fork()")]
+    #[error("this broker belongs to another process, which used it first: make one after fork()")]
     WrongProcess,
     /// The handle is closed.
-    #[error("{path}: the broker is closed", path = .path.display())]
+    #[error("{path}: the broker is closed: make a new one", path = .path.display())]
     Closed {
         /// The handoff socket.
         path: Arc<Path>,
@@ -47,13 +49,13 @@ pub enum BrokerError {
         source: io::Error,
     },
     /// The offer has more bytes than the backend takes, or a name is too long.
-    #[error("{what}: {len} bytes where {most} are allowed")]
+    #[error("the offer has {len} bytes in {what}, and at most {most} are allowed")]
     TooLarge {
         /// What is too large.
         what: &'static str,
-        /// What it has.
+        /// The bytes that it has.
         len: usize,
-        /// What it may have.
+        /// The bytes that it may have.
         most: usize,
     },
     /// There is no channel to the backend now, or it is draining.
@@ -65,8 +67,31 @@ pub enum BrokerError {
         /// a channel, ENOTCONN before a backend has said welcome, ESHUTDOWN while it drains.
         source: io::Error,
     },
+    /// The process that listens at the path may not be the backend. Nothing was sent to it.
+    #[error("{path}: the user who listens there, {user}{note}, may not be the backend: {allowed}",
+        path = .path.display(),
+        note = if *.nameless { ", has no number in this user namespace and" } else { "" })]
+    NotAllowed {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// The user that was seen.
+        user: u32,
+        /// The number stands for all users that have none in this user namespace.
+        nameless: bool,
+        /// Who may be the backend.
+        allowed: Allowed,
+    },
+    /// The system does not tell who listens at the path. Nothing was sent there.
+    #[error("{path}: cannot tell who listens there: {source}", path = .path.display())]
+    Unknown {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The backend failed too often recently.
-    #[error("{path}: the backend failed too often: not tried for {left:?}", path = .path.display())]
+    #[error("{path}: the backend failed too often and is not tried for {left:?}",
+        path = .path.display())]
     RateLimited {
         /// The handoff socket.
         path: Arc<Path>,
@@ -82,7 +107,7 @@ pub enum BrokerError {
         limit: Limit,
     },
     /// The offer cannot be taken back: it was adopted, or has its verdict already.
-    #[error("offer {id} is not in flight any more")]
+    #[error("offer {id} is not in flight: it was adopted, has its verdict or is unknown")]
     TooLate {
         /// The offer.
         id: u64,
@@ -90,6 +115,12 @@ pub enum BrokerError {
     /// The system does not have what a channel needs, or refuses it.
     #[error(transparent)]
     Support(#[from] SupportError),
+    /// There is no memory for what the options ask for.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
+    /// A waker ended the wait, and the offer was taken back.
+    #[error("the wait was ended, and the offer taken back")]
+    Woken,
     /// The system refused what every broker needs.
     #[error("cannot {action}: {source}")]
     System {
@@ -129,18 +160,19 @@ impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Limit::InFlight { in_flight, most } => {
-                write!(f, "{in_flight} offers are in flight")?;
-                if in_flight < most {
-                    let others = most - in_flight;
-                    write!(f, ", and the backend has not answered {others} that were taken back")?;
+                write!(f, "the limit of offers in flight is reached: {in_flight} of {most}")?;
+                match most - in_flight {
+                    0 => Ok(()),
+                    others => {
+                        write!(f, ", and {others} taken back that the backend has not answered")
+                    }
                 }
-                write!(f, ": the limit is {most}, max_in_flight of the broker or the backend")
             }
             Limit::QueuedBytes { queued, most } => {
-                write!(f, "{queued} bytes would wait for room: the limit is {most}, queue_bytes")
+                write!(f, "the limit of queued bytes is reached: {queued} of {most}")
             }
             Limit::Verdicts { untaken } => {
-                write!(f, "{untaken} verdicts wait to be taken: take them before you offer more")
+                write!(f, "the limit of verdicts that were not taken is reached: {untaken}")
             }
         }
     }
@@ -156,9 +188,13 @@ impl BrokerError {
             }
             BrokerError::WrongProcess => ErrorKind::WrongProcess,
             BrokerError::Closed { .. } => ErrorKind::Closed,
+            BrokerError::Woken => ErrorKind::Woken,
+            BrokerError::Memory(error) => error.kind(),
             BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
             BrokerError::Unavailable { source, .. } => address::connect_kind(source),
             BrokerError::Support(error) => error.kind(),
+            BrokerError::NotAllowed { .. } => ErrorKind::PeerNotAllowed,
+            BrokerError::Unknown { .. } => ErrorKind::PeerUnknown,
             BrokerError::RateLimited { .. } => ErrorKind::RateLimited,
             BrokerError::Full { .. } => ErrorKind::Full,
             BrokerError::TooLate { .. } => ErrorKind::TooLate,

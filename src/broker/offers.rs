@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::Offer;
 use crate::deadlines::Deadlines;
+use crate::memory::{self, NoMemory};
 use crate::token::Token;
 use crate::wire::{self, MAX_DESCRIPTORS, MAX_FRAME_LEN, OFFER_LEN, OfferHead};
 
@@ -73,7 +74,7 @@ pub(super) struct Offers {
 }
 
 impl Offers {
-    pub(super) fn new(slots: usize) -> Offers {
+    pub(super) fn new(slots: usize) -> Result<Offers, NoMemory> {
         let empty = Slot {
             state: State::Empty,
             generation: 0,
@@ -83,17 +84,19 @@ impl Offers {
             descriptor: -1,
             entry: 0,
         };
-        Offers {
-            slots: vec![empty; slots],
-            granted: Vec::with_capacity(slots),
+        let mut all = memory::vec(slots, "the slots of a channel")?;
+        all.resize(slots, empty);
+        Ok(Offers {
+            slots: all,
+            granted: memory::vec(slots, "the tokens of a channel")?,
             in_flight: 0,
-            deadlines: Deadlines::new(slots),
-            queue: VecDeque::with_capacity(ENTRIES_PER_SLOT * slots),
+            deadlines: Deadlines::new(slots)?,
+            queue: memory::queue(ENTRIES_PER_SLOT * slots, "the queue of a channel")?,
             front: 0,
             bytes: Vec::new(),
             sent: 0,
             taken_back: 0,
-        }
+        })
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -321,7 +324,7 @@ mod tests {
     }
 
     fn granted(slots: u32) -> Offers {
-        let mut offers = Offers::new(slots as usize);
+        let mut offers = Offers::new(slots as usize).unwrap();
         for slot in 0..slots {
             assert!(offers.grant(slot, NO_TOKEN));
         }
@@ -332,7 +335,7 @@ mod tests {
     fn slot_without_a_token_takes_no_offer_and_one_with_a_token_no_other() {
         let now = Instant::now();
         let [file] = descriptors();
-        let mut offers = Offers::new(2);
+        let mut offers = Offers::new(2).unwrap();
         assert!(queue(&mut offers, &file, now, b"").is_none());
         assert!(offers.grant(1, NO_TOKEN));
         assert!(!offers.grant(1, NO_TOKEN));

@@ -1,14 +1,11 @@
 //! The channel as it comes and goes: connecting, deadlines, and the end.
 
-use std::io;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
+use super::peer::WhyDown;
 use super::{Broker, BrokerError, BrokerOptions};
 use crate::reason::Reason;
-use crate::support::{Need, SupportError};
 
 #[derive(Debug)]
 pub(super) enum Link {
@@ -21,50 +18,14 @@ pub(super) enum Link {
 pub(super) struct Reconnecting {
     /// Between the end of a channel, or the failure to make one, and the next attempt.
     pub next_pause: Duration,
+    /// Why there is no channel.
     pub why_down: WhyDown,
-}
-
-/// Why there is no channel.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum WhyDown {
-    /// There is no backend: what the system said, or what that means here.
-    NoBackend(i32),
-    /// This system refused what a channel needs.
-    Lacks(Need, i32),
-    /// This system refused something else.
-    System(&'static str, i32),
-}
-
-impl WhyDown {
-    /// For `map_err`: `make` says why, with the number of the error.
-    pub(super) fn because(make: impl Fn(i32) -> WhyDown) -> impl Fn(io::Error) -> WhyDown {
-        move |error| make(error.raw_os_error().unwrap_or(libc::ENOTCONN))
-    }
-
-    /// What an offer is told.
-    #[cold]
-    pub(super) fn error(self, path: Arc<Path>) -> BrokerError {
-        let source = io::Error::from_raw_os_error;
-        match self {
-            WhyDown::NoBackend(code) => BrokerError::Unavailable { path, source: source(code) },
-            WhyDown::Lacks(need, code) => SupportError { need, source: source(code) }.into(),
-            WhyDown::System(action, code) => BrokerError::System { action, source: source(code) },
-        }
-    }
-}
-
-impl From<SupportError> for WhyDown {
-    fn from(SupportError { need, source }: SupportError) -> WhyDown {
-        WhyDown::Lacks(need, source.raw_os_error().unwrap_or(libc::ENOSYS))
-    }
 }
 
 impl Reconnecting {
     pub(super) fn new(options: &BrokerOptions) -> Reconnecting {
-        Reconnecting {
-            next_pause: options.reconnect_min,
-            why_down: WhyDown::NoBackend(libc::ENOTCONN),
-        }
+        let why_down = WhyDown::NoBackend(libc::ENOTCONN);
+        Reconnecting { next_pause: options.reconnect_min, why_down }
     }
 }
 
@@ -99,10 +60,12 @@ impl Broker {
     }
 
     fn connect(&mut self, now: Instant) -> Result<Channel, WhyDown> {
-        let channel = Channel::connect(&self.path, self.options.max_in_flight, now)?;
+        let channel = Channel::connect(&self.path, &self.options, now)?;
         if let Some(events) = self.handle.events() {
-            let refused = WhyDown::because(|code| WhyDown::System("watch the channel", code));
-            channel.watch(events).map_err(refused)?;
+            channel.watch(events).map_err(|error| {
+                let code = error.raw_os_error().unwrap_or(libc::ENOMEM);
+                WhyDown::System("watch the channel", code)
+            })?;
         }
         Ok(channel)
     }

@@ -41,12 +41,13 @@ impl fmt::Display for Problem {
         match self {
             Problem::Null => f.write_str("is NULL"),
             Problem::Misaligned => f.write_str("is misaligned"),
-            Problem::Descriptor(fd) => write!(f, "is {fd}, which is no descriptor"),
+            Problem::Descriptor(fd) => write!(f, "is {fd}, which is not a descriptor"),
             Problem::Size(size, macro_name) => {
                 write!(f, "has the size {size}: initialise it with {macro_name}")
             }
             Problem::UnknownField => {
-                write!(f, "sets a field that version {} does not have", env!("CARGO_PKG_VERSION"))
+                let version = env!("CARGO_PKG_VERSION");
+                write!(f, "sets a field that libhandoff {version} does not have")
             }
             Problem::Length(len) => write!(f, "cannot have {len} elements"),
             Problem::Is(text) => f.write_str(text),

@@ -3,21 +3,25 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, IntoRawFd};
 
-use super::argument::{Out, Problem, descriptor, exclusive, free, path, reference, wait};
+use super::argument::{Out, Problem, check, descriptor, exclusive, free, path, reference, wait};
 use super::broker::nonzero;
 use super::growing::{Fill, Growing, Input, initialize, read_or_default};
-use super::guard::{Failure, Message, guard, guard_or};
+use super::guard::{Failure, Message, guard, guard_or, wake};
 use super::peer::{handoff_peer_policy, policy};
 use super::reason::{handoff_reason, reason};
-use super::status::{HANDOFF_OK, handoff_status};
+use super::status::{HANDOFF_OK, handoff_status, status_of};
 use crate::backend::{Arrival, Backend, BackendOptions, BackendStatistics, Kinds};
+use crate::handle::Waker;
+use crate::kind::ErrorKind;
+use crate::memory;
 
 /// The backend's end of the channels of one handoff socket.
 ///
-/// It belongs to the process that uses it first after listening. Once it runs, it allocates only
-/// for new channels and for arrivals of more than 16 KiB.
+/// It belongs to the process that uses it first. Listening is not a use, so you can listen before
+/// fork(). Once it runs, it allocates only for new channels and for arrivals of more than 16 KiB.
 pub struct handoff_backend {
     backend: Backend,
+    waker: Waker,
     last_error: Message,
 }
 
@@ -27,12 +31,13 @@ pub struct handoff_backend {
 pub struct handoff_backend_options {
     /// Set by HANDOFF_BACKEND_OPTIONS_INIT.
     pub size: usize,
-    /// The permission bits of the socket's file, whatever the umask: default 0600. A broker needs
-    /// write permission, unix(7). Abstract names have none: set a policy.
+    /// The permission bits of the socket's file, independent of the umask: default 0600. A broker
+    /// needs write permission, unix(7). Abstract names have none: set a policy.
     pub mode: u32,
-    /// Brokers that may wait to be accepted, listen(2): default 4096.
+    /// Brokers that may wait to be accepted, listen(2): default 4096. The system may allow fewer:
+    /// somaxconn in listen(2).
     pub backlog: i32,
-    /// Who may connect: default this process's user and root. Copied.
+    /// Who may connect, or NULL for this process's effective user and root. Copied.
     pub policy: *const handoff_peer_policy,
     /// The most channels at once: 1 to 65535, default 64.
     pub max_channels: usize,
@@ -64,8 +69,8 @@ pub const HANDOFF_KIND_SEQPACKET: u64 = 2;
 pub const HANDOFF_KIND_DATAGRAM: u64 = 4;
 /// With one of the others: also sockets without a peer, such as listening ones.
 pub const HANDOFF_KIND_UNCONNECTED: u64 = 8;
-/// Any socket. Nothing is asked about what arrives, which saves much of an arrival's cost: for a
-/// backend that trusts its brokers to offer what they accepted.
+/// Any socket. The backend asks the kernel nothing about the kind of what arrives, which saves time.
+/// Use it only if you trust your brokers.
 pub const HANDOFF_KIND_ANY: u64 = 15;
 
 /// Initialises options as HANDOFF_BACKEND_OPTIONS_INIT does, for languages without macros.
@@ -83,22 +88,22 @@ pub extern "C" fn handoff_backend_options_init(
 
 /// Makes a handoff socket and listens on it for brokers.
 ///
-/// The file has its mode before anybody can connect. A socket that nobody listens on any more is
-/// replaced. One that somebody listens on, and anything that is not a socket, stays as it is. Of
-/// several processes that start together one succeeds: they take turns by locking the directory,
-/// flock(2).
+/// The file has its mode before anyone can connect to it. A socket that is closed is replaced. One
+/// that is open, and anything that is not a socket, stays as it is. If several processes start at
+/// once, one succeeds, and the others get HANDOFF_ERR_ADDRESS_IN_USE. The file is made in the same
+/// directory, under another name that begins with ".", and moves to its path when it is complete:
+/// ss(8) and getsockname(2) keep telling that other name.
 ///
 /// @param path          the socket's path, at most 107 bytes, in a directory that this process can
-///                      read and write; "@" starts an abstract name, without a file
+///                      write to; "@" starts an abstract name, without a file
 /// @param options       the limits, or NULL for the defaults; read during the call only
 /// @param[out] backend  the backend; free it with handoff_backend_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_ADDRESS_IN_USE; HANDOFF_ERR_NOT_A_SOCKET;
 ///         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
 ///         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
-///         or `kinds` is HANDOFF_KIND_UNCONNECTED alone; HANDOFF_ERR_WOULD_BLOCK if another
-///         process holds the directory's lock for a second; HANDOFF_ERR_UNSUPPORTED if this system
-///         lacks what a backend needs; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
-///         HANDOFF_ERR_LISTEN_FAILED.
+///         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown kind;
+///         HANDOFF_ERR_UNSUPPORTED if this system lacks what a backend needs;
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_LISTEN_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_listen(
@@ -111,7 +116,7 @@ pub extern "C" fn handoff_backend_listen(
         let options = core_options(read_or_default(options, "options")?)?;
         let out = Out::new(backend, "backend")?;
         let backend = Backend::listen(path, options)?;
-        out.give(handoff_backend { backend, last_error: Message::new() });
+        out.give(handoff_backend { waker: backend.waker(), backend, last_error: Message::new() });
         Ok(())
     })
 }
@@ -125,6 +130,7 @@ pub extern "C" fn handoff_backend_listen(
 /// @param[out] backend  the backend; free it with handoff_backend_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is no such socket or for options
 ///         as in handoff_backend_listen(); HANDOFF_ERR_UNSUPPORTED; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
+///         HANDOFF_ERR_NO_MEMORY;
 ///         HANDOFF_ERR_SYSTEM.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -138,7 +144,7 @@ pub extern "C" fn handoff_backend_listen_on(
         let options = core_options(read_or_default(options, "options")?)?;
         let out = Out::new(backend, "backend")?;
         let backend = Backend::listen_on(listener, options)?;
-        out.give(handoff_backend { backend, last_error: Message::new() });
+        out.give(handoff_backend { waker: backend.waker(), backend, last_error: Message::new() });
         Ok(())
     })
 }
@@ -155,8 +161,8 @@ fn core_options(options: handoff_backend_options) -> Result<BackendOptions, Fail
     Ok(BackendOptions {
         mode: if options.mode == 0 { defaults.mode } else { options.mode },
         backlog: if options.backlog == 0 { defaults.backlog } else { options.backlog },
-        users: policy.users.to_vec(),
-        groups: policy.groups.to_vec(),
+        users: memory::copy(policy.users, "the policy")?,
+        groups: memory::copy(policy.groups, "the policy")?,
         max_channels: nonzero(options.max_channels, defaults.max_channels),
         max_in_flight: nonzero(options.max_in_flight, defaults.max_in_flight),
         max_offer_bytes: nonzero(options.max_offer_bytes, max_offer_bytes),
@@ -178,7 +184,12 @@ fn with(
     backend: *mut handoff_backend,
     body: impl FnOnce(&mut Backend) -> Result<(), Failure>,
 ) -> handoff_status {
-    let status = guard(|| body(&mut exclusive(backend, "backend")?.backend));
+    let status = guard(|| {
+        check(backend, "backend")?;
+        // Not the whole handle: another thread may use its waker.
+        // SAFETY: not NULL and aligned; projecting a pointer reads nothing.
+        body(exclusive(unsafe { &raw mut (*backend).backend }, "backend")?)
+    });
     if let (..0, Ok(backend)) = (status, reference(backend, "backend")) {
         backend.last_error.copy_from_thread();
     }
@@ -187,8 +198,9 @@ fn with(
 
 /// An offer as the backend sees it. Its token is verified.
 ///
-/// The pointers are valid until the arrival is rejected or, once it is adopted, until the next
-/// handoff_backend_dispatch() or handoff_backend_accept().
+/// The pointers are valid until you reject the arrival or adopting it fails. Once it is adopted,
+/// they are valid until the next handoff_backend_dispatch(), handoff_backend_accept() or
+/// handoff_backend_free().
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_arrival {
@@ -199,17 +211,19 @@ pub struct handoff_arrival {
     /// From handoff_backend_accept(): the connection, yours to serve and to close(2). From
     /// handoff_backend_next(): -1, because it is not adopted yet.
     pub fd: c_int,
-    /// The broker's process when it connected, for logs. A pid is not an identity.
+    /// The broker's process when it connected, for logs: a pid is not an identity. 0 if the broker
+    /// is in a PID namespace that this process cannot see.
     pub broker_pid: i32,
     /// The broker's effective user when it connected.
     pub broker_uid: u32,
     /// The broker's effective group when it connected.
     pub broker_gid: u32,
     /// Bytes that the broker has read from the client. They come before what you read from `fd`.
+    /// Never NULL.
     pub preread: *const c_void,
     /// The number of bytes.
     pub preread_len: usize,
-    /// What the broker wanted you to know.
+    /// What the broker wanted you to know. Never NULL.
     pub metadata: *const c_void,
     /// The number of bytes.
     pub metadata_len: usize,
@@ -243,13 +257,16 @@ fn arrival_of(arrival: &Arrival<'_>, fd: c_int) -> handoff_arrival {
 
 /// Waits for an arrival and adopts it, as accept(2) does. For programs without an event loop.
 ///
+/// A signal does not end the wait: let its handler call handoff_backend_wake().
+///
 /// @param backend       the backend
 /// @param wait_ms       how long to wait, in milliseconds, as in poll(2)
 /// @param[out] arrival  the adopted connection and what came with it; close(2) its `fd`
-/// @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time;
+/// @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time; HANDOFF_WOKEN after
+///         handoff_backend_wake();
 ///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
-///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_UNSUPPORTED or
-///         HANDOFF_ERR_SYSTEM at the first use.
+///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
+///         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_accept(
@@ -265,10 +282,30 @@ pub extern "C" fn handoff_backend_accept(
     })
 }
 
-/// Returns the one descriptor to watch. It is readable whenever handoff_backend_dispatch() has
-/// work, level- and edge-triggered, and stays the same. If handoff_backend_next() has left arrivals,
-/// it is readable after at most a millisecond. So it is, level-triggered, if handoff_backend_accept()
-/// has with a `wait_ms` of 0.
+/// Ends a wait in handoff_backend_accept(). The call that waits, or else the next one that would
+/// wait, returns HANDOFF_WOKEN.
+///
+/// @param backend  the backend; nobody may free it meanwhile
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
+///         leaves errno and the last errors as they are.
+///
+/// Safe in any thread and in a signal handler, also while another thread uses the backend.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_backend_wake(backend: *const handoff_backend) -> handoff_status {
+    if check(backend, "backend").is_err() {
+        return status_of(ErrorKind::InvalidArgument);
+    }
+    // SAFETY: not NULL and aligned. Only the waker is borrowed, which calls in other threads borrow
+    // in the same way or not at all.
+    wake(unsafe { &(*backend).waker })
+}
+
+/// Returns the backend's descriptor, for your event loop. It is readable whenever
+/// handoff_backend_dispatch() has work, and after at most a millisecond if handoff_backend_next() has
+/// left arrivals. So it is, level-triggered, if handoff_backend_accept() has with a `wait_ms` of 0.
+///
+/// It stays the same for the backend's life. You may watch it level- or edge-triggered. This is a
+/// use: the backend belongs to this process.
 ///
 /// @param backend  the backend
 /// @return the descriptor, which stays the backend's: do not read, write or close it; -1 on error,
@@ -284,21 +321,25 @@ pub extern "C" fn handoff_backend_fd(backend: *mut handoff_backend) -> c_int {
     if status == HANDOFF_OK { fd } else { -1 }
 }
 
-/// Does what is due: accepts brokers, receives offers, sends verdicts. It never blocks. Call it when
-/// the descriptor is readable, then call handoff_backend_next().
+/// Does a backend's pending work: accepts brokers, receives offers, sends verdicts.
+///
+/// It never blocks. Call it when the descriptor is readable, then call handoff_backend_next().
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the
-///         first use. A broker's fault is not an error here: it is counted in the statistics.
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY, HANDOFF_ERR_UNSUPPORTED or
+///         HANDOFF_ERR_SYSTEM at the first use. A broker's fault is not an error here: it is counted
+///         in the statistics.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> handoff_status {
     with(backend, |backend| Ok(backend.dispatch()?))
 }
 
-/// Takes the next arrival, to look at it and then adopt or reject it, now or later. Call it until it
-/// returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and rejected.
+/// Takes the next arrival. Look at it, then adopt or reject it, now or later.
+///
+/// Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
+/// rejected.
 ///
 /// @param backend       the backend
 /// @param[out] arrival  what arrived; its `fd` is -1
@@ -318,18 +359,18 @@ pub extern "C" fn handoff_backend_next(
     })
 }
 
-/// Adopts an arrival. From HANDOFF_OK on, this process alone owns the connection.
+/// Adopts an arrival. After HANDOFF_OK this process alone owns the connection.
 ///
-/// The verdict is sent when handoff_backend_next() next returns HANDOFF_NOTHING, so that you can
-/// answer clients first. If it has already returned that, the verdict is sent now. If you stop
-/// calling it, handoff_backend_dispatch() sends the verdict after 1 ms; the descriptor becomes
-/// readable for that.
+/// The verdict is sent the next time handoff_backend_next() returns HANDOFF_NOTHING, so that you can
+/// answer clients first, or when 64 verdicts wait. If it has already returned that, the verdict is
+/// sent now. If you stop calling it, handoff_backend_dispatch() sends the verdict after 1 ms; the
+/// descriptor becomes readable for that.
 ///
 /// @param backend  the backend
 /// @param id       the arrival's id
 /// @param[out] fd  the connection, close-on-exec, yours to close(2). Its other flags and options
 ///                 are as the broker set them.
-/// @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke its channel: the
+/// @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke the protocol: the
 ///         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held;
 ///         HANDOFF_ERR_WRONG_PROCESS.
 #[unsafe(no_mangle)]
@@ -362,9 +403,11 @@ pub extern "C" fn handoff_backend_reject(
     with(backend, |backend| Ok(backend.reject(id, self::reason(reason)?)?))
 }
 
-/// Stops listening and takes no more offers, so that a successor can take the path. What has arrived
-/// can still be adopted. Free the backend when `held` in its statistics is 0 after a dispatch: the
-/// brokers then take back what was still on its way.
+/// Stops listening and tells the brokers to offer no more. A successor can then listen at the path.
+///
+/// Go on with dispatch and next, and adopt or reject what arrives. When `held` in the statistics is
+/// 0 after a dispatch, free the backend: the brokers take back what has not arrived.
+/// handoff_backend_accept() without a time limit may then wait forever.
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.
@@ -392,13 +435,13 @@ pub struct handoff_backend_statistics {
     pub accepted: u64,
     /// Brokers turned away: not allowed, or too many.
     pub refused: u64,
-    /// Channels ended because of a protocol error.
+    /// Channels ended because of a protocol error, or because no hello came in 5 seconds.
     pub broken: u64,
     /// Channels now.
     pub channels: u64,
     /// Arrivals held now.
     pub held: u64,
-    /// Their bytes.
+    /// The bytes of these arrivals.
     pub held_bytes: u64,
 }
 
@@ -450,8 +493,7 @@ pub extern "C" fn handoff_backend_get_statistics(
     })
 }
 
-/// Returns a message about the last error of this backend's calls, as handoff_last_error() does for
-/// a thread's.
+/// Returns a message about this backend's last error. For the rest see handoff_last_error().
 ///
 /// @param backend  the backend
 /// @return a string, never NULL, empty if no call has failed yet or `backend` is NULL. It is valid
@@ -463,9 +505,12 @@ pub extern "C" fn handoff_backend_last_error(backend: *const handoff_backend) ->
     })
 }
 
-/// Closes every channel and every connection that was not adopted, stops listening, and frees the
-/// backend. The socket's file is removed if it is still the one that was made. What you adopted is
-/// yours and stays open. In a child of fork() it closes the child's copies only.
+/// Stops listening and frees the backend.
+///
+/// It closes every channel and every connection that was not adopted. What you adopted is yours and
+/// stays open. The socket's file is removed if it is still the one that was made; that may wait up
+/// to a second for the lock on the directory. In a child of fork() the call closes the child's
+/// copies only.
 ///
 /// @param backend  the backend, or NULL, which does nothing
 #[unsafe(no_mangle)]

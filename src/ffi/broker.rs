@@ -9,23 +9,28 @@ use std::time::Duration;
 use libc::iovec;
 
 use super::argument::{
-    Out, Problem, bytes, descriptor, exclusive, free, path, reference, slice, string, timeout,
+    Out, Problem, bytes, check, descriptor, exclusive, free, path, reference, slice, string,
+    timeout,
 };
 use super::growing::{Fill, Growing, Input, initialize, read, read_or_default};
-use super::guard::{Failure, Message, guard, guard_or};
+use super::guard::{Failure, Message, guard, guard_or, wake};
+use super::peer::{handoff_peer_policy, policy};
 use super::reason::{
     HANDOFF_ADOPTED, HANDOFF_FALLBACK, HANDOFF_REASON_NONE, handoff_outcome, handoff_reason,
 };
-use super::status::{HANDOFF_OK, handoff_status};
+use super::status::{HANDOFF_OK, handoff_status, status_of};
 use crate::broker::{Broker, BrokerOptions, BrokerStatistics, Offer, Verdict};
+use crate::handle::Waker;
+use crate::kind::ErrorKind;
 use crate::reason::Reason;
 
 /// The broker's end of a channel to one backend.
 ///
-/// It belongs to the process that uses it first: make it before fork() and use it in one child, or
-/// make one in each.
+/// It belongs to the process that uses it first. You can make it before fork() and use it in one
+/// child. Several children need one each.
 pub struct handoff_broker {
     broker: Broker,
+    waker: Waker,
     last_error: Message,
 }
 
@@ -40,26 +45,31 @@ pub struct handoff_broker_options {
     /// How long an offer may wait for its verdict, in milliseconds, unless the offer says
     /// otherwise: default 5000; HANDOFF_NO_TIMEOUT.
     pub timeout_ms: u64,
-    /// The most bytes of offers that wait for room in the socket: at least 131072, default 1048576;
+    /// The most bytes of offers queued while the socket is full: at least 131072, default 1048576;
     /// HANDOFF_NO_LIMIT.
     pub queue_bytes: usize,
-    /// After so many failures within `failure_period_ms`, offers are refused: 1 to 4096, default 8;
-    /// HANDOFF_NO_LIMIT never refuses for that.
+    /// Offers are refused after this many failures within `failure_period_ms`: 1 to 4096, default
+    /// 8; HANDOFF_NO_LIMIT: offers are never refused for failures. A failure is an offer that timed
+    /// out, or a channel that ended with offers in flight. An adoption resets the count.
     pub max_failures: usize,
     /// How long a failure counts, in milliseconds: default 30000.
     pub failure_period_ms: u64,
     /// The pause before the first reconnect, in milliseconds: default 10. It doubles with each
     /// failed attempt.
     pub reconnect_min_ms: u64,
-    /// The longest pause, in milliseconds: default 1000, or `reconnect_min_ms` if that is longer.
+    /// The longest pause between two attempts to connect, in milliseconds: default 1000, or
+    /// `reconnect_min_ms` if that is longer.
     pub reconnect_max_ms: u64,
+    /// Who may be the backend: default root, this process's user and, for a path, the owner of the
+    /// socket's file. Checked for each connection before anything is sent. Copied.
+    pub policy: *const handoff_peer_policy,
 }
 
 // SAFETY: repr(C), begins with its size.
 unsafe impl Growing for handoff_broker_options {
     const INIT: &'static str = "HANDOFF_BROKER_OPTIONS_INIT";
 }
-// SAFETY: integers.
+// SAFETY: integers and a pointer.
 unsafe impl Input for handoff_broker_options {}
 
 /// Initialises options as HANDOFF_BROKER_OPTIONS_INIT does, for languages without macros.
@@ -77,15 +87,16 @@ pub extern "C" fn handoff_broker_options_init(
 
 /// Makes a broker for the backend that listens at `path`.
 ///
-/// It does no I/O and opens nothing. The first use connects; after that the broker reconnects by
-/// itself whenever the channel ends.
+/// It does no I/O and opens nothing. The first use starts to connect; after that the broker
+/// reconnects by itself whenever the channel ends.
 ///
 /// @param path         the handoff socket's path, at most 107 bytes; "@" starts an abstract name
 /// @param options      the limits, or NULL for the defaults; read during the call only
 /// @param[out] broker  the broker; free it with handoff_broker_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, the path cannot be a
-///         socket's, `options->size` is wrong or `reconnect_min_ms` is more than
-///         `reconnect_max_ms`.
+///         socket's, the `size` of the options or of their `policy` is wrong, a list of the policy
+///         is NULL but not empty, or `reconnect_min_ms` is more than `reconnect_max_ms`;
+///         HANDOFF_ERR_NO_MEMORY.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_new(
@@ -95,19 +106,20 @@ pub extern "C" fn handoff_broker_new(
 ) -> handoff_status {
     guard(|| {
         let path = self::path(path)?;
-        let options = core_options(read_or_default(options, "options")?);
+        let options = core_options(read_or_default(options, "options")?)?;
         let out = Out::new(broker, "broker")?;
         let broker = Broker::new(path, options)?;
-        out.give(handoff_broker { broker, last_error: Message::new() });
+        out.give(handoff_broker { waker: broker.waker(), broker, last_error: Message::new() });
         Ok(())
     })
 }
 
-fn core_options(options: handoff_broker_options) -> BrokerOptions {
+fn core_options(options: handoff_broker_options) -> Result<BrokerOptions, Failure> {
+    let policy = policy(options.policy)?;
     let defaults = BrokerOptions::default();
     let or_default = |milliseconds, default| timeout(milliseconds, default);
     let reconnect_min = or_default(options.reconnect_min_ms, defaults.reconnect_min);
-    BrokerOptions {
+    Ok(BrokerOptions {
         max_in_flight: nonzero(options.max_in_flight, defaults.max_in_flight),
         timeout: timeout(options.timeout_ms, defaults.timeout),
         queue_bytes: nonzero(options.queue_bytes, defaults.queue_bytes),
@@ -122,7 +134,9 @@ fn core_options(options: handoff_broker_options) -> BrokerOptions {
             options.reconnect_max_ms,
             defaults.reconnect_max.max(reconnect_min),
         ),
-    }
+        users: policy.users.into(),
+        groups: policy.groups.into(),
+    })
 }
 
 pub(super) fn nonzero(value: usize, default: usize) -> usize {
@@ -134,7 +148,12 @@ fn with(
     broker: *mut handoff_broker,
     body: impl FnOnce(&mut Broker) -> Result<(), Failure>,
 ) -> handoff_status {
-    let status = guard(|| body(&mut exclusive(broker, "broker")?.broker));
+    let status = guard(|| {
+        check(broker, "broker")?;
+        // Not the whole handle: another thread may use its waker.
+        // SAFETY: not NULL and aligned; projecting a pointer reads nothing.
+        body(exclusive(unsafe { &raw mut (*broker).broker }, "broker")?)
+    });
     if let (..0, Ok(broker)) = (status, reference(broker, "broker")) {
         broker.last_error.copy_from_thread();
     }
@@ -142,6 +161,9 @@ fn with(
 }
 
 /// A connection to hand over. Set at least `fd`.
+///
+/// Preread, metadata, service and correlation together are at most the backend's `max_offer_bytes`,
+/// by default 65536.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_offer {
@@ -153,12 +175,12 @@ pub struct handoff_offer {
     pub fd: c_int,
     /// HANDOFF_OFFER_MORE, or 0.
     pub flags: u32,
-    /// Bytes that you have read from the client. The backend gets them first. Copied.
+    /// Bytes that you have read from the client. The backend consumes them first. Copied.
     pub preread: *const c_void,
     /// The number of bytes.
     pub preread_len: usize,
-    /// The same in several buffers, in place of `preread`, which must then be empty. Copied. Empty
-    /// parts may be NULL.
+    /// The same bytes in several buffers. Set this or `preread`, not both. Copied. `iov_base` of an
+    /// empty part may be NULL.
     pub preread_iov: *const iovec,
     /// The length of the array.
     pub preread_iov_len: usize,
@@ -184,8 +206,8 @@ unsafe impl Growing for handoff_offer {
 // SAFETY: integers and pointers.
 unsafe impl Input for handoff_offer {}
 
-/// In handoff_offer.flags: more offers follow at once, so do not send yet. The last offer without
-/// it sends them all, as handoff_broker_flush() and handoff_broker_dispatch() do.
+/// In handoff_offer.flags: more offers follow, so do not send this one yet. The next accepted offer
+/// without the flag sends them all; so do handoff_broker_flush() and handoff_broker_dispatch().
 pub const HANDOFF_OFFER_MORE: u32 = 1;
 
 /// Initialises an offer as HANDOFF_OFFER_INIT does, for languages without macros.
@@ -205,27 +227,35 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
     })
 }
 
-/// Offers a connection to the backend. It never blocks: an offer for which the socket has no room
-/// waits in the broker.
+/// Offers a connection to the backend. It never blocks: while the socket is full, the offer is
+/// queued.
 ///
 /// @param broker   the broker
 /// @param offer    the connection and what goes with it; everything but `fd` is copied
 /// @param[out] id  names the offer for handoff_broker_take_back(); may be NULL
-/// @return HANDOFF_OK: handoff_broker_next() will return its verdict. After an error nothing was
-///         sent and there is no verdict, so serve the client another way:
+/// @return HANDOFF_OK: handoff_broker_next() will return its verdict. After any error except
+///         HANDOFF_ERR_INTERNAL nothing was sent and there is no verdict, so serve the client
+///         another way:
 ///         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, or if the backend is draining;
 ///         HANDOFF_ERR_WOULD_BLOCK if there is none because too many brokers wait to be accepted;
 ///         HANDOFF_ERR_PERMISSION_DENIED if there is none because this process may not connect;
-///         HANDOFF_ERR_FULL if the limit of offers in flight, of queued bytes or of verdicts not
-///         taken is reached; handoff_last_error() says which;
+///         HANDOFF_ERR_PEER_NOT_ALLOWED if the user who listens at the path may not be the backend,
+///         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
+///         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, or
+///         too many verdicts are not taken; handoff_last_error() says which;
 ///         HANDOFF_ERR_RATE_LIMITED if the backend failed too often;
 ///         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
 ///         `correlation` is too long;
-///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket;
+///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, `flags` has an unknown bit
+///         or both forms of preread are set;
 ///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
-///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_UNSUPPORTED if this system lacks what a
-///         channel needs; HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG is RLIMIT_FSIZE,
-///         for the memory that the two ends share counts as a file.
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_UNSUPPORTED if this
+///         system lacks what a channel needs; HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG
+///         is RLIMIT_FSIZE, for the memory that the two ends share counts as a file.
+///
+/// After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
+/// handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
+/// yours.
 ///
 /// It allocates nothing once the broker is connected.
 #[unsafe(no_mangle)]
@@ -255,7 +285,7 @@ fn with_offer<T>(
         if pointer.is_null() { Ok(&[][..]) } else { string(pointer, name) }
     };
     if offer.flags & !HANDOFF_OFFER_MORE != 0 {
-        return Err(Failure::Argument("offer.flags", Problem::Is("has an unknown flag")));
+        return Err(Failure::Argument("offer.flags", Problem::Is("has an unknown bit")));
     }
     let whole = [IoSlice::new(bytes(offer.preread, offer.preread_len, "offer.preread")?)];
     let preread = match (offer.preread_len, offer.preread_iov_len) {
@@ -295,21 +325,24 @@ fn parts<'a>(iov: *const iovec, len: usize) -> Result<Cow<'a, [IoSlice<'a>]>, Fa
     Ok(Cow::Borrowed(unsafe { std::slice::from_raw_parts(iov.as_ptr().cast(), len) }))
 }
 
-/// Sends what was offered with HANDOFF_OFFER_MORE.
+/// Sends what was offered with HANDOFF_OFFER_MORE. It never blocks.
 ///
 /// @param broker  the broker
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_UNSUPPORTED or
-///         HANDOFF_ERR_SYSTEM at the first use.
+///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
+///         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_flush(broker: *mut handoff_broker) -> handoff_status {
     with(broker, |broker| Ok(broker.flush()?))
 }
 
-/// Returns the one descriptor to watch. It is readable whenever handoff_broker_dispatch() has work,
-/// level- and edge-triggered, and stays the same. If handoff_broker_next() has left verdicts, it is
-/// readable after at most a millisecond. This is a use: the broker starts to connect.
+/// Returns the broker's descriptor, for your event loop. It is readable whenever
+/// handoff_broker_dispatch() has work, and after at most a millisecond if handoff_broker_next() has
+/// left verdicts.
+///
+/// It stays the same for the broker's life. You may watch it level- or edge-triggered. This is a
+/// use: the broker starts to connect.
 ///
 /// @param broker  the broker
 /// @return the descriptor, which stays the broker's: do not read, write or close it; -1 on error,
@@ -325,14 +358,16 @@ pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
     if status == HANDOFF_OK { fd } else { -1 }
 }
 
-/// Does what is due: connects, receives verdicts, sends offers, takes back those that are late. It
-/// never blocks. Call it when the descriptor is readable, then call handoff_broker_next().
+/// Does a broker's pending work: connects, receives verdicts, sends offers, takes back offers whose
+/// timeout has passed.
+///
+/// It never blocks. Call it when the descriptor is readable, then call handoff_broker_next().
 ///
 /// @param broker  the broker
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_UNSUPPORTED or
-///         HANDOFF_ERR_SYSTEM at the first use. A problem with the backend is not an error here: it
-///         is the reason in the verdicts, and the status of the next offer.
+///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
+///         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use. A problem with the backend
+///         is not an error here: it is the reason in the verdicts, and the status of the next offer.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_dispatch(broker: *mut handoff_broker) -> handoff_status {
@@ -351,14 +386,16 @@ pub struct handoff_verdict {
     pub user_data: *mut c_void,
     /// Who owns the connection now: HANDOFF_ADOPTED or HANDOFF_FALLBACK.
     pub outcome: handoff_outcome,
-    /// Why it is a fallback. If it was adopted: HANDOFF_REASON_NONE, or what happened afterwards.
+    /// Why it is a fallback. With HANDOFF_ADOPTED: HANDOFF_REASON_NONE;
+    /// HANDOFF_REASON_BACKEND_DIED; or HANDOFF_REASON_INTEGRITY_MISMATCH if the backend broke the
+    /// protocol: it may have adopted the connection, so do not serve it.
     pub reason: handoff_reason,
-    /// Not 0, with a fallback: the backend may still hold a copy of the descriptor, which it cannot
-    /// serve. It may have changed what copies share, such as O_NONBLOCK and socket options: set what
-    /// you rely on. close(2) sends no FIN while there is a copy, so end the connection with
-    /// shutdown(2) and then close it.
+    /// Not 0, with a fallback: the backend may still hold a copy of the descriptor. It cannot adopt
+    /// it any more. It may have changed what copies share, such as O_NONBLOCK and socket options:
+    /// set what you rely on. End the connection with shutdown(2), then close(2): close(2) alone
+    /// sends no FIN while there is a copy.
     pub may_have_reached_backend: u32,
-    /// 0.
+    /// Reserved: always 0.
     pub reserved: u32,
 }
 
@@ -406,14 +443,19 @@ pub extern "C" fn handoff_broker_next(
 
 /// Offers a connection and waits for its verdict. For programs without an event loop.
 ///
-/// It also waits for the backend's welcome and for room, for the offer's `timeout_ms` in all. If
-/// nobody listens it returns at once.
+/// It waits for the channel, for room and for the verdict, together at most the offer's
+/// `timeout_ms`. If connecting fails or is to wait for the next attempt, and while the backend
+/// drains, it returns HANDOFF_ERR_BACKEND_UNAVAILABLE at once.
 ///
 /// @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
 /// @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect
 /// @param[out] verdict  what became of it
-/// @return HANDOFF_OK if there is a verdict. After an error there is none, and the connection is
-///         still yours: as handoff_broker_offer().
+/// @return HANDOFF_OK if there is a verdict. Otherwise there is none, and the connection is still
+///         yours: HANDOFF_WOKEN after handoff_broker_wake(), or an error as from
+///         handoff_broker_offer().
+///
+/// After HANDOFF_WOKEN, HANDOFF_ERR_DESCRIPTOR_PRESSURE and HANDOFF_ERR_SYSTEM the backend may hold
+/// a copy of the descriptor: see `may_have_reached_backend` in handoff_verdict.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_offer_and_wait(
@@ -428,14 +470,37 @@ pub extern "C" fn handoff_broker_offer_and_wait(
     })
 }
 
+/// Ends a wait in handoff_broker_offer_and_wait(). The call that waits, or else the next one that
+/// would wait, takes its offer back and returns HANDOFF_WOKEN.
+///
+/// If the backend has adopted the connection, the call returns that verdict, and the next one is
+/// woken.
+///
+/// @param broker  the broker; nobody may free it meanwhile
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
+///         leaves errno and the last errors as they are.
+///
+/// Safe in any thread and in a signal handler, also while another thread uses the broker.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_broker_wake(broker: *const handoff_broker) -> handoff_status {
+    if check(broker, "broker").is_err() {
+        return status_of(ErrorKind::InvalidArgument);
+    }
+    // SAFETY: not NULL and aligned. Only the waker is borrowed, which calls in other threads borrow
+    // in the same way or not at all.
+    wake(unsafe { &(*broker).waker })
+}
+
 /// Takes an offer back.
 ///
 /// @param broker  the broker
 /// @param id      the offer's id
-/// @return HANDOFF_OK: the connection is yours, and there will be no verdict;
-///         HANDOFF_ERR_TOO_LATE if the backend has adopted it or its verdict is known: take that
-///         from handoff_broker_next(); HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL;
-///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED.
+/// @return HANDOFF_OK: the connection is yours, and there will be no verdict. The backend may still
+///         hold a copy of the descriptor: see `may_have_reached_backend` in handoff_verdict.
+///         HANDOFF_ERR_TOO_LATE if the backend has adopted it or its verdict is known, which
+///         handoff_broker_next() returns; also if `id` names no offer in flight.
+///         HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL; HANDOFF_ERR_WRONG_PROCESS;
+///         HANDOFF_ERR_CLOSED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_take_back(broker: *mut handoff_broker, id: u64) -> handoff_status {
@@ -443,8 +508,10 @@ pub extern "C" fn handoff_broker_take_back(broker: *mut handoff_broker, id: u64)
 }
 
 /// Takes every offer back and closes the channel. Then call handoff_broker_next() for the verdicts,
-/// HANDOFF_REASON_BROKER_CLOSED unless the backend was first, and handoff_broker_free(). Any other
-/// call returns HANDOFF_ERR_CLOSED.
+/// HANDOFF_REASON_BROKER_CLOSED unless the backend was first, and handoff_broker_free().
+///
+/// The statistics and the last error can still be read. Calls that need the channel return
+/// HANDOFF_ERR_CLOSED, and handoff_broker_fd() returns -1.
 ///
 /// @param broker  the broker
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
@@ -460,19 +527,19 @@ pub extern "C" fn handoff_broker_close(broker: *mut handoff_broker) -> handoff_s
 pub struct handoff_broker_statistics {
     /// Set by HANDOFF_BROKER_STATISTICS_INIT.
     pub size: usize,
-    /// Offers accepted by handoff_broker_offer().
+    /// Offers accepted by handoff_broker_offer() and handoff_broker_offer_and_wait().
     pub offered: u64,
-    /// Offers refused by handoff_broker_offer().
+    /// Offers refused by these calls.
     pub refused: u64,
     /// Offers that the backend adopted.
     pub adopted: u64,
-    /// Offers taken back by handoff_broker_take_back().
+    /// Offers taken back by handoff_broker_take_back() and handoff_broker_wake().
     pub taken_back: u64,
     /// Channels set up, the first included.
     pub connects: u64,
     /// Offers in flight now.
     pub in_flight: u64,
-    /// Bytes that wait for room in the socket now.
+    /// Bytes queued while the socket is full, now.
     pub queued_bytes: u64,
     /// Fallbacks by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on.
     pub fallbacks: [u64; 32],
@@ -524,8 +591,7 @@ pub extern "C" fn handoff_broker_get_statistics(
     })
 }
 
-/// Returns a message about the last error of this broker's calls, as handoff_last_error() does for
-/// a thread's.
+/// Returns a message about this broker's last error. For the rest see handoff_last_error().
 ///
 /// @param broker  the broker
 /// @return a string, never NULL, empty if no call has failed yet or `broker` is NULL. It is valid
@@ -537,8 +603,10 @@ pub extern "C" fn handoff_broker_last_error(broker: *const handoff_broker) -> *c
     })
 }
 
-/// Takes every offer back, closes the channel and frees the broker. Verdicts that were not taken
-/// are lost. In a child of fork() it closes the child's copies only.
+/// Takes every offer back, closes the channel and frees the broker.
+///
+/// Verdicts that were not taken are lost: to learn who owns each connection, call
+/// handoff_broker_close() first. In a child of fork() it closes the child's copies only.
 ///
 /// @param broker  the broker, or NULL, which does nothing
 #[unsafe(no_mangle)]
@@ -553,20 +621,20 @@ mod tests {
 
     #[test]
     fn options_of_zero_are_the_defaults_of_the_core() {
-        assert_eq!(core_options(zeroed()), BrokerOptions::default());
+        assert_eq!(core_options(zeroed()).ok().unwrap(), BrokerOptions::default());
     }
 
     #[test]
     fn longest_pause_is_not_shorter_than_the_shortest_by_default() {
         let options = handoff_broker_options { reconnect_min_ms: 5000, ..zeroed() };
-        assert_eq!(core_options(options).reconnect_max, Duration::from_secs(5));
+        assert_eq!(core_options(options).ok().unwrap().reconnect_max, Duration::from_secs(5));
     }
 
     #[test]
     fn limits_that_can_be_switched_off_are() {
         let options =
             handoff_broker_options { max_failures: usize::MAX, timeout_ms: u64::MAX, ..zeroed() };
-        let options = core_options(options);
+        let options = core_options(options).ok().unwrap();
         assert_eq!((options.max_failures, options.timeout), (None, Duration::MAX));
     }
 }

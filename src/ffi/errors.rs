@@ -9,8 +9,8 @@ use crate::kind::ErrorKind;
 /// descriptor is not open or of the wrong kind; handoff_last_error() says which. This is a bug in the
 /// caller.
 pub const HANDOFF_ERR_INVALID_ARGUMENT: handoff_status = -1;
-/// This system, or this version of the library, cannot do it; handoff_last_error() says what is
-/// missing. Serve the client another way, and do not try again.
+/// The system lacks something, or a struct sets a field that this version does not have;
+/// handoff_last_error() says what. Serve the client another way. Trying again does not help.
 pub const HANDOFF_ERR_UNSUPPORTED: handoff_status = -2;
 /// The permissions of the socket's file or directory, or a security module, do not allow it. Check
 /// the socket's mode and owner.
@@ -18,16 +18,16 @@ pub const HANDOFF_ERR_PERMISSION_DENIED: handoff_status = -3;
 /// Nobody listens on the handoff socket, or the other end closed it. Usual while a backend
 /// restarts. Serve the client another way.
 pub const HANDOFF_ERR_BACKEND_UNAVAILABLE: handoff_status = -4;
-/// The socket's buffer or the listener's backlog is full, or a lock is taken. Nothing was sent. Try
-/// again later.
+/// The socket's buffer or the listener's backlog is full, or another process has the socket's
+/// directory locked. Nothing was sent. Try again later.
 pub const HANDOFF_ERR_WOULD_BLOCK: handoff_status = -5;
-/// Out of descriptors: this process or the system is at its limit (EMFILE, ENFILE), or this user
-/// has too many in flight over Unix sockets (ETOOMANYREFS). Raise RLIMIT_NOFILE or offer less at
-/// once.
+/// Out of descriptors: this process or the system is at its limit (EMFILE, ENFILE) or out of memory
+/// for a new socket (ENOBUFS, ENOMEM), or this user has too many in flight over Unix sockets
+/// (ETOOMANYREFS). Raise RLIMIT_NOFILE or offer less at once.
 pub const HANDOFF_ERR_DESCRIPTOR_PRESSURE: handoff_status = -6;
-/// sendmsg(2) failed with an error that has no status of its own; see errno. Nothing was sent.
+/// Sending failed with an error that has no status of its own; see errno. Nothing was sent.
 pub const HANDOFF_ERR_SEND_FAILED: handoff_status = -7;
-/// Only a part of the message was sent, and the descriptor with it. Close the socket. The backend
+/// Only a part of the message was sent, but its descriptor was. Close the socket. The other end
 /// refuses what it received.
 pub const HANDOFF_ERR_SHORT_WRITE: handoff_status = -8;
 /// No acknowledgement came by the deadline. Serve the client another way and close the socket.
@@ -75,7 +75,8 @@ pub const HANDOFF_ERR_ADDRESS_IN_USE: handoff_status = -27;
 pub const HANDOFF_ERR_NOT_A_SOCKET: handoff_status = -28;
 /// The handoff socket could not be made, for a cause that has no status of its own; see errno.
 pub const HANDOFF_ERR_LISTEN_FAILED: handoff_status = -29;
-/// A bug in the library, which stays usable. Please report it with handoff_last_error().
+/// A bug in the library. The library stays usable, but what the call did is not known. Please report
+/// it, with the text of handoff_last_error().
 pub const HANDOFF_ERR_INTERNAL: handoff_status = -30;
 /// The backend failed too often recently and is not tried for a while. Serve the client another
 /// way.
@@ -86,12 +87,17 @@ pub const HANDOFF_ERR_TOO_LARGE: handoff_status = -33;
 pub const HANDOFF_ERR_WRONG_PROCESS: handoff_status = -34;
 /// The handle is closed. Make a new one.
 pub const HANDOFF_ERR_CLOSED: handoff_status = -35;
-/// The broker took the offer back. Forget the arrival. Its descriptor is closed.
+/// The broker took the offer back or broke the protocol. Forget the arrival. Its descriptor is
+/// closed.
 pub const HANDOFF_ERR_TAKEN_BACK: handoff_status = -36;
-/// The offer can no longer be taken back. It has its verdict, or will have it.
+/// The offer cannot be taken back: it was adopted, it has its verdict, or `id` names no offer in
+/// flight.
 pub const HANDOFF_ERR_TOO_LATE: handoff_status = -37;
 /// The system refused something that the handle needs; see errno.
 pub const HANDOFF_ERR_SYSTEM: handoff_status = -38;
+/// There is not enough memory for what the options or the peer ask for. handoff_last_error() says
+/// for what.
+pub const HANDOFF_ERR_NO_MEMORY: handoff_status = -39;
 
 /// What there is to say about an error.
 pub(super) struct Entry {
@@ -120,12 +126,16 @@ const fn c_str(text: &'static str) -> &'static CStr {
 }
 
 /// Every error.
-const ENTRIES: [Entry; 37] = [
+const ENTRIES: [Entry; 38] = [
     entry!(InvalidArgument, HANDOFF_ERR_INVALID_ARGUMENT, c"invalid argument"),
     entry!(Unsupported, HANDOFF_ERR_UNSUPPORTED, c"not supported"),
     entry!(PermissionDenied, HANDOFF_ERR_PERMISSION_DENIED, c"permission denied"),
     entry!(BackendUnavailable, HANDOFF_ERR_BACKEND_UNAVAILABLE, c"the backend is not available"),
-    entry!(WouldBlock, HANDOFF_ERR_WOULD_BLOCK, c"the call would block"),
+    entry!(
+        WouldBlock,
+        HANDOFF_ERR_WOULD_BLOCK,
+        c"the call would block: something is full or locked"
+    ),
     entry!(
         DescriptorPressure,
         HANDOFF_ERR_DESCRIPTOR_PRESSURE,
@@ -146,7 +156,7 @@ const ENTRIES: [Entry; 37] = [
     ),
     entry!(ControlTruncated, HANDOFF_ERR_CONTROL_TRUNCATED, c"descriptors were lost on arrival"),
     entry!(WrongLength, HANDOFF_ERR_WRONG_LENGTH, c"the message has the wrong length"),
-    entry!(TokenMismatch, HANDOFF_ERR_TOKEN_MISMATCH, c"not the expected token"),
+    entry!(TokenMismatch, HANDOFF_ERR_TOKEN_MISMATCH, c"the token is not the expected one"),
     entry!(TokenExpired, HANDOFF_ERR_TOKEN_EXPIRED, c"the token has expired"),
     entry!(TokenNotPending, HANDOFF_ERR_TOKEN_NOT_PENDING, c"the token is not pending"),
     entry!(TokenAlreadyPending, HANDOFF_ERR_TOKEN_ALREADY_PENDING, c"the token is already pending"),
@@ -155,17 +165,22 @@ const ENTRIES: [Entry; 37] = [
     entry!(Random, HANDOFF_ERR_RANDOM, c"the system has no randomness to give"),
     entry!(PeerUnknown, HANDOFF_ERR_PEER_UNKNOWN, c"the peer's credentials are unknown"),
     entry!(PeerNotAllowed, HANDOFF_ERR_PEER_NOT_ALLOWED, c"the peer is not allowed"),
-    entry!(AddressInUse, HANDOFF_ERR_ADDRESS_IN_USE, c"another process listens there"),
+    entry!(AddressInUse, HANDOFF_ERR_ADDRESS_IN_USE, c"another process listens at that path"),
     entry!(NotASocket, HANDOFF_ERR_NOT_A_SOCKET, c"the file is not a socket"),
-    entry!(ListenFailed, HANDOFF_ERR_LISTEN_FAILED, c"the socket could not be made"),
+    entry!(ListenFailed, HANDOFF_ERR_LISTEN_FAILED, c"the handoff socket could not be made"),
     entry!(Internal, HANDOFF_ERR_INTERNAL, c"a bug in the library"),
     entry!(RateLimited, HANDOFF_ERR_RATE_LIMITED, c"the backend failed too often recently"),
     entry!(TooLarge, HANDOFF_ERR_TOO_LARGE, c"the offer has too many bytes"),
     entry!(WrongProcess, HANDOFF_ERR_WRONG_PROCESS, c"the handle belongs to another process"),
     entry!(Closed, HANDOFF_ERR_CLOSED, c"the handle is closed"),
-    entry!(TakenBack, HANDOFF_ERR_TAKEN_BACK, c"the broker took the offer back"),
-    entry!(TooLate, HANDOFF_ERR_TOO_LATE, c"the offer can no longer be taken back"),
-    entry!(System, HANDOFF_ERR_SYSTEM, c"the system refused"),
+    entry!(
+        TakenBack,
+        HANDOFF_ERR_TAKEN_BACK,
+        c"the broker took the offer back or broke the protocol"
+    ),
+    entry!(TooLate, HANDOFF_ERR_TOO_LATE, c"the offer cannot be taken back"),
+    entry!(System, HANDOFF_ERR_SYSTEM, c"the system refused something that the handle needs"),
+    entry!(NoMemory, HANDOFF_ERR_NO_MEMORY, c"not enough memory"),
 ];
 
 /// The entry of an error; none for other numbers.

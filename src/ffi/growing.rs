@@ -80,7 +80,7 @@ pub(super) fn read_or_default<T: Input>(
 pub(super) fn initialize<T: Input>(pointer: *mut T, size: usize) -> Result<(), Failure> {
     check(pointer, "the struct")?;
     if !(size_of::<usize>()..=MAX_SIZE).contains(&size) {
-        return Err(Failure::Argument("size", Problem::Is("is not that of a struct")));
+        return Err(Failure::Argument("size", Problem::Is("is not the size of a struct")));
     }
     // SAFETY: not NULL and aligned, and the caller has `size` bytes there.
     unsafe {

@@ -10,6 +10,7 @@ use std::sync::Once;
 use super::argument::Problem;
 use super::status::{HANDOFF_NOTHING, HANDOFF_OK, handoff_status, status_of};
 use crate::error::Error;
+use crate::handle::Waker;
 use crate::kind::ErrorKind;
 use crate::sys;
 
@@ -37,7 +38,11 @@ impl Failure {
         match self {
             Failure::Error(error) => report_error(&error),
             Failure::Argument(name, problem) => {
-                remember(format_args!("invalid argument: {name} {problem}"));
+                let what = match problem.kind() {
+                    ErrorKind::Unsupported => "not supported",
+                    _ => "invalid argument",
+                };
+                remember(format_args!("{what}: {name} {problem}"));
                 sys::set_errno(0);
                 status_of(problem.kind())
             }
@@ -63,9 +68,19 @@ pub(super) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> handoff_statu
     })
 }
 
+/// Ends a wait. Without a guard around it, which a signal handler may not use: nothing here panics,
+/// allocates, locks or sets a message.
+pub(super) fn wake(waker: &Waker) -> handoff_status {
+    let errno = sys::errno();
+    let ours = waker.wake();
+    sys::set_errno(errno);
+    if ours { HANDOFF_OK } else { status_of(ErrorKind::WrongProcess) }
+}
+
 /// Runs the body of a C call that returns no status. `otherwise` is what it returns after a panic.
 pub(super) fn guard_or<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
     quiet_panics();
+    let _not_cancelled = sys::NotCancelled::new();
     // What the caller sees after a panic is HANDOFF_ERR_INTERNAL, and no state is left half
     // changed: see the locks of the modules.
     panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
@@ -174,6 +189,15 @@ mod tests {
         assert_eq!(message(), "internal error: lost count");
         assert_eq!(guard_or(7, || panic!("plain")), 7);
         assert_eq!(message(), "internal error: plain");
+    }
+
+    #[test]
+    fn message_about_an_argument_begins_as_its_status_says() {
+        let fail = |problem| guard(|| Err(Failure::Argument("offer", problem)));
+        assert_eq!(fail(Problem::UnknownField), status_of(ErrorKind::Unsupported));
+        assert!(message().starts_with("not supported: offer sets a field "), "{}", message());
+        assert_eq!(fail(Problem::Null), status_of(ErrorKind::InvalidArgument));
+        assert_eq!(message(), "invalid argument: offer is NULL");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Who may connect.
+//! Who may be at the other end.
 
 use super::argument::slice;
 use super::growing::{Growing, Input, initialize, read_or_default};
@@ -6,19 +6,25 @@ use super::guard::{Failure, guard};
 use super::status::handoff_status;
 use crate::peer::Policy;
 
-/// Who may connect. Without users and groups: the user that this process runs as, and root. With
-/// any: these users and the members of these groups, and nobody else.
+/// Who may be at the other end: of a backend its brokers, of a broker its backend.
+///
+/// Without users and groups it is the default, as NULL is: this process's effective user, and root;
+/// for a broker also the owner of the socket's file. Otherwise only these users and the members of
+/// these groups; root too must then be named. The lists are read during the call only: the calls
+/// that take options copy them.
+///
+/// In a user namespace, the number of everybody who has none there (65534 as a rule,
+/// user_namespaces(7)) allows nobody.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_peer_policy {
     /// Set by HANDOFF_PEER_POLICY_INIT.
     pub size: usize,
-    /// The users, by number. Read during the call only.
+    /// The users, by number.
     pub users: *const u32,
     /// The length of the array.
     pub users_len: usize,
-    /// The groups, by number; a peer's effective and supplementary groups count. Read during the
-    /// call only.
+    /// The groups, by number. A peer's effective and supplementary groups count.
     pub groups: *const u32,
     /// The length of the array.
     pub groups_len: usize,
@@ -34,7 +40,7 @@ unsafe impl Input for handoff_peer_policy {}
 /// Initialises a policy as HANDOFF_PEER_POLICY_INIT does, for languages without macros.
 ///
 /// @param[out] policy  the policy
-/// @param size          sizeof(handoff_peer_policy)
+/// @param size         sizeof(handoff_peer_policy)
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `policy` is NULL or `size` cannot be right.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_peer_policy_init(

@@ -11,8 +11,9 @@ use crate::reason::Reason;
 /// Who owns a connection now: HANDOFF_ADOPTED or HANDOFF_FALLBACK.
 pub type handoff_outcome = u32;
 
-/// The backend owns it. Close your copy. Do not shutdown(2) it: that would end the backend's
-/// connection too.
+/// The backend owns it. close(2) your copy. If your event loop has it, use EPOLL_CTL_DEL first:
+/// close(2) does not remove it while the backend has a copy. Do not shutdown(2) it: that would end
+/// the backend's connection too.
 pub const HANDOFF_ADOPTED: handoff_outcome = 1;
 /// It is still yours. Serve the client another way.
 pub const HANDOFF_FALLBACK: handoff_outcome = 2;
@@ -22,11 +23,13 @@ pub type handoff_reason = u32;
 
 /// Returns the reason for a fallback after a call that failed.
 ///
-/// @param status  what handoff_broker_offer() or a call of the raw layer returned
-/// @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, HANDOFF_NOTHING,
-///         HANDOFF_TIMED_OUT, unknown numbers, and for errors that a fallback must not hide:
-///         HANDOFF_ERR_INVALID_ARGUMENT, HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED,
-///         HANDOFF_ERR_INTERNAL, HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE.
+/// @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
+///                layer returned
+/// @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, the positive statuses and
+///         unknown numbers; for errors that a fallback must not hide: HANDOFF_ERR_INVALID_ARGUMENT,
+///         HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED, HANDOFF_ERR_INTERNAL; and for
+///         HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE, after which the connection is not yours
+///         to serve.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
@@ -38,7 +41,7 @@ pub extern "C" fn handoff_status_reason(status: handoff_status) -> handoff_reaso
 /// Names a reason in lower case, for logs: "acknowledgement timeout".
 ///
 /// @param reason  any number
-/// @return a constant string, never NULL; "unknown" for other numbers.
+/// @return a constant string, never NULL; "unknown" for unknown numbers.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
@@ -64,17 +67,16 @@ pub extern "C" fn handoff_reason_name(reason: handoff_reason) -> *const c_char {
     name.as_ptr()
 }
 
-/// Tells whether a fallback may hide this status from everybody: the connection is certainly yours,
-/// and no bug is hidden. A caller bug or a fault of the library must not be hidden: it would stay
-/// forever.
+/// Tells whether a fallback is all that an error calls for: the connection is certainly yours. Report
+/// any other error as well: it is a bug in the caller or in the library, and a fallback would hide it.
 ///
 /// @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
 ///                layer returned. What handoff_broker_dispatch(), handoff_broker_flush() and
 ///                handoff_broker_next() return is about the broker, and about no connection.
-/// @return true if you should serve the client another way and no more; false for HANDOFF_OK,
-///         HANDOFF_NOTHING, HANDOFF_TIMED_OUT, unknown numbers, the errors for which
-///         handoff_status_reason() returns HANDOFF_REASON_NONE, and after HANDOFF_ERR_RECEIVE_FAILED
-///         and HANDOFF_ERR_TOKEN_NOT_PENDING, when the backend may own the connection.
+/// @return true if you need only serve the client another way; false for HANDOFF_OK, the positive
+///         statuses, unknown numbers and the errors for which handoff_status_reason() returns
+///         HANDOFF_REASON_NONE; and for HANDOFF_ERR_RECEIVE_FAILED and
+///         HANDOFF_ERR_TOKEN_NOT_PENDING, after which the backend may own the connection.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
@@ -82,17 +84,16 @@ pub extern "C" fn handoff_status_is_fallback_safe(status: handoff_status) -> boo
     entry(status).is_some_and(|entry| entry.kind.is_fallback_safe())
 }
 
-/// Tells whether the descriptor may have reached the backend when a broker's call ended with this
-/// status, or an attempt with this cause.
+/// Tells whether the descriptor may have reached the backend.
 ///
-/// @param status  what a call as for handoff_status_is_fallback_safe() or handoff_broker_take_back()
-///                returned, or the cause in a verdict of the raw layer
-/// @return false if that call certainly did not send the descriptor: it may still have been sent
-///         before. True otherwise: for HANDOFF_OK, HANDOFF_NOTHING, unknown numbers,
-///         HANDOFF_ERR_SHORT_WRITE, HANDOFF_ERR_ACK_TIMEOUT, HANDOFF_ERR_ACK_MISMATCH,
-///         HANDOFF_ERR_ACK_MALFORMED, HANDOFF_ERR_RECEIVE_FAILED, HANDOFF_ERR_END_OF_STREAM,
-///         HANDOFF_ERR_TOKEN_NOT_PENDING, HANDOFF_ERR_INTERNAL, HANDOFF_ERR_TAKEN_BACK,
-///         HANDOFF_ERR_TOO_LATE and HANDOFF_ERR_SYSTEM.
+/// @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait(),
+///                handoff_broker_take_back() or a call of the raw layer returned, or the `cause` of a
+///                fallback in a handoff_raw_verdict
+/// @return false if the descriptor was certainly not sent by that call. True for HANDOFF_OK,
+///         HANDOFF_NOTHING, HANDOFF_WOKEN, HANDOFF_ERR_SHORT_WRITE, HANDOFF_ERR_ACK_TIMEOUT,
+///         HANDOFF_ERR_ACK_MISMATCH, HANDOFF_ERR_ACK_MALFORMED, HANDOFF_ERR_RECEIVE_FAILED,
+///         HANDOFF_ERR_END_OF_STREAM, HANDOFF_ERR_TOKEN_NOT_PENDING, HANDOFF_ERR_INTERNAL,
+///         HANDOFF_ERR_TAKEN_BACK, HANDOFF_ERR_TOO_LATE, HANDOFF_ERR_SYSTEM, and for unknown numbers.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
@@ -103,7 +104,7 @@ pub extern "C" fn handoff_status_may_have_reached_backend(status: handoff_status
     }
 }
 
-/// No reason: the connection was handed over, or may be.
+/// No reason. In a verdict: the backend adopted the connection. In a decision: try the backend.
 pub const HANDOFF_REASON_NONE: handoff_reason = 0;
 /// The client's connection cannot change hands: its protocol, its kind, or too many bytes with it.
 pub const HANDOFF_REASON_CLIENT_UNSUPPORTED: handoff_reason = 1;
@@ -119,7 +120,7 @@ pub const HANDOFF_REASON_PERMISSION_DENIED: handoff_reason = 5;
 pub const HANDOFF_REASON_INTEGRITY_MISMATCH: handoff_reason = 6;
 /// No verdict, or in the raw layer no acknowledgement, came by the deadline.
 pub const HANDOFF_REASON_ACK_TIMEOUT: handoff_reason = 7;
-/// This broker did not start the backend, and does not use it.
+/// The broker uses only backends that it started, and did not start this one.
 pub const HANDOFF_REASON_FOREIGN_BACKEND: handoff_reason = 8;
 /// Nobody listens on the handoff socket, or the backend closed it before it answered.
 pub const HANDOFF_REASON_BACKEND_UNAVAILABLE: handoff_reason = 9;
@@ -131,7 +132,8 @@ pub const HANDOFF_REASON_REJECTED: handoff_reason = 11;
 pub const HANDOFF_REASON_UNSUPPORTED_PLATFORM: handoff_reason = 12;
 /// The broker was closed.
 pub const HANDOFF_REASON_BROKER_CLOSED: handoff_reason = 13;
-/// With HANDOFF_ADOPTED: the backend adopted the connection, then died before it said so.
+/// With HANDOFF_ADOPTED: the backend adopted the connection, but the channel ended before its
+/// verdict arrived. Usually the backend died.
 pub const HANDOFF_REASON_BACKEND_DIED: handoff_reason = 14;
 
 /// A reason that C passes.

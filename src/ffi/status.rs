@@ -23,13 +23,19 @@ pub const HANDOFF_NOTHING: handoff_status = 1;
 /// they were.
 pub const HANDOFF_TIMED_OUT: handoff_status = 2;
 
+/// handoff_broker_wake() or handoff_backend_wake() ended the wait. Not an error: errno and
+/// handoff_last_error() stay as they were.
+pub const HANDOFF_WOKEN: handoff_status = 3;
+
 /// The number of a kind of error.
 pub(super) fn status_of(kind: ErrorKind) -> handoff_status {
     -(kind as handoff_status)
 }
 
-/// Returns a message about this thread's last error, in English, with the socket and the descriptor
-/// that were used. It never shows a token.
+/// Returns a message about this thread's last error.
+///
+/// It is in English, for people, and names the socket and the descriptor if there were any. It
+/// never shows a token.
 ///
 /// @return a string, never NULL, empty if no call has failed yet. It is valid until this thread's
 ///         next error or its end.
@@ -44,7 +50,7 @@ pub extern "C" fn handoff_last_error() -> *const c_char {
 /// Names a status: "HANDOFF_OK", "HANDOFF_ERR_WOULD_BLOCK" and so on.
 ///
 /// @param status  any number
-/// @return a constant string, never NULL; "HANDOFF_ERR_UNKNOWN" for other numbers.
+/// @return a constant string, never NULL; "HANDOFF_ERR_UNKNOWN" for unknown numbers.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
@@ -53,15 +59,16 @@ pub extern "C" fn handoff_status_name(status: handoff_status) -> *const c_char {
         HANDOFF_OK => c"HANDOFF_OK",
         HANDOFF_NOTHING => c"HANDOFF_NOTHING",
         HANDOFF_TIMED_OUT => c"HANDOFF_TIMED_OUT",
+        HANDOFF_WOKEN => c"HANDOFF_WOKEN",
         _ => entry(status).map_or(c"HANDOFF_ERR_UNKNOWN", |entry| entry.name),
     };
     name.as_ptr()
 }
 
-/// Describes a status in English, in general. handoff_last_error() has the details.
+/// Describes a status in English. handoff_last_error() has the details of an error.
 ///
 /// @param status  any number
-/// @return a constant string, never NULL; "unknown status" for other numbers.
+/// @return a constant string, never NULL; "unknown status" for unknown numbers.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
@@ -70,13 +77,13 @@ pub extern "C" fn handoff_status_message(status: handoff_status) -> *const c_cha
         HANDOFF_OK => c"success",
         HANDOFF_NOTHING => c"nothing to take",
         HANDOFF_TIMED_OUT => c"the wait timed out",
+        HANDOFF_WOKEN => c"the wait was ended",
         _ => entry(status).map_or(c"unknown status", |entry| entry.message),
     };
     message.as_ptr()
 }
 
-/// Returns the version of the library that runs, which can differ from that of the header,
-/// HANDOFF_VERSION.
+/// Returns the version of the library that runs. It can differ from the header's, HANDOFF_VERSION.
 ///
 /// @return a constant string such as "0.2.0".
 ///
@@ -91,11 +98,12 @@ pub extern "C" fn handoff_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// Checks whether the running system has what the library needs. HANDOFF_SUPPORTED tells what is
-/// known when a program is compiled.
+/// Checks whether the running system has what the library needs. At compile time use
+/// HANDOFF_SUPPORTED.
 ///
 /// @return HANDOFF_OK; HANDOFF_ERR_UNSUPPORTED if something is missing, and handoff_last_error()
-///         names it; HANDOFF_ERR_DESCRIPTOR_PRESSURE if it cannot be found out now.
+///         names it; HANDOFF_ERR_DESCRIPTOR_PRESSURE if it cannot tell, because this process or
+///         the system is out of descriptors.
 ///
 /// Safe in any thread and after fork(). Opens and closes a few descriptors.
 #[unsafe(no_mangle)]

@@ -4,8 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-#[cfg(doc)]
-use crate::kind::ErrorKind;
+use crate::address::TransportError;
 use crate::raw::ack::{self, AckError, Answer};
 use crate::raw::transport;
 use crate::reason::Reason;
@@ -26,13 +25,19 @@ pub enum Verdict {
         /// it has acknowledged does not serve it.
         may_have_reached: bool,
     },
+    /// The socket became unusable after the message was sent, as when another thread closes it, or
+    /// the system did not let the broker see what had arrived. The backend may own the connection, so
+    /// the broker must not serve it.
+    Unknown {
+        /// The error of the socket.
+        cause: AckError,
+    },
 }
 
 /// Sends a connection and its token over a connected socket and waits for the acknowledgement for
-/// at most `timeout`, or forever if there is none. An error is a misuse of the call, or of kind
-/// [`ErrorKind::ReceiveFailed`]: the system does not let this process see who owns the connection, so
-/// do not serve it. Anything else that goes wrong is in the verdict. The socket can be used for another attempt after `Adopted` and
-/// after a rejection; in every other case close it.
+/// at most `timeout`, or forever if there is none. An error is a misuse of the call, and nothing was
+/// sent; anything else that goes wrong is in the verdict. The socket can be used for another attempt
+/// after `Adopted` and after a rejection; in every other case close it.
 pub fn attempt(
     socket: BorrowedFd<'_>,
     descriptor: BorrowedFd<'_>,
@@ -40,8 +45,8 @@ pub fn attempt(
     timeout: Option<Duration>,
 ) -> Result<Verdict, AckError> {
     match transport::send(socket, descriptor, token) {
-        Ok(()) => verdict(ack::wait(socket, token, timeout)),
-        Err(error) => fallback(error.into(), false),
+        Ok(()) => Ok(after_sending(ack::wait(socket, token, timeout))),
+        Err(error) => not_sent(error),
     }
 }
 
@@ -54,30 +59,55 @@ pub fn attempt_path(
 ) -> Result<Verdict, AckError> {
     let socket: OwnedFd = match transport::send_path(path, descriptor, token) {
         Ok(socket) => socket,
-        Err(error) => return fallback(error.into(), false),
+        Err(error) => return not_sent(error),
     };
     let answer = ack::wait(socket.as_fd(), token, timeout);
-    verdict(answer.map_err(|error| error.over(path.into())))
+    Ok(after_sending(answer.map_err(|error| error.over(path.into()))))
 }
 
-fn verdict(answer: Result<Answer, AckError>) -> Result<Verdict, AckError> {
-    match answer {
-        Ok(Answer::Accepted) => Ok(Verdict::Adopted),
-        Ok(Answer::Rejected(reason)) => {
-            Ok(Verdict::Fallback { reason, cause: None, may_have_reached: true })
-        }
-        Err(error) => fallback(error, true),
+fn not_sent(error: TransportError) -> Result<Verdict, AckError> {
+    let kind = error.kind();
+    match kind.attempt_failure() {
+        None => Err(error.into()),
+        Some(failure) => Ok(Verdict::Fallback {
+            reason: failure.reason(),
+            cause: Some(error.into()),
+            may_have_reached: kind.may_have_reached_backend(),
+        }),
     }
 }
 
-fn fallback(error: AckError, sent: bool) -> Result<Verdict, AckError> {
-    let kind = error.kind();
-    match kind.attempt_failure().filter(|_| kind.is_fallback_safe()) {
-        None => Err(error),
-        Some(failure) => Ok(Verdict::Fallback {
-            reason: failure.reason(),
-            cause: Some(error),
-            may_have_reached: sent || kind.may_have_reached_backend(),
-        }),
+fn after_sending(answer: Result<Answer, AckError>) -> Verdict {
+    let may_have_reached = true;
+    match answer {
+        Ok(Answer::Accepted) => Verdict::Adopted,
+        Ok(Answer::Rejected(reason)) => Verdict::Fallback { reason, cause: None, may_have_reached },
+        Err(cause) => match cause.kind().attempt_failure() {
+            Some(failure) if cause.kind().is_fallback_safe() => {
+                let reason = failure.reason();
+                Verdict::Fallback { reason, cause: Some(cause), may_have_reached }
+            }
+            _ => Verdict::Unknown { cause },
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn socket_that_becomes_unusable_is_a_wrong_argument_only_before_the_message_is_sent() {
+        let (socket, _peer) = UnixStream::pair().unwrap();
+        let unusable = || TransportError::InvalidSocket {
+            socket: socket.as_fd().into(),
+            is: "not open",
+            source: io::Error::from_raw_os_error(libc::EBADF),
+        };
+        assert!(not_sent(unusable()).is_err());
+        let verdict = after_sending(Err(unusable().into()));
+        assert!(matches!(verdict, Verdict::Unknown { .. }), "{verdict:?}");
     }
 }

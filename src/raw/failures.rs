@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::failures::FailureCounter;
+use crate::memory::{self, NoMemory};
 use crate::reason::{AttemptFailure, Reason};
 
 /// What the broker knows about a connection and its backend before it tries. Each field that is
@@ -99,7 +100,11 @@ impl Failures {
 
     /// Counts a failed attempt and says what follows: the reason for this fallback and, if the
     /// backend is now rate-limited, for how long. Allocates for a backend's first failure.
-    pub fn record_failure(&self, backend: &[u8], failure: AttemptFailure) -> Decision {
+    pub fn record_failure(
+        &self,
+        backend: &[u8],
+        failure: AttemptFailure,
+    ) -> Result<Decision, NoMemory> {
         self.record_failure_at(backend, failure, Instant::now())
     }
 
@@ -109,20 +114,23 @@ impl Failures {
         backend: &[u8],
         failure: AttemptFailure,
         now: Instant,
-    ) -> Decision {
+    ) -> Result<Decision, NoMemory> {
         let FailuresOptions { max_failures, period, max_backends } = self.options;
         let mut backends = self.lock();
         if !backends.contains_key(backend) {
             if backends.len() >= max_backends {
                 forget_oldest(&mut backends);
             }
-            backends.insert(backend.into(), FailureCounter::new(max_failures, period));
+            let what = "a backend's failures";
+            backends.try_reserve(1).map_err(NoMemory::to(what))?;
+            let name = memory::copy(backend, what)?.into_boxed_slice();
+            backends.insert(name, FailureCounter::new(max_failures, period)?);
         }
         let retry_after = backends.get_mut(backend).and_then(|failures| {
             failures.record(now);
             failures.time_left(now)
         });
-        Decision::Fallback { reason: failure.reason(), retry_after }
+        Ok(Decision::Fallback { reason: failure.reason(), retry_after })
     }
 
     /// Forgets a backend's failures: it works again.
@@ -173,11 +181,13 @@ mod tests {
         let start = Instant::now();
         for second in 0..8 {
             assert_eq!(decide(&state, start), Decision::Attempt);
-            state.record_failure_at(
-                b"app",
-                AttemptFailure::AckTimeout,
-                start + Duration::from_secs(second),
-            );
+            state
+                .record_failure_at(
+                    b"app",
+                    AttemptFailure::AckTimeout,
+                    start + Duration::from_secs(second),
+                )
+                .unwrap();
         }
         let now = start + Duration::from_secs(10);
         let limited = |left| Decision::Fallback {
@@ -187,7 +197,7 @@ mod tests {
         assert_eq!(decide(&state, now), limited(20));
         assert_eq!(state.failed_count_at(b"app", now), 8);
         assert_eq!(decide(&state, start + PERIOD), Decision::Attempt);
-        state.record_failure_at(b"app", AttemptFailure::AckTimeout, start + PERIOD);
+        state.record_failure_at(b"app", AttemptFailure::AckTimeout, start + PERIOD).unwrap();
         assert_eq!(decide(&state, start + PERIOD), limited(1));
     }
 
@@ -195,7 +205,7 @@ mod tests {
     fn failures_of_one_backend_do_not_limit_another() {
         let state = state(1, 8);
         let now = Instant::now();
-        state.record_failure_at(b"other", AttemptFailure::AckTimeout, now);
+        state.record_failure_at(b"other", AttemptFailure::AckTimeout, now).unwrap();
         assert_eq!(decide(&state, now), Decision::Attempt);
         assert_eq!(state.failed_count_at(b"app", now), 0);
     }
@@ -220,7 +230,7 @@ mod tests {
     fn failed_attempt_names_its_own_reason_even_when_it_is_the_last_one_allowed() {
         let state = state(1, 8);
         let now = Instant::now();
-        let decision = state.record_failure_at(b"app", AttemptFailure::AckTimeout, now);
+        let decision = state.record_failure_at(b"app", AttemptFailure::AckTimeout, now).unwrap();
         let retry_after = Some(PERIOD);
         assert_eq!(decision, Decision::Fallback { reason: Reason::AckTimeout, retry_after });
     }
@@ -230,11 +240,13 @@ mod tests {
         let state = state(1, 2);
         let start = Instant::now();
         for (second, backend) in [b"a", b"b", b"c"].into_iter().enumerate() {
-            state.record_failure_at(
-                backend,
-                AttemptFailure::AckTimeout,
-                start + Duration::from_secs(second as u64),
-            );
+            state
+                .record_failure_at(
+                    backend,
+                    AttemptFailure::AckTimeout,
+                    start + Duration::from_secs(second as u64),
+                )
+                .unwrap();
         }
         let now = start + Duration::from_secs(2);
         let counts = [b"a", b"b", b"c"].map(|backend| state.failed_count_at(backend, now));
@@ -257,7 +269,7 @@ mod tests {
                         model.clear();
                     }
                     1 | 2 => {
-                        state.record_failure_at(b"app", AttemptFailure::AckTimeout, now);
+                        state.record_failure_at(b"app", AttemptFailure::AckTimeout, now).unwrap();
                         model.push(now);
                     }
                     _ => now += Duration::from_secs(seconds),

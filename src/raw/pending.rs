@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::deadlines::Deadlines;
 use crate::kind::ErrorKind;
+use crate::memory::{self, NoMemory};
 use crate::raw::store::TokenStore;
 use crate::token::Token;
 
@@ -17,7 +18,7 @@ pub enum PendingError {
     #[error("no acknowledgement is pending for the token")]
     NotPending,
     /// An entry waits for this token already.
-    #[error("an acknowledgement is pending for the token already")]
+    #[error("an acknowledgement is already pending for the token")]
     AlreadyPending,
     /// The registry is full.
     #[error("the registry is full: {capacity} acknowledgements are pending")]
@@ -109,22 +110,26 @@ impl Places {
 impl PendingAcks {
     /// Makes an empty registry for tokens of `store`. All memory that the registry needs is allocated
     /// here.
-    pub fn new(store: Arc<TokenStore>, options: PendingAcksOptions) -> PendingAcks {
+    pub fn new(
+        store: Arc<TokenStore>,
+        options: PendingAcksOptions,
+    ) -> Result<PendingAcks, NoMemory> {
         let options = PendingAcksOptions {
             capacity: options.capacity.clamp(1, TokenStore::MAX_CAPACITY),
             timeout: options.timeout.clamp(Duration::from_millis(1), TokenStore::MAX_LIFETIME),
         };
         let capacity = options.capacity;
+        let what = "pending acknowledgements";
         let entries = Mutex::new(Entries {
             // Twice the room: a half-empty table clears removed entries in place instead of growing.
-            places: HashMap::with_capacity((capacity + 1) * 2),
+            places: memory::map((capacity + 1) * 2, what)?,
             pending: Places {
-                entries: Vec::with_capacity(capacity),
-                free: Vec::with_capacity(capacity),
-                deadlines: Deadlines::new(capacity),
+                entries: memory::vec(capacity, what)?,
+                free: memory::vec(capacity, what)?,
+                deadlines: Deadlines::new(capacity)?,
             },
         });
-        PendingAcks { options, store, entries }
+        Ok(PendingAcks { options, store, entries })
     }
 
     /// Begins to wait for the acknowledgement of `token`.
@@ -227,9 +232,9 @@ mod tests {
     }
 
     fn registry() -> (Arc<TokenStore>, PendingAcks) {
-        let store = Arc::new(TokenStore::new(Default::default()));
+        let store = Arc::new(TokenStore::new(Default::default()).unwrap());
         let options = PendingAcksOptions { capacity: 2, timeout: Duration::from_secs(5) };
-        (store.clone(), PendingAcks::new(store, options))
+        (store.clone(), PendingAcks::new(store, options).unwrap())
     }
 
     #[test]
@@ -275,9 +280,10 @@ mod tests {
 
     #[test]
     fn entries_expire_in_the_order_of_their_deadlines_however_they_came() {
-        let store = Arc::new(TokenStore::new(Default::default()));
+        let store = Arc::new(TokenStore::new(Default::default()).unwrap());
         let timeout = Duration::from_secs(5);
-        let pending = PendingAcks::new(store, PendingAcksOptions { capacity: 100, timeout });
+        let options = PendingAcksOptions { capacity: 100, timeout };
+        let pending = PendingAcks::new(store, options).unwrap();
         let start = Instant::now();
         let at = |second| start + Duration::from_secs(second);
         // Twice, so that places are used again.

@@ -9,6 +9,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::memory::{self, NoMemory};
 use crate::token::{RandomTokens, Token, TokenError};
 
 /// The limits of a [`TokenStore`]. Out-of-range values are clamped.
@@ -65,17 +66,17 @@ impl TokenStore {
     pub const MAX_LIFETIME: Duration = Duration::from_secs(u32::MAX as u64);
 
     /// Makes an empty store. All memory that the store needs is allocated here.
-    pub fn new(options: TokenStoreOptions) -> TokenStore {
+    pub fn new(options: TokenStoreOptions) -> Result<TokenStore, NoMemory> {
         let options = TokenStoreOptions {
             capacity: options.capacity.clamp(1, TokenStore::MAX_CAPACITY),
             lifetime: options.lifetime.clamp(Duration::from_millis(1), TokenStore::MAX_LIFETIME),
             collision_attempts: options.collision_attempts.max(1),
         };
         // Twice the room: a half-empty table clears removed entries in place instead of growing.
-        let expires = HashMap::with_capacity((options.capacity + 1) * 2);
+        let expires = memory::map((options.capacity + 1) * 2, "a token store")?;
         let pending = Tokens { expires, look_again: None };
         let random = Mutex::new(RandomTokens::new());
-        TokenStore { options, pending: Mutex::new(pending), random }
+        Ok(TokenStore { options, pending: Mutex::new(pending), random })
     }
 
     /// Makes a token and holds it until it is consumed, revoked or expired.
@@ -219,6 +220,7 @@ mod tests {
 
     fn store(capacity: usize) -> TokenStore {
         TokenStore::new(TokenStoreOptions { capacity, lifetime: LIFETIME, collision_attempts: 3 })
+            .unwrap()
     }
 
     fn token(byte: u8) -> Token {
@@ -229,7 +231,7 @@ mod tests {
     fn zero_options_are_clamped_to_the_smallest_useful_value() {
         let options =
             TokenStoreOptions { capacity: 0, lifetime: Duration::ZERO, collision_attempts: 0 };
-        let store = TokenStore::new(options);
+        let store = TokenStore::new(options).unwrap();
         let now = Instant::now();
         let token = store.issue_at(now).unwrap();
         assert!(matches!(store.issue_at(now), Err(TokenError::Full { capacity: 1 })));
@@ -286,7 +288,7 @@ mod tests {
     #[test]
     fn longest_lifetime_is_bounded_and_does_not_overflow_the_clock() {
         let options = TokenStoreOptions { lifetime: Duration::MAX, ..Default::default() };
-        let store = TokenStore::new(options);
+        let store = TokenStore::new(options).unwrap();
         let now = Instant::now();
         let token = store.issue_at(now).unwrap();
         assert!(store.redeem_at(&token, now + LIFETIME).is_ok());

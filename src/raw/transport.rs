@@ -16,6 +16,8 @@ use crate::token::Token;
 
 pub use crate::address::{Socket, TransportError, connect};
 
+const SENDING: &str = "sending would block: the socket's buffer is full";
+
 /// Sends one descriptor and its token over a connected socket, at once or not at all. The
 /// caller's descriptor stays open and unchanged, and may be closed as soon as this returns.
 pub fn send(
@@ -44,7 +46,7 @@ fn send_error(
     let (socket, descriptor) = (over.into(), descriptor.as_raw_fd());
     match source.raw_os_error() {
         Some(libc::EAGAIN | libc::ENOBUFS) => {
-            TransportError::WouldBlock { socket, action: "sending", source }
+            TransportError::WouldBlock { socket, problem: SENDING, source }
         }
         Some(libc::EPIPE | libc::ECONNRESET | libc::ECONNREFUSED | libc::ENOTCONN) => {
             TransportError::BackendUnavailable { socket, source }
@@ -60,7 +62,7 @@ fn send_error(
         Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL | libc::EOPNOTSUPP | libc::EISCONN) => {
             TransportError::InvalidSocket { socket, is: sys::not_usable(over), source }
         }
-        _ => TransportError::SendFailed { socket, descriptor, source },
+        _ => TransportError::SendFailed { socket, descriptor: Some(descriptor), source },
     }
 }
 
@@ -80,9 +82,14 @@ pub fn send_token(socket: BorrowedFd<'_>, token: &Token) -> Result<(), Transport
 pub(super) fn bare_send_error(socket: BorrowedFd<'_>, source: io::Error) -> TransportError {
     match source.raw_os_error() {
         Some(libc::EAGAIN | libc::ENOBUFS) => {
-            TransportError::WouldBlock { socket: socket.into(), action: "sending", source }
+            TransportError::WouldBlock { socket: socket.into(), problem: SENDING, source }
         }
-        _ => receive_error(socket, source),
+        _ => match receive_error(socket, source) {
+            TransportError::ReceiveFailed { socket, source } => {
+                TransportError::SendFailed { socket, descriptor: None, source }
+            }
+            error => error,
+        },
     }
 }
 
@@ -145,5 +152,31 @@ pub fn receive(
         Err(TransportError::WrongLength { socket: at(), problem: "longer" })
     } else {
         Ok((Token::from_bytes(bytes), descriptor))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::ErrorKind;
+    use crate::raw::ack::{self, Ack, Answer};
+    use std::net::UdpSocket;
+
+    #[test]
+    fn error_that_only_sending_can_give_is_not_reported_as_one_of_receiving() {
+        // Not connected: EDESTADDRREQ.
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let token = Token::from_bytes([1; Token::LEN]);
+        let sent = send_token(socket.as_fd(), &token).unwrap_err();
+        assert_eq!(sent.kind(), ErrorKind::SendFailed, "{sent}");
+        assert!(sent.to_string().contains(": cannot send: "), "{sent}");
+        let sent = ack::send(socket.as_fd(), &Ack { token, answer: Answer::Accepted });
+        assert_eq!(sent.unwrap_err().kind(), ErrorKind::SendFailed);
+        let sent = send(socket.as_fd(), std::io::stderr().as_fd(), &token).unwrap_err();
+        assert!(sent.to_string().contains(": cannot send descriptor 2: "), "{sent}");
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let closed = io::Error::from_raw_os_error(libc::EBADF);
+        let sent = send_error(socket.as_fd(), std::io::stderr().as_fd(), closed).to_string();
+        assert!(sent.contains(": descriptor 2, which was to be sent, is not open"), "{sent}");
     }
 }

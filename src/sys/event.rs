@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::{poll_timeout, retry};
@@ -37,9 +39,46 @@ impl From<Option<Instant>> for Wait {
 #[derive(Debug)]
 pub(crate) struct Events {
     epoll: OwnedFd,
-    timer: OwnedFd,
+    alarm: Arc<Alarm>,
     /// When the timer will fire, if it will.
     armed: Option<Instant>,
+}
+
+/// The parts of an [`Events`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Epoll,
+    Timer,
+}
+
+/// The timer of an [`Events`], which any thread and a signal handler can fire to end a wait. It is
+/// made when the set is.
+#[derive(Debug, Default)]
+pub(crate) struct Alarm {
+    timer: OnceLock<OwnedFd>,
+    /// A wait is to end, the one that runs or the next one.
+    ringing: AtomicBool,
+}
+
+impl Alarm {
+    /// Ends the wait that runs, or the next one. Safe in a signal handler; errno may change.
+    pub(crate) fn ring(&self) {
+        // In this order: the wait looks at the flag when the timer is set for the last time.
+        self.ringing.store(true, Ordering::SeqCst);
+        if let Some(timer) = self.timer.get() {
+            // It can fail for no valid timer; and the flag is there.
+            let _ = set_timer(timer, Duration::from_nanos(1));
+        }
+    }
+
+    pub(crate) fn is_ringing(&self) -> bool {
+        self.ringing.load(Ordering::SeqCst)
+    }
+
+    /// Whether it rang; it does no more.
+    pub(crate) fn stop(&self) -> bool {
+        self.ringing.swap(false, Ordering::SeqCst)
+    }
 }
 
 /// Makes a set of descriptors to watch, epoll_create1(2).
@@ -63,9 +102,19 @@ pub(crate) fn new_timer() -> io::Result<OwnedFd> {
 const TIMER: u64 = u64::MAX;
 
 impl Events {
-    pub(crate) fn new(epoll: OwnedFd, timer: OwnedFd) -> io::Result<Events> {
-        let events = Events { epoll, timer, armed: None };
-        events.control(libc::EPOLL_CTL_ADD, events.timer.as_raw_fd(), TIMER, false)?;
+    /// Makes a set with nothing to watch but a timer. An error comes with the part that failed.
+    pub(crate) fn new(alarm: &Arc<Alarm>) -> Result<Events, (Part, io::Error)> {
+        let failed = |part| move |error| (part, error);
+        let epoll = new_epoll().map_err(failed(Part::Epoll))?;
+        if alarm.timer.get().is_none() {
+            // Nobody else makes a set for this alarm.
+            let _ = alarm.timer.set(new_timer().map_err(failed(Part::Timer))?);
+        }
+        let events = Events { epoll, alarm: Arc::clone(alarm), armed: None };
+        if let Some(timer) = events.alarm.timer.get() {
+            let added = events.control(libc::EPOLL_CTL_ADD, timer.as_raw_fd(), TIMER, false);
+            added.map_err(failed(Part::Epoll))?;
+        }
         Ok(events)
     }
 
@@ -120,6 +169,7 @@ impl Events {
             // Computed anew each time, so that signals cannot put off the deadline.
             let timeout = match wait {
                 Wait::No => 0,
+                _ if self.alarm.is_ringing() => 0,
                 Wait::Until(deadline) => poll_timeout(deadline, Instant::now()),
                 Wait::Forever => -1,
             };
@@ -130,10 +180,11 @@ impl Events {
             if key == TIMER {
                 self.armed = None;
                 let mut expirations = 0u64;
+                let timer = self.alarm.timer.get().map_or(-1, AsRawFd::as_raw_fd);
                 // SAFETY: the pointer is to 8 bytes, as timerfd_create(2) asks. EAGAIN is harmless.
                 unsafe {
                     let buffer = (&raw mut expirations).cast();
-                    libc::read(self.timer.as_raw_fd(), buffer, size_of::<u64>());
+                    libc::read(timer, buffer, size_of::<u64>());
                 }
             } else {
                 let writable = flags & libc::EPOLLOUT != 0;
@@ -156,6 +207,10 @@ impl Events {
         Ok(())
     }
 
+    fn set_timer(&self, left: Duration) -> io::Result<()> {
+        self.alarm.timer.get().map_or(Ok(()), |timer| set_timer(timer, left))
+    }
+
     /// Whether the timer may have fired: then [`take`](Events::take) must reset it.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.armed.is_some_and(|armed| armed <= now)
@@ -173,34 +228,30 @@ impl Events {
             self.armed = None;
         }
     }
+}
 
-    fn set_timer(&self, left: Duration) -> io::Result<()> {
-        let value = libc::timespec {
-            tv_sec: left.as_secs().try_into().unwrap_or(libc::time_t::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        };
-        let interval = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        let setting = libc::itimerspec { it_interval: interval, it_value: value };
-        // SAFETY: `setting` is one itimerspec, which outlives the call; the old one is not wanted.
-        retry(|| unsafe {
-            let timer = self.timer.as_raw_fd();
-            libc::timerfd_settime(timer, 0, &raw const setting, ptr::null_mut()) as isize
-        })?;
-        Ok(())
-    }
+fn set_timer(timer: &OwnedFd, left: Duration) -> io::Result<()> {
+    let value = libc::timespec {
+        tv_sec: left.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: left.subsec_nanos().into(),
+    };
+    let interval = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let setting = libc::itimerspec { it_interval: interval, it_value: value };
+    // SAFETY: `setting` is one itimerspec, which outlives the call; the old one is not wanted.
+    retry(|| unsafe {
+        let timer = timer.as_raw_fd();
+        libc::timerfd_settime(timer, 0, &raw const setting, ptr::null_mut()) as isize
+    })?;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn new_events() -> Events {
-        Events::new(new_epoll().unwrap(), new_timer().unwrap()).unwrap()
-    }
-
     #[test]
     fn timer_fires_at_the_earliest_time_asked_for() {
-        let mut events = new_events();
+        let mut events = Events::new(&Arc::default()).unwrap();
         let now = Instant::now();
         events.wake_at(now + Duration::from_secs(3600), now).unwrap();
         assert_eq!(events.take(Wait::No, |_| {}).unwrap(), 0);
@@ -211,7 +262,7 @@ mod tests {
 
     #[test]
     fn cancelled_timer_does_not_fire_and_the_next_one_does() {
-        let mut events = new_events();
+        let mut events = Events::new(&Arc::default()).unwrap();
         let now = Instant::now();
         events.wake_at(now, now).unwrap();
         // Fired or not yet.
@@ -220,5 +271,24 @@ mod tests {
         assert_eq!(events.take(Wait::Until(now + Duration::from_millis(5)), |_| {}).unwrap(), 0);
         events.wake_at(now, now).unwrap();
         assert_eq!(events.take(Wait::Until(now + Duration::from_secs(5)), |_| {}).unwrap(), 1);
+    }
+
+    #[test]
+    fn alarm_ends_the_wait_that_runs_and_one_that_begins_later() {
+        let alarm = Arc::new(Alarm::default());
+        // Before there is anything to fire.
+        alarm.ring();
+        let mut events = Events::new(&alarm).unwrap();
+        assert_eq!(events.take(Wait::Forever, |_| {}).unwrap(), 0);
+        assert!(alarm.stop() && !alarm.stop());
+
+        let other = Arc::clone(&alarm);
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            other.ring();
+        });
+        assert_eq!(events.take(Wait::Forever, |_| {}).unwrap(), 1);
+        assert!(alarm.stop());
+        thread.join().unwrap();
     }
 }

@@ -57,7 +57,7 @@ pub fn paths() -> Vec<HotPath> {
 }
 
 fn token_store() -> impl FnMut() {
-    let store = TokenStore::new(TokenStoreOptions::default());
+    let store = TokenStore::new(TokenStoreOptions::default()).unwrap();
     let now = Instant::now();
     move || {
         for _ in 0..BATCH * ROUNDS {

@@ -21,8 +21,8 @@ const OFFERS: usize = 500;
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn main() {
-    let store = Arc::new(TokenStore::new(TokenStoreOptions::default()));
-    let pending = PendingAcks::new(store.clone(), PendingAcksOptions::default());
+    let store = Arc::new(TokenStore::new(TokenStoreOptions::default()).unwrap());
+    let pending = PendingAcks::new(store.clone(), PendingAcksOptions::default()).unwrap();
     let failures = Failures::new(FailuresOptions::default());
     thread::scope(|scope| {
         for pair in 0..PAIRS {
@@ -69,7 +69,7 @@ fn hand_over(broker: &mut Broker, connection: &UnixStream) {
 fn share(store: &TokenStore, pending: &PendingAcks, failures: &Failures, number: usize) {
     let token = store.issue().unwrap();
     pending.register(&token, number).unwrap();
-    failures.record_failure(b"backend", AttemptFailure::AckTimeout);
+    failures.record_failure(b"backend", AttemptFailure::AckTimeout).unwrap();
     assert_eq!(pending.acknowledge(&token).unwrap(), number);
     assert!(store.redeem(&token).is_err(), "the acknowledgement ends the token's life");
     failures.record_success(b"backend");

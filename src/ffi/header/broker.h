@@ -4,7 +4,7 @@
  *
  * Make a broker, watch its descriptor, offer clients. When the descriptor is readable, call
  * dispatch, then next until it returns HANDOFF_NOTHING. Each accepted offer has exactly one
- * verdict. Programs without an event loop call offer_and_wait instead.
+ * verdict, unless you take it back. Programs without an event loop call offer_and_wait instead.
  *
  * Made by cbindgen from src/ffi; do not edit.
  */

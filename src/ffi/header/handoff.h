@@ -11,28 +11,36 @@
  *   handoff/peer.h      who may connect
  *   handoff/status.h    statuses, errors, reasons, the version
  *   handoff/raw.h       the raw layer: one descriptor and one token in one message
+ *   handoff.hpp         the broker and the backend in C++17
  *
  * You may include a part alone. These rules hold for every call:
  *
- * - Status. A call that can fail returns a handoff_status: HANDOFF_OK (0), a positive number if
- *   there is no result but also no error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT), or a negative
- *   HANDOFF_ERR_*. After an error, errno is the system's error, or 0 if the system had no part in
- *   it, and handoff_last_error() returns a per-thread message.
- * - Arguments. A bad argument is HANDOFF_ERR_INVALID_ARGUMENT, never a crash. Out parameters come
- *   last and are written only on HANDOFF_OK.
- * - Structs. Initialise each with its _INIT macro, which sets `size`; those that you fill also have
- *   an _init() function. Zero is the default in every field. Out-of-range values are clamped;
- *   combinations that cannot work are refused.
- * - Descriptors. One that you pass in stays yours, open and unchanged. One in an out parameter is
- *   yours to close, and is close-on-exec. The one that a handle returns for polling stays the
- *   handle's.
+ * - Status. A call that can fail returns a handoff_status: HANDOFF_OK (0); a positive number if
+ *   there is no result but also no error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT, HANDOFF_WOKEN); or a
+ *   negative HANDOFF_ERR_*. After an error, errno is the system's error, or 0 if the system had no
+ *   part in it, and handoff_last_error() returns a message for this thread.
+ * - Arguments. A NULL or misaligned pointer, a bad descriptor or a path that is too long is
+ *   HANDOFF_ERR_INVALID_ARGUMENT, not a crash. The library cannot check where a pointer points.
+ *   Out parameters come last and are written only on HANDOFF_OK.
+ * - Structs. Initialise each with its _INIT macro. In a language without macros, call the _init()
+ *   function of a struct that you fill, and set `size` to the struct's size in one that the library
+ *   fills. You need not do that again between calls. Zero is the default in every field.
+ *   Out-of-range values are clamped; combinations that cannot work are refused. A struct larger
+ *   than the library knows is accepted if the rest is zero, else HANDOFF_ERR_UNSUPPORTED.
+ * - Descriptors. One that you pass in stays yours, open and unchanged unless the call says
+ *   otherwise. One in an out parameter is yours to close, and is close-on-exec. The one that a
+ *   handle returns for polling stays the handle's: remove it from your event loop before you free
+ *   the handle.
  * - Time, in milliseconds. `wait_ms` is how long a call may wait, as in poll(2): 0 does not wait,
- *   a negative number waits without limit. `timeout_ms` is when an offer is given up: 0 is the
- *   default, HANDOFF_NO_TIMEOUT is never.
+ *   a negative number waits without limit. A signal does not end a wait; handoff_broker_wake() and
+ *   handoff_backend_wake() do. `timeout_ms` is when an offer is taken back: 0 is the default,
+ *   HANDOFF_NO_TIMEOUT is never.
  * - Threads and fork(). A broker or a backend is used by one thread at a time, and by one process:
- *   the one that uses it first after it was made. Different handles are independent.
- * - The library starts no thread, installs no signal handler, writes nothing to standard error, and
- *   does not change signal masks, the umask or the working directory.
+ *   the one that uses it first. Making it is not a use, so you can make it before fork(). Different
+ *   handles are independent. raw.h has its own rules.
+ * - The library starts no thread, installs no signal handler, raises no SIGPIPE, writes nothing to
+ *   standard error, and does not change signal masks, the umask or the working directory. Its calls
+ *   are no cancellation points, pthread_cancel(3).
  */
 
 #ifndef HANDOFF_H

@@ -13,9 +13,9 @@
 #define HANDOFF_SUPPORTED 0
 #endif
 
-/** In a `timeout_ms`: the offer is not given up for its age. */
+/** In a time whose field or argument names it: no limit. */
 #define HANDOFF_NO_TIMEOUT UINT64_MAX
-/** In a limit of type size_t that may be switched off: no limit. */
+/** In a size_t field that names it: no limit. */
 #define HANDOFF_NO_LIMIT SIZE_MAX
 
 #if defined(__GNUC__) || defined(__clang__)

@@ -22,14 +22,14 @@ pub(super) fn ack_timeout(timeout_ms: u64) -> Option<Duration> {
 }
 
 /// Backend: tells the broker that this process owns and serves the connection. Write to the client
-/// only after HANDOFF_OK. It never blocks.
+/// only after HANDOFF_OK. The call never blocks.
 ///
 /// @param socket  the connection that the message came on
 /// @param token   the message's token
 /// @return HANDOFF_OK: the connection is yours. After an error it is not: close the descriptor and
 ///         serve nothing. HANDOFF_ERR_END_OF_STREAM if the broker took it back or is gone;
 ///         HANDOFF_ERR_WOULD_BLOCK if it does not read its acknowledgements;
-///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_RECEIVE_FAILED.
+///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_SEND_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_ack_accept(
@@ -40,13 +40,14 @@ pub extern "C" fn handoff_raw_ack_accept(
 }
 
 /// Backend: tells the broker that this process does not serve the connection. Close the descriptor
-/// first, so that the broker's is the only one left. It never blocks.
+/// first, so that the broker's is the only one left. The call never blocks.
 ///
 /// @param socket  the connection that the message came on
 /// @param token   the message's token
 /// @param reason  one of HANDOFF_REASON_*; HANDOFF_REASON_REJECTED if no other fits
 /// @return as handoff_raw_ack_accept(); also HANDOFF_ERR_INVALID_ARGUMENT for another `reason`.
 #[unsafe(no_mangle)]
+#[must_use]
 pub extern "C" fn handoff_raw_ack_reject(
     socket: c_int,
     token: *const handoff_raw_token,
@@ -97,10 +98,8 @@ fn ack_of(token: handoff_raw_token, answer: Answer) -> handoff_raw_ack {
 /// @return HANDOFF_OK; HANDOFF_ERR_ACK_TIMEOUT; HANDOFF_ERR_END_OF_STREAM if the backend closed the
 ///         connection, or receiving failed and the message was taken back;
 ///         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED; HANDOFF_ERR_INVALID_ARGUMENT.
-///         After these the connection is yours. HANDOFF_ERR_RECEIVE_FAILED: it was not possible to
-///         see what has arrived, so the backend may own it; close(2) your copy and serve nothing.
-///
-/// A signal does not end the wait.
+///         HANDOFF_ERR_RECEIVE_FAILED if it was not possible to see what has arrived: the backend
+///         may own the connection, so close(2) your copy and serve nothing.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_ack_wait(
@@ -119,7 +118,7 @@ pub extern "C" fn handoff_raw_ack_wait(
     })
 }
 
-/// Broker: takes the next acknowledgement that has arrived on a connection. It never blocks.
+/// Broker: takes the next acknowledgement that has arrived on a connection. The call never blocks.
 ///
 /// @param socket    the connection that messages were sent on
 /// @param[out] ack  the acknowledgement
@@ -146,7 +145,7 @@ pub extern "C" fn handoff_raw_ack_receive(
 ///
 /// From now on handoff_raw_ack_accept() fails in the backend. Acknowledgements that were sent before
 /// can still be taken with handoff_raw_ack_receive(), until it returns HANDOFF_ERR_END_OF_STREAM or
-/// HANDOFF_NOTHING. Then every other message is certainly a fallback.
+/// HANDOFF_NOTHING. From then on every other message is certainly a fallback.
 ///
 /// @param socket  the connection that messages were sent on. It stays open, but nothing more can be
 ///                handed over on it.

@@ -8,7 +8,8 @@ use crate::ffi::argument::{descriptor, path};
 use crate::ffi::growing::{Fill, Growing};
 use crate::ffi::guard::{Failure, guard, report_error};
 use crate::ffi::reason::{
-    HANDOFF_ADOPTED, HANDOFF_FALLBACK, HANDOFF_REASON_NONE, handoff_outcome, handoff_reason,
+    HANDOFF_ADOPTED, HANDOFF_FALLBACK, HANDOFF_REASON_INTEGRITY_MISMATCH, HANDOFF_REASON_NONE,
+    handoff_outcome, handoff_reason,
 };
 use crate::ffi::status::{HANDOFF_OK, handoff_status};
 use crate::raw::ack::AckError;
@@ -22,11 +23,15 @@ pub struct handoff_raw_verdict {
     pub size: usize,
     /// Who owns the connection now: HANDOFF_ADOPTED or HANDOFF_FALLBACK.
     pub outcome: handoff_outcome,
-    /// Why it is a fallback; HANDOFF_REASON_NONE if it was adopted.
+    /// Why it is a fallback. With HANDOFF_ADOPTED: HANDOFF_REASON_NONE; or
+    /// HANDOFF_REASON_INTEGRITY_MISMATCH if `socket` became unusable after the message was sent, as
+    /// when another thread closes it, or the system does not let this process receive: the backend
+    /// may have adopted the connection, so do not serve it.
     pub reason: handoff_reason,
-    /// The error behind a fallback; HANDOFF_OK if the backend rejected the connection.
+    /// The error behind the verdict; HANDOFF_OK if the backend adopted or rejected the connection.
     pub cause: handoff_status,
-    /// See handoff_verdict.
+    /// Not 0, with a fallback: the backend may still hold a copy of the descriptor. See
+    /// handoff_verdict.
     pub may_have_reached_backend: u32,
 }
 
@@ -37,13 +42,12 @@ unsafe impl Growing for handoff_raw_verdict {
 
 /// Hands a connection over a connected socket and waits for the backend's answer.
 ///
-/// The verdict is certain even at the deadline: the broker takes the message back before it looks
-/// for the last time. If this returns a fallback, handoff_raw_ack_accept() fails in the backend, and
-/// the backend does not serve the client.
+/// The verdict is certain even at the deadline: the call first takes the message back, then looks
+/// for the acknowledgement once more. After a fallback handoff_raw_ack_accept() fails in the
+/// backend.
 ///
-/// @param socket        a connected Unix socket, blocking or not. After an adoption, and after a
-///                      rejection (a fallback whose cause is HANDOFF_OK), you may use it for the
-///                      next attempt. Otherwise close(2) it.
+/// @param socket        a connected Unix socket, blocking or not. You may use it for the next
+///                      attempt if the verdict's `cause` is HANDOFF_OK. Otherwise close(2) it.
 /// @param fd            the client's connection. It stays yours, open and unchanged.
 /// @param token         a token that the backend's store holds
 /// @param timeout_ms    how long to wait for the answer, in milliseconds: 0 for 5000;
@@ -70,7 +74,8 @@ pub extern "C" fn handoff_raw_attempt(
     })
 }
 
-/// handoff_raw_attempt() over a connection of its own to a handoff socket.
+/// Connects to a handoff socket, hands a connection over and waits for the answer: as
+/// handoff_raw_attempt(), over a connection of its own. It does not check who listens there.
 ///
 /// @param path          see handoff_raw_connect()
 /// @param fd            see handoff_raw_attempt()
@@ -115,6 +120,13 @@ fn finish(
             reason: reason as handoff_reason,
             cause: cause.map_or(HANDOFF_OK, |error| report_error(&error.into())),
             may_have_reached_backend: may_have_reached.into(),
+        },
+        Verdict::Unknown { cause } => handoff_raw_verdict {
+            size,
+            outcome: HANDOFF_ADOPTED,
+            reason: HANDOFF_REASON_INTEGRITY_MISMATCH,
+            cause: report_error(&cause.into()),
+            may_have_reached_backend: 1,
         },
     });
     Ok(())

@@ -28,7 +28,7 @@ pub struct handoff_raw_failures {
 pub struct handoff_raw_failures_options {
     /// Set by HANDOFF_RAW_FAILURES_OPTIONS_INIT.
     pub size: usize,
-    /// After so many failures within `period_ms`, a backend is not tried: 1 to 4096, default 8.
+    /// A backend is not tried after this many failures within `period_ms`: 1 to 4096, default 8.
     pub max_failures: usize,
     /// How long a failure counts, in milliseconds: default 30000.
     pub period_ms: u64,
@@ -90,8 +90,8 @@ fn failures<'a>(failures: *const handoff_raw_failures) -> Result<&'a Failures, F
     reference(failures, "failures").map(|failures| &failures.failures)
 }
 
-/// What a broker knows about a connection and its backend before it tries. All zero: nothing speaks
-/// against an attempt.
+/// What a broker knows about a connection and its backend before it tries. If all is zero, nothing
+/// speaks against an attempt.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_raw_inputs {
@@ -103,7 +103,7 @@ pub struct handoff_raw_inputs {
     pub policy_disabled: u32,
     /// Not 0: this process is short of descriptors.
     pub descriptor_pressure: u32,
-    /// Not 0: this broker did not start the backend, and does not use it.
+    /// Not 0: the broker uses only backends that it started, and did not start this one.
     pub foreign_backend: u32,
 }
 
@@ -117,7 +117,7 @@ unsafe impl Input for handoff_raw_inputs {}
 /// Initialises inputs as HANDOFF_RAW_INPUTS_INIT does, for languages without macros.
 ///
 /// @param[out] inputs  the inputs
-/// @param size          sizeof(handoff_raw_inputs)
+/// @param size         sizeof(handoff_raw_inputs)
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `inputs` is NULL or `size` cannot be right.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_raw_inputs_init(
@@ -135,7 +135,7 @@ pub struct handoff_raw_decision {
     pub size: usize,
     /// HANDOFF_REASON_NONE: try. Any other: serve the client another way, for this reason.
     pub reason: handoff_reason,
-    /// When to try again, in milliseconds from now, rounded up; -1 if waiting does not help.
+    /// When to try again, in milliseconds from now, rounded up; -1 if there is no such time.
     pub retry_after_ms: i64,
 }
 
@@ -167,8 +167,10 @@ impl From<Decision> for handoff_raw_decision {
 /// @param backend        names the backend, such as the path of its handoff socket
 /// @param inputs         what is known, or NULL if nothing speaks against it; read during the call
 ///                       only
-/// @param[out] decision  the first reason that applies of client unsupported, policy disabled,
-///                       foreign backend, descriptor pressure and rate limited, or none
+/// @param[out] decision  HANDOFF_REASON_NONE, or the first of these that applies:
+///                       HANDOFF_REASON_CLIENT_UNSUPPORTED, HANDOFF_REASON_POLICY_DISABLED,
+///                       HANDOFF_REASON_FOREIGN_BACKEND, HANDOFF_REASON_DESCRIPTOR_PRESSURE,
+///                       HANDOFF_REASON_RATE_LIMITED
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if another pointer is NULL or a `size` is
 ///         wrong.
 #[unsafe(no_mangle)]
@@ -194,17 +196,22 @@ pub extern "C" fn handoff_raw_failures_should_attempt(
     })
 }
 
-/// Counts a failed attempt. A rejection is an answer, not a failure. Allocates for a backend's first
-/// failure.
+/// Counts a failed attempt.
+///
+/// Do not count a rejection, a verdict whose `cause` is HANDOFF_OK: it is an answer, not a failure.
+/// The call allocates for a backend's first failure.
 ///
 /// @param failures       the counter
 /// @param backend        names the backend; copied
-/// @param reason         why it failed: what handoff_status_reason() returned, or the reason in the
-///                       verdict of an attempt
+/// @param reason         why it failed, from a handoff_raw_verdict or handoff_status_reason():
+///                       HANDOFF_REASON_PERMISSION_DENIED, HANDOFF_REASON_INTEGRITY_MISMATCH,
+///                       HANDOFF_REASON_ACK_TIMEOUT, HANDOFF_REASON_BACKEND_UNAVAILABLE,
+///                       HANDOFF_REASON_BACKEND_BUSY, HANDOFF_REASON_DESCRIPTOR_PRESSURE or
+///                       HANDOFF_REASON_UNSUPPORTED_PLATFORM
 /// @param[out] decision  the reason for this fallback and, if the backend is now rate-limited, when
 ///                       to try again; may be NULL
-/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if another pointer is NULL or an attempt cannot
-///         fail for `reason`.
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if another pointer is NULL or `reason` is any
+///         other; HANDOFF_ERR_NO_MEMORY.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_raw_failures_record_failure(
     failures: *mut handoff_raw_failures,
@@ -214,10 +221,12 @@ pub extern "C" fn handoff_raw_failures_record_failure(
 ) -> handoff_status {
     guard(|| {
         let (failures, backend) = (self::failures(failures)?, string(backend, "backend")?);
-        let wrong = |()| Failure::Argument("reason", Problem::Is("is not why an attempt fails"));
+        let wrong = |()| {
+            Failure::Argument("reason", Problem::Is("is not a reason for which an attempt fails"))
+        };
         let failure = AttemptFailure::try_from(self::reason(reason)?).map_err(wrong)?;
         let out = if decision.is_null() { None } else { Some(Fill::new(decision, "decision")?) };
-        let decision = failures.record_failure(backend, failure);
+        let decision = failures.record_failure(backend, failure)?;
         if let Some(out) = out {
             out.set(decision.into());
         }

@@ -24,14 +24,15 @@ pub const HANDOFF_RAW_SEQPACKET: handoff_raw_socket_type = 2;
 pub struct handoff_raw_listener_options {
     /// Set by HANDOFF_RAW_LISTENER_OPTIONS_INIT.
     pub size: usize,
-    /// The permission bits of the socket's file, whatever the umask: default 0600. A broker needs
-    /// write permission, unix(7). Abstract names have none: check who connects.
+    /// The permission bits of the socket's file, independent of the umask: default 0600. A broker
+    /// needs write permission, unix(7). Abstract names have none: check who connects.
     pub mode: u32,
-    /// Connections that may wait to be accepted, listen(2): default 4096.
+    /// Connections that may wait to be accepted, listen(2): default 4096. The system may allow
+    /// fewer: somaxconn in listen(2).
     pub backlog: i32,
     /// HANDOFF_RAW_STREAM, the default, or HANDOFF_RAW_SEQPACKET.
     pub socket_type: handoff_raw_socket_type,
-    /// 0.
+    /// Reserved: always 0.
     pub reserved: u32,
 }
 
@@ -56,6 +57,9 @@ pub extern "C" fn handoff_raw_listener_options_init(
 }
 
 /// A listening handoff socket, and the file that it made.
+///
+/// Any number of threads may accept on it, and so may children of fork(). Only the process that made
+/// it removes the file.
 pub struct handoff_raw_listener {
     listener: Listener,
 }
@@ -63,13 +67,12 @@ pub struct handoff_raw_listener {
 /// Makes a handoff socket and listens on it. The file is made as by handoff_backend_listen().
 ///
 /// @param path           the socket's path, at most 107 bytes, in a directory that this process can
-///                       read and write; "@" starts an abstract name, without a file
+///                       write to; "@" starts an abstract name, without a file
 /// @param options        how to make it, or NULL for the defaults; read during the call only
 /// @param[out] listener  the listener; free it with handoff_raw_listener_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_ADDRESS_IN_USE; HANDOFF_ERR_NOT_A_SOCKET;
 ///         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
 ///         a socket's, `mode` is more than 0777 or `socket_type` is unknown;
-///         HANDOFF_ERR_WOULD_BLOCK if another process holds the directory's lock for a second;
 ///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_LISTEN_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -114,10 +117,10 @@ fn core_options(options: handoff_raw_listener_options) -> Result<ListenerOptions
 /// @return HANDOFF_OK; HANDOFF_TIMED_OUT if nobody connected in that time;
 ///         HANDOFF_ERR_PEER_NOT_ALLOWED, HANDOFF_ERR_PEER_UNKNOWN: accept the next;
 ///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_INVALID_ARGUMENT as for
-///         handoff_raw_peer_check(), and after shutdown(2) of the listening socket, which ends a
-///         wait; HANDOFF_ERR_RECEIVE_FAILED.
+///         handoff_raw_peer_check(); HANDOFF_ERR_RECEIVE_FAILED.
 ///
-/// Different threads may call it for one listener at once.
+/// To end a wait from another thread, shutdown(2) the descriptor of handoff_raw_listener_fd(): the
+/// call then returns HANDOFF_ERR_INVALID_ARGUMENT.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_listener_accept(
@@ -149,8 +152,10 @@ pub extern "C" fn handoff_raw_listener_fd(listener: *const handoff_raw_listener)
     })
 }
 
-/// Stops listening, and removes the socket's file if it is still the one that was made. In a child
-/// of fork() it closes the child's copy only.
+/// Stops listening, and removes the socket's file if it is still the one that was made.
+///
+/// It may wait up to a second for the lock on the directory. In a child of fork() it closes the
+/// child's copy only.
 ///
 /// @param listener  the listener, or NULL, which does nothing; no thread may be using it
 #[unsafe(no_mangle)]

@@ -9,19 +9,20 @@ use crate::ffi::peer::{handoff_peer_policy, policy};
 use crate::ffi::status::handoff_status;
 use crate::peer::{self, Credentials};
 
-/// A peer's credentials when it connected, SO_PEERCRED of unix(7).
+/// A peer's credentials, SO_PEERCRED of unix(7): when it connected, or when it called listen(2).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_raw_peer {
     /// Set by HANDOFF_RAW_PEER_INIT.
     pub size: usize,
-    /// The process, for logs. A pid is not an identity: it may be reused.
+    /// The process, for logs: a pid is not an identity. 0 if it is in a PID namespace that this
+    /// process cannot see.
     pub pid: i32,
     /// The effective user.
     pub uid: u32,
     /// The effective group.
     pub gid: u32,
-    /// 0.
+    /// Reserved: always 0.
     pub reserved: u32,
 }
 
@@ -47,7 +48,7 @@ impl From<Credentials> for handoff_raw_peer {
 ///         connected Unix socket; HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not a socket, a
 ///         `size` is wrong or a list is NULL but not empty.
 ///
-/// Safe in any thread and after fork(). Allocates only to look at supplementary groups.
+/// Safe in any thread and after fork(). Allocates only to look at more than 256 supplementary groups.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_peer_check(

@@ -14,8 +14,9 @@ use crate::ffi::status::handoff_status;
 use crate::raw::pending::{PendingAcks, PendingAcksOptions};
 use crate::token::Token;
 
-/// The acknowledgements that a broker waits for. An entry leaves exactly once: acknowledged in time,
-/// abandoned or expired. Who makes it leave gets its `user_data`, and its token leaves the store.
+/// The acknowledgements that a broker waits for. An entry is removed exactly once: acknowledged in
+/// time, abandoned or expired. The call that removes it returns its `user_data` and revokes its
+/// token.
 ///
 /// Any number of threads may use one at once. After fork() in a program with several threads, make
 /// a new one in the child: another thread may have held the lock.
@@ -62,7 +63,7 @@ pub extern "C" fn handoff_raw_pending_options_init(
 /// @param options       the limits, or NULL for the defaults; read during the call only
 /// @param[out] pending  the registry; free it with handoff_raw_pending_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` or `pending` is NULL or
-///         `options->size` is wrong.
+///         `options->size` is wrong; HANDOFF_ERR_NO_MEMORY.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_pending_new(
@@ -74,7 +75,7 @@ pub extern "C" fn handoff_raw_pending_new(
         let store = Arc::clone(&reference(store, "store")?.store);
         let options = core_options(read_or_default(options, "options")?);
         let out = Out::new(pending, "pending")?;
-        out.give(handoff_raw_pending { pending: PendingAcks::new(store, options) });
+        out.give(handoff_raw_pending { pending: PendingAcks::new(store, options)? });
         Ok(())
     })
 }
@@ -95,7 +96,7 @@ fn pending<'a>(pending: *const handoff_raw_pending) -> Result<&'a PendingAcks, F
 ///
 /// @param pending    the registry
 /// @param token      the message's token
-/// @param user_data  returned when the entry leaves; not looked at
+/// @param user_data  returned when the entry is removed; not looked at
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is NULL;
 ///         HANDOFF_ERR_TOKEN_ALREADY_PENDING; HANDOFF_ERR_FULL if the capacity is reached.
 #[unsafe(no_mangle)]
@@ -111,12 +112,12 @@ pub extern "C" fn handoff_raw_pending_register(
     })
 }
 
-/// Takes the entry of an acknowledgement that has arrived.
+/// Removes the entry of an acknowledgement that has arrived.
 ///
 /// @param pending         the registry
 /// @param token           the acknowledgement's token
 /// @param[out] user_data  what was registered with it; may be NULL
-/// @return HANDOFF_OK: the entry has left, also if its time is up, for the backend has decided;
+/// @return HANDOFF_OK: the entry is removed, also if its time is up, for the backend has decided;
 ///         HANDOFF_ERR_TOKEN_NOT_PENDING if there is none, as for a second acknowledgement or after
 ///         handoff_raw_pending_expire(); HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is
 ///         NULL.
@@ -130,12 +131,12 @@ pub extern "C" fn handoff_raw_pending_acknowledge(
     guard(|| leave(pending, token, user_data, |pending, token| Ok(pending.acknowledge(token)?)))
 }
 
-/// Takes the entry of a message that you give up, as after handoff_raw_take_back().
+/// Removes the entry of a message that you take back or could not send.
 ///
 /// @param pending         the registry
 /// @param token           the message's token
 /// @param[out] user_data  what was registered with it; may be NULL
-/// @return HANDOFF_OK: the entry has left; HANDOFF_ERR_TOKEN_NOT_PENDING if there is none;
+/// @return HANDOFF_OK: the entry is removed; HANDOFF_ERR_TOKEN_NOT_PENDING if there is none;
 ///         HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is NULL.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -162,7 +163,7 @@ fn leave(
     Ok(())
 }
 
-/// Takes one entry whose time is up. Call it until it returns HANDOFF_NOTHING.
+/// Removes one entry whose time is up. Call it until it returns HANDOFF_NOTHING.
 ///
 /// The backend can still acknowledge the message. Before you serve the client another way, call
 /// handoff_raw_take_back() and look for its acknowledgement once more.
@@ -170,7 +171,7 @@ fn leave(
 /// @param pending         the registry
 /// @param[out] token      the message's token; may be NULL
 /// @param[out] user_data  what was registered with it; may be NULL
-/// @return HANDOFF_OK: the entry has left; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if
+/// @return HANDOFF_OK: the entry is removed; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if
 ///         `pending` is NULL.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -194,7 +195,7 @@ pub extern "C" fn handoff_raw_pending_expire(
     })
 }
 
-/// Gets how long it is until the next entry expires, for poll(2) or a timer.
+/// Gets the time until the next entry expires, for poll(2) or a timer.
 ///
 /// @param pending       the registry
 /// @param[out] wait_ms  the time in milliseconds, rounded up; 0 if one has expired

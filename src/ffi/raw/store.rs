@@ -26,9 +26,10 @@ pub struct handoff_raw_store_options {
     pub size: usize,
     /// The most tokens pending at once: 1 to 1048576, default 1024.
     pub capacity: usize,
-    /// How long a token may be presented, in milliseconds: default 30000; HANDOFF_NO_TIMEOUT.
+    /// How long a token may be presented, in milliseconds: default 30000; HANDOFF_NO_TIMEOUT: it
+    /// does not expire.
     pub lifetime_ms: u64,
-    /// How many tokens are generated before issuing gives up, if each is already pending: default
+    /// How many random tokens issuing tries, if each is already pending, before it fails: default
     /// 16.
     pub collision_attempts: usize,
 }
@@ -57,7 +58,8 @@ pub extern "C" fn handoff_raw_store_options_init(
 ///
 /// @param options     the limits, or NULL for the defaults; read during the call only
 /// @param[out] store  the store; free it with handoff_raw_store_free()
-/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` is NULL or `options->size` is wrong.
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` is NULL or `options->size` is wrong;
+///         HANDOFF_ERR_NO_MEMORY.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_store_new(
@@ -67,7 +69,7 @@ pub extern "C" fn handoff_raw_store_new(
     guard(|| {
         let options = core_options(read_or_default(options, "options")?);
         let out = Out::new(store, "store")?;
-        out.give(handoff_raw_store { store: Arc::new(TokenStore::new(options)) });
+        out.give(handoff_raw_store { store: Arc::new(TokenStore::new(options)?) });
         Ok(())
     })
 }

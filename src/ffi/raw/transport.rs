@@ -11,7 +11,8 @@ use crate::ffi::status::handoff_status;
 use crate::raw::{admit, transport};
 
 /// Connects to a handoff socket, stream or sequenced-packet, whichever listens there. It never
-/// blocks.
+/// blocks. Whoever listens there gets what you send: an abstract name belongs to the process that
+/// took it first. handoff_raw_peer_check() tells whether it is who it should be.
 ///
 /// @param path         the socket's path, at most 107 bytes; "@" starts an abstract name
 /// @param[out] socket  the connection, non-blocking and close-on-exec; close(2) it
@@ -35,7 +36,8 @@ pub extern "C" fn handoff_raw_connect(path: *const c_char, socket: *mut c_int) -
 /// blocks.
 ///
 /// @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. A TCP socket
-///                is refused. Over other sockets the system sends the token without the descriptor.
+///                is refused. Over other sockets the system sends the token without the descriptor,
+///                and no error says so.
 /// @param fd      the descriptor to send, not `socket` itself. It stays yours, open and unchanged,
 ///                and you may close it when this returns.
 /// @param token   its token
@@ -57,7 +59,8 @@ pub extern "C" fn handoff_raw_send(
     })
 }
 
-/// handoff_raw_connect() and handoff_raw_send() in one call.
+/// Connects to a handoff socket and sends a descriptor and its token: handoff_raw_connect() and
+/// handoff_raw_send() in one call. It does not check who listens there.
 ///
 /// @param path         see handoff_raw_connect()
 /// @param fd           see handoff_raw_send()
@@ -82,7 +85,7 @@ pub extern "C" fn handoff_raw_send_path(
     })
 }
 
-/// Receives one message, and returns its descriptor only if its token is pending in a store, which
+/// Receives one message, and returns its descriptor only if its token is pending in a store. That
 /// consumes the token.
 ///
 /// @param socket      a connected Unix socket, blocking or not
@@ -95,8 +98,8 @@ pub extern "C" fn handoff_raw_send_path(
 ///         `expected`; HANDOFF_ERR_TOKEN_EXPIRED; HANDOFF_ERR_TOKEN_NOT_PENDING if the store never
 ///         held it or it was already used.
 ///
-/// After an error no descriptor that came stays open, and you must close the socket. Different
-/// threads may use one store at once.
+/// After an error no descriptor that came stays open, and you must close the socket.
+/// HANDOFF_TIMED_OUT is no error: the socket stays usable.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_receive_verified(
@@ -134,6 +137,7 @@ pub extern "C" fn handoff_raw_receive_verified(
 ///         HANDOFF_ERR_WRONG_LENGTH; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_RECEIVE_FAILED.
 ///
 /// After an error no descriptor that came stays open, and you must close the socket.
+/// HANDOFF_TIMED_OUT is no error: the socket stays usable.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_receive(
@@ -152,15 +156,16 @@ pub extern "C" fn handoff_raw_receive(
     })
 }
 
-/// Backend: sends a token alone, which allows the broker one message on this connection. When the
-/// token comes back with a descriptor, that proves that this backend allowed that message. It never
-/// blocks.
+/// Backend: sends a token without a descriptor. It allows the broker one message on this connection.
+///
+/// A token that comes back with a descriptor proves that this backend allowed the message. The call
+/// never blocks.
 ///
 /// @param socket  a connected Unix socket, blocking or not
 /// @param token   a token that the store holds
 /// @return HANDOFF_OK; HANDOFF_ERR_END_OF_STREAM if the broker closed the connection;
 ///         HANDOFF_ERR_WOULD_BLOCK if it does not read what it is sent;
-///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_RECEIVE_FAILED.
+///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_SEND_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_token_send(
@@ -178,9 +183,11 @@ pub extern "C" fn handoff_raw_token_send(
 /// @param socket      a connected Unix socket, blocking or not
 /// @param wait_ms     how long to wait, in milliseconds, as in poll(2)
 /// @param[out] token  the token
-/// @return HANDOFF_OK; HANDOFF_TIMED_OUT if none came in that time; HANDOFF_ERR_END_OF_STREAM;
+/// @return HANDOFF_OK; HANDOFF_TIMED_OUT if none came in that time: the backend is busy, so the
+///         reason for a fallback is HANDOFF_REASON_BACKEND_BUSY; HANDOFF_ERR_END_OF_STREAM;
 ///         HANDOFF_ERR_WRONG_LENGTH; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
-///         After an error close the socket.
+///
+/// After an error close the socket. HANDOFF_TIMED_OUT is no error: the socket stays usable.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_token_receive(

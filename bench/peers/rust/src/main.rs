@@ -30,7 +30,7 @@ struct Parameters {
     is_move: bool,
     warm: usize,
     count: usize,
-    window: usize,
+    in_flight: usize,
     preread: usize,
     hold: usize,
 }
@@ -50,7 +50,7 @@ impl Parameters {
             is_move,
             warm: number("WARM", 0),
             count: number("COUNT", 1000),
-            window: number("WINDOW", 256),
+            in_flight: number("IN_FLIGHT", 256),
             preread: if is_move { number("PREREAD", REQUEST) } else { REQUEST },
             hold: number("HOLD", 0),
         }
@@ -148,7 +148,7 @@ impl<'a> Broker<'a> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let total = self.parameters.warm + self.parameters.count;
         let mut ends = Vec::new();
-        for _ in 0..self.parameters.window.min(total) {
+        for _ in 0..self.parameters.in_flight.min(total) {
             if ends.len() < 2048 {
                 let end = TcpStream::connect(listener.local_addr()?)?;
                 leave_no_time_wait(&end)?;

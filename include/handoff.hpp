@@ -1,0 +1,749 @@
+/*
+ * handoff.hpp: handoff.h for C++17, without a cost of its own. Handles that own, errors as
+ * std::error_code, ranges of verdicts and arrivals.
+ *
+ * A member is the call of the same name in handoff/broker.h or handoff/backend.h. What is said
+ * there, and the rules in handoff.h, hold here too. The raw layer has no C++ form: call it as it
+ * is, and turn its statuses into error codes with make_error_code().
+ *
+ * - Results. What happens while peers come and go is a result, not an error: an offer that is
+ *   refused, an arrival that was taken back, nothing to take, a wait that ended without a result.
+ * - Errors. Each member that can fail has two forms, as in std::filesystem. One takes a
+ *   std::error_code, which it sets, or clears if nothing failed, and is noexcept. The other throws
+ *   std::system_error, whose what() begins with handoff_last_error(); it does not exist where
+ *   exceptions are switched off.
+ * - Handles can be moved. One that is empty, because it was moved from or made without arguments,
+ *   can be destroyed or assigned to. Its other members fail with errc::invalid_argument.
+ */
+
+#ifndef HANDOFF_HPP
+#define HANDOFF_HPP
+
+#if __cplusplus < 201703L
+#error "handoff.hpp needs C++17"
+#endif
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+
+#include <unistd.h>
+
+#include "handoff/backend.h"
+#include "handoff/broker.h"
+#include "handoff/status.h"
+
+namespace handoff {
+
+// ---- errors and reasons -------------------------------------------------------------------------
+
+/** The errors: HANDOFF_ERR_*. They convert to std::error_code. */
+enum class errc : handoff_status {
+    invalid_argument = HANDOFF_ERR_INVALID_ARGUMENT,
+    unsupported = HANDOFF_ERR_UNSUPPORTED,
+    permission_denied = HANDOFF_ERR_PERMISSION_DENIED,
+    backend_unavailable = HANDOFF_ERR_BACKEND_UNAVAILABLE,
+    would_block = HANDOFF_ERR_WOULD_BLOCK,
+    descriptor_pressure = HANDOFF_ERR_DESCRIPTOR_PRESSURE,
+    send_failed = HANDOFF_ERR_SEND_FAILED,
+    short_write = HANDOFF_ERR_SHORT_WRITE,
+    ack_timeout = HANDOFF_ERR_ACK_TIMEOUT,
+    ack_mismatch = HANDOFF_ERR_ACK_MISMATCH,
+    ack_malformed = HANDOFF_ERR_ACK_MALFORMED,
+    receive_failed = HANDOFF_ERR_RECEIVE_FAILED,
+    end_of_stream = HANDOFF_ERR_END_OF_STREAM,
+    no_descriptor = HANDOFF_ERR_NO_DESCRIPTOR,
+    surplus_descriptors = HANDOFF_ERR_SURPLUS_DESCRIPTORS,
+    control_truncated = HANDOFF_ERR_CONTROL_TRUNCATED,
+    wrong_length = HANDOFF_ERR_WRONG_LENGTH,
+    token_mismatch = HANDOFF_ERR_TOKEN_MISMATCH,
+    token_expired = HANDOFF_ERR_TOKEN_EXPIRED,
+    token_not_pending = HANDOFF_ERR_TOKEN_NOT_PENDING,
+    token_already_pending = HANDOFF_ERR_TOKEN_ALREADY_PENDING,
+    token_collision = HANDOFF_ERR_TOKEN_COLLISION,
+    full = HANDOFF_ERR_FULL,
+    random = HANDOFF_ERR_RANDOM,
+    peer_unknown = HANDOFF_ERR_PEER_UNKNOWN,
+    peer_not_allowed = HANDOFF_ERR_PEER_NOT_ALLOWED,
+    address_in_use = HANDOFF_ERR_ADDRESS_IN_USE,
+    not_a_socket = HANDOFF_ERR_NOT_A_SOCKET,
+    listen_failed = HANDOFF_ERR_LISTEN_FAILED,
+    internal = HANDOFF_ERR_INTERNAL,
+    rate_limited = HANDOFF_ERR_RATE_LIMITED,
+    too_large = HANDOFF_ERR_TOO_LARGE,
+    wrong_process = HANDOFF_ERR_WRONG_PROCESS,
+    closed = HANDOFF_ERR_CLOSED,
+    taken_back = HANDOFF_ERR_TAKEN_BACK,
+    too_late = HANDOFF_ERR_TOO_LATE,
+    system = HANDOFF_ERR_SYSTEM,
+    no_memory = HANDOFF_ERR_NO_MEMORY,
+};
+
+/** Why a connection was not handed over: HANDOFF_REASON_*. */
+enum class reason : handoff_reason {
+    none = HANDOFF_REASON_NONE,
+    client_unsupported = HANDOFF_REASON_CLIENT_UNSUPPORTED,
+    policy_disabled = HANDOFF_REASON_POLICY_DISABLED,
+    descriptor_pressure = HANDOFF_REASON_DESCRIPTOR_PRESSURE,
+    rate_limited = HANDOFF_REASON_RATE_LIMITED,
+    permission_denied = HANDOFF_REASON_PERMISSION_DENIED,
+    integrity_mismatch = HANDOFF_REASON_INTEGRITY_MISMATCH,
+    ack_timeout = HANDOFF_REASON_ACK_TIMEOUT,
+    foreign_backend = HANDOFF_REASON_FOREIGN_BACKEND,
+    backend_unavailable = HANDOFF_REASON_BACKEND_UNAVAILABLE,
+    backend_busy = HANDOFF_REASON_BACKEND_BUSY,
+    rejected = HANDOFF_REASON_REJECTED,
+    unsupported_platform = HANDOFF_REASON_UNSUPPORTED_PLATFORM,
+    broker_closed = HANDOFF_REASON_BROKER_CLOSED,
+    backend_died = HANDOFF_REASON_BACKEND_DIED,
+};
+
+/** Names a reason in lower case, for logs. */
+inline const char *name(reason why) noexcept
+{
+    return handoff_reason_name(static_cast<handoff_reason>(why));
+}
+
+namespace detail {
+
+// Visible: error codes compare the addresses of their categories, and a program and its shared
+// libraries must have the same one.
+class [[gnu::visibility("default")]] category final : public std::error_category {
+  public:
+    const char *name() const noexcept override { return "handoff"; }
+    std::string message(int status) const override { return handoff_status_message(status); }
+
+    std::error_condition default_error_condition(int status) const noexcept override
+    {
+        switch (status) {
+        case HANDOFF_ERR_INVALID_ARGUMENT: return std::errc::invalid_argument;
+        case HANDOFF_ERR_UNSUPPORTED: return std::errc::not_supported;
+        case HANDOFF_ERR_PERMISSION_DENIED: return std::errc::permission_denied;
+        case HANDOFF_ERR_BACKEND_UNAVAILABLE: return std::errc::connection_refused;
+        case HANDOFF_ERR_WOULD_BLOCK: return std::errc::resource_unavailable_try_again;
+        case HANDOFF_ERR_DESCRIPTOR_PRESSURE: return std::errc::too_many_files_open;
+        case HANDOFF_ERR_TOO_LARGE: return std::errc::message_size;
+        case HANDOFF_ERR_ADDRESS_IN_USE: return std::errc::address_in_use;
+        case HANDOFF_ERR_NOT_A_SOCKET: return std::errc::not_a_socket;
+        case HANDOFF_ERR_NO_MEMORY: return std::errc::not_enough_memory;
+        default: return {status, *this};
+        }
+    }
+};
+
+}  // namespace detail
+
+/** The category of the library's errors. The value of such an error code is the handoff_status. */
+[[gnu::visibility("default")]] inline const std::error_category &error_category() noexcept
+{
+    static const detail::category instance;
+    return instance;
+}
+
+inline std::error_code make_error_code(errc error) noexcept
+{
+    return {static_cast<int>(error), error_category()};
+}
+
+/** Turns a status into an error code. HANDOFF_NOTHING and other positive ones are no errors. */
+inline std::error_code make_error_code(handoff_status status) noexcept
+{
+    return status < 0 ? make_error_code(static_cast<errc>(status)) : std::error_code();
+}
+
+}  // namespace handoff
+
+template <>
+struct std::is_error_code_enum<handoff::errc> : std::true_type {};
+
+namespace handoff {
+
+// ---- what both ends use -------------------------------------------------------------------------
+
+/** A wait without limit, or a timeout that never comes. */
+inline constexpr std::chrono::milliseconds no_timeout = std::chrono::milliseconds::max();
+
+/** The bytes of any buffer. */
+inline std::string_view bytes(const void *data, std::size_t size) noexcept
+{
+    return {static_cast<const char *>(data), size};
+}
+
+/** A descriptor and the duty to close it. */
+class unique_fd {
+  public:
+    unique_fd() noexcept = default;
+    explicit unique_fd(int fd) noexcept : fd_(fd) {}
+    unique_fd(unique_fd &&other) noexcept : fd_(other.release()) {}
+    unique_fd &operator=(unique_fd &&other) noexcept { return reset(other.release()), *this; }
+    ~unique_fd() { reset(); }
+
+    explicit operator bool() const noexcept { return fd_ != -1; }
+    int get() const noexcept { return fd_; }
+    /** Gives the descriptor away: the caller closes it. */
+    [[nodiscard]] int release() noexcept { return std::exchange(fd_, -1); }
+    /** Closes the descriptor and takes over another one. */
+    void reset(int fd = -1) noexcept
+    {
+        if (fd_ != -1)
+            ::close(fd_);
+        fd_ = fd;
+    }
+
+  private:
+    int fd_ = -1;
+};
+
+namespace detail {
+
+// Zero becomes `zero`. A negative time is over, so it becomes the shortest one.
+constexpr std::uint64_t timeout_ms(std::chrono::milliseconds time, std::uint64_t zero) noexcept
+{
+    if (time == no_timeout)
+        return HANDOFF_NO_TIMEOUT;
+    const std::int64_t count = std::max<std::int64_t>(time.count(), 1);
+    return time.count() == 0 ? zero : static_cast<std::uint64_t>(count);
+}
+
+constexpr int wait_ms(std::chrono::milliseconds time) noexcept
+{
+    constexpr std::int64_t longest = std::numeric_limits<int>::max();
+    const std::int64_t count = std::clamp<std::int64_t>(time.count(), 0, longest);
+    return time == no_timeout ? -1 : static_cast<int>(count);
+}
+
+#ifdef __cpp_exceptions
+inline void check(const std::error_code &ec)
+{
+    if (ec)
+        throw std::system_error(ec, handoff_last_error());
+}
+
+/** The throwing form of a call that takes an error code. */
+template <class Call>
+auto throwing(Call call)
+{
+    std::error_code ec;
+    if constexpr (std::is_void_v<decltype(call(ec))>) {
+        call(ec);
+        check(ec);
+    } else {
+        auto result = call(ec);
+        check(ec);
+        return result;
+    }
+}
+#endif
+
+/** What a broker and a backend have in common: they own their handle in C. */
+template <class Raw, class Statistics, auto Free, auto Fd, auto Dispatch, auto Wake,
+          auto GetStatistics, auto LastError>
+class handle {
+  public:
+    /** False: it is empty. */
+    explicit operator bool() const noexcept { return raw_ != nullptr; }
+    /** The handle in C, which stays this object's. */
+    Raw *get() const noexcept { return raw_.get(); }
+
+    /** The descriptor to watch, which stays the handle's. */
+    [[nodiscard]] int fd(std::error_code &ec) noexcept
+    {
+        // This call returns no status in C. Dispatching fails for the same cause.
+        int fd = Fd(get());
+        ec = make_error_code(fd == -1 ? Dispatch(get()) : HANDOFF_OK);
+        if (fd == -1 && !ec && (fd = Fd(get())) == -1)
+            ec = errc::system;
+        return fd;
+    }
+
+    void dispatch(std::error_code &ec) noexcept { ec = make_error_code(Dispatch(get())); }
+
+    /**
+     * Ends the wait that runs in another thread, or the next one. Signal handlers may call it.
+     * False: there is no handle, or it is another process's.
+     */
+    bool wake() const noexcept { return Wake(get()) == HANDOFF_OK; }
+
+    [[nodiscard]] Statistics statistics(std::error_code &ec) const noexcept
+    {
+        Statistics counts{};
+        counts.size = sizeof counts;
+        ec = make_error_code(GetStatistics(get(), &counts));
+        return counts;
+    }
+
+    /** A message about the last error of this handle, in whichever thread it was. */
+    const char *last_error() const noexcept { return LastError(get()); }
+
+#ifdef __cpp_exceptions
+    [[nodiscard]] int fd() { return throwing([&](auto &ec) { return fd(ec); }); }
+    void dispatch() { throwing([&](auto &ec) { dispatch(ec); }); }
+    [[nodiscard]] Statistics statistics() const
+    {
+        return throwing([&](auto &ec) { return statistics(ec); });
+    }
+#endif
+
+  protected:
+    handle() noexcept = default;
+
+    struct free {
+        void operator()(Raw *raw) const noexcept { Free(raw); }
+    };
+    std::unique_ptr<Raw, free> raw_;
+};
+
+/** A single-pass range of what `next` of a handle returns, until that has no result. */
+template <class Handle, class Item>
+class results {
+  public:
+    class iterator {
+      public:
+        using iterator_category = std::input_iterator_tag;
+        using value_type = Item;
+        using difference_type = std::ptrdiff_t;
+        using pointer = Item *;
+        using reference = Item &;
+
+        iterator() noexcept = default;
+        explicit iterator(results *from) : from_(from) { ++*this; }
+        Item &operator*() const noexcept { return *from_->item_; }
+        Item *operator->() const noexcept { return &*from_->item_; }
+        iterator &operator++() { return from_ = from_->advance(), *this; }
+        void operator++(int) { ++*this; }
+        friend bool operator==(iterator a, iterator b) noexcept { return a.from_ == b.from_; }
+        friend bool operator!=(iterator a, iterator b) noexcept { return a.from_ != b.from_; }
+
+      private:
+        results *from_ = nullptr;
+    };
+
+    results(Handle &handle, std::error_code *ec) noexcept : handle_(handle), ec_(ec) {}
+    results(const results &) = delete;
+    results &operator=(const results &) = delete;
+    iterator begin() { return iterator(this); }
+    iterator end() noexcept { return {}; }
+
+  private:
+    results *advance()
+    {
+        item_.reset();  // first: an arrival that nobody took rejects itself
+#ifdef __cpp_exceptions
+        item_ = ec_ == nullptr ? handle_.next() : handle_.next(*ec_);
+#else
+        item_ = handle_.next(*ec_);
+#endif
+        return item_ ? this : nullptr;
+    }
+
+    Handle &handle_;
+    std::error_code *ec_;  // NULL: throws
+    std::optional<Item> item_;
+};
+
+}  // namespace detail
+
+// ---- the broker's end ---------------------------------------------------------------------------
+
+/** The limits of a broker: handoff_broker_options. Zero is the default in every field. */
+struct broker_options {
+    std::size_t max_in_flight = 0;
+    std::chrono::milliseconds timeout{0};
+    std::size_t queue_bytes = 0;
+    std::size_t max_failures = 0;
+    std::chrono::milliseconds failure_period{0};
+    std::chrono::milliseconds reconnect_min{0};
+    std::chrono::milliseconds reconnect_max{0};
+};
+
+/** A connection to hand over: handoff_offer. Set at least `fd`. Everything else is copied. */
+struct offer {
+    /** The client's connection. Until the verdict keep it open, and out of your event loop. */
+    int fd = -1;
+    std::string_view preread{};
+    const struct iovec *preread_iov = nullptr;
+    std::size_t preread_iov_len = 0;
+    std::string_view metadata{};
+    const char *service = nullptr;
+    const char *correlation = nullptr;
+    /** How long it may wait for its verdict. By default, as in the broker's options. */
+    std::optional<std::chrono::milliseconds> timeout{};
+    /** HANDOFF_OFFER_MORE: more offers follow at once. */
+    bool more = false;
+};
+
+/** What broker::offer() returns. True: there will be a verdict. False: nothing was sent. */
+struct offer_result {
+    /** Names the offer for broker::take_back(). */
+    std::uint64_t id = 0;
+    /** Why it was refused. */
+    handoff::reason reason = handoff::reason::none;
+    /** The same in more detail. */
+    std::error_code error{};
+
+    explicit operator bool() const noexcept { return !error; }
+};
+
+/** What became of an offer: handoff_verdict. */
+template <class T = void>
+struct verdict {
+    std::uint64_t id = 0;
+    T *user_data = nullptr;
+    /** True: the backend owns the connection, so close(2) your copy. False: it is still yours. */
+    bool adopted = false;
+    handoff::reason reason = handoff::reason::none;
+    bool may_have_reached_backend = false;
+};
+
+/**
+ * The broker's end of a channel to one backend. `T` is the type of the user data, which goes with
+ * an offer and comes back with its verdict. The broker does not own it. A broker that is destroyed
+ * loses the verdicts that were not taken: close() it first and take them.
+ */
+template <class T = void>
+class broker
+    : public detail::handle<handoff_broker, handoff_broker_statistics, handoff_broker_free,
+                            handoff_broker_fd, handoff_broker_dispatch, handoff_broker_wake,
+                            handoff_broker_get_statistics, handoff_broker_last_error> {
+  public:
+    using verdict_range = detail::results<broker, verdict<T>>;
+
+    broker() noexcept {}
+    broker(const char *path, const broker_options &options, std::error_code &ec) noexcept
+    {
+        handoff_broker_options raw = HANDOFF_BROKER_OPTIONS_INIT;
+        raw.max_in_flight = options.max_in_flight;
+        raw.timeout_ms = detail::timeout_ms(options.timeout, 0);
+        raw.queue_bytes = options.queue_bytes;
+        raw.max_failures = options.max_failures;
+        raw.failure_period_ms = detail::timeout_ms(options.failure_period, 0);
+        raw.reconnect_min_ms = detail::timeout_ms(options.reconnect_min, 0);
+        raw.reconnect_max_ms = detail::timeout_ms(options.reconnect_max, 0);
+        handoff_broker *made = nullptr;
+        ec = make_error_code(handoff_broker_new(path, &raw, &made));
+        raw_.reset(made);
+    }
+
+    /**
+     * Offers a connection. That it is refused is a result. The only errors are those that a
+     * fallback must not hide: errc::invalid_argument, wrong_process, closed and internal.
+     */
+    [[nodiscard]] offer_result offer(const handoff::offer &what, T *user_data,
+                                     std::error_code &ec) noexcept
+    {
+        const handoff_offer raw = to_raw(what, user_data);
+        offer_result result;
+        const handoff_status status = handoff_broker_offer(get(), &raw, &result.id);
+        result.reason = static_cast<handoff::reason>(handoff_status_reason(status));
+        result.error = make_error_code(status);
+        ec = fault(status);
+        return result;
+    }
+
+    /**
+     * Offers a connection and waits for its verdict. A refusal is one too: it is not adopted. After
+     * wake() it is not adopted either, with reason::none.
+     */
+    [[nodiscard]] verdict<T> offer_and_wait(const handoff::offer &what,
+                                            std::error_code &ec) noexcept
+    {
+        const handoff_offer raw = to_raw(what, nullptr);
+        handoff_verdict got = HANDOFF_VERDICT_INIT;
+        const handoff_status status = handoff_broker_offer_and_wait(get(), &raw, &got);
+        if (status != HANDOFF_OK)
+            got.reason = handoff_status_reason(status);
+        ec = fault(status);
+        return from_raw(got);
+    }
+
+    void flush(std::error_code &ec) noexcept { ec = make_error_code(handoff_broker_flush(get())); }
+
+    /** Takes the next verdict, if there is one. */
+    [[nodiscard]] std::optional<verdict<T>> next(std::error_code &ec) noexcept
+    {
+        handoff_verdict got = HANDOFF_VERDICT_INIT;
+        const handoff_status status = handoff_broker_next(get(), &got);
+        ec = make_error_code(status);
+        return status == HANDOFF_OK ? std::optional(from_raw(got)) : std::nullopt;
+    }
+
+    /** The verdicts that are there. After the loop `ec` tells whether an error ended it. */
+    [[nodiscard]] verdict_range verdicts(std::error_code &ec) noexcept { return {*this, &ec}; }
+
+    /** Takes an offer back. False: it is too late, there is a verdict or will be. */
+    [[nodiscard]] bool take_back(std::uint64_t id, std::error_code &ec) noexcept
+    {
+        const handoff_status status = handoff_broker_take_back(get(), id);
+        ec = make_error_code(status == HANDOFF_ERR_TOO_LATE ? HANDOFF_OK : status);
+        return status == HANDOFF_OK;
+    }
+
+    /** Takes every offer back and closes the channel. Then take the verdicts. */
+    void close(std::error_code &ec) noexcept { ec = make_error_code(handoff_broker_close(get())); }
+
+#ifdef __cpp_exceptions
+    explicit broker(const char *path, const broker_options &options = {})
+        : broker(detail::throwing([&](auto &ec) { return broker(path, options, ec); }))
+    {
+    }
+    [[nodiscard]] offer_result offer(const handoff::offer &what, T *user_data = nullptr)
+    {
+        return detail::throwing([&](auto &ec) { return offer(what, user_data, ec); });
+    }
+    [[nodiscard]] verdict<T> offer_and_wait(const handoff::offer &what)
+    {
+        return detail::throwing([&](auto &ec) { return offer_and_wait(what, ec); });
+    }
+    void flush() { detail::throwing([&](auto &ec) { flush(ec); }); }
+    [[nodiscard]] std::optional<verdict<T>> next()
+    {
+        return detail::throwing([&](auto &ec) { return next(ec); });
+    }
+    [[nodiscard]] verdict_range verdicts() noexcept { return {*this, nullptr}; }
+    [[nodiscard]] bool take_back(std::uint64_t id)
+    {
+        return detail::throwing([&](auto &ec) { return take_back(id, ec); });
+    }
+    void close() { detail::throwing([&](auto &ec) { close(ec); }); }
+#endif
+
+  private:
+    static handoff_offer to_raw(const handoff::offer &what, T *user_data) noexcept
+    {
+        handoff_offer raw = HANDOFF_OFFER_INIT;
+        raw.fd = what.fd;
+        raw.flags = what.more ? HANDOFF_OFFER_MORE : 0;
+        raw.preread = what.preread.data();
+        raw.preread_len = what.preread.size();
+        raw.preread_iov = what.preread_iov;
+        raw.preread_iov_len = what.preread_iov_len;
+        raw.metadata = what.metadata.data();
+        raw.metadata_len = what.metadata.size();
+        raw.service = what.service;
+        raw.correlation = what.correlation;
+        raw.user_data = user_data;
+        raw.timeout_ms = what.timeout ? detail::timeout_ms(*what.timeout, 1) : 0;
+        return raw;
+    }
+
+    static verdict<T> from_raw(const handoff_verdict &raw) noexcept
+    {
+        return {raw.id, static_cast<T *>(raw.user_data), raw.outcome == HANDOFF_ADOPTED,
+                static_cast<handoff::reason>(raw.reason), raw.may_have_reached_backend != 0};
+    }
+
+    static std::error_code fault(handoff_status status) noexcept
+    {
+        return make_error_code(handoff_status_is_fallback_safe(status) ? HANDOFF_OK : status);
+    }
+};
+
+// ---- the backend's end --------------------------------------------------------------------------
+
+/** The limits of a backend: handoff_backend_options. Zero is the default in every field. */
+struct backend_options {
+    std::uint32_t mode = 0;
+    std::int32_t backlog = 0;
+    const handoff_peer_policy *policy = nullptr;
+    std::size_t max_channels = 0;
+    std::size_t max_in_flight = 0;
+    std::size_t max_offer_bytes = 0;
+    std::size_t max_held_bytes = 0;
+    std::uint64_t kinds = 0;
+};
+
+/**
+ * An offer as the backend sees it: handoff_arrival. If it is neither adopted nor rejected, it
+ * rejects itself when it is destroyed, which must be before its backend is.
+ *
+ * Its bytes and names are valid until it is rejected or, once it is adopted, until the next
+ * backend::dispatch() or backend::accept().
+ */
+class arrival {
+  public:
+    arrival() noexcept = default;
+
+    std::uint64_t id() const noexcept { return raw_.id; }
+    /** What the broker has read from the client. It comes before what you read from the socket. */
+    std::string_view preread() const noexcept { return bytes(raw_.preread, raw_.preread_len); }
+    std::string_view metadata() const noexcept { return bytes(raw_.metadata, raw_.metadata_len); }
+    std::string_view service() const noexcept { return text(raw_.service); }
+    std::string_view correlation() const noexcept { return text(raw_.correlation); }
+    std::int32_t broker_pid() const noexcept { return raw_.broker_pid; }
+    std::uint32_t broker_uid() const noexcept { return raw_.broker_uid; }
+    std::uint32_t broker_gid() const noexcept { return raw_.broker_gid; }
+
+    /**
+     * Adopts the connection. If it is from backend::accept(), that has adopted it already. No
+     * descriptor: the broker has taken it back. Forget the arrival.
+     */
+    [[nodiscard]] unique_fd adopt(std::error_code &ec) noexcept
+    {
+        ec.clear();
+        if (accepted_)
+            return std::move(accepted_);
+        int fd = -1;
+        const handoff_status status = handoff_backend_adopt(held_.get(), raw_.id, &fd);
+        if (status == HANDOFF_OK)
+            (void)held_.release();
+        else
+            ec = forget(status == HANDOFF_ERR_TAKEN_BACK ? HANDOFF_OK : status);
+        return unique_fd(fd);
+    }
+
+    /** Rejects the arrival: the broker serves the client another way. */
+    void reject(handoff::reason why, std::error_code &ec) noexcept
+    {
+        const auto raw = static_cast<handoff_reason>(why);
+        ec = forget(handoff_backend_reject(held_.get(), raw_.id, raw));
+    }
+
+#ifdef __cpp_exceptions
+    [[nodiscard]] unique_fd adopt()
+    {
+        return detail::throwing([&](auto &ec) { return adopt(ec); });
+    }
+    void reject(handoff::reason why = handoff::reason::rejected)
+    {
+        detail::throwing([&](auto &ec) { reject(why, ec); });
+    }
+#endif
+
+  private:
+    friend class backend;
+
+    struct rejecting {
+        std::uint64_t id;
+        void operator()(handoff_backend *backend) const noexcept
+        {
+            handoff_backend_reject(backend, id, HANDOFF_REASON_REJECTED);
+        }
+    };
+
+    static std::string_view text(const char *name) noexcept { return name ? name : ""; }
+
+    std::error_code forget(handoff_status status) noexcept
+    {
+        if (status == HANDOFF_OK) {
+            (void)held_.release();
+            raw_ = HANDOFF_ARRIVAL_INIT;
+        }
+        return make_error_code(status);
+    }
+
+    handoff_arrival raw_ = HANDOFF_ARRIVAL_INIT;
+    std::unique_ptr<handoff_backend, rejecting> held_{nullptr, rejecting{0}};
+    unique_fd accepted_;
+};
+
+/** The backend's end of the channels of one handoff socket. */
+class backend
+    : public detail::handle<handoff_backend, handoff_backend_statistics, handoff_backend_free,
+                            handoff_backend_fd, handoff_backend_dispatch, handoff_backend_wake,
+                            handoff_backend_get_statistics, handoff_backend_last_error> {
+  public:
+    using arrival_range = detail::results<backend, arrival>;
+
+    backend() noexcept {}
+
+    /** Makes a handoff socket and listens on it. */
+    [[nodiscard]] static backend listen(const char *path, const backend_options &options,
+                                        std::error_code &ec) noexcept
+    {
+        return make(handoff_backend_listen, path, options, ec);
+    }
+
+    /** Listens on a socket that somebody else made. It is duplicated. */
+    [[nodiscard]] static backend listen_on(int fd, const backend_options &options,
+                                           std::error_code &ec) noexcept
+    {
+        return make(handoff_backend_listen_on, fd, options, ec);
+    }
+
+    /** Waits for an arrival and adopts it. None: the time is up, or wake() ended the wait. */
+    [[nodiscard]] std::optional<arrival> accept(std::chrono::milliseconds wait,
+                                                std::error_code &ec) noexcept
+    {
+        arrival result;
+        ec = make_error_code(
+            handoff_backend_accept(get(), detail::wait_ms(wait), &result.raw_));
+        result.accepted_.reset(result.raw_.fd);
+        return result.accepted_ ? std::optional(std::move(result)) : std::nullopt;
+    }
+
+    /** Takes the next arrival, if there is one. */
+    [[nodiscard]] std::optional<arrival> next(std::error_code &ec) noexcept
+    {
+        arrival result;
+        const handoff_status status = handoff_backend_next(get(), &result.raw_);
+        ec = make_error_code(status);
+        if (status != HANDOFF_OK)
+            return std::nullopt;
+        result.held_ = {get(), arrival::rejecting{result.raw_.id}};
+        return result;
+    }
+
+    /**
+     * The arrivals that are there: adopt or reject them, or move them elsewhere and do that later.
+     * After the loop `ec` tells whether an error ended it.
+     */
+    [[nodiscard]] arrival_range arrivals(std::error_code &ec) noexcept { return {*this, &ec}; }
+
+    void drain(std::error_code &ec) noexcept { ec = make_error_code(handoff_backend_drain(get())); }
+
+#ifdef __cpp_exceptions
+    [[nodiscard]] static backend listen(const char *path, const backend_options &options = {})
+    {
+        return detail::throwing([&](auto &ec) { return listen(path, options, ec); });
+    }
+    [[nodiscard]] static backend listen_on(int fd, const backend_options &options = {})
+    {
+        return detail::throwing([&](auto &ec) { return listen_on(fd, options, ec); });
+    }
+    [[nodiscard]] std::optional<arrival> accept(std::chrono::milliseconds wait = no_timeout)
+    {
+        return detail::throwing([&](auto &ec) { return accept(wait, ec); });
+    }
+    [[nodiscard]] std::optional<arrival> next()
+    {
+        return detail::throwing([&](auto &ec) { return next(ec); });
+    }
+    [[nodiscard]] arrival_range arrivals() noexcept { return {*this, nullptr}; }
+    void drain() { detail::throwing([&](auto &ec) { drain(ec); }); }
+#endif
+
+  private:
+    template <class Call, class Where>
+    static backend make(Call call, Where where, const backend_options &options,
+                        std::error_code &ec) noexcept
+    {
+        handoff_backend_options raw = HANDOFF_BACKEND_OPTIONS_INIT;
+        raw.mode = options.mode;
+        raw.backlog = options.backlog;
+        raw.policy = options.policy;
+        raw.max_channels = options.max_channels;
+        raw.max_in_flight = options.max_in_flight;
+        raw.max_offer_bytes = options.max_offer_bytes;
+        raw.max_held_bytes = options.max_held_bytes;
+        raw.kinds = options.kinds;
+        handoff_backend *made = nullptr;
+        ec = make_error_code(call(where, &raw, &made));
+        backend result;
+        result.raw_.reset(made);
+        return result;
+    }
+};
+
+}  // namespace handoff
+
+#endif  // HANDOFF_HPP

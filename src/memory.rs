@@ -1,0 +1,82 @@
+//! Allocations whose size an option or a peer decides. Without memory they are an error; the
+//! standard library's own would end the process.
+
+use std::collections::{HashMap, TryReserveError, VecDeque};
+use std::hash::Hash;
+use std::io;
+
+use crate::kind::ErrorKind;
+
+/// There is no memory for something.
+#[derive(Debug, thiserror::Error)]
+#[error("no memory for {what}: {source}")]
+pub struct NoMemory {
+    /// What it was for.
+    pub what: &'static str,
+    /// ENOMEM.
+    pub source: io::Error,
+}
+
+impl NoMemory {
+    /// For `map_err`: what there was no memory for.
+    pub(crate) fn to(what: &'static str) -> impl Fn(TryReserveError) -> NoMemory {
+        move |_| NoMemory { what, source: io::Error::from_raw_os_error(libc::ENOMEM) }
+    }
+
+    /// The kind of this error.
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::NoMemory
+    }
+}
+
+/// An empty vector with room for so many.
+pub(crate) fn vec<T>(capacity: usize, what: &'static str) -> Result<Vec<T>, NoMemory> {
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(capacity).map_err(NoMemory::to(what))?;
+    Ok(vec)
+}
+
+/// A vector of so many zeros.
+pub(crate) fn zeros(len: usize, what: &'static str) -> Result<Vec<u8>, NoMemory> {
+    let mut zeros = vec(len, what)?;
+    zeros.resize(len, 0);
+    Ok(zeros)
+}
+
+/// A copy of a slice.
+pub(crate) fn copy<T: Copy>(values: &[T], what: &'static str) -> Result<Vec<T>, NoMemory> {
+    let mut copy = vec(values.len(), what)?;
+    copy.extend_from_slice(values);
+    Ok(copy)
+}
+
+/// An empty queue with room for so many.
+pub(crate) fn queue<T>(capacity: usize, what: &'static str) -> Result<VecDeque<T>, NoMemory> {
+    let mut queue = VecDeque::new();
+    queue.try_reserve_exact(capacity).map_err(NoMemory::to(what))?;
+    Ok(queue)
+}
+
+/// An empty map with room for so many.
+pub(crate) fn map<K: Eq + Hash, V>(
+    capacity: usize,
+    what: &'static str,
+) -> Result<HashMap<K, V>, NoMemory> {
+    let mut map = HashMap::new();
+    map.try_reserve(capacity).map_err(NoMemory::to(what))?;
+    Ok(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_had_is_an_error_with_its_name() {
+        let error = vec::<u64>(usize::MAX / 16, "a test").unwrap_err();
+        assert!(error.to_string().starts_with("no memory for a test: "), "{error}");
+        assert_eq!(error.source.raw_os_error(), Some(libc::ENOMEM));
+        assert!(queue::<u64>(usize::MAX / 16, "a test").is_err());
+        assert!(map::<u64, u64>(usize::MAX / 16, "a test").is_err());
+    }
+}
