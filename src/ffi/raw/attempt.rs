@@ -55,8 +55,7 @@ unsafe impl Growing for handoff_raw_verdict {
 /// @param[out] verdict  who owns the connection now
 /// @return HANDOFF_OK if there is a verdict. If its `cause` is an error, errno and
 ///         handoff_last_error() describe that. HANDOFF_ERR_INVALID_ARGUMENT if an argument is
-///         wrong: nothing was sent. HANDOFF_ERR_RECEIVE_FAILED if it was not possible to see who
-///         owns the connection: close(2) your copy and serve nothing.
+///         wrong: nothing was sent.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_attempt(
