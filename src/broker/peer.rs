@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{BrokerError, BrokerOptions};
+use crate::memory::NoMemory;
 use crate::peer::{self, PeerError, Policy};
+use crate::support::{Need, SupportError};
 use crate::sys::{self, Address};
 
 /// Who may be the backend, as part of a sentence.
@@ -62,27 +64,49 @@ fn list(f: &mut fmt::Formatter<'_>, what: &str, numbers: &[u32]) -> fmt::Result 
 /// Why there is no channel.
 #[derive(Debug)]
 pub(super) enum WhyDown {
-    /// An error number.
-    System(i32),
+    /// There is no backend: an error number, of the system or what it means here.
+    NoBackend(i32),
     /// Who listens there may not be the backend.
     NotAllowed { user: u32, nameless: bool, own: u32, owner: Option<u32> },
     /// The system does not tell who listens there: an error number.
     Unknown(i32),
+    /// The system refused what a channel needs, for want of it or at a limit: an error number.
+    Refused(Need, i32),
+    /// The system refused something else: what, and an error number.
+    System(&'static str, i32),
+    /// There is no memory for something.
+    NoMemory(&'static str),
 }
 
 impl From<io::Error> for WhyDown {
     fn from(error: io::Error) -> WhyDown {
-        WhyDown::System(error.raw_os_error().unwrap_or(libc::ENOTCONN))
+        WhyDown::NoBackend(error.raw_os_error().unwrap_or(libc::ENOTCONN))
+    }
+}
+
+impl From<SupportError> for WhyDown {
+    fn from(SupportError { need, source }: SupportError) -> WhyDown {
+        WhyDown::Refused(need, source.raw_os_error().unwrap_or(libc::ENOSYS))
+    }
+}
+
+impl From<NoMemory> for WhyDown {
+    fn from(NoMemory { what, .. }: NoMemory) -> WhyDown {
+        WhyDown::NoMemory(what)
     }
 }
 
 impl WhyDown {
     /// The error of an offer meanwhile.
+    #[cold]
     pub(super) fn error(&self, path: &Arc<Path>, options: &BrokerOptions) -> BrokerError {
         let path = path.clone();
         let source = io::Error::from_raw_os_error;
         match *self {
-            WhyDown::System(code) => BrokerError::Unavailable { path, source: source(code) },
+            WhyDown::NoBackend(code) => BrokerError::Unavailable { path, source: source(code) },
+            WhyDown::Refused(need, code) => SupportError { need, source: source(code) }.into(),
+            WhyDown::System(action, code) => BrokerError::System { action, source: source(code) },
+            WhyDown::NoMemory(what) => NoMemory { what, source: source(libc::ENOMEM) }.into(),
             WhyDown::Unknown(code) => BrokerError::Unknown { path, source: source(code) },
             WhyDown::NotAllowed { user, nameless, own, owner } => {
                 let BrokerOptions { users, groups, .. } = options;

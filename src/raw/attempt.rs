@@ -100,7 +100,7 @@ mod tests {
         let (socket, _peer) = UnixStream::pair().unwrap();
         let unusable = || TransportError::InvalidDescriptor {
             socket: socket.as_fd().into(),
-            descriptor: None,
+            descriptor: 9,
             source: io::Error::from_raw_os_error(libc::EBADF),
         };
         assert!(not_sent(unusable()).is_err());

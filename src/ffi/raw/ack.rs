@@ -124,6 +124,8 @@ pub extern "C" fn handoff_raw_ack_wait(
 /// @param[out] ack  the acknowledgement
 /// @return HANDOFF_OK; HANDOFF_NOTHING if none has arrived; HANDOFF_ERR_END_OF_STREAM if none will;
 ///         HANDOFF_ERR_ACK_MALFORMED; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
+///         After HANDOFF_NOTHING, and after an error other than the end of the stream, the backend
+///         can still acknowledge: call handoff_raw_take_back() before you serve a client.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_ack_receive(
