@@ -390,10 +390,11 @@ typedef struct handoff_raw_ack {
  * @param timeout_ms  how long to wait, in milliseconds: 0 for 5000; HANDOFF_NO_TIMEOUT
  * @param[out] ack    the acknowledgement: adopted, or rejected with a reason
  * @return HANDOFF_OK; HANDOFF_ERR_ACK_TIMEOUT; HANDOFF_ERR_END_OF_STREAM if the backend closed the
- *         connection; HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED;
- *         HANDOFF_ERR_RECEIVE_FAILED. After these the connection is yours. HANDOFF_ERR_TOO_LATE,
- *         or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable: the message could not be
- *         taken back, so the backend may own the connection, and you must not serve it.
+ *         connection, or receiving failed and the message was taken back;
+ *         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED. After these the connection is
+ *         yours. HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable:
+ *         the message could not be taken back, so the backend may own the connection, and you must
+ *         not serve it.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_ack_wait(int socket,
