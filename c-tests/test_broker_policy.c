@@ -122,7 +122,7 @@ struct outcome {
 static struct outcome offer_as(uint32_t user, const char *where, const handoff_peer_policy *policy,
                                bool wait)
 {
-    struct outcome outcome;
+    struct outcome outcome = {0};
     int report[2];
     assert_int_equal(pipe2(report, O_CLOEXEC), 0);
     pid_t child = start_child();
