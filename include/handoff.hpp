@@ -364,6 +364,7 @@ struct broker_options {
     std::chrono::milliseconds failure_period{0};
     std::chrono::milliseconds reconnect_min{0};
     std::chrono::milliseconds reconnect_max{0};
+    const handoff_peer_policy *policy = nullptr;
 };
 
 /** A connection to hand over: handoff_offer. Set at least `fd`. Everything else is copied. */
@@ -429,6 +430,7 @@ class broker
         raw.failure_period_ms = detail::timeout_ms(options.failure_period, 0);
         raw.reconnect_min_ms = detail::timeout_ms(options.reconnect_min, 0);
         raw.reconnect_max_ms = detail::timeout_ms(options.reconnect_max, 0);
+        raw.policy = options.policy;
         handoff_broker *made = nullptr;
         ec = make_error_code(handoff_broker_new(path, &raw, &made));
         raw_.reset(made);
