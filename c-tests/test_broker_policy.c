@@ -232,7 +232,7 @@ static void groups_in_the_policy_are_allowed(void **state)
     /* As a supplementary group. */
     assert_allowed(BROKER, name, &policy, listen_as(STRANGER, STRANGER, name));
     policy = policy_of(users, 1, groups, 1);
-    assert_refused(BROKER, name, &policy, listen_as(0, 0, name), "4003 and groups 4343");
+    assert_refused(BROKER, name, &policy, listen_as(0, 0, name), "4003; groups 4343");
 }
 
 static void policy_is_copied(void **state)

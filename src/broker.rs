@@ -36,7 +36,7 @@ use reconnecting::{Link, Reconnecting};
 
 pub use error::BrokerError;
 pub use options::BrokerOptions;
-pub use peer::Allowed;
+pub use peer::{Allowed, Numbers};
 
 /// One connection to hand over.
 #[derive(Clone, Copy, Debug)]
