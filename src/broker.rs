@@ -37,7 +37,7 @@ use reconnecting::{Link, Reconnecting};
 
 pub use error::{BrokerError, Limit};
 pub use options::BrokerOptions;
-pub use peer::Allowed;
+pub use peer::{Allowed, Numbers};
 
 /// One connection to hand over.
 #[derive(Clone, Copy, Debug)]

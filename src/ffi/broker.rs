@@ -22,6 +22,7 @@ use super::status::{HANDOFF_OK, handoff_status, status_of};
 use crate::broker::{Broker, BrokerOptions, BrokerStatistics, Offer, Verdict};
 use crate::handle::Waker;
 use crate::kind::ErrorKind;
+use crate::memory;
 use crate::reason::Reason;
 
 /// The broker's end of a channel to one backend.
@@ -134,8 +135,8 @@ fn core_options(options: handoff_broker_options) -> Result<BrokerOptions, Failur
             options.reconnect_max_ms,
             defaults.reconnect_max.max(reconnect_min),
         ),
-        users: policy.users.into(),
-        groups: policy.groups.into(),
+        users: memory::copy(policy.users, "the policy")?,
+        groups: memory::copy(policy.groups, "the policy")?,
     })
 }
 

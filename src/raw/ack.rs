@@ -98,6 +98,19 @@ impl AckError {
         }
     }
 
+    /// The same error over a socket that has another name for the caller: by its path, say.
+    pub(crate) fn over(self, named: Socket) -> AckError {
+        match self {
+            AckError::Transport(error) => error.over(named).into(),
+            AckError::Nothing { .. } => AckError::Nothing { socket: named },
+            AckError::Timeout { .. } => AckError::Timeout { socket: named },
+            AckError::TakenBack { source, .. } => AckError::TakenBack { socket: named, source },
+            AckError::OtherToken { .. } => AckError::OtherToken { socket: named },
+            AckError::Unsettled { cause } => AckError::Unsettled { cause: cause.over(named) },
+            AckError::Malformed { problem, .. } => AckError::Malformed { socket: named, problem },
+        }
+    }
+
     /// The kind of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
