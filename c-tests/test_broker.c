@@ -126,9 +126,26 @@ static void path_that_cannot_be_a_sockets_is_refused(void **state)
 static void options_out_of_range_are_clamped(void **state)
 {
     (void)state;
-    handoff_broker_options least = {sizeof least, 1, 1, 1, 1, 1, 1, 1};
-    handoff_broker_options most = {sizeof most,  SIZE_MAX,       UINT64_MAX - 1, SIZE_MAX,
-                                   SIZE_MAX - 1, UINT64_MAX - 1, UINT64_MAX - 1, UINT64_MAX - 1};
+    const handoff_broker_options least = {
+        .size = sizeof least,
+        .max_in_flight = 1,
+        .timeout_ms = 1,
+        .queue_bytes = 1,
+        .max_failures = 1,
+        .failure_period_ms = 1,
+        .reconnect_min_ms = 1,
+        .reconnect_max_ms = 1,
+    };
+    const handoff_broker_options most = {
+        .size = sizeof most,
+        .max_in_flight = SIZE_MAX,
+        .timeout_ms = UINT64_MAX - 1,
+        .queue_bytes = SIZE_MAX,
+        .max_failures = SIZE_MAX - 1,
+        .failure_period_ms = UINT64_MAX - 1,
+        .reconnect_min_ms = UINT64_MAX - 1,
+        .reconnect_max_ms = UINT64_MAX - 1,
+    };
     const handoff_broker_options *both[] = {&least, &most};
     for (int i = 0; i < 2; i++) {
         handoff_broker *odd;

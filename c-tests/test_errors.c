@@ -519,6 +519,24 @@ static void backend_that_waits_in_vain_leaves_errno_and_the_messages(void **stat
     assert_leaves_all(handoff_backend_accept(backend, 1, &arrival), HANDOFF_TIMED_OUT);
 }
 
+static void wait_that_is_woken_leaves_the_messages(void **state)
+{
+    (void)state;
+    int client[2];
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    assert_ok(handoff_backend_wake(backend));
+    assert_leaves_all(handoff_backend_accept(backend, -1, &arrival), HANDOFF_WOKEN);
+    connect_broker(broker, backend);
+    make_pair(SOCK_STREAM, client);
+    handoff_offer offer = offer_of(client[0]);
+    assert_ok(handoff_broker_wake(broker));
+    assert_leaves_messages(handoff_broker_offer_and_wait(broker, &offer, &verdict),
+                           HANDOFF_WOKEN);
+    close(client[0]);
+    close(client[1]);
+}
+
 /* Its verdict cannot be sent: the broker is gone. */
 static void next_that_sends_verdicts_in_vain_leaves_the_messages(void **state)
 {
@@ -609,6 +627,7 @@ int main(void)
         HANDLE_TEST(backend_without_an_arrival_leaves_errno_and_the_messages),
         HANDLE_TEST(registry_without_entries_leaves_errno_and_the_messages),
         HANDLE_TEST(backend_that_waits_in_vain_leaves_errno_and_the_messages),
+        HANDLE_TEST(wait_that_is_woken_leaves_the_messages),
         HANDLE_TEST(next_that_sends_verdicts_in_vain_leaves_the_messages),
         HANDLE_TEST(raw_calls_that_wait_in_vain_leave_the_messages),
         HANDLE_TEST(connection_without_an_acknowledgement_leaves_the_messages),

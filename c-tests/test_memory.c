@@ -1,5 +1,6 @@
 /*
- * Memory: none is allocated for an offer once both ends run, and little is held for each in flight.
+ * Memory: none is allocated for an offer once both ends run, and little is held for each in flight;
+ * and what happens where there is none.
  *
  * The program's own malloc() and its kin stand before those of libc, so that they see the library's
  * calls too.
@@ -7,8 +8,10 @@
 #define _GNU_SOURCE
 #include "channel.h"
 
+#include <errno.h>
 #include <malloc.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -29,6 +32,9 @@ enum { SANITIZED = 0 };
 
 static size_t calls, live;
 
+/* There is no memory for more bytes at once. */
+static size_t most = SIZE_MAX;
+
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 void *__libc_malloc(size_t size);
 void *__libc_calloc(size_t count, size_t size);
@@ -43,26 +49,37 @@ static void *counted(void *block)
     return block;
 }
 
+static bool is_too_much(size_t size)
+{
+    if (size > most)
+        errno = ENOMEM;
+    return size > most;
+}
+
 void *malloc(size_t size)
 {
-    return counted(__libc_malloc(size));
+    return is_too_much(size) ? NULL : counted(__libc_malloc(size));
 }
 
 void *calloc(size_t count, size_t size)
 {
-    return counted(__libc_calloc(count, size));
+    return is_too_much(count * size) ? NULL : counted(__libc_calloc(count, size));
 }
 
 void *realloc(void *block, size_t size)
 {
+    if (is_too_much(size))
+        return NULL;
     live -= malloc_usable_size(block);
     return counted(__libc_realloc(block, size));
 }
 
 int posix_memalign(void **block, size_t alignment, size_t size)
 {
+    if (is_too_much(size))
+        return ENOMEM;
     *block = counted(__libc_memalign(alignment, size));
-    return *block == NULL ? 12 : 0;
+    return *block == NULL ? ENOMEM : 0;
 }
 
 void free(void *block)
@@ -243,12 +260,113 @@ static void offer_in_flight_takes_256_bytes_at_most_on_each_side(void **state)
     assert_in_range(backend, 1, 256);
 }
 
+/* ---- without memory -------------------------------------------------------------------------- */
+
+/* Makes a call where there is no memory for more than 32 KiB at once, and asserts that it says so.
+ */
+#define assert_no_memory(call)                     \
+    do {                                           \
+        most = 32768;                              \
+        handoff_status status_ = (call);           \
+        int errno_ = errno;                        \
+        most = SIZE_MAX;                           \
+        assert_status(status_, HANDOFF_ERR_NO_MEMORY); \
+        assert_last_error_has("no memory for ");   \
+        assert_int_equal(errno_, ENOMEM);          \
+    } while (0)
+
+static void raw_objects_that_the_memory_is_too_small_for_are_an_error(void **state)
+{
+    (void)state;
+    skip_where_others_allocate();
+    const handoff_raw_store_options store_options = {.size = sizeof store_options,
+                                                     .capacity = 100000};
+    const handoff_raw_pending_options pending_options = {.size = sizeof pending_options,
+                                                         .capacity = 100000};
+    const handoff_raw_failures_options failures_options = {.size = sizeof failures_options,
+                                                           .max_failures = 4096};
+    handoff_raw_store *store = NULL;
+    handoff_raw_pending *pending = NULL;
+    handoff_raw_failures *failures;
+    handoff_raw_decision decision = {sizeof decision, 42, 42};
+    assert_no_memory(handoff_raw_store_new(&store_options, &store));
+    assert_null(store);
+    assert_ok(handoff_raw_store_new(&store_options, &store));
+    assert_no_memory(handoff_raw_pending_new(store, &pending_options, &pending));
+    assert_null(pending);
+    assert_ok(handoff_raw_pending_new(store, &pending_options, &pending));
+    assert_ok(handoff_raw_failures_new(&failures_options, &failures));
+    assert_no_memory(handoff_raw_failures_record_failure(failures, "app",
+                                                         HANDOFF_REASON_ACK_TIMEOUT, &decision));
+    assert_int_equal(decision.reason, 42);
+    assert_int_equal(handoff_raw_failures_failed_count(failures, "app"), 0);
+    assert_ok(handoff_raw_failures_record_failure(failures, "app", HANDOFF_REASON_ACK_TIMEOUT,
+                                                  &decision));
+    assert_int_equal(handoff_raw_failures_failed_count(failures, "app"), 1);
+    handoff_raw_failures_free(failures);
+    handoff_raw_pending_free(pending);
+    handoff_raw_store_free(store);
+}
+
+static void ends_that_the_memory_is_too_small_for_are_an_error(void **state)
+{
+    (void)state;
+    skip_where_others_allocate();
+    static const uint32_t users[100000];
+    const handoff_peer_policy policy = {.size = sizeof policy, .users = users,
+                                        .users_len = sizeof users / sizeof users[0]};
+    const handoff_broker_options broker_options = {.size = sizeof broker_options,
+                                                   .max_failures = 4096};
+    const handoff_backend_options backend_options = {.size = sizeof backend_options,
+                                                     .policy = &policy};
+    handoff_broker *broker = NULL;
+    handoff_backend *backend = NULL;
+    char name[64];
+    snprintf(name, sizeof name, "@handoff-test-memory-%d", getpid());
+    assert_no_memory(handoff_broker_new(name, &broker_options, &broker));
+    assert_null(broker);
+    assert_ok(handoff_broker_new(name, &broker_options, &broker));
+    assert_no_memory(handoff_backend_listen(name, &backend_options, &backend));
+    assert_null(backend);
+    assert_ok(handoff_backend_listen(name, &backend_options, &backend));
+    handoff_broker_free(broker);
+    handoff_backend_free(backend);
+}
+
+static void channel_that_the_memory_is_too_small_for_is_made_when_there_is_some(void **state)
+{
+    (void)state;
+    skip_where_others_allocate();
+    const handoff_broker_options many = {.size = sizeof many, .max_in_flight = 4096};
+    const handoff_backend_options options = {.size = sizeof options, .max_in_flight = 4096};
+    make_directory(channel.directory);
+    snprintf(channel.path, sizeof channel.path, "%.63s/socket", channel.directory);
+    assert_ok(handoff_backend_listen(channel.path, &options, &channel.backend));
+    assert_ok(handoff_broker_new(channel.path, &many, &channel.broker));
+    most = 32768;
+    handoff_status broker = handoff_broker_dispatch(channel.broker);
+    handoff_status backend = handoff_backend_dispatch(channel.backend);
+    most = SIZE_MAX;
+    assert_status(broker, HANDOFF_ERR_NO_MEMORY);
+    assert_non_null(strstr(handoff_broker_last_error(channel.broker), "no memory for "));
+    assert_status(backend, HANDOFF_ERR_NO_MEMORY);
+    assert_non_null(strstr(handoff_backend_last_error(channel.backend), "no memory for "));
+    connect_broker(channel.broker, channel.backend);
+    offer_fd(&channel, client[0]);
+    adopt(&channel, arrival_of(&channel).id);
+    assert_adopted(&channel);
+    close_channel(&channel);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         MEMORY_TEST(nothing_is_allocated_for_an_offer_once_both_ends_run),
         MEMORY_TEST(nothing_is_allocated_for_an_offer_in_parts_once_both_ends_run),
         MEMORY_TEST(offer_in_flight_takes_256_bytes_at_most_on_each_side),
+        MEMORY_TEST(raw_objects_that_the_memory_is_too_small_for_are_an_error),
+        MEMORY_TEST(ends_that_the_memory_is_too_small_for_are_an_error),
+        MEMORY_TEST(channel_that_the_memory_is_too_small_for_is_made_when_there_is_some),
     };
     return RUN_TESTS(tests);
 }

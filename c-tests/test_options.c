@@ -107,11 +107,19 @@ static uint64_t ms_until_taken_back(struct channel *channel, uint64_t start)
 }
 
 /* All at once, to wait only once. */
-static void offer_is_given_up_after_5_seconds_by_default(void **state)
+static void offer_is_given_up_after_5_seconds_by_default_or_never(void **state)
 {
     (void)state;
-    struct channel channels[WAYS];
-    uint64_t start = now_ns();
+    const handoff_broker_options patient = {.size = sizeof patient,
+                                            .timeout_ms = HANDOFF_NO_TIMEOUT};
+    handoff_offer offer = offer_of(client[0]);
+    struct channel channels[WAYS], never[2];
+    uint64_t ids[2], start = now_ns();
+    open_channel(&never[0], &patient, NULL);
+    open_channel(&never[1], NULL, NULL);
+    assert_ok(handoff_broker_offer(never[0].broker, &offer, &ids[0]));
+    offer.timeout_ms = HANDOFF_NO_TIMEOUT;
+    assert_ok(handoff_broker_offer(never[1].broker, &offer, &ids[1]));
     for (int i = 0; i < WAYS; i++) {
         open_channel(&channels[i], broker_defaults[i], NULL);
         offer_fd(&channels[i], client[0]);
@@ -119,6 +127,11 @@ static void offer_is_given_up_after_5_seconds_by_default(void **state)
     for (int i = 0; i < WAYS; i++) {
         assert_in_range(ms_until_taken_back(&channels[i], start), 5000, PATIENCE_MS);
         close_channel(&channels[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        assert_no_verdict(&never[i]);
+        assert_ok(handoff_broker_take_back(never[i].broker, ids[i]));
+        close_channel(&never[i]);
     }
 }
 
@@ -136,34 +149,6 @@ static void offer_is_given_up_when_the_broker_or_the_offer_says(void **state)
     offer.timeout_ms = 200;
     assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     assert_in_range(ms_until_taken_back(&channel, start), 200, PATIENCE_MS);
-    close_channel(&channel);
-}
-
-/* Its neighbour, which has the same broker or the same offer but for that, is given up. */
-static void offer_without_a_timeout_is_not_given_up(void **state)
-{
-    (void)state;
-    const handoff_broker_options options = {.size = sizeof options,
-                                            .timeout_ms = HANDOFF_NO_TIMEOUT};
-    const handoff_broker_options brief = {.size = sizeof brief, .timeout_ms = 20};
-    handoff_offer offer = offer_of(client[0]);
-    struct channel channel;
-    open_channel(&channel, &options, NULL);
-    uint64_t start = now_ns(), kept = offer_fd(&channel, client[0]);
-    offer.timeout_ms = 20;
-    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
-    assert_in_range(ms_until_taken_back(&channel, start), 20, PATIENCE_MS);
-    assert_no_verdict(&channel);
-    assert_ok(handoff_broker_take_back(channel.broker, kept));
-    close_channel(&channel);
-    open_channel(&channel, &brief, NULL);
-    offer.timeout_ms = HANDOFF_NO_TIMEOUT;
-    start = now_ns();
-    assert_ok(handoff_broker_offer(channel.broker, &offer, &kept));
-    offer_fd(&channel, client[0]);
-    assert_in_range(ms_until_taken_back(&channel, start), 20, PATIENCE_MS);
-    assert_no_verdict(&channel);
-    assert_ok(handoff_broker_take_back(channel.broker, kept));
     close_channel(&channel);
 }
 
@@ -229,16 +214,25 @@ static void backend_rests_after_as_many_failures_as_it_is_told(void **state)
     close_channel(&channel);
 }
 
+/* 4096 is the most that can be a limit. */
 static void backend_without_a_limit_of_failures_never_rests(void **state)
 {
     (void)state;
+    enum { BATCH = 256, FAILURES = 4096 + BATCH };
     const handoff_broker_options options = {.size = sizeof options,
                                             .max_failures = HANDOFF_NO_LIMIT};
+    handoff_offer offer = offer_of(client[0]);
     struct channel channel;
     open_channel(&channel, &options, NULL);
-    fail_offers(&channel, 50);
-    for (int i = 0; i < 50; i++)
+    offer.timeout_ms = 1;
+    for (int failures = 0; failures < FAILURES; failures += BATCH) {
+        for (int i = 0; i < BATCH; i++)
+            assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+        for (int i = 0; i < BATCH; i++)
+            ms_until_taken_back(&channel, now_ns());
         assert_no_arrival(&channel);
+        assert_ok(handoff_broker_dispatch(channel.broker));
+    }
     offer_fd(&channel, client[0]);
     adopt(&channel, arrival_of(&channel).id);
     assert_adopted(&channel);
@@ -275,6 +269,26 @@ static void broker_queues_1048576_bytes_by_default_and_131072_at_least(void **st
     assert_queues(&least, 131072);
 }
 
+/* More than the default, and all that is in flight. */
+static void broker_without_a_limit_queues_all_that_may_be_in_flight(void **state)
+{
+    (void)state;
+    enum { OFFERS = 100, LEN = 60000 };
+    static const uint8_t bytes[LEN];
+    const handoff_broker_options options = {.size = sizeof options,
+                                            .max_in_flight = OFFERS,
+                                            .queue_bytes = HANDOFF_NO_LIMIT};
+    struct channel channel;
+    handoff_offer offer = offer_of(client[0]);
+    offer.preread = bytes;
+    offer.preread_len = LEN;
+    open_channel(&channel, &options, NULL);
+    for (int i = 0; i < OFFERS; i++)
+        assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    assert_in_range(broker_statistics(channel.broker).queued_bytes, 2 * 1048576, OFFERS * 61000);
+    close_channel(&channel);
+}
+
 static void assert_most_bytes(const handoff_backend_options *options, size_t most)
 {
     struct channel channel;
@@ -303,19 +317,17 @@ static void offer_has_65536_bytes_at_most_by_default_or_as_many_as_may_be_held(v
     assert_most_bytes(&one, 1);
 }
 
-/* 1024 offers of the most bytes, and one byte more. */
-static void backend_holds_67108864_bytes_by_default(void **state)
+/* Holds 1024 offers of the most bytes, and one byte more; returns whether that was held, too. */
+static bool holds_more_than_67108864_bytes(const handoff_backend_options *options)
 {
-    (void)state;
     enum { LEN = 65536, OFFERS = 1024 };
     static const uint8_t bytes[LEN];
     const handoff_broker_options many = {.size = sizeof many,
                                          .max_in_flight = OFFERS + 1,
                                          .timeout_ms = HANDOFF_NO_TIMEOUT};
-    const handoff_backend_options options = {.size = sizeof options, .max_in_flight = OFFERS + 1};
     struct channel channel;
     handoff_offer offer = offer_of(client[0]);
-    open_channel(&channel, &many, &options);
+    open_channel(&channel, &many, options);
     offer.preread = bytes;
     offer.preread_len = LEN;
     for (int i = 0; i < OFFERS; i++) {
@@ -325,9 +337,29 @@ static void backend_holds_67108864_bytes_by_default(void **state)
     assert_int_equal(backend_statistics(channel.backend).held_bytes, 67108864);
     offer.preread_len = 1;
     assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
-    assert_no_arrival(&channel);
-    assert_falls_back(&channel, HANDOFF_REASON_BACKEND_BUSY);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    bool held = next_arrival(channel.backend, &arrival);
+    if (!held)
+        assert_falls_back(&channel, HANDOFF_REASON_BACKEND_BUSY);
     close_channel(&channel);
+    return held;
+}
+
+static void backend_holds_67108864_bytes_by_default(void **state)
+{
+    (void)state;
+    const handoff_backend_options options = {.size = sizeof options, .max_in_flight = 1025};
+    assert_false(holds_more_than_67108864_bytes(&options));
+}
+
+static void backend_without_a_limit_holds_all_that_may_be_in_flight(void **state)
+{
+    (void)state;
+    const handoff_backend_options options = {.size = sizeof options,
+                                             .max_in_flight = 1025,
+                                             .max_held_bytes = HANDOFF_NO_LIMIT};
+    assert_true(holds_more_than_67108864_bytes(&options));
 }
 
 /* ---- connecting ------------------------------------------------------------------------------ */
@@ -607,16 +639,17 @@ int main(void)
         OPTIONS_TEST(broker_has_256_offers_in_flight_by_default),
         OPTIONS_TEST(backend_has_256_offers_in_flight_by_default),
         OPTIONS_TEST(lower_limit_of_both_ends_counts_and_is_clamped),
-        OPTIONS_TEST(offer_is_given_up_after_5_seconds_by_default),
+        OPTIONS_TEST(offer_is_given_up_after_5_seconds_by_default_or_never),
         OPTIONS_TEST(offer_is_given_up_when_the_broker_or_the_offer_says),
-        OPTIONS_TEST(offer_without_a_timeout_is_not_given_up),
         OPTIONS_TEST(one_field_that_is_set_leaves_the_others_at_their_defaults),
         OPTIONS_TEST(backend_that_failed_8_times_rests_30_seconds_by_default),
         OPTIONS_TEST(backend_rests_after_as_many_failures_as_it_is_told),
         OPTIONS_TEST(backend_without_a_limit_of_failures_never_rests),
         OPTIONS_TEST(broker_queues_1048576_bytes_by_default_and_131072_at_least),
+        OPTIONS_TEST(broker_without_a_limit_queues_all_that_may_be_in_flight),
         OPTIONS_TEST(offer_has_65536_bytes_at_most_by_default_or_as_many_as_may_be_held),
         OPTIONS_TEST(backend_holds_67108864_bytes_by_default),
+        OPTIONS_TEST(backend_without_a_limit_holds_all_that_may_be_in_flight),
         OPTIONS_TEST(broker_connects_again_after_10_ms_by_default_and_then_twice_as_long),
         OPTIONS_TEST(broker_connects_again_after_the_pause_that_it_is_told),
         OPTIONS_TEST(backend_listens_with_mode_0600_by_default),

@@ -2,7 +2,6 @@
 #define _GNU_SOURCE
 #include "support.h"
 
-#include <ctype.h>
 #include <string.h>
 
 /* Every status: the reason for a fallback, whether a fallback may hide it, and whether the
@@ -122,8 +121,7 @@ static void every_status_says_what_a_broker_makes_of_it(void **state)
         assert_string_equal(handoff_reason_name(handoff_status_reason(status)),
                             handoff_reason_name(statuses[i].reason));
         assert_int_equal(handoff_status_is_fallback_safe(status), statuses[i].hidden);
-        if (status != HANDOFF_OK)
-            assert_int_equal(handoff_status_may_have_reached_backend(status), statuses[i].reached);
+        assert_int_equal(handoff_status_may_have_reached_backend(status), statuses[i].reached);
     }
 }
 
@@ -147,21 +145,32 @@ static void every_other_number_is_unknown_and_never_hidden(void **state)
     assert_unknown(INT32_MAX);
 }
 
-static void every_reason_has_a_name_of_its_own_in_lower_case(void **state)
+/* Logs are searched for them. */
+static void every_reason_has_its_name_in_lower_case(void **state)
 {
     (void)state;
-    for (handoff_reason reason = 0; reason <= HANDOFF_REASON_BACKEND_DIED; reason++) {
-        const char *name = handoff_reason_name(reason);
-        assert_string_not_equal(name, "unknown");
-        for (const char *c = name; *c != '\0'; c++)
-            assert_true(islower((unsigned char)*c) || *c == ' ');
-        for (handoff_reason other = 0; other < reason; other++)
-            assert_string_not_equal(name, handoff_reason_name(other));
-    }
-    assert_string_equal(handoff_reason_name(HANDOFF_REASON_NONE), "none");
-    assert_string_equal(handoff_reason_name(HANDOFF_REASON_ACK_TIMEOUT),
-                        "acknowledgement timeout");
-    assert_string_equal(handoff_reason_name(HANDOFF_REASON_BACKEND_DIED + 1), "unknown");
+    static const char *const names[] = {
+        [HANDOFF_REASON_NONE] = "none",
+        [HANDOFF_REASON_CLIENT_UNSUPPORTED] = "client unsupported",
+        [HANDOFF_REASON_POLICY_DISABLED] = "policy disabled",
+        [HANDOFF_REASON_DESCRIPTOR_PRESSURE] = "descriptor pressure",
+        [HANDOFF_REASON_RATE_LIMITED] = "rate limited",
+        [HANDOFF_REASON_PERMISSION_DENIED] = "permission denied",
+        [HANDOFF_REASON_INTEGRITY_MISMATCH] = "integrity mismatch",
+        [HANDOFF_REASON_ACK_TIMEOUT] = "acknowledgement timeout",
+        [HANDOFF_REASON_FOREIGN_BACKEND] = "foreign backend",
+        [HANDOFF_REASON_BACKEND_UNAVAILABLE] = "backend unavailable",
+        [HANDOFF_REASON_BACKEND_BUSY] = "backend busy",
+        [HANDOFF_REASON_REJECTED] = "rejected",
+        [HANDOFF_REASON_UNSUPPORTED_PLATFORM] = "unsupported platform",
+        [HANDOFF_REASON_BROKER_CLOSED] = "broker closed",
+        [HANDOFF_REASON_BACKEND_DIED] = "backend died",
+    };
+    handoff_reason count = sizeof names / sizeof names[0];
+    for (handoff_reason reason = 0; reason < count; reason++)
+        assert_string_equal(handoff_reason_name(reason), names[reason]);
+    for (handoff_reason reason = count; reason < 1000; reason++)
+        assert_string_equal(handoff_reason_name(reason), "unknown");
     assert_string_equal(handoff_reason_name(UINT32_MAX), "unknown");
 }
 
@@ -230,7 +239,7 @@ int main(void)
         TEST(every_status_has_a_message_of_its_own),
         TEST(every_status_says_what_a_broker_makes_of_it),
         TEST(every_other_number_is_unknown_and_never_hidden),
-        TEST(every_reason_has_a_name_of_its_own_in_lower_case),
+        TEST(every_reason_has_its_name_in_lower_case),
         TEST(reasons_and_outcomes_have_the_numbers_that_programs_were_compiled_with),
         TEST(library_and_header_are_of_one_version),
         TEST(versions_are_ordered_as_numbers),

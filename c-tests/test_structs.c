@@ -700,11 +700,13 @@ static void fields_have_their_values_whatever_the_size(void **state)
     }
 INIT(handoff_broker_options)
 INIT(handoff_backend_options)
+INIT(handoff_peer_policy)
 INIT(handoff_offer)
 INIT(handoff_raw_store_options)
 INIT(handoff_raw_pending_options)
 INIT(handoff_raw_failures_options)
 INIT(handoff_raw_listener_options)
+INIT(handoff_raw_inputs)
 #undef INIT
 
 static const struct init {
@@ -714,11 +716,13 @@ static const struct init {
 } inits[] = {
     {init_handoff_broker_options, &broker_options, sizeof broker_options},
     {init_handoff_backend_options, &backend_options, sizeof backend_options},
+    {init_handoff_peer_policy, &peer_policy, sizeof peer_policy},
     {init_handoff_offer, &no_offer, sizeof no_offer},
     {init_handoff_raw_store_options, &store_options, sizeof store_options},
     {init_handoff_raw_pending_options, &pending_options, sizeof pending_options},
     {init_handoff_raw_failures_options, &failures_options, sizeof failures_options},
     {init_handoff_raw_listener_options, &listener_options, sizeof listener_options},
+    {init_handoff_raw_inputs, &no_inputs, sizeof no_inputs},
 };
 
 static void function_initialises_as_its_macro_does(void **state)
@@ -784,6 +788,9 @@ static void initialised_structs_are_taken(void **state)
     handoff_backend_options listening;
     assert_ok(handoff_backend_options_init(&listening, sizeof listening));
     assert_ok(listen_for_brokers(&listening));
+    handoff_peer_policy policy;
+    assert_ok(handoff_peer_policy_init(&policy, sizeof policy));
+    assert_ok(check_with_policy(&policy));
     handoff_raw_store_options store;
     assert_ok(handoff_raw_store_options_init(&store, sizeof store));
     assert_ok(new_store(&store));
@@ -796,6 +803,9 @@ static void initialised_structs_are_taken(void **state)
     handoff_raw_listener_options listener;
     assert_ok(handoff_raw_listener_options_init(&listener, sizeof listener));
     assert_ok(new_listener(&listener));
+    handoff_raw_inputs inputs;
+    assert_ok(handoff_raw_inputs_init(&inputs, sizeof inputs));
+    assert_ok(decide(&inputs));
 }
 
 int main(void)

@@ -560,6 +560,8 @@ struct backend_options {
     std::size_t max_offer_bytes = 0;
     std::size_t max_held_bytes = 0;
     std::uint64_t kinds = 0;
+    std::size_t max_channels_per_user = 0;
+    std::size_t max_kept_bytes = 0;
 };
 
 /**
@@ -736,6 +738,8 @@ class backend
         raw.max_offer_bytes = options.max_offer_bytes;
         raw.max_held_bytes = options.max_held_bytes;
         raw.kinds = options.kinds;
+        raw.max_channels_per_user = options.max_channels_per_user;
+        raw.max_kept_bytes = options.max_kept_bytes;
         handoff_backend *made = nullptr;
         ec = make_error_code(call(where, &raw, &made));
         backend result;

@@ -11,6 +11,7 @@ mod channel;
 mod error;
 mod offers;
 mod options;
+mod peer;
 mod reconnecting;
 
 use std::io::{self, IoSlice};
@@ -26,7 +27,7 @@ use crate::memory;
 use crate::reason::Reason;
 use crate::sys::event::{Events, Wait};
 use crate::sys::packet;
-use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS};
+use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS, has_nul};
 
 use channel::Outcomes;
 use offers::queued_len;
@@ -35,6 +36,7 @@ use reconnecting::{Link, Reconnecting};
 
 pub use error::BrokerError;
 pub use options::BrokerOptions;
+pub use peer::Allowed;
 
 /// One connection to hand over.
 #[derive(Clone, Copy, Debug)]
@@ -45,9 +47,9 @@ pub struct Offer<'a> {
     pub preread: &'a [IoSlice<'a>],
     /// Anything for the backend; copied.
     pub metadata: &'a [u8],
-    /// The service that is meant, 255 bytes at most; copied.
+    /// The service that is meant, 255 bytes at most, without a NUL; copied.
     pub service: &'a [u8],
-    /// What the connection is called in logs, 255 bytes at most; copied.
+    /// What the connection is called in logs, 255 bytes at most, without a NUL; copied.
     pub correlation: &'a [u8],
     /// Comes back with the verdict.
     pub user_data: usize,
@@ -119,11 +121,11 @@ impl Broker {
         let options = options.checked()?;
         Ok(Broker {
             path: path.into(),
-            options,
             handle: Handle::default(),
             link: Link::Down { retry_at: Instant::now() },
             reconnecting: Reconnecting::new(&options),
             outcomes: Outcomes::new(&options)?,
+            options,
             next_id: 1,
             closed: false,
             buffer: Vec::new(),
@@ -136,6 +138,8 @@ impl Broker {
     pub fn descriptor(&mut self) -> Result<BorrowedFd<'_>, BrokerError> {
         let now = Instant::now();
         self.enter(now)?;
+        // If the last timer could not be set, the caller would wait forever.
+        self.arm(now)?;
         Ok(self.handle.descriptor()?)
     }
 
@@ -174,7 +178,7 @@ impl Broker {
             BrokerError::Unavailable { path: path(), source }
         };
         let Link::Up(channel) = &mut self.link else {
-            return Err(unavailable(self.reconnecting.why_down));
+            return Err(self.reconnecting.why_down.error(&self.path, &self.options));
         };
         let Ok(welcome) = channel.welcome else {
             return Err(unavailable(libc::ENOTCONN));
@@ -374,6 +378,9 @@ fn variable_len(offer: &Offer<'_>, most: usize) -> Result<usize, BrokerError> {
     for (what, name) in [("service", service), ("correlation", correlation)] {
         if name.len() > MAX_NAME_LEN {
             return Err(BrokerError::TooLarge { what, len: name.len(), most: MAX_NAME_LEN });
+        }
+        if has_nul(name) {
+            return Err(BrokerError::NameWithNul);
         }
     }
     let len = metadata.len().saturating_add(service.len() + correlation.len());

@@ -1,21 +1,22 @@
 //! The handoff socket that a backend listens on.
 //!
 //! The socket has its mode before anybody can connect. A stale socket is replaced, and nothing else;
-//! the file is removed when the listener is dropped. Who may connect is for [`crate::peer`].
+//! the file is removed when the listener is dropped. [`place`] says how. Who may connect is for
+//! [`crate::peer`].
 
-use std::fs::File;
+mod place;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process;
-use std::thread;
 use std::time::Duration;
 
 use crate::address::{self, TransportError};
 use crate::kind::ErrorKind;
 use crate::peer::{self, PeerError, Policy};
 use crate::sys;
-use crate::sys::file::{self, FileId, FileStatus};
+
+use place::SocketFile;
 
 pub use crate::sys::SocketKind;
 
@@ -62,7 +63,7 @@ pub enum ListenerError {
         /// What the system said.
         source: io::Error,
     },
-    /// Somebody listens there.
+    /// Somebody listens there, or is about to.
     #[error("{path}: another process listens there", path = .path.display())]
     InUse {
         /// The path that was to become a socket.
@@ -71,12 +72,6 @@ pub enum ListenerError {
     /// Something that is not a socket has that name.
     #[error("{path}: there is a file that is not a socket", path = .path.display())]
     NotASocket {
-        /// The path that was to become a socket.
-        path: PathBuf,
-    },
-    /// Somebody has had the directory locked for a second.
-    #[error("{path}: its directory is locked by another process", path = .path.display())]
-    Busy {
         /// The path that was to become a socket.
         path: PathBuf,
     },
@@ -110,7 +105,6 @@ impl ListenerError {
             ListenerError::PermissionDenied { .. } => ErrorKind::PermissionDenied,
             ListenerError::InUse { .. } => ErrorKind::AddressInUse,
             ListenerError::NotASocket { .. } => ErrorKind::NotASocket,
-            ListenerError::Busy { .. } => ErrorKind::WouldBlock,
             ListenerError::DescriptorPressure { .. } => ErrorKind::DescriptorPressure,
             ListenerError::Failed { .. } => ErrorKind::ListenFailed,
         }
@@ -120,19 +114,10 @@ impl ListenerError {
 /// A listening handoff socket.
 #[derive(Debug)]
 pub struct Listener {
-    socket: OwnedFd,
-    /// Removes the file when it is dropped; none for an abstract name, which goes with its socket.
+    /// None for an abstract name, which goes with its socket. Before the socket, so that it is
+    /// dropped first: see [`place`].
     _file: Option<SocketFile>,
-}
-
-/// The file that bind(2) made.
-#[derive(Debug)]
-struct SocketFile {
-    directory: OwnedFd,
-    name: PathBuf,
-    id: FileId,
-    /// The process that made it: a child of fork(2) does not remove it.
-    maker: u32,
+    socket: OwnedFd,
 }
 
 impl Listener {
@@ -145,31 +130,13 @@ impl Listener {
         let address = address::address(path)?;
         let failed = |action| move |source| failed(path, action, source);
         let socket = sys::socket(options.kind).map_err(failed("make a socket"))?;
-        if path.as_os_str().as_encoded_bytes().starts_with(b"@") {
-            sys::bind(&socket, &address).map_err(failed("bind"))?;
-            sys::listen(&socket, options.backlog.max(1)).map_err(failed("listen"))?;
-            return Ok(Listener { socket, _file: None });
+        if !address.is_abstract() {
+            let file = place::listen_at(&socket, path, &address, options)?;
+            return Ok(Listener { _file: Some(file), socket });
         }
-        let name = path.file_name().map(PathBuf::from);
-        let name = name.ok_or_else(|| ListenerError::NotASocket { path: path.to_owned() })?;
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let directory = File::open(parent.unwrap_or(Path::new("."))).map(OwnedFd::from);
-        let directory = directory.map_err(failed("open its directory"))?;
-        // Held until the socket listens, so that of two backends that start together neither
-        // takes the other's new socket for a stale one.
-        let lock = DirectoryLock::take(&directory, path)?;
-        remove_stale(&directory, &name, path)?;
-        // The file gets this mode less the umask; `start` adds what is missing before listen(2).
-        file::set_mode_before_bind(&socket, options.mode);
         sys::bind(&socket, &address).map_err(failed("bind"))?;
-        let started = start(&socket, &directory, &name, options);
-        if started.is_err() {
-            let _ = file::unlink_at(&directory, &name);
-        }
-        drop(lock);
-        let id = started.map_err(failed("listen"))?;
-        let file = SocketFile { directory, name, id, maker: process::id() };
-        Ok(Listener { socket, _file: Some(file) })
+        sys::listen(&socket, options.backlog.max(1)).map_err(failed("listen"))?;
+        Ok(Listener { _file: None, socket })
     }
 
     /// Accepts a connection whose peer `policy` allows; one that it does not allow is closed. Waits
@@ -194,90 +161,9 @@ impl Listener {
     }
 }
 
-/// Sets the mode of a socket just bound, then listens: nobody can connect before that.
-fn start(
-    socket: &OwnedFd,
-    directory: &OwnedFd,
-    name: &Path,
-    options: &ListenerOptions,
-) -> io::Result<FileId> {
-    let FileStatus { id, mode, .. } = file::status_at(directory, name)?;
-    if mode != options.mode {
-        file::set_mode_at(directory, name, options.mode)?;
-    }
-    sys::listen(socket, options.backlog.max(1))?;
-    Ok(id)
-}
-
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if self.maker != process::id() {
-            return;
-        }
-        let _lock = DirectoryLock::take(&self.directory, &self.name);
-        // A successor may have the name by now.
-        if file::status_at(&self.directory, &self.name).is_ok_and(|status| status.id == self.id) {
-            let _ = file::unlink_at(&self.directory, &self.name);
-        }
-    }
-}
-
-/// An advisory lock on the directory of a socket, flock(2), which leaves nothing behind.
-struct DirectoryLock<'a>(&'a OwnedFd);
-
-impl<'a> DirectoryLock<'a> {
-    /// Takes the lock, or gives up after a second: anybody who can read the directory could hold
-    /// it forever.
-    fn take(directory: &'a OwnedFd, path: &Path) -> Result<DirectoryLock<'a>, ListenerError> {
-        for _ in 0..100 {
-            match file::try_lock(directory) {
-                Ok(true) => return Ok(DirectoryLock(directory)),
-                Ok(false) => thread::sleep(Duration::from_millis(10)),
-                Err(source) => return Err(failed(path, "lock its directory", source)),
-            }
-        }
-        Err(ListenerError::Busy { path: path.to_owned() })
-    }
-}
-
-impl Drop for DirectoryLock<'_> {
-    fn drop(&mut self) {
-        file::unlock(self.0);
-    }
-}
-
-/// Removes a socket that nobody listens on; it is an error if something else has the name.
-fn remove_stale(directory: &OwnedFd, name: &Path, path: &Path) -> Result<(), ListenerError> {
-    match file::status_at(directory, name) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(failed(path, "examine what is there", source)),
-        Ok(status) if !status.is_socket => {
-            return Err(ListenerError::NotASocket { path: path.to_owned() });
-        }
-        Ok(_) => {}
-    }
-    // Only a refusal says that nobody listens; a full backlog, say, means that somebody does.
-    match address::connect(path) {
-        Err(TransportError::BackendUnavailable { source, .. })
-            if source.raw_os_error() == Some(libc::ECONNREFUSED) =>
-        {
-            file::unlink_at(directory, name).map_err(|e| failed(path, "remove a stale socket", e))
-        }
-        Err(TransportError::BackendUnavailable { source, .. })
-            if source.kind() == io::ErrorKind::NotFound =>
-        {
-            Ok(())
-        }
-        Err(TransportError::PermissionDenied { source, .. }) => {
-            Err(ListenerError::PermissionDenied { path: path.to_owned(), source })
-        }
-        Ok(_) | Err(_) => Err(ListenerError::InUse { path: path.to_owned() }),
     }
 }
 
@@ -298,10 +184,10 @@ fn failed(path: &Path, action: &'static str, source: io::Error) -> ListenerError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::sync::Barrier;
+    use std::{fs, process, thread};
     use tempfile::TempDir;
 
     fn directory() -> (TempDir, PathBuf) {
@@ -421,14 +307,5 @@ mod tests {
         listener.accept(now, &Policy::default()).unwrap();
         let none = listener.accept(now, &Policy::default());
         assert!(matches!(none, Err(ListenerError::Transport(TransportError::TimedOut { .. }))));
-    }
-
-    #[test]
-    fn directory_locked_by_somebody_else_is_an_error_after_a_second() {
-        let (directory, path) = directory();
-        let other = OwnedFd::from(File::open(directory.path()).unwrap());
-        assert!(file::try_lock(&other).unwrap());
-        assert!(matches!(listen(&path), Err(ListenerError::Busy { .. })));
-        assert!(!path.exists());
     }
 }

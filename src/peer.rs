@@ -1,16 +1,18 @@
 //! Who is at the other end of a Unix socket, and whether they may be.
 //!
-//! The kernel vouches for a peer's user and groups as they were when it connected. The process
-//! number is for logs only: by the time it is looked at, it may belong to another process.
+//! The kernel vouches for a peer's user and groups as they were when it connected, or began to listen.
+//! A number that may stand for several users allows none of them. The process number is for logs
+//! only: by the time it is looked at, it may belong to another process.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::address::Socket;
 use crate::kind::ErrorKind;
-use crate::sys;
+use crate::sys::{self, Address, user};
 
-/// A peer's credentials as they were when it connected.
+/// A peer's credentials as they were when it connected; those of a listener's process as they were
+/// when it called listen(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credentials {
     /// The process, for logs; 0 if it is in a PID namespace that this process cannot see.
@@ -21,8 +23,8 @@ pub struct Credentials {
     pub group: u32,
 }
 
-/// Who may connect. Empty, which is the default: the user that this process runs as, and root.
-/// Otherwise: these users, and members of these groups, and nobody else.
+/// Who may be at the other end. Empty, which is the default: the user that this process runs as, and
+/// root. Otherwise: these users, and members of these groups, and nobody else.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Policy<'a> {
     /// Users, by number.
@@ -59,6 +61,17 @@ pub enum PeerError {
         /// Who is at its other end.
         credentials: Credentials,
     },
+    /// The policy names the peer's user or group, but as the number of all those that have none in
+    /// this user namespace.
+    #[error("{socket}: the peer is not allowed: its user or group has no number in this user \
+        namespace (it appears as user {user}, group {group})",
+        user = .credentials.user, group = .credentials.group)]
+    Nameless {
+        /// The socket that was asked about.
+        socket: Socket,
+        /// Who is at its other end.
+        credentials: Credentials,
+    },
 }
 
 impl PeerError {
@@ -67,7 +80,7 @@ impl PeerError {
         match self {
             PeerError::Unknown { .. } => ErrorKind::PeerUnknown,
             PeerError::InvalidDescriptor { .. } => ErrorKind::InvalidArgument,
-            PeerError::NotAllowed { .. } => ErrorKind::PeerNotAllowed,
+            PeerError::NotAllowed { .. } | PeerError::Nameless { .. } => ErrorKind::PeerNotAllowed,
         }
     }
 }
@@ -92,23 +105,48 @@ fn unknown(socket: BorrowedFd<'_>, source: io::Error) -> PeerError {
 
 /// Tells who is at the other end if `policy` allows them.
 pub fn check(socket: BorrowedFd<'_>, policy: &Policy<'_>) -> Result<Credentials, PeerError> {
+    check_with(socket, policy, || None)
+}
+
+/// The same for a backend that was connected to at `address`. By default the owner of the socket's
+/// file is allowed too.
+pub(crate) fn check_backend(
+    socket: BorrowedFd<'_>,
+    policy: &Policy<'_>,
+    address: &Address,
+) -> Result<Credentials, PeerError> {
+    check_with(socket, policy, || sys::owner(address))
+}
+
+fn check_with(
+    socket: BorrowedFd<'_>,
+    policy: &Policy<'_>,
+    owner: impl FnOnce() -> Option<u32>,
+) -> Result<Credentials, PeerError> {
     let credentials = credentials(socket)?;
+    let Credentials { user, group, .. } = credentials;
     let Policy { users, groups } = policy;
-    let allowed = if users.is_empty() && groups.is_empty() {
-        credentials.user == 0 || credentials.user == sys::effective_user()
+    let by_user = if users.is_empty() && groups.is_empty() {
+        user == 0 || user == sys::effective_user() || owner() == Some(user)
     } else {
-        users.contains(&credentials.user)
-            || groups.contains(&credentials.group)
-            || !groups.is_empty() && {
-                let held = sys::peer_groups(socket).map_err(|e| unknown(socket, e))?;
-                held.iter().any(|group| groups.contains(group))
-            }
+        users.contains(&user)
     };
-    if allowed {
-        Ok(credentials)
-    } else {
-        Err(PeerError::NotAllowed { socket: socket.into(), credentials })
+    if by_user && user::names_one_user(user) {
+        return Ok(credentials);
     }
+    let named = |group| groups.contains(&group);
+    let by_group = |group| named(group) && user::names_one_group(group);
+    let unknown = |error| unknown(socket, error);
+    if by_group(group)
+        || !groups.is_empty() && sys::any_peer_group(socket, by_group).map_err(unknown)?
+    {
+        return Ok(credentials);
+    }
+    let socket = socket.into();
+    if by_user || named(group) {
+        return Err(PeerError::Nameless { socket, credentials });
+    }
+    Err(PeerError::NotAllowed { socket, credentials })
 }
 
 #[cfg(test)]

@@ -4,11 +4,13 @@
 //! close-on-exec set by the call that makes them. The callers say what an error means.
 //! What a channel needs beyond that is in the modules below.
 
+pub(crate) mod arrived;
 pub(crate) mod event;
 pub(crate) mod file;
 pub(crate) mod packet;
 pub(crate) mod process;
 pub(crate) mod shared;
+pub(crate) mod user;
 
 use std::io;
 use std::mem::{self, MaybeUninit};
@@ -17,6 +19,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 use std::time::Instant;
+
+use arrived::Arrived;
 
 /// Runs a call again for as long as a signal interrupts it.
 fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
@@ -94,6 +98,9 @@ pub(crate) enum AddressError {
 }
 
 impl Address {
+    /// The most bytes of a path.
+    pub(crate) const MAX_PATH: usize = 107;
+
     pub(crate) fn new(path: &Path) -> Result<Address, AddressError> {
         let bytes = path.as_os_str().as_bytes();
         // SAFETY: sockaddr_un is integers and an array of integers; all zero is a value of it.
@@ -134,6 +141,23 @@ pub(crate) fn connect(socket: &OwnedFd, address: &Address) -> io::Result<()> {
     // SAFETY: `address` holds a sockaddr_un of which `len` bytes are initialised.
     retry(|| unsafe { libc::connect(socket.as_raw_fd(), address.as_ptr(), address.len) as isize })?;
     Ok(())
+}
+
+/// Whether a socket is bound to the file at a path, connected or not, listening or not. If none is,
+/// none ever will be: bind(2) makes a new file. Whoever listens there does not notice.
+pub(crate) fn is_bound(address: &Address) -> io::Result<bool> {
+    let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: socket(2) takes no pointers.
+    let fd = retry(|| unsafe { libc::socket(libc::AF_UNIX, flags, 0) as isize })?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    // The kernel looks for the socket, then at its type (unix_find_bsd in net/unix/af_unix.c).
+    match connect(&socket, address) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 pub(crate) fn bind(socket: &OwnedFd, address: &Address) -> io::Result<()> {
@@ -226,9 +250,10 @@ pub(crate) fn receive_with_descriptor(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     wait: bool,
-) -> io::Result<(Received, Option<OwnedFd>)> {
+) -> io::Result<(Received, Option<Arrived>)> {
     let mut first = None;
-    let received = receive_message(socket, buffer, wait, |descriptor| {
+    let flags = if wait { 0 } else { libc::MSG_DONTWAIT };
+    let received = receive_message(socket, buffer, flags, |descriptor| {
         // What is not the first is dropped, which closes it.
         first.get_or_insert(descriptor);
     })?;
@@ -239,34 +264,18 @@ pub(crate) fn receive_with_descriptor(
 fn receive_message(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
-    wait: bool,
-    take: impl FnMut(OwnedFd),
-) -> io::Result<Received> {
-    let mut control = [const { MaybeUninit::<u64>::uninit() }; CONTROL_LEN / 8];
-    let flags = libc::MSG_CMSG_CLOEXEC | if wait { 0 } else { libc::MSG_DONTWAIT };
-    receive_into(socket, buffer, &mut control, flags, take)
-}
-
-/// Receives bytes only, and says whether descriptors came: without room for them the kernel drops
-/// them, unix(7).
-fn receive_without_control(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
-    receive_into(socket, buffer, &mut [], libc::MSG_DONTWAIT, drop)
-}
-
-fn receive_into(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    control: &mut [MaybeUninit<u64>],
     flags: libc::c_int,
-    mut take: impl FnMut(OwnedFd),
+    mut take: impl FnMut(Arrived),
 ) -> io::Result<Received> {
+    let flags = flags | libc::MSG_CMSG_CLOEXEC;
+    let mut control = [const { MaybeUninit::<u64>::uninit() }; CONTROL_LEN / 8];
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: msghdr is integers and pointers; all zero is a value of it.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut iov;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = mem::size_of_val(control) as _;
+    message.msg_controllen = mem::size_of_val(&control) as _;
     // SAFETY: `message` points to `iov`, `buffer` and `control`, which outlive the call, with
     // their lengths; a failed call leaves `message` as it was, so it can be made again.
     let len =
@@ -292,7 +301,7 @@ const SCM_PIDFD: libc::c_int = 4;
 /// Gives every descriptor that recvmsg(2) installed to `take`, once. Those that are not of a
 /// connection (a pidfd of the sender) are closed here.
 #[allow(clippy::unnecessary_cast, reason = "the integers' widths differ between C libraries")]
-fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(OwnedFd)) {
+fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(Arrived)) {
     let end = message.msg_control as usize + message.msg_controllen as usize;
     // SAFETY: recvmsg(2) filled `msg_control` and set `msg_controllen` to what it wrote there.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(ptr::from_ref(message)) };
@@ -313,7 +322,7 @@ fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(OwnedFd)) {
                     // SAFETY: the kernel installed this descriptor for us, and each is read once.
                     let descriptor = unsafe { OwnedFd::from_raw_fd(fd) };
                     if is_rights {
-                        take(descriptor);
+                        take(Arrived::new(descriptor));
                     }
                 }
             }
@@ -324,14 +333,12 @@ fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(OwnedFd)) {
 }
 
 /// Receives bytes alone; `wait` lets a blocking socket block. Of a packet longer than the buffer
-/// the length is the packet's. Descriptors that were attached are never installed: without room for
-/// control data the kernel drops them, unix(7).
+/// the length is the packet's. Descriptors that were attached are closed.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
     let flags = libc::MSG_TRUNC | if wait { 0 } else { libc::MSG_DONTWAIT };
-    // SAFETY: the pointer and the length describe `buffer`, which recv(2) fills.
-    retry_receive(|| unsafe {
-        libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags)
-    })
+    // With room for descriptors: without it the kernel would drop them, which can wait as close(2)
+    // can.
+    receive_message(socket, buffer, flags, drop).map(|received| received.len)
 }
 
 /// Waits until `socket` is readable, closed or in error: true; or the deadline is past: false.
@@ -414,23 +421,38 @@ pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(i32, u32, 
     Ok((pid, uid, gid))
 }
 
-/// SO_PEERGROUPS: the peer's supplementary groups as they were when it connected. It is in
-/// include/uapi/asm-generic/socket.h of the kernel; man-pages 6.03 do not have it.
-pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
-    let mut groups = vec![0u32; 64];
-    loop {
-        match socket_option(socket, libc::SO_PEERGROUPS, &mut groups) {
-            Ok(count) => {
-                groups.truncate(count);
-                return Ok(groups);
-            }
-            // NGROUPS_MAX bounds the list.
-            Err(error) if error.raw_os_error() == Some(libc::ERANGE) && groups.len() < 65536 => {
-                groups.resize(groups.len() * 4, 0);
-            }
-            Err(error) => return Err(error),
-        }
+/// Whether one of the peer's supplementary groups as they were when it connected, SO_PEERGROUPS of
+/// include/uapi/asm-generic/socket.h in the kernel (man-pages 6.03 do not have it), is
+/// one that is looked for.
+pub(crate) fn any_peer_group(
+    socket: BorrowedFd<'_>,
+    looked_for: impl Fn(u32) -> bool,
+) -> io::Result<bool> {
+    let mut few = [0u32; 256];
+    match socket_option(socket, libc::SO_PEERGROUPS, &mut few) {
+        Err(error) if error.raw_os_error() == Some(libc::ERANGE) => {}
+        count => return Ok(few[..count?].iter().any(|group| looked_for(*group))),
     }
+    // NGROUPS_MAX bounds the list.
+    const MOST: usize = 65536;
+    let mut many = Vec::new();
+    let no_memory = |_| io::Error::from_raw_os_error(libc::ENOMEM);
+    many.try_reserve_exact(MOST).map_err(no_memory)?;
+    many.resize(MOST, 0u32);
+    let count = socket_option(socket, libc::SO_PEERGROUPS, &mut many)?;
+    Ok(many[..count].iter().any(|group| looked_for(*group)))
+}
+
+/// The owner of the file at a path; none for an abstract name.
+pub(crate) fn owner(address: &Address) -> Option<u32> {
+    if address.is_abstract() {
+        return None;
+    }
+    // SAFETY: the path ends in NUL, because it is shorter than its array, which was zeroed;
+    // `status` is where a stat goes.
+    let status =
+        file::status(|status| unsafe { libc::stat(address.raw.sun_path.as_ptr(), status) });
+    Some(status.ok()?.owner)
 }
 
 /// The effective user of this process.
@@ -499,11 +521,11 @@ mod tests {
 
     #[test]
     fn address_refuses_what_the_kernel_could_not_tell_apart() {
-        let long = "x".repeat(108);
+        let long = "x".repeat(Address::MAX_PATH + 1);
         assert_eq!(Address::new(Path::new("")).err(), Some(AddressError::Empty));
         assert_eq!(Address::new(Path::new("@")).err(), Some(AddressError::Empty));
         assert_eq!(Address::new(Path::new(&long)).err(), Some(AddressError::TooLong));
         assert_eq!(Address::new(Path::new("a\0b")).err(), Some(AddressError::HasNul));
-        assert!(Address::new(Path::new(&long[..107])).is_ok());
+        assert!(Address::new(Path::new(&long[..Address::MAX_PATH])).is_ok());
     }
 }

@@ -22,7 +22,11 @@ const PARTS: [Part; 5] = [
         sources: &["status", "reason", "errors"],
     },
     Part { name: "peer", includes: &["\"status.h\""], sources: &["peer"] },
-    Part { name: "broker", includes: &["<sys/uio.h>", "\"status.h\""], sources: &["broker"] },
+    Part {
+        name: "broker",
+        includes: &["<sys/uio.h>", "\"peer.h\"", "\"status.h\""],
+        sources: &["broker"],
+    },
     Part { name: "backend", includes: &["\"peer.h\"", "\"status.h\""], sources: &["backend"] },
     Part {
         name: "raw",

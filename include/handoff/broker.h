@@ -13,6 +13,7 @@
 #define HANDOFF_BROKER_H
 
 #include <sys/uio.h>
+#include "peer.h"
 #include "status.h"
 
 #ifdef __cplusplus
@@ -61,9 +62,14 @@ typedef struct handoff_broker_options {
      * `reconnect_min_ms` if that is longer.
      */
     uint64_t reconnect_max_ms;
+    /**
+     * Who may be the backend: default root, this process's user and, for a path, the owner of the
+     * socket's file. Checked for each connection before anything is sent. Copied.
+     */
+    const handoff_peer_policy *policy;
 } handoff_broker_options;
 #define HANDOFF_BROKER_OPTIONS_INIT \
-    { sizeof(handoff_broker_options), 0, 0, 0, 0, 0, 0, 0 }
+    { sizeof(handoff_broker_options), 0, 0, 0, 0, 0, 0, 0, NULL }
 
 /**
  * Initialises options as HANDOFF_BROKER_OPTIONS_INIT does, for languages without macros.
@@ -85,8 +91,9 @@ handoff_status handoff_broker_options_init(handoff_broker_options *options,
  * @param options      the limits, or NULL for the defaults; read during the call only
  * @param[out] broker  the broker; free it with handoff_broker_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, the path cannot be a
- *         socket's, `options->size` is wrong or `reconnect_min_ms` is more than
- *         `reconnect_max_ms`; HANDOFF_ERR_NO_MEMORY.
+ *         socket's, the `size` of the options or of their `policy` is wrong, a list of the policy
+ *         is NULL but not empty, or `reconnect_min_ms` is more than `reconnect_max_ms`;
+ *         HANDOFF_ERR_NO_MEMORY.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_new(const char *path,
@@ -104,7 +111,7 @@ typedef struct handoff_offer {
     size_t size;
     /**
      * The client's connection, a socket. It stays yours: keep it open, and out of your event loop
-     * (EPOLL_CTL_DEL), until the verdict.
+     * (EPOLL_CTL_DEL), until the verdict. Do not offer it twice at once: both could be adopted.
      */
     int fd;
     /** HANDOFF_OFFER_MORE, or 0. */
@@ -165,6 +172,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         HANDOFF_ERR_INTERNAL nothing was sent and there is no verdict, so serve the client
  *         another way:
  *         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, or if the backend is draining;
+ *         HANDOFF_ERR_PEER_NOT_ALLOWED if the user who listens at the path may not be the backend,
+ *         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
  *         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, or
  *         too many verdicts are not taken;
  *         HANDOFF_ERR_RATE_LIMITED if the backend failed too often;
@@ -245,9 +254,10 @@ typedef struct handoff_verdict {
     handoff_reason reason;
     /**
      * Not 0, with a fallback: the backend may still hold a copy of the descriptor. It cannot adopt
-     * it any more. It may have changed what copies share, such as O_NONBLOCK and socket options:
-     * set what you rely on. End the connection with shutdown(2), then close(2): close(2) alone
-     * sends no FIN while there is a copy.
+     * it any more. It may have changed what copies share: O_NONBLOCK and O_ASYNC, and socket
+     * options such as SO_LINGER and SO_RCVLOWAT. Set what you rely on. If it has called
+     * shutdown(2), send(2) fails with EPIPE. End the connection with shutdown(2), then close(2):
+     * close(2) alone sends no FIN while there is a copy.
      */
     uint32_t may_have_reached_backend;
     /** Reserved: always 0. */

@@ -1,5 +1,5 @@
 /*
- * handoff/peer.h: who may connect. The rules that hold for every call are in handoff.h.
+ * handoff/peer.h: who may be at the other end. The rules that hold for every call are in handoff.h.
  *
  * Made by cbindgen from src/ffi; do not edit.
  */
@@ -14,11 +14,15 @@ extern "C" {
 #endif
 
 /**
- * Who may connect. Without users and groups: this process's effective user, and root. Otherwise
- * only these users and the members of these groups; root too must then be named.
+ * Who may be at the other end: of a backend its brokers, of a broker its backend.
  *
- * The lists are read during the call only: handoff_backend_listen() and handoff_backend_listen_on()
- * copy them.
+ * Without users and groups it is the default, as NULL is: this process's effective user, and root;
+ * for a broker also the owner of the socket's file. Otherwise only these users and the members of
+ * these groups; root too must then be named. The lists are read during the call only: the calls
+ * that take options copy them.
+ *
+ * In a user namespace, the number of everybody who has none there (65534 as a rule,
+ * user_namespaces(7)) allows nobody.
  */
 typedef struct handoff_peer_policy {
     /** Set by HANDOFF_PEER_POLICY_INIT. */

@@ -208,7 +208,8 @@ void handoff_raw_store_free(handoff_raw_store *store) HANDOFF_NOEXCEPT;
 
 /**
  * Connects to a handoff socket, stream or sequenced-packet, whichever listens there. It never
- * blocks.
+ * blocks. Whoever listens there gets what you send: an abstract name belongs to the process that
+ * took it first. handoff_raw_peer_check() tells whether it is who it should be.
  *
  * @param path         the socket's path, at most 107 bytes; "@" starts an abstract name
  * @param[out] socket  the connection, non-blocking and close-on-exec; close(2) it
@@ -244,7 +245,7 @@ handoff_status handoff_raw_send(int socket,
 
 /**
  * Connects to a handoff socket and sends a descriptor and its token: handoff_raw_connect() and
- * handoff_raw_send() in one call.
+ * handoff_raw_send() in one call. It does not check who listens there.
  *
  * @param path         see handoff_raw_connect()
  * @param fd           see handoff_raw_send()
@@ -477,7 +478,7 @@ handoff_status handoff_raw_attempt(int socket,
 
 /**
  * Connects to a handoff socket, hands a connection over and waits for the answer: as
- * handoff_raw_attempt(), over a connection of its own.
+ * handoff_raw_attempt(), over a connection of its own. It does not check who listens there.
  *
  * @param path          see handoff_raw_connect()
  * @param fd            see handoff_raw_attempt()
@@ -547,13 +548,12 @@ typedef struct handoff_raw_listener handoff_raw_listener;
  * Makes a handoff socket and listens on it. The file is made as by handoff_backend_listen().
  *
  * @param path           the socket's path, at most 107 bytes, in a directory that this process can
- *                       read and write; "@" starts an abstract name, without a file
+ *                       write to; "@" starts an abstract name, without a file
  * @param options        how to make it, or NULL for the defaults; read during the call only
  * @param[out] listener  the listener; free it with handoff_raw_listener_free()
  * @return HANDOFF_OK; HANDOFF_ERR_ADDRESS_IN_USE; HANDOFF_ERR_NOT_A_SOCKET;
  *         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
  *         a socket's, `mode` is more than 0777 or `socket_type` is unknown;
- *         HANDOFF_ERR_WOULD_BLOCK if another process holds the directory's lock for a second;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_LISTEN_FAILED.
  */
 HANDOFF_MUST_USE
@@ -602,7 +602,7 @@ int handoff_raw_listener_fd(const handoff_raw_listener *listener) HANDOFF_NOEXCE
  */
 void handoff_raw_listener_free(handoff_raw_listener *listener) HANDOFF_NOEXCEPT;
 
-/** A peer's credentials when it connected, SO_PEERCRED of unix(7). */
+/** A peer's credentials, SO_PEERCRED of unix(7): when it connected, or when it called listen(2). */
 typedef struct handoff_raw_peer {
     /** Set by HANDOFF_RAW_PEER_INIT. */
     size_t size;
@@ -631,7 +631,7 @@ typedef struct handoff_raw_peer {
  *         connected Unix socket; HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not a socket, a
  *         `size` is wrong or a list is NULL but not empty.
  *
- * Safe in any thread and after fork(). Allocates only to look at supplementary groups.
+ * Safe in any thread and after fork(). Allocates only to look at more than 256 supplementary groups.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_peer_check(int socket,

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Allowed;
 use crate::address::TransportError;
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
@@ -50,6 +51,9 @@ pub enum BrokerError {
         /// The bytes that it may have.
         most: usize,
     },
+    /// The service's name or the correlation id has a NUL in it, which ends it for a C program.
+    #[error("the offer's service or correlation id has a NUL in it")]
+    NameWithNul,
     /// There is no channel to the backend now, or it is draining.
     #[error("{path}: no channel to the backend now: {source}", path = .path.display())]
     Unavailable {
@@ -57,6 +61,28 @@ pub enum BrokerError {
         path: Arc<Path>,
         /// Why: what the system said to the last attempt to connect, ECONNRESET after the end of
         /// a channel, ENOTCONN before a backend has said welcome, ESHUTDOWN while it drains.
+        source: io::Error,
+    },
+    /// The process that listens at the path may not be the backend. Nothing was sent to it.
+    #[error("{path}: the user who listens there, {user}{note}, may not be the backend: {allowed}",
+        path = .path.display(),
+        note = if *.nameless { ", has no number in this user namespace and" } else { "" })]
+    NotAllowed {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// The user that was seen.
+        user: u32,
+        /// The number stands for all users that have none in this user namespace.
+        nameless: bool,
+        /// Who may be the backend.
+        allowed: Allowed,
+    },
+    /// The system does not tell who listens at the path. Nothing was sent there.
+    #[error("{path}: cannot tell who listens there: {source}", path = .path.display())]
+    Unknown {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// What the system said.
         source: io::Error,
     },
     /// The backend failed too often recently.
@@ -103,15 +129,17 @@ impl BrokerError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             BrokerError::Address(error) => error.kind(),
-            BrokerError::InvalidOptions { .. } | BrokerError::NotASocket { .. } => {
-                ErrorKind::InvalidArgument
-            }
+            BrokerError::InvalidOptions { .. }
+            | BrokerError::NotASocket { .. }
+            | BrokerError::NameWithNul => ErrorKind::InvalidArgument,
             BrokerError::WrongProcess => ErrorKind::WrongProcess,
             BrokerError::Closed { .. } => ErrorKind::Closed,
             BrokerError::Woken => ErrorKind::Woken,
             BrokerError::Memory(error) => error.kind(),
             BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
             BrokerError::Unavailable { .. } => ErrorKind::BackendUnavailable,
+            BrokerError::NotAllowed { .. } => ErrorKind::PeerNotAllowed,
+            BrokerError::Unknown { .. } => ErrorKind::PeerUnknown,
             BrokerError::RateLimited { .. } => ErrorKind::RateLimited,
             BrokerError::Full { .. } => ErrorKind::Full,
             BrokerError::TooLate { .. } => ErrorKind::TooLate,

@@ -1,5 +1,6 @@
 //! The limits of a broker.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::BrokerError;
@@ -9,7 +10,7 @@ use crate::wire::{MAX_FRAME_LEN, MAX_SLOTS};
 pub(super) const MAX_TIMEOUT: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// The limits of a [`Broker`](super::Broker). Out-of-range values are clamped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerOptions {
     /// Offers in flight at once: 1 to 4096, 256 by default. The backend may allow fewer.
     pub max_in_flight: usize,
@@ -29,6 +30,11 @@ pub struct BrokerOptions {
     /// The longest pause between two attempts to connect, a second by default. It is an error if it
     /// is shorter than `reconnect_min`.
     pub reconnect_max: Duration,
+    /// Users that may be the backend. If this and `groups` are empty: root, the user that this
+    /// process runs as and, for a path, the owner of the socket's file.
+    pub users: Arc<[u32]>,
+    /// Groups whose members may be the backend.
+    pub groups: Arc<[u32]>,
 }
 
 impl BrokerOptions {
@@ -64,6 +70,8 @@ impl Default for BrokerOptions {
             failure_period: Duration::from_secs(30),
             reconnect_min: Duration::from_millis(10),
             reconnect_max: Duration::from_secs(1),
+            users: Arc::default(),
+            groups: Arc::default(),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! The channel as it comes and goes: connecting, deadlines, and the end.
 
-use std::io;
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
+use super::peer::WhyDown;
 use super::{Broker, BrokerError, BrokerOptions};
 use crate::reason::Reason;
 
@@ -18,13 +18,14 @@ pub(super) enum Link {
 pub(super) struct Reconnecting {
     /// Between the end of a channel, or the failure to make one, and the next attempt.
     pub next_pause: Duration,
-    /// Why there is no channel: an error number.
-    pub why_down: i32,
+    /// Why there is no channel.
+    pub why_down: WhyDown,
 }
 
 impl Reconnecting {
     pub(super) fn new(options: &BrokerOptions) -> Reconnecting {
-        Reconnecting { next_pause: options.reconnect_min, why_down: libc::ENOTCONN }
+        let why_down = WhyDown::System(libc::ENOTCONN);
+        Reconnecting { next_pause: options.reconnect_min, why_down }
     }
 }
 
@@ -40,8 +41,8 @@ impl Broker {
             Link::Down { retry_at } if *retry_at <= now && !self.closed => {
                 match self.connect(now) {
                     Ok(channel) => self.link = Link::Up(Box::new(channel)),
-                    Err(error) => {
-                        self.reconnecting.why_down = error.raw_os_error().unwrap_or(libc::ENOTCONN);
+                    Err(why) => {
+                        self.reconnecting.why_down = why;
                         self.link = self.down(now);
                     }
                 }
@@ -58,8 +59,8 @@ impl Broker {
         Link::Down { retry_at }
     }
 
-    fn connect(&mut self, now: Instant) -> io::Result<Channel> {
-        let channel = Channel::connect(&self.path, self.options.max_in_flight, now)?;
+    fn connect(&mut self, now: Instant) -> Result<Channel, WhyDown> {
+        let channel = Channel::connect(&self.path, &self.options, now)?;
         if let Some(events) = self.handle.events() {
             channel.watch(events)?;
         }
@@ -70,7 +71,7 @@ impl Broker {
     pub(super) fn hang_up(&mut self, reason: Reason, now: Instant) {
         let down = self.down(now);
         if let Link::Up(mut channel) = std::mem::replace(&mut self.link, down) {
-            self.reconnecting.why_down = libc::ECONNRESET;
+            self.reconnecting.why_down = WhyDown::System(libc::ECONNRESET);
             if reason != Reason::IntegrityMismatch {
                 // What the backend said last may be here already.
                 let _ = channel.receive(&mut self.buffer, &mut self.outcomes, now);
@@ -92,7 +93,7 @@ impl Broker {
             Link::Down { retry_at, .. } => Some(*retry_at),
             Link::Up(channel) => {
                 let deadline = channel.offers.earliest().map(|(_, deadline)| deadline);
-                let times = [deadline, channel.welcome.err(), channel.send_again];
+                let times = [deadline, channel.welcome.err(), channel.try_again];
                 times.into_iter().flatten().min()
             }
         };

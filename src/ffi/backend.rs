@@ -18,7 +18,12 @@ use crate::memory;
 /// The backend's end of the channels of one handoff socket.
 ///
 /// It belongs to the process that uses it first. Listening is not a use, so you can listen before
-/// fork(). Once it runs, it allocates only for new channels and for arrivals of more than 16 KiB.
+/// fork(). Once it runs, it allocates only for new channels, and for arrivals whose bytes do not fit
+/// into the memory that it keeps.
+///
+/// Its calls wait for no broker, but for those that have a `wait_ms`. Yet a hostile broker can send
+/// descriptors whose close(2) takes long, see docs/security.md: allow only users that you trust not
+/// to.
 pub struct handoff_backend {
     backend: Backend,
     waker: Waker,
@@ -39,7 +44,8 @@ pub struct handoff_backend_options {
     pub backlog: i32,
     /// Who may connect, or NULL for this process's effective user and root. Copied.
     pub policy: *const handoff_peer_policy,
-    /// The most channels at once: 1 to 65535, default 64.
+    /// The most channels at once: 1 to 65535, default 64. Each keeps about 200 bytes of memory for
+    /// each offer that may be in flight.
     pub max_channels: usize,
     /// The most offers in flight on each channel: 1 to 4096, default 256.
     pub max_in_flight: usize,
@@ -47,11 +53,19 @@ pub struct handoff_backend_options {
     /// or `max_held_bytes` if that is less.
     pub max_offer_bytes: usize,
     /// The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
-    /// are rejected.
+    /// are rejected. What arrivals take of memory is bounded by this and `max_kept_bytes` together.
     pub max_held_bytes: usize,
     /// Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
     /// rejected.
     pub kinds: u64,
+    /// The most channels at once of one user's brokers, whichever user that is: 1 to
+    /// `max_channels`. Default: 7/8 of `max_channels`, rounded down, if the policy names several
+    /// users or a group, so that no user keeps the others out; otherwise all.
+    pub max_channels_per_user: usize,
+    /// The most bytes of memory to keep for the bytes of later arrivals: default 1048576;
+    /// HANDOFF_NO_LIMIT. Above that, an arrival's memory is freed at the dispatch after you adopted
+    /// or rejected it.
+    pub max_kept_bytes: usize,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -88,21 +102,20 @@ pub extern "C" fn handoff_backend_options_init(
 
 /// Makes a handoff socket and listens on it for brokers.
 ///
-/// The file has its mode before anyone can connect to it. A socket that nobody listens on any more
-/// is replaced. One that somebody listens on, and anything that is not a socket, stays as it is. To
-/// find out whether somebody listens, the call connects to the socket. If several processes start at
-/// once, one succeeds. They take turns with a lock on the directory, flock(2), and wait for it for
-/// up to a second.
+/// The file has its mode before anyone can connect to it. A socket that is closed is replaced. One
+/// that is open, and anything that is not a socket, stays as it is. If several processes start at
+/// once, one succeeds, and the others get HANDOFF_ERR_ADDRESS_IN_USE. The file is made in the same
+/// directory, under another name that begins with ".", and moves to its path when it is complete:
+/// ss(8) and getsockname(2) keep telling that other name.
 ///
 /// @param path          the socket's path, at most 107 bytes, in a directory that this process can
-///                      read and write; "@" starts an abstract name, without a file
+///                      write to; "@" starts an abstract name, without a file
 /// @param options       the limits, or NULL for the defaults; read during the call only
 /// @param[out] backend  the backend; free it with handoff_backend_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_ADDRESS_IN_USE; HANDOFF_ERR_NOT_A_SOCKET;
 ///         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
 ///         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
 ///         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown kind;
-///         HANDOFF_ERR_WOULD_BLOCK if another process holds the directory's lock for a second;
 ///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_LISTEN_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -170,6 +183,11 @@ fn core_options(options: handoff_backend_options) -> Result<BackendOptions, Fail
         max_in_flight: nonzero(options.max_in_flight, defaults.max_in_flight),
         max_offer_bytes: nonzero(options.max_offer_bytes, max_offer_bytes),
         max_held_bytes,
+        max_kept_bytes: nonzero(options.max_kept_bytes, defaults.max_kept_bytes),
+        max_channels_per_user: match options.max_channels_per_user {
+            0 => None,
+            most => Some(most),
+        },
         kinds: match options.kinds {
             0 => defaults.kinds,
             _ => Kinds {
@@ -325,12 +343,14 @@ pub extern "C" fn handoff_backend_fd(backend: *mut handoff_backend) -> c_int {
 
 /// Does a backend's pending work: accepts brokers, receives offers, sends verdicts.
 ///
-/// It never blocks. Call it when the descriptor is readable, then call handoff_backend_next().
+/// It does not wait, and does a bounded amount of work: each channel has its turn once, and a few
+/// new brokers. Call it when the descriptor is readable, then call handoff_backend_next().
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_SYSTEM. A broker's
-///         fault is not an error here: it is counted in the statistics.
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_SYSTEM. After an
+///         error call it again. What a broker does wrong, and what the system refuses for one
+///         broker, is no error here: it is counted in the statistics.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> handoff_status {
@@ -388,7 +408,9 @@ pub extern "C" fn handoff_backend_adopt(
     })
 }
 
-/// Rejects an arrival. Its descriptor is closed, and the broker serves the client another way.
+/// Rejects an arrival. Its descriptor is closed, and the broker serves the client another way. If
+/// its SO_LINGER, socket(7), has a time, that is turned off first for both copies, because close(2)
+/// could wait. The same happens to every arrival that is not adopted.
 ///
 /// @param backend  the backend
 /// @param id       the arrival's id
@@ -430,9 +452,9 @@ pub struct handoff_backend_statistics {
     pub adopted: u64,
     /// Arrivals rejected, by you or because they are not allowed.
     pub rejected: u64,
-    /// Arrivals that the broker took back before they were adopted.
+    /// Arrivals that the broker took back before they were adopted, or whose channel it broke.
     pub taken_back: u64,
-    /// Brokers accepted.
+    /// Brokers that connected and said hello.
     pub accepted: u64,
     /// Brokers turned away: not allowed, or too many.
     pub refused: u64,
@@ -444,6 +466,15 @@ pub struct handoff_backend_statistics {
     pub held: u64,
     /// The bytes of these arrivals.
     pub held_bytes: u64,
+    /// Bytes of memory kept for later arrivals.
+    pub kept_bytes: u64,
+    /// Of `refused`: those that came when `max_channels` or `max_channels_per_user` was reached.
+    pub over_limit: u64,
+    /// How often the system refused something that the backend needs for its brokers: descriptors,
+    /// memory, randomness, room in a socket's buffer. The backend tries again, or ends the channel.
+    pub system_errors: u64,
+    /// The errno of the last of these; 0 if there was none.
+    pub system_errno: u64,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -476,6 +507,10 @@ pub extern "C" fn handoff_backend_get_statistics(
             channels,
             held,
             held_bytes,
+            kept_bytes,
+            over_limit,
+            system_errors,
+            last_system_error,
         } = backend.statistics();
         out.set(handoff_backend_statistics {
             size: size_of::<handoff_backend_statistics>(),
@@ -489,6 +524,10 @@ pub extern "C" fn handoff_backend_get_statistics(
             channels: channels as u64,
             held: held as u64,
             held_bytes: held_bytes as u64,
+            kept_bytes: kept_bytes as u64,
+            over_limit,
+            system_errors,
+            system_errno: last_system_error as u64,
         });
         Ok(())
     })
@@ -508,10 +547,10 @@ pub extern "C" fn handoff_backend_last_error(backend: *const handoff_backend) ->
 
 /// Stops listening and frees the backend.
 ///
-/// It closes every channel and every connection that was not adopted. What you adopted is yours and
-/// stays open. The socket's file is removed if it is still the one that was made; that may wait up
-/// to a second for the lock on the directory. In a child of fork() the call closes the child's
-/// copies only.
+/// It sends the verdicts that wait, and closes every channel and every connection that was not
+/// adopted. What you adopted is yours and stays open. The socket's file is removed if it is still
+/// the one that was made; that may wait up to a second for the lock on the directory. In a child of
+/// fork() the call closes the child's copies only.
 ///
 /// @param backend  the backend, or NULL, which does nothing
 #[unsafe(no_mangle)]

@@ -14,6 +14,7 @@ use super::argument::{
 };
 use super::growing::{Fill, Growing, Input, initialize, read, read_or_default};
 use super::guard::{Failure, Message, guard, guard_or, wake};
+use super::peer::{handoff_peer_policy, policy};
 use super::reason::{
     HANDOFF_ADOPTED, HANDOFF_FALLBACK, HANDOFF_REASON_NONE, handoff_outcome, handoff_reason,
 };
@@ -59,13 +60,16 @@ pub struct handoff_broker_options {
     /// The longest pause between two attempts to connect, in milliseconds: default 1000, or
     /// `reconnect_min_ms` if that is longer.
     pub reconnect_max_ms: u64,
+    /// Who may be the backend: default root, this process's user and, for a path, the owner of the
+    /// socket's file. Checked for each connection before anything is sent. Copied.
+    pub policy: *const handoff_peer_policy,
 }
 
 // SAFETY: repr(C), begins with its size.
 unsafe impl Growing for handoff_broker_options {
     const INIT: &'static str = "HANDOFF_BROKER_OPTIONS_INIT";
 }
-// SAFETY: integers.
+// SAFETY: integers and a pointer.
 unsafe impl Input for handoff_broker_options {}
 
 /// Initialises options as HANDOFF_BROKER_OPTIONS_INIT does, for languages without macros.
@@ -90,8 +94,9 @@ pub extern "C" fn handoff_broker_options_init(
 /// @param options      the limits, or NULL for the defaults; read during the call only
 /// @param[out] broker  the broker; free it with handoff_broker_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, the path cannot be a
-///         socket's, `options->size` is wrong or `reconnect_min_ms` is more than
-///         `reconnect_max_ms`; HANDOFF_ERR_NO_MEMORY.
+///         socket's, the `size` of the options or of their `policy` is wrong, a list of the policy
+///         is NULL but not empty, or `reconnect_min_ms` is more than `reconnect_max_ms`;
+///         HANDOFF_ERR_NO_MEMORY.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_new(
@@ -101,7 +106,7 @@ pub extern "C" fn handoff_broker_new(
 ) -> handoff_status {
     guard(|| {
         let path = self::path(path)?;
-        let options = core_options(read_or_default(options, "options")?);
+        let options = core_options(read_or_default(options, "options")?)?;
         let out = Out::new(broker, "broker")?;
         let broker = Broker::new(path, options)?;
         out.give(handoff_broker { waker: broker.waker(), broker, last_error: Message::new() });
@@ -109,11 +114,12 @@ pub extern "C" fn handoff_broker_new(
     })
 }
 
-fn core_options(options: handoff_broker_options) -> BrokerOptions {
+fn core_options(options: handoff_broker_options) -> Result<BrokerOptions, Failure> {
+    let policy = policy(options.policy)?;
     let defaults = BrokerOptions::default();
     let or_default = |milliseconds, default| timeout(milliseconds, default);
     let reconnect_min = or_default(options.reconnect_min_ms, defaults.reconnect_min);
-    BrokerOptions {
+    Ok(BrokerOptions {
         max_in_flight: nonzero(options.max_in_flight, defaults.max_in_flight),
         timeout: timeout(options.timeout_ms, defaults.timeout),
         queue_bytes: nonzero(options.queue_bytes, defaults.queue_bytes),
@@ -128,7 +134,9 @@ fn core_options(options: handoff_broker_options) -> BrokerOptions {
             options.reconnect_max_ms,
             defaults.reconnect_max.max(reconnect_min),
         ),
-    }
+        users: policy.users.into(),
+        groups: policy.groups.into(),
+    })
 }
 
 pub(super) fn nonzero(value: usize, default: usize) -> usize {
@@ -162,7 +170,7 @@ pub struct handoff_offer {
     /// Set by HANDOFF_OFFER_INIT.
     pub size: usize,
     /// The client's connection, a socket. It stays yours: keep it open, and out of your event loop
-    /// (EPOLL_CTL_DEL), until the verdict.
+    /// (EPOLL_CTL_DEL), until the verdict. Do not offer it twice at once: both could be adopted.
     pub fd: c_int,
     /// HANDOFF_OFFER_MORE, or 0.
     pub flags: u32,
@@ -228,6 +236,8 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         HANDOFF_ERR_INTERNAL nothing was sent and there is no verdict, so serve the client
 ///         another way:
 ///         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, or if the backend is draining;
+///         HANDOFF_ERR_PEER_NOT_ALLOWED if the user who listens at the path may not be the backend,
+///         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
 ///         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, or
 ///         too many verdicts are not taken;
 ///         HANDOFF_ERR_RATE_LIMITED if the backend failed too often;
@@ -376,9 +386,10 @@ pub struct handoff_verdict {
     /// protocol: it may have adopted the connection, so do not serve it.
     pub reason: handoff_reason,
     /// Not 0, with a fallback: the backend may still hold a copy of the descriptor. It cannot adopt
-    /// it any more. It may have changed what copies share, such as O_NONBLOCK and socket options:
-    /// set what you rely on. End the connection with shutdown(2), then close(2): close(2) alone
-    /// sends no FIN while there is a copy.
+    /// it any more. It may have changed what copies share: O_NONBLOCK and O_ASYNC, and socket
+    /// options such as SO_LINGER and SO_RCVLOWAT. Set what you rely on. If it has called
+    /// shutdown(2), send(2) fails with EPIPE. End the connection with shutdown(2), then close(2):
+    /// close(2) alone sends no FIN while there is a copy.
     pub may_have_reached_backend: u32,
     /// Reserved: always 0.
     pub reserved: u32,
@@ -604,20 +615,20 @@ mod tests {
 
     #[test]
     fn options_of_zero_are_the_defaults_of_the_core() {
-        assert_eq!(core_options(zeroed()), BrokerOptions::default());
+        assert_eq!(core_options(zeroed()).ok().unwrap(), BrokerOptions::default());
     }
 
     #[test]
     fn longest_pause_is_not_shorter_than_the_shortest_by_default() {
         let options = handoff_broker_options { reconnect_min_ms: 5000, ..zeroed() };
-        assert_eq!(core_options(options).reconnect_max, Duration::from_secs(5));
+        assert_eq!(core_options(options).ok().unwrap().reconnect_max, Duration::from_secs(5));
     }
 
     #[test]
     fn limits_that_can_be_switched_off_are() {
         let options =
             handoff_broker_options { max_failures: usize::MAX, timeout_ms: u64::MAX, ..zeroed() };
-        let options = core_options(options);
+        let options = core_options(options).ok().unwrap();
         assert_eq!((options.max_failures, options.timeout), (None, Duration::MAX));
     }
 }

@@ -1,4 +1,4 @@
-//! Who may connect.
+//! Who may be at the other end.
 
 use super::argument::slice;
 use super::growing::{Growing, Input, initialize, read_or_default};
@@ -6,11 +6,15 @@ use super::guard::{Failure, guard};
 use super::status::handoff_status;
 use crate::peer::Policy;
 
-/// Who may connect. Without users and groups: this process's effective user, and root. Otherwise
-/// only these users and the members of these groups; root too must then be named.
+/// Who may be at the other end: of a backend its brokers, of a broker its backend.
 ///
-/// The lists are read during the call only: handoff_backend_listen() and handoff_backend_listen_on()
-/// copy them.
+/// Without users and groups it is the default, as NULL is: this process's effective user, and root;
+/// for a broker also the owner of the socket's file. Otherwise only these users and the members of
+/// these groups; root too must then be named. The lists are read during the call only: the calls
+/// that take options copy them.
+///
+/// In a user namespace, the number of everybody who has none there (65534 as a rule,
+/// user_namespaces(7)) allows nobody.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_peer_policy {

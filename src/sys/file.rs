@@ -1,10 +1,12 @@
-//! Files by name in a directory that is held open, and locks.
+//! Files by name in a directory that is held open.
 
 use std::ffi::CString;
+use std::fs::OpenOptions;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::retry;
@@ -16,11 +18,18 @@ pub(crate) struct FileId {
     inode: u64,
 }
 
-/// A file's identity, whether it is a socket, and its permission bits.
+/// A file's identity, its owner, whether it is a socket, and its permission bits.
 pub(crate) struct FileStatus {
     pub id: FileId,
+    pub owner: u32,
     pub is_socket: bool,
     pub mode: u32,
+}
+
+/// Opens a directory to name files in it, which takes no permission to read it.
+pub(crate) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY;
+    OpenOptions::new().read(true).custom_flags(flags).open(path).map(OwnedFd::from)
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {
@@ -29,21 +38,31 @@ fn c_path(path: &Path) -> io::Result<CString> {
 }
 
 /// lstat(2) of a name in a directory.
-#[allow(clippy::unnecessary_cast, reason = "the integers' widths differ between architectures")]
 pub(crate) fn status_at(directory: &OwnedFd, name: &Path) -> io::Result<FileStatus> {
     let name = c_path(name)?;
+    status(|status| {
+        let flags = libc::AT_SYMLINK_NOFOLLOW;
+        // SAFETY: `name` ends in NUL; `status` is where a stat goes.
+        unsafe { libc::fstatat(directory.as_raw_fd(), name.as_ptr(), status, flags) }
+    })
+}
+
+/// fstat(2).
+pub(crate) fn status_of(file: &OwnedFd) -> io::Result<FileStatus> {
+    // SAFETY: `status` is where a stat goes.
+    status(|status| unsafe { libc::fstat(file.as_raw_fd(), status) })
+}
+
+/// Runs a call that writes a stat on success.
+#[allow(clippy::unnecessary_cast, reason = "the integers' widths differ between architectures")]
+pub(super) fn status(call: impl Fn(*mut libc::stat) -> libc::c_int) -> io::Result<FileStatus> {
     let mut status = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: `name` ends in NUL; `status` has room for one stat, written on success.
-    let status = unsafe {
-        retry(|| {
-            let flags = libc::AT_SYMLINK_NOFOLLOW;
-            let status = status.as_mut_ptr();
-            libc::fstatat(directory.as_raw_fd(), name.as_ptr(), status, flags) as isize
-        })?;
-        status.assume_init()
-    };
+    retry(|| call(status.as_mut_ptr()) as isize)?;
+    // SAFETY: written, because the call succeeded.
+    let status = unsafe { status.assume_init() };
     Ok(FileStatus {
         id: FileId { device: status.st_dev as u64, inode: status.st_ino as u64 },
+        owner: status.st_uid,
         is_socket: status.st_mode & libc::S_IFMT == libc::S_IFSOCK,
         mode: status.st_mode as u32 & 0o7777,
     })
@@ -56,39 +75,79 @@ pub(crate) fn set_mode_before_bind(socket: &OwnedFd, mode: u32) {
     unsafe { libc::fchmod(socket.as_raw_fd(), mode as libc::mode_t) };
 }
 
-/// Sets the permission bits of a name in a directory, of the name itself if it is a link.
+/// Sets the permission bits of a name in a directory. It follows a link: for names that nobody else
+/// can make one of. Not to follow it takes Linux 6.6 or, in the C library, /proc.
 pub(crate) fn set_mode_at(directory: &OwnedFd, name: &Path, mode: u32) -> io::Result<()> {
     let name = c_path(name)?;
     let mode = mode as libc::mode_t;
-    let flags = libc::AT_SYMLINK_NOFOLLOW;
     // SAFETY: `name` ends in NUL.
+    retry(|| unsafe { libc::fchmodat(directory.as_raw_fd(), name.as_ptr(), mode, 0) as isize })?;
+    Ok(())
+}
+
+/// mkdir(2) of a name in a directory.
+pub(crate) fn make_directory_at(directory: &OwnedFd, name: &Path, mode: u32) -> io::Result<()> {
+    let name = c_path(name)?;
+    let mode = mode as libc::mode_t;
+    // SAFETY: `name` ends in NUL.
+    retry(|| unsafe { libc::mkdirat(directory.as_raw_fd(), name.as_ptr(), mode) as isize })?;
+    Ok(())
+}
+
+/// rename(2) within a directory, or between those below it.
+pub(crate) fn rename_at(directory: &OwnedFd, from: &Path, to: &Path) -> io::Result<()> {
+    let (from, to, directory) = (c_path(from)?, c_path(to)?, directory.as_raw_fd());
+    // SAFETY: the names end in NUL.
+    retry(|| unsafe { libc::renameat(directory, from.as_ptr(), directory, to.as_ptr()) as isize })?;
+    Ok(())
+}
+
+/// As [`rename_at`], but EEXIST if there is a `to`.
+pub(crate) fn rename_new_at(directory: &OwnedFd, from: &Path, to: &Path) -> io::Result<()> {
+    const RENAME_NOREPLACE: libc::c_uint = 1;
+    let (old, new, fd) = (c_path(from)?, c_path(to)?, directory.as_raw_fd());
+    // Not the C library's function, which came with glibc 2.28.
+    // SAFETY: the names end in NUL.
+    let renamed = retry(|| unsafe {
+        let (old, new) = (old.as_ptr(), new.as_ptr());
+        libc::syscall(libc::SYS_renameat2, fd, old, fd, new, RENAME_NOREPLACE) as isize
+    });
+    match renamed {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
+        // The file system cannot, as NFS, or the kernel is older than 3.15.
+        Err(_) => {
+            link_at(directory, from, to)?;
+            // A second name that stays would only be one more to clean up.
+            let _ = unlink_at(directory, from);
+            Ok(())
+        }
+    }
+}
+
+/// link(2) within a directory, or between those below it: EEXIST if there is a `to`.
+pub(crate) fn link_at(directory: &OwnedFd, from: &Path, to: &Path) -> io::Result<()> {
+    let (from, to, directory) = (c_path(from)?, c_path(to)?, directory.as_raw_fd());
+    // SAFETY: the names end in NUL.
     retry(|| unsafe {
-        libc::fchmodat(directory.as_raw_fd(), name.as_ptr(), mode, flags) as isize
+        libc::linkat(directory, from.as_ptr(), directory, to.as_ptr(), 0) as isize
     })?;
     Ok(())
 }
 
 /// unlink(2) of a name in a directory.
 pub(crate) fn unlink_at(directory: &OwnedFd, name: &Path) -> io::Result<()> {
+    unlink_with(directory, name, 0)
+}
+
+/// rmdir(2) of a name in a directory.
+pub(crate) fn remove_directory_at(directory: &OwnedFd, name: &Path) -> io::Result<()> {
+    unlink_with(directory, name, libc::AT_REMOVEDIR)
+}
+
+fn unlink_with(directory: &OwnedFd, name: &Path, flags: libc::c_int) -> io::Result<()> {
     let name = c_path(name)?;
     // SAFETY: `name` ends in NUL.
-    retry(|| unsafe { libc::unlinkat(directory.as_raw_fd(), name.as_ptr(), 0) as isize })?;
+    retry(|| unsafe { libc::unlinkat(directory.as_raw_fd(), name.as_ptr(), flags) as isize })?;
     Ok(())
-}
-
-/// Takes the advisory lock of an open file, flock(2), if nobody else has it: whether it did.
-pub(crate) fn try_lock(file: &OwnedFd) -> io::Result<bool> {
-    // SAFETY: flock(2) takes no pointers.
-    match retry(|| unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) as isize })
-    {
-        Ok(_) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Gives the advisory lock back.
-pub(crate) fn unlock(file: &OwnedFd) {
-    // SAFETY: flock(2) takes no pointers. Unlocking an open file that we locked cannot fail.
-    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }

@@ -74,7 +74,7 @@ pub extern "C" fn handoff_raw_attempt(
 }
 
 /// Connects to a handoff socket, hands a connection over and waits for the answer: as
-/// handoff_raw_attempt(), over a connection of its own.
+/// handoff_raw_attempt(), over a connection of its own. It does not check who listens there.
 ///
 /// @param path          see handoff_raw_connect()
 /// @param fd            see handoff_raw_attempt()

@@ -67,13 +67,12 @@ pub struct handoff_raw_listener {
 /// Makes a handoff socket and listens on it. The file is made as by handoff_backend_listen().
 ///
 /// @param path           the socket's path, at most 107 bytes, in a directory that this process can
-///                       read and write; "@" starts an abstract name, without a file
+///                       write to; "@" starts an abstract name, without a file
 /// @param options        how to make it, or NULL for the defaults; read during the call only
 /// @param[out] listener  the listener; free it with handoff_raw_listener_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_ADDRESS_IN_USE; HANDOFF_ERR_NOT_A_SOCKET;
 ///         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
 ///         a socket's, `mode` is more than 0777 or `socket_type` is unknown;
-///         HANDOFF_ERR_WOULD_BLOCK if another process holds the directory's lock for a second;
 ///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_LISTEN_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]

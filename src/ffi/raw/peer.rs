@@ -9,7 +9,7 @@ use crate::ffi::peer::{handoff_peer_policy, policy};
 use crate::ffi::status::handoff_status;
 use crate::peer::{self, Credentials};
 
-/// A peer's credentials when it connected, SO_PEERCRED of unix(7).
+/// A peer's credentials, SO_PEERCRED of unix(7): when it connected, or when it called listen(2).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_raw_peer {
@@ -48,7 +48,7 @@ impl From<Credentials> for handoff_raw_peer {
 ///         connected Unix socket; HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not a socket, a
 ///         `size` is wrong or a list is NULL but not empty.
 ///
-/// Safe in any thread and after fork(). Allocates only to look at supplementary groups.
+/// Safe in any thread and after fork(). Allocates only to look at more than 256 supplementary groups.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_peer_check(

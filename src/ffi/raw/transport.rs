@@ -11,7 +11,8 @@ use crate::ffi::status::handoff_status;
 use crate::raw::{admit, transport};
 
 /// Connects to a handoff socket, stream or sequenced-packet, whichever listens there. It never
-/// blocks.
+/// blocks. Whoever listens there gets what you send: an abstract name belongs to the process that
+/// took it first. handoff_raw_peer_check() tells whether it is who it should be.
 ///
 /// @param path         the socket's path, at most 107 bytes; "@" starts an abstract name
 /// @param[out] socket  the connection, non-blocking and close-on-exec; close(2) it
@@ -59,7 +60,7 @@ pub extern "C" fn handoff_raw_send(
 }
 
 /// Connects to a handoff socket and sends a descriptor and its token: handoff_raw_connect() and
-/// handoff_raw_send() in one call.
+/// handoff_raw_send() in one call. It does not check who listens there.
 ///
 /// @param path         see handoff_raw_connect()
 /// @param fd           see handoff_raw_send()

@@ -1,0 +1,140 @@
+//! Who may be the backend, and why there is none.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{BrokerError, BrokerOptions};
+use crate::peer::{self, PeerError, Policy};
+use crate::sys::{self, Address};
+
+/// Who may be the backend, as part of a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Allowed {
+    /// The default.
+    Default {
+        /// The user that this process ran as.
+        own: u32,
+        /// The owner of the socket's file; none for an abstract name.
+        owner: Option<u32>,
+    },
+    /// What the options name.
+    Listed {
+        /// Users.
+        users: Arc<[u32]>,
+        /// Groups.
+        groups: Arc<[u32]>,
+    },
+}
+
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Allowed::Default { own, owner } => {
+                f.write_str("allowed are root")?;
+                if *own != 0 {
+                    write!(f, ", user {own}")?;
+                }
+                match owner {
+                    Some(owner) => write!(f, " and the file's owner, {owner}"),
+                    None => Ok(()),
+                }
+            }
+            Allowed::Listed { users, groups } => {
+                f.write_str("allowed are")?;
+                list(f, " users", users)?;
+                f.write_str(if users.is_empty() || groups.is_empty() { "" } else { " and" })?;
+                list(f, " groups", groups)
+            }
+        }
+    }
+}
+
+fn list(f: &mut fmt::Formatter<'_>, what: &str, numbers: &[u32]) -> fmt::Result {
+    for (index, number) in numbers.iter().enumerate() {
+        write!(f, "{} {number}", if index == 0 { what } else { "," })?;
+    }
+    Ok(())
+}
+
+/// Why there is no channel.
+#[derive(Debug)]
+pub(super) enum WhyDown {
+    /// An error number.
+    System(i32),
+    /// Who listens there may not be the backend.
+    NotAllowed { user: u32, nameless: bool, own: u32, owner: Option<u32> },
+    /// The system does not tell who listens there: an error number.
+    Unknown(i32),
+}
+
+impl From<io::Error> for WhyDown {
+    fn from(error: io::Error) -> WhyDown {
+        WhyDown::System(error.raw_os_error().unwrap_or(libc::ENOTCONN))
+    }
+}
+
+impl WhyDown {
+    /// The error of an offer meanwhile.
+    pub(super) fn error(&self, path: &Arc<Path>, options: &BrokerOptions) -> BrokerError {
+        let path = path.clone();
+        let source = io::Error::from_raw_os_error;
+        match *self {
+            WhyDown::System(code) => BrokerError::Unavailable { path, source: source(code) },
+            WhyDown::Unknown(code) => BrokerError::Unknown { path, source: source(code) },
+            WhyDown::NotAllowed { user, nameless, own, owner } => {
+                let BrokerOptions { users, groups, .. } = options;
+                let allowed = if users.is_empty() && groups.is_empty() {
+                    Allowed::Default { own, owner }
+                } else {
+                    Allowed::Listed { users: users.clone(), groups: groups.clone() }
+                };
+                BrokerError::NotAllowed { path, user, nameless, allowed }
+            }
+        }
+    }
+}
+
+/// Checks who listens at the other end of a connection to `address`. To be called before anything
+/// is sent.
+pub(super) fn check(
+    socket: &impl AsFd,
+    address: &Address,
+    options: &BrokerOptions,
+) -> Result<(), WhyDown> {
+    let BrokerOptions { users, groups, .. } = options;
+    let checked = peer::check_backend(socket.as_fd(), &Policy { users, groups }, address);
+    let refused = |user, nameless| {
+        let (own, owner) = (sys::effective_user(), sys::owner(address));
+        WhyDown::NotAllowed { user, nameless, own, owner }
+    };
+    checked.map(drop).map_err(|error| match error {
+        PeerError::NotAllowed { credentials, .. } => refused(credentials.user, false),
+        PeerError::Nameless { credentials, .. } => refused(credentials.user, true),
+        PeerError::Unknown { source, .. } | PeerError::InvalidDescriptor { source, .. } => {
+            WhyDown::Unknown(source.raw_os_error().unwrap_or(libc::ENOTCONN))
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentence_says_who_is_allowed() {
+        let default = |own, owner| Allowed::Default { own, owner }.to_string();
+        assert_eq!(default(0, None), "allowed are root");
+        assert_eq!(default(4001, None), "allowed are root, user 4001");
+        let owned = "allowed are root, user 4001 and the file's owner, 4003";
+        assert_eq!(default(4001, Some(4003)), owned);
+        let listed = |users: &[u32], groups: &[u32]| {
+            Allowed::Listed { users: users.into(), groups: groups.into() }.to_string()
+        };
+        assert_eq!(listed(&[1, 2], &[]), "allowed are users 1, 2");
+        assert_eq!(listed(&[], &[3]), "allowed are groups 3");
+        assert_eq!(listed(&[1], &[3, 4]), "allowed are users 1 and groups 3, 4");
+    }
+}
