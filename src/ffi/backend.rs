@@ -280,11 +280,14 @@ fn arrival_of(arrival: &Arrival<'_>, fd: c_int) -> handoff_arrival {
 ///
 /// A signal does not end the wait: let its handler call handoff_backend_wake().
 ///
+/// A client that is adopted waits for you: if you die before you answer it, it is lost. So accept
+/// when you can serve at once.
+///
 /// @param backend       the backend
 /// @param wait_ms       how long to wait, in milliseconds, as in poll(2)
 /// @param[out] arrival  the adopted connection and what came with it; close(2) its `fd`
 /// @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time; HANDOFF_WOKEN after
-///         handoff_backend_wake();
+///         handoff_backend_wake(), also if `wait_ms` is 0;
 ///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
 ///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
 ///         HANDOFF_ERR_SYSTEM.
@@ -303,8 +306,8 @@ pub extern "C" fn handoff_backend_accept(
     })
 }
 
-/// Ends a wait in handoff_backend_accept(). The call that waits, or else the next one that would
-/// wait, returns HANDOFF_WOKEN.
+/// Ends a wait in handoff_backend_accept(). The call that waits returns HANDOFF_WOKEN. If none
+/// waits, the next call returns it as soon as it has no arrival at hand, also with a `wait_ms` of 0.
 ///
 /// @param backend  the backend; nobody may free it meanwhile
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -429,8 +432,10 @@ pub extern "C" fn handoff_backend_reject(
 /// Stops listening and tells the brokers to offer no more. A successor can then listen at the path.
 ///
 /// Go on with dispatch and next, and adopt or reject what arrives. When `held` in the statistics is
-/// 0 after a dispatch, free the backend: the brokers take back what has not arrived.
-/// handoff_backend_accept() without a time limit may then wait forever.
+/// 0 after a dispatch, free the backend at once: the brokers take back what has not arrived, and
+/// only then connect to the successor. What you adopted stays yours. A program without an event
+/// loop calls handoff_backend_accept() with a `wait_ms` of 0 until it does not return HANDOFF_OK,
+/// then handoff_backend_free(); without a time limit the call may now wait forever.
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.
