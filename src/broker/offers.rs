@@ -174,6 +174,9 @@ impl Offers {
 
     /// Makes room for an offer of so many bytes, so that queueing it allocates nothing.
     pub(super) fn make_room(&mut self, len: usize) -> Result<(), NoMemory> {
+        if self.bytes.capacity() - self.bytes.len() >= len {
+            return Ok(());
+        }
         self.compact();
         self.bytes.try_reserve(len).map_err(NoMemory::to("the queue of a channel"))
     }
