@@ -34,7 +34,7 @@ static void attempt_whose_wait_fails_is_a_fallback_that_the_backend_cannot_adopt
         child_assert(handoff_raw_attempt(wire->broker, wire->connection, &wire->token, 0,
                                          &verdict) == HANDOFF_OK);
         child_assert(verdict.outcome == HANDOFF_FALLBACK && verdict.may_have_reached_backend);
-        child_assert(verdict.cause == HANDOFF_ERR_RECEIVE_FAILED && errno == ENOMEM);
+        child_assert(verdict.cause == HANDOFF_ERR_END_OF_STREAM && errno == ENOMEM);
         _exit(0);
     }
     assert_child_succeeds(child);

@@ -211,6 +211,10 @@ static void broker_connects_again_behind_the_same_descriptor(void **state)
 static void freed_backend_sends_its_last_verdicts_and_other_offers_fall_back(void **state)
 {
     (void)state;
+    /* Or it would try to connect again before it is asked why it cannot offer. */
+    const handoff_broker_options options = {.size = sizeof options,
+                                            .reconnect_min_ms = PATIENCE_MS};
+    open_again(&options);
     handoff_offer offer = offer_of(client[0]);
     uint64_t adopted = offer_fd(&channel, client[0]), held = offer_fd(&channel, client[0]);
     uint64_t id = arrival_of(&channel).id;

@@ -131,6 +131,7 @@ handoff_status handoff_backend_options_init(handoff_backend_options *options,
  *         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
  *         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
  *         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown kind;
+ *         HANDOFF_ERR_UNSUPPORTED if this system lacks what a backend needs;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_LISTEN_FAILED.
  */
 HANDOFF_MUST_USE
@@ -147,7 +148,8 @@ handoff_status handoff_backend_listen(const char *path,
  *                      `backlog` have no effect.
  * @param[out] backend  the backend; free it with handoff_backend_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is no such socket or for options
- *         as in handoff_backend_listen(); HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+ *         as in handoff_backend_listen(); HANDOFF_ERR_UNSUPPORTED; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
+ *         HANDOFF_ERR_NO_MEMORY;
  *         HANDOFF_ERR_SYSTEM.
  */
 HANDOFF_MUST_USE
@@ -214,8 +216,8 @@ typedef struct handoff_arrival {
  * @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time; HANDOFF_WOKEN after
  *         handoff_backend_wake(), also if `wait_ms` is 0;
  *         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
- *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
- *         HANDOFF_ERR_SYSTEM.
+ *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
+ *         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_accept(handoff_backend *backend,
@@ -236,7 +238,8 @@ handoff_status handoff_backend_wake(const handoff_backend *backend) HANDOFF_NOEX
 
 /**
  * Returns the backend's descriptor, for your event loop. It is readable whenever
- * handoff_backend_dispatch() has work.
+ * handoff_backend_dispatch() has work, and after at most a millisecond if handoff_backend_next() has
+ * left arrivals. So it is, level-triggered, if handoff_backend_accept() has with a `wait_ms` of 0.
  *
  * It stays the same for the backend's life. You may watch it level- or edge-triggered. This is a
  * use: the backend belongs to this process.
@@ -256,9 +259,10 @@ int handoff_backend_fd(handoff_backend *backend) HANDOFF_NOEXCEPT;
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
- *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_SYSTEM. After an
- *         error call it again. What a broker does wrong, and what the system refuses for one
- *         broker, is no error here: it is counted in the statistics.
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY, HANDOFF_ERR_UNSUPPORTED at the
+ *         first use; HANDOFF_ERR_SYSTEM. After an error call it again. What a broker does wrong,
+ *         and what the system refuses for one broker, is no error here: it is counted in the
+ *         statistics.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCEPT;

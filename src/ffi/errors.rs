@@ -6,10 +6,11 @@ use super::status::handoff_status;
 use crate::kind::ErrorKind;
 
 /// An argument is NULL, misaligned or out of range, a path is too long for a Unix socket, or a
-/// descriptor is not open or of the wrong kind. This is a bug in the caller.
+/// descriptor is not open or of the wrong kind; handoff_last_error() says which. This is a bug in the
+/// caller.
 pub const HANDOFF_ERR_INVALID_ARGUMENT: handoff_status = -1;
-/// The system lacks something, see handoff_supported(), or a struct sets a field that this version
-/// does not have. Serve the client another way. Trying again does not help.
+/// The system lacks something, or a struct sets a field that this version does not have;
+/// handoff_last_error() says what. Serve the client another way. Trying again does not help.
 pub const HANDOFF_ERR_UNSUPPORTED: handoff_status = -2;
 /// The permissions of the socket's file or directory, or a security module, do not allow it. Check
 /// the socket's mode and owner.
@@ -35,7 +36,8 @@ pub const HANDOFF_ERR_ACK_TIMEOUT: handoff_status = -9;
 pub const HANDOFF_ERR_ACK_MISMATCH: handoff_status = -10;
 /// What was received is not an acknowledgement. Close the socket.
 pub const HANDOFF_ERR_ACK_MALFORMED: handoff_status = -11;
-/// Receiving failed with an error that has no status of its own; see errno.
+/// Receiving failed with an error that has no status of its own; see errno. After a message was sent,
+/// the backend may own the connection: close(2) your copy and serve nothing.
 pub const HANDOFF_ERR_RECEIVE_FAILED: handoff_status = -12;
 /// The other end closed the connection, or accepts no more acknowledgements. Close the socket.
 pub const HANDOFF_ERR_END_OF_STREAM: handoff_status = -13;
@@ -59,7 +61,7 @@ pub const HANDOFF_ERR_TOKEN_NOT_PENDING: handoff_status = -20;
 pub const HANDOFF_ERR_TOKEN_ALREADY_PENDING: handoff_status = -21;
 /// Every random token was already pending. The system's random source is broken.
 pub const HANDOFF_ERR_TOKEN_COLLISION: handoff_status = -22;
-/// A limit is reached. Try again when there is room, or raise the limit.
+/// A limit is reached; handoff_last_error() says which. Try again when there is room, or raise it.
 pub const HANDOFF_ERR_FULL: handoff_status = -23;
 /// The system has no randomness to give; see errno.
 pub const HANDOFF_ERR_RANDOM: handoff_status = -24;

@@ -59,6 +59,15 @@ pub enum AckError {
         /// The socket that it came from.
         socket: Socket,
     },
+    /// Receiving failed, so the message was taken back. The connection takes no acknowledgement any
+    /// more.
+    #[error("{socket}: cannot receive, so the message was taken back: {source}")]
+    TakenBack {
+        /// The socket that was waited for.
+        socket: Socket,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The message could not be taken back, or what was acknowledged before could not be received:
     /// the backend may own the connection.
     #[error("the message cannot be taken back: {cause}")]
@@ -78,12 +87,37 @@ pub enum AckError {
 }
 
 impl AckError {
+    /// The same error when the message is taken back: an acknowledgement that could not be received
+    /// would have been found.
+    fn after_taking_back(self) -> AckError {
+        match self {
+            AckError::Transport(TransportError::ReceiveFailed { socket, source }) => {
+                AckError::TakenBack { socket, source }
+            }
+            error => error,
+        }
+    }
+
+    /// The same error over a socket that has another name for the caller: by its path, say.
+    pub(crate) fn over(self, named: Socket) -> AckError {
+        match self {
+            AckError::Transport(error) => error.over(named).into(),
+            AckError::Nothing { .. } => AckError::Nothing { socket: named },
+            AckError::Timeout { .. } => AckError::Timeout { socket: named },
+            AckError::TakenBack { source, .. } => AckError::TakenBack { socket: named, source },
+            AckError::OtherToken { .. } => AckError::OtherToken { socket: named },
+            AckError::Unsettled { cause } => AckError::Unsettled { cause: cause.over(named) },
+            AckError::Malformed { problem, .. } => AckError::Malformed { socket: named, problem },
+        }
+    }
+
     /// The kind of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             AckError::Transport(error) => error.kind(),
             AckError::Nothing { .. } => ErrorKind::Nothing,
             AckError::Timeout { .. } => ErrorKind::AckTimeout,
+            AckError::TakenBack { .. } => ErrorKind::EndOfStream,
             AckError::OtherToken { .. } => ErrorKind::AckMismatch,
             AckError::Malformed { .. } => ErrorKind::AckMalformed,
             AckError::Unsettled { cause } => match cause.kind() {
@@ -205,7 +239,7 @@ pub fn wait(
                 Err(
                     error @ (AckError::Nothing { .. }
                     | AckError::Transport(TransportError::EndOfStream { .. })),
-                ) => return Err(failure.unwrap_or(error)),
+                ) => return Err(failure.map_or(error, AckError::after_taking_back)),
                 Err(AckError::Transport(cause)) if failure.is_some() => {
                     return Err(AckError::Unsettled { cause });
                 }

@@ -60,7 +60,8 @@ pub fn attempt_path(
         Ok(socket) => socket,
         Err(error) => return not_sent(error),
     };
-    Ok(after_sending(ack::wait(socket.as_fd(), token, timeout)))
+    let answer = ack::wait(socket.as_fd(), token, timeout);
+    Ok(after_sending(answer.map_err(|error| error.over(path.into()))))
 }
 
 fn not_sent(error: TransportError) -> Result<Verdict, AckError> {
@@ -100,7 +101,7 @@ mod tests {
         let (socket, _peer) = UnixStream::pair().unwrap();
         let unusable = || TransportError::InvalidDescriptor {
             socket: socket.as_fd().into(),
-            descriptor: None,
+            descriptor: 9,
             source: io::Error::from_raw_os_error(libc::EBADF),
         };
         assert!(not_sent(unusable()).is_err());

@@ -96,10 +96,11 @@ fn ack_of(token: handoff_raw_token, answer: Answer) -> handoff_raw_ack {
 /// @param timeout_ms  how long to wait, in milliseconds: 0 for 5000; HANDOFF_NO_TIMEOUT
 /// @param[out] ack    the acknowledgement: adopted, or rejected with a reason
 /// @return HANDOFF_OK; HANDOFF_ERR_ACK_TIMEOUT; HANDOFF_ERR_END_OF_STREAM if the backend closed the
-///         connection; HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED;
-///         HANDOFF_ERR_RECEIVE_FAILED. After these the connection is yours. HANDOFF_ERR_TOO_LATE,
-///         or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable: the message could not be
-///         taken back, so the backend may own the connection, and you must not serve it.
+///         connection, or receiving failed and the message was taken back;
+///         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED. After these the connection is
+///         yours. HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable:
+///         the message could not be taken back, so the backend may own the connection, and you must
+///         not serve it.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_ack_wait(
@@ -124,6 +125,8 @@ pub extern "C" fn handoff_raw_ack_wait(
 /// @param[out] ack  the acknowledgement
 /// @return HANDOFF_OK; HANDOFF_NOTHING if none has arrived; HANDOFF_ERR_END_OF_STREAM if none will;
 ///         HANDOFF_ERR_ACK_MALFORMED; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
+///         After HANDOFF_NOTHING, and after an error other than the end of the stream, the backend
+///         can still acknowledge: call handoff_raw_take_back() before you serve a client.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_ack_receive(
