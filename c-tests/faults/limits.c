@@ -6,7 +6,8 @@
  * Each line is one limit and what is done with it: how many there are, the time for that on the
  * clock, and how many times the processor's time for a quarter of it that took. Work that grows
  * with the number takes about 4 times as long, work that grows with its square 16 times: more than
- * 10 fails. Times alone fail nothing, so that slow machines pass. Each time is the least of three.
+ * 12 fails. Times alone fail nothing, so that slow machines pass. Each time is
+ * the least of three, or one where that takes long.
  *
  * Both ends are in this process. Descriptors limit some numbers further: as far as RLIMIT_NOFILE
  * goes, which is printed. LIMITS_BYTES (67108864) are held at once, in all.
@@ -31,7 +32,7 @@
 enum { MAX_IN_FLIGHT = 4096, MAX_CHANNELS = 65535, MAX_DESCRIPTORS = 252, MAX_TOKENS = 1048576,
        MAX_BACKENDS = 65536, MAX_FAILURES = 4096, MAX_OFFER_BYTES = 131000, SPARE = 128 };
 
-#define MOST_GROWTH 10.0
+#define MOST_GROWTH 12.0
 /* Below that the clock's grain and the first touch of memory say more than the work. */
 #define LEAST_SECONDS 0.001
 
@@ -674,14 +675,14 @@ static struct took backends_fail(size_t n)
     return took;
 }
 
-/** Beyond the limit each new one takes the place of the oldest: `n` / 64 of them. */
+/** Beyond the limit each new one takes the place of the oldest: `n` / 8 of them. */
 static struct took more_backends_fail_than_are_counted(size_t n)
 {
     handoff_raw_failures *counter = failures_of(n, 1);
     for (size_t i = 0; i < n; i++)
         record(counter, i);
     struct took begun = begin();
-    for (size_t i = 0; i < n / 64; i++)
+    for (size_t i = 0; i < n / 8; i++)
         record(counter, n + i);
     struct took took = end(begun);
     handoff_raw_failures_free(counter);
@@ -784,7 +785,8 @@ static bool measure(const struct limit *limit)
     if (limit->descriptors > 0 && n > (descriptors - SPARE) / limit->descriptors)
         n = (descriptors - SPARE) / limit->descriptors;
     struct took quarter = limit->run(n / 4), whole = limit->run(n);
-    for (int i = 0; i < 2; i++) {
+    /* What takes long is less disturbed. */
+    for (int i = 0; i < 2 && whole.wall < 0.3; i++) {
         quarter = least(quarter, limit->run(n / 4));
         whole = least(whole, limit->run(n));
     }
@@ -792,7 +794,7 @@ static bool measure(const struct limit *limit)
     bool tells = whole.processor >= LEAST_SECONDS;
     bool good = !tells || growth <= MOST_GROWTH;
     printf("%-16s %-34s %8zu %10.2f ms %6.1f%s\n", limit->option, limit->name, n,
-           whole.wall * 1000, growth, good ? "" : "  MORE THAN 10: FAILED");
+           whole.wall * 1000, growth, good ? "" : "  MORE THAN 12: FAILED");
     fflush(stdout);
     return good;
 }

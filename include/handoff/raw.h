@@ -814,8 +814,8 @@ typedef struct handoff_raw_failures_options {
     /** How long a failure counts, in milliseconds: default 30000. */
     uint64_t period_ms;
     /**
-     * The most backends with failures, 1 to 65536, default 1024. Beyond that, the one that failed
-     * longest ago is forgotten.
+     * The most backends with failures, 1 to 65536, default 1024. Beyond that, those that failed
+     * longest ago are forgotten, a sixteenth of all.
      */
     size_t max_backends;
 } handoff_raw_failures_options;
