@@ -18,6 +18,7 @@ PREFIX     ?= /usr/local
 LIBDIR     ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 MANDIR     ?= $(PREFIX)/share/man
+DOCDIR     ?= $(PREFIX)/share/doc/handoff
 DESTDIR    ?=
 
 CC      ?= cc
@@ -162,13 +163,13 @@ check-rust: | git-checkout need-rust-tools
 ## check-readme  compile the programs in README.md
 .PHONY: check-readme
 check-readme: | need-python need-cxx
-	@set -e; for program in 1 2; do \
+	@set -e; for program in 1 2 3; do \
 	    $(PYTHON) tools/readme_code.py README.md c $$program | \
 	        $(CC) -std=c11 $(WARN) -c -o /dev/null -Iinclude -xc -; \
 	done; \
 	$(PYTHON) tools/readme_code.py README.md cpp 1 | \
 	    $(CXX) -std=c++17 $(WARN) -c -o /dev/null -Iinclude -xc++ -; \
-	echo "check-readme: a broker and a backend, in C and in C++"
+	echo "check-readme: a broker and backends, in C and in C++"
 
 # ---- the tree ------------------------------------------------------------------------------------
 

@@ -42,6 +42,9 @@ struct channel {
     unsigned char tokens[MAX_IN_FLIGHT][TOKEN_LEN];
 };
 
+/* What an honest broker seals its table against. */
+enum { SEALS = F_SEAL_SHRINK | F_SEAL_GROW };
+
 static int make_table(size_t bytes, int seals)
 {
     int table = memfd_create("hostile", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -69,7 +72,7 @@ static int connect_broker(void)
 static struct channel open_channel(void)
 {
     static struct channel channel;
-    int table = make_table(SLOTS * 8, F_SEAL_SHRINK);
+    int table = make_table(SLOTS * 8, SEALS);
     channel.socket = connect_broker();
     channel.client = make_client();
     channel.words = mmap(NULL, SLOTS * 8, PROT_READ | PROT_WRITE, MAP_SHARED, table, 0);
@@ -193,7 +196,7 @@ static int make_wrong(size_t f, int way)
 
 static void header_field_that_is_wrong_in_hello_ends_the_channel(void)
 {
-    int table = make_table(SLOTS * 8, F_SEAL_SHRINK);
+    int table = make_table(SLOTS * 8, SEALS);
     for (size_t f = 0; f < FIELDS; f++) {
         for (int way = 0; way < WRONG_VALUES; way++) {
             frame_hello(&frame, SLOTS, table);
@@ -218,7 +221,7 @@ static void header_field_that_is_wrong_in_offers_ends_the_channel(void)
 
 static void frame_of_any_other_version_ends_the_channel(void)
 {
-    int table = make_table(SLOTS * 8, F_SEAL_SHRINK);
+    int table = make_table(SLOTS * 8, SEALS);
     for (unsigned version = 0; version <= 255; version++) {
         if (version == 1)
             continue;
@@ -303,7 +306,7 @@ static void garbage_ends_the_channel(void)
 static void second_hello_ends_the_channel(void)
 {
     struct channel channel = open_channel();
-    frame_hello(&frame, SLOTS, make_table(SLOTS * 8, F_SEAL_SHRINK));
+    frame_hello(&frame, SLOTS, make_table(SLOTS * 8, SEALS));
     packet_breaks(&channel);
 }
 
@@ -317,7 +320,7 @@ static void offer_before_hello_ends_the_channel(void)
 
 static void hello_without_a_table_or_with_two_ends_the_channel(void)
 {
-    int table = make_table(SLOTS * 8, F_SEAL_SHRINK);
+    int table = make_table(SLOTS * 8, SEALS);
     frame_hello(&frame, SLOTS, table);
     frame.fds_len = 0;
     first_packet_breaks();
@@ -340,23 +343,37 @@ static void hello_with(int table)
 
 static void table_that_is_too_small_ends_the_channel(void)
 {
-    hello_with(make_table(0, F_SEAL_SHRINK));
-    hello_with(make_table(SLOTS * 8 - 1, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL));
+    hello_with(make_table(0, SEALS));
+    hello_with(make_table(SLOTS * 8 - 1, SEALS | F_SEAL_SEAL));
 }
 
-static void table_that_can_shrink_ends_the_channel(void)
+/* Punching a large one out makes whoever touches it wait. */
+static void table_that_is_larger_than_its_slots_need_ends_the_channel(void)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), most = (SLOTS * 8 + page - 1) / page * page;
+    hello_with(make_table(most + 1, SEALS));
+    hello_with(make_table((size_t)1 << 30, SEALS));
+    frame_hello(&frame, SLOTS, make_table(most, SEALS));
+    int socket = connect_broker();
+    must(frame_send(socket, &frame) == 0);
+    must(frame_receive(socket, &frame) == 0);
+    must(frame_get(&frame, AT_KIND, 1) == WELCOME);
+}
+
+static void table_that_can_shrink_or_grow_ends_the_channel(void)
 {
     hello_with(make_table(SLOTS * 8, 0));
+    hello_with(make_table(SLOTS * 8, F_SEAL_SHRINK));
     hello_with(make_table(SLOTS * 8, F_SEAL_GROW));
     hello_with(make_table(SLOTS * 8, F_SEAL_GROW | F_SEAL_SEAL));
 }
 
 static void table_that_cannot_be_written_ends_the_channel(void)
 {
-    hello_with(make_table(SLOTS * 8, F_SEAL_SHRINK | F_SEAL_WRITE));
-    hello_with(make_table(SLOTS * 8, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE));
+    hello_with(make_table(SLOTS * 8, SEALS | F_SEAL_WRITE));
+    hello_with(make_table(SLOTS * 8, SEALS | F_SEAL_FUTURE_WRITE));
     char name[64];
-    snprintf(name, sizeof name, "/proc/self/fd/%d", make_table(SLOTS * 8, F_SEAL_SHRINK));
+    snprintf(name, sizeof name, "/proc/self/fd/%d", make_table(SLOTS * 8, SEALS));
     hello_with(open(name, O_RDONLY | O_CLOEXEC));
 }
 
@@ -373,7 +390,7 @@ static void table_that_is_no_shared_memory_ends_the_channel(void)
 static void table_of_no_slots_or_of_too_many_ends_the_channel(void)
 {
     static const uint32_t slots[] = {0, 4097, 0x80000000, 0xffffffff};
-    int table = make_table(8192 * 8, F_SEAL_SHRINK);
+    int table = make_table(8192 * 8, SEALS);
     for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++) {
         frame_hello(&frame, slots[i], table);
         first_packet_breaks();
@@ -534,6 +551,20 @@ static void length_that_overflows_the_frame_ends_the_channel(void)
     }
 }
 
+/* A C program would see the part before it only, and check only that. */
+static void name_with_a_nul_in_it_ends_the_channel(void)
+{
+    for (size_t at = 0; at < 4; at++) {
+        struct channel channel = open_channel();
+        struct entry entry = honest_entry(&channel, 0);
+        entry.correlation = "name";
+        frame_begin(&frame, OFFERS);
+        frame_offer(&frame, &entry);
+        frame.bytes[HEADER_LEN + OFFER_LEN + at] = '\0';
+        packet_breaks(&channel);
+    }
+}
+
 static void more_bytes_than_allowed_end_the_channel(void)
 {
     struct channel channel = open_channel();
@@ -666,7 +697,7 @@ static void broker_that_disconnects_at_any_point_leaves_nothing(void)
     close(connect_broker());
     for (int i = 0; i < 10; i++) {
         int socket = connect_broker();
-        frame_hello(&frame, SLOTS, make_table(SLOTS * 8, F_SEAL_SHRINK));
+        frame_hello(&frame, SLOTS, make_table(SLOTS * 8, SEALS));
         must(frame_send(socket, &frame) == 0);
         close(socket);
         struct channel channel = open_channel();
@@ -913,7 +944,8 @@ int main(void)
         ATTACK(offer_before_hello_ends_the_channel),
         ATTACK(hello_without_a_table_or_with_two_ends_the_channel),
         ATTACK(table_that_is_too_small_ends_the_channel),
-        ATTACK(table_that_can_shrink_ends_the_channel),
+        ATTACK(table_that_is_larger_than_its_slots_need_ends_the_channel),
+        ATTACK(table_that_can_shrink_or_grow_ends_the_channel),
         ATTACK(table_that_cannot_be_written_ends_the_channel),
         ATTACK(table_that_is_no_shared_memory_ends_the_channel),
         ATTACK(table_of_no_slots_or_of_too_many_ends_the_channel),
@@ -928,6 +960,7 @@ int main(void)
         ATTACK(token_of_another_channel_ends_only_the_channel_that_used_it),
         ATTACK(offer_beyond_max_in_flight_ends_the_channel),
         ATTACK(length_that_overflows_the_frame_ends_the_channel),
+        ATTACK(name_with_a_nul_in_it_ends_the_channel),
         ATTACK(more_bytes_than_allowed_end_the_channel),
         ATTACK(descriptor_that_is_no_connection_is_rejected_and_the_channel_goes_on),
         ATTACK(connection_other_than_the_one_named_is_rejected_and_the_channel_goes_on),

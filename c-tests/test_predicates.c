@@ -26,11 +26,11 @@ static bool fails(int *times, int error)
     return true;
 }
 
-ssize_t recv(int fd, void *buffer, size_t len, int flags)
+ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 {
     if (fails(&recv_fails, recv_error))
         return -1;
-    return syscall(SYS_recvfrom, fd, buffer, len, flags, NULL, NULL);
+    return syscall(SYS_recvmsg, fd, message, flags);
 }
 
 int poll(struct pollfd *fds, nfds_t count, int timeout_ms)
@@ -214,7 +214,7 @@ static void broker_that_cannot_look_does_not_fall_back(void **state)
     struct wire *wire = *state;
     handoff_raw_ack ack = HANDOFF_RAW_ACK_INIT;
     handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
-    const handoff_status unknown = HANDOFF_ERR_RECEIVE_FAILED;
+    const handoff_status unknown = HANDOFF_ERR_TOO_LATE;
     send_over(wire);
     assert_true(backend_serves(wire));
     recv_error = ENOMEM;
@@ -236,8 +236,8 @@ static void broker_that_cannot_look_after_the_deadline_does_not_fall_back(void *
     send_over(wire);
     recv_error = ENOMEM;
     recv_fails = 1;
-    says(handoff_raw_ack_wait(wire->broker, &wire->token, 1, &ack), HANDOFF_ERR_RECEIVE_FAILED,
-         THEIRS, SENT);
+    says(handoff_raw_ack_wait(wire->broker, &wire->token, 1, &ack), HANDOFF_ERR_TOO_LATE, THEIRS,
+         SENT);
     assert_int_equal(recv_fails, 0);
 }
 
@@ -250,7 +250,12 @@ static void broker_that_cannot_take_back_does_not_fall_back(void **state)
     handoff_status status = handoff_raw_ack_wait(wire->broker, &wire->token, 1, &ack);
     assert_int_equal(shutdown_fails, 0);
     assert_true(backend_serves(wire));
-    says(status, HANDOFF_ERR_RECEIVE_FAILED, THEIRS, SENT);
+    says(status, HANDOFF_ERR_TOO_LATE, THEIRS, SENT);
+    shutdown_fails = 1;
+    says(handoff_raw_take_back(wire->broker), HANDOFF_ERR_TOO_LATE, THEIRS, SENT);
+    recv_error = ENOMEM;
+    recv_fails = 1;
+    says(handoff_raw_ack_receive(wire->broker, &ack), HANDOFF_ERR_RECEIVE_FAILED, THEIRS, SENT);
 }
 
 static void late_acceptance_is_the_backends(void **state)

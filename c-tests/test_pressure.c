@@ -156,6 +156,37 @@ static void offers_beyond_the_users_descriptors_in_flight_fall_back_and_later_on
     assert_child_succeeds(child);
 }
 
+/* The backend has no descriptors left for them, and would have rejected them if they were still on
+   offer. */
+static void offers_taken_back_at_close_are_not_counted_as_rejected(void **state)
+{
+    (void)state;
+    skip_under_valgrind("the kernel goes on installing descriptors beyond the limit");
+    enum { OFFERS = 20 };
+    for (int i = 0; i < OFFERS; i++)
+        offer_fd(&channel, client[0]);
+    assert_ok(handoff_broker_close(channel.broker));
+    rlim_t limit = allow_no_more_descriptors();
+    assert_no_arrival(&channel);
+    allow_descriptors(limit);
+    handoff_backend_statistics found = backend_statistics(channel.backend);
+    assert_int_equal(found.arrived, OFFERS);
+    assert_int_equal(found.rejected, 0);
+    assert_int_equal(found.taken_back, OFFERS);
+}
+
+static void arrival_that_is_rejected_too_late_counts_as_taken_back(void **state)
+{
+    (void)state;
+    uint64_t id = offer_fd(&channel, client[0]);
+    handoff_arrival arrival = arrival_of(&channel);
+    assert_ok(handoff_broker_take_back(channel.broker, id));
+    assert_ok(handoff_backend_reject(channel.backend, arrival.id, HANDOFF_REASON_REJECTED));
+    handoff_backend_statistics found = backend_statistics(channel.backend);
+    assert_int_equal(found.rejected, 0);
+    assert_int_equal(found.taken_back, 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -163,6 +194,8 @@ int main(void)
         CHANNEL_TEST(connection_closed_before_it_is_sent_falls_back_and_no_other),
         CHANNEL_TEST(backend_short_of_descriptors_takes_what_it_can_and_says_so_of_the_rest),
         CHANNEL_TEST(broker_that_comes_while_there_are_no_descriptors_is_accepted_later),
+        CHANNEL_TEST(offers_taken_back_at_close_are_not_counted_as_rejected),
+        CHANNEL_TEST(arrival_that_is_rejected_too_late_counts_as_taken_back),
         CHANNEL_TEST(
             offers_beyond_the_users_descriptors_in_flight_fall_back_and_later_ones_do_not),
     };

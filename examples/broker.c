@@ -102,9 +102,11 @@ static void serve(struct client *client, handoff_reason reason)
     static const char answer[] = "HTTP/1.0 200 OK\r\nContent-Length: 21\r\n\r\n"
                                  "served by the broker\n";
     fallbacks[reason < REASONS ? reason : HANDOFF_REASON_REJECTED]++;
-    if (send(client->fd, answer, sizeof answer - 1, MSG_NOSIGNAL) != sizeof answer - 1)
+    /* The backend may have had a copy, and copies share O_NONBLOCK. */
+    if (send(client->fd, answer, sizeof answer - 1, MSG_DONTWAIT | MSG_NOSIGNAL) !=
+        sizeof answer - 1)
         perror("broker: answering a client");
-    /* The backend may still hold a copy. While it does, close(2) does not end the connection. */
+    /* It may still hold it. While it does, close(2) does not end the connection. */
     shutdown(client->fd, SHUT_WR);
     release(client);
 }

@@ -69,11 +69,23 @@ impl fmt::Display for Sent {
     }
 }
 
+/// Begins a message with the socket, unless it has an empty name.
+struct Named<'a>(&'a Socket);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Socket::Path(path) if path.as_os_str().is_empty() => Ok(()),
+            socket => write!(f, "{socket}: "),
+        }
+    }
+}
+
 /// Why a socket was not connected, or a message not sent or not received.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// The path cannot be a socket's address: empty, too long or with a NUL in it.
-    #[error("{socket}: {problem}")]
+    #[error("{}{problem}", Named(socket))]
     InvalidPath {
         /// Where the message was to go.
         socket: Socket,

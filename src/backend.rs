@@ -14,6 +14,7 @@ mod channels;
 mod error;
 mod kinds;
 mod options;
+mod rooms;
 mod slots;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -21,12 +22,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::claim::Lost;
-use crate::handle::{Handle, HandleError, MAX_ROUNDS, Waker};
+use crate::handle::{Handle, HandleError, Waker};
 use crate::listener::{Listener, ListenerOptions};
 use crate::memory;
 use crate::peer::Credentials;
 use crate::reason::Reason;
 use crate::support;
+use crate::sys::arrived::Arrived;
 use crate::sys::event::{Events, Wait};
 use crate::sys::{SocketKind, packet};
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN};
@@ -67,9 +69,9 @@ pub struct BackendStatistics {
     pub adopted: u64,
     /// Arrivals rejected, by the caller or because they are not allowed.
     pub rejected: u64,
-    /// Arrivals that the broker took back first.
+    /// Arrivals that the broker took back first, or whose channel it broke.
     pub taken_back: u64,
-    /// Channels that were accepted.
+    /// Brokers that connected and said hello.
     pub accepted: u64,
     /// Connections that were closed because their peer may not connect or there were too many.
     pub refused: u64,
@@ -81,6 +83,15 @@ pub struct BackendStatistics {
     pub held: usize,
     /// Their bytes.
     pub held_bytes: usize,
+    /// Bytes of memory that are kept for the bytes of arrivals to come.
+    pub kept_bytes: usize,
+    /// Of those refused, the ones that came when a limit of channels was reached.
+    pub over_limit: u64,
+    /// How often the system refused the handle something: descriptors, memory, randomness. What can
+    /// be tried again is; otherwise a channel ends.
+    pub system_errors: u64,
+    /// The error number of the last of these.
+    pub last_system_error: i32,
 }
 
 /// The backend's end of the channels of one handoff socket. Used by one thread at a time.
@@ -93,13 +104,13 @@ pub struct Backend {
     batch: Batch,
     /// Channels with something to send.
     dirty: Vec<usize>,
-    /// The system was short of memory for what a channel has to send.
-    short_of_memory: bool,
-    /// A broker has gone; its place is cleared when nothing is held there.
-    orphans: bool,
+    /// The system was short of something for what a channel has to send.
+    is_short: bool,
+    /// Channels whose broker has gone; their places are cleared when nothing is held there.
+    orphans: Vec<usize>,
     /// Room for a packet and its descriptors.
     buffer: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
+    descriptors: Vec<Arrived>,
 }
 
 impl Backend {
@@ -139,8 +150,8 @@ impl Backend {
             arrivals: Arrivals::new(options),
             batch: Batch::new(),
             dirty: Vec::new(),
-            short_of_memory: false,
-            orphans: false,
+            is_short: false,
+            orphans: Vec::new(),
             buffer: Vec::new(),
             descriptors: Vec::new(),
         }
@@ -160,9 +171,9 @@ impl Backend {
 
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
-        let left = self.arrivals.waiting.len();
+        let left = self.arrivals.are_waiting();
         self.dispatch_after(Wait::No)?;
-        if left > 0 {
+        if left {
             // The caller stops before the end of a batch: it goes on at once.
             let now = Instant::now();
             self.handle.wake_at(now, now)?;
@@ -171,12 +182,30 @@ impl Backend {
     }
 
     /// Waits until something is due, and does it.
-    fn dispatch_after(&mut self, mut wait: Wait) -> Result<(), BackendError> {
+    fn dispatch_after(&mut self, wait: Wait) -> Result<(), BackendError> {
         self.enter()?;
         self.batch.dispatched();
-        self.clear_orphans();
-        self.try_memory_again();
-        for round in 0..=MAX_ROUNDS {
+        self.accepting.dispatched();
+        self.clear_up();
+        self.try_again();
+        let mut now = None;
+        let handled = self.handle_events(wait, &mut now);
+        let now = now.unwrap_or_else(Instant::now);
+        // If one of these fails, the others are done nevertheless.
+        let resumed = self.resume_accepting(now);
+        let expired = self.expire_hellos(now);
+        self.flush();
+        handled.and(resumed).and(expired)
+    }
+
+    /// Receives what is there, and says what time it is. Each channel has its turn once, so that the
+    /// work of one dispatch is bounded.
+    fn handle_events(
+        &mut self,
+        mut wait: Wait,
+        at: &mut Option<Instant>,
+    ) -> Result<(), BackendError> {
+        for round in 0.. {
             let Some(events) = self.handle.events() else { break };
             let mut ready = [(0, false, false); Events::ROOM];
             let mut count = 0;
@@ -188,11 +217,12 @@ impl Backend {
             let mut more = taken == Events::ROOM;
             wait = Wait::No;
             let now = Instant::now();
+            *at = Some(now);
             for &(key, readable, writable) in &ready[..count] {
                 if key == LISTENER {
-                    self.accept_brokers(now);
                     // They may have said hello already, and there may be others.
-                    more = true;
+                    more |= !self.accepting.is_done();
+                    self.accept_brokers(now);
                     continue;
                 }
                 let index = key as usize;
@@ -206,14 +236,15 @@ impl Backend {
                     self.flush_channel(index);
                 }
             }
-            self.resume_accepting(now)?;
-            self.expire_hellos(now)?;
-            self.flush();
-            if !more {
-                break;
-            }
-            if round == MAX_ROUNDS {
+            // Events come in turn, epoll(7), and with these rounds each channel's has.
+            let rounds = 2 + self.channels.len() / Events::ROOM;
+            let stop = !more || round >= rounds;
+            if stop && (more || self.accepting.is_done()) {
+                // No edge would tell that there is more.
                 self.handle.wake_at(now, now)?;
+            }
+            if stop {
+                break;
             }
         }
         Ok(())
@@ -230,15 +261,20 @@ impl Backend {
 
     /// Makes sure that the caller is woken for the arrivals that wait, should it stop here.
     fn tell_of_rest(&mut self) {
-        if let (false, Some(events)) = (self.arrivals.waiting.is_empty(), self.handle.events()) {
-            self.batch.set_timer(events);
+        if let (true, Some(events)) = (self.arrivals.are_waiting(), self.handle.events()) {
+            // If no timer can be set, something else wakes the caller.
+            let _ = self.batch.set_timer(events);
         }
     }
 
     fn next_place(&mut self) -> Option<Place> {
         self.check_process().ok()?;
-        while let Some(place) = self.arrivals.waiting.pop_front() {
-            let Some(slots) = self.held(place) else { continue };
+        while let Some(place) = self.arrivals.next_waiting() {
+            let Some(slots) = self.held(place) else {
+                self.arrivals.stale_taken();
+                continue;
+            };
+            slots.seen(place.slot);
             if slots.is_on_offer(place.slot) {
                 self.batch.open = true;
                 return Some(place);
@@ -248,7 +284,7 @@ impl Backend {
         }
         self.batch.open = false;
         self.flush();
-        if let (false, Some(events)) = (self.short_of_memory, self.handle.events()) {
+        if let (false, Some(events)) = (self.is_short, self.handle.events()) {
             self.batch.cancel_timer(events);
         }
         None
@@ -256,17 +292,18 @@ impl Backend {
 
     fn view(&self, place: Place) -> Arrival<'_> {
         let none = Credentials { process: 0, user: u32::MAX, group: u32::MAX };
-        let slots = self.channels.get(place.channel).and_then(|channel| channel.slots.as_ref());
+        let channel = self.channels.get(place.channel);
+        let broker = channel.map_or(none, |channel| channel.broker);
+        let slots = channel.and_then(|channel| channel.slots.as_ref());
         let parts = slots.map_or([&[][..]; 4], |slots| slots.slot(place.slot).parts());
         let [service, correlation, metadata, preread] = parts;
-        let broker = slots.map_or(none, |slots| slots.broker);
         Arrival { id: place.id(), service, correlation, metadata, preread, broker }
     }
 
     /// The slots among which an arrival is held.
-    fn held(&self, place: Place) -> Option<&Slots> {
-        let slots = self.channels.get(place.channel)?.slots.as_ref()?;
-        slots.find(place.slot, place.serial).map(|_| slots)
+    fn held(&mut self, place: Place) -> Option<&mut Slots> {
+        let slots = self.channels.get_mut(place.channel)?.slots.as_mut()?;
+        slots.holds(place.slot, place.serial).then_some(slots)
     }
 
     /// Adopts an arrival. After `Ok` the connection is this process's, and the broker never serves
@@ -278,16 +315,17 @@ impl Backend {
         match claimed.ok_or(BackendError::Unknown { id })? {
             Ok(()) => {
                 self.arrivals.statistics.adopted += 1;
-                self.finish(place, None).ok_or(BackendError::Unknown { id })
+                let descriptor = self.finish(place, None).ok_or(BackendError::Unknown { id })?;
+                Ok(descriptor.accept())
             }
-            Err(Lost::TooLate) => {
-                self.arrivals.statistics.taken_back += 1;
-                drop(self.finish(place, Some(Reason::AckTimeout)));
-                Err(BackendError::TakenBack { id })
-            }
-            Err(Lost::Impossible) => {
-                self.end(place.channel, End::Broken);
-                drop(self.finish(place, None));
+            Err(lost) => {
+                if lost == Lost::Impossible {
+                    self.end(place.channel, End::Broken);
+                }
+                if self.held(place).is_some() {
+                    self.arrivals.statistics.taken_back += 1;
+                    drop(self.finish(place, Some(Reason::AckTimeout)));
+                }
                 Err(BackendError::TakenBack { id })
             }
         }
@@ -297,29 +335,28 @@ impl Backend {
     pub fn reject(&mut self, id: u64, reason: Reason) -> Result<(), BackendError> {
         self.enter()?;
         let place = Place::of(id);
-        self.held(place).ok_or(BackendError::Unknown { id })?;
-        self.arrivals.statistics.rejected += 1;
+        let slots = self.held(place).ok_or(BackendError::Unknown { id })?;
+        let taken_back = slots.is_taken_back(place.slot);
+        self.arrivals.refused(taken_back);
         drop(self.finish(place, Some(reason)));
         Ok(())
     }
 
     /// Releases an arrival and queues its verdict, with the slot's next token.
-    fn finish(&mut self, place: Place, reason: Option<Reason>) -> Option<OwnedFd> {
-        let next = self.arrivals.next_token();
+    fn finish(&mut self, place: Place, reason: Option<Reason>) -> Option<Arrived> {
         let channel = self.channels.get_mut(place.channel)?;
         let connected = channel.is_connected();
         let slots = channel.slots.as_mut()?;
-        let (descriptor, len) = slots.release(place.slot);
-        self.arrivals.held_bytes -= len;
+        let descriptor = slots.release((place.channel, place.slot), &mut self.arrivals.rooms);
+        self.arrivals.held -= 1;
         if connected {
-            slots.answer(place.slot, reason, next);
+            slots.answer(place.slot, reason, self.arrivals.next_token());
             // Within a batch the verdicts wait for its end, so that clients are answered first.
             let wait = self.batch.open && !channel.has_many_verdicts();
             self.mark_dirty(place.channel);
-            if !wait {
+            let events = self.handle.events();
+            if !wait || !events.is_some_and(|events| self.batch.set_timer(events)) {
                 self.flush();
-            } else if let Some(events) = self.handle.events() {
-                self.batch.set_timer(events);
             }
         }
         descriptor
@@ -344,13 +381,13 @@ impl Backend {
 
     /// What was done so far.
     pub fn statistics(&self) -> BackendStatistics {
-        let mut statistics = self.arrivals.statistics;
-        statistics.held_bytes = self.arrivals.held_bytes;
-        for channel in &self.channels {
-            statistics.channels += usize::from(channel.is_connected());
-            statistics.held += channel.slots.as_ref().map_or(0, Slots::held);
+        BackendStatistics {
+            channels: self.accepting.connected,
+            held: self.arrivals.held,
+            held_bytes: self.arrivals.rooms.held(),
+            kept_bytes: self.arrivals.rooms.kept(),
+            ..self.arrivals.statistics
         }
-        statistics
     }
 
     /// Fails in another process than the one that used the handle first.
@@ -367,11 +404,24 @@ impl Backend {
         let events = self.handle.new_events()?;
         self.buffer = memory::zeros(MAX_FRAME_LEN, "a packet")?;
         self.descriptors = memory::vec(MAX_DESCRIPTORS + 1, "descriptors")?;
-        let in_flight = self.arrivals.options.max_in_flight;
-        self.arrivals.waiting = memory::queue(in_flight, "arrivals")?;
-        self.accepting.watch(&events)?;
+        self.arrivals.reserve(self.arrivals.options.max_in_flight)?;
+        self.accepting.watch(&events).map_err(HandleError::system("watch the socket"))?;
         self.handle.open(events);
         Ok(())
+    }
+}
+
+impl Drop for Backend {
+    /// Sends the verdicts that wait: brokers shall not think that this process died. In a child of
+    /// fork(2) it closes the child's copies only.
+    fn drop(&mut self) {
+        if self.check_process().is_ok() {
+            self.flush();
+            return;
+        }
+        for slots in self.channels.iter_mut().filter_map(|channel| channel.slots.as_mut()) {
+            slots.close_copies();
+        }
     }
 }
 
@@ -452,6 +502,6 @@ mod tests {
         assert!(both.backend.next_arrival().is_none());
         both.backend.dispatch().unwrap();
         let BackendStatistics { held, held_bytes, channels, .. } = both.backend.statistics();
-        assert_eq!((held, held_bytes, channels, both.backend.arrivals.held_bytes), (0, 0, 0, 0));
+        assert_eq!((held, held_bytes, channels), (0, 0, 0));
     }
 }

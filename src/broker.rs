@@ -27,7 +27,7 @@ use crate::memory;
 use crate::reason::Reason;
 use crate::sys::event::{Events, Wait};
 use crate::sys::{self, packet};
-use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS};
+use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS, has_nul};
 
 use channel::Outcomes;
 use offers::queued_len;
@@ -48,9 +48,9 @@ pub struct Offer<'a> {
     pub preread: &'a [IoSlice<'a>],
     /// Anything for the backend; copied.
     pub metadata: &'a [u8],
-    /// The service that is meant, 255 bytes at most; copied.
+    /// The service that is meant, 255 bytes at most, without a NUL; copied.
     pub service: &'a [u8],
-    /// What the connection is called in logs, 255 bytes at most; copied.
+    /// What the connection is called in logs, 255 bytes at most, without a NUL; copied.
     pub correlation: &'a [u8],
     /// Comes back with the verdict.
     pub user_data: usize,
@@ -143,6 +143,8 @@ impl Broker {
     pub fn descriptor(&mut self) -> Result<BorrowedFd<'_>, BrokerError> {
         let now = Instant::now();
         self.enter(now)?;
+        // If the last timer could not be set, the caller would wait forever.
+        self.arm(now)?;
         Ok(self.handle.descriptor()?)
     }
 
@@ -403,6 +405,9 @@ fn variable_len(offer: &Offer<'_>, most: usize) -> Result<usize, BrokerError> {
     for (what, name) in [("service", service), ("correlation", correlation)] {
         if name.len() > MAX_NAME_LEN {
             return Err(BrokerError::TooLarge { what, len: name.len(), most: MAX_NAME_LEN });
+        }
+        if has_nul(name) {
+            return Err(BrokerError::NameWithNul);
         }
     }
     let len = metadata.len().saturating_add(service.len() + correlation.len());

@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sys::shared::{self, SharedWords, Step};
 
-pub(crate) use word::{Lost, MAX_GENERATION, adopt, is_adopted, is_offered, offer, revoke};
+pub(crate) use word::{
+    Lost, MAX_GENERATION, adopt, is_adopted, is_offered, is_revoked, offer, revoke,
+};
 
 /// The words of one channel.
 #[derive(Debug)]
@@ -30,9 +32,9 @@ impl ClaimTable {
         Ok((ClaimTable { words }, file))
     }
 
-    /// Backend: maps the table that a broker passed. It is refused unless its size is sealed and
-    /// holds `slots` words, so that there are words to touch. A broker that punches holes into it
-    /// makes impossible words, which are refused.
+    /// Backend: maps the table that a broker passed. It is refused with EINVAL unless its size is
+    /// sealed and is that of `slots` words, so that there are words to touch, and touching one does
+    /// not wait. A broker that punches holes into it makes impossible words, which are refused.
     pub(crate) fn open(file: BorrowedFd<'_>, slots: usize) -> io::Result<ClaimTable> {
         Ok(ClaimTable { words: shared::map_shared_words(file, slots)? })
     }
@@ -87,9 +89,11 @@ mod tests {
     }
 
     #[test]
-    fn table_that_is_too_small_or_not_sealed_is_refused() {
+    fn table_that_has_another_size_or_is_not_sealed_is_refused() {
         let (_table, file) = ClaimTable::create(100).unwrap();
         assert!(ClaimTable::open(file.as_fd(), 100_000).is_err());
+        let (_table, file) = ClaimTable::create(100_000).unwrap();
+        assert!(ClaimTable::open(file.as_fd(), 100).is_err());
         let unsealed = tempfile::tempfile().unwrap();
         unsealed.set_len(4096).unwrap();
         assert!(ClaimTable::open(unsealed.as_fd(), 100).is_err());

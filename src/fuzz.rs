@@ -17,7 +17,7 @@ pub fn reencode(packet: &[u8], descriptors: usize) -> Option<Vec<u8>> {
             Kind::Welcome
         }
         Frame::Grants(grants) => {
-            count = grants.grants().map(|grant| grant.write(&mut body)).count();
+            count = grants.grants().map(|grant| body.extend(grant.bytes())).count();
             Kind::Grants
         }
         Frame::Offers(offers) => {

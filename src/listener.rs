@@ -64,7 +64,7 @@ pub enum ListenerError {
         source: io::Error,
     },
     /// Somebody listens there, or is about to.
-    #[error("{path}: another process listens there", path = .path.display())]
+    #[error("{path}: somebody listens there already", path = .path.display())]
     InUse {
         /// The path that was to become a socket.
         path: PathBuf,

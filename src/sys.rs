@@ -4,6 +4,7 @@
 //! close-on-exec set by the call that makes them. The callers say what an error means.
 //! What a channel needs beyond that is in the modules below.
 
+pub(crate) mod arrived;
 pub(crate) mod event;
 pub(crate) mod file;
 pub(crate) mod packet;
@@ -18,6 +19,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 use std::time::Instant;
+
+use arrived::Arrived;
 
 /// Runs a call again for as long as a signal interrupts it.
 fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
@@ -261,9 +264,10 @@ pub(crate) fn receive_with_descriptor(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     wait: bool,
-) -> io::Result<(Received, Option<OwnedFd>)> {
+) -> io::Result<(Received, Option<Arrived>)> {
     let mut first = None;
-    let received = receive_message(socket, buffer, wait, |descriptor| {
+    let flags = if wait { 0 } else { libc::MSG_DONTWAIT };
+    let received = receive_message(socket, buffer, flags, |descriptor| {
         // What is not the first is dropped, which closes it.
         first.get_or_insert(descriptor);
     })?;
@@ -274,34 +278,18 @@ pub(crate) fn receive_with_descriptor(
 fn receive_message(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
-    wait: bool,
-    take: impl FnMut(OwnedFd),
-) -> io::Result<Received> {
-    let mut control = [const { MaybeUninit::<u64>::uninit() }; CONTROL_LEN / 8];
-    let flags = libc::MSG_CMSG_CLOEXEC | if wait { 0 } else { libc::MSG_DONTWAIT };
-    receive_into(socket, buffer, &mut control, flags, take)
-}
-
-/// Receives bytes only, and says whether descriptors came: without room for them the kernel drops
-/// them, unix(7).
-fn receive_without_control(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
-    receive_into(socket, buffer, &mut [], libc::MSG_DONTWAIT, drop)
-}
-
-fn receive_into(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    control: &mut [MaybeUninit<u64>],
     flags: libc::c_int,
-    mut take: impl FnMut(OwnedFd),
+    mut take: impl FnMut(Arrived),
 ) -> io::Result<Received> {
+    let flags = flags | libc::MSG_CMSG_CLOEXEC;
+    let mut control = [const { MaybeUninit::<u64>::uninit() }; CONTROL_LEN / 8];
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: msghdr is integers and pointers; all zero is a value of it.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut iov;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = mem::size_of_val(control) as _;
+    message.msg_controllen = mem::size_of_val(&control) as _;
     // SAFETY: `message` points to `iov`, `buffer` and `control`, which outlive the call, with
     // their lengths; a failed call leaves `message` as it was, so it can be made again.
     let len =
@@ -327,7 +315,7 @@ const SCM_PIDFD: libc::c_int = 4;
 /// Gives every descriptor that recvmsg(2) installed to `take`, once. Those that are not of a
 /// connection (a pidfd of the sender) are closed here.
 #[allow(clippy::unnecessary_cast, reason = "the integers' widths differ between C libraries")]
-fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(OwnedFd)) {
+fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(Arrived)) {
     let end = message.msg_control as usize + message.msg_controllen as usize;
     // SAFETY: recvmsg(2) filled `msg_control` and set `msg_controllen` to what it wrote there.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(ptr::from_ref(message)) };
@@ -348,7 +336,7 @@ fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(OwnedFd)) {
                     // SAFETY: the kernel installed this descriptor for us, and each is read once.
                     let descriptor = unsafe { OwnedFd::from_raw_fd(fd) };
                     if is_rights {
-                        take(descriptor);
+                        take(Arrived::new(descriptor));
                     }
                 }
             }
@@ -359,14 +347,12 @@ fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(OwnedFd)) {
 }
 
 /// Receives bytes alone; `wait` lets a blocking socket block. Of a packet longer than the buffer
-/// the length is the packet's. Descriptors that were attached are never installed: without room for
-/// control data the kernel drops them, unix(7).
+/// the length is the packet's. Descriptors that were attached are closed.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
     let flags = libc::MSG_TRUNC | if wait { 0 } else { libc::MSG_DONTWAIT };
-    // SAFETY: the pointer and the length describe `buffer`, which recv(2) fills.
-    retry_receive(|| unsafe {
-        libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags)
-    })
+    // With room for descriptors: without it the kernel would drop them, which can wait as close(2)
+    // can.
+    receive_message(socket, buffer, flags, drop).map(|received| received.len)
 }
 
 /// Waits until `socket` is readable, closed or in error: true; or the deadline is past: false.

@@ -12,7 +12,7 @@ mod tests;
 use crate::token::Token;
 
 pub(crate) use crate::sys::packet::MAX_DESCRIPTORS;
-pub(crate) use entries::{Grant, Hello, Offer, OfferHead, Verdict, Welcome, write_offer};
+pub(crate) use entries::{Grant, Hello, Offer, OfferHead, Verdict, Welcome, has_nul, write_offer};
 
 /// The version of the protocol.
 pub(crate) const VERSION: u8 = 1;
@@ -67,6 +67,8 @@ pub(crate) enum WireError {
     Entries,
     #[error("a value is out of range")]
     Range,
+    #[error("a name has a NUL in it")]
+    Name,
 }
 
 /// A packet that is what it says it is.
@@ -208,7 +210,7 @@ pub(crate) fn decode(packet: &[u8], descriptors: usize) -> Result<Frame<'_>, Wir
     reader = Reader(body);
     let fixed = match kind {
         Kind::Grants => return Entries::check(count, body, Grant::take).map(Frame::Grants),
-        Kind::Offers => return Entries::check(count, body, Offer::take).map(Frame::Offers),
+        Kind::Offers => return Entries::check(count, body, Offer::check).map(Frame::Offers),
         Kind::Verdicts => return Entries::check(count, body, Verdict::take).map(Frame::Verdicts),
         Kind::Hello => {
             let slots = reader.bounded(1, MAX_SLOTS)?;

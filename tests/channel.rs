@@ -195,6 +195,19 @@ fn offer_that_was_taken_back_has_no_verdict_and_cannot_be_adopted() {
 }
 
 #[test]
+fn name_with_a_nul_is_not_offered() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (_client, accepted) = client();
+    let good = offer(&accepted, 0);
+    for name in [&b"\0"[..], b"we\0b", b"web\0"] {
+        for bad in [Offer { service: name, ..good }, Offer { correlation: name, ..good }] {
+            assert!(matches!(pair.broker.offer(&bad), Err(BrokerError::NameWithNul)));
+        }
+    }
+    pair.broker.offer(&Offer { metadata: b"\0", ..good }).unwrap();
+}
+
+#[test]
 fn what_is_in_flight_when_the_backend_goes_is_a_fallback_or_was_adopted() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();
@@ -206,7 +219,7 @@ fn what_is_in_flight_when_the_backend_goes_is_a_fallback_or_was_adopted() {
     let _adopted = pair.backend.adopt(first).unwrap();
     let path = pair.path.clone();
     let Pair { backend, mut broker, _directory, .. } = pair;
-    // Gone without a word: the verdict is not sent, because the batch is not through.
+    // The verdict that waits for the end of the batch is sent.
     drop(backend);
     let mut verdicts = Vec::new();
     while verdicts.len() < 3 {
@@ -216,7 +229,7 @@ fn what_is_in_flight_when_the_backend_goes_is_a_fallback_or_was_adopted() {
     verdicts.sort_by_key(|verdict| verdict.user_data);
     let outcomes: Vec<_> = verdicts.iter().map(|v| (v.adopted, v.reason)).collect();
     let gone = (false, Some(Reason::BackendUnavailable));
-    assert_eq!(outcomes, [(true, Some(Reason::BackendDied)), gone, gone]);
+    assert_eq!(outcomes, [(true, None), gone, gone]);
     assert!(matches!(broker.offer(&offer(&accepted, 4)), Err(BrokerError::Unavailable { .. })));
     // A successor is found without being told.
     let backend = Backend::listen(&path, BackendOptions::default()).unwrap();

@@ -76,11 +76,14 @@ class CBackendOptions(ctypes.Structure):
         ("max_offer_bytes", ctypes.c_size_t),
         ("max_held_bytes", ctypes.c_size_t),
         ("kinds", ctypes.c_uint64),
+        ("max_channels_per_user", ctypes.c_size_t),
+        ("max_kept_bytes", ctypes.c_size_t),
     ]
 
     # Zero is the default. By name, because a Structure takes any name.
     def __init__(self, *, mode=0, backlog=0, users=(), groups=(), max_channels=0, max_in_flight=0,
-                 max_offer_bytes=0, max_held_bytes=0, kinds=0):
+                 max_offer_bytes=0, max_held_bytes=0, kinds=0, max_channels_per_user=0,
+                 max_kept_bytes=0):
         super().__init__()
         check(library.handoff_backend_options_init(self, ctypes.sizeof(self)))
         self.mode, self.backlog = mode, backlog
@@ -89,6 +92,8 @@ class CBackendOptions(ctypes.Structure):
         self.max_channels, self.max_in_flight = max_channels, max_in_flight
         self.max_offer_bytes, self.max_held_bytes = max_offer_bytes, max_held_bytes
         self.kinds = kinds
+        self.max_channels_per_user = max_channels_per_user
+        self.max_kept_bytes = max_kept_bytes
 
 
 class Filled(ctypes.Structure):
@@ -118,7 +123,8 @@ class CArrival(Filled):
 class CBackendStatistics(Filled):
     _fields_ = [("size", ctypes.c_size_t)] + [(name, ctypes.c_uint64) for name in (
         "arrived", "adopted", "rejected", "taken_back", "accepted", "refused", "broken",
-        "channels", "held", "held_bytes")]
+        "channels", "held", "held_bytes", "kept_bytes", "over_limit", "system_errors",
+        "system_errno")]
 
 
 # ---- the calls -----------------------------------------------------------------------------------

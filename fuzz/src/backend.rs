@@ -16,6 +16,7 @@ const SLOTS: usize = 4;
 const CREDIT: usize = 3;
 const MAX_OFFER_BYTES: usize = 512;
 const MAX_HELD_BYTES: usize = 1024;
+const MAX_KEPT_BYTES: usize = 700;
 const MAX_CHANNELS: usize = 2;
 
 /// A broker that the input plays.
@@ -194,6 +195,7 @@ fn play(input: &mut Input<'_>) {
         max_in_flight: CREDIT,
         max_offer_bytes: MAX_OFFER_BYTES,
         max_held_bytes: MAX_HELD_BYTES,
+        max_kept_bytes: MAX_KEPT_BYTES,
         ..Default::default()
     };
     let mut backend = Backend::listen(Path::new(&name), options).unwrap();
@@ -288,6 +290,7 @@ fn play(input: &mut Input<'_>) {
         let granted: usize = world.brokers.iter().map(|broker| broker.granted).sum();
         assert!(statistics.arrived <= granted as u64, "more arrivals than tokens");
         let settled = statistics.adopted + statistics.rejected + statistics.taken_back;
-        assert!(statistics.arrived >= settled + statistics.held as u64);
+        assert_eq!(statistics.arrived, settled + statistics.held as u64);
+        assert!(statistics.kept_bytes <= MAX_KEPT_BYTES + MAX_CHANNELS * CREDIT * 2);
     }
 }

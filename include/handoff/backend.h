@@ -23,7 +23,12 @@ extern "C" {
  * The backend's end of the channels of one handoff socket.
  *
  * It belongs to the process that uses it first. Listening is not a use, so you can listen before
- * fork(). Once it runs, it allocates only for new channels and for arrivals of more than 16 KiB.
+ * fork(). Once it runs, it allocates only for new channels, and for arrivals whose bytes do not fit
+ * into the memory that it keeps.
+ *
+ * Its calls wait for no broker, but for those that have a `wait_ms`. Yet a hostile broker can send
+ * descriptors whose close(2) takes long, see docs/security.md: allow only users that you trust not
+ * to.
  */
 typedef struct handoff_backend handoff_backend;
 
@@ -43,7 +48,10 @@ typedef struct handoff_backend_options {
     int32_t backlog;
     /** Who may connect, or NULL for this process's effective user and root. Copied. */
     const handoff_peer_policy *policy;
-    /** The most channels at once: 1 to 65535, default 64. */
+    /**
+     * The most channels at once: 1 to 65535, default 64. Each keeps about 200 bytes of memory for
+     * each offer that may be in flight.
+     */
     size_t max_channels;
     /** The most offers in flight on each channel: 1 to 4096, default 256. */
     size_t max_in_flight;
@@ -54,7 +62,7 @@ typedef struct handoff_backend_options {
     size_t max_offer_bytes;
     /**
      * The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
-     * are rejected.
+     * are rejected. What arrivals take of memory is bounded by this and `max_kept_bytes` together.
      */
     size_t max_held_bytes;
     /**
@@ -62,9 +70,21 @@ typedef struct handoff_backend_options {
      * rejected.
      */
     uint64_t kinds;
+    /**
+     * The most channels at once of one user's brokers, whichever user that is: 1 to
+     * `max_channels`. Default: 7/8 of `max_channels`, rounded down, if the policy names several
+     * users or a group, so that no user keeps the others out; otherwise all.
+     */
+    size_t max_channels_per_user;
+    /**
+     * The most bytes of memory to keep for the bytes of later arrivals: default 1048576;
+     * HANDOFF_NO_LIMIT. Above that, an arrival's memory is freed at the dispatch after you adopted
+     * or rejected it.
+     */
+    size_t max_kept_bytes;
 } handoff_backend_options;
 #define HANDOFF_BACKEND_OPTIONS_INIT \
-    { sizeof(handoff_backend_options), 0, 0, NULL, 0, 0, 0, 0, 0 }
+    { sizeof(handoff_backend_options), 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Connected stream sockets, such as TCP. */
 #define HANDOFF_KIND_STREAM 1
@@ -187,11 +207,14 @@ typedef struct handoff_arrival {
  *
  * A signal does not end the wait: let its handler call handoff_backend_wake().
  *
+ * A client that is adopted waits for you: if you die before you answer it, it is lost. So accept
+ * when you can serve at once.
+ *
  * @param backend       the backend
  * @param wait_ms       how long to wait, in milliseconds, as in poll(2)
  * @param[out] arrival  the adopted connection and what came with it; close(2) its `fd`
  * @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time; HANDOFF_WOKEN after
- *         handoff_backend_wake();
+ *         handoff_backend_wake(), also if `wait_ms` is 0;
  *         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
  *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
  *         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use.
@@ -202,8 +225,8 @@ handoff_status handoff_backend_accept(handoff_backend *backend,
                                       handoff_arrival *arrival) HANDOFF_NOEXCEPT;
 
 /**
- * Ends a wait in handoff_backend_accept(). The call that waits, or else the next one that would
- * wait, returns HANDOFF_WOKEN.
+ * Ends a wait in handoff_backend_accept(). The call that waits returns HANDOFF_WOKEN. If none
+ * waits, the next call returns it as soon as it has no arrival at hand, also with a `wait_ms` of 0.
  *
  * @param backend  the backend; nobody may free it meanwhile
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -231,13 +254,15 @@ int handoff_backend_fd(handoff_backend *backend) HANDOFF_NOEXCEPT;
 /**
  * Does a backend's pending work: accepts brokers, receives offers, sends verdicts.
  *
- * It never blocks. Call it when the descriptor is readable, then call handoff_backend_next().
+ * It does not wait, and does a bounded amount of work: each channel has its turn once, and a few
+ * new brokers. Call it when the descriptor is readable, then call handoff_backend_next().
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY, HANDOFF_ERR_UNSUPPORTED or
- *         HANDOFF_ERR_SYSTEM at the first use. A broker's fault is not an error here: it is counted
- *         in the statistics.
+ *         HANDOFF_ERR_SYSTEM at the first use. After an error call it again. What a broker does
+ *         wrong, and what the system refuses for one broker, is no error here: it is counted in the
+ *         statistics.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCEPT;
@@ -279,7 +304,9 @@ handoff_status handoff_backend_adopt(handoff_backend *backend,
                                      int *fd) HANDOFF_NOEXCEPT;
 
 /**
- * Rejects an arrival. Its descriptor is closed, and the broker serves the client another way.
+ * Rejects an arrival. Its descriptor is closed, and the broker serves the client another way. If
+ * its SO_LINGER, socket(7), has a time, that is turned off first for both copies, because close(2)
+ * could wait. The same happens to every arrival that is not adopted.
  *
  * @param backend  the backend
  * @param id       the arrival's id
@@ -295,8 +322,10 @@ handoff_status handoff_backend_reject(handoff_backend *backend,
  * Stops listening and tells the brokers to offer no more. A successor can then listen at the path.
  *
  * Go on with dispatch and next, and adopt or reject what arrives. When `held` in the statistics is
- * 0 after a dispatch, free the backend: the brokers take back what has not arrived.
- * handoff_backend_accept() without a time limit may then wait forever.
+ * 0 after a dispatch, free the backend at once: the brokers take back what has not arrived, and
+ * only then connect to the successor. What you adopted stays yours. A program without an event
+ * loop calls handoff_backend_accept() with a `wait_ms` of 0 until it does not return HANDOFF_OK,
+ * then handoff_backend_free(); without a time limit the call may now wait forever.
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.
@@ -314,9 +343,9 @@ typedef struct handoff_backend_statistics {
     uint64_t adopted;
     /** Arrivals rejected, by you or because they are not allowed. */
     uint64_t rejected;
-    /** Arrivals that the broker took back before they were adopted. */
+    /** Arrivals that the broker took back before they were adopted, or whose channel it broke. */
     uint64_t taken_back;
-    /** Brokers accepted. */
+    /** Brokers that connected and said hello. */
     uint64_t accepted;
     /** Brokers turned away: not allowed, or too many. */
     uint64_t refused;
@@ -328,9 +357,20 @@ typedef struct handoff_backend_statistics {
     uint64_t held;
     /** The bytes of these arrivals. */
     uint64_t held_bytes;
+    /** Bytes of memory kept for later arrivals. */
+    uint64_t kept_bytes;
+    /** Of `refused`: those that came when `max_channels` or `max_channels_per_user` was reached. */
+    uint64_t over_limit;
+    /**
+     * How often the system refused something that the backend needs for its brokers: descriptors,
+     * memory, randomness, room in a socket's buffer. The backend tries again, or ends the channel.
+     */
+    uint64_t system_errors;
+    /** The errno of the last of these; 0 if there was none. */
+    uint64_t system_errno;
 } handoff_backend_statistics;
 #define HANDOFF_BACKEND_STATISTICS_INIT \
-    { sizeof(handoff_backend_statistics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+    { sizeof(handoff_backend_statistics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /**
  * Gets what a backend has done so far.
@@ -356,10 +396,10 @@ const char *handoff_backend_last_error(const handoff_backend *backend) HANDOFF_N
 /**
  * Stops listening and frees the backend.
  *
- * It closes every channel and every connection that was not adopted. What you adopted is yours and
- * stays open. The socket's file is removed if it is still the one that was made; that may wait up
- * to a second for the lock on the directory. In a child of fork() the call closes the child's
- * copies only.
+ * It sends the verdicts that wait, and closes every channel and every connection that was not
+ * adopted. What you adopted is yours and stays open. The socket's file is removed if it is still
+ * the one that was made; that may wait up to a second for the lock on the directory. In a child of
+ * fork() the call closes the child's copies only.
  *
  * @param backend  the backend, or NULL, which does nothing
  */

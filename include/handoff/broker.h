@@ -111,8 +111,8 @@ typedef struct handoff_offer {
     size_t size;
     /**
      * The client's connection, a socket. It stays yours: keep it open, and out of your event loop
-     * (EPOLL_CTL_DEL), until the verdict. Do not offer it a second time before that, here or to
-     * another broker: it would be adopted twice.
+     * (EPOLL_CTL_DEL), until the verdict. Do not offer it twice at once, here or to another broker:
+     * both could be adopted.
      */
     int fd;
     /** HANDOFF_OFFER_MORE, or 0. */
@@ -259,9 +259,10 @@ typedef struct handoff_verdict {
     handoff_reason reason;
     /**
      * Not 0, with a fallback: the backend may still hold a copy of the descriptor. It cannot adopt
-     * it any more. It may have changed what copies share, such as O_NONBLOCK and socket options:
-     * set what you rely on. End the connection with shutdown(2), then close(2): close(2) alone
-     * sends no FIN while there is a copy.
+     * it any more. It may have changed what copies share: O_NONBLOCK and O_ASYNC, and socket
+     * options such as SO_LINGER and SO_RCVLOWAT. Set what you rely on. If it has called
+     * shutdown(2), send(2) fails with EPIPE. End the connection with shutdown(2), then close(2):
+     * close(2) alone sends no FIN while there is a copy.
      */
     uint32_t may_have_reached_backend;
     /** Reserved: always 0. */

@@ -382,8 +382,8 @@ typedef struct handoff_raw_ack {
     { sizeof(handoff_raw_ack), { { 0 } }, 0, 0 }
 
 /**
- * Broker: waits for the acknowledgement of one message. When the time is up or something else
- * arrives, it takes the message back as handoff_raw_take_back() does.
+ * Broker: waits for the acknowledgement of one message. When the time is up, something else arrives
+ * or the wait fails, it takes the message back as handoff_raw_take_back() does.
  *
  * @param socket      the connection that the message was sent on. After an error close(2) it.
  * @param token       the message's token
@@ -391,9 +391,10 @@ typedef struct handoff_raw_ack {
  * @param[out] ack    the acknowledgement: adopted, or rejected with a reason
  * @return HANDOFF_OK; HANDOFF_ERR_ACK_TIMEOUT; HANDOFF_ERR_END_OF_STREAM if the backend closed the
  *         connection, or receiving failed and the message was taken back;
- *         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED; HANDOFF_ERR_INVALID_ARGUMENT.
- *         HANDOFF_ERR_RECEIVE_FAILED if it was not possible to see what has arrived: the backend
- *         may own the connection, so close(2) your copy and serve nothing.
+ *         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED. After these the connection is yours.
+ *         HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable: the
+ *         message could not be taken back, so the backend may own the connection, and you must not
+ *         serve it.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_ack_wait(int socket,
@@ -423,7 +424,7 @@ handoff_status handoff_raw_ack_receive(int socket, handoff_raw_ack *ack) HANDOFF
  *
  * @param socket  the connection that messages were sent on. It stays open, but nothing more can be
  *                handed over on it.
- * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_TOO_LATE if the system refuses.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_take_back(int socket) HANDOFF_NOEXCEPT;

@@ -79,8 +79,8 @@ typedef int32_t handoff_status;
 #define HANDOFF_TIMED_OUT 2
 
 /**
- * handoff_broker_wake() or handoff_backend_wake() ended the wait. Not an error: errno and
- * handoff_last_error() stay as they were.
+ * handoff_broker_wake() or handoff_backend_wake() ended the wait, or came before the call that
+ * would have waited. Not an error: errno and handoff_last_error() stay as they were.
  */
 #define HANDOFF_WOKEN 3
 
@@ -120,6 +120,8 @@ const char *handoff_status_message(handoff_status status) HANDOFF_NOEXCEPT;
 
 /**
  * Returns the version of the library that runs. It can differ from the header's, HANDOFF_VERSION.
+ *
+ * At compile time compare HANDOFF_VERSION_NUMBER.
  *
  * @return a constant string such as "0.2.0".
  *
@@ -375,7 +377,10 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** The policy does not allow this peer. Close the connection. */
 #define HANDOFF_ERR_PEER_NOT_ALLOWED (-26)
 
-/** Another process listens at that path. Its socket is untouched. */
+/**
+ * Somebody listens at that path already, perhaps this process. The socket is untouched. A
+ * successor tries again until the old backend drains or ends.
+ */
 #define HANDOFF_ERR_ADDRESS_IN_USE (-27)
 
 /** There is a file at that path that is not a socket. It is untouched. */
@@ -391,8 +396,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_INTERNAL (-30)
 
 /**
- * The backend failed too often recently and is not tried for a while. Serve the client another
- * way.
+ * The backend failed too often recently and is not tried for a while: see `max_failures` in
+ * handoff_broker_options. Serve the client another way.
  */
 #define HANDOFF_ERR_RATE_LIMITED (-32)
 

@@ -60,8 +60,9 @@ static uint64_t ngx_handoff_now_ns(void);
 
 /* ---- configuration ---- */
 
-/* The range in which the library takes the limits of offers in flight and of failures. */
-ngx_conf_num_bounds_t  ngx_handoff_counts = { ngx_conf_check_num_bounds, 1, 4096 };
+/* The ranges in which the library takes these limits; without a limit of failures for 0. */
+ngx_conf_num_bounds_t  ngx_handoff_in_flight = { ngx_conf_check_num_bounds, 1, 4096 };
+ngx_conf_num_bounds_t  ngx_handoff_fails = { ngx_conf_check_num_bounds, 0, 4096 };
 
 
 /* The main configuration of both modules: an array of ngx_handoff_backend_t *. */
@@ -191,7 +192,7 @@ ngx_handoff_init_worker(ngx_cycle_t *cycle, ngx_array_t *backends)
         return NGX_OK;
     }
 
-    if (ngx_handoff_keep_copies(cycle) != NGX_OK) {
+    if (ngx_handoff_init_copies(cycle) != NGX_OK) {
         return NGX_ERROR;
     }
 
@@ -237,7 +238,7 @@ ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_backend_t *backend)
     }
 
     options.max_in_flight = backend->max_in_flight;
-    options.max_failures = backend->max_fails;
+    options.max_failures = backend->max_fails ? backend->max_fails : HANDOFF_NO_LIMIT;
     options.failure_period_ms = ngx_max(backend->fail_timeout, 1);   /* 0 is the default */
 
     broker = NULL;
@@ -350,7 +351,7 @@ ngx_handoff_take_back(ngx_handoff_offer_t *offer)
 
         /* The backend will not adopt it, but may have a copy: closing ours says nothing. */
         if (offer->connection->fd != (ngx_socket_t) -1) {
-            (void) shutdown(offer->connection->fd, SHUT_RDWR);
+            ngx_handoff_end(offer->connection);
         }
 
     } else {
@@ -586,6 +587,7 @@ ngx_handoff_collect(ngx_handoff_backend_t *backend, ngx_log_t *log)
 {
     handoff_status        status;
     handoff_verdict       verdict = HANDOFF_VERDICT_INIT;
+    ngx_connection_t     *c;
     ngx_handoff_slot_t   *slot;
     ngx_handoff_offer_t  *offer;
 
@@ -603,13 +605,20 @@ ngx_handoff_collect(ngx_handoff_backend_t *backend, ngx_log_t *log)
 
         offer->state = NGX_HANDOFF_IDLE;
 
-        if (verdict.outcome == HANDOFF_FALLBACK) {
-            ngx_log_error(NGX_LOG_WARN, offer->connection->log, 0, "handoff to \"%V\" failed: %s",
+        c = offer->connection;
+
+        if (verdict.outcome == HANDOFF_ADOPTED) {
+            ngx_handoff_adopted(c);
+
+        } else {
+            ngx_log_error(NGX_LOG_WARN, c->log, 0, "handoff to \"%V\" failed: %s",
                           &backend->path, handoff_reason_name(verdict.reason));
+
+            if (verdict.may_have_reached_backend && ngx_handoff_add_copy(c) != NGX_OK) {
+                c->error = 1;
+            }
         }
 
-        ngx_handoff_set_copy(offer->connection, verdict.outcome == HANDOFF_FALLBACK
-                                                && verdict.may_have_reached_backend);
         ngx_handoff_finish(offer, verdict.outcome, verdict.reason);
     }
 

@@ -99,7 +99,8 @@ struct ngx_handoff_offer_s {
 
 /* ---- ngx_handoff.c ---- */
 
-extern ngx_conf_num_bounds_t  ngx_handoff_counts;
+extern ngx_conf_num_bounds_t  ngx_handoff_in_flight;
+extern ngx_conf_num_bounds_t  ngx_handoff_fails;
 
 void *ngx_handoff_create_backends(ngx_conf_t *cf);
 void ngx_handoff_init_conf(ngx_handoff_conf_t *conf);
@@ -120,10 +121,15 @@ char *ngx_handoff_allocate(ngx_handoff_content_t *content, size_t len, u_char **
 
 /* ---- ngx_handoff_watch.c ---- */
 
-ngx_int_t ngx_handoff_keep_copies(ngx_cycle_t *cycle);
-void ngx_handoff_set_copy(ngx_connection_t *c, ngx_uint_t copy);
 ngx_int_t ngx_handoff_unwatch(ngx_handoff_offer_t *offer);
 ngx_int_t ngx_handoff_watch(ngx_handoff_offer_t *offer);
+
+/* ---- ngx_handoff_copy.c ---- */
+
+ngx_int_t ngx_handoff_init_copies(ngx_cycle_t *cycle);
+ngx_int_t ngx_handoff_add_copy(ngx_connection_t *c);
+void ngx_handoff_adopted(ngx_connection_t *c);
+void ngx_handoff_end(ngx_connection_t *c);
 
 /* ---- ngx_handoff_text.c ---- */
 
@@ -145,9 +151,9 @@ enum { NGX_HANDOFF_OUTCOME, NGX_HANDOFF_REASON, NGX_HANDOFF_WAIT };
     { ngx_string("handoff_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,                \
       conf, offsetof(ngx_handoff_conf_t, timeout), NULL },                                        \
     { ngx_string("handoff_max_in_flight"), where|NGX_CONF_TAKE1, ngx_conf_set_num_slot,           \
-      conf, offsetof(ngx_handoff_conf_t, max_in_flight), &ngx_handoff_counts },                   \
+      conf, offsetof(ngx_handoff_conf_t, max_in_flight), &ngx_handoff_in_flight },                \
     { ngx_string("handoff_max_fails"), where|NGX_CONF_TAKE1, ngx_conf_set_num_slot,               \
-      conf, offsetof(ngx_handoff_conf_t, max_fails), &ngx_handoff_counts },                       \
+      conf, offsetof(ngx_handoff_conf_t, max_fails), &ngx_handoff_fails },                        \
     { ngx_string("handoff_fail_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,           \
       conf, offsetof(ngx_handoff_conf_t, fail_timeout), NULL },                                   \
     { ngx_string("handoff_service"), where|NGX_CONF_TAKE1, set_text,                              \

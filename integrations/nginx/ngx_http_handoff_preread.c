@@ -2,9 +2,9 @@
  * What was read from a client, put together again from nginx's buffers.
  *
  * nginx keeps a request's head where it was read: in the connection's buffer and, where that is
- * too small, in large buffers. It copies the line that did not fit to the beginning of the next
- * buffer, and it ends names and values with NULs, in place. Both are undone here, in a copy of the
- * head. All that follows the head goes to the library from where it is.
+ * too small, in large buffers. If the end of a buffer cuts a line, nginx copies the beginning of
+ * the line to the next buffer. It ends names and values with NULs, in place. Both are undone here,
+ * in a copy of the head. All that follows the head goes to the library from where it is.
  */
 #include "ngx_http_handoff.h"
 
@@ -13,9 +13,10 @@
 static char *ngx_http_handoff_head(ngx_http_request_t *r, u_char *head_end,
     ngx_handoff_content_t *content);
 static ngx_buf_t *ngx_http_handoff_buffer(ngx_http_request_t *r, ngx_uint_t i);
-static void ngx_http_handoff_restore(ngx_http_request_t *r, u_char *start, u_char *end,
-    u_char *head_end, u_char *copy);
-static u_char ngx_http_handoff_line_end(ngx_http_request_t *r, u_char *nul, u_char *end,
+static ngx_uint_t ngx_http_handoff_begins_with(ngx_buf_t *b, u_char *cut, size_t len);
+static void ngx_http_handoff_restore(ngx_http_request_t *r, ngx_buf_t *b, u_char *start,
+    u_char *end, u_char *head_end, u_char *copy);
+static u_char ngx_http_handoff_line_end(ngx_http_request_t *r, ngx_str_t *value, u_char *end,
     u_char *head_end);
 static char *ngx_http_handoff_body(ngx_http_request_t *r, ngx_handoff_content_t *content);
 static char *ngx_http_handoff_body_buf(ngx_buf_t *b, ngx_handoff_content_t *content);
@@ -51,21 +52,30 @@ ngx_http_handoff_rebuild(ngx_http_request_t *r, u_char *head_end, ngx_handoff_co
 }
 
 
+/* What was read into each buffer, in this order. */
 static char *
 ngx_http_handoff_head(ngx_http_request_t *r, u_char *head_end, ngx_handoff_content_t *content)
 {
     char        *why;
-    size_t       len;
+    size_t       len, cut;
     u_char      *start, *end, *copy;
     ngx_buf_t   *b;
     ngx_uint_t   i;
 
     start = NULL;
+    copy = NULL;
+    len = 0;
+    cut = 0;
 
     for (i = 0; (b = ngx_http_handoff_buffer(r, i)) != NULL; i++) {
 
         if (start) {
-            start = b->start;
+            /* The line that the end of the last buffer has cut is in this one, whole. */
+            if (!ngx_http_handoff_begins_with(b, copy + len - cut, cut)) {
+                break;
+            }
+
+            start = b->start + cut;
 
         } else if (r->request_line.data >= b->start && r->request_line.data < b->end) {
             start = r->request_line.data;
@@ -84,14 +94,7 @@ ngx_http_handoff_head(ngx_http_request_t *r, u_char *head_end, ngx_handoff_conte
         }
 
         ngx_memcpy(copy, start, len);
-        ngx_http_handoff_restore(r, start, end, head_end, copy);
-
-        if (end != head_end) {
-            /* The line that the end of this buffer cuts stands in the next one, whole. */
-            while (len && copy[len - 1] != LF) {
-                len--;
-            }
-        }
+        ngx_http_handoff_restore(r, b, start, end, head_end, copy);
 
         /* nginx refuses a head with NULs, so one that is left is not the client's. */
         if (memchr(copy, '\0', len)) {
@@ -102,6 +105,13 @@ ngx_http_handoff_head(ngx_http_request_t *r, u_char *head_end, ngx_handoff_conte
 
         if (why || end == head_end) {
             return why;
+        }
+
+        for (cut = 0; cut < len && copy[len - 1 - cut] != LF; cut++) { /* void */ }
+
+        if (cut == len) {
+            /* A buffer takes the request line, or what is cut and the end of that line. */
+            break;
         }
     }
 
@@ -138,10 +148,30 @@ ngx_http_handoff_buffer(ngx_http_request_t *r, ngx_uint_t i)
 }
 
 
+/* Whether nginx has copied these bytes to the beginning of a buffer. It may have put NULs there. */
+static ngx_uint_t
+ngx_http_handoff_begins_with(ngx_buf_t *b, u_char *cut, size_t len)
+{
+    size_t  i;
+
+    if ((size_t) (b->last - b->start) < len) {
+        return 0;
+    }
+
+    for (i = 0; i < len; i++) {
+        if (b->start[i] != cut[i] && b->start[i] != '\0') {
+            return 0;
+        }
+    }
+
+    return 1;
+}
+
+
 /* Puts back what nginx's NULs behind names and values between `start` and `end` have replaced. */
 static void
-ngx_http_handoff_restore(ngx_http_request_t *r, u_char *start, u_char *end, u_char *head_end,
-    u_char *copy)
+ngx_http_handoff_restore(ngx_http_request_t *r, ngx_buf_t *b, u_char *start, u_char *end,
+    u_char *head_end, u_char *copy)
 {
     u_char           *name_end, *value_end;
     ngx_uint_t        i;
@@ -153,8 +183,8 @@ ngx_http_handoff_restore(ngx_http_request_t *r, u_char *start, u_char *end, u_ch
 
         for (i = 0; i < part->nelts; i++) {
 
-            if (header[i].key.data < start || header[i].key.data >= end
-                || header[i].value.data < start || header[i].value.data >= end)
+            if (header[i].key.data < b->start || header[i].key.data >= end
+                || header[i].value.data < b->start || header[i].value.data >= end)
             {
                 continue;
             }
@@ -163,12 +193,15 @@ ngx_http_handoff_restore(ngx_http_request_t *r, u_char *start, u_char *end, u_ch
             value_end = header[i].value.data + header[i].value.len;
 
             /* A header without a colon has one NUL for both. */
-            if (name_end < end && *name_end == '\0' && name_end != value_end) {
+            if (name_end >= start && name_end < end && *name_end == '\0'
+                && name_end != value_end)
+            {
                 copy[name_end - start] = ':';
             }
 
-            if (value_end < end && *value_end == '\0') {
-                copy[value_end - start] = ngx_http_handoff_line_end(r, value_end, end, head_end);
+            if (value_end >= start && value_end < end && *value_end == '\0') {
+                copy[value_end - start] = ngx_http_handoff_line_end(r, &header[i].value, end,
+                                                                    head_end);
             }
         }
     }
@@ -176,42 +209,36 @@ ngx_http_handoff_restore(ngx_http_request_t *r, u_char *start, u_char *end, u_ch
 
 
 /*
- * The NUL behind a value has the place of the first byte of what ends the line: spaces, then CR LF
- * or LF. It can be told from what follows, but for one case, "value LF" after a single space, in
- * which CR LF and space LF look alike and mean the same: the request line shows which is used.
+ * What the NUL behind a value has replaced: the first byte of what ended the line, which is spaces,
+ * CRs and one LF, each but the LF any number of times. nginx puts the NUL there when it has seen
+ * that LF, so all of it is before `end`: where the buffer has no LF behind spaces and CRs, or that
+ * of the empty line at the head's end, the NUL stands for the LF itself.
+ *
+ * Otherwise it is a space if another one follows, and a CR if the value is empty, because spaces
+ * before a value are not part of the line's end. Before CR or LF it may be either, and both mean
+ * the same: a space before CR; before LF, whatever the end of the request line is made of.
  */
 static u_char
-ngx_http_handoff_line_end(ngx_http_request_t *r, u_char *nul, u_char *end, u_char *head_end)
+ngx_http_handoff_line_end(ngx_http_request_t *r, ngx_str_t *value, u_char *end, u_char *head_end)
 {
-    u_char  *p, *line_end;
+    u_char  *p, *nul, *line_end;
 
-    p = nul + 1;
+    nul = value->data + value->len;
 
-    if (p < end && *p == LF) {
+    for (p = nul + 1; p < end && *p == ' '; p++) { /* void */ }
+    for ( /* void */ ; p < end && *p == CR; p++) { /* void */ }
 
-        if (p + 1 == head_end) {
-            /* The empty line at the end of the head. */
-            return LF;
-        }
-
-        line_end = r->request_line.data + r->request_line.len;
-        while (*line_end != CR && *line_end != LF) {
-            line_end++;
-        }
-
-        return (*line_end == CR) ? CR : ' ';
+    if (p == end || *p != LF || p + 1 == head_end) {
+        return LF;
     }
 
-    while (p < end && *p == ' ') {
-        p++;
+    if (value->len == 0) {
+        return CR;
     }
 
-    /* An empty line of CR LF behind a line that LF alone ends is the only other one with CR. */
-    if (p < end && (*p == LF || (*p == CR && p + 2 != head_end))) {
-        return ' ';
-    }
+    line_end = r->request_line.data + r->request_line.len;
 
-    return LF;
+    return (nul[1] == LF && *line_end == CR) ? CR : ' ';
 }
 
 

@@ -1,21 +1,23 @@
 //! Brokers that connect: accepting them, pausing when the system refuses, and their first word.
 
+use std::collections::{TryReserveError, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::channel::{Channel, End};
 use super::{Backend, BackendError, BackendOptions};
-use crate::handle::{GREETING_TIMEOUT, HandleError};
+use crate::handle::GREETING_TIMEOUT;
 use crate::listener::Listener;
-use crate::peer::{self, Policy};
+use crate::peer::{self, PeerError, Policy};
 use crate::sys::event::Events;
 use crate::sys::packet;
 
 /// The key of the listening socket among the events; those of the channels are their indices.
 pub(super) const LISTENER: u64 = u64::MAX - 1;
-/// How many brokers are accepted before others have their turn.
-const MAX_ACCEPTS: usize = 64;
+/// How many connections are accepted in one dispatch: so strangers who connect without end take
+/// little of it.
+const MAX_ACCEPTS: usize = 16;
 /// How long no broker is accepted after the system refused one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -25,9 +27,20 @@ pub(super) struct Accepting {
     /// None while the backend drains.
     pub listener: Option<Source>,
     /// No broker is accepted until then.
-    pub resume_at: Option<Instant>,
-    /// Channels whose broker has not said hello yet.
+    resume_at: Option<Instant>,
+    /// How many connections this dispatch may still accept.
+    accepts_left: usize,
+    /// Brokers that are connected.
+    pub connected: usize,
+    /// Those that have not said hello yet.
     pub awaiting_hello: usize,
+    /// When each of those must have said it, in that order, with its channel; and some that have
+    /// said it or have gone.
+    greetings: VecDeque<(Instant, usize)>,
+    /// Places among the channels that are not used.
+    unused: Vec<usize>,
+    /// How many places each user has, by the user's number.
+    places: Vec<(u32, usize)>,
 }
 
 #[derive(Debug)]
@@ -47,100 +60,223 @@ impl AsFd for Source {
 
 impl Accepting {
     pub(super) fn new(listener: Source) -> Accepting {
-        Accepting { listener: Some(listener), resume_at: None, awaiting_hello: 0 }
+        Accepting {
+            listener: Some(listener),
+            resume_at: None,
+            accepts_left: 0,
+            connected: 0,
+            awaiting_hello: 0,
+            greetings: VecDeque::new(),
+            unused: Vec::new(),
+            places: Vec::new(),
+        }
+    }
+
+    /// A dispatch begins.
+    pub(super) fn dispatched(&mut self) {
+        self.accepts_left = MAX_ACCEPTS;
+    }
+
+    /// Whether this dispatch has accepted as many as it may.
+    pub(super) fn is_done(&self) -> bool {
+        self.accepts_left == 0
     }
 
     /// Has the handle's descriptor tell when a broker connects.
-    pub(super) fn watch(&self, events: &Events) -> Result<(), HandleError> {
+    pub(super) fn watch(&self, events: &Events) -> io::Result<()> {
         match &self.listener {
-            Some(listener) => events
-                .add(listener.as_fd(), LISTENER)
-                .map_err(HandleError::system("watch the socket")),
+            Some(listener) => events.add(listener.as_fd(), LISTENER),
             None => Ok(()),
         }
     }
 
     /// Accepts one connection, if there is one.
-    fn accept(&mut self, events: &mut Events, now: Instant) -> Option<OwnedFd> {
-        let listener = self.listener.as_ref()?.as_fd();
-        match packet::accept_nonblocking(listener) {
-            Ok(descriptor) => Some(descriptor),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-            // Out of descriptors: the listener stays readable, and looking at it again and again
-            // would not help.
-            Err(_) => {
-                let until = now + ACCEPT_PAUSE;
-                events.remove(listener);
-                let _ = events.wake_at(until, now);
-                self.resume_at = Some(until);
-                None
+    fn accept(&mut self) -> io::Result<Option<OwnedFd>> {
+        let Some(listener) = self.listener.as_ref().filter(|_| self.resume_at.is_none()) else {
+            return Ok(None);
+        };
+        while self.accepts_left > 0 {
+            self.accepts_left -= 1;
+            match packet::accept_nonblocking(listener.as_fd()) {
+                Ok(descriptor) => return Ok(Some(descriptor)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // This connection failed, accept(2); the next one may not.
+                Err(error) if is_of_connection(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Accepts nothing for a while: the listener stays readable, and looking at it again and again
+    /// would not help. It is watched until a timer is set, so that it is not forgotten.
+    fn pause(&mut self, events: &mut Events, now: Instant) -> io::Result<()> {
+        let Some(listener) = &self.listener else { return Ok(()) };
+        let until = now + ACCEPT_PAUSE;
+        events.wake_at(until, now)?;
+        events.pause(listener.as_fd(), LISTENER, true)?;
+        self.resume_at = Some(until);
+        Ok(())
+    }
+
+    /// A user may have so many places, of which one is to be taken: which it is, if there is one.
+    fn place(&self, user: u32, options: &BackendOptions, channels: usize) -> Option<usize> {
+        let taken = self.user(user).map_or(0, |at| self.places[at].1);
+        if taken >= options.channels_of_one_user() {
+            return None;
+        }
+        let more = (channels < options.max_channels).then_some(channels);
+        self.unused.last().copied().or(more)
+    }
+
+    /// A broker has taken the place that [`place`](Accepting::place) returned.
+    fn join(&mut self, user: u32, place: usize, hello_by: Instant) {
+        self.unused.pop();
+        match self.user(user) {
+            Ok(at) => self.places[at].1 += 1,
+            Err(at) => self.places.insert(at, (user, 1)),
+        }
+        self.connected += 1;
+        self.awaiting_hello += 1;
+        self.greetings.push_back((hello_by, place));
+    }
+
+    /// A place is not used any more.
+    pub(super) fn leave(&mut self, place: usize, user: u32) {
+        self.unused.push(place);
+        if let Ok(at) = self.user(user) {
+            self.places[at].1 -= 1;
+            if self.places[at].1 == 0 {
+                self.places.remove(at);
             }
         }
     }
+
+    /// Where a user is among those who have places, or would be.
+    fn user(&self, user: u32) -> Result<usize, usize> {
+        self.places.binary_search_by_key(&user, |&(user, _)| user)
+    }
+}
+
+/// Whether accept(2) failed because of the connection that it was to return.
+fn is_of_connection(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EPROTO | libc::ETIMEDOUT))
 }
 
 impl Backend {
     pub(super) fn accept_brokers(&mut self, now: Instant) {
-        for _ in 0..MAX_ACCEPTS {
-            let Some(events) = self.handle.events() else { return };
-            let Some(descriptor) = self.accepting.accept(events, now) else { return };
-            let BackendOptions { users, groups, max_channels, .. } = &self.arrivals.options;
-            let allowed = peer::check(descriptor.as_fd(), &Policy { users, groups });
-            let place = self.channels.iter().position(Channel::is_unused);
-            let more = self.channels.len() < *max_channels;
-            let place = place.or(more.then_some(self.channels.len()));
-            let (Ok(broker), Some(place)) = (allowed, place) else {
-                self.arrivals.statistics.refused += 1;
-                continue;
-            };
-            let hello_by = now + GREETING_TIMEOUT;
-            if events.add(descriptor.as_fd(), place as u64).is_err()
-                || events.wake_at(hello_by, now).is_err()
-            {
-                self.arrivals.statistics.refused += 1;
-                continue;
+        loop {
+            match self.accepting.accept() {
+                Ok(Some(descriptor)) => self.admit(descriptor, now),
+                Ok(None) => return,
+                Err(error) => {
+                    self.arrivals.system_refused(&error);
+                    // If it cannot pause, the listener is looked at again.
+                    let events = self.handle.events();
+                    let _ = events.map(|events| self.accepting.pause(events, now));
+                    return;
+                }
             }
-            let channel = Channel::new(descriptor, broker, hello_by);
-            match self.channels.get_mut(place) {
-                Some(unused) => *unused = channel,
-                None => self.channels.push(channel),
-            }
-            self.arrivals.statistics.accepted += 1;
-            self.accepting.awaiting_hello += 1;
         }
     }
 
+    /// Has a channel for a connection if its peer may have one; closes it if not.
+    fn admit(&mut self, descriptor: OwnedFd, now: Instant) {
+        let BackendOptions { users, groups, .. } = &self.arrivals.options;
+        let broker = match peer::check(descriptor.as_fd(), &Policy { users, groups }) {
+            Ok(broker) => broker,
+            // Nothing is known against the peer.
+            Err(
+                PeerError::Unknown { source, .. } | PeerError::InvalidDescriptor { source, .. },
+            ) => return self.arrivals.system_refused(&source),
+            Err(_) => {
+                self.arrivals.statistics.refused += 1;
+                return;
+            }
+        };
+        let options = &self.arrivals.options;
+        let Some(place) = self.accepting.place(broker.user, options, self.channels.len()) else {
+            self.arrivals.statistics.refused += 1;
+            self.arrivals.statistics.over_limit += 1;
+            return;
+        };
+        let hello_by = now + GREETING_TIMEOUT;
+        // What can fail comes first, and the last of it is what would have to be undone.
+        let ready = self.make_room().and_then(|()| {
+            let Some(events) = self.handle.events() else { return Ok(()) };
+            events.wake_at(hello_by, now)?;
+            events.add(descriptor.as_fd(), place as u64)
+        });
+        if let Err(error) = ready {
+            return self.arrivals.system_refused(&error);
+        }
+        self.accepting.join(broker.user, place, hello_by);
+        let mut channel = Channel::new(descriptor, broker, hello_by);
+        match self.channels.get_mut(place) {
+            Some(unused) => {
+                channel.dirty = unused.dirty;
+                *unused = channel;
+            }
+            None => self.channels.push(channel),
+        }
+        self.forget_greetings();
+    }
+
+    /// Has memory for one more channel in every list of channels.
+    fn make_room(&mut self) -> io::Result<()> {
+        let mut reserve = || -> Result<(), TryReserveError> {
+            let Accepting { greetings, unused, places, .. } = &mut self.accepting;
+            self.channels.try_reserve(1)?;
+            greetings.try_reserve(1)?;
+            places.try_reserve(1)?;
+            let count = self.channels.len() + 1;
+            for list in [unused, &mut self.orphans, &mut self.dirty] {
+                list.try_reserve(count.saturating_sub(list.len()))?;
+            }
+            Ok(())
+        };
+        reserve().map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))
+    }
+
+    /// Forgets those that were said, when they are the greater part.
+    fn forget_greetings(&mut self) {
+        let Accepting { greetings, awaiting_hello, .. } = &mut self.accepting;
+        if greetings.len() > 2 * *awaiting_hello + MAX_ACCEPTS {
+            let channels = &self.channels;
+            greetings.retain(|&(hello_by, index)| channels[index].hello_by() == Some(hello_by));
+        }
+    }
+
+    /// Accepts brokers again after a pause; if the system refuses that, after another one.
     pub(super) fn resume_accepting(&mut self, now: Instant) -> Result<(), BackendError> {
-        let Some(resume_at) = self.accepting.resume_at else { return Ok(()) };
-        if self.accepting.listener.is_none() {
-            return Ok(());
+        let Accepting { listener, resume_at, .. } = &mut self.accepting;
+        let (Some(until), Some(listener)) = (*resume_at, listener) else { return Ok(()) };
+        let Some(events) = self.handle.events() else { return Ok(()) };
+        let mut until = until;
+        if until <= now {
+            let Err(error) = events.pause(listener.as_fd(), LISTENER, false) else {
+                *resume_at = None;
+                return Ok(());
+            };
+            self.arrivals.system_refused(&error);
+            until = now + ACCEPT_PAUSE;
+            *resume_at = Some(until);
         }
-        if resume_at > now {
-            return Ok(self.handle.wake_at(resume_at, now)?);
-        }
-        self.accepting.resume_at = None;
-        match self.handle.events() {
-            Some(events) => Ok(self.accepting.watch(events)?),
-            None => Ok(()),
-        }
+        Ok(self.handle.wake_at(until, now)?)
     }
 
     /// Ends channels whose broker has not said hello in time.
     pub(super) fn expire_hellos(&mut self, now: Instant) -> Result<(), BackendError> {
-        if self.accepting.awaiting_hello == 0 {
-            return Ok(());
-        }
-        let mut next: Option<Instant> = None;
-        for index in 0..self.channels.len() {
-            match self.channels[index].hello_by() {
-                Some(hello_by) if hello_by <= now => self.end(index, End::Broken),
-                Some(hello_by) => next = Some(next.map_or(hello_by, |next| next.min(hello_by))),
-                None => {}
+        while let Some(&(hello_by, index)) = self.accepting.greetings.front() {
+            let awaited = self.channels[index].hello_by() == Some(hello_by);
+            if awaited && hello_by > now {
+                return Ok(self.handle.wake_at(hello_by, now)?);
+            }
+            self.accepting.greetings.pop_front();
+            if awaited {
+                self.end(index, End::Broken);
             }
         }
-        match next {
-            Some(next) => Ok(self.handle.wake_at(next, now)?),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }

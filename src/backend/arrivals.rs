@@ -3,12 +3,17 @@
 //! descriptor.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::io;
 
 use super::kinds::Inspector;
+use super::rooms::Rooms;
+use super::slots::Slots;
 use super::{BackendOptions, BackendStatistics};
+use crate::memory::{self, NoMemory};
 use crate::reason::Reason;
-use crate::token::{RandomTokens, Token};
+use crate::sys::arrived::Arrived;
+use crate::token::{RandomTokens, Token, TokenError};
+use crate::wire;
 
 /// Where an arrival is held.
 #[derive(Clone, Copy, Debug)]
@@ -44,11 +49,16 @@ pub(super) struct Arrivals {
     /// No tokens are granted any more.
     pub draining: bool,
     pub inspector: Inspector,
-    /// Arrivals that the caller has not taken yet, in their order.
-    pub waiting: VecDeque<Place>,
+    /// Arrivals that the caller has not taken yet, in their order, and some that are not held any
+    /// more.
+    waiting: VecDeque<Place>,
+    /// How many of them are not held any more.
+    stale: usize,
     pub next_serial: u64,
-    /// Bytes of all arrivals that are held.
-    pub held_bytes: usize,
+    /// How many arrivals are held.
+    pub held: usize,
+    /// Their bytes.
+    pub rooms: Rooms,
     pub statistics: BackendStatistics,
     tokens: RandomTokens,
 }
@@ -59,8 +69,10 @@ impl Arrivals {
             draining: false,
             inspector: Inspector::new(options.kinds),
             waiting: VecDeque::new(),
+            stale: 0,
             next_serial: 1,
-            held_bytes: 0,
+            held: 0,
+            rooms: Rooms::new(options.max_held_bytes, options.max_kept_bytes),
             statistics: BackendStatistics::default(),
             tokens: RandomTokens::new(),
             options,
@@ -69,31 +81,99 @@ impl Arrivals {
 
     /// A token to grant; none while the backend drains, or if the system has no randomness to give.
     pub(super) fn next_token(&mut self) -> Option<Token> {
-        if self.draining { None } else { self.tokens.generate().ok() }
-    }
-
-    /// Why an arrival of so many bytes is not held, if it is not. Its descriptor comes with whether
-    /// it is open for writing; none was lost on arrival.
-    pub(super) fn refusal(
-        &mut self,
-        arrived: Option<&(OwnedFd, bool)>,
-        cookie: u64,
-        len: usize,
-    ) -> Option<Reason> {
-        let full = self.held_bytes.saturating_add(len) > self.options.max_held_bytes;
-        match arrived {
-            None => Some(Reason::DescriptorPressure),
-            Some(_) if full => Some(Reason::BackendBusy),
-            Some((descriptor, open)) => self.inspector.refusal(descriptor, *open, cookie),
+        if self.draining {
+            return None;
+        }
+        match self.tokens.generate() {
+            Ok(token) => Some(token),
+            Err(TokenError::Random(error)) => {
+                self.system_refused(&error);
+                None
+            }
+            Err(_) => None,
         }
     }
 
-    /// Counts an arrival of so many bytes, and queues it for the caller. Returns its serial number.
-    pub(super) fn add(&mut self, channel: usize, slot: usize, len: usize) -> u64 {
-        let serial = self.next_serial;
+    /// Counts what the system refused: that is no broker's fault.
+    pub(super) fn system_refused(&mut self, error: &io::Error) {
+        self.statistics.system_errors += 1;
+        self.statistics.last_system_error = error.raw_os_error().unwrap_or(0);
+    }
+
+    /// Why an arrival of so many bytes is not held, if it is not. Its descriptor comes with whether
+    /// it is certainly over TCP; none was lost on arrival.
+    pub(super) fn refusal(
+        &mut self,
+        arrived: Option<&(Arrived, bool)>,
+        cookie: u64,
+        len: usize,
+    ) -> Option<Reason> {
+        match arrived {
+            None => Some(Reason::DescriptorPressure),
+            Some(_) if !self.rooms.allows(len) => Some(Reason::BackendBusy),
+            Some((descriptor, over_tcp)) => self.inspector.refusal(descriptor, *over_tcp, cookie),
+        }
+    }
+
+    /// Counts an arrival that is not held, or not any more: it is rejected, unless the broker was
+    /// first and took it back.
+    pub(super) fn refused(&mut self, taken_back: bool) {
+        if taken_back {
+            self.statistics.taken_back += 1;
+        } else {
+            self.statistics.rejected += 1;
+        }
+    }
+
+    /// Holds an arrival in its slot and queues it for the caller; gives the descriptor back if there
+    /// is no memory for that.
+    pub(super) fn hold(
+        &mut self,
+        channel: usize,
+        slots: &mut Slots,
+        offer: &wire::Offer<'_>,
+        descriptor: Arrived,
+    ) -> Result<(), Arrived> {
+        if self.waiting.try_reserve(1).is_err() {
+            return Err(descriptor);
+        }
+        let (slot, serial) = (offer.head.slot as usize, self.next_serial);
+        slots.hold(offer, descriptor, serial, &mut self.rooms)?;
         self.next_serial = (serial + 1) & MAX_SERIAL;
-        self.held_bytes += len;
+        self.held += 1;
         self.waiting.push_back(Place { channel, slot, serial });
-        serial
+        Ok(())
+    }
+
+    /// Has room for so many arrivals from the start.
+    pub(super) fn reserve(&mut self, count: usize) -> Result<(), NoMemory> {
+        self.waiting = memory::queue(count, "arrivals")?;
+        Ok(())
+    }
+
+    /// Whether arrivals are queued for the caller.
+    pub(super) fn are_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The next place in which an arrival was queued. It may not be held any more.
+    pub(super) fn next_waiting(&mut self) -> Option<Place> {
+        self.waiting.pop_front()
+    }
+
+    /// What came from there was not held any more.
+    pub(super) fn stale_taken(&mut self) {
+        self.stale = self.stale.saturating_sub(1);
+    }
+
+    /// So many of the queued arrivals have become stale; `is_held` tells which are not. They are
+    /// removed when they are the greater part, so that each costs a few steps in the long run.
+    pub(super) fn add_stale(&mut self, count: usize, is_held: impl Fn(&Place) -> bool) {
+        self.held -= count;
+        self.stale += count;
+        if self.stale > self.waiting.len() / 2 {
+            self.waiting.retain(is_held);
+            self.stale = 0;
+        }
     }
 }

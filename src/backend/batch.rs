@@ -39,19 +39,21 @@ impl Batch {
         self.timer = VerdictTimer::Unset;
     }
 
-    /// Makes sure that the caller is woken for a verdict that waits.
-    pub(super) fn set_timer(&mut self, events: &mut Events) {
+    /// Makes sure that the caller is woken for a verdict that waits; false if that cannot be.
+    pub(super) fn set_timer(&mut self, events: &mut Events) -> bool {
         if self.timer != VerdictTimer::Unset {
-            return;
+            return true;
         }
         let now = Instant::now();
         let seldom = self.timer_set_at.is_none_or(|last| last + BATCH_PAUSE < now);
         let alone = !events.is_armed();
-        if events.wake_at(now + BATCH_PAUSE, now).is_ok() {
-            let until_the_end = seldom && alone;
-            self.timer = if until_the_end { VerdictTimer::UntilTheEnd } else { VerdictTimer::Set };
-            self.timer_set_at = Some(now);
+        if events.wake_at(now + BATCH_PAUSE, now).is_err() {
+            return false;
         }
+        let until_the_end = seldom && alone;
+        self.timer = if until_the_end { VerdictTimer::UntilTheEnd } else { VerdictTimer::Set };
+        self.timer_set_at = Some(now);
+        true
     }
 
     /// Cancels the timer if that is worth a system call; nothing else must need it.

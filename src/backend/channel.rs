@@ -2,25 +2,33 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::arrivals::Arrivals;
 use super::slots::Slots;
 use crate::claim::ClaimTable;
 use crate::handle::MEMORY_PAUSE;
 use crate::peer::Credentials;
+use crate::reason::Reason;
+use crate::sys::arrived::Arrived;
 use crate::sys::event::Events;
 use crate::sys::packet;
-use crate::wire::{self, Frame, Grant, Kind, Welcome};
+use crate::wire::{self, Frame, GRANT_LEN, Kind, VERDICT_LEN, Welcome};
 
 /// How many tokens are granted in one frame.
 const MAX_GRANTS: usize = 512;
-/// Bytes of verdicts that are sent without waiting for the end of a batch.
-const FLUSH_LEN: usize = 64 * wire::VERDICT_LEN;
+/// How many verdicts are sent in one frame.
+const MAX_VERDICTS: usize = 1024;
+/// How many verdicts are sent without waiting for the end of a batch.
+const MANY_VERDICTS: usize = 64;
+/// When to try again for tokens, if the system has no randomness to give.
+const TOKEN_PAUSE: Duration = Duration::from_millis(100);
 
 /// A place for a channel.
 #[derive(Debug)]
 pub(super) struct Channel {
+    /// Who connected, as they were then.
+    pub(super) broker: Credentials,
     /// None when the broker has gone: what it offered stays until it is adopted or rejected.
     socket: Option<Socket>,
     /// None before the broker's hello, and in a place that is not used.
@@ -32,7 +40,6 @@ pub(super) struct Channel {
 #[derive(Debug)]
 struct Socket {
     descriptor: OwnedFd,
-    broker: Credentials,
     /// When the broker must have said hello.
     hello_by: Instant,
     /// The socket was full.
@@ -41,6 +48,11 @@ struct Socket {
     watching: bool,
     /// The system was short of memory: nothing is sent before the handle tries again.
     short_of_memory: bool,
+    /// The system had no randomness to give: no tokens are granted before the handle tries again.
+    short_of_tokens: bool,
+    /// The most entries in a frame: fewer if the socket's buffer is small.
+    most_entries: usize,
+    welcomed: bool,
     drain_told: bool,
     /// The broker has stopped receiving. Frames that it sent before may still be there.
     deaf: bool,
@@ -49,10 +61,21 @@ struct Socket {
 /// How a channel ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// The broker has gone: what it offered can still be adopted.
+    /// The broker has gone, or this process cannot go on: what was offered can still be adopted.
     Gone,
     /// A protocol error of the broker.
     Broken,
+}
+
+/// A frame that is to be sent.
+#[derive(Clone, Copy)]
+enum Next {
+    Welcome,
+    /// So many bytes of entries.
+    Verdicts(usize),
+    /// So many grants, in entries that are made for it.
+    Grants(usize),
+    Drain,
 }
 
 impl Channel {
@@ -60,24 +83,21 @@ impl Channel {
     pub(super) fn new(descriptor: OwnedFd, broker: Credentials, hello_by: Instant) -> Channel {
         let socket = Socket {
             descriptor,
-            broker,
             hello_by,
             full: false,
             watching: false,
             short_of_memory: false,
+            short_of_tokens: false,
+            most_entries: MAX_VERDICTS,
+            welcomed: false,
             drain_told: false,
             deaf: false,
         };
-        Channel { socket: Some(socket), slots: None, dirty: false }
+        Channel { broker, socket: Some(socket), slots: None, dirty: false }
     }
 
     pub(super) fn is_connected(&self) -> bool {
         self.socket.is_some()
-    }
-
-    /// Whether another broker can have the place.
-    pub(super) fn is_unused(&self) -> bool {
-        self.socket.is_none() && self.slots.is_none()
     }
 
     /// When the broker must have said hello, if it has not.
@@ -95,23 +115,31 @@ impl Channel {
 
     /// Whether there is something to send.
     pub(super) fn is_unsent(&self, draining: bool) -> bool {
-        let (Some(socket), Some(slots)) = (&self.socket, &self.slots) else { return false };
-        !slots.verdicts().is_empty() || draining && !socket.drain_told
+        match (&self.socket, &self.slots) {
+            (Some(socket), Some(slots)) => next(socket, slots, draining).is_some(),
+            _ => false,
+        }
     }
 
     /// Whether so many verdicts wait that the broker of a large batch could not offer more.
     pub(super) fn has_many_verdicts(&self) -> bool {
-        self.slots.as_ref().is_some_and(|slots| slots.verdicts().len() >= FLUSH_LEN)
+        const LEN: usize = MANY_VERDICTS * VERDICT_LEN;
+        self.slots.as_ref().is_some_and(|slots| slots.verdicts(LEN).len() == LEN)
     }
 
-    /// Whether the system was short of memory for what there is to send.
-    pub(super) fn is_short_of_memory(&self) -> bool {
-        self.socket.as_ref().is_some_and(|socket| socket.short_of_memory)
+    /// Whether the system was short of something for what there is to send.
+    pub(super) fn is_short(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| socket.short_of_memory || socket.short_of_tokens)
     }
 
-    /// Sends again what the system was short of memory for, at the next flush; says whether it was.
-    pub(super) fn try_memory_again(&mut self) -> bool {
-        self.socket.as_mut().is_some_and(|socket| std::mem::take(&mut socket.short_of_memory))
+    /// Sends again what the system was short of something for, at the next flush; says whether it
+    /// was.
+    pub(super) fn try_again(&mut self) -> bool {
+        let was_short = self.is_short();
+        if let Some(socket) = &mut self.socket {
+            (socket.short_of_memory, socket.short_of_tokens) = (false, false);
+        }
+        was_short
     }
 
     /// Closes the connection to the broker; what it offered stays until it is adopted or rejected.
@@ -128,16 +156,17 @@ impl Channel {
         &mut self,
         index: usize,
         buffer: &mut [u8],
-        descriptors: &mut Vec<OwnedFd>,
+        descriptors: &mut Vec<Arrived>,
+        events: &mut Events,
         arrivals: &mut Arrivals,
     ) -> Result<(), End> {
         while let Some(socket) = &self.socket {
             let descriptor = socket.descriptor.as_fd();
             let received = match packet::receive_packet(descriptor, buffer, descriptors) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 // The end of the stream never brings descriptors; an empty packet can.
                 Ok(received) if received.len > 0 || received.descriptors > 0 => received,
-                Ok(_) | Err(_) => return Err(End::Gone),
+                Ok(_) => return Err(End::Gone),
+                Err(error) => return unreceived(&error, events, arrivals),
             };
             if received.payload_truncated {
                 return Err(End::Broken);
@@ -163,17 +192,17 @@ impl Channel {
         &mut self,
         index: usize,
         frame: Frame<'_>,
-        descriptors: &mut Vec<OwnedFd>,
+        descriptors: &mut Vec<Arrived>,
         arrivals: &mut Arrivals,
     ) -> Result<(), End> {
         match (frame, &mut self.slots) {
             (Frame::Hello(hello), None) => {
-                let table = descriptors.pop().ok_or(End::Broken)?;
-                self.welcome(hello, &table, arrivals)
+                self.slots = Some(open(hello, descriptors.pop(), arrivals)?);
+                Ok(())
             }
             (Frame::Offers(offers), Some(slots)) => {
-                let open = arrivals.inspector.look(descriptors);
-                let mut arrived = descriptors.drain(..).zip(open);
+                let over_tcp = arrivals.inspector.look(descriptors);
+                let mut arrived = descriptors.drain(..).zip(over_tcp);
                 offers
                     .offers()
                     .try_for_each(|offer| arrive(index, slots, &offer, arrived.next(), arrivals))
@@ -182,98 +211,188 @@ impl Channel {
         }
     }
 
-    /// Answers the broker's hello with a welcome and the first tokens.
-    fn welcome(
-        &mut self,
-        hello: wire::Hello,
-        table: &OwnedFd,
-        arrivals: &mut Arrivals,
-    ) -> Result<(), End> {
-        let socket = self.socket.as_ref().ok_or(End::Gone)?;
-        let claims = ClaimTable::open(table.as_fd(), hello.slots as usize);
-        let claims = claims.map_err(|_| End::Broken)?;
-        let count = arrivals.options.max_in_flight.min(hello.slots as usize);
-        let mut slots = Slots::new(socket.broker, claims, count);
-        let max_bytes = arrivals.options.max_offer_bytes as u32;
-        let welcome = Welcome { slots: count as u32, max_bytes }.body();
-        // If it cannot be sent, the broker has gone: that is no protocol error.
-        send(socket, Kind::Welcome, 0, &welcome).map_err(|_| End::Gone)?;
-        if !arrivals.draining {
-            let mut grants = Vec::with_capacity(count * wire::GRANT_LEN);
-            for slot in 0..count {
-                let token = arrivals.next_token().ok_or(End::Broken)?;
-                slots.grant(slot, token);
-                Grant { slot: slot as u32, token }.write(&mut grants);
-            }
-            // In parts that any socket buffer takes.
-            for part in grants.chunks(MAX_GRANTS * wire::GRANT_LEN) {
-                send(socket, Kind::Grants, part.len() / wire::GRANT_LEN, part)
-                    .map_err(|_| End::Gone)?;
-            }
-        }
-        self.slots = Some(slots);
-        Ok(())
-    }
-
-    /// Sends the verdicts that wait, and that the backend drains. An error is the end of the channel.
+    /// Sends what waits: the welcome, verdicts, tokens, and that the backend drains. An error is the
+    /// end of the channel.
     pub(super) fn flush(
         &mut self,
         key: u64,
         events: &mut Events,
-        draining: bool,
+        arrivals: &mut Arrivals,
     ) -> Result<(), End> {
         let (Some(socket), Some(slots)) = (&mut self.socket, &mut self.slots) else {
             return Ok(());
         };
         while !(socket.full || socket.deaf || socket.short_of_memory) {
-            let verdicts = slots.verdicts();
-            let len = verdicts.len();
-            let sent = if len > 0 {
-                send(socket, Kind::Verdicts, len / wire::VERDICT_LEN, verdicts)
-            } else if draining && !socket.drain_told {
-                send(socket, Kind::Drain, 0, &[])
-            } else {
-                break;
-            };
-            match sent.map_err(|error| error.raw_os_error()) {
-                Ok(()) if len > 0 => slots.sent(len),
-                Ok(()) => socket.drain_told = true,
-                // Once more when it is watched: of room that came before, no edge would tell.
-                Err(Some(libc::EAGAIN)) if !socket.watching => {
-                    socket.watch_room(key, events, true)?;
-                }
-                Err(Some(libc::EAGAIN)) => socket.full = true,
-                Err(Some(libc::ENOBUFS | libc::ENOMEM)) => {
-                    socket.short_of_memory = true;
-                    let now = Instant::now();
-                    events.wake_at(now + MEMORY_PAUSE, now).map_err(|_| End::Gone)?;
-                }
-                // Dispatch receives what the broker still sent, and then the end.
-                Err(Some(libc::EPIPE | libc::ECONNRESET)) => socket.deaf = true,
-                Err(_) => return Err(End::Gone),
+            let Some(next) = next(socket, slots, arrivals.draining) else { break };
+            if let Err(error) = socket.send(next, slots, arrivals) {
+                socket.unsent(&error, key, events, arrivals)?;
             }
         }
-        if socket.watching && !socket.full {
-            socket.watch_room(key, events, false)?;
+        if socket.watching && !socket.full && socket.watch_room(key, events, false).is_err() {
+            // It stays watched, is told at once that there is room, and tries again.
+            socket.full = true;
+        }
+        if socket.short_of_tokens {
+            socket.wake_after(TOKEN_PAUSE, key, events)?;
         }
         Ok(())
     }
 }
 
+/// What is to be sent next. The verdict on a slot's offer comes before the slot's next grant.
+fn next(socket: &Socket, slots: &Slots, draining: bool) -> Option<Next> {
+    let verdicts = slots.verdicts(socket.most_entries * VERDICT_LEN).len();
+    if !socket.welcomed {
+        Some(Next::Welcome)
+    } else if verdicts > 0 {
+        Some(Next::Verdicts(verdicts))
+    } else if draining {
+        (!socket.drain_told).then_some(Next::Drain)
+    } else if slots.are_owed() && !socket.short_of_tokens {
+        Some(Next::Grants(socket.most_entries.min(MAX_GRANTS)))
+    } else {
+        None
+    }
+}
+
 impl Socket {
-    fn watch_room(&mut self, key: u64, events: &Events, room: bool) -> Result<(), End> {
+    /// Sends a frame; what was sent is not to be sent again.
+    fn send(&mut self, next: Next, slots: &mut Slots, arrivals: &mut Arrivals) -> io::Result<()> {
+        match next {
+            Next::Welcome => {
+                let max_bytes = arrivals.options.max_offer_bytes as u32;
+                let welcome = Welcome { slots: slots.count() as u32, max_bytes }.body();
+                self.send_frame(Kind::Welcome, 0, &welcome)?;
+                self.welcomed = true;
+            }
+            Next::Verdicts(len) => {
+                self.send_frame(Kind::Verdicts, len / VERDICT_LEN, slots.verdicts(len))?;
+                slots.sent(len);
+            }
+            Next::Grants(most) => {
+                let mut entries = [[0; GRANT_LEN]; MAX_GRANTS];
+                let count = slots.grant(&mut entries[..most], || arrivals.next_token());
+                if count == 0 {
+                    self.short_of_tokens = true;
+                    return Ok(());
+                }
+                let sent = self.send_frame(Kind::Grants, count, entries[..count].as_flattened());
+                match sent {
+                    Ok(()) => slots.granted(count),
+                    Err(_) => slots.not_granted(count),
+                }
+                sent?;
+            }
+            Next::Drain => {
+                self.send_frame(Kind::Drain, 0, &[])?;
+                self.drain_told = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn send_frame(&self, kind: Kind, entries: usize, body: &[u8]) -> io::Result<()> {
+        let header = wire::header(kind, entries, 0, body.len());
+        packet::send_packet(self.descriptor.as_fd(), &header, body, &[]).map(drop)
+    }
+
+    /// A frame could not be sent: it waits, or is made smaller, or the channel ends.
+    fn unsent(
+        &mut self,
+        error: &io::Error,
+        key: u64,
+        events: &mut Events,
+        arrivals: &mut Arrivals,
+    ) -> Result<(), End> {
+        match error.raw_os_error() {
+            // Once more when it is watched: of room that came before, no edge would tell.
+            Some(libc::EAGAIN) if !self.watching => {
+                self.watch_room(key, events, true).map_err(|error| {
+                    arrivals.system_refused(&error);
+                    End::Gone
+                })?;
+            }
+            Some(libc::EAGAIN) => self.full = true,
+            // More than the socket's buffer, SO_SNDBUF, holds.
+            Some(libc::EMSGSIZE) if self.most_entries > 1 => self.most_entries /= 2,
+            // Dispatch receives what the broker still sent, and then the end.
+            Some(libc::EPIPE | libc::ECONNRESET) => self.deaf = true,
+            Some(libc::ENOBUFS | libc::ENOMEM) => {
+                arrivals.system_refused(error);
+                self.short_of_memory = true;
+                self.wake_after(MEMORY_PAUSE, key, events)?;
+            }
+            _ => {
+                arrivals.system_refused(error);
+                return Err(End::Gone);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the handle try again after a pause; at once, if no timer can be set.
+    fn wake_after(&mut self, pause: Duration, key: u64, events: &mut Events) -> Result<(), End> {
+        let now = Instant::now();
+        if events.wake_at(now + pause, now).is_err() {
+            self.watch_room(key, events, true).map_err(|_| End::Gone)?;
+            self.full = true;
+        }
+        Ok(())
+    }
+
+    fn watch_room(&mut self, key: u64, events: &Events, room: bool) -> io::Result<()> {
+        events.watch_room(self.descriptor.as_fd(), key, room)?;
         self.watching = room;
-        events.watch_room(self.descriptor.as_fd(), key, room).map_err(|_| End::Gone)
+        Ok(())
+    }
+}
+
+/// Nothing was received: there is nothing, or the system is short of memory, or it is the end.
+fn unreceived(error: &io::Error, events: &mut Events, arrivals: &mut Arrivals) -> Result<(), End> {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => Ok(()),
+        Some(libc::ENOBUFS | libc::ENOMEM) => {
+            arrivals.system_refused(error);
+            // No edge would tell that it is still there.
+            let now = Instant::now();
+            events.wake_at(now + MEMORY_PAUSE, now).map_err(|_| End::Gone)
+        }
+        _ => Err(End::Gone),
+    }
+}
+
+/// Opens the claim table that came with a broker's hello.
+fn open(hello: wire::Hello, table: Option<Arrived>, arrivals: &mut Arrivals) -> Result<Slots, End> {
+    let count = arrivals.options.max_in_flight.min(hello.slots as usize);
+    let slots = match table {
+        // The frame says that it came, so it was lost on arrival.
+        None => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+        Some(table) => ClaimTable::open(table.as_fd(), hello.slots as usize)
+            .and_then(|claims| Slots::new(claims, count).map_err(|error| error.source)),
+    };
+    match slots {
+        Ok(slots) => {
+            arrivals.statistics.accepted += 1;
+            Ok(slots)
+        }
+        Err(error) => match error.raw_os_error() {
+            // Not because of what the broker sent. EAGAIN is a limit on locked memory, mmap(2).
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN) => {
+                arrivals.system_refused(&error);
+                Err(End::Gone)
+            }
+            _ => Err(End::Broken),
+        },
     }
 }
 
 /// Takes one offer in: it must spend its token, and is held if it is allowed. Its descriptor comes
-/// with whether it is open for writing.
+/// with whether it is certainly over TCP.
 fn arrive(
     index: usize,
     slots: &mut Slots,
     offer: &wire::Offer<'_>,
-    arrived: Option<(OwnedFd, bool)>,
+    arrived: Option<(Arrived, bool)>,
     arrivals: &mut Arrivals,
 ) -> Result<(), End> {
     let len = offer.variable_len().ok_or(End::Broken)?;
@@ -281,25 +400,18 @@ fn arrive(
         return Err(End::Broken);
     }
     arrivals.statistics.arrived += 1;
-    let slot = offer.head.slot as usize;
-    slots.shrink(slot);
     let refusal = arrivals.refusal(arrived.as_ref(), offer.head.cookie, len);
-    match (arrived, refusal) {
-        (Some((descriptor, _)), None) => {
-            let serial = arrivals.add(index, slot, len);
-            slots.hold(offer, descriptor, serial);
-        }
-        (refused, reason) => {
-            // Closed before the broker hears of it.
-            drop(refused);
-            arrivals.statistics.rejected += 1;
-            slots.answer(slot, reason, arrivals.next_token());
-        }
-    }
+    let (refused, reason) = match (arrived, refusal) {
+        (Some((descriptor, _)), None) => match arrivals.hold(index, slots, offer, descriptor) {
+            Ok(()) => return Ok(()),
+            Err(refused) => (Some(refused), Some(Reason::BackendBusy)),
+        },
+        (refused, reason) => (refused.map(|(descriptor, _)| descriptor), reason),
+    };
+    // Closed before the broker hears of it.
+    drop(refused);
+    let slot = offer.head.slot as usize;
+    arrivals.refused(slots.is_taken_back(slot));
+    slots.answer(slot, reason, arrivals.next_token());
     Ok(())
-}
-
-fn send(socket: &Socket, kind: Kind, entries: usize, body: &[u8]) -> io::Result<()> {
-    let header = wire::header(kind, entries, 0, body.len());
-    packet::send_packet(socket.descriptor.as_fd(), &header, body, &[]).map(drop)
 }

@@ -6,10 +6,12 @@ use super::channel::End;
 impl Backend {
     /// Receives every frame that is there on a channel.
     pub(super) fn receive(&mut self, index: usize) {
+        let Some(events) = self.handle.events() else { return };
         let channel = &mut self.channels[index];
         let awaited_hello = channel.hello_by().is_some();
+        let arrivals = &mut self.arrivals;
         let received =
-            channel.receive(index, &mut self.buffer, &mut self.descriptors, &mut self.arrivals);
+            channel.receive(index, &mut self.buffer, &mut self.descriptors, events, arrivals);
         if awaited_hello && channel.slots.is_some() {
             self.accepting.awaiting_hello -= 1;
         }
@@ -31,7 +33,7 @@ impl Backend {
         }
     }
 
-    /// Sends the brokers every verdict that waits.
+    /// Sends the brokers what waits to be sent.
     pub(super) fn flush(&mut self) {
         while let Some(index) = self.dirty.pop() {
             self.channels[index].dirty = false;
@@ -42,20 +44,20 @@ impl Backend {
     pub(super) fn flush_channel(&mut self, index: usize) {
         let Some(events) = self.handle.events() else { return };
         let channel = &mut self.channels[index];
-        let flushed = channel.flush(index as u64, events, self.arrivals.draining);
-        self.short_of_memory |= channel.is_short_of_memory();
+        let flushed = channel.flush(index as u64, events, &mut self.arrivals);
+        self.is_short |= channel.is_short();
         if let Err(end) = flushed {
             self.end(index, end);
         }
     }
 
-    /// Sends again what the system was short of memory for.
-    pub(super) fn try_memory_again(&mut self) {
-        if !std::mem::take(&mut self.short_of_memory) {
+    /// Sends again what the system was short of something for.
+    pub(super) fn try_again(&mut self) {
+        if !std::mem::take(&mut self.is_short) {
             return;
         }
         for index in 0..self.channels.len() {
-            if self.channels[index].try_memory_again() {
+            if self.channels[index].try_again() {
                 self.mark_dirty(index);
             }
         }
@@ -67,9 +69,12 @@ impl Backend {
     pub(super) fn end(&mut self, index: usize, end: End) {
         let channel = &mut self.channels[index];
         if self.handle.events().is_some_and(|events| channel.close(events)) {
-            match channel.slots {
-                Some(_) => self.orphans = true,
-                None => self.accepting.awaiting_hello -= 1,
+            self.accepting.connected -= 1;
+            if channel.slots.is_some() {
+                self.orphans.push(index);
+            } else {
+                self.accepting.awaiting_hello -= 1;
+                self.accepting.leave(index, channel.broker.user);
             }
         }
         if end == End::Gone {
@@ -77,29 +82,39 @@ impl Backend {
         }
         self.arrivals.statistics.broken += 1;
         let Some(slots) = &mut channel.slots else { return };
-        slots.close_held();
-        let held_bytes = &mut self.arrivals.held_bytes;
-        self.arrivals.waiting.retain(|place| {
-            let others = place.channel != index;
-            if !others && slots.find(place.slot, place.serial).is_some() {
-                *held_bytes -= slots.release(place.slot).1;
-            }
-            others
+        let forgotten = slots.close_held(index, &mut self.arrivals.rooms);
+        self.arrivals.statistics.taken_back += forgotten as u64;
+        let channels = &self.channels;
+        self.arrivals.add_stale(forgotten, |place| {
+            let slots = channels.get(place.channel).and_then(|channel| channel.slots.as_ref());
+            slots.is_some_and(|slots| slots.holds(place.slot, place.serial))
         });
     }
 
-    /// Forgets channels whose broker has gone and of which nothing is held. Not at once, because
-    /// the caller may still read the bytes of the last arrival.
-    pub(super) fn clear_orphans(&mut self) {
-        if !self.orphans {
-            return;
-        }
-        self.orphans = false;
-        for channel in self.channels.iter_mut().filter(|channel| !channel.is_connected()) {
-            match &channel.slots {
-                Some(slots) if slots.held() > 0 => self.orphans = true,
-                _ => channel.slots = None,
+    /// Frees what the last arrivals leave behind: room that is not kept, and channels whose broker has
+    /// gone and of which nothing is held. Not at once, because the caller may still read the bytes.
+    pub(super) fn clear_up(&mut self) {
+        let (rooms, channels) = (&mut self.arrivals.rooms, &mut self.channels);
+        if rooms.has_surplus() {
+            let surplus = rooms.take_surplus();
+            for &(channel, slot) in &surplus {
+                if let Some(slots) = channels.get_mut(channel).and_then(|c| c.slots.as_mut()) {
+                    slots.free_room(slot, rooms);
+                }
             }
+            rooms.took_surplus(surplus);
         }
+        let accepting = &mut self.accepting;
+        self.orphans.retain(|&index| {
+            let channel = &mut channels[index];
+            let held = channel.slots.as_ref().is_some_and(|slots| slots.held() > 0);
+            if !held {
+                if let Some(mut slots) = channel.slots.take() {
+                    slots.free_rooms(rooms);
+                }
+                accepting.leave(index, channel.broker.user);
+            }
+            held
+        });
     }
 }

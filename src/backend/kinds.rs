@@ -1,11 +1,13 @@
 //! Which sockets a backend takes, and what it asks the kernel about each that arrives.
 //!
-//! A broker is not trusted with what it offers, so the kernel is asked about it. The questions are
-//! most of what an arrival costs, so for clients that come over TCP there are fewer of them.
+//! A broker is not trusted with what it offers, so the kernel is asked about it: first what only a
+//! socket answers, because what is no socket may be slow to answer anything. The questions are most
+//! of what an arrival costs, so for clients that come over TCP there are fewer of them.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::reason::Reason;
+use crate::sys::arrived::Arrived;
 use crate::sys::packet::{self, MAX_DESCRIPTORS};
 
 /// Which sockets a backend takes. With all of these it takes any socket, also one of another kind,
@@ -43,25 +45,25 @@ impl Inspector {
         Inspector { kinds, expect_tcp: true }
     }
 
-    /// What can be asked about all the descriptors of a packet at once: whether each is open for
-    /// writing, if that will be of use.
-    pub(super) fn look(&self, descriptors: &[OwnedFd]) -> [bool; MAX_DESCRIPTORS] {
-        if self.tries_tcp() {
-            packet::open_for_writing(descriptors)
+    /// Which descriptors of a packet are certainly connections over TCP, if that will be of use.
+    pub(super) fn look(&self, descriptors: &[Arrived]) -> [bool; MAX_DESCRIPTORS] {
+        if self.expect_tcp && self.kinds.stream && !self.kinds.unconnected {
+            packet::connected_over_tcp(descriptors)
         } else {
             [false; MAX_DESCRIPTORS]
         }
     }
 
-    /// Why a descriptor is not taken, if it is not; `open` is what [`look`](Inspector::look) said.
+    /// Why a descriptor is not taken, if it is not; `over_tcp` is what [`look`](Inspector::look)
+    /// said.
     pub(super) fn refusal(
         &mut self,
-        descriptor: &OwnedFd,
-        open: bool,
+        descriptor: &Arrived,
+        over_tcp: bool,
         cookie: u64,
     ) -> Option<Reason> {
         let descriptor = descriptor.as_fd();
-        if !self.allows(descriptor, open) {
+        if !over_tcp && !self.allows(descriptor) {
             return Some(Reason::ClientUnsupported);
         }
         // What arrived is a socket, and the one that was offered, as far as both sides can tell.
@@ -70,22 +72,14 @@ impl Inspector {
         (!same).then_some(Reason::IntegrityMismatch)
     }
 
-    fn tries_tcp(&self) -> bool {
-        self.expect_tcp && self.kinds.stream && !self.kinds.unconnected
-    }
-
     /// Whether a descriptor is of an allowed kind.
     ///
-    /// That it is a TCP socket says that it is a stream socket, and that it is open for writing
-    /// then says that it is connected: this is one call for each descriptor, instead of two. Where
-    /// one of these does not hold, SO_TYPE and getpeername(2) have the last word, as they have for
-    /// all other sockets; the two ways never differ about a socket that the first one takes.
-    fn allows(&mut self, descriptor: BorrowedFd<'_>, open: bool) -> bool {
+    /// Of a TCP socket [`look`](Inspector::look) tells the same with one call instead of two. Where
+    /// it does not tell, SO_TYPE and getpeername(2) have the last word, as they have for all other
+    /// sockets; the two ways never differ about a socket that the first one takes.
+    fn allows(&mut self, descriptor: BorrowedFd<'_>) -> bool {
         let Kinds { stream, seqpacket, datagram, unconnected } = self.kinds;
         if stream && seqpacket && datagram && unconnected {
-            return true;
-        }
-        if open && self.tries_tcp() && packet::is_tcp(descriptor) {
             return true;
         }
         let kind = packet::socket_type(descriptor);
@@ -110,6 +104,7 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::OwnedFd;
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
     const STREAMS: Kinds =
@@ -123,20 +118,30 @@ mod tests {
 
     /// Whether streams with a peer, and nothing else, take this: whatever came before it.
     fn taken(socket: impl Into<OwnedFd>) -> bool {
-        let socket = [socket.into()];
-        let open = packet::open_for_writing(&socket)[0];
+        let socket = [Arrived::new(socket.into())];
+        let cookie = packet::cookie(socket[0].as_fd()).unwrap_or(0);
         let [expecting, not] = [true, false].map(|expect_tcp| {
-            Inspector { kinds: STREAMS, expect_tcp }.allows(socket[0].as_fd(), open)
+            let mut inspector = Inspector { kinds: STREAMS, expect_tcp };
+            let over_tcp = inspector.look(&socket)[0];
+            inspector.refusal(&socket[0], over_tcp, cookie).is_none()
         });
         assert_eq!(expecting, not);
         expecting
     }
 
     #[test]
+    fn connection_over_tcp_is_known_among_others() {
+        let (client, _server) = tcp();
+        let (unix, _peer) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let arrived = [file.into(), client.into(), unix.into()].map(Arrived::new);
+        assert_eq!(Inspector::new(STREAMS).look(&arrived)[..4], [false, true, false, false]);
+    }
+
+    #[test]
     fn connected_streams_are_taken_in_every_state() {
         let (client, _server) = tcp();
-        let found = Inspector::new(STREAMS).allows(client.as_fd(), true);
-        assert!(found && packet::is_tcp(client.as_fd()));
+        assert!(packet::is_tcp(client.as_fd()));
         assert!(taken(client));
 
         let (mut full, _server) = tcp();
@@ -204,10 +209,7 @@ mod tests {
     #[test]
     fn connection_that_waits_for_its_first_bytes_to_connect_is_not_taken() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let socket = [packet::tests::connect_with_first_bytes(listener.local_addr().unwrap())];
-        // poll(2) alone would not tell.
-        assert!(packet::open_for_writing(&socket)[0]);
-        let [socket] = socket;
+        let socket = packet::tests::connect_with_first_bytes(listener.local_addr().unwrap());
         assert!(!packet::is_tcp(socket.as_fd()));
         assert!(!taken(socket));
     }

@@ -18,6 +18,10 @@ pub struct BackendOptions {
     pub groups: Vec<u32>,
     /// Channels at once: 1 to 65535, 64 by default.
     pub max_channels: usize,
+    /// Channels at once of the brokers of one user, whichever user that is: 1 to `max_channels`. By
+    /// default, if the policy allows other users than the own one and root, seven eighths of
+    /// `max_channels`, so that no user keeps the others out; otherwise all.
+    pub max_channels_per_user: Option<usize>,
     /// Offers in flight at once on each channel: 1 to 4096, 256 by default. The backend grants each
     /// channel so many tokens.
     pub max_in_flight: usize,
@@ -27,6 +31,9 @@ pub struct BackendOptions {
     /// Bytes of arrivals held at once, 64 MiB by default. Beyond that, arrivals are rejected with
     /// [`Reason::BackendBusy`](crate::reason::Reason::BackendBusy).
     pub max_held_bytes: usize,
+    /// Bytes of memory, 1 MiB by default, that the handle keeps for the bytes of arrivals to come.
+    /// Beyond that, an arrival's memory is freed at the dispatch after it was adopted or rejected.
+    pub max_kept_bytes: usize,
     /// Which sockets to take. It is an error if they are `unconnected` ones alone.
     pub kinds: Kinds,
 }
@@ -53,6 +60,13 @@ impl BackendOptions {
         };
         Err(BackendError::InvalidOptions { problem })
     }
+
+    /// How many channels the brokers of one user may have.
+    pub(super) fn channels_of_one_user(&self) -> usize {
+        let several = !self.groups.is_empty() || self.users.len() > 1;
+        let default = self.max_channels - if several { self.max_channels.div_ceil(8) } else { 0 };
+        self.max_channels_per_user.unwrap_or(default).clamp(1, self.max_channels)
+    }
 }
 
 impl Default for BackendOptions {
@@ -64,9 +78,11 @@ impl Default for BackendOptions {
             users: Vec::new(),
             groups: Vec::new(),
             max_channels: 64,
+            max_channels_per_user: None,
             max_in_flight: 256,
             max_offer_bytes: 64 * 1024,
             max_held_bytes: 64 * 1024 * 1024,
+            max_kept_bytes: 1024 * 1024,
             kinds: Kinds { stream: true, seqpacket: false, datagram: false, unconnected: false },
         }
     }

@@ -1,16 +1,13 @@
 //! The slots of one channel as the backend keeps them: which have a token, what is held in them, and
 //! the verdicts that wait to be sent. State only; no I/O.
 
-use std::os::fd::OwnedFd;
-
+use super::rooms::Rooms;
 use crate::claim::{self, ClaimTable};
-use crate::peer::Credentials;
+use crate::memory::{self, NoMemory};
 use crate::reason::Reason;
+use crate::sys::arrived::Arrived;
 use crate::token::Token;
-use crate::wire::{self, OfferHead};
-
-/// A held arrival's bytes stay in room that is kept for the next one, unless it is more than this.
-const KEPT_BYTES: usize = 16384;
+use crate::wire::{self, Grant, OfferHead};
 
 const NO_TOKEN: Token = Token::from_bytes([0; Token::LEN]);
 
@@ -20,8 +17,10 @@ enum State {
     Empty,
     /// One offer may arrive with this slot's token.
     Granted,
-    /// An arrival is held.
-    Held,
+    /// An arrival is held that the caller has not seen.
+    Waiting,
+    /// An arrival is held that the caller decides on.
+    Seen,
 }
 
 #[derive(Debug)]
@@ -31,15 +30,32 @@ pub(super) struct Slot {
     generation: u64,
     /// Tells this arrival from all others of the handle.
     serial: u64,
-    descriptor: Option<OwnedFd>,
+    descriptor: Option<Arrived>,
     /// Service and correlation id, each with a NUL behind it, then metadata, then preread.
     bytes: Vec<u8>,
     lengths: [usize; 4],
 }
 
 impl Slot {
+    const EMPTY: Slot = Slot {
+        state: State::Empty,
+        token: NO_TOKEN,
+        generation: 0,
+        serial: 0,
+        descriptor: None,
+        bytes: Vec::new(),
+        lengths: [0; 4],
+    };
+
+    fn is_held(&self) -> bool {
+        matches!(self.state, State::Waiting | State::Seen)
+    }
+
     pub(super) fn parts(&self) -> [&[u8]; 4] {
         let [service, correlation, metadata, preread] = self.lengths;
+        if self.bytes.is_empty() {
+            return [&[]; 4];
+        }
         let (first, rest) = self.bytes.split_at(service);
         let (second, rest) = rest[1..].split_at(correlation);
         let (third, rest) = rest[1..].split_at(metadata);
@@ -51,48 +67,50 @@ impl Slot {
         self.lengths.iter().sum()
     }
 
-    fn store(&mut self, offer: &wire::Offer<'_>) {
-        self.bytes.clear();
+    /// Keeps the bytes of an offer; false if there is no memory for them.
+    fn store(&mut self, offer: &wire::Offer<'_>, rooms: &mut Rooms) -> bool {
+        let parts = [offer.service, offer.correlation, offer.metadata, offer.preread];
+        let lengths = parts.map(<[u8]>::len);
+        if !rooms.take(&mut self.bytes, lengths.iter().sum(), NULS) {
+            return false;
+        }
+        self.lengths = lengths;
         for name in [offer.service, offer.correlation] {
             self.bytes.extend_from_slice(name);
             self.bytes.push(0);
         }
         self.bytes.extend_from_slice(offer.metadata);
         self.bytes.extend_from_slice(offer.preread);
-        let parts = [offer.service, offer.correlation, offer.metadata, offer.preread];
-        self.lengths = parts.map(<[u8]>::len);
+        true
     }
 }
 
+/// One behind each name.
+const NULS: usize = 2;
+
 #[derive(Debug)]
 pub(super) struct Slots {
-    /// The broker, as it was when it connected.
-    pub broker: Credentials,
     claims: ClaimTable,
     slots: Vec<Slot>,
     held: usize,
+    /// Slots that are to be granted a token, the next one last.
+    owed: Vec<u32>,
     /// Entries of verdicts, one behind the other.
     verdicts: Vec<u8>,
 }
 
 impl Slots {
-    pub(super) fn new(broker: Credentials, claims: ClaimTable, count: usize) -> Slots {
-        let empty = || Slot {
-            state: State::Empty,
-            token: NO_TOKEN,
-            generation: 0,
-            serial: 0,
-            descriptor: None,
-            bytes: Vec::new(),
-            lengths: [0; 4],
-        };
-        Slots {
-            broker,
-            claims,
-            slots: (0..count).map(|_| empty()).collect(),
-            held: 0,
-            verdicts: Vec::with_capacity(count * wire::VERDICT_LEN),
-        }
+    /// Slots that are all owed a token. Fails if there is no memory for them.
+    pub(super) fn new(claims: ClaimTable, count: usize) -> Result<Slots, NoMemory> {
+        let (mut slots, mut owed) = (memory::vec(count, "slots")?, memory::vec(count, "slots")?);
+        let verdicts = memory::vec(count * wire::VERDICT_LEN, "verdicts")?;
+        slots.extend((0..count).map(|_| Slot::EMPTY));
+        owed.extend((0..count as u32).rev());
+        Ok(Slots { claims, slots, held: 0, owed, verdicts })
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.slots.len()
     }
 
     /// How many arrivals are held.
@@ -100,10 +118,41 @@ impl Slots {
         self.held
     }
 
-    /// Gives a token to an empty slot.
-    pub(super) fn grant(&mut self, slot: usize, token: Token) {
-        self.slots[slot].state = State::Granted;
-        self.slots[slot].token = token;
+    /// Whether slots are to be granted tokens.
+    pub(super) fn are_owed(&self) -> bool {
+        !self.owed.is_empty()
+    }
+
+    /// Gives tokens to slots that are owed one, as many as there are tokens and fit into `entries`,
+    /// which become the entries of a frame. Returns how many: they are granted when the frame was
+    /// sent, see [`granted`](Slots::granted) and [`not_granted`](Slots::not_granted).
+    pub(super) fn grant(
+        &mut self,
+        entries: &mut [[u8; wire::GRANT_LEN]],
+        mut token: impl FnMut() -> Option<Token>,
+    ) -> usize {
+        let mut count = 0;
+        for (entry, &slot) in entries.iter_mut().zip(self.owed.iter().rev()) {
+            let Some(token) = token() else { break };
+            *entry = Grant { slot, token }.bytes();
+            give(&mut self.slots[slot as usize], token);
+            count += 1;
+        }
+        count
+    }
+
+    /// The grants of so many slots were sent.
+    pub(super) fn granted(&mut self, count: usize) {
+        self.owed.truncate(self.owed.len() - count);
+    }
+
+    /// The grants of so many slots were not sent, and their tokens are forgotten.
+    pub(super) fn not_granted(&mut self, count: usize) {
+        for &slot in self.owed.iter().rev().take(count) {
+            let slot = &mut self.slots[slot as usize];
+            slot.state = State::Empty;
+            slot.token = NO_TOKEN;
+        }
     }
 
     /// Wipes the token of a slot, if the offer has it; false if not, which no honest broker does.
@@ -119,19 +168,34 @@ impl Slots {
         true
     }
 
-    /// Holds an arrival until it is adopted or rejected.
-    pub(super) fn hold(&mut self, offer: &wire::Offer<'_>, descriptor: OwnedFd, serial: u64) {
+    /// Holds an arrival until it is adopted or rejected; gives the descriptor back if there is no
+    /// memory for its bytes.
+    pub(super) fn hold(
+        &mut self,
+        offer: &wire::Offer<'_>,
+        descriptor: Arrived,
+        serial: u64,
+        rooms: &mut Rooms,
+    ) -> Result<(), Arrived> {
         let slot = &mut self.slots[offer.head.slot as usize];
-        slot.state = State::Held;
+        if !slot.store(offer, rooms) {
+            return Err(descriptor);
+        }
+        slot.state = State::Waiting;
         slot.serial = serial;
         slot.descriptor = Some(descriptor);
-        slot.store(offer);
         self.held += 1;
+        Ok(())
     }
 
-    /// The arrival that is held in a slot.
-    pub(super) fn find(&self, slot: usize, serial: u64) -> Option<&Slot> {
-        self.slots.get(slot).filter(|slot| slot.state == State::Held && slot.serial == serial)
+    /// Whether an arrival is held.
+    pub(super) fn holds(&self, slot: usize, serial: u64) -> bool {
+        self.slots.get(slot).is_some_and(|slot| slot.is_held() && slot.serial == serial)
+    }
+
+    /// The caller decides on the arrival in a slot.
+    pub(super) fn seen(&mut self, slot: usize) {
+        self.slots[slot].state = State::Seen;
     }
 
     /// The arrival that was last in a slot, with its bytes until the slot is used again.
@@ -139,17 +203,38 @@ impl Slots {
         &self.slots[slot]
     }
 
-    /// Closes the descriptors of all arrivals that are held, so that none can be adopted any more.
-    /// Their bytes stay: the caller may be looking at them, and is told when it adopts.
-    pub(super) fn close_held(&mut self) {
-        for slot in &mut self.slots {
+    /// Closes the descriptors of all arrivals that are held, so that none can be adopted any more,
+    /// and releases those that the caller has not seen: returns how many. The bytes of the others
+    /// stay: the caller may be looking at them, and is told when it adopts.
+    pub(super) fn close_held(&mut self, channel: usize, rooms: &mut Rooms) -> usize {
+        let mut released = 0;
+        for (index, slot) in self.slots.iter_mut().enumerate() {
             slot.descriptor = None;
+            if slot.state == State::Waiting {
+                slot.state = State::Empty;
+                rooms.release(&slot.bytes, slot.len(), (channel, index));
+                released += 1;
+            }
+        }
+        self.held -= released;
+        released
+    }
+
+    /// Closes the copies that a child of fork(2) has, and changes nothing about the connections.
+    pub(super) fn close_copies(&mut self) {
+        for slot in &mut self.slots {
+            drop(slot.descriptor.take().map(Arrived::accept));
         }
     }
 
     /// Whether the broker still waits for the arrival in a slot.
     pub(super) fn is_on_offer(&self, slot: usize) -> bool {
         claim::is_offered(self.claims.slot(slot), self.slots[slot].generation)
+    }
+
+    /// Whether the broker has taken back what was last offered in a slot.
+    pub(super) fn is_taken_back(&self, slot: usize) -> bool {
+        claim::is_revoked(self.claims.slot(slot), self.slots[slot].generation)
     }
 
     /// Claims the arrival in a slot.
@@ -160,41 +245,53 @@ impl Slots {
         claim::adopt(self.claims.slot(slot), self.slots[slot].generation)
     }
 
-    /// Releases the arrival in a slot: its descriptor, and how many bytes are not held any more.
-    /// They stay readable until the slot is used again.
-    pub(super) fn release(&mut self, slot: usize) -> (Option<OwnedFd>, usize) {
-        let slot = &mut self.slots[slot];
+    /// Releases the arrival in a slot, and returns its descriptor. Its bytes stay readable until the
+    /// slot is used again or its room is freed.
+    pub(super) fn release(&mut self, place: (usize, usize), rooms: &mut Rooms) -> Option<Arrived> {
+        let slot = &mut self.slots[place.1];
         slot.state = State::Empty;
         self.held -= 1;
-        (slot.descriptor.take(), slot.len())
+        rooms.release(&slot.bytes, slot.len(), place);
+        slot.descriptor.take()
     }
 
-    /// Adds the verdict on a slot's last offer, with the slot's next token if there is one.
+    /// Adds the verdict on a slot's last offer, with the slot's next token. Without one, the slot is
+    /// owed it.
     pub(super) fn answer(&mut self, slot: usize, reason: Option<Reason>, next: Option<Token>) {
         let generation = self.slots[slot].generation;
         let reason = reason.map_or(0, |reason| reason as u8);
-        wire::Verdict { slot: slot as u32, generation, reason, next }.write(&mut self.verdicts);
-        if let Some(token) = next {
-            self.grant(slot, token);
+        let number = slot as u32;
+        match &next {
+            Some(token) => give(&mut self.slots[slot], *token),
+            None => self.owed.push(number),
+        }
+        wire::Verdict { slot: number, generation, reason, next }.write(&mut self.verdicts);
+    }
+
+    /// Frees the room of a slot that holds nothing.
+    pub(super) fn free_room(&mut self, slot: usize, rooms: &mut Rooms) {
+        if let Some(slot) = self.slots.get_mut(slot).filter(|slot| !slot.is_held()) {
+            rooms.free(&mut slot.bytes);
         }
     }
 
-    /// Gives memory back that large arrivals took, before their slots are used again.
-    pub(super) fn shrink(&mut self, slot: usize) {
-        let bytes = &mut self.slots[slot].bytes;
-        if bytes.capacity() > KEPT_BYTES {
-            *bytes = Vec::new();
-        }
+    /// Frees the room of all slots, before they are dropped.
+    pub(super) fn free_rooms(&mut self, rooms: &mut Rooms) {
+        self.slots.iter_mut().for_each(|slot| rooms.free(&mut slot.bytes));
     }
 
-    /// The entries of verdicts that fit the next packet.
-    pub(super) fn verdicts(&self) -> &[u8] {
-        const MOST: usize = 1024 * wire::VERDICT_LEN;
-        &self.verdicts[..self.verdicts.len().min(MOST)]
+    /// The entries of verdicts that fit `most` bytes.
+    pub(super) fn verdicts(&self, most: usize) -> &[u8] {
+        &self.verdicts[..self.verdicts.len().min(most)]
     }
 
     /// Forgets entries that were sent.
     pub(super) fn sent(&mut self, len: usize) {
         self.verdicts.drain(..len);
     }
+}
+
+fn give(slot: &mut Slot, token: Token) {
+    slot.state = State::Granted;
+    slot.token = token;
 }

@@ -37,8 +37,8 @@ pub(super) struct Channel {
     pub(super) full: bool,
     /// The events tell when it has room again.
     watching: bool,
-    /// The system was short of memory: when to send again.
-    pub(super) send_again: Option<Instant>,
+    /// The system was short of memory: when to try again.
+    pub(super) try_again: Option<Instant>,
 }
 
 /// Verdicts that wait to be taken, and what follows from them.
@@ -114,7 +114,7 @@ impl Channel {
             draining: false,
             full: false,
             watching: false,
-            send_again: None,
+            try_again: None,
         })
     }
 
@@ -141,10 +141,10 @@ impl Channel {
         descriptors: &mut Vec<RawFd>,
         now: Instant,
     ) -> Result<(), Reason> {
-        self.send_again = self.send_again.filter(|again| *again > now);
+        self.try_again = self.try_again.filter(|again| *again > now);
         let mut most = wire::MAX_DESCRIPTORS;
         while let Some(first) = self.offers.first_queued() {
-            if self.full || self.send_again.is_some() {
+            if self.full || self.try_again.is_some() {
                 break;
             }
             let body = self.offers.batch(most, descriptors);
@@ -158,9 +158,13 @@ impl Channel {
             };
             match error.raw_os_error() {
                 // Once more when it is watched: of room that came before, no edge would tell.
-                Some(libc::EAGAIN) if !self.watching => self.watch_room(events, true)?,
+                Some(libc::EAGAIN) if !self.watching => {
+                    if self.watch_room(events, true).is_err() {
+                        self.try_again = Some(now + MEMORY_PAUSE);
+                    }
+                }
                 Some(libc::EAGAIN) => self.full = true,
-                Some(libc::ENOBUFS | libc::ENOMEM) => self.send_again = Some(now + MEMORY_PAUSE),
+                Some(libc::ENOBUFS | libc::ENOMEM) => self.try_again = Some(now + MEMORY_PAUSE),
                 Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => {
                     return Err(Reason::BackendUnavailable);
                 }
@@ -176,16 +180,17 @@ impl Channel {
                 }
             }
         }
-        if self.watching && !self.full {
-            self.watch_room(events, false)?;
+        if self.watching && !self.full && self.watch_room(events, false).is_err() {
+            // It stays watched, is told at once that there is room, and tries again.
+            self.full = true;
         }
         Ok(())
     }
 
-    fn watch_room(&mut self, events: &Events, room: bool) -> Result<(), Reason> {
-        let watched = events.watch_room(self.socket.as_fd(), SOCKET, room);
+    fn watch_room(&mut self, events: &Events, room: bool) -> io::Result<()> {
+        events.watch_room(self.socket.as_fd(), SOCKET, room)?;
         self.watching = room;
-        watched.map_err(|_| Reason::BackendUnavailable)
+        Ok(())
     }
 
     /// Revokes an offer in flight and adds its verdict: fallback for this reason, or adopted after
@@ -259,14 +264,20 @@ impl Channel {
             let received = match packet::receive_bare_packet(self.socket.as_fd(), buffer) {
                 Ok(received) if received.len == 0 => return Err(Reason::BackendUnavailable),
                 Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
-                Err(_) => return Err(Reason::BackendUnavailable),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => return Ok(true),
+                    Some(libc::ENOBUFS | libc::ENOMEM) => {
+                        self.try_again = Some(now + MEMORY_PAUSE);
+                        return Ok(true);
+                    }
+                    _ => return Err(Reason::BackendUnavailable),
+                },
             };
             // A backend never sends descriptors; treat any as hostile.
             if received.payload_truncated || received.control_truncated {
                 return Err(Reason::IntegrityMismatch);
             }
-            let frame = wire::decode(&buffer[..received.len], 0);
+            let frame = wire::decode(&buffer[..received.len], received.descriptors);
             self.handle(frame.map_err(|_| Reason::IntegrityMismatch)?, outcomes, now)?;
         }
         Ok(false)

@@ -58,6 +58,9 @@ pub enum BrokerError {
         /// The bytes that it may have.
         most: usize,
     },
+    /// The service's name or the correlation id has a NUL in it, which ends it for a C program.
+    #[error("the offer's service or correlation id has a NUL in it")]
+    NameWithNul,
     /// There is no channel to the backend now, or it is draining.
     #[error("{path}: no channel to the backend now: {source}", path = .path.display())]
     Unavailable {
@@ -183,9 +186,9 @@ impl BrokerError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             BrokerError::Address(error) => error.kind(),
-            BrokerError::InvalidOptions { .. } | BrokerError::NotASocket { .. } => {
-                ErrorKind::InvalidArgument
-            }
+            BrokerError::InvalidOptions { .. }
+            | BrokerError::NotASocket { .. }
+            | BrokerError::NameWithNul => ErrorKind::InvalidArgument,
             BrokerError::WrongProcess => ErrorKind::WrongProcess,
             BrokerError::Closed { .. } => ErrorKind::Closed,
             BrokerError::Woken => ErrorKind::Woken,

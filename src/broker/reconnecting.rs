@@ -96,7 +96,7 @@ impl Broker {
             Link::Down { retry_at, .. } => Some(*retry_at),
             Link::Up(channel) => {
                 let deadline = channel.offers.earliest().map(|(_, deadline)| deadline);
-                let times = [deadline, channel.welcome.err(), channel.send_again];
+                let times = [deadline, channel.welcome.err(), channel.try_again];
                 times.into_iter().flatten().min()
             }
         };

@@ -60,6 +60,11 @@ pub(crate) fn is_adopted(slot: &AtomicU64, generation: u64) -> bool {
     slot.load(Ordering::Acquire) == word(generation, ADOPTED)
 }
 
+/// Backend: whether the broker has taken this generation back.
+pub(crate) fn is_revoked(slot: &AtomicU64, generation: u64) -> bool {
+    slot.load(Ordering::Acquire) == word(generation, REVOKED)
+}
+
 /// Backend: whether the broker still has this generation on offer.
 pub(crate) fn is_offered(slot: &AtomicU64, generation: u64) -> bool {
     slot.load(Ordering::Acquire) == word(generation, OFFERED)

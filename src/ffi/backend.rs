@@ -18,7 +18,12 @@ use crate::memory;
 /// The backend's end of the channels of one handoff socket.
 ///
 /// It belongs to the process that uses it first. Listening is not a use, so you can listen before
-/// fork(). Once it runs, it allocates only for new channels and for arrivals of more than 16 KiB.
+/// fork(). Once it runs, it allocates only for new channels, and for arrivals whose bytes do not fit
+/// into the memory that it keeps.
+///
+/// Its calls wait for no broker, but for those that have a `wait_ms`. Yet a hostile broker can send
+/// descriptors whose close(2) takes long, see docs/security.md: allow only users that you trust not
+/// to.
 pub struct handoff_backend {
     backend: Backend,
     waker: Waker,
@@ -39,7 +44,8 @@ pub struct handoff_backend_options {
     pub backlog: i32,
     /// Who may connect, or NULL for this process's effective user and root. Copied.
     pub policy: *const handoff_peer_policy,
-    /// The most channels at once: 1 to 65535, default 64.
+    /// The most channels at once: 1 to 65535, default 64. Each keeps about 200 bytes of memory for
+    /// each offer that may be in flight.
     pub max_channels: usize,
     /// The most offers in flight on each channel: 1 to 4096, default 256.
     pub max_in_flight: usize,
@@ -47,11 +53,19 @@ pub struct handoff_backend_options {
     /// or `max_held_bytes` if that is less.
     pub max_offer_bytes: usize,
     /// The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
-    /// are rejected.
+    /// are rejected. What arrivals take of memory is bounded by this and `max_kept_bytes` together.
     pub max_held_bytes: usize,
     /// Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
     /// rejected.
     pub kinds: u64,
+    /// The most channels at once of one user's brokers, whichever user that is: 1 to
+    /// `max_channels`. Default: 7/8 of `max_channels`, rounded down, if the policy names several
+    /// users or a group, so that no user keeps the others out; otherwise all.
+    pub max_channels_per_user: usize,
+    /// The most bytes of memory to keep for the bytes of later arrivals: default 1048576;
+    /// HANDOFF_NO_LIMIT. Above that, an arrival's memory is freed at the dispatch after you adopted
+    /// or rejected it.
+    pub max_kept_bytes: usize,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -167,6 +181,11 @@ fn core_options(options: handoff_backend_options) -> Result<BackendOptions, Fail
         max_in_flight: nonzero(options.max_in_flight, defaults.max_in_flight),
         max_offer_bytes: nonzero(options.max_offer_bytes, max_offer_bytes),
         max_held_bytes,
+        max_kept_bytes: nonzero(options.max_kept_bytes, defaults.max_kept_bytes),
+        max_channels_per_user: match options.max_channels_per_user {
+            0 => None,
+            most => Some(most),
+        },
         kinds: match options.kinds {
             0 => defaults.kinds,
             _ => Kinds {
@@ -259,11 +278,14 @@ fn arrival_of(arrival: &Arrival<'_>, fd: c_int) -> handoff_arrival {
 ///
 /// A signal does not end the wait: let its handler call handoff_backend_wake().
 ///
+/// A client that is adopted waits for you: if you die before you answer it, it is lost. So accept
+/// when you can serve at once.
+///
 /// @param backend       the backend
 /// @param wait_ms       how long to wait, in milliseconds, as in poll(2)
 /// @param[out] arrival  the adopted connection and what came with it; close(2) its `fd`
 /// @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time; HANDOFF_WOKEN after
-///         handoff_backend_wake();
+///         handoff_backend_wake(), also if `wait_ms` is 0;
 ///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
 ///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
 ///         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use.
@@ -282,8 +304,8 @@ pub extern "C" fn handoff_backend_accept(
     })
 }
 
-/// Ends a wait in handoff_backend_accept(). The call that waits, or else the next one that would
-/// wait, returns HANDOFF_WOKEN.
+/// Ends a wait in handoff_backend_accept(). The call that waits returns HANDOFF_WOKEN. If none
+/// waits, the next call returns it as soon as it has no arrival at hand, also with a `wait_ms` of 0.
 ///
 /// @param backend  the backend; nobody may free it meanwhile
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -323,13 +345,15 @@ pub extern "C" fn handoff_backend_fd(backend: *mut handoff_backend) -> c_int {
 
 /// Does a backend's pending work: accepts brokers, receives offers, sends verdicts.
 ///
-/// It never blocks. Call it when the descriptor is readable, then call handoff_backend_next().
+/// It does not wait, and does a bounded amount of work: each channel has its turn once, and a few
+/// new brokers. Call it when the descriptor is readable, then call handoff_backend_next().
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
 ///         HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY, HANDOFF_ERR_UNSUPPORTED or
-///         HANDOFF_ERR_SYSTEM at the first use. A broker's fault is not an error here: it is counted
-///         in the statistics.
+///         HANDOFF_ERR_SYSTEM at the first use. After an error call it again. What a broker does
+///         wrong, and what the system refuses for one broker, is no error here: it is counted in the
+///         statistics.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> handoff_status {
@@ -387,7 +411,9 @@ pub extern "C" fn handoff_backend_adopt(
     })
 }
 
-/// Rejects an arrival. Its descriptor is closed, and the broker serves the client another way.
+/// Rejects an arrival. Its descriptor is closed, and the broker serves the client another way. If
+/// its SO_LINGER, socket(7), has a time, that is turned off first for both copies, because close(2)
+/// could wait. The same happens to every arrival that is not adopted.
 ///
 /// @param backend  the backend
 /// @param id       the arrival's id
@@ -406,8 +432,10 @@ pub extern "C" fn handoff_backend_reject(
 /// Stops listening and tells the brokers to offer no more. A successor can then listen at the path.
 ///
 /// Go on with dispatch and next, and adopt or reject what arrives. When `held` in the statistics is
-/// 0 after a dispatch, free the backend: the brokers take back what has not arrived.
-/// handoff_backend_accept() without a time limit may then wait forever.
+/// 0 after a dispatch, free the backend at once: the brokers take back what has not arrived, and
+/// only then connect to the successor. What you adopted stays yours. A program without an event
+/// loop calls handoff_backend_accept() with a `wait_ms` of 0 until it does not return HANDOFF_OK,
+/// then handoff_backend_free(); without a time limit the call may now wait forever.
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.
@@ -429,9 +457,9 @@ pub struct handoff_backend_statistics {
     pub adopted: u64,
     /// Arrivals rejected, by you or because they are not allowed.
     pub rejected: u64,
-    /// Arrivals that the broker took back before they were adopted.
+    /// Arrivals that the broker took back before they were adopted, or whose channel it broke.
     pub taken_back: u64,
-    /// Brokers accepted.
+    /// Brokers that connected and said hello.
     pub accepted: u64,
     /// Brokers turned away: not allowed, or too many.
     pub refused: u64,
@@ -443,6 +471,15 @@ pub struct handoff_backend_statistics {
     pub held: u64,
     /// The bytes of these arrivals.
     pub held_bytes: u64,
+    /// Bytes of memory kept for later arrivals.
+    pub kept_bytes: u64,
+    /// Of `refused`: those that came when `max_channels` or `max_channels_per_user` was reached.
+    pub over_limit: u64,
+    /// How often the system refused something that the backend needs for its brokers: descriptors,
+    /// memory, randomness, room in a socket's buffer. The backend tries again, or ends the channel.
+    pub system_errors: u64,
+    /// The errno of the last of these; 0 if there was none.
+    pub system_errno: u64,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -475,6 +512,10 @@ pub extern "C" fn handoff_backend_get_statistics(
             channels,
             held,
             held_bytes,
+            kept_bytes,
+            over_limit,
+            system_errors,
+            last_system_error,
         } = backend.statistics();
         out.set(handoff_backend_statistics {
             size: size_of::<handoff_backend_statistics>(),
@@ -488,6 +529,10 @@ pub extern "C" fn handoff_backend_get_statistics(
             channels: channels as u64,
             held: held as u64,
             held_bytes: held_bytes as u64,
+            kept_bytes: kept_bytes as u64,
+            over_limit,
+            system_errors,
+            system_errno: last_system_error as u64,
         });
         Ok(())
     })
@@ -507,10 +552,10 @@ pub extern "C" fn handoff_backend_last_error(backend: *const handoff_backend) ->
 
 /// Stops listening and frees the backend.
 ///
-/// It closes every channel and every connection that was not adopted. What you adopted is yours and
-/// stays open. The socket's file is removed if it is still the one that was made; that may wait up
-/// to a second for the lock on the directory. In a child of fork() the call closes the child's
-/// copies only.
+/// It sends the verdicts that wait, and closes every channel and every connection that was not
+/// adopted. What you adopted is yours and stays open. The socket's file is removed if it is still
+/// the one that was made; that may wait up to a second for the lock on the directory. In a child of
+/// fork() the call closes the child's copies only.
 ///
 /// @param backend  the backend, or NULL, which does nothing
 #[unsafe(no_mangle)]

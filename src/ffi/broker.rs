@@ -170,8 +170,8 @@ pub struct handoff_offer {
     /// Set by HANDOFF_OFFER_INIT.
     pub size: usize,
     /// The client's connection, a socket. It stays yours: keep it open, and out of your event loop
-    /// (EPOLL_CTL_DEL), until the verdict. Do not offer it a second time before that, here or to
-    /// another broker: it would be adopted twice.
+    /// (EPOLL_CTL_DEL), until the verdict. Do not offer it twice at once, here or to another broker:
+    /// both could be adopted.
     pub fd: c_int,
     /// HANDOFF_OFFER_MORE, or 0.
     pub flags: u32,
@@ -391,9 +391,10 @@ pub struct handoff_verdict {
     /// protocol: it may have adopted the connection, so do not serve it.
     pub reason: handoff_reason,
     /// Not 0, with a fallback: the backend may still hold a copy of the descriptor. It cannot adopt
-    /// it any more. It may have changed what copies share, such as O_NONBLOCK and socket options:
-    /// set what you rely on. End the connection with shutdown(2), then close(2): close(2) alone
-    /// sends no FIN while there is a copy.
+    /// it any more. It may have changed what copies share: O_NONBLOCK and O_ASYNC, and socket
+    /// options such as SO_LINGER and SO_RCVLOWAT. Set what you rely on. If it has called
+    /// shutdown(2), send(2) fails with EPIPE. End the connection with shutdown(2), then close(2):
+    /// close(2) alone sends no FIN while there is a copy.
     pub may_have_reached_backend: u32,
     /// Reserved: always 0.
     pub reserved: u32,

@@ -69,7 +69,8 @@ pub const HANDOFF_ERR_RANDOM: handoff_status = -24;
 pub const HANDOFF_ERR_PEER_UNKNOWN: handoff_status = -25;
 /// The policy does not allow this peer. Close the connection.
 pub const HANDOFF_ERR_PEER_NOT_ALLOWED: handoff_status = -26;
-/// Another process listens at that path. Its socket is untouched.
+/// Somebody listens at that path already, perhaps this process. The socket is untouched. A
+/// successor tries again until the old backend drains or ends.
 pub const HANDOFF_ERR_ADDRESS_IN_USE: handoff_status = -27;
 /// There is a file at that path that is not a socket. It is untouched.
 pub const HANDOFF_ERR_NOT_A_SOCKET: handoff_status = -28;
@@ -78,8 +79,8 @@ pub const HANDOFF_ERR_LISTEN_FAILED: handoff_status = -29;
 /// A bug in the library. The library stays usable, but what the call did is not known. Please report
 /// it, with the text of handoff_last_error().
 pub const HANDOFF_ERR_INTERNAL: handoff_status = -30;
-/// The backend failed too often recently and is not tried for a while. Serve the client another
-/// way.
+/// The backend failed too often recently and is not tried for a while: see `max_failures` in
+/// handoff_broker_options. Serve the client another way.
 pub const HANDOFF_ERR_RATE_LIMITED: handoff_status = -32;
 /// The offer has more bytes than the backend or the protocol takes.
 pub const HANDOFF_ERR_TOO_LARGE: handoff_status = -33;
@@ -165,7 +166,7 @@ const ENTRIES: [Entry; 38] = [
     entry!(Random, HANDOFF_ERR_RANDOM, c"the system has no randomness to give"),
     entry!(PeerUnknown, HANDOFF_ERR_PEER_UNKNOWN, c"the peer's credentials are unknown"),
     entry!(PeerNotAllowed, HANDOFF_ERR_PEER_NOT_ALLOWED, c"the peer is not allowed"),
-    entry!(AddressInUse, HANDOFF_ERR_ADDRESS_IN_USE, c"another process listens at that path"),
+    entry!(AddressInUse, HANDOFF_ERR_ADDRESS_IN_USE, c"somebody listens at that path already"),
     entry!(NotASocket, HANDOFF_ERR_NOT_A_SOCKET, c"the file is not a socket"),
     entry!(ListenFailed, HANDOFF_ERR_LISTEN_FAILED, c"the handoff socket could not be made"),
     entry!(Internal, HANDOFF_ERR_INTERNAL, c"a bug in the library"),

@@ -68,6 +68,14 @@ pub enum AckError {
         /// The socket that it came from.
         socket: Socket,
     },
+    /// The message could not be taken back, or what was acknowledged before could not be received:
+    /// the backend may own the connection.
+    #[error("the message cannot be taken back: {cause}")]
+    Unsettled {
+        /// What failed.
+        #[source]
+        cause: TransportError,
+    },
     /// The bytes are no acknowledgement.
     #[error("{socket}: malformed acknowledgement: {problem}")]
     Malformed {
@@ -81,7 +89,7 @@ pub enum AckError {
 impl AckError {
     /// The same error once the message is taken back for certain: a failure to receive does no harm
     /// then.
-    fn once_looked(self) -> AckError {
+    fn once_taken_back(self) -> AckError {
         match self {
             AckError::Transport(TransportError::ReceiveFailed { socket, source }) => {
                 AckError::TakenBack { socket, source }
@@ -97,6 +105,7 @@ impl AckError {
             AckError::Nothing { .. } => AckError::Nothing { socket: named },
             AckError::Timeout { .. } => AckError::Timeout { socket: named },
             AckError::TakenBack { source, .. } => AckError::TakenBack { socket: named, source },
+            AckError::Unsettled { cause } => AckError::Unsettled { cause: cause.over(named) },
             AckError::OtherToken { .. } => AckError::OtherToken { socket: named },
             AckError::Malformed { problem, .. } => AckError::Malformed { socket: named, problem },
         }
@@ -111,6 +120,10 @@ impl AckError {
             AckError::TakenBack { .. } => ErrorKind::EndOfStream,
             AckError::OtherToken { .. } => ErrorKind::AckMismatch,
             AckError::Malformed { .. } => ErrorKind::AckMalformed,
+            AckError::Unsettled { cause } => match cause.kind() {
+                ErrorKind::InvalidArgument => ErrorKind::InvalidArgument,
+                _ => ErrorKind::TooLate,
+            },
         }
     }
 }
@@ -186,26 +199,22 @@ fn take(socket: BorrowedFd<'_>, wait: bool) -> Result<Ack, AckError> {
 /// before can still be received, and every later one fails at the backend, which then does not
 /// serve.
 pub fn take_back(socket: BorrowedFd<'_>) -> Result<(), AckError> {
-    sys::shutdown_read(socket).map_err(|source| receive_error(socket, source).into())
+    sys::shutdown_read(socket)
+        .map_err(|source| AckError::Unsettled { cause: receive_error(socket, source) })
 }
 
 /// Waits for the acknowledgement of `token` for at most `timeout`, or forever if there is none.
-/// When the time is up, something else arrives or receiving fails, it [takes back](take_back) the
-/// message and looks through what is queued before it gives up. After any error the connection cannot
-/// be used again; if it is of kind [`ErrorKind::ReceiveFailed`], the backend may own what was handed
-/// over.
+/// When the time is up, something else arrives or the wait fails, it [takes back](take_back) the
+/// message and looks through what is queued before it gives up. After any error the connection
+/// cannot be used again, and after any but [`AckError::Unsettled`] the backend does not serve.
 pub fn wait(
     socket: BorrowedFd<'_>,
     token: &Token,
     timeout: Option<Duration>,
 ) -> Result<Answer, AckError> {
     let problem = match wait_for_one(socket, token, timeout) {
-        // All that was sent was received, or nothing can be.
-        Err(error)
-            if matches!(error.kind(), ErrorKind::EndOfStream | ErrorKind::InvalidArgument) =>
-        {
-            return Err(error);
-        }
+        // All that was sent was received.
+        Err(error) if error.kind() == ErrorKind::EndOfStream => return Err(error),
         Err(problem) => problem,
         answer => return answer,
     };
@@ -216,9 +225,10 @@ pub fn wait(
             Ok(ack) if ack.token == *token => return Ok(ack.answer),
             Ok(_) | Err(AckError::Malformed { .. }) => {}
             Err(error) if matches!(error.kind(), ErrorKind::Nothing | ErrorKind::EndOfStream) => {
-                return Err(problem.once_looked());
+                return Err(problem.once_taken_back());
             }
             // Nobody knows what is queued.
+            Err(AckError::Transport(cause)) => return Err(AckError::Unsettled { cause }),
             Err(error) => return Err(error),
         }
     }

@@ -39,10 +39,10 @@ pub fn receive_verified(
     store: &TokenStore,
     expected: Option<&Token>,
 ) -> Result<(Token, OwnedFd), AdmitError> {
-    let (token, descriptor) = transport::receive(socket, timeout)?;
+    let (token, descriptor) = transport::receive_arrived(socket, timeout)?;
     match expected {
         Some(expected) => store.consume(expected, &token)?,
         None => store.redeem(&token)?,
     }
-    Ok((token, descriptor))
+    Ok((token, descriptor.accept()))
 }

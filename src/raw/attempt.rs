@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::address::TransportError;
 use crate::raw::ack::{self, AckError, Answer};
 use crate::raw::transport;
-use crate::reason::Reason;
+use crate::reason::{AttemptFailure, Reason};
 use crate::token::Token;
 
 /// What became of an offer.
@@ -82,13 +82,12 @@ fn after_sending(answer: Result<Answer, AckError>) -> Verdict {
     match answer {
         Ok(Answer::Accepted) => Verdict::Adopted,
         Ok(Answer::Rejected(reason)) => Verdict::Fallback { reason, cause: None, may_have_reached },
-        Err(cause) => match cause.kind().attempt_failure() {
-            Some(failure) if cause.kind().is_fallback_safe() => {
-                let reason = failure.reason();
-                Verdict::Fallback { reason, cause: Some(cause), may_have_reached }
-            }
-            _ => Verdict::Unknown { cause },
-        },
+        Err(cause @ AckError::Unsettled { .. }) => Verdict::Unknown { cause },
+        Err(cause) => {
+            let failure = cause.kind().attempt_failure();
+            let reason = failure.map_or(Reason::BackendUnavailable, AttemptFailure::reason);
+            Verdict::Fallback { reason, cause: Some(cause), may_have_reached }
+        }
     }
 }
 
@@ -107,7 +106,10 @@ mod tests {
             source: io::Error::from_raw_os_error(libc::EBADF),
         };
         assert!(not_sent(unusable()).is_err());
-        let verdict = after_sending(Err(unusable().into()));
+        let verdict = after_sending(Err(AckError::Unsettled { cause: unusable() }));
         assert!(matches!(verdict, Verdict::Unknown { .. }), "{verdict:?}");
+        // Taken back although a call failed: certainly not adopted.
+        let verdict = after_sending(Err(unusable().into()));
+        assert!(matches!(verdict, Verdict::Fallback { .. }), "{verdict:?}");
     }
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::address::{in_time, receive_error};
-use crate::sys;
+use crate::sys::{self, arrived::Arrived};
 use crate::token::Token;
 
 pub use crate::address::{Socket, TransportError, connect};
@@ -130,6 +130,15 @@ pub fn receive(
     socket: BorrowedFd<'_>,
     timeout: Option<Duration>,
 ) -> Result<(Token, OwnedFd), TransportError> {
+    let (token, descriptor) = receive_arrived(socket, timeout)?;
+    Ok((token, descriptor.accept()))
+}
+
+/// [`receive`], of a descriptor that is still to be accepted.
+pub(super) fn receive_arrived(
+    socket: BorrowedFd<'_>,
+    timeout: Option<Duration>,
+) -> Result<(Token, Arrived), TransportError> {
     let mut bytes = [0; Token::LEN];
     let (received, descriptor) =
         in_time(socket, timeout, |wait| sys::receive_with_descriptor(socket, &mut bytes, wait))?;

@@ -112,7 +112,8 @@ impl Events {
         }
         let events = Events { epoll, alarm: Arc::clone(alarm), armed: None };
         if let Some(timer) = events.alarm.timer.get() {
-            let added = events.control(libc::EPOLL_CTL_ADD, timer.as_raw_fd(), TIMER, false);
+            let added =
+                events.control(libc::EPOLL_CTL_ADD, timer.as_raw_fd(), TIMER, libc::EPOLLIN);
             added.map_err(failed(Part::Epoll))?;
         }
         Ok(events)
@@ -125,7 +126,7 @@ impl Events {
 
     /// Watches a descriptor for reading.
     pub(crate) fn add(&self, descriptor: BorrowedFd<'_>, key: u64) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_ADD, descriptor.as_raw_fd(), key, false)
+        self.control(libc::EPOLL_CTL_ADD, descriptor.as_raw_fd(), key, libc::EPOLLIN)
     }
 
     /// Says whether to watch a descriptor for room to write as well.
@@ -135,18 +136,30 @@ impl Events {
         key: u64,
         room: bool,
     ) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_MOD, descriptor.as_raw_fd(), key, room)
+        let events = libc::EPOLLIN | if room { libc::EPOLLOUT } else { 0 };
+        self.control(libc::EPOLL_CTL_MOD, descriptor.as_raw_fd(), key, events)
+    }
+
+    /// Pauses watching a descriptor, or goes on with it. It keeps its place in the set, of which the
+    /// system may have none left when it goes on. Its end may still be reported, once.
+    pub(crate) fn pause(
+        &self,
+        descriptor: BorrowedFd<'_>,
+        key: u64,
+        pause: bool,
+    ) -> io::Result<()> {
+        let events = if pause { libc::EPOLLET } else { libc::EPOLLIN };
+        self.control(libc::EPOLL_CTL_MOD, descriptor.as_raw_fd(), key, events)
     }
 
     /// Stops watching a descriptor. Call it before the descriptor is closed: a copy in another
     /// process would keep it in the set, epoll(7).
     pub(crate) fn remove(&self, descriptor: BorrowedFd<'_>) {
         // It was added, so this cannot fail.
-        let _ = self.control(libc::EPOLL_CTL_DEL, descriptor.as_raw_fd(), 0, false);
+        let _ = self.control(libc::EPOLL_CTL_DEL, descriptor.as_raw_fd(), 0, 0);
     }
 
-    fn control(&self, operation: i32, descriptor: RawFd, key: u64, room: bool) -> io::Result<()> {
-        let events = libc::EPOLLIN | if room { libc::EPOLLOUT } else { 0 };
+    fn control(&self, operation: i32, descriptor: RawFd, key: u64, events: i32) -> io::Result<()> {
         let mut event = libc::epoll_event { events: events as u32, u64: key };
         let epoll = self.epoll.as_raw_fd();
         // SAFETY: `event` is one epoll_event, which outlives the call.

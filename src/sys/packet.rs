@@ -2,9 +2,10 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 
+use super::arrived::Arrived;
 use super::{Received, level_option, receive_message, retry, socket_option};
 
 /// The most descriptors in a packet: one less than the kernel's SCM_MAX_FD, which is safe with every
@@ -63,18 +64,21 @@ pub(crate) fn send_packet(
 pub(crate) fn receive_packet(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
-    descriptors: &mut Vec<OwnedFd>,
+    descriptors: &mut Vec<Arrived>,
 ) -> io::Result<Received> {
-    receive_message(socket, buffer, false, |descriptor| descriptors.push(descriptor))
+    let take = |descriptor| descriptors.push(descriptor);
+    receive_message(socket, buffer, libc::MSG_DONTWAIT, take)
 }
 
-/// Receives one packet from a peer that has no descriptors to send. The kernel drops any that come
-/// and says so as `control_truncated`.
+/// Receives one packet from a peer that has no descriptors to send. Those that come are counted and
+/// closed.
 pub(crate) fn receive_bare_packet(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
 ) -> io::Result<Received> {
-    super::receive_without_control(socket, buffer)
+    // With room for descriptors: without it the kernel would drop them, which can wait as close(2)
+    // can.
+    receive_message(socket, buffer, libc::MSG_DONTWAIT, drop)
 }
 
 /// Refuses descriptors on a socket, where the kernel can (Linux 6.16): a sender's sendmsg(2) fails.
@@ -130,27 +134,37 @@ pub(crate) fn peer_family(socket: BorrowedFd<'_>) -> Option<libc::c_int> {
     (result == 0).then_some(libc::c_int::from(address.ss_family))
 }
 
-/// Whether each of some descriptors, at most [`MAX_DESCRIPTORS`], can be written to and is neither
-/// hung up nor in error; one poll(2) for all.
-pub(crate) fn open_for_writing(descriptors: &[OwnedFd]) -> [bool; MAX_DESCRIPTORS] {
+/// Which of some descriptors, at most [`MAX_DESCRIPTORS`], are TCP sockets with a peer: for certain,
+/// because a "no" only says that this does not tell.
+///
+/// Each is asked whether it is a TCP socket, and then one poll(2) asks all that are. Only sockets
+/// are polled: poll(2) of another file can wait for whoever serves that file.
+pub(crate) fn connected_over_tcp(descriptors: &[Arrived]) -> [bool; MAX_DESCRIPTORS] {
     let mut polls = [libc::pollfd { fd: -1, events: libc::POLLOUT, revents: 0 }; MAX_DESCRIPTORS];
-    let count = descriptors.len().min(MAX_DESCRIPTORS);
-    for (poll, descriptor) in polls.iter_mut().zip(descriptors) {
-        poll.fd = descriptor.as_raw_fd();
+    let mut connected = [false; MAX_DESCRIPTORS];
+    let mut count = 0;
+    for (index, descriptor) in descriptors.iter().take(MAX_DESCRIPTORS).enumerate() {
+        if is_tcp(descriptor.as_fd()) {
+            polls[index].fd = descriptor.as_fd().as_raw_fd();
+            count = index + 1;
+        }
     }
-    // SAFETY: the pointer and the count describe the first of `polls`. After an error, what it says
-    // of each is as it was: nothing.
+    if count == 0 {
+        return connected;
+    }
+    // SAFETY: the pointer and the count describe the first of `polls`; those of -1 are left out.
+    // After an error, what it says of each is as it was: nothing.
     unsafe { libc::poll(polls.as_mut_ptr(), count as libc::nfds_t, 0) };
-    let mut open = [false; MAX_DESCRIPTORS];
-    for (open, poll) in open.iter_mut().zip(&polls[..count]) {
-        *open = poll.revents == libc::POLLOUT;
+    for (connected, poll) in connected.iter_mut().zip(&polls[..count]) {
+        *connected = poll.revents == libc::POLLOUT;
     }
-    open
+    connected
 }
 
-/// Whether a socket is one of TCP and not one that waits for its first bytes to connect, tcp(7). If
-/// it is also [open for writing](open_for_writing) it has a peer: a listening socket never is, nor
-/// one that is connecting, and a new one is hung up (tcp_poll in net/ipv4/tcp.c).
+/// Whether a descriptor is a socket of TCP and not one that waits for its first bytes to connect,
+/// tcp(7). If it can also be written to and is neither hung up nor in error it has a peer: a
+/// listening socket never can, nor one that is connecting, and a new one is hung up (tcp_poll in
+/// net/ipv4/tcp.c).
 pub(crate) fn is_tcp(socket: BorrowedFd<'_>) -> bool {
     let mut later = [0i32];
     let found = level_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, &mut later);

@@ -49,6 +49,12 @@ impl Drop for SharedWords {
     }
 }
 
+fn page_size() -> usize {
+    // SAFETY: sysconf(3) takes an integer.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).unwrap_or(4096)
+}
+
 /// The steps of making shared words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -112,14 +118,19 @@ fn file_size_limit() -> u64 {
     if limit.rlim_cur == libc::RLIM_INFINITY { u64::MAX } else { limit.rlim_cur.into() }
 }
 
-/// Maps the first `len` words of a file that somebody else made, if it is large enough and can
-/// never shrink.
+/// Maps the `len` words of a file that somebody else made, as [`create_shared_words`] makes it: it
+/// has room for them and for no more than the rest of their last page, and can neither shrink nor
+/// grow. It is EINVAL if not.
+///
+/// Whoever has the file can punch holes into it. A fault on a page waits while that goes on, for as
+/// long as it takes to free what is punched (shmem_fault in mm/shmem.c), so the file must be small.
 pub(crate) fn map_shared_words(file: BorrowedFd<'_>, len: usize) -> io::Result<SharedWords> {
     let refused = || io::Error::from_raw_os_error(libc::EINVAL);
     // SAFETY: fcntl(2) with F_GET_SEALS takes nothing; it fails for files that cannot be sealed.
     let seals =
         retry(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) as isize })? as i32;
-    if seals & libc::F_SEAL_SHRINK == 0 {
+    let sealed = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
+    if seals & sealed != sealed {
         return Err(refused());
     }
     // A mapping of huge pages could not be unmapped by the length that is wanted here.
@@ -139,8 +150,9 @@ pub(crate) fn map_shared_words(file: BorrowedFd<'_>, len: usize) -> io::Result<S
         retry(|| libc::fstat(file.as_raw_fd(), status.as_mut_ptr()) as isize)?;
         status.assume_init()
     };
-    let size = u64::try_from(status.st_size).unwrap_or(0);
-    if size < (len * size_of::<AtomicU64>()) as u64 {
+    let size = usize::try_from(status.st_size).unwrap_or(usize::MAX);
+    let least = len * size_of::<AtomicU64>();
+    if size < least || size > least.next_multiple_of(page_size()) {
         return Err(refused());
     }
     SharedWords::map(file, len)

@@ -2,7 +2,7 @@
 
 use std::io::IoSlice;
 
-use super::{MAX_SLOTS, OFFER_LEN, Reader, WireError};
+use super::{GRANT_LEN, MAX_SLOTS, OFFER_LEN, Reader, WireError};
 use crate::claim::MAX_GENERATION;
 use crate::token::Token;
 
@@ -90,15 +90,29 @@ impl Grant {
         Ok(Grant { slot, token: reader.token()? })
     }
 
-    pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.slot.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(self.token.as_bytes());
+    pub(crate) fn bytes(&self) -> [u8; GRANT_LEN] {
+        let mut bytes = [0; GRANT_LEN];
+        bytes[..4].copy_from_slice(&self.slot.to_le_bytes());
+        bytes[8..].copy_from_slice(self.token.as_bytes());
+        bytes
     }
 }
 
 impl<'a> Offer<'a> {
     pub(super) fn take(reader: &mut Reader<'a>) -> Result<Offer<'a>, WireError> {
+        Offer::take_with_names(reader).map(|(offer, _)| offer)
+    }
+
+    /// As [`take`](Offer::take), of what is not known to be an offer: names have no NUL, because
+    /// they end in one for C programs.
+    pub(super) fn check(reader: &mut Reader<'a>) -> Result<Offer<'a>, WireError> {
+        let (offer, names) = Offer::take_with_names(reader)?;
+        if !names.is_empty() && has_nul(names) { Err(WireError::Name) } else { Ok(offer) }
+    }
+
+    /// Takes an offer, and gives its names once more in one piece.
+    #[inline(always)]
+    fn take_with_names(reader: &mut Reader<'a>) -> Result<(Offer<'a>, &'a [u8]), WireError> {
         let fixed = reader.array::<OFFER_LEN>()?;
         let slot = u32::from_le_bytes(field(&fixed, 0));
         let generation = u64::from_le_bytes(field(&fixed, 8));
@@ -114,12 +128,12 @@ impl<'a> Offer<'a> {
         if slot as usize >= MAX_SLOTS || !generations.contains(&generation) {
             return Err(WireError::Range);
         }
-        let service = reader.bytes(service_len)?;
-        let correlation = reader.bytes(correlation_len)?;
+        let names = reader.bytes(service_len + correlation_len)?;
+        let (service, correlation) = names.split_at(service_len);
         let metadata = reader.bytes(metadata_len)?;
         let preread = reader.bytes(preread_len)?;
         let head = OfferHead { slot, generation, token, cookie };
-        Ok(Offer { head, service, correlation, metadata, preread })
+        Ok((Offer { head, service, correlation, metadata, preread }, names))
     }
 
     /// Bytes beside the fixed part; none if there are more than any frame could hold.
@@ -129,7 +143,12 @@ impl<'a> Offer<'a> {
     }
 }
 
-/// Appends the entry of an offer. Names are at most [`MAX_NAME_LEN`] long and all of it fits a frame.
+/// Whether a name cannot be one.
+pub(crate) fn has_nul(name: &[u8]) -> bool {
+    name.contains(&0)
+}
+
+/// Appends the entry of an offer. Names have no NUL, are at most [`MAX_NAME_LEN`] long and all of it fits a frame.
 // The library has one caller of it, and bench.rs another, which must not slow down the first.
 #[inline(always)]
 pub(crate) fn write_offer(

@@ -20,7 +20,7 @@ const SLOTS: std::ops::Range<u32> = 0..MAX_SLOTS as u32;
 type OwnedOffer = (u32, u64, Token, u64, [Vec<u8>; 4]);
 
 fn owned_offer() -> impl Strategy<Value = OwnedOffer> {
-    let name = || vec(any::<u8>(), 0..=MAX_NAME_LEN);
+    let name = || vec(1..=u8::MAX, 0..=MAX_NAME_LEN);
     let parts = [
         name().boxed(),
         name().boxed(),
@@ -101,7 +101,7 @@ proptest! {
         let grants: Vec<_> =
             grants.into_iter().map(|(slot, token)| Grant { slot, token }).collect();
         let mut body = Vec::new();
-        grants.iter().for_each(|grant| grant.write(&mut body));
+        grants.iter().for_each(|grant| body.extend(grant.bytes()));
         prop_assert_eq!(body.len(), grants.len() * GRANT_LEN);
         let packet = packet(Kind::Grants, grants.len(), 0, &body);
         let Ok(Frame::Grants(entries)) = decode(&packet, 0) else {
@@ -154,6 +154,22 @@ proptest! {
     #[test]
     fn any_bytes_are_decoded_or_refused(bytes in vec(any::<u8>(), 0..400), descriptors in 0..4usize) {
         let _ = decode(&bytes, descriptors);
+    }
+}
+
+#[test]
+fn name_with_a_nul_anywhere_is_refused() {
+    let head = OfferHead { slot: 0, generation: 1, token: Token::from_bytes([7; 16]), cookie: 1 };
+    let decoded = |service: &[u8], correlation: &[u8]| {
+        let mut body = Vec::new();
+        write_offer(&mut body, &head, &[service, correlation, b"\0"], &[IoSlice::new(b"\0")]);
+        decode(&packet(Kind::Offers, 1, 1, &body), 1).map(drop)
+    };
+    // Other bytes may be anything.
+    assert_eq!(decoded(b"web", b"1"), Ok(()));
+    for name in [&b"\0"[..], b"\0web", b"we\0b", b"web\0"] {
+        assert_eq!(decoded(name, b"1"), Err(WireError::Name));
+        assert_eq!(decoded(b"web", name), Err(WireError::Name));
     }
 }
 

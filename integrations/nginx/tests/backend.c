@@ -5,16 +5,20 @@
  *
  *   backend [-h HANDOFF] [-u UNIX] [-t PORT] [-e ECHO_HANDOFF] [-p ECHO_PORT] [-l LOG]
  *           [-d MIN-MAX] [-r EVERY] [-R REASON] [-n] [-m MAX_OFFER_BYTES]
- *           [-c MAX_IN_FLIGHT]
+ *           [-c MAX_IN_FLIGHT] [-x CHANGES]
  *
  * It waits MIN to MAX milliseconds before it adopts, rejects every EVERYth arrival for REASON (a
  * number), or with -n holds what arrives until somebody asks for /release. LOG gets a line for each
  * request answered: how it came, and its id. /stats tells what the handoff socket has done. SIGTERM
  * drains: what has begun is answered, what is held goes back.
+ *
+ * With -x it does to each arrival, before it decides, what only an owner may do: see change(). And to
+ * the copies that it keeps once more after a rejection, because the library undoes SO_LINGER.
  */
 #define _GNU_SOURCE
 #include "backend.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -30,7 +34,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MOST_HELD = 16384 };
+enum { MOST_HELD = 16384, MOST_COPIES = 256 };
 
 /* Where connections come from. */
 struct source {
@@ -58,6 +62,9 @@ static size_t held_count;
 static uint64_t arrivals, delay_min_ms, delay_max_ms, reject_every;
 static handoff_reason reject_reason = HANDOFF_REASON_REJECTED;
 static bool hold;
+static const char *changes = "";
+static int copies[MOST_COPIES];
+static int copy_count;
 
 void check(int ok, const char *what, const char *why)
 {
@@ -117,6 +124,7 @@ static void decide(struct source *source, const handoff_arrival *arrival)
     if (reject_every > 0 && arrivals % reject_every == 0) {
         check(handoff_backend_reject(source->backend, arrival->id, reject_reason) == HANDOFF_OK,
               "reject", handoff_last_error());
+        change_copies(changes); /* before the verdict, which next() sends */
         return;
     }
     status = handoff_backend_adopt(source->backend, arrival->id, &fd);
@@ -126,12 +134,126 @@ static void decide(struct source *source, const handoff_arrival *arrival)
         check(status == HANDOFF_ERR_TAKEN_BACK, "adopt", handoff_last_error());
 }
 
+static uint64_t cookie_of(int fd)
+{
+    uint64_t cookie = 0;
+    socklen_t len = sizeof cookie;
+    getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &len);
+    return cookie;
+}
+
+/* Whether a copy of this socket is kept. */
+static bool is_copy(int fd)
+{
+    for (int i = 0; i < copy_count; i++)
+        if (cookie_of(copies[i]) == cookie_of(fd))
+            return true;
+    return false;
+}
+
+static void set_option(int fd, int level, int option, int value)
+{
+    /* Not every option is one of every kind of socket. */
+    setsockopt(fd, level, option, &value, sizeof value);
+}
+
+/* Changes what every copy of a descriptor shares, by one letter each. */
+static void change(int fd, const char *letters)
+{
+    struct linger linger = {.l_onoff = 1, .l_linger = 3600};
+    int flags = fcntl(fd, F_GETFL);
+    check(flags != -1, "F_GETFL", strerror(errno));
+    for (; *letters != '\0'; letters++)
+        switch (*letters) {
+        case 'b': flags &= ~O_NONBLOCK; break;
+        case 'a': flags |= O_ASYNC; break;
+        case 'l':
+            check(setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) == 0, "SO_LINGER",
+                  strerror(errno));
+            break;
+        case 'w': set_option(fd, SOL_SOCKET, SO_RCVLOWAT, 64 * 1024); break;
+        case 'c': set_option(fd, IPPROTO_TCP, TCP_CORK, 1); break;
+        case 'd': set_option(fd, IPPROTO_TCP, TCP_NODELAY, 0); break;
+        case 's': shutdown(fd, SHUT_WR); break;
+        case 'k': /* keeps a copy */
+            if (is_copy(fd))
+                break;
+            check(copy_count < MOST_COPIES, "copies", "too many");
+            copies[copy_count] = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+            check(copies[copy_count++] != -1, "F_DUPFD_CLOEXEC", strerror(errno));
+            break;
+        default: check(0, "usage", "unknown change");
+        }
+    check(fcntl(fd, F_SETFL, flags) == 0, "F_SETFL", strerror(errno));
+}
+
+void change_copies(const char *letters)
+{
+    for (int i = 0; i < copy_count; i++)
+        change(copies[i], letters);
+}
+
+void close_copies(void)
+{
+    while (copy_count > 0)
+        close(copies[--copy_count]);
+}
+
+static bool is_arrival(int fd)
+{
+    struct sockaddr_storage peer;
+    socklen_t len = sizeof peer;
+    struct client *client;
+    if (getpeername(fd, (struct sockaddr *)&peer, &len) == -1 || peer.ss_family != AF_INET)
+        return false;
+    TAILQ_FOREACH(client, &clients, next)
+        if (client->watched.fd == fd)
+            return false;
+    return !is_copy(fd);
+}
+
+/* The library shows no descriptor before the connection is adopted. Who looks finds them. */
+static void change_arrivals(void)
+{
+    DIR *directory = opendir("/proc/self/fd");
+    check(directory != NULL, "/proc/self/fd", strerror(errno));
+    for (struct dirent *entry; (entry = readdir(directory)) != NULL;)
+        if (is_arrival(atoi(entry->d_name)))
+            change(atoi(entry->d_name), changes);
+    closedir(directory);
+}
+
+static int option_of(int fd, int level, int option)
+{
+    int values[2] = {-1, -1}; /* as many as struct linger has */
+    socklen_t len = sizeof values;
+    getsockopt(fd, level, option, values, &len);
+    return values[0];
+}
+
+int describe_copies(char *text, size_t size)
+{
+    int len = 0;
+    for (int i = 0; i < copy_count && len < (int)size - 80; i++) {
+        int fd = copies[i], flags = fcntl(fd, F_GETFL);
+        len += snprintf(text + len, size - (size_t)len,
+                        "nonblock=%d async=%d linger=%d lowat=%d cork=%d nodelay=%d\n",
+                        (flags & O_NONBLOCK) != 0, (flags & O_ASYNC) != 0,
+                        option_of(fd, SOL_SOCKET, SO_LINGER), option_of(fd, SOL_SOCKET, SO_RCVLOWAT),
+                        option_of(fd, IPPROTO_TCP, TCP_CORK),
+                        option_of(fd, IPPROTO_TCP, TCP_NODELAY));
+    }
+    return len;
+}
+
 static void take_arrivals(struct source *source)
 {
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     handoff_status status;
     check(handoff_backend_dispatch(source->backend) == HANDOFF_OK, "dispatch",
           handoff_last_error());
+    if (*changes != '\0')
+        change_arrivals();
     while ((status = handoff_backend_next(source->backend, &arrival)) == HANDOFF_OK) {
         if (!hold && delay_max_ms == 0) {
             decide(source, &arrival);
@@ -288,7 +410,7 @@ static void start(int argc, char **argv)
     handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
     const char *handoff = NULL, *echo_handoff = NULL;
     int option, port = 0, echo_port = 0;
-    while ((option = getopt(argc, argv, "h:u:t:e:p:l:d:r:R:nm:c:")) != -1) {
+    while ((option = getopt(argc, argv, "h:u:t:e:p:l:d:r:R:nm:c:x:")) != -1) {
         char *end;
         switch (option) {
         case 'h': handoff = optarg; break;
@@ -309,6 +431,7 @@ static void start(int argc, char **argv)
         case 'n': hold = true; break;
         case 'm': options.max_offer_bytes = strtoull(optarg, NULL, 10); break;
         case 'c': options.max_in_flight = strtoull(optarg, NULL, 10); break;
+        case 'x': changes = optarg; break;
         default: exit(1);
         }
     }

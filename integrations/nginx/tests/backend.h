@@ -51,9 +51,13 @@ extern bool draining;
 void check(int ok, const char *what, const char *why);
 void *allocate(size_t size);
 
-/* backend.c, for the answers to /stats and /release. */
+/* backend.c, for the answers to /stats and /release, and to /change/LETTERS, /copies and /forget,
+ * which are about the copies that were kept. */
 int write_statistics(char *text, size_t size);
 void release_held(void);
+void change_copies(const char *letters);
+int describe_copies(char *text, size_t size);
+void close_copies(void);
 void log_request(const char *way, const char *id);
 void watch(struct watched *what, uint32_t events);
 void change_watch(struct watched *what, uint32_t events);

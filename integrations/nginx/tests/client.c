@@ -109,6 +109,20 @@ static void answer(struct client *client)
         append_answer(client, "200 OK", "", NULL, 0);
         return;
     }
+    if (strcmp(request->what, "change") == 0) {
+        change_copies(request->id);
+        append_answer(client, "200 OK", "", NULL, 0);
+        return;
+    }
+    if (strcmp(request->what, "copies") == 0) {
+        append_answer(client, "200 OK", "", text, (size_t)describe_copies(text, sizeof text));
+        return;
+    }
+    if (strcmp(request->what, "forget") == 0) {
+        close_copies();
+        append_answer(client, "200 OK", "", NULL, 0);
+        return;
+    }
     if (request->accel[0] != '\0') {
         log_request("accel", request->id);
         snprintf(text, sizeof text, "X-Accel-Redirect: %s\r\nX-Handoff-Data: %s\r\n",
@@ -184,8 +198,9 @@ static bool take_echo(struct client *client)
             return false;
         *newline = '\0';
         log_request(ways[client->way], in->bytes);
-        append_text(&client->out, "%s %.64s %s\n", ways[client->way], in->bytes,
-                    client->service ? client->service : "");
+        append_text(&client->out, "%s ", ways[client->way]);
+        append(&client->out, in->bytes, (size_t)(newline - in->bytes));
+        append_text(&client->out, " %s\n", client->service ? client->service : "");
         client->greeted = true;
         drop_first(in, (size_t)(newline + 1 - in->bytes));
     }

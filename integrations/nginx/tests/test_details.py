@@ -300,6 +300,16 @@ class Limits(Details):
         self.check_access("outcome=fallback reason=.*rate.limited")
         self.assert_once(identities)
 
+    def test_backend_that_keeps_failing_is_tried_without_a_limit_of_failures(self):
+        self.expected.append(self.FALLBACK)
+        self.start("-n", http=HANDED_OVER, server="handoff_timeout 50ms; handoff_max_fails 0;"
+                                                  "handoff_fail_timeout 60s;")
+        identities = [new_identity() for _ in range(20)]
+        for identity in identities:
+            self.assertEqual(self.served(request(identity)), "unix")
+        self.assertEqual(self.backend.statistics()["arrived"], 20)
+        self.assert_once(identities)
+
     def test_without_a_fallback_the_client_sees_a_status(self):
         self.expected.append(self.FALLBACK)
         self.start("-n", http=server("location / { handoff_pass unix:{directory}/handoff.sock; "
@@ -376,6 +386,7 @@ class Configuration(Case):
                 ('"handoff_timeout" directive invalid value', passing + "handoff_timeout soon;"),
                 ('value must be', passing + "handoff_max_in_flight 0;"),
                 ('value must be', passing + "handoff_max_in_flight 5000;"),
+                ('value must be', passing + "handoff_max_fails 5000;"),
                 ('"handoff_max_in_flight" directive is duplicate',
                  passing + "handoff_max_in_flight 1; handoff_max_in_flight 1;"),
                 ('"handoff_metadata" directive is duplicate',
@@ -401,7 +412,7 @@ class Configuration(Case):
     def test_what_is_right_loads(self):
         good, output = Nginx.test(
             self.directory,
-            http="handoff_timeout 1s; handoff_max_in_flight 4096; handoff_max_fails 1;"
+            http="handoff_timeout 1s; handoff_max_in_flight 4096; handoff_max_fails 0;"
                  "handoff_fail_timeout 1ms; handoff_service $host; handoff_correlation $request_id;"
                  "handoff_metadata escape=none a $uri; " +
                  self.location("handoff_pass unix:@abstract; handoff_metadata escape=json '$uri';"),

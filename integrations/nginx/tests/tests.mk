@@ -1,7 +1,7 @@
 # The tests of the nginx modules: Python that starts nginx, a backend of its own, and clients.
 
 NGINX_TESTS := $(BUILD)/nginx-tests
-NGINX_TEST  ?= http head accel details stream failures events
+NGINX_TEST  ?= http head parsed accel details stream failures copies events
 
 # Seconds after which the tests are ended if they hang.
 NGINX_LIMIT ?= 600

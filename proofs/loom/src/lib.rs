@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicUsize;
 #[path = "../../../src/claim/word.rs"]
 mod word;
 
-use word::{Lost, MAX_GENERATION, adopt, is_adopted, is_offered, offer, revoke};
+use word::{Lost, MAX_GENERATION, adopt, is_adopted, is_offered, is_revoked, offer, revoke};
 
 /// Explores every execution of `body`, and tells how many there were.
 fn explore(what: &str, body: impl Fn() + Send + Sync + 'static) {
@@ -43,6 +43,7 @@ fn exactly_one_side_wins_each_offer_of_a_slot_and_both_know_which() {
             let adopted = backend.join().unwrap();
             assert_exactly_one(revoked, adopted);
             assert_eq!(is_adopted(&slot, generation), adopted.is_ok());
+            assert_eq!(is_revoked(&slot, generation), revoked.is_ok());
             assert!(!is_offered(&slot, generation));
         }
     });

@@ -1,0 +1,224 @@
+/*
+ * Connections that are nginx's although a backend may have a copy of the descriptor: after a
+ * fallback of an offer that may have reached it, or after an offer was taken back.
+ *
+ * Both copies share the file's flags and the socket's options. Whatever a backend did to them, nginx
+ * must not wait for this one client in place of all others. And while there is a copy, close(2)
+ * neither ends the connection nor takes it out of epoll.
+ */
+#include "ngx_handoff.h"
+
+#pragma GCC visibility push(hidden)
+
+/* How nginx reads from such a connection and writes to it. */
+typedef struct {
+    ngx_recv_pt          recv;
+    ngx_recv_chain_pt    recv_chain;
+    ngx_send_pt          send;
+    ngx_send_chain_pt    send_chain;
+} ngx_handoff_copy_t;
+
+
+static ngx_int_t ngx_handoff_restore(ngx_connection_t *c);
+static void ngx_handoff_shut_down(ngx_connection_t *c);
+static ngx_handoff_copy_t *ngx_handoff_copy(ngx_connection_t *c);
+static ssize_t ngx_handoff_recv(ngx_connection_t *c, u_char *buf, size_t size);
+static ssize_t ngx_handoff_recv_chain(ngx_connection_t *c, ngx_chain_t *in, off_t limit);
+static ssize_t ngx_handoff_send_bytes(ngx_connection_t *c, u_char *buf, size_t size);
+static ngx_chain_t *ngx_handoff_send_chain(ngx_connection_t *c, ngx_chain_t *in, off_t limit);
+static ngx_int_t ngx_handoff_del_conn(ngx_connection_t *c, ngx_uint_t flags);
+
+
+/* By the connection's place in cycle->connections; NULL if no backend has a copy. */
+static ngx_handoff_copy_t  **ngx_handoff_copies;
+static ngx_int_t           (*ngx_handoff_next_del_conn)(ngx_connection_t *c, ngx_uint_t flags);
+
+
+/*
+ * nginx's ngx_close_connection() calls del_conn only to hear that the kernel takes the descriptor
+ * out of epoll. So that is where a connection with a copy is really taken out and shut down.
+ */
+ngx_int_t
+ngx_handoff_init_copies(ngx_cycle_t *cycle)
+{
+    ngx_handoff_copies = ngx_pcalloc(cycle->pool,
+                                     cycle->connection_n * sizeof(ngx_handoff_copy_t *));
+    if (ngx_handoff_copies == NULL) {
+        return NGX_ERROR;
+    }
+
+    if (ngx_del_conn && ngx_event_actions.del_conn != ngx_handoff_del_conn) {
+        ngx_handoff_next_del_conn = ngx_event_actions.del_conn;
+        ngx_event_actions.del_conn = ngx_handoff_del_conn;
+    }
+
+    return NGX_OK;
+}
+
+
+/*
+ * The connection is nginx's again, and a backend may have a copy. From now on every read and write
+ * makes sure that it does not block: a backend that hangs may change that later, before it finds
+ * that it cannot adopt the connection. NGX_ERROR if the connection is of no use any more.
+ */
+ngx_int_t
+ngx_handoff_add_copy(ngx_connection_t *c)
+{
+    ngx_handoff_copy_t  *copy;
+
+    if (c->recv != ngx_handoff_recv) {
+
+        copy = ngx_palloc(c->pool, sizeof(ngx_handoff_copy_t));
+        if (copy == NULL) {
+            return NGX_ERROR;
+        }
+
+        copy->recv = c->recv;
+        copy->recv_chain = c->recv_chain;
+        copy->send = c->send;
+        copy->send_chain = c->send_chain;
+
+        c->recv = ngx_handoff_recv;
+        c->recv_chain = ngx_handoff_recv_chain;
+        c->send = ngx_handoff_send_bytes;
+        c->send_chain = ngx_handoff_send_chain;
+
+        ngx_handoff_copies[c - ngx_cycle->connections] = copy;
+    }
+
+    return ngx_handoff_restore(c);
+}
+
+
+/* A backend has adopted the connection: nothing but close(2) may happen to it here. */
+void
+ngx_handoff_adopted(ngx_connection_t *c)
+{
+    ngx_handoff_copies[c - ngx_cycle->connections] = NULL;
+}
+
+
+/* An offer was taken back, and the connection is about to be closed. */
+void
+ngx_handoff_end(ngx_connection_t *c)
+{
+    (void) ngx_handoff_restore(c);
+    ngx_handoff_shut_down(c);
+}
+
+
+/* What nginx sets on a client's connection, and what it leaves as the system has it but relies on. */
+static ngx_int_t
+ngx_handoff_restore(ngx_connection_t *c)
+{
+    int            one = 1;
+    struct linger  off = { 0, 0 };
+
+    /* The one other flag that a socket can have is O_ASYNC: this clears it. */
+    if (fcntl(c->fd, F_SETFL, O_NONBLOCK) == -1
+        || setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &off, sizeof(off)) == -1
+        || setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one)) == -1
+        || (c->sockaddr->sa_family != AF_UNIX && ngx_tcp_push(c->fd) == -1))
+    {
+        ngx_connection_error(c, ngx_socket_errno, "restoring the connection failed");
+        return NGX_ERROR;
+    }
+
+    if (c->tcp_nodelay == NGX_TCP_NODELAY_SET) {
+        c->tcp_nodelay = NGX_TCP_NODELAY_UNSET;
+
+        if (ngx_tcp_nodelay(c) != NGX_OK) {
+            return NGX_ERROR;
+        }
+    }
+
+    /* shutdown(2) of a copy can't be undone. Sending nothing tells whether it happened. */
+    if (send(c->fd, "", 0, MSG_DONTWAIT|MSG_NOSIGNAL) == -1) {
+        ngx_log_error(NGX_LOG_INFO, c->log, ngx_socket_errno,
+                      "the connection can't be written to after its offer");
+        return NGX_ERROR;
+    }
+
+    return NGX_OK;
+}
+
+
+/* With SO_LINGER on, close(2) of the last copy waits until the client has all that was sent. */
+static void
+ngx_handoff_shut_down(ngx_connection_t *c)
+{
+    socklen_t      len;
+    struct linger  linger;
+
+    len = sizeof(linger);
+
+    /* nginx itself sets it, with a time of 0, to reset a connection. */
+    if (getsockopt(c->fd, SOL_SOCKET, SO_LINGER, &linger, &len) == 0
+        && linger.l_onoff && linger.l_linger)
+    {
+        linger.l_onoff = 0;
+        (void) setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
+    }
+
+    (void) shutdown(c->fd, SHUT_RDWR);
+}
+
+
+static ngx_handoff_copy_t *
+ngx_handoff_copy(ngx_connection_t *c)
+{
+    (void) fcntl(c->fd, F_SETFL, O_NONBLOCK);
+
+    return ngx_handoff_copies[c - ngx_cycle->connections];
+}
+
+
+static ssize_t
+ngx_handoff_recv(ngx_connection_t *c, u_char *buf, size_t size)
+{
+    return ngx_handoff_copy(c)->recv(c, buf, size);
+}
+
+
+static ssize_t
+ngx_handoff_recv_chain(ngx_connection_t *c, ngx_chain_t *in, off_t limit)
+{
+    return ngx_handoff_copy(c)->recv_chain(c, in, limit);
+}
+
+
+static ssize_t
+ngx_handoff_send_bytes(ngx_connection_t *c, u_char *buf, size_t size)
+{
+    return ngx_handoff_copy(c)->send(c, buf, size);
+}
+
+
+static ngx_chain_t *
+ngx_handoff_send_chain(ngx_connection_t *c, ngx_chain_t *in, off_t limit)
+{
+    return ngx_handoff_copy(c)->send_chain(c, in, limit);
+}
+
+
+static ngx_int_t
+ngx_handoff_del_conn(ngx_connection_t *c, ngx_uint_t flags)
+{
+    ngx_connection_t  *first = (ngx_connection_t *) ngx_cycle->connections;
+
+    if ((flags & NGX_CLOSE_EVENT)
+        && c >= first && c < first + ngx_cycle->connection_n
+        && ngx_handoff_copies[c - first])
+    {
+        ngx_handoff_copies[c - first] = NULL;
+        ngx_handoff_shut_down(c);
+
+        if (c->read->active || c->write->active) {
+            flags = 0;
+        }
+    }
+
+    return ngx_handoff_next_del_conn(c, flags);
+}
+
+#pragma GCC visibility pop
