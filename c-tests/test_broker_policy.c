@@ -122,7 +122,7 @@ struct outcome {
 static struct outcome offer_as(uint32_t user, const char *where, const handoff_peer_policy *policy,
                                bool wait)
 {
-    struct outcome outcome;
+    struct outcome outcome = {0};
     int report[2];
     assert_int_equal(pipe2(report, O_CLOEXEC), 0);
     pid_t child = start_child();
@@ -232,7 +232,7 @@ static void groups_in_the_policy_are_allowed(void **state)
     /* As a supplementary group. */
     assert_allowed(BROKER, name, &policy, listen_as(STRANGER, STRANGER, name));
     policy = policy_of(users, 1, groups, 1);
-    assert_refused(BROKER, name, &policy, listen_as(0, 0, name), "4003 and groups 4343");
+    assert_refused(BROKER, name, &policy, listen_as(0, 0, name), "4003; groups 4343");
 }
 
 static void policy_is_copied(void **state)

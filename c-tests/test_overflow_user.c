@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 enum { HERE = 4001, STRANGER = 4002, OVERFLOW_ID = 65534 };
@@ -197,6 +198,47 @@ static void channel_is_not_opened_for_a_user_without_a_number(void **state)
     assert_child_succeeds(inside);
 }
 
+/* To a broker inside, the owner of the socket's file appears as the same user as who listens there, and
+   so does everybody else. */
+static void owner_without_a_number_is_not_a_brokers_backend(void **state)
+{
+    (void)state;
+    char directory[64], path[80];
+    skip_unless_namespaces_are_allowed();
+    make_directory(directory);
+    assert_int_equal(chmod(directory, 0777), 0);
+    snprintf(path, sizeof path, "%.63s/socket", directory);
+    pid_t stranger = start_child();
+    if (stranger == 0) {
+        handoff_raw_listener_options options = HANDOFF_RAW_LISTENER_OPTIONS_INIT;
+        handoff_raw_listener *listener;
+        become(STRANGER);
+        options.socket_type = HANDOFF_RAW_SEQPACKET;
+        options.mode = 0666;
+        child_assert(handoff_raw_listener_new(path, &options, &listener) == HANDOFF_OK);
+        pid_t inside = start_child();
+        if (inside == 0) {
+            handoff_offer offer = HANDOFF_OFFER_INIT;
+            handoff_broker *broker;
+            int pair[2];
+            child_assert(unshare(CLONE_NEWUSER) == 0);
+            child_assert(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+            child_assert(handoff_broker_new(path, NULL, &broker) == HANDOFF_OK);
+            offer.fd = pair[0];
+            child_assert(handoff_broker_offer(broker, &offer, NULL) ==
+                         HANDOFF_ERR_PEER_NOT_ALLOWED);
+            child_assert(strstr(handoff_last_error(), "65534, has no number") != NULL);
+            _exit(0);
+        }
+        int status;
+        child_assert(waitpid(inside, &status, 0) == inside);
+        handoff_raw_listener_free(listener);
+        _exit(status != 0);
+    }
+    assert_child_succeeds(stranger);
+    remove_directory(directory);
+}
+
 /* Its own user has no number there either. */
 static void process_without_a_number_knows_nobody_and_says_why(void **state)
 {
@@ -279,6 +321,7 @@ int main(void)
         NAME_TEST(user_with_a_number_is_the_own_user),
         NAME_TEST(member_of_a_group_with_a_number_is_allowed),
         NAME_TEST(channel_is_not_opened_for_a_user_without_a_number),
+        NAME_TEST(owner_without_a_number_is_not_a_brokers_backend),
         NAME_TEST(process_without_a_number_knows_nobody_and_says_why),
         NAME_TEST(without_proc_the_overflow_user_is_not_the_own_user),
         NAME_TEST(nobody_is_the_own_user_where_everybody_has_a_number),

@@ -236,8 +236,8 @@ static void broker_that_cannot_look_after_the_deadline_does_not_fall_back(void *
     send_over(wire);
     recv_error = ENOMEM;
     recv_fails = 1;
-    says(handoff_raw_ack_wait(wire->broker, &wire->token, 1, &ack), HANDOFF_ERR_TOO_LATE, THEIRS,
-         SENT);
+    says(handoff_raw_ack_wait(wire->broker, &wire->token, 1, &ack), HANDOFF_ERR_TOO_LATE,
+         THEIRS, SENT);
     assert_int_equal(recv_fails, 0);
 }
 

@@ -171,7 +171,7 @@ impl Backend {
 
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
-        let left = self.arrivals.are_waiting();
+        let left = self.arrivals.has_waiting();
         self.dispatch_after(Wait::No)?;
         if left {
             // The caller stops before the end of a batch: it goes on at once.
@@ -261,9 +261,8 @@ impl Backend {
 
     /// Makes sure that the caller is woken for the arrivals that wait, should it stop here.
     fn tell_of_rest(&mut self) {
-        if let (true, Some(events)) = (self.arrivals.are_waiting(), self.handle.events()) {
-            // If no timer can be set, something else wakes the caller.
-            let _ = self.batch.set_timer(events);
+        if let (true, Some(events)) = (self.arrivals.has_waiting(), self.handle.events()) {
+            self.batch.set_timer(events);
         }
     }
 

@@ -37,7 +37,7 @@ use reconnecting::{Link, Reconnecting};
 
 pub use error::{BrokerError, Limit};
 pub use options::BrokerOptions;
-pub use peer::Allowed;
+pub use peer::{Allowed, Numbers};
 
 /// One connection to hand over.
 #[derive(Clone, Copy, Debug)]
@@ -210,6 +210,7 @@ impl Broker {
             .map_err(|source| not_a_socket(offer.descriptor, source))?;
         let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = now.checked_add(timeout).unwrap_or(now);
+        channel.offers.make_room(queued_len(len))?;
         // The last step that can fail.
         self.handle.wake_at(deadline, now)?;
         // The slot is part of the id, so that it is found without a search.

@@ -68,6 +68,8 @@ pub enum ListenerError {
     InUse {
         /// The path that was to become a socket.
         path: PathBuf,
+        /// What the system said, if it said that.
+        source: Option<io::Error>,
     },
     /// Something that is not a socket has that name.
     #[error("{path}: there is a file that is not a socket", path = .path.display())]
@@ -173,7 +175,7 @@ fn failed(path: &Path, action: &'static str, source: io::Error) -> ListenerError
         Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
             ListenerError::PermissionDenied { path, source }
         }
-        Some(libc::EADDRINUSE) => ListenerError::InUse { path },
+        Some(libc::EADDRINUSE) => ListenerError::InUse { path, source: Some(source) },
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
             ListenerError::DescriptorPressure { path, source }
         }

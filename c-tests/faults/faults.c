@@ -2,13 +2,15 @@
  * faults.c: what a broker and a backend do when the other one is killed or stopped at any of its
  * system calls, and when any of their own fails.
  *
- *   faults [kill | stop | fail [SCENARIO [SIDE]]]
+ *   faults [kill | stop | fail | pair [SCENARIO [SIDE]]]
  *   faults kill | stop SCENARIO SIDE POINT
  *   faults fail SCENARIO SIDE CALL SYSTEM-CALL OPERATION OCCURRENCE ERRNO
+ *   faults pair SCENARIO SIDE CALL SYSTEM-CALL OPERATION OCCURRENCE ERRNO AFTER WHICH
  *
  * A point is the entry or the exit of a system call inside a call of the library, counted from 0.
  * The scenarios are in channel.c, waiting.c and raw.c. Each run is a scenario with one fault, in
- * processes of its own. Whatever the fault:
+ * processes of its own; in a pair a second system call of the same side fails, a few after the
+ * first. Whatever the fault:
  *
  * - The broker has exactly one verdict of every offer, unless it was killed.
  * - Each client is answered by one side; by none only if its owner was killed.
@@ -20,8 +22,10 @@
  * What is not so is printed with the command that does that run again, and the check fails.
  *
  * HANDOFF_FAULTS_STEP (1) is how many points are gone on each time, HANDOFF_FAULTS_OCCURRENCES (1)
- * how many occurrences of each system call fail in each call of the library, HANDOFF_FAULTS_JOBS
- * (two for each processor) how many runs there are at once. HANDOFF_FAULTS_VERBOSE prints every run.
+ * how many occurrences of each system call fail in each call of the library, HANDOFF_FAULTS_PAIRS
+ * (500) how many pairs are tried in each scenario and for each side, by random from
+ * HANDOFF_FAULTS_SEED (1). HANDOFF_FAULTS_JOBS (two for each processor) is how many runs there are at
+ * once. HANDOFF_FAULTS_VERBOSE prints every run.
  */
 #define _GNU_SOURCE
 #include "errnos.h"
@@ -45,9 +49,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum action { NOTHING, KILL, STOP, FAIL, ACTIONS };
+enum action { NOTHING, KILL, STOP, FAIL, PAIR, ACTIONS };
 
-static const char *const action_names[ACTIONS] = {"nothing", "kill", "stop", "fail"};
+static const char *const action_names[ACTIONS] = {"nothing", "kill", "stop", "fail", "pair"};
 static const char *const side_names[SIDES] = {"broker", "backend"};
 static const struct scenario *const scenarios[] = {&channel_scenario, &waiting_scenario,
                                                    &raw_scenario};
@@ -73,6 +77,8 @@ struct plan {
     struct site site;
     uint32_t occurrence;
     int error;
+    /* Of a pair: how many system calls later the second one fails, and with which of its errors. */
+    uint32_t after, which;
 };
 
 /** What a run has seen. */
@@ -224,17 +230,43 @@ static bool is_same(const struct site *a, const struct site *b)
 
 /** Where the failure is, in a run. */
 struct failing {
-    bool at_exit;
     uint32_t occurrences;
-    enum { BEFORE, WITHIN } state;
+    /* The call that fails, from its entry to its exit, and how. */
+    const struct system_call *call;
+    int error;
+    uint32_t failures;
+    /* Since the first failure. */
+    uint32_t entries;
 };
 
-static void begin_failure(pid_t pid, const struct system_call *call)
+static void begin_failure(struct failing *failing, pid_t pid, long number, int error)
 {
-    if (call->made == SKIPPED)
+    failing->call = system_call_of(number);
+    failing->error = error;
+    if (failing->call->made == SKIPPED)
         trace_skip(pid);
-    else if (call->made == UNMOVED)
+    else if (failing->call->made == UNMOVED)
         trace_set_first_argument(pid, 0);
+}
+
+/** Whether the first failure is here; and the second one, which is told to the side. */
+static bool fails_here(const struct plan *plan, struct failing *failing, const struct site *site,
+                       int *error)
+{
+    if (failing->failures == 0) {
+        *error = plan->error;
+        return is_same(site, &plan->site) && failing->occurrences++ == plan->occurrence;
+    }
+    const struct system_call *call = system_call_of(site->number);
+    if (plan->action != PAIR || failing->failures > 1 || call == NULL ||
+        ++failing->entries < plan->after)
+        return false;
+    uint32_t count = 0;
+    while (call->errnos[count] != 0)
+        count++;
+    *error = call->errnos[plan->which % count];
+    scene->injected_too = *error;
+    return true;
 }
 
 /** Goes on from a stop at a system call; does what the plan says if this is the place. */
@@ -245,14 +277,19 @@ static void proceed(const struct plan *plan, struct seen *seen, struct failing *
     const char *call = scene->call[plan->victim];
     if (!trace_read(process->pid, &stop))
         return;
-    if (failing->state == WITHIN) {
-        const struct system_call *failed = system_call_of(plan->site.number);
-        if (failed->made == UNMOVED)
+    if (failing->call != NULL) {
+        if (failing->call->made == UNMOVED)
             trace_restore_first_argument(process->pid, stop.arguments[0]);
         else
-            trace_set_result(process->pid, -plan->error);
-        process->traced = false;
-        trace_leave(process->pid);
+            trace_set_result(process->pid, -failing->error);
+        failing->call = NULL;
+        failing->failures++;
+        if (plan->action == FAIL || failing->failures == 2) {
+            process->traced = false;
+            trace_leave(process->pid);
+        } else {
+            trace_go_on(process->pid, 0);
+        }
         return;
     }
     if (call == NULL) {
@@ -265,11 +302,11 @@ static void proceed(const struct plan *plan, struct seen *seen, struct failing *
         if (plan->action == NOTHING && seen->entries < MOST_ENTRIES)
             entries[seen->entries] = site;
         seen->entries++;
-        if (plan->action == FAIL && is_same(&site, &plan->site) &&
-            failing->occurrences++ == plan->occurrence) {
+        int error;
+        if ((plan->action == FAIL || plan->action == PAIR) &&
+            fails_here(plan, failing, &site, &error)) {
             seen->reached = true;
-            failing->state = WITHIN;
-            begin_failure(process->pid, system_call_of(site.number));
+            begin_failure(failing, process->pid, site.number, error);
         }
     }
     bool here = point == plan->point && (plan->action == KILL || plan->action == STOP);
@@ -327,7 +364,7 @@ static void handle(const struct plan *plan, struct seen *seen, struct failing *f
 
 static bool is_operation(const struct plan *plan, long number)
 {
-    return plan->action == FAIL && plan->site.number == number;
+    return plan->action == PAIR || (plan->action == FAIL && plan->site.number == number);
 }
 
 /** Whose a connection is, once all have ended. */
@@ -401,13 +438,15 @@ static void print_command(FILE *file, const struct plan *plan)
 {
     fprintf(file, "faults %s %s %s", action_names[plan->action], plan->scenario->name,
             side_names[plan->victim]);
-    if (plan->action == FAIL)
+    if (plan->action == FAIL || plan->action == PAIR)
         fprintf(file, " %s %s %#llx %u %s", plan->site.call,
                 system_call_of(plan->site.number)->name,
                 (unsigned long long)plan->site.operation, plan->occurrence,
                 name_of_errno(plan->error));
     else if (plan->action != NOTHING)
         fprintf(file, " %u", plan->point);
+    if (plan->action == PAIR)
+        fprintf(file, " %u %u", plan->after, plan->which);
 }
 
 static struct seen run(const struct plan *plan)
@@ -443,7 +482,7 @@ static struct seen run(const struct plan *plan)
     if (problem == NULL)
         judge_all(plan);
     /* Where stat(2) or unlink(2) has failed it stays, to be replaced by the next backend. */
-    if (problem == NULL && plan->action != FAIL && access(scene->path, F_OK) == 0)
+    if (problem == NULL && plan->action < FAIL && access(scene->path, F_OK) == 0)
         problem = "the socket's file is still there";
     seen.seconds = now() - start_at;
     if (verbose || problem != NULL) {
@@ -467,7 +506,7 @@ static struct seen run(const struct plan *plan)
 
 /* ---- many runs ------------------------------------------------------------------------------ */
 
-static uint32_t step, occurrences, jobs;
+static uint32_t step, occurrences, pairs, seed, jobs;
 
 /** Runs a plan, and counts it. */
 static bool run_and_count(const struct plan *plan)
@@ -557,6 +596,24 @@ static bool take_case(const void *what, uint32_t turn)
     return true;
 }
 
+static bool take_pair(const void *what, uint32_t turn)
+{
+    const struct cases *cases = what;
+    if (turn >= pairs || cases->count == 0)
+        return false;
+    unsigned short state[3] = {(unsigned short)seed, (unsigned short)turn,
+                               (unsigned short)(turn >> 16)};
+    uint32_t first = (uint32_t)nrand48(state) % cases->count;
+    struct plan plan = cases->plan;
+    plan.site = cases->of[first].site;
+    plan.occurrence = cases->of[first].occurrence;
+    plan.error = cases->of[first].error;
+    plan.after = 1 + (uint32_t)nrand48(state) % 16;
+    plan.which = (uint32_t)nrand48(state) % MOST_ERRNOS;
+    run_and_count(&plan);
+    return true;
+}
+
 /** Each system call that the undisturbed scenario made, with each of its errors. */
 static struct cases *list_cases(const struct plan *plan, uint32_t count)
 {
@@ -606,20 +663,21 @@ static bool sweep(enum action action, const struct scenario *scenario, enum side
     memset(totals, 0, sizeof *totals);
     plan.action = action;
     double start_at = now();
-    if (action == FAIL) {
+    if (action == FAIL || action == PAIR) {
         struct cases *cases = list_cases(&plan, undisturbed.entries);
-        in_parallel(take_case, cases);
+        in_parallel(action == FAIL ? take_case : take_pair, cases);
         free(cases);
     } else {
         struct points points = {plan, undisturbed.points};
         in_parallel(take_point, &points);
     }
     static const char *const done[ACTIONS] = {[KILL] = "killed at", [STOP] = "stopped at",
-                                              [FAIL] = "with"};
+                                              [FAIL] = "with", [PAIR] = "with"};
+    static const char *const what[ACTIONS] = {
+        [KILL] = "points", [STOP] = "points", [FAIL] = "single failures", [PAIR] = "pairs"};
     printf("%-8s %-7s %s %u %s of %u system calls, %.1f s, the slowest %.2f s", scenario->name,
-           side_names[victim], done[action], totals->done,
-           action == FAIL ? "single failures" : "points", undisturbed.entries, now() - start_at,
-           (double)totals->slowest_us / 1e6);
+           side_names[victim], done[action], totals->done, what[action], undisturbed.entries,
+           now() - start_at, (double)totals->slowest_us / 1e6);
     if (totals->missed > 0)
         printf(", %u did not come up again", totals->missed);
     if (totals->failed > 0)
@@ -659,10 +717,10 @@ static int run_one(struct plan *plan, int argc, char **argv)
     struct plan undisturbed = {.scenario = plan->scenario, .victim = plan->victim};
     struct seen seen = run(&undisturbed);
     stop_timeout_ms = 10 + (uint64_t)(seen.seconds * 1000);
-    if (plan->action != FAIL) {
+    if (plan->action < FAIL) {
         plan->point = (uint32_t)atol(argv[0]);
     } else {
-        if (argc != 5)
+        if (argc != (plan->action == PAIR ? 7 : 5))
             return 2;
         snprintf(plan->site.call, sizeof plan->site.call, "%s", argv[0]);
         for (uint32_t i = 0; i < seen.entries; i++) {
@@ -673,6 +731,8 @@ static int run_one(struct plan *plan, int argc, char **argv)
         plan->site.operation = strtoull(argv[2], NULL, 0);
         plan->occurrence = (uint32_t)atol(argv[3]);
         plan->error = errno_of_name(argv[4]);
+        plan->after = argc > 6 ? (uint32_t)atol(argv[5]) : 0;
+        plan->which = argc > 6 ? (uint32_t)atol(argv[6]) : 0;
     }
     verbose = true;
     seen = run(plan);
@@ -701,6 +761,8 @@ int main(int argc, char **argv)
     int side = argc > 3 ? find(argv[3], side_names, SIDES) : 0;
     step = number("HANDOFF_FAULTS_STEP", 1);
     occurrences = number("HANDOFF_FAULTS_OCCURRENCES", 1);
+    pairs = number("HANDOFF_FAULTS_PAIRS", 500);
+    seed = number("HANDOFF_FAULTS_SEED", 1);
     jobs = number("HANDOFF_FAULTS_JOBS", 2 * (uint32_t)get_nprocs());
     verbose = getenv("HANDOFF_FAULTS_VERBOSE") != NULL;
 
@@ -730,7 +792,7 @@ int main(int argc, char **argv)
                 if ((argc < 2 || a == action) && (argc < 3 || s == scenario) &&
                     (argc < 4 || v == side))
                     good &= sweep((enum action)a, scenarios[s], (enum side)v, &sums[a]);
-    printf("faults: killed at %u points, stopped at %u points, %u single failures\n", sums[KILL],
-           sums[STOP], sums[FAIL]);
+    printf("faults: killed at %u points, stopped at %u points, %u single failures, %u pairs\n",
+           sums[KILL], sums[STOP], sums[FAIL], sums[PAIR]);
     return good ? 0 : 1;
 }

@@ -94,6 +94,11 @@ static bool is_named(handoff_status status, int error)
     }
 }
 
+static bool is_injected(int error)
+{
+    return error != 0 && (error == scene->injected || error == scene->injected_too);
+}
+
 static void judge(handoff_status status, int error)
 {
     scene->status[me] = status;
@@ -103,7 +108,7 @@ static void judge(handoff_status status, int error)
     if (scene->injected == 0 || usual)
         check(usual);
     else
-        check(is_named(status, error) && (error == scene->injected || is_usual(status)));
+        check(is_named(status, error) && (is_injected(error) || is_usual(status)));
 }
 
 void check_cause(handoff_status cause)
@@ -128,7 +133,7 @@ int leave_fd(int fd)
         int error = errno;
         scene->errors[me]++;
         check(handoff_last_error()[0] != '\0');
-        check(scene->injected != 0 && error == scene->injected);
+        check(is_injected(error));
     }
     scene->call[me] = NULL;
     return fd;

@@ -46,6 +46,8 @@ struct scene {
     uint64_t timeout_ms;
     /** The error of the one system call that fails; 0 if none does. */
     int injected;
+    /** And of a second one. */
+    _Atomic int injected_too;
     /** The backend is killed: it may not live to answer. */
     bool backend_dies;
     /** Of a scenario without faults: every offer must have the outcome that is wished. */

@@ -259,9 +259,9 @@ int handoff_backend_fd(handoff_backend *backend) HANDOFF_NOEXCEPT;
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
- *         HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY, HANDOFF_ERR_UNSUPPORTED or
- *         HANDOFF_ERR_SYSTEM at the first use. After an error call it again. What a broker does
- *         wrong, and what the system refuses for one broker, is no error here: it is counted in the
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY, HANDOFF_ERR_UNSUPPORTED at the
+ *         first use; HANDOFF_ERR_SYSTEM. After an error call it again. What a broker does wrong,
+ *         and what the system refuses for one broker, is no error here: it is counted in the
  *         statistics.
  */
 HANDOFF_MUST_USE

@@ -111,8 +111,8 @@ typedef struct handoff_offer {
     size_t size;
     /**
      * The client's connection, a socket. It stays yours: keep it open, and out of your event loop
-     * (EPOLL_CTL_DEL), until the verdict. Do not offer it twice at once, here or to another broker:
-     * both could be adopted.
+     * (EPOLL_CTL_DEL), until the verdict. Do not offer it a second time before that, here or to
+     * another broker: both could be adopted.
      */
     int fd;
     /** HANDOFF_OFFER_MORE, or 0. */

@@ -391,10 +391,10 @@ typedef struct handoff_raw_ack {
  * @param[out] ack    the acknowledgement: adopted, or rejected with a reason
  * @return HANDOFF_OK; HANDOFF_ERR_ACK_TIMEOUT; HANDOFF_ERR_END_OF_STREAM if the backend closed the
  *         connection, or receiving failed and the message was taken back;
- *         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED. After these the connection is yours.
- *         HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable: the
- *         message could not be taken back, so the backend may own the connection, and you must not
- *         serve it.
+ *         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED. After these the connection is
+ *         yours. HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable:
+ *         the message could not be taken back, so the backend may own the connection, and you must
+ *         not serve it.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_ack_wait(int socket,
@@ -626,7 +626,8 @@ typedef struct handoff_raw_peer {
     { sizeof(handoff_raw_peer), 0, 0, 0, 0 }
 
 /**
- * Checks that a policy allows the peer of a connected Unix socket.
+ * Checks that a policy allows the peer of a connected Unix socket. A broker calls it after
+ * handoff_raw_connect(), before it sends anything.
  *
  * @param socket     the connection
  * @param policy     who may be there, or NULL for the default; read during the call only

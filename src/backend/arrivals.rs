@@ -79,6 +79,11 @@ impl Arrivals {
         }
     }
 
+    /// Whether arrivals wait for the caller.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.waiting.len() > self.stale
+    }
+
     /// A token to grant; none while the backend drains, or if the system has no randomness to give.
     pub(super) fn next_token(&mut self) -> Option<Token> {
         if self.draining {
@@ -149,11 +154,6 @@ impl Arrivals {
     pub(super) fn reserve(&mut self, count: usize) -> Result<(), NoMemory> {
         self.waiting = memory::queue(count, "arrivals")?;
         Ok(())
-    }
-
-    /// Whether arrivals are queued for the caller.
-    pub(super) fn are_waiting(&self) -> bool {
-        !self.waiting.is_empty()
     }
 
     /// The next place in which an arrival was queued. It may not be held any more.

@@ -155,7 +155,7 @@ impl Offers {
     ) -> Option<u32> {
         let slot = self.granted.pop()?;
         self.deadlines.set(slot, deadline);
-        self.make_room();
+        self.compact();
         let found = &mut self.slots[slot as usize];
         found.state = State::Queued;
         found.generation += 1;
@@ -172,10 +172,19 @@ impl Offers {
         Some(slot)
     }
 
+    /// Makes room for an offer of so many bytes, so that queueing it allocates nothing.
+    pub(super) fn make_room(&mut self, len: usize) -> Result<(), NoMemory> {
+        if self.bytes.capacity() - self.bytes.len() >= len {
+            return Ok(());
+        }
+        self.compact();
+        self.bytes.try_reserve(len).map_err(NoMemory::to("the queue of a channel"))
+    }
+
     /// Removes what was sent and what was taken back, if that is worth it: more bytes leave than
     /// move, or more entries have left than there are slots. So each byte is moved once on average
     /// at the most.
-    fn make_room(&mut self) {
+    fn compact(&mut self) {
         let entries = self.slots.len() * ENTRIES_PER_SLOT;
         if self.queue.is_empty() {
             self.bytes.clear();

@@ -13,7 +13,7 @@ use crate::support::{Need, SupportError};
 use crate::sys::{self, Address};
 
 /// Who may be the backend, as part of a sentence.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allowed {
     /// The default.
     Default {
@@ -25,10 +25,40 @@ pub enum Allowed {
     /// What the options name.
     Listed {
         /// Users.
-        users: Arc<[u32]>,
+        users: Numbers,
         /// Groups.
-        groups: Arc<[u32]>,
+        groups: Numbers,
     },
+}
+
+/// The first of some numbers, as many as fit a sentence, and how many there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbers {
+    first: [u32; 8],
+    count: usize,
+}
+
+impl From<&[u32]> for Numbers {
+    fn from(numbers: &[u32]) -> Numbers {
+        let mut first = [0; 8];
+        for (to, from) in first.iter_mut().zip(numbers) {
+            *to = *from;
+        }
+        Numbers { first, count: numbers.len() }
+    }
+}
+
+impl fmt::Display for Numbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self.count.min(self.first.len());
+        for (index, number) in self.first[..shown].iter().enumerate() {
+            write!(f, "{}{number}", if index == 0 { "" } else { ", " })?;
+        }
+        match self.count - shown {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
 }
 
 impl fmt::Display for Allowed {
@@ -44,21 +74,13 @@ impl fmt::Display for Allowed {
                     None => Ok(()),
                 }
             }
-            Allowed::Listed { users, groups } => {
-                f.write_str("allowed are")?;
-                list(f, " users", users)?;
-                f.write_str(if users.is_empty() || groups.is_empty() { "" } else { " and" })?;
-                list(f, " groups", groups)
-            }
+            Allowed::Listed { users, groups } => match (users.count, groups.count) {
+                (_, 0) => write!(f, "allowed are users {users}"),
+                (0, _) => write!(f, "allowed are groups {groups}"),
+                _ => write!(f, "allowed are users {users}; groups {groups}"),
+            },
         }
     }
-}
-
-fn list(f: &mut fmt::Formatter<'_>, what: &str, numbers: &[u32]) -> fmt::Result {
-    for (index, number) in numbers.iter().enumerate() {
-        write!(f, "{} {number}", if index == 0 { what } else { "," })?;
-    }
-    Ok(())
 }
 
 /// Why there is no channel.
@@ -113,7 +135,7 @@ impl WhyDown {
                 let allowed = if users.is_empty() && groups.is_empty() {
                     Allowed::Default { own, owner }
                 } else {
-                    Allowed::Listed { users: users.clone(), groups: groups.clone() }
+                    Allowed::Listed { users: users[..].into(), groups: groups[..].into() }
                 };
                 BrokerError::NotAllowed { path, user, nameless, allowed }
             }
@@ -159,6 +181,8 @@ mod tests {
         };
         assert_eq!(listed(&[1, 2], &[]), "allowed are users 1, 2");
         assert_eq!(listed(&[], &[3]), "allowed are groups 3");
-        assert_eq!(listed(&[1], &[3, 4]), "allowed are users 1 and groups 3, 4");
+        assert_eq!(listed(&[1], &[3, 4]), "allowed are users 1; groups 3, 4");
+        let many = listed(&[u32::MAX; 100], &[]);
+        assert!(many.ends_with("4294967295, 4294967295 and 92 more") && many.len() < 150, "{many}");
     }
 }

@@ -22,6 +22,7 @@ use super::status::{HANDOFF_OK, handoff_status, status_of};
 use crate::broker::{Broker, BrokerOptions, BrokerStatistics, Offer, Verdict};
 use crate::handle::Waker;
 use crate::kind::ErrorKind;
+use crate::memory;
 use crate::reason::Reason;
 
 /// The broker's end of a channel to one backend.
@@ -134,8 +135,8 @@ fn core_options(options: handoff_broker_options) -> Result<BrokerOptions, Failur
             options.reconnect_max_ms,
             defaults.reconnect_max.max(reconnect_min),
         ),
-        users: policy.users.into(),
-        groups: policy.groups.into(),
+        users: memory::copy(policy.users, "the policy")?,
+        groups: memory::copy(policy.groups, "the policy")?,
     })
 }
 
@@ -170,8 +171,8 @@ pub struct handoff_offer {
     /// Set by HANDOFF_OFFER_INIT.
     pub size: usize,
     /// The client's connection, a socket. It stays yours: keep it open, and out of your event loop
-    /// (EPOLL_CTL_DEL), until the verdict. Do not offer it twice at once, here or to another broker:
-    /// both could be adopted.
+    /// (EPOLL_CTL_DEL), until the verdict. Do not offer it a second time before that, here or to
+    /// another broker: both could be adopted.
     pub fd: c_int,
     /// HANDOFF_OFFER_MORE, or 0.
     pub flags: u32,

@@ -53,6 +53,12 @@ pub enum AckError {
         /// The socket that was waited for.
         socket: Socket,
     },
+    /// The acknowledgement names another token.
+    #[error("{socket}: the acknowledgement is for another token")]
+    OtherToken {
+        /// The socket that it came from.
+        socket: Socket,
+    },
     /// Receiving failed, so the message was taken back. The connection takes no acknowledgement any
     /// more.
     #[error("{socket}: cannot receive, so the message was taken back: {source}")]
@@ -61,12 +67,6 @@ pub enum AckError {
         socket: Socket,
         /// What the system said.
         source: io::Error,
-    },
-    /// The acknowledgement names another token.
-    #[error("{socket}: the acknowledgement is for another token")]
-    OtherToken {
-        /// The socket that it came from.
-        socket: Socket,
     },
     /// The message could not be taken back, or what was acknowledged before could not be received:
     /// the backend may own the connection.
@@ -87,9 +87,9 @@ pub enum AckError {
 }
 
 impl AckError {
-    /// The same error once the message is taken back for certain: a failure to receive does no harm
-    /// then.
-    fn once_taken_back(self) -> AckError {
+    /// The same error when the message is taken back: an acknowledgement that could not be received
+    /// would have been found.
+    fn after_taking_back(self) -> AckError {
         match self {
             AckError::Transport(TransportError::ReceiveFailed { socket, source }) => {
                 AckError::TakenBack { socket, source }
@@ -105,8 +105,8 @@ impl AckError {
             AckError::Nothing { .. } => AckError::Nothing { socket: named },
             AckError::Timeout { .. } => AckError::Timeout { socket: named },
             AckError::TakenBack { source, .. } => AckError::TakenBack { socket: named, source },
-            AckError::Unsettled { cause } => AckError::Unsettled { cause: cause.over(named) },
             AckError::OtherToken { .. } => AckError::OtherToken { socket: named },
+            AckError::Unsettled { cause } => AckError::Unsettled { cause: cause.over(named) },
             AckError::Malformed { problem, .. } => AckError::Malformed { socket: named, problem },
         }
     }
@@ -212,49 +212,44 @@ pub fn wait(
     token: &Token,
     timeout: Option<Duration>,
 ) -> Result<Answer, AckError> {
-    let problem = match wait_for_one(socket, token, timeout) {
-        // All that was sent was received.
-        Err(error) if error.kind() == ErrorKind::EndOfStream => return Err(error),
-        Err(problem) => problem,
-        answer => return answer,
-    };
-    take_back(socket)?;
-    // The message is taken back, unless its acknowledgement is here already.
-    loop {
-        match take(socket, false) {
-            Ok(ack) if ack.token == *token => return Ok(ack.answer),
-            Ok(_) | Err(AckError::Malformed { .. }) => {}
-            Err(error) if matches!(error.kind(), ErrorKind::Nothing | ErrorKind::EndOfStream) => {
-                return Err(problem.once_taken_back());
-            }
-            // Nobody knows what is queued.
-            Err(AckError::Transport(cause)) => return Err(AckError::Unsettled { cause }),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// Waits until the acknowledgement of `token` is there, or something is wrong.
-fn wait_for_one(
-    socket: BorrowedFd<'_>,
-    token: &Token,
-    timeout: Option<Duration>,
-) -> Result<Answer, AckError> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let at = || Socket::from(socket);
     // The answer takes the backend a while, so with a deadline poll(2) comes before recv(2).
     let mut look = deadline.is_none();
+    // Set once the message is taken back: what to report if its acknowledgement is not there.
+    let mut failure: Option<AckError> = None;
     loop {
-        if !look
-            && !sys::wait_readable(socket, deadline)
-                .map_err(|source| receive_error(socket, source))?
-        {
-            return Err(AckError::Timeout { socket: socket.into() });
+        let mut problem = None;
+        if !look && failure.is_none() {
+            problem = match sys::wait_readable(socket, deadline) {
+                Ok(true) => None,
+                Ok(false) => Some(AckError::Timeout { socket: at() }),
+                Err(source) => Some(receive_error(socket, source).into()),
+            };
         }
-        match take(socket, deadline.is_none()) {
-            Ok(ack) if ack.token == *token => return Ok(ack.answer),
-            Ok(_) => return Err(AckError::OtherToken { socket: socket.into() }),
-            Err(AckError::Nothing { .. }) => look = false,
-            Err(error) => return Err(error),
+        look = true;
+        if problem.is_none() {
+            problem = match take(socket, deadline.is_none() && failure.is_none()) {
+                Ok(ack) if ack.token == *token => return Ok(ack.answer),
+                Ok(_) => Some(AckError::OtherToken { socket: at() }),
+                Err(AckError::Nothing { .. }) if failure.is_none() => {
+                    look = false;
+                    continue;
+                }
+                // Nothing more comes: the acknowledgement is not there.
+                Err(
+                    error @ (AckError::Nothing { .. }
+                    | AckError::Transport(TransportError::EndOfStream { .. })),
+                ) => return Err(failure.map_or(error, AckError::after_taking_back)),
+                Err(AckError::Transport(cause)) if failure.is_some() => {
+                    return Err(AckError::Unsettled { cause });
+                }
+                Err(error) => Some(error),
+            };
+        }
+        if failure.is_none() {
+            failure = problem;
+            take_back(socket)?;
         }
     }
 }

@@ -25,9 +25,8 @@ pub enum Verdict {
         /// it has acknowledged does not serve it.
         may_have_reached: bool,
     },
-    /// The socket became unusable after the message was sent, as when another thread closes it, or
-    /// the system did not let the broker see what had arrived. The backend may own the connection, so
-    /// the broker must not serve it.
+    /// The socket became unusable after the message was sent, as when another thread closes it. The
+    /// backend may own the connection, so the broker must not serve it.
     Unknown {
         /// The error of the socket.
         cause: AckError,
@@ -100,9 +99,9 @@ mod tests {
     #[test]
     fn socket_that_becomes_unusable_is_a_wrong_argument_only_before_the_message_is_sent() {
         let (socket, _peer) = UnixStream::pair().unwrap();
-        let unusable = || TransportError::InvalidSocket {
+        let unusable = || TransportError::InvalidDescriptor {
             socket: socket.as_fd().into(),
-            is: "not open",
+            descriptor: 9,
             source: io::Error::from_raw_os_error(libc::EBADF),
         };
         assert!(not_sent(unusable()).is_err());

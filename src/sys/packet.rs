@@ -93,9 +93,10 @@ pub(crate) fn refuse_descriptors(socket: &OwnedFd) {
     }
 }
 
-/// SO_COOKIE: a number that this socket has in every process and no other socket has; 0 on a system
-/// without such numbers, or which does not tell them. An error if the descriptor is not a socket. It
-/// is in include/uapi/asm-generic/socket.h of the kernel; man-pages 6.03 do not have it.
+/// SO_COOKIE: a number that this socket has in every process and no other socket has, in older
+/// kernels no other of its network namespace; 0 on a system without such numbers, or which does not
+/// tell them. An error if the descriptor is not a socket. It is in
+/// include/uapi/asm-generic/socket.h of the kernel; man-pages 6.03 do not have it.
 pub(crate) fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = [0u64];
     match socket_option(socket, libc::SO_COOKIE, &mut cookie) {

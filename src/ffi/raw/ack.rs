@@ -97,10 +97,10 @@ fn ack_of(token: handoff_raw_token, answer: Answer) -> handoff_raw_ack {
 /// @param[out] ack    the acknowledgement: adopted, or rejected with a reason
 /// @return HANDOFF_OK; HANDOFF_ERR_ACK_TIMEOUT; HANDOFF_ERR_END_OF_STREAM if the backend closed the
 ///         connection, or receiving failed and the message was taken back;
-///         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED. After these the connection is yours.
-///         HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable: the
-///         message could not be taken back, so the backend may own the connection, and you must not
-///         serve it.
+///         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED. After these the connection is
+///         yours. HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable:
+///         the message could not be taken back, so the backend may own the connection, and you must
+///         not serve it.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_ack_wait(
