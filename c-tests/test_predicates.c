@@ -251,6 +251,11 @@ static void broker_that_cannot_take_back_does_not_fall_back(void **state)
     assert_int_equal(shutdown_fails, 0);
     assert_true(backend_serves(wire));
     says(status, HANDOFF_ERR_TOO_LATE, THEIRS, SENT);
+    shutdown_fails = 1;
+    says(handoff_raw_take_back(wire->broker), HANDOFF_ERR_TOO_LATE, THEIRS, SENT);
+    recv_error = ENOMEM;
+    recv_fails = 1;
+    says(handoff_raw_ack_receive(wire->broker, &ack), HANDOFF_ERR_RECEIVE_FAILED, THEIRS, SENT);
 }
 
 static void late_acceptance_is_the_backends(void **state)

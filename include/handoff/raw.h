@@ -424,7 +424,7 @@ handoff_status handoff_raw_ack_receive(int socket, handoff_raw_ack *ack) HANDOFF
  *
  * @param socket  the connection that messages were sent on. It stays open, but nothing more can be
  *                handed over on it.
- * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_TOO_LATE if the system refuses.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_take_back(int socket) HANDOFF_NOEXCEPT;
@@ -814,8 +814,8 @@ typedef struct handoff_raw_failures_options {
     /** How long a failure counts, in milliseconds: default 30000. */
     uint64_t period_ms;
     /**
-     * The most backends with failures, 1 to 65536, default 1024. Beyond that, those that failed
-     * longest ago are forgotten, a sixteenth of all.
+     * The most backends with failures, 1 to 65536, default 1024. Beyond that, the one that failed
+     * longest ago is forgotten.
      */
     size_t max_backends;
 } handoff_raw_failures_options;

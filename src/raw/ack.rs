@@ -199,7 +199,8 @@ fn take(socket: BorrowedFd<'_>, wait: bool) -> Result<Ack, AckError> {
 /// before can still be received, and every later one fails at the backend, which then does not
 /// serve.
 pub fn take_back(socket: BorrowedFd<'_>) -> Result<(), AckError> {
-    sys::shutdown_read(socket).map_err(|source| receive_error(socket, source).into())
+    sys::shutdown_read(socket)
+        .map_err(|source| AckError::Unsettled { cause: receive_error(socket, source) })
 }
 
 /// Waits for the acknowledgement of `token` for at most `timeout`, or forever if there is none.
@@ -248,8 +249,7 @@ pub fn wait(
         }
         if failure.is_none() {
             failure = problem;
-            sys::shutdown_read(socket)
-                .map_err(|source| AckError::Unsettled { cause: receive_error(socket, source) })?;
+            take_back(socket)?;
         }
     }
 }

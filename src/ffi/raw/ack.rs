@@ -150,7 +150,7 @@ pub extern "C" fn handoff_raw_ack_receive(
 ///
 /// @param socket  the connection that messages were sent on. It stays open, but nothing more can be
 ///                handed over on it.
-/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_TOO_LATE if the system refuses.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_take_back(socket: c_int) -> handoff_status {
