@@ -225,7 +225,71 @@ static void path_that_is_too_long_is_cut_and_the_limit_named(void **state)
     assert_last_error_has("...: the path has 3000 bytes");
 }
 
+/* The system's words for some of these say something else. */
+static void broker_without_a_channel_says_why(void **state)
+{
+    (void)state;
+    struct channel channel;
+    int client[2];
+    make_pair(SOCK_STREAM, client);
+    handoff_offer offer = offer_of(client[0]);
+    const handoff_status unavailable = HANDOFF_ERR_BACKEND_UNAVAILABLE;
+    open_channel(&channel, NULL, NULL);
+    handoff_broker *early;
+    assert_ok(handoff_broker_new(channel.path, NULL, &early));
+    assert_status(handoff_broker_offer(early, &offer, NULL), unavailable);
+    assert_last_error_has(channel.path);
+    assert_last_error_has("the backend has not said welcome yet");
+    handoff_broker_free(early);
+    assert_ok(handoff_backend_drain(channel.backend));
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_status(handoff_broker_offer(channel.broker, &offer, NULL), unavailable);
+    assert_last_error_has("the backend drains");
+    handoff_backend_free(channel.backend);
+    channel.backend = NULL;
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_status(handoff_broker_offer(channel.broker, &offer, NULL), unavailable);
+    assert_last_error_has("no channel to the backend now, ");
+    assert_ok(handoff_broker_new("/nonexistent/socket", NULL, &early));
+    assert_status(handoff_broker_offer(early, &offer, NULL), unavailable);
+    assert_last_error_has("there is no such socket");
+    handoff_broker_free(early);
+    close(client[0]);
+    close(client[1]);
+    close_channel(&channel);
+}
+
+static void shortage_of_descriptors_says_whose_limit_it_is(void **state)
+{
+    (void)state;
+    int socket;
+    rlim_t limit = allow_no_more_descriptors();
+    handoff_status status = handoff_raw_connect("/nonexistent/socket", &socket);
+    allow_descriptors(limit);
+    assert_status(status, HANDOFF_ERR_DESCRIPTOR_PRESSURE);
+    assert_last_error_has("this process is at its limit of descriptors, RLIMIT_NOFILE");
+}
+
 /* ---- the raw layer ---------------------------------------------------------------------------- */
+
+static void peer_that_is_not_accepted_is_said_of_the_listener(void **state)
+{
+    (void)state;
+    struct place place = make_place();
+    static const uint32_t nobody[] = {UINT32_MAX - 1};
+    handoff_peer_policy policy = HANDOFF_PEER_POLICY_INIT;
+    policy.users = nobody;
+    policy.users_len = 1;
+    handoff_raw_listener *listener = listen_at(place.path, SOCK_STREAM);
+    int socket, accepted;
+    assert_ok(handoff_raw_connect(place.path, &socket));
+    assert_status(handoff_raw_listener_accept(listener, &policy, 0, &accepted),
+                  HANDOFF_ERR_PEER_NOT_ALLOWED);
+    assert_message_of("socket", handoff_raw_listener_fd(listener), ": the policy does not allow");
+    close(socket);
+    handoff_raw_listener_free(listener);
+    remove_directory(place.directory);
+}
 
 static void sending_over_what_cannot_carry_it_is_refused_and_sends_nothing(void **state)
 {
@@ -313,6 +377,9 @@ int main(void)
         TEST(offer_that_is_too_large_says_what_of_it_and_what_is_allowed),
         TEST(full_broker_says_which_limit_is_reached),
         TEST(path_that_is_too_long_is_cut_and_the_limit_named),
+        TEST(broker_without_a_channel_says_why),
+        TEST(shortage_of_descriptors_says_whose_limit_it_is),
+        TEST(peer_that_is_not_accepted_is_said_of_the_listener),
         WIRE_TEST(sending_over_what_cannot_carry_it_is_refused_and_sends_nothing),
         TEST(receiving_and_asking_say_what_the_descriptor_is),
         WIRE_TEST(calls_with_a_path_name_the_path),

@@ -159,7 +159,7 @@ pub enum TransportError {
         socket: Socket,
     },
     /// A limit on descriptors: open in this process, or in flight for this user.
-    #[error("{socket}: out of descriptors or memory: {source}")]
+    #[error("{socket}: {limit}: {source}", limit = ErrorKind::which_limit(source))]
     DescriptorPressure {
         /// The socket that was used.
         socket: Socket,

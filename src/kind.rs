@@ -64,6 +64,18 @@ impl ErrorKind {
         }
     }
 
+    /// Which limit an error of kind [`DescriptorPressure`](ErrorKind::DescriptorPressure) is about.
+    pub(crate) fn which_limit(error: &io::Error) -> &'static str {
+        match error.raw_os_error() {
+            Some(libc::EMFILE) => "this process is at its limit of descriptors, RLIMIT_NOFILE",
+            Some(libc::ENFILE) => "the system is at its limit of open files",
+            Some(libc::ETOOMANYREFS) => {
+                "this user has too many descriptors in flight over Unix sockets, see RLIMIT_NOFILE"
+            }
+            _ => "the system is short of memory",
+        }
+    }
+
     /// Whether a broker may hide this behind a fallback: the connection is certainly its own, wherever
     /// this can come up, and nobody need be told. A misuse of the library must not be hidden.
     pub fn is_fallback_safe(self) -> bool {

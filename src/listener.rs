@@ -78,7 +78,8 @@ pub enum ListenerError {
         path: PathBuf,
     },
     /// A limit on descriptors or memory.
-    #[error("{path}: out of descriptors or memory: {source}", path = .path.display())]
+    #[error("{path}: {limit}: {source}", path = .path.display(),
+        limit = ErrorKind::which_limit(source))]
     DescriptorPressure {
         /// The path that was to become a socket.
         path: PathBuf,
@@ -158,7 +159,8 @@ impl Listener {
             result => result,
         };
         let socket = address::in_time(listener, timeout, accept)?;
-        peer::check(socket.as_fd(), policy)?;
+        // The caller knows the listener, and not what was closed.
+        peer::check(socket.as_fd(), policy).map_err(|error| error.over(listener.into()))?;
         Ok(socket)
     }
 }

@@ -77,6 +77,17 @@ pub enum PeerError {
 }
 
 impl PeerError {
+    /// The same error about a socket that the caller knows.
+    pub(crate) fn over(mut self, named: Socket) -> PeerError {
+        match &mut self {
+            PeerError::Unknown { socket, .. }
+            | PeerError::InvalidDescriptor { socket, .. }
+            | PeerError::NotAllowed { socket, .. }
+            | PeerError::Nameless { socket, .. } => *socket = named,
+        }
+        self
+    }
+
     /// The kind of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {

@@ -62,7 +62,8 @@ pub enum BrokerError {
     #[error("the offer's service or correlation id has a NUL in it")]
     NameWithNul,
     /// There is no channel to the backend now, or it is draining.
-    #[error("{path}: no channel to the backend now: {source}", path = .path.display())]
+    #[error("{path}: no channel to the backend now{why}: {source}", path = .path.display(),
+        why = why_unavailable(source))]
     Unavailable {
         /// The handoff socket.
         path: Arc<Path>,
@@ -132,6 +133,22 @@ pub enum BrokerError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// What an error number says here, where the system's words for it say something else.
+fn why_unavailable(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENOENT) => ", there is no such socket",
+        Some(libc::ECONNREFUSED) => ", nobody listens",
+        Some(libc::EPROTOTYPE) => ", the socket there is of another type than SOCK_SEQPACKET",
+        Some(libc::EACCES | libc::EPERM) => ", see the socket's mode and owner",
+        Some(libc::EAGAIN) => ", too many brokers wait to be accepted",
+        Some(libc::ENOTCONN) => ", the backend has not said welcome yet",
+        Some(libc::ECONNRESET) => ", it has ended",
+        Some(libc::ESHUTDOWN) => ", the backend drains",
+        Some(libc::ETOOMANYREFS | libc::EMFILE | libc::ENFILE) => ", too many descriptors",
+        _ => "",
+    }
 }
 
 /// A limit that an offer would exceed.
