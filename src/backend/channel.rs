@@ -15,8 +15,9 @@ use crate::sys::event::Events;
 use crate::sys::packet;
 use crate::wire::{self, Frame, GRANT_LEN, Kind, VERDICT_LEN, Welcome};
 
-/// How many tokens are granted in one frame.
-const MAX_GRANTS: usize = 512;
+/// How many tokens are granted in one frame. It is made on the stack, of which a thread may have
+/// little.
+const MAX_GRANTS: usize = 256;
 /// How many verdicts are sent in one frame.
 const MAX_VERDICTS: usize = 1024;
 /// How many verdicts are sent without waiting for the end of a batch.
