@@ -18,6 +18,7 @@ PREFIX     ?= /usr/local
 LIBDIR     ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 MANDIR     ?= $(PREFIX)/share/man
+DOCDIR     ?= $(PREFIX)/share/doc/handoff
 DESTDIR    ?=
 
 CC      ?= cc
@@ -127,9 +128,9 @@ include bench/nginx.mk
 
 # From the quick to the slow, as far as that goes.
 CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-cpp \
-    check-valgrind check-sanitizers check-interop check-soak check-install check-man check-readme \
-    check-dist check-one-owner check-claim check-model check-fuzz check-threads check-coverage \
-    check-python check-nginx check-peers bench-check demo
+    check-valgrind check-sanitizers check-interop check-soak check-install check-man \
+    check-readme check-dist check-one-owner check-faults check-claim check-model check-fuzz \
+    check-threads check-coverage check-python check-nginx check-peers bench-check demo
 
 ## check       run every test
 .PHONY: check
@@ -145,7 +146,8 @@ check-all release-check: export ONE_OWNER_CONNECTIONS := 100000
 check-all release-check: export HANDOFF_SOAK_COUNT := 2000000
 check-all release-check: export FUZZ_RUNS := 100000
 check-all release-check: export FUZZ_SECONDS := 60
-check-all: check fuzz
+check-all release-check: export HANDOFF_FAULTS_STEP := 1
+check-all: check fuzz check-limits
 
 ## check-layers  no module imports one that the architecture puts above it
 .PHONY: check-layers
@@ -162,13 +164,13 @@ check-rust: | git-checkout need-rust-tools
 ## check-readme  compile the programs in README.md
 .PHONY: check-readme
 check-readme: | need-python need-cxx
-	@set -e; for program in 1 2; do \
+	@set -e; for program in 1 2 3; do \
 	    $(PYTHON) tools/readme_code.py README.md c $$program | \
 	        $(CC) -std=c11 $(WARN) -c -o /dev/null -Iinclude -xc -; \
 	done; \
 	$(PYTHON) tools/readme_code.py README.md cpp 1 | \
 	    $(CXX) -std=c++17 $(WARN) -c -o /dev/null -Iinclude -xc++ -; \
-	echo "check-readme: a broker and a backend, in C and in C++"
+	echo "check-readme: a broker and backends, in C and in C++"
 
 # ---- the tree ------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 /*
- * fixture.h: what most tests of a channel begin with: one with the default limits, and a
- * connection to offer.
+ * fixture.h: what most tests of a channel begin with: one with the default limits, on which offers
+ * wait as long as a slow machine takes, and a connection to offer.
  */
 #ifndef FIXTURE_H
 #define FIXTURE_H
@@ -14,8 +14,10 @@ static int client[2];
 
 static int open_both(void **state)
 {
+    const handoff_broker_options patient = {.size = sizeof patient,
+                                            .timeout_ms = HANDOFF_NO_TIMEOUT};
     descriptors_before(state);
-    open_channel(&channel, NULL, NULL);
+    open_channel(&channel, &patient, NULL);
     make_pair(SOCK_STREAM, client);
     return 0;
 }

@@ -326,7 +326,7 @@ void assert_child_succeeds(pid_t child)
 
 void become_nobody(void)
 {
-    if (setgroups(0, NULL) != 0 || setgid(65534) != 0 || setuid(65534) != 0) {
+    if (setgroups(0, NULL) != 0 || setgid(NOBODY) != 0 || setuid(NOBODY) != 0) {
         perror("this test needs root, to become nobody");
         _exit(99);
     }

@@ -111,8 +111,10 @@ void skip_under_valgrind(const char *reason);
 /** In a child: from now on a system call of this process returns an error, or 0 where that is 0. */
 void refuse_system_call(unsigned int number, unsigned int error);
 
-/** Becomes an ordinary user, in a child: nobody (65534), without groups. Says so and exits with 99
-    if it can't. */
+/** An ordinary user. Not 65534, which in a container is whoever has no number there. */
+enum { NOBODY = 65533 };
+
+/** Becomes NOBODY, in a child, without groups. Says so and exits with 99 if it can't. */
 void become_nobody(void);
 
 /** An address that is misaligned for every type but char: to be refused, never looked at. */

@@ -278,7 +278,7 @@ static void offer_to_a_socket_without_permission_is_refused(void **state)
     pid_t child = start_child();
     if (child == 0) {
         become_nobody();
-        assert_refused(HANDOFF_ERR_BACKEND_UNAVAILABLE, EACCES);
+        assert_refused(HANDOFF_ERR_PERMISSION_DENIED, EACCES);
         _exit(0);
     }
     assert_child_succeeds(child);

@@ -233,7 +233,7 @@ static void users_of_a_policy_leave_places_to_each_other(void **state)
 {
     (void)state;
     need_root();
-    static const uint32_t users[] = {0, 65534};
+    static const uint32_t users[] = {0, NOBODY};
     handoff_peer_policy policy = HANDOFF_PEER_POLICY_INIT;
     handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
     policy.users = users;

@@ -220,8 +220,8 @@ static void errors_that_only_the_kernel_can_make_have_their_status(void **state)
         {call_ack_accept, SYS_sendto, ENOMEM, HANDOFF_ERR_SEND_FAILED},
         {call_ack_reject, SYS_sendto, ENOMEM, HANDOFF_ERR_SEND_FAILED},
         {call_ack_receive, SYS_recvmsg, ENOMEM, HANDOFF_ERR_RECEIVE_FAILED},
-        {call_ack_wait, SYS_recvmsg, ENOMEM, HANDOFF_ERR_RECEIVE_FAILED},
-        {call_take_back, SYS_shutdown, ENOMEM, HANDOFF_ERR_RECEIVE_FAILED},
+        {call_ack_wait, SYS_recvmsg, ENOMEM, HANDOFF_ERR_TOO_LATE},
+        {call_take_back, SYS_shutdown, ENOMEM, HANDOFF_ERR_TOO_LATE},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         pid_t child = start_child();

@@ -28,12 +28,13 @@ static void error_of_sending_is_not_one_of_receiving(void **state)
 static void error_of_sending_names_the_socket_and_the_descriptor(void **state)
 {
     (void)state;
-    char both[64];
+    char both[80];
     int pair[2];
     make_pair(SOCK_STREAM, pair);
     int closed = dup(pair[0]);
     close(closed);
-    snprintf(both, sizeof both, "socket %d or descriptor %d: ", pair[0], closed);
+    snprintf(both, sizeof both, "socket %d: descriptor %d, which was to be sent, is not open",
+             pair[0], closed);
     assert_invalid_because(handoff_raw_send(pair[0], closed, &token), both);
     close(pair[0]);
     close(pair[1]);

@@ -46,7 +46,7 @@ static void system_that_lacks_something_is_unsupported_and_it_is_named(void **st
 static void system_whose_memory_cannot_be_sealed_is_unsupported(void **state)
 {
     (void)state;
-    assert_supported_without(SYS_fcntl, EINVAL, HANDOFF_ERR_UNSUPPORTED, "memfd_create");
+    assert_supported_without(SYS_fcntl, EINVAL, HANDOFF_ERR_UNSUPPORTED, "F_ADD_SEALS");
 }
 
 static void process_at_its_limit_does_not_know(void **state)

@@ -319,18 +319,22 @@ static void channel_that_the_system_refuses_is_not_the_brokers_fault(void **stat
     assert_refusals(1, ENOMEM);
     assert_true(channel_ends(peer));
     close(peer);
+    end_backend();
+}
 
-    /* The claim table is lost on arrival: this process may open nothing more. */
-    peer = say_hello(8);
-    skip_under_valgrind("it emulates RLIMIT_NOFILE");
-    int spare = dup(peer);
+static void claim_table_that_is_lost_on_arrival_is_not_the_brokers_fault(void **state)
+{
+    (void)state;
+    skip_under_valgrind("the kernel goes on installing descriptors beyond the limit");
+    begin(NULL);
+    int peer = say_hello(8), spare = dup(peer);
     rlim_t limit = allow_no_more_descriptors();
     /* For the connection, and not for the table. */
     close(spare);
     assert_ok(handoff_backend_dispatch(channel.backend));
     allow_descriptors(limit);
-    /* accept4(2) looks for a descriptor before it looks for a connection. */
-    assert_refusals(3, EMFILE);
+    /* And accept4(2) looks for a descriptor before it looks for another connection. */
+    assert_refusals(2, EMFILE);
     assert_true(channel_ends(peer));
     close(peer);
     end_backend();
@@ -422,6 +426,7 @@ int main(void)
         TEST(failed_connection_does_not_hold_up_the_next),
         TEST(what_the_system_refuses_at_accept_is_counted_as_that),
         TEST(channel_that_the_system_refuses_is_not_the_brokers_fault),
+        TEST(claim_table_that_is_lost_on_arrival_is_not_the_brokers_fault),
         TEST(slot_that_got_no_token_gets_one_when_there_is_randomness_again),
         TEST(channel_works_with_the_smallest_socket_buffer),
     };

@@ -211,6 +211,10 @@ static void broker_connects_again_behind_the_same_descriptor(void **state)
 static void freed_backend_sends_its_last_verdicts_and_other_offers_fall_back(void **state)
 {
     (void)state;
+    /* Or it would try to connect again before it is asked why it cannot offer. */
+    const handoff_broker_options options = {.size = sizeof options,
+                                            .reconnect_min_ms = PATIENCE_MS};
+    open_again(&options);
     handoff_offer offer = offer_of(client[0]);
     uint64_t adopted = offer_fd(&channel, client[0]), held = offer_fd(&channel, client[0]);
     uint64_t id = arrival_of(&channel).id;
@@ -239,7 +243,11 @@ static void backend_that_starts_after_the_broker_is_found(void **state)
     assert_ok(handoff_broker_dispatch(channel.broker));
     assert_ok(handoff_backend_listen(channel.path, NULL, &channel.backend));
     connect_broker(channel.broker, channel.backend);
-    assert_int_equal(backend_statistics(channel.backend).accepted, 1);
+    /* Once, or again where the machine took too long for the first time. */
+    assert_in_range(backend_statistics(channel.backend).accepted, 1, 10);
+    offer_fd(&channel, client[0]);
+    adopt(&channel, arrival_of(&channel).id);
+    assert_adopted(&channel);
 }
 
 static void let_offers_expire(int count)

@@ -76,6 +76,31 @@ check-one-owner: $(C_BUILD)/one_owner library-without-claim
 	@LD_LIBRARY_PATH=$(LIB) $<
 	@LD_LIBRARY_PATH=$(WITHOUT_CLAIM)/lib ONE_OWNER_CONNECTIONS=2000 $< without-claim
 
+# A broker and a backend with one fault each: c-tests/faults/faults.c says what is injected.
+FAULTS_SOURCES := $(addprefix c-tests/faults/,faults.c channel.c errnos.c raw.c scene.c trace.c \
+    waiting.c)
+
+$(C_BUILD)/faults: $(FAULTS_SOURCES) $(wildcard c-tests/faults/*.h) $(HEADERS) | need-pkg-config all
+	@mkdir -p $(@D)
+	$(CC) -std=c11 $(CFLAGS) $(WARN) $(FAULTS_SOURCES) -o $@ \
+	    $$($(PC) --cflags --libs handoff) -lpthread
+
+$(C_BUILD)/limits: c-tests/faults/limits.c $(HEADERS) | need-pkg-config all
+	@mkdir -p $(@D)
+	$(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff)
+
+## check-faults      either side is killed and stopped at every other point of its system calls
+.PHONY: check-faults
+check-faults: export HANDOFF_FAULTS_STEP ?= 2
+check-faults: $(C_BUILD)/faults
+	@LD_LIBRARY_PATH=$(LIB) $< kill
+	@LD_LIBRARY_PATH=$(LIB) $< stop
+
+## check-limits      every limit at its largest value, with the time that it takes
+.PHONY: check-limits
+check-limits: $(C_BUILD)/limits
+	@LD_LIBRARY_PATH=$(LIB) $<
+
 ## check-coverage  every public call is made by a C test
 .PHONY: check-coverage
 check-coverage:

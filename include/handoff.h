@@ -4,7 +4,8 @@
  * A broker accepted a client that a backend process should serve. libhandoff passes the connection
  * itself to the backend over a Unix socket, and tells the broker what became of it: the backend
  * adopted it, or it is still the broker's to serve another way. The two sides never both serve a
- * client. handoff(7) is the overview, docs/abi.md the ABI promise.
+ * client. handoff(7) is the overview. The ABI promise is docs/abi.md, which is installed in
+ * share/doc/handoff.
  *
  *   handoff/broker.h    the broker's end of a channel: offer connections, take verdicts
  *   handoff/backend.h   the backend's end: take arrivals, adopt or reject them

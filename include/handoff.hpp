@@ -10,8 +10,7 @@
  *   refused, an arrival that was taken back, nothing to take, a wait that ended without a result.
  * - Errors. Each member that can fail has two forms, as in std::filesystem. One takes a
  *   std::error_code, which it sets, or clears if nothing failed, and is noexcept. The other throws
- *   std::system_error, whose what() begins with handoff_last_error(); it does not exist where
- *   exceptions are switched off.
+ *   handoff::error, a std::system_error; it does not exist where exceptions are switched off.
  * - Handles can be moved. One that is empty, because it was moved from or made without arguments,
  *   can be destroyed or assigned to. Its other members fail with errc::invalid_argument.
  */
@@ -31,6 +30,7 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -168,6 +168,21 @@ struct std::is_error_code_enum<handoff::errc> : std::true_type {};
 
 namespace handoff {
 
+#ifdef __cpp_exceptions
+/** What is thrown. what() is handoff_last_error(), or code().message() if that says nothing. */
+class [[gnu::visibility("default")]] error : public std::system_error {
+  public:
+    error(const std::error_code &ec, const char *text)
+        : std::system_error(ec), text_(*text != 0 ? text : ec.message())
+    {
+    }
+    const char *what() const noexcept override { return text_.what(); }
+
+  private:
+    std::runtime_error text_;  // a string that can be copied without an exception
+};
+#endif
+
 // ---- what both ends use -------------------------------------------------------------------------
 
 /** A wait without limit, or a timeout that never comes. */
@@ -226,7 +241,7 @@ constexpr int wait_ms(std::chrono::milliseconds time) noexcept
 inline void check(const std::error_code &ec)
 {
     if (ec)
-        throw std::system_error(ec, handoff_last_error());
+        throw error(ec, handoff_last_error());
 }
 
 /** The throwing form of a call that takes an error code. */
@@ -364,6 +379,8 @@ struct broker_options {
     std::chrono::milliseconds failure_period{0};
     std::chrono::milliseconds reconnect_min{0};
     std::chrono::milliseconds reconnect_max{0};
+    /** Who may be the backend. */
+    const handoff_peer_policy *policy = nullptr;
 };
 
 /** A connection to hand over: handoff_offer. Set at least `fd`. Everything else is copied. */
@@ -429,14 +446,16 @@ class broker
         raw.failure_period_ms = detail::timeout_ms(options.failure_period, 0);
         raw.reconnect_min_ms = detail::timeout_ms(options.reconnect_min, 0);
         raw.reconnect_max_ms = detail::timeout_ms(options.reconnect_max, 0);
+        raw.policy = options.policy;
         handoff_broker *made = nullptr;
         ec = make_error_code(handoff_broker_new(path, &raw, &made));
         raw_.reset(made);
     }
 
     /**
-     * Offers a connection. That it is refused is a result. The only errors are those that a
-     * fallback must not hide: errc::invalid_argument, wrong_process, closed and internal.
+     * Offers a connection. That it is refused is a result, also after close(): then the reason is
+     * reason::broker_closed. The only errors are those that a fallback must not hide:
+     * errc::invalid_argument, wrong_process and internal.
      */
     [[nodiscard]] offer_result offer(const handoff::offer &what, T *user_data,
                                      std::error_code &ec) noexcept
@@ -444,7 +463,7 @@ class broker
         const handoff_offer raw = to_raw(what, user_data);
         offer_result result;
         const handoff_status status = handoff_broker_offer(get(), &raw, &result.id);
-        result.reason = static_cast<handoff::reason>(handoff_status_reason(status));
+        result.reason = static_cast<handoff::reason>(reason_of(status));
         result.error = make_error_code(status);
         ec = fault(status);
         return result;
@@ -461,7 +480,7 @@ class broker
         handoff_verdict got = HANDOFF_VERDICT_INIT;
         const handoff_status status = handoff_broker_offer_and_wait(get(), &raw, &got);
         if (status != HANDOFF_OK)
-            got.reason = handoff_status_reason(status);
+            got.reason = reason_of(status);
         ec = fault(status);
         return from_raw(got);
     }
@@ -477,7 +496,10 @@ class broker
         return status == HANDOFF_OK ? std::optional(from_raw(got)) : std::nullopt;
     }
 
-    /** The verdicts that are there. After the loop `ec` tells whether an error ended it. */
+    /**
+     * The verdicts that are there. After the loop `ec` tells whether an error ended it: give the
+     * calls inside the loop another one.
+     */
     [[nodiscard]] verdict_range verdicts(std::error_code &ec) noexcept { return {*this, &ec}; }
 
     /** Takes an offer back. False: it is too late, there is a verdict or will be. */
@@ -542,9 +564,17 @@ class broker
                 static_cast<handoff::reason>(raw.reason), raw.may_have_reached_backend != 0};
     }
 
+    // In C an offer after close() may be a bug. Here it is how a broker stops.
+    static handoff_reason reason_of(handoff_status status) noexcept
+    {
+        return status == HANDOFF_ERR_CLOSED ? HANDOFF_REASON_BROKER_CLOSED
+                                            : handoff_status_reason(status);
+    }
+
     static std::error_code fault(handoff_status status) noexcept
     {
-        return make_error_code(handoff_status_is_fallback_safe(status) ? HANDOFF_OK : status);
+        const bool refused = status == HANDOFF_ERR_CLOSED || handoff_status_is_fallback_safe(status);
+        return make_error_code(refused ? HANDOFF_OK : status);
     }
 };
 
@@ -565,10 +595,12 @@ struct backend_options {
 };
 
 /**
- * An offer as the backend sees it: handoff_arrival. If it is neither adopted nor rejected, it
- * rejects itself when it is destroyed, which must be before its backend is.
+ * An offer as the backend sees it: handoff_arrival. One from backend::next() or arrivals() that is
+ * neither adopted nor rejected rejects itself when it is destroyed, which must be before its
+ * backend is. One from backend::accept() is adopted: it owns the connection, and closes it when it
+ * is destroyed unless you take it with adopt().
  *
- * Its bytes and names are valid until it is rejected or, once it is adopted, until the next
+ * Its bytes and names are valid until it is rejected. adopt() leaves them valid until the next
  * backend::dispatch() or backend::accept().
  */
 class arrival {
@@ -586,14 +618,18 @@ class arrival {
     std::uint32_t broker_gid() const noexcept { return raw_.broker_gid; }
 
     /**
-     * Adopts the connection. If it is from backend::accept(), that has adopted it already. No
-     * descriptor: the broker has taken it back. Forget the arrival.
+     * Adopts the connection. If it is from backend::accept(), that has adopted it already, and this
+     * only hands it out. No descriptor: the broker has taken it back. Forget the arrival.
      */
     [[nodiscard]] unique_fd adopt(std::error_code &ec) noexcept
     {
         ec.clear();
         if (accepted_)
             return std::move(accepted_);
+        if (problem() != nullptr) {
+            ec = errc::invalid_argument;
+            return {};
+        }
         int fd = -1;
         const handoff_status status = handoff_backend_adopt(held_.get(), raw_.id, &fd);
         if (status == HANDOFF_OK)
@@ -603,9 +639,16 @@ class arrival {
         return unique_fd(fd);
     }
 
-    /** Rejects the arrival: the broker serves the client another way. */
+    /**
+     * Rejects the arrival: the broker serves the client another way. One from backend::accept()
+     * cannot be rejected any more: errc::invalid_argument.
+     */
     void reject(handoff::reason why, std::error_code &ec) noexcept
     {
+        if (problem() != nullptr) {
+            ec = errc::invalid_argument;
+            return;
+        }
         const auto raw = static_cast<handoff_reason>(why);
         ec = forget(handoff_backend_reject(held_.get(), raw_.id, raw));
     }
@@ -613,10 +656,13 @@ class arrival {
 #ifdef __cpp_exceptions
     [[nodiscard]] unique_fd adopt()
     {
+        if (!accepted_)
+            require_undecided();
         return detail::throwing([&](auto &ec) { return adopt(ec); });
     }
     void reject(handoff::reason why = handoff::reason::rejected)
     {
+        require_undecided();
         detail::throwing([&](auto &ec) { reject(why, ec); });
     }
 #endif
@@ -631,6 +677,23 @@ class arrival {
             handoff_backend_reject(backend, id, HANDOFF_REASON_REJECTED);
         }
     };
+
+    /** Why there is nothing to decide; NULL if there is. */
+    const char *problem() const noexcept
+    {
+        if (held_)
+            return nullptr;
+        return raw_.fd != -1 ? "the arrival is already adopted by accept()"
+                             : "the arrival is empty, or already adopted or rejected";
+    }
+
+#ifdef __cpp_exceptions
+    void require_undecided() const
+    {
+        if (const char *const text = problem())
+            throw error(errc::invalid_argument, text);
+    }
+#endif
 
     static std::string_view text(const char *name) noexcept { return name ? name : ""; }
 
@@ -697,7 +760,15 @@ class backend
 
     /**
      * The arrivals that are there: adopt or reject them, or move them elsewhere and do that later.
-     * After the loop `ec` tells whether an error ended it.
+     *
+     *     backend.dispatch();
+     *     for (auto &arrival : backend.arrivals())
+     *         if (is_for_me(arrival.preread()))           // otherwise it rejects itself
+     *             if (auto client = arrival.adopt())      // otherwise the broker took it back
+     *                 serve(std::move(client), arrival.preread());
+     *
+     * After the loop `ec` tells whether an error ended it: give the calls inside the loop another
+     * one.
      */
     [[nodiscard]] arrival_range arrivals(std::error_code &ec) noexcept { return {*this, &ec}; }
 

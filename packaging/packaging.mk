@@ -6,6 +6,8 @@ CMAKEDIR   := $(LIBDIR)/cmake/handoff
 # Where gdb(1) looks for the debug symbols of a library, by its debug link.
 DEBUGDIR   := $(LIBDIR)/.debug
 HERE       := $(abspath .)
+# What a program may rely on, and what it runs on. The rest is about the tree.
+DOCS       := $(addprefix docs/,abi.md platforms.md protocol.md security.md)
 
 # Fills in a template: the paths as a program at run time sees them, without DESTDIR.
 SUBSTITUTE = sed -e 's|@PREFIX@|$(PREFIX)|' \
@@ -28,11 +30,11 @@ $(MAN_BUILD)/stamp: $(HEADERS) docs/man/handoff.7 tools/man.py tools/header.py C
 
 .PHONY: install uninstall
 
-## install     install below PREFIX (/usr/local); also LIBDIR, INCLUDEDIR, MANDIR, DESTDIR
+## install     install below PREFIX (/usr/local); also LIBDIR, INCLUDEDIR, MANDIR, DOCDIR, DESTDIR
 install: all
 	install -d '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' '$(DESTDIR)$(PKGCONFDIR)' \
 	    '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(DEBUGDIR)' \
-	    '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7'
+	    '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7' '$(DESTDIR)$(DOCDIR)'
 	install -m 755 $(LIB)/$(SHARED) '$(DESTDIR)$(LIBDIR)'
 	install -m 644 $(LIB)/$(SHARED).debug '$(DESTDIR)$(DEBUGDIR)'
 	ln -sf $(SHARED) '$(DESTDIR)$(LIBDIR)/$(SONAME)'
@@ -42,12 +44,15 @@ install: all
 	install -m 644 $(wildcard include/handoff/*.h) '$(DESTDIR)$(INCLUDEDIR)/handoff'
 	@set -e; for file in '$(PKGCONFDIR)/handoff.pc' '$(CMAKEDIR)/handoff-config.cmake' \
 	    '$(CMAKEDIR)/handoff-config-version.cmake'; do \
-	    echo "install -m 644 $(DESTDIR)$$file"; \
+	    echo "packaging/$${file##*/}.in > $(DESTDIR)$$file"; \
 	    $(SUBSTITUTE) "packaging/$${file##*/}.in" | install -m 644 /dev/stdin "$(DESTDIR)$$file"; \
 	done
 	install -m 644 $(MAN_BUILD)/man3/*.3 '$(DESTDIR)$(MANDIR)/man3'
 	install -m 644 $(MAN_BUILD)/man7/handoff.7 '$(DESTDIR)$(MANDIR)/man7'
+	install -m 644 $(DOCS) '$(DESTDIR)$(DOCDIR)'
 
+# Of the directories only the library's own go, and only if they are empty: whether somebody else
+# wants the others, such as pkgconfig, cannot be known.
 ## uninstall   remove what `make install` with the same variables put there
 uninstall: $(MAN_BUILD)/stamp
 	rm -f '$(DESTDIR)$(LIBDIR)/$(SHARED)' '$(DESTDIR)$(LIBDIR)/$(SONAME)' \
@@ -57,10 +62,11 @@ uninstall: $(MAN_BUILD)/stamp
 	    '$(DESTDIR)$(PKGCONFDIR)/handoff.pc' \
 	    '$(DESTDIR)$(CMAKEDIR)/handoff-config.cmake' \
 	    '$(DESTDIR)$(CMAKEDIR)/handoff-config-version.cmake' \
-	    '$(DESTDIR)$(MANDIR)/man7/handoff.7'
+	    '$(DESTDIR)$(MANDIR)/man7/handoff.7' \
+	    $(patsubst docs/%,'$(DESTDIR)$(DOCDIR)/%',$(DOCS))
 	@cd $(MAN_BUILD)/man3 && for page in *.3; do rm -f '$(DESTDIR)$(MANDIR)/man3/'"$$page"; done
 	@for directory in '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' \
-	    '$(DESTDIR)$(DEBUGDIR)'; do \
+	    '$(DESTDIR)$(DEBUGDIR)' '$(DESTDIR)$(DOCDIR)'; do \
 	    [ ! -d "$$directory" ] || rmdir --ignore-fail-on-non-empty "$$directory"; done
 
 # ---- checks --------------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::kind::ErrorKind;
-use crate::sys::{self, Address, AddressError, SocketKind};
+use crate::sys::{self, Address, AddressError, MAX_PATH_LEN, SocketKind};
 
 /// The socket that an error is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,9 +22,28 @@ pub enum Socket {
 impl fmt::Display for Socket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Socket::Path(path) => write!(f, "socket {}", path.display()),
+            Socket::Path(path) => write!(f, "socket {}", Shortened(path)),
             Socket::Descriptor(fd) => write!(f, "socket {fd}"),
         }
+    }
+}
+
+/// How much a message shows of a path that is too long.
+const SHOWN_LEN: usize = 64;
+
+/// A path as a message shows it.
+struct Shortened<'a>(&'a Path);
+
+impl fmt::Display for Shortened<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0.as_os_str().as_bytes();
+        if bytes.len() <= MAX_PATH_LEN {
+            return self.0.display().fmt(f);
+        }
+        for chunk in bytes[..SHOWN_LEN].utf8_chunks() {
+            f.write_str(chunk.valid())?;
+        }
+        f.write_str("...")
     }
 }
 
@@ -49,24 +69,46 @@ impl fmt::Display for Sent {
     }
 }
 
+/// Begins a message with the socket, unless it has an empty name.
+struct Named<'a>(&'a Socket);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Socket::Path(path) if path.as_os_str().is_empty() => Ok(()),
+            socket => write!(f, "{socket}: "),
+        }
+    }
+}
+
 /// Why a socket was not connected, or a message not sent or not received.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// The path cannot be a socket's address: empty, too long or with a NUL in it.
-    #[error("{socket}: the path {problem}")]
+    #[error("{}{problem}", Named(socket))]
     InvalidPath {
         /// Where the message was to go.
         socket: Socket,
         /// What is wrong with it.
-        problem: &'static str,
+        problem: PathProblem,
     },
-    /// A descriptor is not open, or not of the kind that the call needs.
-    #[error("{socket}{}: not open, or of the wrong kind: {source}", Sent(" or", *descriptor))]
+    /// The socket is not open, or not of the kind that the call needs.
+    #[error("{socket} is {is}: {source}")]
+    InvalidSocket {
+        /// The socket that was used.
+        socket: Socket,
+        /// What it is.
+        is: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The descriptor that was to be sent is not open.
+    #[error("{socket}: descriptor {descriptor}, which was to be sent, is not open")]
     InvalidDescriptor {
         /// The socket that was used.
         socket: Socket,
-        /// The descriptor that was to be sent, if any.
-        descriptor: Option<RawFd>,
+        /// The descriptor.
+        descriptor: RawFd,
         /// What the system said.
         source: io::Error,
     },
@@ -117,7 +159,7 @@ pub enum TransportError {
         socket: Socket,
     },
     /// A limit on descriptors: open in this process, or in flight for this user.
-    #[error("{socket}: out of descriptors or memory: {source}")]
+    #[error("{socket}: {limit}: {source}", limit = ErrorKind::which_limit(source))]
     DescriptorPressure {
         /// The socket that was used.
         socket: Socket,
@@ -194,11 +236,54 @@ pub enum TransportError {
     },
 }
 
+/// What is wrong with a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathProblem {
+    /// It has nothing in it, or nothing behind `@`.
+    #[error("the path is empty")]
+    Empty,
+    /// It has too many bytes.
+    #[error("the path has {len} bytes, and a Unix socket's has {MAX_PATH_LEN} at the most")]
+    TooLong {
+        /// How many it has.
+        len: usize,
+    },
+    /// It has a NUL in it.
+    #[error("the path has a NUL in it")]
+    HasNul,
+}
+
 impl TransportError {
+    /// The same error over a socket that has another name for the caller: by its path, say.
+    pub(crate) fn over(mut self, named: Socket) -> TransportError {
+        match &mut self {
+            TransportError::InvalidPath { socket, .. }
+            | TransportError::InvalidSocket { socket, .. }
+            | TransportError::InvalidDescriptor { socket, .. }
+            | TransportError::SocketOverItself { socket }
+            | TransportError::Unsupported { socket, .. }
+            | TransportError::PermissionDenied { socket, .. }
+            | TransportError::BackendUnavailable { socket, .. }
+            | TransportError::WouldBlock { socket, .. }
+            | TransportError::TimedOut { socket }
+            | TransportError::DescriptorPressure { socket, .. }
+            | TransportError::SendFailed { socket, .. }
+            | TransportError::ShortWrite { socket, .. }
+            | TransportError::ReceiveFailed { socket, .. }
+            | TransportError::EndOfStream { socket, .. }
+            | TransportError::NoDescriptor { socket }
+            | TransportError::SurplusDescriptors { socket, .. }
+            | TransportError::ControlTruncated { socket }
+            | TransportError::WrongLength { socket, .. } => *socket = named,
+        }
+        self
+    }
+
     /// The kind of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             TransportError::InvalidPath { .. }
+            | TransportError::InvalidSocket { .. }
             | TransportError::InvalidDescriptor { .. }
             | TransportError::SocketOverItself { .. } => ErrorKind::InvalidArgument,
             TransportError::Unsupported { .. } => ErrorKind::Unsupported,
@@ -245,9 +330,9 @@ pub fn connect(path: &Path) -> Result<OwnedFd, TransportError> {
 pub(crate) fn address(path: &Path) -> Result<Address, TransportError> {
     Address::new(path).map_err(|error| {
         let problem = match error {
-            AddressError::Empty => "is empty",
-            AddressError::TooLong => "is too long for a Unix socket",
-            AddressError::HasNul => "has a NUL in it",
+            AddressError::Empty => PathProblem::Empty,
+            AddressError::TooLong => PathProblem::TooLong { len: path.as_os_str().len() },
+            AddressError::HasNul => PathProblem::HasNul,
         };
         TransportError::InvalidPath { socket: path.into(), problem }
     })
@@ -256,20 +341,29 @@ pub(crate) fn address(path: &Path) -> Result<Address, TransportError> {
 #[cold]
 fn connect_error(path: &Path, source: io::Error) -> TransportError {
     let socket = path.into();
-    match source.raw_os_error() {
-        Some(libc::EAGAIN) => {
+    match connect_kind(&source) {
+        ErrorKind::WouldBlock => {
             let problem = "connecting would block: the listener's backlog is full";
             TransportError::WouldBlock { socket, problem, source }
         }
-        Some(libc::EACCES | libc::EPERM) => TransportError::PermissionDenied { socket, source },
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-            TransportError::DescriptorPressure { socket, source }
-        }
-        Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => {
-            TransportError::Unsupported { socket, source }
-        }
-        // ENOENT, ENOTDIR, ECONNREFUSED (also for a file that is no socket) and their like.
+        ErrorKind::PermissionDenied => TransportError::PermissionDenied { socket, source },
+        ErrorKind::DescriptorPressure => TransportError::DescriptorPressure { socket, source },
+        ErrorKind::Unsupported => TransportError::Unsupported { socket, source },
         _ => TransportError::BackendUnavailable { socket, source },
+    }
+}
+
+/// The kind of an error of connecting to a handoff socket, or of the first message over it.
+pub(crate) fn connect_kind(error: &io::Error) -> ErrorKind {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => ErrorKind::WouldBlock,
+        Some(libc::EACCES | libc::EPERM) => ErrorKind::PermissionDenied,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::ETOOMANYREFS) => {
+            ErrorKind::DescriptorPressure
+        }
+        Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => ErrorKind::Unsupported,
+        // ENOENT, ENOTDIR, ECONNREFUSED (also for a file that is no socket) and their like.
+        _ => ErrorKind::BackendUnavailable,
     }
 }
 
@@ -301,8 +395,8 @@ pub(crate) fn in_time<T>(
 
 /// The error of a receive or an accept.
 #[cold]
-pub(crate) fn receive_error(socket: BorrowedFd<'_>, source: io::Error) -> TransportError {
-    let socket = socket.into();
+pub(crate) fn receive_error(descriptor: BorrowedFd<'_>, source: io::Error) -> TransportError {
+    let socket = descriptor.into();
     match source.raw_os_error() {
         Some(libc::EAGAIN) => {
             TransportError::WouldBlock { socket, problem: "receiving would block", source }
@@ -311,7 +405,7 @@ pub(crate) fn receive_error(socket: BorrowedFd<'_>, source: io::Error) -> Transp
             TransportError::EndOfStream { socket, source: Some(source) }
         }
         Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL | libc::ENOTCONN | libc::EOPNOTSUPP) => {
-            TransportError::InvalidDescriptor { socket, descriptor: None, source }
+            TransportError::InvalidSocket { socket, is: sys::not_usable(descriptor), source }
         }
         Some(libc::EMFILE | libc::ENFILE) => TransportError::DescriptorPressure { socket, source },
         _ => TransportError::ReceiveFailed { socket, source },

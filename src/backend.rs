@@ -27,6 +27,7 @@ use crate::listener::{Listener, ListenerOptions};
 use crate::memory;
 use crate::peer::Credentials;
 use crate::reason::Reason;
+use crate::support;
 use crate::sys::arrived::Arrived;
 use crate::sys::event::{Events, Wait};
 use crate::sys::{SocketKind, packet};
@@ -117,19 +118,26 @@ impl Backend {
     /// before fork(2); the handle belongs to the process that uses it first.
     pub fn listen(path: &Path, options: BackendOptions) -> Result<Backend, BackendError> {
         let options = options.checked()?;
+        // Without it nobody may connect: say so before there is a socket.
+        support::credentials(support::seq_packet_socket()?.as_fd())?;
         let BackendOptions { mode, backlog, .. } = options;
         let kind = SocketKind::SeqPacket;
         let listener = Listener::new(path, &ListenerOptions { mode, backlog, kind })?;
         Ok(Backend::new(Source::Made(listener), options))
     }
 
-    /// Listens on a socket that somebody else made, as a service manager does.
-    pub fn listen_on(listener: OwnedFd, options: BackendOptions) -> Result<Backend, BackendError> {
+    /// Listens on a duplicate of a socket that somebody else made, as a service manager does.
+    pub fn listen_on(
+        listener: BorrowedFd<'_>,
+        options: BackendOptions,
+    ) -> Result<Backend, BackendError> {
         let options = options.checked()?;
-        let descriptor = listener.as_raw_fd();
-        if !packet::is_listening_seqpacket(listener.as_fd()) {
-            return Err(BackendError::NotAListener { descriptor });
+        if let Some(is) = packet::is_no_listener(listener) {
+            return Err(BackendError::NotAListener { descriptor: listener.as_raw_fd(), is });
         }
+        support::credentials(listener)?;
+        let duplicate = listener.try_clone_to_owned();
+        let listener = duplicate.map_err(HandleError::system("duplicate the descriptor"))?;
         packet::set_nonblocking(listener.as_fd()).map_err(HandleError::system("use the socket"))?;
         Ok(Backend::new(Source::Given(listener), options))
     }
@@ -163,7 +171,14 @@ impl Backend {
 
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
-        self.dispatch_after(Wait::No)
+        let left = self.arrivals.has_waiting();
+        self.dispatch_after(Wait::No)?;
+        if left {
+            // The caller stops before the end of a batch: it goes on at once.
+            let now = Instant::now();
+            self.handle.wake_at(now, now)?;
+        }
+        Ok(())
     }
 
     /// Waits until something is due, and does it.
@@ -240,7 +255,15 @@ impl Backend {
     /// fork(2) there is none: they are the parent's, see [`check_process`](Backend::check_process).
     pub fn next_arrival(&mut self) -> Option<Arrival<'_>> {
         let place = self.next_place()?;
+        self.tell_of_rest();
         Some(self.view(place))
+    }
+
+    /// Makes sure that the caller is woken for the arrivals that wait, should it stop here.
+    fn tell_of_rest(&mut self) {
+        if let (true, Some(events)) = (self.arrivals.has_waiting(), self.handle.events()) {
+            self.batch.set_timer(events);
+        }
     }
 
     fn next_place(&mut self) -> Option<Place> {

@@ -22,21 +22,22 @@ use std::time::{Duration, Instant};
 
 use crate::address;
 use crate::claim::{self, Lost};
-use crate::handle::{Handle, HandleError, MAX_ROUNDS, Waker};
+use crate::handle::{Handle, HandleError, MAX_ROUNDS, REST_PAUSE, Waker};
 use crate::memory;
 use crate::reason::Reason;
 use crate::sys::event::{Events, Wait};
-use crate::sys::packet;
+use crate::sys::{self, packet};
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS, has_nul};
 
 use channel::Outcomes;
 use offers::queued_len;
 use options::MAX_TIMEOUT;
+use peer::WhyDown;
 use reconnecting::{Link, Reconnecting};
 
-pub use error::BrokerError;
+pub use error::{BrokerError, Limit};
 pub use options::BrokerOptions;
-pub use peer::Allowed;
+pub use peer::{Allowed, Numbers};
 
 /// One connection to hand over.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +109,8 @@ pub struct Broker {
     outcomes: Outcomes,
     next_id: u64,
     closed: bool,
+    /// The descriptor will be readable for the verdicts that are left.
+    rest_told: bool,
     /// Room for a packet, and for the descriptors of one; kept so that an offer allocates nothing.
     buffer: Vec<u8>,
     descriptors: Vec<RawFd>,
@@ -128,13 +131,15 @@ impl Broker {
             options,
             next_id: 1,
             closed: false,
+            rest_told: false,
             buffer: Vec::new(),
             descriptors: Vec::new(),
         })
     }
 
-    /// The descriptor that is readable whenever [`dispatch`](Broker::dispatch) has work. It stays
-    /// the same and works level- and edge-triggered.
+    /// The descriptor that is readable whenever [`dispatch`](Broker::dispatch) has work, and, a
+    /// millisecond later at the latest, when [`next_verdict`](Broker::next_verdict) has left
+    /// something. It stays the same and works level- and edge-triggered.
     pub fn descriptor(&mut self) -> Result<BorrowedFd<'_>, BrokerError> {
         let now = Instant::now();
         self.enter(now)?;
@@ -170,21 +175,17 @@ impl Broker {
         now: Instant,
     ) -> Result<u64, BrokerError> {
         self.enter(now)?;
-        let full = self.outcomes.verdicts.len() >= most_verdicts;
+        let untaken = self.outcomes.verdicts.len();
         let queue_bytes = self.options.queue_bytes;
         let path = || self.path.clone();
-        let unavailable = |code| {
-            let source = io::Error::from_raw_os_error(code);
-            BrokerError::Unavailable { path: path(), source }
-        };
         let Link::Up(channel) = &mut self.link else {
             return Err(self.reconnecting.why_down.error(&self.path, &self.options));
         };
         let Ok(welcome) = channel.welcome else {
-            return Err(unavailable(libc::ENOTCONN));
+            return Err(WhyDown::NoBackend(libc::ENOTCONN).error(&self.path, &self.options));
         };
         if channel.draining {
-            return Err(unavailable(libc::ESHUTDOWN));
+            return Err(WhyDown::NoBackend(libc::ESHUTDOWN).error(&self.path, &self.options));
         }
         let failures = &self.outcomes.failures;
         if let Some(left) = failures.as_ref().and_then(|failures| failures.time_left(now)) {
@@ -192,20 +193,24 @@ impl Broker {
         }
         let len = variable_len(offer, welcome.max_bytes as usize)?;
         let queued = channel.offers.queued_bytes() + queued_len(len);
-        let next = channel.offers.next_slot().filter(|_| !full && queued <= queue_bytes);
+        let next = channel.offers.next_slot();
+        let next = next.filter(|_| untaken < most_verdicts && queued <= queue_bytes);
         let Some((slot, generation)) = next else {
-            let limit = match channel.offers.next_slot() {
-                _ if full => "verdicts that were not taken",
-                Some(_) => "queued bytes",
-                None => "offers in flight",
+            let limit = if untaken >= most_verdicts {
+                Limit::Verdicts { untaken }
+            } else if queued > queue_bytes {
+                Limit::QueuedBytes { queued, most: queue_bytes }
+            } else {
+                let (in_flight, most) = (channel.offers.in_flight(), welcome.slots as usize);
+                Limit::InFlight { in_flight, most }
             };
             return Err(BrokerError::Full { path: path(), limit });
         };
-        let descriptor = offer.descriptor.as_raw_fd();
         let cookie = packet::cookie(offer.descriptor)
-            .map_err(|source| BrokerError::NotASocket { descriptor, source })?;
+            .map_err(|source| not_a_socket(offer.descriptor, source))?;
         let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = now.checked_add(timeout).unwrap_or(now);
+        channel.offers.make_room(queued_len(len))?;
         // The last step that can fail.
         self.handle.wake_at(deadline, now)?;
         // The slot is part of the id, so that it is found without a search.
@@ -242,7 +247,17 @@ impl Broker {
 
     /// Does everything that is due: receives, sends, gives up what is late, connects.
     pub fn dispatch(&mut self) -> Result<(), BrokerError> {
-        self.dispatch_after(Wait::No)
+        let left = self.outcomes.verdicts.len();
+        self.rest_told = false;
+        self.dispatch_after(Wait::No)?;
+        if left > 0 { self.tell_of_rest(Duration::ZERO) } else { Ok(()) }
+    }
+
+    /// Makes the descriptor readable for the verdicts that wait.
+    fn tell_of_rest(&mut self, pause: Duration) -> Result<(), BrokerError> {
+        let now = Instant::now();
+        self.rest_told = true;
+        Ok(self.handle.wake_at(now + pause, now)?)
     }
 
     /// Waits until something is due, and does it.
@@ -294,7 +309,12 @@ impl Broker {
     /// parent's, see [`check_process`](Broker::check_process).
     pub fn next_verdict(&mut self) -> Option<Verdict> {
         self.check_process().ok()?;
-        self.outcomes.verdicts.pop_front()
+        let verdict = self.outcomes.verdicts.pop_front()?;
+        if !self.outcomes.verdicts.is_empty() && !self.rest_told {
+            // If no timer can be set, something else wakes the caller.
+            let _ = self.tell_of_rest(REST_PAUSE);
+        }
+        Some(verdict)
     }
 
     /// Takes an offer back. After `Ok` the connection is the broker's and no verdict comes for it.
@@ -369,6 +389,14 @@ impl Broker {
         self.link = Link::Down { retry_at: now };
         self.tick(now);
         self.arm(now)
+    }
+}
+
+#[cold]
+fn not_a_socket(descriptor: BorrowedFd<'_>, source: io::Error) -> BrokerError {
+    match sys::what_is(descriptor) {
+        sys::A_SOCKET => BrokerError::System { action: "ask which socket it is", source },
+        is => BrokerError::NotASocket { descriptor: descriptor.as_raw_fd(), is, source },
     }
 }
 

@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::sys::shared::{self, SharedWords};
+use crate::sys::shared::{self, SharedWords, Step};
 
 pub(crate) use word::{
     Lost, MAX_GENERATION, adopt, is_adopted, is_offered, is_revoked, offer, revoke,
@@ -26,8 +26,8 @@ pub(crate) struct ClaimTable {
 
 impl ClaimTable {
     /// Broker: makes a table of `slots` words and the descriptor to pass to the backend. Its memory
-    /// is allocated here, and its size is sealed.
-    pub(crate) fn create(slots: usize) -> io::Result<(ClaimTable, OwnedFd)> {
+    /// is allocated here, and its size is sealed. An error comes with the step that failed.
+    pub(crate) fn create(slots: usize) -> Result<(ClaimTable, OwnedFd), (Step, io::Error)> {
         let (words, file) = shared::create_shared_words(slots)?;
         Ok((ClaimTable { words }, file))
     }

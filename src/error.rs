@@ -77,7 +77,14 @@ impl Error {
     /// The operating system's error number, if the system had a part in this: that of the source,
     /// wherever a module's error has one.
     pub fn os_error(&self) -> Option<i32> {
-        self.source()?.downcast_ref::<io::Error>()?.raw_os_error()
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<io::Error>() {
+                return error.raw_os_error();
+            }
+            cause = error.source();
+        }
+        None
     }
 }
 
@@ -110,6 +117,9 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::BackendUnavailable, "{error:?}");
         }
         assert_eq!(Error::from(TokenError::Random(system(libc::ENOSYS))).os_error(), Some(38));
+        let cause =
+            TransportError::ReceiveFailed { socket: path.into(), source: system(libc::ENOMEM) };
+        assert_eq!(Error::from(AckError::Unsettled { cause }).os_error(), Some(libc::ENOMEM));
         let closed = TransportError::EndOfStream { socket: path.into(), source: None };
         assert_eq!(Error::from(closed).os_error(), None);
         assert_eq!(Error::from(TokenError::NotPending).os_error(), None);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::{self, SupportError};
 use crate::sys::event::{Alarm, Events};
 use crate::sys::process;
 
@@ -14,6 +15,10 @@ use crate::sys::process;
 pub(crate) const MAX_ROUNDS: usize = 64;
 /// How long a peer may take to say its first word.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// When a caller is woken for what it has not taken, the first time that it stops before the end.
+/// Nobody knows whether it will stop, and most do not: a timer for nothing in a millisecond costs
+/// less than one in each batch.
+pub(crate) const REST_PAUSE: Duration = Duration::from_millis(1);
 /// When to send again what the system was short of memory for. poll(2) would say at once that there
 /// is room.
 pub(crate) const MEMORY_PAUSE: Duration = Duration::from_millis(1);
@@ -84,8 +89,8 @@ impl Handle {
     }
 
     /// Makes what a handle watches, to be given to [`open`](Handle::open).
-    pub(crate) fn new_events(&self) -> Result<Events, HandleError> {
-        Events::new(&self.waker.0.alarm).map_err(HandleError::system("make an epoll set"))
+    pub(crate) fn new_events(&self) -> Result<Events, SupportError> {
+        support::events(&self.waker.0.alarm)
     }
 
     /// Opens the handle: it belongs to this process from now on.

@@ -64,10 +64,27 @@ impl ErrorKind {
         }
     }
 
-    /// Whether a broker may hide this behind a fallback: the connection is still its own, and nobody
-    /// need be told. A misuse of the library must not be hidden.
+    /// Which limit an error of kind [`DescriptorPressure`](ErrorKind::DescriptorPressure) is about.
+    pub(crate) fn which_limit(error: &io::Error) -> &'static str {
+        match error.raw_os_error() {
+            Some(libc::EMFILE) => "this process is at its limit of descriptors, RLIMIT_NOFILE",
+            Some(libc::ENFILE) => "the system is at its limit of open files",
+            Some(libc::ETOOMANYREFS) => {
+                "this user has too many descriptors in flight over Unix sockets, see RLIMIT_NOFILE"
+            }
+            _ => "the system is short of memory",
+        }
+    }
+
+    /// Whether a broker may hide this behind a fallback: the connection is certainly its own, wherever
+    /// this can come up, and nobody need be told. A misuse of the library must not be hidden.
     pub fn is_fallback_safe(self) -> bool {
-        self.reason().is_some()
+        match self {
+            // An acknowledgement that could not be received, or one whose entry has left: the
+            // backend may own the connection.
+            ErrorKind::ReceiveFailed | ErrorKind::TokenNotPending => false,
+            kind => kind.reason().is_some(),
+        }
     }
 
     /// The reason that a broker gives for a fallback after this error; none where a fallback must
@@ -81,7 +98,7 @@ impl ErrorKind {
         }
     }
 
-    /// Whether the descriptor may have reached the backend when a broker's attempt ends so.
+    /// Whether the descriptor may have reached the backend when a call about it ends so.
     pub fn may_have_reached_backend(self) -> bool {
         matches!(
             self,
@@ -92,6 +109,15 @@ impl ErrorKind {
                 | ErrorKind::EndOfStream
                 | ErrorKind::ReceiveFailed
                 | ErrorKind::Internal
+                // A message that was sent before, or an offer.
+                | ErrorKind::TokenNotPending
+                | ErrorKind::TakenBack
+                | ErrorKind::TooLate
+                // An offer that was sent, and taken back because its caller could not wait.
+                | ErrorKind::System
+                | ErrorKind::Woken
+                // No acknowledgement yet.
+                | ErrorKind::Nothing
         )
     }
 

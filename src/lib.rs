@@ -52,6 +52,7 @@ pub mod support;
 pub mod token;
 
 mod claim;
+mod deadlines;
 mod ffi;
 pub mod handle;
 mod kind;

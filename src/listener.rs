@@ -64,10 +64,12 @@ pub enum ListenerError {
         source: io::Error,
     },
     /// Somebody listens there, or is about to.
-    #[error("{path}: another process listens there", path = .path.display())]
+    #[error("{path}: somebody listens there already", path = .path.display())]
     InUse {
         /// The path that was to become a socket.
         path: PathBuf,
+        /// What the system said, if it said that.
+        source: Option<io::Error>,
     },
     /// Something that is not a socket has that name.
     #[error("{path}: there is a file that is not a socket", path = .path.display())]
@@ -76,7 +78,8 @@ pub enum ListenerError {
         path: PathBuf,
     },
     /// A limit on descriptors or memory.
-    #[error("{path}: out of descriptors or memory: {source}", path = .path.display())]
+    #[error("{path}: {limit}: {source}", path = .path.display(),
+        limit = ErrorKind::which_limit(source))]
     DescriptorPressure {
         /// The path that was to become a socket.
         path: PathBuf,
@@ -156,7 +159,8 @@ impl Listener {
             result => result,
         };
         let socket = address::in_time(listener, timeout, accept)?;
-        peer::check(socket.as_fd(), policy)?;
+        // The caller knows the listener, and not what was closed.
+        peer::check(socket.as_fd(), policy).map_err(|error| error.over(listener.into()))?;
         Ok(socket)
     }
 }
@@ -173,7 +177,7 @@ fn failed(path: &Path, action: &'static str, source: io::Error) -> ListenerError
         Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
             ListenerError::PermissionDenied { path, source }
         }
-        Some(libc::EADDRINUSE) => ListenerError::InUse { path },
+        Some(libc::EADDRINUSE) => ListenerError::InUse { path, source: Some(source) },
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
             ListenerError::DescriptorPressure { path, source }
         }

@@ -45,10 +45,12 @@ pub enum PeerError {
         source: io::Error,
     },
     /// The descriptor is not open or not a socket.
-    #[error("{socket}: not open, or not a socket: {source}")]
+    #[error("{socket} is {is}: {source}")]
     InvalidDescriptor {
         /// The socket that was asked about.
         socket: Socket,
+        /// What it is.
+        is: &'static str,
         /// What the system said.
         source: io::Error,
     },
@@ -75,6 +77,17 @@ pub enum PeerError {
 }
 
 impl PeerError {
+    /// The same error about a socket that the caller knows.
+    pub(crate) fn over(mut self, named: Socket) -> PeerError {
+        match &mut self {
+            PeerError::Unknown { socket, .. }
+            | PeerError::InvalidDescriptor { socket, .. }
+            | PeerError::NotAllowed { socket, .. }
+            | PeerError::Nameless { socket, .. } => *socket = named,
+        }
+        self
+    }
+
     /// The kind of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -95,10 +108,12 @@ pub fn credentials(socket: BorrowedFd<'_>) -> Result<Credentials, PeerError> {
     Ok(Credentials { process, user, group })
 }
 
-fn unknown(socket: BorrowedFd<'_>, source: io::Error) -> PeerError {
-    let socket = socket.into();
+fn unknown(descriptor: BorrowedFd<'_>, source: io::Error) -> PeerError {
+    let socket = descriptor.into();
     match source.raw_os_error() {
-        Some(libc::EBADF | libc::ENOTSOCK) => PeerError::InvalidDescriptor { socket, source },
+        Some(libc::EBADF | libc::ENOTSOCK) => {
+            PeerError::InvalidDescriptor { socket, is: sys::what_is(descriptor), source }
+        }
         _ => PeerError::Unknown { socket, source },
     }
 }

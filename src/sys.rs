@@ -83,6 +83,11 @@ pub(crate) fn socket(kind: SocketKind) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// The most bytes in a path, or in an abstract name with its `@`. Such a name has no NUL at its end
+/// but one at its front, so both kinds lose a byte.
+pub(crate) const MAX_PATH_LEN: usize =
+    mem::size_of::<libc::sockaddr_un>() - mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
+
 /// A Unix socket address, unix(7): a path or, behind a leading `@`, an abstract name.
 pub(crate) struct Address {
     raw: libc::sockaddr_un,
@@ -109,8 +114,7 @@ impl Address {
         if bytes.contains(&0) {
             return Err(AddressError::HasNul);
         }
-        // An abstract name has no NUL at its end but one at its front, so both kinds lose a byte.
-        if bytes.len() >= raw.sun_path.len() {
+        if bytes.len() > MAX_PATH_LEN {
             return Err(AddressError::TooLong);
         }
         for (to, from) in raw.sun_path.iter_mut().zip(bytes) {
@@ -195,7 +199,8 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     retry(|| unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) })
 }
 
-/// Sends `bytes` with one descriptor attached, without blocking and without SIGPIPE.
+/// Sends `bytes` with one descriptor attached, without blocking and without SIGPIPE. A TCP socket
+/// refuses it, EISCONN.
 pub(crate) fn send_with_descriptor(
     socket: BorrowedFd<'_>,
     bytes: &[u8],
@@ -223,9 +228,18 @@ pub(crate) fn send_with_descriptor(
         ptr::write_unaligned(libc::CMSG_DATA(header).cast(), descriptor.as_raw_fd());
     }
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: `message` points to `iov` and `control`, which outlive the call; sendmsg(2) only
-    // reads `bytes`.
-    retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
+    let send = |flags| {
+        // SAFETY: `message` points to `iov` and `control`, which outlive the call; sendmsg(2) only
+        // reads `bytes`.
+        retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
+    };
+    // TCP ignores SCM_RIGHTS and would send the bytes, which are a secret, to somebody's client. It
+    // refuses to connect anew with the first bytes, tcp(7), and a Unix socket does not know the flag
+    // and ignores it. A sandbox may refuse flags that it does not know.
+    send(flags | libc::MSG_FASTOPEN).or_else(|error| match error.raw_os_error() {
+        Some(libc::EINVAL) => send(flags),
+        _ => Err(error),
+    })
 }
 
 /// What one recvmsg(2) brought.
@@ -421,6 +435,12 @@ pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(i32, u32, 
     Ok((pid, uid, gid))
 }
 
+/// Whether SO_PEERCRED can be asked of a Unix socket: it has an answer even without a peer.
+pub(crate) fn tells_credentials(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let mut credentials = [libc::ucred { pid: 0, uid: 0, gid: 0 }];
+    socket_option(socket, libc::SO_PEERCRED, &mut credentials).map(drop)
+}
+
 /// Whether one of the peer's supplementary groups as they were when it connected, SO_PEERGROUPS of
 /// include/uapi/asm-generic/socket.h in the kernel (man-pages 6.03 do not have it), is
 /// one that is looked for.
@@ -459,6 +479,49 @@ pub(crate) fn owner(address: &Address) -> Option<u32> {
 pub(crate) fn effective_user() -> u32 {
     // SAFETY: geteuid(2) takes nothing and cannot fail.
     unsafe { libc::geteuid() }
+}
+
+/// What [`what_is`] says of a socket.
+pub(crate) const A_SOCKET: &str = "a socket";
+
+/// What a descriptor is, for the sentence about one that cannot be used: fstat(2).
+#[cold]
+pub(crate) fn what_is(descriptor: BorrowedFd<'_>) -> &'static str {
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `status` has room for one stat, written on success.
+    let result = unsafe { libc::fstat(descriptor.as_raw_fd(), status.as_mut_ptr()) };
+    if result != 0 {
+        return "not open";
+    }
+    // SAFETY: the call succeeded.
+    match unsafe { status.assume_init() }.st_mode & libc::S_IFMT {
+        libc::S_IFSOCK => A_SOCKET,
+        libc::S_IFIFO => "a pipe",
+        libc::S_IFREG => "a regular file",
+        libc::S_IFDIR => "a directory",
+        libc::S_IFCHR | libc::S_IFBLK => "a device",
+        _ => "neither a file nor a socket",
+    }
+}
+
+/// Whether a descriptor is open.
+#[cold]
+pub(crate) fn is_open(descriptor: BorrowedFd<'_>) -> bool {
+    // SAFETY: fcntl(2) with F_GETFD takes nothing.
+    unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_GETFD) != -1 }
+}
+
+/// What a descriptor is, for the sentence about a socket that cannot be used.
+#[cold]
+pub(crate) fn not_usable(socket: BorrowedFd<'_>) -> &'static str {
+    let mut family = [0 as libc::c_int];
+    match what_is(socket) {
+        A_SOCKET => match socket_option(socket, libc::SO_DOMAIN, &mut family) {
+            Ok(_) if family != [libc::AF_UNIX] => "not a Unix socket",
+            _ => "a Unix socket in the wrong state",
+        },
+        other => other,
+    }
 }
 
 unsafe extern "C" {

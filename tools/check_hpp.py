@@ -33,8 +33,11 @@ def main() -> None:
             missing.append(name)
     for struct in STRUCTS:
         variable = "raw_" if struct == "handoff_arrival" else "(?:raw|got)"
+        # Both options have fields of the same name.
+        broker, backend = code.split("struct backend_options", maxsplit=1)
+        end = backend if re.match("handoff_(?:backend|arrival)", struct) else broker
         for member in header.types[struct].members():
-            used = re.search(rf"\b{variable}\.{member.name}\b", code)
+            used = re.search(rf"\b{variable}\.{member.name}\b", end)
             if member.name not in ("size", "reserved") and not used:
                 missing.append(f"{struct}.{member.name}")
 

@@ -15,9 +15,10 @@ sys
 reason
 kind
 memory
-failures
+failures deadlines
 address token claim
-handle peer wire support
+support
+handle peer wire
 listener raw::transport raw::store raw::failures
 raw::ack raw::admit raw::pending
 raw::attempt

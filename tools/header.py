@@ -26,6 +26,7 @@ class Header:
     types: dict[str, Item]
     constants: dict[str, Item]
     functions: dict[str, Item]
+    beside: dict[str, list[str]]  # of a type: the constants between it and the next type or call
 
 
 DOC = r"/\*\*\n((?: \*.*\n)+?) \*/\n"
@@ -45,6 +46,23 @@ def items(pattern: re.Pattern, source: str) -> dict[str, Item]:
     return {name: Item(name, text(doc), code) for doc, code, name in pattern.findall(source)}
 
 
+def beside(source: str) -> dict[str, list[str]]:
+    kinds = {"type": TYPE, "constant": CONSTANT, "call": FUNCTION}
+    found = [
+        (match.start(3), kind, match[3])
+        for kind, pattern in kinds.items()
+        for match in pattern.finditer(source)
+    ]
+    result: dict[str, list[str]] = {}
+    latest = None
+    for _, kind, name in sorted(found):
+        if kind == "constant" and latest is not None:
+            result.setdefault(latest, []).append(name)
+        elif kind != "constant":
+            latest = name if kind == "type" else None
+    return result
+
+
 def parts(directory: Path) -> list[Path]:
     """The parts in the order in which handoff.h includes them."""
     umbrella = (directory / "handoff.h").read_text(encoding="utf-8")
@@ -62,6 +80,7 @@ def read(directory: str) -> Header:
         types=items(TYPE, source),
         constants=items(CONSTANT, source),
         functions=items(FUNCTION, source),
+        beside=beside(source),
     )
     bare = re.sub(r"/\*.*?\*/", "", source, flags=re.S)
     for kind, found, known in (

@@ -60,9 +60,33 @@ def unstarred(code: str) -> str:
     return re.sub(r"^ */\*\*.*?\*/\n", "", code, flags=re.S | re.M)
 
 
+def initialiser(item: c_header.Item) -> str:
+    """How to initialise a struct, if it has a macro for that."""
+    macro = re.search(r"Set by (HANDOFF_\w+_INIT)", item.code)
+    if not macro:
+        return ""
+    return f"\n\n{item.name} {item.name.rpartition('_')[2]} = {macro[1]};"
+
+
 class Manual:
     def __init__(self, header: c_header.Header, version: str, directory: str):
         self.header, self.version, self.directory = header, version, directory
+
+        # The values of an integer type: those that its documentation names, and those beside it.
+        self.values = {
+            name: [
+                constant
+                for constant in header.constants
+                if constant in self.constants(item.doc) or constant in header.beside.get(name, ())
+            ]
+            for name, item in header.types.items()
+            if "{" not in item.code and not item.code.startswith("typedef struct")
+        }
+        self.have_a_type = {constant for values in self.values.values() for constant in values}
+
+    def others(self, text: str) -> list[str]:
+        """The constants that a text names and that are no values of a type."""
+        return [name for name in self.constants(text) if name not in self.have_a_type]
 
     def write(self, name: str, lines: list[str]) -> None:
         with open(os.path.join(self.directory, f"{name}.3"), "w", encoding="utf-8") as page:
@@ -81,6 +105,18 @@ class Manual:
             ".SH SYNOPSIS",
             literal(f"#include <handoff.h>\n\n{code}"),
         ]
+
+    def constants(self, text: str) -> list[str]:
+        """The constants that a text names, one by one or with a `*`, in the headers' order."""
+        patterns = re.findall(r"HANDOFF_[A-Z_]+\*?", text)
+        wanted = re.compile("|".join(p.replace("*", "[A-Z_]+") for p in patterns) or "-")
+        return [name for name in self.header.constants if wanted.fullmatch(name)]
+
+    def section(self, heading: str, names: list[str]) -> list[str]:
+        lines = [f".SH {heading}"] if names else []
+        for name in names:
+            lines += [".TP", rf"\fB{name}\fP", running(self.header.constants[name].doc)]
+        return lines
 
     def see_also(self, own: str, text: str) -> list[str]:
         known = self.header.functions.keys() | self.header.types.keys()
@@ -103,36 +139,28 @@ class Manual:
             page += [".SH RETURN VALUE", running(result)]
         if notes:
             page += [".SH NOTES", "\n.PP\n".join(map(running, notes))]
+        page += self.section("CONSTANTS", self.others(function.doc))
         self.write(name, page + self.see_also(name, function.doc + function.code))
 
     def type(self, name: str) -> None:
         item = self.header.types[name]
-        page = self.head(name, item.doc, unstarred(item.code))
+        page = self.head(name, item.doc, unstarred(item.code) + initialiser(item))
         page += [".SH DESCRIPTION", "\n.PP\n".join(map(running, paragraphs(item.doc)))]
         if item.members():
             page += [".SH MEMBERS"]
             for member in item.members():
                 page += [".TP", rf"\fI{member.name}\fP", running(member.doc)]
-        values = self.values(item)
-        if values:
-            page += [".SH VALUES"]
-            for value in values:
-                page += [".TP", rf"\fB{value.name}\fP", running(value.doc)]
-        users = [f for f in self.header.functions.values() if re.search(rf"\b{name}\b", f.code)]
-        page += self.see_also(name, " ".join([item.doc, item.code, *(f.name for f in users)]))
+        page += self.section("VALUES", self.values.get(name, []))
+        if name not in self.values:
+            page += self.section("CONSTANTS", self.others(item.doc + item.code))
+        page += self.see_also(name, " ".join([item.doc, item.code, *self.users(name)]))
         self.write(name, page)
 
-    def values(self, item: c_header.Item) -> list[c_header.Item]:
-        """The constants that an integer type's documentation names, one by one or with a `*`."""
-        if item.code.startswith("typedef struct"):
-            return []
-        patterns = re.findall(r"HANDOFF_[A-Z_]+\*?", paragraphs(item.doc)[0])
-        return [
-            constant
-            for pattern in patterns
-            for name, constant in self.header.constants.items()
-            if re.fullmatch(pattern.replace("*", "[A-Z_]+"), name)
-        ]
+    def users(self, name: str) -> list[str]:
+        """The calls that take or return a type. Nearly all return a status, so that is not one."""
+        returned = "" if name == "handoff_status" else r"|^"
+        taken_or_returned = re.compile(rf"(?:[(,]\s*(?:const )?{returned}(?:const )?){name}\b")
+        return [f.name for f in self.header.functions.values() if taken_or_returned.search(f.code)]
 
 
 def main() -> None:

@@ -504,6 +504,35 @@ TEST_CASE("a backend's usual results throw nothing")
     CHECK(channel.backend.statistics().rejected == 1);
 }
 
+TEST_CASE("an arrival that is decided says so")
+{
+    test::channel channel;
+    const test::connection connection;
+    channel.offer(connection.server.get());
+    auto accepted = channel.backend.accept();
+    REQUIRE(accepted);
+    const auto message = [](auto call) -> std::string {
+        try {
+            call();
+        } catch (const std::system_error &error) {
+            CHECK(error.code() == errc::invalid_argument);
+            return error.what();
+        }
+        return "nothing was thrown";
+    };
+    const std::string already = "the arrival is already adopted by accept()";
+    CHECK(message([&] { accepted->reject(); }) == already);
+    CHECK(accepted->adopt());
+    CHECK(message([&] { (void)accepted->adopt(); }) == already);
+
+    channel.offer(connection.server.get());
+    auto rejected = channel.arrival();
+    rejected.reject();
+    const std::string decided = "the arrival is empty, or already adopted or rejected";
+    CHECK(message([&] { rejected.reject(); }) == decided);
+    CHECK(message([&] { (void)rejected.adopt(); }) == decided);
+}
+
 TEST_CASE("an exception on the way to adoption rejects the arrival")
 {
     test::channel channel;

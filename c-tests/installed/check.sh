@@ -30,6 +30,7 @@ real=$(readlink "$here/$soname")
 [ "$(readlink "$here/libhandoff.so")" = $soname ] || fail "libhandoff.so is not a link to $soname"
 [ "$(stat -c %a "$here/$real")" = 755 ] || fail "$real is not of mode 755"
 [ -f "$stage$prefix/share/man/man7/handoff.7" ] || fail "no handoff(7)"
+[ -f "$stage$prefix/share/doc/handoff/abi.md" ] || fail "no abi.md"
 calls=$(tools/exports) || die "no list of calls"
 for call in $calls; do
     [ -f "$stage$prefix/share/man/man3/$call.3" ] || fail "no $call(3)"
@@ -83,7 +84,8 @@ cd "$tree" || exit 1
 make_quietly uninstall
 find "$stage" ! -type d > "$work/left"
 [ -s "$work/left" ] && fail "make uninstall left: $(cat "$work/left")"
-[ -e "$here/cmake/handoff" ] && fail "make uninstall left the directory cmake/handoff"
+find "$stage$prefix" -mindepth 1 -type d \( -name handoff -o -name .debug \) > "$work/left"
+[ -s "$work/left" ] && fail "make uninstall left its directories: $(cat "$work/left")"
 
 [ $failed = 0 ] && echo "check-install: C and C++, pkg-config and CMake, shared and static"
 exit $failed

@@ -111,7 +111,8 @@ typedef struct handoff_offer {
     size_t size;
     /**
      * The client's connection, a socket. It stays yours: keep it open, and out of your event loop
-     * (EPOLL_CTL_DEL), until the verdict. Do not offer it twice at once: both could be adopted.
+     * (EPOLL_CTL_DEL), until the verdict. Do not offer it a second time before that, here or to
+     * another broker: both could be adopted.
      */
     int fd;
     /** HANDOFF_OFFER_MORE, or 0. */
@@ -172,18 +173,21 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         HANDOFF_ERR_INTERNAL nothing was sent and there is no verdict, so serve the client
  *         another way:
  *         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, or if the backend is draining;
+ *         HANDOFF_ERR_WOULD_BLOCK if there is none because too many brokers wait to be accepted;
+ *         HANDOFF_ERR_PERMISSION_DENIED if there is none because this process may not connect;
  *         HANDOFF_ERR_PEER_NOT_ALLOWED if the user who listens at the path may not be the backend,
  *         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
  *         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, or
- *         too many verdicts are not taken;
+ *         too many verdicts are not taken; handoff_last_error() says which;
  *         HANDOFF_ERR_RATE_LIMITED if the backend failed too often;
  *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
  *         `correlation` is too long;
  *         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, `flags` has an unknown bit
  *         or both forms of preread are set;
  *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
- *         HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY or HANDOFF_ERR_SYSTEM at the
- *         first use.
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_UNSUPPORTED if this
+ *         system lacks what a channel needs; HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG
+ *         is RLIMIT_FSIZE, for the memory that the two ends share counts as a file.
  *
  * After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
  * handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
@@ -201,15 +205,16 @@ handoff_status handoff_broker_offer(handoff_broker *broker,
  *
  * @param broker  the broker
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
- *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
- *         HANDOFF_ERR_SYSTEM.
+ *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
+ *         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_flush(handoff_broker *broker) HANDOFF_NOEXCEPT;
 
 /**
  * Returns the broker's descriptor, for your event loop. It is readable whenever
- * handoff_broker_dispatch() has work.
+ * handoff_broker_dispatch() has work, and after at most a millisecond if handoff_broker_next() has
+ * left verdicts.
  *
  * It stays the same for the broker's life. You may watch it level- or edge-triggered. This is a
  * use: the broker starts to connect.
@@ -229,9 +234,9 @@ int handoff_broker_fd(handoff_broker *broker) HANDOFF_NOEXCEPT;
  *
  * @param broker  the broker
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
- *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
- *         HANDOFF_ERR_SYSTEM. A problem with the backend is not an error here: it is the reason
- *         in the verdicts.
+ *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
+ *         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use. A problem with the backend
+ *         is not an error here: it is the reason in the verdicts, and the status of the next offer.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_dispatch(handoff_broker *broker) HANDOFF_NOEXCEPT;
@@ -267,7 +272,9 @@ typedef struct handoff_verdict {
     { sizeof(handoff_verdict), 0, NULL, 0, 0, 0, 0 }
 
 /**
- * Takes the next verdict. Call it until it returns HANDOFF_NOTHING.
+ * Takes the next verdict. Call it until it returns HANDOFF_NOTHING. A loop with a budget may stop
+ * earlier: the descriptor becomes readable for the rest. Take at least one after each
+ * handoff_broker_dispatch().
  *
  * @param broker        the broker
  * @param[out] verdict  what became of which offer
@@ -332,7 +339,7 @@ handoff_status handoff_broker_take_back(handoff_broker *broker, uint64_t id) HAN
 
 /**
  * Takes every offer back and closes the channel. Then call handoff_broker_next() for the verdicts,
- * and handoff_broker_free().
+ * HANDOFF_REASON_BROKER_CLOSED unless the backend was first, and handoff_broker_free().
  *
  * The statistics and the last error can still be read. Calls that need the channel return
  * HANDOFF_ERR_CLOSED, and handoff_broker_fd() returns -1.

@@ -183,7 +183,8 @@ handoff_status handoff_raw_store_revoke(handoff_raw_store *store,
                                         const handoff_raw_token *token) HANDOFF_NOEXCEPT;
 
 /**
- * Removes every expired token. A full store does this by itself.
+ * Removes every expired token. A full store does this by itself, but not more often than once in a
+ * millisecond for each 1024 of its tokens.
  *
  * @param store         the store
  * @param[out] removed  their number; may be NULL
@@ -226,9 +227,9 @@ handoff_status handoff_raw_connect(const char *path, int *socket) HANDOFF_NOEXCE
  * Sends a descriptor and its token over a connected socket in one message, or not at all. It never
  * blocks.
  *
- * @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. Over any
- *                other kind of socket the system sends the token without the descriptor, and no
- *                error says so.
+ * @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. A TCP socket
+ *                is refused. Over other sockets the system sends the token without the descriptor,
+ *                and no error says so.
  * @param fd      the descriptor to send, not `socket` itself. It stays yours, open and unchanged,
  *                and you may close it when this returns.
  * @param token   its token
@@ -381,16 +382,19 @@ typedef struct handoff_raw_ack {
     { sizeof(handoff_raw_ack), { { 0 } }, 0, 0 }
 
 /**
- * Broker: waits for the acknowledgement of one message. When the time is up or something else
- * arrives, it takes the message back as handoff_raw_take_back() does.
+ * Broker: waits for the acknowledgement of one message. When the time is up, something else arrives
+ * or the wait fails, it takes the message back as handoff_raw_take_back() does.
  *
  * @param socket      the connection that the message was sent on. After an error close(2) it.
  * @param token       the message's token
  * @param timeout_ms  how long to wait, in milliseconds: 0 for 5000; HANDOFF_NO_TIMEOUT
  * @param[out] ack    the acknowledgement: adopted, or rejected with a reason
  * @return HANDOFF_OK; HANDOFF_ERR_ACK_TIMEOUT; HANDOFF_ERR_END_OF_STREAM if the backend closed the
- *         connection; HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED;
- *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
+ *         connection, or receiving failed and the message was taken back;
+ *         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED. After these the connection is
+ *         yours. HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable:
+ *         the message could not be taken back, so the backend may own the connection, and you must
+ *         not serve it.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_ack_wait(int socket,
@@ -405,6 +409,8 @@ handoff_status handoff_raw_ack_wait(int socket,
  * @param[out] ack  the acknowledgement
  * @return HANDOFF_OK; HANDOFF_NOTHING if none has arrived; HANDOFF_ERR_END_OF_STREAM if none will;
  *         HANDOFF_ERR_ACK_MALFORMED; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
+ *         After HANDOFF_NOTHING, and after an error other than the end of the stream, the backend
+ *         can still acknowledge: call handoff_raw_take_back() before you serve a client.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_ack_receive(int socket, handoff_raw_ack *ack) HANDOFF_NOEXCEPT;
@@ -418,7 +424,7 @@ handoff_status handoff_raw_ack_receive(int socket, handoff_raw_ack *ack) HANDOFF
  *
  * @param socket  the connection that messages were sent on. It stays open, but nothing more can be
  *                handed over on it.
- * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_TOO_LATE if the system refuses.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_take_back(int socket) HANDOFF_NOEXCEPT;
@@ -432,8 +438,8 @@ typedef struct handoff_raw_verdict {
     /**
      * Why it is a fallback. With HANDOFF_ADOPTED: HANDOFF_REASON_NONE; or
      * HANDOFF_REASON_INTEGRITY_MISMATCH if `socket` became unusable after the message was sent, as
-     * when another thread closes it: the backend may have adopted the connection, so do not serve
-     * it.
+     * when another thread closes it, or the system does not let this process receive: the backend
+     * may have adopted the connection, so do not serve it.
      */
     handoff_reason reason;
     /**
@@ -620,7 +626,8 @@ typedef struct handoff_raw_peer {
     { sizeof(handoff_raw_peer), 0, 0, 0, 0 }
 
 /**
- * Checks that a policy allows the peer of a connected Unix socket.
+ * Checks that a policy allows the peer of a connected Unix socket. A broker calls it after
+ * handoff_raw_connect(), before it sends anything.
  *
  * @param socket     the connection
  * @param policy     who may be there, or NULL for the default; read during the call only
@@ -718,9 +725,10 @@ handoff_status handoff_raw_pending_register(handoff_raw_pending *pending,
  * @param pending         the registry
  * @param token           the acknowledgement's token
  * @param[out] user_data  what was registered with it; may be NULL
- * @return HANDOFF_OK: the entry is removed; HANDOFF_ERR_ACK_TIMEOUT if its time is up: it stays for
- *         handoff_raw_pending_expire(); HANDOFF_ERR_TOKEN_NOT_PENDING if there is none, as for a
- *         second acknowledgement; HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is NULL.
+ * @return HANDOFF_OK: the entry is removed, also if its time is up, for the backend has decided;
+ *         HANDOFF_ERR_TOKEN_NOT_PENDING if there is none, as for a second acknowledgement or after
+ *         handoff_raw_pending_expire(); HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is
+ *         NULL.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_pending_acknowledge(handoff_raw_pending *pending,
@@ -742,8 +750,10 @@ handoff_status handoff_raw_pending_abandon(handoff_raw_pending *pending,
                                            void **user_data) HANDOFF_NOEXCEPT;
 
 /**
- * Removes one entry whose time is up. Call it until it returns HANDOFF_NOTHING. Each call looks at
- * every entry.
+ * Removes one entry whose time is up. Call it until it returns HANDOFF_NOTHING.
+ *
+ * The backend can still acknowledge the message. Before you serve the client another way, call
+ * handoff_raw_take_back() and look for its acknowledgement once more.
  *
  * @param pending         the registry
  * @param[out] token      the message's token; may be NULL
@@ -757,7 +767,7 @@ handoff_status handoff_raw_pending_expire(handoff_raw_pending *pending,
                                           void **user_data) HANDOFF_NOEXCEPT;
 
 /**
- * Gets the time until the next entry expires, for poll(2) or a timer. Looks at every entry.
+ * Gets the time until the next entry expires, for poll(2) or a timer.
  *
  * @param pending       the registry
  * @param[out] wait_ms  the time in milliseconds, rounded up; 0 if one has expired

@@ -79,8 +79,8 @@ typedef int32_t handoff_status;
 #define HANDOFF_TIMED_OUT 2
 
 /**
- * handoff_broker_wake() or handoff_backend_wake() ended the wait. Not an error: errno and
- * handoff_last_error() stay as they were.
+ * handoff_broker_wake() or handoff_backend_wake() ended the wait, or came before the call that
+ * would have waited. Not an error: errno and handoff_last_error() stay as they were.
  */
 #define HANDOFF_WOKEN 3
 
@@ -120,6 +120,8 @@ const char *handoff_status_message(handoff_status status) HANDOFF_NOEXCEPT;
 
 /**
  * Returns the version of the library that runs. It can differ from the header's, HANDOFF_VERSION.
+ *
+ * At compile time compare HANDOFF_VERSION_NUMBER.
  *
  * @return a constant string such as "0.2.0".
  *
@@ -182,14 +184,16 @@ handoff_reason handoff_status_reason(handoff_status status) HANDOFF_NOEXCEPT;
 const char *handoff_reason_name(handoff_reason reason) HANDOFF_NOEXCEPT;
 
 /**
- * Tells whether a fallback is all that an error calls for. Report any other error as well: it is a
- * bug in the caller or in the library, and a fallback would hide it.
+ * Tells whether a fallback is all that an error calls for: the connection is certainly yours. Report
+ * any other error as well: it is a bug in the caller or in the library, and a fallback would hide it.
  *
  * @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
- *                layer returned
+ *                layer returned. What handoff_broker_dispatch(), handoff_broker_flush() and
+ *                handoff_broker_next() return is about the broker, and about no connection.
  * @return true if you need only serve the client another way; false for HANDOFF_OK, the positive
  *         statuses, unknown numbers and the errors for which handoff_status_reason() returns
- *         HANDOFF_REASON_NONE.
+ *         HANDOFF_REASON_NONE; and for HANDOFF_ERR_RECEIVE_FAILED and
+ *         HANDOFF_ERR_TOKEN_NOT_PENDING, after which the backend may own the connection.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
@@ -198,10 +202,14 @@ bool handoff_status_is_fallback_safe(handoff_status status) HANDOFF_NOEXCEPT;
 /**
  * Tells whether the descriptor may have reached the backend.
  *
- * @param status  what handoff_raw_send() or handoff_raw_send_path() returned, or the `cause` of a
+ * @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait(),
+ *                handoff_broker_take_back() or a call of the raw layer returned, or the `cause` of a
  *                fallback in a handoff_raw_verdict
- * @return false if the descriptor was certainly not sent by that call; true otherwise, and for
- *         unknown numbers.
+ * @return false if the descriptor was certainly not sent by that call. True for HANDOFF_OK,
+ *         HANDOFF_NOTHING, HANDOFF_WOKEN, HANDOFF_ERR_SHORT_WRITE, HANDOFF_ERR_ACK_TIMEOUT,
+ *         HANDOFF_ERR_ACK_MISMATCH, HANDOFF_ERR_ACK_MALFORMED, HANDOFF_ERR_RECEIVE_FAILED,
+ *         HANDOFF_ERR_END_OF_STREAM, HANDOFF_ERR_TOKEN_NOT_PENDING, HANDOFF_ERR_INTERNAL,
+ *         HANDOFF_ERR_TAKEN_BACK, HANDOFF_ERR_TOO_LATE, HANDOFF_ERR_SYSTEM, and for unknown numbers.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
@@ -259,13 +267,14 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 
 /**
  * An argument is NULL, misaligned or out of range, a path is too long for a Unix socket, or a
- * descriptor is not open or of the wrong kind. This is a bug in the caller.
+ * descriptor is not open or of the wrong kind; handoff_last_error() says which. This is a bug in the
+ * caller.
  */
 #define HANDOFF_ERR_INVALID_ARGUMENT (-1)
 
 /**
- * The system lacks something, see handoff_supported(), or a struct sets a field that this version
- * does not have. Serve the client another way. Trying again does not help.
+ * The system lacks something, or a struct sets a field that this version does not have;
+ * handoff_last_error() says what. Serve the client another way. Trying again does not help.
  */
 #define HANDOFF_ERR_UNSUPPORTED (-2)
 
@@ -312,7 +321,10 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** What was received is not an acknowledgement. Close the socket. */
 #define HANDOFF_ERR_ACK_MALFORMED (-11)
 
-/** Receiving failed with an error that has no status of its own; see errno. */
+/**
+ * Receiving failed with an error that has no status of its own; see errno. After a message was sent,
+ * the backend may own the connection: close(2) your copy and serve nothing.
+ */
 #define HANDOFF_ERR_RECEIVE_FAILED (-12)
 
 /** The other end closed the connection, or accepts no more acknowledgements. Close the socket. */
@@ -351,7 +363,9 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** Every random token was already pending. The system's random source is broken. */
 #define HANDOFF_ERR_TOKEN_COLLISION (-22)
 
-/** A limit is reached. Try again when there is room, or raise the limit. */
+/**
+ * A limit is reached; handoff_last_error() says which. Try again when there is room, or raise it.
+ */
 #define HANDOFF_ERR_FULL (-23)
 
 /** The system has no randomness to give; see errno. */
@@ -363,7 +377,10 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** The policy does not allow this peer. Close the connection. */
 #define HANDOFF_ERR_PEER_NOT_ALLOWED (-26)
 
-/** Another process listens at that path. Its socket is untouched. */
+/**
+ * Somebody listens at that path already, perhaps this process. The socket is untouched. A
+ * successor tries again until the old backend drains or ends.
+ */
 #define HANDOFF_ERR_ADDRESS_IN_USE (-27)
 
 /** There is a file at that path that is not a socket. It is untouched. */
@@ -379,8 +396,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_INTERNAL (-30)
 
 /**
- * The backend failed too often recently and is not tried for a while. Serve the client another
- * way.
+ * The backend failed too often recently and is not tried for a while: see `max_failures` in
+ * handoff_broker_options. Serve the client another way.
  */
 #define HANDOFF_ERR_RATE_LIMITED (-32)
 

@@ -79,6 +79,11 @@ impl Arrivals {
         }
     }
 
+    /// Whether arrivals wait for the caller.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.waiting.len() > self.stale
+    }
+
     /// A token to grant; none while the backend drains, or if the system has no randomness to give.
     pub(super) fn next_token(&mut self) -> Option<Token> {
         if self.draining {

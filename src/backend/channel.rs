@@ -127,6 +127,11 @@ impl Channel {
         self.slots.as_ref().is_some_and(|slots| slots.verdicts(LEN).len() == LEN)
     }
 
+    /// Whether the broker has stopped receiving.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| socket.deaf)
+    }
+
     /// Whether the system was short of something for what there is to send.
     pub(super) fn is_short(&self) -> bool {
         self.socket.as_ref().is_some_and(|socket| socket.short_of_memory || socket.short_of_tokens)
@@ -166,6 +171,8 @@ impl Channel {
                 // The end of the stream never brings descriptors; an empty packet can.
                 Ok(received) if received.len > 0 || received.descriptors > 0 => received,
                 Ok(_) => return Err(End::Gone),
+                // It takes no verdicts, so it is of no use, even if its end never comes.
+                Err(_) if socket.deaf => return Err(End::Gone),
                 Err(error) => return unreceived(&error, events, arrivals),
             };
             if received.payload_truncated {
@@ -315,7 +322,7 @@ impl Socket {
             Some(libc::EAGAIN) => self.full = true,
             // More than the socket's buffer, SO_SNDBUF, holds.
             Some(libc::EMSGSIZE) if self.most_entries > 1 => self.most_entries /= 2,
-            // Dispatch receives what the broker still sent, and then the end.
+            // The handle receives what the broker still sent, and then ends the channel.
             Some(libc::EPIPE | libc::ECONNRESET) => self.deaf = true,
             Some(libc::ENOBUFS | libc::ENOMEM) => {
                 arrivals.system_refused(error);

@@ -1,5 +1,7 @@
 //! What a backend does with its channels: receiving, sending, and ending them.
 
+use std::time::Instant;
+
 use super::Backend;
 use super::channel::End;
 
@@ -46,8 +48,21 @@ impl Backend {
         let channel = &mut self.channels[index];
         let flushed = channel.flush(index as u64, events, &mut self.arrivals);
         self.is_short |= channel.is_short();
-        if let Err(end) = flushed {
-            self.end(index, end);
+        match flushed {
+            Err(end) => self.end(index, end),
+            Ok(()) if channel.is_deaf() => self.receive_last(index),
+            Ok(()) => {}
+        }
+    }
+
+    /// Receives what a broker sent before it stopped receiving, and ends the channel.
+    fn receive_last(&mut self, index: usize) {
+        let before = self.arrivals.statistics.arrived;
+        self.receive(index);
+        if self.arrivals.statistics.arrived > before {
+            // Nothing else would tell the caller's loop.
+            let now = Instant::now();
+            let _ = self.handle.wake_at(now, now);
         }
     }
 

@@ -6,6 +6,7 @@ use crate::handle::HandleError;
 use crate::kind::ErrorKind;
 use crate::listener::ListenerError;
 use crate::memory::NoMemory;
+use crate::support::SupportError;
 
 /// Why a call of a [`Backend`](super::Backend) did nothing.
 #[derive(Debug, thiserror::Error)]
@@ -20,10 +21,12 @@ pub enum BackendError {
     #[error(transparent)]
     Listener(#[from] ListenerError),
     /// The descriptor given is not a listening socket of sequenced packets.
-    #[error("descriptor {descriptor} is not a listening Unix socket of sequenced packets")]
+    #[error("descriptor {descriptor} is {is}: give a listening Unix socket of SOCK_SEQPACKET")]
     NotAListener {
         /// The descriptor.
         descriptor: i32,
+        /// What it is.
+        is: &'static str,
     },
     /// The handle was first used in another process.
     #[error("this backend belongs to another process, which used it first: use it only there")]
@@ -43,6 +46,9 @@ pub enum BackendError {
     /// Nothing arrived in time.
     #[error("nothing arrived in time")]
     TimedOut,
+    /// The system does not have what a channel needs, or refuses it.
+    #[error(transparent)]
+    Support(#[from] SupportError),
     /// There is no memory for what the options or a broker ask for.
     #[error(transparent)]
     Memory(#[from] NoMemory),
@@ -72,6 +78,7 @@ impl BackendError {
             BackendError::TimedOut => ErrorKind::TimedOut,
             BackendError::Woken => ErrorKind::Woken,
             BackendError::Memory(error) => error.kind(),
+            BackendError::Support(error) => error.kind(),
             BackendError::System { source, .. } => ErrorKind::of_system(source),
         }
     }

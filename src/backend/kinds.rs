@@ -66,8 +66,9 @@ impl Inspector {
         if !over_tcp && !self.allows(descriptor) {
             return Some(Reason::ClientUnsupported);
         }
-        // What arrived is what was offered, and a socket: nothing else has a cookie.
-        let same = packet::cookie(descriptor).is_ok_and(|found| found == cookie);
+        // What arrived is a socket, and the one that was offered, as far as both sides can tell.
+        let found = packet::cookie(descriptor);
+        let same = found.is_ok_and(|found| found == cookie || found == 0 || cookie == 0);
         (!same).then_some(Reason::IntegrityMismatch)
     }
 

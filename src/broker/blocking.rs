@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::options::MAX_TIMEOUT;
 use super::reconnecting::Link;
 use super::{Broker, BrokerError, Offer, Verdict};
+use crate::handle::REST_PAUSE;
 use crate::reason::Reason;
 use crate::sys::event::Wait;
 
@@ -17,22 +18,31 @@ impl Broker {
     pub fn offer_and_wait(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
         let queued = self.queue_in_time(offer);
         let id = queued.inspect_err(|_| self.outcomes.statistics.refused += 1)?;
-        self.verdict_in_time(id).or_else(|error| {
-            // After an error the caller serves the connection, so the backend must not adopt it.
-            if self.take_back(id).is_ok() {
+        // Its verdict comes behind those that wait now, and each that comes is looked at once.
+        let mut seen = self.outcomes.verdicts.len();
+        let verdict = self.verdict_in_time(id, &mut seen).or_else(|error| {
+            // After an error the caller serves the connection, so the backend must not adopt it. A
+            // waker has had it taken back already.
+            if matches!(error, BrokerError::Woken) || self.take_back(id).is_ok() {
                 return Err(error);
             }
             self.hang_up(Reason::BackendUnavailable, Instant::now());
-            self.take_verdict(id).ok_or(error)
-        })
+            self.take_verdict(id, &mut seen).ok_or(error)
+        });
+        if !self.outcomes.verdicts.is_empty() {
+            // Those of other offers, of which nothing else would tell the caller's loop. If no timer
+            // can be set, something else wakes it.
+            let _ = self.tell_of_rest(REST_PAUSE);
+        }
+        verdict
     }
 
     /// Sends the offer and waits for its verdict, which comes at its deadline at the latest.
-    fn verdict_in_time(&mut self, id: u64) -> Result<Verdict, BrokerError> {
+    fn verdict_in_time(&mut self, id: u64, seen: &mut usize) -> Result<Verdict, BrokerError> {
         self.flush()?;
         let mut woken = false;
         loop {
-            if let Some(verdict) = self.take_verdict(id) {
+            if let Some(verdict) = self.take_verdict(id, seen) {
                 if woken {
                     // The next wait ends instead.
                     self.handle.waker().wake();
@@ -49,10 +59,11 @@ impl Broker {
         }
     }
 
-    fn take_verdict(&mut self, id: u64) -> Option<Verdict> {
+    /// Takes the verdict on an offer, which is not among the first `seen` ones.
+    fn take_verdict(&mut self, id: u64, seen: &mut usize) -> Option<Verdict> {
         let verdicts = &mut self.outcomes.verdicts;
-        let at = verdicts.iter().position(|verdict| verdict.id == id)?;
-        verdicts.remove(at)
+        *seen += verdicts.range(*seen..).take_while(|verdict| verdict.id != id).count();
+        verdicts.remove(*seen)
     }
 
     fn queue_in_time(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
@@ -60,7 +71,7 @@ impl Broker {
         let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = start.checked_add(timeout).unwrap_or(start);
         // Connects, if it is time for that.
-        self.dispatch()?;
+        self.dispatch_after(Wait::No)?;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let offer = Offer { timeout: Some(left), ..*offer };

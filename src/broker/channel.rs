@@ -15,8 +15,9 @@ use crate::failures::FailureCounter;
 use crate::handle::{GREETING_TIMEOUT, MEMORY_PAUSE};
 use crate::memory::NoMemory;
 use crate::reason::Reason;
+use crate::support;
 use crate::sys::event::Events;
-use crate::sys::{self, SocketKind, packet};
+use crate::sys::{self, packet};
 use crate::wire::{self, Frame, Hello, Kind};
 
 /// The key of the channel's socket among the events.
@@ -92,21 +93,23 @@ impl Channel {
         now: Instant,
     ) -> Result<Channel, WhyDown> {
         let slots = options.max_in_flight;
-        let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
-        let address = address::address(path).map_err(invalid)?;
-        let socket = sys::socket(SocketKind::SeqPacket)?;
+        let address = address::address(path).map_err(|_| WhyDown::NoBackend(libc::EINVAL))?;
+        let socket = support::seq_packet_socket()?;
         // Before connecting: later could be too late.
         packet::refuse_descriptors(&socket);
         sys::connect(&socket, &address)?;
+        // A backend that cannot ask either closes the channel, and nobody would know why.
+        support::credentials(socket.as_fd())?;
         peer::check(&socket, &address, options)?;
-        let (claims, table) = ClaimTable::create(slots)?;
+        let (claims, table) = support::claim_table(slots)?;
+        let offers = Offers::new(slots)?;
         let hello = Hello { slots: slots as u32 }.body();
         let header = wire::header(Kind::Hello, 0, 1, hello.len());
         packet::send_packet(socket.as_fd(), &header, &hello, &[table.as_raw_fd()])?;
         Ok(Channel {
             socket,
             claims,
-            offers: Offers::new(slots, now),
+            offers,
             welcome: Err(now + GREETING_TIMEOUT),
             draining: false,
             full: false,
@@ -150,6 +153,7 @@ impl Channel {
             let sent = packet::send_packet(self.socket.as_fd(), &header, body, descriptors);
             let Err(error) = sent else {
                 self.offers.sent(count);
+                most = wire::MAX_DESCRIPTORS.min(2 * most);
                 continue;
             };
             match error.raw_os_error() {
@@ -164,7 +168,7 @@ impl Channel {
                 Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => {
                     return Err(Reason::BackendUnavailable);
                 }
-                // Something is wrong with one of them: find it by halves.
+                // Something is wrong with one of them: find it by halves, and then send more again.
                 _ if count > 1 => most = count / 2,
                 code => {
                     let reason = match code {

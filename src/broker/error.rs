@@ -1,5 +1,6 @@
 //! What can go wrong with a broker.
 
+use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::Path;
@@ -7,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Allowed;
-use crate::address::TransportError;
+use crate::address::{self, TransportError};
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
 use crate::memory::NoMemory;
+use crate::support::SupportError;
 
 /// Why a call of a [`Broker`](super::Broker) did nothing.
 #[derive(Debug, thiserror::Error)]
@@ -34,10 +36,15 @@ pub enum BrokerError {
         path: Arc<Path>,
     },
     /// The descriptor is not a socket.
-    #[error("descriptor {descriptor} cannot be offered: {source}")]
+    #[error(
+        "descriptor {descriptor} is {is}: only sockets can be offered; the raw layer sends any \
+        descriptor"
+    )]
     NotASocket {
         /// The descriptor.
         descriptor: RawFd,
+        /// What it is.
+        is: &'static str,
         /// What the system said.
         source: io::Error,
     },
@@ -55,7 +62,8 @@ pub enum BrokerError {
     #[error("the offer's service or correlation id has a NUL in it")]
     NameWithNul,
     /// There is no channel to the backend now, or it is draining.
-    #[error("{path}: no channel to the backend now: {source}", path = .path.display())]
+    #[error("{path}: no channel to the backend now{why}: {source}", path = .path.display(),
+        why = why_unavailable(source))]
     Unavailable {
         /// The handoff socket.
         path: Arc<Path>,
@@ -94,13 +102,13 @@ pub enum BrokerError {
         /// For how long.
         left: Duration,
     },
-    /// The limit of offers in flight, of queued bytes or of verdicts not taken is reached.
-    #[error("{path}: the limit of {limit} is reached", path = .path.display())]
+    /// A limit is reached.
+    #[error("{path}: {limit}", path = .path.display())]
     Full {
         /// The handoff socket.
         path: Arc<Path>,
-        /// What the limit is about.
-        limit: &'static str,
+        /// Which.
+        limit: Limit,
     },
     /// The offer cannot be taken back: it was adopted, or has its verdict already.
     #[error("offer {id} is not in flight: it was adopted, has its verdict or is unknown")]
@@ -108,6 +116,9 @@ pub enum BrokerError {
         /// The offer.
         id: u64,
     },
+    /// The system does not have what a channel needs, or refuses it.
+    #[error(transparent)]
+    Support(#[from] SupportError),
     /// There is no memory for what the options ask for.
     #[error(transparent)]
     Memory(#[from] NoMemory),
@@ -124,6 +135,69 @@ pub enum BrokerError {
     },
 }
 
+/// What an error number says here, where the system's words for it say something else.
+fn why_unavailable(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENOENT) => ", there is no such socket",
+        Some(libc::ECONNREFUSED) => ", nobody listens",
+        Some(libc::EPROTOTYPE) => ", the socket there is of another type than SOCK_SEQPACKET",
+        Some(libc::EACCES | libc::EPERM) => ", see the socket's mode and owner",
+        Some(libc::EAGAIN) => ", too many brokers wait to be accepted",
+        Some(libc::ENOTCONN) => ", the backend has not said welcome yet",
+        Some(libc::ECONNRESET) => ", it has ended",
+        Some(libc::ESHUTDOWN) => ", the backend drains",
+        Some(libc::ETOOMANYREFS | libc::EMFILE | libc::ENFILE) => ", too many descriptors",
+        _ => "",
+    }
+}
+
+/// A limit that an offer would exceed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Offers in flight. An offer that was taken back after it was sent counts until the backend has
+    /// answered it.
+    InFlight {
+        /// How many are in flight.
+        in_flight: usize,
+        /// How many the two ends allow.
+        most: usize,
+    },
+    /// Bytes of offers that wait for room in the socket.
+    QueuedBytes {
+        /// How many there would be with this offer.
+        queued: usize,
+        /// How many there may be.
+        most: usize,
+    },
+    /// Verdicts that nobody has taken.
+    Verdicts {
+        /// How many there are.
+        untaken: usize,
+    },
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Limit::InFlight { in_flight, most } => {
+                write!(f, "the limit of offers in flight is reached: {in_flight} of {most}")?;
+                match most - in_flight {
+                    0 => Ok(()),
+                    others => {
+                        write!(f, ", and {others} taken back that the backend has not answered")
+                    }
+                }
+            }
+            Limit::QueuedBytes { queued, most } => {
+                write!(f, "the limit of queued bytes is reached: {queued} of {most}")
+            }
+            Limit::Verdicts { untaken } => {
+                write!(f, "the limit of verdicts that were not taken is reached: {untaken}")
+            }
+        }
+    }
+}
+
 impl BrokerError {
     /// The kind of this error.
     pub fn kind(&self) -> ErrorKind {
@@ -137,7 +211,8 @@ impl BrokerError {
             BrokerError::Woken => ErrorKind::Woken,
             BrokerError::Memory(error) => error.kind(),
             BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
-            BrokerError::Unavailable { .. } => ErrorKind::BackendUnavailable,
+            BrokerError::Unavailable { source, .. } => address::connect_kind(source),
+            BrokerError::Support(error) => error.kind(),
             BrokerError::NotAllowed { .. } => ErrorKind::PeerNotAllowed,
             BrokerError::Unknown { .. } => ErrorKind::PeerUnknown,
             BrokerError::RateLimited { .. } => ErrorKind::RateLimited,

@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::Instant;
 
 use super::Offer;
+use crate::deadlines::Deadlines;
+use crate::memory::{self, NoMemory};
 use crate::token::Token;
 use crate::wire::{self, MAX_DESCRIPTORS, MAX_FRAME_LEN, OFFER_LEN, OfferHead};
 
@@ -33,19 +35,19 @@ pub(super) struct Slot {
     pub generation: u64,
     pub id: u64,
     pub user_data: usize,
-    pub deadline: Instant,
     token: Token,
     /// The caller's, who keeps it open until the verdict.
     descriptor: RawFd,
-    /// Neighbours in the order of deadlines.
-    earlier: u32,
-    later: u32,
+    /// The number of its entry in the queue.
+    entry: u32,
 }
 
 const NONE: u32 = u32::MAX;
+/// So many entries for each slot may be in the queue before those that were taken back are removed.
+const ENTRIES_PER_SLOT: usize = 2;
 const NO_TOKEN: Token = Token::from_bytes([0; Token::LEN]);
 
-/// An offer that waits to be sent.
+/// An offer that waits to be sent, or waited until it was taken back: then its slot is [`NONE`].
 #[derive(Clone, Copy, Debug)]
 struct Queued {
     slot: u32,
@@ -58,38 +60,43 @@ pub(super) struct Offers {
     /// Slots in the state Granted, the last used first: its memory is warm.
     granted: Vec<u32>,
     in_flight: usize,
-    /// The slots with the earliest and the latest deadline.
-    first: u32,
-    last: u32,
+    /// Those of the offers in flight, by their slots.
+    deadlines: Deadlines,
+    /// Neither the first nor the last was taken back.
     queue: VecDeque<Queued>,
+    /// The number of the first entry of `queue`: they are numbered on from the first there ever was.
+    front: u32,
     /// The entries of `queue`, one behind the other from `sent` on.
     bytes: Vec<u8>,
     sent: usize,
+    /// How many of the bytes behind `sent` are of offers that were taken back.
+    taken_back: usize,
 }
 
 impl Offers {
-    pub(super) fn new(slots: usize, now: Instant) -> Offers {
+    pub(super) fn new(slots: usize) -> Result<Offers, NoMemory> {
         let empty = Slot {
             state: State::Empty,
             generation: 0,
             id: 0,
             user_data: 0,
-            deadline: now,
             token: NO_TOKEN,
             descriptor: -1,
-            earlier: NONE,
-            later: NONE,
+            entry: 0,
         };
-        Offers {
-            slots: vec![empty; slots],
-            granted: Vec::with_capacity(slots),
+        let mut all = memory::vec(slots, "the slots of a channel")?;
+        all.resize(slots, empty);
+        Ok(Offers {
+            slots: all,
+            granted: memory::vec(slots, "the tokens of a channel")?,
             in_flight: 0,
-            first: NONE,
-            last: NONE,
-            queue: VecDeque::with_capacity(slots),
+            deadlines: Deadlines::new(slots)?,
+            queue: memory::queue(ENTRIES_PER_SLOT * slots, "the queue of a channel")?,
+            front: 0,
             bytes: Vec::new(),
             sent: 0,
-        }
+            taken_back: 0,
+        })
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -97,7 +104,7 @@ impl Offers {
     }
 
     pub(super) fn queued_bytes(&self) -> usize {
-        self.bytes.len() - self.sent
+        self.bytes.len() - self.sent - self.taken_back
     }
 
     pub(super) fn slot(&self, slot: u32) -> Option<&Slot> {
@@ -147,28 +154,65 @@ impl Offers {
         cookie: u64,
     ) -> Option<u32> {
         let slot = self.granted.pop()?;
-        self.insert_by_deadline(slot, deadline);
+        self.deadlines.set(slot, deadline);
+        self.compact();
         let found = &mut self.slots[slot as usize];
         found.state = State::Queued;
         found.generation += 1;
         found.id = id;
         found.user_data = offer.user_data;
         found.descriptor = offer.descriptor.as_raw_fd();
+        found.entry = self.front.wrapping_add(self.queue.len() as u32);
         self.in_flight += 1;
-        if self.sent == self.bytes.len() {
-            self.bytes.clear();
-            self.sent = 0;
-        } else if self.sent > self.bytes.len() / 2 {
-            // Moves less than it frees, so that each byte is moved once on average at the most.
-            self.bytes.drain(..self.sent);
-            self.sent = 0;
-        }
         let before = self.bytes.len();
         let Offer { service, correlation, metadata, preread, .. } = *offer;
         let head = OfferHead { slot, generation: found.generation, token: found.token, cookie };
         wire::write_offer(&mut self.bytes, &head, &[service, correlation, metadata], preread);
         self.queue.push_back(Queued { slot, len: (self.bytes.len() - before) as u32 });
         Some(slot)
+    }
+
+    /// Makes room for an offer of so many bytes, so that queueing it allocates nothing.
+    pub(super) fn make_room(&mut self, len: usize) -> Result<(), NoMemory> {
+        if self.bytes.capacity() - self.bytes.len() >= len {
+            return Ok(());
+        }
+        self.compact();
+        self.bytes.try_reserve(len).map_err(NoMemory::to("the queue of a channel"))
+    }
+
+    /// Removes what was sent and what was taken back, if that is worth it: more bytes leave than
+    /// move, or more entries have left than there are slots. So each byte is moved once on average
+    /// at the most.
+    fn compact(&mut self) {
+        let entries = self.slots.len() * ENTRIES_PER_SLOT;
+        if self.queue.is_empty() {
+            self.bytes.clear();
+            self.sent = 0;
+        } else if self.sent + self.taken_back > self.bytes.len() / 2 || self.queue.len() == entries
+        {
+            self.remove_the_gone();
+        }
+    }
+
+    #[cold]
+    fn remove_the_gone(&mut self) {
+        let (mut from, mut to, mut kept) = (self.sent, 0, 0);
+        for at in 0..self.queue.len() {
+            let queued = self.queue[at];
+            let end = from + queued.len as usize;
+            if let Some(slot) = self.slots.get_mut(queued.slot as usize) {
+                slot.entry = self.front.wrapping_add(kept as u32);
+                self.bytes.copy_within(from..end, to);
+                to += queued.len as usize;
+                self.queue[kept] = queued;
+                kept += 1;
+            }
+            from = end;
+        }
+        self.queue.truncate(kept);
+        self.bytes.truncate(to);
+        (self.sent, self.taken_back) = (0, 0);
     }
 
     /// The offers that fit the next packet, at most `most`: their entries, and their descriptors
@@ -178,11 +222,13 @@ impl Offers {
         let mut end = self.sent;
         for queued in self.queue.iter().take(most.min(MAX_DESCRIPTORS)) {
             let next = end + queued.len as usize;
+            // A packet is one piece: it ends before an offer that was taken back.
+            let Some(slot) = self.slots.get(queued.slot as usize) else { break };
             if next - self.sent > MAX_FRAME_LEN - wire::HEADER_LEN {
                 break;
             }
             end = next;
-            descriptors.push(self.slots[queued.slot as usize].descriptor);
+            descriptors.push(slot.descriptor);
         }
         &self.bytes[self.sent..end]
     }
@@ -196,6 +242,23 @@ impl Offers {
             slot.token = NO_TOKEN;
             self.sent += queued.len as usize;
         }
+        self.front = self.front.wrapping_add(count as u32);
+        self.trim();
+    }
+
+    /// Removes offers that were taken back from both ends of the queue.
+    fn trim(&mut self) {
+        while let Some(Queued { slot: NONE, len }) = self.queue.front().copied() {
+            self.queue.pop_front();
+            self.front = self.front.wrapping_add(1);
+            self.sent += len as usize;
+            self.taken_back -= len as usize;
+        }
+        while let Some(Queued { slot: NONE, len }) = self.queue.back().copied() {
+            self.queue.pop_back();
+            self.bytes.truncate(self.bytes.len() - len as usize);
+            self.taken_back -= len as usize;
+        }
     }
 
     /// The slot of the offer that is first to be sent.
@@ -206,7 +269,7 @@ impl Offers {
     /// Takes an offer out of flight. One that was not sent leaves the queue, and its token can be
     /// used again; one that was sent waits for the backend's verdict.
     pub(super) fn settle(&mut self, slot: u32, adopted: bool) {
-        self.remove_from_deadlines(slot);
+        self.deadlines.clear(slot);
         self.in_flight -= 1;
         let found = &mut self.slots[slot as usize];
         found.descriptor = -1;
@@ -216,10 +279,11 @@ impl Offers {
         }
         found.state = State::Granted;
         self.granted.push(slot);
-        if let Some(at) = self.queue.iter().position(|queued| queued.slot == slot) {
-            let start = self.sent + self.queue.range(..at).map(|q| q.len as usize).sum::<usize>();
-            self.bytes.drain(start..start + self.queue[at].len as usize);
-            self.queue.remove(at);
+        let at = found.entry.wrapping_sub(self.front) as usize;
+        if let Some(queued) = self.queue.get_mut(at) {
+            queued.slot = NONE;
+            self.taken_back += queued.len as usize;
+            self.trim();
         }
     }
 
@@ -230,46 +294,7 @@ impl Offers {
 
     /// The slot with the earliest deadline.
     pub(super) fn earliest(&self) -> Option<(u32, Instant)> {
-        let slot = self.slots.get(self.first as usize)?;
-        Some((self.first, slot.deadline))
-    }
-
-    /// From the latest backwards: with one timeout for all, that is the place at once.
-    fn insert_by_deadline(&mut self, slot: u32, deadline: Instant) {
-        let mut earlier = self.last;
-        while earlier != NONE && self.slots[earlier as usize].deadline > deadline {
-            earlier = self.slots[earlier as usize].earlier;
-        }
-        let later = match self.slots.get(earlier as usize) {
-            Some(earlier) => earlier.later,
-            None => self.first,
-        };
-        let inserted = &mut self.slots[slot as usize];
-        inserted.deadline = deadline;
-        inserted.earlier = earlier;
-        inserted.later = later;
-        self.set_later(earlier, slot);
-        self.set_earlier(later, slot);
-    }
-
-    fn remove_from_deadlines(&mut self, slot: u32) {
-        let Slot { earlier, later, .. } = self.slots[slot as usize];
-        self.set_later(earlier, later);
-        self.set_earlier(later, earlier);
-    }
-
-    fn set_later(&mut self, slot: u32, later: u32) {
-        match self.slots.get_mut(slot as usize) {
-            Some(slot) => slot.later = later,
-            None => self.first = later,
-        }
-    }
-
-    fn set_earlier(&mut self, slot: u32, earlier: u32) {
-        match self.slots.get_mut(slot as usize) {
-            Some(slot) => slot.earlier = earlier,
-            None => self.last = earlier,
-        }
+        self.deadlines.earliest()
     }
 }
 
@@ -307,8 +332,8 @@ mod tests {
         offers.queue(&offer, 1, deadline, 0)
     }
 
-    fn granted(slots: u32, now: Instant) -> Offers {
-        let mut offers = Offers::new(slots as usize, now);
+    fn granted(slots: u32) -> Offers {
+        let mut offers = Offers::new(slots as usize).unwrap();
         for slot in 0..slots {
             assert!(offers.grant(slot, NO_TOKEN));
         }
@@ -319,7 +344,7 @@ mod tests {
     fn slot_without_a_token_takes_no_offer_and_one_with_a_token_no_other() {
         let now = Instant::now();
         let [file] = descriptors();
-        let mut offers = Offers::new(2, now);
+        let mut offers = Offers::new(2).unwrap();
         assert!(queue(&mut offers, &file, now, b"").is_none());
         assert!(offers.grant(1, NO_TOKEN));
         assert!(!offers.grant(1, NO_TOKEN));
@@ -332,7 +357,7 @@ mod tests {
     fn batch_ends_before_the_frame_is_too_long() {
         let now = Instant::now();
         let files: [File; 4] = descriptors();
-        let mut offers = granted(8, now);
+        let mut offers = granted(8);
         let large = vec![7; MAX_FRAME_LEN / 3];
         for file in &files {
             queue(&mut offers, file, now, &large);
@@ -351,39 +376,89 @@ mod tests {
     fn offer_that_is_settled_before_it_was_sent_is_not_sent() {
         let now = Instant::now();
         let files: [File; 3] = descriptors();
-        let mut offers = granted(3, now);
+        let mut offers = granted(3);
         let slots = [0, 1, 2].map(|n| queue(&mut offers, &files[n], now, &[n as u8; 5]).unwrap());
         offers.settle(slots[1], false);
         let mut batch = Vec::new();
-        let bytes = offers.batch(252, &mut batch).to_vec();
-        assert_eq!(batch, [files[0].as_raw_fd(), files[2].as_raw_fd()]);
-        assert_eq!(bytes.len(), 2 * queued_len(5));
-        assert!(bytes.ends_with(&[2; 5]));
-        assert!(offers.next_slot().is_some());
+        for n in [0, 2] {
+            let bytes = offers.batch(252, &mut batch);
+            assert_eq!(bytes.len(), queued_len(5));
+            assert!(bytes.ends_with(&[n; 5]));
+            assert_eq!(batch, [files[usize::from(n)].as_raw_fd()]);
+            offers.sent(1);
+        }
+        assert!(offers.first_queued().is_none());
+        assert_eq!(offers.next_slot(), Some((slots[1], 2)));
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Offer { len: usize, milliseconds: u64 },
+        TakeBack(proptest::sample::Index),
+        Send { most: usize },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..3000usize, 0..50u64)
+                .prop_map(|(len, milliseconds)| Step::Offer { len, milliseconds }),
+            3 => any::<proptest::sample::Index>().prop_map(Step::TakeBack),
+            1 => (1..9usize).prop_map(|most| Step::Send { most }),
+        ]
     }
 
     proptest! {
         #[test]
-        fn earliest_deadline_is_that_of_a_sorted_list(
-            steps in proptest::collection::vec((any::<bool>(), 0..50u64, any::<proptest::sample::Index>()), 0..200),
+        fn what_waits_is_sent_in_order_and_what_was_taken_back_is_not(
+            steps in proptest::collection::vec(step(), 0..400),
         ) {
             let now = Instant::now();
             let [file] = descriptors();
-            let mut offers = granted(16, now);
-            let mut model: Vec<(Instant, u32)> = Vec::new();
-            for (add, milliseconds, which) in steps {
-                if add && model.len() < 16 {
-                    let deadline = now + Duration::from_millis(milliseconds);
-                    let slot = queue(&mut offers, &file, deadline, b"x").unwrap();
-                    model.push((deadline, slot));
-                } else if !model.is_empty() {
-                    let (_, slot) = model.swap_remove(which.index(model.len()));
-                    offers.settle(slot, false);
+            let mut offers = granted(16);
+            // In their order: slot, deadline, what goes with it, and whether it waits.
+            let mut model: Vec<(u32, Instant, Vec<u8>, bool)> = Vec::new();
+            for (number, step) in steps.into_iter().enumerate() {
+                match step {
+                    Step::Offer { len, milliseconds } if offers.next_slot().is_some() => {
+                        let deadline = now + Duration::from_millis(milliseconds);
+                        let preread = vec![number as u8; len];
+                        let slot = queue(&mut offers, &file, deadline, &preread).unwrap();
+                        model.push((slot, deadline, preread, true));
+                        // What has gone takes no more room than what waits.
+                        prop_assert!(offers.bytes.len() <= 2 * offers.queued_bytes());
+                    }
+                    Step::TakeBack(which) if !model.is_empty() => {
+                        let (slot, .., waits) = model.remove(which.index(model.len()));
+                        offers.settle(slot, false);
+                        if !waits {
+                            offers.empty(slot);
+                            offers.grant(slot, NO_TOKEN);
+                        }
+                    }
+                    Step::Send { most } => {
+                        let mut batch = Vec::new();
+                        let bytes = offers.batch(most, &mut batch).to_vec();
+                        let waiting = model.iter_mut().filter(|(.., waits)| *waits);
+                        let mut rest = &bytes[..];
+                        for (.., preread, waits) in waiting.take(batch.len()) {
+                            let (entry, behind) = rest.split_at(queued_len(preread.len()));
+                            prop_assert_eq!(&entry[OFFER_LEN..], &preread[..]);
+                            rest = behind;
+                            *waits = false;
+                        }
+                        prop_assert!(rest.is_empty());
+                        offers.sent(batch.len());
+                    }
+                    _ => {}
                 }
+                let waiting = || model.iter().filter(|(.., waits)| *waits);
+                let waiting_bytes = waiting().map(|(.., preread, _)| queued_len(preread.len()));
+                let first = model.iter().map(|(_, deadline, ..)| *deadline).min();
                 prop_assert_eq!(offers.in_flight(), model.len());
-                prop_assert_eq!(offers.queued_bytes(), model.len() * queued_len(1));
-                let want = model.iter().map(|(deadline, _)| *deadline).min();
-                prop_assert_eq!(offers.earliest().map(|(_, deadline)| deadline), want);
+                prop_assert_eq!(offers.queued_bytes(), waiting_bytes.sum::<usize>());
+                prop_assert_eq!(offers.earliest().map(|(_, deadline)| deadline), first);
+                prop_assert_eq!(offers.first_queued(), waiting().next().map(|(slot, ..)| *slot));
+                prop_assert!(offers.queue.len() <= 32);
             }
         }
     }

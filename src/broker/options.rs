@@ -1,6 +1,5 @@
 //! The limits of a broker.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::BrokerError;
@@ -32,9 +31,9 @@ pub struct BrokerOptions {
     pub reconnect_max: Duration,
     /// Users that may be the backend. If this and `groups` are empty: root, the user that this
     /// process runs as and, for a path, the owner of the socket's file.
-    pub users: Arc<[u32]>,
+    pub users: Vec<u32>,
     /// Groups whose members may be the backend.
-    pub groups: Arc<[u32]>,
+    pub groups: Vec<u32>,
 }
 
 impl BrokerOptions {
@@ -70,8 +69,8 @@ impl Default for BrokerOptions {
             failure_period: Duration::from_secs(30),
             reconnect_min: Duration::from_millis(10),
             reconnect_max: Duration::from_secs(1),
-            users: Arc::default(),
-            groups: Arc::default(),
+            users: Vec::new(),
+            groups: Vec::new(),
         }
     }
 }

@@ -7,11 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{BrokerError, BrokerOptions};
+use crate::memory::NoMemory;
 use crate::peer::{self, PeerError, Policy};
+use crate::support::{Need, SupportError};
 use crate::sys::{self, Address};
 
 /// Who may be the backend, as part of a sentence.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allowed {
     /// The default.
     Default {
@@ -23,10 +25,40 @@ pub enum Allowed {
     /// What the options name.
     Listed {
         /// Users.
-        users: Arc<[u32]>,
+        users: Numbers,
         /// Groups.
-        groups: Arc<[u32]>,
+        groups: Numbers,
     },
+}
+
+/// The first of some numbers, as many as fit a sentence, and how many there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbers {
+    first: [u32; 8],
+    count: usize,
+}
+
+impl From<&[u32]> for Numbers {
+    fn from(numbers: &[u32]) -> Numbers {
+        let mut first = [0; 8];
+        for (to, from) in first.iter_mut().zip(numbers) {
+            *to = *from;
+        }
+        Numbers { first, count: numbers.len() }
+    }
+}
+
+impl fmt::Display for Numbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self.count.min(self.first.len());
+        for (index, number) in self.first[..shown].iter().enumerate() {
+            write!(f, "{}{number}", if index == 0 { "" } else { ", " })?;
+        }
+        match self.count - shown {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
 }
 
 impl fmt::Display for Allowed {
@@ -42,54 +74,68 @@ impl fmt::Display for Allowed {
                     None => Ok(()),
                 }
             }
-            Allowed::Listed { users, groups } => {
-                f.write_str("allowed are")?;
-                list(f, " users", users)?;
-                f.write_str(if users.is_empty() || groups.is_empty() { "" } else { " and" })?;
-                list(f, " groups", groups)
-            }
+            Allowed::Listed { users, groups } => match (users.count, groups.count) {
+                (_, 0) => write!(f, "allowed are users {users}"),
+                (0, _) => write!(f, "allowed are groups {groups}"),
+                _ => write!(f, "allowed are users {users}; groups {groups}"),
+            },
         }
     }
-}
-
-fn list(f: &mut fmt::Formatter<'_>, what: &str, numbers: &[u32]) -> fmt::Result {
-    for (index, number) in numbers.iter().enumerate() {
-        write!(f, "{} {number}", if index == 0 { what } else { "," })?;
-    }
-    Ok(())
 }
 
 /// Why there is no channel.
 #[derive(Debug)]
 pub(super) enum WhyDown {
-    /// An error number.
-    System(i32),
+    /// There is no backend: an error number, of the system or what it means here.
+    NoBackend(i32),
     /// Who listens there may not be the backend.
     NotAllowed { user: u32, nameless: bool, own: u32, owner: Option<u32> },
     /// The system does not tell who listens there: an error number.
     Unknown(i32),
+    /// The system refused what a channel needs, for want of it or at a limit: an error number.
+    Refused(Need, i32),
+    /// The system refused something else: what, and an error number.
+    System(&'static str, i32),
+    /// There is no memory for something.
+    NoMemory(&'static str),
 }
 
 impl From<io::Error> for WhyDown {
     fn from(error: io::Error) -> WhyDown {
-        WhyDown::System(error.raw_os_error().unwrap_or(libc::ENOTCONN))
+        WhyDown::NoBackend(error.raw_os_error().unwrap_or(libc::ENOTCONN))
+    }
+}
+
+impl From<SupportError> for WhyDown {
+    fn from(SupportError { need, source }: SupportError) -> WhyDown {
+        WhyDown::Refused(need, source.raw_os_error().unwrap_or(libc::ENOSYS))
+    }
+}
+
+impl From<NoMemory> for WhyDown {
+    fn from(NoMemory { what, .. }: NoMemory) -> WhyDown {
+        WhyDown::NoMemory(what)
     }
 }
 
 impl WhyDown {
     /// The error of an offer meanwhile.
+    #[cold]
     pub(super) fn error(&self, path: &Arc<Path>, options: &BrokerOptions) -> BrokerError {
         let path = path.clone();
         let source = io::Error::from_raw_os_error;
         match *self {
-            WhyDown::System(code) => BrokerError::Unavailable { path, source: source(code) },
+            WhyDown::NoBackend(code) => BrokerError::Unavailable { path, source: source(code) },
+            WhyDown::Refused(need, code) => SupportError { need, source: source(code) }.into(),
+            WhyDown::System(action, code) => BrokerError::System { action, source: source(code) },
+            WhyDown::NoMemory(what) => NoMemory { what, source: source(libc::ENOMEM) }.into(),
             WhyDown::Unknown(code) => BrokerError::Unknown { path, source: source(code) },
             WhyDown::NotAllowed { user, nameless, own, owner } => {
                 let BrokerOptions { users, groups, .. } = options;
                 let allowed = if users.is_empty() && groups.is_empty() {
                     Allowed::Default { own, owner }
                 } else {
-                    Allowed::Listed { users: users.clone(), groups: groups.clone() }
+                    Allowed::Listed { users: users[..].into(), groups: groups[..].into() }
                 };
                 BrokerError::NotAllowed { path, user, nameless, allowed }
             }
@@ -135,6 +181,8 @@ mod tests {
         };
         assert_eq!(listed(&[1, 2], &[]), "allowed are users 1, 2");
         assert_eq!(listed(&[], &[3]), "allowed are groups 3");
-        assert_eq!(listed(&[1], &[3, 4]), "allowed are users 1 and groups 3, 4");
+        assert_eq!(listed(&[1], &[3, 4]), "allowed are users 1; groups 3, 4");
+        let many = listed(&[u32::MAX; 100], &[]);
+        assert!(many.ends_with("4294967295, 4294967295 and 92 more") && many.len() < 150, "{many}");
     }
 }

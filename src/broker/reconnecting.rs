@@ -24,7 +24,7 @@ pub(super) struct Reconnecting {
 
 impl Reconnecting {
     pub(super) fn new(options: &BrokerOptions) -> Reconnecting {
-        let why_down = WhyDown::System(libc::ENOTCONN);
+        let why_down = WhyDown::NoBackend(libc::ENOTCONN);
         Reconnecting { next_pause: options.reconnect_min, why_down }
     }
 }
@@ -41,8 +41,8 @@ impl Broker {
             Link::Down { retry_at } if *retry_at <= now && !self.closed => {
                 match self.connect(now) {
                     Ok(channel) => self.link = Link::Up(Box::new(channel)),
-                    Err(why) => {
-                        self.reconnecting.why_down = why;
+                    Err(why_down) => {
+                        self.reconnecting.why_down = why_down;
                         self.link = self.down(now);
                     }
                 }
@@ -62,7 +62,10 @@ impl Broker {
     fn connect(&mut self, now: Instant) -> Result<Channel, WhyDown> {
         let channel = Channel::connect(&self.path, &self.options, now)?;
         if let Some(events) = self.handle.events() {
-            channel.watch(events)?;
+            channel.watch(events).map_err(|error| {
+                let code = error.raw_os_error().unwrap_or(libc::ENOMEM);
+                WhyDown::System("watch the channel", code)
+            })?;
         }
         Ok(channel)
     }
@@ -71,7 +74,7 @@ impl Broker {
     pub(super) fn hang_up(&mut self, reason: Reason, now: Instant) {
         let down = self.down(now);
         if let Link::Up(mut channel) = std::mem::replace(&mut self.link, down) {
-            self.reconnecting.why_down = WhyDown::System(libc::ECONNRESET);
+            self.reconnecting.why_down = WhyDown::NoBackend(libc::ECONNRESET);
             if reason != Reason::IntegrityMismatch {
                 // What the backend said last may be here already.
                 let _ = channel.receive(&mut self.buffer, &mut self.outcomes, now);

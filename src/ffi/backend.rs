@@ -10,7 +10,7 @@ use super::guard::{Failure, Message, guard, guard_or, wake};
 use super::peer::{handoff_peer_policy, policy};
 use super::reason::{handoff_reason, reason};
 use super::status::{HANDOFF_OK, handoff_status, status_of};
-use crate::backend::{Arrival, Backend, BackendError, BackendOptions, BackendStatistics, Kinds};
+use crate::backend::{Arrival, Backend, BackendOptions, BackendStatistics, Kinds};
 use crate::handle::Waker;
 use crate::kind::ErrorKind;
 use crate::memory;
@@ -116,6 +116,7 @@ pub extern "C" fn handoff_backend_options_init(
 ///         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
 ///         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
 ///         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown kind;
+///         HANDOFF_ERR_UNSUPPORTED if this system lacks what a backend needs;
 ///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_LISTEN_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -142,7 +143,8 @@ pub extern "C" fn handoff_backend_listen(
 ///                      `backlog` have no effect.
 /// @param[out] backend  the backend; free it with handoff_backend_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is no such socket or for options
-///         as in handoff_backend_listen(); HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
+///         as in handoff_backend_listen(); HANDOFF_ERR_UNSUPPORTED; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
+///         HANDOFF_ERR_NO_MEMORY;
 ///         HANDOFF_ERR_SYSTEM.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -155,10 +157,6 @@ pub extern "C" fn handoff_backend_listen_on(
         let listener = descriptor(fd, "fd")?;
         let options = core_options(read_or_default(options, "options")?)?;
         let out = Out::new(backend, "backend")?;
-        let listener = listener.try_clone_to_owned().map_err(|source| BackendError::System {
-            action: "duplicate the descriptor",
-            source,
-        })?;
         let backend = Backend::listen_on(listener, options)?;
         out.give(handoff_backend { waker: backend.waker(), backend, last_error: Message::new() });
         Ok(())
@@ -280,14 +278,17 @@ fn arrival_of(arrival: &Arrival<'_>, fd: c_int) -> handoff_arrival {
 ///
 /// A signal does not end the wait: let its handler call handoff_backend_wake().
 ///
+/// A client that is adopted waits for you: if you die before you answer it, it is lost. So accept
+/// when you can serve at once.
+///
 /// @param backend       the backend
 /// @param wait_ms       how long to wait, in milliseconds, as in poll(2)
 /// @param[out] arrival  the adopted connection and what came with it; close(2) its `fd`
 /// @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing arrived in that time; HANDOFF_WOKEN after
-///         handoff_backend_wake();
+///         handoff_backend_wake(), also if `wait_ms` is 0;
 ///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
-///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
-///         HANDOFF_ERR_SYSTEM.
+///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
+///         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_accept(
@@ -303,8 +304,8 @@ pub extern "C" fn handoff_backend_accept(
     })
 }
 
-/// Ends a wait in handoff_backend_accept(). The call that waits, or else the next one that would
-/// wait, returns HANDOFF_WOKEN.
+/// Ends a wait in handoff_backend_accept(). The call that waits returns HANDOFF_WOKEN. If none
+/// waits, the next call returns it as soon as it has no arrival at hand, also with a `wait_ms` of 0.
 ///
 /// @param backend  the backend; nobody may free it meanwhile
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -322,7 +323,8 @@ pub extern "C" fn handoff_backend_wake(backend: *const handoff_backend) -> hando
 }
 
 /// Returns the backend's descriptor, for your event loop. It is readable whenever
-/// handoff_backend_dispatch() has work.
+/// handoff_backend_dispatch() has work, and after at most a millisecond if handoff_backend_next() has
+/// left arrivals. So it is, level-triggered, if handoff_backend_accept() has with a `wait_ms` of 0.
 ///
 /// It stays the same for the backend's life. You may watch it level- or edge-triggered. This is a
 /// use: the backend belongs to this process.
@@ -348,9 +350,10 @@ pub extern "C" fn handoff_backend_fd(backend: *mut handoff_backend) -> c_int {
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_SYSTEM. After an
-///         error call it again. What a broker does wrong, and what the system refuses for one
-///         broker, is no error here: it is counted in the statistics.
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY, HANDOFF_ERR_UNSUPPORTED at the
+///         first use; HANDOFF_ERR_SYSTEM. After an error call it again. What a broker does wrong,
+///         and what the system refuses for one broker, is no error here: it is counted in the
+///         statistics.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> handoff_status {
@@ -429,8 +432,10 @@ pub extern "C" fn handoff_backend_reject(
 /// Stops listening and tells the brokers to offer no more. A successor can then listen at the path.
 ///
 /// Go on with dispatch and next, and adopt or reject what arrives. When `held` in the statistics is
-/// 0 after a dispatch, free the backend: the brokers take back what has not arrived.
-/// handoff_backend_accept() without a time limit may then wait forever.
+/// 0 after a dispatch, free the backend at once: the brokers take back what has not arrived, and
+/// only then connect to the successor. What you adopted stays yours. A program without an event
+/// loop calls handoff_backend_accept() with a `wait_ms` of 0 until it does not return HANDOFF_OK,
+/// then handoff_backend_free(); without a time limit the call may now wait forever.
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.

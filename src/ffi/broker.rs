@@ -22,6 +22,7 @@ use super::status::{HANDOFF_OK, handoff_status, status_of};
 use crate::broker::{Broker, BrokerOptions, BrokerStatistics, Offer, Verdict};
 use crate::handle::Waker;
 use crate::kind::ErrorKind;
+use crate::memory;
 use crate::reason::Reason;
 
 /// The broker's end of a channel to one backend.
@@ -134,8 +135,8 @@ fn core_options(options: handoff_broker_options) -> Result<BrokerOptions, Failur
             options.reconnect_max_ms,
             defaults.reconnect_max.max(reconnect_min),
         ),
-        users: policy.users.into(),
-        groups: policy.groups.into(),
+        users: memory::copy(policy.users, "the policy")?,
+        groups: memory::copy(policy.groups, "the policy")?,
     })
 }
 
@@ -170,7 +171,8 @@ pub struct handoff_offer {
     /// Set by HANDOFF_OFFER_INIT.
     pub size: usize,
     /// The client's connection, a socket. It stays yours: keep it open, and out of your event loop
-    /// (EPOLL_CTL_DEL), until the verdict. Do not offer it twice at once: both could be adopted.
+    /// (EPOLL_CTL_DEL), until the verdict. Do not offer it a second time before that, here or to
+    /// another broker: both could be adopted.
     pub fd: c_int,
     /// HANDOFF_OFFER_MORE, or 0.
     pub flags: u32,
@@ -236,18 +238,21 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         HANDOFF_ERR_INTERNAL nothing was sent and there is no verdict, so serve the client
 ///         another way:
 ///         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, or if the backend is draining;
+///         HANDOFF_ERR_WOULD_BLOCK if there is none because too many brokers wait to be accepted;
+///         HANDOFF_ERR_PERMISSION_DENIED if there is none because this process may not connect;
 ///         HANDOFF_ERR_PEER_NOT_ALLOWED if the user who listens at the path may not be the backend,
 ///         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
 ///         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, or
-///         too many verdicts are not taken;
+///         too many verdicts are not taken; handoff_last_error() says which;
 ///         HANDOFF_ERR_RATE_LIMITED if the backend failed too often;
 ///         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
 ///         `correlation` is too long;
 ///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, `flags` has an unknown bit
 ///         or both forms of preread are set;
 ///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
-///         HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY or HANDOFF_ERR_SYSTEM at the
-///         first use.
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_UNSUPPORTED if this
+///         system lacks what a channel needs; HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG
+///         is RLIMIT_FSIZE, for the memory that the two ends share counts as a file.
 ///
 /// After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
 /// handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
@@ -325,8 +330,8 @@ fn parts<'a>(iov: *const iovec, len: usize) -> Result<Cow<'a, [IoSlice<'a>]>, Fa
 ///
 /// @param broker  the broker
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
-///         HANDOFF_ERR_SYSTEM.
+///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
+///         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_flush(broker: *mut handoff_broker) -> handoff_status {
@@ -334,7 +339,8 @@ pub extern "C" fn handoff_broker_flush(broker: *mut handoff_broker) -> handoff_s
 }
 
 /// Returns the broker's descriptor, for your event loop. It is readable whenever
-/// handoff_broker_dispatch() has work.
+/// handoff_broker_dispatch() has work, and after at most a millisecond if handoff_broker_next() has
+/// left verdicts.
 ///
 /// It stays the same for the broker's life. You may watch it level- or edge-triggered. This is a
 /// use: the broker starts to connect.
@@ -360,9 +366,9 @@ pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
 ///
 /// @param broker  the broker
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
-///         HANDOFF_ERR_SYSTEM. A problem with the backend is not an error here: it is the reason
-///         in the verdicts.
+///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
+///         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use. A problem with the backend
+///         is not an error here: it is the reason in the verdicts, and the status of the next offer.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_dispatch(broker: *mut handoff_broker) -> handoff_status {
@@ -415,7 +421,9 @@ impl From<Verdict> for handoff_verdict {
     }
 }
 
-/// Takes the next verdict. Call it until it returns HANDOFF_NOTHING.
+/// Takes the next verdict. Call it until it returns HANDOFF_NOTHING. A loop with a budget may stop
+/// earlier: the descriptor becomes readable for the rest. Take at least one after each
+/// handoff_broker_dispatch().
 ///
 /// @param broker        the broker
 /// @param[out] verdict  what became of which offer
@@ -502,7 +510,7 @@ pub extern "C" fn handoff_broker_take_back(broker: *mut handoff_broker, id: u64)
 }
 
 /// Takes every offer back and closes the channel. Then call handoff_broker_next() for the verdicts,
-/// and handoff_broker_free().
+/// HANDOFF_REASON_BROKER_CLOSED unless the backend was first, and handoff_broker_free().
 ///
 /// The statistics and the last error can still be read. Calls that need the channel return
 /// HANDOFF_ERR_CLOSED, and handoff_broker_fd() returns -1.

@@ -6,10 +6,11 @@ use super::status::handoff_status;
 use crate::kind::ErrorKind;
 
 /// An argument is NULL, misaligned or out of range, a path is too long for a Unix socket, or a
-/// descriptor is not open or of the wrong kind. This is a bug in the caller.
+/// descriptor is not open or of the wrong kind; handoff_last_error() says which. This is a bug in the
+/// caller.
 pub const HANDOFF_ERR_INVALID_ARGUMENT: handoff_status = -1;
-/// The system lacks something, see handoff_supported(), or a struct sets a field that this version
-/// does not have. Serve the client another way. Trying again does not help.
+/// The system lacks something, or a struct sets a field that this version does not have;
+/// handoff_last_error() says what. Serve the client another way. Trying again does not help.
 pub const HANDOFF_ERR_UNSUPPORTED: handoff_status = -2;
 /// The permissions of the socket's file or directory, or a security module, do not allow it. Check
 /// the socket's mode and owner.
@@ -35,7 +36,8 @@ pub const HANDOFF_ERR_ACK_TIMEOUT: handoff_status = -9;
 pub const HANDOFF_ERR_ACK_MISMATCH: handoff_status = -10;
 /// What was received is not an acknowledgement. Close the socket.
 pub const HANDOFF_ERR_ACK_MALFORMED: handoff_status = -11;
-/// Receiving failed with an error that has no status of its own; see errno.
+/// Receiving failed with an error that has no status of its own; see errno. After a message was sent,
+/// the backend may own the connection: close(2) your copy and serve nothing.
 pub const HANDOFF_ERR_RECEIVE_FAILED: handoff_status = -12;
 /// The other end closed the connection, or accepts no more acknowledgements. Close the socket.
 pub const HANDOFF_ERR_END_OF_STREAM: handoff_status = -13;
@@ -59,7 +61,7 @@ pub const HANDOFF_ERR_TOKEN_NOT_PENDING: handoff_status = -20;
 pub const HANDOFF_ERR_TOKEN_ALREADY_PENDING: handoff_status = -21;
 /// Every random token was already pending. The system's random source is broken.
 pub const HANDOFF_ERR_TOKEN_COLLISION: handoff_status = -22;
-/// A limit is reached. Try again when there is room, or raise the limit.
+/// A limit is reached; handoff_last_error() says which. Try again when there is room, or raise it.
 pub const HANDOFF_ERR_FULL: handoff_status = -23;
 /// The system has no randomness to give; see errno.
 pub const HANDOFF_ERR_RANDOM: handoff_status = -24;
@@ -67,7 +69,8 @@ pub const HANDOFF_ERR_RANDOM: handoff_status = -24;
 pub const HANDOFF_ERR_PEER_UNKNOWN: handoff_status = -25;
 /// The policy does not allow this peer. Close the connection.
 pub const HANDOFF_ERR_PEER_NOT_ALLOWED: handoff_status = -26;
-/// Another process listens at that path. Its socket is untouched.
+/// Somebody listens at that path already, perhaps this process. The socket is untouched. A
+/// successor tries again until the old backend drains or ends.
 pub const HANDOFF_ERR_ADDRESS_IN_USE: handoff_status = -27;
 /// There is a file at that path that is not a socket. It is untouched.
 pub const HANDOFF_ERR_NOT_A_SOCKET: handoff_status = -28;
@@ -76,8 +79,8 @@ pub const HANDOFF_ERR_LISTEN_FAILED: handoff_status = -29;
 /// A bug in the library. The library stays usable, but what the call did is not known. Please report
 /// it, with the text of handoff_last_error().
 pub const HANDOFF_ERR_INTERNAL: handoff_status = -30;
-/// The backend failed too often recently and is not tried for a while. Serve the client another
-/// way.
+/// The backend failed too often recently and is not tried for a while: see `max_failures` in
+/// handoff_broker_options. Serve the client another way.
 pub const HANDOFF_ERR_RATE_LIMITED: handoff_status = -32;
 /// The offer has more bytes than the backend or the protocol takes.
 pub const HANDOFF_ERR_TOO_LARGE: handoff_status = -33;
@@ -163,7 +166,7 @@ const ENTRIES: [Entry; 38] = [
     entry!(Random, HANDOFF_ERR_RANDOM, c"the system has no randomness to give"),
     entry!(PeerUnknown, HANDOFF_ERR_PEER_UNKNOWN, c"the peer's credentials are unknown"),
     entry!(PeerNotAllowed, HANDOFF_ERR_PEER_NOT_ALLOWED, c"the peer is not allowed"),
-    entry!(AddressInUse, HANDOFF_ERR_ADDRESS_IN_USE, c"another process listens at that path"),
+    entry!(AddressInUse, HANDOFF_ERR_ADDRESS_IN_USE, c"somebody listens at that path already"),
     entry!(NotASocket, HANDOFF_ERR_NOT_A_SOCKET, c"the file is not a socket"),
     entry!(ListenFailed, HANDOFF_ERR_LISTEN_FAILED, c"the handoff socket could not be made"),
     entry!(Internal, HANDOFF_ERR_INTERNAL, c"a bug in the library"),

@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_char};
 use super::argument::Problem;
 use super::errors::entry;
 use super::guard::Failure;
-use super::status::{HANDOFF_NOTHING, HANDOFF_WOKEN, handoff_status};
+use super::status::{HANDOFF_TIMED_OUT, handoff_status};
 use crate::reason::Reason;
 
 /// Who owns a connection now: HANDOFF_ADOPTED or HANDOFF_FALLBACK.
@@ -67,14 +67,16 @@ pub extern "C" fn handoff_reason_name(reason: handoff_reason) -> *const c_char {
     name.as_ptr()
 }
 
-/// Tells whether a fallback is all that an error calls for. Report any other error as well: it is a
-/// bug in the caller or in the library, and a fallback would hide it.
+/// Tells whether a fallback is all that an error calls for: the connection is certainly yours. Report
+/// any other error as well: it is a bug in the caller or in the library, and a fallback would hide it.
 ///
 /// @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
-///                layer returned
+///                layer returned. What handoff_broker_dispatch(), handoff_broker_flush() and
+///                handoff_broker_next() return is about the broker, and about no connection.
 /// @return true if you need only serve the client another way; false for HANDOFF_OK, the positive
 ///         statuses, unknown numbers and the errors for which handoff_status_reason() returns
-///         HANDOFF_REASON_NONE.
+///         HANDOFF_REASON_NONE; and for HANDOFF_ERR_RECEIVE_FAILED and
+///         HANDOFF_ERR_TOKEN_NOT_PENDING, after which the backend may own the connection.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
@@ -84,17 +86,21 @@ pub extern "C" fn handoff_status_is_fallback_safe(status: handoff_status) -> boo
 
 /// Tells whether the descriptor may have reached the backend.
 ///
-/// @param status  what handoff_raw_send() or handoff_raw_send_path() returned, or the `cause` of a
+/// @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait(),
+///                handoff_broker_take_back() or a call of the raw layer returned, or the `cause` of a
 ///                fallback in a handoff_raw_verdict
-/// @return false if the descriptor was certainly not sent by that call; true otherwise, and for
-///         unknown numbers.
+/// @return false if the descriptor was certainly not sent by that call. True for HANDOFF_OK,
+///         HANDOFF_NOTHING, HANDOFF_WOKEN, HANDOFF_ERR_SHORT_WRITE, HANDOFF_ERR_ACK_TIMEOUT,
+///         HANDOFF_ERR_ACK_MISMATCH, HANDOFF_ERR_ACK_MALFORMED, HANDOFF_ERR_RECEIVE_FAILED,
+///         HANDOFF_ERR_END_OF_STREAM, HANDOFF_ERR_TOKEN_NOT_PENDING, HANDOFF_ERR_INTERNAL,
+///         HANDOFF_ERR_TAKEN_BACK, HANDOFF_ERR_TOO_LATE, HANDOFF_ERR_SYSTEM, and for unknown numbers.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_status_may_have_reached_backend(status: handoff_status) -> bool {
     match entry(status) {
         Some(entry) => entry.kind.may_have_reached_backend(),
-        None => !(HANDOFF_NOTHING..=HANDOFF_WOKEN).contains(&status),
+        None => status != HANDOFF_TIMED_OUT,
     }
 }
 

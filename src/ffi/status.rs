@@ -23,8 +23,8 @@ pub const HANDOFF_NOTHING: handoff_status = 1;
 /// they were.
 pub const HANDOFF_TIMED_OUT: handoff_status = 2;
 
-/// handoff_broker_wake() or handoff_backend_wake() ended the wait. Not an error: errno and
-/// handoff_last_error() stay as they were.
+/// handoff_broker_wake() or handoff_backend_wake() ended the wait, or came before the call that
+/// would have waited. Not an error: errno and handoff_last_error() stay as they were.
 pub const HANDOFF_WOKEN: handoff_status = 3;
 
 /// The number of a kind of error.
@@ -84,6 +84,8 @@ pub extern "C" fn handoff_status_message(status: handoff_status) -> *const c_cha
 }
 
 /// Returns the version of the library that runs. It can differ from the header's, HANDOFF_VERSION.
+///
+/// At compile time compare HANDOFF_VERSION_NUMBER.
 ///
 /// @return a constant string such as "0.2.0".
 ///

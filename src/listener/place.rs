@@ -112,7 +112,7 @@ impl<'a> Place<'a> {
     }
 
     fn in_use(&self) -> ListenerError {
-        ListenerError::InUse { path: self.path.to_owned() }
+        ListenerError::InUse { path: self.path.to_owned(), source: None }
     }
 
     /// A name beside the path.

@@ -59,6 +59,23 @@ pub enum AckError {
         /// The socket that it came from.
         socket: Socket,
     },
+    /// Receiving failed, so the message was taken back. The connection takes no acknowledgement any
+    /// more.
+    #[error("{socket}: cannot receive, so the message was taken back: {source}")]
+    TakenBack {
+        /// The socket that was waited for.
+        socket: Socket,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The message could not be taken back, or what was acknowledged before could not be received:
+    /// the backend may own the connection.
+    #[error("the message cannot be taken back: {cause}")]
+    Unsettled {
+        /// What failed.
+        #[source]
+        cause: TransportError,
+    },
     /// The bytes are no acknowledgement.
     #[error("{socket}: malformed acknowledgement: {problem}")]
     Malformed {
@@ -70,14 +87,43 @@ pub enum AckError {
 }
 
 impl AckError {
+    /// The same error when the message is taken back: an acknowledgement that could not be received
+    /// would have been found.
+    fn after_taking_back(self) -> AckError {
+        match self {
+            AckError::Transport(TransportError::ReceiveFailed { socket, source }) => {
+                AckError::TakenBack { socket, source }
+            }
+            error => error,
+        }
+    }
+
+    /// The same error over a socket that has another name for the caller: by its path, say.
+    pub(crate) fn over(self, named: Socket) -> AckError {
+        match self {
+            AckError::Transport(error) => error.over(named).into(),
+            AckError::Nothing { .. } => AckError::Nothing { socket: named },
+            AckError::Timeout { .. } => AckError::Timeout { socket: named },
+            AckError::TakenBack { source, .. } => AckError::TakenBack { socket: named, source },
+            AckError::OtherToken { .. } => AckError::OtherToken { socket: named },
+            AckError::Unsettled { cause } => AckError::Unsettled { cause: cause.over(named) },
+            AckError::Malformed { problem, .. } => AckError::Malformed { socket: named, problem },
+        }
+    }
+
     /// The kind of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             AckError::Transport(error) => error.kind(),
             AckError::Nothing { .. } => ErrorKind::Nothing,
             AckError::Timeout { .. } => ErrorKind::AckTimeout,
+            AckError::TakenBack { .. } => ErrorKind::EndOfStream,
             AckError::OtherToken { .. } => ErrorKind::AckMismatch,
             AckError::Malformed { .. } => ErrorKind::AckMalformed,
+            AckError::Unsettled { cause } => match cause.kind() {
+                ErrorKind::InvalidArgument => ErrorKind::InvalidArgument,
+                _ => ErrorKind::TooLate,
+            },
         }
     }
 }
@@ -153,12 +199,14 @@ fn take(socket: BorrowedFd<'_>, wait: bool) -> Result<Ack, AckError> {
 /// before can still be received, and every later one fails at the backend, which then does not
 /// serve.
 pub fn take_back(socket: BorrowedFd<'_>) -> Result<(), AckError> {
-    sys::shutdown_read(socket).map_err(|source| receive_error(socket, source).into())
+    sys::shutdown_read(socket)
+        .map_err(|source| AckError::Unsettled { cause: receive_error(socket, source) })
 }
 
 /// Waits for the acknowledgement of `token` for at most `timeout`, or forever if there is none.
-/// When the time is up or something else arrives, it [takes back](take_back) the message and looks
-/// through what is queued before it gives up. After any error the connection cannot be used again.
+/// When the time is up, something else arrives or the wait fails, it [takes back](take_back) the
+/// message and looks through what is queued before it gives up. After any error the connection
+/// cannot be used again, and after any but [`AckError::Unsettled`] the backend does not serve.
 pub fn wait(
     socket: BorrowedFd<'_>,
     token: &Token,
@@ -169,32 +217,38 @@ pub fn wait(
     // The answer takes the backend a while, so with a deadline poll(2) comes before recv(2).
     let mut look = deadline.is_none();
     // Set once the message is taken back: what to report if its acknowledgement is not there.
-    let mut failure = None;
+    let mut failure: Option<AckError> = None;
     loop {
+        let mut problem = None;
         if !look && failure.is_none() {
-            let readable = sys::wait_readable(socket, deadline)
-                .map_err(|source| receive_error(socket, source))?;
-            if !readable {
-                failure = Some(AckError::Timeout { socket: at() });
-                take_back(socket)?;
-            }
+            problem = match sys::wait_readable(socket, deadline) {
+                Ok(true) => None,
+                Ok(false) => Some(AckError::Timeout { socket: at() }),
+                Err(source) => Some(receive_error(socket, source).into()),
+            };
         }
         look = true;
-        let problem = match take(socket, deadline.is_none() && failure.is_none()) {
-            Ok(ack) if ack.token == *token => return Ok(ack.answer),
-            Ok(_) => AckError::OtherToken { socket: at() },
-            Err(error @ AckError::Malformed { .. }) => error,
-            Err(error) => match (failure, &error) {
-                (Some(failure), _) => return Err(failure),
-                (None, AckError::Nothing { .. }) => {
-                    (failure, look) = (None, false);
+        if problem.is_none() {
+            problem = match take(socket, deadline.is_none() && failure.is_none()) {
+                Ok(ack) if ack.token == *token => return Ok(ack.answer),
+                Ok(_) => Some(AckError::OtherToken { socket: at() }),
+                Err(AckError::Nothing { .. }) if failure.is_none() => {
+                    look = false;
                     continue;
                 }
-                (None, _) => return Err(error),
-            },
-        };
+                // Nothing more comes: the acknowledgement is not there.
+                Err(
+                    error @ (AckError::Nothing { .. }
+                    | AckError::Transport(TransportError::EndOfStream { .. })),
+                ) => return Err(failure.map_or(error, AckError::after_taking_back)),
+                Err(AckError::Transport(cause)) if failure.is_some() => {
+                    return Err(AckError::Unsettled { cause });
+                }
+                Err(error) => Some(error),
+            };
+        }
         if failure.is_none() {
-            failure = Some(problem);
+            failure = problem;
             take_back(socket)?;
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::address::TransportError;
 use crate::raw::ack::{self, AckError, Answer};
 use crate::raw::transport;
-use crate::reason::Reason;
+use crate::reason::{AttemptFailure, Reason};
 use crate::token::Token;
 
 /// What became of an offer.
@@ -60,7 +60,8 @@ pub fn attempt_path(
         Ok(socket) => socket,
         Err(error) => return not_sent(error),
     };
-    Ok(after_sending(ack::wait(socket.as_fd(), token, timeout)))
+    let answer = ack::wait(socket.as_fd(), token, timeout);
+    Ok(after_sending(answer.map_err(|error| error.over(path.into()))))
 }
 
 fn not_sent(error: TransportError) -> Result<Verdict, AckError> {
@@ -80,13 +81,12 @@ fn after_sending(answer: Result<Answer, AckError>) -> Verdict {
     match answer {
         Ok(Answer::Accepted) => Verdict::Adopted,
         Ok(Answer::Rejected(reason)) => Verdict::Fallback { reason, cause: None, may_have_reached },
-        Err(cause) => match cause.kind().attempt_failure() {
-            None => Verdict::Unknown { cause },
-            Some(failure) => {
-                let reason = failure.reason();
-                Verdict::Fallback { reason, cause: Some(cause), may_have_reached }
-            }
-        },
+        Err(cause @ AckError::Unsettled { .. }) => Verdict::Unknown { cause },
+        Err(cause) => {
+            let failure = cause.kind().attempt_failure();
+            let reason = failure.map_or(Reason::BackendUnavailable, AttemptFailure::reason);
+            Verdict::Fallback { reason, cause: Some(cause), may_have_reached }
+        }
     }
 }
 
@@ -101,11 +101,14 @@ mod tests {
         let (socket, _peer) = UnixStream::pair().unwrap();
         let unusable = || TransportError::InvalidDescriptor {
             socket: socket.as_fd().into(),
-            descriptor: None,
+            descriptor: 9,
             source: io::Error::from_raw_os_error(libc::EBADF),
         };
         assert!(not_sent(unusable()).is_err());
-        let verdict = after_sending(Err(unusable().into()));
+        let verdict = after_sending(Err(AckError::Unsettled { cause: unusable() }));
         assert!(matches!(verdict, Verdict::Unknown { .. }), "{verdict:?}");
+        // Taken back although a call failed: certainly not adopted.
+        let verdict = after_sending(Err(unusable().into()));
+        assert!(matches!(verdict, Verdict::Fallback { .. }), "{verdict:?}");
     }
 }

@@ -1,7 +1,9 @@
 //! Whether a broker tries a backend: decisions from what it knows, and the failure counter of each
 //! backend. Decisions are functions of state, inputs and time; nothing here does any I/O.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::collections::binary_heap::{BinaryHeap, PeekMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,7 +63,27 @@ impl Default for FailuresOptions {
 #[derive(Debug)]
 pub struct Failures {
     options: FailuresOptions,
-    backends: Mutex<HashMap<Box<[u8]>, FailureCounter>>,
+    backends: Mutex<Backends>,
+}
+
+/// The backends with failures, and in which order to forget them.
+#[derive(Debug, Default)]
+struct Backends {
+    counted: HashMap<Box<[u8]>, Counted>,
+    /// One for each backend, with a time that is not after its last failure; and some of backends that
+    /// are not counted any more, or not since then.
+    oldest: BinaryHeap<Reverse<Entry>>,
+    next_serial: u64,
+}
+
+/// When a backend failed at the latest that is known here, its serial number and its name.
+type Entry = (Instant, u64, Box<[u8]>);
+
+#[derive(Debug)]
+struct Counted {
+    failures: FailureCounter,
+    /// Tells a backend from itself before it worked again.
+    serial: u64,
 }
 
 impl Failures {
@@ -72,7 +94,7 @@ impl Failures {
     pub fn new(options: FailuresOptions) -> Failures {
         let max_backends = options.max_backends.clamp(1, Failures::MAX_BACKENDS);
         let options = FailuresOptions { max_backends, ..options };
-        Failures { options, backends: Mutex::new(HashMap::new()) }
+        Failures { options, backends: Mutex::default() }
     }
 
     /// Says whether to offer a connection to `backend`.
@@ -115,27 +137,20 @@ impl Failures {
         failure: AttemptFailure,
         now: Instant,
     ) -> Result<Decision, NoMemory> {
-        let FailuresOptions { max_failures, period, max_backends } = self.options;
         let mut backends = self.lock();
-        if !backends.contains_key(backend) {
-            if backends.len() >= max_backends {
-                forget_oldest(&mut backends);
-            }
-            let what = "a backend's failures";
-            backends.try_reserve(1).map_err(NoMemory::to(what))?;
-            let name = memory::copy(backend, what)?.into_boxed_slice();
-            backends.insert(name, FailureCounter::new(max_failures, period)?);
+        if backends.get(backend).is_none() {
+            backends.add(backend, &self.options, now)?;
         }
-        let retry_after = backends.get_mut(backend).and_then(|failures| {
-            failures.record(now);
-            failures.time_left(now)
+        let retry_after = backends.counted.get_mut(backend).and_then(|counted| {
+            counted.failures.record(now);
+            counted.failures.time_left(now)
         });
         Ok(Decision::Fallback { reason: failure.reason(), retry_after })
     }
 
     /// Forgets a backend's failures: it works again.
     pub fn record_success(&self, backend: &[u8]) {
-        self.lock().remove(backend);
+        self.lock().counted.remove(backend);
     }
 
     /// How many failures of a backend count now.
@@ -148,15 +163,70 @@ impl Failures {
         self.lock().get(backend).map_or(0, |failures| failures.count(now))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Box<[u8]>, FailureCounter>> {
+    fn lock(&self) -> MutexGuard<'_, Backends> {
         self.backends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn forget_oldest(backends: &mut HashMap<Box<[u8]>, FailureCounter>) {
-    let oldest = backends.iter().min_by_key(|(_, failures)| failures.latest());
-    if let Some(backend) = oldest.map(|(backend, _)| backend.clone()) {
-        backends.remove(&backend);
+impl Backends {
+    fn get(&self, backend: &[u8]) -> Option<&FailureCounter> {
+        self.counted.get(backend).map(|counted| &counted.failures)
+    }
+
+    /// Counts a backend's failures from now on; beyond the limit another one is forgotten.
+    fn add(
+        &mut self,
+        backend: &[u8],
+        options: &FailuresOptions,
+        now: Instant,
+    ) -> Result<(), NoMemory> {
+        let FailuresOptions { max_failures, period, max_backends } = *options;
+        let what = "a backend's failures";
+        let failures = FailureCounter::new(max_failures, period)?;
+        let name = memory::copy(backend, what)?.into_boxed_slice();
+        let again = memory::copy(backend, what)?.into_boxed_slice();
+        self.drop_stale();
+        self.counted.try_reserve(1).map_err(NoMemory::to(what))?;
+        self.oldest.try_reserve(1).map_err(NoMemory::to(what))?;
+        if self.counted.len() >= max_backends {
+            self.forget_oldest();
+        }
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        self.counted.insert(name, Counted { failures, serial });
+        self.oldest.push(Reverse((now, serial, again)));
+        Ok(())
+    }
+
+    /// Forgets the backend that failed longest ago. Each turn removes an entry, or sets one to a time
+    /// that was recorded since it was last looked at: so it costs no more than recording did.
+    fn forget_oldest(&mut self) {
+        while let Some(mut entry) = self.oldest.peek_mut() {
+            let Reverse((time, serial, name)) = &mut *entry;
+            let counted = self.counted.get(name).filter(|counted| counted.serial == *serial);
+            match counted.map(|counted| counted.failures.latest()) {
+                Some(Some(latest)) if latest > *time => *time = latest,
+                counted => {
+                    if counted.is_some() {
+                        self.counted.remove(name);
+                    }
+                    PeekMut::pop(entry);
+                    if counted.is_some() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Removes the entries of backends that work again, once they are most of all.
+    fn drop_stale(&mut self) {
+        let Backends { counted, oldest, .. } = self;
+        if oldest.len() > 2 * counted.len() + 16 {
+            oldest.retain(|Reverse((_, serial, name))| {
+                counted.get(name).is_some_and(|counted| counted.serial == *serial)
+            });
+        }
     }
 }
 
@@ -253,7 +323,50 @@ mod tests {
         assert_eq!(counts, [0, 1, 1]);
     }
 
+    #[test]
+    fn backends_that_work_again_leave_nothing_behind() {
+        let state = state(1, 8);
+        let start = Instant::now();
+        for second in 0..1000 {
+            let now = start + Duration::from_secs(second);
+            state.record_failure_at(b"app", AttemptFailure::AckTimeout, now).unwrap();
+            state.record_success(b"app");
+        }
+        assert!(state.lock().oldest.len() < 32);
+    }
+
     proptest! {
+        #[test]
+        fn backends_are_forgotten_in_the_order_of_their_last_failures(
+            steps in proptest::collection::vec((0..8u8, 0..3u64, any::<bool>()), 0..200),
+            max_backends in 1..6usize,
+        ) {
+            let state = state(8, max_backends);
+            let mut model: Vec<(u8, Instant)> = Vec::new();
+            let mut now = Instant::now();
+            for (backend, seconds, fails) in steps {
+                // No two at one time, for which there is no order.
+                now += Duration::from_millis(1 + seconds);
+                let known = model.iter().position(|(name, _)| *name == backend);
+                if fails {
+                    state.record_failure_at(&[backend], AttemptFailure::AckTimeout, now).unwrap();
+                    if known.is_none() && model.len() == max_backends {
+                        model.sort_by_key(|(_, time)| *time);
+                        model.remove(0);
+                    }
+                    model.retain(|(name, _)| *name != backend);
+                    model.push((backend, now));
+                } else {
+                    state.record_success(&[backend]);
+                    model.retain(|(name, _)| *name != backend);
+                }
+                for backend in 0..8 {
+                    let counts = state.failed_count_at(&[backend], now) > 0;
+                    prop_assert_eq!(counts, model.iter().any(|(name, _)| *name == backend));
+                }
+            }
+        }
+
         #[test]
         fn counter_behaves_like_a_list_of_times(
             steps in proptest::collection::vec((0..4u8, 0..12u64), 0..100),

@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::deadlines::Deadlines;
 use crate::kind::ErrorKind;
 use crate::memory::{self, NoMemory};
 use crate::raw::store::TokenStore;
@@ -13,9 +14,6 @@ use crate::token::Token;
 /// Why an entry was not registered, or not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum PendingError {
-    /// The acknowledgement came after the deadline of its entry, which is left to `expire`.
-    #[error("the acknowledgement came after its deadline")]
-    Expired,
     /// No entry waits for this token: never registered, or it has left.
     #[error("no acknowledgement is pending for the token")]
     NotPending,
@@ -34,7 +32,6 @@ impl PendingError {
     /// The kind of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            PendingError::Expired => ErrorKind::AckTimeout,
             PendingError::NotPending => ErrorKind::TokenNotPending,
             PendingError::AlreadyPending => ErrorKind::TokenAlreadyPending,
             PendingError::Full { .. } => ErrorKind::Full,
@@ -67,13 +64,47 @@ impl Default for PendingAcksOptions {
 pub struct PendingAcks {
     options: PendingAcksOptions,
     store: Arc<TokenStore>,
-    entries: Mutex<HashMap<Token, Pending>>,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Debug)]
+struct Entries {
+    /// Where the entry of each token is.
+    places: HashMap<Token, u32>,
+    pending: Places,
+}
+
+/// Entries in places, which are used again.
+#[derive(Debug)]
+struct Places {
+    entries: Vec<Pending>,
+    free: Vec<u32>,
+    deadlines: Deadlines,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Pending {
+    token: Token,
     deadline: Instant,
     user_data: usize,
+}
+
+impl Places {
+    fn add(&mut self, entry: Pending) -> u32 {
+        let place = self.free.pop().unwrap_or(self.entries.len() as u32);
+        match self.entries.get_mut(place as usize) {
+            Some(free) => *free = entry,
+            None => self.entries.push(entry),
+        }
+        self.deadlines.set(place, entry.deadline);
+        place
+    }
+
+    fn remove(&mut self, place: u32) -> Pending {
+        self.deadlines.clear(place);
+        self.free.push(place);
+        self.entries[place as usize]
+    }
 }
 
 impl PendingAcks {
@@ -87,9 +118,18 @@ impl PendingAcks {
             capacity: options.capacity.clamp(1, TokenStore::MAX_CAPACITY),
             timeout: options.timeout.clamp(Duration::from_millis(1), TokenStore::MAX_LIFETIME),
         };
-        // Twice the room: a half-empty table clears removed entries in place instead of growing.
-        let entries = memory::map((options.capacity + 1) * 2, "pending acknowledgements")?;
-        Ok(PendingAcks { options, store, entries: Mutex::new(entries) })
+        let capacity = options.capacity;
+        let what = "pending acknowledgements";
+        let entries = Mutex::new(Entries {
+            // Twice the room: a half-empty table clears removed entries in place instead of growing.
+            places: memory::map((capacity + 1) * 2, what)?,
+            pending: Places {
+                entries: memory::vec(capacity, what)?,
+                free: memory::vec(capacity, what)?,
+                deadlines: Deadlines::new(capacity)?,
+            },
+        });
+        Ok(PendingAcks { options, store, entries })
     }
 
     /// Begins to wait for the acknowledgement of `token`.
@@ -105,78 +145,66 @@ impl PendingAcks {
         now: Instant,
     ) -> Result<(), PendingError> {
         let PendingAcksOptions { capacity, timeout } = self.options;
-        let mut entries = self.lock();
-        let full = entries.len() >= capacity;
-        match entries.entry(*token) {
+        let Entries { places, pending } = &mut *self.lock();
+        let full = places.len() >= capacity;
+        match places.entry(*token) {
             Entry::Occupied(_) => Err(PendingError::AlreadyPending),
             Entry::Vacant(_) if full => Err(PendingError::Full { capacity }),
-            Entry::Vacant(entry) => {
+            Entry::Vacant(place) => {
                 // Only a `now` at the very end of the clock's range gets no time.
                 let deadline = now.checked_add(timeout).unwrap_or(now);
-                entry.insert(Pending { deadline, user_data });
+                place.insert(pending.add(Pending { token: *token, deadline, user_data }));
                 Ok(())
             }
         }
     }
 
-    /// Takes the entry of an acknowledgement that came in time and gives its `user_data`. An entry
-    /// that is past its deadline stays for [`expire`](PendingAcks::expire).
+    /// Takes the entry of an acknowledgement that has arrived and gives its `user_data`. Also past its
+    /// deadline: the backend has decided, and serves what it has accepted.
     pub fn acknowledge(&self, token: &Token) -> Result<usize, PendingError> {
-        self.acknowledge_at(token, Instant::now())
-    }
-
-    /// [`acknowledge`](PendingAcks::acknowledge) at a given time.
-    pub fn acknowledge_at(&self, token: &Token, now: Instant) -> Result<usize, PendingError> {
-        self.leave(
-            token,
-            |entry| if now < entry.deadline { Ok(()) } else { Err(PendingError::Expired) },
-        )
+        self.leave(token)
     }
 
     /// Takes the entry of a message that the broker has given up and gives its `user_data`.
     pub fn abandon(&self, token: &Token) -> Result<usize, PendingError> {
-        self.leave(token, |_| Ok(()))
+        self.leave(token)
     }
 
-    fn leave(
-        &self,
-        token: &Token,
-        may_leave: impl FnOnce(&Pending) -> Result<(), PendingError>,
-    ) -> Result<usize, PendingError> {
-        let mut entries = self.lock();
-        let Entry::Occupied(entry) = entries.entry(*token) else {
+    fn leave(&self, token: &Token) -> Result<usize, PendingError> {
+        let Entries { places, pending } = &mut *self.lock();
+        let Entry::Occupied(place) = places.entry(*token) else {
             return Err(PendingError::NotPending);
         };
-        may_leave(entry.get())?;
-        let user_data = entry.remove().user_data;
+        let user_data = pending.remove(place.remove()).user_data;
         self.end(token);
         Ok(user_data)
     }
 
     /// Takes one entry that is past its deadline and returns its token and `user_data`. Call it
-    /// until there is none. Each call looks at every entry.
+    /// until there is none, and [take back](crate::raw::ack::take_back) each message before you fall
+    /// back.
     pub fn expire(&self) -> Option<(Token, usize)> {
         self.expire_at(Instant::now())
     }
 
     /// [`expire`](PendingAcks::expire) at a given time.
     pub fn expire_at(&self, now: Instant) -> Option<(Token, usize)> {
-        let mut entries = self.lock();
-        let (token, entry) = entries.iter().find(|(_, entry)| entry.deadline <= now)?;
-        let (token, user_data) = (*token, entry.user_data);
-        entries.remove(&token);
+        let Entries { places, pending } = &mut *self.lock();
+        let (place, _) = pending.deadlines.earliest().filter(|(_, deadline)| *deadline <= now)?;
+        let Pending { token, user_data, .. } = pending.remove(place);
+        places.remove(&token);
         self.end(&token);
         Some((token, user_data))
     }
 
-    /// When the next entry expires, if there is one. Looks at every entry.
+    /// When the next entry expires, if there is one.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.lock().values().map(|entry| entry.deadline).min()
+        self.lock().pending.deadlines.earliest().map(|(_, deadline)| deadline)
     }
 
     /// How many entries there are.
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().places.len()
     }
 
     /// Whether there is no entry.
@@ -189,8 +217,8 @@ impl PendingAcks {
         let _ = self.store.revoke(token);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Token, Pending>> {
-        // Each change is one call on the map, so a panic elsewhere leaves nothing half done.
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        // No change panics halfway, so a panic elsewhere leaves nothing half done.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -216,7 +244,7 @@ mod tests {
         let later = now + Duration::from_secs(5);
         type Leave<'a> = &'a dyn Fn(&Token) -> Option<usize>;
         let leave: [Leave<'_>; 3] = [
-            &|token| pending.acknowledge_at(token, now).ok(),
+            &|token| pending.acknowledge(token).ok(),
             &|token| pending.abandon(token).ok(),
             &|_| pending.expire_at(later).map(|(_, user_data)| user_data),
         ];
@@ -232,15 +260,48 @@ mod tests {
     }
 
     #[test]
-    fn late_acknowledgement_leaves_its_entry_to_expire() {
+    fn late_acknowledgement_counts_until_its_entry_has_expired() {
         let (store, pending) = registry();
         let now = Instant::now();
         let token = store.issue_at(now).unwrap();
-        pending.register_at(&token, 7, now).unwrap();
-        let late = pending.next_deadline().unwrap();
-        assert!(pending.expire_at(late - Duration::from_nanos(1)).is_none());
-        assert!(matches!(pending.acknowledge_at(&token, late), Err(PendingError::Expired)));
-        assert_eq!(pending.expire_at(late), Some((token, 7)));
+        for late in [true, false] {
+            pending.register_at(&token, 7, now).unwrap();
+            let deadline = pending.next_deadline().unwrap();
+            assert!(pending.expire_at(deadline - Duration::from_nanos(1)).is_none());
+            if late {
+                assert_eq!(pending.acknowledge(&token).ok(), Some(7));
+                assert!(pending.expire_at(deadline).is_none());
+            } else {
+                assert_eq!(pending.expire_at(deadline), Some((token, 7)));
+                assert!(matches!(pending.acknowledge(&token), Err(PendingError::NotPending)));
+            }
+        }
+    }
+
+    #[test]
+    fn entries_expire_in_the_order_of_their_deadlines_however_they_came() {
+        let store = Arc::new(TokenStore::new(Default::default()).unwrap());
+        let timeout = Duration::from_secs(5);
+        let options = PendingAcksOptions { capacity: 100, timeout };
+        let pending = PendingAcks::new(store, options).unwrap();
+        let start = Instant::now();
+        let at = |second| start + Duration::from_secs(second);
+        // Twice, so that places are used again.
+        for _ in 0..2 {
+            for second in (0..100).map(|number| number * 7 % 100) {
+                pending.register_at(&token(second as u8), second as usize, at(second)).unwrap();
+            }
+            for second in 0..50 {
+                assert_eq!(pending.next_deadline(), Some(at(second) + timeout));
+                assert!(pending.expire_at(at(second)).is_none());
+                let expired = pending.expire_at(at(second) + timeout);
+                assert_eq!(expired, Some((token(second as u8), second as usize)));
+            }
+            for second in 50..100 {
+                assert_eq!(pending.abandon(&token(second as u8)).ok(), Some(second as usize));
+            }
+            assert!(pending.is_empty() && pending.next_deadline().is_none());
+        }
     }
 
     #[test]

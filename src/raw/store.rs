@@ -42,10 +42,21 @@ impl Default for TokenStoreOptions {
 #[derive(Debug)]
 pub struct TokenStore {
     options: TokenStoreOptions,
-    /// When each pending token expires.
-    pending: Mutex<HashMap<Token, Instant>>,
+    pending: Mutex<Tokens>,
     random: Mutex<RandomTokens>,
 }
+
+#[derive(Debug)]
+struct Tokens {
+    /// When each pending token expires.
+    expires: HashMap<Token, Instant>,
+    /// When a full store looks for expired tokens again.
+    look_again: Option<Instant>,
+}
+
+/// Looking for expired tokens takes some nanoseconds for each token. A full store lets a millisecond go
+/// by for each of so many before it looks again, so that refusing tokens costs little.
+const TOKENS_PER_MILLISECOND: usize = 1024;
 
 impl TokenStore {
     /// The most tokens that a store can be made for.
@@ -62,7 +73,8 @@ impl TokenStore {
             collision_attempts: options.collision_attempts.max(1),
         };
         // Twice the room: a half-empty table clears removed entries in place instead of growing.
-        let pending = memory::map((options.capacity + 1) * 2, "a token store")?;
+        let expires = memory::map((options.capacity + 1) * 2, "a token store")?;
+        let pending = Tokens { expires, look_again: None };
         let random = Mutex::new(RandomTokens::new());
         Ok(TokenStore { options, pending: Mutex::new(pending), random })
     }
@@ -103,8 +115,12 @@ impl TokenStore {
     pub fn insert_at(&self, token: &Token, now: Instant) -> Result<(), TokenError> {
         let TokenStoreOptions { capacity, lifetime, .. } = self.options;
         let mut pending = self.lock();
-        if pending.len() >= capacity {
-            prune(&mut pending, now);
+        let Tokens { expires: pending, look_again } = &mut *pending;
+        if pending.len() >= capacity && look_again.is_none_or(|again| again <= now) {
+            let pause = Duration::from_millis((pending.len() / TOKENS_PER_MILLISECOND) as u64);
+            prune(pending, now);
+            let next = pending.values().min().copied().unwrap_or(now);
+            *look_again = now.checked_add(pause).map(|paused| paused.max(next));
         }
         let full = pending.len() >= capacity;
         // Only a `now` at the very end of the clock's range gets no lifetime.
@@ -150,7 +166,7 @@ impl TokenStore {
 
     /// [`redeem`](TokenStore::redeem) at a given time.
     pub fn redeem_at(&self, presented: &Token, now: Instant) -> Result<(), TokenError> {
-        match self.lock().remove(presented) {
+        match self.lock().expires.remove(presented) {
             None => Err(TokenError::NotPending),
             Some(expires) if expires <= now => Err(TokenError::Expired),
             Some(_) => Ok(()),
@@ -159,22 +175,23 @@ impl TokenStore {
 
     /// Ends a token's life unused.
     pub fn revoke(&self, token: &Token) -> Result<(), TokenError> {
-        self.lock().remove(token).map(drop).ok_or(TokenError::NotPending)
+        self.lock().expires.remove(token).map(drop).ok_or(TokenError::NotPending)
     }
 
-    /// Removes every expired token and says how many there were. A full store does this by itself.
+    /// Removes every expired token and says how many there were. A full store does this by itself,
+    /// but not more often than once in a millisecond for each 1024 of its tokens.
     pub fn prune(&self) -> usize {
         self.prune_at(Instant::now())
     }
 
     /// [`prune`](TokenStore::prune) at a given time.
     pub fn prune_at(&self, now: Instant) -> usize {
-        prune(&mut self.lock(), now)
+        prune(&mut self.lock().expires, now)
     }
 
     /// How many tokens the store holds, expired ones that were not pruned included.
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().expires.len()
     }
 
     /// Whether the store holds no token.
@@ -182,7 +199,7 @@ impl TokenStore {
         self.len() == 0
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Token, Instant>> {
+    fn lock(&self) -> MutexGuard<'_, Tokens> {
         // Each change is one call on the map, so a panic elsewhere leaves nothing half done.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }

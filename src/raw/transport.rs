@@ -39,11 +39,11 @@ pub fn send(
 
 #[cold]
 fn send_error(
-    socket: BorrowedFd<'_>,
+    over: BorrowedFd<'_>,
     descriptor: BorrowedFd<'_>,
     source: io::Error,
 ) -> TransportError {
-    let (socket, descriptor) = (socket.into(), descriptor.as_raw_fd());
+    let (socket, descriptor) = (over.into(), descriptor.as_raw_fd());
     match source.raw_os_error() {
         Some(libc::EAGAIN | libc::ENOBUFS) => {
             TransportError::WouldBlock { socket, problem: SENDING, source }
@@ -55,8 +55,12 @@ fn send_error(
         Some(libc::ETOOMANYREFS | libc::EMFILE | libc::ENFILE) => {
             TransportError::DescriptorPressure { socket, source }
         }
-        Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL | libc::EOPNOTSUPP) => {
-            TransportError::InvalidDescriptor { socket, descriptor: Some(descriptor), source }
+        // Of two descriptors: which is it?
+        Some(libc::EBADF) if sys::is_open(over) => {
+            TransportError::InvalidDescriptor { socket, descriptor, source }
+        }
+        Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL | libc::EOPNOTSUPP | libc::EISCONN) => {
+            TransportError::InvalidSocket { socket, is: sys::not_usable(over), source }
         }
         _ => TransportError::SendFailed { socket, descriptor: Some(descriptor), source },
     }
@@ -114,7 +118,7 @@ pub fn send_path(
     token: &Token,
 ) -> Result<OwnedFd, TransportError> {
     let socket = connect(path)?;
-    send(socket.as_fd(), descriptor, token)?;
+    send(socket.as_fd(), descriptor, token).map_err(|error| error.over(path.into()))?;
     Ok(socket)
 }
 
@@ -182,6 +186,6 @@ mod tests {
         let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
         let closed = io::Error::from_raw_os_error(libc::EBADF);
         let sent = send_error(socket.as_fd(), std::io::stderr().as_fd(), closed).to_string();
-        assert!(sent.contains(" or descriptor 2: not open"), "{sent}");
+        assert!(sent.contains(": descriptor 2, which was to be sent, is not open"), "{sent}");
     }
 }

@@ -44,6 +44,13 @@ pub(crate) struct Events {
     armed: Option<Instant>,
 }
 
+/// The parts of an [`Events`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Epoll,
+    Timer,
+}
+
 /// The timer of an [`Events`], which any thread and a signal handler can fire to end a wait. It is
 /// made when the set is.
 #[derive(Debug, Default)]
@@ -95,15 +102,19 @@ pub(crate) fn new_timer() -> io::Result<OwnedFd> {
 const TIMER: u64 = u64::MAX;
 
 impl Events {
-    pub(crate) fn new(alarm: &Arc<Alarm>) -> io::Result<Events> {
-        let epoll = new_epoll()?;
+    /// Makes a set with nothing to watch but a timer. An error comes with the part that failed.
+    pub(crate) fn new(alarm: &Arc<Alarm>) -> Result<Events, (Part, io::Error)> {
+        let failed = |part| move |error| (part, error);
+        let epoll = new_epoll().map_err(failed(Part::Epoll))?;
         if alarm.timer.get().is_none() {
             // Nobody else makes a set for this alarm.
-            let _ = alarm.timer.set(new_timer()?);
+            let _ = alarm.timer.set(new_timer().map_err(failed(Part::Timer))?);
         }
         let events = Events { epoll, alarm: Arc::clone(alarm), armed: None };
         if let Some(timer) = events.alarm.timer.get() {
-            events.control(libc::EPOLL_CTL_ADD, timer.as_raw_fd(), TIMER, libc::EPOLLIN)?;
+            let added =
+                events.control(libc::EPOLL_CTL_ADD, timer.as_raw_fd(), TIMER, libc::EPOLLIN);
+            added.map_err(failed(Part::Epoll))?;
         }
         Ok(events)
     }

@@ -93,12 +93,26 @@ pub(crate) fn refuse_descriptors(socket: &OwnedFd) {
     }
 }
 
-/// SO_COOKIE: a number that this socket has in every process and no other socket has. It is in
+/// SO_COOKIE: a number that this socket has in every process and no other socket has, in older
+/// kernels no other of its network namespace; 0 on a system without such numbers, or which does not
+/// tell them. An error if the descriptor is not a socket. It is in
 /// include/uapi/asm-generic/socket.h of the kernel; man-pages 6.03 do not have it.
 pub(crate) fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = [0u64];
-    socket_option(socket, libc::SO_COOKIE, &mut cookie)?;
-    Ok(cookie[0])
+    match socket_option(socket, libc::SO_COOKIE, &mut cookie) {
+        Ok(_) => Ok(cookie[0]),
+        Err(error) => without_cookie(socket, error),
+    }
+}
+
+/// Emulators and sandboxes differ in how they refuse an option that they do not know, also for what
+/// is no socket: SO_TYPE, which all of them know, tells.
+#[cold]
+fn without_cookie(socket: BorrowedFd<'_>, error: io::Error) -> io::Result<u64> {
+    match error.raw_os_error() {
+        Some(libc::EBADF | libc::ENOTSOCK) => Err(error),
+        _ => socket_type(socket).map(|_| 0),
+    }
 }
 
 /// SO_TYPE, socket(7).
@@ -159,12 +173,22 @@ pub(crate) fn is_tcp(socket: BorrowedFd<'_>) -> bool {
     found.is_ok_and(|count| count == 1) && later == [0]
 }
 
-/// Whether a descriptor is a listening socket of sequenced packets.
-pub(crate) fn is_listening_seqpacket(socket: BorrowedFd<'_>) -> bool {
-    let mut listening = [0i32];
-    let asked = socket_option(socket, libc::SO_ACCEPTCONN, &mut listening);
-    let kind = socket_type(socket);
-    asked.is_ok() && listening[0] != 0 && kind.is_ok_and(|kind| kind == libc::SOCK_SEQPACKET)
+/// What a descriptor is, if it is not a listening Unix socket of sequenced packets.
+pub(crate) fn is_no_listener(socket: BorrowedFd<'_>) -> Option<&'static str> {
+    let ask = |option| {
+        let mut value = [0i32];
+        socket_option(socket, option, &mut value).map(|_| value[0])
+    };
+    let Ok(kind) = socket_type(socket) else { return Some(super::what_is(socket)) };
+    if !ask(libc::SO_DOMAIN).is_ok_and(|domain| domain == libc::AF_UNIX) {
+        Some("a socket of another family")
+    } else if kind != libc::SOCK_SEQPACKET {
+        Some("a Unix socket of another type")
+    } else if !ask(libc::SO_ACCEPTCONN).is_ok_and(|listening| listening != 0) {
+        Some("a Unix socket that does not listen")
+    } else {
+        None
+    }
 }
 
 /// Sets O_NONBLOCK, which every copy of the descriptor shares.

@@ -53,8 +53,8 @@ fn new_mark(word: &AtomicU64) -> u64 {
 #[cold]
 fn prepare() -> *const AtomicU64 {
     // Also where the kernel wipes the page: that it does cannot be tried without a child.
-    // SAFETY: the handler stays in memory, because the library is linked with -z nodelete; it may
-    // be installed twice.
+    // SAFETY: the handler stays in memory, because the library is linked with -z nodelete, or goes
+    // together with what it was linked into; it may be installed twice.
     let handled = unsafe { libc::pthread_atfork(None, None, Some(forget)) } == 0;
     let page = wiped_page();
     if page.is_none() && !handled {
@@ -75,7 +75,7 @@ fn prepare() -> *const AtomicU64 {
     }
 }
 
-/// In a child of fork(3): the mark was the parent's.
+/// In a child of fork(2): the mark was the parent's.
 extern "C" fn forget() {
     let place = PLACE.load(Ordering::Relaxed).cast_const();
     for place in [place, &raw const UNWIPED] {

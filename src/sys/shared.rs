@@ -55,25 +55,67 @@ fn page_size() -> usize {
     usize::try_from(size).unwrap_or(4096)
 }
 
+/// The steps of making shared words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Create,
+    Allocate,
+    Seal,
+    Map,
+}
+
 /// Makes `len` zeroed words in a file without a name, whose memory is allocated and whose size is
-/// sealed: memfd_create(2), fcntl(2).
-pub(crate) fn create_shared_words(len: usize) -> io::Result<(SharedWords, OwnedFd)> {
-    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-    // SAFETY: the name ends in NUL.
-    let fd = retry(|| unsafe { libc::memfd_create(c"handoff".as_ptr(), flags) as isize })?;
-    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-    let file = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
-    let size = (len * size_of::<AtomicU64>()) as libc::off_t;
-    // Allocated now: touching a page that cannot be had later would raise SIGBUS.
-    // SAFETY: posix_fallocate(3) takes no pointers. It returns its error.
-    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, size) } {
-        0 => {}
-        error => return Err(io::Error::from_raw_os_error(error)),
-    }
+/// sealed: memfd_create(2), fcntl(2). An error comes with the step that failed.
+pub(crate) fn create_shared_words(len: usize) -> Result<(SharedWords, OwnedFd), (Step, io::Error)> {
+    let failed = |step| move |error| (step, error);
+    let file = new_memory().map_err(failed(Step::Create))?;
+    allocate(&file, len * size_of::<AtomicU64>()).map_err(failed(Step::Allocate))?;
     let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
     // SAFETY: fcntl(2) with F_ADD_SEALS takes an integer.
-    retry(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) as isize })?;
-    Ok((SharedWords::map(file.as_fd(), len)?, file))
+    retry(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) as isize })
+        .map_err(failed(Step::Seal))?;
+    let words = SharedWords::map(file.as_fd(), len).map_err(failed(Step::Map))?;
+    Ok((words, file))
+}
+
+fn new_memory() -> io::Result<OwnedFd> {
+    let create = |flags| {
+        let flags = flags | libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+        // SAFETY: the name ends in NUL.
+        let fd = retry(|| unsafe { libc::memfd_create(c"handoff".as_ptr(), flags) as isize })?;
+        // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    };
+    // A system may demand that nobody can execute it (vm.memfd_noexec); before Linux 6.3 nobody
+    // can ask for that.
+    create(libc::MFD_NOEXEC_SEAL).or_else(|error: io::Error| match error.raw_os_error() {
+        Some(libc::EINVAL) => create(0),
+        _ => Err(error),
+    })
+}
+
+/// Gives an empty file its size, and allocates it now: touching a page that cannot be had later would
+/// raise SIGBUS.
+fn allocate(file: &OwnedFd, size: usize) -> io::Result<()> {
+    // Memory counts as a file, setrlimit(2): beyond the limit the kernel would send this thread
+    // SIGXFSZ, whose default is to kill the process, before it says EFBIG.
+    if size as u64 > file_size_limit() {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    }
+    // SAFETY: posix_fallocate(3) takes no pointers. It returns its error.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, size as libc::off_t) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// RLIMIT_FSIZE of getrlimit(2): the most bytes in a file that this process makes larger.
+#[allow(clippy::useless_conversion, reason = "rlim_t has 32 bits on some systems")]
+fn file_size_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the pointer is to one rlimit. It cannot fail for a limit that every system has.
+    unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) };
+    if limit.rlim_cur == libc::RLIM_INFINITY { u64::MAX } else { limit.rlim_cur.into() }
 }
 
 /// Maps the `len` words of a file that somebody else made, as [`create_shared_words`] makes it: it

@@ -35,7 +35,7 @@ pub(crate) struct OfferHead {
     pub slot: u32,
     pub generation: u64,
     pub token: Token,
-    /// SO_COOKIE of the connection.
+    /// SO_COOKIE of the connection; 0 if the broker cannot tell.
     pub cookie: u64,
 }
 

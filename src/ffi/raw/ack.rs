@@ -88,16 +88,19 @@ fn ack_of(token: handoff_raw_token, answer: Answer) -> handoff_raw_ack {
     handoff_raw_ack { size: size_of::<handoff_raw_ack>(), token, outcome, reason }
 }
 
-/// Broker: waits for the acknowledgement of one message. When the time is up or something else
-/// arrives, it takes the message back as handoff_raw_take_back() does.
+/// Broker: waits for the acknowledgement of one message. When the time is up, something else arrives
+/// or the wait fails, it takes the message back as handoff_raw_take_back() does.
 ///
 /// @param socket      the connection that the message was sent on. After an error close(2) it.
 /// @param token       the message's token
 /// @param timeout_ms  how long to wait, in milliseconds: 0 for 5000; HANDOFF_NO_TIMEOUT
 /// @param[out] ack    the acknowledgement: adopted, or rejected with a reason
 /// @return HANDOFF_OK; HANDOFF_ERR_ACK_TIMEOUT; HANDOFF_ERR_END_OF_STREAM if the backend closed the
-///         connection; HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED;
-///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
+///         connection, or receiving failed and the message was taken back;
+///         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED. After these the connection is
+///         yours. HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable:
+///         the message could not be taken back, so the backend may own the connection, and you must
+///         not serve it.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_ack_wait(
@@ -122,6 +125,8 @@ pub extern "C" fn handoff_raw_ack_wait(
 /// @param[out] ack  the acknowledgement
 /// @return HANDOFF_OK; HANDOFF_NOTHING if none has arrived; HANDOFF_ERR_END_OF_STREAM if none will;
 ///         HANDOFF_ERR_ACK_MALFORMED; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
+///         After HANDOFF_NOTHING, and after an error other than the end of the stream, the backend
+///         can still acknowledge: call handoff_raw_take_back() before you serve a client.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_ack_receive(
@@ -145,7 +150,7 @@ pub extern "C" fn handoff_raw_ack_receive(
 ///
 /// @param socket  the connection that messages were sent on. It stays open, but nothing more can be
 ///                handed over on it.
-/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_TOO_LATE if the system refuses.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_take_back(socket: c_int) -> handoff_status {

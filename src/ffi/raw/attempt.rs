@@ -25,8 +25,8 @@ pub struct handoff_raw_verdict {
     pub outcome: handoff_outcome,
     /// Why it is a fallback. With HANDOFF_ADOPTED: HANDOFF_REASON_NONE; or
     /// HANDOFF_REASON_INTEGRITY_MISMATCH if `socket` became unusable after the message was sent, as
-    /// when another thread closes it: the backend may have adopted the connection, so do not serve
-    /// it.
+    /// when another thread closes it, or the system does not let this process receive: the backend
+    /// may have adopted the connection, so do not serve it.
     pub reason: handoff_reason,
     /// The error behind the verdict; HANDOFF_OK if the backend adopted or rejected the connection.
     pub cause: handoff_status,

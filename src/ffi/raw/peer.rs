@@ -39,7 +39,8 @@ impl From<Credentials> for handoff_raw_peer {
     }
 }
 
-/// Checks that a policy allows the peer of a connected Unix socket.
+/// Checks that a policy allows the peer of a connected Unix socket. A broker calls it after
+/// handoff_raw_connect(), before it sends anything.
 ///
 /// @param socket     the connection
 /// @param policy     who may be there, or NULL for the default; read during the call only

@@ -117,9 +117,10 @@ pub extern "C" fn handoff_raw_pending_register(
 /// @param pending         the registry
 /// @param token           the acknowledgement's token
 /// @param[out] user_data  what was registered with it; may be NULL
-/// @return HANDOFF_OK: the entry is removed; HANDOFF_ERR_ACK_TIMEOUT if its time is up: it stays for
-///         handoff_raw_pending_expire(); HANDOFF_ERR_TOKEN_NOT_PENDING if there is none, as for a
-///         second acknowledgement; HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is NULL.
+/// @return HANDOFF_OK: the entry is removed, also if its time is up, for the backend has decided;
+///         HANDOFF_ERR_TOKEN_NOT_PENDING if there is none, as for a second acknowledgement or after
+///         handoff_raw_pending_expire(); HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is
+///         NULL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_pending_acknowledge(
@@ -162,8 +163,10 @@ fn leave(
     Ok(())
 }
 
-/// Removes one entry whose time is up. Call it until it returns HANDOFF_NOTHING. Each call looks at
-/// every entry.
+/// Removes one entry whose time is up. Call it until it returns HANDOFF_NOTHING.
+///
+/// The backend can still acknowledge the message. Before you serve the client another way, call
+/// handoff_raw_take_back() and look for its acknowledgement once more.
 ///
 /// @param pending         the registry
 /// @param[out] token      the message's token; may be NULL
@@ -192,7 +195,7 @@ pub extern "C" fn handoff_raw_pending_expire(
     })
 }
 
-/// Gets the time until the next entry expires, for poll(2) or a timer. Looks at every entry.
+/// Gets the time until the next entry expires, for poll(2) or a timer.
 ///
 /// @param pending       the registry
 /// @param[out] wait_ms  the time in milliseconds, rounded up; 0 if one has expired

@@ -176,7 +176,8 @@ pub extern "C" fn handoff_raw_store_revoke(
     guard(|| Ok(self::store(store)?.revoke(&self::token(token, "token")?)?))
 }
 
-/// Removes every expired token. A full store does this by itself.
+/// Removes every expired token. A full store does this by itself, but not more often than once in a
+/// millisecond for each 1024 of its tokens.
 ///
 /// @param store         the store
 /// @param[out] removed  their number; may be NULL

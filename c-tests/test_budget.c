@@ -1,0 +1,236 @@
+/* Loops with a budget: they take a few from a handle, let others have their turn, and wait for the
+   handle's descriptor again. Nothing stays behind, and loops that take all pay nothing for it. */
+#define _GNU_SOURCE
+#include "fixture.h"
+
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+
+enum { MANY = 100 };
+
+static int loop = -1;
+
+static void await_poll(int fd)
+{
+    await_readable(fd);
+}
+
+static void await_epoll(int fd)
+{
+    struct epoll_event event;
+    assert_int_equal(epoll_wait(loop, &event, 1, PATIENCE_MS), 1);
+    assert_int_equal(event.data.fd, fd);
+}
+
+static void watch(int fd, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.fd = fd};
+    loop = epoll_create1(EPOLL_CLOEXEC);
+    assert_int_not_equal(loop, -1);
+    assert_int_equal(epoll_ctl(loop, EPOLL_CTL_ADD, fd, &event), 0);
+}
+
+/* Runs a loop that waits with poll, and with epoll in both ways. */
+static void in_every_way(void (*run)(void (*await)(int fd)), int fd)
+{
+    run(await_poll);
+    for (int i = 0; i < 2; i++) {
+        watch(fd, EPOLLIN | (i == 0 ? 0 : EPOLLET));
+        run(await_epoll);
+        close(loop);
+    }
+}
+
+/* ---- the broker ------------------------------------------------------------------------------ */
+
+/* So many verdicts that arrive at once. */
+static void offer_and_adopt(int offers)
+{
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    for (int i = 0; i < offers; i++)
+        offer_fd(&channel, client[0]);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    while (next_arrival(channel.backend, &arrival))
+        adopt(&channel, arrival.id);
+}
+
+static void take_one_verdict_for_each_event(void (*await)(int fd))
+{
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    offer_and_adopt(MANY);
+    for (int taken = 0; taken < MANY;) {
+        await(handoff_broker_fd(channel.broker));
+        assert_ok(handoff_broker_dispatch(channel.broker));
+        taken += next_verdict(channel.broker, &verdict);
+    }
+    assert_no_verdict(&channel);
+}
+
+static void verdicts_are_taken_one_for_each_event(void **state)
+{
+    (void)state;
+    in_every_way(take_one_verdict_for_each_event, handoff_broker_fd(channel.broker));
+}
+
+static void verdicts_left_are_readable_again_and_again_until_they_are_taken(void **state)
+{
+    (void)state;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    int fd = handoff_broker_fd(channel.broker);
+    offer_and_adopt(3);
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_true(next_verdict(channel.broker, &verdict));
+    for (int i = 0; i < 5; i++) {
+        await_readable(fd);
+        assert_ok(handoff_broker_dispatch(channel.broker));
+    }
+    assert_true(next_verdict(channel.broker, &verdict));
+    await_readable(fd);
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_true(next_verdict(channel.broker, &verdict));
+    assert_false(next_verdict(channel.broker, &verdict));
+    /* Perhaps once more for nothing, and then never. */
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_false(is_readable(fd));
+}
+
+/* The verdicts of offers that are adopted meanwhile. */
+static void verdicts_that_a_waiting_offer_leaves_are_events(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(client[0]);
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    offer_and_adopt(5);
+    offer.timeout_ms = 1;
+    assert_ok(handoff_broker_offer_and_wait(channel.broker, &offer, &verdict));
+    assert_int_equal(verdict.reason, HANDOFF_REASON_ACK_TIMEOUT);
+    for (int taken = 0; taken < 5;) {
+        await_readable(handoff_broker_fd(channel.broker));
+        assert_ok(handoff_broker_dispatch(channel.broker));
+        taken += next_verdict(channel.broker, &verdict);
+    }
+}
+
+/* ---- the backend ----------------------------------------------------------------------------- */
+
+static uint64_t held[MANY];
+
+static void look_at_one_arrival_for_each_event(void (*await)(int fd))
+{
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    for (int i = 0; i < MANY; i++)
+        offer_fd(&channel, client[0]);
+    for (int taken = 0; taken < MANY;) {
+        await(handoff_backend_fd(channel.backend));
+        assert_ok(handoff_backend_dispatch(channel.backend));
+        if (next_arrival(channel.backend, &arrival))
+            held[taken++] = arrival.id;
+    }
+    for (int i = 0; i < MANY; i++)
+        adopt(&channel, held[i]);
+    assert_no_arrival(&channel);
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    for (int i = 0; i < MANY; i++)
+        assert_true(next_verdict(channel.broker, &verdict));
+}
+
+static void arrivals_are_looked_at_one_for_each_event(void **state)
+{
+    (void)state;
+    in_every_way(look_at_one_arrival_for_each_event, handoff_backend_fd(channel.backend));
+}
+
+static void accept_one_arrival_for_each_event(void (*await)(int fd))
+{
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    for (int i = 0; i < MANY; i++)
+        offer_fd(&channel, client[0]);
+    for (int taken = 0; taken < MANY;) {
+        await(handoff_backend_fd(channel.backend));
+        handoff_status status = handoff_backend_accept(channel.backend, 0, &arrival);
+        if (status == HANDOFF_TIMED_OUT)
+            continue;
+        assert_ok(status);
+        close(arrival.fd);
+        taken++;
+    }
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    for (int i = 0; i < MANY; i++)
+        assert_true(next_verdict(channel.broker, &verdict));
+}
+
+static void arrivals_are_accepted_one_for_each_event(void **state)
+{
+    (void)state;
+    /* Edge-triggered, the loop accepts until the time is up: accept does not dispatch while there is
+       something to take. */
+    accept_one_arrival_for_each_event(await_poll);
+    watch(handoff_backend_fd(channel.backend), EPOLLIN);
+    accept_one_arrival_for_each_event(await_epoll);
+    close(loop);
+}
+
+/* ---- what it costs --------------------------------------------------------------------------- */
+
+static int timers_set;
+
+/* Takes the place of the C library's. */
+int timerfd_settime(int fd, int flags, const struct itimerspec *new, struct itimerspec *old)
+{
+    timers_set++;
+    return (int)syscall(SYS_timerfd_settime, fd, flags, new, old);
+}
+
+/* Handoffs in batches of a size; returns how many timers the broker set, and in how many
+   milliseconds. */
+static int timers_of_batches(int size, uint64_t *milliseconds)
+{
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    uint64_t start = now_ns();
+    int timers = 0;
+    for (int i = 0; i < 1000; i++) {
+        offer_and_adopt(size);
+        int before = timers_set;
+        assert_ok(handoff_broker_dispatch(channel.broker));
+        for (int taken = 0; taken < size; taken++)
+            assert_true(next_verdict(channel.broker, &verdict));
+        assert_false(next_verdict(channel.broker, &verdict));
+        timers += timers_set - before;
+    }
+    *milliseconds = ms_since(start);
+    return timers;
+}
+
+static void loop_that_takes_all_sets_no_timer_or_one_in_a_millisecond(void **state)
+{
+    (void)state;
+    uint64_t milliseconds;
+    offer_and_adopt(1);
+    assert_adopted(&channel);
+    int one = timers_of_batches(1, &milliseconds);
+    print_message("1000 batches of one verdict: %d timers set\n", one);
+    /* For deadlines, when the first one that was set has fired: each five seconds. */
+    assert_in_range(one, 0, 1 + milliseconds / 5000);
+    int ten = timers_of_batches(10, &milliseconds);
+    print_message("1000 batches of ten verdicts: %d timers set in %u ms\n", ten,
+                  (unsigned)milliseconds);
+    /* One for what may be left, and one for the deadline again when it has fired. */
+    assert_in_range(ten, 0, 2 * (milliseconds + 1));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        CHANNEL_TEST(verdicts_are_taken_one_for_each_event),
+        CHANNEL_TEST(verdicts_left_are_readable_again_and_again_until_they_are_taken),
+        CHANNEL_TEST(verdicts_that_a_waiting_offer_leaves_are_events),
+        CHANNEL_TEST(arrivals_are_looked_at_one_for_each_event),
+        CHANNEL_TEST(arrivals_are_accepted_one_for_each_event),
+        CHANNEL_TEST(loop_that_takes_all_sets_no_timer_or_one_in_a_millisecond),
+    };
+    return RUN_TESTS(tests);
+}
