@@ -19,7 +19,7 @@ import urllib.request
 BUILD = os.environ["NGINX_TESTS_BUILD"]  # where the test programs are
 MODULES = os.environ["NGINX_MODULES"]  # where the nginx modules are
 UNDER = os.environ.get("NGINX_TESTS_UNDER", "").split()  # such as valgrind and its options
-PATIENCE = 20  # seconds, for anything that should happen soon
+PATIENCE = 60  # seconds, for anything that should happen soon: only a fault takes so long
 
 CONFIGURATION = """
 load_module /usr/lib/nginx/modules/ngx_stream_module.so;
@@ -85,6 +85,9 @@ def number(name, otherwise):
     return int(os.environ.get(f"NGINX_TESTS_{name}", otherwise))
 
 
+LIMIT = number("LIMIT", 600)  # seconds for a test, which hangs otherwise
+
+
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
@@ -109,9 +112,14 @@ def raise_limits():
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
 
 
+def end_test(*_):
+    raise AssertionError(f"it hangs: ended after {LIMIT} seconds")
+
+
 raise_limits()
-# Ends the tests with an exception: through what cleans up.
+# These end the tests, or one of them, with an exception: through what cleans up.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
+signal.signal(signal.SIGALRM, end_test)
 
 
 def is_asleep(pid):
@@ -245,7 +253,8 @@ def wait_for_channels(nginx, backend):
 
 class Case(unittest.TestCase):
     """A test with a directory. When it ends, nginx must have ended in order, and each line of its
-    error log must match one of `expected`."""
+    error log must match one of `expected`. An offer waits an hour for its backend, so that a slow
+    machine is no reason for a fallback; tests of timeouts have their own."""
 
     IN_A_FILE = r"\[warn\] .* (request body|response) is buffered to a temporary file"
     FALLBACK = r"\[warn\] .* handoff to \"[^\"]*/\w+\.sock\" failed: "
@@ -261,7 +270,11 @@ class Case(unittest.TestCase):
     def _callTestMethod(self, method):
         # What tearDown() finds after a failure comes from that failure.
         self.failed = True
-        super()._callTestMethod(method)
+        signal.alarm(LIMIT)
+        try:
+            super()._callTestMethod(method)
+        finally:
+            signal.alarm(0)
         self.failed = False
 
     def start_backend(self, *options, name="backend", sockets=("handoff.sock", "echo.sock")):
@@ -283,8 +296,9 @@ class Case(unittest.TestCase):
         self.port, self.stream_port = free_port(), free_port()
         fallback = self.backends[-1].echo_port if self.backends else 1
         fill = {"directory": self.directory, "server": server, "fallback": fallback}
-        self.parts = {"http": http.format(port=self.port, **fill),
-                      "stream": stream.format(port=self.stream_port, **fill),
+        patient = "handoff_timeout 1h;"
+        self.parts = {"http": http and patient + http.format(port=self.port, **fill),
+                      "stream": stream and patient + stream.format(port=self.stream_port, **fill),
                       "main": main}
         self.nginx = Nginx(self.directory, **self.parts)
         self.addCleanup(self.nginx.kill)
@@ -332,6 +346,17 @@ class Case(unittest.TestCase):
         """Ends nginx, letting it finish."""
         self.nginx.signal(signal.SIGQUIT)
         self.assertEqual(self.nginx.wait(), 0)
+
+    def stop_all(self):
+        """Ends what start() has begun, so that it can begin anew."""
+        self.stop_nginx()
+        self.check_log()
+        for backend in self.backends:
+            backend.kill()
+        self.nginx = None
+        self.backends.clear()
+        for log in glob.glob(f"{self.directory}/*.log"):
+            os.remove(log)
 
     def check_log(self):
         unexpected = [line for line in self.nginx.log()

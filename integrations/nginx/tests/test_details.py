@@ -264,7 +264,7 @@ class Told(Details):
 class Limits(Details):
     def test_no_more_are_in_flight_than_the_limit(self):
         self.expected.append(self.FALLBACK)
-        self.start("-n", http=HANDED_OVER, server="handoff_max_in_flight 4; handoff_timeout 20s;")
+        self.start("-n", http=HANDED_OVER, server="handoff_max_in_flight 4;")
         count = 40
 
         async def all_of_it():
@@ -277,33 +277,34 @@ class Limits(Details):
             # Of each worker at most four wait; all others have their answer without a release.
             first = [asyncio.create_task(connection.read_answer()) for connection in connections]
             while sum(task.done() for task in first) < count - 8:
-                await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED, timeout=10)
+                await asyncio.wait([task for task in first if not task.done()],
+                                   return_when=asyncio.FIRST_COMPLETED)
             held = (await asyncio.to_thread(self.backend.statistics))["held"]
             self.assertLessEqual(held, 8)
             self.assertGreaterEqual(held, 4)
             await asyncio.to_thread(self.backend.release)
             await asyncio.gather(*first)
 
-        drive(asyncio.wait_for(all_of_it(), 60))
+        drive(all_of_it())
         self.assert_once([f"w{index}" for index in range(count)])
         self.check_access("outcome=fallback reason=backend busy")
 
     def test_backend_that_keeps_failing_is_not_tried_for_a_while(self):
         self.expected.append(self.FALLBACK)
         self.start("-n", http=HANDED_OVER, server="handoff_timeout 100ms; handoff_max_fails 2;"
-                                                  "handoff_fail_timeout 60s;")
+                                                  "handoff_fail_timeout 1h;")
         identities = [new_identity() for _ in range(20)]
         for identity in identities:
             self.assertEqual(self.served(request(identity)), "unix")
         self.assertLessEqual(self.backend.statistics()["arrived"], 4)
-        self.check_access("outcome=fallback reason=acknowledgement timeout wait=0.1")
+        self.check_access("outcome=fallback reason=acknowledgement timeout wait=[0-9]")
         self.check_access("outcome=fallback reason=.*rate.limited")
         self.assert_once(identities)
 
     def test_backend_that_keeps_failing_is_tried_without_a_limit_of_failures(self):
         self.expected.append(self.FALLBACK)
         self.start("-n", http=HANDED_OVER, server="handoff_timeout 50ms; handoff_max_fails 0;"
-                                                  "handoff_fail_timeout 60s;")
+                                                  "handoff_fail_timeout 1h;")
         identities = [new_identity() for _ in range(20)]
         for identity in identities:
             self.assertEqual(self.served(request(identity)), "unix")

@@ -6,7 +6,7 @@ import random
 import signal
 import unittest
 
-from client import Connection, drive, gather, new_identity, request
+from client import PATIENCE, Connection, drive, gather, new_identity, request
 from harness import HANDED_OVER, NO_LIMIT, STREAM, Case, number
 
 BYSTANDERS = number("BYSTANDERS", 3000)
@@ -33,7 +33,7 @@ class Events(Case):
             async def talk(talk_once):
                 rounds = 0
                 while not done.is_set() or rounds == 0:
-                    await asyncio.wait_for(talk_once(rounds), 30)
+                    await asyncio.wait_for(talk_once(rounds), PATIENCE)
                     rounds += 1
                     await asyncio.sleep(2 * pause.random())  # so that others have a turn
                 return rounds
