@@ -161,6 +161,7 @@ impl Backend {
     /// the same and works level- and edge-triggered.
     pub fn descriptor(&mut self) -> Result<BorrowedFd<'_>, BackendError> {
         self.enter()?;
+        self.handle.wake_if_missed();
         Ok(self.handle.descriptor()?)
     }
 

@@ -179,6 +179,7 @@ impl Broker {
         let queue_bytes = self.options.queue_bytes;
         let path = || self.path.clone();
         let Link::Up(channel) = &mut self.link else {
+            self.handle.wake_if_missed();
             return Err(self.reconnecting.why_down.error(&self.path, &self.options));
         };
         let Ok(welcome) = channel.welcome else {

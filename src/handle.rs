@@ -121,6 +121,16 @@ impl Handle {
         Ok(opened.events.descriptor().as_fd())
     }
 
+    /// If the timer could not be set, wakes the caller's loop now, so that it finds what is due.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn wake_if_missed(&mut self) {
+        if let Some(opened) = self.opened.as_mut().filter(|opened| opened.events.missed()) {
+            let now = Instant::now();
+            let _ = opened.events.wake_at(now, now);
+        }
+    }
+
     /// Makes sure that the descriptor is readable at `when`, or before.
     pub(crate) fn wake_at(&mut self, when: Instant, now: Instant) -> Result<(), HandleError> {
         match &mut self.opened {

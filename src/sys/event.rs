@@ -42,6 +42,8 @@ pub(crate) struct Events {
     alarm: Arc<Alarm>,
     /// When the timer will fire, if it will.
     armed: Option<Instant>,
+    /// The timer could not be set when it was last to be.
+    missed: bool,
 }
 
 /// The parts of an [`Events`].
@@ -110,7 +112,7 @@ impl Events {
             // Nobody else makes a set for this alarm.
             let _ = alarm.timer.set(new_timer().map_err(failed(Part::Timer))?);
         }
-        let events = Events { epoll, alarm: Arc::clone(alarm), armed: None };
+        let events = Events { epoll, alarm: Arc::clone(alarm), armed: None, missed: false };
         if let Some(timer) = events.alarm.timer.get() {
             let added =
                 events.control(libc::EPOLL_CTL_ADD, timer.as_raw_fd(), TIMER, libc::EPOLLIN);
@@ -215,9 +217,16 @@ impl Events {
         }
         // Zero would disarm it.
         let left = when.saturating_duration_since(now).max(Duration::from_nanos(1));
+        self.missed = true;
         self.set_timer(left)?;
+        self.missed = false;
         self.armed = Some(when);
         Ok(())
+    }
+
+    /// Whether the timer could not be set: nothing may tell when something is due.
+    pub(crate) fn missed(&self) -> bool {
+        self.missed
     }
 
     fn set_timer(&self, left: Duration) -> io::Result<()> {
