@@ -2,10 +2,12 @@
 //! standard library's own would end the process.
 
 use std::collections::{HashMap, TryReserveError, VecDeque};
-use std::hash::Hash;
+use std::fmt;
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
 use std::io;
 
 use crate::kind::ErrorKind;
+use crate::sys;
 
 /// There is no memory for something.
 #[derive(Debug, thiserror::Error)]
@@ -57,12 +59,42 @@ pub(crate) fn queue<T>(capacity: usize, what: &'static str) -> Result<VecDeque<T
     Ok(queue)
 }
 
+/// A map whose keys are found by SipHash, under a key of its own.
+pub(crate) type Map<K, V> = HashMap<K, V, Keyed>;
+
+/// A hasher that has read a secret. The standard library's own panics if the system has no randomness
+/// to give, or keeps a descriptor open.
+#[derive(Clone)]
+pub(crate) struct Keyed(DefaultHasher);
+
+impl fmt::Debug for Keyed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keyed(redacted)")
+    }
+}
+
+impl Default for Keyed {
+    fn default() -> Keyed {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&sys::secret());
+        Keyed(hasher)
+    }
+}
+
+impl BuildHasher for Keyed {
+    type Hasher = DefaultHasher;
+
+    fn build_hasher(&self) -> DefaultHasher {
+        self.0.clone()
+    }
+}
+
 /// An empty map with room for so many.
 pub(crate) fn map<K: Eq + Hash, V>(
     capacity: usize,
     what: &'static str,
-) -> Result<HashMap<K, V>, NoMemory> {
-    let mut map = HashMap::new();
+) -> Result<Map<K, V>, NoMemory> {
+    let mut map = Map::default();
     map.try_reserve(capacity).map_err(NoMemory::to(what))?;
     Ok(map)
 }
@@ -70,6 +102,11 @@ pub(crate) fn map<K: Eq + Hash, V>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn maps_hash_under_different_keys() {
+        assert_ne!(Keyed::default().hash_one(7), Keyed::default().hash_one(7));
+    }
 
     #[test]
     fn what_cannot_be_had_is_an_error_with_its_name() {

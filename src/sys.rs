@@ -56,6 +56,20 @@ pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// 16 bytes that strangers do not know, for the keys of hash tables. If the random source fails, those
+/// that the kernel gave to the program when it was started, getauxval(3).
+pub(crate) fn secret() -> [u8; 16] {
+    let mut secret = [0; 16];
+    if random(&mut secret).is_err() {
+        // SAFETY: AT_RANDOM is the address of 16 bytes, which stay as they are, or 0.
+        unsafe {
+            let given = libc::getauxval(libc::AT_RANDOM) as *const [u8; 16];
+            secret = given.as_ref().copied().unwrap_or_default();
+        }
+    }
+    secret
+}
+
 /// The two kinds of Unix socket that keep the order of what is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketKind {

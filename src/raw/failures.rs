@@ -2,13 +2,12 @@
 //! backend. Decisions are functions of state, inputs and time; nothing here does any I/O.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::collections::binary_heap::{BinaryHeap, PeekMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::failures::FailureCounter;
-use crate::memory::{self, NoMemory};
+use crate::memory::{self, Map, NoMemory};
 use crate::reason::{AttemptFailure, Reason};
 
 /// What the broker knows about a connection and its backend before it tries. Each field that is
@@ -69,7 +68,7 @@ pub struct Failures {
 /// The backends with failures, and in which order to forget them.
 #[derive(Debug, Default)]
 struct Backends {
-    counted: HashMap<Box<[u8]>, Counted>,
+    counted: Map<Box<[u8]>, Counted>,
     /// One for each backend, with a time that is not after its last failure; and some of backends that
     /// are not counted any more, or not since then.
     oldest: BinaryHeap<Reverse<Entry>>,

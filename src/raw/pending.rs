@@ -1,13 +1,12 @@
 //! The acknowledgements that a broker waits for, and their deadlines.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::deadlines::Deadlines;
 use crate::kind::ErrorKind;
-use crate::memory::{self, NoMemory};
+use crate::memory::{self, Map, NoMemory};
 use crate::raw::store::TokenStore;
 use crate::token::Token;
 
@@ -70,7 +69,7 @@ pub struct PendingAcks {
 #[derive(Debug)]
 struct Entries {
     /// Where the entry of each token is.
-    places: HashMap<Token, u32>,
+    places: Map<Token, u32>,
     pending: Places,
 }
 

@@ -4,12 +4,11 @@
 //! and any number of threads may share it. How a token travels, and who may know it, is for the
 //! callers.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::memory::{self, NoMemory};
+use crate::memory::{self, Map, NoMemory};
 use crate::token::{RandomTokens, Token, TokenError};
 
 /// The limits of a [`TokenStore`]. Out-of-range values are clamped.
@@ -49,7 +48,7 @@ pub struct TokenStore {
 #[derive(Debug)]
 struct Tokens {
     /// When each pending token expires.
-    expires: HashMap<Token, Instant>,
+    expires: Map<Token, Instant>,
     /// When a full store looks for expired tokens again.
     look_again: Option<Instant>,
 }
@@ -205,7 +204,7 @@ impl TokenStore {
     }
 }
 
-fn prune(pending: &mut HashMap<Token, Instant>, now: Instant) -> usize {
+fn prune(pending: &mut Map<Token, Instant>, now: Instant) -> usize {
     let before = pending.len();
     pending.retain(|_, expires| *expires > now);
     before - pending.len()
