@@ -42,11 +42,12 @@ static void take_verdicts(void)
     }
 }
 
-/* An error of dispatch leaves the handle as it is: what is due stays due. */
+/* After an error of dispatch what was due is still due. */
 static void turn(void)
 {
-    if (is_readable(broker_fd))
-        (void)CALL(handoff_broker_dispatch(broker));
+    static bool failed;
+    if (is_readable(broker_fd) || failed)
+        failed = CALL(handoff_broker_dispatch(broker)) != HANDOFF_OK;
     take_verdicts();
 }
 
@@ -182,9 +183,10 @@ static void decide(const handoff_arrival *arrival)
 
 static void serve(void)
 {
+    static bool failed;
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
-    if (is_readable(backend_fd))
-        (void)CALL(handoff_backend_dispatch(backend));
+    if (is_readable(backend_fd) || failed)
+        failed = CALL(handoff_backend_dispatch(backend)) != HANDOFF_OK;
     if (held.is_there && is_decided(held.number)) {
         held.is_there = false;
         adopt(held.id, held.number);

@@ -132,6 +132,8 @@ static const struct system_call calls[] = {
 #endif
     {SYS_getrandom, "getrandom", "getrandom(2)", SKIPPED,
      {EAGAIN, EFAULT, EINTR, EINVAL, REFUSED}},
+    {SYS_prlimit64, "prlimit64", "getrlimit(2)", SKIPPED,
+     {EFAULT, EINVAL, ESRCH, REFUSED}},
     {SYS_clock_nanosleep, "clock_nanosleep", "clock_nanosleep(2)", SKIPPED,
      {EFAULT, EINTR, EINVAL, ENOTSUP, REFUSED}},
     {SYS_getdents64, "getdents64", "getdents(2)", SKIPPED,

@@ -41,7 +41,7 @@ struct connection {
 enum { CONNECTIONS = 4, BROKERS = 2, FIRST_FD = 3, PROBE = 1000 };
 
 struct scene {
-    char path[96];
+    char path[80];
     /** How long an offer may take, in milliseconds. */
     uint64_t timeout_ms;
     /** The error of the one system call that fails; 0 if none does. */
