@@ -129,8 +129,8 @@ include bench/nginx.mk
 # From the quick to the slow, as far as that goes.
 CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-cpp \
     check-valgrind check-sanitizers check-interop check-soak check-install check-man \
-    check-readme check-dist check-one-owner check-faults check-claim check-model check-fuzz \
-    check-threads check-coverage check-python check-nginx check-peers bench-check demo
+    check-readme check-dist check-one-owner check-faults check-limits check-claim \
+    check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-nginx check-peers bench-check demo
 
 ## check       run every test
 .PHONY: check
@@ -146,8 +146,12 @@ check-all release-check: export ONE_OWNER_CONNECTIONS := 100000
 check-all release-check: export HANDOFF_SOAK_COUNT := 2000000
 check-all release-check: export FUZZ_RUNS := 100000
 check-all release-check: export FUZZ_SECONDS := 60
+check-all release-check: export FUZZ_ABI_RUNS := 100000
 check-all release-check: export HANDOFF_FAULTS_STEP := 1
-check-all: check fuzz check-limits
+check-all release-check: export HANDOFF_FAULTS_OCCURRENCES := 1000
+check-all release-check: export HANDOFF_FAULTS_PAIRS := 10000
+check-all release-check: export LIMITS_BYTES := 268435456
+check-all: check fuzz
 
 ## check-layers  no module imports one that the architecture puts above it
 .PHONY: check-layers

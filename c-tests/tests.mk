@@ -89,12 +89,14 @@ $(C_BUILD)/limits: c-tests/faults/limits.c $(HEADERS) | need-pkg-config all
 	@mkdir -p $(@D)
 	$(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff)
 
-## check-faults      either side is killed and stopped at every other point of its system calls
+## check-faults      either side is killed, stopped, or refused something, at its system calls
 .PHONY: check-faults
 check-faults: export HANDOFF_FAULTS_STEP ?= 2
-check-faults: $(C_BUILD)/faults
-	@LD_LIBRARY_PATH=$(LIB) $< kill
-	@LD_LIBRARY_PATH=$(LIB) $< stop
+check-faults: $(C_BUILD)/faults library-without-claim
+	@LD_LIBRARY_PATH=$(LIB) $<
+	@! LD_LIBRARY_PATH=$(WITHOUT_CLAIM)/lib $< kill channel broker > $<.log 2>&1 && \
+	    grep -q 'a client with two owners' $<.log || \
+	    { echo 'error: check-faults does not find two owners without the claim' >&2; exit 1; }
 
 ## check-limits      every limit at its largest value, with the time that it takes
 .PHONY: check-limits

@@ -40,6 +40,42 @@ fuzz: | need-cxx
 	        -max_total_time=$(FUZZ_SECONDS) -max_len=400 -len_control=0; \
 	done
 
+# The calls of the C ABI: a target in C, against the header and a library with AddressSanitizer.
+FUZZ_ABI_RUNS ?= 5000
+FUZZ_HOST      = $$(rustc -vV | sed -n 's/^host: //p')
+FUZZ_ABI      := $(BUILD)/fuzz/abi-target
+# As the other targets have it in fuzz/Cargo.toml, and without the optimisation that duplicates what
+# the fuzzer counts.
+FUZZ_PROFILE  := $(addprefix CARGO_PROFILE_RELEASE_,LTO=off DEBUG_ASSERTIONS=true \
+    OVERFLOW_CHECKS=true)
+
+$(BUILD)/fuzz/rust.stamp: $(RUST)
+	@RUSTC_BOOTSTRAP=1 RUSTFLAGS="$(LIBFUZZER)" $(FUZZ_PROFILE) $(CARGO) rustc --quiet --release \
+	    --locked --lib --crate-type staticlib --target $(FUZZ_HOST) --target-dir $(TARGET)/fuzz-abi
+	@mkdir -p $(@D) && touch $@
+
+$(FUZZ_ABI): fuzz/fuzz_targets/abi.c $(BUILD)/fuzz/rust.stamp $(HEADERS) | need-sanitizers
+	$(CLANG) -std=c11 -g -O1 $(WARN) $(SANITIZE) -fsanitize=fuzzer -Iinclude $< -o $@ \
+	    $(TARGET)/fuzz-abi/$(FUZZ_HOST)/release/libhandoff.a -lgcc_s -lpthread -lm
+
+FUZZ_ABI_RUN = mkdir -p $(BUILD)/fuzz/$(1) fuzz/artifacts/abi && $(FUZZ_ABI) -max_len=1000 \
+    -len_control=0 -artifact_prefix=fuzz/artifacts/abi/ -verbosity=0 -print_final_stats=1 $(2) \
+    $(BUILD)/fuzz/$(1) fuzz/corpus/abi
+
+## check-fuzz-abi  the calls of the C ABI with edges of arguments, a short run
+.PHONY: check-fuzz-abi
+check-fuzz-abi: $(FUZZ_ABI)
+	@rm -rf $(BUILD)/fuzz/abi-short
+	@$(call FUZZ_ABI_RUN,abi-short,-runs=$(FUZZ_ABI_RUNS) -seed=1) 2> $(BUILD)/fuzz/abi.log || \
+	    { cat $(BUILD)/fuzz/abi.log >&2; exit 1; }
+	@echo "abi: $$(sed -n 's/^stat::number_of_executed_units: *//p' $(BUILD)/fuzz/abi.log) inputs"
+
+.PHONY: fuzz-abi
+fuzz-abi: $(FUZZ_ABI)
+	@$(call FUZZ_ABI_RUN,abi,-max_total_time=$(FUZZ_SECONDS))
+
+fuzz: fuzz-abi
+
 # The standard library is built anew: without it ThreadSanitizer does not see its mutexes.
 ## check-threads  brokers and backends in threads, with ThreadSanitizer
 .PHONY: check-threads

@@ -24,8 +24,8 @@
  * HANDOFF_FAULTS_STEP (1) is how many points are gone on each time, HANDOFF_FAULTS_OCCURRENCES (1)
  * how many occurrences of each system call fail in each call of the library, HANDOFF_FAULTS_PAIRS
  * (500) how many pairs are tried in each scenario and for each side, by random from
- * HANDOFF_FAULTS_SEED (1). HANDOFF_FAULTS_JOBS (two for each processor) is how many runs there are at
- * once. HANDOFF_FAULTS_VERBOSE prints every run.
+ * HANDOFF_FAULTS_SEED (1). HANDOFF_FAULTS_JOBS (four for each processor, for most of a run is waiting) is
+ * how many runs there are at once. HANDOFF_FAULTS_VERBOSE prints every run.
  */
 #define _GNU_SOURCE
 #include "errnos.h"
@@ -811,7 +811,7 @@ int main(int argc, char **argv)
     occurrences = number("HANDOFF_FAULTS_OCCURRENCES", 1);
     pairs = number("HANDOFF_FAULTS_PAIRS", 500);
     seed = number("HANDOFF_FAULTS_SEED", 1);
-    jobs = number("HANDOFF_FAULTS_JOBS", 2 * (uint32_t)get_nprocs());
+    jobs = number("HANDOFF_FAULTS_JOBS", 4 * (uint32_t)get_nprocs());
     verbose = getenv("HANDOFF_FAULTS_VERBOSE") != NULL;
 
     /* Before any child: what malloc(3) does at first is done. And it asks the kernel often. */
