@@ -42,11 +42,12 @@ static void take_verdicts(void)
     }
 }
 
-/* An error of dispatch leaves the handle as it is: what is due stays due. */
+/* After an error dispatch is called again. */
 static void turn(void)
 {
-    if (is_readable(broker_fd))
-        (void)CALL(handoff_broker_dispatch(broker));
+    static bool again;
+    if (is_readable(broker_fd) || again)
+        again = CALL(handoff_broker_dispatch(broker)) != HANDOFF_OK;
     take_verdicts();
 }
 

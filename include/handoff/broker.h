@@ -235,8 +235,9 @@ int handoff_broker_fd(handoff_broker *broker) HANDOFF_NOEXCEPT;
  * @param broker  the broker
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
  *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
- *         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use. A problem with the backend
- *         is not an error here: it is the reason in the verdicts, and the status of the next offer.
+ *         HANDOFF_ERR_UNSUPPORTED at the first use; HANDOFF_ERR_SYSTEM. After an error call it
+ *         again. A problem with the backend is not an error here: it is the reason in the verdicts,
+ *         and the status of the next offer.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_dispatch(handoff_broker *broker) HANDOFF_NOEXCEPT;
