@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "fixture.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/syscall.h>
@@ -176,12 +177,17 @@ static void arrivals_are_accepted_one_for_each_event(void **state)
 
 /* ---- what it costs --------------------------------------------------------------------------- */
 
-static int timers_set;
+static int timers_set, timers_refused;
 
 /* Takes the place of the C library's. */
 int timerfd_settime(int fd, int flags, const struct itimerspec *new, struct itimerspec *old)
 {
     timers_set++;
+    if (timers_refused > 0) {
+        timers_refused--;
+        errno = ENOMEM;
+        return -1;
+    }
     return (int)syscall(SYS_timerfd_settime, fd, flags, new, old);
 }
 
@@ -222,6 +228,37 @@ static void loop_that_takes_all_sets_no_timer_or_one_in_a_millisecond(void **sta
     assert_in_range(ten, 0, 2 * (milliseconds + 1));
 }
 
+/* ---- what is due stays due ------------------------------------------------------------------- */
+
+/* No timer can be set for the next attempt to connect, or for the next deadline. */
+static void dispatch_that_fails_is_an_event_again(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(client[0]);
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    int fd = handoff_broker_fd(channel.broker);
+    offer.timeout_ms = 1;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    offer.timeout_ms = 20;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    handoff_backend_free(channel.backend);
+    channel.backend = NULL;
+    int failed = 0;
+    /* Both deadlines, and two attempts to connect. */
+    for (int i = 0; i < 4; i++) {
+        await_readable(fd);
+        timers_refused = 1;
+        failed += handoff_broker_dispatch(channel.broker) == HANDOFF_ERR_SYSTEM;
+        timers_refused = 0;
+        while (next_verdict(channel.broker, &verdict))
+            assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
+    }
+    assert_true(failed > 0);
+    assert_int_equal(broker_statistics(channel.broker).in_flight, 0);
+    assert_ok(handoff_backend_listen(channel.path, NULL, &channel.backend));
+    connect_broker(channel.broker, channel.backend);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -231,6 +268,7 @@ int main(void)
         CHANNEL_TEST(arrivals_are_looked_at_one_for_each_event),
         CHANNEL_TEST(arrivals_are_accepted_one_for_each_event),
         CHANNEL_TEST(loop_that_takes_all_sets_no_timer_or_one_in_a_millisecond),
+        CHANNEL_TEST(dispatch_that_fails_is_an_event_again),
     };
     return RUN_TESTS(tests);
 }

@@ -196,7 +196,9 @@ impl Backend {
         let resumed = self.resume_accepting(now);
         let expired = self.expire_hellos(now);
         self.flush();
-        handled.and(resumed).and(expired)
+        handled.and(resumed).and(expired)?;
+        self.handle.done();
+        Ok(())
     }
 
     /// Receives what is there, and says what time it is. Each channel has its turn once, so that the

@@ -303,6 +303,7 @@ impl Broker {
                 self.handle.wake_at(now, now)?;
             }
         }
+        self.handle.done();
         Ok(())
     }
 

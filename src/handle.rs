@@ -131,6 +131,13 @@ impl Handle {
         }
     }
 
+    /// What was due is done.
+    pub(crate) fn done(&mut self) {
+        if let Some(opened) = &mut self.opened {
+            opened.events.done();
+        }
+    }
+
     /// Makes sure that the descriptor is readable at `when`, or before.
     pub(crate) fn wake_at(&mut self, when: Instant, now: Instant) -> Result<(), HandleError> {
         match &mut self.opened {

@@ -42,12 +42,12 @@ static void take_verdicts(void)
     }
 }
 
-/* After an error of dispatch what was due is still due. */
+/* After an error dispatch is called again. */
 static void turn(void)
 {
-    static bool failed;
-    if (is_readable(broker_fd) || failed)
-        failed = CALL(handoff_broker_dispatch(broker)) != HANDOFF_OK;
+    static bool again;
+    if (is_readable(broker_fd) || again)
+        again = CALL(handoff_broker_dispatch(broker)) != HANDOFF_OK;
     take_verdicts();
 }
 

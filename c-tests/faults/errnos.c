@@ -74,6 +74,7 @@ static const struct system_call calls[] = {
     {SYS_ppoll, "ppoll", "poll(2)", SKIPPED, {EFAULT, EINTR, EINVAL, ENOMEM, REFUSED}},
     {SYS_memfd_create, "memfd_create", "memfd_create(2)", SKIPPED,
      {EFAULT, EINVAL, EMFILE, ENFILE, ENOMEM, REFUSED}},
+    {SYS_prlimit64, "prlimit64", "getrlimit(2)", SKIPPED, {EFAULT, EINVAL, EPERM, ESRCH, REFUSED}},
     {SYS_fallocate, "fallocate", "fallocate(2)", SKIPPED,
      {EBADF, EFBIG, EINTR, EINVAL, EIO, ENODEV, ENOSPC, EOPNOTSUPP, ESPIPE, ETXTBSY, REFUSED}},
     {SYS_ftruncate, "ftruncate", "truncate(2)", SKIPPED,

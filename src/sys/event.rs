@@ -44,6 +44,8 @@ pub(crate) struct Events {
     armed: Option<Instant>,
     /// The timer could not be set when it was last to be.
     missed: bool,
+    /// It has fired, and is readable still.
+    fired: bool,
 }
 
 /// The parts of an [`Events`].
@@ -112,7 +114,8 @@ impl Events {
             // Nobody else makes a set for this alarm.
             let _ = alarm.timer.set(new_timer().map_err(failed(Part::Timer))?);
         }
-        let events = Events { epoll, alarm: Arc::clone(alarm), armed: None, missed: false };
+        let events =
+            Events { epoll, alarm: Arc::clone(alarm), armed: None, missed: false, fired: false };
         if let Some(timer) = events.alarm.timer.get() {
             let added =
                 events.control(libc::EPOLL_CTL_ADD, timer.as_raw_fd(), TIMER, libc::EPOLLIN);
@@ -174,8 +177,9 @@ impl Events {
     /// The most events that are taken at once.
     pub(crate) const ROOM: usize = 64;
 
-    /// Says what has happened; a timer that fired is reset and left out. Returns how many things
-    /// have: there may be more if it is [`ROOM`](Events::ROOM).
+    /// Says what has happened, but for the timer. Returns how many things have: there may be more if
+    /// it is [`ROOM`](Events::ROOM). A timer that fired stays readable until it is set anew or
+    /// [`done`](Events::done) is called: if what was due cannot be done, it stays due.
     pub(crate) fn take(&mut self, wait: Wait, mut each: impl FnMut(Event)) -> io::Result<usize> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; Events::ROOM];
         // SAFETY: the pointer and the count describe `events`.
@@ -193,20 +197,28 @@ impl Events {
         for event in &events[..count] {
             let (key, flags) = (event.u64, event.events as i32);
             if key == TIMER {
-                self.armed = None;
-                let mut expirations = 0u64;
-                let timer = self.alarm.timer.get().map_or(-1, AsRawFd::as_raw_fd);
-                // SAFETY: the pointer is to 8 bytes, as timerfd_create(2) asks. EAGAIN is harmless.
-                unsafe {
-                    let buffer = (&raw mut expirations).cast();
-                    libc::read(timer, buffer, size_of::<u64>());
-                }
+                (self.armed, self.fired) = (None, true);
             } else {
                 let writable = flags & libc::EPOLLOUT != 0;
                 each(Event { key, writable, readable: flags & !libc::EPOLLOUT != 0 });
             }
         }
         Ok(count)
+    }
+
+    /// What was due is done: a timer that fired is not readable any more.
+    pub(crate) fn done(&mut self) {
+        if !std::mem::take(&mut self.fired) {
+            return;
+        }
+        let mut expirations = 0u64;
+        let timer = self.alarm.timer.get().map_or(-1, AsRawFd::as_raw_fd);
+        // SAFETY: the pointer is to 8 bytes, as timerfd_create(2) asks. If it fails, the timer fires
+        // once more for nothing.
+        unsafe {
+            let buffer = (&raw mut expirations).cast();
+            libc::read(timer, buffer, size_of::<u64>());
+        }
     }
 
     /// Makes sure that the descriptor is readable at `when`, or before. A timer that is set for
@@ -220,7 +232,7 @@ impl Events {
         self.missed = true;
         self.set_timer(left)?;
         self.missed = false;
-        self.armed = Some(when);
+        (self.armed, self.fired) = (Some(when), false);
         Ok(())
     }
 
@@ -233,9 +245,9 @@ impl Events {
         self.alarm.timer.get().map_or(Ok(()), |timer| set_timer(timer, left))
     }
 
-    /// Whether the timer may have fired: then [`take`](Events::take) must reset it.
+    /// Whether the timer may have fired: then [`take`](Events::take) must look.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.armed.is_some_and(|armed| armed <= now)
+        self.fired || self.armed.is_some_and(|armed| armed <= now)
     }
 
     /// Whether a timer is set.
@@ -247,7 +259,7 @@ impl Events {
     pub(crate) fn cancel(&mut self) {
         // If it could not be, it would fire for nothing.
         if self.set_timer(Duration::ZERO).is_ok() {
-            self.armed = None;
+            (self.armed, self.fired) = (None, false);
         }
     }
 }
@@ -279,7 +291,28 @@ mod tests {
         assert_eq!(events.take(Wait::No, |_| {}).unwrap(), 0);
         events.wake_at(now, now).unwrap();
         assert_eq!(events.take(Wait::Until(now + Duration::from_secs(5)), |_| {}).unwrap(), 1);
+        events.done();
         assert_eq!(events.take(Wait::Until(now), |_| {}).unwrap(), 0);
+    }
+
+    #[test]
+    fn timer_that_fired_stays_so_until_what_was_due_is_done_or_it_is_set_anew() {
+        let mut events = Events::new(&Arc::default()).unwrap();
+        let now = Instant::now();
+        for set_anew in [true, false] {
+            events.wake_at(now, now).unwrap();
+            for _ in 0..2 {
+                let wait = Wait::Until(now + Duration::from_secs(5));
+                assert_eq!(events.take(wait, |_| {}).unwrap(), 1);
+                assert!(events.is_due(now) && !events.is_armed());
+            }
+            if set_anew {
+                events.wake_at(now + Duration::from_secs(3600), now).unwrap();
+            }
+            events.done();
+            assert!(!events.is_due(now));
+            assert_eq!(events.take(Wait::No, |_| {}).unwrap(), 0);
+        }
     }
 
     #[test]
