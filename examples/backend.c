@@ -23,7 +23,7 @@
 
 #include <handoff.h>
 
-enum { CLIENTS = 1024, REQUEST_LEN = 4096, REQUEST_MS = 1000 };
+enum { CLIENTS = 1024, REQUEST_LEN = 4096, REQUEST_MS = 10000 };
 
 struct client {
     TAILQ_ENTRY(client) next;

@@ -17,7 +17,7 @@
 
 #include <handoff.h>
 
-enum { REQUEST_MS = 1000 };
+enum { REQUEST_MS = 10000 };
 
 static handoff_backend *backend;
 

@@ -21,7 +21,7 @@
 
 #include <handoff.h>
 
-enum { OFFER_MS = 200, REQUEST_MS = 1000 };
+enum { OFFER_MS = 2000, REQUEST_MS = 10000 };
 
 static handoff_broker *broker;
 static int listener;

@@ -26,7 +26,7 @@
 
 #include <handoff.h>
 
-enum { REQUEST_MS = 1000, REASONS = 32 };
+enum { REQUEST_MS = 10000, REASONS = 32 };
 
 struct client {
     TAILQ_ENTRY(client) next;

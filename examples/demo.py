@@ -9,7 +9,8 @@ itself takes. A few clients then go through the blocking pair and through the ra
 A backend that dies with a client which it has adopted but not answered takes it along: nobody else
 may answer it. So SIGKILL comes when no such client exists: each has its answer, the backend is
 stopped, and what is offered to it from then on it cannot adopt. These offers are in flight when it
-is killed, and must fall back at once, long before their deadline.
+is killed, and must fall back at once, long before their deadline. The deadline is a second, or more
+on a machine that is slow.
 """
 
 import collections
@@ -28,7 +29,7 @@ import time
 CLIENTS = int(os.environ.get("CLIENTS", 4000))
 CONCURRENCY = int(os.environ.get("CONCURRENCY", 8))
 DEADLINE_MS, FAILURE_PERIOD_MS = 1000, 1000
-PATIENCE = 20  # seconds, for anything that should happen at once
+PATIENCE = 60  # seconds, for anything that should happen at once: only a fault takes so long
 
 ANSWER = re.compile(
     rb"HTTP/1\.0 200 OK\r\nContent-Length: \d+\r\n\r\nserved by the (broker|backend \d+)\n")
@@ -81,6 +82,13 @@ def client(address):
         return f"client error: {error}"
     match = ANSWER.fullmatch(answer)
     return Result(match[1].decode(), seconds) if match else f"not one answer: {answer!r}"
+
+
+def seconds_of_a_client(_):
+    """How long one takes, of which nothing is counted."""
+    start = time.perf_counter()
+    expect(isinstance(client(address), Result), "without a backend: no answer")
+    return time.perf_counter() - start
 
 
 def run(phase, count, halfway=None):
@@ -167,18 +175,26 @@ def check_backend(backend, counted):
 
 
 def demo(build, directory):
-    global address
     handoff_socket = os.path.join(directory, "handoff.sock")
 
     def start_backend():
         return Process(f"{build}/backend", handoff_socket)
 
-    backend = start_backend()
-    broker = Process(f"{build}/broker", "0", handoff_socket, str(DEADLINE_MS),
-                     str(FAILURE_PERIOD_MS))
-    host, port = broker.address.split(":")
-    address = host, int(port)
+    def start_broker(*options):
+        global address
+        broker = Process(f"{build}/broker", "0", handoff_socket, *map(str, options))
+        host, port = broker.address.split(":")
+        address = host, int(port)
+        return broker
 
+    # How slow is this machine?
+    broker = start_broker()
+    slowest = max(pool.map(seconds_of_a_client, range(8 * CONCURRENCY)))
+    broker.end()
+    deadline_ms = max(DEADLINE_MS, int(20 * 1000 * slowest))
+
+    backend = start_backend()
+    broker = start_broker(deadline_ms, FAILURE_PERIOD_MS)
     run("the backend runs", CLIENTS // 4)
     backend.process.send_signal(signal.SIGSTOP)
     run("it is stopped, SIGSTOP", CLIENTS // 16)
@@ -208,7 +224,7 @@ def demo(build, directory):
     for phase in ("it is stopped, SIGSTOP", "it is down", "it is stopped, and killed with SIGKILL"):
         expect(by(phase, False) and not by(phase, True), f"{phase}: not all were fallbacks")
     expect(max(r.seconds for r in results["it is stopped, and killed with SIGKILL"]) <
-           DEADLINE_MS / 1000, "the end of the backend did not end the wait for it")
+           deadline_ms / 1000, "the end of the backend did not end the wait for it")
     expect(by("the backend runs", True), "the backend runs: none was adopted")
 
 

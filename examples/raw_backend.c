@@ -23,7 +23,7 @@
 
 #include <handoff.h>
 
-enum { BROKERS = 8, CLIENTS = 256, REQUEST_MS = 2000, SLOTS = 2 + BROKERS + CLIENTS };
+enum { BROKERS = 8, CLIENTS = 256, REQUEST_MS = 10000, SLOTS = 2 + BROKERS + CLIENTS };
 
 /* For poll(2), which skips the slots with the descriptor -1: they are free. */
 static struct pollfd slots[SLOTS];

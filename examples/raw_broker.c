@@ -23,7 +23,7 @@
 
 #include <handoff.h>
 
-enum { REQUEST_MS = 1000, REASONS = 32 };
+enum { REQUEST_MS = 10000, REASONS = 32 };
 
 static const char *path;               /* the handoff socket's, and the backend's name */
 static int timeout_ms = 200;           /* for a token, and for an acknowledgement */

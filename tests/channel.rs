@@ -13,6 +13,9 @@ use handoff::broker::{Broker, BrokerError, BrokerOptions, Offer, Verdict};
 use handoff::reason::Reason;
 use tempfile::TempDir;
 
+/// How long a test waits for something that must happen. Only a fault takes so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A directory, a backend and a broker whose channel is up.
 struct Pair {
     _directory: TempDir,
@@ -41,7 +44,7 @@ impl Pair {
             if done(self) {
                 return;
             }
-            assert!(start.elapsed() < Duration::from_secs(10), "it never came to that");
+            assert!(start.elapsed() < PATIENCE, "it never came to that");
             std::thread::yield_now();
         }
     }
@@ -54,7 +57,7 @@ impl Pair {
                 return verdict;
             }
             self.backend.dispatch().unwrap();
-            assert!(start.elapsed() < Duration::from_secs(10), "no verdict");
+            assert!(start.elapsed() < PATIENCE, "no verdict");
         }
     }
 
@@ -66,7 +69,7 @@ impl Pair {
                 return arrival.id;
             }
             self.broker.dispatch().unwrap();
-            assert!(start.elapsed() < Duration::from_secs(10), "no arrival");
+            assert!(start.elapsed() < PATIENCE, "no arrival");
         }
     }
 }
@@ -257,10 +260,10 @@ fn what_had_arrived_can_be_adopted_when_the_broker_is_gone() {
     let start = Instant::now();
     while backend.statistics().held == 0 {
         backend.dispatch().unwrap();
-        assert!(start.elapsed() < Duration::from_secs(10));
+        assert!(start.elapsed() < PATIENCE);
     }
     child.kill();
-    let (adopted, arrival) = backend.accept(Some(Duration::from_secs(5))).unwrap();
+    let (adopted, arrival) = backend.accept(Some(PATIENCE)).unwrap();
     assert_eq!(arrival.service, b"web");
     TcpStream::from(adopted).write_all(b"hello").unwrap();
     let mut answer = String::new();
@@ -295,13 +298,13 @@ fn offer_that_a_broker_sent_before_it_died_arrives_after_a_verdict_that_cannot_b
         if let Some(arrival) = backend.next_arrival() {
             break arrival.id;
         }
-        assert!(start.elapsed() < Duration::from_secs(10), "no arrival");
+        assert!(start.elapsed() < PATIENCE, "no arrival");
     };
     told.write_all(&[0]).unwrap();
     told.read_exact(&mut [0]).unwrap();
     child.kill();
     backend.adopt(arrival).unwrap();
-    backend.accept(Some(Duration::from_secs(5))).unwrap();
+    backend.accept(Some(PATIENCE)).unwrap();
     // After the last one the channel ends.
     assert!(matches!(backend.accept(Some(Duration::ZERO)), Err(BackendError::TimedOut)));
     assert_eq!(backend.statistics().channels, 0);

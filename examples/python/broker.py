@@ -26,6 +26,7 @@ class COffer(ctypes.Structure):
         self.preread, self.preread_len = preread, len(preread)
         self.metadata, self.metadata_len = metadata, len(metadata)
         self.service, self.correlation = service, correlation
+        self.timeout_ms = 60000  # a slow machine is no reason for a fallback
 
 
 class CVerdict(handoff.Filled):

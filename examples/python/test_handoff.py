@@ -21,7 +21,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 sys.path.insert(0, os.path.join(ROOT, "tools"))
 import header as c_header  # noqa: E402
 
-PATIENCE = 20  # seconds, for anything that should happen at once
+PATIENCE = 60  # seconds, for anything that should happen at once: only a fault takes so long
 
 STRUCTS = {
     "handoff_peer_policy": handoff.CPeerPolicy,

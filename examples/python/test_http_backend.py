@@ -23,7 +23,7 @@ import handoff
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BROKER = os.environ.get("HANDOFF_BROKER", os.path.join(HERE, "../../build/examples/broker"))
-PATIENCE = 20  # seconds, for anything that should happen at once
+PATIENCE = 60  # seconds, for anything that should happen at once: only a fault takes so long
 CONNECTIONS = int(os.environ.get("CONNECTIONS", 500))
 
 GET = b"GET /hello?a=b HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -249,14 +249,13 @@ class Requests(Case):
         self.assertEqual(client.rest(), b"")
 
     def test_stream_comes_event_by_event(self):
+        start = time.monotonic()
         client = self.hand_over(b"GET /stream?n=3&ms=50 HTTP/1.1\r\n\r\n" + GET)
         status, headers = client.status()
         self.assertEqual((status, headers["Content-Type"]), (200, "text/event-stream"))
-        times = []
         for number in range(1, 4):
             self.assertEqual(client.chunk(), b"data: %d\n\n" % number)
-            times.append(time.monotonic())
-        self.assertGreater(times[2] - times[0], 0.05)
+        self.assertGreaterEqual(time.monotonic() - start, 2 * 0.05)
         self.assertEqual(client.chunk(), b"")
         self.assertHello(client.answer())
 

@@ -269,7 +269,7 @@ mod tests {
         Ack { token: token(byte), answer: Answer::Accepted }
     }
 
-    const SECOND: Option<Duration> = Some(Duration::from_secs(1));
+    const PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
     const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
 
     #[test]
@@ -321,10 +321,10 @@ mod tests {
         let (broker, backend) = UnixStream::pair().unwrap();
         send(backend.as_fd(), &accepted(2)).unwrap();
         send(backend.as_fd(), &accepted(1)).unwrap();
-        assert_eq!(wait(broker.as_fd(), &token(1), SECOND).unwrap(), Answer::Accepted);
+        assert_eq!(wait(broker.as_fd(), &token(1), PATIENCE).unwrap(), Answer::Accepted);
         let (broker, backend) = UnixStream::pair().unwrap();
         send(backend.as_fd(), &accepted(2)).unwrap();
-        let result = wait(broker.as_fd(), &token(1), SECOND);
+        let result = wait(broker.as_fd(), &token(1), PATIENCE);
         assert!(matches!(result, Err(AckError::OtherToken { .. })));
     }
 
@@ -335,7 +335,7 @@ mod tests {
         for bytes in [&unknown[..], &unknown[..5]] {
             let (broker, backend) = UnixStream::pair().unwrap();
             sys::send(backend.as_fd(), bytes).unwrap();
-            let result = wait(broker.as_fd(), &token(1), SECOND);
+            let result = wait(broker.as_fd(), &token(1), PATIENCE);
             assert!(matches!(result, Err(AckError::Malformed { .. })), "{result:?}");
         }
     }

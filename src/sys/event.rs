@@ -290,7 +290,7 @@ mod tests {
         events.wake_at(now + Duration::from_secs(3600), now).unwrap();
         assert_eq!(events.take(Wait::No, |_| {}).unwrap(), 0);
         events.wake_at(now, now).unwrap();
-        assert_eq!(events.take(Wait::Until(now + Duration::from_secs(5)), |_| {}).unwrap(), 1);
+        assert_eq!(events.take(Wait::Until(now + Duration::from_secs(60)), |_| {}).unwrap(), 1);
         events.done();
         assert_eq!(events.take(Wait::Until(now), |_| {}).unwrap(), 0);
     }
@@ -302,7 +302,7 @@ mod tests {
         for set_anew in [true, false] {
             events.wake_at(now, now).unwrap();
             for _ in 0..2 {
-                let wait = Wait::Until(now + Duration::from_secs(5));
+                let wait = Wait::Until(now + Duration::from_secs(60));
                 assert_eq!(events.take(wait, |_| {}).unwrap(), 1);
                 assert!(events.is_due(now) && !events.is_armed());
             }
@@ -325,7 +325,7 @@ mod tests {
         assert!(!events.is_armed());
         assert_eq!(events.take(Wait::Until(now + Duration::from_millis(5)), |_| {}).unwrap(), 0);
         events.wake_at(now, now).unwrap();
-        assert_eq!(events.take(Wait::Until(now + Duration::from_secs(5)), |_| {}).unwrap(), 1);
+        assert_eq!(events.take(Wait::Until(now + Duration::from_secs(60)), |_| {}).unwrap(), 1);
     }
 
     #[test]
