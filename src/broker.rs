@@ -13,6 +13,7 @@ mod offers;
 mod options;
 mod peer;
 mod reconnecting;
+mod resting;
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use crate::address;
 use crate::claim::{self, Lost};
+use crate::failures::Attempt;
 use crate::handle::{Handle, HandleError, MAX_ROUNDS, REST_PAUSE, Waker};
 use crate::memory;
 use crate::reason::Reason;
@@ -188,9 +190,12 @@ impl Broker {
         if channel.draining {
             return Err(WhyDown::NoBackend(libc::ESHUTDOWN).error(&self.path, &self.options));
         }
-        let failures = &self.outcomes.failures;
-        if let Some(left) = failures.as_ref().and_then(|failures| failures.time_left(now)) {
-            return Err(BrokerError::RateLimited { path: path(), left });
+        let attempt = self.outcomes.resting.check(now);
+        if let Attempt::Rest(left) = attempt {
+            self.outcomes.resting.await_trial();
+            let path = path();
+            self.arm(now)?;
+            return Err(BrokerError::RateLimited { path, left });
         }
         let len = variable_len(offer, welcome.max_bytes as usize)?;
         let queued = channel.offers.queued_bytes() + queued_len(len);
@@ -219,7 +224,8 @@ impl Broker {
         self.next_id += 1;
         // Before the descriptor can be sent, so that the backend finds it on offer.
         claim::offer(channel.claims.slot(slot as usize), generation);
-        channel.offers.queue(offer, id, deadline, cookie);
+        channel.offers.queue(offer, id, deadline, cookie, attempt == Attempt::Trial);
+        self.outcomes.resting.begin(attempt, now);
         self.outcomes.statistics.offered += 1;
         Ok(id)
     }
@@ -332,7 +338,9 @@ impl Broker {
         };
         match claim::revoke(channel.claims.slot(slot as usize), found.generation) {
             Ok(()) => {
+                let trial = found.trial;
                 channel.offers.settle(slot, false);
+                self.outcomes.resting.taken_back(trial, now);
                 self.outcomes.statistics.taken_back += 1;
                 Ok(())
             }

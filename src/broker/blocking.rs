@@ -16,6 +16,8 @@ impl Broker {
     /// [`Waker`](crate::handle::Waker) ends the wait: the offer is taken back, unless the backend
     /// has adopted it.
     pub fn offer_and_wait(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
+        // This call dispatches, so it must not keep from the caller's loop what that waits for.
+        let trial_awaited = self.outcomes.resting.is_awaited();
         let queued = self.queue_in_time(offer);
         let id = queued.inspect_err(|_| self.outcomes.statistics.refused += 1)?;
         // Its verdict comes behind those that wait now, and each that comes is looked at once.
@@ -29,9 +31,9 @@ impl Broker {
             self.hang_up(Reason::BackendUnavailable, Instant::now());
             self.take_verdict(id, &mut seen).ok_or(error)
         });
-        if !self.outcomes.verdicts.is_empty() {
-            // Those of other offers, of which nothing else would tell the caller's loop. If no timer
-            // can be set, something else wakes it.
+        if !self.outcomes.verdicts.is_empty() || trial_awaited {
+            // Verdicts of other offers, and that a trial is due: nothing else would tell the
+            // caller's loop. If no timer can be set, something else wakes it.
             let _ = self.tell_of_rest(REST_PAUSE);
         }
         verdict

@@ -6,12 +6,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Instant;
 
-use super::offers::{Offers, State};
+use super::offers::{Offers, Slot, State};
 use super::peer::{self, WhyDown};
+use super::resting::Resting;
 use super::{BrokerOptions, BrokerStatistics, Verdict};
 use crate::address;
 use crate::claim::{self, ClaimTable, Lost};
-use crate::failures::FailureCounter;
 use crate::handle::{GREETING_TIMEOUT, MEMORY_PAUSE};
 use crate::memory::NoMemory;
 use crate::reason::Reason;
@@ -46,41 +46,28 @@ pub(super) struct Channel {
 pub(super) struct Outcomes {
     pub(super) verdicts: VecDeque<Verdict>,
     pub(super) statistics: BrokerStatistics,
-    /// None: failures never refuse an offer.
-    pub(super) failures: Option<FailureCounter>,
+    pub(super) resting: Resting,
 }
 
 impl Outcomes {
     pub(super) fn new(options: &BrokerOptions) -> Result<Outcomes, NoMemory> {
-        let counter = |most| FailureCounter::new(most, options.failure_period);
         Ok(Outcomes {
             verdicts: VecDeque::new(),
             statistics: BrokerStatistics::default(),
-            failures: options.max_failures.map(counter).transpose()?,
+            resting: Resting::new(options)?,
         })
     }
 
-    fn add(&mut self, verdict: Verdict, now: Instant) {
+    /// Adds a verdict; `trial` says whether the offer was a trial.
+    fn add(&mut self, verdict: Verdict, trial: bool, now: Instant) {
         let Verdict { adopted, reason, .. } = verdict;
         if adopted {
             self.statistics.adopted += 1;
-            if let Some(failures) = &mut self.failures {
-                failures.clear();
-            }
         } else if let Some(reason) = reason {
             self.statistics.fallbacks[reason as usize] += 1;
         }
-        // A rejection is an answer, and the end of a channel counts once, not for each offer.
-        if reason == Some(Reason::AckTimeout) {
-            self.record_failure(now);
-        }
+        self.resting.settled(&verdict, trial, now);
         self.verdicts.push_back(verdict);
-    }
-
-    pub(super) fn record_failure(&mut self, now: Instant) {
-        if let Some(failures) = &mut self.failures {
-            failures.record(now);
-        }
     }
 }
 
@@ -206,7 +193,7 @@ impl Channel {
         let Some(found) = self.offers.slot(slot) else {
             return Err(Reason::IntegrityMismatch);
         };
-        let (id, user_data, generation) = (found.id, found.user_data, found.generation);
+        let &Slot { id, user_data, generation, trial, .. } = found;
         let sent = found.state == State::Sent;
         let broken = Reason::IntegrityMismatch;
         let (adopted, reason, result) =
@@ -220,7 +207,7 @@ impl Channel {
             };
         self.offers.settle(slot, adopted);
         let verdict = Verdict { id, user_data, adopted, reason, may_have_reached: sent };
-        outcomes.add(verdict, now);
+        outcomes.add(verdict, trial, now);
         result
     }
 
@@ -294,6 +281,7 @@ impl Channel {
             (Frame::Welcome(welcome), Err(_)) if self.offers.slot(welcome.slots - 1).is_some() => {
                 self.welcome = Ok(welcome);
                 outcomes.statistics.connects += 1;
+                outcomes.resting.welcomed();
                 Ok(())
             }
             // A drain is the last word on tokens: so what a backend can send has an end.
@@ -340,12 +328,12 @@ impl Channel {
                 if !claim::is_adopted(self.claims.slot(slot as usize), verdict.generation) {
                     return broken;
                 }
-                let (id, user_data) = (found.id, found.user_data);
+                let &Slot { id, user_data, trial, .. } = found;
                 self.offers.settle(slot, true);
                 let may_have_reached = true;
                 let verdict =
                     Verdict { id, user_data, adopted: true, reason: None, may_have_reached };
-                outcomes.add(verdict, now);
+                outcomes.add(verdict, trial, now);
             }
             State::Sent => {
                 // A reason that a later version added is still a rejection.

@@ -35,6 +35,8 @@ pub(super) struct Slot {
     pub generation: u64,
     pub id: u64,
     pub user_data: usize,
+    /// The offer is a trial of a backend that rests.
+    pub trial: bool,
     token: Token,
     /// The caller's, who keeps it open until the verdict.
     descriptor: RawFd,
@@ -80,6 +82,7 @@ impl Offers {
             generation: 0,
             id: 0,
             user_data: 0,
+            trial: false,
             token: NO_TOKEN,
             descriptor: -1,
             entry: 0,
@@ -152,6 +155,7 @@ impl Offers {
         id: u64,
         deadline: Instant,
         cookie: u64,
+        trial: bool,
     ) -> Option<u32> {
         let slot = self.granted.pop()?;
         self.deadlines.set(slot, deadline);
@@ -161,6 +165,7 @@ impl Offers {
         found.generation += 1;
         found.id = id;
         found.user_data = offer.user_data;
+        found.trial = trial;
         found.descriptor = offer.descriptor.as_raw_fd();
         found.entry = self.front.wrapping_add(self.queue.len() as u32);
         self.in_flight += 1;
@@ -329,7 +334,7 @@ mod tests {
             timeout: None,
             more: false,
         };
-        offers.queue(&offer, 1, deadline, 0)
+        offers.queue(&offer, 1, deadline, 0, false)
     }
 
     fn granted(slots: u32) -> Offers {

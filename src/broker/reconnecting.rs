@@ -32,6 +32,7 @@ impl Reconnecting {
 impl Broker {
     /// Does what the time says: deadlines, the welcome, the next attempt to connect.
     pub(super) fn tick(&mut self, now: Instant) {
+        self.outcomes.resting.tick(now);
         match &mut self.link {
             Link::Up(channel) => {
                 if let Err(reason) = channel.expire(&mut self.outcomes, now) {
@@ -80,7 +81,7 @@ impl Broker {
                 let _ = channel.receive(&mut self.buffer, &mut self.outcomes, now);
             }
             if channel.offers.in_flight() > 0 && !self.closed && !channel.draining {
-                self.outcomes.record_failure(now);
+                self.outcomes.resting.channel_failed(now);
             }
             channel.settle_all(reason, &mut self.outcomes, now);
             if let Some(events) = self.handle.events() {
@@ -96,7 +97,8 @@ impl Broker {
             Link::Down { retry_at, .. } => Some(*retry_at),
             Link::Up(channel) => {
                 let deadline = channel.offers.earliest().map(|(_, deadline)| deadline);
-                let times = [deadline, channel.welcome.err(), channel.try_again];
+                let trial = self.outcomes.resting.awaited_trial(now);
+                let times = [deadline, channel.welcome.err(), channel.try_again, trial];
                 times.into_iter().flatten().min()
             }
         };
