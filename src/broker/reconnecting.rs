@@ -80,9 +80,6 @@ impl Broker {
                 // What the backend said last may be here already.
                 let _ = channel.receive(&mut self.buffer, &mut self.outcomes, now);
             }
-            if channel.offers.in_flight() > 0 && !self.closed && !channel.draining {
-                self.outcomes.resting.channel_failed(now);
-            }
             channel.settle_all(reason, &mut self.outcomes, now);
             if let Some(events) = self.handle.events() {
                 channel.unwatch(events);

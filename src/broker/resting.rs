@@ -37,7 +37,7 @@ impl Resting {
     /// An offer has its verdict.
     pub(super) fn settled(&mut self, verdict: &Verdict, trial: bool, now: Instant) {
         let Some(failures) = &mut self.failures else { return };
-        // A rejection is an answer, and the end of a channel counts once, not for each offer.
+        // A rejection is an answer, and the end of a channel ends what was counted on it.
         let failed = verdict.reason == Some(Reason::AckTimeout);
         match (verdict.adopted, failed, trial) {
             (true, ..) => failures.clear(),
@@ -52,13 +52,6 @@ impl Resting {
     pub(super) fn taken_back(&mut self, trial: bool, now: Instant) {
         if let Some(failures) = self.failures.as_mut().filter(|_| trial) {
             failures.end_trial(now);
-        }
-    }
-
-    /// The channel ended with offers in flight.
-    pub(super) fn channel_failed(&mut self, now: Instant) {
-        if let Some(failures) = &mut self.failures {
-            failures.record(now);
         }
     }
 
