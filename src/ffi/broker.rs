@@ -57,9 +57,11 @@ pub struct handoff_broker_options {
     /// The most bytes of offers queued while the socket is full: at least 131072, default 1048576;
     /// HANDOFF_NO_LIMIT.
     pub queue_bytes: usize,
-    /// Offers are refused after this many failures within `failure_period_ms`: 1 to 4096, default
-    /// 8; HANDOFF_NO_LIMIT: offers are never refused for failures. A failure is an offer that timed
-    /// out, or a channel that ended with offers in flight. An adoption resets the count.
+    /// The backend rests after this many failures within `failure_period_ms`: 1 to 4096, default 8;
+    /// HANDOFF_NO_LIMIT: it never rests. A failure is an offer that timed out. An adoption or a new
+    /// channel ends the rest and resets the count. Meanwhile one offer at a time is taken, as a
+    /// trial: the first after 1 second, then after pauses of 2, 4, 8, 8 ... seconds, at most
+    /// `failure_period_ms`. All other offers are refused.
     pub max_failures: usize,
     /// How long a failure counts, in milliseconds: default 30000.
     pub failure_period_ms: u64,
@@ -270,7 +272,9 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
 ///         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, or
 ///         too many verdicts are not taken; handoff_last_error() says which;
-///         HANDOFF_ERR_RATE_LIMITED if the backend failed too often;
+///         HANDOFF_ERR_RATE_LIMITED if the backend failed too often and rests: the descriptor
+///         becomes readable when an offer is taken again, see `max_failures` in
+///         handoff_broker_options;
 ///         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
 ///         `correlation` is too long;
 ///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, `flags` has an unknown bit
