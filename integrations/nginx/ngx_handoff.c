@@ -388,6 +388,10 @@ ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
         return NGX_OK;
     }
 
+    if (offer->expiry.timer_set) {
+        ngx_del_timer(&offer->expiry);
+    }
+
     broker->free = slot->next;
     slot->offer = offer;
     offer->slot = slot;
@@ -654,6 +658,10 @@ ngx_handoff_finish(ngx_handoff_offer_t *offer, handoff_outcome outcome, handoff_
     offer->outcome = outcome;
     offer->reason = reason;
     offer->wait_ns = ngx_handoff_now_ns() - offer->since_ns;
+
+    if (offer->expiry.timer_set) {
+        ngx_del_timer(&offer->expiry);
+    }
 
     ngx_handoff_count(offer);
 

@@ -52,6 +52,7 @@ typedef struct {
 typedef struct {
     ngx_str_t                 name;      /* of the upstream, or "unix:" and the path */
     ngx_array_t              *servers;   /* of ngx_handoff_server_t; NULL if it is a path */
+    ngx_uint_t                method;    /* unsigned method:1; a balancing method is set */
     char                     *mistake;   /* why nothing can be handed over to it, or NULL */
     ngx_str_t                 culprit;   /* the server that is the mistake */
 } ngx_handoff_target_t;
@@ -229,7 +230,7 @@ ngx_int_t ngx_handoff_add_server(ngx_conf_t *cf, ngx_handoff_target_t *target,
 
 ngx_int_t ngx_handoff_init_worker(ngx_cycle_t *cycle, ngx_handoff_main_conf_t *main);
 ngx_handoff_broker_t *ngx_handoff_find(ngx_handoff_main_conf_t *main, ngx_handoff_conf_t *conf,
-    ngx_str_t *name, ngx_log_t *log);
+    ngx_str_t *name, ngx_handoff_offer_t *offer, ngx_log_t *log);
 
 /* ---- ngx_handoff_queue.c ---- */
 
@@ -237,6 +238,7 @@ ngx_uint_t ngx_handoff_stand_behind(ngx_handoff_offer_t *offer);
 ngx_uint_t ngx_handoff_may_wait(ngx_handoff_offer_t *offer, handoff_status status);
 ngx_int_t ngx_handoff_enqueue(ngx_handoff_offer_t *offer);
 void ngx_handoff_dequeue(ngx_handoff_offer_t *offer);
+void ngx_handoff_client_gone(ngx_handoff_offer_t *offer);
 void ngx_handoff_drain(ngx_handoff_broker_t *broker, ngx_log_t *log);
 void ngx_handoff_empty_queue(ngx_handoff_broker_t *broker);
 

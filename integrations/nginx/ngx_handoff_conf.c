@@ -123,6 +123,13 @@ ngx_handoff_merge_conf(ngx_conf_t *cf, ngx_handoff_main_conf_t *main, ngx_handof
         return NGX_CONF_ERROR;
     }
 
+    if (target->method) {
+        target->method = 0;
+        ngx_log_error(NGX_LOG_WARN, cf->log, 0, "the balancing method of upstream \"%V\" does not "
+                      "apply to the \"handoff_pass\" in %s:%ui", &target->name, conf->file,
+                      conf->line);
+    }
+
     conf->broker = ngx_handoff_get_broker(cf->pool, main, target, conf);
 
     return conf->broker ? NGX_CONF_OK : NGX_CONF_ERROR;
@@ -363,39 +370,43 @@ ngx_handoff_get_broker(ngx_pool_t *pool, ngx_handoff_main_conf_t *main,
 }
 
 
-/* The broker for what the variables of a handoff_pass have become; NULL, and logged, if none. */
+/*
+ * The broker for what the variables of a handoff_pass have become. NULL if there is none, which is
+ * logged and noted in `offer`.
+ */
 ngx_handoff_broker_t *
 ngx_handoff_find(ngx_handoff_main_conf_t *main, ngx_handoff_conf_t *conf, ngx_str_t *name,
-    ngx_log_t *log)
+    ngx_handoff_offer_t *offer, ngx_log_t *log)
 {
     ngx_handoff_broker_t  *broker;
     ngx_handoff_target_t  *target;
 
     if (name->len == 0) {
         ngx_log_error(NGX_LOG_INFO, log, 0, "not handed over: \"%V\" is empty", &conf->pass);
+        ngx_handoff_refuse(offer, HANDOFF_REASON_POLICY_DISABLED);
         return NULL;
     }
 
     target = ngx_handoff_find_target(main, name);
 
     if (target == NULL) {
-        ngx_log_error(NGX_LOG_ERR, log, 0, "not handed over: \"%V\" is \"%V\", which is neither an "
-                      "upstream nor named by another \"handoff_pass\"", &conf->pass, name);
-        return NULL;
+        ngx_log_error(NGX_LOG_ERR, log, 0, "handoff to \"%V\" failed: \"%V\" names neither an "
+                      "upstream nor what another \"handoff_pass\" names", name, &conf->pass);
+
+    } else if (target->mistake) {
+        ngx_log_error(NGX_LOG_ERR, log, 0, "handoff to \"%V\" failed: its server \"%V\" %s", name,
+                      &target->culprit, target->mistake);
+
+    } else {
+        broker = ngx_handoff_get_broker(ngx_cycle->pool, main, target, conf);
+
+        if (broker && ngx_handoff_open((ngx_cycle_t *) ngx_cycle, broker) == NGX_OK) {
+            return broker;
+        }
     }
 
-    if (target->mistake) {
-        ngx_log_error(NGX_LOG_ERR, log, 0, "not handed over: \"%V\" is \"%V\", whose server "
-                      "\"%V\" %s", &conf->pass, name, &target->culprit, target->mistake);
-        return NULL;
-    }
-
-    broker = ngx_handoff_get_broker(ngx_cycle->pool, main, target, conf);
-    if (broker == NULL || ngx_handoff_open((ngx_cycle_t *) ngx_cycle, broker) != NGX_OK) {
-        return NULL;
-    }
-
-    return broker;
+    ngx_handoff_refuse(offer, HANDOFF_REASON_BACKEND_UNAVAILABLE);
+    return NULL;
 }
 
 

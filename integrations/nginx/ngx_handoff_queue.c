@@ -158,6 +158,7 @@ ngx_handoff_drain(ngx_handoff_broker_t *broker, ngx_log_t *log)
     ngx_int_t             rc;
     ngx_pool_t           *pool;
     ngx_queue_t          *q;
+    ngx_uint_t            hopeless;
     ngx_handoff_offer_t  *offer;
 
     if (broker->queued == 0) {
@@ -167,7 +168,10 @@ ngx_handoff_drain(ngx_handoff_broker_t *broker, ngx_log_t *log)
     pool = ngx_create_pool(NGX_HANDOFF_POOL_SIZE, log);
 
     /* Without room the first one is offered all the same: that tells whether waiting is of use. */
-    for (room = handoff_broker_room(broker->broker); broker->queued; room -= room ? 1 : 0) {
+    room = handoff_broker_room(broker->broker);
+    hopeless = (room == 0);
+
+    while (broker->queued && (hopeless || room-- > 0)) {
         q = ngx_queue_head(&broker->queue);
         ngx_queue_remove(q);
         broker->queued--;
@@ -189,6 +193,20 @@ ngx_handoff_drain(ngx_handoff_broker_t *broker, ngx_log_t *log)
     }
 
     ngx_handoff_flush(broker, log);
+}
+
+
+/* The client of an offer that waits has gone away. No done() follows. */
+void
+ngx_handoff_client_gone(ngx_handoff_offer_t *offer)
+{
+    ngx_handoff_dequeue(offer);
+
+    offer->outcome = HANDOFF_FALLBACK;
+    offer->reason = HANDOFF_REASON_CLIENT_GONE;
+    offer->wait_ns = ngx_handoff_now_ns() - offer->since_ns;
+
+    ngx_handoff_count(offer);
 }
 
 
