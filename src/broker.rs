@@ -35,7 +35,8 @@ use options::MAX_TIMEOUT;
 use peer::WhyDown;
 use reconnecting::{Link, Reconnecting};
 
-pub use error::{BrokerError, Limit};
+pub use crate::wire::Refusal;
+pub use error::{BrokerError, Limit, NoWelcome};
 pub use options::BrokerOptions;
 pub use peer::{Allowed, Numbers};
 
@@ -182,8 +183,12 @@ impl Broker {
             self.handle.wake_if_missed();
             return Err(self.reconnecting.why_down.error(&self.path, &self.options));
         };
-        let Ok(welcome) = channel.welcome else {
-            return Err(WhyDown::NoBackend(libc::ENOTCONN).error(&self.path, &self.options));
+        let welcome = match channel.welcome {
+            Ok(welcome) => welcome,
+            Err(welcome_by) => {
+                let why = peer::before_welcome(&self.reconnecting.why_down, welcome_by, now);
+                return Err(why.error(&self.path, &self.options));
+            }
         };
         if channel.draining {
             return Err(WhyDown::NoBackend(libc::ESHUTDOWN).error(&self.path, &self.options));

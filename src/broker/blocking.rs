@@ -83,7 +83,12 @@ impl Broker {
             };
             let worth_waiting = match (&error, &self.link) {
                 (BrokerError::Full { .. }, _) => true,
-                (BrokerError::Unavailable { .. }, Link::Up(channel)) => channel.welcome.is_err(),
+                (
+                    BrokerError::Unavailable { .. }
+                    | BrokerError::TurnedAway { .. }
+                    | BrokerError::NoWelcome { .. },
+                    Link::Up(channel),
+                ) => channel.welcome.is_err(),
                 _ => false,
             };
             if !worth_waiting || left.is_zero() {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::offers::{Offers, State};
 use super::peer::{self, WhyDown};
-use super::{BrokerOptions, BrokerStatistics, Verdict};
+use super::{BrokerOptions, BrokerStatistics, NoWelcome, Refusal, Verdict};
 use crate::address;
 use crate::claim::{self, ClaimTable, Lost};
 use crate::failures::FailureCounter;
@@ -18,7 +18,7 @@ use crate::reason::Reason;
 use crate::support;
 use crate::sys::event::Events;
 use crate::sys::{self, packet};
-use crate::wire::{self, Frame, Hello, Kind};
+use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, WireError};
 
 /// The key of the channel's socket among the events.
 const SOCKET: u64 = 0;
@@ -39,6 +39,8 @@ pub(super) struct Channel {
     watching: bool,
     /// The system was short of memory: when to try again.
     pub(super) try_again: Option<Instant>,
+    /// What the backend said when it turned this broker away: its last word.
+    refusal: Option<Refusal>,
 }
 
 /// Verdicts that wait to be taken, and what follows from them.
@@ -105,7 +107,8 @@ impl Channel {
         let offers = Offers::new(slots)?;
         let hello = Hello { slots: slots as u32 }.body();
         let header = wire::header(Kind::Hello, 0, 1, hello.len());
-        packet::send_packet(socket.as_fd(), &header, &hello, &[table.as_raw_fd()])?;
+        packet::send_packet(socket.as_fd(), &header, &hello, &[table.as_raw_fd()])
+            .map_err(|error| why_hello_failed(&socket, error))?;
         Ok(Channel {
             socket,
             claims,
@@ -115,6 +118,7 @@ impl Channel {
             full: false,
             watching: false,
             try_again: None,
+            refusal: None,
         })
     }
 
@@ -260,6 +264,9 @@ impl Channel {
         outcomes: &mut Outcomes,
         now: Instant,
     ) -> Result<bool, Reason> {
+        if self.refusal.is_some() {
+            return Err(Reason::BackendUnavailable);
+        }
         for _ in 0..MAX_FRAMES {
             let received = match packet::receive_bare_packet(self.socket.as_fd(), buffer) {
                 Ok(received) if received.len == 0 => return Err(Reason::BackendUnavailable),
@@ -277,8 +284,14 @@ impl Channel {
             if received.payload_truncated || received.control_truncated {
                 return Err(Reason::IntegrityMismatch);
             }
-            let frame = wire::decode(&buffer[..received.len], received.descriptors);
-            self.handle(frame.map_err(|_| Reason::IntegrityMismatch)?, outcomes, now)?;
+            match wire::decode(&buffer[..received.len], received.descriptors) {
+                Ok(frame) => self.handle(frame, outcomes, now)?,
+                Err(WireError::Version(version)) if self.welcome.is_err() => {
+                    self.refusal = Some(Refusal::speaks(version));
+                    return Err(Reason::BackendUnavailable);
+                }
+                Err(_) => return Err(Reason::IntegrityMismatch),
+            }
         }
         Ok(false)
     }
@@ -316,7 +329,26 @@ impl Channel {
                 self.offers.forget_tokens();
                 Ok(())
             }
+            (Frame::Refusal(refusal), _) => {
+                self.refusal = Some(refusal);
+                Err(Reason::BackendUnavailable)
+            }
             _ => broken,
+        }
+    }
+
+    /// Why the channel ended, after a last attempt to receive.
+    pub(super) fn why_ended(&self, last: Result<bool, Reason>) -> WhyDown {
+        match (self.refusal, self.welcome, last) {
+            (Some(refusal), ..) => WhyDown::TurnedAway(refusal),
+            (None, Ok(_), _) => WhyDown::NoBackend(libc::ECONNRESET),
+            (None, Err(_), Ok(_)) => {
+                WhyDown::NoWelcome(NoWelcome::Silent { seconds: GREETING_TIMEOUT.as_secs() })
+            }
+            (None, Err(_), Err(Reason::IntegrityMismatch)) => {
+                WhyDown::NoWelcome(NoWelcome::Foreign)
+            }
+            (None, Err(_), Err(_)) => WhyDown::NoWelcome(NoWelcome::Closed),
         }
     }
 
@@ -364,4 +396,27 @@ impl Channel {
             _ => Ok(()),
         }
     }
+}
+
+/// What a backend said that turned this broker away before its hello, if that is why sending the hello
+/// failed.
+#[cold]
+fn why_hello_failed(socket: &OwnedFd, error: io::Error) -> WhyDown {
+    let code = error.raw_os_error();
+    if !matches!(code, Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN)) {
+        return error.into();
+    }
+    let mut packet = [0; wire::HEADER_LEN + REFUSAL_LEN + 1];
+    // The kernel tells of the end once, and then what was sent before.
+    for _ in 0..2 {
+        let Ok(received) = packet::receive_bare_packet(socket.as_fd(), &mut packet) else {
+            continue;
+        };
+        return match wire::decode(&packet[..received.len], received.descriptors) {
+            Ok(Frame::Refusal(refusal)) => WhyDown::TurnedAway(refusal),
+            _ if received.len > 0 => WhyDown::NoWelcome(NoWelcome::Foreign),
+            _ => WhyDown::NoWelcome(NoWelcome::Closed),
+        };
+    }
+    WhyDown::NoWelcome(NoWelcome::Closed)
 }

@@ -74,11 +74,13 @@ impl Broker {
     pub(super) fn hang_up(&mut self, reason: Reason, now: Instant) {
         let down = self.down(now);
         if let Link::Up(mut channel) = std::mem::replace(&mut self.link, down) {
-            self.reconnecting.why_down = WhyDown::NoBackend(libc::ECONNRESET);
+            let mut last = Err(reason);
             if reason != Reason::IntegrityMismatch {
-                // What the backend said last may be here already.
-                let _ = channel.receive(&mut self.buffer, &mut self.outcomes, now);
+                // What the backend said last may be here already, even behind an error: the kernel
+                // tells that first (sock_error in unix_dgram_recvmsg, net/unix/af_unix.c).
+                last = channel.receive(&mut self.buffer, &mut self.outcomes, now);
             }
+            self.reconnecting.why_down = channel.why_ended(last);
             if channel.offers.in_flight() > 0 && !self.closed && !channel.draining {
                 self.outcomes.record_failure(now);
             }
