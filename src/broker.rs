@@ -76,6 +76,9 @@ pub struct Verdict {
     pub reason: Option<Reason>,
     /// Whether the descriptor may have reached the backend.
     pub may_have_reached: bool,
+    /// With [`Reason::Kind`]: the kind of the socket, 1 for streams, 2 for sequenced packets, 4 for
+    /// datagrams, 8 for a socket without a peer. Otherwise, and if the backend does not tell, 0.
+    pub kind: u8,
 }
 
 /// What a [`Broker`] has done.

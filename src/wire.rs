@@ -7,6 +7,7 @@
 
 mod entries;
 mod refusal;
+mod rejection;
 #[cfg(test)]
 mod tests;
 
@@ -14,8 +15,9 @@ use crate::token::Token;
 
 pub(crate) use crate::sys::packet::MAX_DESCRIPTORS;
 pub(crate) use entries::{Grant, Hello, Offer, OfferHead, Verdict, Welcome, has_nul, write_offer};
-pub(crate) use refusal::REFUSAL_LEN;
 pub use refusal::Refusal;
+pub(crate) use refusal::{REFUSAL_LEN, cause};
+pub(crate) use rejection::{Rejection, kind};
 
 /// The version of the protocol.
 pub(crate) const VERSION: u8 = 1;

@@ -266,8 +266,11 @@ typedef struct handoff_verdict {
      * close(2) alone sends no FIN while there is a copy.
      */
     uint32_t may_have_reached_backend;
-    /** Reserved: always 0. */
-    uint32_t reserved;
+    /**
+     * With HANDOFF_REASON_KIND: the kind of the socket, one of HANDOFF_KIND_STREAM and so on, or
+     * HANDOFF_KIND_UNCONNECTED; 0 if the backend does not say. With other reasons 0.
+     */
+    uint32_t kind;
 } handoff_verdict;
 #define HANDOFF_VERDICT_INIT \
     { sizeof(handoff_verdict), 0, NULL, 0, 0, 0, 0 }

@@ -18,7 +18,7 @@ use crate::reason::Reason;
 use crate::support;
 use crate::sys::event::Events;
 use crate::sys::{self, packet};
-use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, WireError};
+use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, Rejection, WireError};
 
 /// The key of the channel's socket among the events.
 const SOCKET: u64 = 0;
@@ -178,6 +178,10 @@ impl Channel {
                     let reason = match code {
                         Some(libc::ETOOMANYREFS) => Reason::DescriptorPressure,
                         Some(libc::EPERM | libc::EACCES) => Reason::PermissionDenied,
+                        // The caller closed the descriptor too early.
+                        Some(libc::EBADF) => Reason::ClientGone,
+                        // More than the socket's buffer, SO_SNDBUF, holds.
+                        Some(libc::EMSGSIZE) => Reason::TooLarge,
                         _ => Reason::ClientUnsupported,
                     };
                     self.take_back(first, reason, outcomes, now)?;
@@ -203,10 +207,11 @@ impl Channel {
     fn take_back(
         &mut self,
         slot: u32,
-        reason: Reason,
+        why: impl Into<Rejection>,
         outcomes: &mut Outcomes,
         now: Instant,
     ) -> Result<bool, Reason> {
+        let Rejection { reason, kind } = why.into();
         let Some(found) = self.offers.slot(slot) else {
             return Err(Reason::IntegrityMismatch);
         };
@@ -223,7 +228,8 @@ impl Channel {
                 Err(Lost::Impossible) => (true, Some(broken), Err(broken)),
             };
         self.offers.settle(slot, adopted);
-        let verdict = Verdict { id, user_data, adopted, reason, may_have_reached: sent };
+        let kind = if reason == Some(Reason::Kind) { kind } else { 0 };
+        let verdict = Verdict { id, user_data, adopted, reason, may_have_reached: sent, kind };
         outcomes.add(verdict, now);
         result
     }
@@ -374,16 +380,14 @@ impl Channel {
                 }
                 let (id, user_data) = (found.id, found.user_data);
                 self.offers.settle(slot, true);
-                let may_have_reached = true;
+                let (adopted, may_have_reached) = (true, true);
                 let verdict =
-                    Verdict { id, user_data, adopted: true, reason: None, may_have_reached };
+                    Verdict { id, user_data, adopted, reason: None, may_have_reached, kind: 0 };
                 outcomes.add(verdict, now);
             }
             State::Sent => {
-                // A reason that a later version added is still a rejection.
-                let reason = Reason::try_from(u32::from(verdict.reason));
-                let reason = reason.unwrap_or(Reason::Rejected);
-                if self.take_back(slot, reason, outcomes, now)? {
+                let why = Rejection::of_byte(verdict.reason);
+                if self.take_back(slot, why, outcomes, now)? {
                     // It says that it rejected what it has adopted.
                     return broken;
                 }

@@ -398,8 +398,9 @@ pub struct handoff_verdict {
     /// shutdown(2), send(2) fails with EPIPE. End the connection with shutdown(2), then close(2):
     /// close(2) alone sends no FIN while there is a copy.
     pub may_have_reached_backend: u32,
-    /// Reserved: always 0.
-    pub reserved: u32,
+    /// With HANDOFF_REASON_KIND: the kind of the socket, one of HANDOFF_KIND_STREAM and so on, or
+    /// HANDOFF_KIND_UNCONNECTED; 0 if the backend does not say. With other reasons 0.
+    pub kind: u32,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -409,7 +410,7 @@ unsafe impl Growing for handoff_verdict {
 
 impl From<Verdict> for handoff_verdict {
     fn from(verdict: Verdict) -> handoff_verdict {
-        let Verdict { id, user_data, adopted, reason, may_have_reached } = verdict;
+        let Verdict { id, user_data, adopted, reason, may_have_reached, kind } = verdict;
         handoff_verdict {
             size: size_of::<handoff_verdict>(),
             id,
@@ -417,7 +418,7 @@ impl From<Verdict> for handoff_verdict {
             outcome: if adopted { HANDOFF_ADOPTED } else { HANDOFF_FALLBACK },
             reason: reason.map_or(HANDOFF_REASON_NONE, |reason| reason as handoff_reason),
             may_have_reached_backend: may_have_reached.into(),
-            reserved: 0,
+            kind: kind.into(),
         }
     }
 }

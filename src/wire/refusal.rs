@@ -10,12 +10,12 @@ use crate::kind::ErrorKind;
 pub(crate) const REFUSAL_LEN: usize = 16;
 
 /// Why a backend turns a broker away, as a number in the frame.
-mod cause {
-    pub(super) const NOT_ALLOWED: u8 = 1;
-    pub(super) const CHANNELS: u8 = 2;
-    pub(super) const CHANNELS_OF_USER: u8 = 3;
-    pub(super) const VERSION: u8 = 4;
-    pub(super) const DRAINING: u8 = 5;
+pub(crate) mod cause {
+    pub(crate) const NOT_ALLOWED: u8 = 1;
+    pub(crate) const CHANNELS: u8 = 2;
+    pub(crate) const CHANNELS_OF_USER: u8 = 3;
+    pub(crate) const VERSION: u8 = 4;
+    pub(crate) const DRAINING: u8 = 5;
 }
 
 /// The user's number stands for all who have none in the backend's user namespace.
@@ -26,12 +26,12 @@ const LISTED: u8 = 2;
 /// Why a backend turned a broker away. Fields that do not belong to the cause are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    cause: u8,
+    pub(crate) cause: u8,
     flags: u8,
     /// The versions of the protocol that the backend speaks, the first and the last.
     versions: [u8; 2],
     /// The broker's user as the backend saw it.
-    user: u32,
+    pub(crate) user: u32,
     /// The backend's own user.
     own: u32,
     /// The limit that is reached.
