@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Allowed;
+use super::{Allowed, Refusal};
 use crate::address::{self, TransportError};
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
@@ -70,6 +70,22 @@ pub enum BrokerError {
         /// Why: what the system said to the last attempt to connect, ECONNRESET after the end of
         /// a channel, ENOTCONN before a backend has said welcome, ESHUTDOWN while it drains.
         source: io::Error,
+    },
+    /// The backend turned this broker away, and said why.
+    #[error("{path}: {refusal}", path = .path.display())]
+    TurnedAway {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// Who listens at the path accepts connections, but no backend that works says this.
+    #[error("{path}: whoever listens there {did}: is it a handoff backend?", path = .path.display())]
+    NoWelcome {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// What it did instead of saying welcome.
+        did: NoWelcome,
     },
     /// The backend is switched off, or is to be removed.
     #[error("{path}: this backend is switched off", path = .path.display())]
@@ -198,6 +214,31 @@ fn why_unavailable(source: &io::Error) -> &'static str {
     }
 }
 
+/// What one who accepts a connection does who is no backend, or has come to a stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoWelcome {
+    /// It says nothing.
+    Silent {
+        /// For how long, in seconds.
+        seconds: u64,
+    },
+    /// It closed the connection without a word. A backend of 0.1 does that to brokers that it turns
+    /// away.
+    Closed,
+    /// It says something else.
+    Foreign,
+}
+
+impl fmt::Display for NoWelcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoWelcome::Silent { seconds } => write!(f, "did not say welcome within {seconds} s"),
+            NoWelcome::Closed => f.write_str("closed the channel without a word"),
+            NoWelcome::Foreign => f.write_str("does not speak the protocol"),
+        }
+    }
+}
+
 /// A limit that an offer would exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
@@ -268,6 +309,8 @@ impl BrokerError {
             BrokerError::Memory(error) => error.kind(),
             BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
             BrokerError::Unavailable { source, .. } => address::connect_kind(source),
+            BrokerError::TurnedAway { refusal, .. } => refusal.kind(),
+            BrokerError::NoWelcome { .. } => ErrorKind::BackendUnavailable,
             BrokerError::Off { .. } => ErrorKind::BackendUnavailable,
             BrokerError::NoBackend { source: Some(source), .. }
                 if source.kind() == io::ErrorKind::PermissionDenied =>

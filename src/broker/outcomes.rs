@@ -116,6 +116,8 @@ pub(super) struct End {
     pub reason: Option<Reason>,
     /// Whether this backend may hold the descriptor.
     pub may_have_reached: bool,
+    /// Of the socket, if the backend does not take it: see [`Verdict`].
+    pub kind: u8,
 }
 
 impl Outcomes {
@@ -153,7 +155,7 @@ impl Ledger<'_> {
     pub(super) fn ended(&mut self, facts: &Facts, end: End) {
         self.count(facts, end);
         let Facts { id, user_data, kept, .. } = *facts;
-        let End { adopted, reason, mut may_have_reached } = end;
+        let End { adopted, reason, mut may_have_reached, kind } = end;
         let mut tries = 1;
         if kept != NOT_KEPT {
             if let Some(copy) = self.outcomes.kept.get_mut(kept) {
@@ -167,7 +169,8 @@ impl Ledger<'_> {
             self.outcomes.kept.forget(kept);
         }
         let backend = self.backend;
-        let verdict = Verdict { id, user_data, adopted, reason, may_have_reached, backend, tries };
+        let verdict =
+            Verdict { id, user_data, adopted, reason, may_have_reached, kind, backend, tries };
         self.outcomes.add(verdict);
     }
 

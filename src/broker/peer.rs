@@ -5,8 +5,10 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::{BrokerError, BrokerOptions};
+use super::{BrokerError, BrokerOptions, NoWelcome, Refusal};
+use crate::handle::GREETING_TIMEOUT;
 use crate::memory::NoMemory;
 use crate::peer::{self, PeerError, Policy};
 use crate::support::{Need, SupportError};
@@ -84,10 +86,14 @@ impl fmt::Display for Allowed {
 }
 
 /// Why there is no channel.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum WhyDown {
     /// There is no backend: an error number, of the system or what it means here.
     NoBackend(i32),
+    /// The backend said why.
+    TurnedAway(Refusal),
+    /// Who listens there did not say welcome.
+    NoWelcome(NoWelcome),
     /// Who listens there may not be the backend.
     NotAllowed { user: u32, nameless: bool, own: u32, owner: Option<u32> },
     /// The system does not tell who listens there: an error number.
@@ -126,6 +132,8 @@ impl WhyDown {
         let source = io::Error::from_raw_os_error;
         match *self {
             WhyDown::NoBackend(code) => BrokerError::Unavailable { path, source: source(code) },
+            WhyDown::TurnedAway(refusal) => BrokerError::TurnedAway { path, refusal },
+            WhyDown::NoWelcome(did) => BrokerError::NoWelcome { path, did },
             WhyDown::Refused(need, code) => SupportError { need, source: source(code) }.into(),
             WhyDown::System(action, code) => BrokerError::System { action, source: source(code) },
             WhyDown::NoMemory(what) => NoMemory { what, source: source(libc::ENOMEM) }.into(),
@@ -140,6 +148,19 @@ impl WhyDown {
                 BrokerError::NotAllowed { path, user, nameless, allowed }
             }
         }
+    }
+}
+
+/// The error of an offer before the welcome, which must come by a deadline. As long as the backend is
+/// not known to do better this time, it is what the last attempt to connect met with.
+#[cold]
+pub(super) fn before_welcome(last: Option<WhyDown>, welcome_by: Instant, now: Instant) -> WhyDown {
+    let left = welcome_by.saturating_duration_since(now);
+    match (last, GREETING_TIMEOUT.saturating_sub(left).as_secs()) {
+        (Some(WhyDown::TurnedAway(refusal)), _) => WhyDown::TurnedAway(refusal),
+        (Some(WhyDown::NoWelcome(did)), 0) => WhyDown::NoWelcome(did),
+        (_, 0) => WhyDown::NoBackend(libc::ENOTCONN),
+        (_, seconds) => WhyDown::NoWelcome(NoWelcome::Silent { seconds }),
     }
 }
 
