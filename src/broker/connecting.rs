@@ -137,6 +137,9 @@ impl Broker {
                 last = channel.receive(&mut self.buffer, &mut ledger);
             }
             member.why_down = Some(channel.why_ended(last));
+            if channel.welcome.is_err() && reason != Reason::BrokerClosed {
+                ledger.tally.failed_connects += 1;
+            }
             if channel.offers.in_flight() > 0 && !self.closed && !channel.draining {
                 ledger.tally.record_failure(now);
             }
