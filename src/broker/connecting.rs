@@ -135,9 +135,6 @@ impl Broker {
                 // What the backend said last may be here already.
                 let _ = channel.receive(&mut self.buffer, &mut ledger);
             }
-            if channel.offers.in_flight() > 0 && !self.closed && !channel.draining {
-                ledger.tally.record_failure(now);
-            }
             channel.settle_all(reason, &mut ledger);
             if let Some(events) = self.handle.events() {
                 channel.unwatch(events);
