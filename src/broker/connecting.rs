@@ -140,9 +140,6 @@ impl Broker {
             if channel.welcome.is_err() && reason != Reason::BrokerClosed {
                 ledger.tally.failed_connects += 1;
             }
-            if channel.offers.in_flight() > 0 && !self.closed && !channel.draining {
-                ledger.tally.record_failure(now);
-            }
             channel.settle_all(reason, &mut ledger);
             if let Some(events) = self.handle.events() {
                 channel.unwatch(events);

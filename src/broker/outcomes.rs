@@ -185,7 +185,7 @@ impl Ledger<'_> {
         if let Some(failures) = failures {
             match reason {
                 _ if adopted => failures.clear(),
-                // A rejection is an answer, and the end of a channel counts once, not for each offer.
+                // A rejection is an answer, and nothing counts any more when there is a new channel.
                 Some(Reason::AckTimeout) if facts.trial => failures.record_trial(self.now),
                 Some(Reason::AckTimeout) => failures.record(self.now),
                 _ if facts.trial => failures.end_trial(self.now),
