@@ -43,11 +43,12 @@ ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker)
     int              fd;
     handoff_broker  *handle;
 
-    if (broker->opened) {
+    if (broker->begun) {
         return NGX_OK;
     }
 
-    broker->opened = 1;
+    broker->begun = 1;
+    broker->opened = ngx_current_msec;
 
     ngx_queue_init(&broker->waiting);
     ngx_queue_init(&broker->queue);
@@ -392,6 +393,7 @@ ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
         ngx_del_timer(&offer->expiry);
     }
 
+    broker->settled = 1;
     broker->free = slot->next;
     slot->offer = offer;
     offer->slot = slot;

@@ -115,6 +115,7 @@ struct ngx_handoff_broker_s {
     ngx_msec_t                attempt_timeout;
 
     /* Each worker's own. */
+    ngx_uint_t                begun;     /* unsigned begun:1; it was tried to open it */
     handoff_broker           *broker;    /* NULL if it could not be opened */
     ngx_queue_t               waiting;   /* of ngx_handoff_offer_t, for the iteration's end */
     ngx_event_t               flush;
@@ -125,8 +126,8 @@ struct ngx_handoff_broker_s {
     /* ngx_handoff_queue.c's own. */
     ngx_queue_t               queue;     /* of ngx_handoff_offer_t, for room */
     ngx_uint_t                queued;    /* how many those are */
-    unsigned                  opened:1;
-    unsigned                  settled:1; /* its first connections are made, or have failed */
+    ngx_msec_t                opened;    /* when */
+    ngx_uint_t                settled;   /* unsigned settled:1; it is not new any more */
 
     /* ngx_handoff_status.c's own. */
     ngx_event_t               publish;

@@ -44,19 +44,21 @@ ngx_handoff_may_wait(ngx_handoff_offer_t *offer, handoff_status status)
         return 0;
     }
 
-    if (status == HANDOFF_ERR_FULL) {
-        return offer->expiry.timer_set || broker->queued < offer->conf->queue;
+    if (status == HANDOFF_ERR_FULL
+        && (offer->expiry.timer_set || broker->queued < offer->conf->queue))
+    {
+        return 1;
     }
 
     /* As many as could be in flight wait for the first connections, also without a queue. */
-    return status == HANDOFF_ERR_BACKEND_UNAVAILABLE
+    return (status == HANDOFF_ERR_FULL || status == HANDOFF_ERR_BACKEND_UNAVAILABLE)
            && ngx_handoff_is_new(broker)
            && (offer->expiry.timer_set
                || broker->queued < ngx_max(offer->conf->queue, broker->max_in_flight));
 }
 
 
-/* Whether the first connection to some backend is under way, and none has been made. */
+/* Whether nothing could be offered so far, because the first connections are under way. */
 static ngx_uint_t
 ngx_handoff_is_new(ngx_handoff_broker_t *broker)
 {
@@ -69,20 +71,12 @@ ngx_handoff_is_new(ngx_handoff_broker_t *broker)
     }
 
     for (i = 0; handoff_broker_get_state(broker->broker, i, &state) == HANDOFF_OK; i++) {
-
-        if (state.connects) {
-            under_way = 0;
-            break;
-        }
-
-        if (state.failed_connects == 0 && !(state.flags & HANDOFF_BACKEND_OFF)) {
-            under_way = 1;
-        }
+        under_way |= (state.failed_connects == 0 && !(state.flags & HANDOFF_BACKEND_OFF));
     }
 
-    broker->settled = !under_way;
+    broker->settled = !under_way || ngx_current_msec - broker->opened > broker->attempt_timeout;
 
-    return under_way;
+    return !broker->settled;
 }
 
 
