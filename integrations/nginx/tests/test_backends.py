@@ -103,14 +103,16 @@ class Fleet(Case):
                  for socket, parameters in servers.items()]
         return f"upstream {name} {{ {' '.join(lines)} }}"
 
-    def start_fleet(self, servers, *options, server="", target="fleet", upstreams=None, wait=True):
+    def start_fleet(self, servers, *options, server="", target="fleet", upstreams=None, wait=True,
+                    **more):
         """These backends, a fallback, and nginx, whose workers have channels to all of them."""
         for name in servers:
             self.start_one(name, *options)
         self.fallback = self.start_fallback()
         if upstreams is None:
             upstreams = self.upstream(servers)
-        self.start_nginx(**self.configuration(target=target, upstreams=upstreams), server=server)
+        self.start_nginx(**self.configuration(target=target, upstreams=upstreams), server=server,
+                         **more)
         if wait:
             self.wait_for(*(name for name in servers if "down" not in servers[name]))
 
