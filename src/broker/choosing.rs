@@ -1,8 +1,11 @@
 //! Which backend gets an offer, and which one gets it next.
 //!
 //! Among those that take it, the one with the fewest offers in flight for its weight; backups only if
-//! no other takes it. Those with equal load take turns by their weights: the smooth weighted
-//! round-robin of nginx.
+//! no other takes it. Several have the fewest if each has less for its weight than any of them would
+//! have with this offer: a heavy one with one offer does not rank behind light ones with none, or few
+//! offers in flight would make all weights equal. Of these the one is next whose turn it is by the
+//! weights of all, in the smooth weighted round-robin of nginx. One that was passed over for its load
+//! gets its turns later, but not more than a few.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -15,6 +18,9 @@ use super::outcomes::Again;
 use super::{Broker, BrokerError, ID_BITS, KEPT_ID, SLOT_BITS, Verdict};
 use crate::claim;
 use crate::reason::Reason;
+
+/// How many of its turns a backend may be behind, or ahead.
+const MOST_TURNS: i64 = 2;
 
 /// An offer that is to be placed.
 pub(super) struct Placing<'a> {
@@ -67,7 +73,9 @@ impl Broker {
     ) -> Result<Chosen, Option<(usize, Obstacle)>> {
         let queue_bytes = self.options.queue_bytes;
         let copy = self.outcomes.kept.get(kept);
-        let mut best: Option<(bool, usize, u64)> = None;
+        let mut fewest: Option<(bool, usize, u64)> = None;
+        // Of those that are no backups, and of backups.
+        let mut weights = [0; 2];
         let mut refused: Option<(usize, Obstacle)> = None;
         for (index, member) in self.members.iter_mut().enumerate() {
             member.candidate = false;
@@ -81,27 +89,29 @@ impl Broker {
                 continue;
             }
             member.candidate = true;
-            let load = load(member);
-            if best.is_none_or(|best| is_less(load, best)) {
-                best = Some(load);
+            weights[usize::from(member.settings.backup)] += i64::from(member.settings.weight);
+            let with_this = load(member, 1);
+            if fewest.is_none_or(|fewest| is_less(with_this, fewest)) {
+                fewest = Some(with_this);
             }
         }
-        let index = self.take_turns(best.ok_or(refused)?);
+        let limit = fewest.ok_or(refused)?;
+        let index = self.take_turns(limit, weights[usize::from(limit.0)]);
         let place = self.members[index].takes(len, queue_bytes, now);
         place.map(|place| Chosen { index, place }).map_err(|why| Some((index, why)))
     }
 
-    /// The one whose turn it is among the candidates with this load.
-    fn take_turns(&mut self, best: (bool, usize, u64)) -> usize {
-        let (mut chosen, mut highest, mut total) = (0, i64::MIN, 0);
+    /// The one whose turn it is among the candidates with less than this load. `total` is the weight
+    /// of all candidates that are backups as it is, or are none.
+    fn take_turns(&mut self, limit: (bool, usize, u64), total: i64) -> usize {
+        let (mut chosen, mut highest) = (0, i64::MIN);
         for (index, member) in self.members.iter_mut().enumerate() {
-            if !member.candidate || is_less(best, load(member)) {
+            if !member.candidate || member.settings.backup != limit.0 {
                 continue;
             }
-            let weight = i64::from(member.settings.weight);
-            member.turn += weight;
-            total += weight;
-            if member.turn > highest {
+            let turn = member.turn + i64::from(member.settings.weight);
+            member.turn = turn.clamp(-MOST_TURNS * total, MOST_TURNS * total);
+            if member.turn > highest && is_less(load(member, 0), limit) {
                 (chosen, highest) = (index, member.turn);
             }
         }
@@ -268,9 +278,9 @@ impl Broker {
     }
 }
 
-/// How busy a backend is: less is better. Backups come last.
-fn load(member: &super::member::Member) -> (bool, usize, u64) {
-    (member.settings.backup, member.in_flight(), u64::from(member.settings.weight))
+/// How busy a backend is, with so many offers more: less is better. Backups come last.
+fn load(member: &super::member::Member, more: usize) -> (bool, usize, u64) {
+    (member.settings.backup, member.in_flight() + more, u64::from(member.settings.weight))
 }
 
 fn is_less(one: (bool, usize, u64), other: (bool, usize, u64)) -> bool {
