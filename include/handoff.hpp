@@ -106,6 +106,9 @@ enum class reason : handoff_reason {
     unsupported_platform = HANDOFF_REASON_UNSUPPORTED_PLATFORM,
     broker_closed = HANDOFF_REASON_BROKER_CLOSED,
     backend_died = HANDOFF_REASON_BACKEND_DIED,
+    client_gone = HANDOFF_REASON_CLIENT_GONE,
+    too_large = HANDOFF_REASON_TOO_LARGE,
+    kind = HANDOFF_REASON_KIND,
 };
 
 /** Names a reason in lower case, for logs. */
@@ -420,6 +423,8 @@ struct verdict {
     bool adopted = false;
     handoff::reason reason = handoff::reason::none;
     bool may_have_reached_backend = false;
+    /** With reason::kind: HANDOFF_KIND_*, which the backend does not take. */
+    std::uint32_t kind = 0;
 };
 
 /**
@@ -561,7 +566,8 @@ class broker
     static verdict<T> from_raw(const handoff_verdict &raw) noexcept
     {
         return {raw.id, static_cast<T *>(raw.user_data), raw.outcome == HANDOFF_ADOPTED,
-                static_cast<handoff::reason>(raw.reason), raw.may_have_reached_backend != 0};
+                static_cast<handoff::reason>(raw.reason), raw.may_have_reached_backend != 0,
+                raw.kind};
     }
 
     // In C an offer after close() may be a bug. Here it is how a broker stops.

@@ -186,9 +186,11 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  * @return HANDOFF_OK: handoff_broker_next() will return its verdict. After any error except
  *         HANDOFF_ERR_INTERNAL nothing was sent and there is no verdict, so serve the client
  *         another way:
- *         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, or if the backend is draining;
+ *         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, also if the backend has as many as it
+ *         may have, or if it is draining: handoff_last_error() says why;
  *         HANDOFF_ERR_WOULD_BLOCK if there is none because too many brokers wait to be accepted;
- *         HANDOFF_ERR_PERMISSION_DENIED if there is none because this process may not connect;
+ *         HANDOFF_ERR_PERMISSION_DENIED if there is none because this process may not connect, or
+ *         the backend does not allow its user;
  *         HANDOFF_ERR_PEER_NOT_ALLOWED if the user who listens at the path may not be the backend,
  *         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
  *         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, or
@@ -202,8 +204,9 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         or both forms of preread are set;
  *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_UNSUPPORTED if this
- *         system lacks what a channel needs; HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG
- *         is RLIMIT_FSIZE, for the memory that the two ends share counts as a file.
+ *         system lacks what a channel needs, or the backend speaks another version of the protocol;
+ *         HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG is RLIMIT_FSIZE, for the memory
+ *         that the two ends share counts as a file.
  *
  * After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
  * handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
@@ -317,8 +320,8 @@ handoff_status handoff_broker_next(handoff_broker *broker,
  * Offers a connection and waits for its verdict. For programs without an event loop.
  *
  * It waits for the channel, for room and for the verdict, together at most the offer's
- * `timeout_ms`. If connecting fails or is to wait for the next attempt, and while the backend
- * drains, it returns HANDOFF_ERR_BACKEND_UNAVAILABLE at once.
+ * `timeout_ms`. If connecting fails or is to wait for the next attempt, if the backend turns this
+ * broker away, and while it drains, it returns the error at once.
  *
  * @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
  * @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect
