@@ -56,11 +56,9 @@ impl Broker {
         if let Some(copy) = copy.filter(|copy| !self.can_fail_over(copy, now)) {
             let attempt = now.checked_add(self.options.attempt_timeout);
             let deadline = attempt.map_or(copy.deadline, |attempt| attempt.min(copy.deadline));
-            let member = &mut self.members[index];
-            if let Link::Up(channel) = &mut member.link {
+            if let Some(channel) = self.members[index].channel() {
                 channel.offers.put_off(slot, deadline);
             }
-            member.tally.record_failure(now);
             return;
         }
         let taken_back = self.with_channel(index, now, |channel, ledger| {
