@@ -13,6 +13,7 @@ mod offers;
 mod options;
 mod peer;
 mod reconnecting;
+mod shared;
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -38,6 +39,7 @@ use reconnecting::{Link, Reconnecting};
 pub use error::{BrokerError, Limit};
 pub use options::BrokerOptions;
 pub use peer::{Allowed, Numbers};
+pub use shared::SharedBroker;
 
 /// One connection to hand over.
 #[derive(Clone, Copy, Debug)]

@@ -67,9 +67,24 @@ typedef struct handoff_broker_options {
      * socket's file. Checked for each connection before anything is sent. Copied.
      */
     const handoff_peer_policy *policy;
+    /** HANDOFF_BROKER_SHARED, or 0. */
+    uint32_t flags;
+    /** Reserved: always 0. */
+    uint32_t reserved;
 } handoff_broker_options;
 #define HANDOFF_BROKER_OPTIONS_INIT \
-    { sizeof(handoff_broker_options), 0, 0, 0, 0, 0, 0, 0, NULL }
+    { sizeof(handoff_broker_options), 0, 0, 0, 0, 0, 0, 0, NULL, 0, 0 }
+
+/**
+ * In handoff_broker_options.flags: any number of threads may use the broker at once, with one
+ * channel for all of them. Each calls handoff_broker_offer_and_wait(): one of them does the
+ * broker's work, and the others wait for their verdicts. Any other call may be made meanwhile, but
+ * handoff_broker_free().
+ *
+ * The thread's own handoff_last_error() has the error of each call. In a child of fork(), every
+ * call but handoff_broker_free() returns HANDOFF_ERR_WRONG_PROCESS.
+ */
+#define HANDOFF_BROKER_SHARED 1
 
 /**
  * Initialises options as HANDOFF_BROKER_OPTIONS_INIT does, for languages without macros.

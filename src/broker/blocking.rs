@@ -81,18 +81,22 @@ impl Broker {
                 Ok(id) => return Ok(id),
                 Err(error) => error,
             };
-            let worth_waiting = match (&error, &self.link) {
-                (BrokerError::Full { .. }, _) => true,
-                (BrokerError::Unavailable { .. }, Link::Up(channel)) => channel.welcome.is_err(),
-                _ => false,
-            };
-            if !worth_waiting || left.is_zero() {
+            if !self.is_worth_waiting(&error) || left.is_zero() {
                 return Err(error);
             }
             if self.handle.woken() {
                 return Err(BrokerError::Woken);
             }
             self.dispatch_after(Wait::Until(deadline))?;
+        }
+    }
+
+    /// Whether there may soon be room for an offer that was refused.
+    pub(super) fn is_worth_waiting(&self, error: &BrokerError) -> bool {
+        match (error, &self.link) {
+            (BrokerError::Full { .. }, _) => true,
+            (BrokerError::Unavailable { .. }, Link::Up(channel)) => channel.welcome.is_err(),
+            _ => false,
         }
     }
 }

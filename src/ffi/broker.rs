@@ -13,13 +13,13 @@ use super::argument::{
     timeout,
 };
 use super::growing::{Fill, Growing, Input, initialize, read, read_or_default};
-use super::guard::{Failure, Message, guard, guard_or, wake};
+use super::guard::{Failure, Message, guard, guard_or, last_message, wake};
 use super::peer::{handoff_peer_policy, policy};
 use super::reason::{
     HANDOFF_ADOPTED, HANDOFF_FALLBACK, HANDOFF_REASON_NONE, handoff_outcome, handoff_reason,
 };
 use super::status::{HANDOFF_OK, handoff_status, status_of};
-use crate::broker::{Broker, BrokerOptions, BrokerStatistics, Offer, Verdict};
+use crate::broker::{Broker, BrokerOptions, BrokerStatistics, Offer, SharedBroker, Verdict};
 use crate::handle::Waker;
 use crate::kind::ErrorKind;
 use crate::memory;
@@ -30,9 +30,16 @@ use crate::reason::Reason;
 /// It belongs to the process that uses it first. You can make it before fork() and use it in one
 /// child. Several children need one each.
 pub struct handoff_broker {
-    broker: Broker,
-    waker: Waker,
+    broker: Kind,
+    /// What ends a wait. None: threads share the broker, and it is that which does.
+    waker: Option<Waker>,
     last_error: Message,
+}
+
+enum Kind {
+    /// Used by one thread at a time.
+    Single(Broker),
+    Shared(SharedBroker),
 }
 
 /// The limits of a broker. Zero is the default in every field. Out-of-range values are clamped.
@@ -64,6 +71,10 @@ pub struct handoff_broker_options {
     /// Who may be the backend: default root, this process's user and, for a path, the owner of the
     /// socket's file. Checked for each connection before anything is sent. Copied.
     pub policy: *const handoff_peer_policy,
+    /// HANDOFF_BROKER_SHARED, or 0.
+    pub flags: u32,
+    /// Reserved: always 0.
+    pub reserved: u32,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -72,6 +83,15 @@ unsafe impl Growing for handoff_broker_options {
 }
 // SAFETY: integers and a pointer.
 unsafe impl Input for handoff_broker_options {}
+
+/// In handoff_broker_options.flags: any number of threads may use the broker at once, with one
+/// channel for all of them. Each calls handoff_broker_offer_and_wait(): one of them does the
+/// broker's work, and the others wait for their verdicts. Any other call may be made meanwhile, but
+/// handoff_broker_free().
+///
+/// The thread's own handoff_last_error() has the error of each call. In a child of fork(), every
+/// call but handoff_broker_free() returns HANDOFF_ERR_WRONG_PROCESS.
+pub const HANDOFF_BROKER_SHARED: u32 = 1;
 
 /// Initialises options as HANDOFF_BROKER_OPTIONS_INIT does, for languages without macros.
 ///
@@ -107,10 +127,19 @@ pub extern "C" fn handoff_broker_new(
 ) -> handoff_status {
     guard(|| {
         let path = self::path(path)?;
-        let options = core_options(read_or_default(options, "options")?)?;
+        let options = read_or_default(options, "options")?;
+        if options.flags & !HANDOFF_BROKER_SHARED != 0 {
+            return Err(Failure::Argument("options.flags", Problem::Is("has an unknown bit")));
+        }
         let out = Out::new(broker, "broker")?;
-        let broker = Broker::new(path, options)?;
-        out.give(handoff_broker { waker: broker.waker(), broker, last_error: Message::new() });
+        let broker = Broker::new(path, core_options(options)?)?;
+        let (broker, waker) = if options.flags & HANDOFF_BROKER_SHARED != 0 {
+            (Kind::Shared(SharedBroker::new(broker)), None)
+        } else {
+            let waker = broker.waker();
+            (Kind::Single(broker), Some(waker))
+        };
+        out.give(handoff_broker { broker, waker, last_error: Message::new() });
         Ok(())
     })
 }
@@ -149,14 +178,44 @@ fn with(
     broker: *mut handoff_broker,
     body: impl FnOnce(&mut Broker) -> Result<(), Failure>,
 ) -> handoff_status {
-    let status = guard(|| {
-        check(broker, "broker")?;
-        // Not the whole handle: another thread may use its waker.
-        // SAFETY: not NULL and aligned; projecting a pointer reads nothing.
-        body(exclusive(unsafe { &raw mut (*broker).broker }, "broker")?)
+    let status = guard(|| match shared(broker)? {
+        Some(shared) => shared.with(body)?,
+        None => body(single(broker)?),
     });
-    if let (..0, Ok(broker)) = (status, reference(broker, "broker")) {
-        broker.last_error.copy_from_thread();
+    keep_error(broker, status)
+}
+
+/// The broker, if threads share it.
+fn shared<'a>(broker: *mut handoff_broker) -> Result<Option<&'a SharedBroker>, Failure> {
+    check(broker, "broker")?;
+    // SAFETY: not NULL and aligned. Nobody changes this after handoff_broker_new().
+    if unsafe { &(*broker).waker }.is_some() {
+        return Ok(None);
+    }
+    // SAFETY: as above; no thread borrows a shared broker exclusively.
+    match unsafe { &(*broker).broker } {
+        Kind::Shared(shared) => Ok(Some(shared)),
+        Kind::Single(_) => Ok(None),
+    }
+}
+
+/// The broker, if one thread uses it at a time.
+fn single<'a>(broker: *mut handoff_broker) -> Result<&'a mut Broker, Failure> {
+    // Not the whole handle: another thread may use its waker.
+    // SAFETY: the caller has checked that it is not NULL and aligned; projecting a pointer reads
+    // nothing.
+    match exclusive(unsafe { &raw mut (*broker).broker }, "broker")? {
+        Kind::Single(broker) => Ok(broker),
+        Kind::Shared(_) => Err(Failure::Argument("broker", Problem::Is("is shared"))),
+    }
+}
+
+/// Keeps the error of a call with the broker. That of a shared one is the thread's only.
+fn keep_error(broker: *mut handoff_broker, status: handoff_status) -> handoff_status {
+    if status < HANDOFF_OK && matches!(shared(broker), Ok(None)) {
+        if let Ok(broker) = reference(broker, "broker") {
+            broker.last_error.copy_from_thread();
+        }
     }
     status
 }
@@ -466,11 +525,19 @@ pub extern "C" fn handoff_broker_offer_and_wait(
     offer: *const handoff_offer,
     verdict: *mut handoff_verdict,
 ) -> handoff_status {
-    with(broker, |broker| {
+    let status = guard(|| {
         let out = Fill::new(verdict, "verdict")?;
-        out.set(with_offer(offer, |offer| Ok(broker.offer_and_wait(offer)?))?.into());
+        let verdict = match shared(broker)? {
+            Some(shared) => with_offer(offer, |offer| Ok(shared.offer_and_wait(offer)?))?,
+            None => {
+                let broker = single(broker)?;
+                with_offer(offer, |offer| Ok(broker.offer_and_wait(offer)?))?
+            }
+        };
+        out.set(verdict.into());
         Ok(())
-    })
+    });
+    keep_error(broker, status)
 }
 
 /// Ends a wait in handoff_broker_offer_and_wait(). The call that waits, or else the next one that
@@ -491,7 +558,14 @@ pub extern "C" fn handoff_broker_wake(broker: *const handoff_broker) -> handoff_
     }
     // SAFETY: not NULL and aligned. Only the waker is borrowed, which calls in other threads borrow
     // in the same way or not at all.
-    wake(unsafe { &(*broker).waker })
+    match unsafe { &(*broker).waker } {
+        Some(waker) => wake(|| waker.wake()),
+        // SAFETY: the same of a broker that threads share, which none borrows exclusively.
+        None => match unsafe { &(*broker).broker } {
+            Kind::Shared(shared) => wake(|| shared.wake()),
+            Kind::Single(_) => status_of(ErrorKind::Internal),
+        },
+    }
 }
 
 /// Takes an offer back.
@@ -507,7 +581,11 @@ pub extern "C" fn handoff_broker_wake(broker: *const handoff_broker) -> handoff_
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_take_back(broker: *mut handoff_broker, id: u64) -> handoff_status {
-    with(broker, |broker| Ok(broker.take_back(id)?))
+    let status = guard(|| match shared(broker)? {
+        Some(shared) => Ok(shared.take_back(id)?),
+        None => Ok(single(broker)?.take_back(id)?),
+    });
+    keep_error(broker, status)
 }
 
 /// Takes every offer back and closes the channel. Then call handoff_broker_next() for the verdicts,
@@ -601,8 +679,10 @@ pub extern "C" fn handoff_broker_get_statistics(
 ///         until the broker's next error or its end.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_broker_last_error(broker: *const handoff_broker) -> *const c_char {
-    guard_or(c"".as_ptr(), || {
-        reference(broker, "broker").map_or(c"".as_ptr(), |broker| broker.last_error.as_ptr())
+    guard_or(c"".as_ptr(), || match (reference(broker, "broker"), shared(broker.cast_mut())) {
+        (Ok(_), Ok(Some(_))) => last_message(),
+        (Ok(broker), _) => broker.last_error.as_ptr(),
+        (Err(_), _) => c"".as_ptr(),
     })
 }
 

@@ -10,7 +10,6 @@ use std::sync::Once;
 use super::argument::Problem;
 use super::status::{HANDOFF_NOTHING, HANDOFF_OK, handoff_status, status_of};
 use crate::error::Error;
-use crate::handle::Waker;
 use crate::kind::ErrorKind;
 use crate::sys;
 
@@ -70,9 +69,9 @@ pub(super) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> handoff_statu
 
 /// Ends a wait. Without a guard around it, which a signal handler may not use: nothing here panics,
 /// allocates, locks or sets a message.
-pub(super) fn wake(waker: &Waker) -> handoff_status {
+pub(super) fn wake(wake: impl FnOnce() -> bool) -> handoff_status {
     let errno = sys::errno();
-    let ours = waker.wake();
+    let ours = wake();
     sys::set_errno(errno);
     if ours { HANDOFF_OK } else { status_of(ErrorKind::WrongProcess) }
 }

@@ -287,6 +287,19 @@ impl Events {
     }
 }
 
+/// Waits until a set is readable, or the deadline is past. It takes nothing: what has happened is
+/// there for [`Events::take`].
+pub(crate) fn await_events(set: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: 0, u64: 0 };
+    retry(|| {
+        // Computed anew each time, so that signals cannot put off the deadline.
+        let timeout = deadline.map_or(-1, |deadline| poll_timeout(deadline, Instant::now()));
+        // SAFETY: the pointer and the count describe `event`, which outlives the call.
+        unsafe { libc::epoll_wait(set.as_raw_fd(), &raw mut event, 1, timeout) as isize }
+    })?;
+    Ok(())
+}
+
 fn set_timer(timer: &OwnedFd, left: Duration) -> io::Result<()> {
     let value = libc::timespec {
         tv_sec: left.as_secs().try_into().unwrap_or(libc::time_t::MAX),
