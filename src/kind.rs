@@ -56,6 +56,9 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// One more than the highest number.
+    pub const COUNT: usize = 40;
+
     /// The kind of an error of the operating system that has no kind of its own.
     pub(crate) fn of_system(error: &io::Error) -> ErrorKind {
         match error.raw_os_error() {
@@ -92,7 +95,7 @@ impl ErrorKind {
     pub fn reason(self) -> Option<Reason> {
         match self {
             ErrorKind::RateLimited => Some(Reason::RateLimited),
-            ErrorKind::TooLarge => Some(Reason::ClientUnsupported),
+            ErrorKind::TooLarge => Some(Reason::TooLarge),
             ErrorKind::System | ErrorKind::NoMemory => Some(Reason::BackendUnavailable),
             kind => kind.attempt_failure().map(AttemptFailure::reason),
         }

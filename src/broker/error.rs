@@ -13,6 +13,7 @@ use crate::handle::HandleError;
 use crate::kind::ErrorKind;
 use crate::memory::NoMemory;
 use crate::support::SupportError;
+use crate::wire::Refusal;
 
 /// Why a call of a [`Broker`](super::Broker) did nothing.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,51 @@ pub enum BrokerError {
         /// Why: what the system said to the last attempt to connect, ECONNRESET after the end of
         /// a channel, ENOTCONN before a backend has said welcome, ESHUTDOWN while it drains.
         source: io::Error,
+    },
+    /// The backend is switched off, or is to be removed.
+    #[error("{path}: this backend is switched off", path = .path.display())]
+    Off {
+        /// The handoff socket.
+        path: Arc<Path>,
+    },
+    /// The broker has no backend yet, or none in its directory.
+    #[error("{path}no backend to offer to{why}", path = Prefix(path), why = Suffix(source))]
+    NoBackend {
+        /// What the broker was made with.
+        path: Arc<Path>,
+        /// What the system said about the directory, if it did.
+        source: Option<io::Error>,
+    },
+    /// None of several backends takes the offer: why the one does not that is most likely to take one
+    /// soon.
+    #[error("none of {count} backends takes the offer; {first}")]
+    AllRefused {
+        /// How many there are.
+        count: usize,
+        /// The error of that one.
+        first: Box<BrokerError>,
+    },
+    /// The broker has as many backends as it can have.
+    #[error("the broker has {most} backends already")]
+    TooManyBackends {
+        /// How many it can have.
+        most: usize,
+    },
+    /// The backend turned this broker away, and said why.
+    #[error("{path}: {refusal}", path = .path.display())]
+    TurnedAway {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// Who listens at the path accepts connections, but no backend that works says this.
+    #[error("{path}: whoever listens there {did}: is it a handoff backend?", path = .path.display())]
+    NoWelcome {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// What it did instead of saying welcome.
+        did: NoWelcome,
     },
     /// The process that listens at the path may not be the backend. Nothing was sent to it.
     #[error("{path}: the user who listens there, {user}{note}, may not be the backend: {allowed}",
@@ -135,6 +181,24 @@ pub enum BrokerError {
     },
 }
 
+/// A path and a colon, if there is one.
+struct Prefix<'a>(&'a Path);
+
+impl fmt::Display for Prefix<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.as_os_str().is_empty() { Ok(()) } else { write!(f, "{}: ", self.0.display()) }
+    }
+}
+
+/// A colon and what the system said, if it did.
+struct Suffix<'a>(&'a Option<io::Error>);
+
+impl fmt::Display for Suffix<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |source| write!(f, ": {source}"))
+    }
+}
+
 /// What an error number says here, where the system's words for it say something else.
 fn why_unavailable(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
@@ -148,6 +212,31 @@ fn why_unavailable(source: &io::Error) -> &'static str {
         Some(libc::ESHUTDOWN) => ", the backend drains",
         Some(libc::ETOOMANYREFS | libc::EMFILE | libc::ENFILE) => ", too many descriptors",
         _ => "",
+    }
+}
+
+/// What one who accepts a connection does who is no backend, or has come to a stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoWelcome {
+    /// It says nothing.
+    Silent {
+        /// For how long, in seconds.
+        seconds: u64,
+    },
+    /// It closed the connection without a word. A backend of 0.1 does that to brokers that it turns
+    /// away.
+    Closed,
+    /// It says something else.
+    Foreign,
+}
+
+impl fmt::Display for NoWelcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoWelcome::Silent { seconds } => write!(f, "did not say welcome within {seconds} s"),
+            NoWelcome::Closed => f.write_str("closed the channel without a word"),
+            NoWelcome::Foreign => f.write_str("does not speak the protocol"),
+        }
     }
 }
 
@@ -199,6 +288,15 @@ impl fmt::Display for Limit {
 }
 
 impl BrokerError {
+    /// Whether a limit is reached that a verdict or room in a socket ends.
+    pub(super) fn is_full(&self) -> bool {
+        match self {
+            BrokerError::Full { .. } => true,
+            BrokerError::AllRefused { first, .. } => first.is_full(),
+            _ => false,
+        }
+    }
+
     /// The kind of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -212,6 +310,17 @@ impl BrokerError {
             BrokerError::Memory(error) => error.kind(),
             BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
             BrokerError::Unavailable { source, .. } => address::connect_kind(source),
+            BrokerError::Off { .. } => ErrorKind::BackendUnavailable,
+            BrokerError::NoBackend { source: Some(source), .. }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                ErrorKind::PermissionDenied
+            }
+            BrokerError::NoBackend { .. } => ErrorKind::BackendUnavailable,
+            BrokerError::AllRefused { first, .. } => first.kind(),
+            BrokerError::TooManyBackends { .. } => ErrorKind::Full,
+            BrokerError::TurnedAway { refusal, .. } => refusal.kind(),
+            BrokerError::NoWelcome { .. } => ErrorKind::BackendUnavailable,
             BrokerError::Support(error) => error.kind(),
             BrokerError::NotAllowed { .. } => ErrorKind::PeerNotAllowed,
             BrokerError::Unknown { .. } => ErrorKind::PeerUnknown,

@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::options::MAX_TIMEOUT;
 use super::{Broker, BrokerError, Offer, Verdict};
-use crate::handle::{HandleError, Waker};
-use crate::reason::Reason;
+use crate::handle::{HandleError, REST_PAUSE, Waker};
 use crate::sys::event;
 
 use crew::{Attempt, Crew, Desk, Watch};
@@ -55,12 +54,21 @@ impl SharedBroker {
     /// As [`Broker::offer_and_wait`], in any number of threads at once. Offers that wait for room
     /// have it in the order in which they came.
     pub fn offer_and_wait(&self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
+        self.offer_wait_and(offer, |_, verdict| verdict)
+    }
+
+    /// The same, and does something with the broker and the verdict.
+    pub fn offer_wait_and<T>(
+        &self,
+        offer: &Offer<'_>,
+        finish: impl FnOnce(&Broker, Verdict) -> T,
+    ) -> Result<T, BrokerError> {
         self.check_process()?;
         let start = Instant::now();
         let timeout = offer.timeout.unwrap_or(self.timeout).min(MAX_TIMEOUT);
         let deadline = start.checked_add(timeout).unwrap_or(start);
         let mut offered = false;
-        let result = self.crew.offer_and_wait(Some(deadline), |broker, seat| {
+        let attempt = |broker: &mut Broker, seat| {
             let now = Instant::now();
             let left = deadline.saturating_duration_since(now);
             let offer = Offer { timeout: Some(left), user_data: seat, ..*offer };
@@ -75,11 +83,14 @@ impl SharedBroker {
                 Err(error) if broker.is_worth_waiting(&error) => Attempt::Later(error),
                 Err(error) => Attempt::Refused(error),
             }
+        };
+        let result = self.crew.offer_and_wait(Some(deadline), attempt, |broker, verdict| {
+            finish(broker, Verdict { user_data: offer.user_data, ..verdict })
         });
-        if !offered {
-            self.crew.with(|broker| broker.outcomes.statistics.refused += 1);
+        if let (Err(error), false) = (&result, offered) {
+            self.crew.with(|broker| broker.count_refusal(error));
         }
-        result.map(|verdict| Verdict { user_data: offer.user_data, ..verdict })
+        result
     }
 
     /// As [`Broker::take_back`]. The offers of threads that wait are theirs: it is too late for
@@ -148,8 +159,16 @@ impl Desk for Broker {
         Broker::take_back(self, id).is_ok()
     }
 
-    fn hang_up(&mut self) {
-        Broker::hang_up(self, Reason::BackendUnavailable, Instant::now());
+    fn end(&mut self, id: u64) {
+        self.end_here(id);
+    }
+
+    fn after_wait(&mut self) {
+        if !self.outcomes.verdicts.is_empty() && !self.rest_told {
+            // If no timer can be set, something else wakes them.
+            let _ = self.tell_of_rest(REST_PAUSE);
+        }
+        self.tell_of_room(Instant::now());
     }
 
     fn take_verdict(

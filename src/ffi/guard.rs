@@ -128,6 +128,25 @@ impl Message {
         self.text.get().cast_const().cast()
     }
 
+    /// Replaces the text.
+    pub(super) fn set(&self, text: fmt::Arguments<'_>) {
+        self.len.set(0);
+        // SAFETY: only this thread has the cell, and no reference to its text outlives this block.
+        unsafe { (*self.text.get())[0] = 0 };
+        // An error only says that the message was cut at the end of its room.
+        let _ = (&mut &*self).write_fmt(text);
+    }
+
+    /// Replaces the text by bytes, as many as there is room for.
+    pub(super) fn set_bytes(&self, bytes: &[u8]) {
+        let len = bytes.len().min(Message::LEN - 1);
+        // SAFETY: only this thread has the cell, and no reference to its text outlives this block.
+        let text = unsafe { &mut *self.text.get() };
+        text[..len].copy_from_slice(&bytes[..len]);
+        text[len] = 0;
+        self.len.set(len);
+    }
+
     /// Takes over this thread's message.
     pub(super) fn copy_from_thread(&self) {
         THREAD.with(|message| {
@@ -161,11 +180,7 @@ impl fmt::Write for &Message {
 }
 
 fn remember(text: fmt::Arguments<'_>) {
-    THREAD.with(|message| {
-        message.len.set(0);
-        // An error only says that the message was cut at the end of its room.
-        let _ = (&mut &*message).write_fmt(text);
-    });
+    THREAD.with(|message| message.set(text));
 }
 
 pub(super) fn last_message() -> *const c_char {

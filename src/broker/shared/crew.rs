@@ -34,8 +34,8 @@ pub(super) trait Desk {
     /// Takes an offer back; false if it is too late: it has a verdict, or will have one.
     fn take_back(&mut self, id: u64) -> bool;
 
-    /// Ends the channels, so that every offer has a verdict.
-    fn hang_up(&mut self);
+    /// Gives an offer that cannot be taken back its verdict.
+    fn end(&mut self, id: u64);
 
     /// Removes the first verdict that is wanted, behind the first `from`, and says for which seat
     /// it is; or moves `from` behind them all. A verdict is wanted by its seat and its offer.
@@ -44,6 +44,9 @@ pub(super) trait Desk {
         from: &mut usize,
         wanted: impl Fn(usize, u64) -> bool,
     ) -> Option<(usize, Self::Verdict)>;
+
+    /// A thread has ended its wait: those who wait for the descriptor may have to be told.
+    fn after_wait(&mut self);
 
     /// How many verdicts wait.
     fn verdicts(&self) -> usize;
@@ -275,17 +278,20 @@ impl<D: Desk, W: Watch<D::Error>> Crew<D, W> {
     }
 
     /// Offers, and waits for the verdict; before that, until the deadline, for room. The attempt to
-    /// offer is told the seat.
-    pub(super) fn offer_and_wait(
+    /// offer is told the seat. `finish` is given the desk once more, with the verdict.
+    pub(super) fn offer_and_wait<T>(
         &self,
         deadline: Option<Instant>,
         attempt: impl FnMut(&mut D, usize) -> Attempt<D::Error>,
-    ) -> Result<D::Verdict, D::Error> {
+        finish: impl FnOnce(&D, D::Verdict) -> T,
+    ) -> Result<T, D::Error> {
         let wait = self.waits.begin();
         let mut state = self.lock();
         let mut sitting =
             Sitting { crew: self, seat: state.sit(), wait, woken: false, left: false };
         let (mut state, result) = sitting.offer_and_wait(state, deadline, attempt);
+        let result = result.map(|verdict| finish(&state.desk, verdict));
+        state.desk.after_wait();
         sitting.leave(&mut state);
         self.release(state);
         result
@@ -407,7 +413,7 @@ impl<'a, D: Desk, W: Watch<D::Error>> Sitting<'a, D, W> {
         error: D::Error,
     ) -> (Held<'a, D>, Result<D::Verdict, D::Error>) {
         if state.seats[self.seat].verdict.is_none() && !state.desk.take_back(id) {
-            state.desk.hang_up();
+            state.desk.end(id);
             state.hand_out();
         }
         let verdict = state.seats[self.seat].verdict.take();
