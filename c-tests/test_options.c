@@ -503,7 +503,9 @@ static void backend_takes_stream_sockets_only_by_default(void **state)
         assert_adopted(&channel);
         offer_fd(&channel, packets[0]);
         assert_no_arrival(&channel);
-        assert_falls_back(&channel, HANDOFF_REASON_CLIENT_UNSUPPORTED);
+        handoff_verdict verdict = verdict_of(&channel);
+        assert_int_equal(verdict.reason, HANDOFF_REASON_KIND);
+        assert_int_equal(verdict.kind, HANDOFF_KIND_SEQPACKET);
         close_channel(&channel);
         close(packets[0]);
         close(packets[1]);

@@ -220,7 +220,7 @@ static void reason_of_every_status_of_a_failed_attempt_is_counted(void **state)
         handoff_raw_decision decision = HANDOFF_RAW_DECISION_INIT;
         char backend[16];
         if (!handoff_status_is_fallback_safe(status) || reason == HANDOFF_REASON_RATE_LIMITED ||
-            reason == HANDOFF_REASON_CLIENT_UNSUPPORTED)
+            reason == HANDOFF_REASON_TOO_LARGE)
             continue;
         snprintf(backend, sizeof backend, "app %d", status);
         assert_ok(handoff_raw_failures_record_failure(failures, backend, reason, &decision));
@@ -245,7 +245,10 @@ static void reason_for_which_no_attempt_fails_is_refused_and_not_counted(void **
         HANDOFF_REASON_REJECTED,
         HANDOFF_REASON_BROKER_CLOSED,
         HANDOFF_REASON_BACKEND_DIED,
-        HANDOFF_REASON_BACKEND_DIED + 1,
+        HANDOFF_REASON_CLIENT_GONE,
+        HANDOFF_REASON_TOO_LARGE,
+        HANDOFF_REASON_KIND,
+        HANDOFF_REASON_KIND + 1,
         UINT32_MAX,
     };
     handoff_raw_decision decision = {sizeof decision, 42, 42};

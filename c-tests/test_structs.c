@@ -849,7 +849,7 @@ static void initialised_structs_are_taken(void **state)
 ENDS_WITH(handoff_broker_options, policy);
 ENDS_WITH(handoff_broker_backend, failure_period_ms);
 ENDS_WITH(handoff_backend_state, histogram);
-ENDS_WITH(handoff_verdict, backend);
+ENDS_WITH(handoff_verdict, reserved);
 ENDS_WITH(handoff_broker_statistics, failovers);
 
 int main(void)

@@ -99,13 +99,13 @@ pub struct Verdict {
     pub reason: Option<Reason>,
     /// Whether the descriptor may have reached a backend.
     pub may_have_reached: bool,
-    /// With [`Reason::Kind`]: the kind of the socket, 1 for streams, 2 for sequenced packets, 4 for
-    /// datagrams, 8 for a socket without a peer. Otherwise, and if the backend does not tell, 0.
-    pub kind: u8,
     /// The number of the backend that had it last: see [`Broker::backend_name`].
     pub backend: u32,
     /// How many backends it was offered to.
     pub tries: u32,
+    /// With [`Reason::Kind`]: the kind of the socket, 1 for streams, 2 for sequenced packets, 4 for
+    /// datagrams, 8 for a socket without a peer. Otherwise, and if the backend does not tell, 0.
+    pub kind: u8,
 }
 
 /// What a [`Broker`] has done.

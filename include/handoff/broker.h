@@ -287,23 +287,23 @@ typedef struct handoff_verdict {
      * close(2) alone sends no FIN while there is a copy.
      */
     uint32_t may_have_reached_backend;
-    /**
-     * With HANDOFF_REASON_KIND: the kind of the socket, one of HANDOFF_KIND_STREAM and so on, or
-     * HANDOFF_KIND_UNCONNECTED; 0 if the backend does not say. With other reasons 0.
-     */
-    uint32_t kind;
     /** How many backends it was offered to. */
     uint32_t tries;
-    /** Reserved: always 0. */
-    uint32_t reserved;
     /**
      * The path of the backend that adopted it, or of the last one that had it. Valid until the next
      * call with this broker.
      */
     const char *backend;
+    /**
+     * With HANDOFF_REASON_KIND: the kind of the socket, one of HANDOFF_KIND_STREAM and so on, or
+     * HANDOFF_KIND_UNCONNECTED; 0 if the backend does not say. With other reasons 0.
+     */
+    uint32_t kind;
+    /** Reserved: always 0. */
+    uint32_t reserved;
 } handoff_verdict;
 #define HANDOFF_VERDICT_INIT \
-    { sizeof(handoff_verdict), 0, NULL, 0, 0, 0, 0, 0, 0, NULL }
+    { sizeof(handoff_verdict), 0, NULL, 0, 0, 0, 0, NULL, 0, 0 }
 
 /**
  * Takes the next verdict. Call it until it returns HANDOFF_NOTHING. A loop with a budget may stop

@@ -264,8 +264,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_REASON_BACKEND_DIED 14
 
 /**
- * The client is gone: its connection has ended, or you closed the descriptor before the verdict.
- * There is nobody to serve: close(2) your copy.
+ * The client is gone: its connection has ended. Also if you closed the descriptor before the verdict.
+ * There is nobody to serve.
  */
 #define HANDOFF_REASON_CLIENT_GONE 15
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::offers::{Offers, State};
 use super::outcomes::{End, Ledger};
 use super::peer::{self, WhyDown};
-use super::{BrokerOptions, NoWelcome, Refusal};
+use super::{BrokerOptions, NoWelcome};
 use crate::address;
 use crate::claim::{self, ClaimTable, Lost};
 use crate::handle::{GREETING_TIMEOUT, MEMORY_PAUSE};
@@ -16,7 +16,7 @@ use crate::reason::Reason;
 use crate::support;
 use crate::sys::event::Events;
 use crate::sys::{self, packet};
-use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, Rejection, WireError};
+use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, Refusal, Rejection, WireError};
 
 /// How many frames are received before others have their turn.
 const MAX_FRAMES: usize = 64;
@@ -183,7 +183,6 @@ impl Channel {
                 Err(Lost::Impossible) => (true, Some(broken), Err(broken)),
             };
         self.offers.settle(slot, adopted);
-        let kind = if reason == Some(Reason::Kind) { kind } else { 0 };
         ledger.ended(&facts, End { adopted, reason, may_have_reached: sent, kind });
         result
     }
@@ -319,8 +318,7 @@ impl Channel {
                 ledger.ended(&facts, end);
             }
             State::Sent => {
-                let why = Rejection::of_byte(verdict.reason);
-                if self.take_back(slot, why, ledger)? {
+                if self.take_back(slot, Rejection::of_byte(verdict.reason), ledger)? {
                     // It says that it rejected what it has adopted.
                     return broken;
                 }

@@ -186,9 +186,9 @@ impl Broker {
                 adopted: false,
                 reason: Some(reason),
                 may_have_reached: copy.may_have_reached,
-                kind: 0,
                 backend: copy.backend,
                 tries: copy.tried.count,
+                kind: 0,
             };
             self.outcomes.add(verdict);
             self.outcomes.kept.forget(kept);

@@ -137,8 +137,8 @@ impl Broker {
                 last = channel.receive(&mut self.buffer, &mut ledger);
             }
             member.why_down = Some(channel.why_ended(last));
-            if channel.offers.in_flight() > 0 && !self.closed && !channel.draining {
-                ledger.tally.record_failure(now);
+            if channel.welcome.is_err() && reason != Reason::BrokerClosed {
+                ledger.tally.failed_connects += 1;
             }
             channel.settle_all(reason, &mut ledger);
             if let Some(events) = self.handle.events() {

@@ -7,12 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Allowed, Refusal};
+use super::Allowed;
 use crate::address::{self, TransportError};
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
 use crate::memory::NoMemory;
 use crate::support::SupportError;
+use crate::wire::Refusal;
 
 /// Why a call of a [`Broker`](super::Broker) did nothing.
 #[derive(Debug, thiserror::Error)]
@@ -71,22 +72,6 @@ pub enum BrokerError {
         /// a channel, ENOTCONN before a backend has said welcome, ESHUTDOWN while it drains.
         source: io::Error,
     },
-    /// The backend turned this broker away, and said why.
-    #[error("{path}: {refusal}", path = .path.display())]
-    TurnedAway {
-        /// The handoff socket.
-        path: Arc<Path>,
-        /// Why.
-        refusal: Refusal,
-    },
-    /// Who listens at the path accepts connections, but no backend that works says this.
-    #[error("{path}: whoever listens there {did}: is it a handoff backend?", path = .path.display())]
-    NoWelcome {
-        /// The handoff socket.
-        path: Arc<Path>,
-        /// What it did instead of saying welcome.
-        did: NoWelcome,
-    },
     /// The backend is switched off, or is to be removed.
     #[error("{path}: this backend is switched off", path = .path.display())]
     Off {
@@ -115,6 +100,22 @@ pub enum BrokerError {
     TooManyBackends {
         /// How many it can have.
         most: usize,
+    },
+    /// The backend turned this broker away, and said why.
+    #[error("{path}: {refusal}", path = .path.display())]
+    TurnedAway {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// Who listens at the path accepts connections, but no backend that works says this.
+    #[error("{path}: whoever listens there {did}: is it a handoff backend?", path = .path.display())]
+    NoWelcome {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// What it did instead of saying welcome.
+        did: NoWelcome,
     },
     /// The process that listens at the path may not be the backend. Nothing was sent to it.
     #[error("{path}: the user who listens there, {user}{note}, may not be the backend: {allowed}",
@@ -309,8 +310,6 @@ impl BrokerError {
             BrokerError::Memory(error) => error.kind(),
             BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
             BrokerError::Unavailable { source, .. } => address::connect_kind(source),
-            BrokerError::TurnedAway { refusal, .. } => refusal.kind(),
-            BrokerError::NoWelcome { .. } => ErrorKind::BackendUnavailable,
             BrokerError::Off { .. } => ErrorKind::BackendUnavailable,
             BrokerError::NoBackend { source: Some(source), .. }
                 if source.kind() == io::ErrorKind::PermissionDenied =>
@@ -320,6 +319,8 @@ impl BrokerError {
             BrokerError::NoBackend { .. } => ErrorKind::BackendUnavailable,
             BrokerError::AllRefused { first, .. } => first.kind(),
             BrokerError::TooManyBackends { .. } => ErrorKind::Full,
+            BrokerError::TurnedAway { refusal, .. } => refusal.kind(),
+            BrokerError::NoWelcome { .. } => ErrorKind::BackendUnavailable,
             BrokerError::Support(error) => error.kind(),
             BrokerError::NotAllowed { .. } => ErrorKind::PeerNotAllowed,
             BrokerError::Unknown { .. } => ErrorKind::PeerUnknown,

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use super::channel::Channel;
 use super::offers::queued_len;
 use super::outcomes::Tally;
-use super::peer::{self, WhyDown};
+use super::peer::WhyDown;
 use super::settings::BackendSettings;
-use super::{BrokerError, BrokerOptions, Limit};
+use super::{BrokerError, BrokerOptions, Limit, NoWelcome};
 use crate::failures::Attempt;
+use crate::handle::GREETING_TIMEOUT;
 use crate::memory::NoMemory;
 
 /// What a backend does, as far as its broker knows.
@@ -70,11 +71,8 @@ pub(super) struct Member {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Obstacle {
     Full(Limit),
-    /// It must come by then.
-    NoWelcome {
-        by: Instant,
-        now: Instant,
-    },
+    /// It has a channel for so long, and has not said welcome.
+    NoWelcome(Duration),
     Resting(Duration),
     TooLarge {
         len: usize,
@@ -86,11 +84,16 @@ pub(super) enum Obstacle {
 }
 
 impl Obstacle {
+    /// The welcome is to come by then.
+    pub(super) fn no_welcome(by: Instant, now: Instant) -> Obstacle {
+        Obstacle::NoWelcome(GREETING_TIMEOUT.saturating_sub(by.saturating_duration_since(now)))
+    }
+
     /// The lower, the more likely is it that an offer is taken soon.
     pub(super) fn rank(self) -> u8 {
         match self {
             Obstacle::Full(_) => 0,
-            Obstacle::NoWelcome { .. } => 1,
+            Obstacle::NoWelcome(_) => 1,
             Obstacle::Resting(_) => 2,
             Obstacle::TooLarge { .. } => 3,
             Obstacle::Draining => 4,
@@ -186,7 +189,7 @@ impl Member {
             return Err(Obstacle::Off);
         }
         let Link::Up(channel) = &self.link else { return Err(Obstacle::Down) };
-        let welcome = channel.welcome.map_err(|by| Obstacle::NoWelcome { by, now })?;
+        let welcome = channel.welcome.map_err(|by| Obstacle::no_welcome(by, now))?;
         if channel.draining {
             return Err(Obstacle::Draining);
         }
@@ -228,9 +231,15 @@ impl Member {
         let unavailable = |code| WhyDown::NoBackend(code).error(path, options);
         match obstacle {
             Obstacle::Full(limit) => BrokerError::Full { path: path.clone(), limit },
-            Obstacle::NoWelcome { by, now } => {
-                peer::before_welcome(self.why_down, by, now).error(path, options)
-            }
+            Obstacle::NoWelcome(waited) => match (&self.why_down, waited.as_secs()) {
+                // Until more is known, the last attempt to connect says why.
+                (Some(why), _) if why.is_no_welcome() => why.error(path, options),
+                (_, 0) => unavailable(libc::ENOTCONN),
+                (_, seconds) => {
+                    let path = path.clone();
+                    BrokerError::NoWelcome { path, did: NoWelcome::Silent { seconds } }
+                }
+            },
             Obstacle::Resting(left) => BrokerError::RateLimited { path: path.clone(), left },
             Obstacle::TooLarge { len, most } => BrokerError::TooLarge { what: PARTS, len, most },
             Obstacle::Draining => unavailable(libc::ESHUTDOWN),
@@ -248,7 +257,11 @@ impl Member {
         match &self.link {
             Link::Down { .. } if self.why_down.is_none() && self.is_wanted() => Phase::Connecting,
             Link::Down { .. } => Phase::Down,
-            Link::Up(channel) if channel.welcome.is_err() => Phase::Connecting,
+            Link::Up(channel) if channel.welcome.is_err() => match &self.why_down {
+                // It is tried again, and nothing has changed yet.
+                Some(why) if why.is_no_welcome() => Phase::Down,
+                _ => Phase::Connecting,
+            },
             Link::Up(channel) if channel.draining || !self.is_wanted() => Phase::Draining,
             Link::Up(_) if resting => Phase::Resting,
             Link::Up(_) => Phase::Ready,

@@ -116,7 +116,7 @@ pub(super) struct End {
     pub reason: Option<Reason>,
     /// Whether this backend may hold the descriptor.
     pub may_have_reached: bool,
-    /// Of the socket, if the backend does not take it: see [`Verdict`].
+    /// The kind of socket that it does not take.
     pub kind: u8,
 }
 
@@ -169,8 +169,9 @@ impl Ledger<'_> {
             self.outcomes.kept.forget(kept);
         }
         let backend = self.backend;
+        let kind = if reason == Some(Reason::Kind) { kind } else { 0 };
         let verdict =
-            Verdict { id, user_data, adopted, reason, may_have_reached, kind, backend, tries };
+            Verdict { id, user_data, adopted, reason, may_have_reached, backend, tries, kind };
         self.outcomes.add(verdict);
     }
 
@@ -184,7 +185,7 @@ impl Ledger<'_> {
         if let Some(failures) = failures {
             match reason {
                 _ if adopted => failures.clear(),
-                // A rejection is an answer, and the end of a channel counts once, not for each offer.
+                // A rejection is an answer, and nothing counts any more when there is a new channel.
                 Some(Reason::AckTimeout) if facts.trial => failures.record_trial(self.now),
                 Some(Reason::AckTimeout) => failures.record(self.now),
                 _ if facts.trial => failures.end_trial(self.now),

@@ -5,14 +5,13 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
-use super::{BrokerError, BrokerOptions, NoWelcome, Refusal};
-use crate::handle::GREETING_TIMEOUT;
+use super::{BrokerError, BrokerOptions, NoWelcome};
 use crate::memory::NoMemory;
 use crate::peer::{self, PeerError, Policy};
 use crate::support::{Need, SupportError};
 use crate::sys::{self, Address};
+use crate::wire::Refusal;
 
 /// Who may be the backend, as part of a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +124,12 @@ impl From<NoMemory> for WhyDown {
 }
 
 impl WhyDown {
+    /// Whether somebody listens there who did not say welcome. That may come up again before anything
+    /// else is known.
+    pub(super) fn is_no_welcome(&self) -> bool {
+        matches!(self, WhyDown::TurnedAway(_) | WhyDown::NoWelcome(_))
+    }
+
     /// The error of an offer meanwhile.
     #[cold]
     pub(super) fn error(&self, path: &Arc<Path>, options: &BrokerOptions) -> BrokerError {
@@ -148,19 +153,6 @@ impl WhyDown {
                 BrokerError::NotAllowed { path, user, nameless, allowed }
             }
         }
-    }
-}
-
-/// The error of an offer before the welcome, which must come by a deadline. As long as the backend is
-/// not known to do better this time, it is what the last attempt to connect met with.
-#[cold]
-pub(super) fn before_welcome(last: Option<WhyDown>, welcome_by: Instant, now: Instant) -> WhyDown {
-    let left = welcome_by.saturating_duration_since(now);
-    match (last, GREETING_TIMEOUT.saturating_sub(left).as_secs()) {
-        (Some(WhyDown::TurnedAway(refusal)), _) => WhyDown::TurnedAway(refusal),
-        (Some(WhyDown::NoWelcome(did)), 0) => WhyDown::NoWelcome(did),
-        (_, 0) => WhyDown::NoBackend(libc::ENOTCONN),
-        (_, seconds) => WhyDown::NoWelcome(NoWelcome::Silent { seconds }),
     }
 }
 

@@ -64,6 +64,13 @@ fn state<'a>(member: &'a Member, options: &BrokerOptions, now: Instant) -> Backe
     let (obstacle, next) = match (&member.link, phase) {
         _ if member.settings.off => (Some(Obstacle::Off), None),
         (Link::Down { retry_at }, Phase::Down) => (Some(Obstacle::Down), Some(left(*retry_at))),
+        (Link::Up(_), Phase::Down) => (Some(Obstacle::Down), Some(Duration::ZERO)),
+        (Link::Up(channel), Phase::Connecting) => {
+            let obstacle = channel.welcome.err().map(|by| Obstacle::no_welcome(by, now));
+            // It may well come in time.
+            let late = |obstacle: &Obstacle| matches!(obstacle, Obstacle::NoWelcome(waited) if waited.as_secs() > 0);
+            (obstacle.filter(late), None)
+        }
         (_, Phase::Resting) => {
             let next = member.next_trial(now).map(left).unwrap_or_default();
             (Some(Obstacle::Resting(next)), Some(next))

@@ -433,16 +433,16 @@ pub struct handoff_verdict {
     /// shutdown(2), send(2) fails with EPIPE. End the connection with shutdown(2), then close(2):
     /// close(2) alone sends no FIN while there is a copy.
     pub may_have_reached_backend: u32,
-    /// With HANDOFF_REASON_KIND: the kind of the socket, one of HANDOFF_KIND_STREAM and so on, or
-    /// HANDOFF_KIND_UNCONNECTED; 0 if the backend does not say. With other reasons 0.
-    pub kind: u32,
     /// How many backends it was offered to.
     pub tries: u32,
-    /// Reserved: always 0.
-    pub reserved: u32,
     /// The path of the backend that adopted it, or of the last one that had it. Valid until the next
     /// call with this broker.
     pub backend: *const c_char,
+    /// With HANDOFF_REASON_KIND: the kind of the socket, one of HANDOFF_KIND_STREAM and so on, or
+    /// HANDOFF_KIND_UNCONNECTED; 0 if the backend does not say. With other reasons 0.
+    pub kind: u32,
+    /// Reserved: always 0.
+    pub reserved: u32,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -452,7 +452,7 @@ unsafe impl Growing for handoff_verdict {
 
 impl handoff_verdict {
     fn new(verdict: Verdict, broker: &Broker) -> handoff_verdict {
-        let Verdict { id, user_data, adopted, reason, may_have_reached, kind, backend, tries } =
+        let Verdict { id, user_data, adopted, reason, may_have_reached, backend, tries, kind } =
             verdict;
         handoff_verdict {
             size: size_of::<handoff_verdict>(),
@@ -461,10 +461,10 @@ impl handoff_verdict {
             outcome: if adopted { HANDOFF_ADOPTED } else { HANDOFF_FALLBACK },
             reason: reason.map_or(HANDOFF_REASON_NONE, |reason| reason as handoff_reason),
             may_have_reached_backend: may_have_reached.into(),
-            kind: kind.into(),
             tries,
-            reserved: 0,
             backend: broker.backend_name(backend).unwrap_or_default().as_ptr(),
+            kind: kind.into(),
+            reserved: 0,
         }
     }
 }

@@ -138,8 +138,8 @@ pub const HANDOFF_REASON_BROKER_CLOSED: handoff_reason = 13;
 /// With HANDOFF_ADOPTED: the backend adopted the connection, but the channel ended before its
 /// verdict arrived. Usually the backend died.
 pub const HANDOFF_REASON_BACKEND_DIED: handoff_reason = 14;
-/// The client is gone: its connection has ended, or you closed the descriptor before the verdict.
-/// There is nobody to serve: close(2) your copy.
+/// The client is gone: its connection has ended. Also if you closed the descriptor before the verdict.
+/// There is nobody to serve.
 pub const HANDOFF_REASON_CLIENT_GONE: handoff_reason = 15;
 /// More bytes go with the connection than the backend, the protocol or the socket's buffer takes.
 pub const HANDOFF_REASON_TOO_LARGE: handoff_reason = 16;
