@@ -81,7 +81,7 @@ impl Broker {
         let member = &mut self.members[index];
         let Link::Up(channel) = &mut member.link else { return Ok(()) };
         let (outcomes, tally) = (&mut self.outcomes, &mut member.tally);
-        body(channel, &mut Ledger { outcomes, tally, backend: index as u32, now })
+        body(channel, &mut Ledger::new(outcomes, tally, index, now))
     }
 
     fn connect(&mut self, index: usize, now: Instant) -> Result<Channel, WhyDown> {
@@ -129,7 +129,7 @@ impl Broker {
         let down = Link::Down { retry_at };
         if let Link::Up(mut channel) = std::mem::replace(&mut member.link, down) {
             let (outcomes, tally) = (&mut self.outcomes, &mut member.tally);
-            let mut ledger = Ledger { outcomes, tally, backend: index as u32, now };
+            let mut ledger = Ledger::new(outcomes, tally, index, now);
             let mut last = Err(reason);
             if reason != Reason::IntegrityMismatch {
                 // What the backend said last may be here already, even behind an error: the kernel

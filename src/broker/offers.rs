@@ -161,6 +161,7 @@ impl Offers {
     }
 
     /// The slot and the generation that the next offer will have.
+    #[inline(always)]
     pub(super) fn next_slot(&self) -> Option<(u32, u64)> {
         let slot = *self.granted.last()?;
         Some((slot, self.slots[slot as usize].generation + 1))
@@ -202,6 +203,7 @@ impl Offers {
     }
 
     /// Makes room for an offer of so many bytes, so that queueing it allocates nothing.
+    #[inline]
     pub(super) fn make_room(&mut self, len: usize) -> Result<(), NoMemory> {
         if self.bytes.capacity() - self.bytes.len() >= len {
             return Ok(());
