@@ -429,10 +429,10 @@ struct backend_state : handoff_backend_state {
         const auto number = static_cast<std::size_t>(why);
         return number < std::size(fallbacks) ? fallbacks[number] : 0;
     }
-    /** Offers that were refused because of it, with this error. */
-    std::uint64_t count(errc error) const noexcept
+    /** Offers that no backend took, with this error. */
+    std::uint64_t count(errc what) const noexcept
     {
-        const auto number = static_cast<std::size_t>(-static_cast<std::int64_t>(error));
+        const auto number = static_cast<std::size_t>(-static_cast<std::int64_t>(what));
         return number < std::size(refusals) ? refusals[number] : 0;
     }
 };
