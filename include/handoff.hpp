@@ -388,6 +388,8 @@ struct broker_options {
     std::chrono::milliseconds reconnect_max{0};
     /** Who may be the backend. */
     const handoff_peer_policy *policy = nullptr;
+    /** HANDOFF_BROKER_SHARED: any number of threads may use the broker at once. */
+    bool shared = false;
 };
 
 /** A backend for broker::add(): handoff_broker_backend. Set `path`; zero is the default elsewhere. */
@@ -510,6 +512,7 @@ class broker
         raw.reconnect_min_ms = detail::timeout_ms(options.reconnect_min, 0);
         raw.reconnect_max_ms = detail::timeout_ms(options.reconnect_max, 0);
         raw.policy = options.policy;
+        raw.flags = options.shared ? HANDOFF_BROKER_SHARED : 0;
         handoff_broker *made = nullptr;
         ec = make_error_code(handoff_broker_new(path, &raw, &made));
         raw_.reset(made);
