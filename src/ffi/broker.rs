@@ -41,7 +41,7 @@ pub struct handoff_broker {
 enum Kind {
     /// Used by one thread at a time.
     Single(Broker),
-    Shared(SharedBroker),
+    Shared(Box<SharedBroker>),
 }
 
 /// The limits of a broker. Zero is the default in every field. Out-of-range values are clamped.
@@ -158,7 +158,7 @@ pub extern "C" fn handoff_broker_new(
             None => Broker::without_backends(options)?,
         };
         let (broker, waker) = if is_shared {
-            (Kind::Shared(SharedBroker::new(broker)), None)
+            (Kind::Shared(Box::new(SharedBroker::new(broker))), None)
         } else {
             let waker = broker.waker();
             (Kind::Single(broker), Some(waker))
