@@ -56,11 +56,9 @@ impl Broker {
         if let Some(copy) = copy.filter(|copy| !self.can_fail_over(copy, now)) {
             let attempt = now.checked_add(self.options.attempt_timeout);
             let deadline = attempt.map_or(copy.deadline, |attempt| attempt.min(copy.deadline));
-            let member = &mut self.members[index];
-            if let Link::Up(channel) = &mut member.link {
+            if let Some(channel) = self.members[index].channel() {
                 channel.offers.put_off(slot, deadline);
             }
-            member.tally.record_failure(now);
             return;
         }
         let taken_back = self.with_channel(index, now, |channel, ledger| {
@@ -142,8 +140,7 @@ impl Broker {
             let mut ledger = Ledger::new(outcomes, tally, index, now);
             let mut last = Err(reason);
             if reason != Reason::IntegrityMismatch {
-                // What the backend said last may be here already, even behind an error: the kernel
-                // tells that first (sock_error in unix_dgram_recvmsg, net/unix/af_unix.c).
+                // What the backend said last may be here already.
                 last = channel.receive(&mut self.buffer, &mut ledger);
             }
             member.why_down = Some(channel.why_ended(last));

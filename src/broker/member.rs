@@ -219,8 +219,11 @@ impl Member {
             return Err(Obstacle::Full(Limit::QueuedBytes { queued, most: queue_bytes }));
         }
         let Some((slot, generation)) = channel.offers.next_slot() else {
-            let (in_flight, most) = (channel.offers.in_flight(), welcome.slots as usize);
-            return Err(Obstacle::Full(Limit::InFlight { in_flight, most }));
+            return Err(Obstacle::Full(Limit::InFlight {
+                in_flight: channel.offers.in_flight(),
+                unanswered: channel.offers.unanswered(),
+                most: welcome.slots as usize,
+            }));
         };
         Ok(Place { slot, generation, trial })
     }

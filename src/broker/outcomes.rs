@@ -69,13 +69,6 @@ impl Tally {
         })
     }
 
-    /// A failure that is not the trial's.
-    pub(super) fn record_failure(&mut self, now: Instant) {
-        if let Some(failures) = &mut self.failures {
-            failures.record(now);
-        }
-    }
-
     /// An offer was refused because of this backend.
     pub(super) fn refused(&mut self, kind: ErrorKind) {
         if let Some(count) = self.refusals.get_mut(kind as usize) {
