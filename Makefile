@@ -10,6 +10,7 @@
 #   examples/examples.mk     the examples and the demo
 #   proofs/proofs.mk         loom, spin, fuzzing and ThreadSanitizer
 #   bench/*.mk               the benchmarks
+#   tools/handoff/           handoff(1) and its tests
 #   integrations/nginx/      the nginx modules and their tests
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
@@ -120,6 +121,7 @@ include examples/examples.mk
 include bench/bench.mk
 include bench/micro.mk
 include proofs/proofs.mk
+include tools/handoff/handoff.mk
 include integrations/nginx/nginx.mk
 include integrations/nginx/tests/tests.mk
 include bench/nginx.mk
@@ -130,7 +132,8 @@ include bench/nginx.mk
 CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-cpp \
     check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-faults check-limits check-claim \
-    check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-nginx check-peers bench-check demo
+    check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-command \
+    check-nginx check-peers bench-check demo
 
 ## check       run every test
 .PHONY: check
