@@ -6,8 +6,8 @@
  *   cc broker.c $(pkg-config --cflags --libs handoff) -o broker
  *   ./broker PORT SOCKET [TIMEOUT_MS [FAILURE_PERIOD_MS]]
  *
- * An event loop that never blocks. An offer waits TIMEOUT_MS for its verdict. After 8 failures
- * within FAILURE_PERIOD_MS the backend is not tried for a while. SIGTERM ends the program, which
+ * An event loop that never blocks. An offer waits TIMEOUT_MS for its verdict. After 8 timeouts
+ * within FAILURE_PERIOD_MS the backend rests, but for a trial now and then. SIGTERM ends the program, which
  * prints what became of the connections.
  */
 #define _GNU_SOURCE

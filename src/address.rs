@@ -10,6 +10,11 @@ use std::time::{Duration, Instant};
 use crate::kind::ErrorKind;
 use crate::sys::{self, Address, AddressError, MAX_PATH_LEN, SocketKind};
 
+/// Whether a path names a directory of handoff sockets: it ends in `/`.
+pub(crate) fn is_directory(path: &Path) -> bool {
+    path.as_os_str().as_bytes().ends_with(b"/")
+}
+
 /// The socket that an error is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Socket {

@@ -1,18 +1,26 @@
 //! The broker's end of a channel.
 //!
-//! A [`Broker`] connects to a handoff socket by itself, again and again if need be, offers
-//! connections, and tells what became of each: adopted, or fallback with a reason. It never
-//! blocks, except in the calls that say so. Every offer gets exactly one verdict, even if the backend
-//! dies, and a verdict of fallback means that the backend can never adopt the connection any more:
-//! see `claim.rs`.
+//! A [`Broker`] has one backend or several. It connects to their handoff sockets by itself, again and
+//! again if need be, offers connections, and tells what became of each: adopted, or fallback with a
+//! reason. It never blocks, except in the calls that say so. Every offer gets exactly one verdict,
+//! even if a backend dies, and a verdict of fallback means that no backend can adopt the connection
+//! any more: see `claim.rs`.
 
 mod blocking;
 mod channel;
+mod choosing;
+mod connecting;
+mod directory;
 mod error;
+mod kept;
+mod member;
+mod members;
 mod offers;
 mod options;
+mod outcomes;
 mod peer;
-mod reconnecting;
+mod settings;
+mod state;
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -20,24 +28,39 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::address;
 use crate::claim::{self, Lost};
 use crate::handle::{Handle, HandleError, MAX_ROUNDS, REST_PAUSE, Waker};
+use crate::kind::ErrorKind;
 use crate::memory;
 use crate::reason::Reason;
-use crate::sys::event::{Events, Wait};
+use crate::sys::event::{Event, Events, Wait};
 use crate::sys::{self, packet};
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS, has_nul};
 
-use channel::Outcomes;
-use offers::queued_len;
+use choosing::Placing;
+use directory::Directory;
+use kept::NOT_KEPT;
+use member::{Link, Member, PARTS, Refusal};
+use offers::{Facts, Parts};
 use options::MAX_TIMEOUT;
-use peer::WhyDown;
-use reconnecting::{Link, Reconnecting};
+use outcomes::Outcomes;
 
 pub use error::{BrokerError, Limit};
+pub use member::Phase;
 pub use options::BrokerOptions;
 pub use peer::{Allowed, Numbers};
+pub use settings::BackendSettings;
+pub use state::BackendState;
+
+/// The most backends that a broker has.
+pub const MAX_BACKENDS: usize = 1024;
+
+/// An offer's id is a number that grows, behind which these bits say where it is: the number of its
+/// copy, or its backend and its slot there.
+const ID_BITS: u32 = 23;
+const KEPT_ID: u64 = 1 << (ID_BITS - 1);
+const SLOT_BITS: u32 = 12;
+const _: () = assert!(MAX_SLOTS == 1 << SLOT_BITS && MAX_SLOTS * MAX_BACKENDS == KEPT_ID as usize);
 
 /// One connection to hand over.
 #[derive(Clone, Copy, Debug)]
@@ -73,12 +96,16 @@ pub struct Verdict {
     pub adopted: bool,
     /// Why it is a fallback, or what else happened to an adoption.
     pub reason: Option<Reason>,
-    /// Whether the descriptor may have reached the backend.
+    /// Whether the descriptor may have reached a backend.
     pub may_have_reached: bool,
+    /// The number of the backend that had it last: see [`Broker::backend_name`].
+    pub backend: u32,
+    /// How many backends it was offered to.
+    pub tries: u32,
 }
 
 /// What a [`Broker`] has done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BrokerStatistics {
     /// Offers that were taken.
     pub offered: u64,
@@ -96,19 +123,50 @@ pub struct BrokerStatistics {
     pub queued_bytes: usize,
     /// Channels that were set up, the first included.
     pub connects: u64,
+    /// Offers that went on from a backend to another one.
+    pub failovers: u64,
+    /// Offers that were refused, by the number of the error's kind.
+    pub refusals: [u64; ErrorKind::COUNT],
 }
 
-/// The broker's end of a channel to one backend. Used by one thread at a time.
+impl Default for BrokerStatistics {
+    fn default() -> BrokerStatistics {
+        BrokerStatistics {
+            offered: 0,
+            refused: 0,
+            adopted: 0,
+            taken_back: 0,
+            fallbacks: [0; Reason::COUNT],
+            in_flight: 0,
+            queued_bytes: 0,
+            connects: 0,
+            failovers: 0,
+            refusals: [0; ErrorKind::COUNT],
+        }
+    }
+}
+
+/// The broker's end of the channels to its backends. Used by one thread at a time.
 #[derive(Debug)]
 pub struct Broker {
+    /// What it was made with.
     path: Arc<Path>,
     options: BrokerOptions,
     handle: Handle,
-    link: Link,
-    reconnecting: Reconnecting,
+    /// By their numbers.
+    members: Vec<Member>,
+    /// The numbers of those that are not gone.
+    listed: Vec<u32>,
+    directories: Vec<Directory>,
+    /// Backends whose timers are to be set, and which may have something to send.
+    touched: Vec<u32>,
+    /// Verdicts that may wait when an offer is taken.
+    most_verdicts: usize,
     outcomes: Outcomes,
     next_id: u64,
     closed: bool,
+    /// An offer was refused: the descriptor is to be readable when one would be taken.
+    wanted: bool,
     /// The descriptor will be readable for the verdicts that are left.
     rest_told: bool,
     /// Room for a packet, and for the descriptors of one; kept so that an offer allocates nothing.
@@ -117,20 +175,31 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Makes a broker for the backend at `path`. Does no I/O and opens nothing, so it can be done
-    /// before fork(2).
+    /// Makes a broker for the backend at `path` or, if that ends in `/`, for those in a directory.
+    /// Does no I/O and opens nothing, so it can be done before fork(2).
     pub fn new(path: &Path, options: BrokerOptions) -> Result<Broker, BrokerError> {
-        address::address(path).map_err(BrokerError::Address)?;
+        let mut broker = Broker::without_backends(options)?;
+        broker.path = path.into();
+        broker.add(path, BackendSettings::default())?;
+        Ok(broker)
+    }
+
+    /// Makes a broker to which backends are to be [added](Broker::add).
+    pub fn without_backends(options: BrokerOptions) -> Result<Broker, BrokerError> {
         let options = options.checked()?;
         Ok(Broker {
-            path: path.into(),
+            path: Path::new("").into(),
             handle: Handle::default(),
-            link: Link::Down { retry_at: Instant::now() },
-            reconnecting: Reconnecting::new(&options),
-            outcomes: Outcomes::new(&options)?,
+            members: Vec::new(),
+            listed: Vec::new(),
+            directories: Vec::new(),
+            touched: Vec::new(),
+            most_verdicts: 0,
+            outcomes: Outcomes::new(&options),
             options,
             next_id: 1,
             closed: false,
+            wanted: false,
             rest_told: false,
             buffer: Vec::new(),
             descriptors: Vec::new(),
@@ -144,7 +213,7 @@ impl Broker {
         let now = Instant::now();
         self.enter(now)?;
         // If the last timer could not be set, the caller would wait forever.
-        self.arm(now)?;
+        self.handle.wake_if_missed();
         Ok(self.handle.descriptor()?)
     }
 
@@ -157,14 +226,22 @@ impl Broker {
     /// [`next_verdict`](Broker::next_verdict). After an error nothing was sent and no verdict comes.
     pub fn offer(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
         let now = Instant::now();
-        let result = self.queue(offer, self.options.max_in_flight, now);
-        match result {
+        let result = self.queue(offer, self.most_verdicts, now);
+        match &result {
             // The offer is taken: if sending it fails, its verdict says so.
             Ok(_) if !offer.more => drop(self.flush_at(now)),
             Ok(_) => {}
-            Err(_) => self.outcomes.statistics.refused += 1,
+            Err(error) => self.count_refusal(error),
         }
         result
+    }
+
+    fn count_refusal(&mut self, error: &BrokerError) {
+        let statistics = &mut self.outcomes.statistics;
+        statistics.refused += 1;
+        if let Some(count) = statistics.refusals.get_mut(error.kind() as usize) {
+            *count += 1;
+        }
     }
 
     /// Queues an offer, unless `most_verdicts` wait to be taken.
@@ -175,53 +252,60 @@ impl Broker {
         now: Instant,
     ) -> Result<u64, BrokerError> {
         self.enter(now)?;
-        let untaken = self.outcomes.verdicts.len();
-        let queue_bytes = self.options.queue_bytes;
-        let path = || self.path.clone();
-        let Link::Up(channel) = &mut self.link else {
-            self.handle.wake_if_missed();
-            return Err(self.reconnecting.why_down.error(&self.path, &self.options));
+        let len = variable_len(offer)?;
+        let chosen = match self.outcomes.verdicts.len() {
+            untaken if untaken >= most_verdicts && most_verdicts > 0 => {
+                Err(Some((self.listed[0] as usize, Refusal::Full(Limit::Verdicts { untaken }))))
+            }
+            _ => self.choose(len, NOT_KEPT, now),
         };
-        let Ok(welcome) = channel.welcome else {
-            return Err(WhyDown::NoBackend(libc::ENOTCONN).error(&self.path, &self.options));
-        };
-        if channel.draining {
-            return Err(WhyDown::NoBackend(libc::ESHUTDOWN).error(&self.path, &self.options));
-        }
-        let failures = &self.outcomes.failures;
-        if let Some(left) = failures.as_ref().and_then(|failures| failures.time_left(now)) {
-            return Err(BrokerError::RateLimited { path: path(), left });
-        }
-        let len = variable_len(offer, welcome.max_bytes as usize)?;
-        let queued = channel.offers.queued_bytes() + queued_len(len);
-        let next = channel.offers.next_slot();
-        let next = next.filter(|_| untaken < most_verdicts && queued <= queue_bytes);
-        let Some((slot, generation)) = next else {
-            let limit = if untaken >= most_verdicts {
-                Limit::Verdicts { untaken }
-            } else if queued > queue_bytes {
-                Limit::QueuedBytes { queued, most: queue_bytes }
-            } else {
-                let (in_flight, most) = (channel.offers.in_flight(), welcome.slots as usize);
-                Limit::InFlight { in_flight, most }
-            };
-            return Err(BrokerError::Full { path: path(), limit });
+        let index = match chosen {
+            Ok(index) => index,
+            Err(why) => {
+                self.want(now);
+                return Err(self.refused(why));
+            }
         };
         let cookie = packet::cookie(offer.descriptor)
             .map_err(|source| not_a_socket(offer.descriptor, source))?;
         let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = now.checked_add(timeout).unwrap_or(now);
-        channel.offers.make_room(queued_len(len))?;
-        // The last step that can fail.
-        self.handle.wake_at(deadline, now)?;
-        // The slot is part of the id, so that it is found without a search.
-        let id = self.next_id << 12 | u64::from(slot);
-        self.next_id += 1;
-        // Before the descriptor can be sent, so that the backend finds it on offer.
-        claim::offer(channel.claims.slot(slot as usize), generation);
-        channel.offers.queue(offer, id, deadline, cookie);
+        let Offer { service, correlation, metadata, preread, user_data, .. } = *offer;
+        let parts = &Parts { names: [service, correlation, metadata], preread };
+        let descriptor = offer.descriptor.as_raw_fd();
+        // With one backend there is no other that could get it next.
+        let kept = if self.members.len() > 1 { self.outcomes.kept.place(len, now) } else { None };
+        let kept = kept.unwrap_or(NOT_KEPT);
+        let facts = Facts { id: 0, user_data, descriptor, kept, offered_at: now, trial: false };
+        let mut placing = Placing { facts, parts, len, cookie, deadline };
+        if kept != NOT_KEPT {
+            placing.deadline = self.attempt_deadline(deadline, now);
+        }
+        let slot = self.place(index, &mut placing, now)?;
+        let id = placing.facts.id;
+        if kept != NOT_KEPT {
+            self.outcomes.kept.keep(parts, |copy| {
+                copy.tried.add(index);
+                (copy.id, copy.user_data, copy.descriptor) = (id, user_data, descriptor);
+                (copy.cookie, copy.deadline) = (cookie, deadline);
+                (copy.backend, copy.slot) = (index as u32, slot);
+            });
+        }
         self.outcomes.statistics.offered += 1;
         Ok(id)
+    }
+
+    /// An offer was refused: sets the timers that tell when one would be taken.
+    #[cold]
+    fn want(&mut self, now: Instant) {
+        self.handle.wake_if_missed();
+        if !self.wanted {
+            self.wanted = true;
+            for index in 0..self.members.len() {
+                // If no timer can be set, something else wakes the caller.
+                let _ = self.arm(index, now);
+            }
+        }
     }
 
     /// Sends what waits to be sent.
@@ -233,17 +317,36 @@ impl Broker {
 
     fn flush_at(&mut self, now: Instant) -> Result<(), BrokerError> {
         let taken = self.outcomes.verdicts.len();
-        if let (Link::Up(channel), Some(events)) = (&mut self.link, self.handle.events()) {
-            let flushed = channel.flush(events, &mut self.outcomes, &mut self.descriptors, now);
-            if let Err(reason) = flushed {
-                self.hang_up(reason, now);
+        let mut armed = Ok(());
+        loop {
+            while let Some(index) = self.touched.pop() {
+                let index = index as usize;
+                self.members[index].touched = false;
+                if let Err(reason) = self.send(index, now) {
+                    self.hang_up(index, reason, now);
+                }
+                armed = armed.and(self.arm(index, now));
             }
+            if self.outcomes.again.is_empty() {
+                break;
+            }
+            self.fail_over(now);
         }
         if self.outcomes.verdicts.len() > taken {
             // Nothing else would tell the caller's loop.
             self.handle.wake_at(now, now)?;
         }
-        self.arm(now)
+        armed
+    }
+
+    /// Sends what waits to be sent to one backend. An error is the end of the channel.
+    fn send(&mut self, index: usize, now: Instant) -> Result<(), Reason> {
+        let Some(events) = self.handle.events() else { return Ok(()) };
+        let member = &mut self.members[index];
+        let Link::Up(channel) = &mut member.link else { return Ok(()) };
+        let (outcomes, tally) = (&mut self.outcomes, &mut member.tally);
+        let mut ledger = outcomes::Ledger { outcomes, tally, backend: index as u32, now };
+        channel.flush(events, &mut ledger, &mut self.descriptors)
     }
 
     /// Does everything that is due: receives, sends, gives up what is late, connects.
@@ -270,31 +373,33 @@ impl Broker {
             // Where only packets can be due, receiving says as much as the events would.
             let only_packets = matches!(wait, Wait::No)
                 && !events.is_due(now)
-                && matches!(&self.link, Link::Up(channel) if channel.awaits_packets());
-            let (mut readable, mut writable, mut more) = (only_packets, false, false);
-            if !only_packets {
+                && self.directories.is_empty()
+                && matches!(&self.members[..], [Member { link: Link::Up(channel), .. }]
+                    if channel.awaits_packets());
+            let mut more = false;
+            if only_packets {
+                more = self.receive(0, now);
+            } else {
+                let mut happened = [None; Events::ROOM];
+                let mut places = happened.iter_mut();
                 let taken = events.take(wait, |event| {
-                    readable |= event.readable;
-                    writable |= event.writable;
+                    if let Some(place) = places.next() {
+                        *place = Some(event);
+                    }
                 });
-                more = taken.map_err(HandleError::system("wait for events"))? == Events::ROOM;
+                let taken = taken.map_err(HandleError::system("wait for events"))?;
+                more |= taken == Events::ROOM;
                 wait = Wait::No;
                 now = Instant::now();
-            }
-            if let Link::Up(channel) = &mut self.link {
-                channel.full &= !writable;
-                if readable {
-                    let received = channel.receive(&mut self.buffer, &mut self.outcomes, now);
-                    if channel.welcome.is_ok() {
-                        self.reconnecting.next_pause = self.options.reconnect_min;
-                    }
-                    match received {
-                        Ok(all) => more |= !all,
-                        Err(reason) => self.hang_up(reason, now),
-                    }
+                let due = events.is_due(now);
+                for event in happened.iter().map_while(|event| *event) {
+                    more |= self.handle_event(event, now);
+                }
+                if due {
+                    self.tick_all(now);
                 }
             }
-            self.tick(now);
+            self.fail_over(now);
             self.flush_at(now)?;
             if !more {
                 break;
@@ -305,6 +410,49 @@ impl Broker {
         }
         self.handle.done();
         Ok(())
+    }
+
+    /// Does what an event is about; says whether there may be more to receive.
+    fn handle_event(&mut self, event: Event, now: Instant) -> bool {
+        let Some(index) = usize::try_from(event.key).ok().filter(|key| *key < MAX_BACKENDS) else {
+            self.watch_told(event.key, now);
+            return false;
+        };
+        if let Some(channel) = self.members[index].channel().filter(|_| event.writable) {
+            channel.full = false;
+            self.touch(index);
+        }
+        event.readable && self.receive(index, now)
+    }
+
+    /// Receives from one backend; says whether there may be more.
+    fn receive(&mut self, index: usize, now: Instant) -> bool {
+        let member = &mut self.members[index];
+        let Link::Up(channel) = &mut member.link else { return false };
+        let (outcomes, tally) = (&mut self.outcomes, &mut member.tally);
+        let mut ledger = outcomes::Ledger { outcomes, tally, backend: index as u32, now };
+        let received = channel.receive(&mut self.buffer, &mut ledger);
+        if channel.welcome.is_ok() {
+            member.is_welcome(&self.options);
+        }
+        self.touch(index);
+        match received {
+            Ok(all) => !all,
+            Err(reason) => {
+                self.hang_up(index, reason, now);
+                false
+            }
+        }
+    }
+
+    /// Does what the time says, at all backends.
+    fn tick_all(&mut self, now: Instant) {
+        for index in 0..self.members.len() {
+            if !self.members[index].gone {
+                self.tick(index, now);
+            }
+        }
+        self.tick_directories(now);
     }
 
     /// Takes the next verdict, if there is one. In a child of fork(2) there is none: they are the
@@ -323,29 +471,50 @@ impl Broker {
     pub fn take_back(&mut self, id: u64) -> Result<(), BrokerError> {
         let now = Instant::now();
         self.enter(now)?;
-        let slot = (id & (MAX_SLOTS as u64 - 1)) as u32;
-        let Link::Up(channel) = &mut self.link else {
+        let Some((index, slot)) = self.find(id) else {
+            return Err(BrokerError::TooLate { id });
+        };
+        let member = &mut self.members[index];
+        let Link::Up(channel) = &mut member.link else {
             return Err(BrokerError::TooLate { id });
         };
         let Some(found) = channel.offers.find(slot, id) else {
             return Err(BrokerError::TooLate { id });
         };
+        let facts = found.facts;
         match claim::revoke(channel.claims.slot(slot as usize), found.generation) {
             Ok(()) => {
                 channel.offers.settle(slot, false);
+                member.tally.took_back(&facts, now);
+                self.outcomes.kept.forget(facts.kept);
                 self.outcomes.statistics.taken_back += 1;
+                self.tell_of_room(now);
                 Ok(())
             }
             Err(Lost::TooLate) => Err(BrokerError::TooLate { id }),
             Err(Lost::Impossible) => {
-                self.hang_up(Reason::IntegrityMismatch, now);
-                self.handle.wake_at(now, now)?;
+                self.hang_up(index, Reason::IntegrityMismatch, now);
+                // Those that were in flight beside it may go on.
+                self.flush_at(now)?;
                 Err(BrokerError::TooLate { id })
             }
         }
     }
 
-    /// Takes back every offer in flight and closes the channel. Take their verdicts with
+    /// The backend and the slot of an offer that may be in flight.
+    fn find(&self, id: u64) -> Option<(usize, u32)> {
+        let place = id & (2 * KEPT_ID - 1);
+        let (index, slot) = if place & KEPT_ID != 0 {
+            let number = u32::try_from(place & (KEPT_ID - 1)).ok()?;
+            let copy = self.outcomes.kept.get(number).filter(|copy| copy.id == id)?;
+            (copy.backend as usize, copy.slot)
+        } else {
+            ((place >> SLOT_BITS) as usize, (place & (MAX_SLOTS as u64 - 1)) as u32)
+        };
+        (index < self.members.len()).then_some((index, slot))
+    }
+
+    /// Takes back every offer in flight and closes the channels. Take their verdicts with
     /// [`next_verdict`](Broker::next_verdict); nothing can be offered any more.
     pub fn close(&mut self) -> Result<(), BrokerError> {
         let now = Instant::now();
@@ -354,18 +523,53 @@ impl Broker {
             self.enter(now)?;
         }
         self.closed = true;
-        self.hang_up(Reason::BrokerClosed, now);
+        for index in 0..self.members.len() {
+            self.hang_up(index, Reason::BrokerClosed, now);
+        }
+        self.fail_over(now);
         Ok(())
     }
 
     /// What was done so far.
     pub fn statistics(&self) -> BrokerStatistics {
         let mut statistics = self.outcomes.statistics;
-        if let Link::Up(channel) = &self.link {
-            statistics.in_flight = channel.offers.in_flight();
-            statistics.queued_bytes = channel.offers.queued_bytes();
+        for member in &self.members {
+            if let Link::Up(channel) = &member.link {
+                statistics.in_flight += channel.offers.in_flight();
+                statistics.queued_bytes += channel.offers.queued_bytes();
+            }
         }
         statistics
+    }
+
+    /// How many small offers would be taken now.
+    pub fn room(&mut self) -> Result<usize, BrokerError> {
+        let now = Instant::now();
+        self.enter(now)?;
+        let room = self.room_at(now);
+        if room == 0 {
+            self.want(now);
+        }
+        Ok(room)
+    }
+
+    fn room_at(&self, now: Instant) -> usize {
+        let untaken = self.outcomes.verdicts.len();
+        let queue_bytes = self.options.queue_bytes;
+        let of_all = |backup: bool| {
+            let members = self.members.iter().filter(|member| member.settings.backup == backup);
+            members.map(|member| member.room(queue_bytes, now)).sum::<usize>()
+        };
+        (of_all(false) + of_all(true)).min(self.most_verdicts.saturating_sub(untaken))
+    }
+
+    /// Makes the descriptor readable if an offer was refused and one would be taken now.
+    fn tell_of_room(&mut self, now: Instant) {
+        if self.wanted && self.room_at(now) > 0 {
+            self.wanted = false;
+            // If no timer can be set, something else wakes the caller.
+            let _ = self.handle.wake_at(now, now);
+        }
     }
 
     /// Fails in another process than the one that used the handle first.
@@ -385,12 +589,13 @@ impl Broker {
         let events = self.handle.new_events()?;
         self.buffer = memory::zeros(MAX_FRAME_LEN, "a packet")?;
         self.descriptors = memory::vec(MAX_DESCRIPTORS, "descriptors")?;
-        // Every offer in flight and every verdict that may be waiting when it is taken.
-        self.outcomes.verdicts = memory::queue(2 * self.options.max_in_flight, "verdicts")?;
+        self.reserve()?;
         self.handle.open(events);
-        self.link = Link::Down { retry_at: now };
-        self.tick(now);
-        self.arm(now)
+        for member in &mut self.members {
+            member.link = Link::Down { retry_at: now };
+        }
+        self.tick_all(now);
+        self.flush_at(now)
     }
 }
 
@@ -402,8 +607,8 @@ fn not_a_socket(descriptor: BorrowedFd<'_>, source: io::Error) -> BrokerError {
     }
 }
 
-/// Bytes of an offer beside its fixed part, unless there are more than are allowed.
-fn variable_len(offer: &Offer<'_>, most: usize) -> Result<usize, BrokerError> {
+/// Bytes of an offer beside its fixed part.
+fn variable_len(offer: &Offer<'_>) -> Result<usize, BrokerError> {
     let Offer { preread, metadata, service, correlation, .. } = offer;
     for (what, name) in [("service", service), ("correlation", correlation)] {
         if name.len() > MAX_NAME_LEN {
@@ -415,7 +620,8 @@ fn variable_len(offer: &Offer<'_>, most: usize) -> Result<usize, BrokerError> {
     }
     let len = metadata.len().saturating_add(service.len() + correlation.len());
     let len = preread.iter().fold(len, |len, part| len.saturating_add(part.len()));
-    let what = "preread, metadata and names together";
+    // What no backend takes is refused before one is asked.
+    let (what, most) = (PARTS, MAX_FRAME_LEN);
     if len > most { Err(BrokerError::TooLarge { what, len, most }) } else { Ok(len) }
 }
 

@@ -56,6 +56,9 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// One more than the highest number.
+    pub const COUNT: usize = 40;
+
     /// The kind of an error of the operating system that has no kind of its own.
     pub(crate) fn of_system(error: &io::Error) -> ErrorKind {
         match error.raw_os_error() {

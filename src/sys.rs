@@ -5,6 +5,7 @@
 //! What a channel needs beyond that is in the modules below.
 
 pub(crate) mod arrived;
+pub(crate) mod directory;
 pub(crate) mod event;
 pub(crate) mod file;
 pub(crate) mod packet;

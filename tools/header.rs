@@ -15,7 +15,7 @@ struct Part {
     sources: &'static [&'static str],
 }
 
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     Part {
         name: "status",
         includes: &["<stdbool.h>", "<stddef.h>", "<stdint.h>"],
@@ -27,6 +27,7 @@ const PARTS: [Part; 5] = [
         includes: &["<sys/uio.h>", "\"peer.h\"", "\"status.h\""],
         sources: &["broker"],
     },
+    Part { name: "backends", includes: &["\"broker.h\"", "\"status.h\""], sources: &["backends"] },
     Part { name: "backend", includes: &["\"peer.h\"", "\"status.h\""], sources: &["backend"] },
     Part {
         name: "raw",

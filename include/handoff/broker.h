@@ -21,7 +21,7 @@ extern "C" {
 #endif
 
 /**
- * The broker's end of a channel to one backend.
+ * The broker's end of the channels to its backends.
  *
  * It belongs to the process that uses it first. You can make it before fork() and use it in one
  * child. Several children need one each.
@@ -40,14 +40,26 @@ typedef struct handoff_broker_options {
      */
     uint64_t timeout_ms;
     /**
+     * How long one of several backends may take, in milliseconds: default 1000. Then the offer is
+     * taken back and offered to another one.
+     */
+    uint64_t attempt_timeout_ms;
+    /**
+     * The most bytes of offers kept for another backend: default 16777216; HANDOFF_NO_LIMIT. An
+     * offer beyond them is offered to one backend only.
+     */
+    size_t failover_bytes;
+    /**
      * The most bytes of offers queued while the socket is full: at least 131072, default 1048576;
      * HANDOFF_NO_LIMIT.
      */
     size_t queue_bytes;
     /**
-     * Offers are refused after this many failures within `failure_period_ms`: 1 to 4096, default
-     * 8; HANDOFF_NO_LIMIT: offers are never refused for failures. A failure is an offer that timed
-     * out, or a channel that ended with offers in flight. An adoption resets the count.
+     * The backend rests after this many failures within `failure_period_ms`: 1 to 4096, default 8;
+     * HANDOFF_NO_LIMIT: it never rests. A failure is an offer that timed out. An adoption or a new
+     * channel ends the rest and resets the count. Meanwhile one offer at a time is taken, as a
+     * trial: the first after 1 second, then after pauses of 2, 4, 8, 8 ... seconds, at most
+     * `failure_period_ms`. All other offers are refused.
      */
     size_t max_failures;
     /** How long a failure counts, in milliseconds: default 30000. */
@@ -69,7 +81,7 @@ typedef struct handoff_broker_options {
     const handoff_peer_policy *policy;
 } handoff_broker_options;
 #define HANDOFF_BROKER_OPTIONS_INIT \
-    { sizeof(handoff_broker_options), 0, 0, 0, 0, 0, 0, 0, NULL }
+    { sizeof(handoff_broker_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL }
 
 /**
  * Initialises options as HANDOFF_BROKER_OPTIONS_INIT does, for languages without macros.
@@ -82,15 +94,17 @@ handoff_status handoff_broker_options_init(handoff_broker_options *options,
                                            size_t size) HANDOFF_NOEXCEPT;
 
 /**
- * Makes a broker for the backend that listens at `path`.
+ * Makes a broker for the backend that listens at `path`. handoff_broker_add() adds others.
  *
  * It does no I/O and opens nothing. The first use starts to connect; after that the broker
  * reconnects by itself whenever the channel ends.
  *
- * @param path         the handoff socket's path, at most 107 bytes; "@" starts an abstract name
+ * @param path         the handoff socket's path, at most 107 bytes; "@" starts an abstract name. If
+ *                     it ends in '/', every socket in that directory is a backend: see
+ *                     handoff_broker_backend. NULL: no backend yet
  * @param options      the limits, or NULL for the defaults; read during the call only
  * @param[out] broker  the broker; free it with handoff_broker_free()
- * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, the path cannot be a
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL, the path cannot be a
  *         socket's, the `size` of the options or of their `policy` is wrong, a list of the policy
  *         is NULL but not empty, or `reconnect_min_ms` is more than `reconnect_max_ms`;
  *         HANDOFF_ERR_NO_MEMORY.
@@ -179,7 +193,9 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
  *         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, or
  *         too many verdicts are not taken; handoff_last_error() says which;
- *         HANDOFF_ERR_RATE_LIMITED if the backend failed too often;
+ *         HANDOFF_ERR_RATE_LIMITED if the backend failed too often and rests: the descriptor
+ *         becomes readable when an offer is taken again, see `max_failures` in
+ *         handoff_broker_options;
  *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
  *         `correlation` is too long;
  *         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, `flags` has an unknown bit
@@ -266,11 +282,15 @@ typedef struct handoff_verdict {
      * close(2) alone sends no FIN while there is a copy.
      */
     uint32_t may_have_reached_backend;
-    /** Reserved: always 0. */
-    uint32_t reserved;
+    /** How many backends it was offered to. */
+    uint32_t tries;
+    /**
+     * The path of the backend that had it last, or "". Valid until the next call with this broker.
+     */
+    const char *backend;
 } handoff_verdict;
 #define HANDOFF_VERDICT_INIT \
-    { sizeof(handoff_verdict), 0, NULL, 0, 0, 0, 0 }
+    { sizeof(handoff_verdict), 0, NULL, 0, 0, 0, 0, NULL }
 
 /**
  * Takes the next verdict. Call it until it returns HANDOFF_NOTHING. A loop with a budget may stop
@@ -371,9 +391,13 @@ typedef struct handoff_broker_statistics {
     uint64_t queued_bytes;
     /** Fallbacks by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on. */
     uint64_t fallbacks[32];
+    /** Refused offers by status: refusals[-HANDOFF_ERR_FULL] and so on. */
+    uint64_t refusals[64];
+    /** How many times an offer went on from one backend to another. */
+    uint64_t failovers;
 } handoff_broker_statistics;
 #define HANDOFF_BROKER_STATISTICS_INIT \
-    { sizeof(handoff_broker_statistics), 0, 0, 0, 0, 0, 0, 0, { 0 } }
+    { sizeof(handoff_broker_statistics), 0, 0, 0, 0, 0, 0, 0, { 0 }, { 0 }, 0 }
 
 /**
  * Gets what a broker has done so far.

@@ -794,7 +794,7 @@ size_t handoff_raw_pending_length(const handoff_raw_pending *pending) HANDOFF_NO
 void handoff_raw_pending_free(handoff_raw_pending *pending) HANDOFF_NOEXCEPT;
 
 /**
- * The recent failures of each backend, for a broker that uses the raw layer. A channel counts its
+ * The recent failures of each backend, and which of them rest, for a broker that uses the raw layer. A channel counts its
  * backend's failures itself.
  *
  * Any number of threads may use one at once. After fork() in a program with several threads, make
@@ -809,9 +809,12 @@ typedef struct handoff_raw_failures handoff_raw_failures;
 typedef struct handoff_raw_failures_options {
     /** Set by HANDOFF_RAW_FAILURES_OPTIONS_INIT. */
     size_t size;
-    /** A backend is not tried after this many failures within `period_ms`: 1 to 4096, default 8. */
+    /** A backend rests after this many failures within `period_ms`: 1 to 4096, default 8. */
     size_t max_failures;
-    /** How long a failure counts, in milliseconds: default 30000. */
+    /**
+     * How long a failure counts, in milliseconds: default 30000. Also the longest pause between two
+     * trials, if it is under 8000, and when a trial counts as over that nobody reports on.
+     */
     uint64_t period_ms;
     /**
      * The most backends with failures, 1 to 65536, default 1024. Beyond that, the one that failed
@@ -878,7 +881,10 @@ typedef struct handoff_raw_decision {
     size_t size;
     /** HANDOFF_REASON_NONE: try. Any other: serve the client another way, for this reason. */
     handoff_reason reason;
-    /** When to try again, in milliseconds from now, rounded up; -1 if there is no such time. */
+    /**
+     * When to ask again, in milliseconds from now, rounded up; -1 if there is no such time. It is
+     * the time of the next trial; while a trial is out, the pause that would follow it.
+     */
     int64_t retry_after_ms;
 } handoff_raw_decision;
 #define HANDOFF_RAW_DECISION_INIT \
@@ -886,6 +892,13 @@ typedef struct handoff_raw_decision {
 
 /**
  * Decides whether to try a backend.
+ *
+ * A backend that failed too often rests until handoff_raw_failures_record_success(). Meanwhile this
+ * call lets one attempt at a time through, as a trial: the first after 1 second, then after pauses
+ * of 2, 4, 8, 8 ... seconds. The pause begins when the trial has ended. So after
+ * HANDOFF_REASON_NONE make the attempt, and report how it ended with
+ * handoff_raw_failures_record_success() or handoff_raw_failures_record_failure(). A trial that
+ * nobody reports on counts as over after `period_ms`.
  *
  * @param failures       the counter
  * @param backend        names the backend, such as the path of its handoff socket
@@ -905,7 +918,7 @@ handoff_status handoff_raw_failures_should_attempt(const handoff_raw_failures *f
                                                    handoff_raw_decision *decision) HANDOFF_NOEXCEPT;
 
 /**
- * Counts a failed attempt.
+ * Counts a failed attempt. If a trial is out, the failure is taken for the trial's.
  *
  * Do not count a rejection, a verdict whose `cause` is HANDOFF_OK: it is an answer, not a failure.
  * The call allocates for a backend's first failure.
@@ -917,8 +930,8 @@ handoff_status handoff_raw_failures_should_attempt(const handoff_raw_failures *f
  *                       HANDOFF_REASON_ACK_TIMEOUT, HANDOFF_REASON_BACKEND_UNAVAILABLE,
  *                       HANDOFF_REASON_BACKEND_BUSY, HANDOFF_REASON_DESCRIPTOR_PRESSURE or
  *                       HANDOFF_REASON_UNSUPPORTED_PLATFORM
- * @param[out] decision  the reason for this fallback and, if the backend is now rate-limited, when
- *                       to try again; may be NULL
+ * @param[out] decision  the reason for this fallback and, if the backend rests now, when to try
+ *                       again; may be NULL
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if another pointer is NULL or `reason` is any
  *         other; HANDOFF_ERR_NO_MEMORY.
  */
@@ -928,7 +941,7 @@ handoff_status handoff_raw_failures_record_failure(handoff_raw_failures *failure
                                                    handoff_raw_decision *decision) HANDOFF_NOEXCEPT;
 
 /**
- * Forgets a backend's failures: it works again.
+ * Forgets a backend's failures and ends its rest: it works again.
  *
  * @param failures  the counter
  * @param backend   names the backend

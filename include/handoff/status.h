@@ -396,8 +396,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_INTERNAL (-30)
 
 /**
- * The backend failed too often recently and is not tried for a while: see `max_failures` in
- * handoff_broker_options. Serve the client another way.
+ * The backend failed too often and rests: only one trial at a time is made, after pauses. See
+ * `max_failures` in handoff_broker_options. Serve the client another way.
  */
 #define HANDOFF_ERR_RATE_LIMITED (-32)
 

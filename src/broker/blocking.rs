@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use super::kept::NOT_KEPT;
+use super::member::Member;
 use super::options::MAX_TIMEOUT;
-use super::reconnecting::Link;
 use super::{Broker, BrokerError, Offer, Verdict};
 use crate::handle::REST_PAUSE;
 use crate::reason::Reason;
@@ -17,7 +18,7 @@ impl Broker {
     /// has adopted it.
     pub fn offer_and_wait(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
         let queued = self.queue_in_time(offer);
-        let id = queued.inspect_err(|_| self.outcomes.statistics.refused += 1)?;
+        let id = queued.inspect_err(|error| self.count_refusal(error))?;
         // Its verdict comes behind those that wait now, and each that comes is looked at once.
         let mut seen = self.outcomes.verdicts.len();
         let verdict = self.verdict_in_time(id, &mut seen).or_else(|error| {
@@ -26,7 +27,7 @@ impl Broker {
             if matches!(error, BrokerError::Woken) || self.take_back(id).is_ok() {
                 return Err(error);
             }
-            self.hang_up(Reason::BackendUnavailable, Instant::now());
+            self.end_here(id);
             self.take_verdict(id, &mut seen).ok_or(error)
         });
         if !self.outcomes.verdicts.is_empty() {
@@ -34,7 +35,22 @@ impl Broker {
             // can be set, something else wakes it.
             let _ = self.tell_of_rest(REST_PAUSE);
         }
+        self.tell_of_room(Instant::now());
         verdict
+    }
+
+    /// Gives an offer that cannot be taken back its verdict, by ending the channel of the backend that
+    /// has it. No other backend gets it.
+    fn end_here(&mut self, id: u64) {
+        let now = Instant::now();
+        let Some((index, slot)) = self.find(id) else { return };
+        let slot = self.members[index].channel().and_then(|channel| channel.offers.find(slot, id));
+        let kept = slot.map_or(NOT_KEPT, |slot| slot.facts.kept);
+        if let Some(copy) = self.outcomes.kept.get_mut(kept) {
+            copy.deadline = now;
+        }
+        self.hang_up(index, Reason::BackendUnavailable, now);
+        self.fail_over(now);
     }
 
     /// Sends the offer and waits for its verdict, which comes at its deadline at the latest.
@@ -81,11 +97,7 @@ impl Broker {
                 Ok(id) => return Ok(id),
                 Err(error) => error,
             };
-            let worth_waiting = match (&error, &self.link) {
-                (BrokerError::Full { .. }, _) => true,
-                (BrokerError::Unavailable { .. }, Link::Up(channel)) => channel.welcome.is_err(),
-                _ => false,
-            };
+            let worth_waiting = error.is_full() || self.members.iter().any(Member::is_connecting);
             if !worth_waiting || left.is_zero() {
                 return Err(error);
             }

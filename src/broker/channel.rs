@@ -1,33 +1,31 @@
 //! One channel as the broker uses it: frames out and in, deadlines, and the claim.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Instant;
 
+use super::BrokerOptions;
 use super::offers::{Offers, State};
+use super::outcomes::{End, Ledger};
 use super::peer::{self, WhyDown};
-use super::{BrokerOptions, BrokerStatistics, Verdict};
 use crate::address;
 use crate::claim::{self, ClaimTable, Lost};
-use crate::failures::FailureCounter;
 use crate::handle::{GREETING_TIMEOUT, MEMORY_PAUSE};
-use crate::memory::NoMemory;
 use crate::reason::Reason;
 use crate::support;
 use crate::sys::event::Events;
 use crate::sys::{self, packet};
 use crate::wire::{self, Frame, Hello, Kind};
 
-/// The key of the channel's socket among the events.
-const SOCKET: u64 = 0;
 /// How many frames are received before others have their turn.
 const MAX_FRAMES: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Channel {
     socket: OwnedFd,
+    /// The key of the socket among the events.
+    key: u64,
     pub(super) claims: ClaimTable,
     pub(super) offers: Offers,
     /// Set by the backend's welcome; before it, when to give up waiting for that.
@@ -41,58 +39,16 @@ pub(super) struct Channel {
     pub(super) try_again: Option<Instant>,
 }
 
-/// Verdicts that wait to be taken, and what follows from them.
-#[derive(Debug)]
-pub(super) struct Outcomes {
-    pub(super) verdicts: VecDeque<Verdict>,
-    pub(super) statistics: BrokerStatistics,
-    /// None: failures never refuse an offer.
-    pub(super) failures: Option<FailureCounter>,
-}
-
-impl Outcomes {
-    pub(super) fn new(options: &BrokerOptions) -> Result<Outcomes, NoMemory> {
-        let counter = |most| FailureCounter::new(most, options.failure_period);
-        Ok(Outcomes {
-            verdicts: VecDeque::new(),
-            statistics: BrokerStatistics::default(),
-            failures: options.max_failures.map(counter).transpose()?,
-        })
-    }
-
-    fn add(&mut self, verdict: Verdict, now: Instant) {
-        let Verdict { adopted, reason, .. } = verdict;
-        if adopted {
-            self.statistics.adopted += 1;
-            if let Some(failures) = &mut self.failures {
-                failures.clear();
-            }
-        } else if let Some(reason) = reason {
-            self.statistics.fallbacks[reason as usize] += 1;
-        }
-        // A rejection is an answer, and the end of a channel counts once, not for each offer.
-        if reason == Some(Reason::AckTimeout) {
-            self.record_failure(now);
-        }
-        self.verdicts.push_back(verdict);
-    }
-
-    pub(super) fn record_failure(&mut self, now: Instant) {
-        if let Some(failures) = &mut self.failures {
-            failures.record(now);
-        }
-    }
-}
-
 impl Channel {
     /// Connects to a handoff socket, checks who listens there, and says hello, without waiting for
     /// the welcome.
     pub(super) fn connect(
         path: &Path,
+        slots: usize,
         options: &BrokerOptions,
+        key: u64,
         now: Instant,
     ) -> Result<Channel, WhyDown> {
-        let slots = options.max_in_flight;
         let address = address::address(path).map_err(|_| WhyDown::NoBackend(libc::EINVAL))?;
         let socket = support::seq_packet_socket()?;
         // Before connecting: later could be too late.
@@ -108,6 +64,7 @@ impl Channel {
         packet::send_packet(socket.as_fd(), &header, &hello, &[table.as_raw_fd()])?;
         Ok(Channel {
             socket,
+            key,
             claims,
             offers,
             welcome: Err(now + GREETING_TIMEOUT),
@@ -125,7 +82,7 @@ impl Channel {
 
     /// Has the handle's descriptor tell when there is something to receive.
     pub(super) fn watch(&self, events: &Events) -> io::Result<()> {
-        events.add(self.socket.as_fd(), SOCKET)
+        events.add(self.socket.as_fd(), self.key)
     }
 
     /// To be called before the channel is dropped.
@@ -137,10 +94,10 @@ impl Channel {
     pub(super) fn flush(
         &mut self,
         events: &Events,
-        outcomes: &mut Outcomes,
+        ledger: &mut Ledger<'_>,
         descriptors: &mut Vec<RawFd>,
-        now: Instant,
     ) -> Result<(), Reason> {
+        let now = ledger.now;
         self.try_again = self.try_again.filter(|again| *again > now);
         let mut most = wire::MAX_DESCRIPTORS;
         while let Some(first) = self.offers.first_queued() {
@@ -176,7 +133,7 @@ impl Channel {
                         Some(libc::EPERM | libc::EACCES) => Reason::PermissionDenied,
                         _ => Reason::ClientUnsupported,
                     };
-                    self.take_back(first, reason, outcomes, now)?;
+                    self.take_back(first, reason, ledger)?;
                 }
             }
         }
@@ -188,25 +145,23 @@ impl Channel {
     }
 
     fn watch_room(&mut self, events: &Events, room: bool) -> io::Result<()> {
-        events.watch_room(self.socket.as_fd(), SOCKET, room)?;
+        events.watch_room(self.socket.as_fd(), self.key, room)?;
         self.watching = room;
         Ok(())
     }
 
-    /// Revokes an offer in flight and adds its verdict: fallback for this reason, or adopted after
-    /// all; says whether it was adopted. An error is the end of the channel; the offer has its
-    /// verdict then, too.
-    fn take_back(
+    /// Revokes an offer in flight and writes down its end: for this reason, or adopted after all; says
+    /// whether it was adopted. An error is the end of the channel; the offer has its end then, too.
+    pub(super) fn take_back(
         &mut self,
         slot: u32,
         reason: Reason,
-        outcomes: &mut Outcomes,
-        now: Instant,
+        ledger: &mut Ledger<'_>,
     ) -> Result<bool, Reason> {
         let Some(found) = self.offers.slot(slot) else {
             return Err(Reason::IntegrityMismatch);
         };
-        let (id, user_data, generation) = (found.id, found.user_data, found.generation);
+        let (facts, generation) = (found.facts, found.generation);
         let sent = found.state == State::Sent;
         let broken = Reason::IntegrityMismatch;
         let (adopted, reason, result) =
@@ -219,33 +174,24 @@ impl Channel {
                 Err(Lost::Impossible) => (true, Some(broken), Err(broken)),
             };
         self.offers.settle(slot, adopted);
-        let verdict = Verdict { id, user_data, adopted, reason, may_have_reached: sent };
-        outcomes.add(verdict, now);
+        ledger.ended(&facts, End { adopted, reason, may_have_reached: sent });
         result
     }
 
-    /// Takes back every offer whose deadline is past.
-    pub(super) fn expire(&mut self, outcomes: &mut Outcomes, now: Instant) -> Result<(), Reason> {
-        if self.welcome.is_err_and(|deadline| deadline <= now) {
-            return Err(Reason::BackendUnavailable);
-        }
-        while let Some((slot, deadline)) = self.offers.earliest() {
-            if deadline > now {
-                break;
-            }
-            self.take_back(slot, Reason::AckTimeout, outcomes, now)?;
-        }
-        Ok(())
+    /// The offer whose deadline is past.
+    pub(super) fn expired(&self, now: Instant) -> Option<u32> {
+        self.offers.earliest().filter(|(_, deadline)| *deadline <= now).map(|(slot, _)| slot)
     }
 
     /// Takes back everything, at the end of the channel.
-    pub(super) fn settle_all(&mut self, reason: Reason, outcomes: &mut Outcomes, now: Instant) {
+    pub(super) fn settle_all(&mut self, reason: Reason, ledger: &mut Ledger<'_>) {
         while let Some((slot, _)) = self.offers.earliest() {
-            let before = outcomes.verdicts.len();
-            let _ = self.take_back(slot, reason, outcomes, now);
+            let before = ledger.outcomes.verdicts.len();
+            let _ = self.take_back(slot, reason, ledger);
             // Adopted by a backend that did not live to say so, unless it is this side that ends.
-            let added = outcomes.verdicts.get_mut(before);
-            let died = |verdict: &&mut Verdict| verdict.adopted && reason != Reason::BrokerClosed;
+            let added = ledger.outcomes.verdicts.get_mut(before);
+            let died =
+                |verdict: &&mut super::Verdict| verdict.adopted && reason != Reason::BrokerClosed;
             if let Some(verdict) = added.filter(died) {
                 verdict.reason = verdict.reason.or(Some(Reason::BackendDied));
             }
@@ -257,8 +203,7 @@ impl Channel {
     pub(super) fn receive(
         &mut self,
         buffer: &mut [u8],
-        outcomes: &mut Outcomes,
-        now: Instant,
+        ledger: &mut Ledger<'_>,
     ) -> Result<bool, Reason> {
         for _ in 0..MAX_FRAMES {
             let received = match packet::receive_bare_packet(self.socket.as_fd(), buffer) {
@@ -267,7 +212,7 @@ impl Channel {
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => return Ok(true),
                     Some(libc::ENOBUFS | libc::ENOMEM) => {
-                        self.try_again = Some(now + MEMORY_PAUSE);
+                        self.try_again = Some(ledger.now + MEMORY_PAUSE);
                         return Ok(true);
                     }
                     _ => return Err(Reason::BackendUnavailable),
@@ -278,22 +223,17 @@ impl Channel {
                 return Err(Reason::IntegrityMismatch);
             }
             let frame = wire::decode(&buffer[..received.len], received.descriptors);
-            self.handle(frame.map_err(|_| Reason::IntegrityMismatch)?, outcomes, now)?;
+            self.handle(frame.map_err(|_| Reason::IntegrityMismatch)?, ledger)?;
         }
         Ok(false)
     }
 
-    fn handle(
-        &mut self,
-        frame: Frame<'_>,
-        outcomes: &mut Outcomes,
-        now: Instant,
-    ) -> Result<(), Reason> {
+    fn handle(&mut self, frame: Frame<'_>, ledger: &mut Ledger<'_>) -> Result<(), Reason> {
         let broken = Err(Reason::IntegrityMismatch);
         match (frame, self.welcome) {
             (Frame::Welcome(welcome), Err(_)) if self.offers.slot(welcome.slots - 1).is_some() => {
                 self.welcome = Ok(welcome);
-                outcomes.statistics.connects += 1;
+                ledger.welcomed();
                 Ok(())
             }
             // A drain is the last word on tokens: so what a backend can send has an end.
@@ -307,7 +247,7 @@ impl Channel {
             }
             (Frame::Verdicts(verdicts), Ok(_)) => {
                 for verdict in verdicts.verdicts() {
-                    self.settle(&verdict, outcomes, now)?;
+                    self.settle(&verdict, ledger)?;
                 }
                 Ok(())
             }
@@ -321,12 +261,7 @@ impl Channel {
     }
 
     /// Takes the backend's word for what became of an offer, as far as the claim table bears it out.
-    fn settle(
-        &mut self,
-        verdict: &wire::Verdict,
-        outcomes: &mut Outcomes,
-        now: Instant,
-    ) -> Result<(), Reason> {
+    fn settle(&mut self, verdict: &wire::Verdict, ledger: &mut Ledger<'_>) -> Result<(), Reason> {
         let broken = Err(Reason::IntegrityMismatch);
         let slot = verdict.slot;
         let Some(found) = self.offers.slot(slot).filter(|s| s.generation == verdict.generation)
@@ -340,18 +275,16 @@ impl Channel {
                 if !claim::is_adopted(self.claims.slot(slot as usize), verdict.generation) {
                     return broken;
                 }
-                let (id, user_data) = (found.id, found.user_data);
+                let facts = found.facts;
                 self.offers.settle(slot, true);
-                let may_have_reached = true;
-                let verdict =
-                    Verdict { id, user_data, adopted: true, reason: None, may_have_reached };
-                outcomes.add(verdict, now);
+                let end = End { adopted: true, reason: None, may_have_reached: true };
+                ledger.ended(&facts, end);
             }
             State::Sent => {
                 // A reason that a later version added is still a rejection.
                 let reason = Reason::try_from(u32::from(verdict.reason));
                 let reason = reason.unwrap_or(Reason::Rejected);
-                if self.take_back(slot, reason, outcomes, now)? {
+                if self.take_back(slot, reason, ledger)? {
                     // It says that it rejected what it has adopted.
                     return broken;
                 }

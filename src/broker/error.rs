@@ -71,6 +71,35 @@ pub enum BrokerError {
         /// a channel, ENOTCONN before a backend has said welcome, ESHUTDOWN while it drains.
         source: io::Error,
     },
+    /// The backend is switched off, or is to be removed.
+    #[error("{path}: this backend is switched off", path = .path.display())]
+    Off {
+        /// The handoff socket.
+        path: Arc<Path>,
+    },
+    /// The broker has no backend yet, or none in its directory.
+    #[error("{path}no backend to offer to{why}", path = Prefix(path), why = Suffix(source))]
+    NoBackend {
+        /// What the broker was made with.
+        path: Arc<Path>,
+        /// What the system said about the directory, if it did.
+        source: Option<io::Error>,
+    },
+    /// None of several backends takes the offer: why the one does not that is most likely to take one
+    /// soon.
+    #[error("none of {count} backends takes the offer; {first}")]
+    AllRefused {
+        /// How many there are.
+        count: usize,
+        /// The error of that one.
+        first: Box<BrokerError>,
+    },
+    /// The broker has as many backends as it can have.
+    #[error("the broker has {most} backends already")]
+    TooManyBackends {
+        /// How many it can have.
+        most: usize,
+    },
     /// The process that listens at the path may not be the backend. Nothing was sent to it.
     #[error("{path}: the user who listens there, {user}{note}, may not be the backend: {allowed}",
         path = .path.display(),
@@ -133,6 +162,24 @@ pub enum BrokerError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// A path and a colon, if there is one.
+struct Prefix<'a>(&'a Path);
+
+impl fmt::Display for Prefix<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.as_os_str().is_empty() { Ok(()) } else { write!(f, "{}: ", self.0.display()) }
+    }
+}
+
+/// A colon and what the system said, if it did.
+struct Suffix<'a>(&'a Option<io::Error>);
+
+impl fmt::Display for Suffix<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |source| write!(f, ": {source}"))
+    }
 }
 
 /// What an error number says here, where the system's words for it say something else.
@@ -199,6 +246,15 @@ impl fmt::Display for Limit {
 }
 
 impl BrokerError {
+    /// Whether a limit is reached that a verdict or room in a socket ends.
+    pub(super) fn is_full(&self) -> bool {
+        match self {
+            BrokerError::Full { .. } => true,
+            BrokerError::AllRefused { first, .. } => first.is_full(),
+            _ => false,
+        }
+    }
+
     /// The kind of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -212,6 +268,15 @@ impl BrokerError {
             BrokerError::Memory(error) => error.kind(),
             BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
             BrokerError::Unavailable { source, .. } => address::connect_kind(source),
+            BrokerError::Off { .. } => ErrorKind::BackendUnavailable,
+            BrokerError::NoBackend { source: Some(source), .. }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                ErrorKind::PermissionDenied
+            }
+            BrokerError::NoBackend { .. } => ErrorKind::BackendUnavailable,
+            BrokerError::AllRefused { first, .. } => first.kind(),
+            BrokerError::TooManyBackends { .. } => ErrorKind::Full,
             BrokerError::Support(error) => error.kind(),
             BrokerError::NotAllowed { .. } => ErrorKind::PeerNotAllowed,
             BrokerError::Unknown { .. } => ErrorKind::PeerUnknown,

@@ -2,10 +2,11 @@
 //! sent. State only; no I/O.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::IoSlice;
+use std::os::fd::RawFd;
 use std::time::Instant;
 
-use super::Offer;
+use super::kept::NOT_KEPT;
 use crate::deadlines::Deadlines;
 use crate::memory::{self, NoMemory};
 use crate::token::Token;
@@ -29,15 +30,35 @@ pub(super) enum State {
     },
 }
 
+/// What is known of an offer beside its bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts {
+    pub id: u64,
+    pub user_data: usize,
+    /// The caller's, who keeps it open until the verdict.
+    pub descriptor: RawFd,
+    /// Its copy among those for failover, or [`NOT_KEPT`].
+    pub kept: u32,
+    /// When this backend was offered it.
+    pub offered_at: Instant,
+    /// It is the trial of a backend that rests.
+    pub trial: bool,
+}
+
+/// The bytes of an offer: its names and metadata, and preread.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts<'a> {
+    /// Service, correlation, metadata.
+    pub names: [&'a [u8]; 3],
+    pub preread: &'a [IoSlice<'a>],
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
     pub state: State,
     pub generation: u64,
-    pub id: u64,
-    pub user_data: usize,
+    pub facts: Facts,
     token: Token,
-    /// The caller's, who keeps it open until the verdict.
-    descriptor: RawFd,
     /// The number of its entry in the queue.
     entry: u32,
 }
@@ -75,15 +96,15 @@ pub(super) struct Offers {
 
 impl Offers {
     pub(super) fn new(slots: usize) -> Result<Offers, NoMemory> {
-        let empty = Slot {
-            state: State::Empty,
-            generation: 0,
+        let facts = Facts {
             id: 0,
             user_data: 0,
-            token: NO_TOKEN,
             descriptor: -1,
-            entry: 0,
+            kept: NOT_KEPT,
+            offered_at: Instant::now(),
+            trial: false,
         };
+        let empty = Slot { state: State::Empty, generation: 0, facts, token: NO_TOKEN, entry: 0 };
         let mut all = memory::vec(slots, "the slots of a channel")?;
         all.resize(slots, empty);
         Ok(Offers {
@@ -113,7 +134,7 @@ impl Offers {
 
     /// The slot of an offer that is in flight.
     pub(super) fn find(&self, slot: u32, id: u64) -> Option<&Slot> {
-        let found = self.slot(slot).filter(|slot| slot.id == id)?;
+        let found = self.slot(slot).filter(|slot| slot.facts.id == id)?;
         matches!(found.state, State::Queued | State::Sent).then_some(found)
     }
 
@@ -148,10 +169,10 @@ impl Offers {
     /// Puts an offer into the slot that [`next_slot`](Offers::next_slot) returned.
     pub(super) fn queue(
         &mut self,
-        offer: &Offer<'_>,
-        id: u64,
-        deadline: Instant,
+        facts: &Facts,
+        parts: &Parts<'_>,
         cookie: u64,
+        deadline: Instant,
     ) -> Option<u32> {
         let slot = self.granted.pop()?;
         self.deadlines.set(slot, deadline);
@@ -159,17 +180,25 @@ impl Offers {
         let found = &mut self.slots[slot as usize];
         found.state = State::Queued;
         found.generation += 1;
-        found.id = id;
-        found.user_data = offer.user_data;
-        found.descriptor = offer.descriptor.as_raw_fd();
+        found.facts = *facts;
         found.entry = self.front.wrapping_add(self.queue.len() as u32);
         self.in_flight += 1;
         let before = self.bytes.len();
-        let Offer { service, correlation, metadata, preread, .. } = *offer;
         let head = OfferHead { slot, generation: found.generation, token: found.token, cookie };
-        wire::write_offer(&mut self.bytes, &head, &[service, correlation, metadata], preread);
+        wire::write_offer(&mut self.bytes, &head, &parts.names, parts.preread);
         self.queue.push_back(Queued { slot, len: (self.bytes.len() - before) as u32 });
         Some(slot)
+    }
+
+    /// Gives an offer in flight another deadline.
+    pub(super) fn put_off(&mut self, slot: u32, deadline: Instant) {
+        self.deadlines.clear(slot);
+        self.deadlines.set(slot, deadline);
+    }
+
+    /// How many more offers there are tokens for.
+    pub(super) fn granted(&self) -> usize {
+        self.granted.len()
     }
 
     /// Makes room for an offer of so many bytes, so that queueing it allocates nothing.
@@ -228,7 +257,7 @@ impl Offers {
                 break;
             }
             end = next;
-            descriptors.push(slot.descriptor);
+            descriptors.push(slot.facts.descriptor);
         }
         &self.bytes[self.sent..end]
     }
@@ -272,7 +301,7 @@ impl Offers {
         self.deadlines.clear(slot);
         self.in_flight -= 1;
         let found = &mut self.slots[slot as usize];
-        found.descriptor = -1;
+        found.facts.descriptor = -1;
         if found.state == State::Sent {
             found.state = State::Settled { adopted };
             return;
@@ -308,8 +337,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::fs::File;
-    use std::io::IoSlice;
-    use std::os::fd::AsFd;
+    use std::os::fd::AsRawFd;
     use std::time::Duration;
 
     /// So many descriptors that can be told apart.
@@ -318,18 +346,16 @@ mod tests {
     }
 
     fn queue(offers: &mut Offers, of: &File, deadline: Instant, preread: &[u8]) -> Option<u32> {
-        let preread = [IoSlice::new(preread)];
-        let offer = Offer {
-            descriptor: of.as_fd(),
-            preread: &preread,
-            metadata: b"",
-            service: b"",
-            correlation: b"",
+        let facts = Facts {
+            id: 1,
             user_data: 0,
-            timeout: None,
-            more: false,
+            descriptor: of.as_raw_fd(),
+            kept: NOT_KEPT,
+            offered_at: deadline,
+            trial: false,
         };
-        offers.queue(&offer, 1, deadline, 0)
+        let parts = Parts { names: [b""; 3], preread: &[IoSlice::new(preread)] };
+        offers.queue(&facts, &parts, 0, deadline)
     }
 
     fn granted(slots: u32) -> Offers {

@@ -16,6 +16,12 @@ pub struct BrokerOptions {
     /// How long an offer may wait for its verdict, unless it says otherwise: a millisecond at
     /// least, 5 seconds by default. `Duration::MAX` is no timeout.
     pub timeout: Duration,
+    /// How long one of several backends may take before an offer is taken back and offered to the
+    /// next one: a millisecond at least, a second by default.
+    pub attempt_timeout: Duration,
+    /// Bytes of offers that are kept for another backend, 16 MiB by default. An offer beyond them is
+    /// tried at one backend only.
+    pub failover_bytes: usize,
     /// Bytes of offers that may wait for room in the socket: 128 KiB at least, 1 MiB by default.
     pub queue_bytes: usize,
     /// Failures within `failure_period` after which offers are refused: 1 to
@@ -43,6 +49,7 @@ impl BrokerOptions {
         let options = BrokerOptions {
             max_in_flight: self.max_in_flight.clamp(1, MAX_SLOTS),
             timeout: self.timeout.clamp(least, MAX_TIMEOUT),
+            attempt_timeout: self.attempt_timeout.clamp(least, MAX_TIMEOUT),
             queue_bytes: self.queue_bytes.max(MAX_FRAME_LEN),
             reconnect_min: self.reconnect_min.clamp(least, MAX_TIMEOUT),
             reconnect_max: self.reconnect_max.clamp(least, MAX_TIMEOUT),
@@ -64,6 +71,8 @@ impl Default for BrokerOptions {
         BrokerOptions {
             max_in_flight: 256,
             timeout: Duration::from_secs(5),
+            attempt_timeout: Duration::from_secs(1),
+            failover_bytes: 16 * 1024 * 1024,
             queue_bytes: 1024 * 1024,
             max_failures: Some(8),
             failure_period: Duration::from_secs(30),

@@ -25,7 +25,7 @@ use crate::kind::ErrorKind;
 use crate::memory;
 use crate::reason::Reason;
 
-/// The broker's end of a channel to one backend.
+/// The broker's end of the channels to its backends.
 ///
 /// It belongs to the process that uses it first. You can make it before fork() and use it in one
 /// child. Several children need one each.
@@ -33,6 +33,8 @@ pub struct handoff_broker {
     broker: Broker,
     waker: Waker,
     last_error: Message,
+    /// About a backend: see handoff_broker_get_state().
+    state: Message,
 }
 
 /// The limits of a broker. Zero is the default in every field. Out-of-range values are clamped.
@@ -46,12 +48,20 @@ pub struct handoff_broker_options {
     /// How long an offer may wait for its verdict, in milliseconds, unless the offer says
     /// otherwise: default 5000; HANDOFF_NO_TIMEOUT.
     pub timeout_ms: u64,
+    /// How long one of several backends may take, in milliseconds: default 1000. Then the offer is
+    /// taken back and offered to another one.
+    pub attempt_timeout_ms: u64,
+    /// The most bytes of offers kept for another backend: default 16777216; HANDOFF_NO_LIMIT. An
+    /// offer beyond them is offered to one backend only.
+    pub failover_bytes: usize,
     /// The most bytes of offers queued while the socket is full: at least 131072, default 1048576;
     /// HANDOFF_NO_LIMIT.
     pub queue_bytes: usize,
-    /// Offers are refused after this many failures within `failure_period_ms`: 1 to 4096, default
-    /// 8; HANDOFF_NO_LIMIT: offers are never refused for failures. A failure is an offer that timed
-    /// out, or a channel that ended with offers in flight. An adoption resets the count.
+    /// The backend rests after this many failures within `failure_period_ms`: 1 to 4096, default 8;
+    /// HANDOFF_NO_LIMIT: it never rests. A failure is an offer that timed out. An adoption or a new
+    /// channel ends the rest and resets the count. Meanwhile one offer at a time is taken, as a
+    /// trial: the first after 1 second, then after pauses of 2, 4, 8, 8 ... seconds, at most
+    /// `failure_period_ms`. All other offers are refused.
     pub max_failures: usize,
     /// How long a failure counts, in milliseconds: default 30000.
     pub failure_period_ms: u64,
@@ -86,15 +96,17 @@ pub extern "C" fn handoff_broker_options_init(
     guard(|| initialize(options, size))
 }
 
-/// Makes a broker for the backend that listens at `path`.
+/// Makes a broker for the backend that listens at `path`. handoff_broker_add() adds others.
 ///
 /// It does no I/O and opens nothing. The first use starts to connect; after that the broker
 /// reconnects by itself whenever the channel ends.
 ///
-/// @param path         the handoff socket's path, at most 107 bytes; "@" starts an abstract name
+/// @param path         the handoff socket's path, at most 107 bytes; "@" starts an abstract name. If
+///                     it ends in '/', every socket in that directory is a backend: see
+///                     handoff_broker_backend. NULL: no backend yet
 /// @param options      the limits, or NULL for the defaults; read during the call only
 /// @param[out] broker  the broker; free it with handoff_broker_free()
-/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, the path cannot be a
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL, the path cannot be a
 ///         socket's, the `size` of the options or of their `policy` is wrong, a list of the policy
 ///         is NULL but not empty, or `reconnect_min_ms` is more than `reconnect_max_ms`;
 ///         HANDOFF_ERR_NO_MEMORY.
@@ -106,11 +118,15 @@ pub extern "C" fn handoff_broker_new(
     broker: *mut *mut handoff_broker,
 ) -> handoff_status {
     guard(|| {
-        let path = self::path(path)?;
+        let path = if path.is_null() { None } else { Some(self::path(path)?) };
         let options = core_options(read_or_default(options, "options")?)?;
         let out = Out::new(broker, "broker")?;
-        let broker = Broker::new(path, options)?;
-        out.give(handoff_broker { waker: broker.waker(), broker, last_error: Message::new() });
+        let broker = match path {
+            Some(path) => Broker::new(path, options)?,
+            None => Broker::without_backends(options)?,
+        };
+        let (last_error, state) = (Message::new(), Message::new());
+        out.give(handoff_broker { waker: broker.waker(), broker, last_error, state });
         Ok(())
     })
 }
@@ -123,6 +139,8 @@ fn core_options(options: handoff_broker_options) -> Result<BrokerOptions, Failur
     Ok(BrokerOptions {
         max_in_flight: nonzero(options.max_in_flight, defaults.max_in_flight),
         timeout: timeout(options.timeout_ms, defaults.timeout),
+        attempt_timeout: or_default(options.attempt_timeout_ms, defaults.attempt_timeout),
+        failover_bytes: nonzero(options.failover_bytes, defaults.failover_bytes),
         queue_bytes: nonzero(options.queue_bytes, defaults.queue_bytes),
         max_failures: match options.max_failures {
             0 => defaults.max_failures,
@@ -145,15 +163,25 @@ pub(super) fn nonzero(value: usize, default: usize) -> usize {
 }
 
 /// Runs the body of a call of a broker, and keeps its error with the broker.
-fn with(
+pub(super) fn with(
     broker: *mut handoff_broker,
     body: impl FnOnce(&mut Broker) -> Result<(), Failure>,
+) -> handoff_status {
+    with_message(broker, |broker, _| body(broker))
+}
+
+/// The same, with the handle's message about a backend.
+pub(super) fn with_message(
+    broker: *mut handoff_broker,
+    body: impl FnOnce(&mut Broker, &Message) -> Result<(), Failure>,
 ) -> handoff_status {
     let status = guard(|| {
         check(broker, "broker")?;
         // Not the whole handle: another thread may use its waker.
         // SAFETY: not NULL and aligned; projecting a pointer reads nothing.
-        body(exclusive(unsafe { &raw mut (*broker).broker }, "broker")?)
+        let core = exclusive(unsafe { &raw mut (*broker).broker }, "broker")?;
+        // SAFETY: as above; only calls by this thread use it.
+        body(core, unsafe { &(*broker).state })
     });
     if let (..0, Ok(broker)) = (status, reference(broker, "broker")) {
         broker.last_error.copy_from_thread();
@@ -244,7 +272,9 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
 ///         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, or
 ///         too many verdicts are not taken; handoff_last_error() says which;
-///         HANDOFF_ERR_RATE_LIMITED if the backend failed too often;
+///         HANDOFF_ERR_RATE_LIMITED if the backend failed too often and rests: the descriptor
+///         becomes readable when an offer is taken again, see `max_failures` in
+///         handoff_broker_options;
 ///         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
 ///         `correlation` is too long;
 ///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, `flags` has an unknown bit
@@ -398,8 +428,10 @@ pub struct handoff_verdict {
     /// shutdown(2), send(2) fails with EPIPE. End the connection with shutdown(2), then close(2):
     /// close(2) alone sends no FIN while there is a copy.
     pub may_have_reached_backend: u32,
-    /// Reserved: always 0.
-    pub reserved: u32,
+    /// How many backends it was offered to.
+    pub tries: u32,
+    /// The path of the backend that had it last, or "". Valid until the next call with this broker.
+    pub backend: *const c_char,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -407,9 +439,9 @@ unsafe impl Growing for handoff_verdict {
     const INIT: &'static str = "HANDOFF_VERDICT_INIT";
 }
 
-impl From<Verdict> for handoff_verdict {
-    fn from(verdict: Verdict) -> handoff_verdict {
-        let Verdict { id, user_data, adopted, reason, may_have_reached } = verdict;
+impl handoff_verdict {
+    fn new(verdict: Verdict, broker: &Broker) -> handoff_verdict {
+        let Verdict { id, user_data, adopted, reason, may_have_reached, backend, tries } = verdict;
         handoff_verdict {
             size: size_of::<handoff_verdict>(),
             id,
@@ -417,7 +449,8 @@ impl From<Verdict> for handoff_verdict {
             outcome: if adopted { HANDOFF_ADOPTED } else { HANDOFF_FALLBACK },
             reason: reason.map_or(HANDOFF_REASON_NONE, |reason| reason as handoff_reason),
             may_have_reached_backend: may_have_reached.into(),
-            reserved: 0,
+            tries,
+            backend: broker.backend_name(backend).unwrap_or_default().as_ptr(),
         }
     }
 }
@@ -439,7 +472,8 @@ pub extern "C" fn handoff_broker_next(
     with(broker, |broker| {
         let out = Fill::new(verdict, "verdict")?;
         broker.check_process()?;
-        out.set(broker.next_verdict().ok_or(Failure::Nothing)?.into());
+        let verdict = broker.next_verdict().ok_or(Failure::Nothing)?;
+        out.set(handoff_verdict::new(verdict, broker));
         Ok(())
     })
 }
@@ -468,7 +502,8 @@ pub extern "C" fn handoff_broker_offer_and_wait(
 ) -> handoff_status {
     with(broker, |broker| {
         let out = Fill::new(verdict, "verdict")?;
-        out.set(with_offer(offer, |offer| Ok(broker.offer_and_wait(offer)?))?.into());
+        let verdict = with_offer(offer, |offer| Ok(broker.offer_and_wait(offer)?))?;
+        out.set(handoff_verdict::new(verdict, broker));
         Ok(())
     })
 }
@@ -546,6 +581,10 @@ pub struct handoff_broker_statistics {
     pub queued_bytes: u64,
     /// Fallbacks by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on.
     pub fallbacks: [u64; 32],
+    /// Refused offers by status: refusals[-HANDOFF_ERR_FULL] and so on.
+    pub refusals: [u64; 64],
+    /// How many times an offer went on from one backend to another.
+    pub failovers: u64,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -576,9 +615,13 @@ pub extern "C" fn handoff_broker_get_statistics(
             in_flight,
             queued_bytes,
             connects,
+            failovers,
+            refusals: by_kind,
         } = broker.statistics();
         let mut fallbacks = [0; 32];
         fallbacks[..Reason::COUNT].copy_from_slice(&by_reason);
+        let mut refusals = [0; 64];
+        refusals[..by_kind.len()].copy_from_slice(&by_kind);
         out.set(handoff_broker_statistics {
             size: size_of::<handoff_broker_statistics>(),
             offered,
@@ -589,6 +632,8 @@ pub extern "C" fn handoff_broker_get_statistics(
             in_flight: in_flight as u64,
             queued_bytes: queued_bytes as u64,
             fallbacks,
+            refusals,
+            failovers,
         });
         Ok(())
     })

@@ -129,6 +129,15 @@ impl Message {
         self.text.get().cast_const().cast()
     }
 
+    /// Replaces the text.
+    pub(super) fn set(&self, text: fmt::Arguments<'_>) {
+        self.len.set(0);
+        // SAFETY: only this thread has the cell, and no reference to its text outlives this block.
+        unsafe { (*self.text.get())[0] = 0 };
+        // An error only says that the message was cut at the end of its room.
+        let _ = (&mut &*self).write_fmt(text);
+    }
+
     /// Takes over this thread's message.
     pub(super) fn copy_from_thread(&self) {
         THREAD.with(|message| {
@@ -162,11 +171,7 @@ impl fmt::Write for &Message {
 }
 
 fn remember(text: fmt::Arguments<'_>) {
-    THREAD.with(|message| {
-        message.len.set(0);
-        // An error only says that the message was cut at the end of its room.
-        let _ = (&mut &*message).write_fmt(text);
-    });
+    THREAD.with(|message| message.set(text));
 }
 
 pub(super) fn last_message() -> *const c_char {

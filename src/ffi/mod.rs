@@ -7,6 +7,7 @@
 
 mod argument;
 mod backend;
+mod backends;
 mod broker;
 mod errors;
 mod growing;

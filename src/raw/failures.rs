@@ -6,7 +6,7 @@ use std::collections::binary_heap::{BinaryHeap, PeekMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::failures::FailureCounter;
+use crate::failures::{Attempt, FailureCounter};
 use crate::memory::{self, Map, NoMemory};
 use crate::reason::{AttemptFailure, Reason};
 
@@ -41,10 +41,11 @@ pub enum Decision {
 /// The limits of a [`Failures`]. Out-of-range values are clamped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailuresOptions {
-    /// Failures within the period after which a backend is not tried: 1 to
+    /// Failures within the period after which a backend rests: 1 to
     /// [`FailureCounter::MAX_FAILURES`], 8 by default.
     pub max_failures: usize,
-    /// How long a failure counts: a millisecond at least, 30 seconds by default.
+    /// How long a failure counts, and the longest that a trial may go without a report: a
+    /// millisecond at least, 30 seconds by default.
     pub period: Duration,
     /// Backends whose failures are counted: 1 to [`Failures::MAX_BACKENDS`], 1024 by default. If
     /// there are more, the backend whose last failure is oldest is forgotten.
@@ -96,7 +97,8 @@ impl Failures {
         Failures { options, backends: Mutex::default() }
     }
 
-    /// Says whether to offer a connection to `backend`.
+    /// Says whether to offer a connection to `backend`. While the backend rests one attempt at a
+    /// time is let through, a trial: report how it ends.
     pub fn should_attempt(&self, backend: &[u8], inputs: &Inputs) -> Decision {
         self.should_attempt_at(backend, inputs, Instant::now())
     }
@@ -112,7 +114,7 @@ impl Failures {
             no(Reason::ForeignBackend)
         } else if inputs.descriptor_pressure {
             no(Reason::DescriptorPressure)
-        } else if let Some(left) = self.lock().get(backend).and_then(|f| f.time_left(now)) {
+        } else if let Some(left) = self.lock().begin_attempt(backend, now) {
             Decision::Fallback { reason: Reason::RateLimited, retry_after: Some(left) }
         } else {
             Decision::Attempt
@@ -120,7 +122,8 @@ impl Failures {
     }
 
     /// Counts a failed attempt and says what follows: the reason for this fallback and, if the
-    /// backend is now rate-limited, for how long. Allocates for a backend's first failure.
+    /// backend rests now, how long it is until the next trial. If a trial is out, the failure is
+    /// taken for the trial's. Allocates for a backend's first failure.
     pub fn record_failure(
         &self,
         backend: &[u8],
@@ -141,7 +144,8 @@ impl Failures {
             backends.add(backend, &self.options, now)?;
         }
         let retry_after = backends.counted.get_mut(backend).and_then(|counted| {
-            counted.failures.record(now);
+            // Names do not tell attempts apart.
+            counted.failures.record_trial(now);
             counted.failures.time_left(now)
         });
         Ok(Decision::Fallback { reason: failure.reason(), retry_after })
@@ -170,6 +174,19 @@ impl Failures {
 impl Backends {
     fn get(&self, backend: &[u8]) -> Option<&FailureCounter> {
         self.counted.get(backend).map(|counted| &counted.failures)
+    }
+
+    /// Begins an attempt, as a trial if the backend rests; or says for how long none may be made.
+    fn begin_attempt(&mut self, backend: &[u8], now: Instant) -> Option<Duration> {
+        let failures = &mut self.counted.get_mut(backend)?.failures;
+        match failures.check(now) {
+            Attempt::Free => None,
+            Attempt::Trial => {
+                failures.begin_trial(now);
+                None
+            }
+            Attempt::Rest(left) => Some(left),
+        }
     }
 
     /// Counts a backend's failures from now on; beyond the limit another one is forgotten.
@@ -244,30 +261,46 @@ mod tests {
         state.should_attempt_at(b"app", &Inputs::default(), now)
     }
 
+    fn limited(left: Duration) -> Decision {
+        Decision::Fallback { reason: Reason::RateLimited, retry_after: Some(left) }
+    }
+
+    fn fail(state: &Failures, now: Instant) {
+        state.record_failure_at(b"app", AttemptFailure::AckTimeout, now).unwrap();
+    }
+
     #[test]
-    fn eight_failures_in_thirty_seconds_stop_attempts_for_the_time_left() {
+    fn eight_failures_in_thirty_seconds_stop_all_attempts_but_one_trial_at_a_time() {
         let state = Failures::new(Default::default());
-        let start = Instant::now();
-        for second in 0..8 {
-            assert_eq!(decide(&state, start), Decision::Attempt);
-            state
-                .record_failure_at(
-                    b"app",
-                    AttemptFailure::AckTimeout,
-                    start + Duration::from_secs(second),
-                )
-                .unwrap();
+        let second = Duration::from_secs(1);
+        let mut now = Instant::now();
+        for _ in 0..8 {
+            assert_eq!(decide(&state, now), Decision::Attempt);
+            now += second;
+            fail(&state, now);
         }
-        let now = start + Duration::from_secs(10);
-        let limited = |left| Decision::Fallback {
-            reason: Reason::RateLimited,
-            retry_after: Some(Duration::from_secs(left)),
-        };
-        assert_eq!(decide(&state, now), limited(20));
         assert_eq!(state.failed_count_at(b"app", now), 8);
-        assert_eq!(decide(&state, start + PERIOD), Decision::Attempt);
-        state.record_failure_at(b"app", AttemptFailure::AckTimeout, start + PERIOD).unwrap();
-        assert_eq!(decide(&state, start + PERIOD), limited(1));
+        for pause in [1, 2, 4, 8, 8] {
+            assert_eq!(decide(&state, now), limited(pause * second));
+            now += pause * second;
+            assert_eq!(decide(&state, now), Decision::Attempt);
+            assert_eq!(decide(&state, now), limited(pause * second));
+            fail(&state, now);
+        }
+        state.record_success(b"app");
+        assert_eq!(decide(&state, now), Decision::Attempt);
+    }
+
+    #[test]
+    fn trial_that_nobody_reports_on_is_over_after_the_period() {
+        let state = state(1, 8);
+        let now = Instant::now();
+        fail(&state, now);
+        let trial = now + Duration::from_secs(1);
+        assert_eq!(decide(&state, trial), Decision::Attempt);
+        let millisecond = Duration::from_millis(1);
+        assert_eq!(decide(&state, trial + PERIOD - millisecond), limited(millisecond));
+        assert_eq!(decide(&state, trial + PERIOD), Decision::Attempt);
     }
 
     #[test]
@@ -300,7 +333,7 @@ mod tests {
         let state = state(1, 8);
         let now = Instant::now();
         let decision = state.record_failure_at(b"app", AttemptFailure::AckTimeout, now).unwrap();
-        let retry_after = Some(PERIOD);
+        let retry_after = Some(FailureCounter::FIRST_PAUSE);
         assert_eq!(decision, Decision::Fallback { reason: Reason::AckTimeout, retry_after });
     }
 
@@ -363,42 +396,6 @@ mod tests {
                     let counts = state.failed_count_at(&[backend], now) > 0;
                     prop_assert_eq!(counts, model.iter().any(|(name, _)| *name == backend));
                 }
-            }
-        }
-
-        #[test]
-        fn counter_behaves_like_a_list_of_times(
-            steps in proptest::collection::vec((0..4u8, 0..12u64), 0..100),
-            max_failures in 1..6usize,
-        ) {
-            let state = state(max_failures, 8);
-            let mut model: Vec<Instant> = Vec::new();
-            let mut now = Instant::now();
-            for (step, seconds) in steps {
-                match step {
-                    0 => {
-                        state.record_success(b"app");
-                        model.clear();
-                    }
-                    1 | 2 => {
-                        state.record_failure_at(b"app", AttemptFailure::AckTimeout, now).unwrap();
-                        model.push(now);
-                    }
-                    _ => now += Duration::from_secs(seconds),
-                }
-                let recent: Vec<_> = model.iter().filter(|time| now - **time < PERIOD).collect();
-                prop_assert_eq!(
-                    state.failed_count_at(b"app", now),
-                    recent.len().min(max_failures)
-                );
-                let want = if recent.len() >= max_failures {
-                    let opens = *recent[recent.len() - max_failures] + PERIOD;
-                    let retry_after = Some(opens - now);
-                    Decision::Fallback { reason: Reason::RateLimited, retry_after }
-                } else {
-                    Decision::Attempt
-                };
-                prop_assert_eq!(decide(&state, now), want);
             }
         }
     }

@@ -245,9 +245,9 @@ impl Events {
         self.alarm.timer.get().map_or(Ok(()), |timer| set_timer(timer, left))
     }
 
-    /// Whether the timer may have fired: then [`take`](Events::take) must look.
+    /// Whether the timer may have fired, or could not be set: then [`take`](Events::take) must look.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.fired || self.armed.is_some_and(|armed| armed <= now)
+        self.fired || self.missed || self.armed.is_some_and(|armed| armed <= now)
     }
 
     /// Whether a timer is set.

@@ -8,6 +8,7 @@
  * share/doc/handoff.
  *
  *   handoff/broker.h    the broker's end of a channel: offer connections, take verdicts
+ *   handoff/backends.h  several backends of one broker, and the state of each
  *   handoff/backend.h   the backend's end: take arrivals, adopt or reject them
  *   handoff/peer.h      who may connect
  *   handoff/status.h    statuses, errors, reasons, the version
@@ -50,6 +51,7 @@
 #include "handoff/status.h"
 
 #include "handoff/broker.h"
+#include "handoff/backends.h"
 #include "handoff/backend.h"
 #include "handoff/peer.h"
 #include "handoff/raw.h"

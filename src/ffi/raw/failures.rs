@@ -12,7 +12,7 @@ use crate::ffi::status::handoff_status;
 use crate::raw::failures::{Decision, Failures, FailuresOptions, Inputs};
 use crate::reason::AttemptFailure;
 
-/// The recent failures of each backend, for a broker that uses the raw layer. A channel counts its
+/// The recent failures of each backend, and which of them rest, for a broker that uses the raw layer. A channel counts its
 /// backend's failures itself.
 ///
 /// Any number of threads may use one at once. After fork() in a program with several threads, make
@@ -28,9 +28,10 @@ pub struct handoff_raw_failures {
 pub struct handoff_raw_failures_options {
     /// Set by HANDOFF_RAW_FAILURES_OPTIONS_INIT.
     pub size: usize,
-    /// A backend is not tried after this many failures within `period_ms`: 1 to 4096, default 8.
+    /// A backend rests after this many failures within `period_ms`: 1 to 4096, default 8.
     pub max_failures: usize,
-    /// How long a failure counts, in milliseconds: default 30000.
+    /// How long a failure counts, in milliseconds: default 30000. Also the longest pause between two
+    /// trials, if it is under 8000, and when a trial counts as over that nobody reports on.
     pub period_ms: u64,
     /// The most backends with failures, 1 to 65536, default 1024. Beyond that, the one that failed
     /// longest ago is forgotten.
@@ -135,7 +136,8 @@ pub struct handoff_raw_decision {
     pub size: usize,
     /// HANDOFF_REASON_NONE: try. Any other: serve the client another way, for this reason.
     pub reason: handoff_reason,
-    /// When to try again, in milliseconds from now, rounded up; -1 if there is no such time.
+    /// When to ask again, in milliseconds from now, rounded up; -1 if there is no such time. It is
+    /// the time of the next trial; while a trial is out, the pause that would follow it.
     pub retry_after_ms: i64,
 }
 
@@ -162,6 +164,13 @@ impl From<Decision> for handoff_raw_decision {
 }
 
 /// Decides whether to try a backend.
+///
+/// A backend that failed too often rests until handoff_raw_failures_record_success(). Meanwhile this
+/// call lets one attempt at a time through, as a trial: the first after 1 second, then after pauses
+/// of 2, 4, 8, 8 ... seconds. The pause begins when the trial has ended. So after
+/// HANDOFF_REASON_NONE make the attempt, and report how it ended with
+/// handoff_raw_failures_record_success() or handoff_raw_failures_record_failure(). A trial that
+/// nobody reports on counts as over after `period_ms`.
 ///
 /// @param failures       the counter
 /// @param backend        names the backend, such as the path of its handoff socket
@@ -196,7 +205,7 @@ pub extern "C" fn handoff_raw_failures_should_attempt(
     })
 }
 
-/// Counts a failed attempt.
+/// Counts a failed attempt. If a trial is out, the failure is taken for the trial's.
 ///
 /// Do not count a rejection, a verdict whose `cause` is HANDOFF_OK: it is an answer, not a failure.
 /// The call allocates for a backend's first failure.
@@ -208,8 +217,8 @@ pub extern "C" fn handoff_raw_failures_should_attempt(
 ///                       HANDOFF_REASON_ACK_TIMEOUT, HANDOFF_REASON_BACKEND_UNAVAILABLE,
 ///                       HANDOFF_REASON_BACKEND_BUSY, HANDOFF_REASON_DESCRIPTOR_PRESSURE or
 ///                       HANDOFF_REASON_UNSUPPORTED_PLATFORM
-/// @param[out] decision  the reason for this fallback and, if the backend is now rate-limited, when
-///                       to try again; may be NULL
+/// @param[out] decision  the reason for this fallback and, if the backend rests now, when to try
+///                       again; may be NULL
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if another pointer is NULL or `reason` is any
 ///         other; HANDOFF_ERR_NO_MEMORY.
 #[unsafe(no_mangle)]
@@ -234,7 +243,7 @@ pub extern "C" fn handoff_raw_failures_record_failure(
     })
 }
 
-/// Forgets a backend's failures: it works again.
+/// Forgets a backend's failures and ends its rest: it works again.
 ///
 /// @param failures  the counter
 /// @param backend   names the backend

@@ -1,0 +1,167 @@
+//! Channels as they come and go: connecting, deadlines, the end, and what is due when.
+
+use std::time::Instant;
+
+use super::channel::Channel;
+use super::member::Link;
+use super::outcomes::Ledger;
+use super::peer::WhyDown;
+use super::{Broker, BrokerError};
+use crate::reason::Reason;
+
+impl Broker {
+    /// Does what the time says at one backend: deadlines, the welcome, the next attempt to connect.
+    pub(super) fn tick(&mut self, index: usize, now: Instant) {
+        while let Some(channel) = self.members[index].channel() {
+            if channel.welcome.is_err_and(|deadline| deadline <= now) {
+                self.hang_up(index, Reason::BackendUnavailable, now);
+            } else if let Some(slot) = channel.expired(now) {
+                self.expire(index, slot, now);
+            } else {
+                break;
+            }
+        }
+        let member = &self.members[index];
+        let wanted = member.is_wanted() && !self.closed;
+        match &member.link {
+            Link::Down { retry_at } if wanted && *retry_at <= now => match self.connect(index, now)
+            {
+                Ok(channel) => self.members[index].link = Link::Up(Box::new(channel)),
+                Err(why_down) => {
+                    let retry_at = self.failed(index, why_down, now);
+                    self.members[index].link = Link::Down { retry_at };
+                }
+            },
+            Link::Up(channel) if channel.offers.in_flight() == 0 => {
+                if !wanted {
+                    self.hang_up(index, Reason::BrokerClosed, now);
+                } else if channel.draining && member.successor_at <= now {
+                    self.succeed(index, now);
+                }
+            }
+            _ => {}
+        }
+        if self.members[index].leaving && self.members[index].in_flight() == 0 {
+            self.forget(index);
+        }
+        self.touch(index);
+    }
+
+    /// Takes back an offer whose deadline is past. If that is only what one of several backends may
+    /// take, and no other can have it, it stays until there is one or the offer's deadline is past.
+    fn expire(&mut self, index: usize, slot: u32, now: Instant) {
+        let Some(channel) = self.members[index].channel() else { return };
+        let Some(facts) = channel.offers.slot(slot).map(|slot| slot.facts) else { return };
+        let copy = self.outcomes.kept.get(facts.kept).filter(|copy| copy.deadline > now);
+        if let Some(copy) = copy.filter(|copy| !self.can_fail_over(copy, now)) {
+            let attempt = now.checked_add(self.options.attempt_timeout);
+            let deadline = attempt.map_or(copy.deadline, |attempt| attempt.min(copy.deadline));
+            let member = &mut self.members[index];
+            if let Link::Up(channel) = &mut member.link {
+                channel.offers.put_off(slot, deadline);
+            }
+            member.tally.record_failure(now);
+            return;
+        }
+        let taken_back = self.with_channel(index, now, |channel, ledger| {
+            channel.take_back(slot, Reason::AckTimeout, ledger).map(drop)
+        });
+        if let Err(reason) = taken_back {
+            self.hang_up(index, reason, now);
+        }
+    }
+
+    /// Runs `body` with a backend's channel, if there is one, and where to write down what happens.
+    pub(super) fn with_channel(
+        &mut self,
+        index: usize,
+        now: Instant,
+        body: impl FnOnce(&mut Channel, &mut Ledger<'_>) -> Result<(), Reason>,
+    ) -> Result<(), Reason> {
+        let member = &mut self.members[index];
+        let Link::Up(channel) = &mut member.link else { return Ok(()) };
+        let (outcomes, tally) = (&mut self.outcomes, &mut member.tally);
+        body(channel, &mut Ledger { outcomes, tally, backend: index as u32, now })
+    }
+
+    fn connect(&mut self, index: usize, now: Instant) -> Result<Channel, WhyDown> {
+        let member = &self.members[index];
+        let slots = member.settings.max_in_flight.unwrap_or(self.options.max_in_flight);
+        let channel = Channel::connect(&member.path, slots, &self.options, index as u64, now)?;
+        if let Some(events) = self.handle.events() {
+            channel.watch(events).map_err(|error| {
+                let code = error.raw_os_error().unwrap_or(libc::ENOMEM);
+                WhyDown::System("watch the channel", code)
+            })?;
+        }
+        Ok(channel)
+    }
+
+    /// An attempt to connect failed: when to try again.
+    fn failed(&mut self, index: usize, why_down: WhyDown, now: Instant) -> Instant {
+        let member = &mut self.members[index];
+        member.why_down = Some(why_down);
+        member.tally.failed_connects += 1;
+        member.next_attempt(&self.options, now)
+    }
+
+    /// Connects to the successor of a backend that drains, which has finished all that was in flight.
+    fn succeed(&mut self, index: usize, now: Instant) {
+        match self.connect(index, now) {
+            Ok(channel) => {
+                let next = Link::Up(Box::new(channel));
+                let before = std::mem::replace(&mut self.members[index].link, next);
+                if let (Link::Up(channel), Some(events)) = (before, self.handle.events()) {
+                    channel.unwatch(events);
+                }
+            }
+            Err(_) => {
+                let member = &mut self.members[index];
+                member.successor_at = member.next_attempt(&self.options, now);
+            }
+        }
+    }
+
+    /// Ends a channel: what is in flight is taken back, or was adopted.
+    pub(super) fn hang_up(&mut self, index: usize, reason: Reason, now: Instant) {
+        let member = &mut self.members[index];
+        let retry_at = member.next_attempt(&self.options, now);
+        let down = Link::Down { retry_at };
+        if let Link::Up(mut channel) = std::mem::replace(&mut member.link, down) {
+            member.why_down = Some(WhyDown::NoBackend(libc::ECONNRESET));
+            let (outcomes, tally) = (&mut self.outcomes, &mut member.tally);
+            let mut ledger = Ledger { outcomes, tally, backend: index as u32, now };
+            if reason != Reason::IntegrityMismatch {
+                // What the backend said last may be here already.
+                let _ = channel.receive(&mut self.buffer, &mut ledger);
+            }
+            if channel.offers.in_flight() > 0 && !self.closed && !channel.draining {
+                ledger.tally.record_failure(now);
+            }
+            channel.settle_all(reason, &mut ledger);
+            if let Some(events) = self.handle.events() {
+                channel.unwatch(events);
+            }
+        }
+        self.touch(index);
+    }
+
+    /// Notes that a backend's timer may have to be set, and that there may be something to send.
+    pub(super) fn touch(&mut self, index: usize) {
+        let member = &mut self.members[index];
+        if !member.touched {
+            member.touched = true;
+            self.touched.push(index as u32);
+        }
+    }
+
+    /// Makes sure that the descriptor is readable when something is due at a backend.
+    pub(super) fn arm(&mut self, index: usize, now: Instant) -> Result<(), BrokerError> {
+        let member = &mut self.members[index];
+        member.note_phase(now);
+        match member.due(self.wanted, now) {
+            Some(due) if !self.closed => Ok(self.handle.wake_at(due, now)?),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! A directory in which every handoff socket is a backend, followed as files come and go: inotify(7).
+//!
+//! Names that begin with a dot are left out: a backend makes its socket under such a name and then
+//! moves it into place.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{BackendSettings, Broker, MAX_BACKENDS};
+use crate::memory::NoMemory;
+use crate::sys::directory::{self, Change, Watch};
+
+/// How long until a directory that could not be read or watched is looked at again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Directory {
+    pub path: Arc<Path>,
+    /// Of the backends in it.
+    pub settings: BackendSettings,
+    watch: Option<Watch>,
+    /// When to read it again, if nothing tells what changes in it.
+    look_at: Option<Instant>,
+    /// An error number: why it could not be read.
+    error: Option<i32>,
+    pub removed: bool,
+}
+
+impl Directory {
+    pub(super) fn new(
+        path: &Path,
+        settings: BackendSettings,
+        now: Instant,
+    ) -> Result<Directory, NoMemory> {
+        let (watch, error) = (None, None);
+        let look_at = Some(now);
+        Ok(Directory { path: path.into(), settings, watch, look_at, error, removed: false })
+    }
+
+    pub(super) fn error(&self) -> Option<i32> {
+        self.error.filter(|_| !self.removed)
+    }
+}
+
+/// The key of a directory's watch among the events: behind the numbers of the backends.
+fn key(number: usize) -> u64 {
+    (MAX_BACKENDS + number) as u64
+}
+
+impl Broker {
+    /// Reads the directories that are due.
+    pub(super) fn tick_directories(&mut self, now: Instant) {
+        for number in 0..self.directories.len() {
+            let directory = &self.directories[number];
+            if directory.removed {
+                continue;
+            }
+            if directory.look_at.is_some_and(|at| at <= now) {
+                self.read_directory(number, now);
+            }
+            if let Some(at) = self.directories[number].look_at {
+                // If no timer can be set, the handle tries again.
+                let _ = self.handle.wake_at(at, now);
+            }
+        }
+    }
+
+    /// Watches a directory, if it is not watched yet, and then finds what is in it.
+    fn read_directory(&mut self, number: usize, now: Instant) {
+        let directory = &mut self.directories[number];
+        if directory.watch.is_none() {
+            let watch = Watch::new(&directory.path).ok();
+            let events = self.handle.events();
+            let added = |watch: &Watch| {
+                events.is_some_and(|events| events.add(watch.as_fd(), key(number)).is_ok())
+            };
+            directory.watch = watch.filter(added);
+        }
+        let directory = &self.directories[number];
+        let (path, settings) = (directory.path.clone(), directory.settings);
+        let watched = directory.watch.is_some();
+        // Those that are not found have gone.
+        let mut found = [false; MAX_BACKENDS];
+        let read = directory::sockets(&path, |name| {
+            if let Some(index) = self.found(number, name, settings, now) {
+                found[index] = true;
+            }
+        });
+        let directory = &mut self.directories[number];
+        directory.error = read.as_ref().err().map(io::Error::raw_os_error).unwrap_or_default();
+        let look_again = !watched || read.is_err();
+        directory.look_at = look_again.then(|| now + PAUSE);
+        for (index, found) in found.iter().enumerate().take(self.members.len()) {
+            if self.members[index].directory == Some(number as u32) && !found {
+                self.leave(index, now);
+            }
+        }
+    }
+
+    /// A socket was found in a directory: its number, unless it cannot be a backend.
+    fn found(
+        &mut self,
+        number: usize,
+        name: &OsStr,
+        settings: BackendSettings,
+        now: Instant,
+    ) -> Option<usize> {
+        if name.as_bytes().starts_with(b".") {
+            return None;
+        }
+        let path = self.directories[number].path.join(name);
+        if crate::address::address(&path).is_err() {
+            self.directories[number].error = Some(libc::ENAMETOOLONG);
+            return None;
+        }
+        let known = self.number(&path);
+        if known.is_some_and(|index| {
+            self.members[index].directory.is_none() && !self.members[index].leaving
+        }) {
+            // It was added by its own name, which stands.
+            return known;
+        }
+        self.add_member(&path, settings, Some(number as u32), now).ok()?;
+        self.number(&path)
+    }
+
+    /// Something has changed in the directory with this key.
+    pub(super) fn watch_told(&mut self, key: u64, now: Instant) {
+        let Some(number) = (key as usize).checked_sub(MAX_BACKENDS) else { return };
+        let Some(directory) = self.directories.get_mut(number) else { return };
+        let Some(watch) = directory.watch.take() else { return };
+        let settings = directory.settings;
+        let mut all = false;
+        let read = watch.read(|change| match change {
+            Change::Came(name) => {
+                let path = self.directories[number].path.clone();
+                if directory::is_socket(&path, name) {
+                    self.found(number, name, settings, now);
+                }
+            }
+            Change::Went(name) => {
+                let path = self.directories[number].path.join(name);
+                if let Some(index) = self.number(&path) {
+                    self.leave(index, now);
+                }
+            }
+            Change::Unknown => all = true,
+        });
+        if read.is_ok_and(|alive| alive) {
+            self.directories[number].watch = Some(watch);
+        } else {
+            self.unwatch(&watch);
+            all = true;
+        }
+        if all {
+            self.read_directory(number, now);
+        }
+        self.tick_directories(now);
+    }
+
+    fn unwatch(&mut self, watch: &Watch) {
+        if let Some(events) = self.handle.events() {
+            events.remove(watch.as_fd());
+        }
+    }
+
+    /// A directory is to be removed.
+    pub(super) fn stop_watching(&mut self, number: usize) {
+        let directory = &mut self.directories[number];
+        directory.removed = true;
+        directory.look_at = None;
+        if let Some(watch) = directory.watch.take() {
+            self.unwatch(&watch);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Copies of offers in flight that another backend may get: failover. State only; no I/O.
+//!
+//! A broker with one backend keeps none. A copy's memory is used again, so that an offer allocates
+//! nothing once the broker has been busy for a while.
+
+use std::io::IoSlice;
+use std::os::fd::RawFd;
+use std::time::Instant;
+
+use super::MAX_BACKENDS;
+use super::offers::Parts;
+
+/// The number of no copy.
+pub(super) const NOT_KEPT: u32 = u32::MAX;
+
+/// A copy of an offer.
+#[derive(Debug)]
+pub(super) struct Copy {
+    /// 0 if it is not in use.
+    pub id: u64,
+    pub user_data: usize,
+    /// The caller's, who keeps it open until the verdict.
+    pub descriptor: RawFd,
+    pub cookie: u64,
+    /// When it must have its verdict, however many backends are tried.
+    pub deadline: Instant,
+    /// The backend that has it, and its slot there.
+    pub backend: u32,
+    pub slot: u32,
+    /// Whether one of the backends before may hold the descriptor.
+    pub may_have_reached: bool,
+    pub tried: Tried,
+    /// Service, correlation, metadata and preread, one behind the other.
+    bytes: Vec<u8>,
+    /// Where each of the first three ends.
+    ends: [usize; 3],
+}
+
+impl Copy {
+    fn unused(now: Instant) -> Copy {
+        Copy {
+            id: 0,
+            user_data: 0,
+            descriptor: -1,
+            cookie: 0,
+            deadline: now,
+            backend: 0,
+            slot: 0,
+            may_have_reached: false,
+            tried: Tried::default(),
+            bytes: Vec::new(),
+            ends: [0; 3],
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Calls `body` with the bytes as parts.
+    pub(super) fn with_parts<T>(&self, body: impl FnOnce(&Parts<'_>) -> T) -> T {
+        let [service, correlation, metadata] = self.ends;
+        let part = |from: usize, to: usize| &self.bytes[from..to];
+        let names = [part(0, service), part(service, correlation), part(correlation, metadata)];
+        body(&Parts { names, preread: &[IoSlice::new(&self.bytes[metadata..])] })
+    }
+}
+
+/// The backends that had an offer: a set of numbers below [`MAX_BACKENDS`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tried {
+    bits: [u64; MAX_BACKENDS / 64],
+    /// How many times it was offered.
+    pub count: u32,
+}
+
+impl Tried {
+    pub(super) fn add(&mut self, backend: usize) {
+        self.bits[backend / 64] |= 1 << (backend % 64);
+        self.count += 1;
+    }
+
+    pub(super) fn has(&self, backend: usize) -> bool {
+        self.bits[backend / 64] & 1 << (backend % 64) != 0
+    }
+}
+
+/// The copies of a broker.
+#[derive(Debug)]
+pub(super) struct Kept {
+    copies: Vec<Copy>,
+    unused: Vec<u32>,
+    /// Bytes of memory that the copies have, used or not, and the most that they may have.
+    bytes: usize,
+    most: usize,
+}
+
+impl Kept {
+    /// May have so many bytes.
+    pub(super) fn new(most: usize) -> Kept {
+        Kept { copies: Vec::new(), unused: Vec::new(), bytes: 0, most }
+    }
+
+    pub(super) fn get(&self, number: u32) -> Option<&Copy> {
+        self.copies.get(number as usize).filter(|copy| copy.id != 0)
+    }
+
+    pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut Copy> {
+        self.copies.get_mut(number as usize).filter(|copy| copy.id != 0)
+    }
+
+    /// The number of a place for the copy of an offer of so many bytes, for
+    /// [`keep`](Kept::keep). None if they are too many, or there is no memory for them: then the
+    /// offer is tried at one backend only.
+    pub(super) fn place(&mut self, len: usize, now: Instant) -> Option<u32> {
+        if self.unused.is_empty() {
+            self.grow(now)?;
+        }
+        let number = *self.unused.last()?;
+        let more = len.saturating_sub(self.copies[number as usize].bytes.capacity());
+        if more > 0 {
+            if self.bytes + more > self.most {
+                self.free_unused();
+            }
+            let bytes = &mut self.copies[number as usize].bytes;
+            let before = bytes.capacity();
+            if self.bytes + len - before > self.most {
+                return None;
+            }
+            bytes.clear();
+            bytes.try_reserve_exact(len).ok()?;
+            self.bytes += bytes.capacity() - before;
+        }
+        Some(number)
+    }
+
+    /// Frees the memory of all places that are not used.
+    #[cold]
+    fn free_unused(&mut self) {
+        for number in &self.unused {
+            let bytes = &mut self.copies[*number as usize].bytes;
+            self.bytes -= bytes.capacity();
+            *bytes = Vec::new();
+        }
+    }
+
+    /// Makes one more place, and room in the list of those that are not used for all that there are.
+    #[cold]
+    fn grow(&mut self, now: Instant) -> Option<()> {
+        self.copies.try_reserve(1).ok()?;
+        self.unused.try_reserve(self.copies.len() + 1).ok()?;
+        self.unused.push(u32::try_from(self.copies.len()).ok()?);
+        self.copies.push(Copy::unused(now));
+        Some(())
+    }
+
+    /// Copies an offer to the place that [`place`](Kept::place) returned for it.
+    pub(super) fn keep(&mut self, parts: &Parts<'_>, fill: impl FnOnce(&mut Copy)) {
+        let Some(number) = self.unused.pop() else { return };
+        let copy = &mut self.copies[number as usize];
+        copy.bytes.clear();
+        copy.tried = Tried::default();
+        copy.may_have_reached = false;
+        for (end, name) in copy.ends.iter_mut().zip(parts.names) {
+            copy.bytes.extend_from_slice(name);
+            *end = copy.bytes.len();
+        }
+        for part in parts.preread {
+            copy.bytes.extend_from_slice(part);
+        }
+        fill(copy);
+    }
+
+    /// Takes a copy out of its place, to be [`put`](Kept::put) back.
+    pub(super) fn take(&mut self, number: u32) -> Option<Copy> {
+        let copy = self.get_mut(number)?;
+        let unused = Copy::unused(copy.deadline);
+        Some(std::mem::replace(copy, unused))
+    }
+
+    pub(super) fn put(&mut self, number: u32, copy: Copy) {
+        if let Some(place) = self.copies.get_mut(number as usize) {
+            *place = copy;
+        }
+    }
+
+    /// Forgets a copy, whose place can be used again. Its memory stays.
+    pub(super) fn forget(&mut self, number: u32) {
+        if let Some(copy) = self.get_mut(number) {
+            copy.id = 0;
+            self.unused.push(number);
+        }
+    }
+
+    /// A backend's number now stands for another one.
+    pub(super) fn renumbered(&mut self, backend: usize) {
+        for copy in &mut self.copies {
+            copy.tried.bits[backend / 64] &= !(1 << (backend % 64));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keep(kept: &mut Kept, names: [&[u8]; 3], preread: &[u8]) -> Option<u32> {
+        let parts = Parts { names, preread: &[IoSlice::new(preread)] };
+        let len = names.iter().map(|name| name.len()).sum::<usize>() + preread.len();
+        let number = kept.place(len, Instant::now())?;
+        kept.keep(&parts, |copy| copy.id = 7);
+        Some(number)
+    }
+
+    #[test]
+    fn copy_has_the_parts_of_the_offer() {
+        let mut kept = Kept::new(1000);
+        let number = keep(&mut kept, [b"s", b"", b"meta"], b"preread").unwrap();
+        kept.get(number).unwrap().with_parts(|parts| {
+            assert_eq!(parts.names, [&b"s"[..], b"", b"meta"]);
+            assert_eq!(&*parts.preread[0], b"preread");
+        });
+    }
+
+    #[test]
+    fn memory_of_copies_has_a_limit_and_is_used_again() {
+        let mut kept = Kept::new(64 * 10);
+        let numbers = [(); 64].map(|()| keep(&mut kept, [b""; 3], &[1; 10]).unwrap());
+        assert!(keep(&mut kept, [b""; 3], &[1; 10]).is_none());
+        kept.forget(numbers[5]);
+        assert_eq!(keep(&mut kept, [b""; 3], &[1; 10]), Some(numbers[5]));
+        for number in numbers {
+            kept.forget(number);
+        }
+        // Not even one large copy fits, but for what the unused ones give back.
+        assert!(keep(&mut kept, [b""; 3], &[1; 64 * 10]).is_some());
+        assert!(keep(&mut kept, [b""; 3], &[1; 1]).is_none());
+    }
+
+    #[test]
+    fn backend_is_tried_until_its_number_stands_for_another() {
+        let mut kept = Kept::new(100);
+        let number = keep(&mut kept, [b""; 3], b"").unwrap();
+        kept.get_mut(number).unwrap().tried.add(64);
+        assert!(kept.get(number).unwrap().tried.has(64));
+        kept.renumbered(64);
+        assert!(!kept.get(number).unwrap().tried.has(64));
+        assert_eq!(kept.get(number).unwrap().tried.count, 1);
+    }
+}

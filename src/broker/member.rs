@@ -1,0 +1,288 @@
+//! One backend as its broker sees it: the channel as it comes and goes, and what can be offered.
+
+use std::ffi::{CStr, CString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::channel::Channel;
+use super::offers::queued_len;
+use super::outcomes::Tally;
+use super::peer::WhyDown;
+use super::settings::BackendSettings;
+use super::{BrokerError, BrokerOptions, Limit};
+use crate::failures::Attempt;
+use crate::memory::NoMemory;
+
+/// What a backend does, as far as its broker knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The broker connects to it, or has, and it has not said welcome yet.
+    Connecting,
+    /// It takes offers.
+    Ready,
+    /// It takes no more offers, or is to be removed.
+    Draining,
+    /// It failed too often, and gets one trial offer at a time.
+    Resting,
+    /// There is no channel.
+    Down,
+}
+
+#[derive(Debug)]
+pub(super) enum Link {
+    Down { retry_at: Instant },
+    Up(Box<Channel>),
+}
+
+#[derive(Debug)]
+pub(super) struct Member {
+    pub path: Arc<Path>,
+    /// The same, for C.
+    pub name: CString,
+    pub settings: BackendSettings,
+    pub link: Link,
+    pub tally: Tally,
+    /// Between the end of a channel, or the failure to make one, and the next attempt.
+    next_pause: Duration,
+    /// When to look for the successor of a backend that drains.
+    pub successor_at: Instant,
+    /// Why there is no channel; none before the first attempt to connect.
+    pub why_down: Option<WhyDown>,
+    /// The number of the directory that it was found in.
+    pub directory: Option<u32>,
+    /// It is to be removed: nothing more is offered to it.
+    pub leaving: bool,
+    /// It is removed: its place can be used again.
+    pub gone: bool,
+    /// It is in the list of those whose timers are to be set, and which may have something to send.
+    pub touched: bool,
+    phase: Phase,
+    since: Instant,
+    /// Its turns among those with equal load: the smooth weighted round-robin of nginx.
+    pub turn: i64,
+    /// It takes the offer that is being placed.
+    pub candidate: bool,
+}
+
+/// Why a backend does not take an offer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Refusal {
+    Full(Limit),
+    NoWelcome,
+    Resting(Duration),
+    TooLarge { len: usize, most: usize },
+    Draining,
+    Down,
+    Off,
+}
+
+impl Refusal {
+    /// The lower, the more likely is it that an offer is taken soon.
+    pub(super) fn rank(self) -> u8 {
+        match self {
+            Refusal::Full(_) => 0,
+            Refusal::NoWelcome => 1,
+            Refusal::Resting(_) => 2,
+            Refusal::TooLarge { .. } => 3,
+            Refusal::Draining => 4,
+            Refusal::Down => 5,
+            Refusal::Off => 6,
+        }
+    }
+}
+
+impl Member {
+    pub(super) fn new(
+        path: &Path,
+        settings: BackendSettings,
+        options: &BrokerOptions,
+        now: Instant,
+    ) -> Result<Member, NoMemory> {
+        let max_failures = match settings.max_failures {
+            None => options.max_failures,
+            Some(usize::MAX) => None,
+            most => most,
+        };
+        let failure_period = settings.failure_period.unwrap_or(options.failure_period);
+        Ok(Member {
+            path: path.into(),
+            // A path with a NUL in it is refused before.
+            name: CString::new(path.as_os_str().as_bytes()).unwrap_or_default(),
+            settings,
+            link: Link::Down { retry_at: now },
+            tally: Tally::new(max_failures, failure_period)?,
+            next_pause: options.reconnect_min,
+            successor_at: now,
+            why_down: None,
+            directory: None,
+            leaving: false,
+            gone: false,
+            touched: false,
+            phase: Phase::Connecting,
+            since: now,
+            turn: 0,
+            candidate: false,
+        })
+    }
+
+    pub(super) fn name(&self) -> &CStr {
+        &self.name
+    }
+
+    pub(super) fn channel(&mut self) -> Option<&mut Channel> {
+        match &mut self.link {
+            Link::Up(channel) => Some(channel),
+            Link::Down { .. } => None,
+        }
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        match &self.link {
+            Link::Up(channel) => channel.offers.in_flight(),
+            Link::Down { .. } => 0,
+        }
+    }
+
+    /// It has been welcomed: the next pause is the shortest again.
+    pub(super) fn is_welcome(&mut self, options: &BrokerOptions) {
+        self.next_pause = options.reconnect_min;
+    }
+
+    /// When to try again to connect; each pause is twice as long as the one before, until a backend
+    /// says welcome.
+    pub(super) fn next_attempt(&mut self, options: &BrokerOptions, now: Instant) -> Instant {
+        let pause = self.next_pause;
+        self.next_pause = (pause * 2).min(options.reconnect_max);
+        now.checked_add(pause).unwrap_or(now)
+    }
+
+    /// Whether it has a channel and has not said welcome yet.
+    pub(super) fn is_connecting(&self) -> bool {
+        matches!(&self.link, Link::Up(channel) if channel.welcome.is_err())
+    }
+
+    /// Whether it is to have a channel.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.leaving && !self.gone && !self.settings.off
+    }
+
+    /// Whether it takes an offer of so many bytes now.
+    pub(super) fn takes(
+        &self,
+        len: usize,
+        queue_bytes: usize,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        if !self.is_wanted() {
+            return Err(Refusal::Off);
+        }
+        let Link::Up(channel) = &self.link else { return Err(Refusal::Down) };
+        let Ok(welcome) = channel.welcome else { return Err(Refusal::NoWelcome) };
+        if channel.draining {
+            return Err(Refusal::Draining);
+        }
+        let attempt = self.tally.failures.as_ref().map(|failures| failures.check(now));
+        if let Some(Attempt::Rest(left)) = attempt {
+            return Err(Refusal::Resting(left));
+        }
+        let most = welcome.max_bytes as usize;
+        if len > most {
+            return Err(Refusal::TooLarge { len, most });
+        }
+        let queued = channel.offers.queued_bytes() + queued_len(len);
+        if queued > queue_bytes {
+            return Err(Refusal::Full(Limit::QueuedBytes { queued, most: queue_bytes }));
+        }
+        if channel.offers.next_slot().is_none() {
+            let (in_flight, most) = (channel.offers.in_flight(), welcome.slots as usize);
+            return Err(Refusal::Full(Limit::InFlight { in_flight, most }));
+        }
+        Ok(())
+    }
+
+    /// How many small offers it takes now.
+    pub(super) fn room(&self, queue_bytes: usize, now: Instant) -> usize {
+        let Link::Up(channel) = &self.link else { return 0 };
+        if self.takes(0, queue_bytes, now).is_err() {
+            return 0;
+        }
+        match self.tally.failures.as_ref().map(|failures| failures.check(now)) {
+            Some(Attempt::Trial) => 1,
+            _ => channel.offers.granted(),
+        }
+    }
+
+    /// The error of an offer that it did not take.
+    #[cold]
+    pub(super) fn error(&self, refusal: Refusal, options: &BrokerOptions) -> BrokerError {
+        let path = &self.path;
+        let unavailable = |code| WhyDown::NoBackend(code).error(path, options);
+        match refusal {
+            Refusal::Full(limit) => BrokerError::Full { path: path.clone(), limit },
+            Refusal::NoWelcome => unavailable(libc::ENOTCONN),
+            Refusal::Resting(left) => BrokerError::RateLimited { path: path.clone(), left },
+            Refusal::TooLarge { len, most } => BrokerError::TooLarge { what: PARTS, len, most },
+            Refusal::Draining => unavailable(libc::ESHUTDOWN),
+            Refusal::Off => BrokerError::Off { path: path.clone() },
+            Refusal::Down => match &self.why_down {
+                Some(why) => why.error(path, options),
+                None => unavailable(libc::ENOTCONN),
+            },
+        }
+    }
+
+    /// What it does now.
+    fn phase(&self) -> Phase {
+        let resting = self.tally.failures.as_ref().is_some_and(|failures| failures.is_resting());
+        match &self.link {
+            Link::Down { .. } if self.why_down.is_none() && self.is_wanted() => Phase::Connecting,
+            Link::Down { .. } => Phase::Down,
+            Link::Up(channel) if channel.welcome.is_err() => Phase::Connecting,
+            Link::Up(channel) if channel.draining || !self.is_wanted() => Phase::Draining,
+            Link::Up(_) if resting => Phase::Resting,
+            Link::Up(_) => Phase::Ready,
+        }
+    }
+
+    /// Notes what it does since now, if that has changed.
+    pub(super) fn note_phase(&mut self, now: Instant) {
+        let phase = self.phase();
+        if phase != self.phase {
+            (self.phase, self.since) = (phase, now);
+        }
+    }
+
+    /// What it does, and since when.
+    pub(super) fn current_phase(&self) -> (Phase, Instant) {
+        (self.phase, self.since)
+    }
+
+    /// When something is due that no packet tells of. `wanted`: an offer was refused, so that it
+    /// matters when the next one is taken.
+    pub(super) fn due(&self, wanted: bool, now: Instant) -> Option<Instant> {
+        match &self.link {
+            Link::Down { retry_at } => self.is_wanted().then_some(*retry_at),
+            Link::Up(channel) => {
+                let deadline = channel.offers.earliest().map(|(_, deadline)| deadline);
+                let idle = channel.offers.in_flight() == 0;
+                let successor = (channel.draining && idle).then_some(self.successor_at);
+                if idle && !self.is_wanted() {
+                    return Some(now);
+                }
+                let trial = if wanted { self.next_trial(now) } else { None };
+                let times = [deadline, channel.welcome.err(), channel.try_again, successor, trial];
+                times.into_iter().flatten().min()
+            }
+        }
+    }
+
+    /// When a backend that rests gets its next trial.
+    pub(super) fn next_trial(&self, now: Instant) -> Option<Instant> {
+        let left = self.tally.failures.as_ref()?.time_left(now)?;
+        now.checked_add(left)
+    }
+}
+
+pub(super) const PARTS: &str = "preread, metadata and names together";

@@ -1,0 +1,203 @@
+//! The backends of a broker: adding, changing and removing them.
+
+use std::ffi::CStr;
+use std::path::Path;
+use std::time::Instant;
+
+use super::directory::Directory;
+use super::member::Member;
+use super::{BackendSettings, Broker, BrokerError, MAX_BACKENDS};
+use crate::address;
+use crate::memory::NoMemory;
+use crate::reason::Reason;
+use crate::wire::MAX_SLOTS;
+
+const BACKENDS: &str = "the backends of a broker";
+
+impl Broker {
+    /// Adds a backend or, if the path ends in `/`, the handoff sockets in a directory, as they come
+    /// and go. What the broker has already gets other settings; its limits hold from its next channel
+    /// on.
+    pub fn add(&mut self, path: &Path, settings: BackendSettings) -> Result<(), BrokerError> {
+        let now = Instant::now();
+        if self.closed {
+            return Err(BrokerError::Closed { path: self.path.clone() });
+        }
+        self.check_process()?;
+        let settings = settings.checked();
+        if address::is_directory(path) {
+            self.add_directory(path, settings, now)?;
+        } else {
+            address::address(path).map_err(BrokerError::Address)?;
+            self.add_member(path, settings, None, now)?;
+        }
+        if self.handle.is_open() { self.flush_at(now) } else { Ok(()) }
+    }
+
+    fn add_directory(
+        &mut self,
+        path: &Path,
+        settings: BackendSettings,
+        now: Instant,
+    ) -> Result<(), BrokerError> {
+        let known = self.directories.iter().position(|directory| &*directory.path == path);
+        if let Some(number) = known {
+            let directory = &mut self.directories[number];
+            directory.settings = settings;
+            directory.removed = false;
+            for index in 0..self.members.len() {
+                if self.members[index].directory == Some(number as u32) {
+                    self.change(index, settings, now);
+                }
+            }
+        } else {
+            self.directories.try_reserve(1).map_err(NoMemory::to(BACKENDS))?;
+            self.directories.push(Directory::new(path, settings, now)?);
+        }
+        if self.handle.is_open() {
+            self.tick_directories(now);
+        }
+        Ok(())
+    }
+
+    /// Adds one backend, or changes it.
+    pub(super) fn add_member(
+        &mut self,
+        path: &Path,
+        settings: BackendSettings,
+        directory: Option<u32>,
+        now: Instant,
+    ) -> Result<(), BrokerError> {
+        let known = self.number(path);
+        if let Some(index) = known {
+            self.members[index].leaving = false;
+            self.members[index].directory = directory;
+            self.change(index, settings, now);
+            return Ok(());
+        }
+        let index = self.unused_number()?;
+        let mut member = Member::new(path, settings, &self.options, now)?;
+        member.directory = directory;
+        if index < self.members.len() {
+            member.touched = self.members[index].touched;
+            self.members[index] = member;
+            self.outcomes.kept.renumbered(index);
+        } else {
+            self.members.push(member);
+        }
+        self.listed.push(index as u32);
+        if self.handle.is_open() {
+            self.reserve().inspect_err(|_| self.forget(index))?;
+            self.tick(index, now);
+        }
+        Ok(())
+    }
+
+    /// The number of the backend with this path.
+    pub(super) fn number(&self, path: &Path) -> Option<usize> {
+        let mut listed = self.listed.iter().map(|index| *index as usize);
+        listed.find(|index| &*self.members[*index].path == path)
+    }
+
+    fn change(&mut self, index: usize, settings: BackendSettings, now: Instant) {
+        self.members[index].settings = settings;
+        if self.handle.is_open() {
+            self.tick(index, now);
+        }
+    }
+
+    /// A number for one more backend, with memory for it in every list. Numbers of those that are gone
+    /// are used again, but for those in verdicts that were not taken.
+    fn unused_number(&mut self) -> Result<usize, BrokerError> {
+        let verdicts = &self.outcomes.verdicts;
+        let named = |index: usize| verdicts.iter().any(|verdict| verdict.backend as usize == index);
+        let gone = |index: &usize| self.members[*index].gone && !named(*index);
+        let all = self.members.len();
+        if let Some(index) = (self.listed.len() < all).then(|| (0..all).find(gone)).flatten() {
+            return Ok(index);
+        }
+        if all == MAX_BACKENDS {
+            return Err(BrokerError::TooManyBackends { most: MAX_BACKENDS });
+        }
+        self.members.try_reserve(1).map_err(NoMemory::to(BACKENDS))?;
+        for list in [&mut self.listed, &mut self.touched] {
+            list.try_reserve(all + 1).map_err(NoMemory::to(BACKENDS))?;
+        }
+        Ok(all)
+    }
+
+    /// Has room for a verdict of every offer that can be in flight, and for those that were not taken
+    /// when it was offered.
+    pub(super) fn reserve(&mut self) -> Result<(), NoMemory> {
+        let of = |member: &Member| {
+            member.settings.max_in_flight.unwrap_or(self.options.max_in_flight).clamp(1, MAX_SLOTS)
+        };
+        let most = self.members.iter().filter(|member| !member.gone).map(of).sum::<usize>();
+        self.most_verdicts = most;
+        let verdicts = &mut self.outcomes.verdicts;
+        verdicts
+            .try_reserve(2 * most - verdicts.len().min(2 * most))
+            .map_err(NoMemory::to("verdicts"))?;
+        if self.members.len() > 1 {
+            let again = &mut self.outcomes.again;
+            again.try_reserve(most).map_err(NoMemory::to("verdicts"))?;
+        }
+        Ok(())
+    }
+
+    /// Removes a backend, or a directory and all backends in it; false if the broker has no such one.
+    /// Nothing more is offered there. Offers in flight end as they do, and then the channel is closed.
+    pub fn remove(&mut self, path: &Path) -> Result<bool, BrokerError> {
+        let now = Instant::now();
+        if self.closed {
+            return Err(BrokerError::Closed { path: self.path.clone() });
+        }
+        self.check_process()?;
+        let mut removed = false;
+        let directory = self.directories.iter().position(|directory| &*directory.path == path);
+        if let Some(number) = directory {
+            removed = !self.directories[number].removed;
+            self.stop_watching(number);
+            for index in 0..self.members.len() {
+                if self.members[index].directory == Some(number as u32) {
+                    self.leave(index, now);
+                }
+            }
+        } else if let Some(index) = self.number(path) {
+            removed = !self.members[index].leaving;
+            self.leave(index, now);
+        }
+        if self.handle.is_open() {
+            self.flush_at(now)?;
+        }
+        Ok(removed)
+    }
+
+    /// Offers nothing more to a backend, and forgets it when nothing is in flight there.
+    pub(super) fn leave(&mut self, index: usize, now: Instant) {
+        if self.members[index].gone {
+            return;
+        }
+        self.members[index].leaving = true;
+        if self.members[index].in_flight() == 0 {
+            self.hang_up(index, Reason::BrokerClosed, now);
+            self.forget(index);
+        } else {
+            self.touch(index);
+        }
+    }
+
+    /// Forgets a backend without a channel. Its name stays until its number is used again.
+    pub(super) fn forget(&mut self, index: usize) {
+        let member = &mut self.members[index];
+        (member.gone, member.leaving) = (true, true);
+        self.listed.retain(|listed| *listed as usize != index);
+        // It can only become less.
+        let _ = self.reserve();
+    }
+
+    /// The path of the backend in a verdict, for as long as no other call has begun.
+    pub fn backend_name(&self, number: u32) -> Option<&CStr> {
+        self.members.get(number as usize).map(Member::name)
+    }
+}

@@ -1,0 +1,47 @@
+//! What a broker is told about one of its backends.
+
+use std::time::Duration;
+
+use super::MAX_BACKENDS;
+
+/// What a [`Broker`](super::Broker) is told about one of its backends. Out-of-range values are
+/// clamped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendSettings {
+    /// Its share of the offers among the weights of all: 1 to 65535, 1 by default.
+    pub weight: u32,
+    /// It gets offers only while no other one takes them.
+    pub backup: bool,
+    /// It gets no offers, and no channel.
+    pub off: bool,
+    /// Offers in flight at it: 1 to 4096; none for the broker's limit.
+    pub max_in_flight: Option<usize>,
+    /// Failures after which it rests; none for the broker's limit, `usize::MAX` for no limit.
+    pub max_failures: Option<usize>,
+    /// How long a failure counts; none for the broker's.
+    pub failure_period: Option<Duration>,
+}
+
+impl Default for BackendSettings {
+    fn default() -> BackendSettings {
+        BackendSettings {
+            weight: 1,
+            backup: false,
+            off: false,
+            max_in_flight: None,
+            max_failures: None,
+            failure_period: None,
+        }
+    }
+}
+
+impl BackendSettings {
+    /// The largest weight.
+    pub const MAX_WEIGHT: u32 = 65535;
+
+    pub(super) fn checked(self) -> BackendSettings {
+        BackendSettings { weight: self.weight.clamp(1, BackendSettings::MAX_WEIGHT), ..self }
+    }
+}
+
+const _: () = assert!(MAX_BACKENDS % 64 == 0);

@@ -1,0 +1,92 @@
+//! What a broker tells of each of its backends.
+
+use std::ffi::CStr;
+use std::time::{Duration, Instant};
+
+use super::member::{Link, Member, Phase, Refusal};
+use super::outcomes::TIMES;
+use super::{BackendSettings, Broker, BrokerError, BrokerOptions};
+use crate::kind::ErrorKind;
+use crate::reason::Reason;
+
+/// What one backend does and has done.
+#[derive(Debug)]
+pub struct BackendState<'a> {
+    /// Its path.
+    pub name: &'a CStr,
+    /// As it was added.
+    pub settings: BackendSettings,
+    /// What it does.
+    pub phase: Phase,
+    /// Why there is no channel, or nothing is offered.
+    pub error: Option<BrokerError>,
+    /// How long it has done that.
+    pub since: Duration,
+    /// How long until the broker tries it next: to connect, or with a trial offer.
+    pub next: Option<Duration>,
+    /// Offers in flight.
+    pub in_flight: usize,
+    /// How many small offers it would take now.
+    pub room: usize,
+    /// Channels that were set up.
+    pub connects: u64,
+    /// Attempts to connect that failed.
+    pub failed_connects: u64,
+    /// Offers that it got, those from failover included.
+    pub offered: u64,
+    /// Those that it adopted.
+    pub adopted: u64,
+    /// Those that the caller took back.
+    pub taken_back: u64,
+    /// Those that it did not adopt, by the number of the reason.
+    pub fallbacks: [u64; Reason::COUNT],
+    /// Offers that were refused because of it, by the number of the error's kind.
+    pub refusals: [u64; ErrorKind::COUNT],
+    /// Times from offer to verdict: under 1 microsecond, under 2, 4, 8 and so on; in the last all others.
+    pub times: [u64; TIMES],
+}
+
+impl Broker {
+    /// What one of the backends does and has done; `index` counts from 0 in the order in which they
+    /// came. None behind the last one.
+    pub fn backend_state(&mut self, index: usize) -> Option<BackendState<'_>> {
+        let now = Instant::now();
+        let number = *self.listed.get(index)? as usize;
+        let member = &mut self.members[number];
+        member.note_phase(now);
+        Some(state(member, &self.options, now))
+    }
+}
+
+fn state<'a>(member: &'a Member, options: &BrokerOptions, now: Instant) -> BackendState<'a> {
+    let (phase, since) = member.current_phase();
+    let left = |at: Instant| at.saturating_duration_since(now);
+    let (refusal, next) = match (&member.link, phase) {
+        _ if member.settings.off => (Some(Refusal::Off), None),
+        (Link::Down { retry_at }, Phase::Down) => (Some(Refusal::Down), Some(left(*retry_at))),
+        (_, Phase::Resting) => {
+            let next = member.next_trial(now).map(left).unwrap_or_default();
+            (Some(Refusal::Resting(next)), Some(next))
+        }
+        _ => (None, None),
+    };
+    let tally = &member.tally;
+    BackendState {
+        name: member.name(),
+        settings: member.settings,
+        phase,
+        error: refusal.map(|refusal| member.error(refusal, options)),
+        since: now.saturating_duration_since(since),
+        next,
+        in_flight: member.in_flight(),
+        room: member.room(options.queue_bytes, now),
+        connects: tally.connects,
+        failed_connects: tally.failed_connects,
+        offered: tally.offered,
+        adopted: tally.adopted,
+        taken_back: tally.taken_back,
+        fallbacks: tally.fallbacks,
+        refusals: tally.refusals,
+        times: tally.times,
+    }
+}

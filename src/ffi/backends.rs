@@ -1,0 +1,290 @@
+//! Several backends of one broker, and the state of each.
+
+use std::ffi::{c_char, c_int};
+use std::time::Duration;
+
+use super::argument::{self, timeout};
+use super::broker::{handoff_broker, with};
+use super::growing::{Fill, Growing, Input, initialize, read};
+use super::guard::{Failure, Message, guard};
+use super::status::{HANDOFF_OK, handoff_status, status_of};
+use crate::broker::{BackendSettings, BackendState, Phase};
+use crate::reason::Reason;
+
+/// One of a broker's backends, or a directory of them. Set at least `path`; zero is the default in
+/// every other field. Out-of-range values are clamped.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct handoff_broker_backend {
+    /// Set by HANDOFF_BROKER_BACKEND_INIT.
+    pub size: usize,
+    /// The handoff socket's path, at most 107 bytes; "@" starts an abstract name. If it ends in '/'
+    /// it is a directory: every socket in it is a backend, for as long as it is there, except those
+    /// whose names begin with '.'. Copied.
+    pub path: *const c_char,
+    /// Its share of the offers among the weights of all: 1 to 65535, default 1.
+    pub weight: u32,
+    /// HANDOFF_BACKEND_BACKUP, HANDOFF_BACKEND_OFF, or 0.
+    pub flags: u32,
+    /// The most offers in flight there: 1 to 4096, default the broker's.
+    pub max_in_flight: usize,
+    /// It rests after this many failures: see `max_failures` in handoff_broker_options; default the
+    /// broker's; HANDOFF_NO_LIMIT.
+    pub max_failures: usize,
+    /// How long a failure counts, in milliseconds: default the broker's.
+    pub failure_period_ms: u64,
+}
+
+// SAFETY: repr(C), begins with its size.
+unsafe impl Growing for handoff_broker_backend {
+    const INIT: &'static str = "HANDOFF_BROKER_BACKEND_INIT";
+}
+// SAFETY: integers and a pointer.
+unsafe impl Input for handoff_broker_backend {}
+
+/// In `flags`: it gets offers only while no other backend takes them.
+pub const HANDOFF_BACKEND_BACKUP: u32 = 1;
+/// In `flags`: it is switched off. It gets no offers, and the broker does not connect to it.
+pub const HANDOFF_BACKEND_OFF: u32 = 2;
+
+/// Initialises a backend as HANDOFF_BROKER_BACKEND_INIT does, for languages without macros.
+///
+/// @param[out] backend  the backend
+/// @param size          sizeof(handoff_broker_backend)
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `backend` is NULL or `size` cannot be right.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_broker_backend_init(
+    backend: *mut handoff_broker_backend,
+    size: usize,
+) -> handoff_status {
+    guard(|| initialize(backend, size))
+}
+
+/// Adds a backend, or a directory of backends, to a broker. One that the broker has already gets the
+/// other weight and flags at once, and the other limits with its next channel.
+///
+/// An offer goes to the backend with the fewest offers in flight for its weight, among those that
+/// take it. If it is busy, draining, gone or slower than `attempt_timeout_ms`, the offer is taken
+/// back and goes on to the next one, until one adopts it, all have been tried, or its time is up.
+/// Any other rejection is final. Then there is one verdict.
+///
+/// @param broker   the broker
+/// @param backend  the backend; read during the call only
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be a socket's or
+///         `flags` has an unknown bit; HANDOFF_ERR_FULL if the broker has 1024 backends;
+///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED; HANDOFF_ERR_NO_MEMORY;
+///         HANDOFF_ERR_SYSTEM if no timer could be set: then it is added, call
+///         handoff_broker_dispatch(). A directory that does not exist, or a backend that does not
+///         listen, is no error: the broker tries again.
+///
+/// Before the broker's first use it does no I/O.
+#[unsafe(no_mangle)]
+#[must_use]
+pub extern "C" fn handoff_broker_add(
+    broker: *mut handoff_broker,
+    backend: *const handoff_broker_backend,
+) -> handoff_status {
+    with(broker, |broker| {
+        let backend = read(backend, "backend")?;
+        let path = argument::path(backend.path)?;
+        if backend.flags & !(HANDOFF_BACKEND_BACKUP | HANDOFF_BACKEND_OFF) != 0 {
+            let problem = argument::Problem::Is("has an unknown bit");
+            return Err(Failure::Argument("backend.flags", problem));
+        }
+        let given = |value: usize| Some(value).filter(|value| *value > 0);
+        let period = backend.failure_period_ms;
+        let settings = BackendSettings {
+            weight: backend.weight,
+            backup: backend.flags & HANDOFF_BACKEND_BACKUP != 0,
+            off: backend.flags & HANDOFF_BACKEND_OFF != 0,
+            max_in_flight: given(backend.max_in_flight),
+            max_failures: given(backend.max_failures),
+            failure_period: (period > 0).then(|| timeout(period, Duration::MAX)),
+        };
+        Ok(broker.add(path, settings)?)
+    })
+}
+
+/// Removes a backend, or a directory with the backends in it. Nothing more is offered there. Offers
+/// in flight end as they would, then the channel is closed.
+///
+/// @param broker  the broker
+/// @param path    as it was added
+/// @return HANDOFF_OK; HANDOFF_NOTHING if the broker has no such backend;
+///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL; HANDOFF_ERR_WRONG_PROCESS;
+///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_SYSTEM if no timer could be set: then it is removed, call
+///         handoff_broker_dispatch().
+#[unsafe(no_mangle)]
+#[must_use]
+pub extern "C" fn handoff_broker_remove(
+    broker: *mut handoff_broker,
+    path: *const c_char,
+) -> handoff_status {
+    with(broker, |broker| {
+        let path = argument::path(path)?;
+        if broker.remove(path)? { Ok(()) } else { Err(Failure::Nothing) }
+    })
+}
+
+/// Returns how many offers would be taken now, if they are small.
+///
+/// After HANDOFF_ERR_FULL, put the client into a queue of your own. When the descriptor is readable,
+/// call handoff_broker_dispatch(), take the verdicts, and then offer for as long as there is room.
+/// Give each client in the queue a time after which you serve it yourself.
+///
+/// @param broker  the broker
+/// @return the number; 0 also on error, with handoff_last_error() set.
+#[unsafe(no_mangle)]
+#[must_use]
+pub extern "C" fn handoff_broker_room(broker: *mut handoff_broker) -> usize {
+    let mut room = 0;
+    let status = with(broker, |broker| {
+        room = broker.room()?;
+        Ok(())
+    });
+    if status == HANDOFF_OK { room } else { 0 }
+}
+
+/// In `state`: the broker connects to it, or has, and it has not said welcome yet.
+pub const HANDOFF_BACKEND_CONNECTING: u32 = 1;
+/// In `state`: it takes offers.
+pub const HANDOFF_BACKEND_READY: u32 = 2;
+/// In `state`: it takes no more offers, or is to be removed.
+pub const HANDOFF_BACKEND_DRAINING: u32 = 3;
+/// In `state`: it failed too often, and gets one trial offer at a time.
+pub const HANDOFF_BACKEND_RESTING: u32 = 4;
+/// In `state`: there is no channel.
+pub const HANDOFF_BACKEND_DOWN: u32 = 5;
+
+/// What one of a broker's backends does and has done.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct handoff_backend_state {
+    /// Set by HANDOFF_BACKEND_STATE_INIT.
+    pub size: usize,
+    /// Its path. Valid until the next call with this broker.
+    pub path: *const c_char,
+    /// HANDOFF_BACKEND_CONNECTING, _READY, _DRAINING, _RESTING or _DOWN.
+    pub state: u32,
+    /// HANDOFF_BACKEND_BACKUP and HANDOFF_BACKEND_OFF, as it was added.
+    pub flags: u32,
+    /// Its weight.
+    pub weight: u32,
+    /// Why it is down or resting, as handoff_broker_offer() would return it; else HANDOFF_OK.
+    pub status: handoff_status,
+    /// The system's error, as errno has it, or 0.
+    pub error: c_int,
+    /// Reserved: always 0.
+    pub reserved: u32,
+    /// The same as a sentence, or "". Valid until the next call with this broker.
+    pub message: *const c_char,
+    /// How long it has been in this state, in milliseconds.
+    pub since_ms: u64,
+    /// How long until the broker tries it next, to connect or with a trial offer, in milliseconds;
+    /// HANDOFF_NO_TIMEOUT: nothing of the kind is to come.
+    pub next_ms: u64,
+    /// Offers in flight there.
+    pub in_flight: u64,
+    /// How many small offers it would take now.
+    pub room: u64,
+    /// Channels set up, the first included.
+    pub connects: u64,
+    /// Attempts to connect that failed.
+    pub failed_connects: u64,
+    /// Offers that it was sent, those of failover included.
+    pub offered: u64,
+    /// Those that it adopted.
+    pub adopted: u64,
+    /// Those that you took back.
+    pub taken_back: u64,
+    /// Those that it did not adopt, by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on. Another
+    /// backend may have adopted them.
+    pub fallbacks: [u64; 32],
+    /// Offers that were refused because of it, by status: refusals[-HANDOFF_ERR_FULL] and so on. Of
+    /// several backends it is the one that was most likely to take one soon.
+    pub refusals: [u64; 64],
+    /// Offers that have ended there, by the time that it took: histogram[0] counts those under one
+    /// microsecond, histogram[n] those under 2 to the power of n microseconds that no other one
+    /// counts, histogram[31] all others.
+    pub histogram: [u64; 32],
+}
+
+// SAFETY: repr(C), begins with its size.
+unsafe impl Growing for handoff_backend_state {
+    const INIT: &'static str = "HANDOFF_BACKEND_STATE_INIT";
+}
+
+/// Gets what one of a broker's backends does and has done. Call it with 0, 1 and so on until it
+/// returns HANDOFF_NOTHING. It makes no system call for that.
+///
+/// @param broker      the broker
+/// @param index       which one: they are counted from 0, and those that are removed leave no gap
+/// @param[out] state  what it does
+/// @return HANDOFF_OK; HANDOFF_NOTHING behind the last one; HANDOFF_ERR_INVALID_ARGUMENT if a
+///         pointer is NULL or `state->size` is wrong; HANDOFF_ERR_WRONG_PROCESS.
+#[unsafe(no_mangle)]
+#[must_use]
+pub extern "C" fn handoff_broker_get_state(
+    broker: *mut handoff_broker,
+    index: usize,
+    state: *mut handoff_backend_state,
+) -> handoff_status {
+    super::broker::with_message(broker, |broker, message| {
+        let out = Fill::new(state, "state")?;
+        broker.check_process()?;
+        out.set(c_state(broker.backend_state(index).ok_or(Failure::Nothing)?, message));
+        Ok(())
+    })
+}
+
+fn number_of(phase: Phase) -> u32 {
+    match phase {
+        Phase::Connecting => HANDOFF_BACKEND_CONNECTING,
+        Phase::Ready => HANDOFF_BACKEND_READY,
+        Phase::Draining => HANDOFF_BACKEND_DRAINING,
+        Phase::Resting => HANDOFF_BACKEND_RESTING,
+        Phase::Down => HANDOFF_BACKEND_DOWN,
+    }
+}
+
+fn c_state(state: BackendState<'_>, message: &Message) -> handoff_backend_state {
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let (mut status, mut error) = (HANDOFF_OK, 0);
+    match state.error.map(crate::error::Error::from) {
+        Some(why) => {
+            status = status_of(why.kind());
+            error = why.os_error().unwrap_or(0);
+            message.set(format_args!("{why}"));
+        }
+        None => message.set(format_args!("")),
+    }
+    let backup = if state.settings.backup { HANDOFF_BACKEND_BACKUP } else { 0 };
+    let off = if state.settings.off { HANDOFF_BACKEND_OFF } else { 0 };
+    let mut fallbacks = [0; 32];
+    fallbacks[..Reason::COUNT].copy_from_slice(&state.fallbacks);
+    let mut refusals = [0; 64];
+    refusals[..state.refusals.len()].copy_from_slice(&state.refusals);
+    handoff_backend_state {
+        size: size_of::<handoff_backend_state>(),
+        path: state.name.as_ptr(),
+        state: number_of(state.phase),
+        flags: backup | off,
+        weight: state.settings.weight,
+        status,
+        error,
+        reserved: 0,
+        message: message.as_ptr(),
+        since_ms: milliseconds(state.since),
+        next_ms: state.next.map_or(u64::MAX, milliseconds),
+        in_flight: state.in_flight as u64,
+        room: state.room as u64,
+        connects: state.connects,
+        failed_connects: state.failed_connects,
+        offered: state.offered,
+        adopted: state.adopted,
+        taken_back: state.taken_back,
+        fallbacks,
+        refusals,
+        histogram: state.times,
+    }
+}

@@ -1,0 +1,117 @@
+//! Directories: what is in them, and what changes, inotify(7).
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use super::file::c_path;
+use super::retry;
+
+/// Calls `each` with the name of every socket in a directory.
+pub(crate) fn sockets(path: &Path, mut each: impl FnMut(&OsStr)) -> io::Result<()> {
+    let mut names: Vec<OsString> = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
+            names.push(entry.file_name());
+        }
+    }
+    // The order in which the system lists them is nobody's.
+    names.sort_unstable();
+    names.iter().for_each(|name| each(name));
+    Ok(())
+}
+
+/// Whether a name in a directory is a socket's.
+pub(crate) fn is_socket(path: &Path, name: &OsStr) -> bool {
+    fs::symlink_metadata(path.join(name)).is_ok_and(|status| status.file_type().is_socket())
+}
+
+/// What has changed in a directory.
+pub(crate) enum Change<'a> {
+    /// A name came.
+    Came(&'a OsStr),
+    /// A name went.
+    Went(&'a OsStr),
+    /// More than can be told.
+    Unknown,
+}
+
+/// Tells what changes in a directory.
+#[derive(Debug)]
+pub(crate) struct Watch(OwnedFd);
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Bytes before the name of an event, inotify(7).
+const EVENT_LEN: usize = size_of::<libc::inotify_event>();
+
+impl Watch {
+    pub(crate) fn new(path: &Path) -> io::Result<Watch> {
+        let path = c_path(path)?;
+        // SAFETY: inotify_init1(2) takes no pointers.
+        let fd = retry(|| unsafe {
+            libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) as isize
+        })?;
+        // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+        let watch = Watch(unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
+        let changes = libc::IN_CREATE
+            | libc::IN_MOVED_TO
+            | libc::IN_DELETE
+            | libc::IN_MOVED_FROM
+            | libc::IN_DELETE_SELF
+            | libc::IN_MOVE_SELF
+            | libc::IN_ONLYDIR;
+        // SAFETY: the path is a C string that outlives the call.
+        retry(|| unsafe {
+            libc::inotify_add_watch(watch.0.as_raw_fd(), path.as_ptr(), changes) as isize
+        })?;
+        Ok(watch)
+    }
+
+    /// Calls `each` with what has changed; says whether the directory can still be watched.
+    pub(crate) fn read(&self, mut each: impl FnMut(Change<'_>)) -> io::Result<bool> {
+        let gone = libc::IN_IGNORED | libc::IN_UNMOUNT | libc::IN_MOVE_SELF | libc::IN_DELETE_SELF;
+        let mut buffer = [0; 4096];
+        loop {
+            // SAFETY: the pointer and the length describe `buffer`.
+            let read = retry(|| unsafe {
+                libc::read(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len())
+            });
+            let mut rest = match read {
+                Ok(0) => return Ok(true),
+                Ok(len) => &buffer[..len],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) => return Err(error),
+            };
+            while let Some((head, behind)) = rest.split_at_checked(EVENT_LEN) {
+                let word = |at: usize| {
+                    u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
+                };
+                let (mask, len) = (word(4), word(12) as usize);
+                let Some((name, next)) = behind.split_at_checked(len) else { break };
+                let end = name.iter().position(|byte| *byte == 0).unwrap_or(len);
+                let name = OsStr::from_bytes(&name[..end]);
+                if mask & gone != 0 {
+                    return Ok(false);
+                }
+                each(if mask & libc::IN_Q_OVERFLOW != 0 {
+                    Change::Unknown
+                } else if mask & (libc::IN_CREATE | libc::IN_MOVED_TO) != 0 {
+                    Change::Came(name)
+                } else {
+                    Change::Went(name)
+                });
+                rest = next;
+            }
+        }
+    }
+}
