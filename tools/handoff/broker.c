@@ -110,7 +110,7 @@ static bool may_change(handoff_reason reason)
 {
     return reason == HANDOFF_REASON_BACKEND_BUSY || reason == HANDOFF_REASON_BACKEND_UNAVAILABLE ||
            reason == HANDOFF_REASON_RATE_LIMITED || reason == HANDOFF_REASON_PERMISSION_DENIED ||
-           reason == HANDOFF_REASON_DESCRIPTOR_PRESSURE;
+           reason == HANDOFF_REASON_DESCRIPTOR_PRESSURE || reason == HANDOFF_REASON_ACK_TIMEOUT;
 }
 
 /* Waits in the queue, in which the earliest deadline comes first. */

@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { ATTEMPTS = 3 };
+enum { ATTEMPTS = 5 };
 
 /* What it means that there is no channel. */
 static int why(handoff_status status, int error)
@@ -40,17 +40,29 @@ static bool is_known(handoff_broker *broker, struct probe *result)
     result->room = handoff_broker_room(broker);
     must_handoff(handoff_broker_get_state(broker, 0, &state) == HANDOFF_OK,
                  "handoff_broker_get_state");
-    result->status = state.status;
-    result->error = state.error;
-    snprintf(result->message, sizeof result->message, "%s", state.message);
     result->code = result->room > 0                         ? DONE
                    : state.state == HANDOFF_BACKEND_READY    ? NO_ROOM
                    : state.state == HANDOFF_BACKEND_DRAINING ? IS_DRAINING
                    : state.status == HANDOFF_OK              ? NO_ANSWER
                                                              : why(state.status, state.error);
-    /* This command's own last connection may still have a channel's place. */
-    return result->code != NO_ANSWER && result->code != NO_ROOM &&
-           (result->code != TOO_MANY || state.failed_connects >= ATTEMPTS);
+    result->status = state.status != HANDOFF_OK  ? state.status
+                     : result->code == NO_ANSWER   ? HANDOFF_TIMED_OUT
+                     : result->code == NO_ROOM     ? HANDOFF_ERR_FULL
+                     : result->code == IS_DRAINING ? HANDOFF_ERR_BACKEND_UNAVAILABLE
+                                                   : HANDOFF_OK;
+    result->error = state.error;
+    snprintf(result->message, sizeof result->message, "%s", state.message);
+    switch (result->code) {
+    case NO_ANSWER:
+    case NO_ROOM:
+        return false;
+    case TOO_MANY:
+    case NO_HANDOFF: /* as a backend of 0.1 says it */
+        /* This command's own connection of before may still take a channel's place. */
+        return state.failed_connects >= ATTEMPTS;
+    default:
+        return true;
+    }
 }
 
 void probe(const char *path, int timeout_ms, struct probe *result)
