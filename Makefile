@@ -16,6 +16,7 @@
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
 
 PREFIX     ?= /usr/local
+BINDIR     ?= $(PREFIX)/bin
 LIBDIR     ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 MANDIR     ?= $(PREFIX)/share/man
@@ -46,7 +47,7 @@ SUBMAKE  = $(MAKE)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 
-## all         build the shared and the static library, and the manual pages
+## all         build the shared and the static library, handoff(1), and the manual pages
 .PHONY: all
 all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc
 
@@ -131,7 +132,7 @@ include bench/nginx.mk
 # From the quick to the slow, as far as that goes.
 CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-cpp \
     check-valgrind check-sanitizers check-interop check-soak check-install check-man \
-    check-readme check-dist check-one-owner check-faults check-limits check-claim \
+    check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
     check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-command \
     check-nginx check-peers bench-check demo
 
