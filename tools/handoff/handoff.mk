@@ -12,7 +12,9 @@ $(COMMAND): $(COMMAND_SOURCES) $(wildcard tools/handoff/*.h) $(HEADERS) | $(LIB)
 # COMMAND_TEST=check: that part. Some are run again with handoff(1) under valgrind.
 COMMAND_TEST           ?= check serving
 COMMAND_VALGRIND       := $(subst c-tests/,$(HERE)/c-tests/,$(VALGRIND))
-COMMAND_UNDER_VALGRIND := test_check.WhatIsBroken $(addprefix test_serving., \
+COMMAND_UNDER_VALGRIND := $(addprefix test_check., \
+    WhatIsBroken.test_each_broken_setup_has_its_code_its_sentence_and_its_advice \
+    WhatWorks.test_every_socket_in_a_directory) $(addprefix test_serving., \
     BrokerAndExec.test_every_client_is_answered_by_one_of_the_backends_in_a_directory \
     BrokerAndExec.test_first_bytes_go_along Exec.test_preread_of_every_size_arrives_whole \
     Exec.test_sigterm_drains_and_waits_for_the_commands)

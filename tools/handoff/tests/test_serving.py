@@ -389,8 +389,7 @@ class Exec(Test):
 
     @needs_root
     def test_mode_group_and_users_let_another_user_be_the_broker(self):
-        self.exec("cat", options=["--mode", "0660", "--group", "4343", "--allow", STRANGER,
-                                  "--allow", "root"])
+        self.exec("cat", options=["--group", "4343", "--allow", STRANGER, "--allow", "root"])
         file = os.stat(self.path)
         self.assertEqual((stat.S_IMODE(file.st_mode), file.st_gid), (0o660, 4343))
         self.assertEqual(self.check(user=STRANGER)["code"], 8)
