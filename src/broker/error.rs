@@ -93,6 +93,7 @@ pub enum BrokerError {
         /// How many there are.
         count: usize,
         /// The error of that one.
+        #[source]
         first: Box<BrokerError>,
     },
     /// The broker has as many backends as it can have.
@@ -248,6 +249,8 @@ pub enum Limit {
     InFlight {
         /// How many are in flight.
         in_flight: usize,
+        /// How many were taken back that the backend has not answered.
+        unanswered: usize,
         /// How many the two ends allow.
         most: usize,
     },
@@ -268,13 +271,14 @@ pub enum Limit {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Limit::InFlight { in_flight, most } => {
+            Limit::InFlight { in_flight, unanswered, most } => {
+                if in_flight + unanswered < *most {
+                    return f.write_str("the backend has not granted any more offers yet");
+                }
                 write!(f, "the limit of offers in flight is reached: {in_flight} of {most}")?;
-                match most - in_flight {
+                match unanswered {
                     0 => Ok(()),
-                    others => {
-                        write!(f, ", and {others} taken back that the backend has not answered")
-                    }
+                    more => write!(f, ", and {more} taken back that the backend has not answered"),
                 }
             }
             Limit::QueuedBytes { queued, most } => {
@@ -288,6 +292,20 @@ impl fmt::Display for Limit {
 }
 
 impl BrokerError {
+    /// The error number that says as much as this error does, where it is not the system's.
+    pub(crate) fn number(&self) -> Option<i32> {
+        match self {
+            BrokerError::TurnedAway { refusal, .. } => refusal.number(),
+            BrokerError::NoWelcome { did, .. } => Some(match did {
+                NoWelcome::Silent { .. } => libc::ETIMEDOUT,
+                NoWelcome::Closed => libc::ECONNRESET,
+                NoWelcome::Foreign => libc::EPROTO,
+            }),
+            BrokerError::AllRefused { first, .. } => first.number(),
+            _ => None,
+        }
+    }
+
     /// Whether a limit is reached that a verdict or room in a socket ends.
     pub(super) fn is_full(&self) -> bool {
         match self {
