@@ -135,6 +135,7 @@ static pid_t start_backend(int which)
 
 static void hand_over_crowd(int backends)
 {
+    skip_under_valgrind("it changes the limit of descriptors");
     size_t count = allow_clients(), queued, adopted = 0, most_in_flight = 0;
     int *clients = calloc(count, sizeof *clients), socket;
     pid_t children[MOST_BACKENDS];
