@@ -155,7 +155,11 @@ typedef struct handoff_backend_state {
     uint32_t weight;
     /** Why it is down or resting, as handoff_broker_offer() would return it; else HANDOFF_OK. */
     handoff_status status;
-    /** The system's error for that, as in errno, or 0. */
+    /**
+     * The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if the
+     * backend has too many channels, ESHUTDOWN if it drains; ETIMEDOUT, ECONNRESET or EPROTO if
+     * whoever listens is silent, hangs up, or speaks something else.
+     */
     int error;
     /** Reserved: always 0. */
     uint32_t reserved;

@@ -178,7 +178,9 @@ pub struct handoff_backend_state {
     pub weight: u32,
     /// Why it is down or resting, as handoff_broker_offer() would return it; else HANDOFF_OK.
     pub status: handoff_status,
-    /// The system's error for that, as in errno, or 0.
+    /// The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if the
+    /// backend has too many channels, ESHUTDOWN if it drains; ETIMEDOUT, ECONNRESET or EPROTO if
+    /// whoever listens is silent, hangs up, or speaks something else.
     pub error: c_int,
     /// Reserved: always 0.
     pub reserved: u32,
