@@ -105,6 +105,19 @@ void frame_offer(struct frame *frame, const struct entry *entry)
     frame_add(frame, 0, entry->preread_len);
 }
 
+void frame_refusal(struct frame *frame, int cause, int flags, uint32_t user, uint32_t own,
+                   uint32_t limit)
+{
+    frame_begin(frame, REFUSAL);
+    frame_add(frame, (uint64_t)cause, 1);
+    frame_add(frame, (uint64_t)flags, 1);
+    frame_add(frame, 1, 1);
+    frame_add(frame, 1, 1);
+    frame_add(frame, user, 4);
+    frame_add(frame, own, 4);
+    frame_add(frame, limit, 4);
+}
+
 void frame_verdict(struct frame *frame, uint32_t slot, int reason, uint64_t generation,
                    const unsigned char *next)
 {

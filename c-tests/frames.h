@@ -12,7 +12,15 @@
 #include <sys/types.h>
 
 /** The kinds of frame. */
-enum { HELLO = 1, WELCOME = 2, GRANTS = 3, OFFERS = 4, VERDICTS = 5, DRAIN = 6 };
+enum { HELLO = 1, WELCOME = 2, GRANTS = 3, OFFERS = 4, VERDICTS = 5, DRAIN = 6, REFUSAL = 7 };
+
+/** Why a backend turns a broker away, and what else a refusal says with that. */
+enum { NOT_ALLOWED = 1, CHANNELS = 2, CHANNELS_OF_USER = 3, OTHER_VERSION = 4, DRAINING = 5 };
+enum { NAMELESS = 1, LISTED = 2 };
+
+/** Where the fields of a refusal are, and how long the frame is. */
+enum { AT_CAUSE = 16, AT_FLAGS = 17, AT_VERSIONS = 18, AT_USER = 20, AT_OWN = 24, AT_LIMIT = 28,
+       REFUSAL_LEN = 32 };
 
 /** Where the fields of a header are, and how long it is. */
 enum { AT_LENGTH = 0, AT_VERSION = 4, AT_KIND = 5, AT_ENTRIES = 6, AT_DESCRIPTORS = 8,
@@ -66,6 +74,8 @@ void frame_hello(struct frame *frame, uint32_t slots, int table);
 void frame_welcome(struct frame *frame, uint32_t slots, uint32_t max_bytes);
 void frame_grant(struct frame *frame, uint32_t slot, const unsigned char *token);
 void frame_offer(struct frame *frame, const struct entry *entry);
+void frame_refusal(struct frame *frame, int cause, int flags, uint32_t user, uint32_t own,
+                   uint32_t limit);
 /** `next` may be NULL: no further token. */
 void frame_verdict(struct frame *frame, uint32_t slot, int reason, uint64_t generation,
                    const unsigned char *next);

@@ -157,7 +157,7 @@ static void arrival_is_settled_once_and_only_by_its_own_id(void **state)
             handoff_backend_reject(channel.backend, wrong[i], HANDOFF_REASON_REJECTED));
     }
     assert_invalid(handoff_backend_reject(channel.backend, id, HANDOFF_REASON_NONE));
-    assert_invalid(handoff_backend_reject(channel.backend, id, HANDOFF_REASON_BACKEND_DIED + 1));
+    assert_invalid(handoff_backend_reject(channel.backend, id, HANDOFF_REASON_KIND + 1));
     assert_invalid(handoff_backend_reject(channel.backend, id, UINT32_MAX));
     assert_int_equal(fd, 42);
     assert_no_arrival(&channel);
@@ -262,7 +262,7 @@ static void broker_that_the_policy_does_not_allow_gets_no_channel(void **state)
         offer.timeout_ms = 50;
         handoff_verdict verdict = HANDOFF_VERDICT_INIT;
         assert_status(handoff_broker_offer_and_wait(broker, &offer, &verdict),
-                      HANDOFF_ERR_BACKEND_UNAVAILABLE);
+                      HANDOFF_ERR_PERMISSION_DENIED);
         assert_int_equal(broker_statistics(broker).connects, 0);
         _exit(0);
     }
@@ -315,6 +315,21 @@ static void bytes_beyond_what_may_be_held_are_rejected_as_busy(void **state)
     arrival_of(&channel);
 }
 
+/* The verdict names the kind that is not taken; what is of none has another reason. */
+static void assert_falls_back_for_kind(uint64_t taken, uint64_t kind)
+{
+    handoff_verdict verdict = verdict_of(&channel);
+    uint64_t type = kind & ~(uint64_t)HANDOFF_KIND_UNCONNECTED;
+    assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
+    if (kind == HANDOFF_KIND_ANY) {
+        assert_int_equal(verdict.reason, HANDOFF_REASON_CLIENT_UNSUPPORTED);
+        assert_int_equal(verdict.kind, 0);
+    } else {
+        assert_int_equal(verdict.reason, HANDOFF_REASON_KIND);
+        assert_int_equal(verdict.kind, taken & type ? HANDOFF_KIND_UNCONNECTED : type);
+    }
+}
+
 static void assert_kind(int fd, uint64_t kind)
 {
     for (uint64_t kinds = 0; kinds < 16; kinds++) {
@@ -331,7 +346,7 @@ static void assert_kind(int fd, uint64_t kind)
             assert_adopted(&channel);
         } else {
             assert_no_arrival(&channel);
-            assert_falls_back(&channel, HANDOFF_REASON_CLIENT_UNSUPPORTED);
+            assert_falls_back_for_kind(taken, kind);
             assert_int_equal(backend_statistics(channel.backend).rejected, 1);
         }
     }

@@ -400,7 +400,7 @@ static void rejection_tells_the_broker_its_reason(void **state)
     options.max_failures = 100;
     open_again(&options, NULL);
     handoff_reason reason = HANDOFF_REASON_CLIENT_UNSUPPORTED;
-    for (; reason <= HANDOFF_REASON_BACKEND_DIED; reason++) {
+    for (; reason <= HANDOFF_REASON_KIND; reason++) {
         offer_fd(&channel, client[0]);
         assert_ok(handoff_backend_reject(channel.backend, arrival_of(&channel).id, reason));
         assert_falls_back(&channel, reason);

@@ -194,7 +194,7 @@ static void take_it_back_late(void)
 static void refuse_it(void)
 {
     offer_the_last_copy();
-    assert_falls_back(&channel, HANDOFF_REASON_CLIENT_UNSUPPORTED);
+    assert_falls_back(&channel, HANDOFF_REASON_KIND);
 }
 
 static void hold_it_to_the_end(void)

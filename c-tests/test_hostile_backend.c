@@ -589,7 +589,8 @@ static void offer_soon(const struct end *end, const handoff_offer *offer)
     handoff_status status;
     time_t deadline = soon();
     while ((status = handoff_broker_offer(end->broker, offer, NULL)) != HANDOFF_OK) {
-        if (status != HANDOFF_ERR_FULL)
+        /* It has another version, says a backend that is hostile enough. */
+        if (status != HANDOFF_ERR_FULL && status != HANDOFF_ERR_UNSUPPORTED)
             assert_status(status, HANDOFF_ERR_BACKEND_UNAVAILABLE);
         assert_true(time(NULL) < deadline);
         dispatch(end);

@@ -219,15 +219,23 @@ static void header_field_that_is_wrong_in_offers_ends_the_channel(void)
     }
 }
 
-static void frame_of_any_other_version_ends_the_channel(void)
+static void hello_of_any_other_version_is_refused(void)
 {
     int table = make_table(SLOTS * 8, SEALS);
     for (unsigned version = 0; version <= 255; version++) {
         if (version == 1)
             continue;
+        int socket = connect_broker();
         frame_hello(&frame, SLOTS, table);
         frame_set(&frame, AT_VERSION, version, 1);
-        first_packet_breaks();
+        must(frame_send(socket, &frame) == 0);
+        must(frame_receive(socket, &frame) == 0);
+        must(frame.len == REFUSAL_LEN && frame_get(&frame, AT_KIND, 1) == REFUSAL);
+        must(frame_get(&frame, AT_CAUSE, 1) == OTHER_VERSION);
+        /* From version 1 to version 1. */
+        must(frame_get(&frame, AT_VERSIONS, 2) == 0x0101);
+        must_break(socket);
+        close(socket);
     }
 }
 
@@ -577,6 +585,9 @@ static void more_bytes_than_allowed_end_the_channel(void)
     offer_breaks(&channel, &entry);
 }
 
+/* In the byte of a verdict: the rest of it is the kind of socket that is not taken. */
+enum { NO_KIND = 64 };
+
 /* Offers any descriptor, under a socket's cookie, and expects it to be rejected for this reason. */
 static void rejected(struct channel *channel, int fd, int cookie_of_socket, int reason)
 {
@@ -600,12 +611,12 @@ static void descriptor_that_is_no_connection_is_rejected_and_the_channel_goes_on
                         make_table(8, 0), open("/tmp", O_RDONLY), open("/tmp", O_PATH)};
     for (size_t i = 0; i < sizeof no_sockets / sizeof no_sockets[0]; i++)
         rejected(&channel, no_sockets[i], any, HANDOFF_REASON_CLIENT_UNSUPPORTED);
-    rejected(&channel, listener, listener, HANDOFF_REASON_CLIENT_UNSUPPORTED);
-    rejected(&channel, stream, stream, HANDOFF_REASON_CLIENT_UNSUPPORTED);
+    rejected(&channel, listener, listener, NO_KIND + HANDOFF_KIND_SEQPACKET);
+    rejected(&channel, stream, stream, NO_KIND + HANDOFF_KIND_UNCONNECTED);
     must(listen(stream, 1) == 0);
-    rejected(&channel, stream, stream, HANDOFF_REASON_CLIENT_UNSUPPORTED);
-    rejected(&channel, datagrams, datagrams, HANDOFF_REASON_CLIENT_UNSUPPORTED);
-    rejected(&channel, channel.socket, channel.socket, HANDOFF_REASON_CLIENT_UNSUPPORTED);
+    rejected(&channel, stream, stream, NO_KIND + HANDOFF_KIND_UNCONNECTED);
+    rejected(&channel, datagrams, datagrams, NO_KIND + HANDOFF_KIND_DATAGRAM);
+    rejected(&channel, channel.socket, channel.socket, NO_KIND + HANDOFF_KIND_SEQPACKET);
 }
 
 static void connection_other_than_the_one_named_is_rejected_and_the_channel_goes_on(void)
@@ -889,7 +900,8 @@ static void survives(void **state)
     }
     hand_over_honestly();
     handoff_backend_statistics found = statistics();
-    assert_int_equal(found.broken, shared->ended);
+    assert_int_equal(found.broken + found.refused_versions, shared->ended);
+    assert_int_equal(found.refused, found.refused_versions + found.over_limit);
     assert_int_equal(found.channels, 1);
     assert_int_equal(found.held, 0);
     assert_int_equal(found.held_bytes, 0);
@@ -933,7 +945,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         ATTACK(header_field_that_is_wrong_in_hello_ends_the_channel),
         ATTACK(header_field_that_is_wrong_in_offers_ends_the_channel),
-        ATTACK(frame_of_any_other_version_ends_the_channel),
+        ATTACK(hello_of_any_other_version_is_refused),
         ATTACK(frame_of_any_other_kind_ends_the_channel),
         ATTACK(frame_that_only_a_backend_sends_ends_the_channel),
         ATTACK(oversized_frame_ends_the_channel),

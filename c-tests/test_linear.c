@@ -280,7 +280,7 @@ static void offers_that_cannot_be_sent_are_found_among_others_in_a_few_sends(voi
     assert_ok(handoff_broker_flush(channel.broker));
     print_message("%d offers of which %d cannot be sent: %zu sends\n", OFFERS, GONE, sends);
     assert_in_range(sends, 2 * GONE, 25 * GONE);
-    take_verdicts(GONE, HANDOFF_REASON_CLIENT_UNSUPPORTED);
+    take_verdicts(GONE, HANDOFF_REASON_CLIENT_GONE);
     assert_int_equal(broker_statistics(channel.broker).in_flight, OFFERS - GONE);
     close_all();
 }

@@ -44,7 +44,7 @@ static void connection_closed_before_it_is_sent_falls_back_and_no_other(void **s
     handoff_verdict verdict = verdict_of(&channel);
     assert_ptr_equal(verdict.user_data, &fds[CLOSED]);
     assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
-    assert_int_equal(verdict.reason, HANDOFF_REASON_CLIENT_UNSUPPORTED);
+    assert_int_equal(verdict.reason, HANDOFF_REASON_CLIENT_GONE);
     assert_false(verdict.may_have_reached_backend);
     for (int i = 1; i < OFFERS; i++)
         adopt(&channel, arrival_of(&channel).id);

@@ -77,7 +77,7 @@ static void rejection_reaches_the_broker_with_every_reason(void **state)
 {
     struct wire *wire = *state;
     for (handoff_reason reason = HANDOFF_REASON_CLIENT_UNSUPPORTED;
-         reason <= HANDOFF_REASON_BACKEND_DIED; reason++) {
+         reason <= HANDOFF_REASON_KIND; reason++) {
         handoff_raw_ack ack = HANDOFF_RAW_ACK_INIT;
         assert_ok(handoff_raw_ack_reject(wire->backend, &wire->token, reason));
         assert_ok(handoff_raw_ack_wait(wire->broker, &wire->token, PATIENCE_MS, &ack));
@@ -466,7 +466,7 @@ static void bad_arguments_are_refused_and_send_nothing(void **state)
     assert_status(handoff_raw_ack_reject(-1, token, HANDOFF_REASON_REJECTED), bad);
     assert_status(handoff_raw_ack_reject(wire->backend, NULL, HANDOFF_REASON_REJECTED), bad);
     assert_status(handoff_raw_ack_reject(wire->backend, token, HANDOFF_REASON_NONE), bad);
-    assert_status(handoff_raw_ack_reject(wire->backend, token, HANDOFF_REASON_BACKEND_DIED + 1),
+    assert_status(handoff_raw_ack_reject(wire->backend, token, HANDOFF_REASON_KIND + 1),
                   bad);
     assert_status(handoff_raw_ack_reject(wire->backend, token, UINT32_MAX), bad);
     assert_nothing_to_read(wire->broker);

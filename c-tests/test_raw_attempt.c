@@ -59,7 +59,7 @@ static void rejected_connection_falls_back_for_the_backends_reason(void **state)
 {
     struct wire *wire = *state;
     for (handoff_reason reason = HANDOFF_REASON_CLIENT_UNSUPPORTED;
-         reason <= HANDOFF_REASON_BACKEND_DIED; reason++) {
+         reason <= HANDOFF_REASON_KIND; reason++) {
         assert_ok(handoff_raw_ack_reject(wire->backend, &wire->token, reason));
         assert_falls_back(wire, PATIENCE_MS, reason, HANDOFF_OK, true);
     }

@@ -6,14 +6,15 @@
 
 #include <pthread.h>
 
-/* What most tests begin with: a counter that allows two failures in a second. */
+/* What most tests begin with: a counter that allows two failures in 20 seconds. */
+#define PERIOD (20000 * MS)
 static handoff_raw_failures *failures;
 
 static int make_counter(void **state)
 {
     handoff_raw_failures_options options = HANDOFF_RAW_FAILURES_OPTIONS_INIT;
     options.max_failures = 2;
-    options.period_ms = 1000;
+    options.period_ms = PERIOD / MS;
     descriptors_before(state);
     stop_clock();
     assert_ok(handoff_raw_failures_new(&options, &failures));
@@ -33,6 +34,13 @@ static void fail_once(const char *backend)
 {
     assert_ok(handoff_raw_failures_record_failure(failures, backend, HANDOFF_REASON_ACK_TIMEOUT,
                                                   NULL));
+}
+
+/* Lets a backend fail as often as it may. */
+static void let_it_rest(const char *backend)
+{
+    fail_once(backend);
+    fail_once(backend);
 }
 
 static void assert_count(const char *backend, size_t count)
@@ -101,27 +109,84 @@ static void backend_is_tried_until_it_has_failed_the_most_times(void **state)
     assert_limited("app", 1000);
 }
 
-static void backend_is_tried_again_when_its_oldest_failure_leaves_the_period(void **state)
+static void failure_older_than_the_period_does_not_count(void **state)
 {
     (void)state;
     fail_once("app");
+    pass(PERIOD);
+    fail_once("app");
+    assert_allowed("app");
+    fail_once("app");
+    assert_limited("app", 1000);
+}
+
+static void trials_are_let_through_after_1_2_4_and_then_every_8_seconds(void **state)
+{
+    (void)state;
+    static const int64_t pauses[] = {1000, 2000, 4000, 8000, 8000};
+    let_it_rest("app");
+    for (size_t i = 0; i < sizeof pauses / sizeof *pauses; i++) {
+        pass((uint64_t)pauses[i] * MS - 1);
+        assert_limited("app", 1);
+        pass(1);
+        assert_allowed("app");
+        /* One at a time; it is not known when it ends, but then the pause follows. */
+        assert_limited("app", pauses[i]);
+        pass(MS);
+        fail_once("app");
+    }
+}
+
+static void trial_that_nobody_reports_on_is_over_after_the_period(void **state)
+{
+    (void)state;
+    let_it_rest("app");
+    pass(1000 * MS);
+    assert_allowed("app");
+    pass(PERIOD - MS);
+    assert_limited("app", 1);
+    pass(MS);
+    assert_allowed("app");
+}
+
+static void inputs_that_speak_against_it_do_not_use_the_trial_up(void **state)
+{
+    (void)state;
+    const handoff_raw_inputs pressure = {.size = sizeof pressure, .descriptor_pressure = 1};
+    let_it_rest("app");
+    pass(1000 * MS);
+    assert_decision("app", &pressure, HANDOFF_REASON_DESCRIPTOR_PRESSURE, -1);
+    assert_allowed("app");
+}
+
+static void only_success_ends_the_rest(void **state)
+{
+    (void)state;
+    let_it_rest("app");
+    pass(100 * PERIOD);
+    assert_count("app", 0);
+    assert_allowed("app");
+    assert_limited("app", 1000);
+    assert_ok(handoff_raw_failures_record_success(failures, "app"));
+    assert_allowed("app");
+    assert_allowed("app");
+}
+
+static void failures_while_no_trial_is_out_do_not_change_the_rest(void **state)
+{
+    (void)state;
+    let_it_rest("app");
     pass(400 * MS);
     fail_once("app");
     assert_limited("app", 600);
-    pass(600 * MS - 1);
-    assert_limited("app", 1);
-    pass(1);
+    pass(600 * MS);
     assert_allowed("app");
-    /* The younger one still counts. */
-    fail_once("app");
-    assert_limited("app", 400);
 }
 
 static void retry_after_is_rounded_up(void **state)
 {
     (void)state;
-    fail_once("app");
-    fail_once("app");
+    let_it_rest("app");
     pass(1);
     assert_limited("app", 1000);
     pass(MS - 1);
@@ -142,7 +207,7 @@ static void failure_gives_its_reason_and_when_the_next_attempt_may_be_made(void 
     assert_ok(handoff_raw_failures_record_failure(failures, "app", HANDOFF_REASON_ACK_TIMEOUT,
                                                   &decision));
     assert_int_equal(decision.reason, HANDOFF_REASON_ACK_TIMEOUT);
-    assert_int_equal(decision.retry_after_ms, 750);
+    assert_int_equal(decision.retry_after_ms, 1000);
 }
 
 /* All but those of offers that were refused before anything was tried. */
@@ -155,7 +220,7 @@ static void reason_of_every_status_of_a_failed_attempt_is_counted(void **state)
         handoff_raw_decision decision = HANDOFF_RAW_DECISION_INIT;
         char backend[16];
         if (!handoff_status_is_fallback_safe(status) || reason == HANDOFF_REASON_RATE_LIMITED ||
-            reason == HANDOFF_REASON_CLIENT_UNSUPPORTED)
+            reason == HANDOFF_REASON_TOO_LARGE)
             continue;
         snprintf(backend, sizeof backend, "app %d", status);
         assert_ok(handoff_raw_failures_record_failure(failures, backend, reason, &decision));
@@ -180,7 +245,10 @@ static void reason_for_which_no_attempt_fails_is_refused_and_not_counted(void **
         HANDOFF_REASON_REJECTED,
         HANDOFF_REASON_BROKER_CLOSED,
         HANDOFF_REASON_BACKEND_DIED,
-        HANDOFF_REASON_BACKEND_DIED + 1,
+        HANDOFF_REASON_CLIENT_GONE,
+        HANDOFF_REASON_TOO_LARGE,
+        HANDOFF_REASON_KIND,
+        HANDOFF_REASON_KIND + 1,
         UINT32_MAX,
     };
     handoff_raw_decision decision = {sizeof decision, 42, 42};
@@ -197,18 +265,18 @@ static void only_failures_within_the_period_are_counted(void **state)
     (void)state;
     fail_once("app");
     assert_count("app", 1);
-    pass(400 * MS);
+    pass(PERIOD * 4 / 10);
     fail_once("app");
     assert_count("app", 2);
-    pass(600 * MS - 1);
+    pass(PERIOD * 6 / 10 - 1);
     assert_count("app", 2);
     pass(1);
     assert_count("app", 1);
-    pass(400 * MS);
+    pass(PERIOD * 4 / 10);
     assert_count("app", 0);
 }
 
-static void count_stays_at_the_most_failures_and_the_period_moves_on(void **state)
+static void count_stays_at_the_most_failures_and_the_rest_as_it_is(void **state)
 {
     (void)state;
     fail_once("app");
@@ -217,8 +285,8 @@ static void count_stays_at_the_most_failures_and_the_period_moves_on(void **stat
         fail_once("app");
     }
     assert_count("app", 2);
-    /* The last two were at 300 and 400. */
-    assert_limited("app", 900);
+    /* It rests since the second one. */
+    assert_limited("app", 700);
 }
 
 static void failures_of_one_backend_are_not_anothers(void **state)
@@ -305,8 +373,9 @@ static void failures_are_held_for_1024_backends_or_for_as_many_as_it_is_told(voi
     assert_int_equal(held_of(NULL, 1100), 1024);
 }
 
+/* The pause is a second, or a shorter period. */
 static void assert_limits(const handoff_raw_failures_options *options, size_t max_failures,
-                          int64_t period_ms)
+                          int64_t pause_ms, uint64_t period_ms)
 {
     handoff_raw_failures *made;
     handoff_raw_decision decision = {sizeof decision, HANDOFF_REASON_NONE, -1};
@@ -316,7 +385,12 @@ static void assert_limits(const handoff_raw_failures_options *options, size_t ma
         assert_ok(handoff_raw_failures_record_failure(made, "app", HANDOFF_REASON_ACK_TIMEOUT,
                                                       &decision));
     }
-    assert_int_equal(decision.retry_after_ms, period_ms);
+    assert_int_equal(decision.retry_after_ms, pause_ms);
+    /* A failure counts for the whole period, and not longer. */
+    pass(period_ms * MS - 1);
+    assert_int_equal(handoff_raw_failures_failed_count(made, "app"), max_failures);
+    pass(1);
+    assert_int_equal(handoff_raw_failures_failed_count(made, "app"), 0);
     handoff_raw_failures_free(made);
 }
 
@@ -325,9 +399,9 @@ static void options_of_0_are_8_failures_in_30_seconds(void **state)
     (void)state;
     handoff_raw_failures_options init = HANDOFF_RAW_FAILURES_OPTIONS_INIT;
     handoff_raw_failures_options zero = {.size = sizeof zero};
-    assert_limits(&init, 8, 30000);
-    assert_limits(&zero, 8, 30000);
-    assert_limits(NULL, 8, 30000);
+    assert_limits(&init, 8, 1000, 30000);
+    assert_limits(&zero, 8, 1000, 30000);
+    assert_limits(NULL, 8, 1000, 30000);
 }
 
 static void options_that_are_not_set_do_not_change_those_that_are(void **state)
@@ -335,15 +409,27 @@ static void options_that_are_not_set_do_not_change_those_that_are(void **state)
     (void)state;
     handoff_raw_failures_options few = {.size = sizeof few, .max_failures = 1};
     handoff_raw_failures_options brief = {.size = sizeof brief, .period_ms = 1};
-    assert_limits(&few, 1, 30000);
-    assert_limits(&brief, 8, 1);
+    assert_limits(&few, 1, 1000, 30000);
+    assert_limits(&brief, 8, 1, 1);
 }
 
 static void huge_options_are_clamped(void **state)
 {
     (void)state;
     handoff_raw_failures_options options = {sizeof options, SIZE_MAX, UINT64_MAX, SIZE_MAX};
-    assert_limits(&options, 4096, INT64_MAX);
+    /* A year is no end of it. */
+    handoff_raw_failures *made;
+    handoff_raw_decision decision = {sizeof decision, HANDOFF_REASON_NONE, -1};
+    assert_ok(handoff_raw_failures_new(&options, &made));
+    for (size_t i = 0; i < 4096; i++) {
+        assert_int_equal(decision.retry_after_ms, -1);
+        assert_ok(handoff_raw_failures_record_failure(made, "app", HANDOFF_REASON_ACK_TIMEOUT,
+                                                      &decision));
+    }
+    assert_int_equal(decision.retry_after_ms, 1000);
+    pass(UINT64_C(365) * 86400 * 1000 * MS);
+    assert_int_equal(handoff_raw_failures_failed_count(made, "app"), 4096);
+    handoff_raw_failures_free(made);
 }
 
 /* Every call with its counter and its result in turn NULL or misaligned. */
@@ -421,13 +507,18 @@ int main(void)
         COUNTER_TEST(first_reason_that_applies_is_given),
         COUNTER_TEST(inputs_of_0_speak_against_nothing),
         COUNTER_TEST(backend_is_tried_until_it_has_failed_the_most_times),
-        COUNTER_TEST(backend_is_tried_again_when_its_oldest_failure_leaves_the_period),
+        COUNTER_TEST(failure_older_than_the_period_does_not_count),
+        COUNTER_TEST(trials_are_let_through_after_1_2_4_and_then_every_8_seconds),
+        COUNTER_TEST(trial_that_nobody_reports_on_is_over_after_the_period),
+        COUNTER_TEST(inputs_that_speak_against_it_do_not_use_the_trial_up),
+        COUNTER_TEST(only_success_ends_the_rest),
+        COUNTER_TEST(failures_while_no_trial_is_out_do_not_change_the_rest),
         COUNTER_TEST(retry_after_is_rounded_up),
         COUNTER_TEST(failure_gives_its_reason_and_when_the_next_attempt_may_be_made),
         COUNTER_TEST(reason_of_every_status_of_a_failed_attempt_is_counted),
         COUNTER_TEST(reason_for_which_no_attempt_fails_is_refused_and_not_counted),
         COUNTER_TEST(only_failures_within_the_period_are_counted),
-        COUNTER_TEST(count_stays_at_the_most_failures_and_the_period_moves_on),
+        COUNTER_TEST(count_stays_at_the_most_failures_and_the_rest_as_it_is),
         COUNTER_TEST(failures_of_one_backend_are_not_anothers),
         COUNTER_TEST(any_bytes_name_a_backend),
         COUNTER_TEST(success_forgets_the_failures_of_that_backend_only),

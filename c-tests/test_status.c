@@ -51,7 +51,7 @@ static const struct {
     STATUS(HANDOFF_ERR_LISTEN_FAILED, BACKEND_UNAVAILABLE, true, false),
     STATUS(HANDOFF_ERR_INTERNAL, NONE, false, true),
     STATUS(HANDOFF_ERR_RATE_LIMITED, RATE_LIMITED, true, false),
-    STATUS(HANDOFF_ERR_TOO_LARGE, CLIENT_UNSUPPORTED, true, false),
+    STATUS(HANDOFF_ERR_TOO_LARGE, TOO_LARGE, true, false),
     STATUS(HANDOFF_ERR_WRONG_PROCESS, NONE, false, false),
     STATUS(HANDOFF_ERR_CLOSED, NONE, false, false),
     STATUS(HANDOFF_ERR_TAKEN_BACK, NONE, false, true),
@@ -165,6 +165,9 @@ static void every_reason_has_its_name_in_lower_case(void **state)
         [HANDOFF_REASON_UNSUPPORTED_PLATFORM] = "unsupported platform",
         [HANDOFF_REASON_BROKER_CLOSED] = "broker closed",
         [HANDOFF_REASON_BACKEND_DIED] = "backend died",
+        [HANDOFF_REASON_CLIENT_GONE] = "client gone",
+        [HANDOFF_REASON_TOO_LARGE] = "too large",
+        [HANDOFF_REASON_KIND] = "kind of socket",
     };
     handoff_reason count = sizeof names / sizeof names[0];
     for (handoff_reason reason = 0; reason < count; reason++)
@@ -193,6 +196,9 @@ static void reasons_and_outcomes_have_the_numbers_that_programs_were_compiled_wi
         HANDOFF_REASON_UNSUPPORTED_PLATFORM,
         HANDOFF_REASON_BROKER_CLOSED,
         HANDOFF_REASON_BACKEND_DIED,
+        HANDOFF_REASON_CLIENT_GONE,
+        HANDOFF_REASON_TOO_LARGE,
+        HANDOFF_REASON_KIND,
     };
     for (size_t i = 0; i < sizeof reasons / sizeof reasons[0]; i++)
         assert_int_equal(reasons[i], i);

@@ -31,7 +31,7 @@ use crate::support;
 use crate::sys::arrived::Arrived;
 use crate::sys::event::{Events, Wait};
 use crate::sys::{SocketKind, packet};
-use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN};
+use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, Refusal, Rejection};
 
 use accepting::{Accepting, LISTENER, Source};
 use arrivals::{Arrivals, Place};
@@ -73,7 +73,7 @@ pub struct BackendStatistics {
     pub taken_back: u64,
     /// Brokers that connected and said hello.
     pub accepted: u64,
-    /// Connections that were closed because their peer may not connect or there were too many.
+    /// Brokers that were turned away, for any of the causes counted below.
     pub refused: u64,
     /// Channels that were ended because of a protocol error of the broker.
     pub broken: u64,
@@ -87,6 +87,14 @@ pub struct BackendStatistics {
     pub kept_bytes: usize,
     /// Of those refused, the ones that came when a limit of channels was reached.
     pub over_limit: u64,
+    /// Those whose user the policy does not allow.
+    pub refused_users: u64,
+    /// The user of the last of these.
+    pub last_refused_user: u32,
+    /// Those that speak another version of the protocol.
+    pub refused_versions: u64,
+    /// Those that came when the backend began to drain.
+    pub refused_draining: u64,
     /// How often the system refused the handle something: descriptors, memory, randomness. What can
     /// be tried again is; otherwise a channel ends.
     pub system_errors: u64,
@@ -352,7 +360,7 @@ impl Backend {
         let descriptor = slots.release((place.channel, place.slot), &mut self.arrivals.rooms);
         self.arrivals.held -= 1;
         if connected {
-            slots.answer(place.slot, reason, self.arrivals.next_token());
+            slots.answer(place.slot, reason.map(Rejection::from), self.arrivals.next_token());
             // Within a batch the verdicts wait for its end, so that clients are answered first.
             let wait = self.batch.open && !channel.has_many_verdicts();
             self.mark_dirty(place.channel);
@@ -364,17 +372,16 @@ impl Backend {
         descriptor
     }
 
-    /// Grants nothing from now on and accepts no broker. Arrivals that are held can still be adopted,
+    /// Grants nothing from now on and accepts no broker: those that wait are told so. Arrivals that are held can still be adopted,
     /// and so can those that come with tokens granted before.
     pub fn drain(&mut self) -> Result<(), BackendError> {
         self.enter()?;
         self.arrivals.draining = true;
-        if let (Some(listener), Some(events)) =
-            (self.accepting.listener.take(), self.handle.events())
-        {
-            events.remove(listener.as_fd());
-        }
+        self.stop_accepting();
         for index in 0..self.channels.len() {
+            if self.channels[index].hello_by().is_some() {
+                self.turn_away(index, Refusal::DRAINING);
+            }
             self.mark_dirty(index);
         }
         self.flush();

@@ -40,12 +40,13 @@ use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS, has_n
 use choosing::Placing;
 use directory::Directory;
 use kept::NOT_KEPT;
-use member::{Link, Member, PARTS, Refusal};
+use member::{Link, Member, Obstacle, PARTS};
 use offers::{Facts, Parts};
 use options::MAX_TIMEOUT;
 use outcomes::Outcomes;
 
-pub use error::{BrokerError, Limit};
+pub use crate::wire::Refusal;
+pub use error::{BrokerError, Limit, NoWelcome};
 pub use member::Phase;
 pub use options::BrokerOptions;
 pub use peer::{Allowed, Numbers};
@@ -102,6 +103,9 @@ pub struct Verdict {
     pub backend: u32,
     /// How many backends it was offered to.
     pub tries: u32,
+    /// With [`Reason::Kind`]: the kind of the socket, 1 for streams, 2 for sequenced packets, 4 for
+    /// datagrams, 8 for a socket without a peer. Otherwise, and if the backend does not tell, 0.
+    pub kind: u8,
 }
 
 /// What a [`Broker`] has done.
@@ -255,7 +259,7 @@ impl Broker {
         let len = variable_len(offer)?;
         let chosen = match self.outcomes.verdicts.len() {
             untaken if untaken >= most_verdicts && most_verdicts > 0 => {
-                Err(Some((self.listed[0] as usize, Refusal::Full(Limit::Verdicts { untaken }))))
+                Err(Some((self.listed[0] as usize, Obstacle::Full(Limit::Verdicts { untaken }))))
             }
             _ => self.choose(len, NOT_KEPT, now),
         };

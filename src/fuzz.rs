@@ -34,8 +34,16 @@ pub fn reencode(packet: &[u8], descriptors: usize) -> Option<Vec<u8>> {
             Kind::Verdicts
         }
         Frame::Drain => Kind::Drain,
+        Frame::Refusal(refusal) => {
+            body.extend(refusal.body());
+            Kind::Refusal
+        }
     };
     let mut again = wire::header(kind, count, descriptors, body.len()).to_vec();
+    if kind == Kind::Refusal {
+        // It is accepted in every version.
+        again[4] = packet[4];
+    }
     again.extend(body);
     Some(again)
 }

@@ -95,7 +95,7 @@ impl ErrorKind {
     pub fn reason(self) -> Option<Reason> {
         match self {
             ErrorKind::RateLimited => Some(Reason::RateLimited),
-            ErrorKind::TooLarge => Some(Reason::ClientUnsupported),
+            ErrorKind::TooLarge => Some(Reason::TooLarge),
             ErrorKind::System | ErrorKind::NoMemory => Some(Reason::BackendUnavailable),
             kind => kind.attempt_failure().map(AttemptFailure::reason),
         }

@@ -31,11 +31,17 @@ pub enum Reason {
     BrokerClosed = 13,
     /// With an adoption: the backend had adopted the connection, but went away before it said so.
     BackendDied = 14,
+    /// The connection has ended, or its descriptor is closed: there is no client any more.
+    ClientGone = 15,
+    /// More bytes go with the connection than the backend, the protocol or the socket's buffer takes.
+    TooLarge = 16,
+    /// The backend does not take sockets of this kind.
+    Kind = 17,
 }
 
 impl Reason {
     /// One more than the highest number.
-    pub const COUNT: usize = 15;
+    pub const COUNT: usize = 18;
 }
 
 impl TryFrom<u32> for Reason {
@@ -57,6 +63,9 @@ impl TryFrom<u32> for Reason {
             12 => Reason::UnsupportedPlatform,
             13 => Reason::BrokerClosed,
             14 => Reason::BackendDied,
+            15 => Reason::ClientGone,
+            16 => Reason::TooLarge,
+            17 => Reason::Kind,
             _ => return Err(()),
         })
     }

@@ -6,6 +6,8 @@
 //! by byte.
 
 mod entries;
+mod refusal;
+mod rejection;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +15,9 @@ use crate::token::Token;
 
 pub(crate) use crate::sys::packet::MAX_DESCRIPTORS;
 pub(crate) use entries::{Grant, Hello, Offer, OfferHead, Verdict, Welcome, has_nul, write_offer};
+pub use refusal::Refusal;
+pub(crate) use refusal::{REFUSAL_LEN, cause};
+pub(crate) use rejection::{Rejection, kind};
 
 /// The version of the protocol.
 pub(crate) const VERSION: u8 = 1;
@@ -46,6 +51,8 @@ pub(crate) enum Kind {
     Verdicts = 5,
     /// Backend to broker: there will be no more tokens.
     Drain = 6,
+    /// Backend to broker, last: why it turns the broker away. It is the same in all versions.
+    Refusal = 7,
 }
 
 /// What is wrong with a packet.
@@ -80,6 +87,7 @@ pub(crate) enum Frame<'a> {
     Offers(Entries<'a>),
     Verdicts(Entries<'a>),
     Drain,
+    Refusal(Refusal),
 }
 
 /// The entries of a frame, checked to fill it.
@@ -188,11 +196,11 @@ pub(crate) fn decode(packet: &[u8], descriptors: usize) -> Result<Frame<'_>, Wir
     let length = reader.u32()?;
     let (version, kind) = (reader.u8()?, reader.u8()?);
     let (count, declared) = (usize::from(reader.u16()?), usize::from(reader.u16()?));
-    if version != VERSION {
-        return Err(WireError::Version(version));
-    }
     if length as usize != packet.len() {
         return Err(WireError::Length);
+    }
+    if version != VERSION && kind != Kind::Refusal as u8 {
+        return Err(WireError::Version(version));
     }
     reader.zeros::<6>()?;
     let (kind, wanted) = match kind {
@@ -202,6 +210,7 @@ pub(crate) fn decode(packet: &[u8], descriptors: usize) -> Result<Frame<'_>, Wir
         4 => (Kind::Offers, count),
         5 => (Kind::Verdicts, 0),
         6 => (Kind::Drain, 0),
+        7 => (Kind::Refusal, 0),
         unknown => return Err(WireError::Kind(unknown)),
     };
     if declared != wanted || descriptors != wanted || wanted > MAX_DESCRIPTORS {
@@ -224,6 +233,7 @@ pub(crate) fn decode(packet: &[u8], descriptors: usize) -> Result<Frame<'_>, Wir
             Frame::Welcome(Welcome { slots, max_bytes })
         }
         Kind::Drain => Frame::Drain,
+        Kind::Refusal => Frame::Refusal(Refusal::take(&mut reader)?),
     };
     if count != 0 || !reader.0.is_empty() {
         return Err(WireError::Entries);

@@ -319,7 +319,8 @@ handoff_status handoff_backend_reject(handoff_backend *backend,
                                       handoff_reason reason) HANDOFF_NOEXCEPT;
 
 /**
- * Stops listening and tells the brokers to offer no more. A successor can then listen at the path.
+ * Stops listening and tells the brokers to offer no more, also those that it has not accepted yet. A
+ * successor can then listen at the path.
  *
  * Go on with dispatch and next, and adopt or reject what arrives. When `held` in the statistics is
  * 0 after a dispatch, free the backend at once: the brokers take back what has not arrived, and
@@ -347,7 +348,10 @@ typedef struct handoff_backend_statistics {
     uint64_t taken_back;
     /** Brokers that connected and said hello. */
     uint64_t accepted;
-    /** Brokers turned away: not allowed, or too many. */
+    /**
+     * Brokers turned away, and told why: the sum of `refused_users`, `over_limit`,
+     * `refused_versions` and `refused_draining`.
+     */
     uint64_t refused;
     /** Channels ended because of a protocol error, or because no hello came in 5 seconds. */
     uint64_t broken;
@@ -368,9 +372,21 @@ typedef struct handoff_backend_statistics {
     uint64_t system_errors;
     /** The errno of the last of these; 0 if there was none. */
     uint64_t system_errno;
+    /** Of `refused`: those whose user the policy does not allow. */
+    uint64_t refused_users;
+    /** The user of the last of these, as this process sees it; 0 if there was none. */
+    uint64_t last_refused_user;
+    /** Of `refused`: those that speak another version of the protocol. */
+    uint64_t refused_versions;
+    /**
+     * Of `refused`: those that had connected, but were not accepted yet, when the backend began to
+     * drain.
+     */
+    uint64_t refused_draining;
 } handoff_backend_statistics;
 #define HANDOFF_BACKEND_STATISTICS_INIT \
-    { sizeof(handoff_backend_statistics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+    { sizeof(handoff_backend_statistics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, \
+      0 }
 
 /**
  * Gets what a backend has done so far.

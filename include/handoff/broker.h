@@ -288,9 +288,16 @@ typedef struct handoff_verdict {
      * The path of the backend that had it last, or "". Valid until the next call with this broker.
      */
     const char *backend;
+    /**
+     * With HANDOFF_REASON_KIND: the kind of the socket, one of HANDOFF_KIND_STREAM and so on, or
+     * HANDOFF_KIND_UNCONNECTED; 0 if the backend does not say. With other reasons 0.
+     */
+    uint32_t kind;
+    /** Reserved: always 0. */
+    uint32_t reserved;
 } handoff_verdict;
 #define HANDOFF_VERDICT_INIT \
-    { sizeof(handoff_verdict), 0, NULL, 0, 0, 0, 0, NULL }
+    { sizeof(handoff_verdict), 0, NULL, 0, 0, 0, 0, NULL, 0, 0 }
 
 /**
  * Takes the next verdict. Call it until it returns HANDOFF_NOTHING. A loop with a budget may stop

@@ -218,9 +218,7 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** No reason. In a verdict: the backend adopted the connection. In a decision: try the backend. */
 #define HANDOFF_REASON_NONE 0
 
-/**
- * The client's connection cannot change hands: its protocol, its kind, or too many bytes with it.
- */
+/** The client's connection cannot change hands. */
 #define HANDOFF_REASON_CLIENT_UNSUPPORTED 1
 
 /** The service is configured not to hand over. */
@@ -264,6 +262,23 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
  * verdict arrived. Usually the backend died.
  */
 #define HANDOFF_REASON_BACKEND_DIED 14
+
+/**
+ * The client is gone: its connection has ended. Also if you closed the descriptor before the verdict.
+ * There is nobody to serve.
+ */
+#define HANDOFF_REASON_CLIENT_GONE 15
+
+/**
+ * More bytes go with the connection than the backend, the protocol or the socket's buffer takes.
+ */
+#define HANDOFF_REASON_TOO_LARGE 16
+
+/**
+ * The backend does not take this kind of socket: see `kind` in handoff_verdict and `kinds` in
+ * handoff_backend_options.
+ */
+#define HANDOFF_REASON_KIND 17
 
 /**
  * An argument is NULL, misaligned or out of range, a path is too long for a Unix socket, or a

@@ -5,19 +5,23 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::channel::{Channel, End};
+use super::channel::{self, Channel, End};
 use super::{Backend, BackendError, BackendOptions};
 use crate::handle::GREETING_TIMEOUT;
 use crate::listener::Listener;
 use crate::peer::{self, PeerError, Policy};
 use crate::sys::event::Events;
-use crate::sys::packet;
+use crate::sys::{self, packet, user};
+use crate::wire::Refusal;
 
 /// The key of the listening socket among the events; those of the channels are their indices.
 pub(super) const LISTENER: u64 = u64::MAX - 1;
 /// How many connections are accepted in one dispatch: so strangers who connect without end take
 /// little of it.
 const MAX_ACCEPTS: usize = 16;
+/// How many of those who wait are told that the backend drains; more do not wait where a backend is
+/// not stuck.
+const MAX_LAST_ACCEPTS: usize = 256;
 /// How long no broker is accepted after the system refused one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -119,14 +123,21 @@ impl Accepting {
         Ok(())
     }
 
-    /// A user may have so many places, of which one is to be taken: which it is, if there is one.
-    fn place(&self, user: u32, options: &BackendOptions, channels: usize) -> Option<usize> {
-        let taken = self.user(user).map_or(0, |at| self.places[at].1);
-        if taken >= options.channels_of_one_user() {
-            return None;
+    /// The place that a broker of a user may take, if there is one left for it.
+    fn place(
+        &self,
+        user: u32,
+        options: &BackendOptions,
+        channels: usize,
+    ) -> Result<usize, Refusal> {
+        let (taken, most) =
+            (self.user(user).map_or(0, |at| self.places[at].1), options.channels_of_one_user());
+        if taken >= most && most < options.max_channels {
+            return Err(Refusal::channels_of_user(user, most));
         }
         let more = (channels < options.max_channels).then_some(channels);
-        self.unused.last().copied().or(more)
+        let place = self.unused.last().copied().or(more);
+        place.ok_or_else(|| Refusal::channels(options.max_channels))
     }
 
     /// A broker has taken the place that [`place`](Accepting::place) returned.
@@ -189,16 +200,20 @@ impl Backend {
             Err(
                 PeerError::Unknown { source, .. } | PeerError::InvalidDescriptor { source, .. },
             ) => return self.arrivals.system_refused(&source),
-            Err(_) => {
-                self.arrivals.statistics.refused += 1;
-                return;
+            Err(
+                PeerError::NotAllowed { credentials, .. } | PeerError::Nameless { credentials, .. },
+            ) => {
+                let user = credentials.user;
+                let listed = !users.is_empty() || !groups.is_empty();
+                let nameless = !user::names_one_user(user);
+                let own = sys::effective_user();
+                return self.refuse(descriptor, Refusal::not_allowed(user, nameless, listed, own));
             }
         };
         let options = &self.arrivals.options;
-        let Some(place) = self.accepting.place(broker.user, options, self.channels.len()) else {
-            self.arrivals.statistics.refused += 1;
-            self.arrivals.statistics.over_limit += 1;
-            return;
+        let place = match self.accepting.place(broker.user, options, self.channels.len()) {
+            Ok(place) => place,
+            Err(refusal) => return self.refuse(descriptor, refusal),
         };
         let hello_by = now + GREETING_TIMEOUT;
         // What can fail comes first, and the last of it is what would have to be undone.
@@ -220,6 +235,27 @@ impl Backend {
             None => self.channels.push(channel),
         }
         self.forget_greetings();
+    }
+
+    /// Tells who connected why it is turned away, and closes the connection.
+    fn refuse(&mut self, descriptor: OwnedFd, refusal: Refusal) {
+        channel::say(descriptor.as_fd(), &refusal);
+        self.arrivals.turned_away(&refusal);
+    }
+
+    /// Stops listening. Those who wait are told so, unless others accept from the same socket.
+    pub(super) fn stop_accepting(&mut self) {
+        let Some(listener) = self.accepting.listener.take() else { return };
+        if let Some(events) = self.handle.events() {
+            events.remove(listener.as_fd());
+        }
+        if matches!(listener, Source::Given(_)) {
+            return;
+        }
+        for _ in 0..MAX_LAST_ACCEPTS {
+            let Ok(descriptor) = packet::accept_nonblocking(listener.as_fd()) else { return };
+            self.refuse(descriptor, Refusal::DRAINING);
+        }
     }
 
     /// Has memory for one more channel in every list of channels.

@@ -13,7 +13,7 @@ use crate::memory::{self, NoMemory};
 use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
 use crate::token::{RandomTokens, Token, TokenError};
-use crate::wire;
+use crate::wire::{self, Refusal, Rejection, cause};
 
 /// Where an arrival is held.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +105,21 @@ impl Arrivals {
         self.statistics.last_system_error = error.raw_os_error().unwrap_or(0);
     }
 
+    /// Counts a broker that was turned away, by the cause.
+    pub(super) fn turned_away(&mut self, refusal: &Refusal) {
+        let statistics = &mut self.statistics;
+        statistics.refused += 1;
+        match refusal.cause {
+            cause::NOT_ALLOWED => {
+                statistics.refused_users += 1;
+                statistics.last_refused_user = refusal.user;
+            }
+            cause::VERSION => statistics.refused_versions += 1,
+            cause::DRAINING => statistics.refused_draining += 1,
+            _ => statistics.over_limit += 1,
+        }
+    }
+
     /// Why an arrival of so many bytes is not held, if it is not. Its descriptor comes with whether
     /// it is certainly over TCP; none was lost on arrival.
     pub(super) fn refusal(
@@ -112,10 +127,10 @@ impl Arrivals {
         arrived: Option<&(Arrived, bool)>,
         cookie: u64,
         len: usize,
-    ) -> Option<Reason> {
+    ) -> Option<Rejection> {
         match arrived {
-            None => Some(Reason::DescriptorPressure),
-            Some(_) if !self.rooms.allows(len) => Some(Reason::BackendBusy),
+            None => Some(Reason::DescriptorPressure.into()),
+            Some(_) if !self.rooms.allows(len) => Some(Reason::BackendBusy.into()),
             Some((descriptor, over_tcp)) => self.inspector.refusal(descriptor, *over_tcp, cookie),
         }
     }

@@ -1,7 +1,7 @@
 //! One channel as the backend uses it: frames in and out.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::arrivals::Arrivals;
@@ -13,7 +13,7 @@ use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
 use crate::sys::event::Events;
 use crate::sys::packet;
-use crate::wire::{self, Frame, GRANT_LEN, Kind, VERDICT_LEN, Welcome};
+use crate::wire::{self, Frame, GRANT_LEN, Kind, Refusal, VERDICT_LEN, Welcome, WireError};
 
 /// How many tokens are granted in one frame. It is made on the stack, of which a thread may have
 /// little.
@@ -66,6 +66,8 @@ pub(super) enum End {
     Gone,
     /// A protocol error of the broker.
     Broken,
+    /// The broker's hello is of another version.
+    OtherVersion,
 }
 
 /// A frame that is to be sent.
@@ -148,6 +150,13 @@ impl Channel {
         was_short
     }
 
+    /// Tells a broker why it is turned away.
+    pub(super) fn say(&self, refusal: &Refusal) {
+        if let Some(socket) = &self.socket {
+            say(socket.descriptor.as_fd(), refusal);
+        }
+    }
+
     /// Closes the connection to the broker; what it offered stays until it is adopted or rejected.
     /// Says whether there was a connection.
     pub(super) fn close(&mut self, events: &Events) -> bool {
@@ -166,12 +175,19 @@ impl Channel {
         events: &mut Events,
         arrivals: &mut Arrivals,
     ) -> Result<(), End> {
+        let mut was_reset = false;
         while let Some(socket) = &self.socket {
             let descriptor = socket.descriptor.as_fd();
             let received = match packet::receive_packet(descriptor, buffer, descriptors) {
                 // The end of the stream never brings descriptors; an empty packet can.
                 Ok(received) if received.len > 0 || received.descriptors > 0 => received,
                 Ok(_) => return Err(End::Gone),
+                // The broker went without reading all. What it sent before comes behind the error
+                // (sock_error in unix_dgram_recvmsg, net/unix/af_unix.c).
+                Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) && !was_reset => {
+                    was_reset = true;
+                    continue;
+                }
                 // It takes no verdicts, so it is of no use, even if its end never comes.
                 Err(_) if socket.deaf => return Err(End::Gone),
                 Err(error) => return unreceived(&error, events, arrivals),
@@ -190,7 +206,10 @@ impl Channel {
                 count if !received.control_truncated => count,
                 _ => usize::MAX,
             };
-            let frame = wire::decode(frame, came).map_err(|_| End::Broken)?;
+            let frame = wire::decode(frame, came).map_err(|error| match error {
+                WireError::Version(_) if self.slots.is_none() => End::OtherVersion,
+                _ => End::Broken,
+            })?;
             self.handle(index, frame, descriptors, arrivals)?;
         }
         Ok(())
@@ -245,6 +264,11 @@ impl Channel {
         }
         Ok(())
     }
+}
+
+/// Tells who connected why it is turned away, if that can be sent at once: nobody waits for a stranger.
+pub(super) fn say(socket: BorrowedFd<'_>, refusal: &Refusal) {
+    let _ = packet::send_packet(socket, &Refusal::header(), &refusal.body(), &[]);
 }
 
 /// What is to be sent next. The verdict on a slot's offer comes before the slot's next grant.
@@ -412,7 +436,7 @@ fn arrive(
     let (refused, reason) = match (arrived, refusal) {
         (Some((descriptor, _)), None) => match arrivals.hold(index, slots, offer, descriptor) {
             Ok(()) => return Ok(()),
-            Err(refused) => (Some(refused), Some(Reason::BackendBusy)),
+            Err(refused) => (Some(refused), Some(Reason::BackendBusy.into())),
         },
         (refused, reason) => (refused.map(|(descriptor, _)| descriptor), reason),
     };

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::Backend;
 use super::channel::End;
+use crate::wire::Refusal;
 
 impl Backend {
     /// Receives every frame that is there on a channel.
@@ -21,6 +22,7 @@ impl Backend {
         // Descriptors of a packet that broke the channel.
         self.descriptors.clear();
         match received {
+            Err(End::OtherVersion) => self.turn_away(index, Refusal::VERSION),
             Err(end) => self.end(index, end),
             Ok(()) if unsent => self.mark_dirty(index),
             Ok(()) => {}
@@ -78,6 +80,13 @@ impl Backend {
         }
     }
 
+    /// Ends a channel before its hello was taken, and tells the broker why.
+    pub(super) fn turn_away(&mut self, index: usize, refusal: Refusal) {
+        self.channels[index].say(&refusal);
+        self.arrivals.turned_away(&refusal);
+        self.end(index, End::Gone);
+    }
+
     /// Ends a channel. What its broker offered can still be adopted if the broker has gone. If it
     /// broke the channel, every descriptor that it offered is closed, and arrivals that the caller
     /// has not taken are forgotten.
@@ -92,7 +101,7 @@ impl Backend {
                 self.accepting.leave(index, channel.broker.user);
             }
         }
-        if end == End::Gone {
+        if end != End::Broken {
             return;
         }
         self.arrivals.statistics.broken += 1;

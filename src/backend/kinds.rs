@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
 use crate::sys::packet::{self, MAX_DESCRIPTORS};
+use crate::wire::{Rejection, kind};
 
 /// Which sockets a backend takes. With all of these it takes any socket, also one of another kind,
 /// and the kernel is not asked for the kind.
@@ -61,41 +62,51 @@ impl Inspector {
         descriptor: &Arrived,
         over_tcp: bool,
         cookie: u64,
-    ) -> Option<Reason> {
+    ) -> Option<Rejection> {
         let descriptor = descriptor.as_fd();
-        if !over_tcp && !self.allows(descriptor) {
-            return Some(Reason::ClientUnsupported);
+        if !over_tcp && let Err(rejection) = self.check(descriptor) {
+            return Some(rejection);
         }
         // What arrived is a socket, and the one that was offered, as far as both sides can tell.
         let found = packet::cookie(descriptor);
         let same = found.is_ok_and(|found| found == cookie || found == 0 || cookie == 0);
-        (!same).then_some(Reason::IntegrityMismatch)
+        (!same).then_some(Reason::IntegrityMismatch.into())
     }
 
-    /// Whether a descriptor is of an allowed kind.
+    /// Whether a descriptor is of an allowed kind. What is no socket, or of a kind without a name, is
+    /// not supported.
     ///
     /// Of a TCP socket [`look`](Inspector::look) tells the same with one call instead of two. Where
     /// it does not tell, SO_TYPE and getpeername(2) have the last word, as they have for all other
     /// sockets; the two ways never differ about a socket that the first one takes.
-    fn allows(&mut self, descriptor: BorrowedFd<'_>) -> bool {
+    fn check(&mut self, descriptor: BorrowedFd<'_>) -> Result<(), Rejection> {
         let Kinds { stream, seqpacket, datagram, unconnected } = self.kinds;
         if stream && seqpacket && datagram && unconnected {
-            return true;
+            return Ok(());
         }
-        let kind = packet::socket_type(descriptor);
-        let allowed = match kind {
-            Ok(libc::SOCK_STREAM) => stream,
-            Ok(libc::SOCK_SEQPACKET) => seqpacket,
-            Ok(libc::SOCK_DGRAM) => datagram,
-            _ => false,
+        let found = packet::socket_type(descriptor);
+        let (allowed, number) = match found {
+            Ok(libc::SOCK_STREAM) => (stream, kind::STREAM),
+            Ok(libc::SOCK_SEQPACKET) => (seqpacket, kind::SEQPACKET),
+            Ok(libc::SOCK_DGRAM) => (datagram, kind::DATAGRAM),
+            _ => return Err(Reason::ClientUnsupported.into()),
         };
-        if !allowed || unconnected {
-            return allowed;
+        if !allowed {
+            return Err(Rejection::of_kind(number));
         }
-        let Some(family) = packet::peer_family(descriptor) else { return false };
+        if unconnected {
+            return Ok(());
+        }
+        let Some(family) = packet::peer_family(descriptor) else {
+            return Err(if packet::has_ended(descriptor) {
+                Reason::ClientGone.into()
+            } else {
+                Rejection::of_kind(kind::UNCONNECTED)
+            });
+        };
         let over_ip = matches!(family, libc::AF_INET | libc::AF_INET6);
-        self.expect_tcp = over_ip && matches!(kind, Ok(libc::SOCK_STREAM));
-        true
+        self.expect_tcp = over_ip && matches!(found, Ok(libc::SOCK_STREAM));
+        Ok(())
     }
 }
 

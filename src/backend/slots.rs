@@ -4,10 +4,9 @@
 use super::rooms::Rooms;
 use crate::claim::{self, ClaimTable};
 use crate::memory::{self, NoMemory};
-use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
 use crate::token::Token;
-use crate::wire::{self, Grant, OfferHead};
+use crate::wire::{self, Grant, OfferHead, Rejection};
 
 const NO_TOKEN: Token = Token::from_bytes([0; Token::LEN]);
 
@@ -257,9 +256,9 @@ impl Slots {
 
     /// Adds the verdict on a slot's last offer, with the slot's next token. Without one, the slot is
     /// owed it.
-    pub(super) fn answer(&mut self, slot: usize, reason: Option<Reason>, next: Option<Token>) {
+    pub(super) fn answer(&mut self, slot: usize, why: Option<Rejection>, next: Option<Token>) {
         let generation = self.slots[slot].generation;
-        let reason = reason.map_or(0, |reason| reason as u8);
+        let reason = why.map_or(0, Rejection::byte);
         let number = slot as u32;
         match &next {
             Some(token) => give(&mut self.slots[slot], *token),

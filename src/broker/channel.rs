@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Instant;
 
-use super::BrokerOptions;
 use super::offers::{Offers, State};
 use super::outcomes::{End, Ledger};
 use super::peer::{self, WhyDown};
+use super::{BrokerOptions, NoWelcome};
 use crate::address;
 use crate::claim::{self, ClaimTable, Lost};
 use crate::handle::{GREETING_TIMEOUT, MEMORY_PAUSE};
@@ -16,7 +16,7 @@ use crate::reason::Reason;
 use crate::support;
 use crate::sys::event::Events;
 use crate::sys::{self, packet};
-use crate::wire::{self, Frame, Hello, Kind};
+use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, Refusal, Rejection, WireError};
 
 /// How many frames are received before others have their turn.
 const MAX_FRAMES: usize = 64;
@@ -37,6 +37,8 @@ pub(super) struct Channel {
     watching: bool,
     /// The system was short of memory: when to try again.
     pub(super) try_again: Option<Instant>,
+    /// What the backend said when it turned this broker away: its last word.
+    refusal: Option<Refusal>,
 }
 
 impl Channel {
@@ -61,7 +63,8 @@ impl Channel {
         let offers = Offers::new(slots)?;
         let hello = Hello { slots: slots as u32 }.body();
         let header = wire::header(Kind::Hello, 0, 1, hello.len());
-        packet::send_packet(socket.as_fd(), &header, &hello, &[table.as_raw_fd()])?;
+        packet::send_packet(socket.as_fd(), &header, &hello, &[table.as_raw_fd()])
+            .map_err(|error| why_hello_failed(&socket, error))?;
         Ok(Channel {
             socket,
             key,
@@ -72,6 +75,7 @@ impl Channel {
             full: false,
             watching: false,
             try_again: None,
+            refusal: None,
         })
     }
 
@@ -131,6 +135,10 @@ impl Channel {
                     let reason = match code {
                         Some(libc::ETOOMANYREFS) => Reason::DescriptorPressure,
                         Some(libc::EPERM | libc::EACCES) => Reason::PermissionDenied,
+                        // The caller closed the descriptor too early.
+                        Some(libc::EBADF) => Reason::ClientGone,
+                        // More than the socket's buffer, SO_SNDBUF, holds.
+                        Some(libc::EMSGSIZE) => Reason::TooLarge,
                         _ => Reason::ClientUnsupported,
                     };
                     self.take_back(first, reason, ledger)?;
@@ -155,9 +163,10 @@ impl Channel {
     pub(super) fn take_back(
         &mut self,
         slot: u32,
-        reason: Reason,
+        why: impl Into<Rejection>,
         ledger: &mut Ledger<'_>,
     ) -> Result<bool, Reason> {
+        let Rejection { reason, kind } = why.into();
         let Some(found) = self.offers.slot(slot) else {
             return Err(Reason::IntegrityMismatch);
         };
@@ -174,7 +183,7 @@ impl Channel {
                 Err(Lost::Impossible) => (true, Some(broken), Err(broken)),
             };
         self.offers.settle(slot, adopted);
-        ledger.ended(&facts, End { adopted, reason, may_have_reached: sent });
+        ledger.ended(&facts, End { adopted, reason, may_have_reached: sent, kind });
         result
     }
 
@@ -205,6 +214,9 @@ impl Channel {
         buffer: &mut [u8],
         ledger: &mut Ledger<'_>,
     ) -> Result<bool, Reason> {
+        if self.refusal.is_some() {
+            return Err(Reason::BackendUnavailable);
+        }
         for _ in 0..MAX_FRAMES {
             let received = match packet::receive_bare_packet(self.socket.as_fd(), buffer) {
                 Ok(received) if received.len == 0 => return Err(Reason::BackendUnavailable),
@@ -222,8 +234,14 @@ impl Channel {
             if received.payload_truncated || received.control_truncated {
                 return Err(Reason::IntegrityMismatch);
             }
-            let frame = wire::decode(&buffer[..received.len], received.descriptors);
-            self.handle(frame.map_err(|_| Reason::IntegrityMismatch)?, ledger)?;
+            match wire::decode(&buffer[..received.len], received.descriptors) {
+                Ok(frame) => self.handle(frame, ledger)?,
+                Err(WireError::Version(version)) if self.welcome.is_err() => {
+                    self.refusal = Some(Refusal::speaks(version));
+                    return Err(Reason::BackendUnavailable);
+                }
+                Err(_) => return Err(Reason::IntegrityMismatch),
+            }
         }
         Ok(false)
     }
@@ -256,7 +274,26 @@ impl Channel {
                 self.offers.forget_tokens();
                 Ok(())
             }
+            (Frame::Refusal(refusal), _) => {
+                self.refusal = Some(refusal);
+                Err(Reason::BackendUnavailable)
+            }
             _ => broken,
+        }
+    }
+
+    /// Why the channel ended, after a last attempt to receive.
+    pub(super) fn why_ended(&self, last: Result<bool, Reason>) -> WhyDown {
+        match (self.refusal, self.welcome, last) {
+            (Some(refusal), ..) => WhyDown::TurnedAway(refusal),
+            (None, Ok(_), _) => WhyDown::NoBackend(libc::ECONNRESET),
+            (None, Err(_), Ok(_)) => {
+                WhyDown::NoWelcome(NoWelcome::Silent { seconds: GREETING_TIMEOUT.as_secs() })
+            }
+            (None, Err(_), Err(Reason::IntegrityMismatch)) => {
+                WhyDown::NoWelcome(NoWelcome::Foreign)
+            }
+            (None, Err(_), Err(_)) => WhyDown::NoWelcome(NoWelcome::Closed),
         }
     }
 
@@ -277,14 +314,11 @@ impl Channel {
                 }
                 let facts = found.facts;
                 self.offers.settle(slot, true);
-                let end = End { adopted: true, reason: None, may_have_reached: true };
+                let end = End { adopted: true, reason: None, may_have_reached: true, kind: 0 };
                 ledger.ended(&facts, end);
             }
             State::Sent => {
-                // A reason that a later version added is still a rejection.
-                let reason = Reason::try_from(u32::from(verdict.reason));
-                let reason = reason.unwrap_or(Reason::Rejected);
-                if self.take_back(slot, reason, ledger)? {
+                if self.take_back(slot, Rejection::of_byte(verdict.reason), ledger)? {
                     // It says that it rejected what it has adopted.
                     return broken;
                 }
@@ -297,4 +331,27 @@ impl Channel {
             _ => Ok(()),
         }
     }
+}
+
+/// What a backend said that turned this broker away before its hello, if that is why sending the hello
+/// failed.
+#[cold]
+fn why_hello_failed(socket: &OwnedFd, error: io::Error) -> WhyDown {
+    let code = error.raw_os_error();
+    if !matches!(code, Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN)) {
+        return error.into();
+    }
+    let mut packet = [0; wire::HEADER_LEN + REFUSAL_LEN + 1];
+    // The kernel tells of the end once, and then what was sent before.
+    for _ in 0..2 {
+        let Ok(received) = packet::receive_bare_packet(socket.as_fd(), &mut packet) else {
+            continue;
+        };
+        return match wire::decode(&packet[..received.len], received.descriptors) {
+            Ok(Frame::Refusal(refusal)) => WhyDown::TurnedAway(refusal),
+            _ if received.len > 0 => WhyDown::NoWelcome(NoWelcome::Foreign),
+            _ => WhyDown::NoWelcome(NoWelcome::Closed),
+        };
+    }
+    WhyDown::NoWelcome(NoWelcome::Closed)
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::time::Instant;
 
 use super::kept::{Copy, NOT_KEPT};
-use super::member::Refusal;
+use super::member::Obstacle;
 use super::offers::{Facts, Parts, queued_len};
 use super::outcomes::Again;
 use super::{Broker, BrokerError, ID_BITS, KEPT_ID, Limit, SLOT_BITS, Verdict};
@@ -34,14 +34,14 @@ impl Broker {
         len: usize,
         kept: u32,
         now: Instant,
-    ) -> Result<usize, Option<(usize, Refusal)>> {
+    ) -> Result<usize, Option<(usize, Obstacle)>> {
         let queue_bytes = self.options.queue_bytes;
         if let ([only], NOT_KEPT) = (&self.members[..], kept) {
             return only.takes(len, queue_bytes, now).map(|()| 0).map_err(|why| Some((0, why)));
         }
         let copy = self.outcomes.kept.get(kept);
         let mut best: Option<(bool, usize, u64)> = None;
-        let mut refused: Option<(usize, Refusal)> = None;
+        let mut refused: Option<(usize, Obstacle)> = None;
         for (index, member) in self.members.iter_mut().enumerate() {
             member.candidate = false;
             if member.gone || copy.is_some_and(|copy| copy.tried.has(index)) {
@@ -100,7 +100,7 @@ impl Broker {
         let member = &mut self.members[index];
         let path = || member.path.clone();
         let super::member::Link::Up(channel) = &mut member.link else {
-            return Err(member.error(Refusal::Down, &self.options));
+            return Err(member.error(Obstacle::Down, &self.options));
         };
         let Some((slot, generation)) = channel.offers.next_slot() else {
             let limit = Limit::InFlight { in_flight: channel.offers.in_flight(), most: 0 };
@@ -188,6 +188,7 @@ impl Broker {
                 may_have_reached: copy.may_have_reached,
                 backend: copy.backend,
                 tries: copy.tried.count,
+                kind: 0,
             };
             self.outcomes.add(verdict);
             self.outcomes.kept.forget(kept);
@@ -201,12 +202,12 @@ impl Broker {
 
     /// The error of an offer that no backend takes.
     #[cold]
-    pub(super) fn refused(&mut self, why: Option<(usize, Refusal)>) -> BrokerError {
-        let Some((index, refusal)) = why else {
+    pub(super) fn refused(&mut self, why: Option<(usize, Obstacle)>) -> BrokerError {
+        let Some((index, obstacle)) = why else {
             return self.no_backend();
         };
         let member = &mut self.members[index];
-        let error = member.error(refusal, &self.options);
+        let error = member.error(obstacle, &self.options);
         member.tally.refused(error.kind());
         let count = self.members.iter().filter(|member| !member.gone).count();
         if count == 1 { error } else { BrokerError::AllRefused { count, first: Box::new(error) } }

@@ -128,15 +128,17 @@ impl Broker {
         let retry_at = member.next_attempt(&self.options, now);
         let down = Link::Down { retry_at };
         if let Link::Up(mut channel) = std::mem::replace(&mut member.link, down) {
-            member.why_down = Some(WhyDown::NoBackend(libc::ECONNRESET));
             let (outcomes, tally) = (&mut self.outcomes, &mut member.tally);
             let mut ledger = Ledger { outcomes, tally, backend: index as u32, now };
+            let mut last = Err(reason);
             if reason != Reason::IntegrityMismatch {
-                // What the backend said last may be here already.
-                let _ = channel.receive(&mut self.buffer, &mut ledger);
+                // What the backend said last may be here already, even behind an error: the kernel
+                // tells that first (sock_error in unix_dgram_recvmsg, net/unix/af_unix.c).
+                last = channel.receive(&mut self.buffer, &mut ledger);
             }
-            if channel.offers.in_flight() > 0 && !self.closed && !channel.draining {
-                ledger.tally.record_failure(now);
+            member.why_down = Some(channel.why_ended(last));
+            if channel.welcome.is_err() && reason != Reason::BrokerClosed {
+                ledger.tally.failed_connects += 1;
             }
             channel.settle_all(reason, &mut ledger);
             if let Some(events) = self.handle.events() {

@@ -13,6 +13,7 @@ use crate::handle::HandleError;
 use crate::kind::ErrorKind;
 use crate::memory::NoMemory;
 use crate::support::SupportError;
+use crate::wire::Refusal;
 
 /// Why a call of a [`Broker`](super::Broker) did nothing.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +100,22 @@ pub enum BrokerError {
     TooManyBackends {
         /// How many it can have.
         most: usize,
+    },
+    /// The backend turned this broker away, and said why.
+    #[error("{path}: {refusal}", path = .path.display())]
+    TurnedAway {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// Who listens at the path accepts connections, but no backend that works says this.
+    #[error("{path}: whoever listens there {did}: is it a handoff backend?", path = .path.display())]
+    NoWelcome {
+        /// The handoff socket.
+        path: Arc<Path>,
+        /// What it did instead of saying welcome.
+        did: NoWelcome,
     },
     /// The process that listens at the path may not be the backend. Nothing was sent to it.
     #[error("{path}: the user who listens there, {user}{note}, may not be the backend: {allowed}",
@@ -198,6 +215,31 @@ fn why_unavailable(source: &io::Error) -> &'static str {
     }
 }
 
+/// What one who accepts a connection does who is no backend, or has come to a stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoWelcome {
+    /// It says nothing.
+    Silent {
+        /// For how long, in seconds.
+        seconds: u64,
+    },
+    /// It closed the connection without a word. A backend of 0.1 does that to brokers that it turns
+    /// away.
+    Closed,
+    /// It says something else.
+    Foreign,
+}
+
+impl fmt::Display for NoWelcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoWelcome::Silent { seconds } => write!(f, "did not say welcome within {seconds} s"),
+            NoWelcome::Closed => f.write_str("closed the channel without a word"),
+            NoWelcome::Foreign => f.write_str("does not speak the protocol"),
+        }
+    }
+}
+
 /// A limit that an offer would exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
@@ -277,6 +319,8 @@ impl BrokerError {
             BrokerError::NoBackend { .. } => ErrorKind::BackendUnavailable,
             BrokerError::AllRefused { first, .. } => first.kind(),
             BrokerError::TooManyBackends { .. } => ErrorKind::Full,
+            BrokerError::TurnedAway { refusal, .. } => refusal.kind(),
+            BrokerError::NoWelcome { .. } => ErrorKind::BackendUnavailable,
             BrokerError::Support(error) => error.kind(),
             BrokerError::NotAllowed { .. } => ErrorKind::PeerNotAllowed,
             BrokerError::Unknown { .. } => ErrorKind::PeerUnknown,

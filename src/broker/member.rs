@@ -11,8 +11,9 @@ use super::offers::queued_len;
 use super::outcomes::Tally;
 use super::peer::WhyDown;
 use super::settings::BackendSettings;
-use super::{BrokerError, BrokerOptions, Limit};
+use super::{BrokerError, BrokerOptions, Limit, NoWelcome};
 use crate::failures::Attempt;
+use crate::handle::GREETING_TIMEOUT;
 use crate::memory::NoMemory;
 
 /// What a backend does, as far as its broker knows.
@@ -68,27 +69,36 @@ pub(super) struct Member {
 
 /// Why a backend does not take an offer.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Refusal {
+pub(super) enum Obstacle {
     Full(Limit),
-    NoWelcome,
+    /// It has a channel for so long, and has not said welcome.
+    NoWelcome(Duration),
     Resting(Duration),
-    TooLarge { len: usize, most: usize },
+    TooLarge {
+        len: usize,
+        most: usize,
+    },
     Draining,
     Down,
     Off,
 }
 
-impl Refusal {
+impl Obstacle {
+    /// The welcome is to come by then.
+    pub(super) fn no_welcome(by: Instant, now: Instant) -> Obstacle {
+        Obstacle::NoWelcome(GREETING_TIMEOUT.saturating_sub(by.saturating_duration_since(now)))
+    }
+
     /// The lower, the more likely is it that an offer is taken soon.
     pub(super) fn rank(self) -> u8 {
         match self {
-            Refusal::Full(_) => 0,
-            Refusal::NoWelcome => 1,
-            Refusal::Resting(_) => 2,
-            Refusal::TooLarge { .. } => 3,
-            Refusal::Draining => 4,
-            Refusal::Down => 5,
-            Refusal::Off => 6,
+            Obstacle::Full(_) => 0,
+            Obstacle::NoWelcome(_) => 1,
+            Obstacle::Resting(_) => 2,
+            Obstacle::TooLarge { .. } => 3,
+            Obstacle::Draining => 4,
+            Obstacle::Down => 5,
+            Obstacle::Off => 6,
         }
     }
 }
@@ -174,30 +184,30 @@ impl Member {
         len: usize,
         queue_bytes: usize,
         now: Instant,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), Obstacle> {
         if !self.is_wanted() {
-            return Err(Refusal::Off);
+            return Err(Obstacle::Off);
         }
-        let Link::Up(channel) = &self.link else { return Err(Refusal::Down) };
-        let Ok(welcome) = channel.welcome else { return Err(Refusal::NoWelcome) };
+        let Link::Up(channel) = &self.link else { return Err(Obstacle::Down) };
+        let welcome = channel.welcome.map_err(|by| Obstacle::no_welcome(by, now))?;
         if channel.draining {
-            return Err(Refusal::Draining);
+            return Err(Obstacle::Draining);
         }
         let attempt = self.tally.failures.as_ref().map(|failures| failures.check(now));
         if let Some(Attempt::Rest(left)) = attempt {
-            return Err(Refusal::Resting(left));
+            return Err(Obstacle::Resting(left));
         }
         let most = welcome.max_bytes as usize;
         if len > most {
-            return Err(Refusal::TooLarge { len, most });
+            return Err(Obstacle::TooLarge { len, most });
         }
         let queued = channel.offers.queued_bytes() + queued_len(len);
         if queued > queue_bytes {
-            return Err(Refusal::Full(Limit::QueuedBytes { queued, most: queue_bytes }));
+            return Err(Obstacle::Full(Limit::QueuedBytes { queued, most: queue_bytes }));
         }
         if channel.offers.next_slot().is_none() {
             let (in_flight, most) = (channel.offers.in_flight(), welcome.slots as usize);
-            return Err(Refusal::Full(Limit::InFlight { in_flight, most }));
+            return Err(Obstacle::Full(Limit::InFlight { in_flight, most }));
         }
         Ok(())
     }
@@ -216,17 +226,25 @@ impl Member {
 
     /// The error of an offer that it did not take.
     #[cold]
-    pub(super) fn error(&self, refusal: Refusal, options: &BrokerOptions) -> BrokerError {
+    pub(super) fn error(&self, obstacle: Obstacle, options: &BrokerOptions) -> BrokerError {
         let path = &self.path;
         let unavailable = |code| WhyDown::NoBackend(code).error(path, options);
-        match refusal {
-            Refusal::Full(limit) => BrokerError::Full { path: path.clone(), limit },
-            Refusal::NoWelcome => unavailable(libc::ENOTCONN),
-            Refusal::Resting(left) => BrokerError::RateLimited { path: path.clone(), left },
-            Refusal::TooLarge { len, most } => BrokerError::TooLarge { what: PARTS, len, most },
-            Refusal::Draining => unavailable(libc::ESHUTDOWN),
-            Refusal::Off => BrokerError::Off { path: path.clone() },
-            Refusal::Down => match &self.why_down {
+        match obstacle {
+            Obstacle::Full(limit) => BrokerError::Full { path: path.clone(), limit },
+            Obstacle::NoWelcome(waited) => match (&self.why_down, waited.as_secs()) {
+                // Until more is known, the last attempt to connect says why.
+                (Some(why), _) if why.is_no_welcome() => why.error(path, options),
+                (_, 0) => unavailable(libc::ENOTCONN),
+                (_, seconds) => {
+                    let path = path.clone();
+                    BrokerError::NoWelcome { path, did: NoWelcome::Silent { seconds } }
+                }
+            },
+            Obstacle::Resting(left) => BrokerError::RateLimited { path: path.clone(), left },
+            Obstacle::TooLarge { len, most } => BrokerError::TooLarge { what: PARTS, len, most },
+            Obstacle::Draining => unavailable(libc::ESHUTDOWN),
+            Obstacle::Off => BrokerError::Off { path: path.clone() },
+            Obstacle::Down => match &self.why_down {
                 Some(why) => why.error(path, options),
                 None => unavailable(libc::ENOTCONN),
             },
@@ -239,7 +257,11 @@ impl Member {
         match &self.link {
             Link::Down { .. } if self.why_down.is_none() && self.is_wanted() => Phase::Connecting,
             Link::Down { .. } => Phase::Down,
-            Link::Up(channel) if channel.welcome.is_err() => Phase::Connecting,
+            Link::Up(channel) if channel.welcome.is_err() => match &self.why_down {
+                // It is tried again, and nothing has changed yet.
+                Some(why) if why.is_no_welcome() => Phase::Down,
+                _ => Phase::Connecting,
+            },
             Link::Up(channel) if channel.draining || !self.is_wanted() => Phase::Draining,
             Link::Up(_) if resting => Phase::Resting,
             Link::Up(_) => Phase::Ready,

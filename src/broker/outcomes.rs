@@ -116,6 +116,8 @@ pub(super) struct End {
     pub reason: Option<Reason>,
     /// Whether this backend may hold the descriptor.
     pub may_have_reached: bool,
+    /// The kind of socket that it does not take.
+    pub kind: u8,
 }
 
 impl Outcomes {
@@ -153,7 +155,7 @@ impl Ledger<'_> {
     pub(super) fn ended(&mut self, facts: &Facts, end: End) {
         self.count(facts, end);
         let Facts { id, user_data, kept, .. } = *facts;
-        let End { adopted, reason, mut may_have_reached } = end;
+        let End { adopted, reason, mut may_have_reached, kind } = end;
         let mut tries = 1;
         if kept != NOT_KEPT {
             if let Some(copy) = self.outcomes.kept.get_mut(kept) {
@@ -167,7 +169,9 @@ impl Ledger<'_> {
             self.outcomes.kept.forget(kept);
         }
         let backend = self.backend;
-        let verdict = Verdict { id, user_data, adopted, reason, may_have_reached, backend, tries };
+        let kind = if reason == Some(Reason::Kind) { kind } else { 0 };
+        let verdict =
+            Verdict { id, user_data, adopted, reason, may_have_reached, backend, tries, kind };
         self.outcomes.add(verdict);
     }
 
@@ -181,7 +185,7 @@ impl Ledger<'_> {
         if let Some(failures) = failures {
             match reason {
                 _ if adopted => failures.clear(),
-                // A rejection is an answer, and the end of a channel counts once, not for each offer.
+                // A rejection is an answer, and nothing counts any more when there is a new channel.
                 Some(Reason::AckTimeout) if facts.trial => failures.record_trial(self.now),
                 Some(Reason::AckTimeout) => failures.record(self.now),
                 _ if facts.trial => failures.end_trial(self.now),

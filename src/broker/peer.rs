@@ -6,11 +6,12 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{BrokerError, BrokerOptions};
+use super::{BrokerError, BrokerOptions, NoWelcome};
 use crate::memory::NoMemory;
 use crate::peer::{self, PeerError, Policy};
 use crate::support::{Need, SupportError};
 use crate::sys::{self, Address};
+use crate::wire::Refusal;
 
 /// Who may be the backend, as part of a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,10 +85,14 @@ impl fmt::Display for Allowed {
 }
 
 /// Why there is no channel.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum WhyDown {
     /// There is no backend: an error number, of the system or what it means here.
     NoBackend(i32),
+    /// The backend said why.
+    TurnedAway(Refusal),
+    /// Who listens there did not say welcome.
+    NoWelcome(NoWelcome),
     /// Who listens there may not be the backend.
     NotAllowed { user: u32, nameless: bool, own: u32, owner: Option<u32> },
     /// The system does not tell who listens there: an error number.
@@ -119,6 +124,12 @@ impl From<NoMemory> for WhyDown {
 }
 
 impl WhyDown {
+    /// Whether somebody listens there who did not say welcome. That may come up again before anything
+    /// else is known.
+    pub(super) fn is_no_welcome(&self) -> bool {
+        matches!(self, WhyDown::TurnedAway(_) | WhyDown::NoWelcome(_))
+    }
+
     /// The error of an offer meanwhile.
     #[cold]
     pub(super) fn error(&self, path: &Arc<Path>, options: &BrokerOptions) -> BrokerError {
@@ -126,6 +137,8 @@ impl WhyDown {
         let source = io::Error::from_raw_os_error;
         match *self {
             WhyDown::NoBackend(code) => BrokerError::Unavailable { path, source: source(code) },
+            WhyDown::TurnedAway(refusal) => BrokerError::TurnedAway { path, refusal },
+            WhyDown::NoWelcome(did) => BrokerError::NoWelcome { path, did },
             WhyDown::Refused(need, code) => SupportError { need, source: source(code) }.into(),
             WhyDown::System(action, code) => BrokerError::System { action, source: source(code) },
             WhyDown::NoMemory(what) => NoMemory { what, source: source(libc::ENOMEM) }.into(),

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::time::{Duration, Instant};
 
-use super::member::{Link, Member, Phase, Refusal};
+use super::member::{Link, Member, Obstacle, Phase};
 use super::outcomes::TIMES;
 use super::{BackendSettings, Broker, BrokerError, BrokerOptions};
 use crate::kind::ErrorKind;
@@ -61,12 +61,19 @@ impl Broker {
 fn state<'a>(member: &'a Member, options: &BrokerOptions, now: Instant) -> BackendState<'a> {
     let (phase, since) = member.current_phase();
     let left = |at: Instant| at.saturating_duration_since(now);
-    let (refusal, next) = match (&member.link, phase) {
-        _ if member.settings.off => (Some(Refusal::Off), None),
-        (Link::Down { retry_at }, Phase::Down) => (Some(Refusal::Down), Some(left(*retry_at))),
+    let (obstacle, next) = match (&member.link, phase) {
+        _ if member.settings.off => (Some(Obstacle::Off), None),
+        (Link::Down { retry_at }, Phase::Down) => (Some(Obstacle::Down), Some(left(*retry_at))),
+        (Link::Up(_), Phase::Down) => (Some(Obstacle::Down), Some(Duration::ZERO)),
+        (Link::Up(channel), Phase::Connecting) => {
+            let obstacle = channel.welcome.err().map(|by| Obstacle::no_welcome(by, now));
+            // It may well come in time.
+            let late = |obstacle: &Obstacle| matches!(obstacle, Obstacle::NoWelcome(waited) if waited.as_secs() > 0);
+            (obstacle.filter(late), None)
+        }
         (_, Phase::Resting) => {
             let next = member.next_trial(now).map(left).unwrap_or_default();
-            (Some(Refusal::Resting(next)), Some(next))
+            (Some(Obstacle::Resting(next)), Some(next))
         }
         _ => (None, None),
     };
@@ -75,7 +82,7 @@ fn state<'a>(member: &'a Member, options: &BrokerOptions, now: Instant) -> Backe
         name: member.name(),
         settings: member.settings,
         phase,
-        error: refusal.map(|refusal| member.error(refusal, options)),
+        error: obstacle.map(|obstacle| member.error(obstacle, options)),
         since: now.saturating_duration_since(since),
         next,
         in_flight: member.in_flight(),

@@ -429,7 +429,8 @@ pub extern "C" fn handoff_backend_reject(
     with(backend, |backend| Ok(backend.reject(id, self::reason(reason)?)?))
 }
 
-/// Stops listening and tells the brokers to offer no more. A successor can then listen at the path.
+/// Stops listening and tells the brokers to offer no more, also those that it has not accepted yet. A
+/// successor can then listen at the path.
 ///
 /// Go on with dispatch and next, and adopt or reject what arrives. When `held` in the statistics is
 /// 0 after a dispatch, free the backend at once: the brokers take back what has not arrived, and
@@ -461,7 +462,8 @@ pub struct handoff_backend_statistics {
     pub taken_back: u64,
     /// Brokers that connected and said hello.
     pub accepted: u64,
-    /// Brokers turned away: not allowed, or too many.
+    /// Brokers turned away, and told why: the sum of `refused_users`, `over_limit`,
+    /// `refused_versions` and `refused_draining`.
     pub refused: u64,
     /// Channels ended because of a protocol error, or because no hello came in 5 seconds.
     pub broken: u64,
@@ -480,6 +482,15 @@ pub struct handoff_backend_statistics {
     pub system_errors: u64,
     /// The errno of the last of these; 0 if there was none.
     pub system_errno: u64,
+    /// Of `refused`: those whose user the policy does not allow.
+    pub refused_users: u64,
+    /// The user of the last of these, as this process sees it; 0 if there was none.
+    pub last_refused_user: u64,
+    /// Of `refused`: those that speak another version of the protocol.
+    pub refused_versions: u64,
+    /// Of `refused`: those that had connected, but were not accepted yet, when the backend began to
+    /// drain.
+    pub refused_draining: u64,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -516,6 +527,10 @@ pub extern "C" fn handoff_backend_get_statistics(
             over_limit,
             system_errors,
             last_system_error,
+            refused_users,
+            last_refused_user,
+            refused_versions,
+            refused_draining,
         } = backend.statistics();
         out.set(handoff_backend_statistics {
             size: size_of::<handoff_backend_statistics>(),
@@ -533,6 +548,10 @@ pub extern "C" fn handoff_backend_get_statistics(
             over_limit,
             system_errors,
             system_errno: last_system_error as u64,
+            refused_users,
+            last_refused_user: last_refused_user.into(),
+            refused_versions,
+            refused_draining,
         });
         Ok(())
     })
@@ -567,11 +586,23 @@ pub extern "C" fn handoff_backend_free(backend: *mut handoff_backend) {
 mod tests {
     use super::*;
     use crate::ffi::growing::zeroed;
+    use crate::wire::kind;
 
     #[test]
     fn options_of_zero_are_the_defaults_of_the_core() {
         let options = core_options(zeroed()).ok().unwrap();
         assert_eq!(options, BackendOptions::default());
+    }
+
+    #[test]
+    fn kinds_have_the_numbers_that_verdicts_name() {
+        let kinds = [
+            (HANDOFF_KIND_STREAM, kind::STREAM),
+            (HANDOFF_KIND_SEQPACKET, kind::SEQPACKET),
+            (HANDOFF_KIND_DATAGRAM, kind::DATAGRAM),
+            (HANDOFF_KIND_UNCONNECTED, kind::UNCONNECTED),
+        ];
+        assert!(kinds.iter().all(|&(constant, number)| constant == u64::from(number)));
     }
 
     #[test]

@@ -432,6 +432,11 @@ pub struct handoff_verdict {
     pub tries: u32,
     /// The path of the backend that had it last, or "". Valid until the next call with this broker.
     pub backend: *const c_char,
+    /// With HANDOFF_REASON_KIND: the kind of the socket, one of HANDOFF_KIND_STREAM and so on, or
+    /// HANDOFF_KIND_UNCONNECTED; 0 if the backend does not say. With other reasons 0.
+    pub kind: u32,
+    /// Reserved: always 0.
+    pub reserved: u32,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -441,7 +446,8 @@ unsafe impl Growing for handoff_verdict {
 
 impl handoff_verdict {
     fn new(verdict: Verdict, broker: &Broker) -> handoff_verdict {
-        let Verdict { id, user_data, adopted, reason, may_have_reached, backend, tries } = verdict;
+        let Verdict { id, user_data, adopted, reason, may_have_reached, backend, tries, kind } =
+            verdict;
         handoff_verdict {
             size: size_of::<handoff_verdict>(),
             id,
@@ -451,6 +457,8 @@ impl handoff_verdict {
             may_have_reached_backend: may_have_reached.into(),
             tries,
             backend: broker.backend_name(backend).unwrap_or_default().as_ptr(),
+            kind: kind.into(),
+            reserved: 0,
         }
     }
 }

@@ -62,6 +62,9 @@ pub extern "C" fn handoff_reason_name(reason: handoff_reason) -> *const c_char {
         HANDOFF_REASON_UNSUPPORTED_PLATFORM => c"unsupported platform",
         HANDOFF_REASON_BROKER_CLOSED => c"broker closed",
         HANDOFF_REASON_BACKEND_DIED => c"backend died",
+        HANDOFF_REASON_CLIENT_GONE => c"client gone",
+        HANDOFF_REASON_TOO_LARGE => c"too large",
+        HANDOFF_REASON_KIND => c"kind of socket",
         _ => c"unknown",
     };
     name.as_ptr()
@@ -106,7 +109,7 @@ pub extern "C" fn handoff_status_may_have_reached_backend(status: handoff_status
 
 /// No reason. In a verdict: the backend adopted the connection. In a decision: try the backend.
 pub const HANDOFF_REASON_NONE: handoff_reason = 0;
-/// The client's connection cannot change hands: its protocol, its kind, or too many bytes with it.
+/// The client's connection cannot change hands.
 pub const HANDOFF_REASON_CLIENT_UNSUPPORTED: handoff_reason = 1;
 /// The service is configured not to hand over.
 pub const HANDOFF_REASON_POLICY_DISABLED: handoff_reason = 2;
@@ -135,6 +138,14 @@ pub const HANDOFF_REASON_BROKER_CLOSED: handoff_reason = 13;
 /// With HANDOFF_ADOPTED: the backend adopted the connection, but the channel ended before its
 /// verdict arrived. Usually the backend died.
 pub const HANDOFF_REASON_BACKEND_DIED: handoff_reason = 14;
+/// The client is gone: its connection has ended. Also if you closed the descriptor before the verdict.
+/// There is nobody to serve.
+pub const HANDOFF_REASON_CLIENT_GONE: handoff_reason = 15;
+/// More bytes go with the connection than the backend, the protocol or the socket's buffer takes.
+pub const HANDOFF_REASON_TOO_LARGE: handoff_reason = 16;
+/// The backend does not take this kind of socket: see `kind` in handoff_verdict and `kinds` in
+/// handoff_backend_options.
+pub const HANDOFF_REASON_KIND: handoff_reason = 17;
 
 /// A reason that C passes.
 pub(super) fn reason(value: handoff_reason) -> Result<Reason, Failure> {
@@ -158,6 +169,6 @@ mod tests {
             assert!(names.insert(name(reason)), "{reason}");
         }
         assert_eq!(Reason::IntegrityMismatch as u32, HANDOFF_REASON_INTEGRITY_MISMATCH);
-        assert_eq!(Reason::BackendDied as u32, HANDOFF_REASON_BACKEND_DIED);
+        assert_eq!(Reason::Kind as u32, HANDOFF_REASON_KIND);
     }
 }

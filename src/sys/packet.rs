@@ -173,6 +173,20 @@ pub(crate) fn is_tcp(socket: BorrowedFd<'_>) -> bool {
     found.is_ok_and(|count| count == 1) && later == [0]
 }
 
+/// Whether a socket that has no peer had one: a connection over TCP that has ended, by a reset or in
+/// both directions. It is closed, and segments have come in, tcp(7); none have at a listening socket
+/// or a new one. Where a connection was refused, somebody answered too.
+pub(crate) fn has_ended(socket: BorrowedFd<'_>) -> bool {
+    const TCP_CLOSE: u32 = 7;
+    /// Where `tcpi_segs_in` is in tcp_info, include/uapi/linux/tcp.h, in units of 4 bytes. The state
+    /// is its first byte.
+    const SEGMENTS_IN: usize = 35;
+    let mut info = [0u32; SEGMENTS_IN + 1];
+    let found = level_option(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info);
+    let state = u32::from(info[0].to_ne_bytes()[0]);
+    found.is_ok_and(|count| count == info.len()) && state == TCP_CLOSE && info[SEGMENTS_IN] > 0
+}
+
 /// What a descriptor is, if it is not a listening Unix socket of sequenced packets.
 pub(crate) fn is_no_listener(socket: BorrowedFd<'_>) -> Option<&'static str> {
     let ask = |option| {

@@ -67,7 +67,53 @@ fn any_packet() -> impl Strategy<Value = (Vec<u8>, usize)> {
     prop_oneof![hello, offers, verdicts]
 }
 
+fn refusal() -> impl Strategy<Value = Refusal> {
+    let number = any::<u32>;
+    prop_oneof![
+        (number(), any::<[bool; 2]>(), number()).prop_map(|(user, [nameless, listed], own)| {
+            Refusal::not_allowed(user, nameless, listed, own)
+        }),
+        any::<u16>().prop_map(|most| Refusal::channels(most.into())),
+        (number(), any::<u16>())
+            .prop_map(|(user, most)| Refusal::channels_of_user(user, most.into())),
+        any::<u8>().prop_map(Refusal::speaks),
+        Just(Refusal::DRAINING),
+    ]
+}
+
 proptest! {
+    #[test]
+    fn refusals_survive_their_bytes_in_every_version(refusal in refusal(), version in any::<u8>()) {
+        let mut packet = packet(Kind::Refusal, 0, 0, &refusal.body());
+        prop_assert_eq!(&packet[..HEADER_LEN], Refusal::header());
+        packet[4] = version;
+        let Ok(Frame::Refusal(found)) = decode(&packet, 0) else {
+            panic!("{:?}", decode(&packet, 0));
+        };
+        prop_assert_eq!(found, refusal);
+        prop_assert_eq!(decode(&packet, 1).err(), Some(WireError::Descriptors));
+    }
+
+    #[test]
+    fn refusal_of_any_bytes_has_a_sentence(body in any::<[u8; 16]>()) {
+        let packet = packet(Kind::Refusal, 0, 0, &body);
+        let Ok(Frame::Refusal(found)) = decode(&packet, 0) else {
+            panic!("{:?}", decode(&packet, 0));
+        };
+        prop_assert_eq!(found.body(), body);
+        prop_assert!(found.to_string().len() < 200);
+    }
+
+    #[test]
+    fn frame_of_another_version_says_which(
+        (mut packet, descriptors) in any_packet(),
+        version in any::<u8>(),
+    ) {
+        prop_assume!(version != VERSION);
+        packet[4] = version;
+        prop_assert_eq!(decode(&packet, descriptors).err(), Some(WireError::Version(version)));
+    }
+
     #[test]
     fn offers_survive_their_bytes(offers in vec(owned_offer(), 1..8)) {
         let mut body = Vec::new();
@@ -177,4 +223,18 @@ fn name_with_a_nul_anywhere_is_refused() {
 fn drain_has_nothing_in_it() {
     assert!(matches!(decode(&packet(Kind::Drain, 0, 0, &[]), 0), Ok(Frame::Drain)));
     assert_eq!(decode(&packet(Kind::Drain, 1, 0, &[]), 0).err(), Some(WireError::Entries));
+}
+
+#[test]
+fn refusal_has_its_length_and_no_entries() {
+    let body = Refusal::DRAINING.body();
+    for entries in 1..3 {
+        let packet = packet(Kind::Refusal, entries, 0, &body);
+        assert_eq!(decode(&packet, 0).err(), Some(WireError::Entries));
+    }
+    let longer = [&body[..], &[0]].concat();
+    for body in [&body[..15], &longer] {
+        let packet = packet(Kind::Refusal, 0, 0, body);
+        assert_eq!(decode(&packet, 0).err(), Some(WireError::Entries));
+    }
 }

@@ -14,6 +14,7 @@
 #include <sys/queue.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <handoff.h>
@@ -109,7 +110,7 @@ static bool may_change(handoff_reason reason)
 {
     return reason == HANDOFF_REASON_BACKEND_BUSY || reason == HANDOFF_REASON_BACKEND_UNAVAILABLE ||
            reason == HANDOFF_REASON_RATE_LIMITED || reason == HANDOFF_REASON_PERMISSION_DENIED ||
-           reason == HANDOFF_REASON_DESCRIPTOR_PRESSURE;
+           reason == HANDOFF_REASON_DESCRIPTOR_PRESSURE || reason == HANDOFF_REASON_ACK_TIMEOUT;
 }
 
 /* Waits in the queue, in which the earliest deadline comes first. */
@@ -155,14 +156,27 @@ static bool offer(struct client *client, int64_t now)
     return true;
 }
 
+/* As many as there is room for; when there is more, the broker's descriptor becomes readable. */
 static void offer_waiting(int64_t now)
 {
     struct client *client;
-    while (now >= not_before_us && (client = TAILQ_FIRST(&waiting)) != NULL) {
+    while (now >= not_before_us && (client = TAILQ_FIRST(&waiting)) != NULL &&
+           handoff_broker_room(broker) > 0) {
         TAILQ_REMOVE(&waiting, client, next);
         if (!offer(client, now))
             return;
     }
+}
+
+static void print_adopted(const struct client *client, const handoff_verdict *verdict)
+{
+    printf("%" PRIu64 " %s: adopted by %s after %lld us", client->number, client->address,
+           verdict->backend, age_us(client));
+    if (verdict->tries > 1)
+        printf(", offered to %" PRIu32, verdict->tries);
+    if (verdict->reason != HANDOFF_REASON_NONE)
+        printf(": %s", handoff_reason_name(verdict->reason));
+    putchar('\n');
 }
 
 static void take_verdicts(int64_t now)
@@ -174,11 +188,7 @@ static void take_verdicts(int64_t now)
         if (verdict.outcome == HANDOFF_ADOPTED) {
             adopted++;
             if (verbose)
-                printf("%" PRIu64 " %s: adopted after %lld us%s%s\n", client->number,
-                       client->address, age_us(client),
-                       verdict.reason == HANDOFF_REASON_NONE ? "" : ": ",
-                       verdict.reason == HANDOFF_REASON_NONE ? ""
-                                                             : handoff_reason_name(verdict.reason));
+                print_adopted(client, &verdict);
             forget(client);
         } else if (may_change(verdict.reason) && client->deadline_us > now) {
             not_before_us = now + PAUSE_US;
@@ -342,10 +352,35 @@ static void run(void)
 
 static void print_summary(void)
 {
+    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    handoff_status status;
     printf("clients: %" PRIu64 "\nadopted: %" PRIu64 "\n", accepted, adopted);
+    for (size_t i = 0; (status = handoff_broker_get_state(broker, i, &state)) == HANDOFF_OK; i++)
+        printf("adopted by %s: %" PRIu64 "%s%s\n", state.path, state.adopted,
+               *state.message == '\0' ? "" : "; ", state.message);
+    must_handoff(status == HANDOFF_NOTHING, "handoff_broker_get_state");
     for (handoff_reason reason = 0; reason < REASONS; reason++)
         if (fallbacks[reason] > 0)
             printf("closed, %s: %" PRIu64 "\n", handoff_reason_name(reason), fallbacks[reason]);
+}
+
+/* A directory, though its name does not end in '/', is meant as one. */
+static bool add_backend(const char *path)
+{
+    handoff_broker_backend backend = HANDOFF_BROKER_BACKEND_INIT;
+    struct stat file;
+    char directory[256];
+    size_t len = strlen(path);
+    backend.path = path;
+    if (len > 0 && path[len - 1] != '/' && len < sizeof directory - 1 && *path != '@' &&
+        stat(path, &file) == 0 && S_ISDIR(file.st_mode)) {
+        snprintf(directory, sizeof directory, "%s/", path);
+        backend.path = directory;
+    }
+    if (handoff_broker_add(broker, &backend) == HANDOFF_OK)
+        return true;
+    complain("%s", handoff_last_error());
+    return false;
 }
 
 static int start_and_run(const char *address, char **sockets, int count)
@@ -354,9 +389,12 @@ static int start_and_run(const char *address, char **sockets, int count)
     struct sockaddr_storage bound;
     socklen_t len = sizeof bound;
     char text[128];
-    if (handoff_broker_new(sockets[0], NULL, &broker) != HANDOFF_OK || count != 1) {
-        complain("%s: %s", sockets[0], handoff_last_error());
-        return FAILED;
+    must_handoff(handoff_broker_new(NULL, NULL, &broker) == HANDOFF_OK, "handoff_broker_new");
+    for (int i = 0; i < count; i++) {
+        if (!add_backend(sockets[i])) {
+            handoff_broker_free(broker);
+            return FAILED;
+        }
     }
     if ((listener = listen_at(address, &file)) == -1) {
         handoff_broker_free(broker);

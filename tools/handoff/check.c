@@ -327,7 +327,11 @@ static void check_channel(struct report *report, const char *path, struct listen
                            "backend answers in handoff_backend_dispatch() and "
                            "handoff_backend_accept().", (long)listener->pid);
     } else {
-        step_failed(report, name, found.code, found.status, found.error, "%s", found.message);
+        step_failed(report, name, found.code, found.status, found.error, "%s",
+                    *found.message != '\0'      ? found.message
+                    : found.code == IS_DRAINING ? "the backend drains: it takes no more offers"
+                                                : "the backend takes no offers: those that it has "
+                                                  "granted are in flight, or it grants none");
         advise(report, "%s", advice_of(found.code));
     }
 }

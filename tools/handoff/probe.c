@@ -8,8 +8,8 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
+
+enum { ATTEMPTS = 5 };
 
 /* What it means that there is no channel. */
 static int why(handoff_status status, int error)
@@ -33,53 +33,58 @@ static int why(handoff_status status, int error)
     }
 }
 
-/* Whether the backend would take an offer. One that is marked with HANDOFF_OFFER_MORE is not sent,
- * and this one is taken back at once. */
-static handoff_status ask(handoff_broker *broker, int fd, struct probe *result)
+/* Looks at the one backend. True: it is known what it does. */
+static bool is_known(handoff_broker *broker, struct probe *result)
 {
-    uint64_t id;
-    handoff_offer offer = HANDOFF_OFFER_INIT;
-    offer.fd = fd;
-    offer.flags = HANDOFF_OFFER_MORE;
-    result->status = handoff_broker_offer(broker, &offer, &id);
-    result->error = result->status == HANDOFF_OK ? 0 : errno;
-    if (result->status == HANDOFF_OK)
-        must_handoff(handoff_broker_take_back(broker, id) == HANDOFF_OK, "handoff_broker_take_back");
-    else
-        snprintf(result->message, sizeof result->message, "%s", handoff_last_error());
-    result->room = result->status == HANDOFF_OK;
-    return result->status;
+    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    result->room = handoff_broker_room(broker);
+    must_handoff(handoff_broker_get_state(broker, 0, &state) == HANDOFF_OK,
+                 "handoff_broker_get_state");
+    result->code = result->room > 0                         ? DONE
+                   : state.state == HANDOFF_BACKEND_READY    ? NO_ROOM
+                   : state.state == HANDOFF_BACKEND_DRAINING ? IS_DRAINING
+                   : state.status == HANDOFF_OK              ? NO_ANSWER
+                                                             : why(state.status, state.error);
+    result->status = state.status != HANDOFF_OK  ? state.status
+                     : result->code == NO_ANSWER   ? HANDOFF_TIMED_OUT
+                     : result->code == NO_ROOM     ? HANDOFF_ERR_FULL
+                     : result->code == IS_DRAINING ? HANDOFF_ERR_BACKEND_UNAVAILABLE
+                                                   : HANDOFF_OK;
+    result->error = state.error;
+    snprintf(result->message, sizeof result->message, "%s", state.message);
+    switch (result->code) {
+    case NO_ANSWER:
+    case NO_ROOM:
+        return false;
+    case TOO_MANY:
+    case NO_HANDOFF: /* as a backend of 0.1 says it */
+        /* This command's own connection of before may still take a channel's place. */
+        return state.failed_connects >= ATTEMPTS;
+    default:
+        return true;
+    }
 }
 
 void probe(const char *path, int timeout_ms, struct probe *result)
 {
     handoff_broker *broker;
-    int pair[2];
     memset(result, 0, sizeof *result);
     result->round_trip_us = -1;
-    must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0, "socketpair");
     must_handoff(handoff_broker_new(path, NULL, &broker) == HANDOFF_OK, path);
 
-    int64_t start = now_us(), deadline = start + (int64_t)timeout_ms * 1000;
+    int64_t start = now_us(), deadline = start + (int64_t)timeout_ms * 1000, now;
     struct pollfd readable = {.fd = handoff_broker_fd(broker), .events = POLLIN};
     must_handoff(readable.fd != -1, "handoff_broker_fd");
     for (;;) {
         must_handoff(handoff_broker_dispatch(broker) == HANDOFF_OK, "handoff_broker_dispatch");
-        handoff_status status = ask(broker, pair[0], result);
-        int64_t now = now_us();
-        if (status == HANDOFF_OK) {
-            result->round_trip_us = now - start;
-            break;
-        }
-        result->code = status == HANDOFF_ERR_FULL ? NO_ROOM : why(status, result->error);
-        if ((result->code != NO_ANSWER && result->code != NO_ROOM) || now >= deadline)
+        bool known = is_known(broker, result);
+        now = now_us();
+        if (known || now >= deadline)
             break;
         must(poll(&readable, 1, (int)((deadline - now + 999) / 1000)) != -1 || errno == EINTR,
              "poll");
     }
-    if (result->status == HANDOFF_OK)
-        result->code = DONE;
+    if (result->code == DONE)
+        result->round_trip_us = now - start;
     handoff_broker_free(broker);
-    close(pair[0]);
-    close(pair[1]);
 }
