@@ -6,8 +6,11 @@ CMAKEDIR   := $(LIBDIR)/cmake/handoff
 # Where gdb(1) looks for the debug symbols of a library, by its debug link.
 DEBUGDIR   := $(LIBDIR)/.debug
 HERE       := $(abspath .)
+# Examples, as documentation: the administrator puts them where systemd looks.
+UNITS      := $(wildcard packaging/systemd/*)
+UNITSDIR   := $(DOCDIR)/systemd
 # What a program may rely on, and what it runs on. The rest is about the tree.
-DOCS       := $(addprefix docs/,abi.md platforms.md protocol.md security.md)
+DOCS       := $(addprefix docs/,abi.md guide.md platforms.md protocol.md security.md)
 
 # Fills in a template: the paths as a program at run time sees them, without DESTDIR.
 SUBSTITUTE = sed -e 's|@PREFIX@|$(PREFIX)|' \
@@ -34,7 +37,8 @@ $(MAN_BUILD)/stamp: $(HEADERS) docs/man/handoff.7 tools/man.py tools/header.py C
 install: all
 	install -d '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' '$(DESTDIR)$(PKGCONFDIR)' \
 	    '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(DEBUGDIR)' \
-	    '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7' '$(DESTDIR)$(DOCDIR)'
+	    '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7' '$(DESTDIR)$(DOCDIR)' \
+	    '$(DESTDIR)$(UNITSDIR)'
 	install -m 755 $(LIB)/$(SHARED) '$(DESTDIR)$(LIBDIR)'
 	install -m 644 $(LIB)/$(SHARED).debug '$(DESTDIR)$(DEBUGDIR)'
 	ln -sf $(SHARED) '$(DESTDIR)$(LIBDIR)/$(SONAME)'
@@ -50,6 +54,7 @@ install: all
 	install -m 644 $(MAN_BUILD)/man3/*.3 '$(DESTDIR)$(MANDIR)/man3'
 	install -m 644 $(MAN_BUILD)/man7/handoff.7 '$(DESTDIR)$(MANDIR)/man7'
 	install -m 644 $(DOCS) '$(DESTDIR)$(DOCDIR)'
+	install -m 644 $(UNITS) '$(DESTDIR)$(UNITSDIR)'
 
 # Of the directories only the library's own go, and only if they are empty: whether somebody else
 # wants the others, such as pkgconfig, cannot be known.
@@ -63,10 +68,11 @@ uninstall: $(MAN_BUILD)/stamp
 	    '$(DESTDIR)$(CMAKEDIR)/handoff-config.cmake' \
 	    '$(DESTDIR)$(CMAKEDIR)/handoff-config-version.cmake' \
 	    '$(DESTDIR)$(MANDIR)/man7/handoff.7' \
-	    $(patsubst docs/%,'$(DESTDIR)$(DOCDIR)/%',$(DOCS))
+	    $(patsubst docs/%,'$(DESTDIR)$(DOCDIR)/%',$(DOCS)) \
+	    $(patsubst packaging/systemd/%,'$(DESTDIR)$(UNITSDIR)/%',$(UNITS))
 	@cd $(MAN_BUILD)/man3 && for page in *.3; do rm -f '$(DESTDIR)$(MANDIR)/man3/'"$$page"; done
 	@for directory in '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' \
-	    '$(DESTDIR)$(DEBUGDIR)' '$(DESTDIR)$(DOCDIR)'; do \
+	    '$(DESTDIR)$(DEBUGDIR)' '$(DESTDIR)$(UNITSDIR)' '$(DESTDIR)$(DOCDIR)'; do \
 	    [ ! -d "$$directory" ] || rmdir --ignore-fail-on-non-empty "$$directory"; done
 
 # ---- checks --------------------------------------------------------------------------------------
