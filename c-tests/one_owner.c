@@ -1,256 +1,101 @@
 /*
  * one_owner.c: every connection has exactly one owner, whatever is killed, stopped or restarted.
  *
- * The driver is all the clients. It starts a broker and some backends as processes of their own and
- * lets accidents happen to them. Whoever owns a connection answers with its name and closes; a
- * client reads until the end: one whole answer is right, two are two owners, none is a lost
- * connection unless the process that owned it was killed. Who that was is in records that all
- * processes share: each writes what it is about to do, or has been told, before it goes on.
+ * The driver is all the clients. It starts brokers and backends as processes of their own and lets
+ * accidents happen to them. Whoever owns a connection answers with its name and closes; a client
+ * reads until the end: one whole answer is right, two are two owners, none is a lost connection
+ * unless the process that owned it was killed. Who that was is in records that all processes share:
+ * each writes what it is about to do, or has been told, before it goes on.
  *
- *   one_owner [delays | backends | broker | without-claim]...
+ *   one_owner [delays | backends | broker | fleet | without-claim | fleet-without-claim]...
  *
- * The first three are parts, all of them by default; the last one is for a library that was built
- * without the claim, and succeeds if two owners are found.
+ * The first four are parts, all of them by default; the last two are for a library that was built
+ * without the claim, and succeed if two owners are found. In the first three a broker has handles of
+ * one backend each. In the others, of two brokers one has the directory of four backends, and the
+ * other one adds and removes the same four; a backend has half of the time to adopt that it takes
+ * at most, and then the next one has the offer.
  *
  * ONE_OWNER_CONNECTIONS (20000) in each part, ONE_OWNER_PER_MS (20) new ones in a millisecond but
- * at most ONE_OWNER_AT_ONCE (400) open; ONE_OWNER_DEADLINE_MS (5) for each offer, and backends
- * adopt after 0 to twice as long. Where the machine is so slow that one side nearly always wins, a
- * part is repeated with twice the deadline.
+ * at most ONE_OWNER_AT_ONCE (400) open; ONE_OWNER_DEADLINE_MS (5) for each offer to a backend, and
+ * backends adopt after 0 to twice as long. Where the machine is so slow that one side nearly always
+ * wins, a part is repeated with twice the deadline.
  */
 #define _GNU_SOURCE
+#include "one_owner.h"
+
 #include <arpa/inet.h>
-#include <errno.h>
-#include <handoff.h>
 #include <netinet/tcp.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdatomic.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
-#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
-enum { BACKENDS = 2, MAX_AT_ONCE = 4096, MAX_PROCESSES = 1 << 16 };
 enum { PATIENCE_MS = 60000, MOST_DEADLINE_MS = 200 };
 
-#define MS INT64_C(1000000)
+struct record *records;
+struct counts *counts;
+uint32_t connections, deadline_ms;
+int backends;
+pid_t driver;
+sigset_t terminate;
+char directory[] = "/tmp/handoff-one-owner-XXXXXX";
 
-/** What is known of one connection. Processes are named by their numbers, which begin with 1. */
-struct record {
-    _Atomic uint32_t broker;   /* has read the connection's number */
-    _Atomic uint32_t adopter;  /* has begun to adopt it, and was not refused */
-    _Atomic uint32_t adopted;  /* has been told that it owns it */
-    _Atomic uint32_t fallback; /* the broker has been told that it owns it */
-};
-
-static struct record *records;
-static uint32_t connections, at_once, per_ms, deadline_ms;
-static pid_t driver;
-static sigset_t terminate;
-static char directory[] = "/tmp/handoff-one-owner-XXXXXX";
-
-#define check(condition) ((condition) ? (void)0 : fail(#condition, __LINE__))
+static uint32_t at_once, per_ms;
 
 /** A child that ends like this is noticed by the driver, and with the driver end all children. */
-static _Noreturn void fail(const char *condition, int line)
+void fail(const char *condition, const char *file, int line)
 {
-    fprintf(stderr, "one_owner.c:%d: %s: %s: %s\n", line, condition, strerror(errno),
+    fprintf(stderr, "%s:%d: %s: %s: %s\n", file, line, condition, strerror(errno),
             handoff_last_error());
     if (getpid() != driver)
         _exit(1);
     exit(1);
 }
 
-static int64_t now(void)
+int64_t now(void)
 {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     return time.tv_sec * 1000 * MS + time.tv_nsec;
 }
 
-/** From 0 to `most` nanoseconds. */
-static int64_t any_time(int64_t most)
+int64_t any_time(int64_t most)
 {
     return (int64_t)((double)most * drand48());
 }
 
-static void answer(int fd, const char *text)
-{
-    check(write(fd, text, strlen(text)) == (ssize_t)strlen(text));
-    close(fd);
-}
-
-static void socket_path(char path[64], int which)
+void socket_path(char path[64], int which)
 {
     snprintf(path, 64, "%s/%d", directory, which);
 }
 
-/* ---- the broker ------------------------------------------------------------------------------ */
-
-static void fall_back(uint32_t number, int fd)
-{
-    records[number].fallback = 1;
-    answer(fd, "broker\n");
-}
-
-static void offer(handoff_broker *broker, int fd, uint32_t me)
-{
-    uint32_t number;
-    check(read(fd, &number, sizeof number) == sizeof number && number < connections);
-    records[number].broker = me;
-
-    handoff_offer offer = HANDOFF_OFFER_INIT;
-    offer.fd = fd;
-    offer.flags = HANDOFF_OFFER_MORE;
-    offer.preread = &number;
-    offer.preread_len = sizeof number;
-    offer.user_data = (void *)((uintptr_t)number << 16 | (unsigned)fd);
-    handoff_status status = handoff_broker_offer(broker, &offer, NULL);
-    check(status == HANDOFF_OK || handoff_status_is_fallback_safe(status));
-    if (status != HANDOFF_OK)
-        fall_back(number, fd);
-}
-
-static void take_verdicts(handoff_broker *broker)
-{
-    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
-    handoff_status status;
-    check(handoff_broker_dispatch(broker) == HANDOFF_OK);
-    while ((status = handoff_broker_next(broker, &verdict)) == HANDOFF_OK) {
-        int fd = (uintptr_t)verdict.user_data & 0xffff;
-        if (verdict.outcome == HANDOFF_ADOPTED)
-            close(fd);
-        else
-            fall_back((uint32_t)((uintptr_t)verdict.user_data >> 16), fd);
-    }
-    check(status == HANDOFF_NOTHING);
-}
-
-static _Noreturn void run_broker(int listener, uint32_t me)
-{
-    handoff_broker *brokers[BACKENDS];
-    struct pollfd events[BACKENDS + 1];
-    for (int i = 0; i < BACKENDS; i++) {
-        handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
-        options.timeout_ms = deadline_ms;
-        options.reconnect_min_ms = 1;
-        options.reconnect_max_ms = 5;
-        /* Failures are what this is about: they must not keep it from trying. */
-        options.max_failures = HANDOFF_NO_LIMIT;
-        char path[64];
-        socket_path(path, i);
-        check(handoff_broker_new(path, &options, &brokers[i]) == HANDOFF_OK);
-        events[i] = (struct pollfd){.fd = handoff_broker_fd(brokers[i]), .events = POLLIN};
-    }
-    events[BACKENDS] = (struct pollfd){.fd = listener, .events = POLLIN};
-    for (unsigned turn = 0;;) {
-        check(poll(events, BACKENDS + 1, -1) > 0);
-        int client;
-        while ((client = accept4(listener, NULL, NULL, SOCK_NONBLOCK)) >= 0)
-            offer(brokers[turn++ % BACKENDS], client, me);
-        check(errno == EAGAIN);
-        for (int i = 0; i < BACKENDS; i++)
-            take_verdicts(brokers[i]);
-    }
-}
-
-/* ---- a backend ------------------------------------------------------------------------------- */
-
-/** An arrival until it is adopted, then a connection until it is answered. */
-struct held {
-    uint64_t id;
-    int64_t due;
-    int fd;
-    uint32_t number;
+/** The parts: how many brokers and backends there are, and to which of them accidents happen. */
+static const struct part {
+    const char *name;
+    int brokers, backends;
+    bool backends_have_accidents, brokers_have_accidents, without_claim;
+} parts[] = {
+    {"delays", 1, 2, false, false, false},
+    {"backends", 1, 2, true, false, false},
+    {"broker", 1, 2, true, true, false},
+    {"fleet", 2, MOST_BACKENDS, true, true, false},
+    {"without-claim", 1, 2, false, false, true},
+    {"fleet-without-claim", 2, MOST_BACKENDS, false, false, true},
 };
+enum { PARTS = sizeof parts / sizeof *parts };
 
-/** Does what is due; returns whether there is more to do later. */
-static bool go_on(handoff_backend *backend, struct held *held, uint32_t me)
-{
-    struct record *record = &records[held->number];
-    if (held->fd >= 0) {
-        answer(held->fd, "backend\n");
-        return false;
-    }
-    record->adopter = me;
-    handoff_status status = handoff_backend_adopt(backend, held->id, &held->fd);
-    if (status == HANDOFF_ERR_TAKEN_BACK) {
-        record->adopter = 0;
-        return false;
-    }
-    check(status == HANDOFF_OK);
-    record->adopted = me;
-    held->due += any_time(MS);
-    return true;
-}
-
-static _Noreturn void run_backend(int which, uint32_t me)
-{
-    static struct held held[MAX_AT_ONCE];
-    uint32_t count = 0;
-    char path[64];
-    socket_path(path, which);
-    handoff_backend *backend;
-    check(handoff_backend_listen(path, NULL, &backend) == HANDOFF_OK);
-    struct pollfd events[2] = {
-        {.fd = handoff_backend_fd(backend), .events = POLLIN},
-        {.fd = signalfd(-1, &terminate, 0), .events = POLLIN},
-    };
-
-    for (bool draining = false;;) {
-        int64_t time = now(), next = time + 999 * MS;
-        for (uint32_t i = 0; i < count;) {
-            if (held[i].due <= time && !go_on(backend, &held[i], me)) {
-                held[i] = held[--count];
-                continue;
-            }
-            if (held[i].due < next)
-                next = held[i].due;
-            i++;
-        }
-        handoff_backend_statistics statistics = HANDOFF_BACKEND_STATISTICS_INIT;
-        check(handoff_backend_get_statistics(backend, &statistics) == HANDOFF_OK);
-        if (draining && count == 0 && statistics.held == 0)
-            break;
-        int64_t left = next - now();
-        struct timespec timeout = {.tv_nsec = left > 0 ? left : 0};
-        check(ppoll(events, 2, &timeout, NULL) >= 0);
-        if (events[1].revents) {
-            check(handoff_backend_drain(backend) == HANDOFF_OK);
-            draining = true;
-            events[1].fd = -1;
-        }
-        check(handoff_backend_dispatch(backend) == HANDOFF_OK);
-        handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
-        handoff_status status;
-        while ((status = handoff_backend_next(backend, &arrival)) == HANDOFF_OK) {
-            struct held *new = &held[count++];
-            check(count <= at_once && arrival.preread_len == sizeof new->number);
-            memcpy(&new->number, arrival.preread, sizeof new->number);
-            new->id = arrival.id;
-            new->fd = -1;
-            new->due = now() + any_time(2 * deadline_ms * MS);
-        }
-        check(status == HANDOFF_NOTHING);
-    }
-    handoff_backend_free(backend);
-    _exit(0);
-}
+/** The one that runs. */
+static const struct part *part;
 
 /* ---- the driver: processes and what happens to them ------------------------------------------ */
 
-enum { BROKER = BACKENDS, PROCESSES };
-enum state { RUNNING, STOPPED, KILLED, RESTARTING };
+/* The backends, the brokers, and backends that drain while their successors serve already. */
+enum { BROKER = MOST_BACKENDS, LEAVING = BROKER + 2, PROCESSES = LEAVING + 8 };
+enum state { NONE, RUNNING, STOPPED, KILLED, RESTARTING };
 
-/** The broker or a backend, and each successor. */
+/** A broker or a backend, and each successor. */
 struct process {
     pid_t pid;
     int pidfd;
@@ -267,21 +112,23 @@ static int listener, epoll;
 /** What came of one part. */
 struct result {
     unsigned broker, backend, owner_killed, twice, unanswered;
-    unsigned kills, stops, restarts;
+    unsigned kills, stops, restarts, replaced, failed_over;
 };
 
-static void watch(int fd, uint32_t events, uint64_t data)
+static void watch(int operation, int fd, uint32_t events, uint64_t data)
 {
     struct epoll_event event = {.events = events, .data.u64 = data};
-    check(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0);
+    check(epoll_ctl(epoll, operation, fd, &event) == 0);
 }
 
 static void start(int which)
 {
+    static int generations[MOST_BACKENDS];
     struct process *process = &processes[which];
     process->number = ++last_process;
     check(process->number < MAX_PROCESSES);
     process->state = RUNNING;
+    int place = which < BROKER ? 2 * which + generations[which]++ % 2 : 0;
     /* Blocked in a backend from its first moment on: it asks for the signal when it is ready. */
     sigprocmask(SIG_BLOCK, &terminate, NULL);
     process->pid = fork();
@@ -293,15 +140,16 @@ static void start(int which)
         srand48(now() ^ process->number);
         /* The clients' ends are the driver's alone. */
         check(dup2(listener, 3) == 3 && close_range(4, ~0U, 0) == 0);
-        if (which == BROKER)
-            run_broker(3, process->number);
+        if (which >= BROKER)
+            run_broker(3, process->number,
+                       part->brokers == 1 ? ONE_EACH : which == BROKER ? DIRECTORY : ADDED);
         close(3);
-        run_backend(which, process->number);
+        run_backend(which, process->number, place);
     }
     sigprocmask(SIG_UNBLOCK, &terminate, NULL);
     process->pidfd = pidfd_open(process->pid, 0);
     check(process->pidfd >= 0);
-    watch(process->pidfd, EPOLLIN, MAX_AT_ONCE + (uint64_t)which);
+    watch(EPOLL_CTL_ADD, process->pidfd, EPOLLIN, MAX_AT_ONCE + (uint64_t)which);
 }
 
 /** Takes leave of a process that has ended, which must be as it was told to end. */
@@ -313,6 +161,7 @@ static void reap(struct process *process)
     close(process->pidfd);
     check(process->state == RESTARTING ? WIFEXITED(status) && WEXITSTATUS(status) == 0
                                        : process->state == KILLED);
+    process->state = NONE;
 }
 
 static void kill_process(struct process *process)
@@ -321,14 +170,37 @@ static void kill_process(struct process *process)
     check(kill(process->pid, SIGKILL) == 0);
 }
 
-/** Lets something happen to one of the first `count` processes, unless something just did. */
-static void have_an_accident(int count, struct result *result)
+static bool restart(struct process *process)
 {
-    /* Less often the broker: without one nothing is handed over. */
-    bool broker = count > BROKER && lrand48() % 5 == 0;
-    int which = broker ? BROKER : (int)(lrand48() % BACKENDS);
+    process->state = RESTARTING;
+    check(kill(process->pid, SIGTERM) == 0);
+    return true;
+}
+
+/** Lets a backend drain and starts its successor at once. */
+static bool replace(int which)
+{
+    int place = LEAVING;
+    while (place < PROCESSES && processes[place].state != NONE)
+        place++;
+    if (place == PROCESSES)
+        return false;
+    restart(&processes[which]);
+    processes[place] = processes[which];
+    watch(EPOLL_CTL_MOD, processes[place].pidfd, EPOLLIN, MAX_AT_ONCE + (uint64_t)place);
+    start(which);
+    return true;
+}
+
+/** Lets something happen to one of the processes, unless something just did. */
+static void have_an_accident(struct result *result)
+{
+    /* Less often a broker: without one nothing is handed over. */
+    bool broker = part->brokers_have_accidents && lrand48() % 5 == 0;
+    int which = broker ? BROKER + (int)(lrand48() % part->brokers)
+                       : (int)(lrand48() % part->backends);
     struct process *process = &processes[which];
-    long kind = broker ? 0 : lrand48() % 3;
+    long kind = broker ? 0 : lrand48() % (part->backends == MOST_BACKENDS ? 4 : 3);
     if (process->state != RUNNING)
         return;
     if (kind == 0) {
@@ -341,16 +213,16 @@ static void have_an_accident(int count, struct result *result)
         process->continue_at = now() + any_time(4 * deadline_ms * MS);
         check(kill(process->pid, SIGSTOP) == 0);
         result->stops++;
+    } else if (kind == 2) {
+        result->restarts += restart(process);
     } else {
-        process->state = RESTARTING;
-        check(kill(process->pid, SIGTERM) == 0);
-        result->restarts++;
+        result->replaced += replace(which);
     }
 }
 
 static void continue_stopped(void)
 {
-    for (int i = 0; i < BACKENDS; i++) {
+    for (int i = 0; i < part->backends; i++) {
         if (processes[i].state == STOPPED && processes[i].continue_at <= now()) {
             processes[i].state = RUNNING;
             check(kill(processes[i].pid, SIGCONT) == 0);
@@ -386,7 +258,7 @@ static void begin(uint32_t place, uint32_t number)
     check(setsockopt(client->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset) == 0);
     check(connect(client->fd, (struct sockaddr *)&address, sizeof address) == 0
           || errno == EINPROGRESS);
-    watch(client->fd, EPOLLOUT, place);
+    watch(EPOLL_CTL_ADD, client->fd, EPOLLOUT, place);
 }
 
 /** Sends the number once there is a connection, and reads after that. Returns whether it has come
@@ -431,11 +303,25 @@ static enum answer finish(struct client *client)
 
 /* ---- the driver: a part, and the whole ------------------------------------------------------- */
 
+/** Of a client without an answer: whether whoever owned it was killed before it could answer. */
+static bool was_owner_killed(const struct record *record, enum answer answer)
+{
+    if (record->broker == 0)
+        return answer == BROKER_KILLED;
+    if (record->adopted || record->fallback)
+        return was_killed[record->adopted ? record->adopted : record->broker];
+    /* One of those that were about to adopt it has, or none and the broker still had it. */
+    bool killed = was_killed[record->broker];
+    for (size_t i = 0; i < sizeof record->adopters / sizeof *record->adopters; i++)
+        killed |= was_killed[record->adopters[i]];
+    return killed;
+}
+
 /** What is to be said of a connection, once all processes have ended. */
 static void judge(uint32_t number, enum answer answer, struct result *result)
 {
     const struct record *record = &records[number];
-    if (answer == TWICE || (record->fallback && record->adopted)) {
+    if (answer == TWICE || (record->fallback && record->adopted) || record->again) {
         result->twice++;
         return;
     }
@@ -443,16 +329,33 @@ static void judge(uint32_t number, enum answer answer, struct result *result)
         *(answer == BY_BROKER ? &result->broker : &result->backend) += 1;
         return;
     }
-    uint32_t owner = record->adopter && !record->fallback ? record->adopter : record->broker;
-    bool owner_killed = owner ? was_killed[owner] : answer == BROKER_KILLED;
+    bool owner_killed = was_owner_killed(record, answer);
     *(owner_killed ? &result->owner_killed : &result->unanswered) += 1;
     if (!owner_killed)
-        fprintf(stderr, "connection %u: broker %u, adopter %u, adopted %u, fallback %u\n", number,
-                record->broker, record->adopter, record->adopted, record->fallback);
+        fprintf(stderr, "connection %u: broker %u, adopted %u, fallback %u\n", number,
+                record->broker, record->adopted, record->fallback);
 }
 
-/** Runs all connections against processes of which the first `accidents` are not safe. */
-static struct result run_part(int accidents)
+static void start_all(void)
+{
+    for (int i = 0; i < part->backends; i++)
+        start(i);
+    for (int i = 0; i < part->brokers; i++)
+        start(BROKER + i);
+}
+
+static void kill_all(void)
+{
+    for (int i = 0; i < PROCESSES; i++) {
+        if (processes[i].state == NONE)
+            continue;
+        kill_process(&processes[i]);
+        reap(&processes[i]);
+    }
+}
+
+/** Runs all connections. */
+static struct result run_part(void)
 {
     struct result result = {0};
     enum answer *answers = calloc(connections, sizeof *answers);
@@ -460,10 +363,11 @@ static struct result run_part(int accidents)
     for (uint32_t i = 0; i < connections; i++)
         answers[i] = UNANSWERED;
     memset(records, 0, connections * sizeof *records);
+    memset(counts, 0, sizeof *counts);
+    brokers_killed = 0;
     epoll = epoll_create1(EPOLL_CLOEXEC);
     check(epoll >= 0);
-    for (int i = 0; i < PROCESSES; i++)
-        start(i);
+    start_all();
 
     uint32_t begun = 0, finished = 0, idle[MAX_AT_ONCE], idle_len = 0;
     for (; idle_len < at_once; idle_len++)
@@ -480,8 +384,10 @@ static struct result run_part(int accidents)
         for (int i = 0; i < count; i++) {
             uint32_t place = (uint32_t)events[i].data.u64;
             if (place >= MAX_AT_ONCE) {
-                reap(&processes[place - MAX_AT_ONCE]);
-                start((int)place - MAX_AT_ONCE);
+                int which = (int)place - MAX_AT_ONCE;
+                reap(&processes[which]);
+                if (which < LEAVING)
+                    start(which);
             } else if (proceed(place, events[i].events)) {
                 answers[clients[place].number] = finish(&clients[place]);
                 finished++;
@@ -489,86 +395,76 @@ static struct result run_part(int accidents)
                 idle[idle_len++] = place;
             }
         }
-        if (accidents > 0 && accident_at <= now()) {
-            have_an_accident(accidents, &result);
+        if (part->backends_have_accidents && accident_at <= now()) {
+            have_an_accident(&result);
             accident_at = now() + any_time(6 * deadline_ms * MS);
         }
         continue_stopped();
     }
-    for (int i = 0; i < PROCESSES; i++) {
-        kill_process(&processes[i]);
-        reap(&processes[i]);
-    }
+    kill_all();
     /* Clients that nobody has closed stay open: the run has failed. */
     for (uint32_t i = 0; i < connections; i++)
         judge(i, answers[i], &result);
+    result.failed_over = counts->failed_over;
     close(epoll);
     free(answers);
     return result;
 }
 
-static void print(const char *name, const struct result *result)
+static void print(const struct result *result)
 {
-    printf("%-14s %11u %9u %9u %12u %6u %10u %6u %6u %8u\n", name, connections, result->broker,
-           result->backend, result->owner_killed, result->twice, result->unanswered, result->kills,
-           result->stops, result->restarts);
+    printf("%-19s %11u %9u %10u %12u %5u %10u %5u %5u %8u %8u %11u\n", part->name, connections,
+           result->broker, result->backend, result->owner_killed, result->twice,
+           result->unanswered, result->kills, result->stops, result->restarts, result->replaced,
+           result->failed_over);
     fflush(stdout);
 }
 
-/** The parts, and how many of the processes have accidents in each. */
-static const struct part {
-    const char *name;
-    int accidents;
-} parts[] = {
-    {"delays", 0},
-    {"backends", BACKENDS},
-    {"broker", PROCESSES},
-    {"without-claim", 0},
-};
-enum { WITHOUT_CLAIM = 3, PARTS };
-
 /** Whether there was enough of everything for the result to mean something. */
-static bool shows_something(int part, const struct result *result)
+static bool shows_something(const struct result *result)
 {
-    if (part == WITHOUT_CLAIM)
+    if (part->without_claim)
         return result->twice > 0;
-    bool accidents = parts[part].accidents > 0;
+    bool accidents = part->backends_have_accidents, fleet = part->backends == MOST_BACKENDS;
     uint32_t least = accidents ? 1 : connections / 20;
     bool both_win = result->broker >= least && result->backend >= least;
     bool all_happened = result->kills > 0 && result->stops > 0 && result->restarts > 0
-        && (parts[part].accidents <= BROKER || brokers_killed > 0);
+        && (!part->brokers_have_accidents || brokers_killed > 0)
+        && (!fleet || (result->replaced > 0 && result->failed_over > 0));
     return both_win && (!accidents || all_happened);
 }
 
-static bool run(int part)
+static bool run(const struct part *chosen)
 {
     uint32_t first_deadline_ms = deadline_ms;
+    part = chosen;
+    backends = part->backends;
     for (;; deadline_ms *= 2) {
-        struct result result = run_part(parts[part].accidents);
-        print(parts[part].name, &result);
-        if (part != WITHOUT_CLAIM && (result.twice > 0 || result.unanswered > 0))
+        struct result result = run_part();
+        print(&result);
+        if (!part->without_claim && (result.twice > 0 || result.unanswered > 0))
             return false;
-        if (shows_something(part, &result))
+        if (shows_something(&result))
             break;
         if (deadline_ms > MOST_DEADLINE_MS / 2) {
-            fprintf(stderr, "one_owner: %s shows nothing, whatever the deadline\n",
-                    parts[part].name);
+            fprintf(stderr, "one_owner: %s shows nothing, whatever the deadline\n", part->name);
             return false;
         }
         fprintf(stderr, "one_owner: %s shows nothing with a deadline of %u ms: again with %u\n",
-                parts[part].name, deadline_ms, 2 * deadline_ms);
+                part->name, deadline_ms, 2 * deadline_ms);
     }
     deadline_ms = first_deadline_ms;
     return true;
 }
 
-static int find_part(const char *name)
+static const struct part *find_part(const char *name)
 {
-    for (int part = 0; part < PARTS; part++) {
-        if (strcmp(name, parts[part].name) == 0)
-            return part;
+    for (int i = 0; i < PARTS; i++) {
+        if (strcmp(name, parts[i].name) == 0)
+            return &parts[i];
     }
-    fprintf(stderr, "usage: one_owner [delays | backends | broker | without-claim]...\n");
+    fprintf(stderr, "usage: one_owner [delays | backends | broker | fleet | without-claim |"
+                    " fleet-without-claim]...\n");
     exit(2);
 }
 
@@ -586,7 +482,7 @@ static uint32_t number(const char *name, uint32_t otherwise, uint32_t most)
 static void remove_sockets(void)
 {
     char path[64];
-    for (int i = 0; i < BACKENDS; i++) {
+    for (int i = 0; i < MOST_BACKENDS; i++) {
         socket_path(path, i);
         unlink(path);
     }
@@ -602,7 +498,8 @@ int main(int argc, char **argv)
 
     records = mmap(NULL, connections * sizeof *records, PROT_READ | PROT_WRITE,
                    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    check(records != MAP_FAILED);
+    counts = mmap(NULL, sizeof *counts, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    check(records != MAP_FAILED && counts != MAP_FAILED);
     check(mkdtemp(directory) != NULL);
     driver = getpid();
     sigemptyset(&terminate);
@@ -622,11 +519,12 @@ int main(int argc, char **argv)
     check(listen(listener, 4096) == 0);
     check(getsockname(listener, (struct sockaddr *)&address, &len) == 0);
 
-    printf("%-14s %11s %9s %9s %12s %6s %10s %6s %6s %8s\n", "", "connections", "by broker",
-           "by backend", "owner killed", "twice", "unanswered", "kills", "stops", "restarts");
+    printf("%-19s %11s %9s %10s %12s %5s %10s %5s %5s %8s %8s %11s\n", "", "connections",
+           "by broker", "by backend", "owner killed", "twice", "unanswered", "kills", "stops",
+           "restarts", "replaced", "failed over");
     bool good = true;
-    for (int part = 0; argc == 1 && part < WITHOUT_CLAIM; part++)
-        good &= run(part);
+    for (int i = 0; argc == 1 && i < PARTS; i++)
+        good &= parts[i].without_claim || run(&parts[i]);
     for (int i = 1; i < argc; i++)
         good &= run(find_part(argv[i]));
     return good ? 0 : 1;

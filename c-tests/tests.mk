@@ -58,9 +58,11 @@ check-interop: $(C_BUILD)/test_interop | need-python
 check-soak: $(C_BUILD)/soak
 	@$(TEST) $<
 
-$(C_BUILD)/one_owner: c-tests/one_owner.c $(HEADERS) | need-pkg-config all
+# Those whose processes are killed and stopped: a driver, and what it starts.
+$(C_BUILD)/one_owner $(C_BUILD)/spread: $(C_BUILD)/%: c-tests/%.c c-tests/%_ends.c c-tests/%.h \
+    $(HEADERS) | need-pkg-config all
 	@mkdir -p $(@D)
-	$(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff)
+	$(CC) -std=c11 $(CFLAGS) $(WARN) $(filter %.c,$^) -o $@ $$($(PC) --cflags --libs handoff)
 
 # The library with the claim left out, to show that check-one-owner would find two owners.
 WITHOUT_CLAIM := $(BUILD)/without-claim
@@ -74,7 +76,13 @@ library-without-claim:
 .PHONY: check-one-owner
 check-one-owner: $(C_BUILD)/one_owner library-without-claim
 	@LD_LIBRARY_PATH=$(LIB) $<
-	@LD_LIBRARY_PATH=$(WITHOUT_CLAIM)/lib ONE_OWNER_CONNECTIONS=2000 $< without-claim
+	@LD_LIBRARY_PATH=$(WITHOUT_CLAIM)/lib ONE_OWNER_CONNECTIONS=2000 $< without-claim \
+	    fleet-without-claim
+
+## check-spread      brokers spread their clients over workers that stop, end and come
+.PHONY: check-spread
+check-spread: $(C_BUILD)/spread
+	@LD_LIBRARY_PATH=$(LIB) $<
 
 # A broker and a backend with one fault each: c-tests/faults/faults.c says what is injected.
 FAULTS_SOURCES := $(addprefix c-tests/faults/,faults.c channel.c errnos.c raw.c scene.c trace.c \

@@ -278,7 +278,9 @@ impl Backend {
     }
 
     fn next_place(&mut self) -> Option<Place> {
-        self.check_process().ok()?;
+        if self.handle.is_elsewhere() {
+            return None;
+        }
         while let Some(place) = self.arrivals.next_waiting() {
             let Some(slots) = self.held(place) else {
                 self.arrivals.stale_taken();
@@ -405,7 +407,13 @@ impl Backend {
     }
 
     /// Opens the handle at its first use, and checks that this is the process that did.
+    #[inline(always)]
     fn enter(&mut self) -> Result<(), BackendError> {
+        if self.handle.is_ready() { Ok(()) } else { self.open() }
+    }
+
+    #[cold]
+    fn open(&mut self) -> Result<(), BackendError> {
         self.check_process()?;
         if self.handle.is_open() {
             return Ok(());
@@ -424,7 +432,7 @@ impl Drop for Backend {
     /// Sends the verdicts that wait: brokers shall not think that this process died. In a child of
     /// fork(2) it closes the child's copies only.
     fn drop(&mut self) {
-        if self.check_process().is_ok() {
+        if !self.handle.is_elsewhere() {
             self.flush();
             return;
         }

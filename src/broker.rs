@@ -41,9 +41,9 @@ use choosing::Placing;
 use directory::Directory;
 use kept::NOT_KEPT;
 use member::{Link, Member, Obstacle, PARTS};
-use offers::{Facts, Parts};
+use offers::Parts;
 use options::MAX_TIMEOUT;
-use outcomes::Outcomes;
+use outcomes::{Ledger, Outcomes};
 
 pub use crate::wire::Refusal;
 pub use error::{BrokerError, Limit, NoWelcome};
@@ -230,22 +230,26 @@ impl Broker {
     /// [`next_verdict`](Broker::next_verdict). After an error nothing was sent and no verdict comes.
     pub fn offer(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
         let now = Instant::now();
-        let result = self.queue(offer, self.most_verdicts, now);
-        match &result {
+        let id = match self.queue(offer, self.most_verdicts, now) {
+            Ok(id) => id,
+            Err(error) => return Err(self.counted(error)),
+        };
+        if !offer.more {
             // The offer is taken: if sending it fails, its verdict says so.
-            Ok(_) if !offer.more => drop(self.flush_at(now)),
-            Ok(_) => {}
-            Err(error) => self.count_refusal(error),
+            let _ = self.flush_at(now);
         }
-        result
+        Ok(id)
     }
 
-    fn count_refusal(&mut self, error: &BrokerError) {
+    /// Counts the error of an offer that is refused.
+    #[cold]
+    fn counted(&mut self, error: BrokerError) -> BrokerError {
         let statistics = &mut self.outcomes.statistics;
         statistics.refused += 1;
         if let Some(count) = statistics.refusals.get_mut(error.kind() as usize) {
             *count += 1;
         }
+        error
     }
 
     /// Queues an offer, unless `most_verdicts` wait to be taken.
@@ -263,8 +267,8 @@ impl Broker {
             }
             _ => self.choose(len, NOT_KEPT, now),
         };
-        let index = match chosen {
-            Ok(index) => index,
+        let chosen = match chosen {
+            Ok(chosen) => chosen,
             Err(why) => {
                 self.want(now);
                 return Err(self.refused(why));
@@ -277,24 +281,14 @@ impl Broker {
         let Offer { service, correlation, metadata, preread, user_data, .. } = *offer;
         let parts = &Parts { names: [service, correlation, metadata], preread };
         let descriptor = offer.descriptor.as_raw_fd();
+        let (id, kept) = (0, NOT_KEPT);
+        let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
         // With one backend there is no other that could get it next.
-        let kept = if self.members.len() > 1 { self.outcomes.kept.place(len, now) } else { None };
-        let kept = kept.unwrap_or(NOT_KEPT);
-        let facts = Facts { id: 0, user_data, descriptor, kept, offered_at: now, trial: false };
-        let mut placing = Placing { facts, parts, len, cookie, deadline };
-        if kept != NOT_KEPT {
-            placing.deadline = self.attempt_deadline(deadline, now);
-        }
-        let slot = self.place(index, &mut placing, now)?;
-        let id = placing.facts.id;
-        if kept != NOT_KEPT {
-            self.outcomes.kept.keep(parts, |copy| {
-                copy.tried.add(index);
-                (copy.id, copy.user_data, copy.descriptor) = (id, user_data, descriptor);
-                (copy.cookie, copy.deadline) = (cookie, deadline);
-                (copy.backend, copy.slot) = (index as u32, slot);
-            });
-        }
+        let id = if self.members.len() > 1 {
+            self.place_one_of_many(chosen, placing, now)?
+        } else {
+            self.place(chosen, &placing, now)?
+        };
         self.outcomes.statistics.offered += 1;
         Ok(id)
     }
@@ -349,7 +343,7 @@ impl Broker {
         let member = &mut self.members[index];
         let Link::Up(channel) = &mut member.link else { return Ok(()) };
         let (outcomes, tally) = (&mut self.outcomes, &mut member.tally);
-        let mut ledger = outcomes::Ledger { outcomes, tally, backend: index as u32, now };
+        let mut ledger = Ledger::new(outcomes, tally, index, now);
         channel.flush(events, &mut ledger, &mut self.descriptors)
     }
 
@@ -434,7 +428,7 @@ impl Broker {
         let member = &mut self.members[index];
         let Link::Up(channel) = &mut member.link else { return false };
         let (outcomes, tally) = (&mut self.outcomes, &mut member.tally);
-        let mut ledger = outcomes::Ledger { outcomes, tally, backend: index as u32, now };
+        let mut ledger = Ledger::new(outcomes, tally, index, now);
         let received = channel.receive(&mut self.buffer, &mut ledger);
         if channel.welcome.is_ok() {
             member.is_welcome(&self.options);
@@ -462,7 +456,9 @@ impl Broker {
     /// Takes the next verdict, if there is one. In a child of fork(2) there is none: they are the
     /// parent's, see [`check_process`](Broker::check_process).
     pub fn next_verdict(&mut self) -> Option<Verdict> {
-        self.check_process().ok()?;
+        if self.handle.is_elsewhere() {
+            return None;
+        }
         let verdict = self.outcomes.verdicts.pop_front()?;
         if !self.outcomes.verdicts.is_empty() && !self.rest_told {
             // If no timer can be set, something else wakes the caller.
@@ -582,7 +578,13 @@ impl Broker {
     }
 
     /// Opens the handle at its first use, and checks that this is the process that did.
+    #[inline(always)]
     fn enter(&mut self, now: Instant) -> Result<(), BrokerError> {
+        if self.handle.is_ready() && !self.closed { Ok(()) } else { self.open(now) }
+    }
+
+    #[cold]
+    fn open(&mut self, now: Instant) -> Result<(), BrokerError> {
         if self.closed {
             return Err(BrokerError::Closed { path: self.path.clone() });
         }
@@ -615,6 +617,9 @@ fn not_a_socket(descriptor: BorrowedFd<'_>, source: io::Error) -> BrokerError {
 fn variable_len(offer: &Offer<'_>) -> Result<usize, BrokerError> {
     let Offer { preread, metadata, service, correlation, .. } = offer;
     for (what, name) in [("service", service), ("correlation", correlation)] {
+        if name.is_empty() {
+            continue;
+        }
         if name.len() > MAX_NAME_LEN {
             return Err(BrokerError::TooLarge { what, len: name.len(), most: MAX_NAME_LEN });
         }

@@ -132,6 +132,11 @@ impl FailureCounter {
         self.rest = None;
     }
 
+    /// Whether a failure was counted since the last [`clear`](FailureCounter::clear).
+    pub(crate) fn any(&self) -> bool {
+        !self.times.is_empty()
+    }
+
     /// How many failures count now.
     pub fn count(&self, now: Instant) -> usize {
         let counts = |time: &&Instant| now.saturating_duration_since(**time) < self.period;

@@ -78,10 +78,19 @@ impl HandleError {
 impl Handle {
     /// Fails in another process than the one that used the handle first.
     pub(crate) fn check_process(&self) -> Result<(), HandleError> {
-        match &self.opened {
-            Some(opened) if opened.process != process::current() => Err(HandleError::WrongProcess),
-            _ => Ok(()),
-        }
+        if self.is_elsewhere() { Err(HandleError::WrongProcess) } else { Ok(()) }
+    }
+
+    /// Whether it is open, and this is the process that used it first.
+    #[inline(always)]
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(&self.opened, Some(opened) if opened.process == process::current())
+    }
+
+    /// Whether another process used it first.
+    #[inline(always)]
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        matches!(&self.opened, Some(opened) if opened.process != process::current())
     }
 
     pub(crate) fn is_open(&self) -> bool {

@@ -18,7 +18,7 @@ impl Broker {
     /// has adopted it.
     pub fn offer_and_wait(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
         let queued = self.queue_in_time(offer);
-        let id = queued.inspect_err(|error| self.count_refusal(error))?;
+        let id = queued.map_err(|error| self.counted(error))?;
         // Its verdict comes behind those that wait now, and each that comes is looked at once.
         let mut seen = self.outcomes.verdicts.len();
         let verdict = self.verdict_in_time(id, &mut seen).or_else(|error| {

@@ -1,24 +1,35 @@
 //! Which backend gets an offer, and which one gets it next.
 //!
 //! Among those that take it, the one with the fewest offers in flight for its weight; backups only if
-//! no other takes it. Those with equal load take turns by their weights: the smooth weighted
-//! round-robin of nginx.
+//! no other takes it. Several have the fewest if each has less for its weight than any of them would
+//! have with this offer: a heavy one with one offer does not rank behind light ones with none, or few
+//! offers in flight would make all weights equal. Of these the one is next whose turn it is by the
+//! weights of all, in the smooth weighted round-robin of nginx. One that was passed over for its load
+//! gets its turns later, but not more than a few.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::time::Instant;
 
 use super::kept::{Copy, NOT_KEPT};
-use super::member::Obstacle;
+use super::member::{Link, Obstacle, Place};
 use super::offers::{Facts, Parts, queued_len};
 use super::outcomes::Again;
-use super::{Broker, BrokerError, ID_BITS, KEPT_ID, Limit, SLOT_BITS, Verdict};
+use super::{Broker, BrokerError, ID_BITS, KEPT_ID, SLOT_BITS, Verdict};
 use crate::claim;
-use crate::failures::Attempt;
 use crate::reason::Reason;
+
+/// How many of its turns a backend may be behind, or ahead.
+const MOST_TURNS: i64 = 2;
 
 /// An offer that is to be placed.
 pub(super) struct Placing<'a> {
-    pub facts: Facts,
+    /// 0: it has none yet.
+    pub id: u64,
+    pub user_data: usize,
+    pub descriptor: RawFd,
+    /// The number of its copy, or [`NOT_KEPT`].
+    pub kept: u32,
     pub parts: &'a Parts<'a>,
     /// Bytes in its parts.
     pub len: usize,
@@ -26,21 +37,45 @@ pub(super) struct Placing<'a> {
     pub deadline: Instant,
 }
 
+/// A backend that takes an offer, and where.
+#[derive(Clone, Copy)]
+pub(super) struct Chosen {
+    pub index: usize,
+    pub place: Place,
+}
+
 impl Broker {
     /// The backend that gets an offer of so many bytes; if none does, the one that is most likely to
-    /// take one soon, and why it does not now. `copy` is the offer's, if backends were tried before.
+    /// take one soon, and why it does not now. `kept` is the offer's copy, if backends were tried
+    /// before.
+    #[inline(always)]
     pub(super) fn choose(
         &mut self,
         len: usize,
         kept: u32,
         now: Instant,
-    ) -> Result<usize, Option<(usize, Obstacle)>> {
-        let queue_bytes = self.options.queue_bytes;
+    ) -> Result<Chosen, Option<(usize, Obstacle)>> {
         if let ([only], NOT_KEPT) = (&self.members[..], kept) {
-            return only.takes(len, queue_bytes, now).map(|()| 0).map_err(|why| Some((0, why)));
+            return match only.takes(len, self.options.queue_bytes, now) {
+                Ok(place) => Ok(Chosen { index: 0, place }),
+                Err(why) => Err(Some((0, why))),
+            };
         }
+        self.choose_of_many(len, kept, now)
+    }
+
+    #[inline(never)]
+    fn choose_of_many(
+        &mut self,
+        len: usize,
+        kept: u32,
+        now: Instant,
+    ) -> Result<Chosen, Option<(usize, Obstacle)>> {
+        let queue_bytes = self.options.queue_bytes;
         let copy = self.outcomes.kept.get(kept);
-        let mut best: Option<(bool, usize, u64)> = None;
+        let mut fewest: Option<(bool, usize, u64)> = None;
+        // Of those that are no backups, and of backups.
+        let mut weights = [0; 2];
         let mut refused: Option<(usize, Obstacle)> = None;
         for (index, member) in self.members.iter_mut().enumerate() {
             member.candidate = false;
@@ -54,26 +89,29 @@ impl Broker {
                 continue;
             }
             member.candidate = true;
-            let load = load(member);
-            if best.is_none_or(|best| is_less(load, best)) {
-                best = Some(load);
+            weights[usize::from(member.settings.backup)] += i64::from(member.settings.weight);
+            let with_this = load(member, 1);
+            if fewest.is_none_or(|fewest| is_less(with_this, fewest)) {
+                fewest = Some(with_this);
             }
         }
-        let best = best.ok_or(refused)?;
-        Ok(self.take_turns(best))
+        let limit = fewest.ok_or(refused)?;
+        let index = self.take_turns(limit, weights[usize::from(limit.0)]);
+        let place = self.members[index].takes(len, queue_bytes, now);
+        place.map(|place| Chosen { index, place }).map_err(|why| Some((index, why)))
     }
 
-    /// The one whose turn it is among the candidates with this load.
-    fn take_turns(&mut self, best: (bool, usize, u64)) -> usize {
-        let (mut chosen, mut highest, mut total) = (0, i64::MIN, 0);
+    /// The one whose turn it is among the candidates with less than this load. `total` is the weight
+    /// of all candidates that are backups as it is, or are none.
+    fn take_turns(&mut self, limit: (bool, usize, u64), total: i64) -> usize {
+        let (mut chosen, mut highest) = (0, i64::MIN);
         for (index, member) in self.members.iter_mut().enumerate() {
-            if !member.candidate || is_less(best, load(member)) {
+            if !member.candidate || member.settings.backup != limit.0 {
                 continue;
             }
-            let weight = i64::from(member.settings.weight);
-            member.turn += weight;
-            total += weight;
-            if member.turn > highest {
+            let turn = member.turn + i64::from(member.settings.weight);
+            member.turn = turn.clamp(-MOST_TURNS * total, MOST_TURNS * total);
+            if member.turn > highest && is_less(load(member, 0), limit) {
                 (chosen, highest) = (index, member.turn);
             }
         }
@@ -89,48 +127,71 @@ impl Broker {
         })
     }
 
-    /// Puts an offer among those of a backend that takes it, and returns its slot. Fails before
-    /// anything has changed.
+    /// Puts an offer among those of a backend that takes it, and returns its id. Fails before anything
+    /// has changed.
+    #[inline(always)]
     pub(super) fn place(
         &mut self,
-        index: usize,
-        placing: &mut Placing<'_>,
+        chosen: Chosen,
+        placing: &Placing<'_>,
         now: Instant,
-    ) -> Result<u32, BrokerError> {
+    ) -> Result<u64, BrokerError> {
+        let Chosen { index, place: Place { slot, generation, trial } } = chosen;
+        let Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline } = *placing;
         let member = &mut self.members[index];
-        let path = || member.path.clone();
-        let super::member::Link::Up(channel) = &mut member.link else {
+        let Link::Up(channel) = &mut member.link else {
             return Err(member.error(Obstacle::Down, &self.options));
         };
-        let Some((slot, generation)) = channel.offers.next_slot() else {
-            let limit = Limit::InFlight { in_flight: channel.offers.in_flight(), most: 0 };
-            return Err(BrokerError::Full { path: path(), limit });
-        };
-        channel.offers.make_room(queued_len(placing.len))?;
+        channel.offers.make_room(queued_len(len))?;
         // The last step that can fail.
-        self.handle.wake_at(placing.deadline, now)?;
-        let facts = &mut placing.facts;
-        if facts.id == 0 {
+        self.handle.wake_at(deadline, now)?;
+        let mut id = id;
+        if id == 0 {
             // Where it is becomes part of the id, so that it is found without a search.
-            let place = match facts.kept {
+            let place = match kept {
                 NOT_KEPT => (index as u64) << SLOT_BITS | u64::from(slot),
                 kept => KEPT_ID | u64::from(kept),
             };
-            facts.id = self.next_id << ID_BITS | place;
+            id = self.next_id << ID_BITS | place;
             self.next_id += 1;
         }
-        if let Some(failures) = &mut member.tally.failures {
-            facts.trial = failures.check(now) == Attempt::Trial;
-            if facts.trial {
-                failures.begin_trial(now);
-            }
+        if let Some(failures) = member.tally.failures.as_mut().filter(|_| trial) {
+            failures.begin_trial(now);
         }
         member.tally.offered += 1;
         // Before the descriptor can be sent, so that the backend finds it on offer.
         claim::offer(channel.claims.slot(slot as usize), generation);
-        channel.offers.queue(facts, placing.parts, placing.cookie, placing.deadline);
-        self.touch(index);
-        Ok(slot)
+        let facts = Facts { id, user_data, descriptor, kept, offered_at: now, trial };
+        channel.offers.queue(&facts, parts, cookie, deadline);
+        if !member.touched {
+            self.touch(index);
+        }
+        Ok(id)
+    }
+
+    /// Places an offer and keeps a copy for the next backend.
+    #[inline(never)]
+    pub(super) fn place_one_of_many(
+        &mut self,
+        chosen: Chosen,
+        mut placing: Placing<'_>,
+        now: Instant,
+    ) -> Result<u64, BrokerError> {
+        let Some(kept) = self.outcomes.kept.place(placing.len, now) else {
+            return self.place(chosen, &placing, now);
+        };
+        let last = placing.deadline;
+        placing.kept = kept;
+        placing.deadline = self.attempt_deadline(last, now);
+        let id = self.place(chosen, &placing, now)?;
+        self.outcomes.kept.keep(placing.parts, |copy| {
+            copy.tried.add(chosen.index);
+            (copy.id, copy.user_data, copy.descriptor) =
+                (id, placing.user_data, placing.descriptor);
+            (copy.cookie, copy.deadline) = (placing.cookie, last);
+            (copy.backend, copy.slot) = (chosen.index as u32, chosen.place.slot);
+        });
+        Ok(id)
     }
 
     /// Offers to other backends what those before did not adopt.
@@ -151,24 +212,18 @@ impl Broker {
             return false;
         }
         let len = copy.len();
-        let Ok(index) = self.choose(len, kept, now) else { return false };
+        let Ok(chosen) = self.choose_of_many(len, kept, now) else { return false };
+        let Chosen { index, place: Place { slot, .. } } = chosen;
         // Out of its place while it is read.
         let Some(copy) = self.outcomes.kept.take(kept) else { return false };
-        let facts = Facts {
-            id: copy.id,
-            user_data: copy.user_data,
-            descriptor: copy.descriptor,
-            kept,
-            offered_at: now,
-            trial: false,
-        };
+        let Copy { id, user_data, descriptor, cookie, .. } = copy;
         let deadline = self.attempt_deadline(copy.deadline, now);
-        let cookie = copy.cookie;
         let placed = copy.with_parts(|parts| {
-            self.place(index, &mut Placing { facts, parts, len, cookie, deadline }, now)
+            let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
+            self.place(chosen, &placing, now)
         });
         self.outcomes.kept.put(kept, copy);
-        let (Ok(slot), Some(copy)) = (placed, self.outcomes.kept.get_mut(kept)) else {
+        let (Ok(_), Some(copy)) = (placed, self.outcomes.kept.get_mut(kept)) else {
             return false;
         };
         copy.tried.add(index);
@@ -190,7 +245,8 @@ impl Broker {
                 tries: copy.tried.count,
                 kind: 0,
             };
-            self.outcomes.add(verdict);
+            self.outcomes.statistics.fallbacks[reason as usize] += 1;
+            self.outcomes.verdicts.push_back(verdict);
             self.outcomes.kept.forget(kept);
         }
     }
@@ -222,9 +278,9 @@ impl Broker {
     }
 }
 
-/// How busy a backend is: less is better. Backups come last.
-fn load(member: &super::member::Member) -> (bool, usize, u64) {
-    (member.settings.backup, member.in_flight(), u64::from(member.settings.weight))
+/// How busy a backend is, with so many offers more: less is better. Backups come last.
+fn load(member: &super::member::Member, more: usize) -> (bool, usize, u64) {
+    (member.settings.backup, member.in_flight() + more, u64::from(member.settings.weight))
 }
 
 fn is_less(one: (bool, usize, u64), other: (bool, usize, u64)) -> bool {

@@ -56,11 +56,9 @@ impl Broker {
         if let Some(copy) = copy.filter(|copy| !self.can_fail_over(copy, now)) {
             let attempt = now.checked_add(self.options.attempt_timeout);
             let deadline = attempt.map_or(copy.deadline, |attempt| attempt.min(copy.deadline));
-            let member = &mut self.members[index];
-            if let Link::Up(channel) = &mut member.link {
+            if let Some(channel) = self.members[index].channel() {
                 channel.offers.put_off(slot, deadline);
             }
-            member.tally.record_failure(now);
             return;
         }
         let taken_back = self.with_channel(index, now, |channel, ledger| {
@@ -81,7 +79,7 @@ impl Broker {
         let member = &mut self.members[index];
         let Link::Up(channel) = &mut member.link else { return Ok(()) };
         let (outcomes, tally) = (&mut self.outcomes, &mut member.tally);
-        body(channel, &mut Ledger { outcomes, tally, backend: index as u32, now })
+        body(channel, &mut Ledger::new(outcomes, tally, index, now))
     }
 
     fn connect(&mut self, index: usize, now: Instant) -> Result<Channel, WhyDown> {
@@ -129,7 +127,7 @@ impl Broker {
         let down = Link::Down { retry_at };
         if let Link::Up(mut channel) = std::mem::replace(&mut member.link, down) {
             let (outcomes, tally) = (&mut self.outcomes, &mut member.tally);
-            let mut ledger = Ledger { outcomes, tally, backend: index as u32, now };
+            let mut ledger = Ledger::new(outcomes, tally, index, now);
             let mut last = Err(reason);
             if reason != Reason::IntegrityMismatch {
                 // What the backend said last may be here already, even behind an error: the kernel

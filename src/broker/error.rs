@@ -248,6 +248,8 @@ pub enum Limit {
     InFlight {
         /// How many are in flight.
         in_flight: usize,
+        /// How many were taken back that the backend has not answered.
+        unanswered: usize,
         /// How many the two ends allow.
         most: usize,
     },
@@ -268,13 +270,14 @@ pub enum Limit {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Limit::InFlight { in_flight, most } => {
+            Limit::InFlight { in_flight, unanswered, most } => {
+                if in_flight + unanswered < *most {
+                    return f.write_str("the backend has not granted any more offers yet");
+                }
                 write!(f, "the limit of offers in flight is reached: {in_flight} of {most}")?;
-                match most - in_flight {
+                match unanswered {
                     0 => Ok(()),
-                    others => {
-                        write!(f, ", and {others} taken back that the backend has not answered")
-                    }
+                    more => write!(f, ", and {more} taken back that the backend has not answered"),
                 }
             }
             Limit::QueuedBytes { queued, most } => {

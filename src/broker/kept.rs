@@ -7,8 +7,8 @@ use std::io::IoSlice;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-use super::MAX_BACKENDS;
 use super::offers::Parts;
+use super::{MAX_BACKENDS, Verdict};
 
 /// The number of no copy.
 pub(super) const NOT_KEPT: u32 = u32::MAX;
@@ -182,6 +182,16 @@ impl Kept {
         if let Some(place) = self.copies.get_mut(number as usize) {
             *place = copy;
         }
+    }
+
+    /// Adds what is known of the backends that had an offer before, and forgets its copy.
+    #[inline(never)]
+    pub(super) fn complete(&mut self, number: u32, verdict: &mut Verdict) {
+        if let Some(copy) = self.get(number) {
+            verdict.may_have_reached |= copy.may_have_reached;
+            verdict.tries = copy.tried.count;
+        }
+        self.forget(number);
     }
 
     /// Forgets a copy, whose place can be used again. Its memory stays.

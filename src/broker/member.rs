@@ -83,6 +83,15 @@ pub(super) enum Obstacle {
     Off,
 }
 
+/// Where a backend takes an offer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub slot: u32,
+    pub generation: u64,
+    /// It is the trial of a backend that rests.
+    pub trial: bool,
+}
+
 impl Obstacle {
     /// The welcome is to come by then.
     pub(super) fn no_welcome(by: Instant, now: Instant) -> Obstacle {
@@ -179,12 +188,13 @@ impl Member {
     }
 
     /// Whether it takes an offer of so many bytes now.
+    #[inline(always)]
     pub(super) fn takes(
         &self,
         len: usize,
         queue_bytes: usize,
         now: Instant,
-    ) -> Result<(), Obstacle> {
+    ) -> Result<Place, Obstacle> {
         if !self.is_wanted() {
             return Err(Obstacle::Off);
         }
@@ -193,9 +203,12 @@ impl Member {
         if channel.draining {
             return Err(Obstacle::Draining);
         }
-        let attempt = self.tally.failures.as_ref().map(|failures| failures.check(now));
-        if let Some(Attempt::Rest(left)) = attempt {
-            return Err(Obstacle::Resting(left));
+        let mut trial = false;
+        if let Some(failures) = self.tally.failures.as_ref().filter(|it| it.is_resting()) {
+            match failures.check(now) {
+                Attempt::Rest(left) => return Err(Obstacle::Resting(left)),
+                attempt => trial = attempt == Attempt::Trial,
+            }
         }
         let most = welcome.max_bytes as usize;
         if len > most {
@@ -205,11 +218,14 @@ impl Member {
         if queued > queue_bytes {
             return Err(Obstacle::Full(Limit::QueuedBytes { queued, most: queue_bytes }));
         }
-        if channel.offers.next_slot().is_none() {
-            let (in_flight, most) = (channel.offers.in_flight(), welcome.slots as usize);
-            return Err(Obstacle::Full(Limit::InFlight { in_flight, most }));
-        }
-        Ok(())
+        let Some((slot, generation)) = channel.offers.next_slot() else {
+            return Err(Obstacle::Full(Limit::InFlight {
+                in_flight: channel.offers.in_flight(),
+                unanswered: channel.offers.unanswered(),
+                most: welcome.slots as usize,
+            }));
+        };
+        Ok(Place { slot, generation, trial })
     }
 
     /// How many small offers it takes now.

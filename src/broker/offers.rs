@@ -81,6 +81,8 @@ pub(super) struct Offers {
     /// Slots in the state Granted, the last used first: its memory is warm.
     granted: Vec<u32>,
     in_flight: usize,
+    /// Offers that were sent and settled, and that the backend has not answered.
+    unanswered: usize,
     /// Those of the offers in flight, by their slots.
     deadlines: Deadlines,
     /// Neither the first nor the last was taken back.
@@ -111,6 +113,7 @@ impl Offers {
             slots: all,
             granted: memory::vec(slots, "the tokens of a channel")?,
             in_flight: 0,
+            unanswered: 0,
             deadlines: Deadlines::new(slots)?,
             queue: memory::queue(ENTRIES_PER_SLOT * slots, "the queue of a channel")?,
             front: 0,
@@ -122,6 +125,10 @@ impl Offers {
 
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    pub(super) fn unanswered(&self) -> usize {
+        self.unanswered
     }
 
     pub(super) fn queued_bytes(&self) -> usize {
@@ -161,6 +168,7 @@ impl Offers {
     }
 
     /// The slot and the generation that the next offer will have.
+    #[inline(always)]
     pub(super) fn next_slot(&self) -> Option<(u32, u64)> {
         let slot = *self.granted.last()?;
         Some((slot, self.slots[slot as usize].generation + 1))
@@ -202,6 +210,7 @@ impl Offers {
     }
 
     /// Makes room for an offer of so many bytes, so that queueing it allocates nothing.
+    #[inline]
     pub(super) fn make_room(&mut self, len: usize) -> Result<(), NoMemory> {
         if self.bytes.capacity() - self.bytes.len() >= len {
             return Ok(());
@@ -304,6 +313,7 @@ impl Offers {
         found.facts.descriptor = -1;
         if found.state == State::Sent {
             found.state = State::Settled { adopted };
+            self.unanswered += 1;
             return;
         }
         found.state = State::Granted;
@@ -319,6 +329,7 @@ impl Offers {
     /// The backend is done with a slot: it may grant a new token.
     pub(super) fn empty(&mut self, slot: u32) {
         self.slots[slot as usize].state = State::Empty;
+        self.unanswered -= 1;
     }
 
     /// The slot with the earliest deadline.

@@ -69,13 +69,6 @@ impl Tally {
         })
     }
 
-    /// A failure that is not the trial's.
-    pub(super) fn record_failure(&mut self, now: Instant) {
-        if let Some(failures) = &mut self.failures {
-            failures.record(now);
-        }
-    }
-
     /// An offer was refused because of this backend.
     pub(super) fn refused(&mut self, kind: ErrorKind) {
         if let Some(count) = self.refusals.get_mut(kind as usize) {
@@ -92,11 +85,14 @@ impl Tally {
         self.took(now.saturating_duration_since(facts.offered_at));
     }
 
-    /// An attempt has ended after so long.
-    fn took(&mut self, time: Duration) {
-        let microseconds = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    /// An attempt has ended after so long. Returns which of the counts counts it.
+    fn took(&mut self, time: Duration) -> usize {
+        let microseconds =
+            time.as_secs().saturating_mul(1_000_000) + u64::from(time.subsec_micros());
         let doublings = (u64::BITS - microseconds.leading_zeros()) as usize;
-        self.times[doublings.min(TIMES - 1)] += 1;
+        let index = doublings.min(TIMES - 1);
+        self.times[index] += 1;
+        index
     }
 }
 
@@ -107,6 +103,9 @@ pub(super) struct Ledger<'a> {
     /// The number of the backend.
     pub backend: u32,
     pub now: Instant,
+    /// Which count of times the last attempt was counted by, and when those that it counts began:
+    /// after the first, and not after the second. Most of a batch are counted by the same.
+    counted: Option<(usize, Instant, Instant)>,
 }
 
 /// How an attempt ended.
@@ -129,19 +128,19 @@ impl Outcomes {
             again: VecDeque::new(),
         }
     }
-
-    /// The verdict on an offer.
-    pub(super) fn add(&mut self, verdict: Verdict) {
-        match verdict.reason {
-            _ if verdict.adopted => self.statistics.adopted += 1,
-            Some(reason) => self.statistics.fallbacks[reason as usize] += 1,
-            None => {}
-        }
-        self.verdicts.push_back(verdict);
-    }
 }
 
-impl Ledger<'_> {
+impl<'a> Ledger<'a> {
+    /// For the backend with this number.
+    pub(super) fn new(
+        outcomes: &'a mut Outcomes,
+        tally: &'a mut Tally,
+        backend: usize,
+        now: Instant,
+    ) -> Ledger<'a> {
+        Ledger { outcomes, tally, backend: backend as u32, now, counted: None }
+    }
+
     /// The backend has said welcome. It may be another process than the one that failed.
     pub(super) fn welcomed(&mut self) {
         self.outcomes.statistics.connects += 1;
@@ -152,47 +151,71 @@ impl Ledger<'_> {
     }
 
     /// Writes down how an attempt ended: as a verdict, or for the next backend.
+    #[inline(always)]
     pub(super) fn ended(&mut self, facts: &Facts, end: End) {
-        self.count(facts, end);
-        let Facts { id, user_data, kept, .. } = *facts;
-        let End { adopted, reason, mut may_have_reached, kind } = end;
-        let mut tries = 1;
-        if kept != NOT_KEPT {
-            if let Some(copy) = self.outcomes.kept.get_mut(kept) {
-                copy.may_have_reached |= may_have_reached;
-                if let Some(reason) = reason.filter(|reason| !adopted && goes_on(*reason)) {
-                    self.outcomes.again.push_back(Again { kept, reason });
-                    return;
-                }
-                (may_have_reached, tries) = (copy.may_have_reached, copy.tried.count);
+        match self.counted {
+            Some((index, after, until))
+                if after < facts.offered_at && facts.offered_at <= until =>
+            {
+                self.tally.times[index] += 1;
             }
-            self.outcomes.kept.forget(kept);
+            _ => self.took(facts.offered_at),
         }
-        let backend = self.backend;
-        let kind = if reason == Some(Reason::Kind) { kind } else { 0 };
-        let verdict =
-            Verdict { id, user_data, adopted, reason, may_have_reached, backend, tries, kind };
-        self.outcomes.add(verdict);
+        if !end.adopted {
+            return self.not_adopted(facts, end);
+        }
+        self.tally.adopted += 1;
+        self.outcomes.statistics.adopted += 1;
+        if let Some(failures) = self.tally.failures.as_mut().filter(|failures| failures.any()) {
+            failures.clear();
+        }
+        self.verdict(facts, end);
     }
 
-    fn count(&mut self, facts: &Facts, End { adopted, reason, .. }: End) {
-        let Tally { failures, adopted: adoptions, fallbacks, .. } = self.tally;
-        if adopted {
-            *adoptions += 1;
-        } else if let Some(reason) = reason {
-            fallbacks[reason as usize] += 1;
-        }
-        if let Some(failures) = failures {
+    #[inline(never)]
+    fn took(&mut self, offered_at: Instant) {
+        let index = self.tally.took(self.now.saturating_duration_since(offered_at));
+        let limit = |index: usize| self.now.checked_sub(Duration::from_micros(1 << index));
+        self.counted = match (limit(index), index.checked_sub(1).and_then(limit)) {
+            (Some(after), Some(until)) if index < TIMES - 1 => Some((index, after, until)),
+            _ => None,
+        };
+    }
+
+    #[cold]
+    fn not_adopted(&mut self, facts: &Facts, end: End) {
+        let Some(reason) = end.reason else { return };
+        self.tally.fallbacks[reason as usize] += 1;
+        if let Some(failures) = &mut self.tally.failures {
             match reason {
-                _ if adopted => failures.clear(),
-                // A rejection is an answer, and nothing counts any more when there is a new channel.
-                Some(Reason::AckTimeout) if facts.trial => failures.record_trial(self.now),
-                Some(Reason::AckTimeout) => failures.record(self.now),
+                // A rejection is an answer, and the end of a channel is followed by a welcome.
+                Reason::AckTimeout if facts.trial => failures.record_trial(self.now),
+                Reason::AckTimeout => failures.record(self.now),
                 _ if facts.trial => failures.end_trial(self.now),
                 _ => {}
             }
         }
-        self.tally.took(self.now.saturating_duration_since(facts.offered_at));
+        if let Some(copy) = self.outcomes.kept.get_mut(facts.kept).filter(|_| goes_on(reason)) {
+            copy.may_have_reached |= end.may_have_reached;
+            self.outcomes.again.push_back(Again { kept: facts.kept, reason });
+            return;
+        }
+        self.outcomes.statistics.fallbacks[reason as usize] += 1;
+        self.verdict(facts, end);
+    }
+
+    /// The verdict on an offer that no other backend gets.
+    #[inline(always)]
+    fn verdict(&mut self, facts: &Facts, end: End) {
+        let Facts { id, user_data, kept, .. } = *facts;
+        let End { adopted, reason, may_have_reached, kind } = end;
+        let (backend, tries) = (self.backend, 1);
+        let mut verdict =
+            Verdict { id, user_data, adopted, reason, may_have_reached, kind, backend, tries };
+        if kept != NOT_KEPT {
+            self.outcomes.kept.complete(kept, &mut verdict);
+        }
+        self.outcomes.verdicts.push_back(verdict);
     }
 }
 

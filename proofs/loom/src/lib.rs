@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
@@ -113,6 +114,137 @@ fn loser_sees_what_the_winner_wrote_before_it_won() {
             assert_eq!(notes[0].load(Ordering::Relaxed), 1);
         }
         backend.join().unwrap();
+    });
+}
+
+/// One connection, and the word of each of two channels on which it is offered.
+struct Fleet {
+    slots: [AtomicU64; 2],
+    /// Loom ends the test where two threads use it and neither of them knows that the other is
+    /// done. It counts those that serve it.
+    connection: UnsafeCell<u32>,
+}
+
+impl Fleet {
+    fn new() -> Arc<Fleet> {
+        Arc::new(Fleet {
+            slots: [AtomicU64::new(0), AtomicU64::new(0)],
+            connection: UnsafeCell::new(0),
+        })
+    }
+
+    fn serve(&self) {
+        // SAFETY: whoever serves it has won the claim; loom checks that nobody else does.
+        self.connection.with_mut(|served| unsafe { *served += 1 });
+    }
+
+    /// What a broker does with its connection between two offers.
+    fn prepare(&self) {
+        // SAFETY: as in serve().
+        self.connection.with_mut(|served| assert_eq!(unsafe { *served }, 0));
+    }
+
+    /// Once all threads have ended.
+    fn served(&self) -> u32 {
+        // SAFETY: as in serve().
+        self.connection.with(|served| unsafe { *served })
+    }
+}
+
+/// A backend that serves the connection if it has arrived when it looks, and is still on offer.
+fn backend(fleet: &Arc<Fleet>, which: usize, generation: u64) -> thread::JoinHandle<bool> {
+    let fleet = fleet.clone();
+    thread::spawn(move || {
+        let slot = &fleet.slots[which];
+        let won = is_offered(slot, generation) && adopt(slot, generation).is_ok();
+        if won {
+            fleet.serve();
+        }
+        won
+    })
+}
+
+/// The broker: offers it to one backend, then to the next one, then serves it. Returns whether it
+/// did. It is killed after so many steps.
+fn fail_over(fleet: &Fleet, steps: usize) -> bool {
+    let mut left = 0..steps;
+    let mut lives = || left.next().is_some();
+    for slot in &fleet.slots {
+        if !lives() {
+            return false;
+        }
+        offer(slot, 1);
+        if !lives() || revoke(slot, 1).is_err() {
+            return false;
+        }
+        fleet.prepare();
+    }
+    fleet.serve();
+    true
+}
+
+#[test]
+fn connection_that_one_backend_did_not_adopt_is_served_once_when_the_next_one_has_the_offer() {
+    for steps in 0..=4 {
+        explore(&format!("two backends, {steps} steps of the broker"), move || {
+            let fleet = Fleet::new();
+            fleet.prepare();
+            let backends = [0, 1].map(|which| backend(&fleet, which, 1));
+            let served_here = fail_over(&fleet, steps);
+            let won = backends.map(|backend| backend.join().unwrap());
+            let owners = won.iter().filter(|won| **won).count() as u32 + served_here as u32;
+            assert_eq!(fleet.served(), owners);
+            assert!(owners == 1 || owners == 0 && steps < 4, "owners: {owners}");
+        });
+    }
+}
+
+/// The first backend is slow: it adopts by what it got in the generation before.
+#[test]
+fn late_adopt_takes_nothing_that_has_gone_to_the_next_backend_and_come_back() {
+    explore("an offer that goes to the next backend and comes back", || {
+        let fleet = Fleet::new();
+        offer(&fleet.slots[0], 1);
+        let late = backend(&fleet, 0, 1);
+        if revoke(&fleet.slots[0], 1).is_ok() {
+            offer(&fleet.slots[1], 1);
+            let second = backend(&fleet, 1, 1);
+            if revoke(&fleet.slots[1], 1).is_ok() {
+                // Another offer of the broker's, in the first slot.
+                offer(&fleet.slots[0], 2);
+                if revoke(&fleet.slots[0], 2).is_ok() {
+                    fleet.serve();
+                }
+            }
+            second.join().unwrap();
+        }
+        late.join().unwrap();
+        assert_eq!(fleet.served(), 1);
+    });
+}
+
+/// That these proofs can fail: the next backend has the offer while the first may still adopt it.
+#[test]
+#[should_panic(expected = "owners: 2")]
+fn offer_that_goes_on_before_it_is_taken_back_is_found_out() {
+    explore("two backends, nothing taken back", || {
+        let fleet = Fleet::new();
+        let owners = std::sync::Arc::new(AtomicUsize::new(0));
+        offer(&fleet.slots[0], 1);
+        offer(&fleet.slots[1], 1);
+        let backends = [0, 1].map(|which| {
+            let (fleet, owners) = (fleet.clone(), owners.clone());
+            thread::spawn(move || {
+                if adopt(&fleet.slots[which], 1).is_ok() {
+                    owners.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+            })
+        });
+        for backend in backends {
+            backend.join().unwrap();
+        }
+        let owners = owners.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(owners <= 1, "owners: {owners}");
     });
 }
 
