@@ -144,7 +144,11 @@ typedef struct handoff_backend_state {
     uint32_t weight;
     /** Why it is down or resting, as handoff_broker_offer() would return it; else HANDOFF_OK. */
     handoff_status status;
-    /** The system's error, as errno has it, or 0. */
+    /**
+     * The system's error, as errno has it, or 0. Or what a backend says that has no channel for this
+     * broker: EUSERS if it has too many, ESHUTDOWN if it drains. ETIMEDOUT, ECONNRESET and EPROTO if
+     * whoever listens is silent, hangs up, or speaks something else.
+     */
     int error;
     /** Reserved: always 0. */
     uint32_t reserved;

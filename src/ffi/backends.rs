@@ -172,7 +172,9 @@ pub struct handoff_backend_state {
     pub weight: u32,
     /// Why it is down or resting, as handoff_broker_offer() would return it; else HANDOFF_OK.
     pub status: handoff_status,
-    /// The system's error, as errno has it, or 0.
+    /// The system's error, as errno has it, or 0. Or what a backend says that has no channel for this
+    /// broker: EUSERS if it has too many, ESHUTDOWN if it drains. ETIMEDOUT, ECONNRESET and EPROTO if
+    /// whoever listens is silent, hangs up, or speaks something else.
     pub error: c_int,
     /// Reserved: always 0.
     pub reserved: u32,

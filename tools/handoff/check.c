@@ -267,9 +267,8 @@ static const char *advice_of(int code)
     case NO_ROOM:
         return "Look why the backend adopts so slowly, or add another backend.";
     case NO_HANDOFF:
-        return "Stop the other program, or give the backend another path. If it is a backend of "
-               "libhandoff 0.1, this user is not allowed or there are too many channels: it says "
-               "nothing.";
+        return "Stop the other program, or give the backend another path; if it is a backend of "
+               "libhandoff 0.1, it does not allow this user or has too many channels.";
     default:
         return "Look up the status in handoff(7), and the messages of the backend.";
     }

@@ -20,13 +20,17 @@ static int why(handoff_status status, int error)
     case HANDOFF_ERR_PEER_NOT_ALLOWED:
     case HANDOFF_ERR_PEER_UNKNOWN:
         return NOT_TRUSTED;
+    case HANDOFF_ERR_UNSUPPORTED:
+        /* Without a number it is not the system that lacks something. */
+        return error == 0 ? WRONG_VERSION : FAILED;
     case HANDOFF_ERR_WOULD_BLOCK:
         return NO_ANSWER;
     case HANDOFF_ERR_BACKEND_UNAVAILABLE:
-        return error == ENOENT         ? NO_PATH
-               : error == ECONNREFUSED ? NOBODY_LISTENS
+        return error == EUSERS         ? TOO_MANY
                : error == ESHUTDOWN    ? IS_DRAINING
-               : error == ENOTCONN     ? NO_ANSWER
+               : error == ETIMEDOUT    ? NO_ANSWER
+               : error == ENOENT       ? NO_PATH
+               : error == ECONNREFUSED ? NOBODY_LISTENS
                                        : NO_HANDOFF;
     default:
         return FAILED;
@@ -40,11 +44,11 @@ static bool is_known(handoff_broker *broker, struct probe *result)
     result->room = handoff_broker_room(broker);
     must_handoff(handoff_broker_get_state(broker, 0, &state) == HANDOFF_OK,
                  "handoff_broker_get_state");
-    result->code = result->room > 0                         ? DONE
-                   : state.state == HANDOFF_BACKEND_READY    ? NO_ROOM
-                   : state.state == HANDOFF_BACKEND_DRAINING ? IS_DRAINING
-                   : state.status == HANDOFF_OK              ? NO_ANSWER
-                                                             : why(state.status, state.error);
+    result->code = result->room > 0                           ? DONE
+                   : state.state == HANDOFF_BACKEND_CONNECTING ? NO_ANSWER
+                   : state.state == HANDOFF_BACKEND_READY      ? NO_ROOM
+                   : state.state == HANDOFF_BACKEND_DRAINING   ? IS_DRAINING
+                                                               : why(state.status, state.error);
     result->status = state.status != HANDOFF_OK  ? state.status
                      : result->code == NO_ANSWER   ? HANDOFF_TIMED_OUT
                      : result->code == NO_ROOM     ? HANDOFF_ERR_FULL
