@@ -35,7 +35,6 @@ OF_THE_CALLER = ("PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME")
 PROLOGUE = r"""
 exec 2>&1
 trap 'echo "[this failed with $?: $BASH_COMMAND]"; exit' ERR
-set -o pipefail
 """
 
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
