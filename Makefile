@@ -17,6 +17,7 @@
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
 
 PREFIX     ?= /usr/local
+BINDIR     ?= $(PREFIX)/bin
 LIBDIR     ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 MANDIR     ?= $(PREFIX)/share/man
@@ -47,7 +48,7 @@ SUBMAKE  = $(MAKE)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 
-## all         build the shared and the static library, and the manual pages
+## all         build the shared and the static library, handoff(1), and the manual pages
 .PHONY: all
 all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc
 

@@ -46,16 +46,19 @@ static void become(uint32_t user)
 
 /* Closed by the backend when it has turned the broker away; -1: no delay. */
 static int turned_away = -1;
+/* The packet is sent before the delay, and not after it. */
+static bool sent_first;
 
 ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 {
-    if (turned_away != -1) {
-        char byte;
-        int wait_for = turned_away;
-        turned_away = -1;
-        must(read(wait_for, &byte, 1) == 0);
-    }
-    return syscall(SYS_sendmsg, fd, message, flags);
+    ssize_t sent = -1;
+    int wait_for = turned_away;
+    turned_away = -1;
+    if (wait_for == -1 || sent_first)
+        sent = syscall(SYS_sendmsg, fd, message, flags);
+    if (wait_for != -1)
+        must(read(wait_for, &(char){0}, 1) == 0);
+    return wait_for == -1 || sent_first ? sent : syscall(SYS_sendmsg, fd, message, flags);
 }
 
 /* ---- a backend in a process of its own --------------------------------------------------------- */
@@ -396,7 +399,7 @@ static struct child start_answering(enum answer how)
     int stop[2], report[2], done[2] = {-1, -1};
     assert_int_equal(pipe2(stop, O_CLOEXEC), 0);
     assert_int_equal(pipe2(report, O_CLOEXEC), 0);
-    if (how == REFUSED_BEFORE_HELLO)
+    if (how == REFUSED_BEFORE_HELLO || how == REFUSED_UNREAD)
         assert_int_equal(pipe2(done, O_CLOEXEC), 0);
     int listener = packets_listen(path);
     assert_int_not_equal(listener, -1);
@@ -423,6 +426,7 @@ static struct child start_answering(enum answer how)
     close(report[1]);
     close(done[1]);
     turned_away = done[0];
+    sent_first = how == REFUSED_UNREAD;
     child.stop = stop[1];
     child.report = report[0];
     return child;
@@ -513,7 +517,7 @@ static void backend_that_turns_away_is_not_hammered(void **state)
     enum { FIRST_MS = 10, LAST_MS = 160, TIME_MS = 1000 };
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
     handoff_broker *broker;
-    struct child backend = start_answering(REFUSED_UNREAD);
+    struct child backend = start_answering(UNKNOWN_CAUSE);
     options.reconnect_min_ms = FIRST_MS;
     options.reconnect_max_ms = LAST_MS;
     assert_ok(handoff_broker_new(path, &options, &broker));

@@ -106,6 +106,9 @@ enum class reason : handoff_reason {
     unsupported_platform = HANDOFF_REASON_UNSUPPORTED_PLATFORM,
     broker_closed = HANDOFF_REASON_BROKER_CLOSED,
     backend_died = HANDOFF_REASON_BACKEND_DIED,
+    client_gone = HANDOFF_REASON_CLIENT_GONE,
+    too_large = HANDOFF_REASON_TOO_LARGE,
+    kind = HANDOFF_REASON_KIND,
 };
 
 /** Names a reason in lower case, for logs. */
@@ -381,6 +384,8 @@ struct broker_options {
     std::chrono::milliseconds reconnect_max{0};
     /** Who may be the backend. */
     const handoff_peer_policy *policy = nullptr;
+    /** HANDOFF_BROKER_SHARED: any number of threads may use the broker at once. */
+    bool shared = false;
 };
 
 /** A connection to hand over: handoff_offer. Set at least `fd`. Everything else is copied. */
@@ -420,6 +425,8 @@ struct verdict {
     bool adopted = false;
     handoff::reason reason = handoff::reason::none;
     bool may_have_reached_backend = false;
+    /** With reason::kind: HANDOFF_KIND_*, which the backend does not take. */
+    std::uint32_t kind = 0;
 };
 
 /**
@@ -447,6 +454,7 @@ class broker
         raw.reconnect_min_ms = detail::timeout_ms(options.reconnect_min, 0);
         raw.reconnect_max_ms = detail::timeout_ms(options.reconnect_max, 0);
         raw.policy = options.policy;
+        raw.flags = options.shared ? HANDOFF_BROKER_SHARED : 0;
         handoff_broker *made = nullptr;
         ec = make_error_code(handoff_broker_new(path, &raw, &made));
         raw_.reset(made);
@@ -561,7 +569,8 @@ class broker
     static verdict<T> from_raw(const handoff_verdict &raw) noexcept
     {
         return {raw.id, static_cast<T *>(raw.user_data), raw.outcome == HANDOFF_ADOPTED,
-                static_cast<handoff::reason>(raw.reason), raw.may_have_reached_backend != 0};
+                static_cast<handoff::reason>(raw.reason), raw.may_have_reached_backend != 0,
+                raw.kind};
     }
 
     // In C an offer after close() may be a bug. Here it is how a broker stops.

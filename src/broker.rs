@@ -20,6 +20,7 @@ mod options;
 mod outcomes;
 mod peer;
 mod settings;
+mod shared;
 mod state;
 
 use std::io::{self, IoSlice};
@@ -51,6 +52,7 @@ pub use member::Phase;
 pub use options::BrokerOptions;
 pub use peer::{Allowed, Numbers};
 pub use settings::BackendSettings;
+pub use shared::SharedBroker;
 pub use state::BackendState;
 
 /// The most backends that a broker has.

@@ -130,8 +130,7 @@ impl Broker {
             let mut ledger = Ledger::new(outcomes, tally, index, now);
             let mut last = Err(reason);
             if reason != Reason::IntegrityMismatch {
-                // What the backend said last may be here already, even behind an error: the kernel
-                // tells that first (sock_error in unix_dgram_recvmsg, net/unix/af_unix.c).
+                // What the backend said last may be here already.
                 last = channel.receive(&mut self.buffer, &mut ledger);
             }
             member.why_down = Some(channel.why_ended(last));

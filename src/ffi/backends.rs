@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_int};
 use std::time::Duration;
 
 use super::argument::{self, timeout};
-use super::broker::{handoff_broker, with};
+use super::broker::{handoff_broker, lasting, with, with_message};
 use super::growing::{Fill, Growing, Input, initialize, read};
 use super::guard::{Failure, Message, guard};
 use super::status::{HANDOFF_OK, handoff_status, status_of};
@@ -231,10 +231,10 @@ pub extern "C" fn handoff_broker_get_state(
     index: usize,
     state: *mut handoff_backend_state,
 ) -> handoff_status {
-    super::broker::with_message(broker, |broker, message| {
+    with_message(broker, |broker, message, name| {
         let out = Fill::new(state, "state")?;
         broker.check_process()?;
-        out.set(c_state(broker.backend_state(index).ok_or(Failure::Nothing)?, message));
+        out.set(c_state(broker.backend_state(index).ok_or(Failure::Nothing)?, message, name));
         Ok(())
     })
 }
@@ -249,7 +249,11 @@ fn number_of(phase: Phase) -> u32 {
     }
 }
 
-fn c_state(state: BackendState<'_>, message: &Message) -> handoff_backend_state {
+fn c_state(
+    state: BackendState<'_>,
+    message: &Message,
+    name: Option<&Message>,
+) -> handoff_backend_state {
     let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let (mut status, mut error) = (HANDOFF_OK, 0);
     match state.error.map(crate::error::Error::from) {
@@ -268,7 +272,7 @@ fn c_state(state: BackendState<'_>, message: &Message) -> handoff_backend_state 
     refusals[..state.refusals.len()].copy_from_slice(&state.refusals);
     handoff_backend_state {
         size: size_of::<handoff_backend_state>(),
-        path: state.name.as_ptr(),
+        path: lasting(state.name, name),
         state: number_of(state.phase),
         flags: backup | off,
         weight: state.settings.weight,

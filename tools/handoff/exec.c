@@ -199,7 +199,7 @@ static int listen_at_socket(const char *path)
     handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
     policy.users = allowed;
     policy.users_len = allowed_len;
-    options.mode = mode;
+    options.mode = mode == 0 && has_group ? 0660 : mode;
     options.policy = allowed_len > 0 ? &policy : NULL;
     options.max_offer_bytes = OFFER_BYTES;
     int passed = passed_socket(path);

@@ -61,6 +61,12 @@ static int listen_tcp(const char *host, const char *port)
                                    .ai_socktype = SOCK_STREAM,
                                    .ai_flags = AI_PASSIVE};
     struct addrinfo *found;
+    uint64_t number;
+    /* getaddrinfo(3) would take such a number modulo 65536. */
+    if (*port >= '0' && *port <= '9' && !parse_number(port, 0, UINT16_MAX, &number)) {
+        complain("%s is no port: say a number from 0 to 65535", port);
+        return -1;
+    }
     int fd = -1, yes = 1, error = getaddrinfo(*host == '\0' ? NULL : host, port, &hints, &found);
     if (error != 0) {
         complain("%s port %s: %s", host, port,

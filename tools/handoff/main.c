@@ -36,7 +36,7 @@ static const char help[] =
     "      as standard input and output. SIGTERM ends it when the commands have ended.\n"
     "        -v, --verbose  print how each command ended\n"
     "        --max N        the most commands at once; default 100\n"
-    "        --mode MODE    the permissions of the socket's file; default 0600\n"
+    "        --mode MODE    the permissions of the socket's file; default 0600, or 0660 with --group\n"
     "        --group GROUP  the group of the socket's file\n"
     "        --allow USER   who may connect, in place of this user and root; may be repeated\n"
     "\n"

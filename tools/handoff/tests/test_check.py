@@ -191,6 +191,13 @@ class WhatIsBroken(Test):
             yield {"user": STRANGER}
 
     @contextlib.contextmanager
+    def directory_that_may_not_be_listed(self):
+        """A broker of that directory would find no backend."""
+        with Serving(self.path, mode=0o666):
+            os.chmod(self.directory, 0o711)
+            yield {"path": self.directory, "user": STRANGER}
+
+    @contextlib.contextmanager
     def file_that_is_no_socket(self):
         open(self.path, "w", encoding="ascii").close()
         yield {}
@@ -316,6 +323,7 @@ class WhatIsBroken(Test):
     )
     # The same exit codes for another reason.
     VARIANTS = (
+        ("directory_that_may_not_be_listed", 4, "may not list the directory", "r permission"),
         ("no_directory", 3, "there is no directory", "Correct the path"),
         ("program_that_says_something_else", 11, "does not speak the protocol", "Stop the other"),
         ("backend_that_hangs", 14, "did not answer within 300 ms", "strace"),
@@ -354,6 +362,7 @@ class WhatIsBroken(Test):
         self.assertEqual(len({advice for _, advice in said}), len(said))
         self.assertEqual(len({code for _, code, *_ in self.SETUPS}), len(said))
 
+    @needs_root
     def test_other_ways_to_the_same_codes(self):
         for setup in self.VARIANTS:
             self.look(*setup)

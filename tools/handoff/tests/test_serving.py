@@ -188,8 +188,9 @@ class BrokerAndExec(Test):
                             [self.descriptors(pid) for pid in processes], "cat has ended")
         self.assertEqual(ask_all(between.port, 50), [])
         wait_until(lambda: not children(backend), "all have ended")
-        wait_until(lambda: [self.descriptors(pid) for pid in processes] == before,
-                   "as many descriptors as before")
+        wait_until(lambda: all(self.descriptors(pid) <= count
+                               for pid, count in zip(processes, before)),
+                   "no more descriptors than before")
 
 
 def can_connect(port):
@@ -388,8 +389,7 @@ class Exec(Test):
 
     @needs_root
     def test_mode_group_and_users_let_another_user_be_the_broker(self):
-        self.exec("cat", options=["--mode", "0660", "--group", "4343", "--allow", STRANGER,
-                                  "--allow", "root"])
+        self.exec("cat", options=["--group", "4343", "--allow", STRANGER, "--allow", "root"])
         file = os.stat(self.path)
         self.assertEqual((stat.S_IMODE(file.st_mode), file.st_gid), (0o660, 4343))
         self.assertEqual(self.check(user=STRANGER)["code"], 8)
