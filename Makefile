@@ -174,7 +174,7 @@ check-rust: | git-checkout need-rust-tools
 ## check-readme  compile the programs in README.md
 .PHONY: check-readme
 check-readme: | need-python need-cxx
-	@set -e; for program in 1 2 3; do \
+	@set -e; for program in 1 2 3 4; do \
 	    $(PYTHON) tools/readme_code.py README.md c $$program | \
 	        $(CC) -std=c11 $(WARN) -c -o /dev/null -Iinclude -xc -; \
 	done; \

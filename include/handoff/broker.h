@@ -40,13 +40,15 @@ typedef struct handoff_broker_options {
      */
     uint64_t timeout_ms;
     /**
-     * How long one of several backends may take, in milliseconds: default 1000. Then the offer is
-     * taken back and offered to another one.
+     * With several backends: how long one of them may take to answer, in milliseconds: default
+     * 1000; HANDOFF_NO_TIMEOUT. Then the offer is taken back and goes to another one that can take
+     * it. If there is none, it stays.
      */
     uint64_t attempt_timeout_ms;
     /**
-     * The most bytes of offers kept for another backend: default 16777216; HANDOFF_NO_LIMIT. An
-     * offer beyond them is offered to one backend only.
+     * With several backends: the most bytes of offers in flight that are copied, so that another
+     * backend can have them: default 16777216; HANDOFF_NO_LIMIT. An offer beyond that goes to one
+     * backend only.
      */
     size_t failover_bytes;
     /**
@@ -197,8 +199,8 @@ typedef struct handoff_offer {
 handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOEXCEPT;
 
 /**
- * Offers a connection to the backend. It never blocks: while the socket is full, the offer is
- * queued.
+ * Offers a connection to the backend, or to one of several: see handoff_broker_add(). It never
+ * blocks: while the socket is full, the offer is queued.
  *
  * @param broker   the broker
  * @param offer    the connection and what goes with it; everything but `fd` is copied
@@ -227,6 +229,9 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         system lacks what a channel needs, or the backend speaks another version of the protocol;
  *         HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG is RLIMIT_FSIZE, for the memory
  *         that the two ends share counts as a file.
+ *
+ * If none of several backends takes the offer, the status is about the one that is most likely to
+ * take one soon.
  *
  * After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
  * handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
@@ -308,7 +313,8 @@ typedef struct handoff_verdict {
     /** How many backends it was offered to. */
     uint32_t tries;
     /**
-     * The path of the backend that had it last, or "". Valid until the next call with this broker.
+     * The path of the backend that adopted it, or of the last one that had it. Valid until the next
+     * call with this broker.
      */
     const char *backend;
     /**
@@ -391,7 +397,7 @@ HANDOFF_MUST_USE
 handoff_status handoff_broker_take_back(handoff_broker *broker, uint64_t id) HANDOFF_NOEXCEPT;
 
 /**
- * Takes every offer back and closes the channel. Then call handoff_broker_next() for the verdicts,
+ * Takes every offer back and closes the channels. Then call handoff_broker_next() for the verdicts,
  * HANDOFF_REASON_BROKER_CLOSED unless the backend was first, and handoff_broker_free().
  *
  * The statistics and the last error can still be read. Calls that need the channel return
@@ -411,7 +417,7 @@ typedef struct handoff_broker_statistics {
     uint64_t offered;
     /** Offers refused by these calls. */
     uint64_t refused;
-    /** Offers that the backend adopted. */
+    /** Offers that a backend adopted. */
     uint64_t adopted;
     /** Offers taken back by handoff_broker_take_back() and handoff_broker_wake(). */
     uint64_t taken_back;
@@ -454,7 +460,7 @@ handoff_status handoff_broker_get_statistics(handoff_broker *broker,
 const char *handoff_broker_last_error(const handoff_broker *broker) HANDOFF_NOEXCEPT;
 
 /**
- * Takes every offer back, closes the channel and frees the broker.
+ * Takes every offer back, closes the channels and frees the broker.
  *
  * Verdicts that were not taken are lost: to learn who owns each connection, call
  * handoff_broker_close() first. In a child of fork() it closes the child's copies only.

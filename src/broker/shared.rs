@@ -87,10 +87,10 @@ impl SharedBroker {
         let result = self.crew.offer_and_wait(Some(deadline), attempt, |broker, verdict| {
             finish(broker, Verdict { user_data: offer.user_data, ..verdict })
         });
-        if let (Err(error), false) = (&result, offered) {
-            self.crew.with(|broker| broker.count_refusal(error));
+        match result {
+            Err(error) if !offered => Err(self.crew.with(|broker| broker.counted(error))),
+            result => result,
         }
-        result
     }
 
     /// As [`Broker::take_back`]. The offers of threads that wait are theirs: it is too late for

@@ -41,7 +41,7 @@ pub struct handoff_broker {
 enum Kind {
     /// Used by one thread at a time.
     Single(Broker),
-    Shared(SharedBroker),
+    Shared(Box<SharedBroker>),
 }
 
 /// The limits of a broker. Zero is the default in every field. Out-of-range values are clamped.
@@ -55,11 +55,13 @@ pub struct handoff_broker_options {
     /// How long an offer may wait for its verdict, in milliseconds, unless the offer says
     /// otherwise: default 5000; HANDOFF_NO_TIMEOUT.
     pub timeout_ms: u64,
-    /// How long one of several backends may take, in milliseconds: default 1000. Then the offer is
-    /// taken back and offered to another one.
+    /// With several backends: how long one of them may take to answer, in milliseconds: default
+    /// 1000; HANDOFF_NO_TIMEOUT. Then the offer is taken back and goes to another one that can take
+    /// it. If there is none, it stays.
     pub attempt_timeout_ms: u64,
-    /// The most bytes of offers kept for another backend: default 16777216; HANDOFF_NO_LIMIT. An
-    /// offer beyond them is offered to one backend only.
+    /// With several backends: the most bytes of offers in flight that are copied, so that another
+    /// backend can have them: default 16777216; HANDOFF_NO_LIMIT. An offer beyond that goes to one
+    /// backend only.
     pub failover_bytes: usize,
     /// The most bytes of offers queued while the socket is full: at least 131072, default 1048576;
     /// HANDOFF_NO_LIMIT.
@@ -156,7 +158,7 @@ pub extern "C" fn handoff_broker_new(
             None => Broker::without_backends(options)?,
         };
         let (broker, waker) = if is_shared {
-            (Kind::Shared(SharedBroker::new(broker)), None)
+            (Kind::Shared(Box::new(SharedBroker::new(broker))), None)
         } else {
             let waker = broker.waker();
             (Kind::Single(broker), Some(waker))
@@ -349,8 +351,8 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
     })
 }
 
-/// Offers a connection to the backend. It never blocks: while the socket is full, the offer is
-/// queued.
+/// Offers a connection to the backend, or to one of several: see handoff_broker_add(). It never
+/// blocks: while the socket is full, the offer is queued.
 ///
 /// @param broker   the broker
 /// @param offer    the connection and what goes with it; everything but `fd` is copied
@@ -379,6 +381,9 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         system lacks what a channel needs, or the backend speaks another version of the protocol;
 ///         HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG is RLIMIT_FSIZE, for the memory
 ///         that the two ends share counts as a file.
+///
+/// If none of several backends takes the offer, the status is about the one that is most likely to
+/// take one soon.
 ///
 /// After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
 /// handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
@@ -526,7 +531,8 @@ pub struct handoff_verdict {
     pub may_have_reached_backend: u32,
     /// How many backends it was offered to.
     pub tries: u32,
-    /// The path of the backend that had it last, or "". Valid until the next call with this broker.
+    /// The path of the backend that adopted it, or of the last one that had it. Valid until the next
+    /// call with this broker.
     pub backend: *const c_char,
     /// With HANDOFF_REASON_KIND: the kind of the socket, one of HANDOFF_KIND_STREAM and so on, or
     /// HANDOFF_KIND_UNCONNECTED; 0 if the backend does not say. With other reasons 0.
@@ -675,7 +681,7 @@ pub extern "C" fn handoff_broker_take_back(broker: *mut handoff_broker, id: u64)
     keep_error(broker, status)
 }
 
-/// Takes every offer back and closes the channel. Then call handoff_broker_next() for the verdicts,
+/// Takes every offer back and closes the channels. Then call handoff_broker_next() for the verdicts,
 /// HANDOFF_REASON_BROKER_CLOSED unless the backend was first, and handoff_broker_free().
 ///
 /// The statistics and the last error can still be read. Calls that need the channel return
@@ -699,7 +705,7 @@ pub struct handoff_broker_statistics {
     pub offered: u64,
     /// Offers refused by these calls.
     pub refused: u64,
-    /// Offers that the backend adopted.
+    /// Offers that a backend adopted.
     pub adopted: u64,
     /// Offers taken back by handoff_broker_take_back() and handoff_broker_wake().
     pub taken_back: u64,
@@ -784,7 +790,7 @@ pub extern "C" fn handoff_broker_last_error(broker: *const handoff_broker) -> *c
     })
 }
 
-/// Takes every offer back, closes the channel and frees the broker.
+/// Takes every offer back, closes the channels and frees the broker.
 ///
 /// Verdicts that were not taken are lost: to learn who owns each connection, call
 /// handoff_broker_close() first. In a child of fork() it closes the child's copies only.

@@ -49,7 +49,7 @@ impl Waits {
 
     /// A wait is over, because of a wake or not.
     pub(super) fn end(&self, woken: bool) {
-        self.change(|word| if woken { word - WAIT & !OWED } else { word - WAIT });
+        self.change(|word| if woken { (word - WAIT) & !OWED } else { word - WAIT });
     }
 
     /// Whether a wake is to end this wait.
