@@ -178,8 +178,8 @@ pub struct handoff_backend_state {
     pub weight: u32,
     /// Why it is down or resting, as handoff_broker_offer() would return it; else HANDOFF_OK.
     pub status: handoff_status,
-    /// The system's error, as errno has it, or 0. Or what a backend says that has no channel for this
-    /// broker: EUSERS if it has too many, ESHUTDOWN if it drains. ETIMEDOUT, ECONNRESET and EPROTO if
+    /// The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if the
+    /// backend has too many channels, ESHUTDOWN if it drains; ETIMEDOUT, ECONNRESET or EPROTO if
     /// whoever listens is silent, hangs up, or speaks something else.
     pub error: c_int,
     /// Reserved: always 0.

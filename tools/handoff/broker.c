@@ -31,7 +31,6 @@ struct client {
     uint64_t number;
     int64_t accepted_us, deadline_us;
     int fd;
-    handoff_reason reason; /* why the last offer was no adoption; NONE: there was no room for one */
     char address[96];
     size_t preread_len;
     char *preread;
@@ -149,7 +148,6 @@ static bool offer(struct client *client, int64_t now)
     must_handoff(handoff_status_is_fallback_safe(status), "handoff_broker_offer");
     handoff_reason reason = handoff_status_reason(status);
     if (may_change(reason)) {
-        client->reason = reason;
         queue(client);
         return false;
     }
@@ -194,7 +192,6 @@ static void take_verdicts(int64_t now)
             forget(client);
         } else if (may_change(verdict.reason) && client->deadline_us > now) {
             not_before_us = now + PAUSE_US;
-            client->reason = verdict.reason;
             queue(client);
         } else {
             give_up(client, verdict.reason);
@@ -273,8 +270,7 @@ static int expire(int64_t now)
         next_us = client->deadline_us;
     while ((client = TAILQ_FIRST(&waiting)) != NULL && client->deadline_us <= now) {
         TAILQ_REMOVE(&waiting, client, next);
-        give_up(client, client->reason != HANDOFF_REASON_NONE ? client->reason
-                                                              : HANDOFF_REASON_BACKEND_UNAVAILABLE);
+        give_up(client, HANDOFF_REASON_BACKEND_UNAVAILABLE);
     }
     if (client != NULL && client->deadline_us < next_us)
         next_us = client->deadline_us;

@@ -67,7 +67,7 @@ int run_find(const char *command)
                  command);
         if (access(path, X_OK) == 0)
             return DONE;
-        if (errno == EACCES)
+        if (access(path, F_OK) == 0)
             code = NOT_EXECUTABLE;
         if (*end == '\0')
             break;
