@@ -846,7 +846,7 @@ static void initialised_structs_are_taken(void **state)
 /* Older programs would leave it undefined where a newer library has a field: docs/abi.md. */
 #define ENDS_WITH(type, field)                                                                    \
     _Static_assert(offsetof(type, field) + sizeof((type *)0)->field == sizeof(type), #type)
-ENDS_WITH(handoff_broker_options, policy);
+ENDS_WITH(handoff_broker_options, reserved);
 ENDS_WITH(handoff_broker_backend, failure_period_ms);
 ENDS_WITH(handoff_backend_state, histogram);
 ENDS_WITH(handoff_verdict, reserved);

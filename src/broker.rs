@@ -433,7 +433,7 @@ impl Broker {
         let mut ledger = Ledger::new(outcomes, tally, index, now);
         let received = channel.receive(&mut self.buffer, &mut ledger);
         if channel.welcome.is_ok() {
-            member.is_welcome(&self.options);
+            member.is_new(&self.options);
         }
         self.touch(index);
         match received {

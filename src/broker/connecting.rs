@@ -103,6 +103,16 @@ impl Broker {
         member.next_attempt(&self.options, now)
     }
 
+    /// There is a new socket at the path: it is tried at once, whatever became of the one before.
+    pub(super) fn start_over(&mut self, index: usize, now: Instant) {
+        let member = &mut self.members[index];
+        if let Link::Down { retry_at } = &mut member.link {
+            *retry_at = now;
+            member.is_new(&self.options);
+            self.tick(index, now);
+        }
+    }
+
     /// Connects to the successor of a backend that drains, which has finished all that was in flight.
     fn succeed(&mut self, index: usize, now: Instant) {
         match self.connect(index, now) {

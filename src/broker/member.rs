@@ -164,8 +164,8 @@ impl Member {
         }
     }
 
-    /// It has been welcomed: the next pause is the shortest again.
-    pub(super) fn is_welcome(&mut self, options: &BrokerOptions) {
+    /// It has said welcome, or there is another one: the next pause is the shortest again.
+    pub(super) fn is_new(&mut self, options: &BrokerOptions) {
         self.next_pause = options.reconnect_min;
     }
 

@@ -38,10 +38,11 @@ pub struct handoff_broker {
     state: Message,
 }
 
+#[allow(clippy::large_enum_variant, reason = "it is behind a pointer, and stays there")]
 enum Kind {
     /// Used by one thread at a time.
     Single(Broker),
-    Shared(Box<SharedBroker>),
+    Shared(SharedBroker),
 }
 
 /// The limits of a broker. Zero is the default in every field. Out-of-range values are clamped.
@@ -158,7 +159,7 @@ pub extern "C" fn handoff_broker_new(
             None => Broker::without_backends(options)?,
         };
         let (broker, waker) = if is_shared {
-            (Kind::Shared(Box::new(SharedBroker::new(broker))), None)
+            (Kind::Shared(SharedBroker::new(broker)), None)
         } else {
             let waker = broker.waker();
             (Kind::Single(broker), Some(waker))

@@ -273,6 +273,7 @@ impl<D: Desk, W: Watch<D::Error>> Crew<D, W> {
     }
 
     /// Whether a thread waits for the verdict on this offer.
+    #[cfg_attr(test, allow(dead_code))]
     pub(super) fn awaits(&self, id: u64) -> bool {
         self.lock().seats.iter().any(|seat| seat.offer == Some(id))
     }
