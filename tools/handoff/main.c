@@ -58,6 +58,9 @@ int main(int argc, char **argv)
         if (strcmp(name, subcommands[i].name) != 0)
             continue;
         subcommand = subcommands[i].name;
+        static char title[32]; /* for the messages of getopt_long(3) */
+        snprintf(title, sizeof title, "handoff %s", subcommand);
+        argv[1] = title;
         return subcommands[i].run(argc - 1, argv + 1);
     }
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {

@@ -97,8 +97,10 @@ class BrokerAndExec(Test):
     def test_client_without_a_backend_is_closed_when_its_time_is_up(self):
         between = self.broker(options=["--wait", "100", "-v"])
         self.assertEqual(ask(between.port), b"")
-        output, _ = between.stop()
-        self.assertEqual(counts(output)["closed, backend unavailable"], 1)
+        self.assertEqual(ask(between.port), b"")
+        output, errors = between.stop()
+        self.assertEqual(counts(output)["closed, backend unavailable"], 2)
+        self.assertRegex(errors, f"^handoff broker: {re.escape(self.path)}: .*No such file.*\n$")
         self.assertRegex(output, r"(?m)^1 127\.0\.0\.1:\d+: closed after \d+ us: ")
 
     def test_client_waits_for_a_backend_that_comes_later(self):
