@@ -216,6 +216,7 @@ char *ngx_handoff_allocate(ngx_handoff_content_t *content, size_t len, u_char **
 /* ---- ngx_handoff_broker.c ---- */
 
 ngx_int_t ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker);
+ngx_int_t ngx_handoff_check(ngx_handoff_broker_t *broker);
 void ngx_handoff_exit_worker(ngx_cycle_t *cycle);
 
 /* ---- ngx_handoff_conf.c ---- */

@@ -62,6 +62,19 @@ ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker)
 }
 
 
+/* Whether such a broker can be made, which opens nothing; handoff_last_error() says why not. */
+ngx_int_t
+ngx_handoff_check(ngx_handoff_broker_t *broker)
+{
+    handoff_broker  *handle;
+
+    handle = ngx_handoff_make(broker);
+    handoff_broker_free(handle);
+
+    return handle ? NGX_OK : NGX_ERROR;
+}
+
+
 /* NULL if that fails; handoff_last_error() says why. */
 static handoff_broker *
 ngx_handoff_make(ngx_handoff_broker_t *broker)

@@ -430,9 +430,10 @@ class Configuration(Case):
                  "server unix:/a.sock max_conns=5;"),
                 ('server "unix:/a.sock" of upstream "u" has a weight of more than 65535',
                  "server unix:/a.sock weight=65536;"),
+                ("1024 backends", " ".join(f"server unix:/{n};" for n in range(1025))),
                 ("no servers are inside upstream", "")]:
             block = f"upstream u {{ {servers} }}"
-            with self.subTest(servers):
+            with self.subTest(servers[:100]):
                 self.check(message, http=block + self.location("handoff_pass u;"))
                 self.check(message,
                            stream=block + "server { listen 127.0.0.1:1; handoff_pass u; }")
@@ -444,6 +445,13 @@ class Configuration(Case):
                                   + self.location("handoff_pass u;"))
         self.assertTrue(good, output)
         self.assertIn('the balancing method of upstream "u" does not apply', output)
+
+    def test_sample_loads(self):
+        with open("../handoff.conf.sample", encoding="ascii") as file:
+            http, stream = file.read().replace("/var/log/nginx", self.directory).split("# stream {")
+        stream = "".join(line.removeprefix("#") for line in stream.splitlines(keepends=True))
+        good, output = Nginx.test(self.directory, http=http, stream=stream.rpartition("}")[0])
+        self.assertTrue(good, output)
 
     def test_status_zone_is_checked(self):
         location = self.location("handoff_status;")
