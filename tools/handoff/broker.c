@@ -259,6 +259,28 @@ static void stop_reading(struct client *client, int64_t now)
     queue(client);
 }
 
+/* Why a client has waited in vain. The first time it is said, too. */
+static handoff_reason why_in_vain(void)
+{
+    static bool said;
+    handoff_reason reason = HANDOFF_REASON_BACKEND_UNAVAILABLE;
+    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    handoff_status status;
+    size_t count = 0;
+    while ((status = handoff_broker_get_state(broker, count, &state)) == HANDOFF_OK) {
+        count++;
+        if (state.state == HANDOFF_BACKEND_READY)
+            reason = HANDOFF_REASON_BACKEND_BUSY;
+        else if (!said && *state.message != '\0')
+            complain("%s", state.message);
+    }
+    must_handoff(status == HANDOFF_NOTHING, "handoff_broker_get_state");
+    if (!said && count == 0)
+        complain("no backend listens there");
+    said = true;
+    return reason;
+}
+
 /* Deals with clients whose time is up. Returns the milliseconds until the next one. */
 static int expire(int64_t now)
 {
@@ -270,7 +292,7 @@ static int expire(int64_t now)
         next_us = client->deadline_us;
     while ((client = TAILQ_FIRST(&waiting)) != NULL && client->deadline_us <= now) {
         TAILQ_REMOVE(&waiting, client, next);
-        give_up(client, HANDOFF_REASON_BACKEND_UNAVAILABLE);
+        give_up(client, why_in_vain());
     }
     if (client != NULL && client->deadline_us < next_us)
         next_us = client->deadline_us;

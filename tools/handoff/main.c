@@ -22,7 +22,8 @@ static const char help[] =
     "\n"
     "  handoff broker [-v] [--wait MS] [--preread BYTES] [--service NAME] [--metadata TEXT]\n"
     "                 ADDRESS SOCKET...\n"
-    "      Accepts clients at ADDRESS (HOST:PORT, [HOST]:PORT, unix:PATH) and hands them over.\n"
+    "      Accepts clients at ADDRESS (HOST:PORT, [HOST]:PORT, unix:PATH, or fd:NUMBER for a\n"
+    "      socket that listens already) and hands them over.\n"
     "      Closes those that no backend adopts in time. SIGTERM ends it, with a summary.\n"
     "        -v, --verbose    print each verdict\n"
     "        --wait MS        how long a client waits to be adopted; default 5000\n"
@@ -57,6 +58,9 @@ int main(int argc, char **argv)
         if (strcmp(name, subcommands[i].name) != 0)
             continue;
         subcommand = subcommands[i].name;
+        static char title[32]; /* for the messages of getopt_long(3) */
+        snprintf(title, sizeof title, "handoff %s", subcommand);
+        argv[1] = title;
         return subcommands[i].run(argc - 1, argv + 1);
     }
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
