@@ -2,8 +2,8 @@
  * One command that serves one client.
  *
  * The command's standard output is the client's connection. So is its standard input, if the broker
- * has not read from it. Otherwise that is a pipe, into which this process writes what the broker has
- * read, and then what it reads from the client itself.
+ * has not read from it. Otherwise that is a pipe, into which this process writes what the broker
+ * has read, and then what it reads from the client itself.
  *
  * The process is made before the client is adopted, because making it can fail. It waits at a
  * socket, the gate, for the client's descriptor.
@@ -77,7 +77,7 @@ int run_find(const char *command)
     return code;
 }
 
-/* ---- pumping ------------------------------------------------------------------------------------*/
+/* ---- pumping --------------------------------------------------------------------------------- */
 
 static bool watch(struct run *run, int operation, int fd, uint32_t events)
 {
@@ -99,8 +99,8 @@ static void end_pump(struct run *run)
     run->buffer = NULL;
 }
 
-/* Waits for room in the pipe if there is something to write, otherwise for more from the client. The
- * pipe is always watched: an error there means that the command reads no more. */
+/* Waits for room in the pipe if there is something to write, otherwise for more from the client.
+ * The pipe is always watched: an error there means that the command reads no more. */
 static bool await(struct run *run)
 {
     bool read = run->len == 0;
@@ -145,7 +145,7 @@ void run_pump(struct run *run)
     }
 }
 
-/* ---- the life of a run --------------------------------------------------------------------------*/
+/* ---- the life of a run ----------------------------------------------------------------------- */
 
 static void close_pair(const int pair[2])
 {

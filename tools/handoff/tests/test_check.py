@@ -1,4 +1,4 @@
-"""handoff check: what works, and set-ups that are broken, each of which it must tell from the others."""
+"""handoff check: what works, and broken set-ups, each of which it must tell from the others."""
 
 import contextlib
 import os
@@ -157,7 +157,7 @@ class WhatWorks(Test):
 
     def test_wrong_usage_is_exit_code_2(self):
         for arguments in ([], ["check"], ["check", "a", "b"], ["check", "--timeout", "0", "a"],
-                          ["check", "--timeout", "x", "a"], ["check", "--jason", "a"], ["chek", "a"],
+                          ["check", "--timeout", "x", "a"], ["check", "--jason", "a"], ["chek"],
                           ["broker", "127.0.0.1:0"], ["broker", "--wait", "-1", "127.0.0.1:0", "a"],
                           ["exec", "a"], ["exec", "--mode", "0888", "a", "cat"],
                           ["exec", "--allow", "nobody-of-this-name", "a", "cat"]):

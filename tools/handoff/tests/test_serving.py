@@ -310,8 +310,8 @@ class Exec(Test):
 
     def test_command_inherits_no_descriptor_no_mask_and_no_limit(self):
         script = "ls /proc/self/fd | wc -l; grep -E 'Sig(Blk|Ign)' /proc/self/status; ulimit -n"
-        plain = subprocess.run(["sh", "-c", script], text=True, check=True, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, preexec_fn=restore_signals).stdout
+        plain = subprocess.run(["sh", "-c", script], text=True, check=True,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, preexec_fn=restore_signals).stdout
         with contextlib.ExitStack() as stack:
             self.exec("sh", "-c", script, preexec_fn=restore_signals)
             held = [stack.enter_context(Pair()) for _ in range(3)]
