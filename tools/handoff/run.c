@@ -49,6 +49,7 @@ uint64_t run_count;
 
 static LIST_HEAD(, run) runs = LIST_HEAD_INITIALIZER(runs);
 static uint64_t started;
+static bool failing;
 
 int run_find(const char *command)
 {
@@ -195,11 +196,14 @@ struct run *run_prepare(const handoff_arrival *arrival)
     LIST_INSERT_HEAD(&runs, run, next);
     run_count++;
     started++;
+    failing = false;
     return run;
 
 failed:;
     int error = errno;
-    complain("a command cannot be started now: %s", strerror(error));
+    if (!failing)
+        complain("a command cannot be started now: %s", strerror(error));
+    failing = true; /* said once, until one can be */
     close_pair(gate);
     close_pair(pipe); /* and so the pipe is not watched any more: there is no other copy */
     if (run != NULL)
