@@ -11,6 +11,7 @@
 #   proofs/proofs.mk         loom, spin, fuzzing and ThreadSanitizer
 #   bench/*.mk               the benchmarks
 #   tools/handoff/           handoff(1) and its tests
+#   tools/guide/             the recipes of docs/guide.md, run
 #   integrations/nginx/      the nginx modules and their tests
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
@@ -123,6 +124,7 @@ include bench/bench.mk
 include bench/micro.mk
 include proofs/proofs.mk
 include tools/handoff/handoff.mk
+include tools/guide/guide.mk
 include integrations/nginx/nginx.mk
 include integrations/nginx/tests/tests.mk
 include bench/nginx.mk
@@ -134,7 +136,7 @@ CHECKS := check-rust check-layers check-header check-symbols check-abi check-c c
     check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
     check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-command \
-    check-nginx check-peers bench-check demo
+    check-guide check-nginx check-peers bench-check demo
 
 ## check       run every test
 .PHONY: check

@@ -116,8 +116,8 @@ class Test(unittest.TestCase):
     def exec(self, *command, path=None, options=(), **more):
         return Running(self, "exec", *options, path or self.path, "--", *command, **more)
 
-    def broker(self, *sockets, options=(), address="127.0.0.1:0"):
-        return Running(self, "broker", *options, address, *(sockets or [self.path]))
+    def broker(self, *sockets, options=(), address="127.0.0.1:0", **more):
+        return Running(self, "broker", *options, address, *(sockets or [self.path]), **more)
 
     @staticmethod
     def descriptors(pid):

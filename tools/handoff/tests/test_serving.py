@@ -158,9 +158,31 @@ class BrokerAndExec(Test):
                 client.shutdown(socket.SHUT_WR)
                 self.assertEqual(read_all(client), b"six")
 
+    def test_socket_that_listens_already_outlives_the_broker(self):
+        self.exec("cat")
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            at = {"address": f"fd:{listener.fileno()}", "pass_fds": [listener.fileno()]}
+            between = self.broker(**at)
+            self.assertEqual(between.address, f"127.0.0.1:{port}")
+            self.assertEqual(ask(port, b"one"), b"one")
+            between.stop()
+            with connect(port) as client:  # nobody accepts, but somebody listens
+                client.sendall(b"two")
+                client.shutdown(socket.SHUT_WR)
+                self.broker(**at)
+                self.assertEqual(read_all(client), b"two")
+
+    def test_client_that_is_closed_is_counted_by_what_the_last_backend_said(self):
+        self.exec("sleep", "60", options=["--max", "1"])
+        between = self.broker(options=["--wait", "500"])
+        with connect(between.port), connect(between.port) as second:
+            self.assertEqual(read_all(second), b"")
+        self.assertEqual(counts(between.stop()[0])["closed, backend busy"], 1)
+
     def test_address_that_cannot_be_used(self):
         for address in ("nonsense", "127.0.0.1:http:x", "127.0.0.1:99999", "192.0.2.1:80",
-                        "unix:", "unix:/nonexistent/x"):
+                        "unix:", "unix:/nonexistent/x", "fd:", "fd:x", "fd:0", "fd:77"):
             result = self.run_command("broker", address, self.path)
             self.assertEqual(result.returncode, 1, address)
             self.assertRegex(result.stderr, "^handoff broker: .*\n$")
