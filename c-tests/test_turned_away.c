@@ -144,7 +144,10 @@ static struct child start_broker(uint32_t user, uint64_t timeout_ms)
         int pair[2];
         become(user);
         child_assert(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
-        child_assert(handoff_broker_new(path, NULL, &broker) == HANDOFF_OK);
+        /* One attempt is told of, and not a later one on a slow machine. */
+        handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+        options.reconnect_min_ms = PATIENCE_MS;
+        child_assert(handoff_broker_new(path, &options, &broker) == HANDOFF_OK);
         handoff_offer offer = offer_of(pair[0]);
         offer.timeout_ms = timeout_ms;
         uint64_t start = now_ns();
@@ -192,8 +195,8 @@ static void user_that_is_not_allowed_is_told_who_is(void **state)
     assert_told(end_of(start_broker(STRANGER, PATIENCE_MS)), HANDOFF_ERR_PERMISSION_DENIED,
                 "the backend does not allow user 33; it allows user 1001 (its own) and root");
     handoff_backend_statistics statistics = stop_backend(backend);
-    assert_in_range(statistics.refused_users, 1, UINT64_MAX);
-    assert_int_equal(statistics.refused, statistics.refused_users);
+    assert_int_equal(statistics.refused_users, 1);
+    assert_int_equal(statistics.refused, 1);
     assert_int_equal(statistics.last_refused_user, STRANGER);
     assert_int_equal(statistics.accepted, 0);
     assert_int_equal(statistics.broken, 0);
@@ -237,8 +240,8 @@ static void broker_too_many_is_told_the_limit(void **state)
     handoff_broker_free(first);
     handoff_backend_statistics statistics = stop_backend(backend);
     assert_int_equal(statistics.accepted, 1);
-    assert_in_range(statistics.over_limit, 1, UINT64_MAX);
-    assert_int_equal(statistics.over_limit, statistics.refused);
+    assert_int_equal(statistics.over_limit, 1);
+    assert_int_equal(statistics.refused, 1);
 }
 
 static void broker_too_many_of_one_user_is_told_that_limit(void **state)
@@ -263,8 +266,8 @@ static void broker_too_many_of_one_user_is_told_that_limit(void **state)
                 "the backend has 1 channels of user 0 already (max_channels_per_user)");
     handoff_broker_free(first);
     handoff_backend_statistics statistics = stop_backend(backend);
-    assert_in_range(statistics.over_limit, 1, UINT64_MAX);
-    assert_int_equal(statistics.over_limit, statistics.refused);
+    assert_int_equal(statistics.over_limit, 1);
+    assert_int_equal(statistics.refused, 1);
 }
 
 /* A backend that has not looked yet drains: who waits, and who is accepted but has not said hello, are
