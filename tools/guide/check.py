@@ -25,8 +25,8 @@ import sys
 import tempfile
 import time
 
-GUIDE = os.environ.get("GUIDE", "docs/guide.md")
-MACHINE = os.path.abspath("tools/guide/machine")
+GUIDE = "docs/guide.md"
+MACHINE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "machine")
 SHOW = os.environ.get("GUIDE_SHOW")
 BLOCK_SECONDS = float(os.environ.get("GUIDE_SECONDS", "120"))
 FIRST = "install"
