@@ -111,7 +111,9 @@ def pattern(text, about):
 
 def check_files(files):
     for line, path, text in files:
-        if open(path).read() != text:
+        with open(path) as file:
+            same = file.read() == text
+        if not same:
             raise Wrong(f"{GUIDE}:{line}: {path} has other content")
 
 
