@@ -119,9 +119,9 @@ pub enum BrokerError {
         did: NoWelcome,
     },
     /// The process that listens at the path may not be the backend. Nothing was sent to it.
-    #[error("{path}: the user who listens there, {user}{note}, may not be the backend: {allowed}",
+    #[error("{path}: the user who listens there, {user}, {note}may not be the backend: {allowed}",
         path = .path.display(),
-        note = if *.nameless { ", has no number in this user namespace and" } else { "" })]
+        note = if *.nameless { "has no number in this user namespace and " } else { "" })]
     NotAllowed {
         /// The handoff socket.
         path: Arc<Path>,
