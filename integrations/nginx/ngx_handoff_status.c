@@ -10,6 +10,7 @@
 
 
 static ngx_int_t ngx_handoff_init_zone(ngx_shm_zone_t *zone, void *data);
+static ngx_msec_t ngx_handoff_delay(ngx_handoff_broker_t *broker);
 static void ngx_handoff_publish_handler(ngx_event_t *ev);
 static ngx_int_t ngx_handoff_publish_target(ngx_handoff_broker_t *broker);
 static ngx_int_t ngx_handoff_publish_backend(ngx_handoff_broker_t *broker, ngx_uint_t i,
@@ -172,7 +173,31 @@ ngx_handoff_changed(ngx_handoff_broker_t *broker)
     broker->publish.log = ngx_cycle->log;
     broker->publish.cancelable = 1;
 
-    ngx_add_timer(&broker->publish, NGX_HANDOFF_DELAY + broker->entries.nelts);
+    ngx_add_timer(&broker->publish, ngx_handoff_delay(broker));
+}
+
+
+/* At once, if that has not been for a while: then nothing is left to do after a lone handoff. */
+void
+ngx_handoff_decided(ngx_handoff_broker_t *broker)
+{
+    if (ngx_current_msec - broker->published < ngx_handoff_delay(broker)) {
+        ngx_handoff_changed(broker);
+        return;
+    }
+
+    if (broker->publish.timer_set) {
+        ngx_del_timer(&broker->publish);
+    }
+
+    ngx_handoff_publish(broker);
+}
+
+
+static ngx_msec_t
+ngx_handoff_delay(ngx_handoff_broker_t *broker)
+{
+    return NGX_HANDOFF_DELAY + broker->entries.nelts;
 }
 
 
@@ -240,6 +265,8 @@ ngx_handoff_publish(ngx_handoff_broker_t *broker)
     if (ngx_handoff_self == NULL || broker->broker == NULL) {
         return;
     }
+
+    broker->published = ngx_current_msec;
 
     ngx_shmtx_lock(&ngx_handoff_pool->mutex);
 
