@@ -66,7 +66,7 @@ static void end(struct record *record)
 static void offer(void)
 {
     uint32_t which = (uint32_t)offered;
-    uint8_t preread[3000];
+    static uint8_t preread[3000];
     handoff_offer offer = offer_of(fleet.client[0]);
     memcpy(preread, &which, sizeof which);
     offer.preread = preread;
