@@ -38,7 +38,7 @@ use crate::sys::event::{Event, Events, Wait};
 use crate::sys::{self, packet};
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS, has_nul};
 
-use choosing::Placing;
+use choosing::{Load, Placing};
 use directory::Directory;
 use kept::NOT_KEPT;
 use member::{Link, Member, Obstacle, PARTS};
@@ -166,6 +166,8 @@ pub struct Broker {
     directories: Vec<Directory>,
     /// Backends whose timers are to be set, and which may have something to send.
     touched: Vec<u32>,
+    /// Those that take the offer that is being placed. Kept so that an offer allocates nothing.
+    candidates: Vec<(u32, Load)>,
     /// Verdicts that may wait when an offer is taken.
     most_verdicts: usize,
     outcomes: Outcomes,
@@ -200,6 +202,7 @@ impl Broker {
             listed: Vec::new(),
             directories: Vec::new(),
             touched: Vec::new(),
+            candidates: Vec::new(),
             most_verdicts: 0,
             outcomes: Outcomes::new(&options),
             options,

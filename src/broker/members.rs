@@ -128,6 +128,8 @@ impl Broker {
         for list in [&mut self.listed, &mut self.touched] {
             list.try_reserve(all + 1).map_err(NoMemory::to(BACKENDS))?;
         }
+        self.candidates.clear();
+        self.candidates.try_reserve(all + 1).map_err(NoMemory::to(BACKENDS))?;
         Ok(all)
     }
 
