@@ -149,6 +149,8 @@ check-needs: git-checkout $(filter-out need-wrk,$(NEEDS))
 ## check-all   the same with more connections, handoffs and inputs, and with libFuzzer
 .PHONY: check-all
 check-all release-check: export ONE_OWNER_CONNECTIONS := 100000
+check-all release-check: export SPREAD_OFFERS := 400000
+check-all release-check: export HANDOFF_SEEDS := 20
 check-all release-check: export HANDOFF_SOAK_COUNT := 2000000
 check-all release-check: export FUZZ_RUNS := 100000
 check-all release-check: export FUZZ_SECONDS := 60
