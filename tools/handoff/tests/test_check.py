@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 
-from command import STRANGER, Test, needs_root, wait_until
+from command import STRANGER, UNDER, Test, needs_root, wait_until
 
 import broker
 import handoff
@@ -344,7 +344,8 @@ class WhatIsBroken(Test):
                 options = how.pop("options", ())
                 path = how.pop("path", self.path)
                 found = self.check(path, *options, **how)
-                printed = self.run_command("check", *options, path, **how)
+                # Under valgrind each run takes a second, and this one shows nothing new there.
+                printed = None if UNDER else self.run_command("check", *options, path, **how)
             self.assertEqual(found["code"], code, found)
             self.assertIn(wrong, found["message"])
             self.assertIn(to_do, found["advice"])
@@ -353,10 +354,11 @@ class WhatIsBroken(Test):
             self.assertIsNone(found["round_trip_us"])
             self.assertEqual([step["ok"] for step in found["steps"]],
                              [True] * (len(found["steps"]) - 1) + [False])
-            self.assertEqual(printed.returncode, code)
-            *_, last, advice = printed.stdout.splitlines()
-            self.assertRegex(last, "^FAILED ")
-            self.assertIn(found["advice"], advice)
+            if printed is not None:
+                self.assertEqual(printed.returncode, code)
+                *_, last, advice = printed.stdout.splitlines()
+                self.assertRegex(last, "^FAILED ")
+                self.assertIn(found["advice"], advice)
             return found["message"].replace(self.directory, ""), found["advice"]
         return None
 
