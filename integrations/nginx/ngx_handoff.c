@@ -230,6 +230,8 @@ ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
         ngx_add_timer(&broker->busy, 1000);
     }
 
+    ngx_handoff_changed(broker);
+
     return NGX_OK;
 }
 

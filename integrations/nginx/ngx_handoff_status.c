@@ -14,7 +14,6 @@ static void ngx_handoff_publish_handler(ngx_event_t *ev);
 static ngx_int_t ngx_handoff_publish_target(ngx_handoff_broker_t *broker);
 static ngx_int_t ngx_handoff_publish_backend(ngx_handoff_broker_t *broker, ngx_uint_t i,
     handoff_backend_state *state);
-static void ngx_handoff_explain_nothing(ngx_handoff_broker_t *broker, char *message);
 
 
 ngx_slab_pool_t       *ngx_handoff_pool;
@@ -324,39 +323,14 @@ ngx_handoff_publish_target(ngx_handoff_broker_t *broker)
     entry->present.message[0] = '\0';
 
     if (handoff_broker_get_state(broker->broker, 0, &state) != HANDOFF_OK) {
-        ngx_handoff_explain_nothing(broker, entry->present.message);
+        /* Whatever else is wrong some backend, or a directory, has a message of its own. */
+        ngx_handoff_copy_text(entry->present.message, NGX_HANDOFF_MESSAGE_LEN,
+                              broker->target->servers
+                              ? "there is no socket in the directories of its servers"
+                              : "there is no socket in this directory");
     }
 
     return NGX_OK;
-}
-
-
-/* Why there are no backends. Others have messages of their own. */
-static void
-ngx_handoff_explain_nothing(ngx_handoff_broker_t *broker, char *message)
-{
-    int    fd;
-    char  *path = (char *) broker->target->name.data + 5, text[NGX_HANDOFF_MESSAGE_LEN];
-
-    if (broker->target->servers) {
-        ngx_handoff_copy_text(message, NGX_HANDOFF_MESSAGE_LEN,
-                              "there is no socket in the directories of its servers");
-        return;
-    }
-
-    fd = open(path, O_RDONLY|O_DIRECTORY|O_CLOEXEC);
-
-    if (fd == -1) {
-        *ngx_snprintf((u_char *) text, sizeof(text) - 1, "%s: %s", path, strerror(ngx_errno))
-            = '\0';
-
-    } else {
-        (void) close(fd);
-        *ngx_snprintf((u_char *) text, sizeof(text) - 1, "%s: there is no socket in it", path)
-            = '\0';
-    }
-
-    ngx_handoff_copy_text(message, NGX_HANDOFF_MESSAGE_LEN, text);
 }
 
 

@@ -75,7 +75,7 @@ ngx_handoff_get_row(ngx_handoff_table_t *table, ngx_handoff_broker_t *broker, ch
 
     ngx_queue_init(&row->entries);
     row->stream = stream;
-    ngx_memcpy(row->target, target, sizeof(target));
+    ngx_memcpy(row->target, target, ngx_strlen(target) + 1);
     ngx_memcpy(row->path, path, ngx_strlen(path) + 1);
     ngx_queue_insert_tail(&table->rows, &row->queue);
     table->number++;

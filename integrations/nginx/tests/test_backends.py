@@ -377,8 +377,8 @@ class StreamFailover(Stream, Failover, Fleet):
 class Variables(Http, Fleet):
     """handoff_pass with variables."""
 
-    def begin(self, server=""):
-        self.start_fleet({"a": "", "b": ""}, wait=False, target="$arg_to", server=server, upstreams=(
+    def begin(self):
+        self.start_fleet({"a": "", "b": ""}, wait=False, target="$arg_to", upstreams=(
             self.upstream({"a": ""}, "first") + self.upstream({"b": ""}, "second")
             + "upstream web { server 127.0.0.1:1; }"
             + "server { listen unix:{directory}/other.sock; location / {"

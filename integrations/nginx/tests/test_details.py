@@ -476,7 +476,8 @@ class Configuration(Case):
                  "handoff_fail_timeout 1ms; handoff_service $host; handoff_correlation $request_id;"
                  "handoff_metadata escape=none a $uri; " +
                  self.location("handoff_pass unix:@abstract; handoff_metadata escape=json '$uri';"),
-            stream="handoff_status_zone 1m; handoff_queue 5; handoff_timeout 1s; server { listen 127.0.0.1:1; handoff_pass unix:/a.sock; } "
+            stream="handoff_status_zone 1m; handoff_queue 5; handoff_timeout 1s; "
+                   "server { listen 127.0.0.1:1; handoff_pass unix:/a.sock; } "
                    "server { listen 127.0.0.1:2; proxy_pass 127.0.0.1:3; "
                    "handoff_pass unix:/a.sock; }")
         self.assertTrue(good, output)
