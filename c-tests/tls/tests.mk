@@ -1,0 +1,25 @@
+# The tests of connections whose TLS the kernel does. Each c-tests/tls/test_*.c is a program as those
+# in c-tests are, linked with OpenSSL too, and runs in a machine of tools/vm, for few kernels at hand
+# have the module `tls`.
+
+TLS_TESTS   := $(patsubst c-tests/tls/%.c,%,$(wildcard c-tests/tls/test_*.c))
+TLS_COMMON  := support tls/tls
+TLS_HEADERS := $(C_HEADERS) $(wildcard c-tests/tls/*.h)
+VM          := $(PYTHON) tools/vm/vm.py --limit $(LIMIT)
+
+.SECONDARY: $(TLS_COMMON:%=$(C_BUILD)/%.o)
+
+$(C_BUILD)/tls/%.o: c-tests/tls/%.c $(TLS_HEADERS) | need-cmocka need-openssl all
+	@mkdir -p $(@D)
+	$(CC) -c $< -o $@ $(C_FLAGS)
+
+$(C_BUILD)/tls/%: c-tests/tls/%.c $(TLS_COMMON:%=$(C_BUILD)/%.o) $(TLS_HEADERS) \
+    | need-cmocka need-openssl all
+	@mkdir -p $(@D)
+	$(CC) $< $(TLS_COMMON:%=$(C_BUILD)/%.o) -o $@ $(C_FLAGS) $(C_LIBS) -lssl -lcrypto
+
+## check-tls   TLS connections that the kernel does, in an emulated machine; TLS_TEST=test_name: that one
+.PHONY: check-tls
+check-tls: TLS_TEST ?= $(TLS_TESTS)
+check-tls: $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS)) | need-python need-vm
+	@$(VM) -- env $(TEST) c-tests/run_all.sh $@ $(TLS_TEST:%=$(C_BUILD)/tls/%)
