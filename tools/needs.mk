@@ -86,7 +86,7 @@ need-wrk:
 need-vm:
 	@$(NEED) qemu-system-x86 qemu-system-x86_64 --version
 	@$(NEED) busybox-static sh -c 'test -x /bin/busybox && ! ldd /bin/busybox'
-	@$(NEED) debootstrap debootstrap --version
+	@$(NEED) mmdebstrap mmdebstrap --version
 
 # ---- to compare with other ways ------------------------------------------------------------------
 

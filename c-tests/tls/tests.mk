@@ -18,8 +18,12 @@ $(C_BUILD)/tls/%: c-tests/tls/%.c $(TLS_COMMON:%=$(C_BUILD)/%.o) $(TLS_HEADERS) 
 	@mkdir -p $(@D)
 	$(CC) $< $(TLS_COMMON:%=$(C_BUILD)/%.o) -o $@ $(C_FLAGS) $(C_LIBS) -lssl -lcrypto
 
-## check-tls   TLS connections that the kernel does, in an emulated machine; TLS_TEST=test_name: that one
+# Where they run: this machine's files, then Debian 13's, whose OpenSSL does more in the kernel.
+TLS_ROOTS ?= this-machine debian-13
+
+## check-tls   TLS connections that the kernel does, in an emulated machine; TLS_TEST=test_kernel: that
 .PHONY: check-tls
 check-tls: TLS_TEST ?= $(TLS_TESTS)
 check-tls: $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS)) | need-python need-vm
-	@$(VM) -- env $(TEST) c-tests/run_all.sh $@ $(TLS_TEST:%=$(C_BUILD)/tls/%)
+	@set -e; for root in $(TLS_ROOTS); do echo "check-tls: with $$root"; \
+	    $(VM) --root $$root -- env $(TEST) c-tests/run_all.sh $@ $(TLS_TEST:%=$(C_BUILD)/tls/%); done

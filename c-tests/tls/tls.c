@@ -1,3 +1,4 @@
+/* tls.c: see tls.h. */
 #define _GNU_SOURCE
 #include "tls.h"
 
@@ -11,13 +12,26 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#define assert_ssl(condition)                           \
-    do {                                                \
-        if (!(condition)) {                             \
-            ERR_print_errors_fp(stderr);                \
-            fail_msg("%s is false", #condition);        \
-        }                                               \
+#define assert_ssl(condition)                    \
+    do {                                         \
+        if (!(condition)) {                      \
+            ERR_print_errors_fp(stderr);         \
+            fail_msg("%s is false", #condition); \
+        }                                        \
     } while (0)
+
+bool kernel_has_tls(void)
+{
+    int ends[2];
+    make_tcp_pair(ends);
+    bool has = setsockopt(ends[0], IPPROTO_TCP, TCP_ULP, "tls", sizeof "tls") == 0;
+    if (!has)
+        fprintf(stderr, "error: this kernel has no module tls, or does not load it: "
+                        "`make check-tls` runs the test in a machine that has it\n");
+    close(ends[0]);
+    close(ends[1]);
+    return has;
+}
 
 /* A key and a certificate that it signs itself. */
 static void use_new_certificate(SSL_CTX *context)
@@ -40,29 +54,48 @@ static void use_new_certificate(SSL_CTX *context)
     EVP_PKEY_free(key);
 }
 
-static SSL *new_end(const struct tls_kind *kind, bool server, int fd)
+static SSL_CTX *new_context(const SSL_METHOD *method, const struct tls_kind *kind)
 {
-    SSL_CTX *context = SSL_CTX_new(server ? TLS_server_method() : TLS_client_method());
+    SSL_CTX *context = SSL_CTX_new(method);
     assert_ssl(context != NULL);
     assert_ssl(SSL_CTX_set_min_proto_version(context, kind->version));
     assert_ssl(SSL_CTX_set_max_proto_version(context, kind->version));
-    if (kind->cipher != NULL && kind->version == TLS1_3_VERSION)
+    if (kind->version == TLS1_3_VERSION)
         assert_ssl(SSL_CTX_set_ciphersuites(context, kind->cipher));
-    else if (kind->cipher != NULL)
+    else
         assert_ssl(SSL_CTX_set_cipher_list(context, kind->cipher));
-    if (server) {
-        use_new_certificate(context);
-        if (!kind->in_user_space)
-            SSL_CTX_set_options(context, SSL_OP_ENABLE_KTLS);
-    }
+    return context;
+}
+
+static SSL *new_end(SSL_CTX *context, int fd)
+{
     SSL *end = SSL_new(context);
     SSL_CTX_free(context);
     assert_ssl(end != NULL && SSL_set_fd(end, fd));
-    if (server)
-        SSL_set_accept_state(end);
-    else
-        SSL_set_connect_state(end);
     return end;
+}
+
+SSL *tls_new_server(int fd, const struct tls_kind *kind)
+{
+    SSL_CTX *context = new_context(TLS_server_method(), kind);
+    use_new_certificate(context);
+    if (!kind->in_user_space)
+        SSL_CTX_set_options(context, SSL_OP_ENABLE_KTLS);
+    SSL *end = new_end(context, fd);
+    SSL_set_accept_state(end);
+    return end;
+}
+
+SSL *tls_new_client(int fd, const struct tls_kind *kind)
+{
+    SSL *end = new_end(new_context(TLS_client_method(), kind), fd);
+    SSL_set_connect_state(end);
+    return end;
+}
+
+void tls_shake_hands(SSL *end)
+{
+    assert_ssl(SSL_do_handshake(end) == 1);
 }
 
 static void set_blocking(int fd, bool blocking)
@@ -90,8 +123,8 @@ void tls_open(struct tls *tls, const struct tls_kind *kind)
     make_tcp_pair(ends);
     tls->server_fd = ends[0];
     tls->client_fd = ends[1];
-    tls->server = new_end(kind, true, tls->server_fd);
-    tls->client = new_end(kind, false, tls->client_fd);
+    tls->server = tls_new_server(tls->server_fd, kind);
+    tls->client = tls_new_client(tls->client_fd, kind);
     set_blocking(tls->server_fd, false);
     set_blocking(tls->client_fd, false);
     for (bool server = false, client = false; !server || !client;) {
@@ -131,6 +164,23 @@ void tls_close(struct tls *tls)
     tls->server_fd = tls->client_fd = -1;
 }
 
+void tls_write(SSL *end, const void *bytes, size_t len)
+{
+    size_t written = 0;
+    assert_ssl(SSL_write_ex(end, bytes, len, &written) == 1);
+    assert_int_equal(written, len);
+}
+
+void tls_expect(SSL *end, const void *bytes, size_t len)
+{
+    char buffer[16384];
+    for (size_t at = 0, got = 0; at < len; at += got) {
+        size_t room = len - at < sizeof buffer ? len - at : sizeof buffer;
+        assert_ssl(SSL_read_ex(end, buffer, room, &got) == 1);
+        assert_memory_equal(buffer, (const char *)bytes + at, got);
+    }
+}
+
 bool tls_kernel_sends(SSL *end)
 {
     return BIO_get_ktls_send(SSL_get_wbio(end));
@@ -148,7 +198,13 @@ bool tls_in_kernel(int fd)
     return getsockopt(fd, IPPROTO_TCP, TCP_ULP, name, &len) == 0 && strcmp(name, "tls") == 0;
 }
 
-bool tls_13_receives_in_kernel(void)
+bool tls_1_3_receives_in_kernel(void)
 {
     return OpenSSL_version_num() >= 0x30200000L;
+}
+
+void skip_without_tls_1_3(const struct tls_kind *kind)
+{
+    if (kind->version == TLS1_3_VERSION && !tls_1_3_receives_in_kernel())
+        skip();
 }
