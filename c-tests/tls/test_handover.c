@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 /* One client's connection, and the two processes that serve it one after the other. */
 struct scene {
@@ -137,6 +138,7 @@ static void connection_is_handed_over(const struct tls_kind *kind, size_t first,
 {
     struct scene scene;
     skip_without_tls_1_3(kind);
+    int captures[] = {tls_start_capture(), tls_start_capture()};
     start(&scene, kind, first, request, answer);
     char *sent = new_bytes(request, 1), *expected = new_bytes(answer, 2);
     SSL *client = tls_new_client(scene.ends[1], kind);
@@ -149,21 +151,40 @@ static void connection_is_handed_over(const struct tls_kind *kind, size_t first,
     assert_int_equal(SSL_read(client, &(char){0}, 1), 0);
     tls_release(&client);
     close(scene.ends[1]);
+    assert_false(tls_captured(captures[0], sent, request));
+    assert_false(tls_captured(captures[1], expected, answer));
     free(sent);
     free(expected);
     remove_directory(scene.directory);
 }
 
-#define IS_HANDED_OVER(kind)                                \
-    static void kind##_is_handed_over(void **state)         \
-    {                                                       \
-        (void)state;                                        \
-        connection_is_handed_over(&kind, 0, 100000, 100000); \
-    }                                                       \
+static void plain_bytes_on_the_wire_would_be_seen(void **state)
+{
+    (void)state;
+    int ends[2], capture = tls_start_capture();
+    char *bytes = new_bytes(100000, 1), got[1000];
+    make_tcp_pair(ends);
+    for (size_t at = 0; at < 100000; at += sizeof got) {
+        assert_int_equal(write(ends[1], bytes + at, sizeof got), sizeof got);
+        assert_int_equal(recv(ends[0], got, sizeof got, MSG_WAITALL), sizeof got);
+    }
+    assert_true(tls_captured(capture, bytes, 100000));
+    close(ends[0]);
+    close(ends[1]);
+    free(bytes);
+}
+
+/* A request of several records; and one of which the server has read a part, and OpenSSL more. */
+#define IS_HANDED_OVER(kind)                                     \
+    static void kind##_is_handed_over(void **state)              \
+    {                                                            \
+        (void)state;                                             \
+        connection_is_handed_over(&kind, 0, 100000, 100000);     \
+    }                                                            \
     static void kind##_is_handed_over_with_preread(void **state) \
-    {                                                       \
-        (void)state;                                        \
-        connection_is_handed_over(&kind, 5, 100000, 1);     \
+    {                                                            \
+        (void)state;                                             \
+        connection_is_handed_over(&kind, 5, 100000, 1);          \
     }
 
 IS_HANDED_OVER(tls_1_2_aes_128)
@@ -176,6 +197,7 @@ IS_HANDED_OVER(tls_1_3_chacha)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        TEST(plain_bytes_on_the_wire_would_be_seen),
         TEST(tls_1_2_aes_128_is_handed_over), TEST(tls_1_2_aes_128_is_handed_over_with_preread),
         TEST(tls_1_2_aes_256_is_handed_over), TEST(tls_1_2_aes_256_is_handed_over_with_preread),
         TEST(tls_1_2_chacha_is_handed_over),  TEST(tls_1_2_chacha_is_handed_over_with_preread),

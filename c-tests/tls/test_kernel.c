@@ -1,4 +1,5 @@
 /* Which connections the kernel does, as OpenSSL and the kernel itself see it. */
+#include "../channel.h"
 #include "tls.h"
 
 static void assert_in_kernel(const struct tls_kind *kind, bool sends, bool receives)
@@ -47,6 +48,31 @@ static void a_connection_that_did_not_ask_stays_in_user_space(void **state)
     assert_in_kernel(&kind, false, false);
 }
 
+/* Offers a connection, adopts it, and returns what the backend's descriptor says of it. */
+static bool backend_sees_kernel_tls(const struct tls_kind *kind)
+{
+    struct tls tls;
+    struct channel channel;
+    int fd;
+    tls_open(&tls, kind);
+    open_channel(&channel, NULL, NULL);
+    offer_fd(&channel, tls.server_fd);
+    handoff_arrival arrival = arrival_of(&channel);
+    assert_ok(handoff_backend_adopt(channel.backend, arrival.id, &fd));
+    bool in_kernel = tls_in_kernel(fd);
+    close(fd);
+    close_channel(&channel);
+    tls_close(&tls);
+    return in_kernel;
+}
+
+static void a_backend_sees_which_connections_are_in_the_kernel(void **state)
+{
+    (void)state;
+    assert_true(backend_sees_kernel_tls(&tls_1_2_aes_128));
+    assert_false(backend_sees_kernel_tls(&tls_1_2_cbc));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -54,6 +80,7 @@ int main(void)
         TEST(tls_1_3_is_received_in_the_kernel_from_openssl_3_2_on),
         TEST(cbc_stays_in_user_space),
         TEST(a_connection_that_did_not_ask_stays_in_user_space),
+        TEST(a_backend_sees_which_connections_are_in_the_kernel),
     };
     return RUN_TLS_TESTS(tests);
 }

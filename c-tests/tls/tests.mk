@@ -5,7 +5,9 @@
 TLS_TESTS   := $(patsubst c-tests/tls/%.c,%,$(wildcard c-tests/tls/test_*.c))
 TLS_COMMON  := support tls/tls
 TLS_HEADERS := $(C_HEADERS) $(wildcard c-tests/tls/*.h)
-VM          := $(PYTHON) tools/vm/vm.py --limit $(LIMIT)
+# Seconds that a machine may take for all of them.
+TLS_LIMIT   ?= 600
+VM          := $(PYTHON) tools/vm/vm.py
 
 .SECONDARY: $(TLS_COMMON:%=$(C_BUILD)/%.o)
 
@@ -26,4 +28,4 @@ TLS_ROOTS ?= this-machine debian-13
 check-tls: TLS_TEST ?= $(TLS_TESTS)
 check-tls: $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS)) | need-python need-vm
 	@set -e; for root in $(TLS_ROOTS); do echo "check-tls: with $$root"; \
-	    $(VM) --root $$root -- env $(TEST) c-tests/run_all.sh $@ $(TLS_TEST:%=$(C_BUILD)/tls/%); done
+	    $(VM) --limit $(TLS_LIMIT) --root $$root -- env $(TEST) c-tests/run_all.sh $@ $(TLS_TEST:%=$(C_BUILD)/tls/%); done

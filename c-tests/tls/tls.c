@@ -2,7 +2,11 @@
 #define _GNU_SOURCE
 #include "tls.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <openssl/err.h>
@@ -196,6 +200,40 @@ bool tls_in_kernel(int fd)
     char name[16] = "";
     socklen_t len = sizeof name;
     return getsockopt(fd, IPPROTO_TCP, TCP_ULP, name, &len) == 0 && strcmp(name, "tls") == 0;
+}
+
+int tls_start_capture(void)
+{
+    const int room = 1 << 26;
+    struct sockaddr_ll loopback = {.sll_family = AF_PACKET,
+                                   .sll_protocol = htons(ETH_P_ALL),
+                                   .sll_ifindex = (int)if_nametoindex("lo")};
+    int capture = socket(AF_PACKET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    assert_int_not_equal(capture, -1);
+    assert_int_equal(setsockopt(capture, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room), 0);
+    assert_int_equal(bind(capture, (struct sockaddr *)&loopback, sizeof loopback), 0);
+    return capture;
+}
+
+/* Parts of so many bytes are looked for, one in each so many: a part can be cut by a packet's end. */
+enum { PART = 24, STEP = 500 };
+
+bool tls_captured(int capture, const void *bytes, size_t len)
+{
+    static char packet[1 << 17];
+    struct tpacket_stats statistics;
+    socklen_t size = sizeof statistics;
+    bool found = false;
+    size_t packets = 0;
+    for (ssize_t count; (count = recv(capture, packet, sizeof packet, 0)) != -1; packets++)
+        for (size_t at = 0; !found && at + PART <= len; at += STEP)
+            found = memmem(packet, (size_t)count, (const char *)bytes + at, PART) != NULL;
+    assert_int_equal(errno, EAGAIN);
+    assert_int_not_equal(packets, 0);
+    assert_int_equal(getsockopt(capture, SOL_PACKET, PACKET_STATISTICS, &statistics, &size), 0);
+    assert_int_equal(statistics.tp_drops, 0);
+    close(capture);
+    return found;
 }
 
 bool tls_1_3_receives_in_kernel(void)

@@ -62,6 +62,12 @@ bool tls_kernel_receives(SSL *end);
 /** Whether a socket has kernel TLS for at least one direction, as the kernel sees it: TCP_ULP. */
 bool tls_in_kernel(int fd);
 
+/** Begins to capture what goes over loopback. Needs root. */
+int tls_start_capture(void);
+
+/** Ends it, and returns whether any part of these bytes went over loopback as it is. */
+bool tls_captured(int capture, const void *bytes, size_t len);
+
 /** Whether this OpenSSL lets the kernel receive TLS 1.3: from 3.2 on. */
 bool tls_1_3_receives_in_kernel(void);
 

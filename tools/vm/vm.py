@@ -31,11 +31,11 @@ HERE = Path(__file__).resolve().parent
 TREE = HERE.parent.parent
 CACHE = TREE / "build" / "vm"
 
-# What is loaded, in this order, after what it depends on. Without the ciphers OpenSSL stays in user
-# space and does not say so.
+# What is loaded, in this order, after what it depends on; of two names, that which the kernel has.
+# Without the ciphers OpenSSL stays in user space and does not say so.
 MODULES = """
     virtio_pci virtio_console virtio_rng 9pnet_virtio 9p overlay
-    tls gcm ctr ccm ghash_generic chacha20poly1305 chacha_generic poly1305_generic
+    tls gcm ctr ccm ghash_generic chacha20poly1305 chacha_generic/chacha poly1305_generic/libpoly1305
     tcp_diag unix_diag veth dummy
 """.split()
 
@@ -83,16 +83,16 @@ def is_made(stamp: Path, recipe: str) -> bool:
 
 
 def fetch_kernel() -> Path:
-    """The newest kernel that apt-get knows, as a package."""
-    packages = list(CACHE.glob("linux-image-*.deb"))
+    """The package with the newest kernel that apt-get knew when this was first called."""
+    packages = sorted(CACHE.glob("linux-image-*.deb"))
     if not packages:
         depends = run("apt-cache", "depends", "linux-image-amd64")
         found = re.search(r"Depends: (linux-image-\S+-amd64)$", depends, re.M)
         if not found:
             raise Failure("apt-get has no linux-image-amd64, which is Debian's kernel")
         run("apt-get", "download", "-q", found[1], cwd=CACHE)
-        packages = list(CACHE.glob("linux-image-*.deb"))
-    return max(packages, key=lambda package: package.stat().st_mtime)
+        packages = sorted(CACHE.glob("linux-image-*.deb"))
+    return packages[0]
 
 
 def unpacked(file: Path) -> bytes:
@@ -102,24 +102,31 @@ def unpacked(file: Path) -> bytes:
 
 def modules(kernel: Path) -> list[tuple[str, bytes]]:
     """MODULES with what they depend on, each after that."""
-    files = {
-        file.name.partition(".")[0].replace("-", "_"): file for file in kernel.rglob("*.ko*")
-    }
+
+    def name_of(file: Path) -> str:
+        return file.name.partition(".")[0].replace("-", "_")
+
+    files = {name_of(file): file for file in kernel.rglob("*.ko*")}
+    lists = [file.read_text(encoding="utf-8") for file in kernel.rglob("modules.builtin")]
+    built_in = {name_of(Path(line)) for text in lists for line in text.splitlines()}
     loaded: dict[str, bytes] = {}
 
     def load(name: str) -> None:
-        if name in loaded:
+        if name in loaded or name in built_in:
             return
         if name not in files:
-            raise Failure(f"the kernel has no module {name}")
+            # Another kernel may have it elsewhere. A test finds out what is really missing.
+            print(f"vm: this kernel has no module {name}", file=sys.stderr)
+            return
         content = unpacked(files[name])
         depends = re.search(rb"\0depends=([^\0]*)\0", content)
         for other in depends[1].decode().split(",") if depends and depends[1] else []:
             load(other.replace("-", "_"))
         loaded[name] = content
 
-    for name in MODULES:
-        load(name)
+    for names in MODULES:
+        first, *others = names.split("/")
+        load(next((name for name in others if first not in files and name in files), first))
     return list(loaded.items())
 
 
@@ -135,30 +142,32 @@ def archive(files: dict[str, tuple[int, bytes]]) -> bytes:
     return out.getvalue()
 
 
-def make_kernel() -> tuple[Path, Path]:
-    """The kernel, and the files that it begins with."""
-    kernel, first = CACHE / "vmlinux", CACHE / "first.gz"
-    package = fetch_kernel()
-    stamp, init = CACHE / "first.stamp", HERE / "init"
-    recipe = " ".join([package.name, *MODULES]) + "\n" + init.read_text(encoding="utf-8")
-    if not is_made(stamp, recipe):
-        busybox = shutil.which("busybox")
-        if not busybox:
-            raise Failure("there is no busybox: `make deps` installs busybox-static")
-        with tempfile.TemporaryDirectory(dir=CACHE) as directory:
-            run("dpkg-deb", "-x", str(package), directory)
-            # Unpacked here: the machine would take two seconds for it at each start.
-            image = next(Path(directory, "boot").glob("vmlinuz-*")).read_bytes()
-            packed = image[image.index(b"\xfd7zXZ\0") :]
-            kernel.write_bytes(lzma.LZMADecompressor().decompress(packed))
-            names = ["bin", "dev", "proc", "sys", "modules"]
-            files = {name: (stat.S_IFDIR | 0o755, b"") for name in names}
-            files["bin/busybox"] = (stat.S_IFREG | 0o755, Path(busybox).read_bytes())
-            files["init"] = (stat.S_IFREG | 0o755, init.read_bytes())
-            for number, (name, content) in enumerate(modules(Path(directory))):
-                files[f"modules/{number:02}-{name}"] = (stat.S_IFREG | 0o644, content)
-            first.write_bytes(gzip.compress(archive(files), 1))
-        stamp.write_text(recipe, encoding="utf-8")
+def make_kernel(package: Path) -> tuple[Path, Path]:
+    """From the package of a kernel: its image, and the files that it begins with."""
+    here = CACHE / package.stem
+    kernel, first, stamp = here / "kernel", here / "first.gz", here / "stamp"
+    recipe = " ".join(MODULES) + "\n" + (HERE / "init").read_text(encoding="utf-8")
+    if is_made(stamp, recipe):
+        return kernel, first
+    busybox = shutil.which("busybox")
+    if not busybox:
+        raise Failure("there is no busybox: `make deps` installs busybox-static")
+    here.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="unpacked-") as directory:
+        run("dpkg-deb", "-x", str(package), directory)
+        image = next(Path(directory, "boot").glob("vmlinuz-*")).read_bytes()
+        # Unpacked here: the machine would take two seconds for it at each start.
+        if (at := image.find(b"\xfd7zXZ\0")) != -1:
+            image = lzma.LZMADecompressor().decompress(image[at:])
+        kernel.write_bytes(image)
+        names = ["bin", "dev", "proc", "sys", "modules"]
+        files = {name: (stat.S_IFDIR | 0o755, b"") for name in names}
+        files["bin/busybox"] = (stat.S_IFREG | 0o755, Path(busybox).read_bytes())
+        files["init"] = (stat.S_IFREG | 0o755, (HERE / "init").read_bytes())
+        for number, (name, content) in enumerate(modules(Path(directory))):
+            files[f"modules/{number:02}-{name}"] = (stat.S_IFREG | 0o644, content)
+    first.write_bytes(gzip.compress(archive(files), 1))
+    stamp.write_text(recipe, encoding="utf-8")
     return kernel, first
 
 
@@ -236,28 +245,25 @@ def boot(options: argparse.Namespace, kernel: Path, first: Path, root: str, dire
         *("-device", "virtserialport,chardev=status,name=status"),
     ]
     with subprocess.Popen(machine, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(options.limit, end)
+        timer = threading.Timer(options.limit, process.kill)
         timer.start()
         try:
             while output := os.read(process.stdout.fileno(), 65536):
                 sys.stdout.buffer.write(output)
                 sys.stdout.buffer.flush()
+            process.wait()
+        except BaseException:
+            process.kill()
+            raise
         finally:
+            late = timer.finished.is_set()
             timer.cancel()
-            process.kill() if sys.exc_info()[0] else process.wait()
-    if late.is_set():
-        print(f"error: vm: ended after {options.limit} s", file=sys.stderr)
-        return 124
     if status.exists() and (answer := status.read_text().strip()):
         return int(answer)
+    if late:
+        raise Failure(f"the machine was ended after {options.limit} s")
     sys.stderr.write(console.read_text(errors="replace") if console.exists() else "")
-    raise Failure("the machine ended before the command did: its console is above")
+    raise Failure("the machine ended before the command did, see above")
 
 
 def main() -> int:
@@ -267,18 +273,22 @@ def main() -> int:
     parser.add_argument(
         "--root", choices=ROOTS, default=ROOTS[0], help="whose files it has (default: %(default)s)"
     )
+    parser.add_argument(
+        "--kernel", type=Path, metavar="DEB", help="a package of Debian with another kernel"
+    )
     parser.add_argument("--limit", type=int, default=300, help="seconds for all (default: 300)")
     parser.add_argument("--memory", type=int, default=1536, help="MB of memory (default: 1536)")
     parser.add_argument("--cpus", type=int, default=2, help="processors (default: 2)")
     parser.add_argument("command", nargs="*", help="none: only fetches what is needed")
     parser.usage = "%(prog)s [options] -- COMMAND [ARGUMENT...]"
     options = parser.parse_args()
-    # As Python turns them into exceptions, what is temporary is removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # So that the machine ends, and what is temporary is removed.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        kernel, first = make_kernel()
+        kernel, first = make_kernel(options.kernel or fetch_kernel())
         root = str(make_debian_13()) if options.root == ROOTS[1] else ""
     if not options.command:
         return 0
@@ -291,5 +301,7 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except BrokenPipeError:
+        sys.exit(1)
     except Failure as failure:
         sys.exit(f"error: vm: {failure}")
