@@ -1,6 +1,6 @@
-# The tests of connections whose TLS the kernel does. Each c-tests/tls/test_*.c is a program as those
-# in c-tests are, linked with OpenSSL too, and runs in a machine of tools/vm, for few kernels at hand
-# have the module `tls`.
+# The tests of connections whose TLS the kernel does. Each c-tests/tls/test_*.c is a program like
+# those of c-tests, linked with OpenSSL too. It runs in the machine of tools/vm, because many kernels
+# lack the module `tls`.
 
 TLS_TESTS   := $(patsubst c-tests/tls/%.c,%,$(wildcard c-tests/tls/test_*.c))
 TLS_COMMON  := support tls/tls
@@ -23,9 +23,10 @@ $(C_BUILD)/tls/%: c-tests/tls/%.c $(TLS_COMMON:%=$(C_BUILD)/%.o) $(TLS_HEADERS) 
 # Where they run: this machine's files, then Debian 13's, whose OpenSSL does more in the kernel.
 TLS_ROOTS ?= this-machine debian-13
 
-## check-tls   TLS connections that the kernel does, in an emulated machine; TLS_TEST=test_kernel: that
+## check-tls   TLS connections that the kernel does, in an emulated machine; TLS_TEST=test_kernel
 .PHONY: check-tls
 check-tls: TLS_TEST ?= $(TLS_TESTS)
 check-tls: $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS)) | need-python need-vm
 	@set -e; for root in $(TLS_ROOTS); do echo "check-tls: with $$root"; \
-	    $(VM) --limit $(TLS_LIMIT) --root $$root -- env $(TEST) c-tests/run_all.sh $@ $(TLS_TEST:%=$(C_BUILD)/tls/%); done
+	    $(VM) --limit $(TLS_LIMIT) --root $$root -- env $(TEST) \
+	        c-tests/run_all.sh $@ $(TLS_TEST:%=$(C_BUILD)/tls/%); done

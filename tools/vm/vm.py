@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Runs one command in a machine with kernel TLS, and ends with the command's exit status.
 
-The machine is qemu's, emulated: it boots Debian's kernel, sees this machine's files below a layer in
-memory, runs the command, and powers off. What the command writes is gone afterwards; what it prints
+The machine is qemu's, emulated: it boots Debian's kernel, sees this machine's files below a layer
+in memory, runs the command, and powers off. What the command writes is gone afterwards; what it prints
 comes out here, standard error included. It has the loopback interface, an empty /tmp and /run, two
 processors, and no way out. The command's environment is PATH, HOME, and the variables of this one
 that begin with HANDOFF_.
@@ -35,7 +35,8 @@ CACHE = TREE / "build" / "vm"
 # Without the ciphers OpenSSL stays in user space and does not say so.
 MODULES = """
     virtio_pci virtio_console virtio_rng 9pnet_virtio 9p overlay
-    tls gcm ctr ccm ghash_generic chacha20poly1305 chacha_generic/chacha poly1305_generic/libpoly1305
+    tls gcm ctr ccm ghash_generic
+    chacha20poly1305 chacha_generic/chacha poly1305_generic/libpoly1305
     tcp_diag unix_diag veth dummy
 """.split()
 
