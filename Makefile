@@ -11,11 +11,14 @@
 #   examples/examples.mk     the examples and the demo
 #   proofs/proofs.mk         loom, spin, fuzzing and ThreadSanitizer
 #   bench/*.mk               the benchmarks
+#   tools/handoff/           handoff(1) and its tests
+#   tools/guide/             the recipes of docs/guide.md, run
 #   integrations/nginx/      the nginx modules and their tests
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
 
 PREFIX     ?= /usr/local
+BINDIR     ?= $(PREFIX)/bin
 LIBDIR     ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 MANDIR     ?= $(PREFIX)/share/man
@@ -46,7 +49,7 @@ SUBMAKE  = $(MAKE)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 
-## all         build the shared and the static library, and the manual pages
+## all         build the shared and the static library, handoff(1), and the manual pages
 .PHONY: all
 all: $(LIB)/$(SHARED) $(LIB)/libhandoff.a $(LIB)/pkgconfig/handoff.pc
 
@@ -122,6 +125,8 @@ include examples/examples.mk
 include bench/bench.mk
 include bench/micro.mk
 include proofs/proofs.mk
+include tools/handoff/handoff.mk
+include tools/guide/guide.mk
 include integrations/nginx/nginx.mk
 include integrations/nginx/tests/tests.mk
 include bench/nginx.mk
@@ -132,7 +137,8 @@ include bench/nginx.mk
 CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-cpp \
     check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
-    check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-nginx check-tls check-peers bench-check demo
+    check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-command \
+    check-guide check-nginx check-tls check-peers bench-check demo
 
 ## check       run every test
 .PHONY: check
@@ -170,7 +176,7 @@ check-rust: | git-checkout need-rust-tools
 ## check-readme  compile the programs in README.md
 .PHONY: check-readme
 check-readme: | need-python need-cxx
-	@set -e; for program in 1 2 3; do \
+	@set -e; for program in 1 2 3 4; do \
 	    $(PYTHON) tools/readme_code.py README.md c $$program | \
 	        $(CC) -std=c11 $(WARN) -c -o /dev/null -Iinclude -xc -; \
 	done; \

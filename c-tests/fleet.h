@@ -24,14 +24,23 @@ struct fleet {
     int client[2];
 };
 
-/** State of the backend with a path; asserts that there is one. */
+/** Finds the state of the backend with a path; false if there is none. */
+static inline bool find_state(handoff_broker *broker, const char *path,
+                              handoff_backend_state *state)
+{
+    *state = (handoff_backend_state)HANDOFF_BACKEND_STATE_INIT;
+    for (size_t i = 0; handoff_broker_get_state(broker, i, state) == HANDOFF_OK; i++)
+        if (strcmp(state->path, path) == 0)
+            return true;
+    return false;
+}
+
+/** The same; asserts that there is one. */
 static inline handoff_backend_state state_of(handoff_broker *broker, const char *path)
 {
-    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
-    for (size_t i = 0; handoff_broker_get_state(broker, i, &state) == HANDOFF_OK; i++)
-        if (strcmp(state.path, path) == 0)
-            return state;
-    fail_msg("%s is no backend", path);
+    handoff_backend_state state;
+    if (!find_state(broker, path, &state))
+        fail_msg("%s is no backend", path);
     return state;
 }
 
@@ -76,7 +85,8 @@ static inline void turn(struct fleet *fleet)
 
 static inline bool is_in_state(struct fleet *fleet, int which, uint32_t state)
 {
-    return state_of(fleet->broker, fleet->paths[which]).state == state;
+    handoff_backend_state found;
+    return find_state(fleet->broker, fleet->paths[which], &found) && found.state == state;
 }
 
 static inline handoff_broker_backend backend_at(const char *path)

@@ -110,17 +110,37 @@ static void path_that_cannot_be_a_sockets_is_refused(void **state)
     (void)state;
     char longest[109];
     handoff_broker *none = NULL;
+    handoff_broker_backend backend = HANDOFF_BROKER_BACKEND_INIT;
     memset(longest, 'x', 108);
     longest[108] = '\0';
     assert_invalid(handoff_broker_new(longest, NULL, &none));
     assert_invalid(handoff_broker_new("", NULL, &none));
-    assert_invalid(handoff_broker_new(NULL, NULL, &none));
     assert_null(none);
+    backend.path = longest;
+    assert_invalid(handoff_broker_add(broker, &backend));
+    backend.path = "";
+    assert_invalid(handoff_broker_add(broker, &backend));
     longest[107] = '\0';
     assert_ok(handoff_broker_new(longest, NULL, &none));
     handoff_broker_free(none);
     assert_ok(handoff_broker_new("@name", NULL, &none));
     handoff_broker_free(none);
+}
+
+static void broker_without_a_path_has_no_backend(void **state)
+{
+    (void)state;
+    handoff_backend_state first = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker *empty;
+    handoff_offer offer = offer_of(client[0]);
+    assert_ok(handoff_broker_new(NULL, NULL, &empty));
+    assert_int_not_equal(handoff_broker_fd(empty), -1);
+    assert_ok(handoff_broker_dispatch(empty));
+    assert_status(handoff_broker_get_state(empty, 0, &first), HANDOFF_NOTHING);
+    assert_int_equal(handoff_broker_room(empty), 0);
+    assert_status(handoff_broker_offer(empty, &offer, NULL), HANDOFF_ERR_BACKEND_UNAVAILABLE);
+    assert_last_error_has("no backend");
+    handoff_broker_free(empty);
 }
 
 static void options_out_of_range_are_clamped(void **state)
@@ -130,6 +150,8 @@ static void options_out_of_range_are_clamped(void **state)
         .size = sizeof least,
         .max_in_flight = 1,
         .timeout_ms = 1,
+        .attempt_timeout_ms = 1,
+        .failover_bytes = 1,
         .queue_bytes = 1,
         .max_failures = 1,
         .failure_period_ms = 1,
@@ -140,6 +162,8 @@ static void options_out_of_range_are_clamped(void **state)
         .size = sizeof most,
         .max_in_flight = SIZE_MAX,
         .timeout_ms = UINT64_MAX - 1,
+        .attempt_timeout_ms = UINT64_MAX - 1,
+        .failover_bytes = SIZE_MAX,
         .queue_bytes = SIZE_MAX,
         .max_failures = SIZE_MAX - 1,
         .failure_period_ms = UINT64_MAX - 1,
@@ -162,7 +186,10 @@ static void calls_refuse(void *bad)
     handoff_offer offer = offer_of(client[0]);
     handoff_broker *none = NULL;
     handoff_broker_statistics statistics = HANDOFF_BROKER_STATISTICS_INIT;
+    handoff_broker_backend backend = HANDOFF_BROKER_BACKEND_INIT;
+    handoff_backend_state backend_state = HANDOFF_BACKEND_STATE_INIT;
     handoff_verdict verdict, untouched;
+    backend.path = path;
     memset(&verdict, 0x55, sizeof verdict);
     verdict.size = sizeof verdict;
     untouched = verdict;
@@ -186,6 +213,14 @@ static void calls_refuse(void *bad)
     assert_invalid(handoff_broker_close(bad));
     assert_invalid(handoff_broker_get_statistics(bad, &statistics));
     assert_invalid(handoff_broker_get_statistics(broker, bad));
+    assert_invalid(handoff_broker_add(bad, &backend));
+    assert_invalid(handoff_broker_add(broker, bad));
+    assert_invalid(handoff_broker_remove(bad, path));
+    assert_int_equal(handoff_broker_room(bad), 0);
+    assert_last_error_has("invalid argument: broker is ");
+    assert_int_equal(errno, 0);
+    assert_invalid(handoff_broker_get_state(bad, 0, &backend_state));
+    assert_invalid(handoff_broker_get_state(broker, 0, bad));
     handoff_broker_free(bad);
     assert_null(none);
     assert_int_equal(id, 42);
@@ -195,7 +230,10 @@ static void calls_refuse(void *bad)
 static void null_is_refused(void **state)
 {
     (void)state;
+    handoff_broker_backend nowhere = HANDOFF_BROKER_BACKEND_INIT;
     calls_refuse(NULL);
+    assert_invalid(handoff_broker_add(broker, &nowhere));
+    assert_invalid(handoff_broker_remove(broker, NULL));
 }
 
 static void misaligned_pointers_are_refused(void **state)
@@ -244,6 +282,13 @@ static void unknown_flag_is_refused_and_named(void **state)
         offer.flags = unknown[i];
         assert_invalid_because(handoff_broker_offer(broker, &offer, NULL), "offer.flags");
     }
+    handoff_broker_backend backend = HANDOFF_BROKER_BACKEND_INIT;
+    backend.path = "@other";
+    for (uint32_t flags = 4; flags != 0; flags <<= 1) {
+        backend.flags = HANDOFF_BACKEND_BACKUP | flags;
+        assert_invalid_because(handoff_broker_add(broker, &backend), "backend.flags");
+    }
+    assert_status(handoff_broker_remove(broker, backend.path), HANDOFF_NOTHING);
 }
 
 static void offer_without_a_backend_is_refused_at_once_and_says_why(void **state)
@@ -310,6 +355,9 @@ static void closed_broker_tells_what_it_did_and_nothing_else(void **state)
     (void)state;
     handoff_offer offer = offer_of(client[0]);
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    handoff_broker_backend other = HANDOFF_BROKER_BACKEND_INIT;
+    handoff_backend_state first = HANDOFF_BACKEND_STATE_INIT;
+    other.path = "@other";
     assert_int_not_equal(handoff_broker_fd(broker), -1);
     assert_ok(handoff_broker_close(broker));
     assert_int_equal(handoff_broker_fd(broker), -1);
@@ -317,8 +365,14 @@ static void closed_broker_tells_what_it_did_and_nothing_else(void **state)
     assert_status(handoff_broker_flush(broker), HANDOFF_ERR_CLOSED);
     assert_status(handoff_broker_dispatch(broker), HANDOFF_ERR_CLOSED);
     assert_status(handoff_broker_take_back(broker, 1), HANDOFF_ERR_CLOSED);
+    assert_status(handoff_broker_add(broker, &other), HANDOFF_ERR_CLOSED);
+    assert_status(handoff_broker_remove(broker, path), HANDOFF_ERR_CLOSED);
+    assert_int_equal(handoff_broker_room(broker), 0);
+    assert_last_error_has("closed");
     assert_status(handoff_broker_close(broker), HANDOFF_ERR_CLOSED);
     assert_refused(HANDOFF_ERR_CLOSED, 0);
+    assert_ok(handoff_broker_get_state(broker, 0, &first));
+    assert_string_equal(first.path, path);
     assert_status(handoff_broker_next(broker, &verdict), HANDOFF_NOTHING);
     assert_int_equal(broker_statistics(broker).refused, 2);
 }
@@ -373,7 +427,10 @@ static void broker_used_in_the_parent_is_refused_in_the_child(void **state)
     if (child == 0) {
         handoff_offer offer = offer_of(client[0]);
         handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+        handoff_broker_backend other = HANDOFF_BROKER_BACKEND_INIT;
+        handoff_backend_state first = HANDOFF_BACKEND_STATE_INIT;
         handoff_status wrong = HANDOFF_ERR_WRONG_PROCESS;
+        other.path = "@other";
         assert_int_equal(handoff_broker_fd(broker), -1);
         assert_refused(wrong, 0);
         assert_status(handoff_broker_offer_and_wait(broker, &offer, &verdict), wrong);
@@ -381,6 +438,10 @@ static void broker_used_in_the_parent_is_refused_in_the_child(void **state)
         assert_status(handoff_broker_dispatch(broker), wrong);
         assert_status(handoff_broker_next(broker, &verdict), wrong);
         assert_status(handoff_broker_take_back(broker, 1), wrong);
+        assert_status(handoff_broker_add(broker, &other), wrong);
+        assert_status(handoff_broker_remove(broker, path), wrong);
+        assert_int_equal(handoff_broker_room(broker), 0);
+        assert_status(handoff_broker_get_state(broker, 0, &first), wrong);
         assert_status(handoff_broker_close(broker), wrong);
         handoff_broker_free(broker);
         _exit(0);
@@ -396,6 +457,7 @@ int main(void)
         BROKER_TEST(questions_and_next_are_no_use_and_open_nothing),
         BROKER_TEST(descriptor_stays_the_same_and_is_close_on_exec),
         BROKER_TEST(path_that_cannot_be_a_sockets_is_refused),
+        BROKER_TEST(broker_without_a_path_has_no_backend),
         BROKER_TEST(options_out_of_range_are_clamped),
         BROKER_TEST(null_is_refused),
         BROKER_TEST(misaligned_pointers_are_refused),

@@ -10,8 +10,9 @@
 #include <string.h>
 #include <sys/socket.h>
 
-/* More than a struct can grow, and less than the library takes for a size. */
-enum { LARGER = 24, MOST = 4096 };
+/* More than a struct can grow, more than one has with that, and the most that the library takes for a
+   size. */
+enum { LARGER = 24, ROOM = 2048, MOST = 4096 };
 
 static const size_t impossible[] = {0,        1,       sizeof(size_t) - 1, MOST + 1,
                                     1 << 20, SIZE_MAX / 2, SIZE_MAX};
@@ -30,8 +31,11 @@ static struct {
     handoff_raw_listener *listener;
 } raw;
 
-/* Offers of the client; the second is given up at once. */
+/* Offers of the client; the second is given up at once. And a backend that is not there. */
 static handoff_offer plain_offer, brief_offer;
+static handoff_broker_backend other_backend;
+
+static const handoff_broker_backend no_backend = HANDOFF_BROKER_BACKEND_INIT;
 
 static int open_all(void **state)
 {
@@ -44,6 +48,8 @@ static int open_all(void **state)
     snprintf(raw.name, sizeof raw.name, "@handoff-test-structs-%d", getpid());
     plain_offer = brief_offer = offer_of(client[0]);
     brief_offer.timeout_ms = 1;
+    other_backend = no_backend;
+    other_backend.path = "@handoff-test-structs-of-nobody";
     assert_ok(handoff_raw_token_generate(&raw.token));
     assert_ok(handoff_raw_store_new(NULL, &raw.store));
     assert_ok(handoff_raw_failures_new(NULL, &raw.failures));
@@ -174,6 +180,17 @@ static handoff_status offer_and_wait(const void *offer)
     return status;
 }
 
+static handoff_status add_backend(const void *backend)
+{
+    handoff_backend_state second = HANDOFF_BACKEND_STATE_INIT;
+    handoff_status status = handoff_broker_add(channel.broker, backend);
+    assert_status(handoff_broker_get_state(channel.broker, 1, &second),
+                  status == HANDOFF_OK ? HANDOFF_OK : HANDOFF_NOTHING);
+    assert_status(handoff_broker_remove(channel.broker, other_backend.path),
+                  status == HANDOFF_OK ? HANDOFF_OK : HANDOFF_NOTHING);
+    return status;
+}
+
 static handoff_status new_store(const void *options)
 {
     handoff_raw_store *made = NULL;
@@ -259,6 +276,8 @@ static const struct input {
      offsetof(handoff_offer, flags)},
     {"HANDOFF_OFFER_INIT", &brief_offer, sizeof brief_offer, offer_and_wait, "offer",
      sizeof brief_offer},
+    {"HANDOFF_BROKER_BACKEND_INIT", &other_backend, sizeof other_backend, add_backend, "backend",
+     offsetof(handoff_broker_backend, weight)},
     {"HANDOFF_RAW_STORE_OPTIONS_INIT", &store_options, sizeof store_options, new_store, "options",
      sizeof(size_t)},
     {"HANDOFF_RAW_PENDING_OPTIONS_INIT", &pending_options, sizeof pending_options, new_pending,
@@ -314,7 +333,7 @@ static void struct_of_a_newer_header_is_taken_if_nothing_new_is_set(void **state
     (void)state;
     FOR_EACH(input, input_calls) {
         for (size_t size = input->size + 1; size <= input->size + LARGER; size++) {
-            char larger[512] = {0};
+            char larger[ROOM] = {0};
             memcpy(larger, input->object, input->size);
             memcpy(larger, &size, sizeof size);
             void *object = copy_of(larger, size);
@@ -344,7 +363,7 @@ static void struct_of_a_newer_header_is_refused_and_named_if_something_new_is_se
     (void)state;
     FOR_EACH(input, input_calls) {
         for (size_t at = input->size; at < input->size + LARGER; at++) {
-            char larger[512] = {0};
+            char larger[ROOM] = {0};
             size_t size = input->size + LARGER;
             memcpy(larger, input->object, input->size);
             memcpy(larger, &size, sizeof size);
@@ -369,7 +388,7 @@ static void what_an_older_header_lacks_is_not_looked_at(void **state)
     FOR_EACH(input, input_calls) {
         if (input->least == input->size)
             continue;
-        char garbage[512];
+        char garbage[ROOM];
         memset(garbage, 0xff, sizeof garbage);
         memcpy(garbage, input->object, input->least);
         memcpy(garbage, &input->least, sizeof input->least);
@@ -440,6 +459,11 @@ static handoff_status wait_for_verdict_into(void *verdict)
 static handoff_status broker_statistics_into(void *statistics)
 {
     return handoff_broker_get_statistics(channel.broker, statistics);
+}
+
+static handoff_status backend_state_into(void *state)
+{
+    return handoff_broker_get_state(channel.broker, 0, state);
 }
 
 static handoff_status backend_statistics_into(void *statistics)
@@ -521,6 +545,7 @@ static const handoff_arrival no_arrival = HANDOFF_ARRIVAL_INIT;
 static const handoff_verdict no_verdict = HANDOFF_VERDICT_INIT;
 static const handoff_broker_statistics no_broker_statistics = HANDOFF_BROKER_STATISTICS_INIT;
 static const handoff_backend_statistics no_backend_statistics = HANDOFF_BACKEND_STATISTICS_INIT;
+static const handoff_backend_state no_backend_state = HANDOFF_BACKEND_STATE_INIT;
 static const handoff_raw_ack no_ack = HANDOFF_RAW_ACK_INIT;
 static const handoff_raw_verdict no_raw_verdict = HANDOFF_RAW_VERDICT_INIT;
 static const handoff_raw_peer no_peer = HANDOFF_RAW_PEER_INIT;
@@ -548,6 +573,8 @@ static const struct filled {
      broker_statistics_into, NULL, "statistics", sizeof(size_t)},
     {"HANDOFF_BACKEND_STATISTICS_INIT", &no_backend_statistics, sizeof no_backend_statistics, NULL,
      backend_statistics_into, NULL, "statistics", sizeof(size_t)},
+    {"HANDOFF_BACKEND_STATE_INIT", &no_backend_state, sizeof no_backend_state, NULL,
+     backend_state_into, NULL, "state", sizeof(size_t)},
     {"HANDOFF_RAW_ACK_INIT", &no_ack, sizeof no_ack, acknowledge, receive_ack_into, NULL, "ack",
      sizeof(size_t)},
     {"HANDOFF_RAW_ACK_INIT", &no_ack, sizeof no_ack, acknowledge, wait_for_ack_into, NULL, "ack",
@@ -577,7 +604,7 @@ static void *fill(const struct filled *filled, size_t size, int value)
         filled->prepare();
     assert_ok(filled->call(object));
     if (filled->end != NULL) {
-        char whole[512] = {0};
+        char whole[ROOM] = {0};
         memcpy(whole, object, size < filled->size ? size : filled->size);
         filled->end(whole);
     }
@@ -649,7 +676,7 @@ static void nothing_is_written_behind_a_struct_of_an_older_header(void **state)
 {
     (void)state;
     FOR_EACH(filled, filling_calls) {
-        unsigned char object[512];
+        unsigned char object[ROOM];
         memset(object, 0x55, sizeof object);
         memcpy(object, &filled->least, sizeof filled->least);
         if (filled->prepare != NULL)
@@ -699,6 +726,7 @@ static void fields_have_their_values_whatever_the_size(void **state)
         return type##_init(object, size);                              \
     }
 INIT(handoff_broker_options)
+INIT(handoff_broker_backend)
 INIT(handoff_backend_options)
 INIT(handoff_peer_policy)
 INIT(handoff_offer)
@@ -715,6 +743,7 @@ static const struct init {
     size_t size;
 } inits[] = {
     {init_handoff_broker_options, &broker_options, sizeof broker_options},
+    {init_handoff_broker_backend, &no_backend, sizeof no_backend},
     {init_handoff_backend_options, &backend_options, sizeof backend_options},
     {init_handoff_peer_policy, &peer_policy, sizeof peer_policy},
     {init_handoff_offer, &no_offer, sizeof no_offer},
@@ -744,7 +773,7 @@ static void function_initialises_a_struct_of_any_size(void **state)
     (void)state;
     FOR_EACH(init, inits) {
         for (size_t size = sizeof(size_t); size <= init->size + LARGER; size++) {
-            unsigned char expected[512] = {0}, *object = malloc(size);
+            unsigned char expected[ROOM] = {0}, *object = malloc(size);
             assert_non_null(object);
             memset(object, 0x55, size);
             memcpy(expected, init->object, init->size);
@@ -763,7 +792,7 @@ static void function_refuses_what_cannot_be_a_struct(void **state)
 {
     (void)state;
     FOR_EACH(init, inits) {
-        unsigned char object[512], before[512];
+        unsigned char object[ROOM], before[ROOM];
         memset(object, 0x55, sizeof object);
         memcpy(before, object, sizeof before);
         for (int i = 0; i < IMPOSSIBLE; i++)
@@ -785,6 +814,10 @@ static void initialised_structs_are_taken(void **state)
     handoff_broker_options options;
     assert_ok(handoff_broker_options_init(&options, sizeof options));
     assert_ok(new_broker(&options));
+    handoff_broker_backend backend;
+    assert_ok(handoff_broker_backend_init(&backend, sizeof backend));
+    backend.path = other_backend.path;
+    assert_ok(add_backend(&backend));
     handoff_backend_options listening;
     assert_ok(handoff_backend_options_init(&listening, sizeof listening));
     assert_ok(listen_for_brokers(&listening));
@@ -807,6 +840,17 @@ static void initialised_structs_are_taken(void **state)
     assert_ok(handoff_raw_inputs_init(&inputs, sizeof inputs));
     assert_ok(decide(&inputs));
 }
+
+/* ---- no padding at the end ------------------------------------------------------------------- */
+
+/* Older programs would leave it undefined where a newer library has a field: docs/abi.md. */
+#define ENDS_WITH(type, field)                                                                    \
+    _Static_assert(offsetof(type, field) + sizeof((type *)0)->field == sizeof(type), #type)
+ENDS_WITH(handoff_broker_options, reserved);
+ENDS_WITH(handoff_broker_backend, failure_period_ms);
+ENDS_WITH(handoff_backend_state, histogram);
+ENDS_WITH(handoff_verdict, reserved);
+ENDS_WITH(handoff_broker_statistics, failovers);
 
 int main(void)
 {

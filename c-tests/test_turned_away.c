@@ -46,16 +46,19 @@ static void become(uint32_t user)
 
 /* Closed by the backend when it has turned the broker away; -1: no delay. */
 static int turned_away = -1;
+/* The packet is sent before the delay, and not after it. */
+static bool sent_first;
 
 ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 {
-    if (turned_away != -1) {
-        char byte;
-        int wait_for = turned_away;
-        turned_away = -1;
-        must(read(wait_for, &byte, 1) == 0);
-    }
-    return syscall(SYS_sendmsg, fd, message, flags);
+    ssize_t sent = -1;
+    int wait_for = turned_away;
+    turned_away = -1;
+    if (wait_for == -1 || sent_first)
+        sent = syscall(SYS_sendmsg, fd, message, flags);
+    if (wait_for != -1)
+        must(read(wait_for, &(char){0}, 1) == 0);
+    return wait_for == -1 || sent_first ? sent : syscall(SYS_sendmsg, fd, message, flags);
 }
 
 /* ---- a backend in a process of its own --------------------------------------------------------- */
@@ -141,7 +144,10 @@ static struct child start_broker(uint32_t user, uint64_t timeout_ms)
         int pair[2];
         become(user);
         child_assert(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
-        child_assert(handoff_broker_new(path, NULL, &broker) == HANDOFF_OK);
+        /* One attempt is told of, and not a later one on a slow machine. */
+        handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+        options.reconnect_min_ms = PATIENCE_MS;
+        child_assert(handoff_broker_new(path, &options, &broker) == HANDOFF_OK);
         handoff_offer offer = offer_of(pair[0]);
         offer.timeout_ms = timeout_ms;
         uint64_t start = now_ns();
@@ -189,8 +195,8 @@ static void user_that_is_not_allowed_is_told_who_is(void **state)
     assert_told(end_of(start_broker(STRANGER, PATIENCE_MS)), HANDOFF_ERR_PERMISSION_DENIED,
                 "the backend does not allow user 33; it allows user 1001 (its own) and root");
     handoff_backend_statistics statistics = stop_backend(backend);
-    assert_in_range(statistics.refused_users, 1, UINT64_MAX);
-    assert_int_equal(statistics.refused, statistics.refused_users);
+    assert_int_equal(statistics.refused_users, 1);
+    assert_int_equal(statistics.refused, 1);
     assert_int_equal(statistics.last_refused_user, STRANGER);
     assert_int_equal(statistics.accepted, 0);
     assert_int_equal(statistics.broken, 0);
@@ -234,8 +240,8 @@ static void broker_too_many_is_told_the_limit(void **state)
     handoff_broker_free(first);
     handoff_backend_statistics statistics = stop_backend(backend);
     assert_int_equal(statistics.accepted, 1);
-    assert_in_range(statistics.over_limit, 1, UINT64_MAX);
-    assert_int_equal(statistics.over_limit, statistics.refused);
+    assert_int_equal(statistics.over_limit, 1);
+    assert_int_equal(statistics.refused, 1);
 }
 
 static void broker_too_many_of_one_user_is_told_that_limit(void **state)
@@ -260,8 +266,8 @@ static void broker_too_many_of_one_user_is_told_that_limit(void **state)
                 "the backend has 1 channels of user 0 already (max_channels_per_user)");
     handoff_broker_free(first);
     handoff_backend_statistics statistics = stop_backend(backend);
-    assert_in_range(statistics.over_limit, 1, UINT64_MAX);
-    assert_int_equal(statistics.over_limit, statistics.refused);
+    assert_int_equal(statistics.over_limit, 1);
+    assert_int_equal(statistics.refused, 1);
 }
 
 /* A backend that has not looked yet drains: who waits, and who is accepted but has not said hello, are
@@ -396,7 +402,7 @@ static struct child start_answering(enum answer how)
     int stop[2], report[2], done[2] = {-1, -1};
     assert_int_equal(pipe2(stop, O_CLOEXEC), 0);
     assert_int_equal(pipe2(report, O_CLOEXEC), 0);
-    if (how == REFUSED_BEFORE_HELLO)
+    if (how == REFUSED_BEFORE_HELLO || how == REFUSED_UNREAD)
         assert_int_equal(pipe2(done, O_CLOEXEC), 0);
     int listener = packets_listen(path);
     assert_int_not_equal(listener, -1);
@@ -423,6 +429,7 @@ static struct child start_answering(enum answer how)
     close(report[1]);
     close(done[1]);
     turned_away = done[0];
+    sent_first = how == REFUSED_UNREAD;
     child.stop = stop[1];
     child.report = report[0];
     return child;
@@ -513,7 +520,7 @@ static void backend_that_turns_away_is_not_hammered(void **state)
     enum { FIRST_MS = 10, LAST_MS = 160, TIME_MS = 1000 };
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
     handoff_broker *broker;
-    struct child backend = start_answering(REFUSED_UNREAD);
+    struct child backend = start_answering(UNKNOWN_CAUSE);
     options.reconnect_min_ms = FIRST_MS;
     options.reconnect_max_ms = LAST_MS;
     assert_ok(handoff_broker_new(path, &options, &broker));

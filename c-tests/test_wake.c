@@ -181,6 +181,17 @@ static void woken_broker_waits_for_the_verdict_on_what_was_adopted(void **state)
     assert_int_equal(waitpid(child, NULL, 0), child);
 }
 
+static void wake_that_no_wait_has_taken_leaves_a_loop_at_rest(void **state)
+{
+    (void)state;
+    int fd = handoff_broker_fd(channel.broker);
+    assert_int_not_equal(fd, -1);
+    assert_ok(handoff_broker_wake(channel.broker));
+    await_readable(fd);
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_false(is_readable(fd));
+}
+
 static void wake_in_a_child_does_nothing(void **state)
 {
     (void)state;
@@ -256,6 +267,7 @@ int main(void)
         CHANNEL_TEST(wake_leaves_errno_and_the_last_errors_alone),
         CHANNEL_TEST(woken_broker_has_its_connection_back),
         CHANNEL_TEST(woken_broker_waits_for_the_verdict_on_what_was_adopted),
+        CHANNEL_TEST(wake_that_no_wait_has_taken_leaves_a_loop_at_rest),
         CHANNEL_TEST(wake_in_a_child_does_nothing),
         CHANNEL_TEST(cancelled_thread_ends_after_its_wait),
         CHANNEL_TEST(cancelled_waits_keep_the_state_of_the_thread),

@@ -4,7 +4,8 @@
 Each client connects, asks, reads to the end of the stream and must have got exactly one answer; the
 answer says who gave it. At the end these answers are compared with what the processes counted.
 CLIENTS (4000) and CONCURRENCY (8) come from the environment. The times include what this program
-itself takes. A few clients then go through the blocking pair and through the raw layer's pair.
+itself takes. A few clients then go through the blocking pair, through a broker with many threads,
+and through the raw layer's pair.
 
 A backend that dies with a client which it has adopted but not answered takes it along: nobody else
 may answer it. So SIGKILL comes when no such client exists: each has its answer, the backend is
@@ -228,25 +229,25 @@ def demo(build, directory):
     expect(by("the backend runs", True), "the backend runs: none was adopted")
 
 
-def short(build, directory, pair):
+def short(build, directory, pair, backend_name):
     """A few clients through another pair of examples, with its backend and without it."""
     global address
     results.clear()
     handoff_socket = os.path.join(directory, f"{pair}.sock")
-    backend = Process(f"{build}/{pair}_backend", handoff_socket)
+    backend = Process(f"{build}/{backend_name}_backend", handoff_socket)
     broker = Process(f"{build}/{pair}_broker", "0", handoff_socket)
     host, port = broker.address.split(":")
     address = host, int(port)
     return_to_backend("runs")
     run("runs", CLIENTS // 100)
-    end = Process.end if pair == "blocking" else Process.kill
+    end = Process.kill if pair == "raw" else Process.end
     end(backend)
-    expect(pair != "blocking" or not os.path.exists(handoff_socket),
+    expect(pair == "raw" or not os.path.exists(handoff_socket),
            "blocking_backend left its socket")
     run("is down", CONCURRENCY)
     expect(not by("runs", False) and not by("is down", True), f"{pair}: {dict(results)}")
     end(broker)
-    print(f"{pair + '_broker, ' + pair + '_backend':43}{len(by('runs', True)) + CONCURRENCY:9}"
+    print(f"{pair + '_broker, ' + backend_name + '_backend':43}{len(by('runs', True)) + CONCURRENCY:9}"
           f"{len(by('runs', True)):9}{len(by('is down', False)):9}")
 
 
@@ -262,8 +263,8 @@ with tempfile.TemporaryDirectory(prefix="handoff-demo-") as directory:
     try:
         demo(sys.argv[1], directory)
         print()
-        for pair in "blocking", "raw":
-            short(sys.argv[1], directory, pair)
+        for pair in ("blocking", "blocking"), ("threaded", "blocking"), ("raw", "raw"):
+            short(sys.argv[1], directory, *pair)
     finally:
         for process in running:
             process.kill()

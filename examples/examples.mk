@@ -4,7 +4,10 @@ EXAMPLES := $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/*.c)
 
 $(BUILD)/examples/%: examples/%.c $(HEADERS) | need-pkg-config all
 	@mkdir -p $(@D)
-	$(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff)
+	$(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff) \
+	    $(EXAMPLE_LIBS)
+
+$(BUILD)/examples/threaded_broker: EXAMPLE_LIBS := -lpthread
 
 $(BUILD)/examples/%_cc: examples/%.cc $(HEADERS) include/handoff.hpp | need-pkg-config need-cxx all
 	@mkdir -p $(@D)

@@ -37,9 +37,9 @@
  *   a negative number waits without limit. A signal does not end a wait; handoff_broker_wake() and
  *   handoff_backend_wake() do. `timeout_ms` is when an offer is taken back: 0 is the default,
  *   HANDOFF_NO_TIMEOUT is never.
- * - Threads and fork(). A broker or a backend is used by one thread at a time, and by one process:
- *   the one that uses it first. Making it is not a use, so you can make it before fork(). Different
- *   handles are independent. raw.h has its own rules.
+ * - Threads and fork(). A broker or a backend is used by one thread at a time, except a broker with
+ *   HANDOFF_BROKER_SHARED, and by one process: the one that uses it first. Making it is not a use, so
+ *   you can make it before fork(). Different handles are independent. raw.h has its own rules.
  * - The library starts no thread, installs no signal handler, raises no SIGPIPE, writes nothing to
  *   standard error, and does not change signal masks, the umask or the working directory. Its calls
  *   are no cancellation points, pthread_cancel(3).

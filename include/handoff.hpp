@@ -2,7 +2,7 @@
  * handoff.hpp: handoff.h for C++17, without a cost of its own. Handles that own, errors as
  * std::error_code, ranges of verdicts and arrivals.
  *
- * A member is the call of the same name in handoff/broker.h or handoff/backend.h. What is said
+ * A member is the call of the same name in handoff/broker.h, backends.h or backend.h. What is said
  * there, and the rules in handoff.h, hold here too. The raw layer has no C++ form: call it as it
  * is, and turn its statuses into error codes with make_error_code().
  *
@@ -40,6 +40,7 @@
 #include <unistd.h>
 
 #include "handoff/backend.h"
+#include "handoff/backends.h"
 #include "handoff/broker.h"
 #include "handoff/status.h"
 
@@ -106,6 +107,9 @@ enum class reason : handoff_reason {
     unsupported_platform = HANDOFF_REASON_UNSUPPORTED_PLATFORM,
     broker_closed = HANDOFF_REASON_BROKER_CLOSED,
     backend_died = HANDOFF_REASON_BACKEND_DIED,
+    client_gone = HANDOFF_REASON_CLIENT_GONE,
+    too_large = HANDOFF_REASON_TOO_LARGE,
+    kind = HANDOFF_REASON_KIND,
 };
 
 /** Names a reason in lower case, for logs. */
@@ -374,6 +378,9 @@ class results {
 struct broker_options {
     std::size_t max_in_flight = 0;
     std::chrono::milliseconds timeout{0};
+    /** How long one of several backends may take to answer. */
+    std::chrono::milliseconds attempt_timeout{0};
+    std::size_t failover_bytes = 0;
     std::size_t queue_bytes = 0;
     std::size_t max_failures = 0;
     std::chrono::milliseconds failure_period{0};
@@ -381,6 +388,55 @@ struct broker_options {
     std::chrono::milliseconds reconnect_max{0};
     /** Who may be the backend. */
     const handoff_peer_policy *policy = nullptr;
+    /** HANDOFF_BROKER_SHARED: any number of threads may use the broker at once. */
+    bool shared = false;
+};
+
+/** A backend for broker::add(): handoff_broker_backend. Set `path`; zero is the default elsewhere. */
+struct broker_backend {
+    /** Its handoff socket; or, if this ends in '/', a directory in which each socket is a backend. */
+    const char *path = nullptr;
+    std::uint32_t weight = 0;
+    /** It gets offers only while no other backend takes them. */
+    bool backup = false;
+    /** It gets no offers. */
+    bool off = false;
+    std::size_t max_in_flight = 0;
+    std::size_t max_failures = 0;
+    std::chrono::milliseconds failure_period{0};
+};
+
+/** What a backend does: HANDOFF_BACKEND_*. */
+enum class phase : std::uint32_t {
+    connecting = HANDOFF_BACKEND_CONNECTING,
+    ready = HANDOFF_BACKEND_READY,
+    draining = HANDOFF_BACKEND_DRAINING,
+    resting = HANDOFF_BACKEND_RESTING,
+    down = HANDOFF_BACKEND_DOWN,
+};
+
+/**
+ * What one of a broker's backends does and has done: handoff_backend_state, with its numbers as
+ * what they mean. Its strings are valid until the next call with the broker.
+ */
+struct backend_state : handoff_backend_state {
+    handoff::phase phase() const noexcept { return static_cast<handoff::phase>(state); }
+    bool is_backup() const noexcept { return (flags & HANDOFF_BACKEND_BACKUP) != 0; }
+    bool is_off() const noexcept { return (flags & HANDOFF_BACKEND_OFF) != 0; }
+    /** Why it is down or resting. */
+    std::error_code code() const noexcept { return make_error_code(status); }
+    /** Offers that it did not adopt for this reason. */
+    std::uint64_t count(handoff::reason why) const noexcept
+    {
+        const auto number = static_cast<std::size_t>(why);
+        return number < std::size(fallbacks) ? fallbacks[number] : 0;
+    }
+    /** Offers that no backend took, with this error. */
+    std::uint64_t count(errc what) const noexcept
+    {
+        const auto number = static_cast<std::size_t>(-static_cast<std::int64_t>(what));
+        return number < std::size(refusals) ? refusals[number] : 0;
+    }
 };
 
 /** A connection to hand over: handoff_offer. Set at least `fd`. Everything else is copied. */
@@ -420,10 +476,16 @@ struct verdict {
     bool adopted = false;
     handoff::reason reason = handoff::reason::none;
     bool may_have_reached_backend = false;
+    /** With reason::kind: the kind of the socket, HANDOFF_KIND_*, or 0. */
+    std::uint32_t kind = 0;
+    /** How many backends it was offered to. */
+    std::uint32_t tries = 0;
+    /** The path of the last of them, or "". Valid until the next call with the broker. */
+    std::string_view backend{};
 };
 
 /**
- * The broker's end of a channel to one backend. `T` is the type of the user data, which goes with
+ * The broker's end of the channels to its backends. `T` is the type of the user data, which goes with
  * an offer and comes back with its verdict. The broker does not own it. A broker that is destroyed
  * loses the verdicts that were not taken: close() it first and take them.
  */
@@ -436,17 +498,21 @@ class broker
     using verdict_range = detail::results<broker, verdict<T>>;
 
     broker() noexcept {}
+    /** A path that ends in '/' is a directory of backends. NULL: no backend yet, see add(). */
     broker(const char *path, const broker_options &options, std::error_code &ec) noexcept
     {
         handoff_broker_options raw = HANDOFF_BROKER_OPTIONS_INIT;
         raw.max_in_flight = options.max_in_flight;
         raw.timeout_ms = detail::timeout_ms(options.timeout, 0);
+        raw.attempt_timeout_ms = detail::timeout_ms(options.attempt_timeout, 0);
+        raw.failover_bytes = options.failover_bytes;
         raw.queue_bytes = options.queue_bytes;
         raw.max_failures = options.max_failures;
         raw.failure_period_ms = detail::timeout_ms(options.failure_period, 0);
         raw.reconnect_min_ms = detail::timeout_ms(options.reconnect_min, 0);
         raw.reconnect_max_ms = detail::timeout_ms(options.reconnect_max, 0);
         raw.policy = options.policy;
+        raw.flags = options.shared ? HANDOFF_BROKER_SHARED : 0;
         handoff_broker *made = nullptr;
         ec = make_error_code(handoff_broker_new(path, &raw, &made));
         raw_.reset(made);
@@ -510,7 +576,54 @@ class broker
         return status == HANDOFF_OK;
     }
 
-    /** Takes every offer back and closes the channel. Then take the verdicts. */
+    /** Adds a backend or a directory of them, or changes one that the broker has. */
+    void add(const broker_backend &what, std::error_code &ec) noexcept
+    {
+        handoff_broker_backend raw = HANDOFF_BROKER_BACKEND_INIT;
+        raw.path = what.path;
+        raw.weight = what.weight;
+        raw.flags = (what.backup ? HANDOFF_BACKEND_BACKUP : 0u)
+            | (what.off ? HANDOFF_BACKEND_OFF : 0u);
+        raw.max_in_flight = what.max_in_flight;
+        raw.max_failures = what.max_failures;
+        raw.failure_period_ms = detail::timeout_ms(what.failure_period, 0);
+        ec = make_error_code(handoff_broker_add(get(), &raw));
+    }
+
+    /** Removes a backend or a directory of them. False: the broker has none with that path. */
+    bool remove(const char *path, std::error_code &ec) noexcept
+    {
+        const handoff_status status = handoff_broker_remove(get(), path);
+        ec = make_error_code(status);
+        return status == HANDOFF_OK;
+    }
+
+    /** How many small offers would be taken now. None after close(). */
+    [[nodiscard]] std::size_t room(std::error_code &ec) noexcept
+    {
+        // This call returns no status in C. Flushing fails for the same cause.
+        const std::size_t room = handoff_broker_room(get());
+        ec = room > 0 ? std::error_code() : fault(handoff_broker_flush(get()));
+        return room;
+    }
+
+    /**
+     * The state of a backend. None: there are not so many. For all of them:
+     *
+     *     for (std::size_t i = 0; const auto state = broker.state(i); i++)
+     *         report(state->path, state->phase(), state->message);
+     */
+    [[nodiscard]] std::optional<backend_state> state(std::size_t index,
+                                                     std::error_code &ec) noexcept
+    {
+        backend_state got{};
+        got.size = sizeof(handoff_backend_state);
+        const handoff_status status = handoff_broker_get_state(get(), index, &got);
+        ec = make_error_code(status);
+        return status == HANDOFF_OK ? std::optional(got) : std::nullopt;
+    }
+
+    /** Takes every offer back and closes the channels. Then take the verdicts. */
     void close(std::error_code &ec) noexcept { ec = make_error_code(handoff_broker_close(get())); }
 
 #ifdef __cpp_exceptions
@@ -535,6 +648,19 @@ class broker
     [[nodiscard]] bool take_back(std::uint64_t id)
     {
         return detail::throwing([&](auto &ec) { return take_back(id, ec); });
+    }
+    void add(const broker_backend &what) { detail::throwing([&](auto &ec) { add(what, ec); }); }
+    bool remove(const char *path)
+    {
+        return detail::throwing([&](auto &ec) { return remove(path, ec); });
+    }
+    [[nodiscard]] std::size_t room()
+    {
+        return detail::throwing([&](auto &ec) { return room(ec); });
+    }
+    [[nodiscard]] std::optional<backend_state> state(std::size_t index)
+    {
+        return detail::throwing([&](auto &ec) { return state(index, ec); });
     }
     void close() { detail::throwing([&](auto &ec) { close(ec); }); }
 #endif
@@ -561,7 +687,8 @@ class broker
     static verdict<T> from_raw(const handoff_verdict &raw) noexcept
     {
         return {raw.id, static_cast<T *>(raw.user_data), raw.outcome == HANDOFF_ADOPTED,
-                static_cast<handoff::reason>(raw.reason), raw.may_have_reached_backend != 0};
+                static_cast<handoff::reason>(raw.reason), raw.may_have_reached_backend != 0,
+                raw.kind, raw.tries, raw.backend != nullptr ? raw.backend : ""};
     }
 
     // In C an offer after close() may be a bug. Here it is how a broker stops.

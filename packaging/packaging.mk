@@ -6,8 +6,11 @@ CMAKEDIR   := $(LIBDIR)/cmake/handoff
 # Where gdb(1) looks for the debug symbols of a library, by its debug link.
 DEBUGDIR   := $(LIBDIR)/.debug
 HERE       := $(abspath .)
+# Examples, as documentation: the administrator puts them where systemd looks.
+UNITS      := $(wildcard packaging/systemd/*)
+UNITSDIR   := $(DOCDIR)/systemd
 # What a program may rely on, and what it runs on. The rest is about the tree.
-DOCS       := $(addprefix docs/,abi.md platforms.md protocol.md security.md)
+DOCS       := $(addprefix docs/,abi.md guide.md platforms.md protocol.md security.md)
 
 # Fills in a template: the paths as a program at run time sees them, without DESTDIR.
 SUBSTITUTE = sed -e 's|@PREFIX@|$(PREFIX)|' \
@@ -20,21 +23,24 @@ SUBSTITUTE = sed -e 's|@PREFIX@|$(PREFIX)|' \
 
 all: $(MAN_BUILD)/stamp
 
-# A page for each call and each type, and the overview.
-$(MAN_BUILD)/stamp: $(HEADERS) docs/man/handoff.7 tools/man.py tools/header.py Cargo.toml \
+# A page for each call and each type, the overview, and the command.
+$(MAN_BUILD)/stamp: $(HEADERS) docs/man/handoff.1 docs/man/handoff.7 tools/man.py tools/header.py Cargo.toml \
     | need-python
-	@rm -rf $(MAN_BUILD) && mkdir -p $(MAN_BUILD)/man3 $(MAN_BUILD)/man7
+	@rm -rf $(MAN_BUILD) && mkdir -p $(addprefix $(MAN_BUILD)/man,1 3 7)
 	$(PYTHON) tools/man.py include $(VERSION) $(MAN_BUILD)/man3
-	@sed 's|@VERSION@|$(VERSION)|' docs/man/handoff.7 > $(MAN_BUILD)/man7/handoff.7
+	@for section in 1 7; do sed 's|@VERSION@|$(VERSION)|' docs/man/handoff.$$section \
+	    > $(MAN_BUILD)/man$$section/handoff.$$section || exit 1; done
 	@touch $@
 
 .PHONY: install uninstall
 
-## install     install below PREFIX (/usr/local); also LIBDIR, INCLUDEDIR, MANDIR, DOCDIR, DESTDIR
+## install     install below PREFIX (/usr/local); also BINDIR, LIBDIR, INCLUDEDIR, MANDIR, DOCDIR, DESTDIR
 install: all
-	install -d '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' '$(DESTDIR)$(PKGCONFDIR)' \
+	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' '$(DESTDIR)$(PKGCONFDIR)' \
 	    '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(DEBUGDIR)' \
-	    '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7' '$(DESTDIR)$(DOCDIR)'
+	    '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7' \
+	    '$(DESTDIR)$(DOCDIR)'
+	install -m 755 $(COMMAND) '$(DESTDIR)$(BINDIR)'
 	install -m 755 $(LIB)/$(SHARED) '$(DESTDIR)$(LIBDIR)'
 	install -m 644 $(LIB)/$(SHARED).debug '$(DESTDIR)$(DEBUGDIR)'
 	ln -sf $(SHARED) '$(DESTDIR)$(LIBDIR)/$(SONAME)'
@@ -47,26 +53,34 @@ install: all
 	    echo "packaging/$${file##*/}.in > $(DESTDIR)$$file"; \
 	    $(SUBSTITUTE) "packaging/$${file##*/}.in" | install -m 644 /dev/stdin "$(DESTDIR)$$file"; \
 	done
+	install -m 644 $(MAN_BUILD)/man1/handoff.1 '$(DESTDIR)$(MANDIR)/man1'
 	install -m 644 $(MAN_BUILD)/man3/*.3 '$(DESTDIR)$(MANDIR)/man3'
 	install -m 644 $(MAN_BUILD)/man7/handoff.7 '$(DESTDIR)$(MANDIR)/man7'
 	install -m 644 $(DOCS) '$(DESTDIR)$(DOCDIR)'
+	install -d '$(DESTDIR)$(UNITSDIR)'
+	@set -e; for unit in $(notdir $(UNITS)); do \
+	    echo "packaging/systemd/$$unit > $(DESTDIR)$(UNITSDIR)/$$unit"; \
+	    sed 's|/usr/local/bin/handoff|$(BINDIR)/handoff|' "packaging/systemd/$$unit" | \
+	        install -m 644 /dev/stdin '$(DESTDIR)$(UNITSDIR)'/"$$unit"; \
+	done
 
 # Of the directories only the library's own go, and only if they are empty: whether somebody else
 # wants the others, such as pkgconfig, cannot be known.
 ## uninstall   remove what `make install` with the same variables put there
 uninstall: $(MAN_BUILD)/stamp
-	rm -f '$(DESTDIR)$(LIBDIR)/$(SHARED)' '$(DESTDIR)$(LIBDIR)/$(SONAME)' \
+	rm -f '$(DESTDIR)$(BINDIR)/handoff' '$(DESTDIR)$(LIBDIR)/$(SHARED)' '$(DESTDIR)$(LIBDIR)/$(SONAME)' \
 	    '$(DESTDIR)$(DEBUGDIR)/$(SHARED).debug' \
 	    '$(DESTDIR)$(LIBDIR)/libhandoff.so' '$(DESTDIR)$(LIBDIR)/libhandoff.a' \
 	    $(patsubst include/%,'$(DESTDIR)$(INCLUDEDIR)/%',$(wildcard include/*.h* include/handoff/*.h)) \
 	    '$(DESTDIR)$(PKGCONFDIR)/handoff.pc' \
 	    '$(DESTDIR)$(CMAKEDIR)/handoff-config.cmake' \
 	    '$(DESTDIR)$(CMAKEDIR)/handoff-config-version.cmake' \
-	    '$(DESTDIR)$(MANDIR)/man7/handoff.7' \
-	    $(patsubst docs/%,'$(DESTDIR)$(DOCDIR)/%',$(DOCS))
+	    '$(DESTDIR)$(MANDIR)/man1/handoff.1' '$(DESTDIR)$(MANDIR)/man7/handoff.7' \
+	    $(patsubst docs/%,'$(DESTDIR)$(DOCDIR)/%',$(DOCS)) \
+	    $(patsubst packaging/systemd/%,'$(DESTDIR)$(UNITSDIR)/%',$(UNITS))
 	@cd $(MAN_BUILD)/man3 && for page in *.3; do rm -f '$(DESTDIR)$(MANDIR)/man3/'"$$page"; done
 	@for directory in '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' \
-	    '$(DESTDIR)$(DEBUGDIR)' '$(DESTDIR)$(DOCDIR)'; do \
+	    '$(DESTDIR)$(DEBUGDIR)' '$(DESTDIR)$(UNITSDIR)' '$(DESTDIR)$(DOCDIR)'; do \
 	    [ ! -d "$$directory" ] || rmdir --ignore-fail-on-non-empty "$$directory"; done
 
 # ---- checks --------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ mod options;
 mod outcomes;
 mod peer;
 mod settings;
+mod shared;
 mod state;
 
 use std::io::{self, IoSlice};
@@ -37,7 +38,7 @@ use crate::sys::event::{Event, Events, Wait};
 use crate::sys::{self, packet};
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS, has_nul};
 
-use choosing::Placing;
+use choosing::{Load, Placing};
 use directory::Directory;
 use kept::NOT_KEPT;
 use member::{Link, Member, Obstacle, PARTS};
@@ -51,6 +52,7 @@ pub use member::Phase;
 pub use options::BrokerOptions;
 pub use peer::{Allowed, Numbers};
 pub use settings::BackendSettings;
+pub use shared::SharedBroker;
 pub use state::BackendState;
 
 /// The most backends that a broker has.
@@ -164,6 +166,8 @@ pub struct Broker {
     directories: Vec<Directory>,
     /// Backends whose timers are to be set, and which may have something to send.
     touched: Vec<u32>,
+    /// Those that take the offer that is being placed. Kept so that an offer allocates nothing.
+    candidates: Vec<(u32, Load)>,
     /// Verdicts that may wait when an offer is taken.
     most_verdicts: usize,
     outcomes: Outcomes,
@@ -198,6 +202,7 @@ impl Broker {
             listed: Vec::new(),
             directories: Vec::new(),
             touched: Vec::new(),
+            candidates: Vec::new(),
             most_verdicts: 0,
             outcomes: Outcomes::new(&options),
             options,
@@ -431,7 +436,7 @@ impl Broker {
         let mut ledger = Ledger::new(outcomes, tally, index, now);
         let received = channel.receive(&mut self.buffer, &mut ledger);
         if channel.welcome.is_ok() {
-            member.is_welcome(&self.options);
+            member.is_new(&self.options);
         }
         self.touch(index);
         match received {

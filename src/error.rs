@@ -75,7 +75,8 @@ impl Error {
     }
 
     /// The operating system's error number, if the system had a part in this: that of the source,
-    /// wherever a module's error has one.
+    /// wherever a module's error has one. For a backend that turns a broker away, the number that
+    /// says why.
     pub fn os_error(&self) -> Option<i32> {
         let mut cause = self.source();
         while let Some(error) = cause {
@@ -84,7 +85,10 @@ impl Error {
             }
             cause = error.source();
         }
-        None
+        match self {
+            Error::Broker(error) => error.number(),
+            _ => None,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! used them first, and have one descriptor to watch and one timer.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -45,12 +45,23 @@ impl Waker {
     /// Ends the wait that runs, or the next one. Returns false, and does nothing, in another process
     /// than the handle's. Safe in a signal handler, but that it may change errno.
     pub fn wake(&self) -> bool {
-        let process = self.0.process.load(Ordering::SeqCst);
-        let ours = process == 0 || process == process::current();
+        let ours = self.is_ours();
         if ours {
             self.0.alarm.ring();
         }
         ours
+    }
+
+    /// Whether the handle belongs to this process, or to none yet.
+    pub(crate) fn is_ours(&self) -> bool {
+        let process = self.0.process.load(Ordering::SeqCst);
+        process == 0 || process == process::current()
+    }
+
+    /// Makes the handle's descriptor readable now, and ends no wait. Safe in a signal handler, but
+    /// that it may change errno.
+    pub(crate) fn fire(&self) {
+        self.0.alarm.fire();
     }
 }
 
@@ -128,6 +139,11 @@ impl Handle {
     pub(crate) fn descriptor(&self) -> Result<BorrowedFd<'_>, HandleError> {
         let opened = self.opened.as_ref().ok_or(HandleError::WrongProcess)?;
         Ok(opened.events.descriptor().as_fd())
+    }
+
+    /// The same, for a thread that waits without the handle. None before the first use.
+    pub(crate) fn shared_descriptor(&self) -> Option<Arc<OwnedFd>> {
+        self.opened.as_ref().map(|opened| Arc::clone(opened.events.descriptor()))
     }
 
     /// If the timer could not be set, wakes the caller's loop now, so that it finds what is due.

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import header as c_header
 
-STRUCTS = ("handoff_broker_options", "handoff_offer", "handoff_verdict", "handoff_backend_options",
-           "handoff_arrival")
+STRUCTS = ("handoff_broker_options", "handoff_broker_backend", "handoff_offer", "handoff_verdict",
+           "handoff_backend_options", "handoff_arrival")
 # Each tells about the library or about a status as a whole, and is called as it is.
 AS_IN_C = {"handoff_status_name", "handoff_version", "handoff_supported",
            "handoff_status_may_have_reached_backend"}

@@ -61,6 +61,9 @@ need-spin:
 need-git:
 	@$(NEED) git git --version
 
+need-systemd:
+	@$(NEED) systemd test -x /lib/systemd/systemd
+
 # ---- to test and to measure the nginx modules ----------------------------------------------------
 
 need-nginx:

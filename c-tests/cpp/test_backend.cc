@@ -60,7 +60,9 @@ TEST_CASE("a backend's limits count")
     CHECK(channel.broker.offer(offer, nullptr, channel.ec).error == errc::full);
     channel.backend.dispatch(channel.ec);
     CHECK(!channel.backend.next(channel.ec));
-    CHECK(channel.verdict().reason == reason::client_unsupported);
+    const auto verdict = channel.verdict();
+    CHECK(verdict.reason == reason::kind);
+    CHECK(verdict.kind == HANDOFF_KIND_STREAM);
 }
 
 TEST_CASE("a backend's policy decides who may connect")

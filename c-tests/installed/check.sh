@@ -21,7 +21,7 @@ make_quietly() {
 # Whoever installs, root perhaps, rebuilds nothing and writes nothing into the tree.
 touch "$work/before"
 make_quietly install CARGO=false
-find include src build/lib build/man build/*.o build/*.stamp -newer "$work/before" > "$work/written"
+find include src build/lib build/bin build/man build/*.o build/*.stamp -newer "$work/before" > "$work/written"
 [ -s "$work/written" ] && fail "make install wrote: $(cat "$work/written")"
 
 here=$stage$libdir
@@ -30,6 +30,7 @@ real=$(readlink "$here/$soname")
 [ "$(readlink "$here/libhandoff.so")" = $soname ] || fail "libhandoff.so is not a link to $soname"
 [ "$(stat -c %a "$here/$real")" = 755 ] || fail "$real is not of mode 755"
 [ -f "$stage$prefix/share/man/man7/handoff.7" ] || fail "no handoff(7)"
+[ -f "$stage$prefix/share/man/man1/handoff.1" ] || fail "no handoff(1)"
 [ -f "$stage$prefix/share/doc/handoff/abi.md" ] || fail "no abi.md"
 calls=$(tools/exports) || die "no list of calls"
 for call in $calls; do
@@ -79,6 +80,17 @@ grep -qxF "version = \"$version\"" "$tree/Cargo.toml" ||
 for name in handoff_c handoff_cc handoff_hpp static_c static_cc static_hpp; do
     "cmake/$name" || fail "$name, built by CMake, does not run"
 done
+
+# The command, as installed, and that its backend answers.
+command=$stage$prefix/bin/handoff
+[ "$(LD_LIBRARY_PATH=$here "$command" --version)" = "handoff $version" ] ||
+    fail "handoff --version is not $version"
+LD_LIBRARY_PATH=$here "$command" exec "$work/backend.sock" -- cat > log 2>&1 &
+backend=$!
+for _ in $(seq 100); do [ -S "$work/backend.sock" ] || sleep 0.1; done
+LD_LIBRARY_PATH=$here "$command" check "$work/backend.sock" > log ||
+    fail "handoff check: $(cat log)"
+kill $backend
 
 cd "$tree" || exit 1
 make_quietly uninstall

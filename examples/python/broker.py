@@ -32,7 +32,8 @@ class COffer(ctypes.Structure):
 class CVerdict(handoff.Filled):
     _fields_ = [
         ("size", c_size_t), ("id", c_uint64), ("user_data", c_void_p), ("outcome", c_uint32),
-        ("reason", c_uint32), ("may_have_reached_backend", c_uint32), ("reserved", c_uint32),
+        ("reason", c_uint32), ("may_have_reached_backend", c_uint32), ("tries", c_uint32),
+        ("backend", c_char_p), ("kind", c_uint32), ("reserved", c_uint32),
     ]
 
 

@@ -43,6 +43,9 @@ class Reason(enum.IntEnum):
     UNSUPPORTED_PLATFORM = 12
     BROKER_CLOSED = 13
     BACKEND_DIED = 14
+    CLIENT_GONE = 15
+    TOO_LARGE = 16
+    KIND = 17
 
 
 # ---- the structs, as in the header ---------------------------------------------------------------
@@ -124,7 +127,8 @@ class CBackendStatistics(Filled):
     _fields_ = [("size", ctypes.c_size_t)] + [(name, ctypes.c_uint64) for name in (
         "arrived", "adopted", "rejected", "taken_back", "accepted", "refused", "broken",
         "channels", "held", "held_bytes", "kept_bytes", "over_limit", "system_errors",
-        "system_errno")]
+        "system_errno", "refused_users", "last_refused_user", "refused_versions",
+        "refused_draining")]
 
 
 # ---- the calls -----------------------------------------------------------------------------------

@@ -438,6 +438,7 @@ static void op_names(void)
     }
 
 INIT_OP(handoff_broker_options, handoff_broker_options_init, op_broker_options_init)
+INIT_OP(handoff_broker_backend, handoff_broker_backend_init, op_broker_backend_init)
 INIT_OP(handoff_backend_options, handoff_backend_options_init, op_backend_options_init)
 INIT_OP(handoff_offer, handoff_offer_init, op_offer_init)
 INIT_OP(handoff_peer_policy, handoff_peer_policy_init, op_policy_init)
@@ -449,18 +450,34 @@ INIT_OP(handoff_raw_inputs, handoff_raw_inputs_init, op_inputs_init)
 
 /* ---- the broker ------------------------------------------------------------------------------ */
 
+/** A socket's, or that of the directory where the backends listen. */
+static const char *any_backend_path(void)
+{
+    if (below(4) > 0)
+        return any_path();
+    char path[128];
+    snprintf(path, sizeof path, "%s/", directory);
+    return copy(path, strlen(path) + 1);
+}
+
 static void op_broker_new(void)
 {
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
     options.max_in_flight = (size_t)edge();
     options.timeout_ms = edge();
+    options.attempt_timeout_ms = edge();
+    options.failover_bytes = (size_t)edge();
     options.queue_bytes = (size_t)edge();
     options.max_failures = (size_t)edge();
     options.failure_period_ms = edge();
     options.reconnect_min_ms = below(4) == 0 ? edge() : 1;
     options.reconnect_max_ms = edge();
     const handoff_broker_options *given = IN_OR_NULL(handoff_broker_options, options);
-    const char *path = any_path();
+    bool before_path = bad;
+    const char *path = any_backend_path();
+    /* No path is no backend. */
+    if (path == NULL)
+        bad = before_path;
     handoff_broker **out = OUT(handoff_broker *);
     unsigned place = below(HANDLES);
     if (CALL(handoff_broker_new, path, given, out)) {
@@ -602,6 +619,59 @@ static void op_broker_statistics(void)
         FILLED(handoff_broker_statistics, HANDOFF_BROKER_STATISTICS_INIT);
     CALL(handoff_broker_get_statistics, broker, out);
     must(handoff_broker_last_error(broker) != NULL);
+}
+
+static void op_broker_add(void)
+{
+    LIVE(brokers);
+    handoff_broker_backend backend = HANDOFF_BROKER_BACKEND_INIT;
+    backend.path = any_backend_path();
+    backend.weight = (uint32_t)edge();
+    backend.flags = u8() < 240 ? below(8) / 6 + below(8) / 6 * 2 : (uint32_t)edge();
+    bad |= backend.flags > 3;
+    backend.max_in_flight = (size_t)edge();
+    backend.max_failures = (size_t)edge();
+    backend.failure_period_ms = edge();
+    handoff_broker *broker = handle(brokers[which]);
+    const handoff_broker_backend *given = IN(handoff_broker_backend, backend);
+    CALL(handoff_broker_add, broker, given);
+}
+
+static void op_broker_remove(void)
+{
+    LIVE(brokers);
+    handoff_broker *broker = handle(brokers[which]);
+    const char *path = any_backend_path();
+    before("handoff_broker_remove");
+    status = handoff_broker_remove(broker, path);
+    /* What cannot be a path is no backend's. */
+    bad &= status != HANDOFF_NOTHING || broker != brokers[which] || path == NULL;
+    after(status);
+}
+
+static void op_broker_room(void)
+{
+    LIVE(brokers);
+    handoff_broker *broker = handle(brokers[which]);
+    before("handoff_broker_room");
+    must(handoff_broker_room(broker) == 0 || !bad);
+}
+
+static void op_broker_get_state(void)
+{
+    LIVE(brokers);
+    size_t index = below(8) == 0 ? (size_t)edge() : below(4);
+    handoff_broker *broker = handle(brokers[which]);
+    handoff_backend_state *out = FILLED(handoff_backend_state, HANDOFF_BACKEND_STATE_INIT);
+    if (!CALL(handoff_broker_get_state, broker, index, out) || out->size != sizeof *out)
+        return;
+    must(out->path[0] != '\0' && out->weight >= 1 && out->weight <= 65535);
+    must(out->state >= HANDOFF_BACKEND_CONNECTING && out->state <= HANDOFF_BACKEND_DOWN);
+    must((out->status == HANDOFF_OK) == (out->message[0] == '\0') && out->status <= HANDOFF_OK);
+    must(out->status != HANDOFF_ERR_INTERNAL && out->error >= 0 && out->reserved == 0);
+    must(out->in_flight <= 4096 && out->room <= 4096 && out->adopted <= out->offered);
+    must(out->room == 0 || out->state == HANDOFF_BACKEND_READY ||
+         out->state == HANDOFF_BACKEND_RESTING);
 }
 
 static void op_broker_close(void)
@@ -1134,6 +1204,8 @@ static void (*const operations[])(void) = {
     op_failures_new, op_failures, op_failures, op_names, op_broker_options_init,
     op_backend_options_init, op_offer_init, op_policy_init, op_store_options_init,
     op_pending_options_init, op_failures_options_init, op_listener_options_init, op_inputs_init,
+    op_broker_backend_init, op_broker_add, op_broker_add, op_broker_remove, op_broker_room,
+    op_broker_get_state, op_broker_get_state,
 };
 enum { OPERATIONS = sizeof operations / sizeof *operations };
 

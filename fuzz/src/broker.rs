@@ -11,7 +11,7 @@ use std::time::Duration;
 use handoff::broker::{Broker, BrokerOptions, Offer, Verdict};
 
 use crate::input::Input;
-use crate::peer::{self, ADOPTED, DRAIN, GRANTS, HELLO, OFFERS, Table, VERDICTS, WELCOME};
+use crate::peer::{self, ADOPTED, DRAIN, GRANTS, HELLO, OFFERS, REFUSAL, Table, VERDICTS, WELCOME};
 
 /// An offer that reached the backend.
 struct Arrived {
@@ -207,6 +207,11 @@ fn play(input: &mut Input<'_>) {
             }
             15 if input.rarely() => backend.send(&peer::frame(DRAIN, 0, 0, &[]), 0),
             15 if input.rarely() => backend.socket = None,
+            15 if input.rarely() => {
+                let mut refusal = peer::frame(REFUSAL, 0, 0, input.bytes(16));
+                refusal[4] = input.u8();
+                backend.send(&refusal, 0);
+            }
             15 => {
                 broker.flush().unwrap();
                 if backend.socket.is_none() {

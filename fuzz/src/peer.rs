@@ -19,6 +19,7 @@ pub const GRANTS: u8 = 3;
 pub const OFFERS: u8 = 4;
 pub const VERDICTS: u8 = 5;
 pub const DRAIN: u8 = 6;
+pub const REFUSAL: u8 = 7;
 
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 

@@ -40,13 +40,15 @@ typedef struct handoff_broker_options {
      */
     uint64_t timeout_ms;
     /**
-     * How long one of several backends may take, in milliseconds: default 1000. Then the offer is
-     * taken back and offered to another one.
+     * With several backends: how long one of them may take to answer, in milliseconds: default
+     * 1000; HANDOFF_NO_TIMEOUT. Then the offer is taken back and goes to another one that can take
+     * it. If there is none, it stays.
      */
     uint64_t attempt_timeout_ms;
     /**
-     * The most bytes of offers kept for another backend: default 16777216; HANDOFF_NO_LIMIT. An
-     * offer beyond them is offered to one backend only.
+     * With several backends: the most bytes of offers in flight that are copied, so that another
+     * backend can have them: default 16777216; HANDOFF_NO_LIMIT. An offer beyond that goes to one
+     * backend only.
      */
     size_t failover_bytes;
     /**
@@ -79,9 +81,29 @@ typedef struct handoff_broker_options {
      * socket's file. Checked for each connection before anything is sent. Copied.
      */
     const handoff_peer_policy *policy;
+    /** HANDOFF_BROKER_SHARED, or 0. */
+    uint32_t flags;
+    /** Reserved: always 0. */
+    uint32_t reserved;
 } handoff_broker_options;
 #define HANDOFF_BROKER_OPTIONS_INIT \
-    { sizeof(handoff_broker_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL }
+    { sizeof(handoff_broker_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, 0 }
+
+/**
+ * In handoff_broker_options.flags: any number of threads may use the broker at once. It is for
+ * programs with a thread for each request, which need one channel to each backend this way.
+ *
+ * Each thread calls handoff_broker_offer_and_wait(). One of them does the broker's work, and the
+ * others sleep until their own verdict is there. Threads that wait for room get it in the order in
+ * which they came. Every other call may be made at the same time, except handoff_broker_free():
+ * calling that while a thread uses the broker is a bug in the caller.
+ *
+ * To end all waits for good, call handoff_broker_close(): each thread gets its verdict, or
+ * HANDOFF_ERR_CLOSED if its connection was not offered yet. Strings that a call returns are valid
+ * until the next call of the same thread. In a child of fork(), every call except
+ * handoff_broker_free() returns HANDOFF_ERR_WRONG_PROCESS.
+ */
+#define HANDOFF_BROKER_SHARED 1
 
 /**
  * Initialises options as HANDOFF_BROKER_OPTIONS_INIT does, for languages without macros.
@@ -177,8 +199,8 @@ typedef struct handoff_offer {
 handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOEXCEPT;
 
 /**
- * Offers a connection to the backend. It never blocks: while the socket is full, the offer is
- * queued.
+ * Offers a connection to the backend, or to one of several: see handoff_broker_add(). It never
+ * blocks: while the socket is full, the offer is queued.
  *
  * @param broker   the broker
  * @param offer    the connection and what goes with it; everything but `fd` is copied
@@ -186,9 +208,11 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  * @return HANDOFF_OK: handoff_broker_next() will return its verdict. After any error except
  *         HANDOFF_ERR_INTERNAL nothing was sent and there is no verdict, so serve the client
  *         another way:
- *         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, or if the backend is draining;
+ *         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, also if the backend has as many as it
+ *         may have, or if it is draining: handoff_last_error() says why;
  *         HANDOFF_ERR_WOULD_BLOCK if there is none because too many brokers wait to be accepted;
- *         HANDOFF_ERR_PERMISSION_DENIED if there is none because this process may not connect;
+ *         HANDOFF_ERR_PERMISSION_DENIED if there is none because this process may not connect, or
+ *         the backend does not allow its user;
  *         HANDOFF_ERR_PEER_NOT_ALLOWED if the user who listens at the path may not be the backend,
  *         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
  *         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, or
@@ -202,8 +226,12 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         or both forms of preread are set;
  *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_UNSUPPORTED if this
- *         system lacks what a channel needs; HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG
- *         is RLIMIT_FSIZE, for the memory that the two ends share counts as a file.
+ *         system lacks what a channel needs, or the backend speaks another version of the protocol;
+ *         HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG is RLIMIT_FSIZE, for the memory
+ *         that the two ends share counts as a file.
+ *
+ * If none of several backends takes the offer, the status is about the one that is most likely to
+ * take one soon.
  *
  * After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
  * handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
@@ -285,7 +313,8 @@ typedef struct handoff_verdict {
     /** How many backends it was offered to. */
     uint32_t tries;
     /**
-     * The path of the backend that had it last, or "". Valid until the next call with this broker.
+     * The path of the backend that adopted it, or of the last one that had it. Valid until the next
+     * call with this broker.
      */
     const char *backend;
     /**
@@ -317,8 +346,8 @@ handoff_status handoff_broker_next(handoff_broker *broker,
  * Offers a connection and waits for its verdict. For programs without an event loop.
  *
  * It waits for the channel, for room and for the verdict, together at most the offer's
- * `timeout_ms`. If connecting fails or is to wait for the next attempt, and while the backend
- * drains, it returns HANDOFF_ERR_BACKEND_UNAVAILABLE at once.
+ * `timeout_ms`. If connecting fails or is to wait for the next attempt, if the backend turns this
+ * broker away, and while it drains, it returns the error at once.
  *
  * @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
  * @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect
@@ -340,7 +369,8 @@ handoff_status handoff_broker_offer_and_wait(handoff_broker *broker,
  * would wait, takes its offer back and returns HANDOFF_WOKEN.
  *
  * If the backend has adopted the connection, the call returns that verdict, and the next one is
- * woken.
+ * woken. With HANDOFF_BROKER_SHARED it ends every wait that runs; if there is none, or each of them
+ * returns a verdict, the next one is woken.
  *
  * @param broker  the broker; nobody may free it meanwhile
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -358,7 +388,8 @@ handoff_status handoff_broker_wake(const handoff_broker *broker) HANDOFF_NOEXCEP
  * @return HANDOFF_OK: the connection is yours, and there will be no verdict. The backend may still
  *         hold a copy of the descriptor: see `may_have_reached_backend` in handoff_verdict.
  *         HANDOFF_ERR_TOO_LATE if the backend has adopted it or its verdict is known, which
- *         handoff_broker_next() returns; also if `id` names no offer in flight.
+ *         handoff_broker_next() returns; also if `id` names no offer in flight, or one that a
+ *         thread waits for.
  *         HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL; HANDOFF_ERR_WRONG_PROCESS;
  *         HANDOFF_ERR_CLOSED.
  */
@@ -366,7 +397,7 @@ HANDOFF_MUST_USE
 handoff_status handoff_broker_take_back(handoff_broker *broker, uint64_t id) HANDOFF_NOEXCEPT;
 
 /**
- * Takes every offer back and closes the channel. Then call handoff_broker_next() for the verdicts,
+ * Takes every offer back and closes the channels. Then call handoff_broker_next() for the verdicts,
  * HANDOFF_REASON_BROKER_CLOSED unless the backend was first, and handoff_broker_free().
  *
  * The statistics and the last error can still be read. Calls that need the channel return
@@ -386,7 +417,7 @@ typedef struct handoff_broker_statistics {
     uint64_t offered;
     /** Offers refused by these calls. */
     uint64_t refused;
-    /** Offers that the backend adopted. */
+    /** Offers that a backend adopted. */
     uint64_t adopted;
     /** Offers taken back by handoff_broker_take_back() and handoff_broker_wake(). */
     uint64_t taken_back;
@@ -419,7 +450,8 @@ handoff_status handoff_broker_get_statistics(handoff_broker *broker,
                                              handoff_broker_statistics *statistics) HANDOFF_NOEXCEPT;
 
 /**
- * Returns a message about this broker's last error. For the rest see handoff_last_error().
+ * Returns a message about this broker's last error. For the rest see handoff_last_error(). With
+ * HANDOFF_BROKER_SHARED it is handoff_last_error().
  *
  * @param broker  the broker
  * @return a string, never NULL, empty if no call has failed yet or `broker` is NULL. It is valid
@@ -428,12 +460,12 @@ handoff_status handoff_broker_get_statistics(handoff_broker *broker,
 const char *handoff_broker_last_error(const handoff_broker *broker) HANDOFF_NOEXCEPT;
 
 /**
- * Takes every offer back, closes the channel and frees the broker.
+ * Takes every offer back, closes the channels and frees the broker.
  *
  * Verdicts that were not taken are lost: to learn who owns each connection, call
  * handoff_broker_close() first. In a child of fork() it closes the child's copies only.
  *
- * @param broker  the broker, or NULL, which does nothing
+ * @param broker  the broker, or NULL, which does nothing. No other thread may use it.
  */
 void handoff_broker_free(handoff_broker *broker) HANDOFF_NOEXCEPT;
 

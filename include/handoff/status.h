@@ -288,14 +288,14 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_INVALID_ARGUMENT (-1)
 
 /**
- * The system lacks something, or a struct sets a field that this version does not have;
- * handoff_last_error() says what. Serve the client another way. Trying again does not help.
+ * The system lacks something, a struct sets a field that this version does not have, or the backend
+ * speaks another version of the protocol; handoff_last_error() says what. Serve the client another way. Trying again does not help.
  */
 #define HANDOFF_ERR_UNSUPPORTED (-2)
 
 /**
- * The permissions of the socket's file or directory, or a security module, do not allow it. Check
- * the socket's mode and owner.
+ * The permissions of the socket's file or directory, a security module, or the backend's policy do
+ * not allow it; handoff_last_error() says which. Check the socket's mode and owner, and the policy.
  */
 #define HANDOFF_ERR_PERMISSION_DENIED (-3)
 

@@ -175,19 +175,12 @@ impl Channel {
         events: &mut Events,
         arrivals: &mut Arrivals,
     ) -> Result<(), End> {
-        let mut was_reset = false;
         while let Some(socket) = &self.socket {
             let descriptor = socket.descriptor.as_fd();
             let received = match packet::receive_packet(descriptor, buffer, descriptors) {
                 // The end of the stream never brings descriptors; an empty packet can.
                 Ok(received) if received.len > 0 || received.descriptors > 0 => received,
                 Ok(_) => return Err(End::Gone),
-                // The broker went without reading all. What it sent before comes behind the error
-                // (sock_error in unix_dgram_recvmsg, net/unix/af_unix.c).
-                Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) && !was_reset => {
-                    was_reset = true;
-                    continue;
-                }
                 // It takes no verdicts, so it is of no use, even if its end never comes.
                 Err(_) if socket.deaf => return Err(End::Gone),
                 Err(error) => return unreceived(&error, events, arrivals),

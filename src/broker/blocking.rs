@@ -41,7 +41,7 @@ impl Broker {
 
     /// Gives an offer that cannot be taken back its verdict, by ending the channel of the backend that
     /// has it. No other backend gets it.
-    fn end_here(&mut self, id: u64) {
+    pub(super) fn end_here(&mut self, id: u64) {
         let now = Instant::now();
         let Some((index, slot)) = self.find(id) else { return };
         let slot = self.members[index].channel().and_then(|channel| channel.offers.find(slot, id));
@@ -97,8 +97,7 @@ impl Broker {
                 Ok(id) => return Ok(id),
                 Err(error) => error,
             };
-            let worth_waiting = error.is_full() || self.members.iter().any(Member::is_connecting);
-            if !worth_waiting || left.is_zero() {
+            if !self.is_worth_waiting(&error) || left.is_zero() {
                 return Err(error);
             }
             if self.handle.woken() {
@@ -106,5 +105,10 @@ impl Broker {
             }
             self.dispatch_after(Wait::Until(deadline))?;
         }
+    }
+
+    /// Whether there may soon be room for an offer that was refused.
+    pub(super) fn is_worth_waiting(&self, error: &BrokerError) -> bool {
+        error.is_full() || self.members.iter().any(Member::is_connecting)
     }
 }

@@ -342,16 +342,12 @@ fn why_hello_failed(socket: &OwnedFd, error: io::Error) -> WhyDown {
         return error.into();
     }
     let mut packet = [0; wire::HEADER_LEN + REFUSAL_LEN + 1];
-    // The kernel tells of the end once, and then what was sent before.
-    for _ in 0..2 {
-        let Ok(received) = packet::receive_bare_packet(socket.as_fd(), &mut packet) else {
-            continue;
-        };
-        return match wire::decode(&packet[..received.len], received.descriptors) {
-            Ok(Frame::Refusal(refusal)) => WhyDown::TurnedAway(refusal),
-            _ if received.len > 0 => WhyDown::NoWelcome(NoWelcome::Foreign),
-            _ => WhyDown::NoWelcome(NoWelcome::Closed),
-        };
+    // An error that the socket had is told by now.
+    let received = packet::receive_bare_packet(socket.as_fd(), &mut packet);
+    let Ok(received) = received else { return WhyDown::NoWelcome(NoWelcome::Closed) };
+    match wire::decode(&packet[..received.len], received.descriptors) {
+        Ok(Frame::Refusal(refusal)) => WhyDown::TurnedAway(refusal),
+        _ if received.len > 0 => WhyDown::NoWelcome(NoWelcome::Foreign),
+        _ => WhyDown::NoWelcome(NoWelcome::Closed),
     }
-    WhyDown::NoWelcome(NoWelcome::Closed)
 }

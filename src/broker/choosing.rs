@@ -12,10 +12,10 @@ use std::os::fd::RawFd;
 use std::time::Instant;
 
 use super::kept::{Copy, NOT_KEPT};
-use super::member::{Link, Obstacle, Place};
+use super::member::{Link, Member, Obstacle, Place};
 use super::offers::{Facts, Parts, queued_len};
 use super::outcomes::Again;
-use super::{Broker, BrokerError, ID_BITS, KEPT_ID, SLOT_BITS, Verdict};
+use super::{BackendSettings, Broker, BrokerError, ID_BITS, KEPT_ID, SLOT_BITS, Verdict};
 use crate::claim;
 use crate::reason::Reason;
 
@@ -73,46 +73,47 @@ impl Broker {
     ) -> Result<Chosen, Option<(usize, Obstacle)>> {
         let queue_bytes = self.options.queue_bytes;
         let copy = self.outcomes.kept.get(kept);
-        let mut fewest: Option<(bool, usize, u64)> = None;
+        let mut fewest: Option<Load> = None;
         // Of those that are no backups, and of backups.
         let mut weights = [0; 2];
         let mut refused: Option<(usize, Obstacle)> = None;
-        for (index, member) in self.members.iter_mut().enumerate() {
-            member.candidate = false;
+        self.candidates.clear();
+        for (index, member) in self.members.iter().enumerate() {
             if member.gone || copy.is_some_and(|copy| copy.tried.has(index)) {
                 continue;
             }
-            if let Err(why) = member.takes(len, queue_bytes, now) {
+            if let Err(why) = member.would_take(len, queue_bytes, now) {
                 if refused.is_none_or(|(_, other)| why.rank() < other.rank()) {
                     refused = Some((index, why));
                 }
                 continue;
             }
-            member.candidate = true;
-            weights[usize::from(member.settings.backup)] += i64::from(member.settings.weight);
-            let with_this = load(member, 1);
-            if fewest.is_none_or(|fewest| is_less(with_this, fewest)) {
-                fewest = Some(with_this);
+            let load = Load::of(member);
+            weights[usize::from(load.backup)] += i64::from(load.weight);
+            self.candidates.push((index as u32, load));
+            if fewest.is_none_or(|fewest| load.with_one_more().is_less(fewest)) {
+                fewest = Some(load.with_one_more());
             }
         }
         let limit = fewest.ok_or(refused)?;
-        let index = self.take_turns(limit, weights[usize::from(limit.0)]);
+        let index = self.take_turns(limit, weights[usize::from(limit.backup)]);
         let place = self.members[index].takes(len, queue_bytes, now);
         place.map(|place| Chosen { index, place }).map_err(|why| Some((index, why)))
     }
 
     /// The one whose turn it is among the candidates with less than this load. `total` is the weight
     /// of all candidates that are backups as it is, or are none.
-    fn take_turns(&mut self, limit: (bool, usize, u64), total: i64) -> usize {
+    fn take_turns(&mut self, limit: Load, total: i64) -> usize {
         let (mut chosen, mut highest) = (0, i64::MIN);
-        for (index, member) in self.members.iter_mut().enumerate() {
-            if !member.candidate || member.settings.backup != limit.0 {
+        for (index, load) in &self.candidates {
+            if load.backup != limit.backup {
                 continue;
             }
-            let turn = member.turn + i64::from(member.settings.weight);
-            member.turn = turn.clamp(-MOST_TURNS * total, MOST_TURNS * total);
-            if member.turn > highest && is_less(load(member, 0), limit) {
-                (chosen, highest) = (index, member.turn);
+            let index = *index as usize;
+            let turn = &mut self.members[index].turn;
+            *turn = (*turn + i64::from(load.weight)).clamp(-MOST_TURNS * total, MOST_TURNS * total);
+            if *turn > highest && load.is_less(limit) {
+                (chosen, highest) = (index, *turn);
             }
         }
         self.members[chosen].turn -= total;
@@ -123,7 +124,7 @@ impl Broker {
     pub(super) fn can_fail_over(&self, copy: &Copy, now: Instant) -> bool {
         let queue_bytes = self.options.queue_bytes;
         self.members.iter().enumerate().any(|(index, member)| {
-            !copy.tried.has(index) && member.takes(copy.len(), queue_bytes, now).is_ok()
+            !copy.tried.has(index) && member.would_take(copy.len(), queue_bytes, now).is_ok()
         })
     }
 
@@ -259,7 +260,7 @@ impl Broker {
     /// The error of an offer that no backend takes.
     #[cold]
     pub(super) fn refused(&mut self, why: Option<(usize, Obstacle)>) -> BrokerError {
-        let Some((index, obstacle)) = why else {
+        let Some((index, obstacle)) = why.filter(|(index, _)| !self.members[*index].gone) else {
             return self.no_backend();
         };
         let member = &mut self.members[index];
@@ -278,12 +279,27 @@ impl Broker {
     }
 }
 
-/// How busy a backend is, with so many offers more: less is better. Backups come last.
-fn load(member: &super::member::Member, more: usize) -> (bool, usize, u64) {
-    (member.settings.backup, member.in_flight() + more, u64::from(member.settings.weight))
+/// How busy a backend is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Load {
+    backup: bool,
+    weight: u32,
+    in_flight: u64,
 }
 
-fn is_less(one: (bool, usize, u64), other: (bool, usize, u64)) -> bool {
-    let ratio = |(_, in_flight, _): (bool, usize, u64), weight| in_flight as u64 * weight;
-    (one.0, ratio(one, other.2)) < (other.0, ratio(other, one.2))
+impl Load {
+    fn of(member: &Member) -> Load {
+        let BackendSettings { backup, weight, .. } = member.settings;
+        Load { backup, weight, in_flight: member.in_flight() as u64 }
+    }
+
+    fn with_one_more(self) -> Load {
+        Load { in_flight: self.in_flight + 1, ..self }
+    }
+
+    /// Whether it has fewer offers in flight for its weight. Backups come last.
+    fn is_less(self, other: Load) -> bool {
+        let of = |load: Load, weight: u32| load.in_flight * u64::from(weight);
+        (self.backup, of(self, other.weight)) < (other.backup, of(other, self.weight))
+    }
 }

@@ -103,6 +103,16 @@ impl Broker {
         member.next_attempt(&self.options, now)
     }
 
+    /// There is a new socket at the path: it is tried at once, whatever became of the one before.
+    pub(super) fn start_over(&mut self, index: usize, now: Instant) {
+        let member = &mut self.members[index];
+        if let Link::Down { retry_at } = &mut member.link {
+            *retry_at = now;
+            member.is_new(&self.options);
+            self.tick(index, now);
+        }
+    }
+
     /// Connects to the successor of a backend that drains, which has finished all that was in flight.
     fn succeed(&mut self, index: usize, now: Instant) {
         match self.connect(index, now) {
@@ -130,8 +140,7 @@ impl Broker {
             let mut ledger = Ledger::new(outcomes, tally, index, now);
             let mut last = Err(reason);
             if reason != Reason::IntegrityMismatch {
-                // What the backend said last may be here already, even behind an error: the kernel
-                // tells that first (sock_error in unix_dgram_recvmsg, net/unix/af_unix.c).
+                // What the backend said last may be here already.
                 last = channel.receive(&mut self.buffer, &mut ledger);
             }
             member.why_down = Some(channel.why_ended(last));

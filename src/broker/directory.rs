@@ -25,7 +25,7 @@ pub(super) struct Directory {
     pub settings: BackendSettings,
     watch: Option<Watch>,
     /// When to read it again, if nothing tells what changes in it.
-    look_at: Option<Instant>,
+    pub look_at: Option<Instant>,
     /// An error number: why it could not be read.
     error: Option<i32>,
     pub removed: bool,
@@ -139,13 +139,18 @@ impl Broker {
         let read = watch.read(|change| match change {
             Change::Came(name) => {
                 let path = self.directories[number].path.clone();
-                if directory::is_socket(&path, name) {
-                    self.found(number, name, settings, now);
+                if directory::is_socket(&path, name)
+                    && let Some(index) = self.found(number, name, settings, now)
+                {
+                    self.start_over(index, now);
                 }
             }
             Change::Went(name) => {
                 let path = self.directories[number].path.join(name);
-                if let Some(index) = self.number(&path) {
+                let index = self.number(&path);
+                // One that was added by its own name stays.
+                let here = |index: &usize| self.members[*index].directory == Some(number as u32);
+                if let Some(index) = index.filter(here) {
                     self.leave(index, now);
                 }
             }

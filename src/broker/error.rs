@@ -93,6 +93,7 @@ pub enum BrokerError {
         /// How many there are.
         count: usize,
         /// The error of that one.
+        #[source]
         first: Box<BrokerError>,
     },
     /// The broker has as many backends as it can have.
@@ -291,6 +292,20 @@ impl fmt::Display for Limit {
 }
 
 impl BrokerError {
+    /// The error number that says as much as this error does, where it is not the system's.
+    pub(crate) fn number(&self) -> Option<i32> {
+        match self {
+            BrokerError::TurnedAway { refusal, .. } => refusal.number(),
+            BrokerError::NoWelcome { did, .. } => Some(match did {
+                NoWelcome::Silent { .. } => libc::ETIMEDOUT,
+                NoWelcome::Closed => libc::ECONNRESET,
+                NoWelcome::Foreign => libc::EPROTO,
+            }),
+            BrokerError::AllRefused { first, .. } => first.number(),
+            _ => None,
+        }
+    }
+
     /// Whether a limit is reached that a verdict or room in a socket ends.
     pub(super) fn is_full(&self) -> bool {
         match self {

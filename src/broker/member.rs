@@ -63,8 +63,6 @@ pub(super) struct Member {
     since: Instant,
     /// Its turns among those with equal load: the smooth weighted round-robin of nginx.
     pub turn: i64,
-    /// It takes the offer that is being placed.
-    pub candidate: bool,
 }
 
 /// Why a backend does not take an offer.
@@ -112,6 +110,17 @@ impl Obstacle {
     }
 }
 
+impl Channel {
+    #[cold]
+    fn is_full(&self) -> Obstacle {
+        Obstacle::Full(Limit::InFlight {
+            in_flight: self.offers.in_flight(),
+            unanswered: self.offers.unanswered(),
+            most: self.welcome.map_or(0, |welcome| welcome.slots as usize),
+        })
+    }
+}
+
 impl Member {
     pub(super) fn new(
         path: &Path,
@@ -142,7 +151,6 @@ impl Member {
             phase: Phase::Connecting,
             since: now,
             turn: 0,
-            candidate: false,
         })
     }
 
@@ -164,8 +172,8 @@ impl Member {
         }
     }
 
-    /// It has been welcomed: the next pause is the shortest again.
-    pub(super) fn is_welcome(&mut self, options: &BrokerOptions) {
+    /// It has said welcome, or there is another one: the next pause is the shortest again.
+    pub(super) fn is_new(&mut self, options: &BrokerOptions) {
         self.next_pause = options.reconnect_min;
     }
 
@@ -187,7 +195,7 @@ impl Member {
         !self.leaving && !self.gone && !self.settings.off
     }
 
-    /// Whether it takes an offer of so many bytes now.
+    /// Where it takes an offer of so many bytes now.
     #[inline(always)]
     pub(super) fn takes(
         &self,
@@ -195,6 +203,21 @@ impl Member {
         queue_bytes: usize,
         now: Instant,
     ) -> Result<Place, Obstacle> {
+        let (channel, trial) = self.would_take(len, queue_bytes, now)?;
+        match channel.offers.next_slot() {
+            Some((slot, generation)) => Ok(Place { slot, generation, trial }),
+            None => Err(channel.is_full()),
+        }
+    }
+
+    /// Whether it takes an offer of so many bytes now: over which channel, and whether as its trial.
+    #[inline(always)]
+    pub(super) fn would_take(
+        &self,
+        len: usize,
+        queue_bytes: usize,
+        now: Instant,
+    ) -> Result<(&Channel, bool), Obstacle> {
         if !self.is_wanted() {
             return Err(Obstacle::Off);
         }
@@ -218,25 +241,18 @@ impl Member {
         if queued > queue_bytes {
             return Err(Obstacle::Full(Limit::QueuedBytes { queued, most: queue_bytes }));
         }
-        let Some((slot, generation)) = channel.offers.next_slot() else {
-            return Err(Obstacle::Full(Limit::InFlight {
-                in_flight: channel.offers.in_flight(),
-                unanswered: channel.offers.unanswered(),
-                most: welcome.slots as usize,
-            }));
-        };
-        Ok(Place { slot, generation, trial })
+        if channel.offers.granted() == 0 {
+            return Err(channel.is_full());
+        }
+        Ok((channel, trial))
     }
 
     /// How many small offers it takes now.
     pub(super) fn room(&self, queue_bytes: usize, now: Instant) -> usize {
-        let Link::Up(channel) = &self.link else { return 0 };
-        if self.takes(0, queue_bytes, now).is_err() {
-            return 0;
-        }
-        match self.tally.failures.as_ref().map(|failures| failures.check(now)) {
-            Some(Attempt::Trial) => 1,
-            _ => channel.offers.granted(),
+        match self.would_take(0, queue_bytes, now) {
+            Ok((_, true)) => 1,
+            Ok((channel, false)) => channel.offers.granted(),
+            Err(_) => 0,
         }
     }
 

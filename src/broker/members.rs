@@ -44,12 +44,17 @@ impl Broker {
         if let Some(number) = known {
             let directory = &mut self.directories[number];
             directory.settings = settings;
-            directory.removed = false;
+            if directory.removed {
+                directory.removed = false;
+                directory.look_at = Some(now);
+            }
             for index in 0..self.members.len() {
                 if self.members[index].directory == Some(number as u32) {
                     self.change(index, settings, now);
                 }
             }
+        } else if let Some(unused) = self.directories.iter_mut().find(|other| other.removed) {
+            *unused = Directory::new(path, settings, now)?;
         } else {
             self.directories.try_reserve(1).map_err(NoMemory::to(BACKENDS))?;
             self.directories.push(Directory::new(path, settings, now)?);
@@ -123,6 +128,8 @@ impl Broker {
         for list in [&mut self.listed, &mut self.touched] {
             list.try_reserve(all + 1).map_err(NoMemory::to(BACKENDS))?;
         }
+        self.candidates.clear();
+        self.candidates.try_reserve(all + 1).map_err(NoMemory::to(BACKENDS))?;
         Ok(all)
     }
 

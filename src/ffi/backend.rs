@@ -319,7 +319,8 @@ pub extern "C" fn handoff_backend_wake(backend: *const handoff_backend) -> hando
     }
     // SAFETY: not NULL and aligned. Only the waker is borrowed, which calls in other threads borrow
     // in the same way or not at all.
-    wake(unsafe { &(*backend).waker })
+    let waker = unsafe { &(*backend).waker };
+    wake(|| waker.wake())
 }
 
 /// Returns the backend's descriptor, for your event loop. It is readable whenever

@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_int};
 use std::time::Duration;
 
 use super::argument::{self, timeout};
-use super::broker::{handoff_broker, with};
+use super::broker::{handoff_broker, lasting, with, with_message};
 use super::growing::{Fill, Growing, Input, initialize, read};
 use super::guard::{Failure, Message, guard};
 use super::status::{HANDOFF_OK, handoff_status, status_of};
@@ -18,18 +18,20 @@ use crate::reason::Reason;
 pub struct handoff_broker_backend {
     /// Set by HANDOFF_BROKER_BACKEND_INIT.
     pub size: usize,
-    /// The handoff socket's path, at most 107 bytes; "@" starts an abstract name. If it ends in '/'
-    /// it is a directory: every socket in it is a backend, for as long as it is there, except those
-    /// whose names begin with '.'. Copied.
+    /// The path of its handoff socket, at most 107 bytes; "@" starts an abstract name. Copied.
+    ///
+    /// A path that ends in '/' is a directory. Each socket in it is a backend for as long as its
+    /// file is there; names that begin with '.' and symbolic links are left out. Whoever can make a
+    /// socket in the directory can become a backend, unless the broker's `policy` names the users.
     pub path: *const c_char,
-    /// Its share of the offers among the weights of all: 1 to 65535, default 1.
+    /// Its share of the offers, compared with the other weights: 1 to 65535, default 1.
     pub weight: u32,
     /// HANDOFF_BACKEND_BACKUP, HANDOFF_BACKEND_OFF, or 0.
     pub flags: u32,
-    /// The most offers in flight there: 1 to 4096, default the broker's.
+    /// The most offers in flight at it: 1 to 4096, default the broker's.
     pub max_in_flight: usize,
-    /// It rests after this many failures: see `max_failures` in handoff_broker_options; default the
-    /// broker's; HANDOFF_NO_LIMIT.
+    /// It rests after this many failures: 1 to 4096, default the broker's; HANDOFF_NO_LIMIT: it never
+    /// rests. See `max_failures` in handoff_broker_options.
     pub max_failures: usize,
     /// How long a failure counts, in milliseconds: default the broker's.
     pub failure_period_ms: u64,
@@ -42,7 +44,7 @@ unsafe impl Growing for handoff_broker_backend {
 // SAFETY: integers and a pointer.
 unsafe impl Input for handoff_broker_backend {}
 
-/// In `flags`: it gets offers only while no other backend takes them.
+/// In `flags`: a backup. It gets offers only while no other backend takes them.
 pub const HANDOFF_BACKEND_BACKUP: u32 = 1;
 /// In `flags`: it is switched off. It gets no offers, and the broker does not connect to it.
 pub const HANDOFF_BACKEND_OFF: u32 = 2;
@@ -60,24 +62,25 @@ pub extern "C" fn handoff_broker_backend_init(
     guard(|| initialize(backend, size))
 }
 
-/// Adds a backend, or a directory of backends, to a broker. One that the broker has already gets the
-/// other weight and flags at once, and the other limits with its next channel.
+/// Adds a backend, or a directory of backends, to a broker. If the broker has it already, its weight
+/// and flags change now, and its limits with its next channel.
 ///
 /// An offer goes to the backend with the fewest offers in flight for its weight, among those that
-/// take it. If it is busy, draining, gone or slower than `attempt_timeout_ms`, the offer is taken
-/// back and goes on to the next one, until one adopts it, all have been tried, or its time is up.
-/// Any other rejection is final. Then there is one verdict.
+/// can take it now. If that one is busy, draining or gone, or has not answered after
+/// `attempt_timeout_ms`, the offer is taken back and goes to the next one: until one adopts it, each
+/// has had it once, or the offer's timeout passes. A rejection for another reason is final. There is
+/// one verdict, about the last attempt.
 ///
 /// @param broker   the broker
 /// @param backend  the backend; read during the call only
-/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be a socket's or
-///         `flags` has an unknown bit; HANDOFF_ERR_FULL if the broker has 1024 backends;
-///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED; HANDOFF_ERR_NO_MEMORY;
-///         HANDOFF_ERR_SYSTEM if no timer could be set: then it is added, call
-///         handoff_broker_dispatch(). A directory that does not exist, or a backend that does not
-///         listen, is no error: the broker tries again.
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, `size` is wrong, the path
+///         cannot be a socket's or `flags` has an unknown bit; HANDOFF_ERR_FULL if the broker has
+///         1024 backends; HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED; HANDOFF_ERR_NO_MEMORY;
+///         HANDOFF_ERR_SYSTEM if no timer could be set: the backend is added, call
+///         handoff_broker_dispatch().
 ///
-/// Before the broker's first use it does no I/O.
+/// It is no error if nobody listens at the path, or if the directory does not exist: the broker
+/// tries again. Before the broker's first use it does no I/O; after that it starts to connect.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_add(
@@ -105,15 +108,15 @@ pub extern "C" fn handoff_broker_add(
     })
 }
 
-/// Removes a backend, or a directory with the backends in it. Nothing more is offered there. Offers
-/// in flight end as they would, then the channel is closed.
+/// Removes a backend, or a directory with the backends in it. It gets no more offers. Those in flight
+/// end as they would, then the channel is closed.
 ///
 /// @param broker  the broker
-/// @param path    as it was added
+/// @param path    the path with which it was added
 /// @return HANDOFF_OK; HANDOFF_NOTHING if the broker has no such backend;
 ///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_SYSTEM if no timer could be set: then it is removed, call
-///         handoff_broker_dispatch().
+///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_SYSTEM if no timer could be set: the backend is removed,
+///         call handoff_broker_dispatch().
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_remove(
@@ -128,12 +131,13 @@ pub extern "C" fn handoff_broker_remove(
 
 /// Returns how many offers would be taken now, if they are small.
 ///
-/// After HANDOFF_ERR_FULL, put the client into a queue of your own. When the descriptor is readable,
-/// call handoff_broker_dispatch(), take the verdicts, and then offer for as long as there is room.
-/// Give each client in the queue a time after which you serve it yourself.
+/// After HANDOFF_ERR_FULL you may keep the client in a queue of your own. When the descriptor is
+/// readable, call handoff_broker_dispatch(), take the verdicts, and offer for as long as there is
+/// room. Serve a client yourself if it has waited too long in the queue.
 ///
 /// @param broker  the broker
-/// @return the number; 0 also on error, with handoff_last_error() set.
+/// @return the number; 0 if none would be taken, and on error, with errno and handoff_last_error()
+///         set.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_room(broker: *mut handoff_broker) -> usize {
@@ -145,18 +149,19 @@ pub extern "C" fn handoff_broker_room(broker: *mut handoff_broker) -> usize {
     if status == HANDOFF_OK { room } else { 0 }
 }
 
-/// In `state`: the broker connects to it, or has, and it has not said welcome yet.
+/// In `state`: the broker connects to it, or waits for its welcome.
 pub const HANDOFF_BACKEND_CONNECTING: u32 = 1;
 /// In `state`: it takes offers.
 pub const HANDOFF_BACKEND_READY: u32 = 2;
-/// In `state`: it takes no more offers, or is to be removed.
+/// In `state`: it takes no more offers, because it drains, or was removed or switched off. The
+/// channel stays for what is in flight.
 pub const HANDOFF_BACKEND_DRAINING: u32 = 3;
-/// In `state`: it failed too often, and gets one trial offer at a time.
+/// In `state`: it failed too often. It gets one trial offer at a time.
 pub const HANDOFF_BACKEND_RESTING: u32 = 4;
-/// In `state`: there is no channel.
+/// In `state`: there is no channel. `status` and `message` say why.
 pub const HANDOFF_BACKEND_DOWN: u32 = 5;
 
-/// What one of a broker's backends does and has done.
+/// What one of a broker's backends does now, and what it has done since it was added.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_backend_state {
@@ -164,26 +169,29 @@ pub struct handoff_backend_state {
     pub size: usize,
     /// Its path. Valid until the next call with this broker.
     pub path: *const c_char,
-    /// HANDOFF_BACKEND_CONNECTING, _READY, _DRAINING, _RESTING or _DOWN.
+    /// HANDOFF_BACKEND_CONNECTING, HANDOFF_BACKEND_READY, HANDOFF_BACKEND_DRAINING,
+    /// HANDOFF_BACKEND_RESTING or HANDOFF_BACKEND_DOWN.
     pub state: u32,
-    /// HANDOFF_BACKEND_BACKUP and HANDOFF_BACKEND_OFF, as it was added.
+    /// HANDOFF_BACKEND_BACKUP and HANDOFF_BACKEND_OFF, as they were set last.
     pub flags: u32,
     /// Its weight.
     pub weight: u32,
     /// Why it is down or resting, as handoff_broker_offer() would return it; else HANDOFF_OK.
     pub status: handoff_status,
-    /// The system's error, as errno has it, or 0.
+    /// The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if the
+    /// backend has too many channels, ESHUTDOWN if it drains; ETIMEDOUT, ECONNRESET or EPROTO if
+    /// whoever listens is silent, hangs up, or speaks something else.
     pub error: c_int,
     /// Reserved: always 0.
     pub reserved: u32,
-    /// The same as a sentence, or "". Valid until the next call with this broker.
+    /// A sentence about it, or "". Valid until the next call with this broker.
     pub message: *const c_char,
     /// How long it has been in this state, in milliseconds.
     pub since_ms: u64,
-    /// How long until the broker tries it next, to connect or with a trial offer, in milliseconds;
-    /// HANDOFF_NO_TIMEOUT: nothing of the kind is to come.
+    /// How long until the broker connects or makes a trial offer, in milliseconds;
+    /// HANDOFF_NO_TIMEOUT: neither is planned.
     pub next_ms: u64,
-    /// Offers in flight there.
+    /// Offers in flight at it.
     pub in_flight: u64,
     /// How many small offers it would take now.
     pub room: u64,
@@ -191,7 +199,7 @@ pub struct handoff_backend_state {
     pub connects: u64,
     /// Attempts to connect that failed.
     pub failed_connects: u64,
-    /// Offers that it was sent, those of failover included.
+    /// Offers that went to it, first or after another backend.
     pub offered: u64,
     /// Those that it adopted.
     pub adopted: u64,
@@ -200,12 +208,12 @@ pub struct handoff_backend_state {
     /// Those that it did not adopt, by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on. Another
     /// backend may have adopted them.
     pub fallbacks: [u64; 32],
-    /// Offers that were refused because of it, by status: refusals[-HANDOFF_ERR_FULL] and so on. Of
-    /// several backends it is the one that was most likely to take one soon.
+    /// Offers that no backend took, by status: refusals[-HANDOFF_ERR_FULL] and so on. Of several
+    /// backends, the one counts it that was most likely to take one soon.
     pub refusals: [u64; 64],
-    /// Offers that have ended there, by the time that it took: histogram[0] counts those under one
-    /// microsecond, histogram[n] those under 2 to the power of n microseconds that no other one
-    /// counts, histogram[31] all others.
+    /// Offers that have ended at it, by the time that this took: histogram[0] counts those under 1
+    /// microsecond, histogram[1] those under 2, histogram[2] those under 4, and so on;
+    /// histogram[31] counts all longer ones.
     pub histogram: [u64; 32],
 }
 
@@ -214,13 +222,14 @@ unsafe impl Growing for handoff_backend_state {
     const INIT: &'static str = "HANDOFF_BACKEND_STATE_INIT";
 }
 
-/// Gets what one of a broker's backends does and has done. Call it with 0, 1 and so on until it
-/// returns HANDOFF_NOTHING. It makes no system call for that.
+/// Gets the state of one of a broker's backends. For all of them, call it with 0, 1, 2 and so on
+/// until it returns HANDOFF_NOTHING. It makes no system call.
 ///
 /// @param broker      the broker
-/// @param index       which one: they are counted from 0, and those that are removed leave no gap
-/// @param[out] state  what it does
-/// @return HANDOFF_OK; HANDOFF_NOTHING behind the last one; HANDOFF_ERR_INVALID_ARGUMENT if a
+/// @param index       which backend: they are numbered from 0 in the order in which they came, and
+///                    the number changes when an earlier one is removed
+/// @param[out] state  what it does, and has done
+/// @return HANDOFF_OK; HANDOFF_NOTHING if there are not so many; HANDOFF_ERR_INVALID_ARGUMENT if a
 ///         pointer is NULL or `state->size` is wrong; HANDOFF_ERR_WRONG_PROCESS.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -229,10 +238,10 @@ pub extern "C" fn handoff_broker_get_state(
     index: usize,
     state: *mut handoff_backend_state,
 ) -> handoff_status {
-    super::broker::with_message(broker, |broker, message| {
+    with_message(broker, |broker, message, name| {
         let out = Fill::new(state, "state")?;
         broker.check_process()?;
-        out.set(c_state(broker.backend_state(index).ok_or(Failure::Nothing)?, message));
+        out.set(c_state(broker.backend_state(index).ok_or(Failure::Nothing)?, message, name));
         Ok(())
     })
 }
@@ -247,7 +256,11 @@ fn number_of(phase: Phase) -> u32 {
     }
 }
 
-fn c_state(state: BackendState<'_>, message: &Message) -> handoff_backend_state {
+fn c_state(
+    state: BackendState<'_>,
+    message: &Message,
+    name: Option<&Message>,
+) -> handoff_backend_state {
     let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let (mut status, mut error) = (HANDOFF_OK, 0);
     match state.error.map(crate::error::Error::from) {
@@ -266,7 +279,7 @@ fn c_state(state: BackendState<'_>, message: &Message) -> handoff_backend_state 
     refusals[..state.refusals.len()].copy_from_slice(&state.refusals);
     handoff_backend_state {
         size: size_of::<handoff_backend_state>(),
-        path: state.name.as_ptr(),
+        path: lasting(state.name, name),
         state: number_of(state.phase),
         flags: backup | off,
         weight: state.settings.weight,

@@ -1,7 +1,7 @@
 //! The broker's end of a channel.
 
 use std::borrow::Cow;
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io::IoSlice;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use super::argument::{
     timeout,
 };
 use super::growing::{Fill, Growing, Input, initialize, read, read_or_default};
-use super::guard::{Failure, Message, guard, guard_or, wake};
+use super::guard::{Failure, Message, guard, guard_or, last_message, wake};
 use super::peer::{handoff_peer_policy, policy};
 use super::reason::{
     HANDOFF_ADOPTED, HANDOFF_FALLBACK, HANDOFF_REASON_NONE, handoff_outcome, handoff_reason,
 };
 use super::status::{HANDOFF_OK, handoff_status, status_of};
-use crate::broker::{Broker, BrokerOptions, BrokerStatistics, Offer, Verdict};
+use crate::broker::{Broker, BrokerOptions, BrokerStatistics, Offer, SharedBroker, Verdict};
 use crate::handle::Waker;
 use crate::kind::ErrorKind;
 use crate::memory;
@@ -30,11 +30,19 @@ use crate::reason::Reason;
 /// It belongs to the process that uses it first. You can make it before fork() and use it in one
 /// child. Several children need one each.
 pub struct handoff_broker {
-    broker: Broker,
-    waker: Waker,
+    broker: Kind,
+    /// What ends a wait. None: threads share the broker, and it is that which does.
+    waker: Option<Waker>,
     last_error: Message,
     /// About a backend: see handoff_broker_get_state().
     state: Message,
+}
+
+#[allow(clippy::large_enum_variant, reason = "it is behind a pointer, and stays there")]
+enum Kind {
+    /// Used by one thread at a time.
+    Single(Broker),
+    Shared(SharedBroker),
 }
 
 /// The limits of a broker. Zero is the default in every field. Out-of-range values are clamped.
@@ -48,11 +56,13 @@ pub struct handoff_broker_options {
     /// How long an offer may wait for its verdict, in milliseconds, unless the offer says
     /// otherwise: default 5000; HANDOFF_NO_TIMEOUT.
     pub timeout_ms: u64,
-    /// How long one of several backends may take, in milliseconds: default 1000. Then the offer is
-    /// taken back and offered to another one.
+    /// With several backends: how long one of them may take to answer, in milliseconds: default
+    /// 1000; HANDOFF_NO_TIMEOUT. Then the offer is taken back and goes to another one that can take
+    /// it. If there is none, it stays.
     pub attempt_timeout_ms: u64,
-    /// The most bytes of offers kept for another backend: default 16777216; HANDOFF_NO_LIMIT. An
-    /// offer beyond them is offered to one backend only.
+    /// With several backends: the most bytes of offers in flight that are copied, so that another
+    /// backend can have them: default 16777216; HANDOFF_NO_LIMIT. An offer beyond that goes to one
+    /// backend only.
     pub failover_bytes: usize,
     /// The most bytes of offers queued while the socket is full: at least 131072, default 1048576;
     /// HANDOFF_NO_LIMIT.
@@ -74,6 +84,10 @@ pub struct handoff_broker_options {
     /// Who may be the backend: default root, this process's user and, for a path, the owner of the
     /// socket's file. Checked for each connection before anything is sent. Copied.
     pub policy: *const handoff_peer_policy,
+    /// HANDOFF_BROKER_SHARED, or 0.
+    pub flags: u32,
+    /// Reserved: always 0.
+    pub reserved: u32,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -82,6 +96,20 @@ unsafe impl Growing for handoff_broker_options {
 }
 // SAFETY: integers and a pointer.
 unsafe impl Input for handoff_broker_options {}
+
+/// In handoff_broker_options.flags: any number of threads may use the broker at once. It is for
+/// programs with a thread for each request, which need one channel to each backend this way.
+///
+/// Each thread calls handoff_broker_offer_and_wait(). One of them does the broker's work, and the
+/// others sleep until their own verdict is there. Threads that wait for room get it in the order in
+/// which they came. Every other call may be made at the same time, except handoff_broker_free():
+/// calling that while a thread uses the broker is a bug in the caller.
+///
+/// To end all waits for good, call handoff_broker_close(): each thread gets its verdict, or
+/// HANDOFF_ERR_CLOSED if its connection was not offered yet. Strings that a call returns are valid
+/// until the next call of the same thread. In a child of fork(), every call except
+/// handoff_broker_free() returns HANDOFF_ERR_WRONG_PROCESS.
+pub const HANDOFF_BROKER_SHARED: u32 = 1;
 
 /// Initialises options as HANDOFF_BROKER_OPTIONS_INIT does, for languages without macros.
 ///
@@ -119,14 +147,25 @@ pub extern "C" fn handoff_broker_new(
 ) -> handoff_status {
     guard(|| {
         let path = if path.is_null() { None } else { Some(self::path(path)?) };
-        let options = core_options(read_or_default(options, "options")?)?;
+        let options = read_or_default(options, "options")?;
+        if options.flags & !HANDOFF_BROKER_SHARED != 0 {
+            return Err(Failure::Argument("options.flags", Problem::Is("has an unknown bit")));
+        }
         let out = Out::new(broker, "broker")?;
+        let is_shared = options.flags & HANDOFF_BROKER_SHARED != 0;
+        let options = core_options(options)?;
         let broker = match path {
             Some(path) => Broker::new(path, options)?,
             None => Broker::without_backends(options)?,
         };
+        let (broker, waker) = if is_shared {
+            (Kind::Shared(SharedBroker::new(broker)), None)
+        } else {
+            let waker = broker.waker();
+            (Kind::Single(broker), Some(waker))
+        };
         let (last_error, state) = (Message::new(), Message::new());
-        out.give(handoff_broker { waker: broker.waker(), broker, last_error, state });
+        out.give(handoff_broker { broker, waker, last_error, state });
         Ok(())
     })
 }
@@ -167,24 +206,81 @@ pub(super) fn with(
     broker: *mut handoff_broker,
     body: impl FnOnce(&mut Broker) -> Result<(), Failure>,
 ) -> handoff_status {
-    with_message(broker, |broker, _| body(broker))
+    let status = guard(|| match shared(broker)? {
+        Some(shared) => shared.with(body)?,
+        None => body(single(broker)?),
+    });
+    keep_error(broker, status)
 }
 
-/// The same, with the handle's message about a backend.
+/// The same, with the message about a backend: the handle's or, if threads share it, the thread's.
+/// In that case it comes with room for a name, which another thread's call could change.
 pub(super) fn with_message(
     broker: *mut handoff_broker,
-    body: impl FnOnce(&mut Broker, &Message) -> Result<(), Failure>,
+    body: impl FnOnce(&mut Broker, &Message, Option<&Message>) -> Result<(), Failure>,
 ) -> handoff_status {
-    let status = guard(|| {
-        check(broker, "broker")?;
-        // Not the whole handle: another thread may use its waker.
-        // SAFETY: not NULL and aligned; projecting a pointer reads nothing.
-        let core = exclusive(unsafe { &raw mut (*broker).broker }, "broker")?;
-        // SAFETY: as above; only calls by this thread use it.
-        body(core, unsafe { &(*broker).state })
+    let status = guard(|| match shared(broker)? {
+        Some(shared) => STATE.with(|state| {
+            NAME.with(|name| shared.with(|broker| body(broker, state, Some(name))))
+        })?,
+        None => {
+            let core = single(broker)?;
+            // SAFETY: `single` has checked the pointer, and only calls by this thread use this.
+            body(core, unsafe { &(*broker).state }, None)
+        }
     });
-    if let (..0, Ok(broker)) = (status, reference(broker, "broker")) {
-        broker.last_error.copy_from_thread();
+    keep_error(broker, status)
+}
+
+thread_local! {
+    /// What a call with a shared broker told this thread of a backend: a sentence, and a name.
+    static STATE: Message = const { Message::new() };
+    static NAME: Message = const { Message::new() };
+}
+
+/// A backend's name as a string that is valid until the next call. `room` is for that of a broker
+/// that threads share.
+pub(super) fn lasting(name: &CStr, room: Option<&Message>) -> *const c_char {
+    match room {
+        Some(room) => {
+            room.set_bytes(name.to_bytes());
+            room.as_ptr()
+        }
+        None => name.as_ptr(),
+    }
+}
+
+/// The broker, if threads share it.
+fn shared<'a>(broker: *mut handoff_broker) -> Result<Option<&'a SharedBroker>, Failure> {
+    check(broker, "broker")?;
+    // SAFETY: not NULL and aligned. Nobody changes this after handoff_broker_new().
+    if unsafe { &(*broker).waker }.is_some() {
+        return Ok(None);
+    }
+    // SAFETY: as above; no thread borrows a shared broker exclusively.
+    match unsafe { &(*broker).broker } {
+        Kind::Shared(shared) => Ok(Some(shared)),
+        Kind::Single(_) => Ok(None),
+    }
+}
+
+/// The broker, if one thread uses it at a time.
+fn single<'a>(broker: *mut handoff_broker) -> Result<&'a mut Broker, Failure> {
+    // Not the whole handle: another thread may use its waker.
+    // SAFETY: the caller has checked that it is not NULL and aligned; projecting a pointer reads
+    // nothing.
+    match exclusive(unsafe { &raw mut (*broker).broker }, "broker")? {
+        Kind::Single(broker) => Ok(broker),
+        Kind::Shared(_) => Err(Failure::Argument("broker", Problem::Is("is shared"))),
+    }
+}
+
+/// Keeps the error of a call with the broker. That of a shared one is the thread's only.
+fn keep_error(broker: *mut handoff_broker, status: handoff_status) -> handoff_status {
+    if status < HANDOFF_OK && matches!(shared(broker), Ok(None)) {
+        if let Ok(broker) = reference(broker, "broker") {
+            broker.last_error.copy_from_thread();
+        }
     }
     status
 }
@@ -256,8 +352,8 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
     })
 }
 
-/// Offers a connection to the backend. It never blocks: while the socket is full, the offer is
-/// queued.
+/// Offers a connection to the backend, or to one of several: see handoff_broker_add(). It never
+/// blocks: while the socket is full, the offer is queued.
 ///
 /// @param broker   the broker
 /// @param offer    the connection and what goes with it; everything but `fd` is copied
@@ -265,9 +361,11 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 /// @return HANDOFF_OK: handoff_broker_next() will return its verdict. After any error except
 ///         HANDOFF_ERR_INTERNAL nothing was sent and there is no verdict, so serve the client
 ///         another way:
-///         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, or if the backend is draining;
+///         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, also if the backend has as many as it
+///         may have, or if it is draining: handoff_last_error() says why;
 ///         HANDOFF_ERR_WOULD_BLOCK if there is none because too many brokers wait to be accepted;
-///         HANDOFF_ERR_PERMISSION_DENIED if there is none because this process may not connect;
+///         HANDOFF_ERR_PERMISSION_DENIED if there is none because this process may not connect, or
+///         the backend does not allow its user;
 ///         HANDOFF_ERR_PEER_NOT_ALLOWED if the user who listens at the path may not be the backend,
 ///         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
 ///         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, or
@@ -281,8 +379,12 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         or both forms of preread are set;
 ///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
 ///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_UNSUPPORTED if this
-///         system lacks what a channel needs; HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG
-///         is RLIMIT_FSIZE, for the memory that the two ends share counts as a file.
+///         system lacks what a channel needs, or the backend speaks another version of the protocol;
+///         HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG is RLIMIT_FSIZE, for the memory
+///         that the two ends share counts as a file.
+///
+/// If none of several backends takes the offer, the status is about the one that is most likely to
+/// take one soon.
 ///
 /// After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
 /// handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
@@ -382,11 +484,14 @@ pub extern "C" fn handoff_broker_flush(broker: *mut handoff_broker) -> handoff_s
 #[must_use]
 pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
     let mut fd = -1;
-    let status = with(broker, |broker| {
-        fd = broker.descriptor()?.as_raw_fd();
+    let status = guard(|| {
+        fd = match shared(broker)? {
+            Some(shared) => shared.descriptor()?.as_raw_fd(),
+            None => single(broker)?.descriptor()?.as_raw_fd(),
+        };
         Ok(())
     });
-    if status == HANDOFF_OK { fd } else { -1 }
+    if keep_error(broker, status) == HANDOFF_OK { fd } else { -1 }
 }
 
 /// Does a broker's pending work: connects, receives verdicts, sends offers, takes back offers whose
@@ -403,7 +508,11 @@ pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_dispatch(broker: *mut handoff_broker) -> handoff_status {
-    with(broker, |broker| Ok(broker.dispatch()?))
+    let status = guard(|| match shared(broker)? {
+        Some(shared) => Ok(shared.dispatch()?),
+        None => Ok(single(broker)?.dispatch()?),
+    });
+    keep_error(broker, status)
 }
 
 /// What became of an offer.
@@ -430,7 +539,8 @@ pub struct handoff_verdict {
     pub may_have_reached_backend: u32,
     /// How many backends it was offered to.
     pub tries: u32,
-    /// The path of the backend that had it last, or "". Valid until the next call with this broker.
+    /// The path of the backend that adopted it, or of the last one that had it. Valid until the next
+    /// call with this broker.
     pub backend: *const c_char,
     /// With HANDOFF_REASON_KIND: the kind of the socket, one of HANDOFF_KIND_STREAM and so on, or
     /// HANDOFF_KIND_UNCONNECTED; 0 if the backend does not say. With other reasons 0.
@@ -445,7 +555,7 @@ unsafe impl Growing for handoff_verdict {
 }
 
 impl handoff_verdict {
-    fn new(verdict: Verdict, broker: &Broker) -> handoff_verdict {
+    fn new(verdict: Verdict, broker: &Broker, name: Option<&Message>) -> handoff_verdict {
         let Verdict { id, user_data, adopted, reason, may_have_reached, backend, tries, kind } =
             verdict;
         handoff_verdict {
@@ -456,7 +566,7 @@ impl handoff_verdict {
             reason: reason.map_or(HANDOFF_REASON_NONE, |reason| reason as handoff_reason),
             may_have_reached_backend: may_have_reached.into(),
             tries,
-            backend: broker.backend_name(backend).unwrap_or_default().as_ptr(),
+            backend: lasting(broker.backend_name(backend).unwrap_or_default(), name),
             kind: kind.into(),
             reserved: 0,
         }
@@ -477,11 +587,11 @@ pub extern "C" fn handoff_broker_next(
     broker: *mut handoff_broker,
     verdict: *mut handoff_verdict,
 ) -> handoff_status {
-    with(broker, |broker| {
+    with_message(broker, |broker, _, name| {
         let out = Fill::new(verdict, "verdict")?;
         broker.check_process()?;
         let verdict = broker.next_verdict().ok_or(Failure::Nothing)?;
-        out.set(handoff_verdict::new(verdict, broker));
+        out.set(handoff_verdict::new(verdict, broker, name));
         Ok(())
     })
 }
@@ -489,8 +599,8 @@ pub extern "C" fn handoff_broker_next(
 /// Offers a connection and waits for its verdict. For programs without an event loop.
 ///
 /// It waits for the channel, for room and for the verdict, together at most the offer's
-/// `timeout_ms`. If connecting fails or is to wait for the next attempt, and while the backend
-/// drains, it returns HANDOFF_ERR_BACKEND_UNAVAILABLE at once.
+/// `timeout_ms`. If connecting fails or is to wait for the next attempt, if the backend turns this
+/// broker away, and while it drains, it returns the error at once.
 ///
 /// @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
 /// @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect
@@ -508,19 +618,33 @@ pub extern "C" fn handoff_broker_offer_and_wait(
     offer: *const handoff_offer,
     verdict: *mut handoff_verdict,
 ) -> handoff_status {
-    with(broker, |broker| {
+    let status = guard(|| {
         let out = Fill::new(verdict, "verdict")?;
-        let verdict = with_offer(offer, |offer| Ok(broker.offer_and_wait(offer)?))?;
-        out.set(handoff_verdict::new(verdict, broker));
+        match shared(broker)? {
+            Some(shared) => out.set(with_offer(offer, |offer| {
+                Ok(NAME.with(|name| {
+                    shared.offer_wait_and(offer, |broker, verdict| {
+                        handoff_verdict::new(verdict, broker, Some(name))
+                    })
+                })?)
+            })?),
+            None => {
+                let broker = single(broker)?;
+                let verdict = with_offer(offer, |offer| Ok(broker.offer_and_wait(offer)?))?;
+                out.set(handoff_verdict::new(verdict, broker, None));
+            }
+        }
         Ok(())
-    })
+    });
+    keep_error(broker, status)
 }
 
 /// Ends a wait in handoff_broker_offer_and_wait(). The call that waits, or else the next one that
 /// would wait, takes its offer back and returns HANDOFF_WOKEN.
 ///
 /// If the backend has adopted the connection, the call returns that verdict, and the next one is
-/// woken.
+/// woken. With HANDOFF_BROKER_SHARED it ends every wait that runs; if there is none, or each of them
+/// returns a verdict, the next one is woken.
 ///
 /// @param broker  the broker; nobody may free it meanwhile
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -534,7 +658,14 @@ pub extern "C" fn handoff_broker_wake(broker: *const handoff_broker) -> handoff_
     }
     // SAFETY: not NULL and aligned. Only the waker is borrowed, which calls in other threads borrow
     // in the same way or not at all.
-    wake(unsafe { &(*broker).waker })
+    match unsafe { &(*broker).waker } {
+        Some(waker) => wake(|| waker.wake()),
+        // SAFETY: the same of a broker that threads share, which none borrows exclusively.
+        None => match unsafe { &(*broker).broker } {
+            Kind::Shared(shared) => wake(|| shared.wake()),
+            Kind::Single(_) => status_of(ErrorKind::Internal),
+        },
+    }
 }
 
 /// Takes an offer back.
@@ -544,16 +675,21 @@ pub extern "C" fn handoff_broker_wake(broker: *const handoff_broker) -> handoff_
 /// @return HANDOFF_OK: the connection is yours, and there will be no verdict. The backend may still
 ///         hold a copy of the descriptor: see `may_have_reached_backend` in handoff_verdict.
 ///         HANDOFF_ERR_TOO_LATE if the backend has adopted it or its verdict is known, which
-///         handoff_broker_next() returns; also if `id` names no offer in flight.
+///         handoff_broker_next() returns; also if `id` names no offer in flight, or one that a
+///         thread waits for.
 ///         HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL; HANDOFF_ERR_WRONG_PROCESS;
 ///         HANDOFF_ERR_CLOSED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_take_back(broker: *mut handoff_broker, id: u64) -> handoff_status {
-    with(broker, |broker| Ok(broker.take_back(id)?))
+    let status = guard(|| match shared(broker)? {
+        Some(shared) => Ok(shared.take_back(id)?),
+        None => Ok(single(broker)?.take_back(id)?),
+    });
+    keep_error(broker, status)
 }
 
-/// Takes every offer back and closes the channel. Then call handoff_broker_next() for the verdicts,
+/// Takes every offer back and closes the channels. Then call handoff_broker_next() for the verdicts,
 /// HANDOFF_REASON_BROKER_CLOSED unless the backend was first, and handoff_broker_free().
 ///
 /// The statistics and the last error can still be read. Calls that need the channel return
@@ -577,7 +713,7 @@ pub struct handoff_broker_statistics {
     pub offered: u64,
     /// Offers refused by these calls.
     pub refused: u64,
-    /// Offers that the backend adopted.
+    /// Offers that a backend adopted.
     pub adopted: u64,
     /// Offers taken back by handoff_broker_take_back() and handoff_broker_wake().
     pub taken_back: u64,
@@ -647,24 +783,27 @@ pub extern "C" fn handoff_broker_get_statistics(
     })
 }
 
-/// Returns a message about this broker's last error. For the rest see handoff_last_error().
+/// Returns a message about this broker's last error. For the rest see handoff_last_error(). With
+/// HANDOFF_BROKER_SHARED it is handoff_last_error().
 ///
 /// @param broker  the broker
 /// @return a string, never NULL, empty if no call has failed yet or `broker` is NULL. It is valid
 ///         until the broker's next error or its end.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_broker_last_error(broker: *const handoff_broker) -> *const c_char {
-    guard_or(c"".as_ptr(), || {
-        reference(broker, "broker").map_or(c"".as_ptr(), |broker| broker.last_error.as_ptr())
+    guard_or(c"".as_ptr(), || match (reference(broker, "broker"), shared(broker.cast_mut())) {
+        (Ok(_), Ok(Some(_))) => last_message(),
+        (Ok(broker), _) => broker.last_error.as_ptr(),
+        (Err(_), _) => c"".as_ptr(),
     })
 }
 
-/// Takes every offer back, closes the channel and frees the broker.
+/// Takes every offer back, closes the channels and frees the broker.
 ///
 /// Verdicts that were not taken are lost: to learn who owns each connection, call
 /// handoff_broker_close() first. In a child of fork() it closes the child's copies only.
 ///
-/// @param broker  the broker, or NULL, which does nothing
+/// @param broker  the broker, or NULL, which does nothing. No other thread may use it.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_broker_free(broker: *mut handoff_broker) {
     free(broker);

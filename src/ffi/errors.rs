@@ -9,11 +9,11 @@ use crate::kind::ErrorKind;
 /// descriptor is not open or of the wrong kind; handoff_last_error() says which. This is a bug in the
 /// caller.
 pub const HANDOFF_ERR_INVALID_ARGUMENT: handoff_status = -1;
-/// The system lacks something, or a struct sets a field that this version does not have;
-/// handoff_last_error() says what. Serve the client another way. Trying again does not help.
+/// The system lacks something, a struct sets a field that this version does not have, or the backend
+/// speaks another version of the protocol; handoff_last_error() says what. Serve the client another way. Trying again does not help.
 pub const HANDOFF_ERR_UNSUPPORTED: handoff_status = -2;
-/// The permissions of the socket's file or directory, or a security module, do not allow it. Check
-/// the socket's mode and owner.
+/// The permissions of the socket's file or directory, a security module, or the backend's policy do
+/// not allow it; handoff_last_error() says which. Check the socket's mode and owner, and the policy.
 pub const HANDOFF_ERR_PERMISSION_DENIED: handoff_status = -3;
 /// Nobody listens on the handoff socket, or the other end closed it. Usual while a backend
 /// restarts. Serve the client another way.

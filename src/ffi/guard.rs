@@ -10,7 +10,6 @@ use std::sync::Once;
 use super::argument::Problem;
 use super::status::{HANDOFF_NOTHING, HANDOFF_OK, handoff_status, status_of};
 use crate::error::Error;
-use crate::handle::Waker;
 use crate::kind::ErrorKind;
 use crate::sys;
 
@@ -70,9 +69,9 @@ pub(super) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> handoff_statu
 
 /// Ends a wait. Without a guard around it, which a signal handler may not use: nothing here panics,
 /// allocates, locks or sets a message.
-pub(super) fn wake(waker: &Waker) -> handoff_status {
+pub(super) fn wake(wake: impl FnOnce() -> bool) -> handoff_status {
     let errno = sys::errno();
-    let ours = waker.wake();
+    let ours = wake();
     sys::set_errno(errno);
     if ours { HANDOFF_OK } else { status_of(ErrorKind::WrongProcess) }
 }
@@ -136,6 +135,16 @@ impl Message {
         unsafe { (*self.text.get())[0] = 0 };
         // An error only says that the message was cut at the end of its room.
         let _ = (&mut &*self).write_fmt(text);
+    }
+
+    /// Replaces the text by bytes, as many as there is room for.
+    pub(super) fn set_bytes(&self, bytes: &[u8]) {
+        let len = bytes.len().min(Message::LEN - 1);
+        // SAFETY: only this thread has the cell, and no reference to its text outlives this block.
+        let text = unsafe { &mut *self.text.get() };
+        text[..len].copy_from_slice(&bytes[..len]);
+        text[len] = 0;
+        self.len.set(len);
     }
 
     /// Takes over this thread's message.

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,8 @@ impl From<Option<Instant>> for Wait {
 /// of them has something.
 #[derive(Debug)]
 pub(crate) struct Events {
-    epoll: OwnedFd,
+    /// Shared, so that a thread may wait for it without the handle.
+    epoll: Arc<OwnedFd>,
     alarm: Arc<Alarm>,
     /// When the timer will fire, if it will.
     armed: Option<Instant>,
@@ -46,6 +47,8 @@ pub(crate) struct Events {
     missed: bool,
     /// It has fired, and is readable still.
     fired: bool,
+    /// The alarm's count when the timer was last seen to have fired.
+    seen: u32,
 }
 
 /// The parts of an [`Events`].
@@ -62,6 +65,8 @@ pub(crate) struct Alarm {
     timer: OnceLock<OwnedFd>,
     /// A wait is to end, the one that runs or the next one.
     ringing: AtomicBool,
+    /// How often the timer was fired by others: it may be readable before its time.
+    fired: AtomicU32,
 }
 
 impl Alarm {
@@ -69,9 +74,23 @@ impl Alarm {
     pub(crate) fn ring(&self) {
         // In this order: the wait looks at the flag when the timer is set for the last time.
         self.ringing.store(true, Ordering::SeqCst);
+        self.fire();
+    }
+
+    /// Makes the set readable now. Safe in a signal handler; errno may change.
+    pub(crate) fn fire(&self) {
+        self.fired.fetch_add(1, Ordering::SeqCst);
         if let Some(timer) = self.timer.get() {
             // It can fail for no valid timer; and the flag is there.
             let _ = set_timer(timer, Duration::from_nanos(1));
+        }
+    }
+
+    /// Undoes [`fire`](Alarm::fire), if no one sets the timer meanwhile.
+    pub(crate) fn silence(&self) {
+        if let Some(timer) = self.timer.get() {
+            // It can fail for no valid timer.
+            let _ = set_timer(timer, Duration::ZERO);
         }
     }
 
@@ -109,13 +128,21 @@ impl Events {
     /// Makes a set with nothing to watch but a timer. An error comes with the part that failed.
     pub(crate) fn new(alarm: &Arc<Alarm>) -> Result<Events, (Part, io::Error)> {
         let failed = |part| move |error| (part, error);
+        // Before there is a timer: a later alarm counts.
+        let seen = alarm.fired.load(Ordering::SeqCst);
         let epoll = new_epoll().map_err(failed(Part::Epoll))?;
         if alarm.timer.get().is_none() {
             // Nobody else makes a set for this alarm.
             let _ = alarm.timer.set(new_timer().map_err(failed(Part::Timer))?);
         }
-        let events =
-            Events { epoll, alarm: Arc::clone(alarm), armed: None, missed: false, fired: false };
+        let events = Events {
+            epoll: Arc::new(epoll),
+            alarm: Arc::clone(alarm),
+            armed: None,
+            missed: false,
+            fired: false,
+            seen,
+        };
         if let Some(timer) = events.alarm.timer.get() {
             let added =
                 events.control(libc::EPOLL_CTL_ADD, timer.as_raw_fd(), TIMER, libc::EPOLLIN);
@@ -125,7 +152,7 @@ impl Events {
     }
 
     /// The one descriptor.
-    pub(crate) fn descriptor(&self) -> &OwnedFd {
+    pub(crate) fn descriptor(&self) -> &Arc<OwnedFd> {
         &self.epoll
     }
 
@@ -182,6 +209,8 @@ impl Events {
     /// [`done`](Events::done) is called: if what was due cannot be done, it stays due.
     pub(crate) fn take(&mut self, wait: Wait, mut each: impl FnMut(Event)) -> io::Result<usize> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; Events::ROOM];
+        // Before looking: of a timer that fires later than that, the count still tells.
+        let fired = self.alarm.fired.load(Ordering::SeqCst);
         // SAFETY: the pointer and the count describe `events`.
         let count = retry(|| unsafe {
             let room = events.len() as i32;
@@ -197,7 +226,7 @@ impl Events {
         for event in &events[..count] {
             let (key, flags) = (event.u64, event.events as i32);
             if key == TIMER {
-                (self.armed, self.fired) = (None, true);
+                (self.armed, self.fired, self.seen) = (None, true, fired);
             } else {
                 let writable = flags & libc::EPOLLOUT != 0;
                 each(Event { key, writable, readable: flags & !libc::EPOLLOUT != 0 });
@@ -247,7 +276,10 @@ impl Events {
 
     /// Whether the timer may have fired, or could not be set: then [`take`](Events::take) must look.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.fired || self.missed || self.armed.is_some_and(|armed| armed <= now)
+        self.fired
+            || self.missed
+            || self.armed.is_some_and(|armed| armed <= now)
+            || self.alarm.fired.load(Ordering::Relaxed) != self.seen
     }
 
     /// Whether a timer is set.
@@ -262,6 +294,19 @@ impl Events {
             (self.armed, self.fired) = (None, false);
         }
     }
+}
+
+/// Waits until a set is readable, or the deadline is past. It takes nothing: what has happened is
+/// there for [`Events::take`].
+pub(crate) fn await_events(set: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: 0, u64: 0 };
+    retry(|| {
+        // Computed anew each time, so that signals cannot put off the deadline.
+        let timeout = deadline.map_or(-1, |deadline| poll_timeout(deadline, Instant::now()));
+        // SAFETY: the pointer and the count describe `event`, which outlives the call.
+        unsafe { libc::epoll_wait(set.as_raw_fd(), &raw mut event, 1, timeout) as isize }
+    })?;
+    Ok(())
 }
 
 fn set_timer(timer: &OwnedFd, left: Duration) -> io::Result<()> {

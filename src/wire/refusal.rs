@@ -103,6 +103,15 @@ impl Refusal {
             _ => ErrorKind::BackendUnavailable,
         }
     }
+
+    /// The error number that tells apart what is of one kind.
+    pub(crate) fn number(&self) -> Option<i32> {
+        match self.cause {
+            cause::CHANNELS | cause::CHANNELS_OF_USER => Some(libc::EUSERS),
+            cause::DRAINING => Some(libc::ESHUTDOWN),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -147,6 +156,15 @@ impl fmt::Display for Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn number_tells_apart_what_is_of_one_kind() {
+        assert_eq!(Refusal::channels(64).number(), Some(libc::EUSERS));
+        assert_eq!(Refusal::channels_of_user(33, 56).number(), Some(libc::EUSERS));
+        assert_eq!(Refusal::DRAINING.number(), Some(libc::ESHUTDOWN));
+        assert_eq!(Refusal::not_allowed(33, false, false, 0).number(), None);
+        assert_eq!(Refusal::VERSION.number(), None);
+    }
 
     #[test]
     fn sentence_and_kind_say_why() {

@@ -2,10 +2,10 @@
 """Runs one command in a machine with kernel TLS, and ends with the command's exit status.
 
 The machine is qemu's, emulated: it boots Debian's kernel, sees this machine's files below a layer
-in memory, runs the command, and powers off. What the command writes is gone afterwards; what it prints
-comes out here, standard error included. It has the loopback interface, an empty /tmp and /run, two
-processors, and no way out. The command's environment is PATH, HOME, and the variables of this one
-that begin with HANDOFF_.
+in memory, runs the command, and powers off. What the command writes is gone afterwards; what it
+prints comes out here, standard error included. It has the loopback interface, an empty /tmp and
+/run, two processors, and no way out. The command's environment is PATH, HOME, and the variables of
+this one that begin with HANDOFF_.
 
 The kernel and Debian 13's root come from Debian, once: build/vm keeps them.
 """

@@ -318,11 +318,21 @@ class Case(unittest.TestCase):
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return int(answer.readline().split()[2])
 
+    def get(self, path):
+        """What nginx itself answers."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}",
+                                    timeout=PATIENCE) as answer:
+            return answer.read()
+
+    def status(self):
+        """What handoff_status says, at /handoff."""
+        return json.loads(self.get("/handoff"))
+
     def answered(self):
         """How often each request was answered, by whomever: a counter of (way, id)."""
         found = collections.Counter()
         for path in glob.glob(f"{self.directory}/*.log"):
-            if os.path.basename(path) in ("error.log", "access.log"):
+            if os.path.basename(path) in ("error.log", "access.log", "tries.log"):
                 continue
             with open(path, encoding="utf-8", errors="replace") as file:
                 for line in file:

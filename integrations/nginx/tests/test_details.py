@@ -133,7 +133,7 @@ class NotEligible(Details):
         self.assertEqual(self.served(request("a", headers=headers)), "unix")
         self.assertEqual(self.served(request("b")), "handoff")
         self.assert_once(["a", "b"])
-        self.check_access("/r/a 200 " + self.UNSUPPORTED)
+        self.check_access("/r/a 200 outcome=fallback reason=too large")
 
 
 class Eligible(Details):

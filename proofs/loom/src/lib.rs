@@ -1,5 +1,6 @@
 //! The claim in every interleaving of its two sides, and in every order that the memory model
 //! allows: `make check-claim`. The code is the library's own, with loom's atomics.
+//! And threads that share a broker, in `shared`.
 
 #![cfg(test)]
 
@@ -12,13 +13,23 @@ use std::sync::atomic::AtomicUsize;
 #[path = "../../../src/claim/word.rs"]
 mod word;
 
+mod shared;
+
 use word::{Lost, MAX_GENERATION, adopt, is_adopted, is_offered, is_revoked, offer, revoke};
 
 /// Explores every execution of `body`, and tells how many there were.
 fn explore(what: &str, body: impl Fn() + Send + Sync + 'static) {
+    explore_with(loom::model::Builder::new(), what, body);
+}
+
+fn explore_with(
+    builder: loom::model::Builder,
+    what: &str,
+    body: impl Fn() + Send + Sync + 'static,
+) {
     let executions = std::sync::Arc::new(AtomicUsize::new(0));
     let count = executions.clone();
-    loom::model(move || {
+    builder.check(move || {
         count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         body();
     });

@@ -1,0 +1,284 @@
+//! A broker that many threads use at once, for hosts with a thread for each request.
+//!
+//! One lock is around the broker. A thread that waits for a verdict does not hold it: see
+//! [`crew`]. So all threads together need one channel to each backend.
+
+mod crew;
+mod waits;
+
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
+
+use super::options::MAX_TIMEOUT;
+use super::{Broker, BrokerError, Offer, Verdict};
+use crate::handle::{HandleError, REST_PAUSE, Waker};
+use crate::support;
+use crate::sys::event::{self, Alarm, Events};
+
+use crew::{Attempt, Crew, Desk, Watch};
+use waits::{Wait, Waits};
+
+/// A [`Broker`] for any number of threads at once.
+#[derive(Debug)]
+pub struct SharedBroker {
+    crew: Crew<Broker, Descriptor>,
+    /// That of the broker's options.
+    timeout: Duration,
+}
+
+/// The broker's descriptor, and what makes it readable.
+#[derive(Debug)]
+struct Descriptor {
+    /// From the first use on.
+    descriptor: OnceLock<Arc<OwnedFd>>,
+    waker: Waker,
+    /// From the first time that somebody asks for it.
+    for_loop: OnceLock<ForLoop>,
+}
+
+/// A descriptor for an event loop. The broker's own does not do: what makes that readable is gone
+/// when a thread that waits has done the work.
+#[derive(Debug)]
+struct ForLoop {
+    /// Has the broker's descriptor in it.
+    events: Events,
+    /// Makes it readable for verdicts that nobody waits for, and for room.
+    alarm: Arc<Alarm>,
+    // All of these change under the lock only.
+    fired: AtomicBool,
+    wants_room: AtomicBool,
+    has_room: AtomicBool,
+}
+
+impl SharedBroker {
+    /// Shares a broker among threads.
+    pub fn new(broker: Broker) -> SharedBroker {
+        let timeout = broker.options.timeout;
+        let watch = Descriptor {
+            descriptor: OnceLock::new(),
+            waker: broker.waker(),
+            for_loop: OnceLock::new(),
+        };
+        SharedBroker { crew: Crew::new(broker, watch), timeout }
+    }
+
+    /// Does anything with the broker that does not wait. Verdicts for threads in
+    /// [`offer_and_wait`](SharedBroker::offer_and_wait) go to them.
+    pub fn with<T>(&self, body: impl FnOnce(&mut Broker) -> T) -> Result<T, BrokerError> {
+        // Before the lock: in a child of fork(2), a thread that the child does not have may hold it.
+        self.check_process()?;
+        Ok(self.crew.with(|broker| {
+            let Some(for_loop) = self.crew.watch.for_loop.get() else { return body(broker) };
+            let wanted = mem::take(&mut broker.wanted);
+            let result = body(broker);
+            if broker.wanted {
+                for_loop.wants_room.store(true, Ordering::Relaxed);
+            }
+            broker.wanted |= wanted;
+            result
+        }))
+    }
+
+    /// As [`Broker::descriptor`].
+    pub fn descriptor(&self) -> Result<BorrowedFd<'_>, BrokerError> {
+        let watch = &self.crew.watch;
+        self.with(|broker| {
+            let descriptor = broker.descriptor()?;
+            if watch.for_loop.get().is_none() {
+                let for_loop = ForLoop::new(descriptor)?;
+                // Only who holds the broker sets it.
+                let _ = watch.for_loop.set(for_loop);
+            }
+            watch.see(broker);
+            Ok::<(), BrokerError>(())
+        })??;
+        let for_loop = watch.for_loop.get().ok_or(BrokerError::WrongProcess)?;
+        Ok(for_loop.events.descriptor().as_fd())
+    }
+
+    /// As [`Broker::dispatch`].
+    pub fn dispatch(&self) -> Result<(), BrokerError> {
+        self.with(|broker| {
+            if let Some(for_loop) = self.crew.watch.for_loop.get() {
+                for_loop.has_room.store(false, Ordering::Relaxed);
+            }
+            broker.dispatch()
+        })?
+    }
+
+    /// As [`Broker::offer_and_wait`], in any number of threads at once. Offers that wait for room
+    /// have it in the order in which they came.
+    pub fn offer_and_wait(&self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
+        self.offer_wait_and(offer, |_, verdict| verdict)
+    }
+
+    /// The same, and does something with the broker and the verdict.
+    pub fn offer_wait_and<T>(
+        &self,
+        offer: &Offer<'_>,
+        finish: impl FnOnce(&Broker, Verdict) -> T,
+    ) -> Result<T, BrokerError> {
+        self.check_process()?;
+        let start = Instant::now();
+        let timeout = offer.timeout.unwrap_or(self.timeout).min(MAX_TIMEOUT);
+        let deadline = start.checked_add(timeout).unwrap_or(start);
+        let mut offered = false;
+        let attempt = |broker: &mut Broker, seat| {
+            let now = Instant::now();
+            let left = deadline.saturating_duration_since(now);
+            let offer = Offer { timeout: Some(left), user_data: seat, ..*offer };
+            // No limit of verdicts: this offer's goes to its thread as it comes.
+            let result = broker.queue(&offer, usize::MAX, now);
+            self.crew.watch.see(broker);
+            match result {
+                Ok(id) => {
+                    offered = true;
+                    Attempt::Offered(id)
+                }
+                Err(error) if broker.is_worth_waiting(&error) => Attempt::Later(error),
+                Err(error) => Attempt::Refused(error),
+            }
+        };
+        let result = self.crew.offer_and_wait(Some(deadline), attempt, |broker, verdict| {
+            finish(broker, Verdict { user_data: offer.user_data, ..verdict })
+        });
+        match result {
+            Err(error) if !offered => Err(self.crew.with(|broker| broker.counted(error))),
+            result => result,
+        }
+    }
+
+    /// As [`Broker::take_back`]. The offers of threads that wait are theirs: it is too late for
+    /// those.
+    pub fn take_back(&self, id: u64) -> Result<(), BrokerError> {
+        self.check_process()?;
+        if self.crew.awaits(id) {
+            return Err(BrokerError::TooLate { id });
+        }
+        self.crew.with(|broker| broker.take_back(id))
+    }
+
+    /// Ends every wait that runs, or the next one if none runs: each takes its offer back, unless
+    /// the backend has adopted it. Returns false, and does nothing, in another process than the
+    /// handle's. Safe in a signal handler, but that it may change errno.
+    pub fn wake(&self) -> bool {
+        let waker = &self.crew.watch.waker;
+        let ours = waker.is_ours();
+        if ours && self.crew.waits.wake() {
+            waker.fire();
+        }
+        ours
+    }
+
+    fn check_process(&self) -> Result<(), BrokerError> {
+        if self.crew.watch.waker.is_ours() { Ok(()) } else { Err(BrokerError::WrongProcess) }
+    }
+}
+
+impl Descriptor {
+    fn see(&self, broker: &Broker) {
+        if self.descriptor.get().is_none() {
+            if let Some(descriptor) = broker.handle.shared_descriptor() {
+                // Only who holds the broker sets it.
+                let _ = self.descriptor.set(descriptor);
+            }
+        }
+    }
+}
+
+impl ForLoop {
+    fn new(descriptor: BorrowedFd<'_>) -> Result<ForLoop, BrokerError> {
+        let alarm = Arc::new(Alarm::default());
+        let events = support::events(&alarm)?;
+        let added = events.add(descriptor, 0);
+        added.map_err(HandleError::system("watch the broker's descriptor"))?;
+        Ok(ForLoop {
+            events,
+            alarm,
+            fired: AtomicBool::new(false),
+            wants_room: AtomicBool::new(false),
+            has_room: AtomicBool::new(false),
+        })
+    }
+
+    fn tell(&self, broker: &Broker) {
+        let relaxed = Ordering::Relaxed;
+        if self.wants_room.load(relaxed) && broker.room_at(Instant::now()) > 0 {
+            self.wants_room.store(false, relaxed);
+            self.has_room.store(true, relaxed);
+        }
+        let fire = !broker.outcomes.verdicts.is_empty() || self.has_room.load(relaxed);
+        if self.fired.swap(fire, relaxed) != fire {
+            if fire { self.alarm.fire() } else { self.alarm.silence() }
+        }
+    }
+}
+
+impl Watch<Broker> for Descriptor {
+    fn before_release(&self, broker: &mut Broker) {
+        if let Some(for_loop) = self.for_loop.get() {
+            for_loop.tell(broker);
+        }
+    }
+
+    fn wait(&self, deadline: Option<Instant>) -> Result<(), BrokerError> {
+        let Some(descriptor) = self.descriptor.get() else { return Ok(()) };
+        let waited = event::await_events(descriptor.as_fd(), deadline);
+        Ok(waited.map_err(HandleError::system("wait for events"))?)
+    }
+
+    fn ring(&self) {
+        self.waker.fire();
+    }
+}
+
+impl Desk for Broker {
+    type Verdict = Verdict;
+    type Error = BrokerError;
+
+    fn dispatch(&mut self) -> Result<(), BrokerError> {
+        self.dispatch_after(event::Wait::No)
+    }
+
+    fn flush(&mut self) -> Result<(), BrokerError> {
+        Broker::flush(self)
+    }
+
+    fn take_back(&mut self, id: u64) -> bool {
+        Broker::take_back(self, id).is_ok()
+    }
+
+    fn end(&mut self, id: u64) {
+        self.end_here(id);
+    }
+
+    fn after_wait(&mut self) {
+        if !self.outcomes.verdicts.is_empty() && !self.rest_told {
+            // If no timer can be set, something else wakes them.
+            let _ = self.tell_of_rest(REST_PAUSE);
+        }
+        self.tell_of_room(Instant::now());
+    }
+
+    fn take_verdict(
+        &mut self,
+        from: &mut usize,
+        wanted: impl Fn(usize, u64) -> bool,
+    ) -> Option<(usize, Verdict)> {
+        let verdicts = &mut self.outcomes.verdicts;
+        let is_wanted = |verdict: &&Verdict| wanted(verdict.user_data, verdict.id);
+        *from += verdicts.range(*from..).take_while(|verdict| !is_wanted(verdict)).count();
+        verdicts.remove(*from).map(|verdict| (verdict.user_data, verdict))
+    }
+
+    fn verdicts(&self) -> usize {
+        self.outcomes.verdicts.len()
+    }
+
+    fn woken() -> BrokerError {
+        BrokerError::Woken
+    }
+}

@@ -1,0 +1,458 @@
+//! Threads that share a desk: one of them waits for events and does what is due, the leader; the
+//! others wait for their verdicts.
+//!
+//! The leader waits without the lock, so that others can offer meanwhile. When it has its own
+//! verdict it leaves, and another thread that waits is told to lead. Nobody is told anything but
+//! what is for it: its verdict, room, a wake, or that nobody leads. Offers that wait for room do so
+//! in a queue, and only its first one tries.
+//!
+//! What holds whenever the lock is free: if any thread waits, one leads, or one was told that none
+//! does and has not run since.
+//!
+//! No I/O is here: the desk and the watch are the parent's, and so are the locks, so that
+//! proofs/loom can put its own in their place.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::mem;
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use super::{Arc, Condvar, Mutex, MutexGuard, Wait, Waits};
+
+/// What the threads share.
+pub(super) trait Desk {
+    type Verdict: Debug;
+    type Error;
+
+    /// Does what is due, without waiting.
+    fn dispatch(&mut self) -> Result<(), Self::Error>;
+
+    /// Sends what was offered.
+    fn flush(&mut self) -> Result<(), Self::Error>;
+
+    /// Takes an offer back; false if it is too late: it has a verdict, or will have one.
+    fn take_back(&mut self, id: u64) -> bool;
+
+    /// Gives an offer that cannot be taken back its verdict.
+    fn end(&mut self, id: u64);
+
+    /// Removes the first verdict that is wanted, behind the first `from`, and says for which seat
+    /// it is; or moves `from` behind them all. A verdict is wanted by its seat and its offer.
+    fn take_verdict(
+        &mut self,
+        from: &mut usize,
+        wanted: impl Fn(usize, u64) -> bool,
+    ) -> Option<(usize, Self::Verdict)>;
+
+    /// A thread has ended its wait: those who wait for the descriptor may have to be told.
+    fn after_wait(&mut self);
+
+    /// How many verdicts wait.
+    fn verdicts(&self) -> usize;
+
+    /// The wait was ended.
+    fn woken() -> Self::Error;
+}
+
+/// What the leader waits for.
+pub(super) trait Watch<D: Desk> {
+    /// Waits until something is due, until [`ring`](Watch::ring) or until the deadline.
+    fn wait(&self, deadline: Option<Instant>) -> Result<(), D::Error>;
+
+    /// The lock is about to be released. All verdicts at the desk are for those who do not wait.
+    fn before_release(&self, desk: &mut D);
+
+    /// Ends the leader's wait.
+    fn ring(&self);
+}
+
+/// What came of an attempt to offer.
+pub(super) enum Attempt<E> {
+    /// It is offered, with this id.
+    Offered(u64),
+    /// There may be room soon.
+    Later(E),
+    Refused(E),
+}
+
+#[derive(Debug)]
+pub(super) struct Crew<D: Desk, W> {
+    state: Mutex<State<D>>,
+    pub(super) watch: W,
+    pub(super) waits: Waits,
+}
+
+#[derive(Debug)]
+struct State<D: Desk> {
+    desk: D,
+    seats: Vec<Seat<D::Verdict>>,
+    free: Vec<usize>,
+    /// The seats of those who wait, in no order.
+    waiting: Vec<usize>,
+    /// Those of them who wait for room, the first to come first.
+    room: VecDeque<usize>,
+    /// The seat of the leader.
+    leader: Option<usize>,
+    /// There is something for the leader, which has not seen it yet.
+    leader_called: bool,
+    /// The wakes that were passed on.
+    wakes: u64,
+    /// So many of the verdicts that wait are for nobody here.
+    seen: usize,
+    bells: Bells,
+}
+
+/// Where a thread waits.
+#[derive(Debug)]
+struct Seat<V> {
+    bell: Arc<Condvar>,
+    /// The offer that it waits for. None: it waits for room, or nobody sits here.
+    offer: Option<u64>,
+    verdict: Option<V>,
+    /// Its place in `waiting`.
+    place: usize,
+}
+
+/// Bells to ring when the lock is free, so that who is called need not wait for it.
+#[derive(Debug, Default)]
+struct Bells([Option<Arc<Condvar>>; Bells::MOST]);
+
+impl Bells {
+    const MOST: usize = 8;
+
+    fn add(&mut self, bell: &Arc<Condvar>) {
+        match self.0.iter_mut().find(|place| place.is_none()) {
+            Some(place) => *place = Some(Arc::clone(bell)),
+            None => bell.notify_one(),
+        }
+    }
+
+    fn ring(&mut self) {
+        for bell in self.0.iter_mut().map_while(Option::take) {
+            bell.notify_one();
+        }
+    }
+}
+
+impl<D: Desk> State<D> {
+    /// Takes a seat.
+    fn sit(&mut self) -> usize {
+        let seat = self.free.pop().unwrap_or_else(|| {
+            let bell = Arc::new(Condvar::new());
+            self.seats.push(Seat { bell, offer: None, verdict: None, place: 0 });
+            self.seats.len() - 1
+        });
+        self.seats[seat].place = self.waiting.len();
+        self.waiting.push(seat);
+        seat
+    }
+
+    fn remove_waiting(&mut self, seat: usize) {
+        let place = self.seats[seat].place;
+        if self.waiting.get(place) == Some(&seat) {
+            self.waiting.swap_remove(place);
+            if let Some(moved) = self.waiting.get(place) {
+                self.seats[*moved].place = place;
+            }
+        }
+    }
+
+    /// Leaves a seat. Another has to lead then, or to try for room.
+    fn stand_up(&mut self, seat: usize) {
+        self.remove_waiting(seat);
+        self.leave_room(seat);
+        if self.leader == Some(seat) {
+            self.leader = None;
+            self.leader_called = false;
+        }
+        if let (None, Some(next)) = (self.leader, self.waiting.last()) {
+            self.bells.add(&self.seats[*next].bell);
+        }
+        let left = &mut self.seats[seat];
+        (left.offer, left.verdict) = (None, None);
+        self.free.push(seat);
+    }
+
+    /// Leaves the queue for room. If that changes who is first, that one tries.
+    fn leave_room(&mut self, seat: usize) {
+        let Some(place) = self.room.iter().position(|other| *other == seat) else { return };
+        self.room.remove(place);
+        if place == 0 {
+            self.call_first();
+        }
+    }
+
+    /// Has the first that waits for room try.
+    fn call_first(&mut self) {
+        if let Some(first) = self.room.front().copied() {
+            self.call(first);
+        }
+    }
+
+    fn call(&mut self, seat: usize) {
+        if self.leader == Some(seat) {
+            self.leader_called = true;
+        } else {
+            self.bells.add(&self.seats[seat].bell);
+        }
+    }
+
+    /// Gives the verdicts that are there to those who wait for them.
+    fn hand_out(&mut self) {
+        loop {
+            let State { desk, seats, seen, .. } = self;
+            let wanted = |seat: usize, id| {
+                seats.get(seat).is_some_and(|seat: &Seat<_>| seat.offer == Some(id))
+            };
+            let Some((seat, verdict)) = desk.take_verdict(seen, wanted) else { break };
+            self.seats[seat].offer = None;
+            self.seats[seat].verdict = Some(verdict);
+            self.remove_waiting(seat);
+            self.call(seat);
+        }
+    }
+
+    /// Passes a wake on to all who wait: who came later will find that it is not for them.
+    fn pass_on(&mut self, wakes: u64) {
+        if mem::replace(&mut self.wakes, wakes) != wakes {
+            for place in 0..self.waiting.len() {
+                self.call(self.waiting[place]);
+            }
+        }
+    }
+}
+
+impl<D: Desk, W: Watch<D>> Crew<D, W> {
+    pub(super) fn new(desk: D, watch: W) -> Crew<D, W> {
+        let state = State {
+            desk,
+            seats: Vec::new(),
+            free: Vec::new(),
+            waiting: Vec::new(),
+            room: VecDeque::new(),
+            leader: None,
+            leader_called: false,
+            wakes: 0,
+            seen: 0,
+            bells: Bells::default(),
+        };
+        Crew { state: Mutex::new(state), watch, waits: Waits::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<D>> {
+        // What a panic leaves behind is whole: see `Sitting`.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be called before the lock is released: calls the leader if there is something for it. Each
+    /// time until it has seen it, for whoever sets a timer may undo an earlier call.
+    fn before_release(&self, state: &mut State<D>) {
+        self.watch.before_release(&mut state.desk);
+        state.pass_on(self.waits.wakes());
+        if state.leader_called {
+            self.watch.ring();
+        }
+    }
+
+    fn release(&self, mut state: MutexGuard<'_, State<D>>) {
+        self.before_release(&mut state);
+        let mut bells = mem::take(&mut state.bells);
+        drop(state);
+        bells.ring();
+    }
+
+    /// Does anything else at the desk.
+    pub(super) fn with<T>(&self, body: impl FnOnce(&mut D) -> T) -> T {
+        let mut state = self.lock();
+        let before = state.desk.verdicts();
+        let result = body(&mut state.desk);
+        // They were taken from the front.
+        let taken = before.saturating_sub(state.desk.verdicts());
+        state.seen = state.seen.saturating_sub(taken);
+        state.hand_out();
+        state.call_first();
+        self.release(state);
+        result
+    }
+
+    /// Whether a thread waits for the verdict on this offer.
+    #[cfg_attr(test, allow(dead_code))]
+    pub(super) fn awaits(&self, id: u64) -> bool {
+        self.lock().seats.iter().any(|seat| seat.offer == Some(id))
+    }
+
+    /// Offers, and waits for the verdict; before that, until the deadline, for room. The attempt to
+    /// offer is told the seat. `finish` is given the desk once more, with the verdict.
+    pub(super) fn offer_and_wait<T>(
+        &self,
+        deadline: Option<Instant>,
+        attempt: impl FnMut(&mut D, usize) -> Attempt<D::Error>,
+        finish: impl FnOnce(&D, D::Verdict) -> T,
+    ) -> Result<T, D::Error> {
+        let wait = self.waits.begin();
+        let mut state = self.lock();
+        let mut sitting =
+            Sitting { crew: self, seat: state.sit(), wait, woken: false, left: false };
+        let (mut state, result) = sitting.offer_and_wait(state, deadline, attempt);
+        let result = result.map(|verdict| finish(&state.desk, verdict));
+        state.desk.after_wait();
+        sitting.leave(&mut state);
+        self.release(state);
+        result
+    }
+}
+
+/// A thread that offers or waits. If it panics, its seat and its duties do not stay with it.
+struct Sitting<'a, D: Desk, W: Watch<D>> {
+    crew: &'a Crew<D, W>,
+    seat: usize,
+    wait: Wait,
+    woken: bool,
+    left: bool,
+}
+
+impl<D: Desk, W: Watch<D>> Drop for Sitting<'_, D, W> {
+    fn drop(&mut self) {
+        if !self.left {
+            let mut state = self.crew.lock();
+            self.leave(&mut state);
+            self.crew.release(state);
+        }
+    }
+}
+
+type Held<'a, D> = MutexGuard<'a, State<D>>;
+
+impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
+    fn leave(&mut self, state: &mut State<D>) {
+        self.left = true;
+        self.crew.waits.end(self.woken);
+        state.stand_up(self.seat);
+    }
+
+    fn offer_and_wait(
+        &mut self,
+        mut state: Held<'a, D>,
+        deadline: Option<Instant>,
+        mut attempt: impl FnMut(&mut D, usize) -> Attempt<D::Error>,
+    ) -> (Held<'a, D>, Result<D::Verdict, D::Error>) {
+        let seat = self.seat;
+        if state.leader.is_none() {
+            // Connects, if it is time for that. Otherwise the leader has done it.
+            if let Err(error) = state.desk.dispatch() {
+                return (state, Err(error));
+            }
+            state.hand_out();
+        }
+        let mut queues = false;
+        let id = loop {
+            let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
+            if late || state.room.front().is_none_or(|first| *first == seat) {
+                let error = match attempt(&mut state.desk, seat) {
+                    Attempt::Offered(id) => break id,
+                    Attempt::Refused(error) => return (state, Err(error)),
+                    Attempt::Later(error) => error,
+                };
+                if late {
+                    return (state, Err(error));
+                }
+            }
+            if self.crew.waits.is_woken(self.wait) {
+                self.woken = true;
+                return (state, Err(D::woken()));
+            }
+            if !mem::replace(&mut queues, true) {
+                state.room.push_back(seat);
+            }
+            let result;
+            (state, result) = self.pause(state, deadline);
+            if let Err(error) = result {
+                return (state, Err(error));
+            }
+        };
+        state.seats[seat].offer = Some(id);
+        state.leave_room(seat);
+        let flushed = state.desk.flush();
+        state.hand_out();
+        match flushed {
+            Ok(()) => self.verdict(state, id),
+            Err(error) => self.give_up(state, id, error),
+        }
+    }
+
+    /// Waits for the verdict, which comes at the offer's deadline at the latest.
+    fn verdict(
+        &mut self,
+        mut state: Held<'a, D>,
+        id: u64,
+    ) -> (Held<'a, D>, Result<D::Verdict, D::Error>) {
+        loop {
+            if let Some(verdict) = state.seats[self.seat].verdict.take() {
+                return (state, Ok(verdict));
+            }
+            if self.crew.waits.is_woken(self.wait) {
+                if state.desk.take_back(id) {
+                    self.woken = true;
+                    return (state, Err(D::woken()));
+                }
+                // It has its verdict, or the verdict is on its way.
+                state.hand_out();
+                if state.seats[self.seat].verdict.is_some() {
+                    continue;
+                }
+            }
+            let result;
+            (state, result) = self.pause(state, None);
+            if let Err(error) = result {
+                return self.give_up(state, id, error);
+            }
+        }
+    }
+
+    /// After an error the caller serves the connection, so the backend must not adopt it.
+    fn give_up(
+        &mut self,
+        mut state: Held<'a, D>,
+        id: u64,
+        error: D::Error,
+    ) -> (Held<'a, D>, Result<D::Verdict, D::Error>) {
+        if state.seats[self.seat].verdict.is_none() && !state.desk.take_back(id) {
+            state.desk.end(id);
+            state.hand_out();
+        }
+        let verdict = state.seats[self.seat].verdict.take();
+        (state, verdict.ok_or(error))
+    }
+
+    /// Waits until there may be something for this thread: as the leader, if there is no other.
+    fn pause(
+        &self,
+        mut state: Held<'a, D>,
+        deadline: Option<Instant>,
+    ) -> (Held<'a, D>, Result<(), D::Error>) {
+        let crew = self.crew;
+        if *state.leader.get_or_insert(self.seat) == self.seat {
+            state.leader_called = false;
+            crew.release(state);
+            let waited = crew.watch.wait(deadline);
+            let mut state = crew.lock();
+            state.leader_called = false;
+            let result = waited.and_then(|()| state.desk.dispatch());
+            state.hand_out();
+            state.call_first();
+            return (state, result);
+        }
+        crew.before_release(&mut state);
+        mem::take(&mut state.bells).ring();
+        let bell = Arc::clone(&state.seats[self.seat].bell);
+        let state = match deadline {
+            None => bell.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                bell.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        (state, Ok(()))
+    }
+}

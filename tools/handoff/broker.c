@@ -1,0 +1,490 @@
+/* handoff broker: accepts clients and hands them over. For trying out backends. */
+#define _GNU_SOURCE
+#include "command.h"
+#include "listen.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/queue.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <handoff.h>
+
+enum {
+    REASONS = 32,
+    PREREAD_MOST = 131000,
+    PAUSE_US = 20000, /* before a backend that was busy is asked again */
+    EVENTS = 64
+};
+
+struct client {
+    TAILQ_ENTRY(client) next;
+    uint64_t number;
+    int64_t accepted_us, deadline_us;
+    int fd;
+    char address[96];
+    size_t preread_len;
+    char *preread;
+};
+
+TAILQ_HEAD(clients, client);
+
+/* Every client is either read from, or waits for room, or is on offer and so in none of these. In
+ * both the one that is accepted first has the earliest deadline, and comes first. */
+static struct clients reading = TAILQ_HEAD_INITIALIZER(reading);
+static struct clients waiting = TAILQ_HEAD_INITIALIZER(waiting);
+
+static handoff_broker *broker;
+static int epoll, signals, listener;
+static bool accepting;
+static int64_t not_before_us; /* nothing is offered earlier, because a backend was busy */
+static uint64_t accepted, now_here, adopted, fallbacks[REASONS];
+
+/* Options. */
+static bool verbose;
+static uint64_t wait_ms = 5000, preread_most;
+static const char *service, *metadata;
+
+/* Watches a descriptor. Its events carry `what`: a client, &signals, &listener or &broker. */
+static void watch(int fd, void *what)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = what};
+    must(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0, "EPOLL_CTL_ADD");
+}
+
+static void unwatch(int fd)
+{
+    must(epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL) == 0, "EPOLL_CTL_DEL");
+}
+
+/* Short of descriptors or memory: no client is accepted until one has gone. */
+static void accept_no_more(void)
+{
+    if (accepting)
+        unwatch(listener);
+    accepting = false;
+}
+
+static void forget(struct client *client)
+{
+    close(client->fd);
+    free(client->preread);
+    free(client);
+    now_here--;
+    if (!accepting && listener != -1) {
+        watch(listener, &listener);
+        accepting = true;
+    }
+}
+
+static long long age_us(const struct client *client)
+{
+    return now_us() - client->accepted_us;
+}
+
+/* No backend has it, and nobody else is here to serve it. */
+static void give_up(struct client *client, handoff_reason reason)
+{
+    fallbacks[reason < REASONS ? reason : HANDOFF_REASON_REJECTED]++;
+    if (verbose)
+        printf("%" PRIu64 " %s: closed after %lld us: %s\n", client->number, client->address,
+               age_us(client), handoff_reason_name(reason));
+    /* A backend may still hold a copy. While it does, close(2) does not end the connection. */
+    shutdown(client->fd, SHUT_RDWR);
+    forget(client);
+}
+
+/* ---- offers and verdicts ------------------------------------------------------------------------*/
+
+/* Whether a later offer can have another end than this one. */
+static bool may_change(handoff_reason reason)
+{
+    return reason == HANDOFF_REASON_BACKEND_BUSY || reason == HANDOFF_REASON_BACKEND_UNAVAILABLE ||
+           reason == HANDOFF_REASON_RATE_LIMITED || reason == HANDOFF_REASON_PERMISSION_DENIED ||
+           reason == HANDOFF_REASON_DESCRIPTOR_PRESSURE || reason == HANDOFF_REASON_ACK_TIMEOUT;
+}
+
+/* Waits in the queue, in which the earliest deadline comes first. */
+static void queue(struct client *client)
+{
+    struct client *before = TAILQ_LAST(&waiting, clients);
+    while (before != NULL && before->deadline_us > client->deadline_us)
+        before = TAILQ_PREV(before, clients, next);
+    if (before == NULL)
+        TAILQ_INSERT_HEAD(&waiting, client, next);
+    else
+        TAILQ_INSERT_AFTER(&waiting, before, client, next);
+}
+
+/* Offers a client that is in no list. False: it is in the queue again. */
+static bool offer(struct client *client, int64_t now)
+{
+    char correlation[24];
+    handoff_offer offer = HANDOFF_OFFER_INIT;
+    snprintf(correlation, sizeof correlation, "%" PRIu64, client->number);
+    offer.fd = client->fd;
+    offer.preread = client->preread;
+    offer.preread_len = client->preread_len;
+    offer.service = service;
+    offer.metadata = metadata;
+    offer.metadata_len = metadata == NULL ? 0 : strlen(metadata);
+    offer.correlation = correlation;
+    offer.user_data = client;
+    offer.timeout_ms = (uint64_t)(client->deadline_us - now) / 1000 + 1;
+    offer.flags = HANDOFF_OFFER_MORE; /* until the flush at the end of this turn of the loop */
+    handoff_status status = handoff_broker_offer(broker, &offer, NULL);
+    if (status == HANDOFF_OK)
+        return true; /* until its verdict */
+    /* Nothing was sent. What a fallback must not hide is a bug in this program. */
+    must_handoff(handoff_status_is_fallback_safe(status), "handoff_broker_offer");
+    handoff_reason reason = handoff_status_reason(status);
+    if (may_change(reason)) {
+        queue(client);
+        return false;
+    }
+    complain("%s: %s", client->address, handoff_last_error());
+    give_up(client, reason);
+    return true;
+}
+
+/* As many as there is room for; when there is more, the broker's descriptor becomes readable. */
+static void offer_waiting(int64_t now)
+{
+    struct client *client;
+    while (now >= not_before_us && (client = TAILQ_FIRST(&waiting)) != NULL &&
+           handoff_broker_room(broker) > 0) {
+        TAILQ_REMOVE(&waiting, client, next);
+        if (!offer(client, now))
+            return;
+    }
+}
+
+static void print_adopted(const struct client *client, const handoff_verdict *verdict)
+{
+    printf("%" PRIu64 " %s: adopted by %s after %lld us", client->number, client->address,
+           verdict->backend, age_us(client));
+    if (verdict->tries > 1)
+        printf(", offered to %" PRIu32, verdict->tries);
+    if (verdict->reason != HANDOFF_REASON_NONE)
+        printf(": %s", handoff_reason_name(verdict->reason));
+    putchar('\n');
+}
+
+static void take_verdicts(int64_t now)
+{
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    handoff_status status;
+    while ((status = handoff_broker_next(broker, &verdict)) == HANDOFF_OK) {
+        struct client *client = verdict.user_data;
+        if (verdict.outcome == HANDOFF_ADOPTED) {
+            adopted++;
+            if (verbose)
+                print_adopted(client, &verdict);
+            forget(client);
+        } else if (may_change(verdict.reason) && client->deadline_us > now) {
+            not_before_us = now + PAUSE_US;
+            queue(client);
+        } else {
+            give_up(client, verdict.reason);
+        }
+    }
+    must_handoff(status == HANDOFF_NOTHING, "handoff_broker_next");
+}
+
+/* ---- clients ------------------------------------------------------------------------------------*/
+
+static void accept_clients(int64_t now)
+{
+    for (;;) {
+        struct sockaddr_storage address;
+        socklen_t len = sizeof address;
+        /* Not O_NONBLOCK, which the backend's copy would share: most programs expect it so. */
+        int fd = accept4(listener, (struct sockaddr *)&address, &len, SOCK_CLOEXEC);
+        struct client *client = fd == -1 ? NULL : calloc(1, sizeof *client);
+        if (client == NULL) {
+            if (fd != -1)
+                close(fd);
+            else if (errno == EAGAIN || errno == EINTR)
+                return;
+            else if (errno == ECONNABORTED || errno == EPROTO)
+                continue;
+            else
+                must(errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM,
+                     "accept4");
+            must(now_here > 0, "no room for one client");
+            accept_no_more();
+            return;
+        }
+        now_here++;
+        client->number = ++accepted;
+        client->accepted_us = now;
+        client->deadline_us = now + (int64_t)wait_ms * 1000;
+        client->fd = fd;
+        describe_address((struct sockaddr *)&address, len, client->address,
+                         sizeof client->address);
+        if (preread_most > 0) {
+            TAILQ_INSERT_TAIL(&reading, client, next);
+            watch(fd, client);
+        } else {
+            queue(client);
+        }
+    }
+}
+
+/* Reads what a client has sent so far. That, or nothing if there is nothing in time, goes along. The
+ * time to be adopted in begins now. */
+static void stop_reading(struct client *client, int64_t now)
+{
+    static char buffer[PREREAD_MOST];
+    ssize_t len = recv(client->fd, buffer, preread_most, MSG_DONTWAIT);
+    /* Before the offer: close(2) does not do it while another process has a copy, epoll(7). */
+    unwatch(client->fd);
+    TAILQ_REMOVE(&reading, client, next);
+    if (len > 0) {
+        client->preread = malloc((size_t)len);
+        must(client->preread != NULL, "malloc");
+        memcpy(client->preread, buffer, (size_t)len);
+        client->preread_len = (size_t)len;
+    }
+    client->deadline_us = now + (int64_t)wait_ms * 1000;
+    queue(client);
+}
+
+/* Why a client has waited in vain. The first time it is said, too. */
+static handoff_reason why_in_vain(void)
+{
+    static bool said;
+    handoff_reason reason = HANDOFF_REASON_BACKEND_UNAVAILABLE;
+    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    handoff_status status;
+    size_t count = 0;
+    while ((status = handoff_broker_get_state(broker, count, &state)) == HANDOFF_OK) {
+        count++;
+        if (state.state == HANDOFF_BACKEND_READY)
+            reason = HANDOFF_REASON_BACKEND_BUSY;
+        else if (!said && *state.message != '\0')
+            complain("%s", state.message);
+    }
+    must_handoff(status == HANDOFF_NOTHING, "handoff_broker_get_state");
+    if (!said && count == 0)
+        complain("no backend listens there");
+    said = true;
+    return reason;
+}
+
+/* Deals with clients whose time is up. Returns the milliseconds until the next one. */
+static int expire(int64_t now)
+{
+    struct client *client;
+    int64_t next_us = INT64_MAX;
+    while ((client = TAILQ_FIRST(&reading)) != NULL && client->deadline_us <= now)
+        stop_reading(client, now);
+    if (client != NULL)
+        next_us = client->deadline_us;
+    while ((client = TAILQ_FIRST(&waiting)) != NULL && client->deadline_us <= now) {
+        TAILQ_REMOVE(&waiting, client, next);
+        give_up(client, why_in_vain());
+    }
+    if (client != NULL && client->deadline_us < next_us)
+        next_us = client->deadline_us;
+    if (client != NULL && not_before_us > now && not_before_us < next_us)
+        next_us = not_before_us;
+    return next_us == INT64_MAX ? -1 : (int)((next_us - now + 999) / 1000);
+}
+
+/* ---- the program --------------------------------------------------------------------------------*/
+
+static void take_signals(void)
+{
+    sigset_t stop;
+    sigemptyset(&stop);
+    sigaddset(&stop, SIGTERM);
+    sigaddset(&stop, SIGINT);
+    must(sigprocmask(SIG_BLOCK, &stop, NULL) == 0, "sigprocmask");
+    signals = signalfd(-1, &stop, SFD_CLOEXEC | SFD_NONBLOCK);
+    must(signals != -1, "signalfd");
+}
+
+/* The first signal ends accepting, and clients that are here have their time. The second takes
+ * everything back. */
+static void stop(void)
+{
+    struct signalfd_siginfo signal;
+    while (read(signals, &signal, sizeof signal) == sizeof signal) {
+        if (listener != -1) {
+            accept_no_more();
+            close(listener);
+            listener = -1;
+            continue;
+        }
+        struct client *client;
+        must_handoff(handoff_broker_close(broker) == HANDOFF_OK, "handoff_broker_close");
+        take_verdicts(INT64_MAX);
+        while ((client = TAILQ_FIRST(&reading)) != NULL) {
+            TAILQ_REMOVE(&reading, client, next);
+            unwatch(client->fd);
+            give_up(client, HANDOFF_REASON_BROKER_CLOSED);
+        }
+        while ((client = TAILQ_FIRST(&waiting)) != NULL) {
+            TAILQ_REMOVE(&waiting, client, next);
+            give_up(client, HANDOFF_REASON_BROKER_CLOSED);
+        }
+        return;
+    }
+}
+
+static void run(void)
+{
+    while (listener != -1 || now_here > 0) {
+        struct epoll_event events[EVENTS];
+        int count = epoll_wait(epoll, events, EVENTS, expire(now_us()));
+        must(count != -1 || errno == EINTR, "epoll_wait");
+        int64_t now = now_us();
+        bool stopping = false;
+        for (int i = 0; i < count; i++) {
+            void *what = events[i].data.ptr;
+            if (what == &signals)
+                stopping = true;
+            else if (what == &listener)
+                accept_clients(now);
+            else if (what == &broker)
+                must_handoff(handoff_broker_dispatch(broker) == HANDOFF_OK,
+                             "handoff_broker_dispatch");
+            else
+                stop_reading(what, now);
+        }
+        take_verdicts(now);
+        offer_waiting(now);
+        must_handoff(handoff_broker_flush(broker) == HANDOFF_OK, "handoff_broker_flush");
+        take_verdicts(now);
+        if (stopping)
+            stop();
+        fflush(stdout);
+    }
+}
+
+static void print_summary(void)
+{
+    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    handoff_status status;
+    printf("clients: %" PRIu64 "\nadopted: %" PRIu64 "\n", accepted, adopted);
+    for (size_t i = 0; (status = handoff_broker_get_state(broker, i, &state)) == HANDOFF_OK; i++)
+        printf("adopted by %s: %" PRIu64 "%s%s\n", state.path, state.adopted,
+               *state.message == '\0' ? "" : "; ", state.message);
+    must_handoff(status == HANDOFF_NOTHING, "handoff_broker_get_state");
+    for (handoff_reason reason = 0; reason < REASONS; reason++)
+        if (fallbacks[reason] > 0)
+            printf("closed, %s: %" PRIu64 "\n", handoff_reason_name(reason), fallbacks[reason]);
+}
+
+/* A directory, though its name does not end in '/', is meant as one. */
+static bool add_backend(const char *path)
+{
+    handoff_broker_backend backend = HANDOFF_BROKER_BACKEND_INIT;
+    struct stat file;
+    char directory[256];
+    size_t len = strlen(path);
+    backend.path = path;
+    if (len > 0 && path[len - 1] != '/' && len < sizeof directory - 1 && *path != '@' &&
+        stat(path, &file) == 0 && S_ISDIR(file.st_mode)) {
+        snprintf(directory, sizeof directory, "%s/", path);
+        backend.path = directory;
+    }
+    if (handoff_broker_add(broker, &backend) == HANDOFF_OK)
+        return true;
+    complain("%s", handoff_last_error());
+    return false;
+}
+
+static int start_and_run(const char *address, char **sockets, int count)
+{
+    const char *file;
+    struct sockaddr_storage bound;
+    socklen_t len = sizeof bound;
+    char text[128];
+    must_handoff(handoff_broker_new(NULL, NULL, &broker) == HANDOFF_OK, "handoff_broker_new");
+    for (int i = 0; i < count; i++) {
+        if (!add_backend(sockets[i])) {
+            handoff_broker_free(broker);
+            return FAILED;
+        }
+    }
+    if ((listener = listen_at(address, &file)) == -1) {
+        handoff_broker_free(broker);
+        return FAILED;
+    }
+    raise_descriptor_limit();
+    take_signals();
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    must(epoll != -1, "epoll_create1");
+    int broker_fd = handoff_broker_fd(broker); /* it connects, and reconnects by itself */
+    must_handoff(broker_fd != -1, "handoff_broker_fd");
+    watch(signals, &signals);
+    watch(broker_fd, &broker);
+    watch(listener, &listener);
+    accepting = true;
+    must(getsockname(listener, (struct sockaddr *)&bound, &len) == 0, "getsockname");
+    describe_address((struct sockaddr *)&bound, len, text, sizeof text);
+    printf("listening on %s\n", text);
+    fflush(stdout);
+
+    run();
+    print_summary();
+    handoff_broker_free(broker);
+    close(epoll);
+    close(signals);
+    if (file != NULL && unlink(file) == -1)
+        complain("%s: %s", file, strerror(errno));
+    return finish_output() ? DONE : FAILED;
+}
+
+int broker_main(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"verbose", no_argument, NULL, 'v'},        {"wait", required_argument, NULL, 'w'},
+        {"preread", required_argument, NULL, 'p'},  {"service", required_argument, NULL, 's'},
+        {"metadata", required_argument, NULL, 'm'}, {NULL, 0, NULL, 0}};
+    static const char how[] =
+        "handoff broker [-v] [--wait MS] [--preread BYTES] [--service NAME] [--metadata TEXT]\n"
+        "                      ADDRESS SOCKET...";
+    int option;
+    while ((option = getopt_long(argc, argv, "v", options, NULL)) != -1) {
+        switch (option) {
+        case 'v':
+            verbose = true;
+            break;
+        case 'w':
+            if (!parse_number(optarg, 1, 3600000, &wait_ms)) {
+                complain("--wait takes milliseconds, from 1 to 3600000");
+                return usage(how);
+            }
+            break;
+        case 'p':
+            if (!parse_number(optarg, 0, PREREAD_MOST, &preread_most)) {
+                complain("--preread takes a number of bytes, at most %d", PREREAD_MOST);
+                return usage(how);
+            }
+            break;
+        case 's':
+            service = optarg;
+            break;
+        case 'm':
+            metadata = optarg;
+            break;
+        default:
+            return usage(how);
+        }
+    }
+    if (argc - optind < 2)
+        return usage(how);
+    return start_and_run(argv[optind], argv + optind + 1, argc - optind - 1);
+}

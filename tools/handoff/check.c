@@ -1,0 +1,474 @@
+/* handoff check: walks the way to a backend step by step, as a broker of this user would go it. */
+#define _GNU_SOURCE
+#include "command.h"
+#include "probe.h"
+#include "report.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <handoff.h>
+
+enum { USER_LEN = 80, PATH_LEN = sizeof ((struct sockaddr_un *)0)->sun_path };
+
+/* Who listens: SO_PEERCRED has the process that called listen(2), and its user then. */
+struct listener {
+    pid_t pid;
+    char user[USER_LEN], command[32];
+    bool stopped;
+};
+
+static int timeout_ms = 2000;
+
+/* ---- the path -----------------------------------------------------------------------------------*/
+
+/* "drwxr-x--- app (1001) www-data (33)" */
+static void describe_file(const struct stat *file, char *text, size_t size)
+{
+    static const char bits[] = "rwxrwxrwx";
+    char mode[10], user[USER_LEN], group[USER_LEN];
+    for (int i = 0; i < 9; i++)
+        mode[i] = file->st_mode & (0400u >> i) ? bits[i] : '-';
+    mode[9] = '\0';
+    describe_user(file->st_uid, user, sizeof user);
+    describe_group(file->st_gid, group, sizeof group);
+    snprintf(text, size, "mode %s, user %s, group %s", mode, user, group);
+}
+
+static const char *type_of(mode_t mode)
+{
+    return S_ISREG(mode)    ? "a regular file"
+           : S_ISDIR(mode)  ? "a directory"
+           : S_ISFIFO(mode) ? "a FIFO"
+           : S_ISCHR(mode)  ? "a character device"
+           : S_ISBLK(mode)  ? "a block device"
+                            : "no socket";
+}
+
+/* One directory on the way: it must exist, and this user must be able to go through it. */
+static bool check_directory(struct report *report, const char *path)
+{
+    struct stat file;
+    char about[300], user[USER_LEN];
+    if (stat(path, &file) == -1) {
+        int error = errno;
+        step_failed(report, "directory", error == ENOENT || error == ENOTDIR ? NO_PATH : FAILED,
+                    HANDOFF_ERR_BACKEND_UNAVAILABLE, error, "there is no directory %s: %s", path,
+                    strerror(error));
+        advise(report, "Correct the path, or start what makes this directory.");
+        return false;
+    }
+    if (!S_ISDIR(file.st_mode)) {
+        step_failed(report, "directory", NO_PATH, HANDOFF_ERR_BACKEND_UNAVAILABLE, ENOTDIR,
+                    "%s is %s, not a directory", path,
+                    S_ISSOCK(file.st_mode) ? "a socket" : type_of(file.st_mode));
+        advise(report, "Correct the path.");
+        return false;
+    }
+    describe_file(&file, about, sizeof about);
+    if (faccessat(AT_FDCWD, path, X_OK, AT_EACCESS) == -1) {
+        int error = errno;
+        describe_user(geteuid(), user, sizeof user);
+        step_failed(report, "directory", NO_SEARCH, HANDOFF_ERR_PERMISSION_DENIED, error,
+                    "user %s may not search the directory %s (%s)", user, path, about);
+        advise(report, "Give this user the x permission for the directory: with chmod(1), chgrp(1) "
+                       "or, under systemd, RuntimeDirectoryMode=.");
+        return false;
+    }
+    step_ok(report, "directory", "%s: %s", path, about);
+    return true;
+}
+
+/* All directories on the way to `path`. */
+static bool check_directories(struct report *report, const char *path)
+{
+    char parent[PATH_LEN];
+    if (*path != '/' && !check_directory(report, "."))
+        return false;
+    for (const char *slash = strchr(path, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
+        if (slash[1] == '/' || slash[1] == '\0')
+            continue;
+        size_t len = slash == path ? 1 : (size_t)(slash - path);
+        memcpy(parent, path, len);
+        parent[len] = '\0';
+        if (!check_directory(report, parent))
+            return false;
+    }
+    return true;
+}
+
+/* What is at the path: a socket that this user may connect to. */
+static bool check_file(struct report *report, const char *path)
+{
+    struct stat file;
+    char about[300], user[USER_LEN];
+    if (stat(path, &file) == -1) {
+        int error = errno;
+        step_failed(report, "socket", error == ENOENT ? NO_PATH : FAILED,
+                    HANDOFF_ERR_BACKEND_UNAVAILABLE, error, "there is no socket %s: %s", path,
+                    strerror(error));
+        advise(report, "Start the backend, or correct the path.");
+        return false;
+    }
+    if (!S_ISSOCK(file.st_mode)) {
+        step_failed(report, "socket", NO_SOCKET, HANDOFF_ERR_NOT_A_SOCKET, 0,
+                    "%s is %s, not a socket", path, type_of(file.st_mode));
+        advise(report, "Name the socket that the backend listens on; if it is to listen here, "
+                       "remove the file first.");
+        return false;
+    }
+    describe_file(&file, about, sizeof about);
+    if (faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) == -1) {
+        int error = errno;
+        describe_user(geteuid(), user, sizeof user);
+        step_failed(report, "socket", NO_ACCESS, HANDOFF_ERR_PERMISSION_DENIED, error,
+                    "user %s may not connect to %s (%s)", user, path, about);
+        advise(report, "Give the socket a mode and a group that let this user write to it: `mode' "
+                       "in handoff_backend_options, --mode and --group of `handoff exec', or "
+                       "SocketMode= and SocketGroup= of systemd.");
+        return false;
+    }
+    step_ok(report, "socket", "%s: %s", path, about);
+    return true;
+}
+
+/* ---- who listens --------------------------------------------------------------------------------*/
+
+static void read_proc(pid_t pid, const char *name, char *text, size_t size)
+{
+    char path[64];
+    size_t len = 0;
+    snprintf(path, sizeof path, "/proc/%ld/%s", (long)pid, name);
+    FILE *file = fopen(path, "re");
+    if (file != NULL) {
+        len = fread(text, 1, size - 1, file);
+        fclose(file);
+    }
+    text[len] = '\0';
+}
+
+static void look_at_process(struct listener *listener)
+{
+    char stat[512];
+    read_proc(listener->pid, "comm", listener->command, sizeof listener->command);
+    listener->command[strcspn(listener->command, "\n")] = '\0';
+    read_proc(listener->pid, "stat", stat, sizeof stat);
+    /* The state comes after the name, which can have anything in it: proc_pid_stat(5). */
+    const char *end = strrchr(stat, ')');
+    listener->stopped = end != NULL && (end[2] == 'T' || end[2] == 't');
+}
+
+/* "process 4242 (app), user app (1001)" */
+static void describe_listener(const struct listener *listener, char *text, size_t size)
+{
+    if (listener->pid == 0)
+        snprintf(text, size, "a process in another PID namespace, user %s", listener->user);
+    else if (*listener->command == '\0')
+        snprintf(text, size, "process %ld, which has ended or cannot be seen, user %s",
+                 (long)listener->pid, listener->user);
+    else
+        snprintf(text, size, "process %ld (%s), user %s", (long)listener->pid, listener->command,
+                 listener->user);
+}
+
+/* Connects, and hangs up at once: the kernel tells who listens, and how the backend does later. */
+static bool check_listener(struct report *report, const char *path, struct listener *listener)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    size_t len = strlen(path);
+    memcpy(address.sun_path, path, len);
+    if (*path == '@')
+        address.sun_path[0] = '\0';
+    else
+        len++;
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    must(fd != -1, "socket");
+    int error = connect(fd, (struct sockaddr *)&address,
+                        (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len)) == -1
+                    ? errno
+                    : 0;
+    struct ucred peer;
+    socklen_t peer_len = sizeof peer;
+    if (error == 0 && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &peer_len) == -1)
+        error = errno;
+    close(fd);
+    switch (error) {
+    case 0:
+        break;
+    case ECONNREFUSED:
+    case ENOENT:
+        step_failed(report, "listener", NOBODY_LISTENS, HANDOFF_ERR_BACKEND_UNAVAILABLE, error,
+                    *path == '@' ? "nobody listens at the abstract name %s"
+                                 : "nobody listens on %s: the backend has ended, or drains", path);
+        advise(report, "Start the backend; it replaces a socket that nobody listens on.");
+        return false;
+    case EPROTOTYPE:
+        step_failed(report, "listener", WRONG_TYPE, HANDOFF_ERR_BACKEND_UNAVAILABLE, error,
+                    "%s is a stream or datagram socket; a handoff socket has sequenced packets "
+                    "(SOCK_SEQPACKET)", path);
+        advise(report, "Name the backend's handoff socket, not the one for its other clients; under "
+                       "systemd say ListenSequentialPacket=, not ListenStream=.");
+        return false;
+    case EACCES:
+    case EPERM:
+        step_failed(report, "listener", NO_ACCESS, HANDOFF_ERR_PERMISSION_DENIED, error,
+                    "the system does not let this user connect to %s, though the file's mode does: "
+                    "%s", path, strerror(error));
+        advise(report, "Look for a security module that forbids it, in the output of dmesg(1).");
+        return false;
+    case EAGAIN:
+        step_failed(report, "listener", NO_ANSWER, HANDOFF_ERR_WOULD_BLOCK, error,
+                    "too many brokers wait on %s: the backend does not accept them", path);
+        advise(report, "Find out why the backend hangs, and restart it.");
+        return false;
+    default:
+        step_failed(report, "listener", FAILED, HANDOFF_ERR_SYSTEM, error, "%s: connect: %s", path,
+                    strerror(error));
+        advise(report, "Look up this error in unix(7) and connect(2).");
+        return false;
+    }
+    char about[200];
+    listener->pid = peer.pid;
+    describe_user(peer.uid, listener->user, sizeof listener->user);
+    look_at_process(listener);
+    describe_listener(listener, about, sizeof about);
+    step_ok(report, "listener", "%s%s", about,
+            listener->pid == 1 ? ": it passes the socket on when somebody connects" : "");
+    return true;
+}
+
+/* ---- the channel --------------------------------------------------------------------------------*/
+
+static const char *advice_of(int code)
+{
+    switch (code) {
+    case NOT_ALLOWED:
+        return "Name this user, or a group of it, in the backend's policy: `policy' in "
+               "handoff_backend_options, --allow of `handoff exec'.";
+    case NOT_TRUSTED:
+        return "Run the backend as the owner of its socket; or, if this user shall be the backend, "
+               "name it in the broker's policy, `policy' in handoff_broker_options.";
+    case TOO_MANY:
+        return "Let the backend have more channels, `max_channels' and `max_channels_per_user' in "
+               "handoff_backend_options; each broker process needs one.";
+    case WRONG_VERSION:
+        return "Upgrade libhandoff in the older of the two programs.";
+    case IS_DRAINING:
+        return "Start the backend's successor; this one finishes what it has, then it ends.";
+    case NO_ROOM:
+        return "Look why the backend adopts so slowly, or add another backend.";
+    case NO_HANDOFF:
+        return "Stop the other program, or give the backend another path; if it is a backend of "
+               "libhandoff 0.1, it does not allow this user or has too many channels.";
+    default:
+        return "Look up the status in handoff(7), and the messages of the backend.";
+    }
+}
+
+/* Where one of them failed, those before it are in order. */
+static const struct {
+    const char *name;
+    int code, code_too;
+    const char *in_order;
+} channel_steps[] = {
+    {"backend", NOT_TRUSTED, NOT_TRUSTED, "a broker of this user takes who listens for its backend"},
+    {"answer", NO_ANSWER, NO_HANDOFF, "it answers, with the protocol of libhandoff"},
+    {"credentials", NOT_ALLOWED, NOT_ALLOWED, "it allows this user"},
+    {"channels", TOO_MANY, IS_DRAINING, "it takes another broker"},
+    {"version", WRONG_VERSION, WRONG_VERSION, "it speaks the same version of the protocol"},
+    {"room", NO_ROOM, NO_ROOM, NULL},
+};
+
+static void check_channel(struct report *report, const char *path, struct listener *listener)
+{
+    struct probe found;
+    char about[200];
+    probe(path, timeout_ms, &found);
+    look_at_process(listener); /* it may have stopped only now */
+    describe_listener(listener, about, sizeof about);
+
+    const size_t count = sizeof channel_steps / sizeof *channel_steps;
+    size_t failed = 0;
+    if (found.code == DONE)
+        failed = count;
+    else
+        while (failed < count && channel_steps[failed].code != found.code &&
+               channel_steps[failed].code_too != found.code)
+            failed++;
+    if (found.code != DONE && failed == count) {
+        step_failed(report, "channel", found.code, found.status, found.error, "%s", found.message);
+        advise(report, "%s", advice_of(found.code));
+        return;
+    }
+    for (size_t i = 0; i < failed && channel_steps[i].in_order != NULL; i++)
+        step_ok(report, channel_steps[i].name, "%s", channel_steps[i].in_order);
+    const char *name = failed < count ? channel_steps[failed].name : "room";
+    if (found.code == DONE) {
+        step_ok(report, name, "offers that it would take now: %zu", found.room);
+        report->round_trip_us = found.round_trip_us;
+    } else if (found.code == NO_ANSWER) {
+        step_failed(report, name, found.code, found.status, found.error,
+                    "%s did not answer within %d ms%s", about, timeout_ms,
+                    listener->stopped ? ": it is stopped" : "");
+        if (listener->stopped)
+            advise(report, "Let it go on: kill -CONT %ld.", (long)listener->pid);
+        else
+            advise(report, "Find out what it does instead, for instance with strace -p %ld: a "
+                           "backend answers in handoff_backend_dispatch() and "
+                           "handoff_backend_accept().", (long)listener->pid);
+    } else {
+        step_failed(report, name, found.code, found.status, found.error, "%s",
+                    *found.message != '\0'      ? found.message
+                    : found.code == IS_DRAINING ? "the backend drains: it takes no more offers"
+                                                : "the backend takes no offers: those that it has "
+                                                  "granted are in flight, or it grants none");
+        advise(report, "%s", advice_of(found.code));
+    }
+}
+
+/* ---- all of it ----------------------------------------------------------------------------------*/
+
+static struct report *check_socket(const char *path)
+{
+    struct report *report = report_new(path);
+    struct listener listener = {0};
+    if (strlen(path) > PATH_LEN - 1 || *path == '\0') {
+        step_failed(report, "socket", NO_PATH, HANDOFF_ERR_INVALID_ARGUMENT, 0,
+                    "the path of a Unix socket has 1 to %d bytes, this one %zu: %s", PATH_LEN - 1,
+                    strlen(path), path);
+        advise(report, "Use a shorter path.");
+        return report;
+    }
+    if ((*path == '@' || (check_directories(report, path) && check_file(report, path))) &&
+        check_listener(report, path, &listener))
+        check_channel(report, path, &listener);
+    return report;
+}
+
+static int is_shown(const struct dirent *entry)
+{
+    return entry->d_name[0] != '.'; /* a backend that starts makes its socket under such a name */
+}
+
+/* Every socket in the directory, one after the other. */
+static int check_sockets(const char *path)
+{
+    struct report *directory = report_new(path);
+    struct dirent **entries = NULL;
+    struct report **inner = NULL;
+    int count = 0, inner_len = 0, failed = 0;
+    char inside[4096];
+    snprintf(inside, sizeof inside, "%s/x", path);
+    if (strlen(path) >= PATH_LEN - 2) {
+        step_failed(directory, "directory", NO_PATH, HANDOFF_ERR_INVALID_ARGUMENT, 0,
+                    "the path is too long for one with Unix sockets in it: %s", path);
+        advise(directory, "Use a shorter path.");
+    } else if (check_directories(directory, inside)) {
+        count = scandir(path, &entries, is_shown, alphasort);
+        if (count == -1) {
+            int error = errno;
+            step_failed(directory, "directory", NO_SEARCH, HANDOFF_ERR_PERMISSION_DENIED, error,
+                        "this user may not list the directory %s: %s", path, strerror(error));
+            advise(directory, "Give this user the r permission for the directory.");
+            count = 0;
+        }
+    }
+    if (count > 0)
+        must((inner = calloc((size_t)count, sizeof *inner)) != NULL, "calloc");
+    for (int i = 0; i < count; i++) {
+        struct stat file;
+        size_t len = strlen(path);
+        snprintf(inside, sizeof inside, "%s%s%s", path, path[len - 1] == '/' ? "" : "/",
+                 entries[i]->d_name);
+        free(entries[i]);
+        if (stat(inside, &file) == -1 || !S_ISSOCK(file.st_mode))
+            continue;
+        if (!report_json)
+            printf("%s\n", inside);
+        struct report *report = inner[inner_len++] = check_socket(inside);
+        if (!report_json)
+            report_print_end(report);
+        if (report->code != DONE && failed++ == 0) {
+            directory->code = report->code;
+            directory->status = report->status;
+            directory->error = report->error;
+            memcpy(directory->message, report->message, sizeof report->message);
+            memcpy(directory->advice, report->advice, sizeof report->advice);
+        }
+    }
+    free(entries);
+    if (inner_len == 0 && directory->code == DONE) {
+        step_failed(directory, "sockets", NO_PATH, HANDOFF_ERR_BACKEND_UNAVAILABLE, 0,
+                    "there is no socket in the directory %s", path);
+        advise(directory, "Start a backend that listens there.");
+    }
+    if (report_json) {
+        report_print_json(directory, inner, inner_len);
+    } else if (inner_len > 0) {
+        printf("sockets: %d, in order: %d\n", inner_len, inner_len - failed);
+    } else {
+        report_print_end(directory);
+    }
+    for (int i = 0; i < inner_len; i++)
+        report_free(inner[i]);
+    free(inner);
+    int code = directory->code;
+    report_free(directory);
+    return code;
+}
+
+int check_main(int argc, char **argv)
+{
+    static const struct option options[] = {{"json", no_argument, NULL, 'j'},
+                                            {"timeout", required_argument, NULL, 't'},
+                                            {NULL, 0, NULL, 0}};
+    static const char how[] = "handoff check [--json] [--timeout MS] SOCKET";
+    int option;
+    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        uint64_t number;
+        switch (option) {
+        case 'j':
+            report_json = true;
+            break;
+        case 't':
+            if (!parse_number(optarg, 1, 3600000, &number)) {
+                complain("--timeout takes milliseconds, from 1 to 3600000");
+                return usage(how);
+            }
+            timeout_ms = (int)number;
+            break;
+        default:
+            return usage(how);
+        }
+    }
+    if (argc - optind != 1)
+        return usage(how);
+    const char *path = argv[optind];
+    struct stat file;
+    size_t len = strlen(path);
+    int code;
+    if (*path != '@' && ((len > 0 && path[len - 1] == '/') ||
+                         (stat(path, &file) == 0 && S_ISDIR(file.st_mode)))) {
+        code = check_sockets(path);
+    } else {
+        struct report *report = check_socket(path);
+        if (report_json)
+            report_print_json(report, NULL, 0);
+        else
+            report_print_end(report);
+        code = report->code;
+        report_free(report);
+    }
+    if (report_json)
+        putchar('\n');
+    return finish_output() ? code : FAILED;
+}

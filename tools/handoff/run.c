@@ -1,0 +1,295 @@
+/*
+ * One command that serves one client.
+ *
+ * The command's standard output is the client's connection. So is its standard input, if the broker
+ * has not read from it. Otherwise that is a pipe, into which this process writes what the broker has
+ * read, and then what it reads from the client itself.
+ *
+ * The process is made before the client is adopted, because making it can fail. It waits at a
+ * socket, the gate, for the client's descriptor.
+ */
+#define _GNU_SOURCE
+#include "run.h"
+
+#include "child.h"
+#include "command.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/queue.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { BUFFER_LEN = 65536 };
+
+struct run {
+    LIST_ENTRY(run) next;
+    uint64_t number;
+    pid_t pid;
+    int gate;   /* until the client is sent */
+    int client; /* -1 until it is adopted */
+    int pipe;   /* to the command's standard input; -1: none, or closed */
+    bool watching_client;
+    size_t start, len; /* what is in the buffer */
+    char *buffer;
+};
+
+char **run_command;
+int run_epoll;
+sigset_t run_mask;
+struct sigaction run_sigpipe;
+bool run_verbose;
+uint64_t run_count;
+
+static LIST_HEAD(, run) runs = LIST_HEAD_INITIALIZER(runs);
+static uint64_t started;
+
+int run_find(const char *command)
+{
+    char path[4096];
+    int code = NOT_FOUND;
+    const char *list = getenv("PATH"), *end;
+    if (strchr(command, '/') != NULL) {
+        if (access(command, X_OK) == 0)
+            return DONE;
+        complain("%s: %s", command, strerror(errno));
+        return errno == EACCES ? NOT_EXECUTABLE : NOT_FOUND;
+    }
+    for (list = list == NULL ? "/bin:/usr/bin" : list;; list = end + 1) {
+        end = strchrnul(list, ':');
+        snprintf(path, sizeof path, "%.*s%s%s", (int)(end - list), list, end > list ? "/" : "",
+                 command);
+        if (access(path, X_OK) == 0)
+            return DONE;
+        if (access(path, F_OK) == 0)
+            code = NOT_EXECUTABLE;
+        if (*end == '\0')
+            break;
+    }
+    complain("%s: there is no such command in PATH%s", command,
+             code == NOT_EXECUTABLE ? " that may be executed" : "");
+    return code;
+}
+
+/* ---- pumping ------------------------------------------------------------------------------------*/
+
+static bool watch(struct run *run, int operation, int fd, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.ptr = run};
+    return epoll_ctl(run_epoll, operation, fd, &event) == 0;
+}
+
+/* The command reads no more, or nothing more comes: its input ends. */
+static void end_pump(struct run *run)
+{
+    /* Before close(2), which does not do it while another process has a copy, epoll(7). */
+    if (run->watching_client)
+        must(watch(run, EPOLL_CTL_DEL, run->client, 0), "EPOLL_CTL_DEL");
+    run->watching_client = false;
+    must(watch(run, EPOLL_CTL_DEL, run->pipe, 0), "EPOLL_CTL_DEL");
+    close(run->pipe);
+    run->pipe = -1;
+    free(run->buffer);
+    run->buffer = NULL;
+}
+
+/* Waits for room in the pipe if there is something to write, otherwise for more from the client. The
+ * pipe is always watched: an error there means that the command reads no more. */
+static bool await(struct run *run)
+{
+    bool read = run->len == 0;
+    if (read != run->watching_client) {
+        if (!watch(run, read ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, run->client, EPOLLIN))
+            return false;
+        run->watching_client = read;
+    }
+    return watch(run, EPOLL_CTL_MOD, run->pipe, read ? 0 : EPOLLOUT);
+}
+
+void run_pump(struct run *run)
+{
+    if (run->pipe == -1)
+        return; /* it has ended at an event before this one */
+    for (int turn = 0; turn < 4; turn++) { /* then others have their turn */
+        ssize_t len;
+        if (run->len == 0) {
+            len = recv(run->client, run->buffer, BUFFER_LEN, MSG_DONTWAIT);
+            if (len == -1 && (errno == EAGAIN || errno == EINTR))
+                break;
+            if (len <= 0) {
+                end_pump(run);
+                return;
+            }
+            run->start = 0;
+            run->len = (size_t)len;
+        }
+        len = write(run->pipe, run->buffer + run->start, run->len);
+        if (len == -1 && (errno == EAGAIN || errno == EINTR))
+            break;
+        if (len == -1) {
+            end_pump(run);
+            return;
+        }
+        run->start += (size_t)len;
+        run->len -= (size_t)len;
+    }
+    if (!await(run)) {
+        complain("EPOLL_CTL_ADD: %s", strerror(errno));
+        end_pump(run);
+    }
+}
+
+/* ---- the life of a run --------------------------------------------------------------------------*/
+
+static void close_pair(const int pair[2])
+{
+    for (int i = 0; i < 2; i++)
+        if (pair[i] != -1)
+            close(pair[i]);
+}
+
+static bool make_pipe(struct run *run, int pair[2])
+{
+    if (pipe2(pair, O_CLOEXEC) == -1)
+        return false;
+    run->pipe = pair[1];
+    /* The two ends have flags of their own: the command's end blocks. */
+    return fcntl(run->pipe, F_SETFL, O_NONBLOCK) == 0 && watch(run, EPOLL_CTL_ADD, run->pipe, 0);
+}
+
+struct run *run_prepare(const handoff_arrival *arrival)
+{
+    int gate[2] = {-1, -1}, pipe[2] = {-1, -1};
+    size_t len = arrival->preread_len;
+    struct run *run = calloc(1, sizeof *run);
+    if (run == NULL)
+        goto failed;
+    run->client = run->pipe = -1;
+    run->number = started + 1;
+    if (len > 0) {
+        run->buffer = malloc(len > BUFFER_LEN ? len : BUFFER_LEN);
+        if (run->buffer == NULL || !make_pipe(run, pipe))
+            goto failed;
+        memcpy(run->buffer, arrival->preread, len);
+        run->len = len;
+    }
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, gate) == -1)
+        goto failed;
+    run->pid = fork();
+    if (run->pid == -1)
+        goto failed;
+    if (run->pid == 0) {
+        close(gate[0]);
+        child_wait_and_become(run_command, arrival, gate[1], pipe[0]);
+    }
+    close(gate[1]);
+    if (pipe[0] != -1)
+        close(pipe[0]);
+    run->gate = gate[0];
+    LIST_INSERT_HEAD(&runs, run, next);
+    run_count++;
+    started++;
+    return run;
+
+failed:;
+    int error = errno;
+    complain("a command cannot be started now: %s", strerror(error));
+    close_pair(gate);
+    close_pair(pipe); /* and so the pipe is not watched any more: there is no other copy */
+    if (run != NULL)
+        free(run->buffer);
+    free(run);
+    errno = error;
+    return NULL;
+}
+
+/* Sends the descriptor to the process that waits for it. */
+static bool open_gate(struct run *run)
+{
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control = {0};
+    struct iovec byte = {.iov_base = (char[]){0}, .iov_len = 1};
+    struct msghdr message = {.msg_iov = &byte,
+                             .msg_iovlen = 1,
+                             .msg_control = control.bytes,
+                             .msg_controllen = sizeof control.bytes};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(header), &run->client, sizeof(int));
+    return sendmsg(run->gate, &message, MSG_NOSIGNAL) == 1;
+}
+
+void run_start(struct run *run, int client)
+{
+    run->client = client;
+    if (!open_gate(run)) {
+        complain("the client cannot be given to process %ld: %s", (long)run->pid, strerror(errno));
+        shutdown(client, SHUT_RDWR);
+    }
+    close(run->gate);
+    run->gate = -1;
+    if (run->pipe != -1)
+        run_pump(run);
+}
+
+void run_give_up(struct run *run)
+{
+    close(run->gate); /* the process ends when it sees this */
+    run->gate = -1;
+    if (run->pipe != -1)
+        end_pump(run);
+}
+
+static void end(struct run *run, int status)
+{
+    if (run->pipe != -1)
+        end_pump(run);
+    if (run->client != -1) {
+        /* The broker may not have closed its copy yet, and while it has one, close(2) does not end
+         * the connection. */
+        shutdown(run->client, SHUT_WR);
+        close(run->client);
+        if (run_verbose && WIFSIGNALED(status))
+            printf("%" PRIu64 ": process %ld was killed by signal %d\n", run->number,
+                   (long)run->pid, WTERMSIG(status));
+        else if (run_verbose)
+            printf("%" PRIu64 ": process %ld ended with status %d\n", run->number,
+                   (long)run->pid, WEXITSTATUS(status));
+    }
+    LIST_REMOVE(run, next);
+    run_count--;
+    free(run);
+}
+
+void run_reap(void)
+{
+    int status;
+    pid_t pid;
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        struct run *run;
+        LIST_FOREACH(run, &runs, next)
+            if (run->pid == pid)
+                break;
+        if (run != NULL) /* or it is no child that this program has made */
+            end(run, status);
+    }
+    must(pid == 0 || errno == ECHILD, "waitpid");
+}
+
+void run_signal_all(int number)
+{
+    struct run *run;
+    LIST_FOREACH(run, &runs, next)
+        if (kill(run->pid, number) == -1)
+            complain("kill %ld: %s", (long)run->pid, strerror(errno));
+}
