@@ -173,6 +173,8 @@ pub struct Broker {
     outcomes: Outcomes,
     next_id: u64,
     closed: bool,
+    /// The backend because of which the last offer was refused, if it was.
+    refused_by: Option<u32>,
     /// An offer was refused: the descriptor is to be readable when one would be taken.
     wanted: bool,
     /// The descriptor will be readable for the verdicts that are left.
@@ -209,6 +211,7 @@ impl Broker {
             next_id: 1,
             closed: false,
             wanted: false,
+            refused_by: None,
             rest_told: false,
             buffer: Vec::new(),
             descriptors: Vec::new(),
@@ -254,6 +257,9 @@ impl Broker {
         if let Some(count) = statistics.refusals.get_mut(error.kind() as usize) {
             *count += 1;
         }
+        if let Some(index) = self.refused_by {
+            self.members[index as usize].tally.refused(error.kind());
+        }
         error
     }
 
@@ -264,6 +270,7 @@ impl Broker {
         most_verdicts: usize,
         now: Instant,
     ) -> Result<u64, BrokerError> {
+        self.refused_by = None;
         self.enter(now)?;
         let len = variable_len(offer)?;
         let chosen = match self.outcomes.verdicts.len() {
@@ -289,7 +296,7 @@ impl Broker {
         let (id, kept) = (0, NOT_KEPT);
         let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
         // With one backend there is no other that could get it next.
-        let id = if self.members.len() > 1 {
+        let id = if self.listed.len() > 1 {
             self.place_one_of_many(chosen, placing, now)?
         } else {
             self.place(chosen, &placing, now)?

@@ -115,7 +115,7 @@ struct ngx_handoff_broker_s {
     ngx_msec_t                attempt_timeout;
 
     /* Each worker's own. */
-    ngx_uint_t                begun;     /* unsigned begun:1; it was tried to open it */
+    ngx_uint_t                begun;     /* unsigned begun:1; what follows is initialised */
     handoff_broker           *broker;    /* NULL if it could not be opened */
     ngx_queue_t               waiting;   /* of ngx_handoff_offer_t, for the iteration's end */
     ngx_event_t               flush;
@@ -200,8 +200,9 @@ void ngx_handoff_refuse(ngx_handoff_offer_t *offer, handoff_reason reason);
 void ngx_handoff_finish(ngx_handoff_offer_t *offer, handoff_outcome outcome,
     handoff_reason reason);
 void ngx_handoff_take_back(ngx_handoff_offer_t *offer);
-ngx_int_t ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker);
-void ngx_handoff_exit_worker(ngx_cycle_t *cycle);
+void ngx_handoff_flush_handler(ngx_event_t *ev);
+void ngx_handoff_busy_handler(ngx_event_t *ev);
+void ngx_handoff_dispatch_handler(ngx_event_t *ev);
 void ngx_handoff_log_error(ngx_handoff_broker_t *broker, ngx_log_t *log);
 uint64_t ngx_handoff_now_ns(void);
 
@@ -211,6 +212,12 @@ uint64_t ngx_handoff_now_ns(void);
 /* Both return NULL, or why so many bytes cannot go along. */
 char *ngx_handoff_add_preread(ngx_handoff_content_t *content, u_char *data, size_t len);
 char *ngx_handoff_allocate(ngx_handoff_content_t *content, size_t len, u_char **data);
+
+/* ---- ngx_handoff_broker.c ---- */
+
+ngx_int_t ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker);
+ngx_int_t ngx_handoff_check(ngx_handoff_broker_t *broker);
+void ngx_handoff_exit_worker(ngx_cycle_t *cycle);
 
 /* ---- ngx_handoff_conf.c ---- */
 

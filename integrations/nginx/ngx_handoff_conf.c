@@ -131,8 +131,17 @@ ngx_handoff_merge_conf(ngx_conf_t *cf, ngx_handoff_main_conf_t *main, ngx_handof
     }
 
     conf->broker = ngx_handoff_get_broker(cf->pool, main, target, conf);
+    if (conf->broker == NULL) {
+        return NGX_CONF_ERROR;
+    }
 
-    return conf->broker ? NGX_CONF_OK : NGX_CONF_ERROR;
+    if (ngx_handoff_check(conf->broker) != NGX_OK) {
+        ngx_log_error(NGX_LOG_EMERG, cf->log, 0, "\"handoff_pass\" in %s:%ui: %s", conf->file,
+                      conf->line, handoff_last_error());
+        return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
 }
 
 

@@ -24,7 +24,7 @@ typedef struct {
     ngx_queue_t            workers;      /* of ngx_handoff_worker_t */
     ngx_queue_t            rows;         /* of ngx_handoff_row_t */
     ngx_uint_t             number;       /* of rows */
-    ngx_uint_t             lost;         /* entries for which there was no room */
+    ngx_uint_t             lost;         /* how often there was no room for an entry */
 } ngx_handoff_table_t;
 
 
@@ -83,11 +83,25 @@ typedef struct {
 } ngx_handoff_summary_t;
 
 
+/* ---- ngx_handoff_status.c ---- */
+
+extern ngx_slab_pool_t       *ngx_handoff_pool;
+extern ngx_handoff_worker_t  *ngx_handoff_self;   /* NULL if it has no room in the zone */
+
+void ngx_handoff_publish_all(ngx_handoff_main_conf_t *main);
+
+/* ---- ngx_handoff_table.c; for all but the last three the table is locked ---- */
+
+ngx_handoff_entry_t *ngx_handoff_new_entry(ngx_handoff_broker_t *broker, char *path);
+void ngx_handoff_drop_entry(ngx_handoff_entry_t *entry);
+void *ngx_handoff_calloc(ngx_handoff_table_t *table, size_t size);
+void ngx_handoff_bury(ngx_handoff_table_t *table);
+uint64_t ngx_handoff_started(ngx_pid_t pid);
+void ngx_handoff_copy_text(char *to, size_t size, const char *from);
+
 /* NGX_ERROR if there is no memory. `summaries` is of ngx_handoff_summary_t. */
 ngx_int_t ngx_handoff_read_status(ngx_shm_zone_t *zone, ngx_array_t *summaries,
     ngx_array_t *pids, ngx_uint_t *lost);
-
-void ngx_handoff_publish_all(ngx_handoff_main_conf_t *main);
 
 #pragma GCC visibility pop
 

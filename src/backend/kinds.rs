@@ -64,7 +64,7 @@ impl Inspector {
         cookie: u64,
     ) -> Option<Rejection> {
         let descriptor = descriptor.as_fd();
-        if !over_tcp && let Err(rejection) = self.check(descriptor) {
+        if let (false, Err(rejection)) = (over_tcp, self.check(descriptor)) {
             return Some(rejection);
         }
         // What arrived is a socket, and the one that was offered, as far as both sides can tell.

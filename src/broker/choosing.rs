@@ -83,7 +83,7 @@ impl Broker {
                 continue;
             }
             if let Err(why) = member.would_take(len, queue_bytes, now) {
-                if refused.is_none_or(|(_, other)| why.rank() < other.rank()) {
+                if refused.is_none_or(|(_, other)| why.is_sooner(other)) {
                     refused = Some((index, why));
                 }
                 continue;
@@ -263,9 +263,8 @@ impl Broker {
         let Some((index, obstacle)) = why.filter(|(index, _)| !self.members[*index].gone) else {
             return self.no_backend();
         };
-        let member = &mut self.members[index];
-        let error = member.error(obstacle, &self.options);
-        member.tally.refused(error.kind());
+        self.refused_by = Some(index as u32);
+        let error = self.members[index].error(obstacle, &self.options);
         let count = self.members.iter().filter(|member| !member.gone).count();
         if count == 1 { error } else { BrokerError::AllRefused { count, first: Box::new(error) } }
     }

@@ -10,7 +10,7 @@ use super::channel::Channel;
 use super::offers::queued_len;
 use super::outcomes::Tally;
 use super::peer::WhyDown;
-use super::settings::BackendSettings;
+use super::settings::{BackendSettings, FailureLimits};
 use super::{BrokerError, BrokerOptions, Limit, NoWelcome};
 use crate::failures::Attempt;
 use crate::handle::GREETING_TIMEOUT;
@@ -45,6 +45,8 @@ pub(super) struct Member {
     pub settings: BackendSettings,
     pub link: Link,
     pub tally: Tally,
+    /// Those that the failures are counted with.
+    failure_limits: FailureLimits,
     /// Between the end of a channel, or the failure to make one, and the next attempt.
     next_pause: Duration,
     /// When to look for the successor of a backend that drains.
@@ -96,8 +98,16 @@ impl Obstacle {
         Obstacle::NoWelcome(GREETING_TIMEOUT.saturating_sub(by.saturating_duration_since(now)))
     }
 
+    /// Whether an offer is likely to be taken sooner than with another one.
+    pub(super) fn is_sooner(self, other: Obstacle) -> bool {
+        match (self, other) {
+            (Obstacle::Resting(left), Obstacle::Resting(other)) => left < other,
+            _ => self.rank() < other.rank(),
+        }
+    }
+
     /// The lower, the more likely is it that an offer is taken soon.
-    pub(super) fn rank(self) -> u8 {
+    fn rank(self) -> u8 {
         match self {
             Obstacle::Full(_) => 0,
             Obstacle::NoWelcome(_) => 1,
@@ -128,19 +138,15 @@ impl Member {
         options: &BrokerOptions,
         now: Instant,
     ) -> Result<Member, NoMemory> {
-        let max_failures = match settings.max_failures {
-            None => options.max_failures,
-            Some(usize::MAX) => None,
-            most => most,
-        };
-        let failure_period = settings.failure_period.unwrap_or(options.failure_period);
+        let limits = settings.failure_limits(options);
         Ok(Member {
             path: path.into(),
             // A path with a NUL in it is refused before.
             name: CString::new(path.as_os_str().as_bytes()).unwrap_or_default(),
             settings,
             link: Link::Down { retry_at: now },
-            tally: Tally::new(max_failures, failure_period)?,
+            tally: Tally::new(limits)?,
+            failure_limits: limits,
             next_pause: options.reconnect_min,
             successor_at: now,
             why_down: None,
@@ -152,6 +158,16 @@ impl Member {
             since: now,
             turn: 0,
         })
+    }
+
+    /// Counts failures by the limits that it has got since the last channel.
+    pub(super) fn renew_limits(&mut self, options: &BrokerOptions) -> Result<(), NoMemory> {
+        let limits = self.settings.failure_limits(options);
+        if limits != self.failure_limits {
+            self.tally.failures = limits.counter()?;
+            self.failure_limits = limits;
+        }
+        Ok(())
     }
 
     pub(super) fn name(&self) -> &CStr {

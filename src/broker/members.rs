@@ -40,7 +40,10 @@ impl Broker {
         settings: BackendSettings,
         now: Instant,
     ) -> Result<(), BrokerError> {
-        let known = self.directories.iter().position(|directory| &*directory.path == path);
+        let known = self
+            .directories
+            .iter()
+            .position(|directory| directory.path.as_os_str() == path.as_os_str());
         if let Some(number) = known {
             let directory = &mut self.directories[number];
             directory.settings = settings;
@@ -50,7 +53,7 @@ impl Broker {
             }
             for index in 0..self.members.len() {
                 if self.members[index].directory == Some(number as u32) {
-                    self.change(index, settings, now);
+                    self.change(index, settings, now)?;
                 }
             }
         } else if let Some(unused) = self.directories.iter_mut().find(|other| other.removed) {
@@ -73,12 +76,9 @@ impl Broker {
         directory: Option<u32>,
         now: Instant,
     ) -> Result<(), BrokerError> {
-        let known = self.number(path);
-        if let Some(index) = known {
-            self.members[index].leaving = false;
+        if let Some(index) = self.number(path) {
             self.members[index].directory = directory;
-            self.change(index, settings, now);
-            return Ok(());
+            return self.change(index, settings, now);
         }
         let index = self.unused_number()?;
         let mut member = Member::new(path, settings, &self.options, now)?;
@@ -98,17 +98,28 @@ impl Broker {
         Ok(())
     }
 
-    /// The number of the backend with this path.
+    /// The number of the backend with this path, but for those that are to be removed.
     pub(super) fn number(&self, path: &Path) -> Option<usize> {
         let mut listed = self.listed.iter().map(|index| *index as usize);
-        listed.find(|index| &*self.members[*index].path == path)
+        // As bytes: of abstract names, "@x/a" and "@x//a" are two.
+        listed.find(|index| {
+            let member = &self.members[*index];
+            !member.leaving && member.path.as_os_str() == path.as_os_str()
+        })
     }
 
-    fn change(&mut self, index: usize, settings: BackendSettings, now: Instant) {
+    fn change(
+        &mut self,
+        index: usize,
+        settings: BackendSettings,
+        now: Instant,
+    ) -> Result<(), BrokerError> {
         self.members[index].settings = settings;
         if self.handle.is_open() {
+            self.reserve()?;
             self.tick(index, now);
         }
+        Ok(())
     }
 
     /// A number for one more backend, with memory for it in every list. Numbers of those that are gone
@@ -161,7 +172,10 @@ impl Broker {
         }
         self.check_process()?;
         let mut removed = false;
-        let directory = self.directories.iter().position(|directory| &*directory.path == path);
+        let directory = self
+            .directories
+            .iter()
+            .position(|directory| directory.path.as_os_str() == path.as_os_str());
         if let Some(number) = directory {
             removed = !self.directories[number].removed;
             self.stop_watching(number);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::kept::{Kept, NOT_KEPT};
 use super::offers::Facts;
+use super::settings::FailureLimits;
 use super::{BrokerOptions, BrokerStatistics, Verdict};
 use crate::failures::FailureCounter;
 use crate::kind::ErrorKind;
@@ -51,13 +52,9 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn new(
-        max_failures: Option<usize>,
-        failure_period: Duration,
-    ) -> Result<Tally, NoMemory> {
-        let counter = |most| FailureCounter::new(most, failure_period);
+    pub(super) fn new(limits: FailureLimits) -> Result<Tally, NoMemory> {
         Ok(Tally {
-            failures: max_failures.map(counter).transpose()?,
+            failures: limits.counter()?,
             connects: 0,
             failed_connects: 0,
             offered: 0,

@@ -18,14 +18,15 @@ import ctypes
 import os
 import re
 import select
-import signal
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 
-GUIDE = os.environ.get("GUIDE", "docs/guide.md")
-MACHINE = os.path.abspath("tools/guide/machine")
+GUIDE = "docs/guide.md"
+MACHINE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "machine")
 SHOW = os.environ.get("GUIDE_SHOW")
 BLOCK_SECONDS = float(os.environ.get("GUIDE_SECONDS", "120"))
 FIRST = "install"
@@ -37,7 +38,8 @@ exec 2>&1
 trap 'echo "[this failed with $?: $BASH_COMMAND]"; exit' ERR
 """
 
-MS_REC, MS_PRIVATE = 0x4000, 0x40000
+# What Python 3.11 does not name.
+CLONE_NEWNS, MS_REC, MS_PRIVATE, MNT_DETACH = 0x20000, 0x4000, 0x40000, 2
 
 
 class Block:
@@ -109,7 +111,9 @@ def pattern(text, about):
 
 def check_files(files):
     for line, path, text in files:
-        if open(path).read() != text:
+        with open(path) as file:
+            same = file.read() == text
+        if not same:
             raise Wrong(f"{GUIDE}:{line}: {path} has other content")
 
 
@@ -124,17 +128,35 @@ def check_rows(rows, recipes):
 
 # ---- the machine ---------------------------------------------------------------------------------
 
-def private_tmpfs():
-    """A directory for the machines, which nobody else sees and which goes with this process."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(0x00020000) != 0:  # CLONE_NEWNS; os.unshare() is newer than Debian 12's Python
-        raise OSError(ctypes.get_errno(), "unshare")
-    libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None)
-    if libc.mount(b"tmpfs", b"/mnt", b"tmpfs", 0, None) != 0:
-        raise OSError(ctypes.get_errno(), "mount a tmpfs on /mnt")
-    os.mkdir("/mnt/cgroup")
-    if libc.mount(b"cgroup2", b"/mnt/cgroup", b"cgroup2", 0, None) != 0:
-        raise OSError(ctypes.get_errno(), "mount cgroup2")
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mount(source, where, kind, flags=0):
+    if libc.mount(source, where.encode(), kind, flags, None) != 0:
+        raise OSError(ctypes.get_errno(), f"mount: {os.strerror(ctypes.get_errno())}", where)
+
+
+class Place:
+    """A directory for the machines, on a tmpfs that nobody else sees and that goes with this
+    process. Its cgroup is where this process sees those of the whole host."""
+
+    def __init__(self):
+        self.path = tempfile.mkdtemp(prefix="handoff-guide-")
+        if libc.unshare(CLONE_NEWNS) != 0:  # os.unshare() is newer than Debian 12's Python
+            raise OSError(ctypes.get_errno(), "unshare")
+        mount(None, "/", None, MS_REC | MS_PRIVATE)
+        mount(b"tmpfs", self.path, b"tmpfs")
+        self.cgroups = f"{self.path}/cgroup"
+        os.mkdir(self.cgroups)
+        mount(b"cgroup2", self.cgroups, b"cgroup2")
+        for name in os.listdir(self.cgroups):  # of one that was killed
+            pid = re.match(r"handoff-guide-(\d+)-", name)
+            if pid and not os.path.exists(f"/proc/{pid[1]}"):
+                remove_cgroup(f"{self.cgroups}/{name}")
+
+    def remove(self):
+        libc.umount2(self.path.encode(), MNT_DETACH)
+        os.rmdir(self.path)
 
 
 def remove_cgroup(path):
@@ -148,14 +170,15 @@ def remove_cgroup(path):
 
 
 class Machine:
-    def __init__(self, name, layers):
-        self.upper = f"/mnt/{name}"
-        self.cgroup = f"/mnt/cgroup/handoff-guide-{os.getpid()}-{name}"
+    def __init__(self, place, name, layers, tree):
+        self.upper = f"{place.path}/{name}"
+        self.cgroup = f"{place.cgroups}/handoff-guide-{os.getpid()}-{name}"
         os.mkdir(self.cgroup)
-        self.log = open(f"/mnt/{name}.log", "w+")
+        self.log = open(f"{self.upper}.log", "w+")
         self.starter = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--uts", "--ipc",
-             "--net", "--cgroup", "--fork", "--kill-child", MACHINE, ":".join(layers), self.upper],
+             "--net", "--cgroup", "--fork", "--kill-child",
+             MACHINE, ":".join(layers), self.upper, *tree],
             preexec_fn=self.enter_cgroup, stdin=subprocess.DEVNULL,
             stdout=self.log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 60
@@ -175,9 +198,10 @@ class Machine:
         try:
             with open(f"/proc/{self.starter.pid}/task/{self.starter.pid}/children") as children:
                 self.init = children.read().split()[0]
+            with open(f"/proc/{self.init}/comm") as comm:
+                if comm.read() != "systemd\n":
+                    return False  # it may still have this host's root directory
         except (OSError, IndexError):
-            return False
-        if not os.path.exists(f"/proc/{self.init}/root/run/systemd/private"):
             return False
         state = subprocess.run(self.inside() + ["systemctl", "is-system-running"],
                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -246,11 +270,12 @@ def check_block(block, shown, printed):
         raise Wrong(f"{where} does not print what {GUIDE}:{shown.line} shows, but:\n{printed}")
 
 
-def run(recipe, layers):
-    machine = Machine(recipe.name, layers)
+def run(recipe, place, layers):
+    tree = [os.getcwd()] if recipe.name == FIRST else []
+    machine = Machine(place, recipe.name, layers, tree)
     shell = None
     try:
-        shell = Shell(machine, os.getcwd() if recipe.name == FIRST else None)
+        shell = Shell(machine, *tree)
         for block, following in zip(recipe.blocks, recipe.blocks[1:] + [None]):
             if block.kind != "sh":
                 continue
@@ -278,16 +303,19 @@ def main(names):
     check_files(files)
     if os.geteuid() != 0:
         raise Wrong("this needs root: it starts systemd in namespaces of its own")
-    private_tmpfs()
-    layers = ["/"]
-    for recipe in recipes:
-        if names and recipe.name not in [FIRST] + names:
-            continue
-        start = time.monotonic()
-        run(recipe, layers)
-        print(f"check-guide: {recipe.name}: ok, {time.monotonic() - start:.1f} s", flush=True)
-        if recipe.name == FIRST:
-            layers = [f"/mnt/{FIRST}", "/"]
+    place = Place()
+    try:
+        layers = ["/"]
+        for recipe in recipes:
+            if names and recipe.name not in [FIRST] + names:
+                continue
+            start = time.monotonic()
+            run(recipe, place, layers)
+            print(f"check-guide: {recipe.name}: ok, {time.monotonic() - start:.1f} s", flush=True)
+            if recipe.name == FIRST:
+                layers = [f"{place.path}/{FIRST}", "/"]
+    finally:
+        place.remove()
     if not names:
         check_rows(rows, recipes)
         print(f"{len(recipes)} passed, 0 failed")

@@ -2,5 +2,6 @@
 
 ## check-guide  every recipe of docs/guide.md, as root, on machines of their own
 .PHONY: check-guide
-check-guide: all | need-python need-systemd need-curl
+check-guide: all nginx | need-python need-systemd need-curl need-nginx-dev
+	@cd tools/guide && $(PYTHON) -B -m unittest -q test_check
 	@$(PYTHON) -B tools/guide/check.py

@@ -103,7 +103,7 @@ static void give_up(struct client *client, handoff_reason reason)
     forget(client);
 }
 
-/* ---- offers and verdicts ------------------------------------------------------------------------*/
+/* ---- offers and verdicts --------------------------------------------------------------------- */
 
 /* Whether a later offer can have another end than this one. */
 static bool may_change(handoff_reason reason)
@@ -200,7 +200,7 @@ static void take_verdicts(int64_t now)
     must_handoff(status == HANDOFF_NOTHING, "handoff_broker_next");
 }
 
-/* ---- clients ------------------------------------------------------------------------------------*/
+/* ---- clients --------------------------------------------------------------------------------- */
 
 static void accept_clients(int64_t now)
 {
@@ -240,8 +240,8 @@ static void accept_clients(int64_t now)
     }
 }
 
-/* Reads what a client has sent so far. That, or nothing if there is nothing in time, goes along. The
- * time to be adopted in begins now. */
+/* Reads what a client has sent so far, perhaps nothing: that goes along. Its time to be adopted
+ * begins now. */
 static void stop_reading(struct client *client, int64_t now)
 {
     static char buffer[PREREAD_MOST];
@@ -301,7 +301,7 @@ static int expire(int64_t now)
     return next_us == INT64_MAX ? -1 : (int)((next_us - now + 999) / 1000);
 }
 
-/* ---- the program --------------------------------------------------------------------------------*/
+/* ---- the program ----------------------------------------------------------------------------- */
 
 static void take_signals(void)
 {

@@ -99,8 +99,9 @@ class Test(unittest.TestCase):
         """Runs it to its end."""
         more = {} if user is None else {"user": user, "group": user, "extra_groups": []}
         return subprocess.run([*UNDER, self.command, *map(str, arguments)], text=True, check=False,
-                              errors="surrogateescape", env=self.environment, stdin=subprocess.DEVNULL, timeout=PATIENCE,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+                              errors="surrogateescape", env=self.environment, timeout=PATIENCE,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, **more)
 
     def check(self, path=None, *options, user=None):
         """What `handoff check` says of a socket, as JSON; the exit code is in it."""

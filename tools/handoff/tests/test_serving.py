@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 
-from command import PATIENCE, STRANGER, Test, counts, needs_root, number, wait_until
+from command import PATIENCE, STRANGER, Running, Test, counts, needs_root, number, wait_until
 
 import broker
 import handoff
@@ -93,6 +93,15 @@ class BrokerAndExec(Test):
         between = self.broker(options=["--wait", "60000"])
         self.assertEqual(ask_all(between.port, 40), [])
         self.assertEqual(counts(between.stop()[0])["adopted"], 40)
+
+    def test_short_of_descriptors_both_ends_go_on(self):
+        def few_descriptors():
+            resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
+        self.exec("cat", preexec_fn=few_descriptors)
+        between = Running(self, "broker", "--preread", "10", "--wait", "60000", "127.0.0.1:0",
+                          self.path, preexec_fn=few_descriptors)
+        self.assertEqual(ask_all(between.port, 60), [])
+        self.assertEqual(counts(between.stop()[0])["adopted"], 60)
 
     def test_client_without_a_backend_is_closed_when_its_time_is_up(self):
         between = self.broker(options=["--wait", "100", "-v"])
@@ -332,8 +341,9 @@ class Exec(Test):
 
     def test_command_inherits_no_descriptor_no_mask_and_no_limit(self):
         script = "ls /proc/self/fd | wc -l; grep -E 'Sig(Blk|Ign)' /proc/self/status; ulimit -n"
-        plain = subprocess.run(["sh", "-c", script], text=True, check=True, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, preexec_fn=restore_signals).stdout
+        plain = subprocess.run(["sh", "-c", script], text=True, check=True,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               preexec_fn=restore_signals).stdout
         with contextlib.ExitStack() as stack:
             self.exec("sh", "-c", script, preexec_fn=restore_signals)
             held = [stack.enter_context(Pair()) for _ in range(3)]
