@@ -179,8 +179,8 @@ pub struct Broker {
     closed: bool,
     /// The backend because of which the last offer was refused, if it was.
     refused_by: Option<u32>,
-    /// An offer was refused: the descriptor is to be readable when one would be taken.
-    wanted: bool,
+    /// An offer of so many bytes was refused: the descriptor is to be readable when one would be taken.
+    wanted: Option<usize>,
     /// The descriptor will be readable for the verdicts that are left.
     rest_told: bool,
     /// Room for a packet, and for the descriptors of one; kept so that an offer allocates nothing.
@@ -215,7 +215,7 @@ impl Broker {
             options,
             next_id: 1,
             closed: false,
-            wanted: false,
+            wanted: None,
             refused_by: None,
             rest_told: false,
             buffer: Vec::new(),
@@ -287,7 +287,7 @@ impl Broker {
         let chosen = match chosen {
             Ok(chosen) => chosen,
             Err(why) => {
-                self.want(now);
+                self.want(len, now);
                 return Err(self.refused(why));
             }
         };
@@ -312,10 +312,11 @@ impl Broker {
 
     /// An offer was refused: sets the timers that tell when one would be taken.
     #[cold]
-    fn want(&mut self, now: Instant) {
+    fn want(&mut self, len: usize, now: Instant) {
         self.handle.wake_if_missed();
-        if !self.wanted {
-            self.wanted = true;
+        let before = self.wanted;
+        self.wanted = Some(before.map_or(len, |before| before.min(len)));
+        if before.is_none() {
             for index in 0..self.members.len() {
                 // If no timer can be set, something else wakes the caller.
                 let _ = self.arm(index, now);
@@ -580,7 +581,7 @@ impl Broker {
         self.enter(now)?;
         let room = self.room_at(now);
         if room == 0 {
-            self.want(now);
+            self.want(0, now);
         }
         Ok(room)
     }
@@ -595,10 +596,17 @@ impl Broker {
         (of_all(false) + of_all(true)).min(self.most_verdicts.saturating_sub(untaken))
     }
 
+    /// Whether an offer of so many bytes would be taken now.
+    fn would_take(&self, len: usize, now: Instant) -> bool {
+        let queue_bytes = self.options.queue_bytes;
+        self.outcomes.verdicts.len() < self.most_verdicts
+            && self.members.iter().any(|it| it.would_take(len, queue_bytes, now).is_ok())
+    }
+
     /// Makes the descriptor readable if an offer was refused and one would be taken now.
     fn tell_of_room(&mut self, now: Instant) {
-        if self.wanted && self.room_at(now) > 0 {
-            self.wanted = false;
+        if self.wanted.is_some_and(|len| self.would_take(len, now)) {
+            self.wanted = None;
             // If no timer can be set, something else wakes the caller.
             let _ = self.handle.wake_at(now, now);
         }

@@ -97,7 +97,8 @@ handoff_status handoff_broker_add(handoff_broker *broker,
  * end as they would, then the channel is closed.
  *
  * @param broker  the broker
- * @param path    the path with which it was added
+ * @param path    the path with which it was added. A backend that was found in a directory stays
+ *                removed until its file comes anew
  * @return HANDOFF_OK; HANDOFF_NOTHING if the broker has no such backend;
  *         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL; HANDOFF_ERR_WRONG_PROCESS;
  *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_SYSTEM if no timer could be set: the backend is removed,

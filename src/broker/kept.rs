@@ -206,6 +206,11 @@ impl Kept {
         }
     }
 
+    /// Whether a backend is the last one that an offer went to.
+    pub(super) fn names(&self, backend: usize) -> bool {
+        self.copies.iter().any(|copy| copy.id != 0 && copy.backend as usize == backend)
+    }
+
     /// A backend's number now stands for another one.
     pub(super) fn renumbered(&mut self, backend: usize) {
         for copy in &mut self.copies {

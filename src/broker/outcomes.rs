@@ -184,11 +184,13 @@ impl<'a> Ledger<'a> {
     fn not_adopted(&mut self, facts: &Facts, end: End) {
         let Some(reason) = end.reason else { return };
         self.tally.fallbacks[reason as usize] += 1;
+        let sent = end.may_have_reached;
         if let Some(failures) = &mut self.tally.failures {
             match reason {
                 // A rejection is an answer, and the end of a channel is followed by a welcome.
-                Reason::AckTimeout if facts.trial => failures.record_trial(self.now),
-                Reason::AckTimeout => failures.record(self.now),
+                // Nor is it the backend's failure that an offer was not sent.
+                Reason::AckTimeout if facts.trial && sent => failures.record_trial(self.now),
+                Reason::AckTimeout if sent => failures.record(self.now),
                 _ if facts.trial => failures.end_trial(self.now),
                 _ => {}
             }
