@@ -172,6 +172,8 @@ pub struct Broker {
     candidates: Vec<(u32, Load)>,
     /// Offers that wait for room at another backend.
     waiting: VecDeque<Again>,
+    /// No backend took an offer of so many bytes then, or of more.
+    no_takers: Option<(Instant, usize)>,
     /// Verdicts that may wait when an offer is taken.
     most_verdicts: usize,
     outcomes: Outcomes,
@@ -210,6 +212,7 @@ impl Broker {
             touched: Vec::new(),
             candidates: Vec::new(),
             waiting: VecDeque::new(),
+            no_takers: None,
             most_verdicts: 0,
             outcomes: Outcomes::new(&options),
             options,

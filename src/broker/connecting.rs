@@ -53,9 +53,9 @@ impl Broker {
         let Some(channel) = self.members[index].channel() else { return };
         let Some(facts) = channel.offers.slot(slot).map(|slot| slot.facts) else { return };
         let copy = self.outcomes.kept.get(facts.kept).filter(|copy| copy.deadline > now);
-        if let Some(copy) = copy.filter(|copy| !self.can_fail_over(copy, now)) {
-            let attempt = now.checked_add(self.options.attempt_timeout);
-            let deadline = attempt.map_or(copy.deadline, |attempt| attempt.min(copy.deadline));
+        let last = copy.map(|copy| copy.deadline);
+        if let Some(last) = last.filter(|_| !self.can_fail_over(facts.kept, now)) {
+            let deadline = self.attempt_deadline(last, now);
             if let Some(channel) = self.members[index].channel() {
                 channel.offers.put_off(slot, deadline);
             }

@@ -17,9 +17,10 @@ use crate::sys::directory::{self, Change, Watch};
 
 /// How long until a directory that could not be read or watched is looked at again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long until it is looked whether a path still leads to the directory that is watched, and until a
-/// directory with too much in it is read again.
-const LONG_PAUSE: Duration = Duration::from_secs(10);
+/// How long until it is looked whether a path still leads to the directory that is watched.
+const CHECK_PAUSE: Duration = Duration::from_secs(2);
+/// How long until a directory with too much in it is read again.
+const FULL_PAUSE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -84,7 +85,7 @@ impl Broker {
             if directory.look_at.is_some_and(|at| at <= now) {
                 let at = |watch: &Watch| watch.is_at(&directory.path);
                 if directory.is_read && directory.watch.as_ref().is_some_and(at) {
-                    self.directories[number].look_at = Some(now + LONG_PAUSE);
+                    self.directories[number].look_at = Some(now + CHECK_PAUSE);
                 } else {
                     self.stop_watching(number);
                     self.read_directory(number, now);
@@ -126,8 +127,12 @@ impl Broker {
             directory.failed_at = now;
         }
         directory.is_read = directory.error.is_none();
-        let soon = !watched || error.is_some();
-        directory.look_at = Some(now + if soon { PAUSE } else { LONG_PAUSE });
+        let pause = match directory.error {
+            None if watched => CHECK_PAUSE,
+            Some(libc::ENOSPC) => FULL_PAUSE,
+            _ => PAUSE,
+        };
+        directory.look_at = Some(now + pause);
         if !matches!(error, None | Some(libc::ENOENT | libc::ENOTDIR)) {
             // It may be there all the same.
             return;

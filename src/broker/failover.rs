@@ -155,11 +155,28 @@ impl Broker {
         }
     }
 
-    /// Whether there is a backend that was not tried yet and takes an offer.
-    pub(super) fn can_fail_over(&self, copy: &Copy, now: Instant) -> bool {
+    /// Whether there is a backend that was not tried yet and takes an offer. Of offers that are late
+    /// at the same time, only the first looks at all backends in vain.
+    pub(super) fn can_fail_over(&mut self, kept: u32, now: Instant) -> bool {
+        let Some(copy) = self.outcomes.kept.get(kept) else { return false };
+        let (len, tried) = (copy.len(), &copy.tried);
+        if self.no_takers.is_some_and(|(at, least)| at == now && least <= len) {
+            return false;
+        }
         let queue_bytes = self.options.queue_bytes;
-        self.members.iter().enumerate().any(|(index, member)| {
-            !copy.tried.has(index) && member.would_take(copy.len(), queue_bytes, now).is_ok()
-        })
+        let (mut any, mut untried) = (false, false);
+        for (index, member) in self.members.iter().enumerate() {
+            if member.would_take(len, queue_bytes, now).is_ok() {
+                any = true;
+                untried |= !tried.has(index);
+                if untried {
+                    break;
+                }
+            }
+        }
+        if !any {
+            self.no_takers = Some((now, len));
+        }
+        untried
     }
 }

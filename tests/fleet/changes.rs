@@ -215,3 +215,70 @@ fn successor_of_a_worker_that_hangs_is_used() {
     run(&mut fleet, Duration::from_secs(2));
     assert_eq!(fleet.backends[0].statistics().accepted, 1);
 }
+
+#[test]
+fn socket_whose_name_is_something_elses_is_no_backend_any_more() {
+    let mut fleet = fleet(2, BrokerOptions::default());
+    for (name, other) in [("0", "file"), ("1", "link")] {
+        let other = fleet.directory.path().parent().unwrap().join(format!(
+            "{}-{other}",
+            fleet.directory.path().file_name().unwrap().to_str().unwrap()
+        ));
+        if name == "0" {
+            std::fs::write(&other, "").unwrap();
+        } else {
+            std::os::unix::fs::symlink("/nowhere", &other).unwrap();
+        }
+        std::fs::rename(&other, fleet.path(name)).unwrap();
+    }
+    fleet.until(|fleet| fleet.broker.backend_state(0).is_none());
+}
+
+#[test]
+fn directory_that_a_link_leads_to_anew_is_the_one_that_counts() {
+    let directory = TempDir::new().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    for version in ["1", "2"] {
+        std::fs::create_dir(at(version)).unwrap();
+    }
+    std::os::unix::fs::symlink(at("1"), at("now")).unwrap();
+    let mut fleet = fleet(0, BrokerOptions::default());
+    fleet.backends.push(Backend::listen(&at("1/a"), BackendOptions::default()).unwrap());
+    fleet.backends.push(Backend::listen(&at("2/b"), BackendOptions::default()).unwrap());
+    fleet.broker.add(&at("now/"), BackendSettings::default()).unwrap();
+    fleet.until(|fleet| fleet.ready() == 1);
+    std::os::unix::fs::symlink(at("2"), at("next")).unwrap();
+    std::fs::rename(at("next"), at("now")).unwrap();
+    fleet.until(|fleet| {
+        let state = fleet.broker.backend_state(0);
+        state.is_some_and(|state| {
+            state.phase == Phase::Ready && state.name.to_bytes().ends_with(b"/b")
+        })
+    });
+}
+
+#[test]
+fn backend_that_is_removed_by_its_own_name_is_one_of_its_directory_again() {
+    let mut fleet = fleet(1, BrokerOptions::default());
+    let path = fleet.path("0");
+    let off = BackendSettings { off: true, ..BackendSettings::default() };
+    fleet.broker.add(&path, off).unwrap();
+    fleet.until(|fleet| fleet.ready() == 0);
+    assert!(fleet.broker.remove(&path).unwrap());
+    fleet.until(|fleet| fleet.ready() == 1);
+}
+
+#[test]
+fn offers_that_were_never_sent_are_no_failures() {
+    let options = BrokerOptions { timeout: Duration::from_millis(5), ..Default::default() };
+    let mut fleet = fleet(1, options);
+    let (_client, connection) = client();
+    for _ in 0..20 {
+        fleet.broker.offer(&Offer { more: true, ..offer(&connection) }).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    for _ in 0..20 {
+        assert!(!fleet.verdict().adopted);
+    }
+    assert_eq!(phases(&mut fleet), [Phase::Ready]);
+}
