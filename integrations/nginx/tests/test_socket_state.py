@@ -1,6 +1,7 @@
 """The socket that a backend gets: as a freshly accepted one, but for TCP_NODELAY, whatever nginx has
 done on it before; and no answer waits for a timer of TCP's."""
 
+import ctypes
 import fcntl
 import os
 import socket
@@ -71,24 +72,32 @@ KERNELS = {
         12,  # TCP_QUICKACK, which is off while answers follow requests
         24,  # TCP_TIMESTAMP
         26,  # TCP_CC_INFO
+        35,  # TCP_ZEROCOPY_RECEIVE, which tells of what has come
     )
 }
+
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 NODELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY)
 KEEPALIVE = (socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
+def option_of(connection, level, option):
+    """Its bytes, or the number of an error. Some options read what they are given: it is zero."""
+    value = ctypes.create_string_buffer(1024)
+    length = ctypes.c_uint32(len(value))
+    if LIBC.getsockopt(connection.fileno(), level, option, value, ctypes.byref(length)) == -1:
+        return ctypes.get_errno()
+    return value.raw[:length.value]
+
+
 def state(connection):
-    """Each option that a socket has, and its file's flags, as bytes or the number of an error."""
+    """Each option that a socket has, and its file's flags."""
     found = {}
     for level, last in (socket.SOL_SOCKET, 127), (socket.IPPROTO_TCP, 127), (socket.IPPROTO_IP, 51):
         for option in range(1, last + 1):  # of IP what follows is the port, and netfilter's
-            if (level, option) in KERNELS:
-                continue
-            try:
-                found[level, option] = connection.getsockopt(level, option, 1024)
-            except OSError as error:
-                found[level, option] = error.errno
+            if (level, option) not in KERNELS:
+                found[level, option] = option_of(connection, level, option)
     for name, command in ("flags", fcntl.F_GETFL), ("owner", fcntl.F_GETOWN), ("signal", 11):
         found[name] = fcntl.fcntl(connection, command)  # 11 is F_GETSIG
     return found
