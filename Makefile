@@ -7,6 +7,7 @@
 #   packaging/packaging.mk   manual pages, installing, and the checks of what is built
 #   packaging/release.mk     the source tarball, and what must hold before a release
 #   c-tests/tests.mk         the C and C++ tests
+#   c-tests/tls/tests.mk     those of TLS connections, in an emulated machine
 #   examples/examples.mk     the examples and the demo
 #   proofs/proofs.mk         loom, spin, fuzzing and ThreadSanitizer
 #   bench/*.mk               the benchmarks
@@ -119,6 +120,7 @@ include tools/needs.mk
 include packaging/packaging.mk
 include packaging/release.mk
 include c-tests/tests.mk
+include c-tests/tls/tests.mk
 include examples/examples.mk
 include bench/bench.mk
 include bench/micro.mk
@@ -136,7 +138,7 @@ CHECKS := check-rust check-layers check-header check-symbols check-abi check-c c
     check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
     check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-command \
-    check-guide check-nginx check-peers bench-check demo
+    check-guide check-nginx check-tls check-peers bench-check demo
 
 ## check       run every test
 .PHONY: check
@@ -149,6 +151,8 @@ check-needs: git-checkout $(filter-out need-wrk,$(NEEDS))
 ## check-all   the same with more connections, handoffs and inputs, and with libFuzzer
 .PHONY: check-all
 check-all release-check: export ONE_OWNER_CONNECTIONS := 100000
+check-all release-check: export SPREAD_OFFERS := 400000
+check-all release-check: export HANDOFF_SEEDS := 20
 check-all release-check: export HANDOFF_SOAK_COUNT := 2000000
 check-all release-check: export FUZZ_RUNS := 100000
 check-all release-check: export FUZZ_SECONDS := 60

@@ -376,7 +376,7 @@ ngx_handoff_dispatch_handler(ngx_event_t *ev)
 
     ngx_handoff_collect(broker, ev->log);
     ngx_handoff_drain(broker, ev->log);
-    ngx_handoff_changed(broker);
+    ngx_handoff_decided(broker);
 }
 
 

@@ -134,6 +134,7 @@ struct ngx_handoff_broker_s {
 
     /* ngx_handoff_status.c's own. */
     ngx_event_t               publish;
+    ngx_msec_t                published; /* when */
     ngx_handoff_counts_t      counts;
     ngx_handoff_entry_t      *entry;
     ngx_array_t               entries;   /* of ngx_handoff_entry_t *, one for each backend */
@@ -260,6 +261,7 @@ ngx_int_t ngx_handoff_add_zone(ngx_conf_t *cf, ngx_handoff_main_conf_t *main);
 char *ngx_handoff_set_zone_size(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 ngx_int_t ngx_handoff_init_status(ngx_cycle_t *cycle, ngx_handoff_main_conf_t *main);
 void ngx_handoff_changed(ngx_handoff_broker_t *broker);
+void ngx_handoff_decided(ngx_handoff_broker_t *broker);
 void ngx_handoff_count(ngx_handoff_offer_t *offer);
 void ngx_handoff_publish(ngx_handoff_broker_t *broker);
 void ngx_handoff_withdraw(ngx_handoff_broker_t *broker);

@@ -10,11 +10,11 @@
 
 
 static ngx_int_t ngx_handoff_init_zone(ngx_shm_zone_t *zone, void *data);
+static ngx_msec_t ngx_handoff_delay(ngx_handoff_broker_t *broker);
 static void ngx_handoff_publish_handler(ngx_event_t *ev);
 static ngx_int_t ngx_handoff_publish_target(ngx_handoff_broker_t *broker);
 static ngx_int_t ngx_handoff_publish_backend(ngx_handoff_broker_t *broker, ngx_uint_t i,
     handoff_backend_state *state);
-static void ngx_handoff_explain_nothing(ngx_handoff_broker_t *broker, char *message);
 
 
 ngx_slab_pool_t       *ngx_handoff_pool;
@@ -173,7 +173,31 @@ ngx_handoff_changed(ngx_handoff_broker_t *broker)
     broker->publish.log = ngx_cycle->log;
     broker->publish.cancelable = 1;
 
-    ngx_add_timer(&broker->publish, NGX_HANDOFF_DELAY + broker->entries.nelts);
+    ngx_add_timer(&broker->publish, ngx_handoff_delay(broker));
+}
+
+
+/* At once, if that has not been for a while: then nothing is left to do after a lone handoff. */
+void
+ngx_handoff_decided(ngx_handoff_broker_t *broker)
+{
+    if (ngx_current_msec - broker->published < ngx_handoff_delay(broker)) {
+        ngx_handoff_changed(broker);
+        return;
+    }
+
+    if (broker->publish.timer_set) {
+        ngx_del_timer(&broker->publish);
+    }
+
+    ngx_handoff_publish(broker);
+}
+
+
+static ngx_msec_t
+ngx_handoff_delay(ngx_handoff_broker_t *broker)
+{
+    return NGX_HANDOFF_DELAY + broker->entries.nelts;
 }
 
 
@@ -241,6 +265,8 @@ ngx_handoff_publish(ngx_handoff_broker_t *broker)
     if (ngx_handoff_self == NULL || broker->broker == NULL) {
         return;
     }
+
+    broker->published = ngx_current_msec;
 
     ngx_shmtx_lock(&ngx_handoff_pool->mutex);
 
@@ -324,39 +350,14 @@ ngx_handoff_publish_target(ngx_handoff_broker_t *broker)
     entry->present.message[0] = '\0';
 
     if (handoff_broker_get_state(broker->broker, 0, &state) != HANDOFF_OK) {
-        ngx_handoff_explain_nothing(broker, entry->present.message);
+        /* Whatever else is wrong some backend, or a directory, has a message of its own. */
+        ngx_handoff_copy_text(entry->present.message, NGX_HANDOFF_MESSAGE_LEN,
+                              broker->target->servers
+                              ? "there is no socket in the directories of its servers"
+                              : "there is no socket in this directory");
     }
 
     return NGX_OK;
-}
-
-
-/* Why there are no backends. Others have messages of their own. */
-static void
-ngx_handoff_explain_nothing(ngx_handoff_broker_t *broker, char *message)
-{
-    int    fd;
-    char  *path = (char *) broker->target->name.data + 5, text[NGX_HANDOFF_MESSAGE_LEN];
-
-    if (broker->target->servers) {
-        ngx_handoff_copy_text(message, NGX_HANDOFF_MESSAGE_LEN,
-                              "there is no socket in the directories of its servers");
-        return;
-    }
-
-    fd = open(path, O_RDONLY|O_DIRECTORY|O_CLOEXEC);
-
-    if (fd == -1) {
-        *ngx_snprintf((u_char *) text, sizeof(text) - 1, "%s: %s", path, strerror(ngx_errno))
-            = '\0';
-
-    } else {
-        (void) close(fd);
-        *ngx_snprintf((u_char *) text, sizeof(text) - 1, "%s: there is no socket in it", path)
-            = '\0';
-    }
-
-    ngx_handoff_copy_text(message, NGX_HANDOFF_MESSAGE_LEN, text);
 }
 
 
