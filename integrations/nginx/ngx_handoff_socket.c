@@ -15,28 +15,31 @@
 void
 ngx_handoff_set_socket(ngx_connection_t *c)
 {
+    /* nginx notes for Unix sockets, and on Linux for no others, that there is no such option. */
+    if (c->tcp_nodelay == NGX_TCP_NODELAY_DISABLED) {
+        return;
+    }
+
     /*
      * With tcp_nopush, an answer that nginx has sent leaves TCP_CORK on if the next request is there
-     * already. Every answer of a backend would then wait for 200 ms.
+     * already. Every answer of a backend would then wait for 200 ms. A location without tcp_nopush
+     * notes that it is disabled, whatever the one before has left.
      */
-    if (c->tcp_nopush == NGX_TCP_NOPUSH_SET) {
+    if (c->tcp_nopush != NGX_TCP_NOPUSH_UNSET) {
 
         if (ngx_tcp_push(c->fd) == -1) {
             ngx_connection_error(c, ngx_socket_errno, ngx_tcp_push_n " failed");
 
-        } else {
+        } else if (c->tcp_nopush == NGX_TCP_NOPUSH_SET) {
             c->tcp_nopush = NGX_TCP_NOPUSH_UNSET;
         }
     }
 
     /*
      * nginx itself turns it on between requests only. Without it, what a backend sends in two pieces
-     * waits for the client's delayed acknowledgement. Unix sockets have no such option: there nginx
-     * notes that it is disabled.
+     * waits for the client's delayed acknowledgement. If it is on already, this does nothing.
      */
-    if (c->tcp_nodelay == NGX_TCP_NODELAY_UNSET) {
-        (void) ngx_tcp_nodelay(c);
-    }
+    (void) ngx_tcp_nodelay(c);
 }
 
 #pragma GCC visibility pop

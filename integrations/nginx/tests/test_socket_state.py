@@ -38,6 +38,10 @@ HTTP = """
         {server}
         location /file {{ root {directory}; }}
         location = /text {{ return 200 "text"; }}
+        location /uncorked {{
+            tcp_nopush off;
+            handoff_pass unix:{directory}/python.sock;
+        }}
         location / {{
             handoff_pass unix:{directory}/python.sock;
             error_page 502 504 = /file;
@@ -197,10 +201,12 @@ class Options(State):
     def test_request_in_a_pipeline(self):
         self.begin()
         for path in b"/file", b"/text":
-            with self.subTest(path):
-                client = self.connect()
-                client.sendall(b"GET %s HTTP/1.1\r\nHost: test\r\n\r\n" % path + request("a"))
-                self.check(self.arrival())
+            for what in "r", "uncorked":
+                with self.subTest(path, what=what):
+                    client = self.connect()
+                    client.sendall(b"GET %s HTTP/1.1\r\nHost: test\r\n\r\n" % path +
+                                   request("a", what=what))
+                    self.check(self.arrival())
 
     def test_request_with_a_body_that_waits(self):
         self.begin()
