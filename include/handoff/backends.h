@@ -153,7 +153,10 @@ typedef struct handoff_backend_state {
     uint32_t flags;
     /** Its weight. */
     uint32_t weight;
-    /** Why it is down or resting, as handoff_broker_offer() would return it; else HANDOFF_OK. */
+    /**
+     * Why it is down or resting, or has been connecting for over a second, as
+     * handoff_broker_offer() would return it; else HANDOFF_OK.
+     */
     handoff_status status;
     /**
      * The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if the
@@ -168,7 +171,8 @@ typedef struct handoff_backend_state {
     /** How long it has been in this state, in milliseconds. */
     uint64_t since_ms;
     /**
-     * How long until the broker connects or makes a trial offer, in milliseconds;
+     * How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it does
+     * already;
      * HANDOFF_NO_TIMEOUT: neither is planned.
      */
     uint64_t next_ms;

@@ -121,7 +121,7 @@ impl Broker {
         }
         for (index, found) in found.iter().enumerate().take(self.members.len()) {
             if self.members[index].directory == Some(number as u32) && !found {
-                self.leave(index, now);
+                self.gone(index, now);
             }
         }
     }
@@ -135,11 +135,17 @@ impl Broker {
             member.directory == Some(number as u32) && matches!(member.link, Link::Up(_))
         };
         if let Some(index) = before.filter(here) {
-            self.leave(index, now);
+            self.gone(index, now);
         }
         if let Some(index) = self.found(number, name, settings, now) {
             self.start_over(index, now);
         }
+    }
+
+    /// The socket of a backend has gone.
+    fn gone(&mut self, index: usize, now: Instant) {
+        self.members[index].superseded = true;
+        self.leave(index, now);
     }
 
     /// A socket was found in a directory: its number, unless it cannot be a backend.
@@ -190,7 +196,7 @@ impl Broker {
                 // One that was added by its own name stays.
                 let here = |index: &usize| self.members[*index].directory == Some(number as u32);
                 if let Some(index) = index.filter(here) {
-                    self.leave(index, now);
+                    self.gone(index, now);
                 }
             }
             Change::Unknown => all = true,

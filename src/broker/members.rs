@@ -77,6 +77,7 @@ impl Broker {
         now: Instant,
     ) -> Result<(), BrokerError> {
         if let Some(index) = self.number(path) {
+            self.members[index].leaving = false;
             self.members[index].directory = directory;
             return self.change(index, settings, now);
         }
@@ -98,13 +99,13 @@ impl Broker {
         Ok(())
     }
 
-    /// The number of the backend with this path, but for those that are to be removed.
+    /// The number of the backend with this path, but for those whose socket has gone.
     pub(super) fn number(&self, path: &Path) -> Option<usize> {
         let mut listed = self.listed.iter().map(|index| *index as usize);
         // As bytes: of abstract names, "@x/a" and "@x//a" are two.
         listed.find(|index| {
             let member = &self.members[*index];
-            !member.leaving && member.path.as_os_str() == path.as_os_str()
+            !member.superseded && member.path.as_os_str() == path.as_os_str()
         })
     }
 
@@ -159,6 +160,9 @@ impl Broker {
         if self.members.len() > 1 {
             let again = &mut self.outcomes.again;
             again.try_reserve(most).map_err(NoMemory::to("verdicts"))?;
+            let waiting = &mut self.waiting;
+            let more = most.saturating_sub(waiting.len());
+            waiting.try_reserve(more).map_err(NoMemory::to("verdicts"))?;
         }
         Ok(())
     }

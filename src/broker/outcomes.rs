@@ -24,6 +24,7 @@ pub(super) struct Outcomes {
 /// An offer that a backend did not adopt, and another one may.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Again {
+    pub id: u64,
     /// The number of its copy.
     pub kept: u32,
     /// What ended the last attempt.
@@ -194,7 +195,7 @@ impl<'a> Ledger<'a> {
         }
         if let Some(copy) = self.outcomes.kept.get_mut(facts.kept).filter(|_| goes_on(reason)) {
             copy.may_have_reached |= end.may_have_reached;
-            self.outcomes.again.push_back(Again { kept: facts.kept, reason });
+            self.outcomes.again.push_back(Again { id: facts.id, kept: facts.kept, reason });
             return;
         }
         self.outcomes.statistics.fallbacks[reason as usize] += 1;

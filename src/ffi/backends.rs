@@ -176,7 +176,8 @@ pub struct handoff_backend_state {
     pub flags: u32,
     /// Its weight.
     pub weight: u32,
-    /// Why it is down or resting, as handoff_broker_offer() would return it; else HANDOFF_OK.
+    /// Why it is down or resting, or has been connecting for over a second, as
+    /// handoff_broker_offer() would return it; else HANDOFF_OK.
     pub status: handoff_status,
     /// The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if the
     /// backend has too many channels, ESHUTDOWN if it drains; ETIMEDOUT, ECONNRESET or EPROTO if
@@ -188,7 +189,8 @@ pub struct handoff_backend_state {
     pub message: *const c_char,
     /// How long it has been in this state, in milliseconds.
     pub since_ms: u64,
-    /// How long until the broker connects or makes a trial offer, in milliseconds;
+    /// How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it does
+    /// already;
     /// HANDOFF_NO_TIMEOUT: neither is planned.
     pub next_ms: u64,
     /// Offers in flight at it.
