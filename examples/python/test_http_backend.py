@@ -171,8 +171,23 @@ class Requests(Case):
         self.assertEqual(answer.headers["X-Backend-Pid"], str(self.backend.process.pid))
         self.assertEqual(answer.body.decode().splitlines()[1:], [
             f"served by the backend {self.backend.process.pid}",
-            "service: app", "correlation: r-1", "metadata: from%20%FF"])
+            "service: app", "correlation: r-1", "metadata: from%20%FF",
+            "client: {} {}".format(*client.socket.getsockname())])
         self.assertIn("r-1 - - [", self.backend.errors())
+
+    def test_client_is_whom_the_broker_names_and_not_whom_the_request_names(self):
+        forged = b"GET / HTTP/1.1\r\nX-Forwarded-For: 192.0.2.9\r\nX-Real-IP: 192.0.2.9\r\n\r\n"
+        for metadata, expected in (
+                (b'{"client":{"address":"2001:db8::1","port":4000}}', "2001:db8::1 4000"),
+                (b'{"client":{"address":"unix:"}}', "unix: 0"),
+                (b'{"client":{"address":"192.0.2.1","port":"x"}}', None),
+                (b'{"client":"192.0.2.1"}', None), (b'{"client":[]}', None), (b'[]', None),
+                (b'7', None), (b'{"server":{}}', None), (b"\xff", None), (b"", None)):
+            with self.subTest(metadata=metadata):
+                client = self.hand_over(forged, metadata=metadata)
+                line = client.answer().body.decode().splitlines()[-1]
+                self.assertEqual(line, "client: " + (
+                    expected or "{} {}".format(*client.socket.getsockname())))
 
     def test_head_cut_anywhere_between_preread_and_socket(self):
         for preread_len in range(len(GET)):

@@ -196,6 +196,8 @@ ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
         return NGX_OK;
     }
 
+    ngx_handoff_set_socket(c);
+
     prepared.fd = c->fd;
     prepared.flags = HANDOFF_OFFER_MORE;
     prepared.user_data = slot;
@@ -293,8 +295,7 @@ ngx_handoff_prepare(ngx_handoff_offer_t *offer, ngx_handoff_content_t *content,
         return reason;
     }
 
-    if ((why = ngx_handoff_write_text(conf->metadata, offer->value, offer->session, content,
-                                      &metadata))
+    if ((why = ngx_handoff_write_metadata(offer, content, &metadata))
         || (why = ngx_handoff_write_text(conf->service, offer->value, offer->session, content,
                                          &service))
         || (why = ngx_handoff_write_text(conf->correlation, offer->value, offer->session, content,

@@ -30,10 +30,12 @@ typedef struct ngx_handoff_entry_s    ngx_handoff_entry_t;
 typedef struct {
     ngx_array_t               parts;     /* of ngx_handoff_part_t */
     ngx_uint_t                json;      /* unsigned json:1; escape variables for JSON strings */
+    ngx_int_t                *standard;  /* of "handoff_metadata default": its variables' indices */
 } ngx_handoff_text_t;
 
-/* How a module finds its variables. */
+/* How a module finds its variables, and whether nginx has one. */
 typedef ngx_int_t (*ngx_handoff_index_pt)(ngx_conf_t *cf, ngx_str_t *name);
+typedef ngx_uint_t (*ngx_handoff_known_pt)(ngx_conf_t *cf, ngx_str_t *name);
 typedef ngx_variable_value_t *(*ngx_handoff_value_pt)(void *session, ngx_uint_t index);
 
 
@@ -66,6 +68,7 @@ typedef struct {
     size_t                    zone_size; /* 0: the default */
     ngx_shm_zone_t           *zone;      /* NULL if nothing is handed over */
     ngx_uint_t                used;      /* unsigned used:1; */
+    ngx_uint_t                realip;    /* ctx_index of nginx's realip module, or UNSET */
 } ngx_handoff_main_conf_t;
 
 
@@ -165,6 +168,7 @@ struct ngx_handoff_offer_s {
     ngx_connection_t         *connection;
     void                     *session;   /* the request, or the stream's session */
     ngx_handoff_value_pt      value;
+    ngx_uint_t                real_ip;   /* unsigned real_ip:1; set_real_ip_from is in force */
 
     /*
      * Adds what was read from the client to `content`. Returns HANDOFF_REASON_NONE, or why the
@@ -274,9 +278,23 @@ ngx_int_t ngx_handoff_add_copy(ngx_connection_t *c);
 void ngx_handoff_adopted(ngx_connection_t *c);
 void ngx_handoff_end(ngx_connection_t *c);
 
+/* ---- ngx_handoff_socket.c ---- */
+
+void ngx_handoff_set_socket(ngx_connection_t *c);
+
+/* ---- ngx_handoff_metadata.c ---- */
+
+ngx_int_t *ngx_handoff_find_values(ngx_conf_t *cf, ngx_handoff_index_pt index,
+    ngx_handoff_known_pt known);
+ngx_uint_t ngx_handoff_is_member(ngx_str_t *name);
+char *ngx_handoff_write_metadata(ngx_handoff_offer_t *offer, ngx_handoff_content_t *content,
+    ngx_str_t *written);
+size_t ngx_handoff_escape(u_char *dst, u_char *src, size_t len);
+
 /* ---- ngx_handoff_text.c ---- */
 
-char *ngx_handoff_set_text(ngx_conf_t *cf, ngx_handoff_index_pt index, ngx_handoff_text_t **text);
+char *ngx_handoff_set_text(ngx_conf_t *cf, ngx_handoff_index_pt index, ngx_handoff_known_pt known,
+    ngx_handoff_text_t **text);
 char *ngx_handoff_write_text(ngx_handoff_text_t *text, ngx_handoff_value_pt value, void *session,
     ngx_handoff_content_t *content, ngx_str_t *written);
 
@@ -289,9 +307,9 @@ enum { NGX_HANDOFF_OUTCOME, NGX_HANDOFF_REASON, NGX_HANDOFF_WAIT, NGX_HANDOFF_BA
 
 /*
  * The directives of both modules but handoff_pass. `where` they may stand, which configuration
- * they set (its ngx_handoff_conf_t comes first), and what sets a text.
+ * they set (its ngx_handoff_conf_t comes first), and what sets a text and the metadata.
  */
-#define NGX_HANDOFF_COMMANDS(where, conf, set_text)                                               \
+#define NGX_HANDOFF_COMMANDS(where, conf, set_text, set_metadata)                                               \
     { ngx_string("handoff_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,                \
       conf, offsetof(ngx_handoff_conf_t, timeout), NULL },                                        \
     { ngx_string("handoff_attempt_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,        \
@@ -308,7 +326,7 @@ enum { NGX_HANDOFF_OUTCOME, NGX_HANDOFF_REASON, NGX_HANDOFF_WAIT, NGX_HANDOFF_BA
       conf, offsetof(ngx_handoff_conf_t, service), NULL },                                        \
     { ngx_string("handoff_correlation"), where|NGX_CONF_TAKE1, set_text,                          \
       conf, offsetof(ngx_handoff_conf_t, correlation), NULL },                                    \
-    { ngx_string("handoff_metadata"), where|NGX_CONF_1MORE, set_text,                             \
+    { ngx_string("handoff_metadata"), where|NGX_CONF_1MORE, set_metadata,                         \
       conf, offsetof(ngx_handoff_conf_t, metadata), NULL }
 
 #pragma GCC visibility pop

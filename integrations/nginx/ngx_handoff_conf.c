@@ -41,6 +41,8 @@ ngx_conf_num_bounds_t  ngx_handoff_fails = { ngx_conf_check_num_bounds, 0, 4096 
 ngx_handoff_main_conf_t *
 ngx_handoff_create_main_conf(ngx_conf_t *cf, char *module)
 {
+    char                     *name;
+    ngx_uint_t                i;
     ngx_handoff_main_conf_t  *main;
 
     main = ngx_pcalloc(cf->pool, sizeof(ngx_handoff_main_conf_t));
@@ -49,6 +51,15 @@ ngx_handoff_create_main_conf(ngx_conf_t *cf, char *module)
     }
 
     main->module = module;
+    main->realip = NGX_CONF_UNSET_UINT;
+
+    name = ngx_strcmp(module, "http") == 0 ? "ngx_http_realip_module" : "ngx_stream_realip_module";
+
+    for (i = 0; cf->cycle->modules[i]; i++) {
+        if (ngx_strcmp(cf->cycle->modules[i]->name, name) == 0) {
+            main->realip = cf->cycle->modules[i]->ctx_index;
+        }
+    }
 
     if (ngx_array_init(&main->targets, cf->pool, 2, sizeof(ngx_handoff_target_t *)) != NGX_OK
         || ngx_array_init(&main->brokers, cf->pool, 2, sizeof(ngx_handoff_broker_t *)) != NGX_OK)

@@ -118,7 +118,7 @@ ngx_handoff_restore(ngx_connection_t *c)
     if (fcntl(c->fd, F_SETFL, O_NONBLOCK) == -1
         || setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &off, sizeof(off)) == -1
         || setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one)) == -1
-        || (c->sockaddr->sa_family != AF_UNIX && ngx_tcp_push(c->fd) == -1))
+        || (c->tcp_nodelay != NGX_TCP_NODELAY_DISABLED && ngx_tcp_push(c->fd) == -1))
     {
         ngx_connection_error(c, ngx_socket_errno, "restoring the connection failed");
         return NGX_ERROR;

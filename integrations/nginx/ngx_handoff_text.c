@@ -10,15 +10,21 @@ typedef struct {
 } ngx_handoff_part_t;
 
 
+static ngx_int_t ngx_handoff_add_member(ngx_conf_t *cf, ngx_str_t *source,
+    ngx_handoff_index_pt index, ngx_handoff_text_t *text);
 static ngx_int_t ngx_handoff_add_part(ngx_handoff_text_t *text, ngx_str_t *literal,
     ngx_int_t index);
 static ngx_int_t ngx_handoff_parse_text(ngx_conf_t *cf, ngx_str_t *source,
     ngx_handoff_index_pt index, ngx_handoff_text_t *text);
 
 
-/* The arguments of a directive, one behind the other; "escape=json" may come first. */
+/*
+ * The arguments of a directive, one behind the other; "escape=json" may come first. Or "default", and
+ * more members, if `known` is not NULL.
+ */
 char *
-ngx_handoff_set_text(ngx_conf_t *cf, ngx_handoff_index_pt index, ngx_handoff_text_t **result)
+ngx_handoff_set_text(ngx_conf_t *cf, ngx_handoff_index_pt index, ngx_handoff_known_pt known,
+    ngx_handoff_text_t **result)
 {
     ngx_str_t           *args = cf->args->elts;
     ngx_uint_t           i = 1;
@@ -33,6 +39,23 @@ ngx_handoff_set_text(ngx_conf_t *cf, ngx_handoff_index_pt index, ngx_handoff_tex
                         != NGX_OK)
     {
         return NGX_CONF_ERROR;
+    }
+
+    if (known && ngx_strcmp(args[1].data, "default") == 0) {
+        text->json = 1;
+        text->standard = ngx_handoff_find_values(cf, index, known);
+        if (text->standard == NULL) {
+            return NGX_CONF_ERROR;
+        }
+
+        for (i = 2; i < cf->args->nelts; i++) {
+            if (ngx_handoff_add_member(cf, &args[i], index, text) != NGX_OK) {
+                return NGX_CONF_ERROR;
+            }
+        }
+
+        *result = text;
+        return NGX_CONF_OK;
     }
 
     if (cf->args->nelts > 2 && ngx_strncmp(args[1].data, "escape=", 7) == 0) {
@@ -57,6 +80,64 @@ ngx_handoff_set_text(ngx_conf_t *cf, ngx_handoff_index_pt index, ngx_handoff_tex
 
     *result = text;
     return NGX_CONF_OK;
+}
+
+
+/* "name=string": another member of the standard metadata. */
+static ngx_int_t
+ngx_handoff_add_member(ngx_conf_t *cf, ngx_str_t *source, ngx_handoff_index_pt index,
+    ngx_handoff_text_t *text)
+{
+    u_char     *p, *end;
+    ngx_str_t   name, value, begin, quote = ngx_string("\"");
+
+    p = source->data;
+    end = p + source->len;
+
+    while (p < end
+           && ((*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9')
+               || *p == '_'))
+    {
+        p++;
+    }
+
+    name.data = source->data;
+    name.len = p - source->data;
+
+    if (name.len == 0 || p == end || *p != '=') {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "\"%V\" is not \"name=string\"", source);
+        return NGX_ERROR;
+    }
+
+    if (ngx_handoff_is_member(&name)) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "\"%V\" is a member of \"default\"", &name);
+        return NGX_ERROR;
+    }
+
+    p++;
+
+    begin.len = name.len + sizeof(",\"\":\"") - 1;
+    begin.data = ngx_pnalloc(cf->pool, begin.len);
+
+    /* What is not of a variable is escaped now. */
+    value.len = ngx_handoff_escape(NULL, p, end - p);
+    value.data = ngx_pnalloc(cf->pool, value.len + 1);
+
+    if (begin.data == NULL || value.data == NULL) {
+        return NGX_ERROR;
+    }
+
+    (void) ngx_sprintf(begin.data, ",\"%V\":\"", &name);
+    (void) ngx_handoff_escape(value.data, p, end - p);
+
+    if (ngx_handoff_add_part(text, &begin, NGX_ERROR) != NGX_OK
+        || ngx_handoff_parse_text(cf, &value, index, text) != NGX_OK
+        || ngx_handoff_add_part(text, &quote, NGX_ERROR) != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    return NGX_OK;
 }
 
 
@@ -191,7 +272,8 @@ ngx_handoff_write_text(ngx_handoff_text_t *text, ngx_handoff_value_pt value, voi
             }
 
             if (text->json) {
-                len += ngx_escape_json(NULL, values[i].data, values[i].len);
+                len += ngx_handoff_escape(NULL, values[i].data, values[i].len);
+                continue;
             }
         }
 
@@ -210,7 +292,7 @@ ngx_handoff_write_text(ngx_handoff_text_t *text, ngx_handoff_value_pt value, voi
     for (i = 0; i < text->parts.nelts; i++) {
 
         if (part[i].index != NGX_ERROR && text->json) {
-            p = (u_char *) ngx_escape_json(p, values[i].data, values[i].len);
+            p += ngx_handoff_escape(p, values[i].data, values[i].len);
 
         } else {
             p = ngx_cpymem(p, values[i].data, values[i].len);

@@ -21,6 +21,7 @@ typedef struct {
 
 
 static ngx_int_t ngx_http_handoff_handler(ngx_http_request_t *r);
+static ngx_uint_t ngx_http_handoff_real_ip(ngx_http_request_t *r);
 static ngx_handoff_broker_t *ngx_http_handoff_broker(ngx_http_request_t *r,
     ngx_handoff_conf_t *conf, ngx_handoff_offer_t *offer);
 static void ngx_http_handoff_read_handler(ngx_http_request_t *r);
@@ -49,6 +50,8 @@ static char *ngx_http_handoff_merge_loc_conf(ngx_conf_t *cf, void *parent, void 
 static char *ngx_http_handoff_pass(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 static char *ngx_http_handoff_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 static char *ngx_http_handoff_text(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+static char *ngx_http_handoff_metadata(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+static ngx_uint_t ngx_http_handoff_known(ngx_conf_t *cf, ngx_str_t *name);
 static ngx_int_t ngx_http_handoff_init_process(ngx_cycle_t *cycle);
 
 
@@ -78,7 +81,7 @@ static ngx_command_t  ngx_http_handoff_commands[] = {
       NULL },
 
     NGX_HANDOFF_COMMANDS(NGX_HTTP_HANDOFF_CONF, NGX_HTTP_LOC_CONF_OFFSET,
-                         ngx_http_handoff_text),
+                         ngx_http_handoff_text, ngx_http_handoff_metadata),
 
       ngx_null_command
 };
@@ -170,6 +173,7 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
     offer->connection = r->connection;
     offer->session = r;
     offer->value = ngx_http_handoff_value;
+    offer->real_ip = ngx_http_handoff_real_ip(r);
     offer->preread = ngx_http_handoff_preread;
     offer->done = ngx_http_handoff_done;
 
@@ -180,6 +184,19 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
     ngx_handoff_offer(offer);
 
     return NGX_DONE;
+}
+
+
+/* Whether set_real_ip_from is in force here: nginx's list of addresses is the first of its settings. */
+static ngx_uint_t
+ngx_http_handoff_real_ip(ngx_http_request_t *r)
+{
+    ngx_handoff_main_conf_t  *main;
+
+    main = ngx_http_get_module_main_conf(r, ngx_http_handoff_module);
+
+    return main->realip != NGX_CONF_UNSET_UINT
+           && *(ngx_array_t **) r->loc_conf[main->realip] != NULL;
 }
 
 
@@ -653,7 +670,39 @@ ngx_http_handoff_text(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
     ngx_handoff_text_t  **text = (ngx_handoff_text_t **) ((char *) conf + cmd->offset);
 
-    return ngx_handoff_set_text(cf, ngx_http_get_variable_index, text);
+    return ngx_handoff_set_text(cf, ngx_http_get_variable_index, NULL, text);
+}
+
+
+static char *
+ngx_http_handoff_metadata(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_handoff_text_t  **text = (ngx_handoff_text_t **) ((char *) conf + cmd->offset);
+
+    return ngx_handoff_set_text(cf, ngx_http_get_variable_index, ngx_http_handoff_known, text);
+}
+
+
+/* Every module has added its variables before the configuration is read. */
+static ngx_uint_t
+ngx_http_handoff_known(ngx_conf_t *cf, ngx_str_t *name)
+{
+    ngx_uint_t                    i;
+    ngx_hash_key_t               *key;
+    ngx_http_core_main_conf_t    *cmcf;
+
+    cmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_core_module);
+    key = cmcf->variables_keys->keys.elts;
+
+    for (i = 0; i < cmcf->variables_keys->keys.nelts; i++) {
+        if (key[i].key.len == name->len
+            && ngx_strncmp(key[i].key.data, name->data, name->len) == 0)
+        {
+            return 1;
+        }
+    }
+
+    return 0;
 }
 
 

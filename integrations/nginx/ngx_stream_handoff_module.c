@@ -16,6 +16,7 @@ typedef struct {
 
 
 static void ngx_stream_handoff_handler(ngx_stream_session_t *s);
+static ngx_uint_t ngx_stream_handoff_real_ip(ngx_stream_session_t *s);
 static ngx_handoff_broker_t *ngx_stream_handoff_broker(ngx_stream_session_t *s,
     ngx_handoff_conf_t *conf, ngx_handoff_offer_t *offer);
 static char *ngx_stream_handoff_obstacle(ngx_stream_session_t *s);
@@ -37,6 +38,8 @@ static void *ngx_stream_handoff_create_srv_conf(ngx_conf_t *cf);
 static char *ngx_stream_handoff_merge_srv_conf(ngx_conf_t *cf, void *parent, void *child);
 static char *ngx_stream_handoff_pass(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 static char *ngx_stream_handoff_text(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+static char *ngx_stream_handoff_metadata(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+static ngx_uint_t ngx_stream_handoff_known(ngx_conf_t *cf, ngx_str_t *name);
 static ngx_int_t ngx_stream_handoff_init_process(ngx_cycle_t *cycle);
 
 
@@ -59,7 +62,7 @@ static ngx_command_t  ngx_stream_handoff_commands[] = {
       NULL },
 
     NGX_HANDOFF_COMMANDS(NGX_STREAM_HANDOFF_CONF, NGX_STREAM_SRV_CONF_OFFSET,
-                         ngx_stream_handoff_text),
+                         ngx_stream_handoff_text, ngx_stream_handoff_metadata),
 
       ngx_null_command
 };
@@ -157,6 +160,7 @@ ngx_stream_handoff_handler(ngx_stream_session_t *s)
     offer->connection = c;
     offer->session = s;
     offer->value = ngx_stream_handoff_value;
+    offer->real_ip = ngx_stream_handoff_real_ip(s);
     offer->preread = ngx_stream_handoff_preread;
     offer->done = ngx_stream_handoff_done;
 
@@ -165,6 +169,19 @@ ngx_stream_handoff_handler(ngx_stream_session_t *s)
     c->write->handler = ngx_stream_handoff_event_handler;
 
     ngx_handoff_offer(offer);
+}
+
+
+/* Whether set_real_ip_from is in force here: nginx's list of addresses is the first of its settings. */
+static ngx_uint_t
+ngx_stream_handoff_real_ip(ngx_stream_session_t *s)
+{
+    ngx_handoff_main_conf_t  *main;
+
+    main = ngx_stream_get_module_main_conf(s, ngx_stream_handoff_module);
+
+    return main->realip != NGX_CONF_UNSET_UINT
+           && *(ngx_array_t **) s->srv_conf[main->realip] != NULL;
 }
 
 
@@ -503,7 +520,39 @@ ngx_stream_handoff_text(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
     ngx_handoff_text_t  **text = (ngx_handoff_text_t **) ((char *) conf + cmd->offset);
 
-    return ngx_handoff_set_text(cf, ngx_stream_get_variable_index, text);
+    return ngx_handoff_set_text(cf, ngx_stream_get_variable_index, NULL, text);
+}
+
+
+static char *
+ngx_stream_handoff_metadata(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_handoff_text_t  **text = (ngx_handoff_text_t **) ((char *) conf + cmd->offset);
+
+    return ngx_handoff_set_text(cf, ngx_stream_get_variable_index, ngx_stream_handoff_known, text);
+}
+
+
+/* Every module has added its variables before the configuration is read. */
+static ngx_uint_t
+ngx_stream_handoff_known(ngx_conf_t *cf, ngx_str_t *name)
+{
+    ngx_uint_t                    i;
+    ngx_hash_key_t               *key;
+    ngx_stream_core_main_conf_t  *cmcf;
+
+    cmcf = ngx_stream_conf_get_module_main_conf(cf, ngx_stream_core_module);
+    key = cmcf->variables_keys->keys.elts;
+
+    for (i = 0; i < cmcf->variables_keys->keys.nelts; i++) {
+        if (key[i].key.len == name->len
+            && ngx_strncmp(key[i].key.data, name->data, name->len) == 0)
+        {
+            return 1;
+        }
+    }
+
+    return 0;
 }
 
 
