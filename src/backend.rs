@@ -37,7 +37,7 @@ use accepting::{Accepting, LISTENER, Source};
 use arrivals::{Arrivals, Place};
 use batch::Batch;
 use channel::{Channel, End};
-use slots::Slots;
+use slots::{Slot, Slots};
 
 pub use error::BackendError;
 pub use kinds::Kinds;
@@ -58,6 +58,8 @@ pub struct Arrival<'a> {
     pub preread: &'a [u8],
     /// The broker, as it was when it connected.
     pub broker: Credentials,
+    /// The kernel does the connection's TLS, in both directions: see [`tls`](crate::tls).
+    pub tls: bool,
 }
 
 /// What a [`Backend`] has done.
@@ -307,9 +309,11 @@ impl Backend {
         let channel = self.channels.get(place.channel);
         let broker = channel.map_or(none, |channel| channel.broker);
         let slots = channel.and_then(|channel| channel.slots.as_ref());
-        let parts = slots.map_or([&[][..]; 4], |slots| slots.slot(place.slot).parts());
+        let slot = slots.map(|slots| slots.slot(place.slot));
+        let parts = slot.map_or([&[][..]; 4], Slot::parts);
         let [service, correlation, metadata, preread] = parts;
-        Arrival { id: place.id(), service, correlation, metadata, preread, broker }
+        let tls = slot.is_some_and(Slot::has_tls);
+        Arrival { id: place.id(), service, correlation, metadata, preread, broker, tls }
     }
 
     /// The slots among which an arrival is held.
@@ -480,6 +484,7 @@ mod tests {
                 correlation: b"",
                 user_data: 0,
                 timeout: None,
+                tls: false,
                 more: false,
             };
             self.broker.offer(&offer).unwrap();

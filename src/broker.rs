@@ -36,12 +36,13 @@ use crate::memory;
 use crate::reason::Reason;
 use crate::sys::event::{Event, Events, Wait};
 use crate::sys::{self, packet};
+use crate::tls::{self, TlsError};
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS, has_nul};
 
 use choosing::Placing;
 use directory::Directory;
 use kept::NOT_KEPT;
-use member::{Link, Member, Obstacle, PARTS};
+use member::{Link, Member, Needs, Obstacle, PARTS};
 use offers::Parts;
 use options::MAX_TIMEOUT;
 use outcomes::{Ledger, Outcomes};
@@ -82,6 +83,9 @@ pub struct Offer<'a> {
     pub user_data: usize,
     /// How long it may wait for its verdict; none for the timeout of the options.
     pub timeout: Option<Duration>,
+    /// The kernel does the connection's TLS, in both directions: see [`tls`](crate::tls). It is asked
+    /// whether it does.
+    pub tls: bool,
     /// More offers follow at once: sending is left to the last of them, to [`Broker::flush`] or to
     /// [`Broker::dispatch`].
     pub more: bool,
@@ -263,11 +267,12 @@ impl Broker {
     ) -> Result<u64, BrokerError> {
         self.enter(now)?;
         let len = variable_len(offer)?;
+        let needs = Needs { len, tls: offer.tls };
         let chosen = match self.outcomes.verdicts.len() {
             untaken if untaken >= most_verdicts && most_verdicts > 0 => {
                 Err(Some((self.listed[0] as usize, Obstacle::Full(Limit::Verdicts { untaken }))))
             }
-            _ => self.choose(len, NOT_KEPT, now),
+            _ => self.choose(needs, NOT_KEPT, now),
         };
         let chosen = match chosen {
             Ok(chosen) => chosen,
@@ -278,13 +283,17 @@ impl Broker {
         };
         let cookie = packet::cookie(offer.descriptor)
             .map_err(|source| not_a_socket(offer.descriptor, source))?;
+        if offer.tls {
+            tls::check(offer.descriptor).map_err(|error| without_tls(offer.descriptor, error))?;
+        }
         let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = now.checked_add(timeout).unwrap_or(now);
-        let Offer { service, correlation, metadata, preread, user_data, .. } = *offer;
+        let Offer { service, correlation, metadata, preread, user_data, tls, .. } = *offer;
         let parts = &Parts { names: [service, correlation, metadata], preread };
         let descriptor = offer.descriptor.as_raw_fd();
         let (id, kept) = (0, NOT_KEPT);
-        let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
+        let placing =
+            Placing { id, user_data, descriptor, kept, parts, len, cookie, tls, deadline };
         // With one backend there is no other that could get it next.
         let id = if self.members.len() > 1 {
             self.place_one_of_many(chosen, placing, now)?
@@ -613,6 +622,11 @@ fn not_a_socket(descriptor: BorrowedFd<'_>, source: io::Error) -> BrokerError {
         sys::A_SOCKET => BrokerError::System { action: "ask which socket it is", source },
         is => BrokerError::NotASocket { descriptor: descriptor.as_raw_fd(), is, source },
     }
+}
+
+#[cold]
+fn without_tls(descriptor: BorrowedFd<'_>, source: TlsError) -> BrokerError {
+    BrokerError::WithoutTls { descriptor: descriptor.as_raw_fd(), source }
 }
 
 /// Bytes of an offer beside its fixed part.

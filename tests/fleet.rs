@@ -101,6 +101,7 @@ fn offer(connection: &TcpStream) -> Offer<'_> {
         correlation: b"",
         user_data: 7,
         timeout: None,
+        tls: false,
         more: false,
     }
 }

@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
 use crate::sys::packet::{self, MAX_DESCRIPTORS};
-use crate::wire::{Rejection, kind};
+use crate::tls;
+use crate::wire::{OfferHead, Rejection, kind};
 
 /// Which sockets a backend takes. With all of these it takes any socket, also one of another kind,
 /// and the kernel is not asked for the kind.
@@ -61,16 +62,19 @@ impl Inspector {
         &mut self,
         descriptor: &Arrived,
         over_tcp: bool,
-        cookie: u64,
+        head: &OfferHead,
     ) -> Option<Rejection> {
         let descriptor = descriptor.as_fd();
         if !over_tcp && let Err(rejection) = self.check(descriptor) {
             return Some(rejection);
         }
-        // What arrived is a socket, and the one that was offered, as far as both sides can tell.
+        // What arrived is a socket, and the one that was offered, as far as both sides can tell. The
+        // kernel does its TLS if the broker says so.
         let found = packet::cookie(descriptor);
+        let cookie = head.cookie;
         let same = found.is_ok_and(|found| found == cookie || found == 0 || cookie == 0);
-        (!same).then_some(Reason::IntegrityMismatch.into())
+        let as_said = same && (!head.tls || tls::check(descriptor).is_ok());
+        (!as_said).then_some(Reason::IntegrityMismatch.into())
     }
 
     /// Whether a descriptor is of an allowed kind. What is no socket, or of a kind without a name, is
@@ -113,6 +117,7 @@ impl Inspector {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::token::Token;
     use std::io::Write;
     use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
     use std::os::fd::OwnedFd;
@@ -127,14 +132,20 @@ mod tests {
         (client, listener.accept().unwrap().0)
     }
 
+    fn head(cookie: u64, tls: bool) -> OfferHead {
+        let token = Token::from_bytes([1; Token::LEN]);
+        OfferHead { slot: 0, generation: 1, token, cookie, tls }
+    }
+
     /// Whether streams with a peer, and nothing else, take this: whatever came before it.
     fn taken(socket: impl Into<OwnedFd>) -> bool {
         let socket = [Arrived::new(socket.into())];
         let cookie = packet::cookie(socket[0].as_fd()).unwrap_or(0);
+        let head = head(cookie, false);
         let [expecting, not] = [true, false].map(|expect_tcp| {
             let mut inspector = Inspector { kinds: STREAMS, expect_tcp };
             let over_tcp = inspector.look(&socket)[0];
-            inspector.refusal(&socket[0], over_tcp, cookie).is_none()
+            inspector.refusal(&socket[0], over_tcp, &head).is_none()
         });
         assert_eq!(expecting, not);
         expecting
@@ -147,6 +158,19 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let arrived = [file.into(), client.into(), unix.into()].map(Arrived::new);
         assert_eq!(Inspector::new(STREAMS).look(&arrived)[..4], [false, true, false, false]);
+    }
+
+    #[test]
+    fn plain_socket_that_is_said_to_have_tls_is_another_one_than_was_offered() {
+        let (client, _server) = tcp();
+        let (unix, _peer) = UnixStream::pair().unwrap();
+        for socket in [OwnedFd::from(client), unix.into()] {
+            let socket = Arrived::new(socket);
+            let mut inspector = Inspector::new(STREAMS);
+            assert_eq!(inspector.refusal(&socket, false, &head(0, false)), None);
+            let refusal = inspector.refusal(&socket, false, &head(0, true));
+            assert_eq!(refusal, Some(Reason::IntegrityMismatch.into()));
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::os::fd::RawFd;
 use std::time::Instant;
 
 use super::kept::{Copy, NOT_KEPT};
-use super::member::{Link, Obstacle, Place};
+use super::member::{Link, Needs, Obstacle, Place};
 use super::offers::{Facts, Parts, queued_len};
 use super::outcomes::Again;
 use super::{Broker, BrokerError, ID_BITS, KEPT_ID, SLOT_BITS, Verdict};
@@ -34,6 +34,8 @@ pub(super) struct Placing<'a> {
     /// Bytes in its parts.
     pub len: usize,
     pub cookie: u64,
+    /// The kernel does the connection's TLS.
+    pub tls: bool,
     pub deadline: Instant,
 }
 
@@ -51,23 +53,23 @@ impl Broker {
     #[inline(always)]
     pub(super) fn choose(
         &mut self,
-        len: usize,
+        needs: Needs,
         kept: u32,
         now: Instant,
     ) -> Result<Chosen, Option<(usize, Obstacle)>> {
         if let ([only], NOT_KEPT) = (&self.members[..], kept) {
-            return match only.takes(len, self.options.queue_bytes, now) {
+            return match only.takes(needs, self.options.queue_bytes, now) {
                 Ok(place) => Ok(Chosen { index: 0, place }),
                 Err(why) => Err(Some((0, why))),
             };
         }
-        self.choose_of_many(len, kept, now)
+        self.choose_of_many(needs, kept, now)
     }
 
     #[inline(never)]
     fn choose_of_many(
         &mut self,
-        len: usize,
+        needs: Needs,
         kept: u32,
         now: Instant,
     ) -> Result<Chosen, Option<(usize, Obstacle)>> {
@@ -82,7 +84,7 @@ impl Broker {
             if member.gone || copy.is_some_and(|copy| copy.tried.has(index)) {
                 continue;
             }
-            if let Err(why) = member.takes(len, queue_bytes, now) {
+            if let Err(why) = member.takes(needs, queue_bytes, now) {
                 if refused.is_none_or(|(_, other)| why.rank() < other.rank()) {
                     refused = Some((index, why));
                 }
@@ -97,7 +99,7 @@ impl Broker {
         }
         let limit = fewest.ok_or(refused)?;
         let index = self.take_turns(limit, weights[usize::from(limit.0)]);
-        let place = self.members[index].takes(len, queue_bytes, now);
+        let place = self.members[index].takes(needs, queue_bytes, now);
         place.map(|place| Chosen { index, place }).map_err(|why| Some((index, why)))
     }
 
@@ -123,7 +125,7 @@ impl Broker {
     pub(super) fn can_fail_over(&self, copy: &Copy, now: Instant) -> bool {
         let queue_bytes = self.options.queue_bytes;
         self.members.iter().enumerate().any(|(index, member)| {
-            !copy.tried.has(index) && member.takes(copy.len(), queue_bytes, now).is_ok()
+            !copy.tried.has(index) && member.takes(copy.needs(), queue_bytes, now).is_ok()
         })
     }
 
@@ -137,7 +139,8 @@ impl Broker {
         now: Instant,
     ) -> Result<u64, BrokerError> {
         let Chosen { index, place: Place { slot, generation, trial } } = chosen;
-        let Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline } = *placing;
+        let Placing { id, user_data, descriptor, kept, parts, len, cookie, tls, deadline } =
+            *placing;
         let member = &mut self.members[index];
         let Link::Up(channel) = &mut member.link else {
             return Err(member.error(Obstacle::Down, &self.options));
@@ -161,7 +164,7 @@ impl Broker {
         member.tally.offered += 1;
         // Before the descriptor can be sent, so that the backend finds it on offer.
         claim::offer(channel.claims.slot(slot as usize), generation);
-        let facts = Facts { id, user_data, descriptor, kept, offered_at: now, trial };
+        let facts = Facts { id, user_data, descriptor, kept, offered_at: now, trial, tls };
         channel.offers.queue(&facts, parts, cookie, deadline);
         if !member.touched {
             self.touch(index);
@@ -188,7 +191,7 @@ impl Broker {
             copy.tried.add(chosen.index);
             (copy.id, copy.user_data, copy.descriptor) =
                 (id, placing.user_data, placing.descriptor);
-            (copy.cookie, copy.deadline) = (placing.cookie, last);
+            (copy.cookie, copy.tls, copy.deadline) = (placing.cookie, placing.tls, last);
             (copy.backend, copy.slot) = (chosen.index as u32, chosen.place.slot);
         });
         Ok(id)
@@ -211,15 +214,17 @@ impl Broker {
         if self.closed {
             return false;
         }
-        let len = copy.len();
-        let Ok(chosen) = self.choose_of_many(len, kept, now) else { return false };
+        let needs = copy.needs();
+        let Ok(chosen) = self.choose_of_many(needs, kept, now) else { return false };
         let Chosen { index, place: Place { slot, .. } } = chosen;
         // Out of its place while it is read.
         let Some(copy) = self.outcomes.kept.take(kept) else { return false };
-        let Copy { id, user_data, descriptor, cookie, .. } = copy;
+        let Copy { id, user_data, descriptor, cookie, tls, .. } = copy;
+        let len = needs.len;
         let deadline = self.attempt_deadline(copy.deadline, now);
         let placed = copy.with_parts(|parts| {
-            let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
+            let placing =
+                Placing { id, user_data, descriptor, kept, parts, len, cookie, tls, deadline };
             self.place(chosen, &placing, now)
         });
         self.outcomes.kept.put(kept, copy);

@@ -7,6 +7,7 @@ use std::io::IoSlice;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
+use super::member::Needs;
 use super::offers::Parts;
 use super::{MAX_BACKENDS, Verdict};
 
@@ -22,6 +23,8 @@ pub(super) struct Copy {
     /// The caller's, who keeps it open until the verdict.
     pub descriptor: RawFd,
     pub cookie: u64,
+    /// The kernel does the connection's TLS.
+    pub tls: bool,
     /// When it must have its verdict, however many backends are tried.
     pub deadline: Instant,
     /// The backend that has it, and its slot there.
@@ -43,6 +46,7 @@ impl Copy {
             user_data: 0,
             descriptor: -1,
             cookie: 0,
+            tls: false,
             deadline: now,
             backend: 0,
             slot: 0,
@@ -53,8 +57,9 @@ impl Copy {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
+    /// What a backend must be able to take to get it.
+    pub(super) fn needs(&self) -> Needs {
+        Needs { len: self.bytes.len(), tls: self.tls }
     }
 
     /// Calls `body` with the bytes as parts.

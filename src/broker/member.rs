@@ -78,9 +78,20 @@ pub(super) enum Obstacle {
         len: usize,
         most: usize,
     },
+    /// It does not know offers with TLS.
+    NoTls,
     Draining,
     Down,
     Off,
+}
+
+/// What an offer asks of the backend that takes it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Needs {
+    /// Bytes in its parts.
+    pub len: usize,
+    /// The kernel does the connection's TLS.
+    pub tls: bool,
 }
 
 /// Where a backend takes an offer.
@@ -105,9 +116,10 @@ impl Obstacle {
             Obstacle::NoWelcome(_) => 1,
             Obstacle::Resting(_) => 2,
             Obstacle::TooLarge { .. } => 3,
-            Obstacle::Draining => 4,
-            Obstacle::Down => 5,
-            Obstacle::Off => 6,
+            Obstacle::NoTls => 4,
+            Obstacle::Draining => 5,
+            Obstacle::Down => 6,
+            Obstacle::Off => 7,
         }
     }
 }
@@ -187,11 +199,11 @@ impl Member {
         !self.leaving && !self.gone && !self.settings.off
     }
 
-    /// Whether it takes an offer of so many bytes now.
+    /// Whether it takes an offer now.
     #[inline(always)]
     pub(super) fn takes(
         &self,
-        len: usize,
+        Needs { len, tls }: Needs,
         queue_bytes: usize,
         now: Instant,
     ) -> Result<Place, Obstacle> {
@@ -202,6 +214,9 @@ impl Member {
         let welcome = channel.welcome.map_err(|by| Obstacle::no_welcome(by, now))?;
         if channel.draining {
             return Err(Obstacle::Draining);
+        }
+        if tls && !channel.knows_tls {
+            return Err(Obstacle::NoTls);
         }
         let mut trial = false;
         if let Some(failures) = self.tally.failures.as_ref().filter(|it| it.is_resting()) {
@@ -231,7 +246,7 @@ impl Member {
     /// How many small offers it takes now.
     pub(super) fn room(&self, queue_bytes: usize, now: Instant) -> usize {
         let Link::Up(channel) = &self.link else { return 0 };
-        if self.takes(0, queue_bytes, now).is_err() {
+        if self.takes(Needs { len: 0, tls: false }, queue_bytes, now).is_err() {
             return 0;
         }
         match self.tally.failures.as_ref().map(|failures| failures.check(now)) {
@@ -258,6 +273,7 @@ impl Member {
             },
             Obstacle::Resting(left) => BrokerError::RateLimited { path: path.clone(), left },
             Obstacle::TooLarge { len, most } => BrokerError::TooLarge { what: PARTS, len, most },
+            Obstacle::NoTls => BrokerError::BackendWithoutTls { path: path.clone() },
             Obstacle::Draining => unavailable(libc::ESHUTDOWN),
             Obstacle::Off => BrokerError::Off { path: path.clone() },
             Obstacle::Down => match &self.why_down {

@@ -43,6 +43,8 @@ pub(super) struct Facts {
     pub offered_at: Instant,
     /// It is the trial of a backend that rests.
     pub trial: bool,
+    /// The kernel does the connection's TLS.
+    pub tls: bool,
 }
 
 /// The bytes of an offer: its names and metadata, and preread.
@@ -105,6 +107,7 @@ impl Offers {
             kept: NOT_KEPT,
             offered_at: Instant::now(),
             trial: false,
+            tls: false,
         };
         let empty = Slot { state: State::Empty, generation: 0, facts, token: NO_TOKEN, entry: 0 };
         let mut all = memory::vec(slots, "the slots of a channel")?;
@@ -192,7 +195,8 @@ impl Offers {
         found.entry = self.front.wrapping_add(self.queue.len() as u32);
         self.in_flight += 1;
         let before = self.bytes.len();
-        let head = OfferHead { slot, generation: found.generation, token: found.token, cookie };
+        let Slot { generation, token, .. } = *found;
+        let head = OfferHead { slot, generation, token, cookie, tls: facts.tls };
         wire::write_offer(&mut self.bytes, &head, &parts.names, parts.preread);
         self.queue.push_back(Queued { slot, len: (self.bytes.len() - before) as u32 });
         Some(slot)
@@ -364,6 +368,7 @@ mod tests {
             kept: NOT_KEPT,
             offered_at: deadline,
             trial: false,
+            tls: false,
         };
         let parts = Parts { names: [b""; 3], preread: &[IoSlice::new(preread)] };
         offers.queue(&facts, &parts, 0, deadline)

@@ -37,7 +37,12 @@ pub(crate) struct OfferHead {
     pub token: Token,
     /// SO_COOKIE of the connection; 0 if the broker cannot tell.
     pub cookie: u64,
+    /// The kernel does the connection's TLS, in both directions.
+    pub tls: bool,
 }
+
+/// In the flags of an offer: the kernel does the connection's TLS.
+const TLS: u8 = 1;
 
 /// One connection on offer, as it arrives; its descriptor travels beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +126,8 @@ impl<'a> Offer<'a> {
         let preread_len = u32::from_le_bytes(field(&fixed, 40)) as usize;
         let metadata_len = u32::from_le_bytes(field(&fixed, 44)) as usize;
         let (service_len, correlation_len) = (usize::from(fixed[48]), usize::from(fixed[49]));
-        if field(&fixed, 4) != [0; 4] || field(&fixed, 50) != [0; 6] {
+        let flags = fixed[50];
+        if field(&fixed, 4) != [0; 4] || flags & !TLS != 0 || field(&fixed, 51) != [0; 5] {
             return Err(WireError::Reserved);
         }
         let generations = 1..=MAX_GENERATION;
@@ -132,7 +138,7 @@ impl<'a> Offer<'a> {
         let (service, correlation) = names.split_at(service_len);
         let metadata = reader.bytes(metadata_len)?;
         let preread = reader.bytes(preread_len)?;
-        let head = OfferHead { slot, generation, token, cookie };
+        let head = OfferHead { slot, generation, token, cookie, tls: flags == TLS };
         Ok((Offer { head, service, correlation, metadata, preread }, names))
     }
 
@@ -165,6 +171,7 @@ pub(crate) fn write_offer(
     fixed[44..48].copy_from_slice(&(metadata.len() as u32).to_le_bytes());
     fixed[48] = service.len() as u8;
     fixed[49] = correlation.len() as u8;
+    fixed[50] = u8::from(head.tls) * TLS;
     let start = out.len();
     out.extend_from_slice(&fixed);
     for part in [service, correlation, metadata] {
