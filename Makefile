@@ -7,6 +7,7 @@
 #   packaging/packaging.mk   manual pages, installing, and the checks of what is built
 #   packaging/release.mk     the source tarball, and what must hold before a release
 #   c-tests/tests.mk         the C and C++ tests
+#   c-tests/tls/tests.mk     those of TLS connections, in an emulated machine
 #   examples/examples.mk     the examples and the demo
 #   proofs/proofs.mk         loom, spin, fuzzing and ThreadSanitizer
 #   bench/*.mk               the benchmarks
@@ -118,6 +119,7 @@ include tools/needs.mk
 include packaging/packaging.mk
 include packaging/release.mk
 include c-tests/tests.mk
+include c-tests/tls/tests.mk
 include examples/examples.mk
 include bench/bench.mk
 include bench/micro.mk
@@ -134,7 +136,7 @@ CHECKS := check-rust check-layers check-header check-symbols check-abi check-c c
     check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
     check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-command \
-    check-nginx check-peers bench-check demo
+    check-nginx check-tls check-peers bench-check demo
 
 ## check       run every test
 .PHONY: check

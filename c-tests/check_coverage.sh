@@ -7,7 +7,7 @@ calls=$(sed -e 's|/\*.*\*/||' -e '/\/\*/,/\*\//d' include/handoff/*.h |
 [ -n "$calls" ] || { echo "error: no calls found in include/handoff" >&2; exit 1; }
 missing=0
 for call in $calls; do
-    if ! grep -q "\<$call" c-tests/test_*.c; then
+    if ! grep -q "\<$call" c-tests/test_*.c c-tests/tls/test_*.c; then
         echo "error: no C test calls ${call%(}" >&2
         missing=1
     fi

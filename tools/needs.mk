@@ -80,6 +80,14 @@ need-curl:
 need-wrk:
 	@$(NEED) wrk sh -c 'command -v wrk'
 
+# ---- to test connections whose TLS the kernel does: tools/vm -------------------------------------
+
+# Its busybox must be a static one, for there is nothing beside it in the machine.
+need-vm:
+	@$(NEED) qemu-system-x86 qemu-system-x86_64 --version
+	@$(NEED) busybox-static sh -c 'test -x /bin/busybox && ! ldd /bin/busybox'
+	@$(NEED) mmdebstrap mmdebstrap --version
+
 # ---- to compare with other ways ------------------------------------------------------------------
 
 need-peers: need-pkg-config need-nginx
