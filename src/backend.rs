@@ -37,7 +37,7 @@ use accepting::{Accepting, LISTENER, Source};
 use arrivals::{Arrivals, Place};
 use batch::Batch;
 use channel::{Channel, End};
-use slots::{Slot, Slots};
+use slots::Slots;
 
 pub use error::BackendError;
 pub use kinds::Kinds;
@@ -309,10 +309,11 @@ impl Backend {
         let channel = self.channels.get(place.channel);
         let broker = channel.map_or(none, |channel| channel.broker);
         let slots = channel.and_then(|channel| channel.slots.as_ref());
-        let slot = slots.map(|slots| slots.slot(place.slot));
-        let parts = slot.map_or([&[][..]; 4], Slot::parts);
+        let (parts, tls) = slots.map_or(([&[][..]; 4], false), |slots| {
+            let slot = slots.slot(place.slot);
+            (slot.parts(), slot.has_tls())
+        });
         let [service, correlation, metadata, preread] = parts;
-        let tls = slot.is_some_and(Slot::has_tls);
         Arrival { id: place.id(), service, correlation, metadata, preread, broker, tls }
     }
 

@@ -36,7 +36,7 @@ use crate::memory;
 use crate::reason::Reason;
 use crate::sys::event::{Event, Events, Wait};
 use crate::sys::{self, packet};
-use crate::tls::{self, TlsError};
+use crate::tls;
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS, has_nul};
 
 use choosing::Placing;
@@ -265,14 +265,45 @@ impl Broker {
         most_verdicts: usize,
         now: Instant,
     ) -> Result<u64, BrokerError> {
+        // Apart, so that an offer without TLS pays nothing for it.
+        if offer.tls {
+            self.queue_with_tls(offer, most_verdicts, now)
+        } else {
+            self.queue_as(offer, most_verdicts, false, now)
+        }
+    }
+
+    /// Queues an offer of a connection if the kernel does its TLS.
+    #[cold]
+    #[inline(never)]
+    fn queue_with_tls(
+        &mut self,
+        offer: &Offer<'_>,
+        most_verdicts: usize,
+        now: Instant,
+    ) -> Result<u64, BrokerError> {
+        tls::check(offer.descriptor).map_err(|source| {
+            let descriptor = offer.descriptor.as_raw_fd();
+            BrokerError::WithoutTls { descriptor, source }
+        })?;
+        self.queue_as(offer, most_verdicts, true, now)
+    }
+
+    #[inline(always)]
+    fn queue_as(
+        &mut self,
+        offer: &Offer<'_>,
+        most_verdicts: usize,
+        tls: bool,
+        now: Instant,
+    ) -> Result<u64, BrokerError> {
         self.enter(now)?;
         let len = variable_len(offer)?;
-        let needs = Needs { len, tls: offer.tls };
         let chosen = match self.outcomes.verdicts.len() {
             untaken if untaken >= most_verdicts && most_verdicts > 0 => {
                 Err(Some((self.listed[0] as usize, Obstacle::Full(Limit::Verdicts { untaken }))))
             }
-            _ => self.choose(needs, NOT_KEPT, now),
+            _ => self.choose(Needs { len, tls }, NOT_KEPT, now),
         };
         let chosen = match chosen {
             Ok(chosen) => chosen,
@@ -283,17 +314,13 @@ impl Broker {
         };
         let cookie = packet::cookie(offer.descriptor)
             .map_err(|source| not_a_socket(offer.descriptor, source))?;
-        if offer.tls {
-            tls::check(offer.descriptor).map_err(|error| without_tls(offer.descriptor, error))?;
-        }
         let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = now.checked_add(timeout).unwrap_or(now);
-        let Offer { service, correlation, metadata, preread, user_data, tls, .. } = *offer;
-        let parts = &Parts { names: [service, correlation, metadata], preread };
+        let Offer { service, correlation, metadata, preread, user_data, .. } = *offer;
+        let parts = &Parts { names: [service, correlation, metadata], preread, tls };
         let descriptor = offer.descriptor.as_raw_fd();
         let (id, kept) = (0, NOT_KEPT);
-        let placing =
-            Placing { id, user_data, descriptor, kept, parts, len, cookie, tls, deadline };
+        let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
         // With one backend there is no other that could get it next.
         let id = if self.members.len() > 1 {
             self.place_one_of_many(chosen, placing, now)?
@@ -624,12 +651,8 @@ fn not_a_socket(descriptor: BorrowedFd<'_>, source: io::Error) -> BrokerError {
     }
 }
 
-#[cold]
-fn without_tls(descriptor: BorrowedFd<'_>, source: TlsError) -> BrokerError {
-    BrokerError::WithoutTls { descriptor: descriptor.as_raw_fd(), source }
-}
-
 /// Bytes of an offer beside its fixed part.
+#[inline(always)]
 fn variable_len(offer: &Offer<'_>) -> Result<usize, BrokerError> {
     let Offer { preread, metadata, service, correlation, .. } = offer;
     for (what, name) in [("service", service), ("correlation", correlation)] {

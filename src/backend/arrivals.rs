@@ -13,7 +13,7 @@ use crate::memory::{self, NoMemory};
 use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
 use crate::token::{RandomTokens, Token, TokenError};
-use crate::wire::{self, OfferHead, Refusal, Rejection, cause};
+use crate::wire::{self, Refusal, Rejection, cause};
 
 /// Where an arrival is held.
 #[derive(Clone, Copy, Debug)]
@@ -125,13 +125,16 @@ impl Arrivals {
     pub(super) fn refusal(
         &mut self,
         arrived: Option<&(Arrived, bool)>,
-        head: &OfferHead,
+        cookie: u64,
+        tls: bool,
         len: usize,
     ) -> Option<Rejection> {
         match arrived {
             None => Some(Reason::DescriptorPressure.into()),
             Some(_) if !self.rooms.allows(len) => Some(Reason::BackendBusy.into()),
-            Some((descriptor, over_tcp)) => self.inspector.refusal(descriptor, *over_tcp, head),
+            Some((descriptor, over_tcp)) => {
+                self.inspector.refusal(descriptor, *over_tcp, cookie, tls)
+            }
         }
     }
 

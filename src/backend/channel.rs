@@ -427,7 +427,7 @@ fn arrive(
         return Err(End::Broken);
     }
     arrivals.statistics.arrived += 1;
-    let refusal = arrivals.refusal(arrived.as_ref(), &offer.head, len);
+    let refusal = arrivals.refusal(arrived.as_ref(), offer.head.cookie, offer.head.tls, len);
     let (refused, reason) = match (arrived, refusal) {
         (Some((descriptor, _)), None) => match arrivals.hold(index, slots, offer, descriptor) {
             Ok(()) => return Ok(()),

@@ -10,7 +10,7 @@ use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
 use crate::sys::packet::{self, MAX_DESCRIPTORS};
 use crate::tls;
-use crate::wire::{OfferHead, Rejection, kind};
+use crate::wire::{Rejection, kind};
 
 /// Which sockets a backend takes. With all of these it takes any socket, also one of another kind,
 /// and the kernel is not asked for the kind.
@@ -57,24 +57,25 @@ impl Inspector {
     }
 
     /// Why a descriptor is not taken, if it is not; `over_tcp` is what [`look`](Inspector::look)
-    /// said.
+    /// said. `tls`: the broker says that the kernel does its TLS.
     pub(super) fn refusal(
         &mut self,
         descriptor: &Arrived,
         over_tcp: bool,
-        head: &OfferHead,
+        cookie: u64,
+        tls: bool,
     ) -> Option<Rejection> {
         let descriptor = descriptor.as_fd();
-        if !over_tcp && let Err(rejection) = self.check(descriptor) {
+        if (!over_tcp | tls)
+            && let Err(rejection) = self.check(descriptor, tls)
+        {
             return Some(rejection);
         }
         // What arrived is a socket, and the one that was offered, as far as both sides can tell. The
         // kernel does its TLS if the broker says so.
         let found = packet::cookie(descriptor);
-        let cookie = head.cookie;
         let same = found.is_ok_and(|found| found == cookie || found == 0 || cookie == 0);
-        let as_said = same && (!head.tls || tls::check(descriptor).is_ok());
-        (!as_said).then_some(Reason::IntegrityMismatch.into())
+        (!same).then_some(Reason::IntegrityMismatch.into())
     }
 
     /// Whether a descriptor is of an allowed kind. What is no socket, or of a kind without a name, is
@@ -83,7 +84,17 @@ impl Inspector {
     /// Of a TCP socket [`look`](Inspector::look) tells the same with one call instead of two. Where
     /// it does not tell, SO_TYPE and getpeername(2) have the last word, as they have for all other
     /// sockets; the two ways never differ about a socket that the first one takes.
-    fn check(&mut self, descriptor: BorrowedFd<'_>) -> Result<(), Rejection> {
+    // Cold, because `look` has told of most arrivals.
+    #[cold]
+    fn check(&mut self, descriptor: BorrowedFd<'_>, tls: bool) -> Result<(), Rejection> {
+        self.check_kind(descriptor)?;
+        if tls && tls::check(descriptor).is_err() {
+            return Err(Reason::IntegrityMismatch.into());
+        }
+        Ok(())
+    }
+
+    fn check_kind(&mut self, descriptor: BorrowedFd<'_>) -> Result<(), Rejection> {
         let Kinds { stream, seqpacket, datagram, unconnected } = self.kinds;
         if stream && seqpacket && datagram && unconnected {
             return Ok(());
@@ -117,7 +128,6 @@ impl Inspector {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::token::Token;
     use std::io::Write;
     use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
     use std::os::fd::OwnedFd;
@@ -132,20 +142,14 @@ mod tests {
         (client, listener.accept().unwrap().0)
     }
 
-    fn head(cookie: u64, tls: bool) -> OfferHead {
-        let token = Token::from_bytes([1; Token::LEN]);
-        OfferHead { slot: 0, generation: 1, token, cookie, tls }
-    }
-
     /// Whether streams with a peer, and nothing else, take this: whatever came before it.
     fn taken(socket: impl Into<OwnedFd>) -> bool {
         let socket = [Arrived::new(socket.into())];
         let cookie = packet::cookie(socket[0].as_fd()).unwrap_or(0);
-        let head = head(cookie, false);
         let [expecting, not] = [true, false].map(|expect_tcp| {
             let mut inspector = Inspector { kinds: STREAMS, expect_tcp };
             let over_tcp = inspector.look(&socket)[0];
-            inspector.refusal(&socket[0], over_tcp, &head).is_none()
+            inspector.refusal(&socket[0], over_tcp, cookie, false).is_none()
         });
         assert_eq!(expecting, not);
         expecting
@@ -167,8 +171,8 @@ mod tests {
         for socket in [OwnedFd::from(client), unix.into()] {
             let socket = Arrived::new(socket);
             let mut inspector = Inspector::new(STREAMS);
-            assert_eq!(inspector.refusal(&socket, false, &head(0, false)), None);
-            let refusal = inspector.refusal(&socket, false, &head(0, true));
+            assert_eq!(inspector.refusal(&socket, false, 0, false), None);
+            let refusal = inspector.refusal(&socket, false, 0, true);
             assert_eq!(refusal, Some(Reason::IntegrityMismatch.into()));
         }
     }

@@ -34,8 +34,6 @@ pub(super) struct Placing<'a> {
     /// Bytes in its parts.
     pub len: usize,
     pub cookie: u64,
-    /// The kernel does the connection's TLS.
-    pub tls: bool,
     pub deadline: Instant,
 }
 
@@ -139,8 +137,7 @@ impl Broker {
         now: Instant,
     ) -> Result<u64, BrokerError> {
         let Chosen { index, place: Place { slot, generation, trial } } = chosen;
-        let Placing { id, user_data, descriptor, kept, parts, len, cookie, tls, deadline } =
-            *placing;
+        let Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline } = *placing;
         let member = &mut self.members[index];
         let Link::Up(channel) = &mut member.link else {
             return Err(member.error(Obstacle::Down, &self.options));
@@ -164,7 +161,7 @@ impl Broker {
         member.tally.offered += 1;
         // Before the descriptor can be sent, so that the backend finds it on offer.
         claim::offer(channel.claims.slot(slot as usize), generation);
-        let facts = Facts { id, user_data, descriptor, kept, offered_at: now, trial, tls };
+        let facts = Facts { id, user_data, descriptor, kept, offered_at: now, trial };
         channel.offers.queue(&facts, parts, cookie, deadline);
         if !member.touched {
             self.touch(index);
@@ -191,7 +188,7 @@ impl Broker {
             copy.tried.add(chosen.index);
             (copy.id, copy.user_data, copy.descriptor) =
                 (id, placing.user_data, placing.descriptor);
-            (copy.cookie, copy.tls, copy.deadline) = (placing.cookie, placing.tls, last);
+            (copy.cookie, copy.deadline) = (placing.cookie, last);
             (copy.backend, copy.slot) = (chosen.index as u32, chosen.place.slot);
         });
         Ok(id)
@@ -219,12 +216,11 @@ impl Broker {
         let Chosen { index, place: Place { slot, .. } } = chosen;
         // Out of its place while it is read.
         let Some(copy) = self.outcomes.kept.take(kept) else { return false };
-        let Copy { id, user_data, descriptor, cookie, tls, .. } = copy;
+        let Copy { id, user_data, descriptor, cookie, .. } = copy;
         let len = needs.len;
         let deadline = self.attempt_deadline(copy.deadline, now);
         let placed = copy.with_parts(|parts| {
-            let placing =
-                Placing { id, user_data, descriptor, kept, parts, len, cookie, tls, deadline };
+            let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
             self.place(chosen, &placing, now)
         });
         self.outcomes.kept.put(kept, copy);

@@ -67,7 +67,7 @@ impl Copy {
         let [service, correlation, metadata] = self.ends;
         let part = |from: usize, to: usize| &self.bytes[from..to];
         let names = [part(0, service), part(service, correlation), part(correlation, metadata)];
-        body(&Parts { names, preread: &[IoSlice::new(&self.bytes[metadata..])] })
+        body(&Parts { names, preread: &[IoSlice::new(&self.bytes[metadata..])], tls: self.tls })
     }
 }
 
@@ -166,6 +166,7 @@ impl Kept {
         copy.bytes.clear();
         copy.tried = Tried::default();
         copy.may_have_reached = false;
+        copy.tls = parts.tls;
         for (end, name) in copy.ends.iter_mut().zip(parts.names) {
             copy.bytes.extend_from_slice(name);
             *end = copy.bytes.len();
@@ -220,7 +221,7 @@ mod tests {
     use super::*;
 
     fn keep(kept: &mut Kept, names: [&[u8]; 3], preread: &[u8]) -> Option<u32> {
-        let parts = Parts { names, preread: &[IoSlice::new(preread)] };
+        let parts = Parts { names, preread: &[IoSlice::new(preread)], tls: true };
         let len = names.iter().map(|name| name.len()).sum::<usize>() + preread.len();
         let number = kept.place(len, Instant::now())?;
         kept.keep(&parts, |copy| copy.id = 7);
@@ -234,6 +235,7 @@ mod tests {
         kept.get(number).unwrap().with_parts(|parts| {
             assert_eq!(parts.names, [&b"s"[..], b"", b"meta"]);
             assert_eq!(&*parts.preread[0], b"preread");
+            assert!(parts.tls);
         });
     }
 

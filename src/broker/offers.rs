@@ -43,16 +43,16 @@ pub(super) struct Facts {
     pub offered_at: Instant,
     /// It is the trial of a backend that rests.
     pub trial: bool,
-    /// The kernel does the connection's TLS.
-    pub tls: bool,
 }
 
-/// The bytes of an offer: its names and metadata, and preread.
+/// The bytes of an offer: its names and metadata, and preread; and what they are.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parts<'a> {
     /// Service, correlation, metadata.
     pub names: [&'a [u8]; 3],
     pub preread: &'a [IoSlice<'a>],
+    /// The kernel does the connection's TLS.
+    pub tls: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +107,6 @@ impl Offers {
             kept: NOT_KEPT,
             offered_at: Instant::now(),
             trial: false,
-            tls: false,
         };
         let empty = Slot { state: State::Empty, generation: 0, facts, token: NO_TOKEN, entry: 0 };
         let mut all = memory::vec(slots, "the slots of a channel")?;
@@ -196,7 +195,7 @@ impl Offers {
         self.in_flight += 1;
         let before = self.bytes.len();
         let Slot { generation, token, .. } = *found;
-        let head = OfferHead { slot, generation, token, cookie, tls: facts.tls };
+        let head = OfferHead { slot, generation, token, cookie, tls: parts.tls };
         wire::write_offer(&mut self.bytes, &head, &parts.names, parts.preread);
         self.queue.push_back(Queued { slot, len: (self.bytes.len() - before) as u32 });
         Some(slot)
@@ -368,9 +367,8 @@ mod tests {
             kept: NOT_KEPT,
             offered_at: deadline,
             trial: false,
-            tls: false,
         };
-        let parts = Parts { names: [b""; 3], preread: &[IoSlice::new(preread)] };
+        let parts = Parts { names: [b""; 3], preread: &[IoSlice::new(preread)], tls: false };
         offers.queue(&facts, &parts, 0, deadline)
     }
 

@@ -125,9 +125,11 @@ impl<'a> Offer<'a> {
         let cookie = u64::from_le_bytes(field(&fixed, 32));
         let preread_len = u32::from_le_bytes(field(&fixed, 40)) as usize;
         let metadata_len = u32::from_le_bytes(field(&fixed, 44)) as usize;
-        let (service_len, correlation_len) = (usize::from(fixed[48]), usize::from(fixed[49]));
-        let flags = fixed[50];
-        if field(&fixed, 4) != [0; 4] || flags & !TLS != 0 || field(&fixed, 51) != [0; 5] {
+        // The lengths of the names, the flags, and zeros.
+        let last = u64::from_le_bytes(field(&fixed, 48));
+        let (service_len, correlation_len) = (last as u8 as usize, (last >> 8) as u8 as usize);
+        let (tls, unknown) = (last >> 16 & u64::from(TLS) != 0, last >> 17);
+        if field(&fixed, 4) != [0; 4] || unknown != 0 {
             return Err(WireError::Reserved);
         }
         let generations = 1..=MAX_GENERATION;
@@ -138,7 +140,7 @@ impl<'a> Offer<'a> {
         let (service, correlation) = names.split_at(service_len);
         let metadata = reader.bytes(metadata_len)?;
         let preread = reader.bytes(preread_len)?;
-        let head = OfferHead { slot, generation, token, cookie, tls: flags == TLS };
+        let head = OfferHead { slot, generation, token, cookie, tls };
         Ok((Offer { head, service, correlation, metadata, preread }, names))
     }
 
