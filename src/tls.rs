@@ -199,7 +199,7 @@ pub fn receive(
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
             Err(error) => return Err(not_received(socket, error)),
         }
-        pause(waits, deadline);
+        pause(waits, deadline)?;
         match sys::wait_readable(socket, deadline) {
             Ok(true) => waits += 1,
             Ok(false) => return Err(TlsError::TimedOut),
@@ -225,15 +225,20 @@ pub fn receive(
     }
 }
 
-/// Some kernels call a socket readable when there is a part of a record (Linux before 6.6, or so):
-/// then this would be a loop without a rest.
-fn pause(waits: u32, deadline: Option<Instant>) {
-    if waits < 2 {
-        return;
+/// poll(2) has said so many times that something can be done, and it could not: Linux 6.1 calls a
+/// socket readable that has a part of a record. So this is where the time is up then, and where a loop
+/// rests.
+fn pause(waits: u32, deadline: Option<Instant>) -> Result<(), TlsError> {
+    if waits == 0 {
+        return Ok(());
     }
-    let pause = Duration::from_millis(1 << (waits - 2).min(8)).min(MOST_PAUSE);
+    let pause = Duration::from_millis(1 << (waits - 1).min(8)).min(MOST_PAUSE);
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    if left.is_some_and(|left| left.is_zero()) {
+        return Err(TlsError::TimedOut);
+    }
     thread::sleep(left.map_or(pause, |left| left.min(pause)));
+    Ok(())
 }
 
 fn receives_tls(socket: BorrowedFd<'_>) -> bool {
@@ -286,7 +291,7 @@ fn send_close_notify(
             Ok(_) => return Ok(()),
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
                 waits += 1;
-                pause(waits, deadline);
+                pause(waits, deadline)?;
             }
             Err(error) => return Err(not_sent(error)),
         }
