@@ -9,6 +9,7 @@
 #include <linux/tls.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -504,6 +505,47 @@ static void connection_with_tls_in_one_direction_is_not_offered(void **state)
     (void)state;
 }
 
+static void failover_keeps_the_flag(void **state)
+{
+    struct channel channel;
+    struct pair pair;
+    char path[80];
+    int fd;
+    handoff_backend *other;
+    handoff_broker_backend backend = HANDOFF_BROKER_BACKEND_INIT;
+    handoff_offer offer = HANDOFF_OFFER_INIT;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    open_channel(&channel, NULL, NULL);
+    snprintf(path, sizeof path, "%.63s/other", channel.directory);
+    assert_ok(handoff_backend_listen(path, NULL, &other));
+    backend.path = path;
+    assert_ok(handoff_broker_add(channel.broker, &backend));
+    connect_broker(channel.broker, other);
+    open_both(&pair, &suites[3]);
+    offer.fd = pair.server;
+    offer.flags = HANDOFF_OFFER_TLS;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    /* Whoever gets it first is busy; then it goes to the one that is left. */
+    handoff_backend *ends[] = {channel.backend, other};
+    for (int tries = 0, i = 0; tries < 2; i = !i) {
+        assert_ok(handoff_backend_dispatch(ends[i]));
+        if (handoff_backend_next(ends[i], &arrival) == HANDOFF_OK) {
+            assert_int_equal(arrival.tls, 1);
+            if (++tries == 1)
+                assert_ok(handoff_backend_reject(ends[i], arrival.id, HANDOFF_REASON_BACKEND_BUSY));
+            else
+                assert_ok(handoff_backend_adopt(ends[i], arrival.id, &fd));
+            assert_status(handoff_backend_next(ends[i], &arrival), HANDOFF_NOTHING);
+        }
+        assert_ok(handoff_broker_dispatch(channel.broker));
+    }
+    close(fd);
+    close_pair(&pair);
+    handoff_backend_free(other);
+    close_channel(&channel);
+    (void)state;
+}
+
 /* ---- OpenSSL at the other end --------------------------------------------------------------- */
 
 static const struct tls_kind *const kinds[] = {&tls_1_2_aes_128, &tls_1_2_aes_256, &tls_1_2_chacha,
@@ -561,6 +603,82 @@ static void key_update_of_openssl_is_named(void **state)
     (void)state;
 }
 
+/* Runs examples/tls_backend, which was built beside the tests. */
+static pid_t start_example(char *path)
+{
+    char program[300];
+    ssize_t len = readlink("/proc/self/exe", program, sizeof program - 50);
+    int out[2];
+    char line[200];
+    assert_true(len > 0);
+    program[len] = 0;
+    strcpy(strrchr(program, '/'), "/../../examples/tls_backend");
+    assert_int_equal(pipe(out), 0);
+    pid_t child = start_child();
+    if (child == 0) {
+        dup2(out[1], STDOUT_FILENO);
+        execl(program, "tls_backend", path, (char *)NULL);
+        _exit(127);
+    }
+    close(out[1]);
+    assert_true(read(out[0], line, sizeof line) > 0);
+    close(out[0]);
+    return child;
+}
+
+static void example_serves_clients_with_and_without_tls(void **state)
+{
+    char directory[64], path[80], answer[1000];
+    static const char request[] = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    handoff_broker *broker;
+    make_directory(directory);
+    snprintf(path, sizeof path, "%.63s/socket", directory);
+    pid_t example = start_example(path);
+    assert_ok(handoff_broker_new(path, NULL, &broker));
+    for (size_t i = 0; i <= KINDS; i++) {
+        struct tls tls = {.server_fd = -1, .client_fd = -1};
+        handoff_offer offer = HANDOFF_OFFER_INIT;
+        handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+        if (i == KINDS) {
+            int ends[2];
+            make_tcp_pair(ends);
+            tls.server_fd = ends[0];
+            tls.client_fd = ends[1];
+        } else if (!open_with(&tls, kinds[i])) {
+            tls_close(&tls);
+            continue;
+        } else {
+            offer.flags = HANDOFF_OFFER_TLS;
+        }
+        offer.fd = tls.server_fd;
+        assert_ok(handoff_broker_offer_and_wait(broker, &offer, &verdict));
+        assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
+        close(tls.server_fd);
+        tls.server_fd = -1;
+        size_t got = 0;
+        if (i < KINDS) {
+            size_t count;
+            tls_write(tls.client, request, strlen(request));
+            while (SSL_read_ex(tls.client, answer + got, sizeof answer - 1 - got, &count) == 1)
+                got += count;
+            assert_int_equal(SSL_get_shutdown(tls.client), SSL_RECEIVED_SHUTDOWN);
+        } else {
+            assert_int_equal(write(tls.client_fd, request, strlen(request)), strlen(request));
+            for (ssize_t count; (count = read(tls.client_fd, answer + got, 500)) > 0;)
+                got += (size_t)count;
+        }
+        answer[got] = 0;
+        const char *text = i == KINDS ? ": no TLS, plain\n" : i < 3 ? ": TLSv1.2, " : ": TLSv1.3, ";
+        assert_non_null(strstr(answer, text));
+        tls_close(&tls);
+    }
+    handoff_broker_free(broker);
+    assert_int_equal(kill(example, SIGTERM), 0);
+    assert_child_succeeds(example);
+    remove_directory(directory);
+    (void)state;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -578,8 +696,10 @@ int main(void)
         TEST(shutdown_of_a_full_socket_loses_nothing),
         TEST(arrival_says_what_the_kernel_says),
         TEST(connection_with_tls_in_one_direction_is_not_offered),
+        TEST(failover_keeps_the_flag),
         TEST(openssl_is_served_to_the_end),
         TEST(key_update_of_openssl_is_named),
+        TEST(example_serves_clients_with_and_without_tls),
     };
     return RUN_TLS_TESTS(tests);
 }
