@@ -340,3 +340,34 @@ impl Member {
 }
 
 pub(super) const PARTS: &str = "preread, metadata and names together";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Backend, BackendOptions};
+    use crate::broker::Broker;
+    use crate::kind::ErrorKind;
+
+    #[test]
+    fn offer_with_tls_is_for_backends_that_know_it_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let mut backend = Backend::listen(&path, BackendOptions::default()).unwrap();
+        let mut broker = Broker::new(&path, BrokerOptions::default()).unwrap();
+        broker.dispatch().unwrap();
+        backend.dispatch().unwrap();
+        broker.dispatch().unwrap();
+        let takes = |member: &Member, tls| {
+            member.takes(Needs { len: 0, tls }, usize::MAX, Instant::now()).map(|_| ())
+        };
+        let options = BrokerOptions::default();
+        let member = &mut broker.members[0];
+        assert!(takes(member, true).is_ok());
+        // As with a backend of an older library, which leaves the table alone.
+        member.channel().unwrap().knows_tls = false;
+        assert!(takes(member, false).is_ok());
+        let error = member.error(takes(member, true).unwrap_err(), &options);
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("does not know offers with TLS"), "{error}");
+    }
+}
