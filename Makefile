@@ -12,6 +12,7 @@
 #   proofs/proofs.mk         loom, spin, fuzzing and ThreadSanitizer
 #   bench/*.mk               the benchmarks
 #   tools/handoff/           handoff(1) and its tests
+#   tools/guide/             the recipes of docs/guide.md, run
 #   integrations/nginx/      the nginx modules and their tests
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
@@ -125,6 +126,7 @@ include bench/bench.mk
 include bench/micro.mk
 include proofs/proofs.mk
 include tools/handoff/handoff.mk
+include tools/guide/guide.mk
 include integrations/nginx/nginx.mk
 include integrations/nginx/tests/tests.mk
 include bench/nginx.mk
@@ -136,7 +138,7 @@ CHECKS := check-rust check-layers check-header check-symbols check-abi check-c c
     check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
     check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-command \
-    check-nginx check-tls check-peers bench-check demo
+    check-guide check-nginx check-tls check-peers bench-check demo
 
 ## check       run every test
 .PHONY: check
@@ -149,6 +151,8 @@ check-needs: git-checkout $(filter-out need-wrk,$(NEEDS))
 ## check-all   the same with more connections, handoffs and inputs, and with libFuzzer
 .PHONY: check-all
 check-all release-check: export ONE_OWNER_CONNECTIONS := 100000
+check-all release-check: export SPREAD_OFFERS := 400000
+check-all release-check: export HANDOFF_SEEDS := 20
 check-all release-check: export HANDOFF_SOAK_COUNT := 2000000
 check-all release-check: export FUZZ_RUNS := 100000
 check-all release-check: export FUZZ_SECONDS := 60

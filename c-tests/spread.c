@@ -169,6 +169,15 @@ static void end(void)
 
 /* ---- shares ---------------------------------------------------------------------------------- */
 
+/** Waits for as long as clients finish. */
+static void await_finished(uint64_t count)
+{
+    while (shared->finished < count) {
+        uint64_t before = shared->finished;
+        await(shared->finished > before);
+    }
+}
+
 /** The share of each worker of a number of clients that begin now; 0 for those without weight. */
 static bool measure(const char *what, const uint32_t weights[MOST_WORKERS], uint64_t clients)
 {
@@ -177,7 +186,7 @@ static bool measure(const char *what, const uint32_t weights[MOST_WORKERS], uint
     first = shared->finished;
     for (int i = 0; i < MOST_WORKERS; i++)
         before[i] = shared->answers[i];
-    await(shared->finished >= first + clients);
+    await_finished(first + clients);
     for (int i = 0; i < MOST_WORKERS; i++) {
         answered[i] = shared->answers[i] - before[i];
         all += answered[i];

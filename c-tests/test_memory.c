@@ -6,7 +6,7 @@
  * calls too.
  */
 #define _GNU_SOURCE
-#include "channel.h"
+#include "fleet.h"
 
 #include <errno.h>
 #include <malloc.h>
@@ -195,6 +195,53 @@ static void nothing_is_allocated_for_an_offer_in_parts_once_both_ends_run(void *
     assert_nothing_is_allocated(true);
 }
 
+/* Offers a batch; the backends are busy for as many arrivals as there are offers. */
+static void hand_over_to_several(struct fleet *fleet, size_t preread_len)
+{
+    static uint8_t preread[4000];
+    handoff_offer offer = offer_of(client[0]);
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    int arrived = 0;
+    offer.preread = preread;
+    offer.preread_len = preread_len;
+    offer.metadata = "meta";
+    offer.metadata_len = 4;
+    offer.flags = HANDOFF_OFFER_MORE;
+    for (int i = 0; i < BATCH; i++)
+        assert_ok(handoff_broker_offer(fleet->broker, &offer, NULL));
+    for (int verdicts = 0; verdicts < BATCH;) {
+        turn(fleet);
+        for (int i = 0; i < fleet->count; i++)
+            while (next_arrival(fleet->backends[i], &arrival))
+                if (arrived++ < BATCH)
+                    reject_at(fleet, i, arrival.id, HANDOFF_REASON_BACKEND_BUSY);
+                else
+                    adopt_at(fleet, i, arrival.id);
+        for (; next_verdict(fleet->broker, &verdict); verdicts++)
+            assert_in_range(verdict.tries, 1, fleet->count);
+    }
+}
+
+static void nothing_is_allocated_for_an_offer_that_goes_from_backend_to_backend(void **state)
+{
+    (void)state;
+    skip_where_others_allocate();
+    static struct fleet fleet;
+    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+    size_t offers = number("HANDOFF_TEST_OFFERS", 20000) / 10;
+    options.timeout_ms = options.attempt_timeout_ms = HANDOFF_NO_TIMEOUT;
+    open_fleet(&fleet, 3, &options, NULL);
+    for (size_t len = 0; len <= 4000; len += 100)
+        hand_over_to_several(&fleet, len);
+    size_t before = calls;
+    for (size_t i = 0; i < offers / BATCH; i++)
+        hand_over_to_several(&fleet, i * 500 % 4500);
+    assert_int_equal(calls - before, 0);
+    assert_true(broker_statistics(fleet.broker).failovers > offers / 2);
+    close_fleet(&fleet);
+}
+
 /* Bytes that both ends hold with so many offers in flight, and then of verdicts. */
 static void measure(size_t in_flight, size_t *broker, size_t *backend)
 {
@@ -363,6 +410,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         MEMORY_TEST(nothing_is_allocated_for_an_offer_once_both_ends_run),
         MEMORY_TEST(nothing_is_allocated_for_an_offer_in_parts_once_both_ends_run),
+        MEMORY_TEST(nothing_is_allocated_for_an_offer_that_goes_from_backend_to_backend),
         MEMORY_TEST(offer_in_flight_takes_256_bytes_at_most_on_each_side),
         MEMORY_TEST(raw_objects_that_the_memory_is_too_small_for_are_an_error),
         MEMORY_TEST(ends_that_the_memory_is_too_small_for_are_an_error),

@@ -493,6 +493,60 @@ static void offers_that_nobody_waits_for_have_their_verdicts_from_next(void **st
     assert_status(handoff_broker_next(channel.broker, &verdict), HANDOFF_NOTHING);
 }
 
+static void loop_hears_of_its_verdicts_while_other_threads_wait(void **state)
+{
+    (void)state;
+    int fd = handoff_broker_fd(channel.broker);
+    assert_int_not_equal(fd, -1);
+    start_offerer(0, HANDOFF_NO_TIMEOUT);
+    await_in_flight(1);
+    uint64_t first = arrival_of(&channel).id;
+    for (int i = 0; i < 50; i++) {
+        handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+        uint64_t id = offer_fd(&channel, client[0]);
+        adopt(&channel, arrival_of(&channel).id);
+        assert_ok(handoff_backend_dispatch(channel.backend));
+        do {
+            /* The thread that waits may be faster. */
+            await_readable(fd);
+            assert_ok(handoff_broker_dispatch(channel.broker));
+        } while (!next_verdict(channel.broker, &verdict));
+        assert_int_equal(verdict.id, id);
+        assert_string_equal(verdict.backend, channel.path);
+        assert_false(next_verdict(channel.broker, &verdict));
+    }
+    adopt(&channel, first);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    join_offerers(0, 1);
+    assert_verdict(0, HANDOFF_ADOPTED, HANDOFF_REASON_NONE);
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_false(is_readable(fd));
+    assert_int_equal(handoff_broker_fd(channel.broker), fd);
+}
+
+static void loop_hears_of_room_that_a_thread_has_left(void **state)
+{
+    (void)state;
+    open_shared(1);
+    int fd = handoff_broker_fd(channel.broker);
+    handoff_offer offer = offer_of(client[0]);
+    start_offerer(0, HANDOFF_NO_TIMEOUT);
+    await_in_flight(1);
+    assert_status(handoff_broker_offer(channel.broker, &offer, NULL), HANDOFF_ERR_FULL);
+    assert_int_equal(handoff_broker_room(channel.broker), 0);
+    adopt(&channel, arrival_of(&channel).id);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    join_offerers(0, 1);
+    for (uint64_t start = now_ns(); handoff_broker_room(channel.broker) == 0;) {
+        assert_true(ms_since(start) < PATIENCE_MS);
+        await_readable(fd);
+        assert_ok(handoff_broker_dispatch(channel.broker));
+    }
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    adopt(&channel, arrival_of(&channel).id);
+    assert_adopted(&channel);
+}
+
 static void offer_of_a_thread_cannot_be_taken_back_by_another(void **state)
 {
     (void)state;
@@ -573,6 +627,8 @@ int main(void)
         SHARED_TEST(close_during_waits_ends_each_of_them),
         SHARED_TEST(end_of_the_backend_gives_each_thread_one_verdict),
         SHARED_TEST(offers_that_nobody_waits_for_have_their_verdicts_from_next),
+        SHARED_TEST(loop_hears_of_its_verdicts_while_other_threads_wait),
+        SHARED_TEST(loop_hears_of_room_that_a_thread_has_left),
         SHARED_TEST(offer_of_a_thread_cannot_be_taken_back_by_another),
         SHARED_TEST(last_error_is_that_of_the_calling_thread),
         SHARED_TEST(child_of_a_process_with_waiting_threads_can_only_free),

@@ -175,13 +175,16 @@ static struct outcome end_of(struct child broker)
     return outcome;
 }
 
-/* Asserts what a broker is told: this status, at once, and the path with this sentence. */
-static void assert_told(struct outcome outcome, handoff_status status, const char *sentence)
+/* Asserts what a broker is told: this status and error number, at once, and the path with this
+ * sentence. */
+static void assert_told(struct outcome outcome, handoff_status status, int error,
+                        const char *sentence)
 {
     char message[256];
     snprintf(message, sizeof message, "%s: %s", path, sentence);
     assert_string_equal(outcome.message, message);
     assert_status(outcome.status, status);
+    assert_int_equal(outcome.error, error);
     assert_in_range(outcome.ms, 0, PATIENCE_MS / 2);
 }
 
@@ -192,7 +195,7 @@ static void user_that_is_not_allowed_is_told_who_is(void **state)
     (void)state;
     handoff_backend_options options = options_for_all();
     struct child backend = start_backend(OWNER, &options);
-    assert_told(end_of(start_broker(STRANGER, PATIENCE_MS)), HANDOFF_ERR_PERMISSION_DENIED,
+    assert_told(end_of(start_broker(STRANGER, PATIENCE_MS)), HANDOFF_ERR_PERMISSION_DENIED, 0,
                 "the backend does not allow user 33; it allows user 1001 (its own) and root");
     handoff_backend_statistics statistics = stop_backend(backend);
     assert_int_equal(statistics.refused_users, 1);
@@ -202,7 +205,7 @@ static void user_that_is_not_allowed_is_told_who_is(void **state)
     assert_int_equal(statistics.broken, 0);
 
     backend = start_backend(0, &options);
-    assert_told(end_of(start_broker(STRANGER, PATIENCE_MS)), HANDOFF_ERR_PERMISSION_DENIED,
+    assert_told(end_of(start_broker(STRANGER, PATIENCE_MS)), HANDOFF_ERR_PERMISSION_DENIED, 0,
                 "the backend does not allow user 33; it allows root (its own)");
     stop_backend(backend);
 }
@@ -217,7 +220,7 @@ static void user_that_is_not_in_the_policy_is_told_of_the_policy(void **state)
     policy.users_len = 1;
     options.policy = &policy;
     struct child backend = start_backend(OWNER, &options);
-    assert_told(end_of(start_broker(STRANGER, PATIENCE_MS)), HANDOFF_ERR_PERMISSION_DENIED,
+    assert_told(end_of(start_broker(STRANGER, PATIENCE_MS)), HANDOFF_ERR_PERMISSION_DENIED, 0,
                 "the backend does not allow user 33; it allows the users and groups that its "
                 "policy lists");
     assert_int_equal(stop_backend(backend).last_refused_user, STRANGER);
@@ -235,7 +238,7 @@ static void broker_too_many_is_told_the_limit(void **state)
         await_readable(handoff_broker_fd(first));
         assert_ok(handoff_broker_dispatch(first));
     }
-    assert_told(end_of(start_broker(0, PATIENCE_MS)), HANDOFF_ERR_BACKEND_UNAVAILABLE,
+    assert_told(end_of(start_broker(0, PATIENCE_MS)), HANDOFF_ERR_BACKEND_UNAVAILABLE, EUSERS,
                 "the backend has its 1 channels already (max_channels)");
     handoff_broker_free(first);
     handoff_backend_statistics statistics = stop_backend(backend);
@@ -262,7 +265,7 @@ static void broker_too_many_of_one_user_is_told_that_limit(void **state)
         await_readable(handoff_broker_fd(first));
         assert_ok(handoff_broker_dispatch(first));
     }
-    assert_told(end_of(start_broker(0, PATIENCE_MS)), HANDOFF_ERR_BACKEND_UNAVAILABLE,
+    assert_told(end_of(start_broker(0, PATIENCE_MS)), HANDOFF_ERR_BACKEND_UNAVAILABLE, EUSERS,
                 "the backend has 1 channels of user 0 already (max_channels_per_user)");
     handoff_broker_free(first);
     handoff_backend_statistics statistics = stop_backend(backend);
@@ -281,7 +284,7 @@ static void broker_that_waits_when_the_backend_drains_is_told_so(void **state)
     struct child broker = start_broker(0, PATIENCE_MS);
     await_readable(handoff_backend_fd(backend));
     assert_ok(handoff_backend_drain(backend));
-    assert_told(end_of(broker), HANDOFF_ERR_BACKEND_UNAVAILABLE,
+    assert_told(end_of(broker), HANDOFF_ERR_BACKEND_UNAVAILABLE, ESHUTDOWN,
                 "the backend drains: it takes no more brokers");
     handoff_backend_statistics statistics = backend_statistics(backend);
     assert_int_equal(statistics.refused_draining, 1);
@@ -448,21 +451,22 @@ static int stop_answering(struct child child)
     return count;
 }
 
-static void assert_answer_is_told(enum answer how, handoff_status status, const char *sentence)
+static void assert_answer_is_told(enum answer how, handoff_status status, int error,
+                                  const char *sentence)
 {
     struct child backend = start_answering(how);
     struct outcome outcome = end_of(start_broker(0, how == SILENCE ? 1500 : PATIENCE_MS));
     stop_answering(backend);
-    assert_told(outcome, status, sentence);
+    assert_told(outcome, status, error, sentence);
     assert_int_equal(unlink(path), 0);
 }
 
 static void backend_of_another_version_is_told_from_one_that_is_gone(void **state)
 {
     (void)state;
-    assert_answer_is_told(WELCOME_OF_2, HANDOFF_ERR_UNSUPPORTED,
+    assert_answer_is_told(WELCOME_OF_2, HANDOFF_ERR_UNSUPPORTED, 0,
                           "the backend speaks version 2 of the protocol, this broker version 1");
-    assert_answer_is_told(REFUSAL_OF_2_TO_3, HANDOFF_ERR_UNSUPPORTED,
+    assert_answer_is_told(REFUSAL_OF_2_TO_3, HANDOFF_ERR_UNSUPPORTED, 0,
                           "the backend speaks versions 2 to 3 of the protocol, this broker "
                           "version 1");
 }
@@ -470,13 +474,13 @@ static void backend_of_another_version_is_told_from_one_that_is_gone(void **stat
 static void who_does_not_speak_is_no_backend(void **state)
 {
     (void)state;
-    assert_answer_is_told(SILENCE, HANDOFF_ERR_BACKEND_UNAVAILABLE,
+    assert_answer_is_told(SILENCE, HANDOFF_ERR_BACKEND_UNAVAILABLE, ETIMEDOUT,
                           "whoever listens there did not say welcome within 1 s: is it a handoff "
                           "backend?");
-    assert_answer_is_told(END, HANDOFF_ERR_BACKEND_UNAVAILABLE,
+    assert_answer_is_told(END, HANDOFF_ERR_BACKEND_UNAVAILABLE, ECONNRESET,
                           "whoever listens there closed the channel without a word: is it a "
                           "handoff backend?");
-    assert_answer_is_told(GARBAGE, HANDOFF_ERR_BACKEND_UNAVAILABLE,
+    assert_answer_is_told(GARBAGE, HANDOFF_ERR_BACKEND_UNAVAILABLE, EPROTO,
                           "whoever listens there does not speak the protocol: is it a handoff "
                           "backend?");
 }
@@ -487,7 +491,7 @@ static void silence_ends_the_channel_after_5_seconds_and_is_told_from_then_on(vo
     struct child backend = start_answering(SILENCE);
     struct outcome outcome = end_of(start_broker(0, 7000));
     stop_answering(backend);
-    assert_told(outcome, HANDOFF_ERR_BACKEND_UNAVAILABLE,
+    assert_told(outcome, HANDOFF_ERR_BACKEND_UNAVAILABLE, ETIMEDOUT,
                 "whoever listens there did not say welcome within 5 s: is it a handoff backend?");
     assert_in_range(outcome.ms, 5000, PATIENCE_MS);
 }
@@ -495,9 +499,9 @@ static void silence_ends_the_channel_after_5_seconds_and_is_told_from_then_on(vo
 static void refusal_of_later_versions_and_of_a_user_without_a_number_is_understood(void **state)
 {
     (void)state;
-    assert_answer_is_told(UNKNOWN_CAUSE, HANDOFF_ERR_BACKEND_UNAVAILABLE,
+    assert_answer_is_told(UNKNOWN_CAUSE, HANDOFF_ERR_BACKEND_UNAVAILABLE, 0,
                           "the backend turns this broker away, for cause 99");
-    assert_answer_is_told(NAMELESS_USER, HANDOFF_ERR_PERMISSION_DENIED,
+    assert_answer_is_told(NAMELESS_USER, HANDOFF_ERR_PERMISSION_DENIED, 0,
                           "the backend does not allow user 65534, the number of all who have none "
                           "in its user namespace; it allows the users and groups that its policy "
                           "lists");
@@ -508,8 +512,8 @@ static void refusal_is_read_behind_the_error_of_the_closed_socket(void **state)
 {
     (void)state;
     const char *full = "the backend has its 64 channels already (max_channels)";
-    assert_answer_is_told(REFUSED_UNREAD, HANDOFF_ERR_BACKEND_UNAVAILABLE, full);
-    assert_answer_is_told(REFUSED_BEFORE_HELLO, HANDOFF_ERR_BACKEND_UNAVAILABLE, full);
+    assert_answer_is_told(REFUSED_UNREAD, HANDOFF_ERR_BACKEND_UNAVAILABLE, EUSERS, full);
+    assert_answer_is_told(REFUSED_BEFORE_HELLO, HANDOFF_ERR_BACKEND_UNAVAILABLE, EUSERS, full);
 }
 
 /* ---- the next attempt -------------------------------------------------------------------------- */

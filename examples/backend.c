@@ -5,7 +5,8 @@
  *   cc backend.c $(pkg-config --cflags --libs handoff) -o backend
  *   ./backend SOCKET
  *
- * An event loop that never blocks. After SIGTERM it adopts nothing more, answers the clients that
+ * If systemd passes a socket (ListenSequentialPacket=), it listens on that one instead of making
+ * SOCKET. An event loop that never blocks. After SIGTERM it adopts nothing more, answers the clients that
  * it has, and ends; its brokers serve all others.
  */
 #define _GNU_SOURCE
@@ -198,13 +199,32 @@ static void take_signals(void)
     check(signals != -1, "signalfd");
 }
 
+/* The listening socket that systemd passes to a service which it starts, sd_listen_fds(3); -1 if it
+ * passes none. Its first descriptor is 3. */
+static int passed_socket(void)
+{
+    const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
+    return pid != NULL && atol(pid) == getpid() && count != NULL && atol(count) > 0 ? 3 : -1;
+}
+
+static void listen_at(const char *path)
+{
+    int passed = passed_socket();
+    if (passed == -1) {
+        check_handoff(handoff_backend_listen(path, NULL, &backend) == HANDOFF_OK, path);
+        return;
+    }
+    check_handoff(handoff_backend_listen_on(passed, NULL, &backend) == HANDOFF_OK, path);
+    close(passed); /* the backend has a copy */
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2) {
         fprintf(stderr, "usage: backend SOCKET\n");
         return 2;
     }
-    check_handoff(handoff_backend_listen(argv[1], NULL, &backend) == HANDOFF_OK, argv[1]);
+    listen_at(argv[1]);
     int backend_fd = handoff_backend_fd(backend);
     check_handoff(backend_fd != -1, "handoff_backend_fd");
 

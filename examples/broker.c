@@ -1,12 +1,13 @@
 /*
  * broker: accepts TCP clients on 127.0.0.1, reads each client's request, and offers the connection
- * with the request to the backend that listens on a handoff socket. It serves a client itself if
- * the backend does not adopt it.
+ * with the request to the backend that listens on a handoff socket, or to the backends in a
+ * directory. It serves a client itself if none of them adopts it.
  *
  *   cc broker.c $(pkg-config --cflags --libs handoff) -o broker
- *   ./broker PORT SOCKET [TIMEOUT_MS [FAILURE_PERIOD_MS]]
+ *   ./broker PORT SOCKET|DIRECTORY/ [TIMEOUT_MS [FAILURE_PERIOD_MS]]
  *
- * An event loop that never blocks. An offer waits TIMEOUT_MS for its verdict. After 8 timeouts
+ * An event loop that never blocks. While as many offers are in flight as there may be, clients wait
+ * in a queue, for a second at most. An offer waits TIMEOUT_MS for its verdict. After 8 timeouts
  * within FAILURE_PERIOD_MS the backend rests, but for a trial now and then. SIGTERM ends the program, which
  * prints what became of the connections.
  */
@@ -26,16 +27,20 @@
 
 #include <handoff.h>
 
-enum { REQUEST_MS = 10000, REASONS = 32 };
+enum { REQUEST_MS = 10000, QUEUE_MS = 1000, REASONS = 32 };
 
 struct client {
     TAILQ_ENTRY(client) next;
-    int64_t deadline_ms; /* for its request */
+    int64_t deadline_ms; /* for its request, or in the queue */
     int fd;
+    size_t len;
+    char request[4096];
 };
 
-/* Clients without a request yet, the earliest deadline first. All others are on offer. */
-static TAILQ_HEAD(, client) waiting = TAILQ_HEAD_INITIALIZER(waiting);
+/* Clients without a request yet, and those that wait for room, the earliest deadline first. All
+ * others are on offer. */
+static TAILQ_HEAD(clients, client) waiting = TAILQ_HEAD_INITIALIZER(waiting);
+static struct clients queue = TAILQ_HEAD_INITIALIZER(queue);
 static handoff_broker *broker;
 static int epoll, listener, signals;
 static unsigned long connections, adopted, fallbacks[REASONS];
@@ -119,11 +124,10 @@ static void stop_waiting(struct client *client)
     check(epoll_ctl(epoll, EPOLL_CTL_DEL, client->fd, NULL) == 0, "EPOLL_CTL_DEL");
 }
 
-/* Reads a client's request, which comes in one piece in this example, and offers the client. */
-static void hand_over(struct client *client)
+/* Reads a client's request, which comes in one piece in this example, and puts it into the queue. */
+static void read_request(struct client *client)
 {
-    char request[4096];
-    ssize_t len = recv(client->fd, request, sizeof request, 0);
+    ssize_t len = recv(client->fd, client->request, sizeof client->request, 0);
     if (len == -1 && errno == EAGAIN)
         return;
     stop_waiting(client);
@@ -131,19 +135,34 @@ static void hand_over(struct client *client)
         release(client); /* it has gone */
         return;
     }
-    handoff_offer offer = HANDOFF_OFFER_INIT;
-    offer.fd = client->fd;
-    offer.preread = request;
-    offer.preread_len = (size_t)len;
-    offer.user_data = client;
-    offer.flags = HANDOFF_OFFER_MORE; /* until the flush at the end of this turn of the loop */
-    handoff_status status = handoff_broker_offer(broker, &offer, NULL);
     connections++;
-    if (status == HANDOFF_OK)
-        return; /* until its verdict */
-    /* Nothing was sent. What a fallback must not hide is a bug in this program. */
-    check_handoff(handoff_status_is_fallback_safe(status), "handoff_broker_offer");
-    serve(client, handoff_status_reason(status));
+    client->len = (size_t)len;
+    client->deadline_ms = now_ms() + QUEUE_MS;
+    TAILQ_INSERT_TAIL(&queue, client, next);
+}
+
+/* Offers the clients in the queue for as long as there is room. When there is room again, the
+ * broker's descriptor becomes readable. */
+static void offer_queue(void)
+{
+    struct client *client;
+    while ((client = TAILQ_FIRST(&queue)) != NULL) {
+        handoff_offer offer = HANDOFF_OFFER_INIT;
+        offer.fd = client->fd;
+        offer.preread = client->request;
+        offer.preread_len = client->len;
+        offer.user_data = client;
+        offer.flags = HANDOFF_OFFER_MORE; /* until the flush at the end of this turn of the loop */
+        handoff_status status = handoff_broker_offer(broker, &offer, NULL);
+        if (status == HANDOFF_ERR_FULL)
+            return;
+        TAILQ_REMOVE(&queue, client, next);
+        if (status == HANDOFF_OK)
+            continue; /* until its verdict */
+        /* Nothing was sent. What a fallback must not hide is a bug in this program. */
+        check_handoff(handoff_status_is_fallback_safe(status), "handoff_broker_offer");
+        serve(client, handoff_status_reason(status));
+    }
 }
 
 static void take_verdicts(void)
@@ -161,17 +180,31 @@ static void take_verdicts(void)
     check_handoff(status == HANDOFF_NOTHING, "handoff_broker_next");
 }
 
-/* Forgets clients that sent no request in time. Returns the milliseconds until the next deadline,
- * or -1 if there is none. */
+static void serve_queue(int64_t until_ms)
+{
+    struct client *client;
+    while ((client = TAILQ_FIRST(&queue)) != NULL && client->deadline_ms <= until_ms) {
+        TAILQ_REMOVE(&queue, client, next);
+        serve(client, HANDOFF_REASON_BACKEND_BUSY);
+    }
+}
+
+/* Forgets clients that sent no request in time, and serves those that have been in the queue for too
+ * long. Returns the milliseconds until the next deadline, or -1 if there is none. */
 static int expire(void)
 {
-    int64_t now = now_ms();
+    int64_t now = now_ms(), next = INT64_MAX;
     struct client *client;
     while ((client = TAILQ_FIRST(&waiting)) != NULL && client->deadline_ms <= now) {
         stop_waiting(client);
         release(client);
     }
-    return client == NULL ? -1 : (int)(client->deadline_ms - now);
+    serve_queue(now);
+    if (client != NULL)
+        next = client->deadline_ms;
+    if ((client = TAILQ_FIRST(&queue)) != NULL && client->deadline_ms < next)
+        next = client->deadline_ms;
+    return next == INT64_MAX ? -1 : (int)(next - now);
 }
 
 static void listen_tcp(const char *port)
@@ -205,7 +238,7 @@ static void take_signals(void)
 int main(int argc, char **argv)
 {
     if (argc < 3 || argc > 5) {
-        fprintf(stderr, "usage: broker PORT SOCKET [TIMEOUT_MS [FAILURE_PERIOD_MS]]\n");
+        fprintf(stderr, "usage: broker PORT SOCKET|DIRECTORY/ [TIMEOUT_MS [FAILURE_PERIOD_MS]]\n");
         return 2;
     }
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
@@ -238,15 +271,17 @@ int main(int argc, char **argv)
                 check_handoff(handoff_broker_dispatch(broker) == HANDOFF_OK,
                               "handoff_broker_dispatch");
             else
-                hand_over(what);
+                read_request(what);
         }
-        check_handoff(handoff_broker_flush(broker) == HANDOFF_OK, "handoff_broker_flush");
         take_verdicts();
+        offer_queue();
+        check_handoff(handoff_broker_flush(broker) == HANDOFF_OK, "handoff_broker_flush");
     }
 
     /* This takes back what the backend has not adopted, so every offer has its verdict now. */
     check_handoff(handoff_broker_close(broker) == HANDOFF_OK, "handoff_broker_close");
     take_verdicts();
+    serve_queue(INT64_MAX);
     handoff_broker_free(broker);
 
     printf("connections: %lu\nadopted: %lu\n", connections, adopted);

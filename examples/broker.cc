@@ -1,15 +1,17 @@
 /*
  * broker: accepts TCP clients on 127.0.0.1, reads each client's request, and offers the connection
- * with the request to the backend that listens on a handoff socket. It serves a client itself if
- * the backend does not adopt it.
+ * with the request to the backend that listens on a handoff socket, or to the backends in a
+ * directory. It serves a client itself if none of them adopts it.
  *
  *   c++ -std=c++17 broker.cc $(pkg-config --cflags --libs handoff) -o broker
- *   ./broker PORT SOCKET [TIMEOUT_MS [FAILURE_PERIOD_MS]]
+ *   ./broker PORT SOCKET|DIRECTORY/ [TIMEOUT_MS [FAILURE_PERIOD_MS]]
  *
- * An event loop that never blocks. An offer waits TIMEOUT_MS for its verdict. After 8 timeouts
- * within FAILURE_PERIOD_MS the backend rests, but for a trial now and then. SIGTERM ends the program, which
- * prints what became of the connections.
+ * An event loop that never blocks. While as many offers are in flight as there may be, clients wait
+ * in a queue, for a second at most. An offer waits TIMEOUT_MS for its verdict. After 8 timeouts
+ * within FAILURE_PERIOD_MS the backend rests, but for a trial now and then. SIGTERM ends the
+ * program, which prints what became of the connections.
  */
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
@@ -21,6 +23,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -37,15 +40,16 @@ using std::chrono::steady_clock;
 
 namespace {
 
-constexpr milliseconds request_time{1000};
+constexpr milliseconds request_time{1000}, queue_time{1000};
 
 struct client;
 using client_list = std::list<std::unique_ptr<client>>;
 
 struct client {
     handoff::unique_fd fd;
-    steady_clock::time_point deadline;  // for its request
+    steady_clock::time_point deadline;  // for its request, or in the queue
     client_list::iterator place;        // in broker::waiting_
+    std::string request;
 };
 
 /* Throws if a system call failed that cannot fail in normal operation. */
@@ -84,14 +88,16 @@ class broker {
                 else if (what == &backend_)
                     backend_.dispatch();
                 else
-                    hand_over(*static_cast<client *>(what));
+                    read_request(*static_cast<client *>(what));
             }
-            backend_.flush();
             take_verdicts();
+            offer_queue();
+            backend_.flush();
         }
         // This takes back what the backend has not adopted, so every offer has its verdict now.
         backend_.close();
         take_verdicts();
+        serve_queue(steady_clock::time_point::max());
 
         std::printf("connections: %lu\nadopted: %lu\n", connections_, adopted_);
         for (const auto &[reason, count] : fallbacks_)
@@ -165,8 +171,9 @@ class broker {
         return owned;
     }
 
-    /* Reads a client's request, which comes in one piece in this example, and offers the client. */
-    void hand_over(const client &found)
+    /* Reads a client's request, which comes in one piece in this example, and puts it into the
+     * queue. */
+    void read_request(const client &found)
     {
         char request[4096];
         const ssize_t len = recv(found.fd.get(), request, sizeof request, 0);
@@ -176,15 +183,36 @@ class broker {
         if (len <= 0)
             return;  // it has gone
         connections_++;
+        asking->request.assign(request, static_cast<std::size_t>(len));
+        asking->deadline = steady_clock::now() + queue_time;
+        queue_.push_back(std::move(asking));
+    }
 
-        handoff::offer offer;
-        offer.fd = asking->fd.get();
-        offer.preread = {request, static_cast<std::size_t>(len)};
-        offer.more = true;  // until the flush at the end of this turn of the loop
-        if (const auto offered = backend_.offer(offer, asking.get()))
-            (void)asking.release();  // until its verdict
-        else
-            serve(*asking, offered.reason);
+    /* Offers the clients in the queue for as long as there is room. When there is room again, the
+     * broker's descriptor becomes readable. */
+    void offer_queue()
+    {
+        while (!queue_.empty()) {
+            auto &asking = queue_.front();
+            handoff::offer offer;
+            offer.fd = asking->fd.get();
+            offer.preread = asking->request;
+            offer.more = true;  // until the flush at the end of this turn of the loop
+            const auto offered = backend_.offer(offer, asking.get());
+            if (!offered && offered.error == handoff::errc::full)
+                return;
+            if (offered)
+                (void)asking.release();  // until its verdict
+            else
+                serve(*asking, offered.reason);
+            queue_.pop_front();
+        }
+    }
+
+    void serve_queue(steady_clock::time_point until)
+    {
+        for (; !queue_.empty() && queue_.front()->deadline <= until; queue_.pop_front())
+            serve(*queue_.front(), handoff::reason::backend_busy);
     }
 
     void take_verdicts()
@@ -211,22 +239,27 @@ class broker {
         shutdown(asking.fd.get(), SHUT_WR);
     }
 
-    /* Forgets clients that sent no request in time. Returns the milliseconds until the next
-     * deadline, or -1 if there is none. */
+    /* Forgets clients that sent no request in time, and serves those that have been in the queue for
+     * too long. Returns the milliseconds until the next deadline, or -1 if there is none. */
     int expire()
     {
         const auto now = steady_clock::now();
         while (!waiting_.empty() && waiting_.front()->deadline <= now)
             stop_waiting(*waiting_.front());
-        if (waiting_.empty())
+        serve_queue(now);
+        auto next = steady_clock::time_point::max();
+        for (const auto *clients : {&waiting_, &queue_})
+            if (!clients->empty())
+                next = std::min(next, clients->front()->deadline);
+        if (next == steady_clock::time_point::max())
             return -1;
-        const auto left = std::chrono::ceil<milliseconds>(waiting_.front()->deadline - now);
-        return static_cast<int>(left.count());
+        return static_cast<int>(std::chrono::ceil<milliseconds>(next - now).count());
     }
 
     handoff::broker<client> backend_;
     handoff::unique_fd epoll_, listener_, signals_;
     client_list waiting_;  // without a request yet, the earliest deadline first
+    client_list queue_;    // with a request, until there is room
     unsigned long connections_ = 0, adopted_ = 0;
     std::map<handoff::reason, unsigned long> fallbacks_;
 };
@@ -236,7 +269,7 @@ class broker {
 int main(int argc, char **argv)
 try {
     if (argc < 3 || argc > 5) {
-        std::fputs("usage: broker PORT SOCKET [TIMEOUT_MS [FAILURE_PERIOD_MS]]\n", stderr);
+        std::fputs("usage: broker PORT SOCKET|DIRECTORY/ [TIMEOUT_MS [FAILURE_PERIOD_MS]]\n", stderr);
         return 2;
     }
     handoff::broker_options options;

@@ -30,6 +30,7 @@ import time
 CLIENTS = int(os.environ.get("CLIENTS", 4000))
 CONCURRENCY = int(os.environ.get("CONCURRENCY", 8))
 DEADLINE_MS, FAILURE_PERIOD_MS = 1000, 1000
+MOST_AT_ONCE = 800  # of clients in a crowd, each with a descriptor
 PATIENCE = 60  # seconds, for anything that should happen at once: only a fault takes so long
 
 ANSWER = re.compile(
@@ -90,6 +91,20 @@ def seconds_of_a_client(_):
     start = time.perf_counter()
     expect(isinstance(client(address), Result), "without a backend: no answer")
     return time.perf_counter() - start
+
+
+def run_crowd(phase, count):
+    """Lets so many clients ask at once, more than can be in flight."""
+    crowd = [socket.create_connection(address, timeout=PATIENCE) for _ in range(count)]
+    for connection in crowd:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    found = []
+    for connection in crowd:
+        with connection:
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+        match = ANSWER.fullmatch(answer)
+        found.append(Result(match[1].decode(), None) if match else f"not one answer: {answer!r}")
+    add(phase, found)
 
 
 def run(phase, count, halfway=None):
@@ -153,7 +168,8 @@ def report(counted):
 
     print(f"{'time to first byte, milliseconds':43}{'p50':>9}{'p99':>9}")
     for name, adopted in (("adopted", True), ("fallback", False)):
-        times = [1000 * r.seconds for r in everything if (r.server != "broker") == adopted]
+        times = [1000 * r.seconds for r in everything
+                 if r.seconds is not None and (r.server != "broker") == adopted]
         if len(times) > 1:
             cuts = statistics.quantiles(times, n=100)
             print(f"{name:43}{cuts[49]:9.2f}{cuts[98]:9.2f}")
@@ -197,6 +213,7 @@ def demo(build, directory):
     backend = start_backend()
     broker = start_broker(deadline_ms, FAILURE_PERIOD_MS)
     run("the backend runs", CLIENTS // 4)
+    run_crowd("a crowd comes at once", min(CLIENTS // 8, MOST_AT_ONCE))
     backend.process.send_signal(signal.SIGSTOP)
     run("it is stopped, SIGSTOP", CLIENTS // 16)
     # It finds offers that the broker has taken back, and must not count them as adopted.

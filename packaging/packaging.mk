@@ -6,8 +6,11 @@ CMAKEDIR   := $(LIBDIR)/cmake/handoff
 # Where gdb(1) looks for the debug symbols of a library, by its debug link.
 DEBUGDIR   := $(LIBDIR)/.debug
 HERE       := $(abspath .)
+# Examples, as documentation: the administrator puts them where systemd looks.
+UNITS      := $(wildcard packaging/systemd/*)
+UNITSDIR   := $(DOCDIR)/systemd
 # What a program may rely on, and what it runs on. The rest is about the tree.
-DOCS       := $(addprefix docs/,abi.md platforms.md protocol.md security.md)
+DOCS       := $(addprefix docs/,abi.md guide.md platforms.md protocol.md security.md)
 
 # Fills in a template: the paths as a program at run time sees them, without DESTDIR.
 SUBSTITUTE = sed -e 's|@PREFIX@|$(PREFIX)|' \
@@ -54,6 +57,12 @@ install: all
 	install -m 644 $(MAN_BUILD)/man3/*.3 '$(DESTDIR)$(MANDIR)/man3'
 	install -m 644 $(MAN_BUILD)/man7/handoff.7 '$(DESTDIR)$(MANDIR)/man7'
 	install -m 644 $(DOCS) '$(DESTDIR)$(DOCDIR)'
+	install -d '$(DESTDIR)$(UNITSDIR)'
+	@set -e; for unit in $(notdir $(UNITS)); do \
+	    echo "packaging/systemd/$$unit > $(DESTDIR)$(UNITSDIR)/$$unit"; \
+	    sed 's|/usr/local/bin/handoff|$(BINDIR)/handoff|' "packaging/systemd/$$unit" | \
+	        install -m 644 /dev/stdin '$(DESTDIR)$(UNITSDIR)'/"$$unit"; \
+	done
 
 # Of the directories only the library's own go, and only if they are empty: whether somebody else
 # wants the others, such as pkgconfig, cannot be known.
@@ -67,10 +76,11 @@ uninstall: $(MAN_BUILD)/stamp
 	    '$(DESTDIR)$(CMAKEDIR)/handoff-config.cmake' \
 	    '$(DESTDIR)$(CMAKEDIR)/handoff-config-version.cmake' \
 	    '$(DESTDIR)$(MANDIR)/man1/handoff.1' '$(DESTDIR)$(MANDIR)/man7/handoff.7' \
-	    $(patsubst docs/%,'$(DESTDIR)$(DOCDIR)/%',$(DOCS))
+	    $(patsubst docs/%,'$(DESTDIR)$(DOCDIR)/%',$(DOCS)) \
+	    $(patsubst packaging/systemd/%,'$(DESTDIR)$(UNITSDIR)/%',$(UNITS))
 	@cd $(MAN_BUILD)/man3 && for page in *.3; do rm -f '$(DESTDIR)$(MANDIR)/man3/'"$$page"; done
 	@for directory in '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' \
-	    '$(DESTDIR)$(DEBUGDIR)' '$(DESTDIR)$(DOCDIR)'; do \
+	    '$(DESTDIR)$(DEBUGDIR)' '$(DESTDIR)$(UNITSDIR)' '$(DESTDIR)$(DOCDIR)'; do \
 	    [ ! -d "$$directory" ] || rmdir --ignore-fail-on-non-empty "$$directory"; done
 
 # ---- checks --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ mod choosing;
 mod connecting;
 mod directory;
 mod error;
+mod failover;
 mod kept;
 mod member;
 mod members;
@@ -23,6 +24,7 @@ mod settings;
 mod shared;
 mod state;
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
@@ -39,13 +41,13 @@ use crate::sys::{self, packet};
 use crate::tls;
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS, has_nul};
 
-use choosing::Placing;
+use choosing::{Load, Placing};
 use directory::Directory;
 use kept::NOT_KEPT;
 use member::{Link, Member, Needs, Obstacle, PARTS};
 use offers::Parts;
 use options::MAX_TIMEOUT;
-use outcomes::{Ledger, Outcomes};
+use outcomes::{Again, Ledger, Outcomes};
 
 pub use crate::wire::Refusal;
 pub use error::{BrokerError, Limit, NoWelcome};
@@ -170,11 +172,17 @@ pub struct Broker {
     directories: Vec<Directory>,
     /// Backends whose timers are to be set, and which may have something to send.
     touched: Vec<u32>,
+    /// Those that take the offer that is being placed. Kept so that an offer allocates nothing.
+    candidates: Vec<(u32, Load)>,
+    /// Offers that wait for room at another backend.
+    waiting: VecDeque<Again>,
     /// Verdicts that may wait when an offer is taken.
     most_verdicts: usize,
     outcomes: Outcomes,
     next_id: u64,
     closed: bool,
+    /// The backend because of which the last offer was refused, if it was.
+    refused_by: Option<u32>,
     /// An offer was refused: the descriptor is to be readable when one would be taken.
     wanted: bool,
     /// The descriptor will be readable for the verdicts that are left.
@@ -204,12 +212,15 @@ impl Broker {
             listed: Vec::new(),
             directories: Vec::new(),
             touched: Vec::new(),
+            candidates: Vec::new(),
+            waiting: VecDeque::new(),
             most_verdicts: 0,
             outcomes: Outcomes::new(&options),
             options,
             next_id: 1,
             closed: false,
             wanted: false,
+            refused_by: None,
             rest_told: false,
             buffer: Vec::new(),
             descriptors: Vec::new(),
@@ -255,6 +266,9 @@ impl Broker {
         if let Some(count) = statistics.refusals.get_mut(error.kind() as usize) {
             *count += 1;
         }
+        if let Some(index) = self.refused_by {
+            self.members[index as usize].tally.refused(error.kind());
+        }
         error
     }
 
@@ -282,6 +296,7 @@ impl Broker {
         most_verdicts: usize,
         now: Instant,
     ) -> Result<u64, BrokerError> {
+        self.refused_by = None;
         tls::check(offer.descriptor).map_err(|source| {
             let descriptor = offer.descriptor.as_raw_fd();
             BrokerError::WithoutTls { descriptor, source }
@@ -297,6 +312,7 @@ impl Broker {
         tls: bool,
         now: Instant,
     ) -> Result<u64, BrokerError> {
+        self.refused_by = None;
         self.enter(now)?;
         let len = variable_len(offer)?;
         let chosen = match self.outcomes.verdicts.len() {
@@ -322,7 +338,7 @@ impl Broker {
         let (id, kept) = (0, NOT_KEPT);
         let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
         // With one backend there is no other that could get it next.
-        let id = if self.members.len() > 1 {
+        let id = if self.listed.len() > 1 {
             self.place_one_of_many(chosen, placing, now)?
         } else {
             self.place(chosen, &placing, now)?
@@ -436,6 +452,7 @@ impl Broker {
                 }
             }
             self.fail_over(now);
+            self.fail_over_the_waiting(now);
             self.flush_at(now)?;
             if !more {
                 break;
@@ -489,6 +506,7 @@ impl Broker {
             }
         }
         self.tick_directories(now);
+        self.end_waits(now);
     }
 
     /// Takes the next verdict, if there is one. In a child of fork(2) there is none: they are the
@@ -509,6 +527,11 @@ impl Broker {
     pub fn take_back(&mut self, id: u64) -> Result<(), BrokerError> {
         let now = Instant::now();
         self.enter(now)?;
+        if let Some(kept) = self.kept(id).filter(|(_, copy)| copy.waits).map(|(kept, _)| kept) {
+            self.outcomes.kept.forget(kept);
+            self.outcomes.statistics.taken_back += 1;
+            return Ok(());
+        }
         let Some((index, slot)) = self.find(id) else {
             return Err(BrokerError::TooLate { id });
         };
@@ -539,14 +562,20 @@ impl Broker {
         }
     }
 
+    /// The copy of an offer, if it has one, and the number of that.
+    fn kept(&self, id: u64) -> Option<(u32, &kept::Copy)> {
+        let number = u32::try_from(id & (KEPT_ID - 1)).ok().filter(|_| id & KEPT_ID != 0)?;
+        let copy = self.outcomes.kept.get(number).filter(|copy| copy.id == id)?;
+        Some((number, copy))
+    }
+
     /// The backend and the slot of an offer that may be in flight.
     fn find(&self, id: u64) -> Option<(usize, u32)> {
-        let place = id & (2 * KEPT_ID - 1);
-        let (index, slot) = if place & KEPT_ID != 0 {
-            let number = u32::try_from(place & (KEPT_ID - 1)).ok()?;
-            let copy = self.outcomes.kept.get(number).filter(|copy| copy.id == id)?;
+        let (index, slot) = if id & KEPT_ID != 0 {
+            let (_, copy) = self.kept(id)?;
             (copy.backend as usize, copy.slot)
         } else {
+            let place = id & (KEPT_ID - 1);
             ((place >> SLOT_BITS) as usize, (place & (MAX_SLOTS as u64 - 1)) as u32)
         };
         (index < self.members.len()).then_some((index, slot))
@@ -565,12 +594,14 @@ impl Broker {
             self.hang_up(index, Reason::BrokerClosed, now);
         }
         self.fail_over(now);
+        self.end_waits(now);
         Ok(())
     }
 
     /// What was done so far.
     pub fn statistics(&self) -> BrokerStatistics {
         let mut statistics = self.outcomes.statistics;
+        statistics.in_flight = self.waiting_offers();
         for member in &self.members {
             if let Link::Up(channel) = &member.link {
                 statistics.in_flight += channel.offers.in_flight();

@@ -61,6 +61,13 @@ need-spin:
 need-git:
 	@$(NEED) git git --version
 
+# To run a machine with it, and its tools; to become users; to see sockets.
+need-systemd:
+	@$(NEED) systemd test -x /lib/systemd/systemd
+	@$(NEED) util-linux sh -c 'command -v nsenter runuser setpriv unshare'
+	@$(NEED) passwd sh -c 'command -v useradd'
+	@$(NEED) iproute2 ss -V
+
 # ---- to test and to measure the nginx modules ----------------------------------------------------
 
 need-nginx:

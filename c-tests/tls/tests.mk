@@ -1,6 +1,6 @@
 # The tests of connections whose TLS the kernel does. Each c-tests/tls/test_*.c is a program like
-# those of c-tests, linked with OpenSSL too. It runs in the machine of tools/vm, because many kernels
-# lack the module `tls`.
+# those of c-tests, linked with OpenSSL too. It runs in the machine of tools/vm, because many
+# kernels lack the module `tls`.
 
 TLS_TESTS   := $(patsubst c-tests/tls/%.c,%,$(wildcard c-tests/tls/test_*.c))
 TLS_COMMON  := support tls/tls

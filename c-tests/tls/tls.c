@@ -215,7 +215,7 @@ int tls_start_capture(void)
     return capture;
 }
 
-/* Parts of so many bytes are looked for, one in each so many: the end of a packet can cut a part. */
+/* A part of so many bytes is looked for, one in each so many: the end of a packet can cut it. */
 enum { PART = 24, STEP = 500 };
 
 bool tls_captured(int capture, const void *bytes, size_t len)

@@ -3,9 +3,10 @@
  * loop, the offers that wait for their verdicts, and the strings that go with an offer.
  *
  * A module fills in an ngx_handoff_offer_t and calls ngx_handoff_offer(). At the end of the event
- * loop's iteration the offer is prepared and sent with all others of that iteration; its done()
- * follows exactly once, with the connection back in the event loop unless it was adopted. Neither
- * is called from within the caller, so both find nothing of theirs on the stack.
+ * loop's iteration the offer is prepared and sent with all others of that iteration, unless it has
+ * to wait for room; its done() follows exactly once, with the connection back in the event loop
+ * unless it was adopted. Neither is called from within the caller, so both find nothing of theirs
+ * on the stack.
  */
 #ifndef NGX_HANDOFF_H
 #define NGX_HANDOFF_H
@@ -19,9 +20,10 @@
 /* nginx loads modules with RTLD_GLOBAL: what both have must not meet in one. */
 #pragma GCC visibility push(hidden)
 
-typedef struct ngx_handoff_backend_s  ngx_handoff_backend_t;
+typedef struct ngx_handoff_broker_s   ngx_handoff_broker_t;
 typedef struct ngx_handoff_offer_s    ngx_handoff_offer_t;
 typedef struct ngx_handoff_slot_s     ngx_handoff_slot_t;
+typedef struct ngx_handoff_entry_s    ngx_handoff_entry_t;
 
 
 /* One directive's string with variables, such as that of handoff_metadata. */
@@ -35,18 +37,105 @@ typedef ngx_int_t (*ngx_handoff_index_pt)(ngx_conf_t *cf, ngx_str_t *name);
 typedef ngx_variable_value_t *(*ngx_handoff_value_pt)(void *session, ngx_uint_t index);
 
 
+/* A server of an upstream block. Its path may be a directory, as that of handoff_pass. */
+typedef struct {
+    ngx_str_t                 path;      /* without "unix:" */
+    ngx_uint_t                weight;
+    ngx_uint_t                max_fails;
+    ngx_msec_t                fail_timeout;
+    ngx_uint_t                backup;    /* unsigned backup:1; */
+    ngx_uint_t                down;      /* unsigned down:1; */
+} ngx_handoff_server_t;
+
+
+/* What handoff_pass can name: an upstream block, or a path. */
+typedef struct {
+    ngx_str_t                 name;      /* of the upstream, or "unix:" and the path */
+    ngx_array_t              *servers;   /* of ngx_handoff_server_t; NULL if it is a path */
+    ngx_uint_t                method;    /* unsigned method:1; a balancing method is set */
+    char                     *mistake;   /* why nothing can be handed over to it, or NULL */
+    ngx_str_t                 culprit;   /* the server that is the mistake */
+} ngx_handoff_target_t;
+
+
+/* The main configuration of each module. */
+typedef struct {
+    char                     *module;    /* "http" or "stream" */
+    ngx_array_t               targets;   /* of ngx_handoff_target_t * */
+    ngx_array_t               brokers;   /* of ngx_handoff_broker_t * */
+    size_t                    zone_size; /* 0: the default */
+    ngx_shm_zone_t           *zone;      /* NULL if nothing is handed over */
+    ngx_uint_t                used;      /* unsigned used:1; */
+} ngx_handoff_main_conf_t;
+
+
 /* The settings of a location or of a stream server. */
 typedef struct {
-    ngx_str_t                 path;      /* empty without handoff_pass */
-    ngx_handoff_backend_t    *backend;
+    ngx_str_t                 pass;      /* empty without handoff_pass */
+    void                     *value;     /* of a handoff_pass with variables, the module's own */
+    ngx_handoff_broker_t     *broker;    /* of one without */
+    u_char                   *file;      /* where handoff_pass is */
+    ngx_uint_t                line;
     ngx_msec_t                timeout;
+    ngx_msec_t                attempt_timeout;
     ngx_uint_t                max_in_flight;
     ngx_uint_t                max_fails;
     ngx_msec_t                fail_timeout;
+    ngx_uint_t                queue;     /* how many offers may wait for room */
+    ngx_msec_t                queue_timeout;
     ngx_handoff_text_t       *service;
     ngx_handoff_text_t       *correlation;
     ngx_handoff_text_t       *metadata;
 } ngx_handoff_conf_t;
+
+
+/* Counts for handoff_status; each is a uint64_t, so that they can be added as an array. */
+typedef struct {
+    uint64_t                  offers;
+    uint64_t                  adopted;
+    uint64_t                  gone;      /* their clients went away, or they were taken back */
+    uint64_t                  failovers;
+    uint64_t                  queued;
+    uint64_t                  connects;
+    uint64_t                  failed_connects;
+    uint64_t                  microseconds;
+    uint64_t                  fallbacks[32];
+    uint64_t                  refusals[64];
+    uint64_t                  histogram[32];
+} ngx_handoff_counts_t;
+
+
+/* A handoff_broker, for a target and the limits that a location has set for it. */
+struct ngx_handoff_broker_s {
+    ngx_handoff_main_conf_t  *main;
+    ngx_handoff_target_t     *target;
+    ngx_uint_t                max_in_flight;
+    ngx_uint_t                max_fails;
+    ngx_msec_t                fail_timeout;
+    ngx_msec_t                attempt_timeout;
+
+    /* Each worker's own. */
+    ngx_uint_t                begun;     /* unsigned begun:1; what follows is initialised */
+    handoff_broker           *broker;    /* NULL if it could not be opened */
+    ngx_queue_t               waiting;   /* of ngx_handoff_offer_t, for the iteration's end */
+    ngx_event_t               flush;
+    ngx_event_t               busy;
+    ngx_uint_t                in_flight;
+    ngx_handoff_slot_t       *free;
+
+    /* ngx_handoff_queue.c's own. */
+    ngx_queue_t               queue;     /* of ngx_handoff_offer_t, for room */
+    ngx_uint_t                queued;    /* how many those are */
+    ngx_msec_t                opened;    /* when */
+    ngx_uint_t                settled;   /* unsigned settled:1; it is not new any more */
+
+    /* ngx_handoff_status.c's own. */
+    ngx_event_t               publish;
+    ngx_msec_t                published; /* when */
+    ngx_handoff_counts_t      counts;
+    ngx_handoff_entry_t      *entry;
+    ngx_array_t               entries;   /* of ngx_handoff_entry_t *, one for each backend */
+};
 
 
 /*
@@ -63,6 +152,7 @@ typedef struct {
 typedef enum {
     NGX_HANDOFF_IDLE = 0,
     NGX_HANDOFF_WAITING,                 /* for the end of the iteration */
+    NGX_HANDOFF_QUEUED,                  /* for room */
     NGX_HANDOFF_IN_FLIGHT
 } ngx_handoff_state_e;
 
@@ -70,6 +160,8 @@ typedef enum {
 struct ngx_handoff_offer_s {
     /* Set by the module. */
     ngx_handoff_conf_t       *conf;
+    ngx_handoff_broker_t     *broker;
+    ngx_pool_t               *pool;
     ngx_connection_t         *connection;
     void                     *session;   /* the request, or the stream's session */
     ngx_handoff_value_pt      value;
@@ -85,10 +177,13 @@ struct ngx_handoff_offer_s {
     handoff_outcome           outcome;   /* 0 if nothing was tried */
     handoff_reason            reason;
     uint64_t                  wait_ns;
+    ngx_str_t                 backend;   /* the path of the one that had it last */
+    ngx_uint_t                tries;     /* how many backends had it */
 
     /* ngx_handoff.c's own. */
     ngx_handoff_state_e       state;
     ngx_queue_t               queue;
+    ngx_event_t               expiry;    /* of its time in the queue */
     ngx_handoff_slot_t       *slot;
     uint64_t                  id;
     uint64_t                  since_ns;
@@ -99,25 +194,73 @@ struct ngx_handoff_offer_s {
 
 /* ---- ngx_handoff.c ---- */
 
-extern ngx_conf_num_bounds_t  ngx_handoff_in_flight;
-extern ngx_conf_num_bounds_t  ngx_handoff_fails;
-
-void *ngx_handoff_create_backends(ngx_conf_t *cf);
-void ngx_handoff_init_conf(ngx_handoff_conf_t *conf);
-char *ngx_handoff_merge_conf(ngx_conf_t *cf, ngx_array_t *backends, ngx_handoff_conf_t *prev,
-    ngx_handoff_conf_t *conf);
-char *ngx_handoff_set_path(ngx_conf_t *cf, ngx_str_t *path);
-
-ngx_int_t ngx_handoff_init_worker(ngx_cycle_t *cycle, ngx_array_t *backends);
-void ngx_handoff_exit_worker(ngx_cycle_t *cycle);
-
 void ngx_handoff_offer(ngx_handoff_offer_t *offer);
+ngx_int_t ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool);
+void ngx_handoff_flush(ngx_handoff_broker_t *broker, ngx_log_t *log);
 void ngx_handoff_refuse(ngx_handoff_offer_t *offer, handoff_reason reason);
+void ngx_handoff_finish(ngx_handoff_offer_t *offer, handoff_outcome outcome,
+    handoff_reason reason);
 void ngx_handoff_take_back(ngx_handoff_offer_t *offer);
+void ngx_handoff_flush_handler(ngx_event_t *ev);
+void ngx_handoff_busy_handler(ngx_event_t *ev);
+void ngx_handoff_dispatch_handler(ngx_event_t *ev);
+void ngx_handoff_log_error(ngx_handoff_broker_t *broker, ngx_log_t *log);
+uint64_t ngx_handoff_now_ns(void);
+
+/* More than the content of the usual offer needs. */
+#define NGX_HANDOFF_POOL_SIZE  4096
 
 /* Both return NULL, or why so many bytes cannot go along. */
 char *ngx_handoff_add_preread(ngx_handoff_content_t *content, u_char *data, size_t len);
 char *ngx_handoff_allocate(ngx_handoff_content_t *content, size_t len, u_char **data);
+
+/* ---- ngx_handoff_broker.c ---- */
+
+ngx_int_t ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker);
+ngx_int_t ngx_handoff_check(ngx_handoff_broker_t *broker);
+void ngx_handoff_exit_worker(ngx_cycle_t *cycle);
+
+/* ---- ngx_handoff_conf.c ---- */
+
+extern ngx_conf_num_bounds_t  ngx_handoff_in_flight;
+extern ngx_conf_num_bounds_t  ngx_handoff_fails;
+
+ngx_handoff_main_conf_t *ngx_handoff_create_main_conf(ngx_conf_t *cf, char *module);
+void ngx_handoff_init_conf(ngx_handoff_conf_t *conf);
+char *ngx_handoff_merge_conf(ngx_conf_t *cf, ngx_handoff_main_conf_t *main,
+    ngx_handoff_conf_t *prev, ngx_handoff_conf_t *conf);
+char *ngx_handoff_set_pass(ngx_conf_t *cf, ngx_handoff_conf_t *conf);
+char *ngx_handoff_set_queue(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+
+ngx_handoff_target_t *ngx_handoff_add_target(ngx_conf_t *cf, ngx_handoff_main_conf_t *main,
+    ngx_str_t *name);
+ngx_int_t ngx_handoff_add_server(ngx_conf_t *cf, ngx_handoff_target_t *target,
+    ngx_handoff_server_t *server, ngx_uint_t max_conns);
+
+ngx_int_t ngx_handoff_init_worker(ngx_cycle_t *cycle, ngx_handoff_main_conf_t *main);
+ngx_handoff_broker_t *ngx_handoff_find(ngx_handoff_main_conf_t *main, ngx_handoff_conf_t *conf,
+    ngx_str_t *name, ngx_handoff_offer_t *offer, ngx_log_t *log);
+
+/* ---- ngx_handoff_queue.c ---- */
+
+ngx_uint_t ngx_handoff_stand_behind(ngx_handoff_offer_t *offer);
+ngx_uint_t ngx_handoff_may_wait(ngx_handoff_offer_t *offer, handoff_status status);
+ngx_int_t ngx_handoff_enqueue(ngx_handoff_offer_t *offer);
+void ngx_handoff_dequeue(ngx_handoff_offer_t *offer);
+void ngx_handoff_client_gone(ngx_handoff_offer_t *offer);
+void ngx_handoff_drain(ngx_handoff_broker_t *broker, ngx_log_t *log);
+void ngx_handoff_empty_queue(ngx_handoff_broker_t *broker);
+
+/* ---- ngx_handoff_status.c ---- */
+
+ngx_int_t ngx_handoff_add_zone(ngx_conf_t *cf, ngx_handoff_main_conf_t *main);
+char *ngx_handoff_set_zone_size(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+ngx_int_t ngx_handoff_init_status(ngx_cycle_t *cycle, ngx_handoff_main_conf_t *main);
+void ngx_handoff_changed(ngx_handoff_broker_t *broker);
+void ngx_handoff_decided(ngx_handoff_broker_t *broker);
+void ngx_handoff_count(ngx_handoff_offer_t *offer);
+void ngx_handoff_publish(ngx_handoff_broker_t *broker);
+void ngx_handoff_withdraw(ngx_handoff_broker_t *broker);
 
 /* ---- ngx_handoff_watch.c ---- */
 
@@ -140,7 +283,8 @@ char *ngx_handoff_write_text(ngx_handoff_text_t *text, ngx_handoff_value_pt valu
 ngx_int_t ngx_handoff_outcome_text(ngx_pool_t *pool, ngx_variable_value_t *v,
     ngx_handoff_offer_t *offer, uintptr_t which);
 
-enum { NGX_HANDOFF_OUTCOME, NGX_HANDOFF_REASON, NGX_HANDOFF_WAIT };
+enum { NGX_HANDOFF_OUTCOME, NGX_HANDOFF_REASON, NGX_HANDOFF_WAIT, NGX_HANDOFF_BACKEND,
+       NGX_HANDOFF_TRIES };
 
 
 /*
@@ -150,12 +294,16 @@ enum { NGX_HANDOFF_OUTCOME, NGX_HANDOFF_REASON, NGX_HANDOFF_WAIT };
 #define NGX_HANDOFF_COMMANDS(where, conf, set_text)                                               \
     { ngx_string("handoff_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,                \
       conf, offsetof(ngx_handoff_conf_t, timeout), NULL },                                        \
+    { ngx_string("handoff_attempt_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,        \
+      conf, offsetof(ngx_handoff_conf_t, attempt_timeout), NULL },                                \
     { ngx_string("handoff_max_in_flight"), where|NGX_CONF_TAKE1, ngx_conf_set_num_slot,           \
       conf, offsetof(ngx_handoff_conf_t, max_in_flight), &ngx_handoff_in_flight },                \
     { ngx_string("handoff_max_fails"), where|NGX_CONF_TAKE1, ngx_conf_set_num_slot,               \
       conf, offsetof(ngx_handoff_conf_t, max_fails), &ngx_handoff_fails },                        \
     { ngx_string("handoff_fail_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,           \
       conf, offsetof(ngx_handoff_conf_t, fail_timeout), NULL },                                   \
+    { ngx_string("handoff_queue"), where|NGX_CONF_TAKE12, ngx_handoff_set_queue,                  \
+      conf, 0, NULL },                                                                            \
     { ngx_string("handoff_service"), where|NGX_CONF_TAKE1, set_text,                              \
       conf, offsetof(ngx_handoff_conf_t, service), NULL },                                        \
     { ngx_string("handoff_correlation"), where|NGX_CONF_TAKE1, set_text,                          \

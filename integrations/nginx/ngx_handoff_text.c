@@ -236,6 +236,9 @@ ngx_handoff_outcome_text(ngx_pool_t *pool, ngx_variable_value_t *v, ngx_handoff_
         return NGX_OK;
     }
 
+    v->valid = 1;
+    v->no_cacheable = 0;
+
     switch (which) {
 
     case NGX_HANDOFF_OUTCOME:
@@ -250,6 +253,25 @@ ngx_handoff_outcome_text(ngx_pool_t *pool, ngx_variable_value_t *v, ngx_handoff_
         text = (char *) handoff_reason_name(offer->reason);
         break;
 
+    case NGX_HANDOFF_BACKEND:
+        if (offer->backend.len) {
+            v->not_found = 0;
+            v->data = offer->backend.data;
+            v->len = offer->backend.len;
+        }
+
+        return NGX_OK;
+
+    case NGX_HANDOFF_TRIES:
+        v->data = ngx_pnalloc(pool, NGX_INT_T_LEN);
+        if (v->data == NULL) {
+            return NGX_ERROR;
+        }
+
+        v->len = ngx_sprintf(v->data, "%ui", offer->tries) - v->data;
+        v->not_found = 0;
+        return NGX_OK;
+
     default: /* NGX_HANDOFF_WAIT */
         p = ngx_pnalloc(pool, NGX_INT64_LEN + sizeof(".000000"));
         if (p == NULL) {
@@ -263,8 +285,6 @@ ngx_handoff_outcome_text(ngx_pool_t *pool, ngx_variable_value_t *v, ngx_handoff_
 
     v->data = (u_char *) text;
     v->len = ngx_strlen(text);
-    v->valid = 1;
-    v->no_cacheable = 0;
     v->not_found = 0;
 
     return NGX_OK;

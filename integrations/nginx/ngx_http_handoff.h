@@ -16,6 +16,11 @@
 char *ngx_http_handoff_rebuild(ngx_http_request_t *r, u_char *head_end,
     ngx_handoff_content_t *content);
 
+/* The handler of a location with handoff_status. */
+ngx_int_t ngx_http_handoff_status_handler(ngx_http_request_t *r);
+
 #pragma GCC visibility pop
+
+extern ngx_module_t  ngx_http_handoff_module;
 
 #endif

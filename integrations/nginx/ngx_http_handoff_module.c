@@ -21,6 +21,9 @@ typedef struct {
 
 
 static ngx_int_t ngx_http_handoff_handler(ngx_http_request_t *r);
+static ngx_handoff_broker_t *ngx_http_handoff_broker(ngx_http_request_t *r,
+    ngx_handoff_conf_t *conf, ngx_handoff_offer_t *offer);
+static void ngx_http_handoff_read_handler(ngx_http_request_t *r);
 static char *ngx_http_handoff_obstacle(ngx_http_request_t *r);
 static handoff_reason ngx_http_handoff_preread(ngx_handoff_offer_t *offer,
     ngx_handoff_content_t *content);
@@ -36,10 +39,15 @@ static ngx_int_t ngx_http_handoff_location_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_handoff_add_variables(ngx_conf_t *cf);
 static ngx_int_t ngx_http_handoff_init(ngx_conf_t *cf);
+static void *ngx_http_handoff_create_main_conf(ngx_conf_t *cf);
+static char *ngx_http_handoff_init_main_conf(ngx_conf_t *cf, void *conf);
+static ngx_int_t ngx_http_handoff_add_upstream(ngx_conf_t *cf, ngx_handoff_main_conf_t *main,
+    ngx_http_upstream_srv_conf_t *uscf);
 static void *ngx_http_handoff_create_srv_conf(ngx_conf_t *cf);
 static void *ngx_http_handoff_create_loc_conf(ngx_conf_t *cf);
 static char *ngx_http_handoff_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child);
 static char *ngx_http_handoff_pass(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+static char *ngx_http_handoff_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 static char *ngx_http_handoff_text(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 static ngx_int_t ngx_http_handoff_init_process(ngx_cycle_t *cycle);
 
@@ -52,7 +60,21 @@ static ngx_command_t  ngx_http_handoff_commands[] = {
       NGX_HTTP_LOC_CONF|NGX_HTTP_LIF_CONF|NGX_HTTP_LMT_CONF|NGX_CONF_TAKE1,
       ngx_http_handoff_pass,
       NGX_HTTP_LOC_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, path),
+      0,
+      NULL },
+
+    { ngx_string("handoff_status"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS,
+      ngx_http_handoff_status,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("handoff_status_zone"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_handoff_set_zone_size,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
       NULL },
 
     NGX_HANDOFF_COMMANDS(NGX_HTTP_HANDOFF_CONF, NGX_HTTP_LOC_CONF_OFFSET,
@@ -65,8 +87,8 @@ static ngx_command_t  ngx_http_handoff_commands[] = {
 static ngx_http_module_t  ngx_http_handoff_module_ctx = {
     ngx_http_handoff_add_variables,
     ngx_http_handoff_init,
-    ngx_handoff_create_backends,
-    NULL,
+    ngx_http_handoff_create_main_conf,
+    ngx_http_handoff_init_main_conf,
     ngx_http_handoff_create_srv_conf,
     NULL,
     ngx_http_handoff_create_loc_conf,
@@ -103,6 +125,12 @@ static ngx_http_variable_t  ngx_http_handoff_variables[] = {
     { ngx_string("handoff_wait"), NULL, ngx_http_handoff_variable, NGX_HANDOFF_WAIT,
       NGX_HTTP_VAR_NOCACHEABLE, 0 },
 
+    { ngx_string("handoff_backend"), NULL, ngx_http_handoff_variable, NGX_HANDOFF_BACKEND,
+      NGX_HTTP_VAR_NOCACHEABLE, 0 },
+
+    { ngx_string("handoff_tries"), NULL, ngx_http_handoff_variable, NGX_HANDOFF_TRIES,
+      NGX_HTTP_VAR_NOCACHEABLE, 0 },
+
     { ngx_string("handoff_location"), NULL, ngx_http_handoff_location_variable, 0,
       NGX_HTTP_VAR_NOCACHEABLE, 0 },
 
@@ -116,7 +144,9 @@ static ngx_int_t
 ngx_http_handoff_handler(ngx_http_request_t *r)
 {
     char                    *why;
+    ngx_handoff_conf_t      *conf;
     ngx_handoff_offer_t     *offer;
+    ngx_handoff_broker_t    *broker;
     ngx_http_handoff_ctx_t  *ctx;
 
     why = ngx_http_handoff_obstacle(r);
@@ -126,22 +156,72 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
     }
 
     ctx = ngx_http_handoff_ctx(r);
-
+    conf = ngx_http_get_module_loc_conf(r, ngx_http_handoff_module);
     offer = &ctx->offer;
-    offer->conf = ngx_http_get_module_loc_conf(r, ngx_http_handoff_module);
+
+    broker = ngx_http_handoff_broker(r, conf, offer);
+    if (broker == NULL) {
+        return NGX_HTTP_BAD_GATEWAY;
+    }
+
+    offer->conf = conf;
+    offer->broker = broker;
+    offer->pool = r->pool;
     offer->connection = r->connection;
     offer->session = r;
     offer->value = ngx_http_handoff_value;
     offer->preread = ngx_http_handoff_preread;
     offer->done = ngx_http_handoff_done;
 
-    r->read_event_handler = ngx_http_block_reading;
+    r->read_event_handler = ngx_http_handoff_read_handler;
     r->write_event_handler = ngx_http_request_empty_handler;
 
     r->main->count++;
     ngx_handoff_offer(offer);
 
     return NGX_DONE;
+}
+
+
+/* NULL if the variables of handoff_pass name nothing: the offer says so, too. */
+static ngx_handoff_broker_t *
+ngx_http_handoff_broker(ngx_http_request_t *r, ngx_handoff_conf_t *conf,
+    ngx_handoff_offer_t *offer)
+{
+    ngx_str_t  name;
+
+    if (conf->value == NULL) {
+        return conf->broker;
+    }
+
+    if (ngx_http_complex_value(r, conf->value, &name) != NGX_OK) {
+        ngx_handoff_refuse(offer, HANDOFF_REASON_CLIENT_UNSUPPORTED);
+        return NULL;
+    }
+
+    return ngx_handoff_find(ngx_http_get_module_main_conf(r, ngx_http_handoff_module), conf,
+                            &name, offer, r->connection->log);
+}
+
+
+/* While it waits for room the connection has events: a client may go away. */
+static void
+ngx_http_handoff_read_handler(ngx_http_request_t *r)
+{
+    ngx_connection_t        *c = r->connection;
+    ngx_http_handoff_ctx_t  *ctx = ngx_http_handoff_ctx(r);
+
+    if (ctx->offer.state != NGX_HANDOFF_QUEUED) {
+        ngx_http_block_reading(r);
+        return;
+    }
+
+    ngx_http_test_reading(r);
+
+    /* The request ends, but not within this call. */
+    if (c->error) {
+        ngx_handoff_client_gone(&ctx->offer);
+    }
 }
 
 
@@ -399,6 +479,74 @@ ngx_http_handoff_init(ngx_conf_t *cf)
 
 
 static void *
+ngx_http_handoff_create_main_conf(ngx_conf_t *cf)
+{
+    return ngx_handoff_create_main_conf(cf, "http");
+}
+
+
+/* After all of http was read, and before locations are merged. */
+static char *
+ngx_http_handoff_init_main_conf(ngx_conf_t *cf, void *conf)
+{
+    ngx_uint_t                       i;
+    ngx_handoff_main_conf_t         *main = conf;
+    ngx_http_upstream_srv_conf_t   **uscfp;
+    ngx_http_upstream_main_conf_t   *umcf;
+
+    umcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_upstream_module);
+    uscfp = umcf->upstreams.elts;
+
+    for (i = 0; i < umcf->upstreams.nelts; i++) {
+        if (ngx_http_handoff_add_upstream(cf, main, uscfp[i]) != NGX_OK) {
+            return NGX_CONF_ERROR;
+        }
+    }
+
+    return ngx_handoff_add_zone(cf, main) == NGX_OK ? NGX_CONF_OK : NGX_CONF_ERROR;
+}
+
+
+static ngx_int_t
+ngx_http_handoff_add_upstream(ngx_conf_t *cf, ngx_handoff_main_conf_t *main,
+    ngx_http_upstream_srv_conf_t *uscf)
+{
+    ngx_uint_t                   i;
+    ngx_handoff_server_t         server;
+    ngx_handoff_target_t        *target;
+    ngx_http_upstream_server_t  *us;
+
+    /* Also what proxy_pass names is in nginx's list, though there is no block for it. */
+    if (uscf->servers == NULL) {
+        return NGX_OK;
+    }
+
+    target = ngx_handoff_add_target(cf, main, &uscf->host);
+    if (target == NULL) {
+        return NGX_ERROR;
+    }
+
+    target->method = (uscf->peer.init_upstream != NULL);
+    us = uscf->servers->elts;
+
+    for (i = 0; i < uscf->servers->nelts; i++) {
+        server.path = us[i].name;
+        server.weight = us[i].weight;
+        server.max_fails = us[i].max_fails;
+        server.fail_timeout = (ngx_msec_t) us[i].fail_timeout * 1000;
+        server.backup = us[i].backup;
+        server.down = us[i].down;
+
+        if (ngx_handoff_add_server(cf, target, &server, us[i].max_conns) != NGX_OK) {
+            return NGX_ERROR;
+        }
+    }
+
+    return NGX_OK;
+}
+
+
+static void *
 ngx_http_handoff_create_srv_conf(ngx_conf_t *cf)
 {
     return ngx_pcalloc(cf->pool, sizeof(ngx_http_handoff_srv_conf_t));
@@ -424,30 +572,37 @@ ngx_http_handoff_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 {
     ngx_handoff_conf_t            *prev = parent, *conf = child;
     ngx_http_core_loc_conf_t      *clcf;
-    ngx_array_t               *backends;
+    ngx_handoff_main_conf_t       *main;
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
-    backends = ngx_http_conf_get_module_main_conf(cf, ngx_http_handoff_module);
+    main = ngx_http_conf_get_module_main_conf(cf, ngx_http_handoff_module);
 
     /* As for proxy_pass: "if" and "limit_except" blocks do what is done around them. */
-    if (clcf->noname && conf->path.len == 0) {
-        conf->path = prev->path;
+    if (clcf->noname && conf->pass.len == 0) {
+        conf->pass = prev->pass;
+        conf->value = prev->value;
+        conf->file = prev->file;
+        conf->line = prev->line;
     }
 
-    if (clcf->lmt_excpt && clcf->handler == NULL && conf->path.len) {
+    if (clcf->lmt_excpt && clcf->handler == NULL && conf->pass.len) {
         clcf->handler = ngx_http_handoff_handler;
     }
 
-    return ngx_handoff_merge_conf(cf, backends, prev, conf);
+    return ngx_handoff_merge_conf(cf, main, prev, conf);
 }
 
 
 static char *
 ngx_http_handoff_pass(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
-    ngx_handoff_conf_t           *hlcf = conf;
-    ngx_http_core_loc_conf_t     *clcf;
-    ngx_http_handoff_srv_conf_t  *hscf;
+    char                              *error;
+    ngx_str_t                         *value = cf->args->elts;
+    ngx_handoff_conf_t                *hlcf = conf;
+    ngx_handoff_main_conf_t           *main;
+    ngx_http_core_loc_conf_t          *clcf;
+    ngx_http_handoff_srv_conf_t       *hscf;
+    ngx_http_compile_complex_value_t   ccv;
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
     clcf->handler = ngx_http_handoff_handler;
@@ -455,7 +610,41 @@ ngx_http_handoff_pass(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     hscf = ngx_http_conf_get_module_srv_conf(cf, ngx_http_handoff_module);
     hscf->used = 1;
 
-    return ngx_handoff_set_path(cf, &hlcf->path);
+    main = ngx_http_conf_get_module_main_conf(cf, ngx_http_handoff_module);
+    main->used = 1;
+
+    error = ngx_handoff_set_pass(cf, hlcf);
+    if (error != NGX_CONF_OK || ngx_http_script_variables_count(&value[1]) == 0) {
+        return error;
+    }
+
+    hlcf->value = ngx_palloc(cf->pool, sizeof(ngx_http_complex_value_t));
+    if (hlcf->value == NULL) {
+        return NGX_CONF_ERROR;
+    }
+
+    ngx_memzero(&ccv, sizeof(ngx_http_compile_complex_value_t));
+    ccv.cf = cf;
+    ccv.value = &value[1];
+    ccv.complex_value = hlcf->value;
+
+    return ngx_http_compile_complex_value(&ccv) == NGX_OK ? NGX_CONF_OK : NGX_CONF_ERROR;
+}
+
+
+static char *
+ngx_http_handoff_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_handoff_main_conf_t   *main;
+    ngx_http_core_loc_conf_t  *clcf;
+
+    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+    clcf->handler = ngx_http_handoff_status_handler;
+
+    main = ngx_http_conf_get_module_main_conf(cf, ngx_http_handoff_module);
+    main->used = 1;
+
+    return NGX_CONF_OK;
 }
 
 

@@ -16,6 +16,8 @@ typedef struct {
 
 
 static void ngx_stream_handoff_handler(ngx_stream_session_t *s);
+static ngx_handoff_broker_t *ngx_stream_handoff_broker(ngx_stream_session_t *s,
+    ngx_handoff_conf_t *conf, ngx_handoff_offer_t *offer);
 static char *ngx_stream_handoff_obstacle(ngx_stream_session_t *s);
 static handoff_reason ngx_stream_handoff_preread(ngx_handoff_offer_t *offer,
     ngx_handoff_content_t *content);
@@ -27,6 +29,10 @@ static ngx_variable_value_t *ngx_stream_handoff_value(void *session, ngx_uint_t 
 static ngx_int_t ngx_stream_handoff_variable(ngx_stream_session_t *s,
     ngx_stream_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_stream_handoff_add_variables(ngx_conf_t *cf);
+static void *ngx_stream_handoff_create_main_conf(ngx_conf_t *cf);
+static char *ngx_stream_handoff_init_main_conf(ngx_conf_t *cf, void *conf);
+static ngx_int_t ngx_stream_handoff_add_upstream(ngx_conf_t *cf, ngx_handoff_main_conf_t *main,
+    ngx_stream_upstream_srv_conf_t *uscf);
 static void *ngx_stream_handoff_create_srv_conf(ngx_conf_t *cf);
 static char *ngx_stream_handoff_merge_srv_conf(ngx_conf_t *cf, void *parent, void *child);
 static char *ngx_stream_handoff_pass(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
@@ -42,7 +48,14 @@ static ngx_command_t  ngx_stream_handoff_commands[] = {
       NGX_STREAM_SRV_CONF|NGX_CONF_TAKE1,
       ngx_stream_handoff_pass,
       NGX_STREAM_SRV_CONF_OFFSET,
-      offsetof(ngx_handoff_conf_t, path),
+      0,
+      NULL },
+
+    { ngx_string("handoff_status_zone"),
+      NGX_STREAM_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_handoff_set_zone_size,
+      NGX_STREAM_MAIN_CONF_OFFSET,
+      0,
       NULL },
 
     NGX_HANDOFF_COMMANDS(NGX_STREAM_HANDOFF_CONF, NGX_STREAM_SRV_CONF_OFFSET,
@@ -55,8 +68,8 @@ static ngx_command_t  ngx_stream_handoff_commands[] = {
 static ngx_stream_module_t  ngx_stream_handoff_module_ctx = {
     ngx_stream_handoff_add_variables,
     NULL,
-    ngx_handoff_create_backends,
-    NULL,
+    ngx_stream_handoff_create_main_conf,
+    ngx_stream_handoff_init_main_conf,
     ngx_stream_handoff_create_srv_conf,
     ngx_stream_handoff_merge_srv_conf
 };
@@ -89,6 +102,12 @@ static ngx_stream_variable_t  ngx_stream_handoff_variables[] = {
       NGX_STREAM_VAR_NOCACHEABLE, 0 },
 
     { ngx_string("handoff_wait"), NULL, ngx_stream_handoff_variable, NGX_HANDOFF_WAIT,
+      NGX_STREAM_VAR_NOCACHEABLE, 0 },
+
+    { ngx_string("handoff_backend"), NULL, ngx_stream_handoff_variable, NGX_HANDOFF_BACKEND,
+      NGX_STREAM_VAR_NOCACHEABLE, 0 },
+
+    { ngx_string("handoff_tries"), NULL, ngx_stream_handoff_variable, NGX_HANDOFF_TRIES,
       NGX_STREAM_VAR_NOCACHEABLE, 0 },
 
       ngx_stream_null_variable
@@ -127,7 +146,14 @@ ngx_stream_handoff_handler(ngx_stream_session_t *s)
         return;
     }
 
+    offer->broker = ngx_stream_handoff_broker(s, &hscf->handoff, offer);
+    if (offer->broker == NULL) {
+        ngx_stream_handoff_fall_back(s);
+        return;
+    }
+
     offer->conf = &hscf->handoff;
+    offer->pool = c->pool;
     offer->connection = c;
     offer->session = s;
     offer->value = ngx_stream_handoff_value;
@@ -139,6 +165,27 @@ ngx_stream_handoff_handler(ngx_stream_session_t *s)
     c->write->handler = ngx_stream_handoff_event_handler;
 
     ngx_handoff_offer(offer);
+}
+
+
+/* NULL if the variables of handoff_pass name nothing: the offer says so, too. */
+static ngx_handoff_broker_t *
+ngx_stream_handoff_broker(ngx_stream_session_t *s, ngx_handoff_conf_t *conf,
+    ngx_handoff_offer_t *offer)
+{
+    ngx_str_t  name;
+
+    if (conf->value == NULL) {
+        return conf->broker;
+    }
+
+    if (ngx_stream_complex_value(s, conf->value, &name) != NGX_OK) {
+        ngx_handoff_refuse(offer, HANDOFF_REASON_CLIENT_UNSUPPORTED);
+        return NULL;
+    }
+
+    return ngx_handoff_find(ngx_stream_get_module_main_conf(s, ngx_stream_handoff_module), conf,
+                            &name, offer, s->connection->log);
 }
 
 
@@ -219,16 +266,46 @@ ngx_stream_handoff_fall_back(ngx_stream_session_t *s)
 }
 
 
-/* While it is on offer a connection has no events, but for the end of the worker's time. */
+/*
+ * While it is on offer a connection has no events, but for the end of the worker's time. While it
+ * waits for room it has: a client that has ended the connection has gone, but one that has only sent
+ * its last byte may wait for an answer.
+ */
 static void
 ngx_stream_handoff_event_handler(ngx_event_t *ev)
 {
+    u_char                 byte;
+    ssize_t                n;
     ngx_connection_t      *c = ev->data;
+    ngx_handoff_offer_t   *offer;
     ngx_stream_session_t  *s = c->data;
 
+    offer = ngx_stream_get_module_ctx(s, ngx_stream_handoff_module);
+
     if (c->close) {
-        ngx_handoff_take_back(ngx_stream_get_module_ctx(s, ngx_stream_handoff_module));
+        ngx_handoff_take_back(offer);
         ngx_stream_finalize_session(s, NGX_STREAM_OK);
+        return;
+    }
+
+    if (offer->state != NGX_HANDOFF_QUEUED || ev->write) {
+        return;
+    }
+
+    n = recv(c->fd, &byte, 1, MSG_PEEK|MSG_DONTWAIT);
+
+    if ((n == -1 && ngx_socket_errno != NGX_EAGAIN && ngx_socket_errno != NGX_EINTR)
+        || (n == 0 && (c->buffer == NULL || c->buffer->pos == c->buffer->last)))
+    {
+        ngx_log_error(NGX_LOG_INFO, c->log, 0, "the client has gone away while it waited");
+        ngx_handoff_client_gone(offer);
+        ngx_stream_finalize_session(s, NGX_STREAM_OK);
+        return;
+    }
+
+    /* Level-triggered, it would be told again and again. */
+    if ((ngx_event_flags & NGX_USE_LEVEL_EVENT) && ev->active && n >= 0) {
+        (void) ngx_del_event(ev, NGX_READ_EVENT, 0);
     }
 }
 
@@ -281,6 +358,74 @@ ngx_stream_handoff_add_variables(ngx_conf_t *cf)
 /* ---- configuration ---- */
 
 static void *
+ngx_stream_handoff_create_main_conf(ngx_conf_t *cf)
+{
+    return ngx_handoff_create_main_conf(cf, "stream");
+}
+
+
+/* After all of stream was read, and before servers are merged. */
+static char *
+ngx_stream_handoff_init_main_conf(ngx_conf_t *cf, void *conf)
+{
+    ngx_uint_t                         i;
+    ngx_handoff_main_conf_t           *main = conf;
+    ngx_stream_upstream_srv_conf_t   **uscfp;
+    ngx_stream_upstream_main_conf_t   *umcf;
+
+    umcf = ngx_stream_conf_get_module_main_conf(cf, ngx_stream_upstream_module);
+    uscfp = umcf->upstreams.elts;
+
+    for (i = 0; i < umcf->upstreams.nelts; i++) {
+        if (ngx_stream_handoff_add_upstream(cf, main, uscfp[i]) != NGX_OK) {
+            return NGX_CONF_ERROR;
+        }
+    }
+
+    return ngx_handoff_add_zone(cf, main) == NGX_OK ? NGX_CONF_OK : NGX_CONF_ERROR;
+}
+
+
+static ngx_int_t
+ngx_stream_handoff_add_upstream(ngx_conf_t *cf, ngx_handoff_main_conf_t *main,
+    ngx_stream_upstream_srv_conf_t *uscf)
+{
+    ngx_uint_t                     i;
+    ngx_handoff_server_t           server;
+    ngx_handoff_target_t          *target;
+    ngx_stream_upstream_server_t  *us;
+
+    /* Also what proxy_pass names is in nginx's list, though there is no block for it. */
+    if (uscf->servers == NULL) {
+        return NGX_OK;
+    }
+
+    target = ngx_handoff_add_target(cf, main, &uscf->host);
+    if (target == NULL) {
+        return NGX_ERROR;
+    }
+
+    target->method = (uscf->peer.init_upstream != NULL);
+    us = uscf->servers->elts;
+
+    for (i = 0; i < uscf->servers->nelts; i++) {
+        server.path = us[i].name;
+        server.weight = us[i].weight;
+        server.max_fails = us[i].max_fails;
+        server.fail_timeout = (ngx_msec_t) us[i].fail_timeout * 1000;
+        server.backup = us[i].backup;
+        server.down = us[i].down;
+
+        if (ngx_handoff_add_server(cf, target, &server, us[i].max_conns) != NGX_OK) {
+            return NGX_ERROR;
+        }
+    }
+
+    return NGX_OK;
+}
+
+
+static void *
 ngx_stream_handoff_create_srv_conf(ngx_conf_t *cf)
 {
     ngx_stream_handoff_srv_conf_t  *conf;
@@ -299,26 +444,30 @@ ngx_stream_handoff_merge_srv_conf(ngx_conf_t *cf, void *parent, void *child)
 {
     ngx_stream_core_srv_conf_t      *cscf;
     ngx_stream_handoff_srv_conf_t   *prev = parent, *conf = child;
-    ngx_array_t                    *backends;
+    ngx_handoff_main_conf_t         *main;
 
     cscf = ngx_stream_conf_get_module_srv_conf(cf, ngx_stream_core_module);
-    backends = ngx_stream_conf_get_module_main_conf(cf, ngx_stream_handoff_module);
+    main = ngx_stream_conf_get_module_main_conf(cf, ngx_stream_handoff_module);
 
     /* Whichever of handoff_pass and proxy_pass comes first in the server. */
-    if (conf->handoff.path.len && cscf->handler != ngx_stream_handoff_handler) {
+    if (conf->handoff.pass.len && cscf->handler != ngx_stream_handoff_handler) {
         conf->fallback = cscf->handler;
         cscf->handler = ngx_stream_handoff_handler;
     }
 
-    return ngx_handoff_merge_conf(cf, backends, &prev->handoff, &conf->handoff);
+    return ngx_handoff_merge_conf(cf, main, &prev->handoff, &conf->handoff);
 }
 
 
 static char *
 ngx_stream_handoff_pass(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
-    ngx_stream_core_srv_conf_t     *cscf;
-    ngx_stream_handoff_srv_conf_t  *hscf = conf;
+    char                                *error;
+    ngx_str_t                           *value = cf->args->elts;
+    ngx_handoff_main_conf_t             *main;
+    ngx_stream_core_srv_conf_t          *cscf;
+    ngx_stream_handoff_srv_conf_t       *hscf = conf;
+    ngx_stream_compile_complex_value_t   ccv;
 
     cscf = ngx_stream_conf_get_module_srv_conf(cf, ngx_stream_core_module);
 
@@ -327,7 +476,25 @@ ngx_stream_handoff_pass(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         cscf->handler = ngx_stream_handoff_handler;
     }
 
-    return ngx_handoff_set_path(cf, &hscf->handoff.path);
+    main = ngx_stream_conf_get_module_main_conf(cf, ngx_stream_handoff_module);
+    main->used = 1;
+
+    error = ngx_handoff_set_pass(cf, &hscf->handoff);
+    if (error != NGX_CONF_OK || ngx_stream_script_variables_count(&value[1]) == 0) {
+        return error;
+    }
+
+    hscf->handoff.value = ngx_palloc(cf->pool, sizeof(ngx_stream_complex_value_t));
+    if (hscf->handoff.value == NULL) {
+        return NGX_CONF_ERROR;
+    }
+
+    ngx_memzero(&ccv, sizeof(ngx_stream_compile_complex_value_t));
+    ccv.cf = cf;
+    ccv.value = &value[1];
+    ccv.complex_value = hscf->handoff.value;
+
+    return ngx_stream_compile_complex_value(&ccv) == NGX_OK ? NGX_CONF_OK : NGX_CONF_ERROR;
 }
 
 

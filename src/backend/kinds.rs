@@ -66,9 +66,8 @@ impl Inspector {
         tls: bool,
     ) -> Option<Rejection> {
         let descriptor = descriptor.as_fd();
-        if (!over_tcp | tls)
-            && let Err(rejection) = self.check(descriptor, tls)
-        {
+        let checked = if over_tcp & !tls { Ok(()) } else { self.check(descriptor, tls) };
+        if let Err(rejection) = checked {
             return Some(rejection);
         }
         // What arrived is a socket, and the one that was offered, as far as both sides can tell. The

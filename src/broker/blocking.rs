@@ -50,7 +50,8 @@ impl Broker {
             copy.deadline = now;
         }
         self.hang_up(index, Reason::BackendUnavailable, now);
-        self.fail_over(now);
+        // The others that were in flight there go on.
+        let _ = self.flush_at(now);
     }
 
     /// Sends the offer and waits for its verdict, which comes at its deadline at the latest.

@@ -1,4 +1,4 @@
-//! Which backend gets an offer, and which one gets it next.
+//! Which backend gets an offer.
 //!
 //! Among those that take it, the one with the fewest offers in flight for its weight; backups only if
 //! no other takes it. Several have the fewest if each has less for its weight than any of them would
@@ -11,13 +11,11 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-use super::kept::{Copy, NOT_KEPT};
-use super::member::{Link, Needs, Obstacle, Place};
+use super::kept::NOT_KEPT;
+use super::member::{Link, Member, Needs, Obstacle, Place};
 use super::offers::{Facts, Parts, queued_len};
-use super::outcomes::Again;
-use super::{Broker, BrokerError, ID_BITS, KEPT_ID, SLOT_BITS, Verdict};
+use super::{BackendSettings, Broker, BrokerError, ID_BITS, KEPT_ID, SLOT_BITS};
 use crate::claim;
-use crate::reason::Reason;
 
 /// How many of its turns a backend may be behind, or ahead.
 const MOST_TURNS: i64 = 2;
@@ -65,7 +63,7 @@ impl Broker {
     }
 
     #[inline(never)]
-    fn choose_of_many(
+    pub(super) fn choose_of_many(
         &mut self,
         needs: Needs,
         kept: u32,
@@ -73,58 +71,51 @@ impl Broker {
     ) -> Result<Chosen, Option<(usize, Obstacle)>> {
         let queue_bytes = self.options.queue_bytes;
         let copy = self.outcomes.kept.get(kept);
-        let mut fewest: Option<(bool, usize, u64)> = None;
+        let mut fewest: Option<Load> = None;
         // Of those that are no backups, and of backups.
         let mut weights = [0; 2];
         let mut refused: Option<(usize, Obstacle)> = None;
-        for (index, member) in self.members.iter_mut().enumerate() {
-            member.candidate = false;
+        self.candidates.clear();
+        for (index, member) in self.members.iter().enumerate() {
             if member.gone || copy.is_some_and(|copy| copy.tried.has(index)) {
                 continue;
             }
-            if let Err(why) = member.takes(needs, queue_bytes, now) {
-                if refused.is_none_or(|(_, other)| why.rank() < other.rank()) {
+            if let Err(why) = member.would_take(needs, queue_bytes, now) {
+                if refused.is_none_or(|(_, other)| why.is_sooner(other)) {
                     refused = Some((index, why));
                 }
                 continue;
             }
-            member.candidate = true;
-            weights[usize::from(member.settings.backup)] += i64::from(member.settings.weight);
-            let with_this = load(member, 1);
-            if fewest.is_none_or(|fewest| is_less(with_this, fewest)) {
-                fewest = Some(with_this);
+            let load = Load::of(member);
+            weights[usize::from(load.backup)] += i64::from(load.weight);
+            self.candidates.push((index as u32, load));
+            if fewest.is_none_or(|fewest| load.with_one_more().is_less(fewest)) {
+                fewest = Some(load.with_one_more());
             }
         }
         let limit = fewest.ok_or(refused)?;
-        let index = self.take_turns(limit, weights[usize::from(limit.0)]);
+        let index = self.take_turns(limit, weights[usize::from(limit.backup)]);
         let place = self.members[index].takes(needs, queue_bytes, now);
         place.map(|place| Chosen { index, place }).map_err(|why| Some((index, why)))
     }
 
     /// The one whose turn it is among the candidates with less than this load. `total` is the weight
     /// of all candidates that are backups as it is, or are none.
-    fn take_turns(&mut self, limit: (bool, usize, u64), total: i64) -> usize {
+    fn take_turns(&mut self, limit: Load, total: i64) -> usize {
         let (mut chosen, mut highest) = (0, i64::MIN);
-        for (index, member) in self.members.iter_mut().enumerate() {
-            if !member.candidate || member.settings.backup != limit.0 {
+        for (index, load) in &self.candidates {
+            if load.backup != limit.backup {
                 continue;
             }
-            let turn = member.turn + i64::from(member.settings.weight);
-            member.turn = turn.clamp(-MOST_TURNS * total, MOST_TURNS * total);
-            if member.turn > highest && is_less(load(member, 0), limit) {
-                (chosen, highest) = (index, member.turn);
+            let index = *index as usize;
+            let turn = &mut self.members[index].turn;
+            *turn = (*turn + i64::from(load.weight)).clamp(-MOST_TURNS * total, MOST_TURNS * total);
+            if *turn > highest && load.is_less(limit) {
+                (chosen, highest) = (index, *turn);
             }
         }
         self.members[chosen].turn -= total;
         chosen
-    }
-
-    /// Whether there is a backend that was not tried yet and takes an offer.
-    pub(super) fn can_fail_over(&self, copy: &Copy, now: Instant) -> bool {
-        let queue_bytes = self.options.queue_bytes;
-        self.members.iter().enumerate().any(|(index, member)| {
-            !copy.tried.has(index) && member.takes(copy.needs(), queue_bytes, now).is_ok()
-        })
     }
 
     /// Puts an offer among those of a backend that takes it, and returns its id. Fails before anything
@@ -194,64 +185,6 @@ impl Broker {
         Ok(id)
     }
 
-    /// Offers to other backends what those before did not adopt.
-    pub(super) fn fail_over(&mut self, now: Instant) {
-        while let Some(Again { kept, reason }) = self.outcomes.again.pop_front() {
-            if !self.try_next(kept, now) {
-                self.give_up(kept, reason);
-            }
-        }
-    }
-
-    /// Whether another backend gets the offer.
-    fn try_next(&mut self, kept: u32, now: Instant) -> bool {
-        let Some(copy) = self.outcomes.kept.get(kept).filter(|copy| copy.deadline > now) else {
-            return false;
-        };
-        if self.closed {
-            return false;
-        }
-        let needs = copy.needs();
-        let Ok(chosen) = self.choose_of_many(needs, kept, now) else { return false };
-        let Chosen { index, place: Place { slot, .. } } = chosen;
-        // Out of its place while it is read.
-        let Some(copy) = self.outcomes.kept.take(kept) else { return false };
-        let Copy { id, user_data, descriptor, cookie, .. } = copy;
-        let len = needs.len;
-        let deadline = self.attempt_deadline(copy.deadline, now);
-        let placed = copy.with_parts(|parts| {
-            let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
-            self.place(chosen, &placing, now)
-        });
-        self.outcomes.kept.put(kept, copy);
-        let (Ok(_), Some(copy)) = (placed, self.outcomes.kept.get_mut(kept)) else {
-            return false;
-        };
-        copy.tried.add(index);
-        (copy.backend, copy.slot) = (index as u32, slot);
-        self.outcomes.statistics.failovers += 1;
-        true
-    }
-
-    /// The verdict on an offer that no other backend gets.
-    fn give_up(&mut self, kept: u32, reason: Reason) {
-        if let Some(copy) = self.outcomes.kept.get(kept) {
-            let verdict = Verdict {
-                id: copy.id,
-                user_data: copy.user_data,
-                adopted: false,
-                reason: Some(reason),
-                may_have_reached: copy.may_have_reached,
-                backend: copy.backend,
-                tries: copy.tried.count,
-                kind: 0,
-            };
-            self.outcomes.statistics.fallbacks[reason as usize] += 1;
-            self.outcomes.verdicts.push_back(verdict);
-            self.outcomes.kept.forget(kept);
-        }
-    }
-
     /// When one of several backends must have answered.
     pub(super) fn attempt_deadline(&self, deadline: Instant, now: Instant) -> Instant {
         now.checked_add(self.options.attempt_timeout).map_or(deadline, |end| end.min(deadline))
@@ -260,12 +193,11 @@ impl Broker {
     /// The error of an offer that no backend takes.
     #[cold]
     pub(super) fn refused(&mut self, why: Option<(usize, Obstacle)>) -> BrokerError {
-        let Some((index, obstacle)) = why else {
+        let Some((index, obstacle)) = why.filter(|(index, _)| !self.members[*index].gone) else {
             return self.no_backend();
         };
-        let member = &mut self.members[index];
-        let error = member.error(obstacle, &self.options);
-        member.tally.refused(error.kind());
+        self.refused_by = Some(index as u32);
+        let error = self.members[index].error(obstacle, &self.options);
         let count = self.members.iter().filter(|member| !member.gone).count();
         if count == 1 { error } else { BrokerError::AllRefused { count, first: Box::new(error) } }
     }
@@ -279,12 +211,27 @@ impl Broker {
     }
 }
 
-/// How busy a backend is, with so many offers more: less is better. Backups come last.
-fn load(member: &super::member::Member, more: usize) -> (bool, usize, u64) {
-    (member.settings.backup, member.in_flight() + more, u64::from(member.settings.weight))
+/// How busy a backend is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Load {
+    backup: bool,
+    weight: u32,
+    in_flight: u64,
 }
 
-fn is_less(one: (bool, usize, u64), other: (bool, usize, u64)) -> bool {
-    let ratio = |(_, in_flight, _): (bool, usize, u64), weight| in_flight as u64 * weight;
-    (one.0, ratio(one, other.2)) < (other.0, ratio(other, one.2))
+impl Load {
+    fn of(member: &Member) -> Load {
+        let BackendSettings { backup, weight, .. } = member.settings;
+        Load { backup, weight, in_flight: member.in_flight() as u64 }
+    }
+
+    fn with_one_more(self) -> Load {
+        Load { in_flight: self.in_flight + 1, ..self }
+    }
+
+    /// Whether it has fewer offers in flight for its weight. Backups come last.
+    fn is_less(self, other: Load) -> bool {
+        let of = |load: Load, weight: u32| load.in_flight * u64::from(weight);
+        (self.backup, of(self, other.weight)) < (other.backup, of(other, self.weight))
+    }
 }

@@ -67,6 +67,8 @@ impl Broker {
         if let Err(reason) = taken_back {
             self.hang_up(index, reason, now);
         }
+        // Now, so that the next one that is late sees what room there is left.
+        self.fail_over(now);
     }
 
     /// Runs `body` with a backend's channel, if there is one, and where to write down what happens.
@@ -83,7 +85,8 @@ impl Broker {
     }
 
     fn connect(&mut self, index: usize, now: Instant) -> Result<Channel, WhyDown> {
-        let member = &self.members[index];
+        let member = &mut self.members[index];
+        member.renew_limits(&self.options)?;
         let slots = member.settings.max_in_flight.unwrap_or(self.options.max_in_flight);
         let channel = Channel::connect(&member.path, slots, &self.options, index as u64, now)?;
         if let Some(events) = self.handle.events() {

@@ -3,15 +3,15 @@
 //! Names that begin with a dot are left out: a backend makes its socket under such a name and then
 //! moves it into place.
 
-use std::ffi::OsStr;
-use std::io;
+use std::ffi::{CString, OsStr};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{BackendSettings, Broker, MAX_BACKENDS};
+use super::member::Link;
+use super::{BackendSettings, Broker, BrokerError, MAX_BACKENDS};
 use crate::memory::NoMemory;
 use crate::sys::directory::{self, Change, Watch};
 
@@ -21,13 +21,17 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Directory {
     pub path: Arc<Path>,
+    /// The same, for C.
+    pub name: CString,
     /// Of the backends in it.
     pub settings: BackendSettings,
     watch: Option<Watch>,
     /// When to read it again, if nothing tells what changes in it.
     pub look_at: Option<Instant>,
-    /// An error number: why it could not be read.
+    /// An error number: why it could not be read, or not all that is in it.
     error: Option<i32>,
+    /// When that began.
+    pub failed_at: Instant,
     pub removed: bool,
 }
 
@@ -39,7 +43,18 @@ impl Directory {
     ) -> Result<Directory, NoMemory> {
         let (watch, error) = (None, None);
         let look_at = Some(now);
-        Ok(Directory { path: path.into(), settings, watch, look_at, error, removed: false })
+        // A path with a NUL in it is refused before.
+        let name = CString::new(path.as_os_str().as_bytes()).unwrap_or_default();
+        Ok(Directory {
+            path: path.into(),
+            name,
+            settings,
+            watch,
+            look_at,
+            error,
+            failed_at: now,
+            removed: false,
+        })
     }
 
     pub(super) fn error(&self) -> Option<i32> {
@@ -86,20 +101,51 @@ impl Broker {
         let watched = directory.watch.is_some();
         // Those that are not found have gone.
         let mut found = [false; MAX_BACKENDS];
+        let failed_before = self.directories[number].error.take();
         let read = directory::sockets(&path, |name| {
             if let Some(index) = self.found(number, name, settings, now) {
                 found[index] = true;
             }
         });
         let directory = &mut self.directories[number];
-        directory.error = read.as_ref().err().map(io::Error::raw_os_error).unwrap_or_default();
-        let look_again = !watched || read.is_err();
+        let error = read.err().map(|error| error.raw_os_error().unwrap_or(libc::EIO));
+        directory.error = error.or(directory.error);
+        if failed_before.is_none() {
+            directory.failed_at = now;
+        }
+        let look_again = !watched || directory.error.is_some();
         directory.look_at = look_again.then(|| now + PAUSE);
+        if !matches!(error, None | Some(libc::ENOENT | libc::ENOTDIR)) {
+            // It may be there all the same.
+            return;
+        }
         for (index, found) in found.iter().enumerate().take(self.members.len()) {
             if self.members[index].directory == Some(number as u32) && !found {
-                self.leave(index, now);
+                self.gone(index, now);
             }
         }
+    }
+
+    /// A socket came: it is another one than a backend of this name had before, which ends as if its
+    /// socket had gone.
+    fn came(&mut self, number: usize, name: &OsStr, settings: BackendSettings, now: Instant) {
+        let before = self.number(&self.directories[number].path.join(name));
+        let here = |index: &usize| {
+            let member = &self.members[*index];
+            member.directory == Some(number as u32) && matches!(member.link, Link::Up(_))
+        };
+        if let Some(index) = before.filter(here) {
+            self.gone(index, now);
+        }
+        if let Some(index) = self.found(number, name, settings, now) {
+            self.start_over(index, now);
+        }
+    }
+
+    /// The socket of a backend has gone.
+    fn gone(&mut self, index: usize, now: Instant) {
+        self.members[index].superseded = true;
+        self.leave(index, now);
     }
 
     /// A socket was found in a directory: its number, unless it cannot be a backend.
@@ -119,13 +165,14 @@ impl Broker {
             return None;
         }
         let known = self.number(&path);
-        if known.is_some_and(|index| {
-            self.members[index].directory.is_none() && !self.members[index].leaving
-        }) {
+        if known.is_some_and(|index| self.members[index].directory.is_none()) {
             // It was added by its own name, which stands.
             return known;
         }
-        self.add_member(&path, settings, Some(number as u32), now).ok()?;
+        if let Err(error) = self.add_member(&path, settings, Some(number as u32), now) {
+            let full = matches!(error, BrokerError::TooManyBackends { .. });
+            self.directories[number].error = Some(if full { libc::ENOSPC } else { libc::ENOMEM });
+        }
         self.number(&path)
     }
 
@@ -139,10 +186,8 @@ impl Broker {
         let read = watch.read(|change| match change {
             Change::Came(name) => {
                 let path = self.directories[number].path.clone();
-                if directory::is_socket(&path, name)
-                    && let Some(index) = self.found(number, name, settings, now)
-                {
-                    self.start_over(index, now);
+                if directory::is_socket(&path, name) {
+                    self.came(number, name, settings, now);
                 }
             }
             Change::Went(name) => {
@@ -151,7 +196,7 @@ impl Broker {
                 // One that was added by its own name stays.
                 let here = |index: &usize| self.members[*index].directory == Some(number as u32);
                 if let Some(index) = index.filter(here) {
-                    self.leave(index, now);
+                    self.gone(index, now);
                 }
             }
             Change::Unknown => all = true,

@@ -136,9 +136,9 @@ pub enum BrokerError {
         did: NoWelcome,
     },
     /// The process that listens at the path may not be the backend. Nothing was sent to it.
-    #[error("{path}: the user who listens there, {user}{note}, may not be the backend: {allowed}",
+    #[error("{path}: the user who listens there, {user}, {note}may not be the backend: {allowed}",
         path = .path.display(),
-        note = if *.nameless { ", has no number in this user namespace and" } else { "" })]
+        note = if *.nameless { "has no number in this user namespace and " } else { "" })]
     NotAllowed {
         /// The handoff socket.
         path: Arc<Path>,
@@ -158,8 +158,8 @@ pub enum BrokerError {
         source: io::Error,
     },
     /// The backend failed too often recently.
-    #[error("{path}: the backend failed too often and is not tried for {left:?}",
-        path = .path.display())]
+    #[error("{path}: the backend failed too often and is not tried for {left}",
+        path = .path.display(), left = Rounded(*.left))]
     RateLimited {
         /// The handoff socket.
         path: Arc<Path>,
@@ -197,6 +197,18 @@ pub enum BrokerError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// A time as people say it.
+struct Rounded(Duration);
+
+impl fmt::Display for Rounded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_millis() {
+            milliseconds @ 0..1000 => write!(f, "{} ms", milliseconds.max(1)),
+            milliseconds => write!(f, "{}.{} s", milliseconds / 1000, milliseconds % 1000 / 100),
+        }
+    }
 }
 
 /// A path and a colon, if there is one.

@@ -32,6 +32,8 @@ pub(super) struct Copy {
     pub slot: u32,
     /// Whether one of the backends before may hold the descriptor.
     pub may_have_reached: bool,
+    /// No backend has it: it waits until one has room.
+    pub waits: bool,
     pub tried: Tried,
     /// Service, correlation, metadata and preread, one behind the other.
     bytes: Vec<u8>,
@@ -51,6 +53,7 @@ impl Copy {
             backend: 0,
             slot: 0,
             may_have_reached: false,
+            waits: false,
             tried: Tried::default(),
             bytes: Vec::new(),
             ends: [0; 3],
@@ -167,6 +170,7 @@ impl Kept {
         copy.tried = Tried::default();
         copy.may_have_reached = false;
         copy.tls = parts.tls;
+        copy.waits = false;
         for (end, name) in copy.ends.iter_mut().zip(parts.names) {
             copy.bytes.extend_from_slice(name);
             *end = copy.bytes.len();

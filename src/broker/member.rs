@@ -10,7 +10,7 @@ use super::channel::Channel;
 use super::offers::queued_len;
 use super::outcomes::Tally;
 use super::peer::WhyDown;
-use super::settings::BackendSettings;
+use super::settings::{BackendSettings, FailureLimits};
 use super::{BrokerError, BrokerOptions, Limit, NoWelcome};
 use crate::failures::Attempt;
 use crate::handle::GREETING_TIMEOUT;
@@ -45,6 +45,8 @@ pub(super) struct Member {
     pub settings: BackendSettings,
     pub link: Link,
     pub tally: Tally,
+    /// Those that the failures are counted with.
+    failure_limits: FailureLimits,
     /// Between the end of a channel, or the failure to make one, and the next attempt.
     next_pause: Duration,
     /// When to look for the successor of a backend that drains.
@@ -55,6 +57,8 @@ pub(super) struct Member {
     pub directory: Option<u32>,
     /// It is to be removed: nothing more is offered to it.
     pub leaving: bool,
+    /// Its socket has gone: another one at its path is another backend.
+    pub superseded: bool,
     /// It is removed: its place can be used again.
     pub gone: bool,
     /// It is in the list of those whose timers are to be set, and which may have something to send.
@@ -63,8 +67,6 @@ pub(super) struct Member {
     since: Instant,
     /// Its turns among those with equal load: the smooth weighted round-robin of nginx.
     pub turn: i64,
-    /// It takes the offer that is being placed.
-    pub candidate: bool,
 }
 
 /// Why a backend does not take an offer.
@@ -109,8 +111,16 @@ impl Obstacle {
         Obstacle::NoWelcome(GREETING_TIMEOUT.saturating_sub(by.saturating_duration_since(now)))
     }
 
+    /// Whether an offer is likely to be taken sooner than with another one.
+    pub(super) fn is_sooner(self, other: Obstacle) -> bool {
+        match (self, other) {
+            (Obstacle::Resting(left), Obstacle::Resting(other)) => left < other,
+            _ => self.rank() < other.rank(),
+        }
+    }
+
     /// The lower, the more likely is it that an offer is taken soon.
-    pub(super) fn rank(self) -> u8 {
+    fn rank(self) -> u8 {
         match self {
             Obstacle::Full(_) => 0,
             Obstacle::NoWelcome(_) => 1,
@@ -124,6 +134,17 @@ impl Obstacle {
     }
 }
 
+impl Channel {
+    #[cold]
+    fn is_full(&self) -> Obstacle {
+        Obstacle::Full(Limit::InFlight {
+            in_flight: self.offers.in_flight(),
+            unanswered: self.offers.unanswered(),
+            most: self.welcome.map_or(0, |welcome| welcome.slots as usize),
+        })
+    }
+}
+
 impl Member {
     pub(super) fn new(
         path: &Path,
@@ -131,31 +152,37 @@ impl Member {
         options: &BrokerOptions,
         now: Instant,
     ) -> Result<Member, NoMemory> {
-        let max_failures = match settings.max_failures {
-            None => options.max_failures,
-            Some(usize::MAX) => None,
-            most => most,
-        };
-        let failure_period = settings.failure_period.unwrap_or(options.failure_period);
+        let limits = settings.failure_limits(options);
         Ok(Member {
             path: path.into(),
             // A path with a NUL in it is refused before.
             name: CString::new(path.as_os_str().as_bytes()).unwrap_or_default(),
             settings,
             link: Link::Down { retry_at: now },
-            tally: Tally::new(max_failures, failure_period)?,
+            tally: Tally::new(limits)?,
+            failure_limits: limits,
             next_pause: options.reconnect_min,
             successor_at: now,
             why_down: None,
             directory: None,
             leaving: false,
+            superseded: false,
             gone: false,
             touched: false,
             phase: Phase::Connecting,
             since: now,
             turn: 0,
-            candidate: false,
         })
+    }
+
+    /// Counts failures by the limits that it has got since the last channel.
+    pub(super) fn renew_limits(&mut self, options: &BrokerOptions) -> Result<(), NoMemory> {
+        let limits = self.settings.failure_limits(options);
+        if limits != self.failure_limits {
+            self.tally.failures = limits.counter()?;
+            self.failure_limits = limits;
+        }
+        Ok(())
     }
 
     pub(super) fn name(&self) -> &CStr {
@@ -199,14 +226,29 @@ impl Member {
         !self.leaving && !self.gone && !self.settings.off
     }
 
-    /// Whether it takes an offer now.
+    /// Where it takes an offer now.
     #[inline(always)]
     pub(super) fn takes(
+        &self,
+        needs: Needs,
+        queue_bytes: usize,
+        now: Instant,
+    ) -> Result<Place, Obstacle> {
+        let (channel, trial) = self.would_take(needs, queue_bytes, now)?;
+        match channel.offers.next_slot() {
+            Some((slot, generation)) => Ok(Place { slot, generation, trial }),
+            None => Err(channel.is_full()),
+        }
+    }
+
+    /// Whether it takes an offer now: over which channel, and whether as its trial.
+    #[inline(always)]
+    pub(super) fn would_take(
         &self,
         Needs { len, tls }: Needs,
         queue_bytes: usize,
         now: Instant,
-    ) -> Result<Place, Obstacle> {
+    ) -> Result<(&Channel, bool), Obstacle> {
         if !self.is_wanted() {
             return Err(Obstacle::Off);
         }
@@ -233,25 +275,18 @@ impl Member {
         if queued > queue_bytes {
             return Err(Obstacle::Full(Limit::QueuedBytes { queued, most: queue_bytes }));
         }
-        let Some((slot, generation)) = channel.offers.next_slot() else {
-            return Err(Obstacle::Full(Limit::InFlight {
-                in_flight: channel.offers.in_flight(),
-                unanswered: channel.offers.unanswered(),
-                most: welcome.slots as usize,
-            }));
-        };
-        Ok(Place { slot, generation, trial })
+        if channel.offers.granted() == 0 {
+            return Err(channel.is_full());
+        }
+        Ok((channel, trial))
     }
 
     /// How many small offers it takes now.
     pub(super) fn room(&self, queue_bytes: usize, now: Instant) -> usize {
-        let Link::Up(channel) = &self.link else { return 0 };
-        if self.takes(Needs { len: 0, tls: false }, queue_bytes, now).is_err() {
-            return 0;
-        }
-        match self.tally.failures.as_ref().map(|failures| failures.check(now)) {
-            Some(Attempt::Trial) => 1,
-            _ => channel.offers.granted(),
+        match self.would_take(Needs { len: 0, tls: false }, queue_bytes, now) {
+            Ok((_, true)) => 1,
+            Ok((channel, false)) => channel.offers.granted(),
+            Err(_) => 0,
         }
     }
 

@@ -40,7 +40,10 @@ impl Broker {
         settings: BackendSettings,
         now: Instant,
     ) -> Result<(), BrokerError> {
-        let known = self.directories.iter().position(|directory| &*directory.path == path);
+        let known = self
+            .directories
+            .iter()
+            .position(|directory| directory.path.as_os_str() == path.as_os_str());
         if let Some(number) = known {
             let directory = &mut self.directories[number];
             directory.settings = settings;
@@ -50,7 +53,7 @@ impl Broker {
             }
             for index in 0..self.members.len() {
                 if self.members[index].directory == Some(number as u32) {
-                    self.change(index, settings, now);
+                    self.change(index, settings, now)?;
                 }
             }
         } else if let Some(unused) = self.directories.iter_mut().find(|other| other.removed) {
@@ -73,12 +76,10 @@ impl Broker {
         directory: Option<u32>,
         now: Instant,
     ) -> Result<(), BrokerError> {
-        let known = self.number(path);
-        if let Some(index) = known {
+        if let Some(index) = self.number(path) {
             self.members[index].leaving = false;
             self.members[index].directory = directory;
-            self.change(index, settings, now);
-            return Ok(());
+            return self.change(index, settings, now);
         }
         let index = self.unused_number()?;
         let mut member = Member::new(path, settings, &self.options, now)?;
@@ -98,17 +99,28 @@ impl Broker {
         Ok(())
     }
 
-    /// The number of the backend with this path.
+    /// The number of the backend with this path, but for those whose socket has gone.
     pub(super) fn number(&self, path: &Path) -> Option<usize> {
         let mut listed = self.listed.iter().map(|index| *index as usize);
-        listed.find(|index| &*self.members[*index].path == path)
+        // As bytes: of abstract names, "@x/a" and "@x//a" are two.
+        listed.find(|index| {
+            let member = &self.members[*index];
+            !member.superseded && member.path.as_os_str() == path.as_os_str()
+        })
     }
 
-    fn change(&mut self, index: usize, settings: BackendSettings, now: Instant) {
+    fn change(
+        &mut self,
+        index: usize,
+        settings: BackendSettings,
+        now: Instant,
+    ) -> Result<(), BrokerError> {
         self.members[index].settings = settings;
         if self.handle.is_open() {
+            self.reserve()?;
             self.tick(index, now);
         }
+        Ok(())
     }
 
     /// A number for one more backend, with memory for it in every list. Numbers of those that are gone
@@ -128,6 +140,8 @@ impl Broker {
         for list in [&mut self.listed, &mut self.touched] {
             list.try_reserve(all + 1).map_err(NoMemory::to(BACKENDS))?;
         }
+        self.candidates.clear();
+        self.candidates.try_reserve(all + 1).map_err(NoMemory::to(BACKENDS))?;
         Ok(all)
     }
 
@@ -146,6 +160,9 @@ impl Broker {
         if self.members.len() > 1 {
             let again = &mut self.outcomes.again;
             again.try_reserve(most).map_err(NoMemory::to("verdicts"))?;
+            let waiting = &mut self.waiting;
+            let more = most.saturating_sub(waiting.len());
+            waiting.try_reserve(more).map_err(NoMemory::to("verdicts"))?;
         }
         Ok(())
     }
@@ -159,7 +176,10 @@ impl Broker {
         }
         self.check_process()?;
         let mut removed = false;
-        let directory = self.directories.iter().position(|directory| &*directory.path == path);
+        let directory = self
+            .directories
+            .iter()
+            .position(|directory| directory.path.as_os_str() == path.as_os_str());
         if let Some(number) = directory {
             removed = !self.directories[number].removed;
             self.stop_watching(number);

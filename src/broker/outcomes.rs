@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::kept::{Kept, NOT_KEPT};
 use super::offers::Facts;
+use super::settings::FailureLimits;
 use super::{BrokerOptions, BrokerStatistics, Verdict};
 use crate::failures::FailureCounter;
 use crate::kind::ErrorKind;
@@ -23,6 +24,7 @@ pub(super) struct Outcomes {
 /// An offer that a backend did not adopt, and another one may.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Again {
+    pub id: u64,
     /// The number of its copy.
     pub kept: u32,
     /// What ended the last attempt.
@@ -51,13 +53,9 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn new(
-        max_failures: Option<usize>,
-        failure_period: Duration,
-    ) -> Result<Tally, NoMemory> {
-        let counter = |most| FailureCounter::new(most, failure_period);
+    pub(super) fn new(limits: FailureLimits) -> Result<Tally, NoMemory> {
         Ok(Tally {
-            failures: max_failures.map(counter).transpose()?,
+            failures: limits.counter()?,
             connects: 0,
             failed_connects: 0,
             offered: 0,
@@ -197,7 +195,7 @@ impl<'a> Ledger<'a> {
         }
         if let Some(copy) = self.outcomes.kept.get_mut(facts.kept).filter(|_| goes_on(reason)) {
             copy.may_have_reached |= end.may_have_reached;
-            self.outcomes.again.push_back(Again { kept: facts.kept, reason });
+            self.outcomes.again.push_back(Again { id: facts.id, kept: facts.kept, reason });
             return;
         }
         self.outcomes.statistics.fallbacks[reason as usize] += 1;

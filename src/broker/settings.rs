@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::MAX_BACKENDS;
+use super::{BrokerOptions, MAX_BACKENDS};
+use crate::failures::FailureCounter;
+use crate::memory::NoMemory;
+use crate::wire::MAX_SLOTS;
 
 /// What a [`Broker`](super::Broker) is told about one of its backends. Out-of-range values are
 /// clamped.
@@ -39,8 +42,35 @@ impl BackendSettings {
     /// The largest weight.
     pub const MAX_WEIGHT: u32 = 65535;
 
+    /// Its own limits, or the broker's.
+    pub(super) fn failure_limits(&self, options: &BrokerOptions) -> FailureLimits {
+        let most = match self.max_failures {
+            None => options.max_failures,
+            Some(usize::MAX) => None,
+            most => most,
+        };
+        FailureLimits { most, period: self.failure_period.unwrap_or(options.failure_period) }
+    }
+
     pub(super) fn checked(self) -> BackendSettings {
-        BackendSettings { weight: self.weight.clamp(1, BackendSettings::MAX_WEIGHT), ..self }
+        BackendSettings {
+            weight: self.weight.clamp(1, BackendSettings::MAX_WEIGHT),
+            max_in_flight: self.max_in_flight.map(|most| most.clamp(1, MAX_SLOTS)),
+            ..self
+        }
+    }
+}
+
+/// How many failures make a backend rest; none if they never do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FailureLimits {
+    most: Option<usize>,
+    period: Duration,
+}
+
+impl FailureLimits {
+    pub(super) fn counter(self) -> Result<Option<FailureCounter>, NoMemory> {
+        self.most.map(|most| FailureCounter::new(most, self.period)).transpose()
     }
 }
 

@@ -6,15 +6,17 @@
 mod crew;
 mod waits;
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::options::MAX_TIMEOUT;
 use super::{Broker, BrokerError, Offer, Verdict};
 use crate::handle::{HandleError, REST_PAUSE, Waker};
-use crate::sys::event;
+use crate::support;
+use crate::sys::event::{self, Alarm, Events};
 
 use crew::{Attempt, Crew, Desk, Watch};
 use waits::{Wait, Waits};
@@ -33,13 +35,33 @@ struct Descriptor {
     /// From the first use on.
     descriptor: OnceLock<Arc<OwnedFd>>,
     waker: Waker,
+    /// From the first time that somebody asks for it.
+    for_loop: OnceLock<ForLoop>,
+}
+
+/// A descriptor for an event loop. The broker's own does not do: what makes that readable is gone
+/// when a thread that waits has done the work.
+#[derive(Debug)]
+struct ForLoop {
+    /// Has the broker's descriptor in it.
+    events: Events,
+    /// Makes it readable for verdicts that nobody waits for, and for room.
+    alarm: Arc<Alarm>,
+    // All of these change under the lock only.
+    fired: AtomicBool,
+    wants_room: AtomicBool,
+    has_room: AtomicBool,
 }
 
 impl SharedBroker {
     /// Shares a broker among threads.
     pub fn new(broker: Broker) -> SharedBroker {
         let timeout = broker.options.timeout;
-        let watch = Descriptor { descriptor: OnceLock::new(), waker: broker.waker() };
+        let watch = Descriptor {
+            descriptor: OnceLock::new(),
+            waker: broker.waker(),
+            for_loop: OnceLock::new(),
+        };
         SharedBroker { crew: Crew::new(broker, watch), timeout }
     }
 
@@ -48,7 +70,43 @@ impl SharedBroker {
     pub fn with<T>(&self, body: impl FnOnce(&mut Broker) -> T) -> Result<T, BrokerError> {
         // Before the lock: in a child of fork(2), a thread that the child does not have may hold it.
         self.check_process()?;
-        Ok(self.crew.with(body))
+        Ok(self.crew.with(|broker| {
+            let Some(for_loop) = self.crew.watch.for_loop.get() else { return body(broker) };
+            let wanted = mem::take(&mut broker.wanted);
+            let result = body(broker);
+            if broker.wanted {
+                for_loop.wants_room.store(true, Ordering::Relaxed);
+            }
+            broker.wanted |= wanted;
+            result
+        }))
+    }
+
+    /// As [`Broker::descriptor`].
+    pub fn descriptor(&self) -> Result<BorrowedFd<'_>, BrokerError> {
+        let watch = &self.crew.watch;
+        self.with(|broker| {
+            let descriptor = broker.descriptor()?;
+            if watch.for_loop.get().is_none() {
+                let for_loop = ForLoop::new(descriptor)?;
+                // Only who holds the broker sets it.
+                let _ = watch.for_loop.set(for_loop);
+            }
+            watch.see(broker);
+            Ok::<(), BrokerError>(())
+        })??;
+        let for_loop = watch.for_loop.get().ok_or(BrokerError::WrongProcess)?;
+        Ok(for_loop.events.descriptor().as_fd())
+    }
+
+    /// As [`Broker::dispatch`].
+    pub fn dispatch(&self) -> Result<(), BrokerError> {
+        self.with(|broker| {
+            if let Some(for_loop) = self.crew.watch.for_loop.get() {
+                for_loop.has_room.store(false, Ordering::Relaxed);
+            }
+            broker.dispatch()
+        })?
     }
 
     /// As [`Broker::offer_and_wait`], in any number of threads at once. Offers that wait for room
@@ -131,7 +189,41 @@ impl Descriptor {
     }
 }
 
-impl Watch<BrokerError> for Descriptor {
+impl ForLoop {
+    fn new(descriptor: BorrowedFd<'_>) -> Result<ForLoop, BrokerError> {
+        let alarm = Arc::new(Alarm::default());
+        let events = support::events(&alarm)?;
+        let added = events.add(descriptor, 0);
+        added.map_err(HandleError::system("watch the broker's descriptor"))?;
+        Ok(ForLoop {
+            events,
+            alarm,
+            fired: AtomicBool::new(false),
+            wants_room: AtomicBool::new(false),
+            has_room: AtomicBool::new(false),
+        })
+    }
+
+    fn tell(&self, broker: &Broker) {
+        let relaxed = Ordering::Relaxed;
+        if self.wants_room.load(relaxed) && broker.room_at(Instant::now()) > 0 {
+            self.wants_room.store(false, relaxed);
+            self.has_room.store(true, relaxed);
+        }
+        let fire = !broker.outcomes.verdicts.is_empty() || self.has_room.load(relaxed);
+        if self.fired.swap(fire, relaxed) != fire {
+            if fire { self.alarm.fire() } else { self.alarm.silence() }
+        }
+    }
+}
+
+impl Watch<Broker> for Descriptor {
+    fn before_release(&self, broker: &mut Broker) {
+        if let Some(for_loop) = self.for_loop.get() {
+            for_loop.tell(broker);
+        }
+    }
+
     fn wait(&self, deadline: Option<Instant>) -> Result<(), BrokerError> {
         let Some(descriptor) = self.descriptor.get() else { return Ok(()) };
         let waited = event::await_events(descriptor.as_fd(), deadline);

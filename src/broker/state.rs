@@ -1,8 +1,10 @@
 //! What a broker tells of each of its backends.
 
 use std::ffi::CStr;
+use std::io;
 use std::time::{Duration, Instant};
 
+use super::directory::Directory;
 use super::member::{Link, Member, Obstacle, Phase};
 use super::outcomes::TIMES;
 use super::{BackendSettings, Broker, BrokerError, BrokerOptions};
@@ -48,11 +50,16 @@ pub struct BackendState<'a> {
 
 impl Broker {
     /// What one of the backends does and has done; `index` counts from 0 in the order in which they
-    /// came. None behind the last one.
+    /// came. Behind them come the directories that cannot be read, as backends that are down. None
+    /// behind the last one.
     pub fn backend_state(&mut self, index: usize) -> Option<BackendState<'_>> {
         let now = Instant::now();
-        let number = *self.listed.get(index)? as usize;
-        let member = &mut self.members[number];
+        let Some(number) = self.listed.get(index) else {
+            let mut failing = self.directories.iter().filter_map(|it| Some((it, it.error()?)));
+            let (directory, error) = failing.nth(index - self.listed.len())?;
+            return Some(state_of_directory(directory, error, now));
+        };
+        let member = &mut self.members[*number as usize];
         member.note_phase(now);
         Some(state(member, &self.options, now))
     }
@@ -95,5 +102,27 @@ fn state<'a>(member: &'a Member, options: &BrokerOptions, now: Instant) -> Backe
         fallbacks: tally.fallbacks,
         refusals: tally.refusals,
         times: tally.times,
+    }
+}
+
+fn state_of_directory(directory: &Directory, error: i32, now: Instant) -> BackendState<'_> {
+    let (path, source) = (directory.path.clone(), Some(io::Error::from_raw_os_error(error)));
+    BackendState {
+        name: &directory.name,
+        settings: directory.settings,
+        phase: Phase::Down,
+        error: Some(BrokerError::NoBackend { path, source }),
+        since: now.saturating_duration_since(directory.failed_at),
+        next: directory.look_at.map(|at| at.saturating_duration_since(now)),
+        in_flight: 0,
+        room: 0,
+        connects: 0,
+        failed_connects: 0,
+        offered: 0,
+        adopted: 0,
+        taken_back: 0,
+        fallbacks: [0; Reason::COUNT],
+        refusals: [0; ErrorKind::COUNT],
+        times: [0; TIMES],
     }
 }

@@ -223,7 +223,8 @@ unsafe impl Growing for handoff_backend_state {
 }
 
 /// Gets the state of one of a broker's backends. For all of them, call it with 0, 1, 2 and so on
-/// until it returns HANDOFF_NOTHING. It makes no system call.
+/// until it returns HANDOFF_NOTHING. It makes no system call. The last ones are the directories that
+/// cannot be read, HANDOFF_BACKEND_DOWN.
 ///
 /// @param broker      the broker
 /// @param index       which backend: they are numbered from 0 in the order in which they came, and

@@ -494,11 +494,14 @@ pub extern "C" fn handoff_broker_flush(broker: *mut handoff_broker) -> handoff_s
 #[must_use]
 pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
     let mut fd = -1;
-    let status = with(broker, |broker| {
-        fd = broker.descriptor()?.as_raw_fd();
+    let status = guard(|| {
+        fd = match shared(broker)? {
+            Some(shared) => shared.descriptor()?.as_raw_fd(),
+            None => single(broker)?.descriptor()?.as_raw_fd(),
+        };
         Ok(())
     });
-    if status == HANDOFF_OK { fd } else { -1 }
+    if keep_error(broker, status) == HANDOFF_OK { fd } else { -1 }
 }
 
 /// Does a broker's pending work: connects, receives verdicts, sends offers, takes back offers whose
@@ -515,7 +518,11 @@ pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_dispatch(broker: *mut handoff_broker) -> handoff_status {
-    with(broker, |broker| Ok(broker.dispatch()?))
+    let status = guard(|| match shared(broker)? {
+        Some(shared) => Ok(shared.dispatch()?),
+        None => Ok(single(broker)?.dispatch()?),
+    });
+    keep_error(broker, status)
 }
 
 /// What became of an offer.

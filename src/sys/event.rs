@@ -86,6 +86,14 @@ impl Alarm {
         }
     }
 
+    /// Undoes [`fire`](Alarm::fire), if no one sets the timer meanwhile.
+    pub(crate) fn silence(&self) {
+        if let Some(timer) = self.timer.get() {
+            // It can fail for no valid timer.
+            let _ = set_timer(timer, Duration::ZERO);
+        }
+    }
+
     pub(crate) fn is_ringing(&self) -> bool {
         self.ringing.load(Ordering::SeqCst)
     }

@@ -103,7 +103,7 @@ static void give_up(struct client *client, handoff_reason reason)
     forget(client);
 }
 
-/* ---- offers and verdicts ------------------------------------------------------------------------*/
+/* ---- offers and verdicts --------------------------------------------------------------------- */
 
 /* Whether a later offer can have another end than this one. */
 static bool may_change(handoff_reason reason)
@@ -200,7 +200,7 @@ static void take_verdicts(int64_t now)
     must_handoff(status == HANDOFF_NOTHING, "handoff_broker_next");
 }
 
-/* ---- clients ------------------------------------------------------------------------------------*/
+/* ---- clients --------------------------------------------------------------------------------- */
 
 static void accept_clients(int64_t now)
 {
@@ -240,8 +240,8 @@ static void accept_clients(int64_t now)
     }
 }
 
-/* Reads what a client has sent so far. That, or nothing if there is nothing in time, goes along. The
- * time to be adopted in begins now. */
+/* Reads what a client has sent so far, perhaps nothing: that goes along. Its time to be adopted
+ * begins now. */
 static void stop_reading(struct client *client, int64_t now)
 {
     static char buffer[PREREAD_MOST];
@@ -259,6 +259,28 @@ static void stop_reading(struct client *client, int64_t now)
     queue(client);
 }
 
+/* Why a client has waited in vain. The first time it is said, too. */
+static handoff_reason why_in_vain(void)
+{
+    static bool said;
+    handoff_reason reason = HANDOFF_REASON_BACKEND_UNAVAILABLE;
+    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    handoff_status status;
+    size_t count = 0;
+    while ((status = handoff_broker_get_state(broker, count, &state)) == HANDOFF_OK) {
+        count++;
+        if (state.state == HANDOFF_BACKEND_READY)
+            reason = HANDOFF_REASON_BACKEND_BUSY;
+        else if (!said && *state.message != '\0')
+            complain("%s", state.message);
+    }
+    must_handoff(status == HANDOFF_NOTHING, "handoff_broker_get_state");
+    if (!said && count == 0)
+        complain("no backend listens there");
+    said = true;
+    return reason;
+}
+
 /* Deals with clients whose time is up. Returns the milliseconds until the next one. */
 static int expire(int64_t now)
 {
@@ -270,7 +292,7 @@ static int expire(int64_t now)
         next_us = client->deadline_us;
     while ((client = TAILQ_FIRST(&waiting)) != NULL && client->deadline_us <= now) {
         TAILQ_REMOVE(&waiting, client, next);
-        give_up(client, HANDOFF_REASON_BACKEND_UNAVAILABLE);
+        give_up(client, why_in_vain());
     }
     if (client != NULL && client->deadline_us < next_us)
         next_us = client->deadline_us;
@@ -279,7 +301,7 @@ static int expire(int64_t now)
     return next_us == INT64_MAX ? -1 : (int)((next_us - now + 999) / 1000);
 }
 
-/* ---- the program --------------------------------------------------------------------------------*/
+/* ---- the program ----------------------------------------------------------------------------- */
 
 static void take_signals(void)
 {

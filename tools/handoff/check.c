@@ -29,7 +29,7 @@ struct listener {
 
 static int timeout_ms = 2000;
 
-/* ---- the path -----------------------------------------------------------------------------------*/
+/* ---- the path -------------------------------------------------------------------------------- */
 
 /* "drwxr-x--- app (1001) www-data (33)" */
 static void describe_file(const struct stat *file, char *text, size_t size)
@@ -141,7 +141,7 @@ static bool check_file(struct report *report, const char *path)
     return true;
 }
 
-/* ---- who listens --------------------------------------------------------------------------------*/
+/* ---- who listens ----------------------------------------------------------------------------- */
 
 static void read_proc(pid_t pid, const char *name, char *text, size_t size)
 {
@@ -215,8 +215,8 @@ static bool check_listener(struct report *report, const char *path, struct liste
         step_failed(report, "listener", WRONG_TYPE, HANDOFF_ERR_BACKEND_UNAVAILABLE, error,
                     "%s is a stream or datagram socket; a handoff socket has sequenced packets "
                     "(SOCK_SEQPACKET)", path);
-        advise(report, "Name the backend's handoff socket, not the one for its other clients; under "
-                       "systemd say ListenSequentialPacket=, not ListenStream=.");
+        advise(report, "Name the backend's handoff socket, not the one for its other clients; "
+                       "under systemd say ListenSequentialPacket=, not ListenStream=.");
         return false;
     case EACCES:
     case EPERM:
@@ -246,14 +246,11 @@ static bool check_listener(struct report *report, const char *path, struct liste
     return true;
 }
 
-/* ---- the channel --------------------------------------------------------------------------------*/
+/* ---- the channel ----------------------------------------------------------------------------- */
 
 static const char *advice_of(int code)
 {
     switch (code) {
-    case NOT_ALLOWED:
-        return "Name this user, or a group of it, in the backend's policy: `policy' in "
-               "handoff_backend_options, --allow of `handoff exec'.";
     case NOT_TRUSTED:
         return "Run the backend as the owner of its socket; or, if this user shall be the backend, "
                "name it in the broker's policy, `policy' in handoff_broker_options.";
@@ -280,7 +277,7 @@ static const struct {
     int code, code_too;
     const char *in_order;
 } channel_steps[] = {
-    {"backend", NOT_TRUSTED, NOT_TRUSTED, "a broker of this user takes who listens for its backend"},
+    {"backend", NOT_TRUSTED, NOT_TRUSTED, "a broker of this user hands over to that user"},
     {"answer", NO_ANSWER, NO_HANDOFF, "it answers, with the protocol of libhandoff"},
     {"credentials", NOT_ALLOWED, NOT_ALLOWED, "it allows this user"},
     {"channels", TOO_MANY, IS_DRAINING, "it takes another broker"},
@@ -331,13 +328,19 @@ static void check_channel(struct report *report, const char *path, struct listen
                     : found.code == IS_DRAINING ? "the backend drains: it takes no more offers"
                                                 : "the backend takes no offers: those that it has "
                                                   "granted are in flight, or it grants none");
-        advise(report, "%s", advice_of(found.code));
+        if (found.code == NOT_ALLOWED)
+            advise(report, "Name user %ld, or a group of it, in the backend's policy, with all "
+                           "others who may connect: `policy' in handoff_backend_options, or "
+                           "`handoff exec --allow %ld'.", (long)geteuid(), (long)geteuid());
+        else
+            advise(report, "%s", advice_of(found.code));
     }
 }
 
-/* ---- all of it ----------------------------------------------------------------------------------*/
+/* ---- all of it ------------------------------------------------------------------------------- */
 
-static struct report *check_socket(const char *path)
+/* `inside`: of a directory that has been checked. */
+static struct report *check_socket(const char *path, bool inside)
 {
     struct report *report = report_new(path);
     struct listener listener = {0};
@@ -348,8 +351,9 @@ static struct report *check_socket(const char *path)
         advise(report, "Use a shorter path.");
         return report;
     }
-    if ((*path == '@' || (check_directories(report, path) && check_file(report, path))) &&
-        check_listener(report, path, &listener))
+    bool reached = *path == '@' || ((inside || check_directories(report, path)) &&
+                                    check_file(report, path));
+    if (reached && check_listener(report, path, &listener))
         check_channel(report, path, &listener);
     return report;
 }
@@ -394,7 +398,7 @@ static int check_sockets(const char *path)
             continue;
         if (!report_json)
             printf("%s\n", inside);
-        struct report *report = inner[inner_len++] = check_socket(inside);
+        struct report *report = inner[inner_len++] = check_socket(inside, true);
         if (!report_json)
             report_print_end(report);
         if (report->code != DONE && failed++ == 0) {
@@ -460,7 +464,7 @@ int check_main(int argc, char **argv)
                          (stat(path, &file) == 0 && S_ISDIR(file.st_mode)))) {
         code = check_sockets(path);
     } else {
-        struct report *report = check_socket(path);
+        struct report *report = check_socket(path, false);
         if (report_json)
             report_print_json(report, NULL, 0);
         else

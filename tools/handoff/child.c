@@ -1,4 +1,4 @@
-/* The process that becomes the command: its client, its environment, and what it must not inherit. */
+/* The process that becomes the command: its client, its environment, what it must not inherit. */
 #define _GNU_SOURCE
 #include "child.h"
 
@@ -104,8 +104,8 @@ static void set_addresses(int client)
         set_address(&address, len, local);
 }
 
-/* An environment has strings of at most 128 KiB, execve(2). Metadata that is too long or has a NUL or
- * another control character is left out. */
+/* An environment has strings of at most 128 KiB, execve(2). Metadata that is too long, or has a NUL
+ * or another control character, is left out. */
 static void set_metadata(const char *bytes, size_t len)
 {
     char *text = len > METADATA_MOST ? NULL : malloc(len + 1);

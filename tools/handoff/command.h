@@ -36,7 +36,7 @@ int check_main(int argc, char **argv);
 int broker_main(int argc, char **argv);
 int exec_main(int argc, char **argv);
 
-/* ---- support.c ----------------------------------------------------------------------------------*/
+/* ---- support.c ------------------------------------------------------------------------------- */
 
 /* "check", "broker", "exec" or "": how messages begin. */
 extern const char *subcommand;

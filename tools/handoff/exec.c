@@ -42,7 +42,7 @@ static void watch(int fd, void *what)
     must(epoll_ctl(run_epoll, EPOLL_CTL_ADD, fd, &event) == 0, "EPOLL_CTL_ADD");
 }
 
-/* ---- arrivals -----------------------------------------------------------------------------------*/
+/* ---- arrivals -------------------------------------------------------------------------------- */
 
 static void reject(const handoff_arrival *arrival, handoff_reason reason)
 {
@@ -83,7 +83,7 @@ static void dispatch(void)
     must_handoff(status == HANDOFF_NOTHING, "handoff_backend_next");
 }
 
-/* ---- signals ------------------------------------------------------------------------------------*/
+/* ---- signals --------------------------------------------------------------------------------- */
 
 static void take_signals(void)
 {
@@ -126,7 +126,7 @@ static void on_signals(void)
     }
 }
 
-/* ---- the program --------------------------------------------------------------------------------*/
+/* ---- the program ----------------------------------------------------------------------------- */
 
 static void serve(void)
 {
@@ -176,8 +176,8 @@ static bool is_at(int fd, const char *path)
             here.st_dev == there.st_dev && here.st_ino == there.st_ino);
 }
 
-/* The socket that a service manager has passed, sd_listen_fds(3); -1 if it has passed none, -2 after
- * a message if none of them is at this path. */
+/* The socket that a service manager has passed, sd_listen_fds(3); -1 if it has passed none, -2
+ * after a message if none of them is at this path. */
 static int passed_socket(const char *path)
 {
     const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");

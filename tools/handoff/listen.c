@@ -5,6 +5,7 @@
 #include "command.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stddef.h>
@@ -89,9 +90,26 @@ static int listen_tcp(const char *host, const char *port)
     return fd;
 }
 
+/* A socket that whoever started this program has opened: it does not go when this program ends, so
+ * the next one finds the clients that came meanwhile. */
+static int take_passed(const char *number)
+{
+    uint64_t fd;
+    int listens = 0;
+    socklen_t len = sizeof listens;
+    if (!parse_number(number, 0, INT32_MAX, &fd) ||
+        getsockopt((int)fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) == -1 || !listens) {
+        complain("fd:%s is not the number of a listening socket", number);
+        return -1;
+    }
+    must(fcntl((int)fd, F_SETFD, FD_CLOEXEC) == 0 && fcntl((int)fd, F_SETFL, O_NONBLOCK) == 0,
+         "fcntl");
+    return (int)fd;
+}
+
 int listen_at(const char *address, const char **file)
 {
-    static const char unix_prefix[] = "unix:";
+    static const char unix_prefix[] = "unix:", fd_prefix[] = "fd:";
     char host[256];
     *file = NULL;
     if (strncmp(address, unix_prefix, sizeof unix_prefix - 1) == 0) {
@@ -100,10 +118,12 @@ int listen_at(const char *address, const char **file)
         *file = fd == -1 ? NULL : path;
         return fd;
     }
+    if (strncmp(address, fd_prefix, sizeof fd_prefix - 1) == 0)
+        return take_passed(address + sizeof fd_prefix - 1);
     const char *colon = strrchr(address, ':');
     size_t len = colon == NULL ? 0 : (size_t)(colon - address);
     if (colon == NULL || len >= sizeof host) {
-        complain("%s is no address: say HOST:PORT, [HOST]:PORT or unix:PATH", address);
+        complain("%s is no address: say HOST:PORT, [HOST]:PORT, unix:PATH or fd:NUMBER", address);
         return -1;
     }
     if (len >= 2 && address[0] == '[' && address[len - 1] == ']') {

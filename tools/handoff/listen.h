@@ -5,8 +5,9 @@
 #include <stddef.h>
 #include <sys/socket.h>
 
-/* Listens at HOST:PORT, [HOST]:PORT, :PORT or unix:PATH. The socket does not block. Returns -1 after
- * a message. `file` is the path to remove at the end, or NULL. */
+/* Listens at HOST:PORT, [HOST]:PORT, :PORT or unix:PATH; or takes fd:NUMBER, a socket that listens
+ * already. The socket does not block. Returns -1 after a message. `file` is the path to remove at
+ * the end, or NULL. */
 int listen_at(const char *address, const char **file);
 
 /* "127.0.0.1:8080", "[::1]:8080", "unix:/run/app.sock" or "unix:". */

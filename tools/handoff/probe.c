@@ -31,7 +31,9 @@ static int why(handoff_status status, int error)
                : error == ETIMEDOUT    ? NO_ANSWER
                : error == ENOENT       ? NO_PATH
                : error == ECONNREFUSED ? NOBODY_LISTENS
-                                       : NO_HANDOFF;
+               : error == ECONNRESET   ? NO_HANDOFF
+               : error == EPROTO       ? NO_HANDOFF
+                                       : FAILED; /* what a later version says */
     default:
         return FAILED;
     }

@@ -88,7 +88,7 @@ void report_print_end(const struct report *report)
     }
 }
 
-/* ---- JSON ---------------------------------------------------------------------------------------*/
+/* ---- JSON ------------------------------------------------------------------------------------ */
 
 /* The length of the UTF-8 sequence at `text`, or 0 if it is none. */
 static int utf8_len(const unsigned char *text)

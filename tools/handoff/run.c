@@ -2,8 +2,8 @@
  * One command that serves one client.
  *
  * The command's standard output is the client's connection. So is its standard input, if the broker
- * has not read from it. Otherwise that is a pipe, into which this process writes what the broker has
- * read, and then what it reads from the client itself.
+ * has not read from it. Otherwise that is a pipe, into which this process writes what the broker
+ * has read, and then what it reads from the client itself.
  *
  * The process is made before the client is adopted, because making it can fail. It waits at a
  * socket, the gate, for the client's descriptor.
@@ -49,6 +49,7 @@ uint64_t run_count;
 
 static LIST_HEAD(, run) runs = LIST_HEAD_INITIALIZER(runs);
 static uint64_t started;
+static bool failing;
 
 int run_find(const char *command)
 {
@@ -77,7 +78,7 @@ int run_find(const char *command)
     return code;
 }
 
-/* ---- pumping ------------------------------------------------------------------------------------*/
+/* ---- pumping --------------------------------------------------------------------------------- */
 
 static bool watch(struct run *run, int operation, int fd, uint32_t events)
 {
@@ -99,8 +100,8 @@ static void end_pump(struct run *run)
     run->buffer = NULL;
 }
 
-/* Waits for room in the pipe if there is something to write, otherwise for more from the client. The
- * pipe is always watched: an error there means that the command reads no more. */
+/* Waits for room in the pipe if there is something to write, otherwise for more from the client.
+ * The pipe is always watched: an error there means that the command reads no more. */
 static bool await(struct run *run)
 {
     bool read = run->len == 0;
@@ -145,7 +146,7 @@ void run_pump(struct run *run)
     }
 }
 
-/* ---- the life of a run --------------------------------------------------------------------------*/
+/* ---- the life of a run ----------------------------------------------------------------------- */
 
 static void close_pair(const int pair[2])
 {
@@ -195,11 +196,14 @@ struct run *run_prepare(const handoff_arrival *arrival)
     LIST_INSERT_HEAD(&runs, run, next);
     run_count++;
     started++;
+    failing = false;
     return run;
 
 failed:;
     int error = errno;
-    complain("a command cannot be started now: %s", strerror(error));
+    if (!failing)
+        complain("a command cannot be started now: %s", strerror(error));
+    failing = true; /* said once, until one can be */
     close_pair(gate);
     close_pair(pipe); /* and so the pipe is not watched any more: there is no other copy */
     if (run != NULL)

@@ -24,8 +24,8 @@ extern uint64_t run_count;
  * after a message NOT_FOUND or NOT_EXECUTABLE. */
 int run_find(const char *command);
 
-/* Makes all that a run needs, its process included, which waits for the client. Returns NULL after a
- * message, with errno. */
+/* Makes all that a run needs, its process included, which waits for the client. Returns NULL,
+ * perhaps after a message, with errno. */
 struct run *run_prepare(const handoff_arrival *arrival);
 /* Gives it the client. */
 void run_start(struct run *run, int client);

@@ -2,10 +2,10 @@
 """Runs one command in a machine with kernel TLS, and ends with the command's exit status.
 
 The machine is qemu's, emulated: it boots Debian's kernel, sees this machine's files below a layer
-in memory, runs the command, and powers off. What the command writes is gone afterwards; what it prints
-comes out here, standard error included. It has the loopback interface, an empty /tmp and /run, two
-processors, and no way out. The command's environment is PATH, HOME, and the variables of this one
-that begin with HANDOFF_.
+in memory, runs the command, and powers off. What the command writes is gone afterwards; what it
+prints comes out here, standard error included. It has the loopback interface, an empty /tmp and
+/run, two processors, and no way out. The command's environment is PATH, HOME, and the variables of
+this one that begin with HANDOFF_.
 
 The kernel and Debian 13's root come from Debian, once: build/vm keeps them.
 """
@@ -289,13 +289,17 @@ def main() -> int:
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in CACHE.glob("run-*"):
+            # Of a process that was killed, and so removed nothing.
+            if not Path("/proc", left.name.split("-")[1]).exists():
+                shutil.rmtree(left, ignore_errors=True)
         kernel, first = make_kernel(options.kernel or fetch_kernel())
         root = str(make_debian_13()) if options.root == ROOTS[1] else ""
     if not options.command:
         return 0
     if not shutil.which("qemu-system-x86_64"):
         raise Failure("there is no qemu-system-x86_64: `make deps` installs qemu-system-x86")
-    with tempfile.TemporaryDirectory(dir=CACHE, prefix="run-") as directory:
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"run-{os.getpid()}-") as directory:
         return boot(options, kernel, first, root, directory)
 
 

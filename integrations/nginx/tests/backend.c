@@ -457,11 +457,12 @@ int main(int argc, char **argv)
     srand48(getpid());
     start(argc, argv);
 
+    int timeout = -1;
     while (!draining || held_count > 0 || !TAILQ_EMPTY(&clients)) {
         struct epoll_event events[128];
         struct source *arrived[2];
         int arrived_count = 0, stopping = 0;
-        int count = epoll_wait(epoll, events, 128, decide_due());
+        int count = epoll_wait(epoll, events, 128, timeout);
         check(count != -1 || errno == EINTR, "epoll_wait", strerror(errno));
         for (int i = 0; i < count; i++) {
             struct watched *what = events[i].data.ptr;
@@ -478,6 +479,7 @@ int main(int argc, char **argv)
             take_arrivals(arrived[i]);
         if (stopping) /* last, because it ends clients that events may name */
             drain();
+        timeout = decide_due();
         if (draining && held_count == 0)
             free_backends();
     }

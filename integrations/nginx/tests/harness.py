@@ -175,17 +175,17 @@ class Nginx(Process):
     """A master process and its two workers."""
 
     def __init__(self, directory, **parts):
-        """`parts` fill the configuration: http, stream, main."""
+        """`parts` fill the configuration: http, stream, main, and root's workers' user."""
         self.configure(directory, **parts)
         super().__init__([*UNDER, "nginx", "-p", directory, "-c", "nginx.conf", "-e", "error.log"],
                          directory)
 
     @staticmethod
-    def configure(directory, http="", stream="", main=""):
+    def configure(directory, http="", stream="", main="", user="root"):
         """Without a part its block is left out, though its module is loaded."""
         with open(f"{directory}/nginx.conf", "w", encoding="ascii") as file:
             file.write(CONFIGURATION.format(modules=MODULES, main=main,
-                                            user="user root;" if os.getuid() == 0 else ""))
+                                            user=f"user {user};" if os.getuid() == 0 else ""))
             if http:
                 file.write(HTTP.format(http=http))
             if stream:
@@ -291,7 +291,7 @@ class Case(unittest.TestCase):
         self.addCleanup(backend.kill)
         return backend
 
-    def start_nginx(self, http="", stream="", server="", main=""):
+    def start_nginx(self, http="", stream="", server="", **more):
         """Begins nginx; {port}, {directory} and {server} in the parts are filled in."""
         self.port, self.stream_port = free_port(), free_port()
         fallback = self.backends[-1].echo_port if self.backends else 1
@@ -299,7 +299,7 @@ class Case(unittest.TestCase):
         patient = "handoff_timeout 1h;"
         self.parts = {"http": http and patient + http.format(port=self.port, **fill),
                       "stream": stream and patient + stream.format(port=self.stream_port, **fill),
-                      "main": main}
+                      **more}
         self.nginx = Nginx(self.directory, **self.parts)
         self.addCleanup(self.nginx.kill)
         # They inherit the listening sockets.
@@ -318,11 +318,21 @@ class Case(unittest.TestCase):
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return int(answer.readline().split()[2])
 
+    def get(self, path):
+        """What nginx itself answers."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}",
+                                    timeout=PATIENCE) as answer:
+            return answer.read()
+
+    def status(self):
+        """What handoff_status says, at /handoff."""
+        return json.loads(self.get("/handoff"))
+
     def answered(self):
         """How often each request was answered, by whomever: a counter of (way, id)."""
         found = collections.Counter()
         for path in glob.glob(f"{self.directory}/*.log"):
-            if os.path.basename(path) in ("error.log", "access.log"):
+            if os.path.basename(path) in ("error.log", "access.log", "tries.log"):
                 continue
             with open(path, encoding="utf-8", errors="replace") as file:
                 for line in file:

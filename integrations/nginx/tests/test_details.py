@@ -381,6 +381,18 @@ class Configuration(Case):
                 ('invalid number of arguments in "handoff_pass"', "handoff_pass unix:/a unix:/b;"),
                 ('"handoff_pass" directive is duplicate', passing * 2),
                 ('it begins with "unix:"', "handoff_pass /a.sock;"),
+                ('there is no upstream "a.sock" for the "handoff_pass" in', "handoff_pass a.sock;"),
+                ('unknown "nonsense" variable', "handoff_pass $nonsense;"),
+                ('"handoff_attempt_timeout" directive invalid value',
+                 passing + "handoff_attempt_timeout never;"),
+                ('invalid number "many" of offers in a queue', passing + "handoff_queue many;"),
+                ('invalid number "-1" of offers in a queue', passing + "handoff_queue -1;"),
+                ('unknown parameter "time=1s"', passing + "handoff_queue 1 time=1s;"),
+                ('invalid time "timeout=0"', passing + "handoff_queue 1 timeout=0;"),
+                ('invalid time "timeout=soon"', passing + "handoff_queue 1 timeout=soon;"),
+                ('"handoff_queue" directive is duplicate',
+                 passing + "handoff_queue 1; handoff_queue 1;"),
+                ('invalid number of arguments in "handoff_status"', "handoff_status on;"),
                 ('it begins with "unix:"', "handoff_pass http://unix:/a.sock;"),
                 (f'invalid handoff socket "{long}"', f"handoff_pass {long};"),
                 ('invalid handoff socket "unix:"', "handoff_pass unix:;"),
@@ -410,14 +422,62 @@ class Configuration(Case):
         self.check('no handler for server',
                    stream="server { listen 127.0.0.1:1; handoff_max_in_flight 1; }")
 
+    def test_upstreams_are_checked_where_they_are_named(self):
+        for message, servers in [
+                ('server "127.0.0.1:1" of upstream "u" is not a handoff socket',
+                 "server unix:/a.sock; server 127.0.0.1:1;"),
+                ('server "unix:/a.sock" of upstream "u" has "max_conns"',
+                 "server unix:/a.sock max_conns=5;"),
+                ('server "unix:/a.sock" of upstream "u" has a weight of more than 65535',
+                 "server unix:/a.sock weight=65536;"),
+                ("1024 backends", " ".join(f"server unix:/{n};" for n in range(1025))),
+                ("no servers are inside upstream", "")]:
+            block = f"upstream u {{ {servers} }}"
+            with self.subTest(servers[:100]):
+                self.check(message, http=block + self.location("handoff_pass u;"))
+                self.check(message,
+                           stream=block + "server { listen 127.0.0.1:1; handoff_pass u; }")
+        # A block that nobody hands over to may be as it likes.
+        good, output = Nginx.test(self.directory, http="upstream u { server 127.0.0.1:1; }"
+                                  + self.location("handoff_pass unix:/a.sock;"))
+        self.assertTrue(good, output)
+        good, output = Nginx.test(self.directory, http="upstream u { ip_hash; server unix:/a; }"
+                                  + self.location("handoff_pass u;"))
+        self.assertTrue(good, output)
+        self.assertIn('the balancing method of upstream "u" does not apply', output)
+
+    def test_sample_loads(self):
+        with open("../handoff.conf.sample", encoding="ascii") as file:
+            http, stream = file.read().replace("/var/log/nginx", self.directory).split("# stream {")
+        stream = "".join(line.removeprefix("#") for line in stream.splitlines(keepends=True))
+        good, output = Nginx.test(self.directory, http=http, stream=stream.rpartition("}")[0])
+        self.assertTrue(good, output)
+
+    def test_status_zone_is_checked(self):
+        location = self.location("handoff_status;")
+        self.check('invalid size "1k", it is at least 32768', http="handoff_status_zone 1k;"
+                   + location)
+        self.check('"handoff_status_zone" directive is duplicate',
+                   http=2 * "handoff_status_zone 1m;" + location)
+        self.check('"handoff_status" directive is not allowed here',
+                   http="server { listen 127.0.0.1:1; handoff_status; }")
+        self.check('"handoff_status_zone" directive is not allowed here',
+                   http="server { listen 127.0.0.1:1; handoff_status_zone 1m; }")
+
     def test_what_is_right_loads(self):
         good, output = Nginx.test(
             self.directory,
-            http="handoff_timeout 1s; handoff_max_in_flight 4096; handoff_max_fails 0;"
+            http="handoff_status_zone 64k; handoff_attempt_timeout 1ms; handoff_queue 0;"
+                 "upstream later { server unix:/a/ weight=2; server unix:@b backup; server unix:/c "
+                 "down; } server { listen 127.0.0.1:4; handoff_queue 10 timeout=1ms; "
+                 "location / { handoff_pass LATER; } location /d { handoff_pass unix:/d/; } "
+                 "location /v { handoff_pass unix:/$host/; } location = /s { handoff_status; } }"
+                 "handoff_timeout 1s; handoff_max_in_flight 4096; handoff_max_fails 0;"
                  "handoff_fail_timeout 1ms; handoff_service $host; handoff_correlation $request_id;"
                  "handoff_metadata escape=none a $uri; " +
                  self.location("handoff_pass unix:@abstract; handoff_metadata escape=json '$uri';"),
-            stream="handoff_timeout 1s; server { listen 127.0.0.1:1; handoff_pass unix:/a.sock; } "
+            stream="handoff_status_zone 1m; handoff_queue 5; handoff_timeout 1s; "
+                   "server { listen 127.0.0.1:1; handoff_pass unix:/a.sock; } "
                    "server { listen 127.0.0.1:2; proxy_pass 127.0.0.1:3; "
                    "handoff_pass unix:/a.sock; }")
         self.assertTrue(good, output)

@@ -1,7 +1,7 @@
 # The tests of the nginx modules: Python that starts nginx, a backend of its own, and clients.
 
 NGINX_TESTS := $(BUILD)/nginx-tests
-NGINX_TEST  ?= http head parsed accel details stream failures copies events
+NGINX_TEST  ?= http head parsed accel details stream failures copies events backends queue status
 
 # Seconds after which a test that hangs is ended.
 NGINX_LIMIT ?= 600

@@ -138,7 +138,9 @@ impl Desk for Model {
 
 struct Timer(Arc<Wire>);
 
-impl Watch<Refused> for Timer {
+impl Watch<Model> for Timer {
+    fn before_release(&self, _: &mut Model) {}
+
     fn wait(&self, _: Option<Instant>) -> Result<(), Refused> {
         let mut wire = self.0.state.lock().unwrap();
         while !wire.fired && wire.adopted.is_empty() {

@@ -56,9 +56,12 @@ pub(super) trait Desk {
 }
 
 /// What the leader waits for.
-pub(super) trait Watch<E> {
+pub(super) trait Watch<D: Desk> {
     /// Waits until something is due, until [`ring`](Watch::ring) or until the deadline.
-    fn wait(&self, deadline: Option<Instant>) -> Result<(), E>;
+    fn wait(&self, deadline: Option<Instant>) -> Result<(), D::Error>;
+
+    /// The lock is about to be released. All verdicts at the desk are for those who do not wait.
+    fn before_release(&self, desk: &mut D);
 
     /// Ends the leader's wait.
     fn ring(&self);
@@ -220,7 +223,7 @@ impl<D: Desk> State<D> {
     }
 }
 
-impl<D: Desk, W: Watch<D::Error>> Crew<D, W> {
+impl<D: Desk, W: Watch<D>> Crew<D, W> {
     pub(super) fn new(desk: D, watch: W) -> Crew<D, W> {
         let state = State {
             desk,
@@ -245,6 +248,7 @@ impl<D: Desk, W: Watch<D::Error>> Crew<D, W> {
     /// To be called before the lock is released: calls the leader if there is something for it. Each
     /// time until it has seen it, for whoever sets a timer may undo an earlier call.
     fn before_release(&self, state: &mut State<D>) {
+        self.watch.before_release(&mut state.desk);
         state.pass_on(self.waits.wakes());
         if state.leader_called {
             self.watch.ring();
@@ -300,7 +304,7 @@ impl<D: Desk, W: Watch<D::Error>> Crew<D, W> {
 }
 
 /// A thread that offers or waits. If it panics, its seat and its duties do not stay with it.
-struct Sitting<'a, D: Desk, W: Watch<D::Error>> {
+struct Sitting<'a, D: Desk, W: Watch<D>> {
     crew: &'a Crew<D, W>,
     seat: usize,
     wait: Wait,
@@ -308,7 +312,7 @@ struct Sitting<'a, D: Desk, W: Watch<D::Error>> {
     left: bool,
 }
 
-impl<D: Desk, W: Watch<D::Error>> Drop for Sitting<'_, D, W> {
+impl<D: Desk, W: Watch<D>> Drop for Sitting<'_, D, W> {
     fn drop(&mut self) {
         if !self.left {
             let mut state = self.crew.lock();
@@ -320,7 +324,7 @@ impl<D: Desk, W: Watch<D::Error>> Drop for Sitting<'_, D, W> {
 
 type Held<'a, D> = MutexGuard<'a, State<D>>;
 
-impl<'a, D: Desk, W: Watch<D::Error>> Sitting<'a, D, W> {
+impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
     fn leave(&mut self, state: &mut State<D>) {
         self.left = true;
         self.crew.waits.end(self.woken);

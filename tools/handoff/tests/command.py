@@ -99,8 +99,9 @@ class Test(unittest.TestCase):
         """Runs it to its end."""
         more = {} if user is None else {"user": user, "group": user, "extra_groups": []}
         return subprocess.run([*UNDER, self.command, *map(str, arguments)], text=True, check=False,
-                              errors="surrogateescape", env=self.environment, stdin=subprocess.DEVNULL, timeout=PATIENCE,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+                              errors="surrogateescape", env=self.environment, timeout=PATIENCE,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, **more)
 
     def check(self, path=None, *options, user=None):
         """What `handoff check` says of a socket, as JSON; the exit code is in it."""
@@ -115,8 +116,8 @@ class Test(unittest.TestCase):
     def exec(self, *command, path=None, options=(), **more):
         return Running(self, "exec", *options, path or self.path, "--", *command, **more)
 
-    def broker(self, *sockets, options=(), address="127.0.0.1:0"):
-        return Running(self, "broker", *options, address, *(sockets or [self.path]))
+    def broker(self, *sockets, options=(), address="127.0.0.1:0", **more):
+        return Running(self, "broker", *options, address, *(sockets or [self.path]), **more)
 
     @staticmethod
     def descriptors(pid):

@@ -1,4 +1,4 @@
-"""handoff check: what works, and set-ups that are broken, each of which it must tell from the others."""
+"""handoff check: what works, and broken set-ups, each of which it must tell from the others."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 
-from command import STRANGER, Test, needs_root, wait_until
+from command import STRANGER, UNDER, Test, needs_root, wait_until
 
 import broker
 import handoff
@@ -157,7 +157,7 @@ class WhatWorks(Test):
 
     def test_wrong_usage_is_exit_code_2(self):
         for arguments in ([], ["check"], ["check", "a", "b"], ["check", "--timeout", "0", "a"],
-                          ["check", "--timeout", "x", "a"], ["check", "--jason", "a"], ["chek", "a"],
+                          ["check", "--timeout", "x", "a"], ["check", "--jason", "a"], ["chek"],
                           ["broker", "127.0.0.1:0"], ["broker", "--wait", "-1", "127.0.0.1:0", "a"],
                           ["exec", "a"], ["exec", "--mode", "0888", "a", "cat"],
                           ["exec", "--allow", "nobody-of-this-name", "a", "cat"]):
@@ -259,6 +259,11 @@ class WhatIsBroken(Test):
         backend.process.send_signal(signal.SIGCONT)
 
     @contextlib.contextmanager
+    def backend_of_a_later_version_with_another_reason(self):
+        with listening(self.path, answer=frame(REFUSAL, struct.pack("<B15x", 99))):
+            yield {}
+
+    @contextlib.contextmanager
     def backend_that_hangs(self):
         with contextlib.closing(handoff.Backend.listen(self.path)):
             yield {"options": ("--timeout", "300")}
@@ -326,6 +331,7 @@ class WhatIsBroken(Test):
         ("directory_that_may_not_be_listed", 4, "may not list the directory", "r permission"),
         ("no_directory", 3, "there is no directory", "Correct the path"),
         ("program_that_says_something_else", 11, "does not speak the protocol", "Stop the other"),
+        ("backend_of_a_later_version_with_another_reason", 1, "for cause 99", "Look up"),
         ("backend_that_hangs", 14, "did not answer within 300 ms", "strace"),
         ("backlog_that_is_full", 14, "too many brokers wait", "hangs"),
     )
@@ -338,7 +344,8 @@ class WhatIsBroken(Test):
                 options = how.pop("options", ())
                 path = how.pop("path", self.path)
                 found = self.check(path, *options, **how)
-                printed = self.run_command("check", *options, path, **how)
+                # Under valgrind each run takes a second, and this one shows nothing new there.
+                printed = None if UNDER else self.run_command("check", *options, path, **how)
             self.assertEqual(found["code"], code, found)
             self.assertIn(wrong, found["message"])
             self.assertIn(to_do, found["advice"])
@@ -347,10 +354,11 @@ class WhatIsBroken(Test):
             self.assertIsNone(found["round_trip_us"])
             self.assertEqual([step["ok"] for step in found["steps"]],
                              [True] * (len(found["steps"]) - 1) + [False])
-            self.assertEqual(printed.returncode, code)
-            *_, last, advice = printed.stdout.splitlines()
-            self.assertRegex(last, "^FAILED ")
-            self.assertIn(found["advice"], advice)
+            if printed is not None:
+                self.assertEqual(printed.returncode, code)
+                *_, last, advice = printed.stdout.splitlines()
+                self.assertRegex(last, "^FAILED ")
+                self.assertIn(found["advice"], advice)
             return found["message"].replace(self.directory, ""), found["advice"]
         return None
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 
-from command import PATIENCE, STRANGER, Test, counts, needs_root, number, wait_until
+from command import PATIENCE, STRANGER, Running, Test, counts, needs_root, number, wait_until
 
 import broker
 import handoff
@@ -94,11 +94,22 @@ class BrokerAndExec(Test):
         self.assertEqual(ask_all(between.port, 40), [])
         self.assertEqual(counts(between.stop()[0])["adopted"], 40)
 
+    def test_short_of_descriptors_both_ends_go_on(self):
+        def few_descriptors():
+            resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
+        self.exec("cat", preexec_fn=few_descriptors)
+        between = Running(self, "broker", "--preread", "10", "--wait", "60000", "127.0.0.1:0",
+                          self.path, preexec_fn=few_descriptors)
+        self.assertEqual(ask_all(between.port, 60), [])
+        self.assertEqual(counts(between.stop()[0])["adopted"], 60)
+
     def test_client_without_a_backend_is_closed_when_its_time_is_up(self):
         between = self.broker(options=["--wait", "100", "-v"])
         self.assertEqual(ask(between.port), b"")
-        output, _ = between.stop()
-        self.assertEqual(counts(output)["closed, backend unavailable"], 1)
+        self.assertEqual(ask(between.port), b"")
+        output, errors = between.stop()
+        self.assertEqual(counts(output)["closed, backend unavailable"], 2)
+        self.assertRegex(errors, f"^handoff broker: {re.escape(self.path)}: .*No such file.*\n$")
         self.assertRegex(output, r"(?m)^1 127\.0\.0\.1:\d+: closed after \d+ us: ")
 
     def test_client_waits_for_a_backend_that_comes_later(self):
@@ -147,9 +158,31 @@ class BrokerAndExec(Test):
                 client.shutdown(socket.SHUT_WR)
                 self.assertEqual(read_all(client), b"six")
 
+    def test_socket_that_listens_already_outlives_the_broker(self):
+        self.exec("cat")
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            at = {"address": f"fd:{listener.fileno()}", "pass_fds": [listener.fileno()]}
+            between = self.broker(**at)
+            self.assertEqual(between.address, f"127.0.0.1:{port}")
+            self.assertEqual(ask(port, b"one"), b"one")
+            between.stop()
+            with connect(port) as client:  # nobody accepts, but somebody listens
+                client.sendall(b"two")
+                client.shutdown(socket.SHUT_WR)
+                self.broker(**at)
+                self.assertEqual(read_all(client), b"two")
+
+    def test_client_that_is_closed_is_counted_by_what_the_last_backend_said(self):
+        self.exec("sleep", "60", options=["--max", "1"])
+        between = self.broker(options=["--wait", "500"])
+        with connect(between.port), connect(between.port) as second:
+            self.assertEqual(read_all(second), b"")
+        self.assertEqual(counts(between.stop()[0])["closed, backend busy"], 1)
+
     def test_address_that_cannot_be_used(self):
         for address in ("nonsense", "127.0.0.1:http:x", "127.0.0.1:99999", "192.0.2.1:80",
-                        "unix:", "unix:/nonexistent/x"):
+                        "unix:", "unix:/nonexistent/x", "fd:", "fd:x", "fd:0", "fd:77"):
             result = self.run_command("broker", address, self.path)
             self.assertEqual(result.returncode, 1, address)
             self.assertRegex(result.stderr, "^handoff broker: .*\n$")
@@ -308,8 +341,9 @@ class Exec(Test):
 
     def test_command_inherits_no_descriptor_no_mask_and_no_limit(self):
         script = "ls /proc/self/fd | wc -l; grep -E 'Sig(Blk|Ign)' /proc/self/status; ulimit -n"
-        plain = subprocess.run(["sh", "-c", script], text=True, check=True, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, preexec_fn=restore_signals).stdout
+        plain = subprocess.run(["sh", "-c", script], text=True, check=True,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               preexec_fn=restore_signals).stdout
         with contextlib.ExitStack() as stack:
             self.exec("sh", "-c", script, preexec_fn=restore_signals)
             held = [stack.enter_context(Pair()) for _ in range(3)]

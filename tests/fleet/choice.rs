@@ -1,110 +1,12 @@
-//! A broker with several backends through the Rust API, over real sockets, in one process.
+//! Which backend gets an offer, and which one gets it next.
 
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use handoff::backend::{Backend, BackendOptions};
-use handoff::broker::{BackendSettings, Broker, BrokerOptions, Offer, Phase, Verdict};
+use handoff::broker::{BackendSettings, Broker, BrokerOptions};
 use handoff::reason::Reason;
 use tempfile::TempDir;
 
-/// How long a test waits for something that must happen. Only a fault takes so long.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A broker for a directory, and the backends in it.
-struct Fleet {
-    directory: TempDir,
-    broker: Broker,
-    backends: Vec<Backend>,
-}
-
-fn fleet(count: usize, options: BrokerOptions) -> Fleet {
-    let directory = TempDir::new().unwrap();
-    let mut path = directory.path().as_os_str().to_owned();
-    path.push("/");
-    let broker = Broker::new(Path::new(&path), options).unwrap();
-    let mut fleet = Fleet { directory, broker, backends: Vec::new() };
-    for number in 0..count {
-        fleet.listen(&number.to_string());
-    }
-    fleet.until(|fleet| fleet.ready() == count);
-    fleet
-}
-
-impl Fleet {
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn listen(&mut self, name: &str) {
-        let backend = Backend::listen(&self.path(name), BackendOptions::default()).unwrap();
-        self.backends.push(backend);
-    }
-
-    fn ready(&mut self) -> usize {
-        (0..)
-            .map_while(|index| Some(self.broker.backend_state(index)?.phase == Phase::Ready))
-            .filter(|ready| *ready)
-            .count()
-    }
-
-    fn until(&mut self, mut done: impl FnMut(&mut Fleet) -> bool) {
-        let start = Instant::now();
-        loop {
-            self.broker.dispatch().unwrap();
-            for backend in &mut self.backends {
-                backend.dispatch().unwrap();
-            }
-            if done(self) {
-                return;
-            }
-            assert!(start.elapsed() < PATIENCE, "it never came to that");
-            std::thread::yield_now();
-        }
-    }
-
-    fn verdict(&mut self) -> Verdict {
-        let mut verdict = None;
-        self.until(|fleet| {
-            verdict = fleet.broker.next_verdict();
-            verdict.is_some()
-        });
-        verdict.unwrap()
-    }
-
-    /// The backend that has an arrival, and its number there.
-    fn arrival(&mut self) -> (usize, u64) {
-        let mut found = None;
-        self.until(|fleet| {
-            let mut backends = fleet.backends.iter_mut().enumerate();
-            found = backends.find_map(|(index, it)| Some((index, it.next_arrival()?.id)));
-            found.is_some()
-        });
-        found.unwrap()
-    }
-}
-
-fn client() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    (client, listener.accept().unwrap().0)
-}
-
-fn offer(connection: &TcpStream) -> Offer<'_> {
-    Offer {
-        descriptor: connection.as_fd(),
-        preread: &[],
-        metadata: b"anything",
-        service: b"web",
-        correlation: b"",
-        user_data: 7,
-        timeout: None,
-        tls: false,
-        more: false,
-    }
-}
+use super::*;
 
 #[test]
 fn offers_spread_evenly_one_at_a_time_and_many_at_a_time() {
@@ -253,6 +155,8 @@ fn directory_may_come_later_and_again() {
     let (_client, connection) = client();
     let refused = broker.offer(&offer(&connection)).unwrap_err().to_string();
     assert!(refused.contains("No such file or directory"), "{refused}");
+    let state = broker.backend_state(0).unwrap();
+    assert!(state.phase == Phase::Down && state.name.to_str().unwrap().ends_with("/app/"));
     let mut fleet = Fleet { directory, broker, backends: Vec::new() };
     for _ in 0..2 {
         std::fs::create_dir(&path).unwrap();
@@ -260,7 +164,11 @@ fn directory_may_come_later_and_again() {
         fleet.until(|fleet| fleet.ready() == 1);
         fleet.backends.clear();
         std::fs::remove_dir_all(&path).unwrap();
-        fleet.until(|fleet| fleet.broker.backend_state(0).is_none());
+        // The directory itself is what is down then.
+        fleet.until(|fleet| {
+            let state = fleet.broker.backend_state(0);
+            state.is_some_and(|state| state.name.to_bytes().ends_with(b"/"))
+        });
     }
 }
 

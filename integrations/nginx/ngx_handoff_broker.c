@@ -1,0 +1,191 @@
+/* The brokers of a worker: how they begin, come into nginx's event loop, and end. */
+#include "ngx_handoff.h"
+
+#pragma GCC visibility push(hidden)
+
+static handoff_broker *ngx_handoff_make(ngx_handoff_broker_t *broker);
+static handoff_status ngx_handoff_add_backends(ngx_handoff_broker_t *broker,
+    handoff_broker *handle);
+static ngx_int_t ngx_handoff_watch_broker(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker, int fd);
+
+
+/* Makes the broker and begins to connect. If that fails every offer is refused. */
+ngx_int_t
+ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker)
+{
+    int              fd;
+    handoff_broker  *handle;
+
+    if (broker->broker) {
+        return NGX_OK;
+    }
+
+    if (!broker->begun) {
+        ngx_queue_init(&broker->waiting);
+        ngx_queue_init(&broker->queue);
+        broker->flush.data = broker;
+        broker->flush.handler = ngx_handoff_flush_handler;
+        broker->flush.log = cycle->log;
+        broker->busy.data = broker;
+        broker->busy.handler = ngx_handoff_busy_handler;
+        broker->busy.log = cycle->log;
+
+        if (ngx_array_init(&broker->entries, cycle->pool, 4, sizeof(ngx_handoff_entry_t *))
+            != NGX_OK)
+        {
+            return NGX_ERROR;
+        }
+
+        broker->begun = 1;
+    }
+
+    broker->opened = ngx_current_msec;
+
+    handle = ngx_handoff_make(broker);
+
+    if (handle == NULL || (fd = handoff_broker_fd(handle)) == -1) {
+        ngx_log_error(NGX_LOG_ALERT, cycle->log, 0, "no broker for \"%V\": %s",
+                      &broker->target->name, handoff_last_error());
+        handoff_broker_free(handle);
+        return NGX_OK;
+    }
+
+    if (ngx_handoff_watch_broker(cycle, broker, fd) != NGX_OK) {
+        handoff_broker_free(handle);
+        return NGX_OK;
+    }
+
+    broker->broker = handle;
+    ngx_handoff_publish(broker);
+
+    return NGX_OK;
+}
+
+
+/* Whether such a broker can be made, which opens nothing; handoff_last_error() says why not. */
+ngx_int_t
+ngx_handoff_check(ngx_handoff_broker_t *broker)
+{
+    handoff_broker  *handle;
+
+    handle = ngx_handoff_make(broker);
+    handoff_broker_free(handle);
+
+    return handle ? NGX_OK : NGX_ERROR;
+}
+
+
+/* NULL if that fails; handoff_last_error() says why. */
+static handoff_broker *
+ngx_handoff_make(ngx_handoff_broker_t *broker)
+{
+    char                   *path;
+    handoff_broker         *handle;
+    handoff_broker_options  options = HANDOFF_BROKER_OPTIONS_INIT;
+
+    /* 0 is the library's default. */
+    options.max_in_flight = broker->max_in_flight;
+    options.attempt_timeout_ms = ngx_max(broker->attempt_timeout, 1);
+    options.max_failures = broker->max_fails ? broker->max_fails : HANDOFF_NO_LIMIT;
+    options.failure_period_ms = ngx_max(broker->fail_timeout, 1);
+
+    path = broker->target->servers ? NULL : (char *) broker->target->name.data + 5;
+
+    if (handoff_broker_new(path, &options, &handle) != HANDOFF_OK) {
+        return NULL;
+    }
+
+    if (ngx_handoff_add_backends(broker, handle) != HANDOFF_OK) {
+        handoff_broker_free(handle);
+        return NULL;
+    }
+
+    return handle;
+}
+
+
+/* Those of an upstream. */
+static handoff_status
+ngx_handoff_add_backends(ngx_handoff_broker_t *broker, handoff_broker *handle)
+{
+    ngx_uint_t              i;
+    handoff_status          status;
+    ngx_handoff_server_t   *server;
+    handoff_broker_backend  backend = HANDOFF_BROKER_BACKEND_INIT;
+
+    if (broker->target->servers == NULL) {
+        return HANDOFF_OK;
+    }
+
+    server = broker->target->servers->elts;
+
+    for (i = 0; i < broker->target->servers->nelts; i++) {
+        backend.path = (char *) server[i].path.data;
+        backend.weight = server[i].weight;
+        backend.flags = (server[i].backup ? HANDOFF_BACKEND_BACKUP : 0)
+                        | (server[i].down ? HANDOFF_BACKEND_OFF : 0);
+        backend.max_failures = server[i].max_fails ? server[i].max_fails : HANDOFF_NO_LIMIT;
+        backend.failure_period_ms = ngx_max(server[i].fail_timeout, 1);
+
+        status = handoff_broker_add(handle, &backend);
+        if (status != HANDOFF_OK) {
+            return status;
+        }
+    }
+
+    return HANDOFF_OK;
+}
+
+
+static ngx_int_t
+ngx_handoff_watch_broker(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker, int fd)
+{
+    ngx_connection_t  *c;
+
+    c = ngx_get_connection(fd, cycle->log);
+    if (c == NULL) {
+        return NGX_ERROR;
+    }
+
+    c->data = broker;
+    c->log = cycle->log;
+    c->read->log = cycle->log;
+    c->write->log = cycle->log;
+    c->read->handler = ngx_handoff_dispatch_handler;
+
+    if (ngx_add_event(c->read, NGX_READ_EVENT, NGX_LEVEL_EVENT) != NGX_OK) {
+        ngx_free_connection(c);
+        c->fd = (ngx_socket_t) -1;
+        return NGX_ERROR;
+    }
+
+    /* A worker that is asked to exit tells the handlers of idle connections. */
+    c->idle = 1;
+
+    return NGX_OK;
+}
+
+
+/*
+ * Takes the brokers' descriptors out of the cycle's connections, which nginx looks through for
+ * sockets that were forgotten. The brokers are not freed: that would take back what is in flight,
+ * and nobody is left to serve it here, while a backend may still adopt what it has received.
+ */
+void
+ngx_handoff_exit_worker(ngx_cycle_t *cycle)
+{
+    ngx_uint_t         i;
+    ngx_connection_t  *c = cycle->connections;
+
+    for (i = 0; i < cycle->connection_n; i++) {
+        if (c[i].fd != (ngx_socket_t) -1 && c[i].read
+            && c[i].read->handler == ngx_handoff_dispatch_handler)
+        {
+            ngx_handoff_withdraw(c[i].data);
+            ngx_free_connection(&c[i]);
+            c[i].fd = (ngx_socket_t) -1;
+        }
+    }
+}
+
+#pragma GCC visibility pop
