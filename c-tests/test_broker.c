@@ -276,7 +276,7 @@ static void descriptor_that_cannot_be_one_is_refused_and_named(void **state)
 static void unknown_flag_is_refused_and_named(void **state)
 {
     (void)state;
-    static const uint32_t unknown[] = {2, HANDOFF_OFFER_MORE | 4, UINT32_MAX};
+    static const uint32_t unknown[] = {4, HANDOFF_OFFER_MORE | 8, UINT32_MAX};
     handoff_offer offer = offer_of(client[0]);
     for (size_t i = 0; i < sizeof unknown / sizeof unknown[0]; i++) {
         offer.flags = unknown[i];

@@ -628,6 +628,42 @@ static void connection_other_than_the_one_named_is_rejected_and_the_channel_goes
     expect_verdicts(&channel, 1, 0);
 }
 
+/* Byte 50 of an entry says that the kernel does the connection's TLS. */
+enum { AT_OFFER_FLAGS = HEADER_LEN + 50 };
+
+static void plain_connection_that_is_said_to_have_tls_is_rejected_and_the_channel_goes_on(void)
+{
+    struct channel channel = open_channel();
+    struct entry entry = honest_entry(&channel, 0);
+    frame_begin(&frame, OFFERS);
+    frame_offer(&frame, &entry);
+    frame_set(&frame, AT_OFFER_FLAGS, 1, 1);
+    must(frame_send(channel.socket, &frame) == 0);
+    expect_verdicts(&channel, 1, HANDOFF_REASON_INTEGRITY_MISMATCH);
+    entry = honest_entry(&channel, 1);
+    send_offer(&channel, &entry);
+    expect_verdicts(&channel, 1, 0);
+}
+
+static void unknown_flag_of_an_offer_ends_the_channel(void)
+{
+    for (int bit = 1; bit < 8; bit++) {
+        struct channel channel = open_channel();
+        struct entry entry = honest_entry(&channel, 0);
+        frame_begin(&frame, OFFERS);
+        frame_offer(&frame, &entry);
+        frame_set(&frame, AT_OFFER_FLAGS, 1u << bit, 1);
+        packet_breaks(&channel);
+    }
+}
+
+static void backend_tells_in_the_table_that_it_knows_tls(void)
+{
+    struct channel channel = open_channel();
+    must(channel.words[0] == 4);
+    close_channel(&channel);
+}
+
 static void most_descriptors_in_a_packet_are_taken_and_one_more_ends_the_channel(void)
 {
     struct channel channel = open_channel();
@@ -975,6 +1011,9 @@ int main(void)
         ATTACK(name_with_a_nul_in_it_ends_the_channel),
         ATTACK(more_bytes_than_allowed_end_the_channel),
         ATTACK(descriptor_that_is_no_connection_is_rejected_and_the_channel_goes_on),
+        ATTACK(plain_connection_that_is_said_to_have_tls_is_rejected_and_the_channel_goes_on),
+        ATTACK(unknown_flag_of_an_offer_ends_the_channel),
+        ATTACK(backend_tells_in_the_table_that_it_knows_tls),
         ATTACK(connection_other_than_the_one_named_is_rejected_and_the_channel_goes_on),
         ATTACK(most_descriptors_in_a_packet_are_taken_and_one_more_ends_the_channel),
         ATTACK(broker_that_never_reads_costs_the_backend_no_more_than_max_in_flight),

@@ -58,6 +58,10 @@ static const struct {
     STATUS(HANDOFF_ERR_TOO_LATE, NONE, false, true),
     STATUS(HANDOFF_ERR_SYSTEM, BACKEND_UNAVAILABLE, true, true),
     STATUS(HANDOFF_ERR_NO_MEMORY, BACKEND_UNAVAILABLE, true, false),
+    STATUS(HANDOFF_ERR_NOT_TLS, CLIENT_UNSUPPORTED, true, false),
+    STATUS(HANDOFF_ERR_TLS_KEY_UPDATE, NONE, false, false),
+    STATUS(HANDOFF_ERR_TLS_ALERT, NONE, false, false),
+    STATUS(HANDOFF_ERR_TLS_RECORD, NONE, false, false),
 };
 
 static const size_t statuses_len = sizeof statuses / sizeof statuses[0];

@@ -3,8 +3,8 @@
  * std::error_code, ranges of verdicts and arrivals.
  *
  * A member is the call of the same name in handoff/broker.h, backends.h or backend.h. What is said
- * there, and the rules in handoff.h, hold here too. The raw layer has no C++ form: call it as it
- * is, and turn its statuses into error codes with make_error_code().
+ * there, and the rules in handoff.h, hold here too. The raw layer and handoff/tls.h have no C++ form:
+ * call them as they are, and turn their statuses into error codes with make_error_code().
  *
  * - Results. What happens while peers come and go is a result, not an error: an offer that is
  *   refused, an arrival that was taken back, nothing to take, a wait that ended without a result.
@@ -88,6 +88,10 @@ enum class errc : handoff_status {
     too_late = HANDOFF_ERR_TOO_LATE,
     system = HANDOFF_ERR_SYSTEM,
     no_memory = HANDOFF_ERR_NO_MEMORY,
+    not_tls = HANDOFF_ERR_NOT_TLS,
+    tls_key_update = HANDOFF_ERR_TLS_KEY_UPDATE,
+    tls_alert = HANDOFF_ERR_TLS_ALERT,
+    tls_record = HANDOFF_ERR_TLS_RECORD,
 };
 
 /** Why a connection was not handed over: HANDOFF_REASON_*. */
@@ -453,6 +457,8 @@ struct offer {
     std::optional<std::chrono::milliseconds> timeout{};
     /** HANDOFF_OFFER_MORE: more offers follow at once. */
     bool more = false;
+    /** HANDOFF_OFFER_TLS: the kernel does the connection's TLS, in both directions. */
+    bool tls = false;
 };
 
 /** What broker::offer() returns. True: there will be a verdict. False: nothing was sent. */
@@ -670,7 +676,7 @@ class broker
     {
         handoff_offer raw = HANDOFF_OFFER_INIT;
         raw.fd = what.fd;
-        raw.flags = what.more ? HANDOFF_OFFER_MORE : 0;
+        raw.flags = (what.more ? HANDOFF_OFFER_MORE : 0u) | (what.tls ? HANDOFF_OFFER_TLS : 0u);
         raw.preread = what.preread.data();
         raw.preread_len = what.preread.size();
         raw.preread_iov = what.preread_iov;
@@ -740,6 +746,8 @@ class arrival {
     std::string_view metadata() const noexcept { return bytes(raw_.metadata, raw_.metadata_len); }
     std::string_view service() const noexcept { return text(raw_.service); }
     std::string_view correlation() const noexcept { return text(raw_.correlation); }
+    /** The client speaks TLS, and the kernel does it in both directions: see handoff/tls.h. */
+    bool tls() const noexcept { return raw_.tls != 0; }
     std::int32_t broker_pid() const noexcept { return raw_.broker_pid; }
     std::uint32_t broker_uid() const noexcept { return raw_.broker_uid; }
     std::uint32_t broker_gid() const noexcept { return raw_.broker_gid; }

@@ -58,6 +58,8 @@ pub struct Arrival<'a> {
     pub preread: &'a [u8],
     /// The broker, as it was when it connected.
     pub broker: Credentials,
+    /// The kernel does the connection's TLS, in both directions: see [`tls`](crate::tls).
+    pub tls: bool,
 }
 
 /// What a [`Backend`] has done.
@@ -307,9 +309,12 @@ impl Backend {
         let channel = self.channels.get(place.channel);
         let broker = channel.map_or(none, |channel| channel.broker);
         let slots = channel.and_then(|channel| channel.slots.as_ref());
-        let parts = slots.map_or([&[][..]; 4], |slots| slots.slot(place.slot).parts());
+        let (parts, tls) = slots.map_or(([&[][..]; 4], false), |slots| {
+            let slot = slots.slot(place.slot);
+            (slot.parts(), slot.has_tls())
+        });
         let [service, correlation, metadata, preread] = parts;
-        Arrival { id: place.id(), service, correlation, metadata, preread, broker }
+        Arrival { id: place.id(), service, correlation, metadata, preread, broker, tls }
     }
 
     /// The slots among which an arrival is held.
@@ -480,6 +485,7 @@ mod tests {
                 correlation: b"",
                 user_data: 0,
                 timeout: None,
+                tls: false,
                 more: false,
             };
             self.broker.offer(&offer).unwrap();

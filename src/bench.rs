@@ -15,7 +15,7 @@ pub fn encode_offers(count: u32, preread: &[u8], packet: &mut Vec<u8>) {
     // Not known when this is compiled, as in a broker.
     let (parts, preread) = black_box(([&[][..]; 3], [IoSlice::new(preread)]));
     encode(Kind::Offers, count, count, packet, |slot, packet| {
-        let head = OfferHead { slot, generation: 1, token: TOKEN, cookie: 1 };
+        let head = OfferHead { slot, generation: 1, token: TOKEN, cookie: 1, tls: false };
         wire::write_offer(packet, &head, &parts, &preread);
     });
 }

@@ -38,12 +38,13 @@ use crate::memory;
 use crate::reason::Reason;
 use crate::sys::event::{Event, Events, Wait};
 use crate::sys::{self, packet};
+use crate::tls;
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS, has_nul};
 
 use choosing::{Load, Placing};
 use directory::Directory;
 use kept::NOT_KEPT;
-use member::{Link, Member, Obstacle, PARTS};
+use member::{Link, Member, Needs, Obstacle, PARTS};
 use offers::Parts;
 use options::MAX_TIMEOUT;
 use outcomes::{Again, Ledger, Outcomes};
@@ -84,6 +85,9 @@ pub struct Offer<'a> {
     pub user_data: usize,
     /// How long it may wait for its verdict; none for the timeout of the options.
     pub timeout: Option<Duration>,
+    /// The kernel does the connection's TLS, in both directions: see [`tls`](crate::tls). It is asked
+    /// whether it does.
+    pub tls: bool,
     /// More offers follow at once: sending is left to the last of them, to [`Broker::flush`] or to
     /// [`Broker::dispatch`].
     pub more: bool,
@@ -172,8 +176,8 @@ pub struct Broker {
     candidates: Vec<(u32, Load)>,
     /// Offers that wait for room at another backend.
     waiting: VecDeque<Again>,
-    /// No backend took an offer of so many bytes then, or of more.
-    no_takers: Option<(Instant, usize)>,
+    /// No backend took an offer with such needs then, or with more.
+    no_takers: Option<(Instant, Needs)>,
     /// Verdicts that may wait when an offer is taken.
     most_verdicts: usize,
     outcomes: Outcomes,
@@ -278,6 +282,39 @@ impl Broker {
         most_verdicts: usize,
         now: Instant,
     ) -> Result<u64, BrokerError> {
+        // Apart, so that an offer without TLS pays nothing for it.
+        if offer.tls {
+            self.queue_with_tls(offer, most_verdicts, now)
+        } else {
+            self.queue_as(offer, most_verdicts, false, now)
+        }
+    }
+
+    /// Queues an offer of a connection if the kernel does its TLS.
+    #[cold]
+    #[inline(never)]
+    fn queue_with_tls(
+        &mut self,
+        offer: &Offer<'_>,
+        most_verdicts: usize,
+        now: Instant,
+    ) -> Result<u64, BrokerError> {
+        self.refused_by = None;
+        tls::check(offer.descriptor).map_err(|source| {
+            let descriptor = offer.descriptor.as_raw_fd();
+            BrokerError::WithoutTls { descriptor, source }
+        })?;
+        self.queue_as(offer, most_verdicts, true, now)
+    }
+
+    #[inline(always)]
+    fn queue_as(
+        &mut self,
+        offer: &Offer<'_>,
+        most_verdicts: usize,
+        tls: bool,
+        now: Instant,
+    ) -> Result<u64, BrokerError> {
         self.refused_by = None;
         self.enter(now)?;
         let len = variable_len(offer)?;
@@ -285,7 +322,7 @@ impl Broker {
             untaken if untaken >= most_verdicts && most_verdicts > 0 => {
                 Err(Some((self.listed[0] as usize, Obstacle::Full(Limit::Verdicts { untaken }))))
             }
-            _ => self.choose(len, NOT_KEPT, now),
+            _ => self.choose(Needs { len, tls }, NOT_KEPT, now),
         };
         let chosen = match chosen {
             Ok(chosen) => chosen,
@@ -299,7 +336,7 @@ impl Broker {
         let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = now.checked_add(timeout).unwrap_or(now);
         let Offer { service, correlation, metadata, preread, user_data, .. } = *offer;
-        let parts = &Parts { names: [service, correlation, metadata], preread };
+        let parts = &Parts { names: [service, correlation, metadata], preread, tls };
         let descriptor = offer.descriptor.as_raw_fd();
         let (id, kept) = (0, NOT_KEPT);
         let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
@@ -602,8 +639,9 @@ impl Broker {
     /// Whether an offer of so many bytes would be taken now.
     fn would_take(&self, len: usize, now: Instant) -> bool {
         let queue_bytes = self.options.queue_bytes;
+        let needs = Needs { len, tls: false };
         self.outcomes.verdicts.len() < self.most_verdicts
-            && self.members.iter().any(|it| it.would_take(len, queue_bytes, now).is_ok())
+            && self.members.iter().any(|it| it.would_take(needs, queue_bytes, now).is_ok())
     }
 
     /// Makes the descriptor readable if an offer was refused and one would be taken now.
@@ -657,6 +695,7 @@ fn not_a_socket(descriptor: BorrowedFd<'_>, source: io::Error) -> BrokerError {
 }
 
 /// Bytes of an offer beside its fixed part.
+#[inline(always)]
 fn variable_len(offer: &Offer<'_>) -> Result<usize, BrokerError> {
     let Offer { preread, metadata, service, correlation, .. } = offer;
     for (what, name) in [("service", service), ("correlation", correlation)] {

@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::sys::shared::{self, SharedWords, Step};
 
 pub(crate) use word::{
-    Lost, MAX_GENERATION, adopt, is_adopted, is_offered, is_revoked, offer, revoke,
+    Lost, MAX_GENERATION, abilities, ability, adopt, is_adopted, is_offered, is_revoked, offer,
+    revoke, tell_abilities,
 };
 
 /// The words of one channel.
@@ -77,6 +78,20 @@ mod tests {
         assert_eq!(adopt(&slot, 7), Err(Lost::Impossible));
         let slot = AtomicU64::new(word(7, REVOKED));
         assert_eq!(revoke(&slot, 7), Err(Lost::Impossible));
+    }
+
+    #[test]
+    fn abilities_are_told_before_the_first_offer_and_never_an_offer() {
+        let slot = AtomicU64::new(0);
+        assert_eq!(abilities(&slot), 0);
+        tell_abilities(&slot, ability::TLS);
+        assert_eq!(abilities(&slot), ability::TLS);
+        assert_eq!(adopt(&slot, ability::TLS), Err(Lost::Impossible));
+        for state in [OFFERED, ADOPTED, REVOKED] {
+            assert_eq!(abilities(&AtomicU64::new(word(ability::TLS, state))), 0);
+        }
+        offer(&slot, 1);
+        assert_eq!(adopt(&slot, 1), Ok(()));
     }
 
     #[test]

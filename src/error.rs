@@ -14,6 +14,7 @@ use crate::raw::ack::AckError;
 use crate::raw::admit::AdmitError;
 use crate::raw::pending::PendingError;
 use crate::support::SupportError;
+use crate::tls::TlsError;
 use crate::token::TokenError;
 
 pub use crate::kind::ErrorKind;
@@ -48,6 +49,9 @@ pub enum Error {
     /// A handoff socket was not made, or accepted no connection.
     #[error(transparent)]
     Listener(#[from] ListenerError),
+    /// A connection with TLS brought no data, or took none.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A call of a broker failed.
     #[error(transparent)]
     Broker(#[from] BrokerError),
@@ -69,6 +73,7 @@ impl Error {
             Error::Pending(error) => error.kind(),
             Error::Peer(error) => error.kind(),
             Error::Listener(error) => error.kind(),
+            Error::Tls(error) => error.kind(),
             Error::Broker(error) => error.kind(),
             Error::Backend(error) => error.kind(),
         }

@@ -53,11 +53,15 @@ pub enum ErrorKind {
     TooLate = 37,
     System = 38,
     NoMemory = 39,
+    NotTls = 40,
+    TlsKeyUpdate = 41,
+    TlsAlert = 42,
+    TlsRecord = 43,
 }
 
 impl ErrorKind {
     /// One more than the highest number.
-    pub const COUNT: usize = 40;
+    pub const COUNT: usize = 44;
 
     /// The kind of an error of the operating system that has no kind of its own.
     pub(crate) fn of_system(error: &io::Error) -> ErrorKind {
@@ -96,6 +100,7 @@ impl ErrorKind {
         match self {
             ErrorKind::RateLimited => Some(Reason::RateLimited),
             ErrorKind::TooLarge => Some(Reason::TooLarge),
+            ErrorKind::NotTls => Some(Reason::ClientUnsupported),
             ErrorKind::System | ErrorKind::NoMemory => Some(Reason::BackendUnavailable),
             kind => kind.attempt_failure().map(AttemptFailure::reason),
         }
@@ -139,7 +144,11 @@ impl ErrorKind {
             | ErrorKind::TakenBack
             | ErrorKind::TooLate
             | ErrorKind::System
-            | ErrorKind::NoMemory => return None,
+            | ErrorKind::NoMemory
+            | ErrorKind::NotTls
+            | ErrorKind::TlsKeyUpdate
+            | ErrorKind::TlsAlert
+            | ErrorKind::TlsRecord => return None,
             ErrorKind::Unsupported => AttemptFailure::UnsupportedPlatform,
             ErrorKind::PermissionDenied | ErrorKind::PeerUnknown | ErrorKind::PeerNotAllowed => {
                 AttemptFailure::PermissionDenied

@@ -18,6 +18,7 @@
 //! | [`listener`] | the handoff socket that a backend listens on |
 //! | [`peer`] | who is at the other end, and whether they may be |
 //! | [`token`] | tokens |
+//! | [`tls`] | connections whose TLS the kernel does |
 //! | [`address`] | Unix sockets by path and by descriptor |
 //! | [`failures`] | the failure counter |
 //! | [`memory`] | allocations that can fail |
@@ -49,6 +50,7 @@ pub mod peer;
 pub mod raw;
 pub mod reason;
 pub mod support;
+pub mod tls;
 pub mod token;
 
 mod claim;

@@ -11,6 +11,7 @@ pub(crate) mod file;
 pub(crate) mod packet;
 pub(crate) mod process;
 pub(crate) mod shared;
+pub(crate) mod tls;
 pub(crate) mod user;
 
 use std::io;
@@ -373,7 +374,20 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: bool) -> 
 /// Waits until `socket` is readable, closed or in error: true; or the deadline is past: false.
 /// Without a deadline it waits forever.
 pub(crate) fn wait_readable(socket: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<bool> {
-    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    wait_for(socket, libc::POLLIN, deadline)
+}
+
+/// As [`wait_readable`]: until there is room in `socket`'s buffer.
+pub(crate) fn wait_writable(socket: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<bool> {
+    wait_for(socket, libc::POLLOUT, deadline)
+}
+
+fn wait_for(
+    socket: BorrowedFd<'_>,
+    events: libc::c_short,
+    deadline: Option<Instant>,
+) -> io::Result<bool> {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
     let ready = retry(|| {
         // Computed anew each time, so that signals cannot put off the deadline.
         let timeout = deadline.map_or(-1, |deadline| poll_timeout(deadline, Instant::now()));

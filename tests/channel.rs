@@ -93,6 +93,7 @@ fn offer(connection: &TcpStream, user_data: usize) -> Offer<'_> {
         correlation: b"request-1",
         user_data,
         timeout: None,
+        tls: false,
         more: false,
     }
 }

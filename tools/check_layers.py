@@ -16,7 +16,7 @@ reason
 kind
 memory
 failures deadlines
-address token claim
+address token claim tls
 support
 handle peer wire
 listener raw::transport raw::store raw::failures

@@ -26,7 +26,7 @@ TLS_ROOTS ?= this-machine debian-13
 ## check-tls   TLS connections that the kernel does, in an emulated machine; TLS_TEST=test_kernel
 .PHONY: check-tls
 check-tls: TLS_TEST ?= $(TLS_TESTS)
-check-tls: $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS)) | need-python need-vm
+check-tls: $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS)) $(BUILD)/examples/tls_backend | need-python need-vm
 	@set -e; for root in $(TLS_ROOTS); do echo "check-tls: with $$root"; \
 	    $(VM) --limit $(TLS_LIMIT) --root $$root -- env $(TEST) \
 	        c-tests/run_all.sh $@ $(TLS_TEST:%=$(C_BUILD)/tls/%); done

@@ -150,6 +150,7 @@ fn play(input: &mut Input<'_>) {
                     correlation: b"",
                     user_data: number,
                     timeout: (choice & 0x30 == 0x30).then_some(Duration::ZERO),
+                    tls: false,
                     more: choice & 0x40 != 0,
                 };
                 if let Ok(id) = broker.offer(&offer) {

@@ -198,9 +198,17 @@ typedef struct handoff_arrival {
     const char *service;
     /** An id for logs; "" if the broker gave none. */
     const char *correlation;
+    /**
+     * Not 0: the client speaks TLS, and the kernel does it in both directions: this library has
+     * asked it. Read and write plain bytes, and see tls.h. 0: the broker did not say so, and the
+     * kernel was not asked.
+     */
+    uint32_t tls;
+    /** Reserved: always 0. */
+    uint32_t reserved;
 } handoff_arrival;
 #define HANDOFF_ARRIVAL_INIT \
-    { sizeof(handoff_arrival), 0, -1, 0, 0, 0, NULL, 0, NULL, 0, NULL, NULL }
+    { sizeof(handoff_arrival), 0, -1, 0, 0, 0, NULL, 0, NULL, 0, NULL, NULL, 0, 0 }
 
 /**
  * Waits for an arrival and adopts it, as accept(2) does. For programs without an event loop.

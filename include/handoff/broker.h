@@ -151,7 +151,7 @@ typedef struct handoff_offer {
      * another broker: both could be adopted.
      */
     int fd;
-    /** HANDOFF_OFFER_MORE, or 0. */
+    /** HANDOFF_OFFER_MORE, HANDOFF_OFFER_TLS or 0. */
     uint32_t flags;
     /** Bytes that you have read from the client. The backend consumes them first. Copied. */
     const void *preread;
@@ -190,6 +190,14 @@ typedef struct handoff_offer {
 #define HANDOFF_OFFER_MORE 1
 
 /**
+ * In handoff_offer.flags: the kernel does this connection's TLS, in both directions (kTLS). The library
+ * asks it whether it does. Preread is what your TLS library has decrypted; nothing undecrypted may be
+ * left there, nor may there be a record that it has begun to read or write. After the verdict
+ * HANDOFF_ADOPTED free its object without a close_notify or another byte on the connection.
+ */
+#define HANDOFF_OFFER_TLS 2
+
+/**
  * Initialises an offer as HANDOFF_OFFER_INIT does, for languages without macros.
  *
  * @param[out] offer  the offer
@@ -222,11 +230,14 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         handoff_broker_options;
  *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
  *         `correlation` is too long;
+ *         HANDOFF_ERR_NOT_TLS with HANDOFF_OFFER_TLS, if the kernel does not do the TLS of `fd` in
+ *         both directions;
  *         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, `flags` has an unknown bit
  *         or both forms of preread are set;
  *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_UNSUPPORTED if this
- *         system lacks what a channel needs, or the backend speaks another version of the protocol;
+ *         system lacks what a channel needs, the backend speaks another version of the protocol, or
+ *         its library is too old for HANDOFF_OFFER_TLS;
  *         HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG is RLIMIT_FSIZE, for the memory
  *         that the two ends share counts as a file.
  *

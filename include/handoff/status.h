@@ -289,7 +289,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 
 /**
  * The system lacks something, a struct sets a field that this version does not have, or the backend
- * speaks another version of the protocol; handoff_last_error() says what. Serve the client another way. Trying again does not help.
+ * speaks another version of the protocol or does not know offers with TLS; handoff_last_error() says
+ * what. Serve the client another way. Trying again does not help.
  */
 #define HANDOFF_ERR_UNSUPPORTED (-2)
 
@@ -445,6 +446,27 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
  * for what.
  */
 #define HANDOFF_ERR_NO_MEMORY (-39)
+
+/**
+ * The kernel does not do this connection's TLS in both directions; handoff_last_error() says in which
+ * it does not. Serve the client another way.
+ */
+#define HANDOFF_ERR_NOT_TLS (-40)
+
+/** The client has updated its TLS key, which cannot be followed. Close the connection. */
+#define HANDOFF_ERR_TLS_KEY_UPDATE (-41)
+
+/**
+ * The client has sent a TLS alert other than close_notify; handoff_last_error() says which. Close the
+ * connection.
+ */
+#define HANDOFF_ERR_TLS_ALERT (-42)
+
+/**
+ * The client has sent a TLS record that is no data, or something that is no record of this
+ * connection; handoff_last_error() says what. Close the connection.
+ */
+#define HANDOFF_ERR_TLS_RECORD (-43)
 
 #ifdef __cplusplus
 }

@@ -126,12 +126,15 @@ impl Arrivals {
         &mut self,
         arrived: Option<&(Arrived, bool)>,
         cookie: u64,
+        tls: bool,
         len: usize,
     ) -> Option<Rejection> {
         match arrived {
             None => Some(Reason::DescriptorPressure.into()),
             Some(_) if !self.rooms.allows(len) => Some(Reason::BackendBusy.into()),
-            Some((descriptor, over_tcp)) => self.inspector.refusal(descriptor, *over_tcp, cookie),
+            Some((descriptor, over_tcp)) => {
+                self.inspector.refusal(descriptor, *over_tcp, cookie, tls)
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::arrivals::Arrivals;
 use super::slots::Slots;
-use crate::claim::ClaimTable;
+use crate::claim::{self, ClaimTable, ability};
 use crate::handle::MEMORY_PAUSE;
 use crate::peer::Credentials;
 use crate::reason::Reason;
@@ -392,8 +392,10 @@ fn open(hello: wire::Hello, table: Option<Arrived>, arrivals: &mut Arrivals) -> 
     let slots = match table {
         // The frame says that it came, so it was lost on arrival.
         None => Err(io::Error::from_raw_os_error(libc::EMFILE)),
-        Some(table) => ClaimTable::open(table.as_fd(), hello.slots as usize)
-            .and_then(|claims| Slots::new(claims, count).map_err(|error| error.source)),
+        Some(table) => ClaimTable::open(table.as_fd(), hello.slots as usize).and_then(|claims| {
+            claim::tell_abilities(claims.slot(0), ability::TLS);
+            Slots::new(claims, count).map_err(|error| error.source)
+        }),
     };
     match slots {
         Ok(slots) => {
@@ -425,7 +427,7 @@ fn arrive(
         return Err(End::Broken);
     }
     arrivals.statistics.arrived += 1;
-    let refusal = arrivals.refusal(arrived.as_ref(), offer.head.cookie, len);
+    let refusal = arrivals.refusal(arrived.as_ref(), offer.head.cookie, offer.head.tls, len);
     let (refused, reason) = match (arrived, refusal) {
         (Some((descriptor, _)), None) => match arrivals.hold(index, slots, offer, descriptor) {
             Ok(()) => return Ok(()),

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
 use crate::sys::packet::{self, MAX_DESCRIPTORS};
+use crate::tls;
 use crate::wire::{Rejection, kind};
 
 /// Which sockets a backend takes. With all of these it takes any socket, also one of another kind,
@@ -56,19 +57,21 @@ impl Inspector {
     }
 
     /// Why a descriptor is not taken, if it is not; `over_tcp` is what [`look`](Inspector::look)
-    /// said.
+    /// said. `tls`: the broker says that the kernel does its TLS.
     pub(super) fn refusal(
         &mut self,
         descriptor: &Arrived,
         over_tcp: bool,
         cookie: u64,
+        tls: bool,
     ) -> Option<Rejection> {
         let descriptor = descriptor.as_fd();
-        let checked = if over_tcp { Ok(()) } else { self.check(descriptor) };
+        let checked = if over_tcp & !tls { Ok(()) } else { self.check(descriptor, tls) };
         if let Err(rejection) = checked {
             return Some(rejection);
         }
-        // What arrived is a socket, and the one that was offered, as far as both sides can tell.
+        // What arrived is a socket, and the one that was offered, as far as both sides can tell. The
+        // kernel does its TLS if the broker says so.
         let found = packet::cookie(descriptor);
         let same = found.is_ok_and(|found| found == cookie || found == 0 || cookie == 0);
         (!same).then_some(Reason::IntegrityMismatch.into())
@@ -80,7 +83,17 @@ impl Inspector {
     /// Of a TCP socket [`look`](Inspector::look) tells the same with one call instead of two. Where
     /// it does not tell, SO_TYPE and getpeername(2) have the last word, as they have for all other
     /// sockets; the two ways never differ about a socket that the first one takes.
-    fn check(&mut self, descriptor: BorrowedFd<'_>) -> Result<(), Rejection> {
+    // Cold, because `look` has told of most arrivals.
+    #[cold]
+    fn check(&mut self, descriptor: BorrowedFd<'_>, tls: bool) -> Result<(), Rejection> {
+        self.check_kind(descriptor)?;
+        if tls && tls::check(descriptor).is_err() {
+            return Err(Reason::IntegrityMismatch.into());
+        }
+        Ok(())
+    }
+
+    fn check_kind(&mut self, descriptor: BorrowedFd<'_>) -> Result<(), Rejection> {
         let Kinds { stream, seqpacket, datagram, unconnected } = self.kinds;
         if stream && seqpacket && datagram && unconnected {
             return Ok(());
@@ -135,7 +148,7 @@ mod tests {
         let [expecting, not] = [true, false].map(|expect_tcp| {
             let mut inspector = Inspector { kinds: STREAMS, expect_tcp };
             let over_tcp = inspector.look(&socket)[0];
-            inspector.refusal(&socket[0], over_tcp, cookie).is_none()
+            inspector.refusal(&socket[0], over_tcp, cookie, false).is_none()
         });
         assert_eq!(expecting, not);
         expecting
@@ -148,6 +161,19 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let arrived = [file.into(), client.into(), unix.into()].map(Arrived::new);
         assert_eq!(Inspector::new(STREAMS).look(&arrived)[..4], [false, true, false, false]);
+    }
+
+    #[test]
+    fn plain_socket_that_is_said_to_have_tls_is_another_one_than_was_offered() {
+        let (client, _server) = tcp();
+        let (unix, _peer) = UnixStream::pair().unwrap();
+        for socket in [OwnedFd::from(client), unix.into()] {
+            let socket = Arrived::new(socket);
+            let mut inspector = Inspector::new(STREAMS);
+            assert_eq!(inspector.refusal(&socket, false, 0, false), None);
+            let refusal = inspector.refusal(&socket, false, 0, true);
+            assert_eq!(refusal, Some(Reason::IntegrityMismatch.into()));
+        }
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub(super) struct Slot {
     /// Tells this arrival from all others of the handle.
     serial: u64,
     descriptor: Option<Arrived>,
+    /// The kernel does the connection's TLS.
+    tls: bool,
     /// Service and correlation id, each with a NUL behind it, then metadata, then preread.
     bytes: Vec<u8>,
     lengths: [usize; 4],
@@ -42,6 +44,7 @@ impl Slot {
         generation: 0,
         serial: 0,
         descriptor: None,
+        tls: false,
         bytes: Vec::new(),
         lengths: [0; 4],
     };
@@ -59,6 +62,10 @@ impl Slot {
         let (second, rest) = rest[1..].split_at(correlation);
         let (third, rest) = rest[1..].split_at(metadata);
         [first, second, third, &rest[..preread]]
+    }
+
+    pub(super) fn has_tls(&self) -> bool {
+        self.tls
     }
 
     /// Bytes as the limits count them: without the NULs.
@@ -183,6 +190,7 @@ impl Slots {
         slot.state = State::Waiting;
         slot.serial = serial;
         slot.descriptor = Some(descriptor);
+        slot.tls = offer.head.tls;
         self.held += 1;
         Ok(())
     }

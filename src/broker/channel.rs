@@ -10,7 +10,7 @@ use super::outcomes::{End, Ledger};
 use super::peer::{self, WhyDown};
 use super::{BrokerOptions, NoWelcome};
 use crate::address;
-use crate::claim::{self, ClaimTable, Lost};
+use crate::claim::{self, ClaimTable, Lost, ability};
 use crate::handle::{GREETING_TIMEOUT, MEMORY_PAUSE};
 use crate::reason::Reason;
 use crate::support;
@@ -31,6 +31,8 @@ pub(super) struct Channel {
     /// Set by the backend's welcome; before it, when to give up waiting for that.
     pub(super) welcome: Result<wire::Welcome, Instant>,
     pub(super) draining: bool,
+    /// The backend knows offers with TLS.
+    pub(super) knows_tls: bool,
     /// The socket was full.
     pub(super) full: bool,
     /// The events tell when it has room again.
@@ -72,6 +74,7 @@ impl Channel {
             offers,
             welcome: Err(now + GREETING_TIMEOUT),
             draining: false,
+            knows_tls: false,
             full: false,
             watching: false,
             try_again: None,
@@ -251,6 +254,8 @@ impl Channel {
         match (frame, self.welcome) {
             (Frame::Welcome(welcome), Err(_)) if self.offers.slot(welcome.slots - 1).is_some() => {
                 self.welcome = Ok(welcome);
+                let abilities = claim::abilities(self.claims.slot(0));
+                self.knows_tls = abilities & ability::TLS != 0;
                 ledger.welcomed();
                 Ok(())
             }

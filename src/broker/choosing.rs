@@ -12,7 +12,7 @@ use std::os::fd::RawFd;
 use std::time::Instant;
 
 use super::kept::NOT_KEPT;
-use super::member::{Link, Member, Obstacle, Place};
+use super::member::{Link, Member, Needs, Obstacle, Place};
 use super::offers::{Facts, Parts, queued_len};
 use super::{BackendSettings, Broker, BrokerError, ID_BITS, KEPT_ID, SLOT_BITS};
 use crate::claim;
@@ -49,23 +49,23 @@ impl Broker {
     #[inline(always)]
     pub(super) fn choose(
         &mut self,
-        len: usize,
+        needs: Needs,
         kept: u32,
         now: Instant,
     ) -> Result<Chosen, Option<(usize, Obstacle)>> {
         if let ([only], NOT_KEPT) = (&self.members[..], kept) {
-            return match only.takes(len, self.options.queue_bytes, now) {
+            return match only.takes(needs, self.options.queue_bytes, now) {
                 Ok(place) => Ok(Chosen { index: 0, place }),
                 Err(why) => Err(Some((0, why))),
             };
         }
-        self.choose_of_many(len, kept, now)
+        self.choose_of_many(needs, kept, now)
     }
 
     #[inline(never)]
     pub(super) fn choose_of_many(
         &mut self,
-        len: usize,
+        needs: Needs,
         kept: u32,
         now: Instant,
     ) -> Result<Chosen, Option<(usize, Obstacle)>> {
@@ -80,7 +80,7 @@ impl Broker {
             if member.gone || copy.is_some_and(|copy| copy.tried.has(index)) {
                 continue;
             }
-            if let Err(why) = member.would_take(len, queue_bytes, now) {
+            if let Err(why) = member.would_take(needs, queue_bytes, now) {
                 if refused.is_none_or(|(_, other)| why.is_sooner(other)) {
                     refused = Some((index, why));
                 }
@@ -95,7 +95,7 @@ impl Broker {
         }
         let limit = fewest.ok_or(refused)?;
         let index = self.take_turns(limit, weights[usize::from(limit.backup)]);
-        let place = self.members[index].takes(len, queue_bytes, now);
+        let place = self.members[index].takes(needs, queue_bytes, now);
         place.map(|place| Chosen { index, place }).map_err(|why| Some((index, why)))
     }
 

@@ -13,6 +13,7 @@ use crate::handle::HandleError;
 use crate::kind::ErrorKind;
 use crate::memory::NoMemory;
 use crate::support::SupportError;
+use crate::tls::TlsError;
 use crate::wire::Refusal;
 
 /// Why a call of a [`Broker`](super::Broker) did nothing.
@@ -62,6 +63,22 @@ pub enum BrokerError {
     /// The service's name or the correlation id has a NUL in it, which ends it for a C program.
     #[error("the offer's service or correlation id has a NUL in it")]
     NameWithNul,
+    /// The kernel does not do the connection's TLS, although the offer says so.
+    #[error("descriptor {descriptor} cannot be offered as TLS: {source}")]
+    WithoutTls {
+        /// The descriptor.
+        descriptor: RawFd,
+        /// What is missing.
+        #[source]
+        source: TlsError,
+    },
+    /// The backend's library does not know offers of connections with TLS.
+    #[error("{path}: the backend does not know offers with TLS: its libhandoff is older",
+        path = .path.display())]
+    BackendWithoutTls {
+        /// The handoff socket.
+        path: Arc<Path>,
+    },
     /// There is no channel to the backend now, or it is draining.
     #[error("{path}: no channel to the backend now{why}: {source}", path = .path.display(),
         why = why_unavailable(source))]
@@ -348,6 +365,8 @@ impl BrokerError {
             BrokerError::Woken => ErrorKind::Woken,
             BrokerError::Memory(error) => error.kind(),
             BrokerError::TooLarge { .. } => ErrorKind::TooLarge,
+            BrokerError::WithoutTls { source, .. } => source.kind(),
+            BrokerError::BackendWithoutTls { .. } => ErrorKind::Unsupported,
             BrokerError::Unavailable { source, .. } => address::connect_kind(source),
             BrokerError::Off { .. } => ErrorKind::BackendUnavailable,
             BrokerError::NoBackend { source: Some(source), .. }

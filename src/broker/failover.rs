@@ -110,8 +110,9 @@ impl Broker {
         if self.closed {
             return Next::Nobody;
         }
-        let len = copy.len();
-        let chosen = match self.choose_of_many(len, kept, now) {
+        let needs = copy.needs();
+        let len = needs.len;
+        let chosen = match self.choose_of_many(needs, kept, now) {
             Ok(chosen) => chosen,
             Err(Some((_, Obstacle::Full(_)))) => return Next::Waits,
             Err(_) => return Next::Nobody,
@@ -159,14 +160,14 @@ impl Broker {
     /// at the same time, only the first looks at all backends in vain.
     pub(super) fn can_fail_over(&mut self, kept: u32, now: Instant) -> bool {
         let Some(copy) = self.outcomes.kept.get(kept) else { return false };
-        let (len, tried) = (copy.len(), &copy.tried);
-        if self.no_takers.is_some_and(|(at, least)| at == now && least <= len) {
+        let (needs, tried) = (copy.needs(), &copy.tried);
+        if self.no_takers.is_some_and(|(at, least)| at == now && needs.are_more_than(least)) {
             return false;
         }
         let queue_bytes = self.options.queue_bytes;
         let (mut any, mut untried) = (false, false);
         for (index, member) in self.members.iter().enumerate() {
-            if member.would_take(len, queue_bytes, now).is_ok() {
+            if member.would_take(needs, queue_bytes, now).is_ok() {
                 any = true;
                 untried |= !tried.has(index);
                 if untried {
@@ -175,7 +176,7 @@ impl Broker {
             }
         }
         if !any {
-            self.no_takers = Some((now, len));
+            self.no_takers = Some((now, needs));
         }
         untried
     }

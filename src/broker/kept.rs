@@ -7,6 +7,7 @@ use std::io::IoSlice;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
+use super::member::Needs;
 use super::offers::Parts;
 use super::{MAX_BACKENDS, Verdict};
 
@@ -22,6 +23,8 @@ pub(super) struct Copy {
     /// The caller's, who keeps it open until the verdict.
     pub descriptor: RawFd,
     pub cookie: u64,
+    /// The kernel does the connection's TLS.
+    pub tls: bool,
     /// When it must have its verdict, however many backends are tried.
     pub deadline: Instant,
     /// The backend that has it, and its slot there.
@@ -45,6 +48,7 @@ impl Copy {
             user_data: 0,
             descriptor: -1,
             cookie: 0,
+            tls: false,
             deadline: now,
             backend: 0,
             slot: 0,
@@ -56,8 +60,9 @@ impl Copy {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
+    /// What a backend must be able to take to get it.
+    pub(super) fn needs(&self) -> Needs {
+        Needs { len: self.bytes.len(), tls: self.tls }
     }
 
     /// Calls `body` with the bytes as parts.
@@ -65,7 +70,7 @@ impl Copy {
         let [service, correlation, metadata] = self.ends;
         let part = |from: usize, to: usize| &self.bytes[from..to];
         let names = [part(0, service), part(service, correlation), part(correlation, metadata)];
-        body(&Parts { names, preread: &[IoSlice::new(&self.bytes[metadata..])] })
+        body(&Parts { names, preread: &[IoSlice::new(&self.bytes[metadata..])], tls: self.tls })
     }
 }
 
@@ -164,6 +169,7 @@ impl Kept {
         copy.bytes.clear();
         copy.tried = Tried::default();
         copy.may_have_reached = false;
+        copy.tls = parts.tls;
         copy.waits = false;
         for (end, name) in copy.ends.iter_mut().zip(parts.names) {
             copy.bytes.extend_from_slice(name);
@@ -224,7 +230,7 @@ mod tests {
     use super::*;
 
     fn keep(kept: &mut Kept, names: [&[u8]; 3], preread: &[u8]) -> Option<u32> {
-        let parts = Parts { names, preread: &[IoSlice::new(preread)] };
+        let parts = Parts { names, preread: &[IoSlice::new(preread)], tls: true };
         let len = names.iter().map(|name| name.len()).sum::<usize>() + preread.len();
         let number = kept.place(len, Instant::now())?;
         kept.keep(&parts, |copy| copy.id = 7);
@@ -238,6 +244,7 @@ mod tests {
         kept.get(number).unwrap().with_parts(|parts| {
             assert_eq!(parts.names, [&b"s"[..], b"", b"meta"]);
             assert_eq!(&*parts.preread[0], b"preread");
+            assert!(parts.tls);
         });
     }
 

@@ -80,9 +80,27 @@ pub(super) enum Obstacle {
         len: usize,
         most: usize,
     },
+    /// It does not know offers with TLS.
+    NoTls,
     Draining,
     Down,
     Off,
+}
+
+/// What an offer asks of the backend that takes it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Needs {
+    /// Bytes in its parts.
+    pub len: usize,
+    /// The kernel does the connection's TLS.
+    pub tls: bool,
+}
+
+impl Needs {
+    /// Whether no backend takes it that does not take an offer that asks for less.
+    pub(super) fn are_more_than(self, less: Needs) -> bool {
+        self.len >= less.len && self.tls >= less.tls
+    }
 }
 
 /// Where a backend takes an offer.
@@ -115,9 +133,10 @@ impl Obstacle {
             Obstacle::NoWelcome(_) => 1,
             Obstacle::Resting(_) => 2,
             Obstacle::TooLarge { .. } => 3,
-            Obstacle::Draining => 4,
-            Obstacle::Down => 5,
-            Obstacle::Off => 6,
+            Obstacle::NoTls => 4,
+            Obstacle::Draining => 5,
+            Obstacle::Down => 6,
+            Obstacle::Off => 7,
         }
     }
 }
@@ -214,26 +233,26 @@ impl Member {
         !self.leaving && !self.gone && !self.settings.off
     }
 
-    /// Where it takes an offer of so many bytes now.
+    /// Where it takes an offer now.
     #[inline(always)]
     pub(super) fn takes(
         &self,
-        len: usize,
+        needs: Needs,
         queue_bytes: usize,
         now: Instant,
     ) -> Result<Place, Obstacle> {
-        let (channel, trial) = self.would_take(len, queue_bytes, now)?;
+        let (channel, trial) = self.would_take(needs, queue_bytes, now)?;
         match channel.offers.next_slot() {
             Some((slot, generation)) => Ok(Place { slot, generation, trial }),
             None => Err(channel.is_full()),
         }
     }
 
-    /// Whether it takes an offer of so many bytes now: over which channel, and whether as its trial.
+    /// Whether it takes an offer now: over which channel, and whether as its trial.
     #[inline(always)]
     pub(super) fn would_take(
         &self,
-        len: usize,
+        Needs { len, tls }: Needs,
         queue_bytes: usize,
         now: Instant,
     ) -> Result<(&Channel, bool), Obstacle> {
@@ -244,6 +263,9 @@ impl Member {
         let welcome = channel.welcome.map_err(|by| Obstacle::no_welcome(by, now))?;
         if channel.draining {
             return Err(Obstacle::Draining);
+        }
+        if tls && !channel.knows_tls {
+            return Err(Obstacle::NoTls);
         }
         let mut trial = false;
         if let Some(failures) = self.tally.failures.as_ref().filter(|it| it.is_resting()) {
@@ -268,7 +290,7 @@ impl Member {
 
     /// How many small offers it takes now.
     pub(super) fn room(&self, queue_bytes: usize, now: Instant) -> usize {
-        match self.would_take(0, queue_bytes, now) {
+        match self.would_take(Needs { len: 0, tls: false }, queue_bytes, now) {
             Ok((_, true)) => 1,
             Ok((channel, false)) => channel.offers.granted(),
             Err(_) => 0,
@@ -293,6 +315,7 @@ impl Member {
             },
             Obstacle::Resting(left) => BrokerError::RateLimited { path: path.clone(), left },
             Obstacle::TooLarge { len, most } => BrokerError::TooLarge { what: PARTS, len, most },
+            Obstacle::NoTls => BrokerError::BackendWithoutTls { path: path.clone() },
             Obstacle::Draining => unavailable(libc::ESHUTDOWN),
             Obstacle::Off => BrokerError::Off { path: path.clone() },
             Obstacle::Down => match &self.why_down {
@@ -359,3 +382,34 @@ impl Member {
 }
 
 pub(super) const PARTS: &str = "preread, metadata and names together";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Backend, BackendOptions};
+    use crate::broker::Broker;
+    use crate::kind::ErrorKind;
+
+    #[test]
+    fn offer_with_tls_is_for_backends_that_know_it_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let mut backend = Backend::listen(&path, BackendOptions::default()).unwrap();
+        let mut broker = Broker::new(&path, BrokerOptions::default()).unwrap();
+        broker.dispatch().unwrap();
+        backend.dispatch().unwrap();
+        broker.dispatch().unwrap();
+        let takes = |member: &Member, tls| {
+            member.takes(Needs { len: 0, tls }, usize::MAX, Instant::now()).map(|_| ())
+        };
+        let options = BrokerOptions::default();
+        let member = &mut broker.members[0];
+        assert!(takes(member, true).is_ok());
+        // As with a backend of an older library, which leaves the table alone.
+        member.channel().unwrap().knows_tls = false;
+        assert!(takes(member, false).is_ok());
+        let error = member.error(takes(member, true).unwrap_err(), &options);
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("does not know offers with TLS"), "{error}");
+    }
+}

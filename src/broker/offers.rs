@@ -45,12 +45,14 @@ pub(super) struct Facts {
     pub trial: bool,
 }
 
-/// The bytes of an offer: its names and metadata, and preread.
+/// The bytes of an offer: its names and metadata, and preread; and what they are.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parts<'a> {
     /// Service, correlation, metadata.
     pub names: [&'a [u8]; 3],
     pub preread: &'a [IoSlice<'a>],
+    /// The kernel does the connection's TLS.
+    pub tls: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -192,7 +194,8 @@ impl Offers {
         found.entry = self.front.wrapping_add(self.queue.len() as u32);
         self.in_flight += 1;
         let before = self.bytes.len();
-        let head = OfferHead { slot, generation: found.generation, token: found.token, cookie };
+        let Slot { generation, token, .. } = *found;
+        let head = OfferHead { slot, generation, token, cookie, tls: parts.tls };
         wire::write_offer(&mut self.bytes, &head, &parts.names, parts.preread);
         self.queue.push_back(Queued { slot, len: (self.bytes.len() - before) as u32 });
         Some(slot)
@@ -365,7 +368,7 @@ mod tests {
             offered_at: deadline,
             trial: false,
         };
-        let parts = Parts { names: [b""; 3], preread: &[IoSlice::new(preread)] };
+        let parts = Parts { names: [b""; 3], preread: &[IoSlice::new(preread)], tls: false };
         offers.queue(&facts, &parts, 0, deadline)
     }
 

@@ -13,6 +13,25 @@ const STATE_BITS: u32 = 2;
 /// The generations of a slot count from 1; 0 has never been offered.
 pub(crate) const MAX_GENERATION: u64 = u64::MAX >> STATE_BITS;
 
+/// What a backend writes to the first word before its welcome, and the broker reads before its first
+/// offer: bits above a state that no offer has. A backend that does not know of this leaves 0 there, and
+/// a broker that does not overwrites it.
+pub(crate) mod ability {
+    /// The backend knows offers of connections whose TLS the kernel does.
+    pub(crate) const TLS: u64 = 1;
+}
+
+/// Backend: tells what it is able to do.
+pub(crate) fn tell_abilities(first: &AtomicU64, abilities: u64) {
+    first.store(word(abilities, 0), Ordering::Release);
+}
+
+/// Broker: what the backend has told; nothing, if the word is something else.
+pub(crate) fn abilities(first: &AtomicU64) -> u64 {
+    let found = first.load(Ordering::Acquire);
+    if found & ((1 << STATE_BITS) - 1) == 0 { found >> STATE_BITS } else { 0 }
+}
+
 /// Why a claim did not succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lost {

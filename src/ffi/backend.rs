@@ -250,6 +250,12 @@ pub struct handoff_arrival {
     pub service: *const c_char,
     /// An id for logs; "" if the broker gave none.
     pub correlation: *const c_char,
+    /// Not 0: the client speaks TLS, and the kernel does it in both directions: this library has
+    /// asked it. Read and write plain bytes, and see tls.h. 0: the broker did not say so, and the
+    /// kernel was not asked.
+    pub tls: u32,
+    /// Reserved: always 0.
+    pub reserved: u32,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -271,6 +277,8 @@ fn arrival_of(arrival: &Arrival<'_>, fd: c_int) -> handoff_arrival {
         metadata_len: arrival.metadata.len(),
         service: arrival.service.as_ptr().cast(),
         correlation: arrival.correlation.as_ptr().cast(),
+        tls: arrival.tls.into(),
+        reserved: 0,
     }
 }
 

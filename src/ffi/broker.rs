@@ -298,7 +298,7 @@ pub struct handoff_offer {
     /// (EPOLL_CTL_DEL), until the verdict. Do not offer it a second time before that, here or to
     /// another broker: both could be adopted.
     pub fd: c_int,
-    /// HANDOFF_OFFER_MORE, or 0.
+    /// HANDOFF_OFFER_MORE, HANDOFF_OFFER_TLS or 0.
     pub flags: u32,
     /// Bytes that you have read from the client. The backend consumes them first. Copied.
     pub preread: *const c_void,
@@ -334,6 +334,12 @@ unsafe impl Input for handoff_offer {}
 /// In handoff_offer.flags: more offers follow, so do not send this one yet. The next accepted offer
 /// without the flag sends them all; so do handoff_broker_flush() and handoff_broker_dispatch().
 pub const HANDOFF_OFFER_MORE: u32 = 1;
+
+/// In handoff_offer.flags: the kernel does this connection's TLS, in both directions (kTLS). The library
+/// asks it whether it does. Preread is what your TLS library has decrypted; nothing undecrypted may be
+/// left there, nor may there be a record that it has begun to read or write. After the verdict
+/// HANDOFF_ADOPTED free its object without a close_notify or another byte on the connection.
+pub const HANDOFF_OFFER_TLS: u32 = 2;
 
 /// Initialises an offer as HANDOFF_OFFER_INIT does, for languages without macros.
 ///
@@ -375,11 +381,14 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         handoff_broker_options;
 ///         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
 ///         `correlation` is too long;
+///         HANDOFF_ERR_NOT_TLS with HANDOFF_OFFER_TLS, if the kernel does not do the TLS of `fd` in
+///         both directions;
 ///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, `flags` has an unknown bit
 ///         or both forms of preread are set;
 ///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
 ///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_UNSUPPORTED if this
-///         system lacks what a channel needs, or the backend speaks another version of the protocol;
+///         system lacks what a channel needs, the backend speaks another version of the protocol, or
+///         its library is too old for HANDOFF_OFFER_TLS;
 ///         HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG is RLIMIT_FSIZE, for the memory
 ///         that the two ends share counts as a file.
 ///
@@ -417,7 +426,7 @@ fn with_offer<T>(
     let name = |pointer: *const c_char, name| {
         if pointer.is_null() { Ok(&[][..]) } else { string(pointer, name) }
     };
-    if offer.flags & !HANDOFF_OFFER_MORE != 0 {
+    if offer.flags & !(HANDOFF_OFFER_MORE | HANDOFF_OFFER_TLS) != 0 {
         return Err(Failure::Argument("offer.flags", Problem::Is("has an unknown bit")));
     }
     let whole = [IoSlice::new(bytes(offer.preread, offer.preread_len, "offer.preread")?)];
@@ -437,6 +446,7 @@ fn with_offer<T>(
         correlation: name(offer.correlation, "offer.correlation")?,
         user_data: offer.user_data.expose_provenance(),
         timeout: (offer.timeout_ms > 0).then(|| timeout(offer.timeout_ms, Duration::MAX)),
+        tls: offer.flags & HANDOFF_OFFER_TLS != 0,
         more: offer.flags & HANDOFF_OFFER_MORE != 0,
     })
 }

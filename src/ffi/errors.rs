@@ -10,7 +10,8 @@ use crate::kind::ErrorKind;
 /// caller.
 pub const HANDOFF_ERR_INVALID_ARGUMENT: handoff_status = -1;
 /// The system lacks something, a struct sets a field that this version does not have, or the backend
-/// speaks another version of the protocol; handoff_last_error() says what. Serve the client another way. Trying again does not help.
+/// speaks another version of the protocol or does not know offers with TLS; handoff_last_error() says
+/// what. Serve the client another way. Trying again does not help.
 pub const HANDOFF_ERR_UNSUPPORTED: handoff_status = -2;
 /// The permissions of the socket's file or directory, a security module, or the backend's policy do
 /// not allow it; handoff_last_error() says which. Check the socket's mode and owner, and the policy.
@@ -99,6 +100,17 @@ pub const HANDOFF_ERR_SYSTEM: handoff_status = -38;
 /// There is not enough memory for what the options or the peer ask for. handoff_last_error() says
 /// for what.
 pub const HANDOFF_ERR_NO_MEMORY: handoff_status = -39;
+/// The kernel does not do this connection's TLS in both directions; handoff_last_error() says in which
+/// it does not. Serve the client another way.
+pub const HANDOFF_ERR_NOT_TLS: handoff_status = -40;
+/// The client has updated its TLS key, which cannot be followed. Close the connection.
+pub const HANDOFF_ERR_TLS_KEY_UPDATE: handoff_status = -41;
+/// The client has sent a TLS alert other than close_notify; handoff_last_error() says which. Close the
+/// connection.
+pub const HANDOFF_ERR_TLS_ALERT: handoff_status = -42;
+/// The client has sent a TLS record that is no data, or something that is no record of this
+/// connection; handoff_last_error() says what. Close the connection.
+pub const HANDOFF_ERR_TLS_RECORD: handoff_status = -43;
 
 /// What there is to say about an error.
 pub(super) struct Entry {
@@ -127,7 +139,7 @@ const fn c_str(text: &'static str) -> &'static CStr {
 }
 
 /// Every error.
-const ENTRIES: [Entry; 38] = [
+const ENTRIES: [Entry; 42] = [
     entry!(InvalidArgument, HANDOFF_ERR_INVALID_ARGUMENT, c"invalid argument"),
     entry!(Unsupported, HANDOFF_ERR_UNSUPPORTED, c"not supported"),
     entry!(PermissionDenied, HANDOFF_ERR_PERMISSION_DENIED, c"permission denied"),
@@ -182,6 +194,14 @@ const ENTRIES: [Entry; 38] = [
     entry!(TooLate, HANDOFF_ERR_TOO_LATE, c"the offer cannot be taken back"),
     entry!(System, HANDOFF_ERR_SYSTEM, c"the system refused something that the handle needs"),
     entry!(NoMemory, HANDOFF_ERR_NO_MEMORY, c"not enough memory"),
+    entry!(
+        NotTls,
+        HANDOFF_ERR_NOT_TLS,
+        c"the kernel does not do this connection's TLS in both directions"
+    ),
+    entry!(TlsKeyUpdate, HANDOFF_ERR_TLS_KEY_UPDATE, c"the client has updated its TLS key"),
+    entry!(TlsAlert, HANDOFF_ERR_TLS_ALERT, c"the client has sent a TLS alert"),
+    entry!(TlsRecord, HANDOFF_ERR_TLS_RECORD, c"a TLS record that is no data, or is not authentic"),
 ];
 
 /// The entry of an error; none for other numbers.

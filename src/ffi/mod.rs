@@ -16,3 +16,4 @@ mod peer;
 mod raw;
 mod reason;
 mod status;
+mod tls;

@@ -37,7 +37,12 @@ pub(crate) struct OfferHead {
     pub token: Token,
     /// SO_COOKIE of the connection; 0 if the broker cannot tell.
     pub cookie: u64,
+    /// The kernel does the connection's TLS, in both directions.
+    pub tls: bool,
 }
+
+/// In the flags of an offer: the kernel does the connection's TLS.
+const TLS: u8 = 1;
 
 /// One connection on offer, as it arrives; its descriptor travels beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,8 +125,11 @@ impl<'a> Offer<'a> {
         let cookie = u64::from_le_bytes(field(&fixed, 32));
         let preread_len = u32::from_le_bytes(field(&fixed, 40)) as usize;
         let metadata_len = u32::from_le_bytes(field(&fixed, 44)) as usize;
-        let (service_len, correlation_len) = (usize::from(fixed[48]), usize::from(fixed[49]));
-        if field(&fixed, 4) != [0; 4] || field(&fixed, 50) != [0; 6] {
+        // The lengths of the names, the flags, and zeros.
+        let last = u64::from_le_bytes(field(&fixed, 48));
+        let (service_len, correlation_len) = (last as u8 as usize, (last >> 8) as u8 as usize);
+        let (tls, unknown) = (last >> 16 & u64::from(TLS) != 0, last >> 17);
+        if field(&fixed, 4) != [0; 4] || unknown != 0 {
             return Err(WireError::Reserved);
         }
         let generations = 1..=MAX_GENERATION;
@@ -132,7 +140,7 @@ impl<'a> Offer<'a> {
         let (service, correlation) = names.split_at(service_len);
         let metadata = reader.bytes(metadata_len)?;
         let preread = reader.bytes(preread_len)?;
-        let head = OfferHead { slot, generation, token, cookie };
+        let head = OfferHead { slot, generation, token, cookie, tls };
         Ok((Offer { head, service, correlation, metadata, preread }, names))
     }
 
@@ -165,6 +173,7 @@ pub(crate) fn write_offer(
     fixed[44..48].copy_from_slice(&(metadata.len() as u32).to_le_bytes());
     fixed[48] = service.len() as u8;
     fixed[49] = correlation.len() as u8;
+    fixed[50] = u8::from(head.tls) * TLS;
     let start = out.len();
     out.extend_from_slice(&fixed);
     for part in [service, correlation, metadata] {

@@ -17,7 +17,7 @@ fn token() -> impl Strategy<Value = Token> {
 
 const SLOTS: std::ops::Range<u32> = 0..MAX_SLOTS as u32;
 
-type OwnedOffer = (u32, u64, Token, u64, [Vec<u8>; 4]);
+type OwnedOffer = (u32, u64, Token, u64, bool, [Vec<u8>; 4]);
 
 fn owned_offer() -> impl Strategy<Value = OwnedOffer> {
     let name = || vec(1..=u8::MAX, 0..=MAX_NAME_LEN);
@@ -27,13 +27,13 @@ fn owned_offer() -> impl Strategy<Value = OwnedOffer> {
         vec(any::<u8>(), 0..600).boxed(),
         vec(any::<u8>(), 0..600).boxed(),
     ];
-    (SLOTS, 1..=crate::claim::MAX_GENERATION, token(), any::<u64>(), parts)
+    (SLOTS, 1..=crate::claim::MAX_GENERATION, token(), any::<u64>(), any::<bool>(), parts)
 }
 
 fn borrow(offer: &OwnedOffer) -> Offer<'_> {
-    let (slot, generation, token, cookie, [service, correlation, metadata, preread]) = offer;
-    let (slot, generation, token, cookie) = (*slot, *generation, *token, *cookie);
-    let head = OfferHead { slot, generation, token, cookie };
+    let (slot, generation, token, cookie, tls, [service, correlation, metadata, preread]) = offer;
+    let (slot, generation, token, cookie, tls) = (*slot, *generation, *token, *cookie, *tls);
+    let head = OfferHead { slot, generation, token, cookie, tls };
     Offer { head, service, correlation, metadata, preread }
 }
 
@@ -205,7 +205,13 @@ proptest! {
 
 #[test]
 fn name_with_a_nul_anywhere_is_refused() {
-    let head = OfferHead { slot: 0, generation: 1, token: Token::from_bytes([7; 16]), cookie: 1 };
+    let head = OfferHead {
+        slot: 0,
+        generation: 1,
+        token: Token::from_bytes([7; 16]),
+        cookie: 1,
+        tls: false,
+    };
     let decoded = |service: &[u8], correlation: &[u8]| {
         let mut body = Vec::new();
         write_offer(&mut body, &head, &[service, correlation, b"\0"], &[IoSlice::new(b"\0")]);
@@ -216,6 +222,33 @@ fn name_with_a_nul_anywhere_is_refused() {
     for name in [&b"\0"[..], b"\0web", b"we\0b", b"web\0"] {
         assert_eq!(decoded(name, b"1"), Err(WireError::Name));
         assert_eq!(decoded(b"web", name), Err(WireError::Name));
+    }
+}
+
+#[test]
+fn flags_of_an_offer_are_tls_or_nothing() {
+    let mut head = OfferHead {
+        slot: 0,
+        generation: 1,
+        token: Token::from_bytes([7; 16]),
+        cookie: 1,
+        tls: false,
+    };
+    for (tls, flags) in [(false, 0), (true, 1)] {
+        head.tls = tls;
+        let mut body = Vec::new();
+        write_offer(&mut body, &head, &[b"", b"", b""], &[]);
+        assert_eq!(body[50..OFFER_LEN], [flags, 0, 0, 0, 0, 0]);
+        let packet = packet(Kind::Offers, 1, 1, &body);
+        let Ok(Frame::Offers(offers)) = decode(&packet, 1) else { panic!("offers") };
+        assert_eq!(offers.offers().next().map(|offer| offer.head), Some(head));
+        for at in 50..OFFER_LEN {
+            for bit in (0..8).filter(|bit| (at, *bit) != (50, 0)) {
+                let mut packet = packet.clone();
+                packet[HEADER_LEN + at] |= 1 << bit;
+                assert_eq!(decode(&packet, 1).err(), Some(WireError::Reserved), "{at} {bit}");
+            }
+        }
     }
 }
 

@@ -104,6 +104,7 @@ pub fn offer(connection: &TcpStream) -> Offer<'_> {
         correlation: b"",
         user_data: 7,
         timeout: None,
+        tls: false,
         more: false,
     }
 }

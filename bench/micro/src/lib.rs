@@ -126,6 +126,7 @@ fn handoff() -> impl FnMut() {
                     correlation,
                     user_data,
                     timeout,
+                    tls: false,
                     more,
                 };
                 broker.offer(&offer).expect("an offer");

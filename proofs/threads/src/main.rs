@@ -119,6 +119,7 @@ fn offer_of(connection: &UnixStream) -> Offer<'_> {
         correlation: b"",
         user_data: 0,
         timeout: Some(TIMEOUT),
+        tls: false,
         more: false,
     }
 }

@@ -10,6 +10,7 @@
  *   handoff/broker.h    the broker's end of a channel: offer connections, take verdicts
  *   handoff/backends.h  several backends of one broker, and the state of each
  *   handoff/backend.h   the backend's end: take arrivals, adopt or reject them
+ *   handoff/tls.h       connections whose TLS the kernel does: receive, end, session
  *   handoff/peer.h      who may connect
  *   handoff/status.h    statuses, errors, reasons, the version
  *   handoff/raw.h       the raw layer: one descriptor and one token in one message
@@ -53,6 +54,7 @@
 #include "handoff/broker.h"
 #include "handoff/backends.h"
 #include "handoff/backend.h"
+#include "handoff/tls.h"
 #include "handoff/peer.h"
 #include "handoff/raw.h"
 

@@ -1,0 +1,18 @@
+/*
+ * handoff/tls.h: connections whose TLS the kernel does (kTLS of Linux). The rules that hold for every
+ * call are in handoff.h.
+ *
+ * The client speaks TLS, and you read and write plain bytes on its socket: send(2), writev(2) and
+ * sendfile(2) as on any socket. Two things are different. A record that is no data makes read(2) and
+ * recv(2) fail with EIO, so receive with handoff_tls_receive(). And a client may take the end for an
+ * attack without an alert, close_notify, so end with handoff_tls_shutdown(). Both do the plain thing
+ * on a plain socket, so that one piece of code serves both.
+ *
+ * The calls have no state except what you pass in. Different threads may use different sockets at
+ * once, and one socket may be received from in one thread and written to in another.
+ *
+ * You cannot continue a session whose client updates its key (KeyUpdate of TLS 1.3): the keys are the
+ * kernel's, and the secret that new ones are made from stayed with the broker.
+ *
+ * Made by cbindgen from src/ffi; do not edit.
+ */
