@@ -318,7 +318,7 @@ class WhatIsBroken(Test):
         ("stream_socket", 7, "stream or datagram", "ListenSequentialPacket"),
         ("mode_that_forbids_it", 8, "user 4001 may not connect", "--mode and --group"),
         ("user_who_is_not_allowed", 9, "does not allow user 4001", "policy"),
-        ("too_many_channels", 10, "has its 1 channels already", "max_channels"),
+        ("too_many_channels", 10, "as many channels as it may: 1", "max_channels"),
         ("program_that_hangs_up", 11, "without a word", "Stop the other program"),
         ("other_version", 12, "speaks version 2", "Upgrade"),
         ("backend_that_drains", 13, "drains", "successor"),
