@@ -172,12 +172,12 @@ static void advise_about(struct report *report, const char *path, const struct p
         break;
     default:
         if (found->error == EMFILE)
-            advise(report, "Let this process have more descriptors, RLIMIT_NOFILE: `ulimit -n' in a "
-                           "shell, LimitNOFILE= of systemd. It has too few for one channel.");
+            advise(report, "Let this process have more descriptors, RLIMIT_NOFILE: `ulimit -n' in "
+                           "a shell, LimitNOFILE= of systemd. It has too few for one channel.");
         else if (found->error == EFBIG)
             advise(report, "Let this process have larger files, RLIMIT_FSIZE: `ulimit -f' in a "
-                           "shell, LimitFSIZE= of systemd. The memory that broker and backend share "
-                           "counts as a file.");
+                           "shell, LimitFSIZE= of systemd. The memory that broker and backend "
+                           "share counts as a file.");
         else
             advise(report, "Look up %s in handoff_status(3), and the messages of the backend.",
                    handoff_status_name(found->status));

@@ -6,8 +6,8 @@
 #include <sys/socket.h>
 
 /* Listens at HOST:PORT, [HOST]:PORT, :PORT or unix:PATH; or takes fd:NUMBER, a socket that listens
- * already. The socket does not block. Returns -1 after a message, or WRONG_ADDRESS if that is no such
- * address. `file` is the path to remove at the end, or NULL. */
+ * already. The socket does not block. Returns -1 after a message, or WRONG_ADDRESS if there can be
+ * no such address. `file` is the path to remove at the end, or NULL. */
 enum { WRONG_ADDRESS = -2 };
 int listen_at(const char *address, const char **file);
 

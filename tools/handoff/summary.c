@@ -4,8 +4,6 @@
 
 #include "command.h"
 
-#include <dirent.h>
-#include <errno.h>
 #include <inttypes.h>
 #include <search.h>
 #include <stdio.h>
@@ -80,6 +78,11 @@ void print_summary(handoff_broker *broker, uint64_t clients)
         if (share->printed)
             continue;
         share->printed = true;
+        if (state.path[strlen(state.path) - 1] == '/') { /* a directory that cannot be read */
+            if (*state.message != '\0')
+                puts(state.message);
+            continue;
+        }
         printf("adopted by %s: %" PRIu64 "%s%s\n", state.path, share->adopted,
                *state.message == '\0' ? "" : "; ", without_path(state.message, state.path));
     }
@@ -92,20 +95,13 @@ void print_summary(handoff_broker *broker, uint64_t clients)
     shares = NULL;
 }
 
-/* ---- why there is none ------------------------------------------------------------------------ */
+/* ---- why there is none ---------------------------------------------------------------------- */
 
-/* There is no backend: says what is missing. */
+/* There is no backend, and all directories can be read. */
 static void explain_nobody(char **sockets, int len)
 {
-    for (int i = 0; i < len; i++) { /* all are directories */
-        DIR *directory = opendir(sockets[i]);
-        if (directory == NULL) {
-            complain("there is no backend: the directory %s: %s", sockets[i], strerror(errno));
-            continue;
-        }
-        closedir(directory);
+    for (int i = 0; i < len; i++) /* all are directories */
         complain("there is no backend: no socket is in the directory %s", sockets[i]);
-    }
 }
 
 handoff_reason why_in_vain(handoff_broker *broker, char **sockets, int len)

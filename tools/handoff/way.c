@@ -39,8 +39,8 @@ static bool is_a_loop(struct report *report, const char *step, const char *path)
 {
     step_failed(report, step, NO_PATH, HANDOFF_ERR_BACKEND_UNAVAILABLE, ELOOP,
                 "the symbolic links from %s on have no end: %s", path, strerror(ELOOP));
-    advise(report, "Correct the symbolic link that leads back to itself: `namei %s' shows them all.",
-           path);
+    advise(report, "Correct the symbolic link that leads back to itself: `namei %s' shows them "
+                   "all.", path);
     return false;
 }
 
