@@ -76,8 +76,13 @@ class Pair(contextlib.AbstractContextManager):
 class BrokerAndExec(Test):
     def test_every_client_is_answered_by_one_of_the_backends_in_a_directory(self):
         backends = [self.exec("cat", path=os.path.join(self.directory, name)) for name in "abc"]
+        before = [self.descriptors(backend.process.pid) for backend in backends]
         between = self.broker(self.directory, options=["--wait", "60000"])
-        self.assertEqual(ask_all(between.port, CLIENTS), [])
+        wait_until(lambda: all(self.descriptors(backend.process.pid) > count
+                               for backend, count in zip(backends, before)),
+                   "each has accepted the broker")
+        self.assertEqual(ask(between.port, b"x"), b"x")  # then it knows of all channels
+        self.assertEqual(ask_all(between.port, CLIENTS - 1), [])
         output, errors = between.stop()
         summary = counts(output)
         self.assertEqual((summary["clients"], summary["adopted"], errors), (CLIENTS, CLIENTS, ""))
