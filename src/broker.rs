@@ -12,6 +12,7 @@ mod choosing;
 mod connecting;
 mod directory;
 mod error;
+mod failover;
 mod kept;
 mod member;
 mod members;
@@ -23,6 +24,7 @@ mod settings;
 mod shared;
 mod state;
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
@@ -44,7 +46,7 @@ use kept::NOT_KEPT;
 use member::{Link, Member, Obstacle, PARTS};
 use offers::Parts;
 use options::MAX_TIMEOUT;
-use outcomes::{Ledger, Outcomes};
+use outcomes::{Again, Ledger, Outcomes};
 
 pub use crate::wire::Refusal;
 pub use error::{BrokerError, Limit, NoWelcome};
@@ -168,6 +170,8 @@ pub struct Broker {
     touched: Vec<u32>,
     /// Those that take the offer that is being placed. Kept so that an offer allocates nothing.
     candidates: Vec<(u32, Load)>,
+    /// Offers that wait for room at another backend.
+    waiting: VecDeque<Again>,
     /// Verdicts that may wait when an offer is taken.
     most_verdicts: usize,
     outcomes: Outcomes,
@@ -175,8 +179,8 @@ pub struct Broker {
     closed: bool,
     /// The backend because of which the last offer was refused, if it was.
     refused_by: Option<u32>,
-    /// An offer was refused: the descriptor is to be readable when one would be taken.
-    wanted: bool,
+    /// An offer of so many bytes was refused: the descriptor is to be readable when one would be taken.
+    wanted: Option<usize>,
     /// The descriptor will be readable for the verdicts that are left.
     rest_told: bool,
     /// Room for a packet, and for the descriptors of one; kept so that an offer allocates nothing.
@@ -205,12 +209,13 @@ impl Broker {
             directories: Vec::new(),
             touched: Vec::new(),
             candidates: Vec::new(),
+            waiting: VecDeque::new(),
             most_verdicts: 0,
             outcomes: Outcomes::new(&options),
             options,
             next_id: 1,
             closed: false,
-            wanted: false,
+            wanted: None,
             refused_by: None,
             rest_told: false,
             buffer: Vec::new(),
@@ -282,7 +287,7 @@ impl Broker {
         let chosen = match chosen {
             Ok(chosen) => chosen,
             Err(why) => {
-                self.want(now);
+                self.want(len, now);
                 return Err(self.refused(why));
             }
         };
@@ -307,10 +312,11 @@ impl Broker {
 
     /// An offer was refused: sets the timers that tell when one would be taken.
     #[cold]
-    fn want(&mut self, now: Instant) {
+    fn want(&mut self, len: usize, now: Instant) {
         self.handle.wake_if_missed();
-        if !self.wanted {
-            self.wanted = true;
+        let before = self.wanted;
+        self.wanted = Some(before.map_or(len, |before| before.min(len)));
+        if before.is_none() {
             for index in 0..self.members.len() {
                 // If no timer can be set, something else wakes the caller.
                 let _ = self.arm(index, now);
@@ -410,6 +416,7 @@ impl Broker {
                 }
             }
             self.fail_over(now);
+            self.fail_over_the_waiting(now);
             self.flush_at(now)?;
             if !more {
                 break;
@@ -463,6 +470,7 @@ impl Broker {
             }
         }
         self.tick_directories(now);
+        self.end_waits(now);
     }
 
     /// Takes the next verdict, if there is one. In a child of fork(2) there is none: they are the
@@ -483,6 +491,11 @@ impl Broker {
     pub fn take_back(&mut self, id: u64) -> Result<(), BrokerError> {
         let now = Instant::now();
         self.enter(now)?;
+        if let Some(kept) = self.kept(id).filter(|(_, copy)| copy.waits).map(|(kept, _)| kept) {
+            self.outcomes.kept.forget(kept);
+            self.outcomes.statistics.taken_back += 1;
+            return Ok(());
+        }
         let Some((index, slot)) = self.find(id) else {
             return Err(BrokerError::TooLate { id });
         };
@@ -513,14 +526,20 @@ impl Broker {
         }
     }
 
+    /// The copy of an offer, if it has one, and the number of that.
+    fn kept(&self, id: u64) -> Option<(u32, &kept::Copy)> {
+        let number = u32::try_from(id & (KEPT_ID - 1)).ok().filter(|_| id & KEPT_ID != 0)?;
+        let copy = self.outcomes.kept.get(number).filter(|copy| copy.id == id)?;
+        Some((number, copy))
+    }
+
     /// The backend and the slot of an offer that may be in flight.
     fn find(&self, id: u64) -> Option<(usize, u32)> {
-        let place = id & (2 * KEPT_ID - 1);
-        let (index, slot) = if place & KEPT_ID != 0 {
-            let number = u32::try_from(place & (KEPT_ID - 1)).ok()?;
-            let copy = self.outcomes.kept.get(number).filter(|copy| copy.id == id)?;
+        let (index, slot) = if id & KEPT_ID != 0 {
+            let (_, copy) = self.kept(id)?;
             (copy.backend as usize, copy.slot)
         } else {
+            let place = id & (KEPT_ID - 1);
             ((place >> SLOT_BITS) as usize, (place & (MAX_SLOTS as u64 - 1)) as u32)
         };
         (index < self.members.len()).then_some((index, slot))
@@ -539,12 +558,14 @@ impl Broker {
             self.hang_up(index, Reason::BrokerClosed, now);
         }
         self.fail_over(now);
+        self.end_waits(now);
         Ok(())
     }
 
     /// What was done so far.
     pub fn statistics(&self) -> BrokerStatistics {
         let mut statistics = self.outcomes.statistics;
+        statistics.in_flight = self.waiting_offers();
         for member in &self.members {
             if let Link::Up(channel) = &member.link {
                 statistics.in_flight += channel.offers.in_flight();
@@ -560,7 +581,7 @@ impl Broker {
         self.enter(now)?;
         let room = self.room_at(now);
         if room == 0 {
-            self.want(now);
+            self.want(0, now);
         }
         Ok(room)
     }
@@ -575,10 +596,17 @@ impl Broker {
         (of_all(false) + of_all(true)).min(self.most_verdicts.saturating_sub(untaken))
     }
 
+    /// Whether an offer of so many bytes would be taken now.
+    fn would_take(&self, len: usize, now: Instant) -> bool {
+        let queue_bytes = self.options.queue_bytes;
+        self.outcomes.verdicts.len() < self.most_verdicts
+            && self.members.iter().any(|it| it.would_take(len, queue_bytes, now).is_ok())
+    }
+
     /// Makes the descriptor readable if an offer was refused and one would be taken now.
     fn tell_of_room(&mut self, now: Instant) {
-        if self.wanted && self.room_at(now) > 0 {
-            self.wanted = false;
+        if self.wanted.is_some_and(|len| self.would_take(len, now)) {
+            self.wanted = None;
             // If no timer can be set, something else wakes the caller.
             let _ = self.handle.wake_at(now, now);
         }

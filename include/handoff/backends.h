@@ -97,7 +97,8 @@ handoff_status handoff_broker_add(handoff_broker *broker,
  * end as they would, then the channel is closed.
  *
  * @param broker  the broker
- * @param path    the path with which it was added
+ * @param path    the path with which it was added. A backend that was found in a directory stays
+ *                removed until its file comes anew
  * @return HANDOFF_OK; HANDOFF_NOTHING if the broker has no such backend;
  *         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL; HANDOFF_ERR_WRONG_PROCESS;
  *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_SYSTEM if no timer could be set: the backend is removed,
@@ -154,7 +155,10 @@ typedef struct handoff_backend_state {
     uint32_t flags;
     /** Its weight. */
     uint32_t weight;
-    /** Why it is down or resting, as handoff_broker_offer() would return it; else HANDOFF_OK. */
+    /**
+     * Why it is down or resting, or has been connecting for over a second, as
+     * handoff_broker_offer() would return it; else HANDOFF_OK.
+     */
     handoff_status status;
     /**
      * The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if the
@@ -169,7 +173,8 @@ typedef struct handoff_backend_state {
     /** How long it has been in this state, in milliseconds. */
     uint64_t since_ms;
     /**
-     * How long until the broker connects or makes a trial offer, in milliseconds;
+     * How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it does
+     * already;
      * HANDOFF_NO_TIMEOUT: neither is planned.
      */
     uint64_t next_ms;

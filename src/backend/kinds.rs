@@ -64,7 +64,8 @@ impl Inspector {
         cookie: u64,
     ) -> Option<Rejection> {
         let descriptor = descriptor.as_fd();
-        if let (false, Err(rejection)) = (over_tcp, self.check(descriptor)) {
+        let checked = if over_tcp { Ok(()) } else { self.check(descriptor) };
+        if let Err(rejection) = checked {
             return Some(rejection);
         }
         // What arrived is a socket, and the one that was offered, as far as both sides can tell.

@@ -55,7 +55,7 @@ impl Channel {
         let socket = support::seq_packet_socket()?;
         // Before connecting: later could be too late.
         packet::refuse_descriptors(&socket);
-        sys::connect(&socket, &address)?;
+        sys::connect(&socket, &address).map_err(|error| why_not_connected(path, error))?;
         // A backend that cannot ask either closes the channel, and nobody would know why.
         support::credentials(socket.as_fd())?;
         peer::check(&socket, &address, options)?;
@@ -331,6 +331,15 @@ impl Channel {
             _ => Ok(()),
         }
     }
+}
+
+/// Why nobody could be connected to: a directory is refused as a socket that nobody listens on.
+#[cold]
+fn why_not_connected(path: &Path, error: io::Error) -> WhyDown {
+    if error.raw_os_error() == Some(libc::ECONNREFUSED) && path.is_dir() {
+        return WhyDown::NoBackend(libc::EISDIR);
+    }
+    error.into()
 }
 
 /// What a backend said that turned this broker away before its hello, if that is why sending the hello

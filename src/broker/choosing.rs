@@ -1,4 +1,4 @@
-//! Which backend gets an offer, and which one gets it next.
+//! Which backend gets an offer.
 //!
 //! Among those that take it, the one with the fewest offers in flight for its weight; backups only if
 //! no other takes it. Several have the fewest if each has less for its weight than any of them would
@@ -11,13 +11,11 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-use super::kept::{Copy, NOT_KEPT};
+use super::kept::NOT_KEPT;
 use super::member::{Link, Member, Obstacle, Place};
 use super::offers::{Facts, Parts, queued_len};
-use super::outcomes::Again;
-use super::{BackendSettings, Broker, BrokerError, ID_BITS, KEPT_ID, SLOT_BITS, Verdict};
+use super::{BackendSettings, Broker, BrokerError, ID_BITS, KEPT_ID, SLOT_BITS};
 use crate::claim;
-use crate::reason::Reason;
 
 /// How many of its turns a backend may be behind, or ahead.
 const MOST_TURNS: i64 = 2;
@@ -65,7 +63,7 @@ impl Broker {
     }
 
     #[inline(never)]
-    fn choose_of_many(
+    pub(super) fn choose_of_many(
         &mut self,
         len: usize,
         kept: u32,
@@ -118,14 +116,6 @@ impl Broker {
         }
         self.members[chosen].turn -= total;
         chosen
-    }
-
-    /// Whether there is a backend that was not tried yet and takes an offer.
-    pub(super) fn can_fail_over(&self, copy: &Copy, now: Instant) -> bool {
-        let queue_bytes = self.options.queue_bytes;
-        self.members.iter().enumerate().any(|(index, member)| {
-            !copy.tried.has(index) && member.would_take(copy.len(), queue_bytes, now).is_ok()
-        })
     }
 
     /// Puts an offer among those of a backend that takes it, and returns its id. Fails before anything
@@ -193,63 +183,6 @@ impl Broker {
             (copy.backend, copy.slot) = (chosen.index as u32, chosen.place.slot);
         });
         Ok(id)
-    }
-
-    /// Offers to other backends what those before did not adopt.
-    pub(super) fn fail_over(&mut self, now: Instant) {
-        while let Some(Again { kept, reason }) = self.outcomes.again.pop_front() {
-            if !self.try_next(kept, now) {
-                self.give_up(kept, reason);
-            }
-        }
-    }
-
-    /// Whether another backend gets the offer.
-    fn try_next(&mut self, kept: u32, now: Instant) -> bool {
-        let Some(copy) = self.outcomes.kept.get(kept).filter(|copy| copy.deadline > now) else {
-            return false;
-        };
-        if self.closed {
-            return false;
-        }
-        let len = copy.len();
-        let Ok(chosen) = self.choose_of_many(len, kept, now) else { return false };
-        let Chosen { index, place: Place { slot, .. } } = chosen;
-        // Out of its place while it is read.
-        let Some(copy) = self.outcomes.kept.take(kept) else { return false };
-        let Copy { id, user_data, descriptor, cookie, .. } = copy;
-        let deadline = self.attempt_deadline(copy.deadline, now);
-        let placed = copy.with_parts(|parts| {
-            let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
-            self.place(chosen, &placing, now)
-        });
-        self.outcomes.kept.put(kept, copy);
-        let (Ok(_), Some(copy)) = (placed, self.outcomes.kept.get_mut(kept)) else {
-            return false;
-        };
-        copy.tried.add(index);
-        (copy.backend, copy.slot) = (index as u32, slot);
-        self.outcomes.statistics.failovers += 1;
-        true
-    }
-
-    /// The verdict on an offer that no other backend gets.
-    fn give_up(&mut self, kept: u32, reason: Reason) {
-        if let Some(copy) = self.outcomes.kept.get(kept) {
-            let verdict = Verdict {
-                id: copy.id,
-                user_data: copy.user_data,
-                adopted: false,
-                reason: Some(reason),
-                may_have_reached: copy.may_have_reached,
-                backend: copy.backend,
-                tries: copy.tried.count,
-                kind: 0,
-            };
-            self.outcomes.statistics.fallbacks[reason as usize] += 1;
-            self.outcomes.verdicts.push_back(verdict);
-            self.outcomes.kept.forget(kept);
-        }
     }
 
     /// When one of several backends must have answered.

@@ -121,7 +121,10 @@ impl Broker {
         match self.connect(index, now) {
             Ok(channel) => {
                 let next = Link::Up(Box::new(channel));
-                let before = std::mem::replace(&mut self.members[index].link, next);
+                let member = &mut self.members[index];
+                // That one may drain as well.
+                member.successor_at = member.next_attempt(&self.options, now);
+                let before = std::mem::replace(&mut member.link, next);
                 if let (Link::Up(channel), Some(events)) = (before, self.handle.events()) {
                     channel.unwatch(events);
                 }
@@ -171,7 +174,7 @@ impl Broker {
     pub(super) fn arm(&mut self, index: usize, now: Instant) -> Result<(), BrokerError> {
         let member = &mut self.members[index];
         member.note_phase(now);
-        match member.due(self.wanted, now) {
+        match member.due(self.wanted.is_some(), now) {
             Some(due) if !self.closed => Ok(self.handle.wake_at(due, now)?),
             _ => Ok(()),
         }

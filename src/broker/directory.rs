@@ -17,6 +17,9 @@ use crate::sys::directory::{self, Change, Watch};
 
 /// How long until a directory that could not be read or watched is looked at again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long until it is looked whether a path still leads to the directory that is watched, and until a
+/// directory with too much in it is read again.
+const LONG_PAUSE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -26,7 +29,9 @@ pub(super) struct Directory {
     /// Of the backends in it.
     pub settings: BackendSettings,
     watch: Option<Watch>,
-    /// When to read it again, if nothing tells what changes in it.
+    /// Nothing in it was left out when it was read last.
+    is_read: bool,
+    /// When to look whether it must be read again.
     pub look_at: Option<Instant>,
     /// An error number: why it could not be read, or not all that is in it.
     error: Option<i32>,
@@ -49,6 +54,7 @@ impl Directory {
             path: path.into(),
             name,
             settings,
+            is_read: false,
             watch,
             look_at,
             error,
@@ -76,7 +82,13 @@ impl Broker {
                 continue;
             }
             if directory.look_at.is_some_and(|at| at <= now) {
-                self.read_directory(number, now);
+                let at = |watch: &Watch| watch.is_at(&directory.path);
+                if directory.is_read && directory.watch.as_ref().is_some_and(at) {
+                    self.directories[number].look_at = Some(now + LONG_PAUSE);
+                } else {
+                    self.stop_watching(number);
+                    self.read_directory(number, now);
+                }
             }
             if let Some(at) = self.directories[number].look_at {
                 // If no timer can be set, the handle tries again.
@@ -113,15 +125,16 @@ impl Broker {
         if failed_before.is_none() {
             directory.failed_at = now;
         }
-        let look_again = !watched || directory.error.is_some();
-        directory.look_at = look_again.then(|| now + PAUSE);
+        directory.is_read = directory.error.is_none();
+        let soon = !watched || error.is_some();
+        directory.look_at = Some(now + if soon { PAUSE } else { LONG_PAUSE });
         if !matches!(error, None | Some(libc::ENOENT | libc::ENOTDIR)) {
             // It may be there all the same.
             return;
         }
         for (index, found) in found.iter().enumerate().take(self.members.len()) {
             if self.members[index].directory == Some(number as u32) && !found {
-                self.leave(index, now);
+                self.gone(index, now);
             }
         }
     }
@@ -135,11 +148,17 @@ impl Broker {
             member.directory == Some(number as u32) && matches!(member.link, Link::Up(_))
         };
         if let Some(index) = before.filter(here) {
-            self.leave(index, now);
+            self.gone(index, now);
         }
         if let Some(index) = self.found(number, name, settings, now) {
             self.start_over(index, now);
         }
+    }
+
+    /// The socket of a backend has gone.
+    fn gone(&mut self, index: usize, now: Instant) {
+        self.members[index].superseded = true;
+        self.leave(index, now);
     }
 
     /// A socket was found in a directory: its number, unless it cannot be a backend.
@@ -182,17 +201,11 @@ impl Broker {
                 let path = self.directories[number].path.clone();
                 if directory::is_socket(&path, name) {
                     self.came(number, name, settings, now);
+                } else {
+                    self.went(number, name, now);
                 }
             }
-            Change::Went(name) => {
-                let path = self.directories[number].path.join(name);
-                let index = self.number(&path);
-                // One that was added by its own name stays.
-                let here = |index: &usize| self.members[*index].directory == Some(number as u32);
-                if let Some(index) = index.filter(here) {
-                    self.leave(index, now);
-                }
-            }
+            Change::Went(name) => self.went(number, name, now),
             Change::Unknown => all = true,
         });
         if read.is_ok_and(|alive| alive) {
@@ -205,6 +218,18 @@ impl Broker {
             self.read_directory(number, now);
         }
         self.tick_directories(now);
+        // There may be more. If no timer can be set, the next dispatch takes it.
+        let _ = self.handle.wake_at(now, now);
+    }
+
+    /// A socket went, or something else has its name now.
+    fn went(&mut self, number: usize, name: &OsStr, now: Instant) {
+        let index = self.number(&self.directories[number].path.join(name));
+        // One that was added by its own name stays.
+        let here = |index: &usize| self.members[*index].directory == Some(number as u32);
+        if let Some(index) = index.filter(here) {
+            self.gone(index, now);
+        }
     }
 
     fn unwatch(&mut self, watch: &Watch) {
@@ -213,13 +238,22 @@ impl Broker {
         }
     }
 
-    /// A directory is to be removed.
-    pub(super) fn stop_watching(&mut self, number: usize) {
-        let directory = &mut self.directories[number];
-        directory.removed = true;
-        directory.look_at = None;
-        if let Some(watch) = directory.watch.take() {
+    fn stop_watching(&mut self, number: usize) {
+        if let Some(watch) = self.directories[number].watch.take() {
             self.unwatch(&watch);
         }
+    }
+
+    /// A directory is to be removed.
+    pub(super) fn remove_directory(&mut self, number: usize) {
+        self.directories[number].removed = true;
+        self.directories[number].look_at = None;
+        self.stop_watching(number);
+    }
+
+    /// A directory is to be read again.
+    pub(super) fn reread(&mut self, number: usize, now: Instant) {
+        let directory = &mut self.directories[number];
+        (directory.is_read, directory.look_at) = (false, Some(now));
     }
 }

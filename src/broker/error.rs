@@ -141,8 +141,8 @@ pub enum BrokerError {
         source: io::Error,
     },
     /// The backend failed too often recently.
-    #[error("{path}: the backend failed too often and is not tried for {left}",
-        path = .path.display(), left = Rounded(*.left))]
+    #[error("{path}: the backend failed too often {rest}", path = .path.display(),
+        rest = Rest(*.left))]
     RateLimited {
         /// The handoff socket.
         path: Arc<Path>,
@@ -182,14 +182,20 @@ pub enum BrokerError {
     },
 }
 
-/// A time as people say it.
-struct Rounded(Duration);
+/// How long a backend still rests, as the end of a sentence.
+struct Rest(Duration);
 
-impl fmt::Display for Rounded {
+impl fmt::Display for Rest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.as_millis() {
-            milliseconds @ 0..1000 => write!(f, "{} ms", milliseconds.max(1)),
-            milliseconds => write!(f, "{}.{} s", milliseconds / 1000, milliseconds % 1000 / 100),
+            0 if self.0.is_zero() => f.write_str("and the next offer is its trial"),
+            milliseconds @ 0..1000 => {
+                write!(f, "and is not tried for {} ms", milliseconds.max(1))
+            }
+            milliseconds => {
+                let (seconds, tenths) = (milliseconds / 1000, milliseconds % 1000 / 100);
+                write!(f, "and is not tried for {seconds}.{tenths} s")
+            }
         }
     }
 }
@@ -216,9 +222,12 @@ impl fmt::Display for Suffix<'_> {
 fn why_unavailable(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::ENOENT) => ", there is no such socket",
+        Some(libc::EISDIR) => ", end the path of a directory with '/'",
         Some(libc::ECONNREFUSED) => ", nobody listens",
         Some(libc::EPROTOTYPE) => ", the socket there is of another type than SOCK_SEQPACKET",
-        Some(libc::EACCES | libc::EPERM) => ", see the socket's mode and owner",
+        Some(libc::EACCES | libc::EPERM) => {
+            ", see the mode and owner of the socket, and of each directory on the way"
+        }
         Some(libc::EAGAIN) => ", too many brokers wait to be accepted",
         Some(libc::ENOTCONN) => ", the backend has not said welcome yet",
         Some(libc::ECONNRESET) => ", it has ended",

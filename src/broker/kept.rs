@@ -29,6 +29,8 @@ pub(super) struct Copy {
     pub slot: u32,
     /// Whether one of the backends before may hold the descriptor.
     pub may_have_reached: bool,
+    /// No backend has it: it waits until one has room.
+    pub waits: bool,
     pub tried: Tried,
     /// Service, correlation, metadata and preread, one behind the other.
     bytes: Vec<u8>,
@@ -47,6 +49,7 @@ impl Copy {
             backend: 0,
             slot: 0,
             may_have_reached: false,
+            waits: false,
             tried: Tried::default(),
             bytes: Vec::new(),
             ends: [0; 3],
@@ -161,6 +164,7 @@ impl Kept {
         copy.bytes.clear();
         copy.tried = Tried::default();
         copy.may_have_reached = false;
+        copy.waits = false;
         for (end, name) in copy.ends.iter_mut().zip(parts.names) {
             copy.bytes.extend_from_slice(name);
             *end = copy.bytes.len();
@@ -200,6 +204,11 @@ impl Kept {
             copy.id = 0;
             self.unused.push(number);
         }
+    }
+
+    /// Whether a backend is the last one that an offer went to.
+    pub(super) fn names(&self, backend: usize) -> bool {
+        self.copies.iter().any(|copy| copy.id != 0 && copy.backend as usize == backend)
     }
 
     /// A backend's number now stands for another one.

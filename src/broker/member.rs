@@ -57,6 +57,8 @@ pub(super) struct Member {
     pub directory: Option<u32>,
     /// It is to be removed: nothing more is offered to it.
     pub leaving: bool,
+    /// Its socket has gone: another one at its path is another backend.
+    pub superseded: bool,
     /// It is removed: its place can be used again.
     pub gone: bool,
     /// It is in the list of those whose timers are to be set, and which may have something to send.
@@ -152,6 +154,7 @@ impl Member {
             why_down: None,
             directory: None,
             leaving: false,
+            superseded: false,
             gone: false,
             touched: false,
             phase: Phase::Connecting,

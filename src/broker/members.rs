@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::directory::Directory;
 use super::member::Member;
+use super::outcomes::Outcomes;
 use super::{BackendSettings, Broker, BrokerError, MAX_BACKENDS};
 use crate::address;
 use crate::memory::NoMemory;
@@ -47,10 +48,8 @@ impl Broker {
         if let Some(number) = known {
             let directory = &mut self.directories[number];
             directory.settings = settings;
-            if directory.removed {
-                directory.removed = false;
-                directory.look_at = Some(now);
-            }
+            directory.removed = false;
+            self.reread(number, now);
             for index in 0..self.members.len() {
                 if self.members[index].directory == Some(number as u32) {
                     self.change(index, settings, now)?;
@@ -77,6 +76,7 @@ impl Broker {
         now: Instant,
     ) -> Result<(), BrokerError> {
         if let Some(index) = self.number(path) {
+            self.members[index].leaving = false;
             self.members[index].directory = directory;
             return self.change(index, settings, now);
         }
@@ -98,13 +98,13 @@ impl Broker {
         Ok(())
     }
 
-    /// The number of the backend with this path, but for those that are to be removed.
+    /// The number of the backend with this path, but for those whose socket has gone.
     pub(super) fn number(&self, path: &Path) -> Option<usize> {
         let mut listed = self.listed.iter().map(|index| *index as usize);
         // As bytes: of abstract names, "@x/a" and "@x//a" are two.
         listed.find(|index| {
             let member = &self.members[*index];
-            !member.leaving && member.path.as_os_str() == path.as_os_str()
+            !member.superseded && member.path.as_os_str() == path.as_os_str()
         })
     }
 
@@ -123,10 +123,12 @@ impl Broker {
     }
 
     /// A number for one more backend, with memory for it in every list. Numbers of those that are gone
-    /// are used again, but for those in verdicts that were not taken.
+    /// are used again, but for those in verdicts that were not taken and of offers that go on.
     fn unused_number(&mut self) -> Result<usize, BrokerError> {
-        let verdicts = &self.outcomes.verdicts;
-        let named = |index: usize| verdicts.iter().any(|verdict| verdict.backend as usize == index);
+        let Outcomes { verdicts, kept, .. } = &self.outcomes;
+        let named = |index: usize| {
+            verdicts.iter().any(|verdict| verdict.backend as usize == index) || kept.names(index)
+        };
         let gone = |index: &usize| self.members[*index].gone && !named(*index);
         let all = self.members.len();
         if let Some(index) = (self.listed.len() < all).then(|| (0..all).find(gone)).flatten() {
@@ -159,6 +161,9 @@ impl Broker {
         if self.members.len() > 1 {
             let again = &mut self.outcomes.again;
             again.try_reserve(most).map_err(NoMemory::to("verdicts"))?;
+            let waiting = &mut self.waiting;
+            let more = most.saturating_sub(waiting.len());
+            waiting.try_reserve(more).map_err(NoMemory::to("verdicts"))?;
         }
         Ok(())
     }
@@ -178,7 +183,7 @@ impl Broker {
             .position(|directory| directory.path.as_os_str() == path.as_os_str());
         if let Some(number) = directory {
             removed = !self.directories[number].removed;
-            self.stop_watching(number);
+            self.remove_directory(number);
             for index in 0..self.members.len() {
                 if self.members[index].directory == Some(number as u32) {
                     self.leave(index, now);
@@ -186,7 +191,17 @@ impl Broker {
             }
         } else if let Some(index) = self.number(path) {
             removed = !self.members[index].leaving;
+            let own = self.members[index].directory.is_none();
             self.leave(index, now);
+            // If it was added by its own name, and is in a directory that the broker has, it is one of
+            // those again.
+            let parent = |directory: &Directory| own && path.parent() == Some(&directory.path);
+            if let Some(number) = self.directories.iter().position(parent) {
+                self.reread(number, now);
+                if self.handle.is_open() {
+                    self.tick_directories(now);
+                }
+            }
         }
         if self.handle.is_open() {
             self.flush_at(now)?;

@@ -24,6 +24,7 @@ pub(super) struct Outcomes {
 /// An offer that a backend did not adopt, and another one may.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Again {
+    pub id: u64,
     /// The number of its copy.
     pub kept: u32,
     /// What ended the last attempt.
@@ -183,18 +184,20 @@ impl<'a> Ledger<'a> {
     fn not_adopted(&mut self, facts: &Facts, end: End) {
         let Some(reason) = end.reason else { return };
         self.tally.fallbacks[reason as usize] += 1;
+        let sent = end.may_have_reached;
         if let Some(failures) = &mut self.tally.failures {
             match reason {
                 // A rejection is an answer, and the end of a channel is followed by a welcome.
-                Reason::AckTimeout if facts.trial => failures.record_trial(self.now),
-                Reason::AckTimeout => failures.record(self.now),
+                // Nor is it the backend's failure that an offer was not sent.
+                Reason::AckTimeout if facts.trial && sent => failures.record_trial(self.now),
+                Reason::AckTimeout if sent => failures.record(self.now),
                 _ if facts.trial => failures.end_trial(self.now),
                 _ => {}
             }
         }
         if let Some(copy) = self.outcomes.kept.get_mut(facts.kept).filter(|_| goes_on(reason)) {
             copy.may_have_reached |= end.may_have_reached;
-            self.outcomes.again.push_back(Again { kept: facts.kept, reason });
+            self.outcomes.again.push_back(Again { id: facts.id, kept: facts.kept, reason });
             return;
         }
         self.outcomes.statistics.fallbacks[reason as usize] += 1;

@@ -8,7 +8,7 @@ mod waits;
 
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -49,7 +49,7 @@ struct ForLoop {
     alarm: Arc<Alarm>,
     // All of these change under the lock only.
     fired: AtomicBool,
-    wants_room: AtomicBool,
+    wants_room: AtomicUsize,
     has_room: AtomicBool,
 }
 
@@ -72,12 +72,12 @@ impl SharedBroker {
         self.check_process()?;
         Ok(self.crew.with(|broker| {
             let Some(for_loop) = self.crew.watch.for_loop.get() else { return body(broker) };
-            let wanted = mem::take(&mut broker.wanted);
+            let before = mem::take(&mut broker.wanted);
             let result = body(broker);
-            if broker.wanted {
-                for_loop.wants_room.store(true, Ordering::Relaxed);
+            if let Some(len) = broker.wanted {
+                for_loop.wants_room.fetch_min(len, Ordering::Relaxed);
             }
-            broker.wanted |= wanted;
+            broker.wanted = [before, broker.wanted].into_iter().flatten().min();
             result
         }))
     }
@@ -199,15 +199,16 @@ impl ForLoop {
             events,
             alarm,
             fired: AtomicBool::new(false),
-            wants_room: AtomicBool::new(false),
+            wants_room: AtomicUsize::new(usize::MAX),
             has_room: AtomicBool::new(false),
         })
     }
 
     fn tell(&self, broker: &Broker) {
         let relaxed = Ordering::Relaxed;
-        if self.wants_room.load(relaxed) && broker.room_at(Instant::now()) > 0 {
-            self.wants_room.store(false, relaxed);
+        let len = self.wants_room.load(relaxed);
+        if len < usize::MAX && broker.would_take(len, Instant::now()) {
+            self.wants_room.store(usize::MAX, relaxed);
             self.has_room.store(true, relaxed);
         }
         let fire = !broker.outcomes.verdicts.is_empty() || self.has_room.load(relaxed);

@@ -112,7 +112,8 @@ pub extern "C" fn handoff_broker_add(
 /// end as they would, then the channel is closed.
 ///
 /// @param broker  the broker
-/// @param path    the path with which it was added
+/// @param path    the path with which it was added. A backend that was found in a directory stays
+///                removed until its file comes anew
 /// @return HANDOFF_OK; HANDOFF_NOTHING if the broker has no such backend;
 ///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL; HANDOFF_ERR_WRONG_PROCESS;
 ///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_SYSTEM if no timer could be set: the backend is removed,
@@ -177,7 +178,8 @@ pub struct handoff_backend_state {
     pub flags: u32,
     /// Its weight.
     pub weight: u32,
-    /// Why it is down or resting, as handoff_broker_offer() would return it; else HANDOFF_OK.
+    /// Why it is down or resting, or has been connecting for over a second, as
+    /// handoff_broker_offer() would return it; else HANDOFF_OK.
     pub status: handoff_status,
     /// The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if the
     /// backend has too many channels, ESHUTDOWN if it drains; ETIMEDOUT, ECONNRESET or EPROTO if
@@ -189,7 +191,8 @@ pub struct handoff_backend_state {
     pub message: *const c_char,
     /// How long it has been in this state, in milliseconds.
     pub since_ms: u64,
-    /// How long until the broker connects or makes a trial offer, in milliseconds;
+    /// How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it does
+    /// already;
     /// HANDOFF_NO_TIMEOUT: neither is planned.
     pub next_ms: u64,
     /// Offers in flight at it.

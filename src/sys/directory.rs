@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use super::file::c_path;
@@ -31,6 +31,10 @@ pub(crate) fn is_socket(path: &Path, name: &OsStr) -> bool {
     fs::symlink_metadata(path.join(name)).is_ok_and(|status| status.file_type().is_socket())
 }
 
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|status| (status.dev(), status.ino()))
+}
+
 /// What has changed in a directory.
 pub(crate) enum Change<'a> {
     /// A name came.
@@ -43,11 +47,15 @@ pub(crate) enum Change<'a> {
 
 /// Tells what changes in a directory.
 #[derive(Debug)]
-pub(crate) struct Watch(OwnedFd);
+pub(crate) struct Watch {
+    inotify: OwnedFd,
+    /// The directory: its file system and its number there.
+    identity: Option<(u64, u64)>,
+}
 
 impl AsFd for Watch {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.inotify.as_fd()
     }
 }
 
@@ -56,13 +64,14 @@ const EVENT_LEN: usize = size_of::<libc::inotify_event>();
 
 impl Watch {
     pub(crate) fn new(path: &Path) -> io::Result<Watch> {
+        let identity = identity(path);
         let path = c_path(path)?;
         // SAFETY: inotify_init1(2) takes no pointers.
         let fd = retry(|| unsafe {
             libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) as isize
         })?;
         // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-        let watch = Watch(unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
+        let inotify = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
         let changes = libc::IN_CREATE
             | libc::IN_MOVED_TO
             | libc::IN_DELETE
@@ -72,46 +81,51 @@ impl Watch {
             | libc::IN_ONLYDIR;
         // SAFETY: the path is a C string that outlives the call.
         retry(|| unsafe {
-            libc::inotify_add_watch(watch.0.as_raw_fd(), path.as_ptr(), changes) as isize
+            libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), changes) as isize
         })?;
-        Ok(watch)
+        Ok(Watch { inotify, identity })
     }
 
-    /// Calls `each` with what has changed; says whether the directory can still be watched.
+    /// Whether the path still names the directory.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        self.identity.is_some() && identity(path) == self.identity
+    }
+
+    /// Calls `each` with what has changed, but for what a second call would tell; says whether the
+    /// directory can still be watched.
     pub(crate) fn read(&self, mut each: impl FnMut(Change<'_>)) -> io::Result<bool> {
         let gone = libc::IN_IGNORED | libc::IN_UNMOUNT | libc::IN_MOVE_SELF | libc::IN_DELETE_SELF;
         let mut buffer = [0; 4096];
-        loop {
-            // SAFETY: the pointer and the length describe `buffer`.
-            let read = retry(|| unsafe {
-                libc::read(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len())
-            });
-            let mut rest = match read {
-                Ok(0) => return Ok(true),
-                Ok(len) => &buffer[..len],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
-                Err(error) => return Err(error),
+        // SAFETY: the pointer and the length describe `buffer`.
+        let read = retry(|| unsafe {
+            libc::read(self.inotify.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len())
+        });
+        let mut rest = match read {
+            Ok(0) => return Ok(true),
+            Ok(len) => &buffer[..len],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+            Err(error) => return Err(error),
+        };
+        while let Some((head, behind)) = rest.split_at_checked(EVENT_LEN) {
+            let word = |at: usize| {
+                u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
             };
-            while let Some((head, behind)) = rest.split_at_checked(EVENT_LEN) {
-                let word = |at: usize| {
-                    u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
-                };
-                let (mask, len) = (word(4), word(12) as usize);
-                let Some((name, next)) = behind.split_at_checked(len) else { break };
-                let end = name.iter().position(|byte| *byte == 0).unwrap_or(len);
-                let name = OsStr::from_bytes(&name[..end]);
-                if mask & gone != 0 {
-                    return Ok(false);
-                }
-                each(if mask & libc::IN_Q_OVERFLOW != 0 {
-                    Change::Unknown
-                } else if mask & (libc::IN_CREATE | libc::IN_MOVED_TO) != 0 {
-                    Change::Came(name)
-                } else {
-                    Change::Went(name)
-                });
-                rest = next;
+            let (mask, len) = (word(4), word(12) as usize);
+            let Some((name, next)) = behind.split_at_checked(len) else { break };
+            let end = name.iter().position(|byte| *byte == 0).unwrap_or(len);
+            let name = OsStr::from_bytes(&name[..end]);
+            if mask & gone != 0 {
+                return Ok(false);
             }
+            each(if mask & libc::IN_Q_OVERFLOW != 0 {
+                Change::Unknown
+            } else if mask & (libc::IN_CREATE | libc::IN_MOVED_TO) != 0 {
+                Change::Came(name)
+            } else {
+                Change::Went(name)
+            });
+            rest = next;
         }
+        Ok(true)
     }
 }

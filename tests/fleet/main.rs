@@ -2,6 +2,7 @@
 
 mod changes;
 mod choice;
+mod waiting;
 
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;

@@ -1,0 +1,165 @@
+//! Offers that a backend did not adopt, and another one may: failover.
+//!
+//! Such an offer goes to the next backend at once or, if those that were not tried are full, waits
+//! until one of them has room. Otherwise, or when its time is up, it is a fallback.
+
+use std::time::Instant;
+
+use super::choosing::{Chosen, Placing};
+use super::kept::Copy;
+use super::member::{Obstacle, Place};
+use super::outcomes::Again;
+use super::{Broker, Verdict};
+use crate::reason::Reason;
+
+/// How many offers that wait for room are looked at in one dispatch.
+const MOST_LOOKS: usize = 64;
+
+/// What has become of an offer.
+enum Next {
+    /// Another backend has it.
+    Placed,
+    /// Another one may have room for it later.
+    Waits,
+    /// No other one takes it.
+    Nobody,
+}
+
+impl Broker {
+    /// Offers to other backends what those before did not adopt.
+    pub(super) fn fail_over(&mut self, now: Instant) {
+        while let Some(again) = self.outcomes.again.pop_front() {
+            self.go_on(again, now);
+        }
+    }
+
+    /// Offers to other backends what waits for room.
+    pub(super) fn fail_over_the_waiting(&mut self, now: Instant) {
+        for _ in 0..self.waiting.len().min(MOST_LOOKS) {
+            if let Some(again) = self.waiting.pop_front().filter(|again| self.waits(again)) {
+                self.go_on(again, now);
+            }
+        }
+    }
+
+    fn go_on(&mut self, again: Again, now: Instant) {
+        match self.try_next(again.kept, now) {
+            Next::Placed => {}
+            Next::Nobody => self.give_up(again.kept, again.reason),
+            Next::Waits => self.let_wait(again, now),
+        }
+    }
+
+    /// Has an offer wait for room.
+    fn let_wait(&mut self, again: Again, now: Instant) {
+        if self.waiting.len() == self.waiting.capacity() {
+            // Some were taken back, or there would be room: see `reserve`.
+            let mut waiting = std::mem::take(&mut self.waiting);
+            waiting.retain(|again| self.waits(again));
+            self.waiting = waiting;
+        }
+        let Some(copy) = self.outcomes.kept.get_mut(again.kept) else { return };
+        copy.waits = true;
+        let deadline = copy.deadline;
+        if self.waiting.try_reserve(1).is_err() || self.handle.wake_at(deadline, now).is_err() {
+            // Nothing would end the wait.
+            return self.give_up(again.kept, again.reason);
+        }
+        self.waiting.push_back(again);
+    }
+
+    /// Whether an offer still waits: it may have been taken back.
+    fn waits(&self, again: &Again) -> bool {
+        let copy = self.outcomes.kept.get(again.kept);
+        copy.is_some_and(|copy| copy.id == again.id && copy.waits)
+    }
+
+    /// How many offers wait for room.
+    pub(super) fn waiting_offers(&self) -> usize {
+        self.waiting.iter().filter(|again| self.waits(again)).count()
+    }
+
+    /// Ends the waits whose time is up, or all of them if the broker is closed.
+    pub(super) fn end_waits(&mut self, now: Instant) {
+        let mut next: Option<Instant> = None;
+        for _ in 0..self.waiting.len() {
+            let Some(again) = self.waiting.pop_front().filter(|again| self.waits(again)) else {
+                continue;
+            };
+            let deadline = self.outcomes.kept.get(again.kept).map_or(now, |copy| copy.deadline);
+            if self.closed {
+                self.give_up(again.kept, Reason::BrokerClosed);
+            } else if deadline <= now {
+                self.give_up(again.kept, again.reason);
+            } else {
+                next = Some(next.map_or(deadline, |next| next.min(deadline)));
+                self.waiting.push_back(again);
+            }
+        }
+        if let Some(next) = next {
+            // If no timer can be set, the handle tries again.
+            let _ = self.handle.wake_at(next, now);
+        }
+    }
+
+    /// Offers a copy to a backend that was not tried yet.
+    fn try_next(&mut self, kept: u32, now: Instant) -> Next {
+        let Some(copy) = self.outcomes.kept.get(kept).filter(|copy| copy.deadline > now) else {
+            return Next::Nobody;
+        };
+        if self.closed {
+            return Next::Nobody;
+        }
+        let len = copy.len();
+        let chosen = match self.choose_of_many(len, kept, now) {
+            Ok(chosen) => chosen,
+            Err(Some((_, Obstacle::Full(_)))) => return Next::Waits,
+            Err(_) => return Next::Nobody,
+        };
+        let Chosen { index, place: Place { slot, .. } } = chosen;
+        // Out of its place while it is read.
+        let Some(copy) = self.outcomes.kept.take(kept) else { return Next::Nobody };
+        let Copy { id, user_data, descriptor, cookie, .. } = copy;
+        let deadline = self.attempt_deadline(copy.deadline, now);
+        let placed = copy.with_parts(|parts| {
+            let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
+            self.place(chosen, &placing, now)
+        });
+        self.outcomes.kept.put(kept, copy);
+        let (Ok(_), Some(copy)) = (placed, self.outcomes.kept.get_mut(kept)) else {
+            return Next::Nobody;
+        };
+        copy.tried.add(index);
+        copy.waits = false;
+        (copy.backend, copy.slot) = (index as u32, slot);
+        self.outcomes.statistics.failovers += 1;
+        Next::Placed
+    }
+
+    /// The verdict on an offer that no other backend gets.
+    fn give_up(&mut self, kept: u32, reason: Reason) {
+        if let Some(copy) = self.outcomes.kept.get(kept) {
+            let verdict = Verdict {
+                id: copy.id,
+                user_data: copy.user_data,
+                adopted: false,
+                reason: Some(reason),
+                may_have_reached: copy.may_have_reached,
+                backend: copy.backend,
+                tries: copy.tried.count,
+                kind: 0,
+            };
+            self.outcomes.statistics.fallbacks[reason as usize] += 1;
+            self.outcomes.verdicts.push_back(verdict);
+            self.outcomes.kept.forget(kept);
+        }
+    }
+
+    /// Whether there is a backend that was not tried yet and takes an offer.
+    pub(super) fn can_fail_over(&self, copy: &Copy, now: Instant) -> bool {
+        let queue_bytes = self.options.queue_bytes;
+        self.members.iter().enumerate().any(|(index, member)| {
+            !copy.tried.has(index) && member.would_take(copy.len(), queue_bytes, now).is_ok()
+        })
+    }
+}
