@@ -239,7 +239,7 @@ static void broker_too_many_is_told_the_limit(void **state)
         assert_ok(handoff_broker_dispatch(first));
     }
     assert_told(end_of(start_broker(0, PATIENCE_MS)), HANDOFF_ERR_BACKEND_UNAVAILABLE, EUSERS,
-                "the backend has its 1 channels already (max_channels)");
+                "the backend has as many channels as it may: 1 (max_channels)");
     handoff_broker_free(first);
     handoff_backend_statistics statistics = stop_backend(backend);
     assert_int_equal(statistics.accepted, 1);
@@ -266,7 +266,8 @@ static void broker_too_many_of_one_user_is_told_that_limit(void **state)
         assert_ok(handoff_broker_dispatch(first));
     }
     assert_told(end_of(start_broker(0, PATIENCE_MS)), HANDOFF_ERR_BACKEND_UNAVAILABLE, EUSERS,
-                "the backend has 1 channels of user 0 already (max_channels_per_user)");
+                "the backend has as many channels of user 0 as it may: 1 "
+                "(max_channels_per_user)");
     handoff_broker_free(first);
     handoff_backend_statistics statistics = stop_backend(backend);
     assert_int_equal(statistics.over_limit, 1);
@@ -511,7 +512,7 @@ static void refusal_of_later_versions_and_of_a_user_without_a_number_is_understo
 static void refusal_is_read_behind_the_error_of_the_closed_socket(void **state)
 {
     (void)state;
-    const char *full = "the backend has its 64 channels already (max_channels)";
+    const char *full = "the backend has as many channels as it may: 64 (max_channels)";
     assert_answer_is_told(REFUSED_UNREAD, HANDOFF_ERR_BACKEND_UNAVAILABLE, EUSERS, full);
     assert_answer_is_told(REFUSED_BEFORE_HELLO, HANDOFF_ERR_BACKEND_UNAVAILABLE, EUSERS, full);
 }

@@ -113,6 +113,8 @@ int main(int argc, char **argv)
     options.flags = HANDOFF_BROKER_SHARED;
     check(handoff_broker_new(argv[2], &options, &broker) == HANDOFF_OK, argv[2],
           handoff_last_error());
+    /* This connects early. Nobody watches the descriptor. */
+    check(handoff_broker_fd(broker) != -1, argv[2], handoff_last_error());
     listen_tcp(argv[1]);
     /* Only this thread takes the signals: the others inherit that they are blocked. */
     sigemptyset(&stop_signals);

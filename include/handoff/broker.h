@@ -32,7 +32,9 @@ typedef struct handoff_broker handoff_broker;
 typedef struct handoff_broker_options {
     /** Set by HANDOFF_BROKER_OPTIONS_INIT. */
     size_t size;
-    /** The most offers in flight: 1 to 4096, default 256. The backend may allow fewer. */
+    /**
+     * The most offers in flight at each backend: 1 to 4096, default 256. A backend may allow fewer.
+     */
     size_t max_in_flight;
     /**
      * How long an offer may wait for its verdict, in milliseconds, unless the offer says
@@ -225,9 +227,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
  *         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, or
  *         too many verdicts are not taken; handoff_last_error() says which;
- *         HANDOFF_ERR_RATE_LIMITED if the backend failed too often and rests: the descriptor
- *         becomes readable when an offer is taken again, see `max_failures` in
- *         handoff_broker_options;
+ *         HANDOFF_ERR_RATE_LIMITED if the backend failed too often and rests, see `max_failures`
+ *         in handoff_broker_options;
  *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
  *         `correlation` is too long;
  *         HANDOFF_ERR_NOT_TLS with HANDOFF_OFFER_TLS, if the kernel does not do the TLS of `fd` in
@@ -243,6 +244,9 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *
  * If none of several backends takes the offer, the status is about the one that is most likely to
  * take one soon.
+ *
+ * After HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED and HANDOFF_ERR_BACKEND_UNAVAILABLE the
+ * descriptor becomes readable when an offer would be taken again: see handoff_broker_room().
  *
  * After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
  * handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is

@@ -132,11 +132,12 @@ impl fmt::Display for Refusal {
                 }
             }
             cause::CHANNELS => {
-                write!(f, "the backend has its {most} channels already (max_channels)")
+                write!(f, "the backend has as many channels as it may: {most} (max_channels)")
             }
             cause::CHANNELS_OF_USER => write!(
                 f,
-                "the backend has {most} channels of user {user} already (max_channels_per_user)"
+                "the backend has as many channels of user {user} as it may: {most} \
+                 (max_channels_per_user)"
             ),
             cause::VERSION => {
                 let of = "of the protocol, this broker version";
@@ -181,9 +182,10 @@ mod tests {
             user namespace; it allows the users and groups that its policy lists";
         says(Refusal::not_allowed(65534, true, true, 0), denied, listed);
         let unavailable = ErrorKind::BackendUnavailable;
-        let full = "the backend has its 64 channels already (max_channels)";
+        let full = "the backend has as many channels as it may: 64 (max_channels)";
         says(Refusal::channels(64), unavailable, full);
-        let full = "the backend has 56 channels of user 33 already (max_channels_per_user)";
+        let full =
+            "the backend has as many channels of user 33 as it may: 56 (max_channels_per_user)";
         says(Refusal::channels_of_user(33, 56), unavailable, full);
         let other = "the backend speaks version 2 of the protocol, this broker version 1";
         says(Refusal::speaks(2), ErrorKind::Unsupported, other);

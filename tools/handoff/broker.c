@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "command.h"
 #include "listen.h"
+#include "summary.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -20,7 +21,6 @@
 #include <handoff.h>
 
 enum {
-    REASONS = 32,
     PREREAD_MOST = 131000,
     PAUSE_US = 20000, /* before a backend that was busy is asked again */
     EVENTS = 64
@@ -47,12 +47,14 @@ static handoff_broker *broker;
 static int epoll, signals, listener;
 static bool accepting;
 static int64_t not_before_us; /* nothing is offered earlier, because a backend was busy */
-static uint64_t accepted, now_here, adopted, fallbacks[REASONS];
+static uint64_t accepted, now_here;
 
 /* Options. */
 static bool verbose;
 static uint64_t wait_ms = 5000, preread_most;
 static const char *service, *metadata;
+static char **sockets;
+static int sockets_len;
 
 /* Watches a descriptor. Its events carry `what`: a client, &signals, &listener or &broker. */
 static void watch(int fd, void *what)
@@ -94,7 +96,7 @@ static long long age_us(const struct client *client)
 /* No backend has it, and nobody else is here to serve it. */
 static void give_up(struct client *client, handoff_reason reason)
 {
-    fallbacks[reason < REASONS ? reason : HANDOFF_REASON_REJECTED]++;
+    count_closed(reason);
     if (verbose)
         printf("%" PRIu64 " %s: closed after %lld us: %s\n", client->number, client->address,
                age_us(client), handoff_reason_name(reason));
@@ -186,7 +188,7 @@ static void take_verdicts(int64_t now)
     while ((status = handoff_broker_next(broker, &verdict)) == HANDOFF_OK) {
         struct client *client = verdict.user_data;
         if (verdict.outcome == HANDOFF_ADOPTED) {
-            adopted++;
+            count_adopted(verdict.backend);
             if (verbose)
                 print_adopted(client, &verdict);
             forget(client);
@@ -259,28 +261,6 @@ static void stop_reading(struct client *client, int64_t now)
     queue(client);
 }
 
-/* Why a client has waited in vain. The first time it is said, too. */
-static handoff_reason why_in_vain(void)
-{
-    static bool said;
-    handoff_reason reason = HANDOFF_REASON_BACKEND_UNAVAILABLE;
-    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
-    handoff_status status;
-    size_t count = 0;
-    while ((status = handoff_broker_get_state(broker, count, &state)) == HANDOFF_OK) {
-        count++;
-        if (state.state == HANDOFF_BACKEND_READY)
-            reason = HANDOFF_REASON_BACKEND_BUSY;
-        else if (!said && *state.message != '\0')
-            complain("%s", state.message);
-    }
-    must_handoff(status == HANDOFF_NOTHING, "handoff_broker_get_state");
-    if (!said && count == 0)
-        complain("no backend listens there");
-    said = true;
-    return reason;
-}
-
 /* Deals with clients whose time is up. Returns the milliseconds until the next one. */
 static int expire(int64_t now)
 {
@@ -292,7 +272,7 @@ static int expire(int64_t now)
         next_us = client->deadline_us;
     while ((client = TAILQ_FIRST(&waiting)) != NULL && client->deadline_us <= now) {
         TAILQ_REMOVE(&waiting, client, next);
-        give_up(client, why_in_vain());
+        give_up(client, why_in_vain(broker, sockets, sockets_len));
     }
     if (client != NULL && client->deadline_us < next_us)
         next_us = client->deadline_us;
@@ -372,22 +352,8 @@ static void run(void)
     }
 }
 
-static void print_summary(void)
-{
-    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
-    handoff_status status;
-    printf("clients: %" PRIu64 "\nadopted: %" PRIu64 "\n", accepted, adopted);
-    for (size_t i = 0; (status = handoff_broker_get_state(broker, i, &state)) == HANDOFF_OK; i++)
-        printf("adopted by %s: %" PRIu64 "%s%s\n", state.path, state.adopted,
-               *state.message == '\0' ? "" : "; ", state.message);
-    must_handoff(status == HANDOFF_NOTHING, "handoff_broker_get_state");
-    for (handoff_reason reason = 0; reason < REASONS; reason++)
-        if (fallbacks[reason] > 0)
-            printf("closed, %s: %" PRIu64 "\n", handoff_reason_name(reason), fallbacks[reason]);
-}
-
 /* A directory, though its name does not end in '/', is meant as one. */
-static bool add_backend(const char *path)
+static int add_backend(const char *path)
 {
     handoff_broker_backend backend = HANDOFF_BROKER_BACKEND_INIT;
     struct stat file;
@@ -399,28 +365,28 @@ static bool add_backend(const char *path)
         snprintf(directory, sizeof directory, "%s/", path);
         backend.path = directory;
     }
-    if (handoff_broker_add(broker, &backend) == HANDOFF_OK)
-        return true;
+    handoff_status status = handoff_broker_add(broker, &backend);
+    if (status == HANDOFF_OK)
+        return DONE;
     complain("%s", handoff_last_error());
-    return false;
+    return status == HANDOFF_ERR_INVALID_ARGUMENT ? USAGE : FAILED;
 }
 
-static int start_and_run(const char *address, char **sockets, int count)
+static int start_and_run(const char *address)
 {
     const char *file;
     struct sockaddr_storage bound;
     socklen_t len = sizeof bound;
     char text[128];
     must_handoff(handoff_broker_new(NULL, NULL, &broker) == HANDOFF_OK, "handoff_broker_new");
-    for (int i = 0; i < count; i++) {
-        if (!add_backend(sockets[i])) {
-            handoff_broker_free(broker);
-            return FAILED;
-        }
-    }
-    if ((listener = listen_at(address, &file)) == -1) {
+    int code = DONE;
+    for (int i = 0; i < sockets_len && code == DONE; i++)
+        code = add_backend(sockets[i]);
+    if (code == DONE && (listener = listen_at(address, &file)) < 0)
+        code = listener == WRONG_ADDRESS ? USAGE : FAILED;
+    if (code != DONE) {
         handoff_broker_free(broker);
-        return FAILED;
+        return code;
     }
     raise_descriptor_limit();
     take_signals();
@@ -438,7 +404,7 @@ static int start_and_run(const char *address, char **sockets, int count)
     fflush(stdout);
 
     run();
-    print_summary();
+    print_summary(broker, accepted);
     handoff_broker_free(broker);
     close(epoll);
     close(signals);
@@ -452,12 +418,13 @@ int broker_main(int argc, char **argv)
     static const struct option options[] = {
         {"verbose", no_argument, NULL, 'v'},        {"wait", required_argument, NULL, 'w'},
         {"preread", required_argument, NULL, 'p'},  {"service", required_argument, NULL, 's'},
-        {"metadata", required_argument, NULL, 'm'}, {NULL, 0, NULL, 0}};
+        {"metadata", required_argument, NULL, 'm'}, {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0}};
     static const char how[] =
         "handoff broker [-v] [--wait MS] [--preread BYTES] [--service NAME] [--metadata TEXT]\n"
         "                      ADDRESS SOCKET...";
     int option;
-    while ((option = getopt_long(argc, argv, "v", options, NULL)) != -1) {
+    while ((option = getopt_long(argc, argv, "vh", options, NULL)) != -1) {
         switch (option) {
         case 'v':
             verbose = true;
@@ -480,11 +447,16 @@ int broker_main(int argc, char **argv)
         case 'm':
             metadata = optarg;
             break;
+        case 'h':
+            return print_help();
         default:
             return usage(how);
         }
     }
     if (argc - optind < 2)
         return usage(how);
-    return start_and_run(argv[optind], argv + optind + 1, argc - optind - 1);
+    sockets = argv + optind + 1;
+    sockets_len = argc - optind - 1;
+    int code = start_and_run(argv[optind]);
+    return code == USAGE ? usage(how) : code;
 }

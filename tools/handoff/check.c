@@ -3,10 +3,10 @@
 #include "command.h"
 #include "probe.h"
 #include "report.h"
+#include "way.h"
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,8 +18,6 @@
 
 #include <handoff.h>
 
-enum { USER_LEN = 80, PATH_LEN = sizeof ((struct sockaddr_un *)0)->sun_path };
-
 /* Who listens: SO_PEERCRED has the process that called listen(2), and its user then. */
 struct listener {
     pid_t pid;
@@ -28,118 +26,6 @@ struct listener {
 };
 
 static int timeout_ms = 2000;
-
-/* ---- the path -------------------------------------------------------------------------------- */
-
-/* "drwxr-x--- app (1001) www-data (33)" */
-static void describe_file(const struct stat *file, char *text, size_t size)
-{
-    static const char bits[] = "rwxrwxrwx";
-    char mode[10], user[USER_LEN], group[USER_LEN];
-    for (int i = 0; i < 9; i++)
-        mode[i] = file->st_mode & (0400u >> i) ? bits[i] : '-';
-    mode[9] = '\0';
-    describe_user(file->st_uid, user, sizeof user);
-    describe_group(file->st_gid, group, sizeof group);
-    snprintf(text, size, "mode %s, user %s, group %s", mode, user, group);
-}
-
-static const char *type_of(mode_t mode)
-{
-    return S_ISREG(mode)    ? "a regular file"
-           : S_ISDIR(mode)  ? "a directory"
-           : S_ISFIFO(mode) ? "a FIFO"
-           : S_ISCHR(mode)  ? "a character device"
-           : S_ISBLK(mode)  ? "a block device"
-                            : "no socket";
-}
-
-/* One directory on the way: it must exist, and this user must be able to go through it. */
-static bool check_directory(struct report *report, const char *path)
-{
-    struct stat file;
-    char about[300], user[USER_LEN];
-    if (stat(path, &file) == -1) {
-        int error = errno;
-        step_failed(report, "directory", error == ENOENT || error == ENOTDIR ? NO_PATH : FAILED,
-                    HANDOFF_ERR_BACKEND_UNAVAILABLE, error, "there is no directory %s: %s", path,
-                    strerror(error));
-        advise(report, "Correct the path, or start what makes this directory.");
-        return false;
-    }
-    if (!S_ISDIR(file.st_mode)) {
-        step_failed(report, "directory", NO_PATH, HANDOFF_ERR_BACKEND_UNAVAILABLE, ENOTDIR,
-                    "%s is %s, not a directory", path,
-                    S_ISSOCK(file.st_mode) ? "a socket" : type_of(file.st_mode));
-        advise(report, "Correct the path.");
-        return false;
-    }
-    describe_file(&file, about, sizeof about);
-    if (faccessat(AT_FDCWD, path, X_OK, AT_EACCESS) == -1) {
-        int error = errno;
-        describe_user(geteuid(), user, sizeof user);
-        step_failed(report, "directory", NO_SEARCH, HANDOFF_ERR_PERMISSION_DENIED, error,
-                    "user %s may not search the directory %s (%s)", user, path, about);
-        advise(report, "Give this user the x permission for the directory: with chmod(1), chgrp(1) "
-                       "or, under systemd, RuntimeDirectoryMode=.");
-        return false;
-    }
-    step_ok(report, "directory", "%s: %s", path, about);
-    return true;
-}
-
-/* All directories on the way to `path`. */
-static bool check_directories(struct report *report, const char *path)
-{
-    char parent[PATH_LEN];
-    if (*path != '/' && !check_directory(report, "."))
-        return false;
-    for (const char *slash = strchr(path, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
-        if (slash[1] == '/' || slash[1] == '\0')
-            continue;
-        size_t len = slash == path ? 1 : (size_t)(slash - path);
-        memcpy(parent, path, len);
-        parent[len] = '\0';
-        if (!check_directory(report, parent))
-            return false;
-    }
-    return true;
-}
-
-/* What is at the path: a socket that this user may connect to. */
-static bool check_file(struct report *report, const char *path)
-{
-    struct stat file;
-    char about[300], user[USER_LEN];
-    if (stat(path, &file) == -1) {
-        int error = errno;
-        step_failed(report, "socket", error == ENOENT ? NO_PATH : FAILED,
-                    HANDOFF_ERR_BACKEND_UNAVAILABLE, error, "there is no socket %s: %s", path,
-                    strerror(error));
-        advise(report, "Start the backend, or correct the path.");
-        return false;
-    }
-    if (!S_ISSOCK(file.st_mode)) {
-        step_failed(report, "socket", NO_SOCKET, HANDOFF_ERR_NOT_A_SOCKET, 0,
-                    "%s is %s, not a socket", path, type_of(file.st_mode));
-        advise(report, "Name the socket that the backend listens on; if it is to listen here, "
-                       "remove the file first.");
-        return false;
-    }
-    describe_file(&file, about, sizeof about);
-    if (faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) == -1) {
-        int error = errno;
-        describe_user(geteuid(), user, sizeof user);
-        step_failed(report, "socket", NO_ACCESS, HANDOFF_ERR_PERMISSION_DENIED, error,
-                    "user %s may not connect to %s (%s)", user, path, about);
-        advise(report, "Give the socket a mode and a group that let this user write to it: `mode' "
-                       "in handoff_backend_options, --mode and --group of `handoff exec', or "
-                       "SocketMode= and SocketGroup= of systemd.");
-        return false;
-    }
-    step_ok(report, "socket", "%s: %s", path, about);
-    return true;
-}
 
 /* ---- who listens ----------------------------------------------------------------------------- */
 
@@ -209,7 +95,9 @@ static bool check_listener(struct report *report, const char *path, struct liste
         step_failed(report, "listener", NOBODY_LISTENS, HANDOFF_ERR_BACKEND_UNAVAILABLE, error,
                     *path == '@' ? "nobody listens at the abstract name %s"
                                  : "nobody listens on %s: the backend has ended, or drains", path);
-        advise(report, "Start the backend; it replaces a socket that nobody listens on.");
+        advise(report, *path == '@' ? "Start the backend, or correct the name."
+                                    : "Start the backend; it replaces a socket that nobody listens "
+                                      "on.");
         return false;
     case EPROTOTYPE:
         step_failed(report, "listener", WRONG_TYPE, HANDOFF_ERR_BACKEND_UNAVAILABLE, error,
@@ -221,8 +109,8 @@ static bool check_listener(struct report *report, const char *path, struct liste
     case EACCES:
     case EPERM:
         step_failed(report, "listener", NO_ACCESS, HANDOFF_ERR_PERMISSION_DENIED, error,
-                    "the system does not let this user connect to %s, though the file's mode does: "
-                    "%s", path, strerror(error));
+                    "the system does not let this user connect to %s%s: %s", path,
+                    *path == '@' ? "" : ", though the file's mode does", strerror(error));
         advise(report, "Look for a security module that forbids it, in the output of dmesg(1).");
         return false;
     case EAGAIN:
@@ -248,26 +136,51 @@ static bool check_listener(struct report *report, const char *path, struct liste
 
 /* ---- the channel ----------------------------------------------------------------------------- */
 
-static const char *advice_of(int code)
+static void advise_about(struct report *report, const char *path, const struct probe *found)
 {
-    switch (code) {
+    bool named = *path == '@'; /* then there is no file, and no owner of one */
+    switch (found->code) {
+    case NOT_ALLOWED:
+        advise(report, "Name user %ld, or a group of it, in the backend's policy, with all others "
+                       "who may connect: `policy' in handoff_backend_options, or `handoff exec "
+                       "--allow %ld'.", (long)geteuid(), (long)geteuid());
+        break;
     case NOT_TRUSTED:
-        return "Run the backend as the owner of its socket; or, if this user shall be the backend, "
-               "name it in the broker's policy, `policy' in handoff_broker_options.";
+        advise(report, "Run the backend as %s; or, if this user shall be the backend, name it in "
+                       "the broker's policy, `policy' in handoff_broker_options.",
+               named ? "the broker's user or as root" : "the owner of its socket");
+        break;
     case TOO_MANY:
-        return "Let the backend have more channels, `max_channels' and `max_channels_per_user' in "
-               "handoff_backend_options; each broker process needs one.";
+        advise(report, "Let the backend have more channels, `max_channels' and "
+                       "`max_channels_per_user' in handoff_backend_options; each broker process "
+                       "needs one.");
+        break;
     case WRONG_VERSION:
-        return "Upgrade libhandoff in the older of the two programs.";
+        advise(report, "Upgrade libhandoff in the older of the two programs.");
+        break;
     case IS_DRAINING:
-        return "Start the backend's successor; this one finishes what it has, then it ends.";
+        advise(report, "Start the backend's successor; this one finishes what it has, then it "
+                       "ends.");
+        break;
     case NO_ROOM:
-        return "Look why the backend adopts so slowly, or add another backend.";
+        advise(report, "Look why the backend adopts so slowly, or add another backend.");
+        break;
     case NO_HANDOFF:
-        return "Stop the other program, or give the backend another path; if it is a backend of "
-               "libhandoff 0.1, it does not allow this user or has too many channels.";
+        advise(report, "Stop the other program, or give the backend another %s; if it is a backend "
+                       "of libhandoff 0.1, it does not allow this user or has too many channels.",
+               named ? "name" : "path");
+        break;
     default:
-        return "Look up the status in handoff(7), and the messages of the backend.";
+        if (found->error == EMFILE)
+            advise(report, "Let this process have more descriptors, RLIMIT_NOFILE: `ulimit -n' in "
+                           "a shell, LimitNOFILE= of systemd. It has too few for one channel.");
+        else if (found->error == EFBIG)
+            advise(report, "Let this process have larger files, RLIMIT_FSIZE: `ulimit -f' in a "
+                           "shell, LimitFSIZE= of systemd. The memory that broker and backend "
+                           "share counts as a file.");
+        else
+            advise(report, "Look up %s in handoff_status(3), and the messages of the backend.",
+                   handoff_status_name(found->status));
     }
 }
 
@@ -303,7 +216,7 @@ static void check_channel(struct report *report, const char *path, struct listen
             failed++;
     if (found.code != DONE && failed == count) {
         step_failed(report, "channel", found.code, found.status, found.error, "%s", found.message);
-        advise(report, "%s", advice_of(found.code));
+        advise_about(report, path, &found);
         return;
     }
     for (size_t i = 0; i < failed && channel_steps[i].in_order != NULL; i++)
@@ -321,19 +234,16 @@ static void check_channel(struct report *report, const char *path, struct listen
         else
             advise(report, "Find out what it does instead, for instance with strace -p %ld: a "
                            "backend answers in handoff_backend_dispatch() and "
-                           "handoff_backend_accept().", (long)listener->pid);
+                           "handoff_backend_accept(). Or something else listens there: give the "
+                           "backend another %s.", (long)listener->pid,
+                   *path == '@' ? "name" : "path");
     } else {
         step_failed(report, name, found.code, found.status, found.error, "%s",
                     *found.message != '\0'      ? found.message
                     : found.code == IS_DRAINING ? "the backend drains: it takes no more offers"
                                                 : "the backend takes no offers: those that it has "
                                                   "granted are in flight, or it grants none");
-        if (found.code == NOT_ALLOWED)
-            advise(report, "Name user %ld, or a group of it, in the backend's policy, with all "
-                           "others who may connect: `policy' in handoff_backend_options, or "
-                           "`handoff exec --allow %ld'.", (long)geteuid(), (long)geteuid());
-        else
-            advise(report, "%s", advice_of(found.code));
+        advise_about(report, path, &found);
     }
 }
 
@@ -344,11 +254,18 @@ static struct report *check_socket(const char *path, bool inside)
 {
     struct report *report = report_new(path);
     struct listener listener = {0};
-    if (strlen(path) > PATH_LEN - 1 || *path == '\0') {
+    if (*path == '\0' || strcmp(path, "@") == 0) {
+        step_failed(report, "socket", NO_PATH, HANDOFF_ERR_INVALID_ARGUMENT, 0,
+                    "the %s is empty", *path == '@' ? "name of the socket" : "path of the socket");
+        advise(report, "Name the socket that the backend listens on: a path, or @NAME for an "
+                       "abstract name.");
+        return report;
+    }
+    if (strlen(path) > PATH_LEN - 1) {
         step_failed(report, "socket", NO_PATH, HANDOFF_ERR_INVALID_ARGUMENT, 0,
                     "the path of a Unix socket has 1 to %d bytes, this one %zu: %s", PATH_LEN - 1,
                     strlen(path), path);
-        advise(report, "Use a shorter path.");
+        advise(report, *path == '@' ? "Use a shorter name." : "Use a shorter path.");
         return report;
     }
     bool reached = *path == '@' || ((inside || check_directories(report, path)) &&
@@ -363,19 +280,53 @@ static int is_shown(const struct dirent *entry)
     return entry->d_name[0] != '.'; /* a backend that starts makes its socket under such a name */
 }
 
+/* Whether a broker of the directory has this file for a backend. It leaves out symbolic links. */
+static bool is_backend(struct report *directory, const char *path, int *links)
+{
+    struct stat file, target;
+    if (lstat(path, &file) == -1 || !(S_ISSOCK(file.st_mode) || S_ISLNK(file.st_mode)))
+        return false;
+    if (S_ISSOCK(file.st_mode))
+        return true;
+    if (stat(path, &target) == 0 && S_ISSOCK(target.st_mode)) {
+        step_ok(directory, "sockets", "%s is a symbolic link to a socket: brokers leave it out",
+                path);
+        ++*links;
+    }
+    return false;
+}
+
+/* "a.sock/" */
+static bool is_socket_with_slash(const char *path)
+{
+    struct stat file;
+    char without[PATH_LEN];
+    size_t len = strlen(path);
+    if (len >= sizeof without)
+        return false;
+    memcpy(without, path, len + 1);
+    while (len > 1 && without[len - 1] == '/')
+        without[--len] = '\0';
+    return path[len] == '/' && stat(without, &file) == 0 && S_ISSOCK(file.st_mode);
+}
+
 /* Every socket in the directory, one after the other. */
 static int check_sockets(const char *path)
 {
     struct report *directory = report_new(path);
     struct dirent **entries = NULL;
     struct report **inner = NULL;
-    int count = 0, inner_len = 0, failed = 0;
+    int count = 0, inner_len = 0, failed = 0, links = 0;
     char inside[4096];
     snprintf(inside, sizeof inside, "%s/x", path);
     if (strlen(path) >= PATH_LEN - 2) {
         step_failed(directory, "directory", NO_PATH, HANDOFF_ERR_INVALID_ARGUMENT, 0,
                     "the path is too long for one with Unix sockets in it: %s", path);
         advise(directory, "Use a shorter path.");
+    } else if (is_socket_with_slash(path)) {
+        step_failed(directory, "directory", NO_PATH, HANDOFF_ERR_BACKEND_UNAVAILABLE, ENOTDIR,
+                    "%s is a socket, not a directory", path);
+        advise(directory, "Leave out the '/' at the end.");
     } else if (check_directories(directory, inside)) {
         count = scandir(path, &entries, is_shown, alphasort);
         if (count == -1) {
@@ -389,12 +340,11 @@ static int check_sockets(const char *path)
     if (count > 0)
         must((inner = calloc((size_t)count, sizeof *inner)) != NULL, "calloc");
     for (int i = 0; i < count; i++) {
-        struct stat file;
         size_t len = strlen(path);
         snprintf(inside, sizeof inside, "%s%s%s", path, path[len - 1] == '/' ? "" : "/",
                  entries[i]->d_name);
         free(entries[i]);
-        if (stat(inside, &file) == -1 || !S_ISSOCK(file.st_mode))
+        if (!is_backend(directory, inside, &links))
             continue;
         if (!report_json)
             printf("%s\n", inside);
@@ -412,7 +362,8 @@ static int check_sockets(const char *path)
     free(entries);
     if (inner_len == 0 && directory->code == DONE) {
         step_failed(directory, "sockets", NO_PATH, HANDOFF_ERR_BACKEND_UNAVAILABLE, 0,
-                    "there is no socket in the directory %s", path);
+                    "there is no socket in the directory %s%s", path,
+                    links > 0 ? ", only symbolic links to sockets, which brokers leave out" : "");
         advise(directory, "Start a backend that listens there.");
     }
     if (report_json) {
@@ -434,10 +385,11 @@ int check_main(int argc, char **argv)
 {
     static const struct option options[] = {{"json", no_argument, NULL, 'j'},
                                             {"timeout", required_argument, NULL, 't'},
+                                            {"help", no_argument, NULL, 'h'},
                                             {NULL, 0, NULL, 0}};
     static const char how[] = "handoff check [--json] [--timeout MS] SOCKET";
     int option;
-    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+    while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
         uint64_t number;
         switch (option) {
         case 'j':
@@ -450,6 +402,8 @@ int check_main(int argc, char **argv)
             }
             timeout_ms = (int)number;
             break;
+        case 'h':
+            return print_help();
         default:
             return usage(how);
         }

@@ -36,6 +36,9 @@ int check_main(int argc, char **argv);
 int broker_main(int argc, char **argv);
 int exec_main(int argc, char **argv);
 
+/* Prints what the subcommand does, or all of them, and how they are called. */
+int print_help(void);
+
 /* ---- support.c ------------------------------------------------------------------------------- */
 
 /* "check", "broker", "exec" or "": how messages begin. */

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <getopt.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -193,6 +194,18 @@ static int passed_socket(const char *path)
     return -2;
 }
 
+/* Who is allowed can connect only if the file's mode allows it, too. */
+static void warn_of_mode(const char *path, uint32_t of_file)
+{
+    for (size_t i = 0; i < allowed_len && (of_file & 0022) == 0; i++) {
+        if (allowed[i] == 0 || allowed[i] == geteuid())
+            continue;
+        complain("--allow names user %" PRIu32 ", but the mode %04" PRIo32 " of %s does not let it "
+                 "connect: say --group GROUP, or --mode 0666", allowed[i], of_file, path);
+        return;
+    }
+}
+
 static int listen_at_socket(const char *path)
 {
     handoff_peer_policy policy = HANDOFF_PEER_POLICY_INIT;
@@ -213,7 +226,7 @@ static int listen_at_socket(const char *path)
                                          : handoff_backend_listen(path, &options, &backend);
     if (status != HANDOFF_OK) {
         complain("%s", handoff_last_error());
-        return FAILED;
+        return status == HANDOFF_ERR_INVALID_ARGUMENT ? USAGE : FAILED;
     }
     if (passed != -1) {
         close(passed); /* the backend has a copy */
@@ -222,6 +235,8 @@ static int listen_at_socket(const char *path)
         handoff_backend_free(backend);
         return FAILED;
     }
+    if (passed == -1 && *path != '@')
+        warn_of_mode(path, options.mode == 0 ? 0600 : options.mode);
     return DONE;
 }
 
@@ -258,12 +273,13 @@ int exec_main(int argc, char **argv)
     static const struct option options[] = {
         {"verbose", no_argument, NULL, 'v'},     {"max", required_argument, NULL, 'n'},
         {"mode", required_argument, NULL, 'm'},  {"group", required_argument, NULL, 'g'},
-        {"allow", required_argument, NULL, 'a'}, {NULL, 0, NULL, 0}};
+        {"allow", required_argument, NULL, 'a'}, {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0}};
     static const char how[] =
         "handoff exec [-v] [--max N] [--mode MODE] [--group GROUP] [--allow USER]... SOCKET\n"
         "                    -- COMMAND [ARGUMENT...]";
     int option;
-    while ((option = getopt_long(argc, argv, "v", options, NULL)) != -1) {
+    while ((option = getopt_long(argc, argv, "vh", options, NULL)) != -1) {
         switch (option) {
         case 'v':
             run_verbose = true;
@@ -298,6 +314,8 @@ int exec_main(int argc, char **argv)
             }
             allowed_len++;
             break;
+        case 'h':
+            return print_help();
         default:
             return usage(how);
         }
@@ -312,5 +330,6 @@ int exec_main(int argc, char **argv)
     }
     if (count < 2)
         return usage(how);
-    return start_and_serve(operands[0], operands + 1);
+    int code = start_and_serve(operands[0], operands + 1);
+    return code == USAGE ? usage(how) : code;
 }

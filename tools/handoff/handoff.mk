@@ -10,7 +10,7 @@ $(COMMAND): $(COMMAND_SOURCES) $(wildcard tools/handoff/*.h) $(HEADERS) | $(LIB)
 	$(CC) -std=c11 $(CFLAGS) $(WARN) -Iinclude $(COMMAND_SOURCES) -o $@ $(LDFLAGS) -L$(LIB) -lhandoff
 
 # COMMAND_TEST=check: that part. Some are run again with handoff(1) under valgrind.
-COMMAND_TEST           ?= check serving
+COMMAND_TEST           ?= check serving broker
 COMMAND_VALGRIND       := $(subst c-tests/,$(HERE)/c-tests/,$(VALGRIND))
 COMMAND_UNDER_VALGRIND := $(addprefix test_check., \
     WhatIsBroken.test_each_broken_setup_has_its_code_its_sentence_and_its_advice \

@@ -43,7 +43,7 @@ static int listen_unix(const char *path)
     if (*path == '\0' || strlen(path) >= sizeof address.sun_path) {
         complain("the path of a Unix socket has 1 to %zu bytes: %s", sizeof address.sun_path - 1,
                  path);
-        return -1;
+        return WRONG_ADDRESS;
     }
     strcpy(address.sun_path, path);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -65,13 +65,13 @@ static int listen_tcp(const char *host, const char *port)
     /* getaddrinfo(3) would take such a number modulo 65536. */
     if (*port >= '0' && *port <= '9' && !parse_number(port, 0, UINT16_MAX, &number)) {
         complain("%s is no port: say a number from 0 to 65535", port);
-        return -1;
+        return WRONG_ADDRESS;
     }
     int fd = -1, yes = 1, error = getaddrinfo(*host == '\0' ? NULL : host, port, &hints, &found);
     if (error != 0) {
         complain("%s port %s: %s", host, port,
                  error == EAI_SYSTEM ? strerror(errno) : gai_strerror(error));
-        return -1;
+        return error == EAI_SERVICE ? WRONG_ADDRESS : -1;
     }
     for (const struct addrinfo *at = found; at != NULL && fd == -1; at = at->ai_next) {
         fd = socket(at->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -100,7 +100,7 @@ static int take_passed(const char *number)
     if (!parse_number(number, 0, INT32_MAX, &fd) ||
         getsockopt((int)fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) == -1 || !listens) {
         complain("fd:%s is not the number of a listening socket", number);
-        return -1;
+        return WRONG_ADDRESS;
     }
     must(fcntl((int)fd, F_SETFD, FD_CLOEXEC) == 0 && fcntl((int)fd, F_SETFL, O_NONBLOCK) == 0,
          "fcntl");
@@ -115,7 +115,7 @@ int listen_at(const char *address, const char **file)
     if (strncmp(address, unix_prefix, sizeof unix_prefix - 1) == 0) {
         const char *path = address + sizeof unix_prefix - 1;
         int fd = listen_unix(path);
-        *file = fd == -1 ? NULL : path;
+        *file = fd < 0 ? NULL : path;
         return fd;
     }
     if (strncmp(address, fd_prefix, sizeof fd_prefix - 1) == 0)
@@ -124,7 +124,7 @@ int listen_at(const char *address, const char **file)
     size_t len = colon == NULL ? 0 : (size_t)(colon - address);
     if (colon == NULL || len >= sizeof host) {
         complain("%s is no address: say HOST:PORT, [HOST]:PORT, unix:PATH or fd:NUMBER", address);
-        return -1;
+        return WRONG_ADDRESS;
     }
     if (len >= 2 && address[0] == '[' && address[len - 1] == ']') {
         address++;

@@ -6,8 +6,9 @@
 #include <sys/socket.h>
 
 /* Listens at HOST:PORT, [HOST]:PORT, :PORT or unix:PATH; or takes fd:NUMBER, a socket that listens
- * already. The socket does not block. Returns -1 after a message. `file` is the path to remove at
- * the end, or NULL. */
+ * already. The socket does not block. Returns -1 after a message, or WRONG_ADDRESS if there can be
+ * no such address. `file` is the path to remove at the end, or NULL. */
+enum { WRONG_ADDRESS = -2 };
 int listen_at(const char *address, const char **file);
 
 /* "127.0.0.1:8080", "[::1]:8080", "unix:/run/app.sock" or "unix:". */

@@ -95,17 +95,20 @@ class Test(unittest.TestCase):
         os.chmod(self.directory, 0o755)
         self.path = os.path.join(self.directory, "a.sock")
 
-    def run_command(self, *arguments, user=None):
-        """Runs it to its end."""
+    def run_command(self, *arguments, user=None, limit=None):
+        """Runs it to its end. `limit`: a resource, and how much of it there is."""
         more = {} if user is None else {"user": user, "group": user, "extra_groups": []}
+        if limit is not None:
+            more["preexec_fn"] = lambda: resource.setrlimit(limit[0], (limit[1], limit[1]))
         return subprocess.run([*UNDER, self.command, *map(str, arguments)], text=True, check=False,
                               errors="surrogateescape", env=self.environment, timeout=PATIENCE,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, **more)
 
-    def check(self, path=None, *options, user=None):
+    def check(self, path=None, *options, **how):
         """What `handoff check` says of a socket, as JSON; the exit code is in it."""
-        result = self.run_command("check", "--json", *options, path or self.path, user=user)
+        path = self.path if path is None else path
+        result = self.run_command("check", "--json", *options, path, **how)
         try:
             found = json.loads(result.stdout)
         except ValueError:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import struct
@@ -155,10 +156,31 @@ class WhatWorks(Test):
             self.assertRegex(printed.stdout, "sockets: 3, in order: 2\n$")
             self.assertEqual(printed.returncode, 6)
 
+    def test_symbolic_links_in_a_directory_are_no_backends(self):
+        directory = os.path.join(self.directory, "workers")
+        os.mkdir(directory)
+        with Serving(self.path):
+            os.symlink(self.path, os.path.join(directory, "link"))
+            os.symlink("nothing", os.path.join(directory, "stale"))
+            found = self.check(directory)
+            self.assertEqual((found["code"], found["steps"][-1]["step"]), (3, "sockets"))
+            self.assertIn("only symbolic links to sockets", found["message"])
+            a = os.path.join(directory, "a")
+            with Serving(a):
+                found = self.check(directory)
+                self.assertEqual([inner["socket"] for inner in found["sockets"]], [a])
+                self.assertIn("link is a symbolic link to a socket: brokers leave it out",
+                              found["steps"][-1]["text"])
+                printed = self.run_command("check", directory)
+                self.assertRegex(printed.stdout, "sockets: 1, in order: 1\n$")
+
     def test_wrong_usage_is_exit_code_2(self):
         for arguments in ([], ["check"], ["check", "a", "b"], ["check", "--timeout", "0", "a"],
                           ["check", "--timeout", "x", "a"], ["check", "--jason", "a"], ["chek"],
                           ["broker", "127.0.0.1:0"], ["broker", "--wait", "-1", "127.0.0.1:0", "a"],
+                          ["broker", "127.0.0.1", "a"], ["broker", "127.0.0.1:99999", "a"],
+                          ["broker", "fd:77", "a"], ["broker", "127.0.0.1:0", ""],
+                          ["broker", "127.0.0.1:0", "/" + 200 * "x"], ["exec", "", "cat"],
                           ["exec", "a"], ["exec", "--mode", "0888", "a", "cat"],
                           ["exec", "--allow", "nobody-of-this-name", "a", "cat"]):
             result = self.run_command(*arguments)
@@ -171,6 +193,13 @@ class WhatWorks(Test):
         self.assertLessEqual(len(printed.splitlines()), 40)
         self.assertLessEqual(max(map(len, printed.splitlines())), 100)
         self.assertEqual(self.run_command("--version").stdout, f"handoff {handoff.version()}\n")
+
+    def test_each_subcommand_has_its_help(self):
+        for name in "check", "broker", "exec":
+            for option in "--help", "-h":
+                result = self.run_command(name, option)
+                self.assertEqual((result.returncode, result.stderr), (0, ""))
+                self.assertEqual(re.findall("handoff [a-z]+ ", result.stdout), [f"handoff {name} "])
 
 
 class WhatIsBroken(Test):
@@ -269,6 +298,48 @@ class WhatIsBroken(Test):
             yield {"options": ("--timeout", "300")}
 
     @contextlib.contextmanager
+    def abstract_name_that_nobody_listens_at(self):
+        yield {"path": f"@handoff-command-{os.getpid()}"}
+
+    @contextlib.contextmanager
+    def abstract_name_at_which_a_stranger_listens(self):
+        with self.stranger_listening(f"\0handoff-command-{os.getpid()}") as how:
+            yield {"path": f"@handoff-command-{os.getpid()}", "user": STRANGER + 1, **how}
+
+    @contextlib.contextmanager
+    def empty_path(self):
+        yield {"path": ""}
+
+    @contextlib.contextmanager
+    def empty_name(self):
+        yield {"path": "@"}
+
+    @contextlib.contextmanager
+    def slash_behind_a_socket(self):
+        with listening(self.path):
+            yield {"path": self.path + "/"}
+
+    @contextlib.contextmanager
+    def symbolic_link_to_itself(self):
+        os.symlink("a.sock", self.path)
+        yield {}
+
+    @contextlib.contextmanager
+    def directory_that_is_a_link_to_itself(self):
+        os.symlink("a.sock", self.path)
+        yield {"path": self.path + "/b.sock"}
+
+    @contextlib.contextmanager
+    def too_few_descriptors(self):
+        with Serving(self.path):
+            yield {"limit": (resource.RLIMIT_NOFILE, 5)}
+
+    @contextlib.contextmanager
+    def files_of_no_size(self):
+        with Serving(self.path):
+            yield {"limit": (resource.RLIMIT_FSIZE, 0)}
+
+    @contextlib.contextmanager
     def backlog_that_is_full(self):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, \
                 contextlib.ExitStack() as waiting:
@@ -286,8 +357,13 @@ class WhatIsBroken(Test):
     @contextlib.contextmanager
     def listener_who_is_not_trusted(self):
         """A stranger listens on root's socket."""
+        with self.stranger_listening(self.path) as how:
+            yield how
+
+    @contextlib.contextmanager
+    def stranger_listening(self, address):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            listener.bind(self.path)
+            listener.bind(address)
             child = os.fork()
             if child == 0:
                 try:
@@ -318,7 +394,7 @@ class WhatIsBroken(Test):
         ("stream_socket", 7, "stream or datagram", "ListenSequentialPacket"),
         ("mode_that_forbids_it", 8, "user 4001 may not connect", "--mode and --group"),
         ("user_who_is_not_allowed", 9, "does not allow user 4001", "policy"),
-        ("too_many_channels", 10, "has its 1 channels already", "max_channels"),
+        ("too_many_channels", 10, "as many channels as it may: 1", "max_channels"),
         ("program_that_hangs_up", 11, "without a word", "Stop the other program"),
         ("other_version", 12, "speaks version 2", "Upgrade"),
         ("backend_that_drains", 13, "drains", "successor"),
@@ -331,8 +407,20 @@ class WhatIsBroken(Test):
         ("directory_that_may_not_be_listed", 4, "may not list the directory", "r permission"),
         ("no_directory", 3, "there is no directory", "Correct the path"),
         ("program_that_says_something_else", 11, "does not speak the protocol", "Stop the other"),
-        ("backend_of_a_later_version_with_another_reason", 1, "for cause 99", "Look up"),
+        ("backend_of_a_later_version_with_another_reason", 1, "for cause 99",
+         "HANDOFF_ERR_BACKEND_UNAVAILABLE in handoff_status(3)"),
         ("backend_that_hangs", 14, "did not answer within 300 ms", "strace"),
+        ("backend_that_hangs", 14, "did not answer", "Or something else listens there"),
+        ("abstract_name_that_nobody_listens_at", 6, "nobody listens", "correct the name"),
+        ("abstract_name_at_which_a_stranger_listens", 15, "may not be the backend",
+         "Run the backend as the broker's user or as root"),
+        ("empty_path", 3, "the path of the socket is empty", "@NAME"),
+        ("empty_name", 3, "the name of the socket is empty", "@NAME"),
+        ("slash_behind_a_socket", 3, "is a socket, not a directory", "Leave out the '/'"),
+        ("symbolic_link_to_itself", 3, "have no end", "namei"),
+        ("directory_that_is_a_link_to_itself", 3, "have no end", "namei"),
+        ("too_few_descriptors", 1, "Too many open files", "RLIMIT_NOFILE"),
+        ("files_of_no_size", 1, "it counts as a file", "RLIMIT_FSIZE"),
         ("backlog_that_is_full", 14, "too many brokers wait", "hangs"),
     )
 

@@ -1,0 +1,65 @@
+"""What handoff broker and handoff exec say: of addresses, backends, and what is missing."""
+
+import os
+
+from command import STRANGER, Test, counts, needs_root
+from test_serving import ask, ask_all
+
+
+class Sayings(Test):
+    def test_address_that_cannot_be_used(self):
+        for address in "192.0.2.1:80", "unix:/nonexistent/x", "no-such-host.invalid:80":
+            result = self.run_command("broker", address, self.path)
+            self.assertEqual(result.returncode, 1, address)
+            self.assertRegex(result.stderr, "^handoff broker: .*\n$")
+
+    def test_address_that_is_none_is_wrong_usage(self):
+        for address in ("nonsense", "127.0.0.1:http:x", "127.0.0.1:99999", "unix:", "fd:", "fd:x",
+                        "fd:0", "fd:77"):
+            result = self.run_command("broker", address, self.path)
+            self.assertEqual(result.returncode, 2, address)
+            self.assertRegex(result.stderr, "^handoff broker: .*\nusage: ")
+
+    def test_summary_names_a_backend_that_has_gone(self):
+        a, b = (os.path.join(self.directory, name) for name in "ab")
+        first = self.exec("cat", path=a)
+        between = self.broker(self.directory, options=["--wait", "60000"])
+        self.assertEqual(ask_all(between.port, 5), [])
+        first.stop()
+        self.exec("cat", path=b)
+        self.assertEqual(ask(between.port, b"x"), b"x")
+        output, _ = between.stop()
+        summary = counts(output)
+        self.assertEqual((summary["adopted"], summary[f"adopted by {a}"],
+                          summary[f"adopted by {b}"]), (6, 5, 1))
+        self.assertIn(f"adopted by {a}: 5; it has gone\n", output)
+
+    def test_directory_without_a_backend_is_named(self):
+        missing = os.path.join(self.directory, "missing") + "/"
+        for path, why in ((self.directory, "no socket is in the directory"),
+                          (missing, "No such file or directory")):
+            between = self.broker(path, options=["--wait", "50"])
+            self.assertEqual(ask(between.port), b"")
+            output, errors = between.stop()
+            self.assertRegex(errors, f"^handoff broker: .*no backend.*{why}.*\n$")
+            self.assertIn(path, errors)
+            self.assertNotIn("adopted by", output)
+
+    @needs_root
+    def test_client_that_is_closed_is_counted_by_why_there_is_no_channel(self):
+        self.exec("cat")
+        between = self.broker(options=["--wait", "300"], user=STRANGER, group=STRANGER,
+                              extra_groups=[])
+        self.assertEqual(ask(between.port), b"")
+        output, _ = between.stop()
+        self.assertEqual(counts(output)["closed, permission denied"], 1)
+        self.assertEqual(output.count(self.path), 1)
+
+    @needs_root
+    def test_mode_that_keeps_out_who_is_allowed_is_said(self):
+        for options, said in ((["--allow", STRANGER], True), (["--allow", "root"], False),
+                              (["--allow", STRANGER, "--mode", "0666"], False),
+                              (["--allow", STRANGER, "--mode", "0600"], True)):
+            backend = self.exec("cat", options=options)
+            _, errors = backend.stop()
+            self.assertEqual(f"user {STRANGER}, but the mode 0600" in errors, said, options)
