@@ -172,8 +172,8 @@ static void offer_waiting(int64_t now)
 
 static void print_adopted(const struct client *client, const handoff_verdict *verdict)
 {
-    printf("%" PRIu64 " %s: adopted by %s after %lld us", client->number, client->address,
-           verdict->backend, age_us(client));
+    write_plainly(stdout, "%" PRIu64 " %s: adopted by %s after %lld us", client->number,
+                  client->address, verdict->backend, age_us(client));
     if (verdict->tries > 1)
         printf(", offered to %" PRIu32, verdict->tries);
     if (verdict->reason != HANDOFF_REASON_NONE)

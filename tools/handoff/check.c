@@ -346,8 +346,10 @@ static int check_sockets(const char *path)
         free(entries[i]);
         if (!is_backend(directory, inside, &links))
             continue;
-        if (!report_json)
-            printf("%s\n", inside);
+        if (!report_json) {
+            write_plainly(stdout, "%s", inside);
+            putchar('\n');
+        }
         struct report *report = inner[inner_len++] = check_socket(inside, true);
         if (!report_json)
             report_print_end(report);

@@ -2,6 +2,7 @@
 #ifndef HANDOFF_COMMAND_H
 #define HANDOFF_COMMAND_H
 
+#include <stdio.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -43,6 +44,12 @@ int print_help(void);
 
 /* "check", "broker", "exec" or "": how messages begin. */
 extern const char *subcommand;
+
+/*
+ * Writes text in which control characters are '?': whoever can make a socket in a directory chooses
+ * its name, and that may not forge a line or reach the terminal.
+ */
+void write_plainly(FILE *to, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Writes "handoff check: TEXT" and a newline to standard error. */
 void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));

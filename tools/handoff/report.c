@@ -4,7 +4,6 @@
 
 #include "command.h"
 
-#include <ctype.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,8 +28,7 @@ void report_free(struct report *report)
 /* A path can have anything in it, but what is printed must not control the terminal. */
 static void print_line(const char *text)
 {
-    for (; *text != '\0'; text++)
-        putchar(iscntrl((unsigned char)*text) ? '?' : *text);
+    write_plainly(stdout, "%s", text);
     putchar('\n');
 }
 

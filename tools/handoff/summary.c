@@ -64,8 +64,11 @@ static void print_gone(const void *node, VISIT visit, int depth)
 {
     const struct share *share = *(struct share *const *)node;
     (void)depth;
-    if ((visit == postorder || visit == leaf) && !share->printed)
-        printf("adopted by %s: %" PRIu64 "; it has gone\n", share->path, share->adopted);
+    if ((visit == postorder || visit == leaf) && !share->printed) {
+        write_plainly(stdout, "adopted by %s: %" PRIu64 "; it has gone", share->path,
+                      share->adopted);
+        putchar('\n');
+    }
 }
 
 void print_summary(handoff_broker *broker, uint64_t clients)
@@ -79,12 +82,15 @@ void print_summary(handoff_broker *broker, uint64_t clients)
             continue;
         share->printed = true;
         if (state.path[strlen(state.path) - 1] == '/') { /* a directory that cannot be read */
-            if (*state.message != '\0')
-                puts(state.message);
+            if (*state.message != '\0') {
+                write_plainly(stdout, "%s", state.message);
+                putchar('\n');
+            }
             continue;
         }
-        printf("adopted by %s: %" PRIu64 "%s%s\n", state.path, share->adopted,
-               *state.message == '\0' ? "" : "; ", without_path(state.message, state.path));
+        write_plainly(stdout, "adopted by %s: %" PRIu64 "%s%s", state.path, share->adopted,
+                      *state.message == '\0' ? "" : "; ", without_path(state.message, state.path));
+        putchar('\n');
     }
     must_handoff(status == HANDOFF_NOTHING, "handoff_broker_get_state");
     twalk(shares, print_gone);

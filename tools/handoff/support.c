@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "command.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -18,12 +19,30 @@
 
 const char *subcommand = "";
 
+static void write_arguments(FILE *to, const char *format, va_list arguments)
+{
+    char text[2048];
+    vsnprintf(text, sizeof text, format, arguments);
+    for (char *at = text; *at != '\0'; at++)
+        if (iscntrl((unsigned char)*at))
+            *at = '?';
+    fputs(text, to);
+}
+
+void write_plainly(FILE *to, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    write_arguments(to, format, arguments);
+    va_end(arguments);
+}
+
 void complain(const char *format, ...)
 {
     va_list arguments;
     fprintf(stderr, "handoff%s%s: ", *subcommand == '\0' ? "" : " ", subcommand);
     va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
+    write_arguments(stderr, format, arguments);
     va_end(arguments);
     fputc('\n', stderr);
 }

@@ -1,6 +1,7 @@
 """What handoff broker and handoff exec say: of addresses, backends, and what is missing."""
 
 import os
+import socket
 
 from command import STRANGER, Test, counts, needs_root
 from test_serving import ask, ask_all
@@ -44,6 +45,20 @@ class Sayings(Test):
             self.assertRegex(errors, f"^handoff broker: .*no backend.*{why}.*\n$")
             self.assertIn(path, errors)
             self.assertNotIn("adopted by", output)
+
+    def test_name_of_a_socket_forges_no_line_and_sends_no_escape(self):
+        name = os.path.join(self.directory, "x\nadopted by root: 999\x1b[31m")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(name)
+            listener.listen()
+            between = self.broker(self.directory, options=["--wait", "50"])
+            self.assertEqual(ask(between.port), b"")
+            outputs = [*between.stop(), self.run_command("check", "--timeout", "100",
+                                                         self.directory).stdout]
+        self.assertIn("x?adopted by root: 999?[31m", outputs[0])
+        self.assertIn("x?adopted by root: 999?[31m", outputs[2])
+        for output in outputs:
+            self.assertNotRegex(output, r"(?m)^adopted by root|\x1b")
 
     @needs_root
     def test_client_that_is_closed_is_counted_by_why_there_is_no_channel(self):
