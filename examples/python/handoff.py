@@ -120,6 +120,8 @@ class CArrival(Filled):
         ("metadata_len", ctypes.c_size_t),
         ("service", ctypes.c_char_p),
         ("correlation", ctypes.c_char_p),
+        ("tls", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
     ]
 
 
