@@ -182,16 +182,19 @@ class Counts:
         self.start_fleet({"a": ""}, "-n", server="handoff_attempt_timeout 1h;")
 
         async def all_of_it():
-            await self.hold(40)
-            await asyncio.to_thread(self.wait_for_counts, in_flight=40)
-            killed = {min(self.nginx.workers())}
-            os.kill(*killed, signal.SIGKILL)
+            one, other = self.nginx.workers()
+            # Each gets its half while the other one is stopped.
+            for stopped, in_flight in ((one, 20), (other, 40)):
+                os.kill(stopped, signal.SIGSTOP)
+                await self.hold(20)
+                await asyncio.to_thread(self.wait_for_counts, in_flight=in_flight)
+                os.kill(stopped, signal.SIGCONT)
+            killed = {one}
+            os.kill(one, signal.SIGKILL)
             await asyncio.to_thread(self.nginx.wait_for_end_of, killed)
             await asyncio.to_thread(self.wait_for, "a")
             # What the other one has is still in flight.
-            left = (await asyncio.to_thread(self.target))["in_flight"]
-            self.assertGreater(left, 0)
-            self.assertLess(left, 40)
+            self.assertEqual((await asyncio.to_thread(self.target))["in_flight"], 20)
             await asyncio.to_thread(self.fleet["a"].release)
 
         drive(all_of_it())
