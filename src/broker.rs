@@ -629,11 +629,8 @@ impl Broker {
     fn room_at(&self, now: Instant) -> usize {
         let untaken = self.outcomes.verdicts.len();
         let queue_bytes = self.options.queue_bytes;
-        let of_all = |backup: bool| {
-            let members = self.members.iter().filter(|member| member.settings.backup == backup);
-            members.map(|member| member.room(queue_bytes, now)).sum::<usize>()
-        };
-        (of_all(false) + of_all(true)).min(self.most_verdicts.saturating_sub(untaken))
+        let room = self.members.iter().map(|member| member.room(queue_bytes, now)).sum::<usize>();
+        room.min(self.most_verdicts.saturating_sub(untaken))
     }
 
     /// Whether an offer of so many bytes would be taken now.

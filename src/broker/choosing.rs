@@ -198,7 +198,7 @@ impl Broker {
         };
         self.refused_by = Some(index as u32);
         let error = self.members[index].error(obstacle, &self.options);
-        let count = self.members.iter().filter(|member| !member.gone).count();
+        let count = self.listed.len();
         if count == 1 { error } else { BrokerError::AllRefused { count, first: Box::new(error) } }
     }
 
