@@ -1,8 +1,9 @@
 # The tests of connections whose TLS the kernel does. Each c-tests/tls/test_*.c is a program like
-# those of c-tests, linked with OpenSSL too. It runs in the machine of tools/vm, because many
-# kernels lack the module `tls`.
+# those of c-tests, linked with OpenSSL too; each test_*.py is one, too. They run in the machine of
+# tools/vm, because many kernels lack the module `tls`.
 
 TLS_TESTS   := $(patsubst c-tests/tls/%.c,%,$(wildcard c-tests/tls/test_*.c))
+TLS_PYTHON  := $(notdir $(wildcard c-tests/tls/test_*.py))
 TLS_COMMON  := support tls/tls
 TLS_HEADERS := $(C_HEADERS) $(wildcard c-tests/tls/*.h)
 # Seconds that a machine may take for all of them.
@@ -20,13 +21,17 @@ $(C_BUILD)/tls/%: c-tests/tls/%.c $(TLS_COMMON:%=$(C_BUILD)/%.o) $(TLS_HEADERS) 
 	@mkdir -p $(@D)
 	$(CC) $< $(TLS_COMMON:%=$(C_BUILD)/%.o) -o $@ $(C_FLAGS) $(C_LIBS) -lssl -lcrypto
 
+# Where a test is, by its name.
+tls_test = $(if $(filter %.py,$(1)),c-tests/tls/$(1),$(C_BUILD)/tls/$(1))
+
 # Where they run: this machine's files, then Debian 13's, whose OpenSSL does more in the kernel.
 TLS_ROOTS ?= this-machine debian-13
 
-## check-tls   TLS connections that the kernel does, in an emulated machine; TLS_TEST=test_kernel
+## check-tls   TLS connections that the kernel does, in an emulated machine; TLS_TEST=test_exec.py
 .PHONY: check-tls
-check-tls: TLS_TEST ?= $(TLS_TESTS)
+check-tls: TLS_TEST ?= $(TLS_TESTS) $(TLS_PYTHON)
 check-tls: $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS)) $(BUILD)/examples/tls_backend | need-python need-vm
 	@set -e; for root in $(TLS_ROOTS); do echo "check-tls: with $$root"; \
 	    $(VM) --limit $(TLS_LIMIT) --root $$root -- env $(TEST) \
-	        c-tests/run_all.sh $@ $(TLS_TEST:%=$(C_BUILD)/tls/%); done
+	        PYTHONDONTWRITEBYTECODE=1 HANDOFF_COMMAND=$(COMMAND) c-tests/run_all.sh $@ \
+	        $(foreach test,$(TLS_TEST),$(call tls_test,$(test))); done

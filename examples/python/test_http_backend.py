@@ -171,7 +171,7 @@ class Requests(Case):
         self.assertEqual(answer.headers["X-Backend-Pid"], str(self.backend.process.pid))
         self.assertEqual(answer.body.decode().splitlines()[1:], [
             f"served by the backend {self.backend.process.pid}",
-            "service: app", "correlation: r-1", "metadata: from%20%FF",
+            "service: app", "correlation: r-1", "metadata: from%20%FF", "tls: none",
             "client: {} {}".format(*client.socket.getsockname())])
         self.assertIn("r-1 - - [", self.backend.errors())
 
