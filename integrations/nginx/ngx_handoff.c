@@ -200,6 +200,9 @@ ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
 
     prepared.fd = c->fd;
     prepared.flags = HANDOFF_OFFER_MORE;
+#if (NGX_HANDOFF_TLS)
+    prepared.flags |= c->ssl ? HANDOFF_OFFER_TLS : 0;
+#endif
     prepared.user_data = slot;
     prepared.timeout_ms = ngx_max(offer->conf->timeout, 1);   /* 0 is the default */
 

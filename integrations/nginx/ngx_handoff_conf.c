@@ -45,6 +45,12 @@ ngx_handoff_create_main_conf(ngx_conf_t *cf, char *module)
     ngx_uint_t                i;
     ngx_handoff_main_conf_t  *main;
 
+#if (NGX_HANDOFF_TLS)
+    if (ngx_handoff_init_tls() != NGX_OK) {
+        return NULL;
+    }
+#endif
+
     main = ngx_pcalloc(cf->pool, sizeof(ngx_handoff_main_conf_t));
     if (main == NULL) {
         return NULL;

@@ -20,6 +20,7 @@ typedef struct {
 
 
 static ngx_int_t ngx_handoff_restore(ngx_connection_t *c);
+static ngx_uint_t ngx_handoff_is_shut_down(ngx_connection_t *c);
 static void ngx_handoff_shut_down(ngx_connection_t *c);
 static ngx_handoff_copy_t *ngx_handoff_copy(ngx_connection_t *c);
 static ssize_t ngx_handoff_recv(ngx_connection_t *c, u_char *buf, size_t size);
@@ -132,14 +133,32 @@ ngx_handoff_restore(ngx_connection_t *c)
         }
     }
 
-    /* shutdown(2) of a copy can't be undone. Sending nothing tells whether it happened. */
-    if (send(c->fd, "", 0, MSG_DONTWAIT|MSG_NOSIGNAL) == -1) {
+    /* shutdown(2) of a copy can't be undone. */
+    if (ngx_handoff_is_shut_down(c)) {
         ngx_log_error(NGX_LOG_INFO, c->log, ngx_socket_errno,
                       "the connection can't be written to after its offer");
         return NGX_ERROR;
     }
 
     return NGX_OK;
+}
+
+
+/* Sending nothing tells, but for a connection whose TLS the kernel does: that has its state only. */
+static ngx_uint_t
+ngx_handoff_is_shut_down(ngx_connection_t *c)
+{
+    socklen_t        len;
+    struct tcp_info  info;
+
+    if (c->ssl == NULL) {
+        return send(c->fd, "", 0, MSG_DONTWAIT|MSG_NOSIGNAL) == -1;
+    }
+
+    len = sizeof(info);
+
+    return getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &len) == -1
+           || (info.tcpi_state != TCP_ESTABLISHED && info.tcpi_state != TCP_CLOSE_WAIT);
 }
 
 
