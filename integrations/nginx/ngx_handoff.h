@@ -92,6 +92,7 @@ typedef struct {
     ngx_msec_t                fail_timeout;
     ngx_uint_t                queue;     /* how many offers may wait for room */
     ngx_msec_t                queue_timeout;
+    ngx_uint_t                log_status;  /* of an adopted connection's request, for http */
     ngx_handoff_text_t       *service;
     ngx_handoff_text_t       *correlation;
     ngx_handoff_text_t       *metadata;
@@ -125,7 +126,8 @@ struct ngx_handoff_broker_s {
 
     /* Each worker's own. */
     ngx_uint_t                begun;     /* unsigned begun:1; what follows is initialised */
-    handoff_broker           *broker;    /* NULL if it could not be opened */
+    handoff_broker           *broker;    /* NULL if it is not open */
+    ngx_connection_t         *connection;  /* its descriptor's in the event loop, while it is open */
     ngx_queue_t               waiting;   /* of ngx_handoff_offer_t, for the iteration's end */
     ngx_event_t               flush;
     ngx_event_t               busy;
@@ -253,7 +255,8 @@ char *ngx_handoff_allocate(ngx_handoff_content_t *content, size_t len, u_char **
 
 ngx_int_t ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker);
 ngx_int_t ngx_handoff_check(ngx_handoff_broker_t *broker);
-void ngx_handoff_exit_worker(ngx_cycle_t *cycle);
+void ngx_handoff_leave(ngx_handoff_broker_t *broker);
+void ngx_handoff_exit_worker(ngx_handoff_main_conf_t *main);
 
 /* ---- ngx_handoff_conf.c ---- */
 

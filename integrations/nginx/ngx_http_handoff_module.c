@@ -26,9 +26,14 @@ static char *ngx_http_handoff_text(ngx_conf_t *cf, ngx_command_t *cmd, void *con
 static char *ngx_http_handoff_metadata(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 static ngx_uint_t ngx_http_handoff_known(ngx_conf_t *cf, ngx_str_t *name);
 static ngx_int_t ngx_http_handoff_init_process(ngx_cycle_t *cycle);
+static void ngx_http_handoff_exit_process(ngx_cycle_t *cycle);
 
 
 #define NGX_HTTP_HANDOFF_CONF  (NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF)
+
+static ngx_conf_num_bounds_t  ngx_http_handoff_log_statuses = {
+    ngx_conf_check_num_bounds, 100, 999
+};
 
 static ngx_command_t  ngx_http_handoff_commands[] = {
 
@@ -52,6 +57,13 @@ static ngx_command_t  ngx_http_handoff_commands[] = {
       NGX_HTTP_MAIN_CONF_OFFSET,
       0,
       NULL },
+
+    { ngx_string("handoff_log_status"),
+      NGX_HTTP_HANDOFF_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_num_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_handoff_conf_t, log_status),
+      &ngx_http_handoff_log_statuses },
 
     NGX_HANDOFF_COMMANDS(NGX_HTTP_HANDOFF_CONF, NGX_HTTP_LOC_CONF_OFFSET,
                          ngx_http_handoff_text, ngx_http_handoff_metadata),
@@ -83,7 +95,7 @@ ngx_module_t  ngx_http_handoff_module = {
     ngx_http_handoff_init_process,
     NULL,
     NULL,
-    ngx_handoff_exit_worker,
+    ngx_http_handoff_exit_process,
     NULL,
     NGX_MODULE_V1_PADDING
 };
@@ -413,6 +425,13 @@ ngx_http_handoff_init_process(ngx_cycle_t *cycle)
 {
     return ngx_handoff_init_worker(cycle,
                ngx_http_cycle_get_module_main_conf(cycle, ngx_http_handoff_module));
+}
+
+
+static void
+ngx_http_handoff_exit_process(ngx_cycle_t *cycle)
+{
+    ngx_handoff_exit_worker(ngx_http_cycle_get_module_main_conf(cycle, ngx_http_handoff_module));
 }
 
 #pragma GCC visibility pop

@@ -205,6 +205,9 @@ ngx_http_handoff_done(ngx_handoff_offer_t *offer)
          * Not ngx_http_finalize_request(): that would read on, or shut the connection down, or
          * run a post_action. It is out of the event loop already, so closing is all that is left.
          */
+        r->err_status = 0;
+        r->headers_out.status = offer->conf->log_status;
+
         ngx_http_free_request(r, 0);
         ngx_handoff_forget_tls(c);
         ngx_http_close_connection(c);

@@ -42,6 +42,7 @@ static char *ngx_stream_handoff_text(ngx_conf_t *cf, ngx_command_t *cmd, void *c
 static char *ngx_stream_handoff_metadata(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 static ngx_uint_t ngx_stream_handoff_known(ngx_conf_t *cf, ngx_str_t *name);
 static ngx_int_t ngx_stream_handoff_init_process(ngx_cycle_t *cycle);
+static void ngx_stream_handoff_exit_process(ngx_cycle_t *cycle);
 
 
 #define NGX_STREAM_HANDOFF_CONF  (NGX_STREAM_MAIN_CONF|NGX_STREAM_SRV_CONF)
@@ -90,7 +91,7 @@ ngx_module_t  ngx_stream_handoff_module = {
     ngx_stream_handoff_init_process,
     NULL,
     NULL,
-    ngx_handoff_exit_worker,
+    ngx_stream_handoff_exit_process,
     NULL,
     NGX_MODULE_V1_PADDING
 };
@@ -571,6 +572,13 @@ ngx_stream_handoff_init_process(ngx_cycle_t *cycle)
 {
     return ngx_handoff_init_worker(cycle,
                ngx_stream_cycle_get_module_main_conf(cycle, ngx_stream_handoff_module));
+}
+
+
+static void
+ngx_stream_handoff_exit_process(ngx_cycle_t *cycle)
+{
+    ngx_handoff_exit_worker(ngx_stream_cycle_get_module_main_conf(cycle, ngx_stream_handoff_module));
 }
 
 #pragma GCC visibility pop
