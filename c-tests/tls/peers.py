@@ -46,8 +46,9 @@ def make_certificate(directory):
     file = os.path.join(directory, "localhost.pem")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-         "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
-         "-keyout", file, "-out", file + ".certificate"], check=True, stderr=subprocess.DEVNULL)
+         "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost", "-keyout", file,
+         "-out", file + ".certificate"], check=True, stderr=subprocess.DEVNULL)
     with open(file + ".certificate", encoding="ascii") as source, \
             open(file, "a", encoding="ascii") as target:
         target.write(source.read())
@@ -117,5 +118,6 @@ def main():
     result = program.result
     failed, skipped = len(result.failures) + len(result.errors), len(result.skipped)
     name = os.path.basename(sys.argv[0]).removesuffix(".py")
-    print(f"{name}: {result.testsRun - failed - skipped} passed, {skipped} skipped, {failed} FAILED")
+    passed = result.testsRun - failed - skipped
+    print(f"{name}: {passed} passed, {skipped} skipped, {failed} FAILED")
     sys.exit(failed > 0)

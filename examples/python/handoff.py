@@ -267,8 +267,8 @@ class TlsSocket(socket.socket):
     recv() and recv_into() return nothing but data, and b"" or 0 after the client's close_notify. If
     the client closes without it, or sends something else that is no data, they raise a TlsError.
     shutdown(SHUT_WR) sends close_notify: call it before close(), which does not. makefile() and
-    asyncio use these calls. recvfrom() and recvmsg() are the system's, which fail with EIO where the
-    next record is no data.
+    asyncio use these calls. recvfrom() and recvmsg() are the system's: they fail with EIO where
+    the next record is no data.
     """
 
     TURN_MS = 100  # how long Python's signal handlers may have to wait

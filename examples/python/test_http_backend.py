@@ -112,13 +112,14 @@ class Program:
 
 
 class Case(unittest.TestCase):
+    program = "http_backend.py"
     arguments = ()
 
     def setUp(self):
         directory = tempfile.TemporaryDirectory(prefix="handoff-python-")
         self.addCleanup(directory.cleanup)
         self.path = os.path.join(directory.name, "handoff.sock")
-        self.backend = Program(self, sys.executable, os.path.join(HERE, "http_backend.py"),
+        self.backend = Program(self, sys.executable, os.path.join(HERE, self.program),
                                self.path, *self.arguments)
         self.broker = broker.Broker(self.path)
         self.addCleanup(self.broker.close)
