@@ -109,16 +109,17 @@ def run(path, serve_client):
     signal.set_wakeup_fd(waker.fileno())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    with handoff.Backend.listen(path) as backend:
+    with woken, waker, handoff.Backend.listen(path) as backend:
         print(f"listening on {path}", flush=True)
         while not stopping.is_set():
             select.select([backend, woken], [], [])
             backend.dispatch()
             for arrival in iter(backend.next, None):
                 take(backend, arrival, serve_client)
-    end = time.monotonic() + 5
-    for thread in threading.enumerate()[1:]:
-        thread.join(max(end - time.monotonic(), 0))
+        backend.drain()  # brokers offer their clients to others
+        end = time.monotonic() + 5
+        for thread in threading.enumerate()[1:]:
+            thread.join(max(end - time.monotonic(), 0))
 
 
 if __name__ == "__main__":
