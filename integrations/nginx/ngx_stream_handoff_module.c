@@ -27,6 +27,7 @@ static void ngx_stream_handoff_fall_back(ngx_stream_session_t *s);
 static void ngx_stream_handoff_event_handler(ngx_event_t *ev);
 static void ngx_stream_handoff_cleanup(void *data);
 static ngx_variable_value_t *ngx_stream_handoff_value(void *session, ngx_uint_t index);
+static ngx_variable_value_t *ngx_stream_handoff_capture(ngx_stream_session_t *s, ngx_uint_t n);
 static ngx_int_t ngx_stream_handoff_variable(ngx_stream_session_t *s,
     ngx_stream_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_stream_handoff_add_variables(ngx_conf_t *cf);
@@ -320,7 +321,30 @@ ngx_stream_handoff_cleanup(void *data)
 static ngx_variable_value_t *
 ngx_stream_handoff_value(void *session, ngx_uint_t index)
 {
-    return ngx_stream_get_flushed_variable(session, index);
+    return (index > NGX_HANDOFF_CAPTURE)
+           ? ngx_stream_handoff_capture(session, index - NGX_HANDOFF_CAPTURE)
+           : ngx_stream_get_flushed_variable(session, index);
+}
+
+
+/* Of the regular expression that matched last. The value is valid until the next call. */
+static ngx_variable_value_t *
+ngx_stream_handoff_capture(ngx_stream_session_t *s, ngx_uint_t n)
+{
+#if (NGX_PCRE)
+    int                         *captures = s->captures;
+    static ngx_variable_value_t  value;
+
+    /* Pairs of where one begins and ends. */
+    if (2 * n < s->ncaptures) {
+        value.data = s->captures_data + captures[2 * n];
+        value.len = captures[2 * n + 1] - captures[2 * n];
+
+        return &value;
+    }
+#endif
+
+    return NULL;
 }
 
 
