@@ -39,6 +39,9 @@ typedef struct {
     ngx_int_t                *standard;  /* of "handoff_metadata default": its variables' indices */
 } ngx_handoff_text_t;
 
+/* Instead of a variable's index: that of what a regular expression's parentheses took, $1 to $9. */
+#define NGX_HANDOFF_CAPTURE  0x10000
+
 /* How a module finds its variables, and whether nginx has one. */
 typedef ngx_int_t (*ngx_handoff_index_pt)(ngx_conf_t *cf, ngx_str_t *name);
 typedef ngx_uint_t (*ngx_handoff_known_pt)(ngx_conf_t *cf, ngx_str_t *name);

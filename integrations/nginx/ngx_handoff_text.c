@@ -141,7 +141,11 @@ ngx_handoff_add_member(ngx_conf_t *cf, ngx_str_t *source, ngx_handoff_index_pt i
 }
 
 
-/* Literals, $name and ${name}. */
+/*
+ * Literals, $name, ${name}, and $1 to $9. nginx's complex values would give one string, in which it
+ * can't be told any more what came from a variable and has to be escaped; log_format has a parser of
+ * its own for the same reason.
+ */
 static ngx_int_t
 ngx_handoff_parse_text(ngx_conf_t *cf, ngx_str_t *source, ngx_handoff_index_pt index,
     ngx_handoff_text_t *text)
@@ -198,7 +202,13 @@ ngx_handoff_parse_text(ngx_conf_t *cf, ngx_str_t *source, ngx_handoff_index_pt i
 
         p += brace;
 
-        found = index(cf, &name);
+        if (name.len == 1 && *name.data >= '1' && *name.data <= '9') {
+            found = NGX_HANDOFF_CAPTURE + *name.data - '0';
+
+        } else {
+            found = index(cf, &name);
+        }
+
         if (found == NGX_ERROR || ngx_handoff_add_part(text, &name, found) != NGX_OK) {
             return NGX_ERROR;
         }

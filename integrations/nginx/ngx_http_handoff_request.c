@@ -11,6 +11,7 @@ static ngx_uint_t ngx_http_handoff_real_ip(ngx_http_request_t *r);
 static ngx_handoff_broker_t *ngx_http_handoff_broker(ngx_http_request_t *r,
     ngx_handoff_conf_t *conf, ngx_handoff_offer_t *offer);
 static ngx_variable_value_t *ngx_http_handoff_value(void *session, ngx_uint_t index);
+static ngx_variable_value_t *ngx_http_handoff_capture(ngx_http_request_t *r, ngx_uint_t n);
 static void ngx_http_handoff_read_handler(ngx_http_request_t *r);
 static char *ngx_http_handoff_obstacle(ngx_http_request_t *r);
 static handoff_reason ngx_http_handoff_preread(ngx_handoff_offer_t *offer,
@@ -307,7 +308,30 @@ ngx_http_handoff_cleanup(void *data)
 static ngx_variable_value_t *
 ngx_http_handoff_value(void *session, ngx_uint_t index)
 {
-    return ngx_http_get_flushed_variable(session, index);
+    return (index > NGX_HANDOFF_CAPTURE)
+           ? ngx_http_handoff_capture(session, index - NGX_HANDOFF_CAPTURE)
+           : ngx_http_get_flushed_variable(session, index);
+}
+
+
+/* Of the regular expression that matched last. The value is valid until the next call. */
+static ngx_variable_value_t *
+ngx_http_handoff_capture(ngx_http_request_t *r, ngx_uint_t n)
+{
+#if (NGX_PCRE)
+    int                         *captures = r->captures;
+    static ngx_variable_value_t  value;
+
+    /* Pairs of where one begins and ends. */
+    if (2 * n < r->ncaptures) {
+        value.data = r->captures_data + captures[2 * n];
+        value.len = captures[2 * n + 1] - captures[2 * n];
+
+        return &value;
+    }
+#endif
+
+    return NULL;
 }
 
 #pragma GCC visibility pop

@@ -9,6 +9,10 @@
 
 #pragma GCC visibility push(hidden)
 
+#if (NGX_STREAM_SSL && nginx_version < 1027000)
+typedef ngx_stream_ssl_conf_t  ngx_stream_ssl_srv_conf_t;
+#endif
+
 typedef struct {
     ngx_handoff_conf_t              handoff;      /* first: the directives' offsets are in it */
     ngx_stream_content_handler_pt   fallback;     /* NULL without proxy_pass or its like */
@@ -27,6 +31,7 @@ static void ngx_stream_handoff_fall_back(ngx_stream_session_t *s);
 static void ngx_stream_handoff_event_handler(ngx_event_t *ev);
 static void ngx_stream_handoff_cleanup(void *data);
 static ngx_variable_value_t *ngx_stream_handoff_value(void *session, ngx_uint_t index);
+static ngx_variable_value_t *ngx_stream_handoff_capture(ngx_stream_session_t *s, ngx_uint_t n);
 static ngx_int_t ngx_stream_handoff_variable(ngx_stream_session_t *s,
     ngx_stream_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_stream_handoff_add_variables(ngx_conf_t *cf);
@@ -320,7 +325,30 @@ ngx_stream_handoff_cleanup(void *data)
 static ngx_variable_value_t *
 ngx_stream_handoff_value(void *session, ngx_uint_t index)
 {
-    return ngx_stream_get_flushed_variable(session, index);
+    return (index > NGX_HANDOFF_CAPTURE)
+           ? ngx_stream_handoff_capture(session, index - NGX_HANDOFF_CAPTURE)
+           : ngx_stream_get_flushed_variable(session, index);
+}
+
+
+/* Of the regular expression that matched last. The value is valid until the next call. */
+static ngx_variable_value_t *
+ngx_stream_handoff_capture(ngx_stream_session_t *s, ngx_uint_t n)
+{
+#if (NGX_PCRE)
+    int                         *captures = s->captures;
+    static ngx_variable_value_t  value;
+
+    /* Pairs of where one begins and ends. */
+    if (2 * n < s->ncaptures) {
+        value.data = s->captures_data + captures[2 * n];
+        value.len = captures[2 * n + 1] - captures[2 * n];
+
+        return &value;
+    }
+#endif
+
+    return NULL;
 }
 
 
@@ -361,7 +389,7 @@ ngx_stream_handoff_init(ngx_conf_t *cf)
 {
 #if (NGX_HANDOFF_TLS && NGX_STREAM_SSL)
     ngx_uint_t                     i;
-    ngx_stream_ssl_conf_t         *scf;
+    ngx_stream_ssl_srv_conf_t     *sscf;
     ngx_handoff_main_conf_t       *main;
     ngx_stream_core_srv_conf_t   **cscfp;
     ngx_stream_core_main_conf_t   *cmcf;
@@ -371,9 +399,9 @@ ngx_stream_handoff_init(ngx_conf_t *cf)
     cscfp = cmcf->servers.elts;
 
     for (i = 0; main->used && i < cmcf->servers.nelts; i++) {
-        scf = cscfp[i]->ctx->srv_conf[ngx_stream_ssl_module.ctx_index];
+        sscf = cscfp[i]->ctx->srv_conf[ngx_stream_ssl_module.ctx_index];
 
-        if (ngx_handoff_prepare_tls(scf->ssl.ctx) != NGX_OK) {
+        if (ngx_handoff_prepare_tls(sscf->ssl.ctx) != NGX_OK) {
             return NGX_ERROR;
         }
     }

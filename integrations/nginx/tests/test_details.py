@@ -221,6 +221,15 @@ class Told(Details):
         self.assertEqual(correlation, b"GET-127.0.0.1")
         self.assertEqual(metadata, b"location=/;1, 2")
 
+    def test_captures(self):
+        self.start(http=server(r"""location ~ ^/(arr)(?:\w+)/(\w)(never)? {
+            PASS handoff_service "$1 $2"; handoff_correlation "<$3$4>";
+            handoff_metadata default first=$1; }"""))
+        answer = ask(self.port, request("a", what="arrival"))
+        service, correlation, metadata = answer.body.split(b"\n")[:3]
+        self.assertEqual((service, correlation), (b"arr a", b"<>"))
+        self.assertEqual(json.loads(metadata)["first"], "arr")
+
     def test_nothing_unless_it_is_configured(self):
         self.assertEqual(self.arrival("", request("a", what="arrival")), [b"", b"", b""])
 
