@@ -21,17 +21,32 @@ $(C_BUILD)/tls/%: c-tests/tls/%.c $(TLS_COMMON:%=$(C_BUILD)/%.o) $(TLS_HEADERS) 
 	@mkdir -p $(@D)
 	$(CC) $< $(TLS_COMMON:%=$(C_BUILD)/%.o) -o $@ $(C_FLAGS) $(C_LIBS) -lssl -lcrypto
 
-# Where a test is, by its name.
-tls_test = $(if $(filter %.py,$(1)),c-tests/tls/$(1),$(C_BUILD)/tls/$(1))
-
 # Where they run: this machine's files, then Debian 13's, whose OpenSSL does more in the kernel.
 TLS_ROOTS ?= this-machine debian-13
+
+# What `make install` and `make install-nginx` put on a machine: for each root with the modules for its
+# nginx, which is why that of Debian 13 must be there.
+TLS_NGINX_this-machine := $(BUILD)/nginx
+TLS_NGINX_debian-13    := $(BUILD)/nginx-debian-13
+TLS_DEV_debian-13      := NGINX_DEV=$(BUILD)/vm/trixie/usr/share/nginx/src
+
+.PHONY: $(TLS_ROOTS:%=installed-%)
+$(TLS_ROOTS:%=installed-%): installed-%: | need-python need-vm need-nginx-dev all
+	@$(VM) --root $* && mkdir -p $(BUILD)/tls && rm -rf $(BUILD)/tls/$*
+	@$(SUBMAKE) --no-print-directory install install-nginx DESTDIR=$(BUILD)/tls/$* \
+	    NGINX_BUILD=$(TLS_NGINX_$*) $(TLS_DEV_$*) > $(BUILD)/tls/$*.log
+
+# Where a test is, by its name.
+tls_test = $(if $(filter %.py,$(1)),c-tests/tls/$(1),$(C_BUILD)/tls/$(1))
 
 ## check-tls   TLS connections that the kernel does, in an emulated machine; TLS_TEST=test_exec.py
 .PHONY: check-tls
 check-tls: TLS_TEST ?= $(TLS_TESTS) $(TLS_PYTHON)
-check-tls: $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS)) $(BUILD)/examples/tls_backend | need-python need-vm
+check-tls: $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS)) $(BUILD)/examples/tls_backend \
+    $(TLS_ROOTS:%=installed-%) | need-python need-vm
 	@set -e; for root in $(TLS_ROOTS); do echo "check-tls: with $$root"; \
 	    $(VM) --limit $(TLS_LIMIT) --root $$root -- env $(TEST) \
-	        PYTHONDONTWRITEBYTECODE=1 HANDOFF_COMMAND=$(COMMAND) c-tests/run_all.sh $@ \
+	        PYTHONDONTWRITEBYTECODE=1 HANDOFF_COMMAND=$(COMMAND) \
+	        HANDOFF_NGINX_MODULES=$(BUILD)/tls/$$root$(NGINX_MODULESDIR) \
+	        HANDOFF_INSTALLED=$(BUILD)/tls/$$root c-tests/run_all.sh $@ \
 	        $(foreach test,$(TLS_TEST),$(call tls_test,$(test))); done
