@@ -62,6 +62,7 @@ static const struct {
     STATUS(HANDOFF_ERR_TLS_KEY_UPDATE, NONE, false, false),
     STATUS(HANDOFF_ERR_TLS_ALERT, NONE, false, false),
     STATUS(HANDOFF_ERR_TLS_RECORD, NONE, false, false),
+    STATUS(HANDOFF_ERR_TOO_MANY_CHANNELS, TOO_MANY_CHANNELS, true, false),
 };
 
 static const size_t statuses_len = sizeof statuses / sizeof statuses[0];
