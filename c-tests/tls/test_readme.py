@@ -50,7 +50,7 @@ class Readme(unittest.TestCase):
         shell = subprocess.Popen(
             ["bash", "--norc"], cwd=peers.ROOT, text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, env={"PATH": f"{directory.name}:{check.PATH}", "HANDOFF_INSTALLED": INSTALLED})
+            env={"PATH": f"{directory.name}:{check.PATH}", "HANDOFF_INSTALLED": INSTALLED})
         self.addCleanup(self.end, shell)
         blocks = [block for recipe in recipes for block in recipe.blocks] + [None]
         compared = 0

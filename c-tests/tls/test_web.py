@@ -4,6 +4,7 @@
 HANDOFF_NGINX_MODULES is the directory with the modules for this nginx.
 """
 
+import json
 import os
 import socket
 import ssl
@@ -20,6 +21,13 @@ MODULES = os.environ["HANDOFF_NGINX_MODULES"]
 # What OpenSSL does not let the kernel receive, the nginx module does itself.
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 TEXT, CLOSE = 1, 8
+
+# Answers a request over standard input and output.
+SHELL = r"""
+while read -r line && [ "${#line}" -gt 1 ]; do :; done
+printf 'HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n%s\n%s\n' "$HANDOFF_TLS" "$HANDOFF_METADATA"
+exec cat
+"""
 
 CONFIGURATION = """
 load_module {modules}/ngx_http_handoff_module.so;
@@ -46,6 +54,7 @@ http {{
         handoff_metadata default;
         location = /events {{ handoff_pass unix:{directory}/events.sock; }}
         location = /socket {{ handoff_pass unix:{directory}/websocket.sock; }}
+        location = /shell {{ handoff_pass unix:{directory}/shell.sock; }}
     }}
 }}
 """
@@ -131,7 +140,8 @@ class Web(peers.Test):
             there = WebSocket(client)
             self.addCleanup(there.file.close)
             self.assertEqual(read_head(there.file)[0], "HTTP/1.1 101 Switching Protocols")
-            self.assertEqual(there.receive(), (TEXT, f"hello 127.0.0.1, {client.version()}".encode()))
+            greeting = f"hello 127.0.0.1, {client.version()}"
+            self.assertEqual(there.receive(), (TEXT, greeting.encode()))
             for data in b"", b"x", b"y" * 65535:
                 there.send(0x80 | TEXT, data)
                 self.assertEqual(there.receive_but_ticks(), (TEXT, data))
@@ -140,6 +150,25 @@ class Web(peers.Test):
             self.assertEqual(there.receive_but_ticks(), (CLOSE, b"\x03\xe8"))
             self.assertEqual(there.file.read(), b"")
         self.assertLogged("/socket TLSv1.2 both adopted", "/socket TLSv1.3 both adopted")
+
+    def test_shell_script_over_https(self):
+        script = self.start(os.environ["HANDOFF_COMMAND"], "exec", "shell.sock", "--",
+                            "sh", "-c", SHELL, stdout=subprocess.PIPE)
+        self.addCleanup(script.stdout.close)
+        self.assertRegex(script.stdout.readline(), "^listening on ")
+        for version in VERSIONS:
+            client = self.connect_to_nginx(version)
+            client.sendall(b"POST /shell HTTP/1.1\r\nHost: localhost\r\n"
+                           b"Content-Length: 4\r\n\r\nbody")
+            with client.makefile("rb") as file:
+                self.assertEqual(read_head(file)[0], "HTTP/1.1 200 OK")
+                self.assertRegex(file.readline().decode(), f"^{client.version()} [A-Z0-9-]+\n$")
+                facts = json.loads(file.readline())
+                self.assertEqual((facts["client"]["address"], facts["tls"]["version"]),
+                                 ("127.0.0.1", client.version()))
+                self.assertEqual(file.read(4), b"body")
+                client.unwrap()  # then its input ends, it ends, and close_notify comes
+        self.assertLogged("/shell TLSv1.2 both adopted", "/shell TLSv1.3 both adopted")
 
 
 if __name__ == "__main__":
