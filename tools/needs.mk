@@ -102,8 +102,9 @@ need-debs: need-nginx-dev
 	@$(NEED) debhelper sh -c 'command -v dh'
 	@$(NEED) dh-python sh -c 'command -v dh_python3'
 
-need-lintian:
+need-deb-tests:
 	@$(NEED) lintian lintian --version
+	@$(NEED) mmdebstrap mmdebstrap --version
 
 # ---- to compare with other ways ------------------------------------------------------------------
 
