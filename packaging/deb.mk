@@ -3,7 +3,7 @@
 DEBS     := $(BUILD)/deb
 DEB_ROOT := $(BUILD)/deb-root
 
-.PHONY: deb deb-root check-deb
+.PHONY: deb deb-root check-deb check-specs
 
 ## deb         build the Debian packages from the tarball of `make dist`, without a network, in build/deb
 deb: dist | need-debs
@@ -18,3 +18,7 @@ deb-root: | need-deb-tests
 check-deb: | need-debs need-deb-tests need-systemd need-python
 	@$(SUBMAKE) --no-print-directory -j2 deb deb-root
 	@$(PYTHON) -B packaging/check-deb $(DEBS) $(DEB_ROOT)
+
+## check-specs the RPM spec and the APKBUILD; PACKAGES_BUILD=1: also builds them
+check-specs: dist | need-spec-tests
+	@VERSION='$(VERSION)' packaging/check-specs $(DIST) $(BUILD)/check-specs

@@ -106,6 +106,10 @@ need-deb-tests:
 	@$(NEED) lintian lintian --version
 	@$(NEED) mmdebstrap mmdebstrap --version
 
+need-spec-tests:
+	@$(NEED) rpm rpmbuild --version
+	@$(NEED) shellcheck shellcheck --version
+
 # ---- to compare with other ways ------------------------------------------------------------------
 
 need-peers: need-pkg-config need-nginx
