@@ -9,7 +9,7 @@ DEB_ROOT := $(BUILD)/deb-root
 deb: dist | need-debs
 	@packaging/deb $(DIST) $(DEBS)
 
-# A root of Debian 12 to install them into, once.
+# A root of this machine's Debian to install them into, once.
 deb-root: | need-deb-tests
 	@packaging/deb-root $(DEB_ROOT)
 
