@@ -6,6 +6,7 @@
 #   tools/needs.mk           what the targets need, and make deps
 #   packaging/packaging.mk   manual pages, installing, and the checks of what is built
 #   packaging/release.mk     the source tarball, and what must hold before a release
+#   packaging/deb.mk         packages for Debian and others
 #   c-tests/tests.mk         the C and C++ tests
 #   c-tests/tls/tests.mk     those of TLS connections, in an emulated machine
 #   examples/examples.mk     the examples and the demo
@@ -80,13 +81,14 @@ $(BUILD)/handoff.o: $(BUILD)/rust.stamp src/ffi/libhandoff.map tools/exports
 	    --remove-section=.llvmbc --remove-section=.llvmcmd $@.all $@
 	@rm $@.all
 
-# From the object and with a map of our own, because a Rust cdylib takes no version script.
+# From the object and with a map of our own, because a Rust cdylib takes no version script. With
+# KEEP_DEBUG=1 the debug symbols stay in it, for the tools of packages, which take them out.
 $(LIB)/$(SHARED): $(BUILD)/handoff.o src/ffi/libhandoff.map
 	$(CC) -shared -o $@ $< $(LDFLAGS) -Wl,-soname,$(SONAME) \
 	    -Wl,--version-script=src/ffi/libhandoff.map -Wl,--gc-sections -Wl,--as-needed \
 	    -Wl,-z,relro,-z,now,-z,defs,-z,nodelete,-z,noexecstack -lgcc_s -lpthread -lm
-	$(OBJCOPY) --only-keep-debug $@ $@.debug
-	$(OBJCOPY) --strip-unneeded --add-gnu-debuglink=$@.debug $@
+	$(if $(KEEP_DEBUG),,$(OBJCOPY) --only-keep-debug $@ $@.debug)
+	$(if $(KEEP_DEBUG),,$(OBJCOPY) --strip-unneeded --add-gnu-debuglink=$@.debug $@)
 	ln -sf $(SHARED) $(LIB)/$(SONAME)
 	ln -sf $(SONAME) $(LIB)/libhandoff.so
 
@@ -119,6 +121,7 @@ header: $(FRESH_HEADERS)/handoff.h
 include tools/needs.mk
 include packaging/packaging.mk
 include packaging/release.mk
+include packaging/deb.mk
 include c-tests/tests.mk
 include c-tests/tls/tests.mk
 include examples/examples.mk
@@ -139,7 +142,7 @@ CHECKS := check-rust check-layers check-header check-symbols check-abi check-c c
     check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
     check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-command \
-    check-guide check-nginx check-nginx-versions check-tls check-peers bench-check demo
+    check-guide check-nginx check-nginx-versions check-tls check-peers check-specs check-deb bench-check demo
 
 ## check       run every test
 .PHONY: check
@@ -163,6 +166,7 @@ check-all release-check: export HANDOFF_FAULTS_OCCURRENCES := 1000
 check-all release-check: export HANDOFF_FAULTS_PAIRS := 10000
 check-all release-check: export LIMITS_BYTES := 268435456
 check-all release-check: export NGINX_VERSIONS_TEST := $(NGINX_TEST)
+check-all release-check: export PACKAGES_BUILD := 1
 check-all: check fuzz
 
 ## check-layers  no module imports one that the architecture puts above it
