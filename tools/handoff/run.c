@@ -21,7 +21,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/queue.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -29,7 +28,7 @@
 enum { BUFFER_LEN = 65536 };
 
 struct run {
-    LIST_ENTRY(run) next;
+    struct run *before, *next;
     uint64_t number;
     pid_t pid;
     int gate;   /* until the client is sent */
@@ -47,7 +46,7 @@ struct sigaction run_sigpipe;
 bool run_verbose;
 uint64_t run_count;
 
-static LIST_HEAD(, run) runs = LIST_HEAD_INITIALIZER(runs);
+static struct run *runs;
 static uint64_t started;
 static bool failing;
 
@@ -193,7 +192,11 @@ struct run *run_prepare(const handoff_arrival *arrival)
     if (pipe[0] != -1)
         close(pipe[0]);
     run->gate = gate[0];
-    LIST_INSERT_HEAD(&runs, run, next);
+    run->before = NULL;
+    run->next = runs;
+    if (runs != NULL)
+        runs->before = run;
+    runs = run;
     run_count++;
     started++;
     failing = false;
@@ -270,7 +273,9 @@ static void end(struct run *run, int status)
             printf("%" PRIu64 ": process %ld ended with status %d\n", run->number,
                    (long)run->pid, WEXITSTATUS(status));
     }
-    LIST_REMOVE(run, next);
+    *(run->before == NULL ? &runs : &run->before->next) = run->next;
+    if (run->next != NULL)
+        run->next->before = run->before;
     run_count--;
     free(run);
 }
@@ -280,10 +285,9 @@ void run_reap(void)
     int status;
     pid_t pid;
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-        struct run *run;
-        LIST_FOREACH(run, &runs, next)
-            if (run->pid == pid)
-                break;
+        struct run *run = runs;
+        while (run != NULL && run->pid != pid)
+            run = run->next;
         if (run != NULL) /* or it is no child that this program has made */
             end(run, status);
     }
@@ -292,8 +296,7 @@ void run_reap(void)
 
 void run_signal_all(int number)
 {
-    struct run *run;
-    LIST_FOREACH(run, &runs, next)
+    for (struct run *run = runs; run != NULL; run = run->next)
         if (kill(run->pid, number) == -1)
             complain("kill %ld: %s", (long)run->pid, strerror(errno));
 }
