@@ -145,7 +145,7 @@ include bench/nginx.mk
 # ---- the checks ----------------------------------------------------------------------------------
 
 # From the quick to the slow, as far as that goes.
-CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-cpp \
+CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-libc check-cpp \
     check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
     check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-command \
