@@ -25,7 +25,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/queue.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -39,7 +38,7 @@ enum {
 };
 
 struct run {
-    LIST_ENTRY(run) next;
+    struct run *before, *next;
     uint64_t number;
     pid_t pid;
     int gate;   /* until the client is sent */
@@ -61,10 +60,25 @@ struct sigaction run_sigpipe;
 bool run_verbose;
 uint64_t run_count;
 
-static LIST_HEAD(, run) runs = LIST_HEAD_INITIALIZER(runs);
-static LIST_HEAD(, run) endings = LIST_HEAD_INITIALIZER(endings);
+static struct run *runs, *endings; /* a list each */
 static uint64_t started;
 static bool failing;
+
+static void enter(struct run **list, struct run *run)
+{
+    run->before = NULL;
+    run->next = *list;
+    if (*list != NULL)
+        (*list)->before = run;
+    *list = run;
+}
+
+static void leave(struct run **list, struct run *run)
+{
+    *(run->before == NULL ? list : &run->before->next) = run->next;
+    if (run->next != NULL)
+        run->next->before = run->before;
+}
 
 int run_find(const char *command)
 {
@@ -195,7 +209,7 @@ static void release(struct run *run)
         shutdown(run->client, SHUT_WR);
         close(run->client);
     }
-    LIST_REMOVE(run, next);
+    leave(run->ending ? &endings : &runs, run);
     run_count--;
     free(run);
 }
@@ -232,18 +246,18 @@ void run_tick(void)
 {
     static int64_t next_us;
     struct run *run, *following;
-    if (LIST_EMPTY(&endings) || now_us() < next_us)
+    if (endings == NULL || now_us() < next_us)
         return;
     next_us = now_us() + TICK_MS * 1000;
-    for (run = LIST_FIRST(&endings); run != NULL; run = following) {
-        following = LIST_NEXT(run, next);
+    for (run = endings; run != NULL; run = following) {
+        following = run->next;
         end_tls(run);
     }
 }
 
 int run_wait_ms(void)
 {
-    return LIST_EMPTY(&endings) ? -1 : TICK_MS;
+    return endings == NULL ? -1 : TICK_MS;
 }
 
 void run_pump(struct run *run)
@@ -303,7 +317,7 @@ struct run *run_prepare(const handoff_arrival *arrival)
     if (pipe[0] != -1)
         close(pipe[0]);
     run->gate = gate[0];
-    LIST_INSERT_HEAD(&runs, run, next);
+    enter(&runs, run);
     run_count++;
     started++;
     failing = false;
@@ -380,8 +394,8 @@ static void end(struct run *run, int status)
         release(run);
         return;
     }
-    LIST_REMOVE(run, next);
-    LIST_INSERT_HEAD(&endings, run, next);
+    leave(&runs, run);
+    enter(&endings, run);
     run->ending = true;
     run->until_us = now_us() + ROOM_S * INT64_C(1000000);
     end_tls(run);
@@ -392,10 +406,9 @@ void run_reap(void)
     int status;
     pid_t pid;
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-        struct run *run;
-        LIST_FOREACH(run, &runs, next)
-            if (run->pid == pid)
-                break;
+        struct run *run = runs;
+        while (run != NULL && run->pid != pid)
+            run = run->next;
         if (run != NULL) /* or it is no child that this program has made */
             end(run, status);
     }
@@ -404,10 +417,9 @@ void run_reap(void)
 
 void run_signal_all(int number)
 {
-    struct run *run;
-    LIST_FOREACH(run, &runs, next)
+    for (struct run *run = runs; run != NULL; run = run->next)
         if (kill(run->pid, number) == -1)
             complain("kill %ld: %s", (long)run->pid, strerror(errno));
-    LIST_FOREACH(run, &endings, next)
+    for (struct run *run = endings; run != NULL; run = run->next)
         run->until_us = 0;
 }
