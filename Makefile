@@ -160,6 +160,7 @@ check-all release-check: export FUZZ_ABI_RUNS := 100000
 check-all release-check: export HANDOFF_FAULTS_STEP := 1
 check-all release-check: export HANDOFF_FAULTS_OCCURRENCES := 1000
 check-all release-check: export HANDOFF_FAULTS_PAIRS := 10000
+check-all release-check: TLS_LIMIT := 3600
 check-all release-check: export LIMITS_BYTES := 268435456
 check-all: check fuzz
 

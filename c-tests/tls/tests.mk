@@ -23,10 +23,17 @@ $(C_BUILD)/tls/%: c-tests/tls/%.c $(TLS_COMMON:%=$(C_BUILD)/%.o) $(TLS_HEADERS) 
 # Where they run: this machine's files, then Debian 13's, whose OpenSSL does more in the kernel.
 TLS_ROOTS ?= this-machine debian-13
 
+# Besides, processes are killed and stopped while they hand TLS connections over.
+$(C_BUILD)/tls/one_owner: c-tests/tls/one_owner.sh $(C_BUILD)/one_owner library-without-claim
+	@mkdir -p $(@D)
+	@cp $< $@
+
 ## check-tls   TLS connections that the kernel does, in an emulated machine; TLS_TEST=test_kernel
 .PHONY: check-tls
-check-tls: TLS_TEST ?= $(TLS_TESTS)
-check-tls: $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS)) $(BUILD)/examples/tls_backend | need-python need-vm
+check-tls: TLS_TEST ?= $(TLS_TESTS) one_owner
+check-tls: $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS) one_owner) $(BUILD)/examples/tls_backend \
+    | need-python need-vm
 	@set -e; for root in $(TLS_ROOTS); do echo "check-tls: with $$root"; \
-	    $(VM) --limit $(TLS_LIMIT) --root $$root -- env $(TEST) \
+	    $(VM) --limit $(TLS_LIMIT) --root $$root -- env $(TEST) BUILD=$(BUILD) \
+	        ONE_OWNER_CONNECTIONS=$${ONE_OWNER_CONNECTIONS:-20000} \
 	        c-tests/run_all.sh $@ $(TLS_TEST:%=$(C_BUILD)/tls/%); done
