@@ -161,6 +161,7 @@ check-all release-check: export HANDOFF_FAULTS_STEP := 1
 check-all release-check: export HANDOFF_FAULTS_OCCURRENCES := 1000
 check-all release-check: export HANDOFF_FAULTS_PAIRS := 10000
 check-all release-check: TLS_LIMIT := 3600
+check-all release-check: TLS_ROOTS := this-machine debian-13 debian-13+backports
 check-all release-check: export LIMITS_BYTES := 268435456
 check-all: check fuzz
 

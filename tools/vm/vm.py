@@ -7,7 +7,8 @@ prints comes out here, standard error included. It has the loopback interface, a
 /run, two processors, and no way out. The command's environment is PATH, HOME, and the variables of
 this one that begin with HANDOFF_.
 
-The kernel and Debian 13's root come from Debian, once: build/vm keeps them.
+The kernel and Debian 13's root come from Debian, once: build/vm keeps them. `--kernel backports` is the
+newest kernel of Debian 13's backports.
 """
 
 import argparse
@@ -41,6 +42,12 @@ MODULES = """
 """.split()
 
 ROOTS = ("this-machine", "debian-13")
+
+# Kernels that need not be named by a package: apt-get's, and that of Debian 13's backports, which is
+# months old at most.
+APT, BACKPORTS = "apt", "backports"
+# What a kernel consists of. Those of backports have long been split.
+PARTS = ("image", "base", "binary", "modules")
 
 # Debian 13: what is unpacked with what it depends on, and what only for its headers.
 DEBIAN_13 = "trixie"
@@ -83,7 +90,7 @@ def is_made(stamp: Path, recipe: str) -> bool:
 # ---- the kernel and the first files --------------------------------------------------------------
 
 
-def fetch_kernel() -> Path:
+def fetch_kernel() -> list[Path]:
     """The package with the newest kernel that apt-get knew when this was first called."""
     packages = sorted(CACHE.glob("linux-image-*.deb"))
     if not packages:
@@ -93,7 +100,41 @@ def fetch_kernel() -> Path:
             raise Failure("apt-get has no linux-image-amd64, which is Debian's kernel")
         run("apt-get", "download", "-q", found[1], cwd=CACHE)
         packages = sorted(CACHE.glob("linux-image-*.deb"))
-    return packages[0]
+    return packages[:1]
+
+
+def fetch_backports() -> list[Path]:
+    """The packages of the newest kernel in Debian 13's backports when this was first called. Other
+    lists than this machine's are read, which stay as they are."""
+    here = CACHE / BACKPORTS
+    stamp = here / "fetched"
+    if not stamp.exists():
+        shutil.rmtree(here, ignore_errors=True)
+        (here / "lists" / "partial").mkdir(parents=True)
+        (here / "cache" / "archives" / "partial").mkdir(parents=True)
+        keys = "/usr/share/keyrings/debian-archive-keyring.gpg"
+        source = f"deb [signed-by={keys}] {mirror()} {DEBIAN_13}-backports main\n"
+        (here / "sources.list").write_text(source, encoding="utf-8")
+        options = {
+            "Dir::State::Lists": here / "lists",
+            "Dir::Cache": here / "cache",
+            "Dir::Etc::SourceList": here / "sources.list",
+            "Dir::Etc::SourceParts": "/dev/null",
+            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled": "false",
+            "APT::Sandbox::User": "root",
+        }
+        own = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+        run("apt-get", *own, "update", "-q")
+        depends = run("apt-cache", *own, "depends", "linux-image-amd64")
+        found = re.search(r"Depends: linux-image-(\S+-amd64)$", depends, re.M)
+        if not found:
+            raise Failure("Debian 13's backports have no kernel")
+        depends = run("apt-cache", *own, "depends", f"linux-image-{found[1]}")
+        names = [f"linux-{part}-{found[1]}" for part in PARTS]
+        names = [name for name in names if name == names[0] or f"Depends: {name}\n" in depends]
+        run("apt-get", *own, "download", "-q", *names, cwd=here)
+        stamp.write_text("\n".join(names), encoding="utf-8")
+    return sorted(here.glob("linux-*.deb"))
 
 
 def unpacked(file: Path) -> bytes:
@@ -143,9 +184,22 @@ def archive(files: dict[str, tuple[int, bytes]]) -> bytes:
     return out.getvalue()
 
 
-def make_kernel(package: Path) -> tuple[Path, Path]:
-    """From the package of a kernel: its image, and the files that it begins with."""
-    here = CACHE / package.stem
+def image_of(kernel: Path) -> bytes:
+    """The kernel itself, unpacked: the machine would take two seconds for it at each start. Where it
+    is packed in another way than by xz, the machine does it."""
+    image = next(
+        file
+        for pattern in ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz")
+        for file in kernel.glob(pattern)
+    ).read_bytes()
+    if (at := image.find(b"\xfd7zXZ\0")) != -1:
+        return lzma.LZMADecompressor().decompress(image[at:])
+    return image
+
+
+def make_kernel(packages: list[Path]) -> tuple[Path, Path]:
+    """From the packages of a kernel: its image, and the files that it begins with."""
+    here = CACHE / packages[0].stem
     kernel, first, stamp = here / "kernel", here / "first.gz", here / "stamp"
     recipe = " ".join(MODULES) + "\n" + (HERE / "init").read_text(encoding="utf-8")
     if is_made(stamp, recipe):
@@ -155,12 +209,9 @@ def make_kernel(package: Path) -> tuple[Path, Path]:
         raise Failure("there is no busybox: `make deps` installs busybox-static")
     here.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="unpacked-") as directory:
-        run("dpkg-deb", "-x", str(package), directory)
-        image = next(Path(directory, "boot").glob("vmlinuz-*")).read_bytes()
-        # Unpacked here: the machine would take two seconds for it at each start.
-        if (at := image.find(b"\xfd7zXZ\0")) != -1:
-            image = lzma.LZMADecompressor().decompress(image[at:])
-        kernel.write_bytes(image)
+        for package in packages:
+            run("dpkg-deb", "-x", str(package), directory)
+        kernel.write_bytes(image_of(Path(directory)))
         names = ["bin", "dev", "proc", "sys", "modules"]
         files = {name: (stat.S_IFDIR | 0o755, b"") for name in names}
         files["bin/busybox"] = (stat.S_IFREG | 0o755, Path(busybox).read_bytes())
@@ -275,7 +326,10 @@ def main() -> int:
         "--root", choices=ROOTS, default=ROOTS[0], help="whose files it has (default: %(default)s)"
     )
     parser.add_argument(
-        "--kernel", type=Path, metavar="DEB", help="a package of Debian with another kernel"
+        "--kernel",
+        default=APT,
+        metavar="DEB",
+        help=f"{APT}, {BACKPORTS}, or a package with another one (default: %(default)s)",
     )
     parser.add_argument("--limit", type=int, default=300, help="seconds for all (default: 300)")
     parser.add_argument("--memory", type=int, default=1536, help="MB of memory (default: 1536)")
@@ -293,7 +347,8 @@ def main() -> int:
             # Of a process that was killed, and so removed nothing.
             if not Path("/proc", left.name.split("-")[1]).exists():
                 shutil.rmtree(left, ignore_errors=True)
-        kernel, first = make_kernel(options.kernel or fetch_kernel())
+        fetch = {APT: fetch_kernel, BACKPORTS: fetch_backports}.get(options.kernel)
+        kernel, first = make_kernel(fetch() if fetch else [Path(options.kernel)])
         root = str(make_debian_13()) if options.root == ROOTS[1] else ""
     if not options.command:
         return 0
