@@ -17,7 +17,7 @@ import unittest
 import urllib.request
 
 BUILD = os.environ["NGINX_TESTS_BUILD"]  # where the test programs are
-NGINX = os.environ.get("NGINX", "nginx")
+NGINX = os.environ.get("NGINX_PROGRAM", "nginx")
 LOAD = os.environ["NGINX_LOAD"].split()  # the modules; none if they are in nginx itself
 UNDER = os.environ.get("NGINX_TESTS_UNDER", "").split()  # such as valgrind and its options
 PATIENCE = 60  # seconds, for anything that should happen soon: only a fault takes so long
