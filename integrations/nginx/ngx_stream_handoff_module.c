@@ -9,7 +9,7 @@
 
 #pragma GCC visibility push(hidden)
 
-#if (NGX_STREAM_SSL && nginx_version < 1027000)
+#if (NGX_STREAM_SSL && NGX_HANDOFF_OLD_STREAM_SSL)
 typedef ngx_stream_ssl_conf_t  ngx_stream_ssl_srv_conf_t;
 #endif
 
