@@ -65,14 +65,17 @@ class Debian:
         run("apt-get", *self.options, "download", "-q", name, cwd=self.directory)
         return next(self.directory.glob(f"{name}_*.deb"))
 
-    def kernel(self) -> Path:
-        """The package with the newest kernel."""
+    def kernel(self) -> list[Path]:
+        """The packages of the newest kernel, the image last. Debian 13's backports have it in parts."""
         name = f"linux-image-{self.processor}"
         depends = run("apt-cache", *self.options, "depends", name)
         found = re.search(rf"Depends: (linux-image-\S+-{self.processor})$", depends, re.M)
         if not found:
             raise Failure(f"apt-get has no {name}, which is Debian's kernel")
-        return self.package(found[1])
+        depends = run("apt-cache", *self.options, "depends", found[1])
+        version = re.escape(found[1].removeprefix("linux-image-"))
+        parts = re.findall(rf"Depends: (linux-(?:base|binary|modules)-{version})$", depends, re.M)
+        return [self.package(part) for part in [*parts, found[1]]]
 
     def source(self, name: str) -> Path:
         """The archive of what Debian's source package is made from."""

@@ -89,12 +89,11 @@ def is_made(stamp: Path, recipe: str) -> bool:
 # ---- the kernel and the first files --------------------------------------------------------------
 
 
-def fetch_kernel(processor: str, release: str) -> Path:
-    """The package with the newest kernel that there was when this was first called."""
+def fetch_kernel(processor: str, release: str) -> list[Path]:
+    """The packages of the newest kernel that there was when this was first called."""
     kept = CACHE if not release else CACHE / f"apt-{release}-{processor}"
-    packages = sorted(kept.glob(f"linux-image-*_{processor}.deb"))
-    if packages:
-        return packages[0]
+    if any(kept.glob(f"linux-image-*_{processor}.deb")):
+        return sorted(kept.glob(f"linux-*_{processor}.deb"))
     if release:
         return Debian(CACHE, release, processor).kernel()
     name = f"linux-image-{processor}"
@@ -104,7 +103,7 @@ def fetch_kernel(processor: str, release: str) -> Path:
     if not found:
         raise Failure(f"apt-get has no {name}, which is Debian's kernel")
     run("apt-get", "download", "-q", found[1], cwd=CACHE)
-    return next(CACHE.glob("linux-image-*.deb"))
+    return list(CACHE.glob("linux-image-*.deb"))
 
 
 def fetch_busybox(processor: str) -> bytes:
@@ -167,9 +166,19 @@ def archive(files: dict[str, tuple[int, bytes]]) -> bytes:
     return out.getvalue()
 
 
-def make_kernel(package: Path, processor: str) -> tuple[Path, Path]:
-    """From the package of a kernel: its image, and the files that it begins with."""
-    here = CACHE / package.stem
+def image_of(kernel: Path, processor: str) -> bytes:
+    """The kernel itself, unpacked: the machine would take two seconds for it at each start. Where it
+    is packed in another way than by xz, the machine does it."""
+    patterns = ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz")
+    image = next(file for pattern in patterns for file in kernel.glob(pattern)).read_bytes()
+    if processor == "amd64" and (at := image.find(b"\xfd7zXZ\0")) != -1:
+        return lzma.LZMADecompressor().decompress(image[at:])
+    return image
+
+
+def make_kernel(packages: list[Path], processor: str) -> tuple[Path, Path]:
+    """From the packages of a kernel: its image, and the files that it begins with."""
+    here = CACHE / next((file for file in packages if "image" in file.name), packages[0]).stem
     kernel, first, stamp = here / "kernel", here / "first.gz", here / "stamp"
     recipe = " ".join(MODULES) + "\n" + (HERE / "init").read_text(encoding="utf-8")
     if is_made(stamp, recipe):
@@ -177,12 +186,9 @@ def make_kernel(package: Path, processor: str) -> tuple[Path, Path]:
     busybox = fetch_busybox(processor)
     here.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="unpacked-") as directory:
-        run("dpkg-deb", "-x", str(package), directory)
-        image = next(Path(directory, "boot").glob("vmlinuz-*")).read_bytes()
-        # Unpacked here: the machine would take two seconds for it at each start. Others are not packed.
-        if processor == "amd64" and (at := image.find(b"\xfd7zXZ\0")) != -1:
-            image = lzma.LZMADecompressor().decompress(image[at:])
-        kernel.write_bytes(image)
+        for package in packages:
+            run("dpkg-deb", "-x", str(package), directory)
+        kernel.write_bytes(image_of(Path(directory), processor))
         names = ["bin", "dev", "proc", "sys", "modules"]
         files = {name: (stat.S_IFDIR | 0o755, b"") for name in names}
         files["bin/busybox"] = (stat.S_IFREG | 0o755, busybox)
@@ -295,7 +301,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--kernel", metavar="DEB|RELEASE",
-        help="a package of Debian with another kernel, or a release of Debian, such as bullseye",
+        help="a package of Debian with another kernel, or a release of Debian, such as trixie-backports",
     )
     parser.add_argument("--limit", type=int, default=300, help="seconds for all (default: 300)")
     parser.add_argument("--memory", type=int, default=1536, help="MB of memory (default: 1536)")
@@ -316,11 +322,11 @@ def main() -> int:
             if not Path("/proc", left.name.split("-")[1]).exists():
                 shutil.rmtree(left, ignore_errors=True)
         if options.kernel and "/" in options.kernel:
-            package = Path(options.kernel)
+            packages = [Path(options.kernel)]
         else:
             other = DEBIAN_13 if options.processor != "amd64" else ""
-            package = fetch_kernel(options.processor, options.kernel or other)
-        kernel, first = make_kernel(package, options.processor)
+            packages = fetch_kernel(options.processor, options.kernel or other)
+        kernel, first = make_kernel(packages, options.processor)
         root = str(make_debian_13(options.processor)) if options.root == ROOTS[1] else ""
     if not options.command:
         return 0
