@@ -166,6 +166,10 @@ class Backend(Process):
     def statistics(self):
         return json.loads(self.get("/stats"))
 
+    def hold(self):
+        """From now on it decides nothing."""
+        self.get("/hold")
+
     def release(self):
         """Decides what it has held back."""
         self.get("/release")
@@ -291,11 +295,17 @@ class Case(unittest.TestCase):
         self.addCleanup(backend.kill)
         return backend
 
+    new_port = staticmethod(free_port)
+
+    def fill(self):
+        """What else is filled in in the parts of a configuration."""
+        return {"directory": self.directory,
+                "fallback": self.backends[-1].echo_port if self.backends else 1}
+
     def start_nginx(self, http="", stream="", server="", **more):
-        """Begins nginx; {port}, {directory} and {server} in the parts are filled in."""
-        self.port, self.stream_port = free_port(), free_port()
-        fallback = self.backends[-1].echo_port if self.backends else 1
-        fill = {"directory": self.directory, "server": server, "fallback": fallback}
+        """Begins nginx; {port}, {directory}, {server} and so on in the parts are filled in."""
+        self.port, self.stream_port = self.new_port(), self.new_port()
+        fill = {"server": server, **self.fill()}
         patient = "handoff_timeout 1h;"
         self.parts = {"http": http and patient + http.format(port=self.port, **fill),
                       "stream": stream and patient + stream.format(port=self.stream_port, **fill),
