@@ -197,9 +197,14 @@ class Told(Details):
             ask(self.port, request(identity))
         ask(self.port, b"GET /nginx HTTP/1.1\r\nHost: test\r\n\r\n")
         wait = r"wait=\d+\.\d{6}"
-        self.check_access(f"^/r/a 000 outcome=adopted reason=-? {wait} location=/$")
+        self.check_access(f"^/r/a 299 outcome=adopted reason=-? {wait} location=/$")
         self.check_access(f"^/r/b 200 outcome=fallback reason=rejected {wait} location=@fallback$")
         self.check_access("^/nginx 200 outcome=-? reason=-? wait=-? location=/nginx$")
+
+    def test_log_status_may_be_set(self):
+        self.start(http=server("location / { PASS handoff_log_status 202; }"))
+        ask(self.port, request("a"))
+        self.check_access("^/r/a 202 outcome=adopted ")
 
     def arrival(self, directives, data):
         self.start(http=server(directives + "location / { PASS }"))
@@ -215,6 +220,15 @@ class Told(Details):
         self.assertEqual(service, b"s-name")
         self.assertEqual(correlation, b"GET-127.0.0.1")
         self.assertEqual(metadata, b"location=/;1, 2")
+
+    def test_captures(self):
+        self.start(http=server(r"""location ~ ^/(arr)(?:\w+)/(\w)(never)? {
+            PASS handoff_service "$1 $2"; handoff_correlation "<$3$4>";
+            handoff_metadata default first=$1; }"""))
+        answer = ask(self.port, request("a", what="arrival"))
+        service, correlation, metadata = answer.body.split(b"\n")[:3]
+        self.assertEqual((service, correlation), (b"arr a", b"<>"))
+        self.assertEqual(json.loads(metadata)["first"], "arr")
 
     def test_nothing_unless_it_is_configured(self):
         self.assertEqual(self.arrival("", request("a", what="arrival")), [b"", b"", b""])
