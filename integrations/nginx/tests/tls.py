@@ -72,6 +72,7 @@ def context(version=None, ciphers=None, alpn=None, certificate=None):
 CONTEXTS = {None: context(), **{version: context(version) for version in VERSIONS}}
 
 LIBSSL = ctypes.CDLL("libssl.so.3")
+LIBSSL.SSL_get_version.restype = ctypes.c_char_p
 
 
 class End(Exception):
@@ -116,17 +117,32 @@ class Client:
             pass
         return self.outgoing.read()
 
-    def key_update(self, both=False):
-        """The record by which this client takes another key, or both sides do. Python has no call
-        for it: its object has OpenSSL's behind its head and a pointer."""
+    def _openssl(self):
+        """OpenSSL's object, for what Python has no call for. Python's has it behind its head and
+        another pointer."""
         inner = self.tls._sslobj  # pylint: disable=protected-access
         place = id(inner) + object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)
         pointer = ctypes.c_void_p.from_address(place)
-        LIBSSL.SSL_get_version.restype = ctypes.c_char_p
-        assert LIBSSL.SSL_get_version(pointer).decode() == self.tls.version() == "TLSv1.3"
-        assert LIBSSL.SSL_key_update(pointer, int(both)) == 1
+        assert LIBSSL.SSL_get_version(pointer).decode() == self.tls.version()
+        return pointer
+
+    def key_update(self):
+        """The record of TLS 1.3 by which this client takes another key for what it sends."""
+        pointer = self._openssl()
+        assert LIBSSL.SSL_key_update(pointer, 0) == 1
         assert LIBSSL.SSL_do_handshake(pointer) == 1
         return self.outgoing.read()
+
+    def renegotiation(self):
+        """The record of TLS 1.2 that begins another handshake."""
+        pointer = self._openssl()
+        assert LIBSSL.SSL_renegotiate(pointer) == 1
+        assert LIBSSL.SSL_do_handshake(pointer) == -1  # it waits for the answer
+        return self.outgoing.read()
+
+    def end_sending(self):
+        """Without TLS, as far as TCP is concerned."""
+        self.socket.shutdown(socket.SHUT_WR)
 
     def push(self, records):
         """Sends bytes as they are, and takes what comes meanwhile."""
@@ -181,6 +197,8 @@ class Client:
             data = self._when_there_is_more(self.tls.read, size)
         except (ssl.SSLEOFError, ConnectionError):
             raise End("cut") from None
+        except ssl.SSLZeroReturnError:
+            raise End("close_notify") from None
         except ssl.SSLError as error:
             raise End(f"alert {error.reason}") from None
         if not data:
@@ -309,6 +327,7 @@ TLS = """
     access_log tls.txt tls;
     ssl_certificate {certificates}/a.test.pem;
     ssl_certificate_key {certificates}/a.test.key;
+    ssl_protocols TLSv1.2 TLSv1.3;
     ssl_conf_command Options KTLS;
     server {{ listen 127.0.0.1:{plain}; location = /status {{ stub_status; }} }}
     server {{
@@ -332,6 +351,7 @@ TLS = """
 TLS_STREAM = """
     ssl_certificate {certificates}/a.test.pem;
     ssl_certificate_key {certificates}/a.test.key;
+    ssl_protocols TLSv1.2 TLSv1.3;
     ssl_conf_command Options KTLS;
     server {{
         listen 127.0.0.1:{port} ssl;
