@@ -9,6 +9,10 @@
 
 #pragma GCC visibility push(hidden)
 
+#if (NGX_STREAM_SSL && NGX_HANDOFF_OLD_STREAM_SSL)
+typedef ngx_stream_ssl_conf_t  ngx_stream_ssl_srv_conf_t;
+#endif
+
 typedef struct {
     ngx_handoff_conf_t              handoff;      /* first: the directives' offsets are in it */
     ngx_stream_content_handler_pt   fallback;     /* NULL without proxy_pass or its like */
@@ -385,7 +389,7 @@ ngx_stream_handoff_init(ngx_conf_t *cf)
 {
 #if (NGX_HANDOFF_TLS && NGX_STREAM_SSL)
     ngx_uint_t                     i;
-    ngx_stream_ssl_conf_t         *scf;
+    ngx_stream_ssl_srv_conf_t     *sscf;
     ngx_handoff_main_conf_t       *main;
     ngx_stream_core_srv_conf_t   **cscfp;
     ngx_stream_core_main_conf_t   *cmcf;
@@ -395,9 +399,9 @@ ngx_stream_handoff_init(ngx_conf_t *cf)
     cscfp = cmcf->servers.elts;
 
     for (i = 0; main->used && i < cmcf->servers.nelts; i++) {
-        scf = cscfp[i]->ctx->srv_conf[ngx_stream_ssl_module.ctx_index];
+        sscf = cscfp[i]->ctx->srv_conf[ngx_stream_ssl_module.ctx_index];
 
-        if (ngx_handoff_prepare_tls(scf->ssl.ctx) != NGX_OK) {
+        if (ngx_handoff_prepare_tls(sscf->ssl.ctx) != NGX_OK) {
             return NGX_ERROR;
         }
     }

@@ -17,14 +17,13 @@ import unittest
 import urllib.request
 
 BUILD = os.environ["NGINX_TESTS_BUILD"]  # where the test programs are
-MODULES = os.environ["NGINX_MODULES"]  # where the nginx modules are
+NGINX = os.environ.get("NGINX_PROGRAM", "nginx")
+LOAD = os.environ["NGINX_LOAD"].split()  # the modules; none if they are in nginx itself
 UNDER = os.environ.get("NGINX_TESTS_UNDER", "").split()  # such as valgrind and its options
 PATIENCE = 60  # seconds, for anything that should happen soon: only a fault takes so long
 
 CONFIGURATION = """
-load_module /usr/lib/nginx/modules/ngx_stream_module.so;
-load_module {modules}/ngx_http_handoff_module.so;
-load_module {modules}/ngx_stream_handoff_module.so;
+{load}
 {user}
 daemon off;
 worker_processes 2;
@@ -181,15 +180,19 @@ class Nginx(Process):
     def __init__(self, directory, **parts):
         """`parts` fill the configuration: http, stream, main, and root's workers' user."""
         self.configure(directory, **parts)
-        super().__init__([*UNDER, "nginx", "-p", directory, "-c", "nginx.conf", "-e", "error.log"],
-                         directory)
+        super().__init__(self.command(directory), directory)
+
+    @staticmethod
+    def command(directory):
+        return [*UNDER, NGINX, "-p", directory, "-c", "nginx.conf", "-e", "error.log"]
 
     @staticmethod
     def configure(directory, http="", stream="", main="", user="root"):
         """Without a part its block is left out, though its module is loaded."""
         with open(f"{directory}/nginx.conf", "w", encoding="ascii") as file:
-            file.write(CONFIGURATION.format(modules=MODULES, main=main,
-                                            user=f"user {user};" if os.getuid() == 0 else ""))
+            file.write(CONFIGURATION.format(
+                load="\n".join(f"load_module {path};" for path in LOAD), main=main,
+                user=f"user {user};" if os.getuid() == 0 else ""))
             if http:
                 file.write(HTTP.format(http=http))
             if stream:
@@ -200,7 +203,7 @@ class Nginx(Process):
         """What nginx -t says of a configuration, and whether it is in order."""
         Nginx.configure(directory, **parts)
         result = subprocess.run(
-            ["nginx", "-t", "-p", directory, "-c", "nginx.conf", "-e", "error.log"], text=True,
+            [NGINX, "-t", "-p", directory, "-c", "nginx.conf", "-e", "error.log"], text=True,
             cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         return result.returncode == 0, result.stdout
 

@@ -336,8 +336,7 @@ class Processes(Case):
         self.port = free_port()
         Nginx.configure(self.directory, main="master_process off;", http=HANDED_OVER.format(
             port=self.port, server="", directory=self.directory))
-        nginx = Process(["nginx", "-p", self.directory, "-c", "nginx.conf", "-e", "error.log"],
-                        self.directory)
+        nginx = Process(Nginx.command(self.directory), self.directory)
         self.addCleanup(nginx.kill)
         wait_until(lambda: os.path.exists(f"{self.directory}/nginx.pid"), "nginx runs")
 
