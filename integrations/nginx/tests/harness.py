@@ -325,9 +325,13 @@ class Case(unittest.TestCase):
         self.start_nginx(**(parts or {"http": HANDED_OVER}))
         wait_for_channels(self.nginx, self.backend)
 
+    def plain_port(self):
+        """Where nginx answers without TLS."""
+        return self.port
+
     def active(self):
         """How many clients nginx says it has; whoever asks is one of them."""
-        url = f"http://127.0.0.1:{self.port}/status"
+        url = f"http://127.0.0.1:{self.plain_port()}/status"
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return int(answer.readline().split()[2])
 

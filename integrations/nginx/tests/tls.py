@@ -16,7 +16,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 from client import Answer
-from harness import BUILD, PATIENCE, Case, is_asleep, number, wait_until
+from harness import BUILD, NGINX, PATIENCE, Case, is_asleep, number, wait_until
 
 FULL = number("FULL", 0)  # all of it; otherwise what a quick check has time for
 
@@ -82,7 +82,9 @@ class End(Exception):
 class Client:
     """A connection with TLS whose records are made here and sent as a test wants."""
 
-    def __init__(self, port, version=None, made=None, name=NAMES[0], session=None):
+    def __init__(self, port, version=None, made=None, name=NAMES[0], session=None, first=b""):
+        """`first` goes in one write with the last message of the handshake, if that is a client's:
+        in TLS 1.3, and where TLS 1.2 resumes a session."""
         self.socket = socket.create_connection(("127.0.0.1", port), PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.poll = select.poll()
@@ -91,7 +93,9 @@ class Client:
             self.incoming, self.outgoing, server_hostname=name, session=session)
         self.plain = bytearray()  # read, and not yet asked for
         try:
-            self._when_there_is_more(self.tls.do_handshake)
+            self._when_there_is_more(self.tls.do_handshake, flush=not first)
+            if first:
+                self.send(first)
         except BaseException:
             self.close()
             raise
@@ -174,16 +178,24 @@ class Client:
             self.incoming.write_eof()
         return data
 
-    def _when_there_is_more(self, call, *arguments):
+    def _flush(self):
+        if self.outgoing.pending:
+            self.socket.sendall(self.outgoing.read())
+
+    def _when_there_is_more(self, call, *arguments, flush=True):
         while True:
             try:
-                return call(*arguments)
+                found = call(*arguments)
             except ssl.SSLWantReadError:
-                pass
-            finally:
-                if self.outgoing.pending:
-                    self.socket.sendall(self.outgoing.read())
-            self._take()
+                self._flush()
+                self._take()
+                continue
+            except ssl.SSLError:
+                self._flush()  # the alert
+                raise
+            if flush:
+                self._flush()
+            return found
 
     # ---- data ----
 
@@ -390,6 +402,9 @@ class TlsCase(Case):
         self.addCleanup(client.close)
         return client
 
+    def plain_port(self):
+        return self.plain
+
     def read_file(self, name):
         with open(f"{self.directory}/{name}", encoding="utf-8", errors="replace") as file:
             return file.read()
@@ -440,7 +455,7 @@ def handed_over(answer):
 
 def openssl_in_nginx():
     """The version, such as (3, 0)."""
-    output = subprocess.run(["nginx", "-V"], check=True, text=True, stderr=subprocess.PIPE).stderr
+    output = subprocess.run([NGINX, "-V"], check=True, text=True, stderr=subprocess.PIPE).stderr
     found = re.search(r"running with OpenSSL (\d+)\.(\d+)", output) or \
         re.search(r"built with OpenSSL (\d+)\.(\d+)", output)
     return int(found[1]), int(found[2])
