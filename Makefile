@@ -144,6 +144,7 @@ include tools/guide/guide.mk
 include integrations/nginx/nginx.mk
 include integrations/nginx/tests/tests.mk
 include integrations/nginx/tests/versions.mk
+include integrations/nginx/tests/tls.mk
 include bench/nginx.mk
 
 # ---- the checks ----------------------------------------------------------------------------------
