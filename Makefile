@@ -13,6 +13,7 @@
 #   bench/*.mk               the benchmarks
 #   tools/handoff/           handoff(1) and its tests
 #   tools/guide/             the recipes of docs/guide.md, run
+#   tools/targets/           other processors and another C library
 #   integrations/nginx/      the nginx modules and their tests
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
@@ -138,6 +139,7 @@ include bench/micro.mk
 include proofs/proofs.mk
 include tools/handoff/handoff.mk
 include tools/guide/guide.mk
+include tools/targets/targets.mk
 include integrations/nginx/nginx.mk
 include integrations/nginx/tests/tests.mk
 include bench/nginx.mk
@@ -145,10 +147,10 @@ include bench/nginx.mk
 # ---- the checks ----------------------------------------------------------------------------------
 
 # From the quick to the slow, as far as that goes.
-CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-libc check-cpp \
+CHECKS := check-rust check-crate check-layers check-header check-symbols check-abi check-c check-libc check-cpp \
     check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
-    check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-command \
+    check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage check-python check-command \
     check-guide check-nginx check-tls check-peers bench-check demo
 
 ## check       run every test
@@ -172,7 +174,7 @@ check-all release-check: export HANDOFF_FAULTS_STEP := 1
 check-all release-check: export HANDOFF_FAULTS_OCCURRENCES := 1000
 check-all release-check: export HANDOFF_FAULTS_PAIRS := 10000
 check-all release-check: export LIMITS_BYTES := 268435456
-check-all: check fuzz
+check-all: check fuzz check-targets check-msrv
 
 ## check-layers  no module imports one that the architecture puts above it
 .PHONY: check-layers
