@@ -116,6 +116,7 @@ static const struct row {
     ROW(HANDOFF_ERR_TLS_KEY_UPDATE, NONE, BUG, NOT_SENT),
     ROW(HANDOFF_ERR_TLS_ALERT, NONE, BUG, NOT_SENT),
     ROW(HANDOFF_ERR_TLS_RECORD, NONE, BUG, NOT_SENT),
+    ROW(HANDOFF_ERR_TOO_MANY_CHANNELS, TOO_MANY_CHANNELS, SAFE, NOT_SENT),
 };
 
 static const struct row *row_of(handoff_status status)

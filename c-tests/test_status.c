@@ -62,6 +62,7 @@ static const struct {
     STATUS(HANDOFF_ERR_TLS_KEY_UPDATE, NONE, false, false),
     STATUS(HANDOFF_ERR_TLS_ALERT, NONE, false, false),
     STATUS(HANDOFF_ERR_TLS_RECORD, NONE, false, false),
+    STATUS(HANDOFF_ERR_TOO_MANY_CHANNELS, TOO_MANY_CHANNELS, true, false),
 };
 
 static const size_t statuses_len = sizeof statuses / sizeof statuses[0];
@@ -172,6 +173,7 @@ static void every_reason_has_its_name_in_lower_case(void **state)
         [HANDOFF_REASON_CLIENT_GONE] = "client gone",
         [HANDOFF_REASON_TOO_LARGE] = "too large",
         [HANDOFF_REASON_KIND] = "kind of socket",
+        [HANDOFF_REASON_TOO_MANY_CHANNELS] = "too many channels",
     };
     handoff_reason count = sizeof names / sizeof names[0];
     for (handoff_reason reason = 0; reason < count; reason++)
@@ -203,6 +205,7 @@ static void reasons_and_outcomes_have_the_numbers_that_programs_were_compiled_wi
         HANDOFF_REASON_CLIENT_GONE,
         HANDOFF_REASON_TOO_LARGE,
         HANDOFF_REASON_KIND,
+        HANDOFF_REASON_TOO_MANY_CHANNELS,
     };
     for (size_t i = 0; i < sizeof reasons / sizeof reasons[0]; i++)
         assert_int_equal(reasons[i], i);

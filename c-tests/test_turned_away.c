@@ -238,7 +238,7 @@ static void broker_too_many_is_told_the_limit(void **state)
         await_readable(handoff_broker_fd(first));
         assert_ok(handoff_broker_dispatch(first));
     }
-    assert_told(end_of(start_broker(0, PATIENCE_MS)), HANDOFF_ERR_BACKEND_UNAVAILABLE, EUSERS,
+    assert_told(end_of(start_broker(0, PATIENCE_MS)), HANDOFF_ERR_TOO_MANY_CHANNELS, EUSERS,
                 "the backend has as many channels as it may: 1 (max_channels)");
     handoff_broker_free(first);
     handoff_backend_statistics statistics = stop_backend(backend);
@@ -265,7 +265,7 @@ static void broker_too_many_of_one_user_is_told_that_limit(void **state)
         await_readable(handoff_broker_fd(first));
         assert_ok(handoff_broker_dispatch(first));
     }
-    assert_told(end_of(start_broker(0, PATIENCE_MS)), HANDOFF_ERR_BACKEND_UNAVAILABLE, EUSERS,
+    assert_told(end_of(start_broker(0, PATIENCE_MS)), HANDOFF_ERR_TOO_MANY_CHANNELS, EUSERS,
                 "the backend has as many channels of user 0 as it may: 1 "
                 "(max_channels_per_user)");
     handoff_broker_free(first);
@@ -513,8 +513,8 @@ static void refusal_is_read_behind_the_error_of_the_closed_socket(void **state)
 {
     (void)state;
     const char *full = "the backend has as many channels as it may: 64 (max_channels)";
-    assert_answer_is_told(REFUSED_UNREAD, HANDOFF_ERR_BACKEND_UNAVAILABLE, EUSERS, full);
-    assert_answer_is_told(REFUSED_BEFORE_HELLO, HANDOFF_ERR_BACKEND_UNAVAILABLE, EUSERS, full);
+    assert_answer_is_told(REFUSED_UNREAD, HANDOFF_ERR_TOO_MANY_CHANNELS, EUSERS, full);
+    assert_answer_is_told(REFUSED_BEFORE_HELLO, HANDOFF_ERR_TOO_MANY_CHANNELS, EUSERS, full);
 }
 
 /* ---- the next attempt -------------------------------------------------------------------------- */

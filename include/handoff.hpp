@@ -92,6 +92,7 @@ enum class errc : handoff_status {
     tls_key_update = HANDOFF_ERR_TLS_KEY_UPDATE,
     tls_alert = HANDOFF_ERR_TLS_ALERT,
     tls_record = HANDOFF_ERR_TLS_RECORD,
+    too_many_channels = HANDOFF_ERR_TOO_MANY_CHANNELS,
 };
 
 /** Why a connection was not handed over: HANDOFF_REASON_*. */
@@ -114,6 +115,7 @@ enum class reason : handoff_reason {
     client_gone = HANDOFF_REASON_CLIENT_GONE,
     too_large = HANDOFF_REASON_TOO_LARGE,
     kind = HANDOFF_REASON_KIND,
+    too_many_channels = HANDOFF_REASON_TOO_MANY_CHANNELS,
 };
 
 /** Names a reason in lower case, for logs. */

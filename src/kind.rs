@@ -57,11 +57,12 @@ pub enum ErrorKind {
     TlsKeyUpdate = 41,
     TlsAlert = 42,
     TlsRecord = 43,
+    TooManyChannels = 44,
 }
 
 impl ErrorKind {
     /// One more than the highest number.
-    pub const COUNT: usize = 44;
+    pub const COUNT: usize = 45;
 
     /// The kind of an error of the operating system that has no kind of its own.
     pub(crate) fn of_system(error: &io::Error) -> ErrorKind {
@@ -101,6 +102,7 @@ impl ErrorKind {
             ErrorKind::RateLimited => Some(Reason::RateLimited),
             ErrorKind::TooLarge => Some(Reason::TooLarge),
             ErrorKind::NotTls => Some(Reason::ClientUnsupported),
+            ErrorKind::TooManyChannels => Some(Reason::TooManyChannels),
             ErrorKind::System | ErrorKind::NoMemory => Some(Reason::BackendUnavailable),
             kind => kind.attempt_failure().map(AttemptFailure::reason),
         }
@@ -148,7 +150,8 @@ impl ErrorKind {
             | ErrorKind::NotTls
             | ErrorKind::TlsKeyUpdate
             | ErrorKind::TlsAlert
-            | ErrorKind::TlsRecord => return None,
+            | ErrorKind::TlsRecord
+            | ErrorKind::TooManyChannels => return None,
             ErrorKind::Unsupported => AttemptFailure::UnsupportedPlatform,
             ErrorKind::PermissionDenied | ErrorKind::PeerUnknown | ErrorKind::PeerNotAllowed => {
                 AttemptFailure::PermissionDenied

@@ -37,11 +37,13 @@ pub enum Reason {
     TooLarge = 16,
     /// The backend does not take sockets of this kind.
     Kind = 17,
+    /// The backend has as many channels as it may.
+    TooManyChannels = 18,
 }
 
 impl Reason {
     /// One more than the highest number.
-    pub const COUNT: usize = 18;
+    pub const COUNT: usize = 19;
 }
 
 impl TryFrom<u32> for Reason {
@@ -66,6 +68,7 @@ impl TryFrom<u32> for Reason {
             15 => Reason::ClientGone,
             16 => Reason::TooLarge,
             17 => Reason::Kind,
+            18 => Reason::TooManyChannels,
             _ => return Err(()),
         })
     }

@@ -110,10 +110,10 @@ handoff_status handoff_broker_remove(handoff_broker *broker, const char *path) H
 /**
  * Returns how many offers would be taken now, if they are small.
  *
- * After HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED or HANDOFF_ERR_BACKEND_UNAVAILABLE you may keep
- * the client in a queue of your own. The descriptor becomes readable when an offer would be taken
- * again: call handoff_broker_dispatch(), take the verdicts, and offer for as long as there is room.
- * Serve a client yourself if it has waited too long in the queue.
+ * After HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE or
+ * HANDOFF_ERR_TOO_MANY_CHANNELS you may keep the client in a queue of your own. The descriptor becomes
+ * readable when an offer would be taken again: call handoff_broker_dispatch(), take the verdicts, and
+ * offer for as long as there is room. Serve a client yourself if it has waited too long in the queue.
  *
  * @param broker  the broker
  * @return the number; 0 if none would be taken, and on error, with errno and handoff_last_error()

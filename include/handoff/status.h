@@ -280,6 +280,9 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
  */
 #define HANDOFF_REASON_KIND 17
 
+/** The backend has as many channels as it may: see `max_channels` in handoff_backend_options. */
+#define HANDOFF_REASON_TOO_MANY_CHANNELS 18
+
 /**
  * An argument is NULL, misaligned or out of range, a path is too long for a Unix socket, or a
  * descriptor is not open or of the wrong kind; handoff_last_error() says which. This is a bug in the
@@ -467,6 +470,13 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
  * connection; handoff_last_error() says what. Close the connection.
  */
 #define HANDOFF_ERR_TLS_RECORD (-43)
+
+/**
+ * The backend has as many channels as it may, in all or of this broker's user;
+ * handoff_last_error() says which. The broker tries again. Serve the client another way, and raise
+ * `max_channels` or `max_channels_per_user` in handoff_backend_options.
+ */
+#define HANDOFF_ERR_TOO_MANY_CHANNELS (-44)
 
 #ifdef __cplusplus
 }

@@ -114,6 +114,7 @@ ngx_handoff_flush_handler(ngx_event_t *ev)
     ngx_handoff_broker_t  *broker = ev->data;
 
     if (ngx_queue_empty(&broker->waiting)) {
+        ngx_handoff_leave(broker);
         return;
     }
 
@@ -179,6 +180,10 @@ ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
         return NGX_OK;
     }
 
+    if (broker->broker == NULL && ngx_exiting) {
+        (void) ngx_handoff_open((ngx_cycle_t *) ngx_cycle, broker);
+    }
+
     slot = ngx_handoff_get_slot(broker);
     if (broker->broker == NULL || slot == NULL) {
         ngx_log_error(NGX_LOG_WARN, c->log, 0, "handoff to \"%V\" failed: %s",
@@ -200,6 +205,9 @@ ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
 
     prepared.fd = c->fd;
     prepared.flags = HANDOFF_OFFER_MORE;
+#if (NGX_HANDOFF_TLS)
+    prepared.flags |= c->ssl ? HANDOFF_OFFER_TLS : 0;
+#endif
     prepared.user_data = slot;
     prepared.timeout_ms = ngx_max(offer->conf->timeout, 1);   /* 0 is the default */
 
@@ -367,6 +375,7 @@ ngx_handoff_dispatch_handler(ngx_event_t *ev)
         /* Not an event of the broker's: the worker has been asked to exit. */
         c->close = 0;
         ngx_handoff_empty_queue(broker);
+        ngx_handoff_leave(broker);
         return;
     }
 
@@ -466,12 +475,16 @@ ngx_handoff_note(ngx_handoff_offer_t *offer, handoff_verdict *verdict)
 }
 
 
-/* One offer less in flight. */
+/* One offer less in flight. The flush handler looks at what is left to do. */
 static void
 ngx_handoff_land(ngx_handoff_broker_t *broker)
 {
     if (--broker->in_flight == 0) {
         ngx_del_timer(&broker->busy);
+
+        if (ngx_exiting) {
+            ngx_post_event(&broker->flush, &ngx_posted_events);
+        }
     }
 }
 

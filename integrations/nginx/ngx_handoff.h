@@ -16,6 +16,12 @@
 #include <ngx_event.h>
 
 #include <handoff.h>
+#include <handoff/tls.h>
+
+/* OpenSSL with kernel TLS, which has no such calls on systems without it. */
+#if (NGX_SSL) && defined(SSL_OP_ENABLE_KTLS) && defined(BIO_get_ktls_send) && !defined(OPENSSL_NO_KTLS)
+#define NGX_HANDOFF_TLS  1
+#endif
 
 /* nginx loads modules with RTLD_GLOBAL: what both have must not meet in one. */
 #pragma GCC visibility push(hidden)
@@ -32,6 +38,9 @@ typedef struct {
     ngx_uint_t                json;      /* unsigned json:1; escape variables for JSON strings */
     ngx_int_t                *standard;  /* of "handoff_metadata default": its variables' indices */
 } ngx_handoff_text_t;
+
+/* Instead of a variable's index: that of what a regular expression's parentheses took, $1 to $9. */
+#define NGX_HANDOFF_CAPTURE  0x10000
 
 /* How a module finds its variables, and whether nginx has one. */
 typedef ngx_int_t (*ngx_handoff_index_pt)(ngx_conf_t *cf, ngx_str_t *name);
@@ -86,6 +95,7 @@ typedef struct {
     ngx_msec_t                fail_timeout;
     ngx_uint_t                queue;     /* how many offers may wait for room */
     ngx_msec_t                queue_timeout;
+    ngx_uint_t                log_status;  /* of an adopted connection's request, for http */
     ngx_handoff_text_t       *service;
     ngx_handoff_text_t       *correlation;
     ngx_handoff_text_t       *metadata;
@@ -119,7 +129,8 @@ struct ngx_handoff_broker_s {
 
     /* Each worker's own. */
     ngx_uint_t                begun;     /* unsigned begun:1; what follows is initialised */
-    handoff_broker           *broker;    /* NULL if it could not be opened */
+    handoff_broker           *broker;    /* NULL if it is not open */
+    ngx_connection_t         *connection;  /* its descriptor's in the event loop, while it is open */
     ngx_queue_t               waiting;   /* of ngx_handoff_offer_t, for the iteration's end */
     ngx_event_t               flush;
     ngx_event_t               busy;
@@ -150,6 +161,31 @@ typedef struct {
     ngx_array_t               preread;   /* of struct iovec */
     size_t                    room;      /* how many more bytes an offer can have */
 } ngx_handoff_content_t;
+
+
+#if (NGX_HANDOFF_TLS)
+
+/* Of a connection whose TLS nginx terminates. */
+typedef struct {
+    /* What was in OpenSSL at an offer, for nginx to read. */
+    u_char                   *start;     /* NULL if there is nothing */
+    u_char                   *pos;
+    u_char                   *last;
+    u_char                   *end;
+
+    ngx_recv_pt               recv;      /* OpenSSL's; NULL before the first offer */
+    ngx_recv_chain_pt         recv_chain;
+
+    /* ngx_handoff_tls_keys.c's own. */
+    u_char                    secret[EVP_MAX_MD_SIZE];
+    size_t                    secret_len;
+    uint64_t                  headers;   /* of records under that secret */
+    uint64_t                  records;   /* that were decrypted with it */
+    unsigned                  rekeyed:1; /* there is another secret now */
+    unsigned                  kernel:1;  /* the kernel receives, and OpenSSL does not know */
+} ngx_handoff_tls_t;
+
+#endif
 
 
 typedef enum {
@@ -222,7 +258,8 @@ char *ngx_handoff_allocate(ngx_handoff_content_t *content, size_t len, u_char **
 
 ngx_int_t ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker);
 ngx_int_t ngx_handoff_check(ngx_handoff_broker_t *broker);
-void ngx_handoff_exit_worker(ngx_cycle_t *cycle);
+void ngx_handoff_leave(ngx_handoff_broker_t *broker);
+void ngx_handoff_exit_worker(ngx_handoff_main_conf_t *main);
 
 /* ---- ngx_handoff_conf.c ---- */
 
@@ -282,6 +319,29 @@ void ngx_handoff_end(ngx_connection_t *c);
 
 void ngx_handoff_set_socket(ngx_connection_t *c);
 
+/* ---- ngx_handoff_tls.c ---- */
+
+#if (NGX_HANDOFF_TLS)
+ngx_int_t ngx_handoff_init_tls(void);
+ngx_handoff_tls_t *ngx_handoff_get_tls(SSL *ssl);
+ngx_handoff_tls_t *ngx_handoff_create_tls(ngx_connection_t *c);
+ngx_uint_t ngx_handoff_tls_directions(ngx_connection_t *c);
+#endif
+
+/* For connections without TLS, too. The first two return NULL, or why it can't be handed over. */
+char *ngx_handoff_tls_obstacle(ngx_connection_t *c);
+char *ngx_handoff_take_tls(ngx_connection_t *c, ngx_handoff_content_t *content);
+void ngx_handoff_forget_tls(ngx_connection_t *c);
+char *ngx_handoff_tls_name(ngx_connection_t *c);
+
+/* ---- ngx_handoff_tls_keys.c ---- */
+
+#if (NGX_HANDOFF_TLS)
+ngx_int_t ngx_handoff_prepare_tls(SSL_CTX *ctx);
+ngx_uint_t ngx_handoff_tls_receives(ngx_connection_t *c);
+char *ngx_handoff_tls_receive_by_kernel(ngx_connection_t *c, ngx_handoff_tls_t *tls);
+#endif
+
 /* ---- ngx_handoff_metadata.c ---- */
 
 ngx_int_t *ngx_handoff_find_values(ngx_conf_t *cf, ngx_handoff_index_pt index,
@@ -298,11 +358,13 @@ char *ngx_handoff_set_text(ngx_conf_t *cf, ngx_handoff_index_pt index, ngx_hando
 char *ngx_handoff_write_text(ngx_handoff_text_t *text, ngx_handoff_value_pt value, void *session,
     ngx_handoff_content_t *content, ngx_str_t *written);
 
-ngx_int_t ngx_handoff_outcome_text(ngx_pool_t *pool, ngx_variable_value_t *v,
-    ngx_handoff_offer_t *offer, uintptr_t which);
+/* ---- ngx_handoff_variable.c ---- */
 
-enum { NGX_HANDOFF_OUTCOME, NGX_HANDOFF_REASON, NGX_HANDOFF_WAIT, NGX_HANDOFF_BACKEND,
-       NGX_HANDOFF_TRIES };
+/* The variables that both modules have, and how they get the value of one. */
+extern ngx_str_t  ngx_handoff_variables[];
+
+ngx_int_t ngx_handoff_get_variable(ngx_connection_t *c, ngx_pool_t *pool, ngx_variable_value_t *v,
+    ngx_handoff_offer_t *offer, uintptr_t which);
 
 
 /*

@@ -7,6 +7,7 @@ static handoff_broker *ngx_handoff_make(ngx_handoff_broker_t *broker);
 static handoff_status ngx_handoff_add_backends(ngx_handoff_broker_t *broker,
     handoff_broker *handle);
 static ngx_int_t ngx_handoff_watch_broker(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker, int fd);
+static void ngx_handoff_unwatch_broker(ngx_handoff_broker_t *broker);
 
 
 /* Makes the broker and begins to connect. If that fails every offer is refused. */
@@ -162,7 +163,45 @@ ngx_handoff_watch_broker(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker, int f
     /* A worker that is asked to exit tells the handlers of idle connections. */
     c->idle = 1;
 
+    broker->connection = c;
+
     return NGX_OK;
+}
+
+
+static void
+ngx_handoff_unwatch_broker(ngx_handoff_broker_t *broker)
+{
+    ngx_connection_t  *c = broker->connection;
+
+    (void) ngx_del_event(c->read, NGX_READ_EVENT, 0);
+    ngx_free_connection(c);
+    c->fd = (ngx_socket_t) -1;
+    broker->connection = NULL;
+}
+
+
+/*
+ * A worker that is asked to exit may serve its last clients for hours. Its channels are of no use to
+ * them, and a backend has a limit: they are closed as soon as nothing is on offer. A request that is
+ * handed over later opens them again.
+ */
+void
+ngx_handoff_leave(ngx_handoff_broker_t *broker)
+{
+    if (!ngx_exiting || broker->connection == NULL
+        || broker->in_flight || broker->queued || !ngx_queue_empty(&broker->waiting))
+    {
+        return;
+    }
+
+    ngx_handoff_withdraw(broker);
+    ngx_handoff_unwatch_broker(broker);
+
+    handoff_broker_free(broker->broker);
+    broker->broker = NULL;
+    broker->settled = 0;
+    ngx_memzero(&broker->counts, sizeof(ngx_handoff_counts_t));
 }
 
 
@@ -172,18 +211,21 @@ ngx_handoff_watch_broker(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker, int f
  * and nobody is left to serve it here, while a backend may still adopt what it has received.
  */
 void
-ngx_handoff_exit_worker(ngx_cycle_t *cycle)
+ngx_handoff_exit_worker(ngx_handoff_main_conf_t *main)
 {
-    ngx_uint_t         i;
-    ngx_connection_t  *c = cycle->connections;
+    ngx_uint_t              i;
+    ngx_handoff_broker_t  **broker;
 
-    for (i = 0; i < cycle->connection_n; i++) {
-        if (c[i].fd != (ngx_socket_t) -1 && c[i].read
-            && c[i].read->handler == ngx_handoff_dispatch_handler)
-        {
-            ngx_handoff_withdraw(c[i].data);
-            ngx_free_connection(&c[i]);
-            c[i].fd = (ngx_socket_t) -1;
+    if (main == NULL) {
+        return;
+    }
+
+    broker = main->brokers.elts;
+
+    for (i = 0; i < main->brokers.nelts; i++) {
+        if (broker[i]->connection) {
+            ngx_handoff_withdraw(broker[i]);
+            ngx_handoff_unwatch_broker(broker[i]);
         }
     }
 }

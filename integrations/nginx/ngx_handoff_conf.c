@@ -10,6 +10,8 @@
 #pragma GCC visibility push(hidden)
 
 /* The directives' defaults. */
+/* A success, and none that anything else is logged with: RFC 9110 has not assigned it. */
+#define NGX_HANDOFF_LOG_STATUS  299
 #define NGX_HANDOFF_TIMEOUT          5000
 #define NGX_HANDOFF_ATTEMPT_TIMEOUT  1000
 #define NGX_HANDOFF_MAX_IN_FLIGHT    256
@@ -44,6 +46,12 @@ ngx_handoff_create_main_conf(ngx_conf_t *cf, char *module)
     char                     *name;
     ngx_uint_t                i;
     ngx_handoff_main_conf_t  *main;
+
+#if (NGX_HANDOFF_TLS)
+    if (ngx_handoff_init_tls() != NGX_OK) {
+        return NULL;
+    }
+#endif
 
     main = ngx_pcalloc(cf->pool, sizeof(ngx_handoff_main_conf_t));
     if (main == NULL) {
@@ -81,6 +89,7 @@ ngx_handoff_init_conf(ngx_handoff_conf_t *conf)
     conf->fail_timeout = NGX_CONF_UNSET_MSEC;
     conf->queue = NGX_CONF_UNSET_UINT;
     conf->queue_timeout = NGX_CONF_UNSET_MSEC;
+    conf->log_status = NGX_CONF_UNSET_UINT;
     conf->service = NGX_CONF_UNSET_PTR;
     conf->correlation = NGX_CONF_UNSET_PTR;
     conf->metadata = NGX_CONF_UNSET_PTR;
@@ -103,6 +112,7 @@ ngx_handoff_merge_conf(ngx_conf_t *cf, ngx_handoff_main_conf_t *main, ngx_handof
     ngx_conf_merge_uint_value(conf->queue, prev->queue, 0);
     ngx_conf_merge_msec_value(conf->queue_timeout, prev->queue_timeout,
                               NGX_HANDOFF_QUEUE_TIMEOUT);
+    ngx_conf_merge_uint_value(conf->log_status, prev->log_status, NGX_HANDOFF_LOG_STATUS);
     ngx_conf_merge_ptr_value(conf->service, prev->service, NULL);
     ngx_conf_merge_ptr_value(conf->correlation, prev->correlation, NULL);
     ngx_conf_merge_ptr_value(conf->metadata, prev->metadata, NULL);

@@ -20,6 +20,7 @@ typedef struct {
 
 
 static ngx_int_t ngx_handoff_restore(ngx_connection_t *c);
+static ngx_uint_t ngx_handoff_is_shut_down(ngx_connection_t *c);
 static void ngx_handoff_shut_down(ngx_connection_t *c);
 static ngx_handoff_copy_t *ngx_handoff_copy(ngx_connection_t *c);
 static ssize_t ngx_handoff_recv(ngx_connection_t *c, u_char *buf, size_t size);
@@ -29,12 +30,18 @@ static ngx_chain_t *ngx_handoff_send_chain(ngx_connection_t *c, ngx_chain_t *in,
 static ngx_int_t ngx_handoff_del_conn(ngx_connection_t *c, ngx_uint_t flags);
 
 
-/* By the connection's place in cycle->connections; NULL if no backend has a copy. */
+/* By the connection's place among a worker's; NULL if no backend has a copy. */
 static ngx_handoff_copy_t  **ngx_handoff_copies;
+static ngx_connection_t     *ngx_handoff_connections;
+static ngx_uint_t            ngx_handoff_connection_n;
 static ngx_int_t           (*ngx_handoff_next_del_conn)(ngx_connection_t *c, ngx_uint_t flags);
 
 
 /*
+ * Nothing else of nginx's tells a module that a connection is about to be closed, while its
+ * descriptor is still open: the cleanups of its pool come later, and those of a request too early for
+ * one that is kept alive.
+ *
  * nginx's ngx_close_connection() calls del_conn only to hear that the kernel takes the descriptor
  * out of epoll. So that is where a connection with a copy is really taken out and shut down.
  */
@@ -46,6 +53,9 @@ ngx_handoff_init_copies(ngx_cycle_t *cycle)
     if (ngx_handoff_copies == NULL) {
         return NGX_ERROR;
     }
+
+    ngx_handoff_connections = cycle->connections;
+    ngx_handoff_connection_n = cycle->connection_n;
 
     if (ngx_del_conn && ngx_event_actions.del_conn != ngx_handoff_del_conn) {
         ngx_handoff_next_del_conn = ngx_event_actions.del_conn;
@@ -83,7 +93,7 @@ ngx_handoff_add_copy(ngx_connection_t *c)
         c->send = ngx_handoff_send_bytes;
         c->send_chain = ngx_handoff_send_chain;
 
-        ngx_handoff_copies[c - ngx_cycle->connections] = copy;
+        ngx_handoff_copies[c - ngx_handoff_connections] = copy;
     }
 
     return ngx_handoff_restore(c);
@@ -94,7 +104,7 @@ ngx_handoff_add_copy(ngx_connection_t *c)
 void
 ngx_handoff_adopted(ngx_connection_t *c)
 {
-    ngx_handoff_copies[c - ngx_cycle->connections] = NULL;
+    ngx_handoff_copies[c - ngx_handoff_connections] = NULL;
 }
 
 
@@ -132,14 +142,32 @@ ngx_handoff_restore(ngx_connection_t *c)
         }
     }
 
-    /* shutdown(2) of a copy can't be undone. Sending nothing tells whether it happened. */
-    if (send(c->fd, "", 0, MSG_DONTWAIT|MSG_NOSIGNAL) == -1) {
+    /* shutdown(2) of a copy can't be undone. */
+    if (ngx_handoff_is_shut_down(c)) {
         ngx_log_error(NGX_LOG_INFO, c->log, ngx_socket_errno,
                       "the connection can't be written to after its offer");
         return NGX_ERROR;
     }
 
     return NGX_OK;
+}
+
+
+/* Sending nothing tells, but for a connection whose TLS the kernel does: that has its state only. */
+static ngx_uint_t
+ngx_handoff_is_shut_down(ngx_connection_t *c)
+{
+    socklen_t        len;
+    struct tcp_info  info;
+
+    if (c->ssl == NULL) {
+        return send(c->fd, "", 0, MSG_DONTWAIT|MSG_NOSIGNAL) == -1;
+    }
+
+    len = sizeof(info);
+
+    return getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &len) == -1
+           || (info.tcpi_state != TCP_ESTABLISHED && info.tcpi_state != TCP_CLOSE_WAIT);
 }
 
 
@@ -169,7 +197,7 @@ ngx_handoff_copy(ngx_connection_t *c)
 {
     (void) fcntl(c->fd, F_SETFL, O_NONBLOCK);
 
-    return ngx_handoff_copies[c - ngx_cycle->connections];
+    return ngx_handoff_copies[c - ngx_handoff_connections];
 }
 
 
@@ -204,10 +232,11 @@ ngx_handoff_send_chain(ngx_connection_t *c, ngx_chain_t *in, off_t limit)
 static ngx_int_t
 ngx_handoff_del_conn(ngx_connection_t *c, ngx_uint_t flags)
 {
-    ngx_connection_t  *first = (ngx_connection_t *) ngx_cycle->connections;
+    ngx_connection_t  *first = ngx_handoff_connections;
 
+    /* Some are not among them, such as those of nginx's resolver. */
     if ((flags & NGX_CLOSE_EVENT)
-        && c >= first && c < first + ngx_cycle->connection_n
+        && c >= first && c < first + ngx_handoff_connection_n
         && ngx_handoff_copies[c - first])
     {
         ngx_handoff_copies[c - first] = NULL;

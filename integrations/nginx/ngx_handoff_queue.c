@@ -40,11 +40,7 @@ ngx_handoff_may_wait(ngx_handoff_offer_t *offer, handoff_status status)
 {
     ngx_handoff_broker_t  *broker = offer->broker;
 
-    if (ngx_exiting || ngx_terminate || ngx_quit) {
-        return 0;
-    }
-
-    if (status == HANDOFF_ERR_FULL
+    if (status == HANDOFF_ERR_FULL && !ngx_exiting
         && (offer->expiry.timer_set || broker->queued < offer->conf->queue))
     {
         return 1;

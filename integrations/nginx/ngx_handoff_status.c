@@ -15,6 +15,8 @@ static void ngx_handoff_publish_handler(ngx_event_t *ev);
 static ngx_int_t ngx_handoff_publish_target(ngx_handoff_broker_t *broker);
 static ngx_int_t ngx_handoff_publish_backend(ngx_handoff_broker_t *broker, ngx_uint_t i,
     handoff_backend_state *state);
+static void ngx_handoff_log_state(ngx_handoff_broker_t *broker, handoff_backend_state *state,
+    ngx_handoff_present_t *present);
 
 
 ngx_slab_pool_t       *ngx_handoff_pool;
@@ -415,6 +417,9 @@ ngx_handoff_publish_backend(ngx_handoff_broker_t *broker, ngx_uint_t i,
     now = ngx_handoff_now_ns();
 
     present = &entry->present;
+
+    ngx_handoff_log_state(broker, state, present);
+
     present->in_flight = state->in_flight;
     present->room = state->room;
     present->since_ns = now - ngx_min(state->since_ms * 1000000, now);
@@ -428,6 +433,46 @@ ngx_handoff_publish_backend(ngx_handoff_broker_t *broker, ngx_uint_t i,
     ngx_handoff_copy_text(present->message, NGX_HANDOFF_MESSAGE_LEN, state->message);
 
     return NGX_OK;
+}
+
+/* One line for each change, and none for each attempt to connect. */
+static void
+ngx_handoff_log_state(ngx_handoff_broker_t *broker, handoff_backend_state *state,
+    ngx_handoff_present_t *present)
+{
+    char  *what;
+
+    switch (state->state) {
+
+    case HANDOFF_BACKEND_READY:
+        what = "it takes connections";
+        break;
+
+    case HANDOFF_BACKEND_DRAINING:
+        what = "it drains";
+        break;
+
+    case HANDOFF_BACKEND_RESTING:
+        what = "it has failed too often, and gets one connection at a time as a trial";
+        break;
+
+    default:
+        if (!present->down && *state->message) {
+            present->down = 1;
+            /* The library's message says why, and names the path. */
+            ngx_log_error(NGX_LOG_NOTICE, ngx_cycle->log, 0, "handoff to \"%V\": %s",
+                          &broker->target->name, state->message);
+        }
+
+        return;
+    }
+
+    present->down = 0;
+
+    if (present->state != state->state) {
+        ngx_log_error(NGX_LOG_NOTICE, ngx_cycle->log, 0, "handoff to \"%V\": %s: %s",
+                      &broker->target->name, state->path, what);
+    }
 }
 
 #pragma GCC visibility pop

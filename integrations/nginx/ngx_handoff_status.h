@@ -57,6 +57,7 @@ typedef struct {
     uint32_t               state;        /* HANDOFF_BACKEND_* */
     uint32_t               flags;
     uint32_t               weight;
+    uint32_t               down;         /* unsigned down:1; the log says that it has no channel */
     handoff_status         status;
     int                    error;
     char                   message[NGX_HANDOFF_MESSAGE_LEN];

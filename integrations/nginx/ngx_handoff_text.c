@@ -1,4 +1,4 @@
-/* Strings with variables that go with an offer, and what $handoff_* variables say about it. */
+/* Strings with variables that go with an offer. */
 #include "ngx_handoff.h"
 
 #pragma GCC visibility push(hidden)
@@ -141,7 +141,11 @@ ngx_handoff_add_member(ngx_conf_t *cf, ngx_str_t *source, ngx_handoff_index_pt i
 }
 
 
-/* Literals, $name and ${name}. */
+/*
+ * Literals, $name, ${name}, and $1 to $9. nginx's complex values would give one string, in which it
+ * can't be told any more what came from a variable and has to be escaped; log_format has a parser of
+ * its own for the same reason.
+ */
 static ngx_int_t
 ngx_handoff_parse_text(ngx_conf_t *cf, ngx_str_t *source, ngx_handoff_index_pt index,
     ngx_handoff_text_t *text)
@@ -198,7 +202,13 @@ ngx_handoff_parse_text(ngx_conf_t *cf, ngx_str_t *source, ngx_handoff_index_pt i
 
         p += brace;
 
-        found = index(cf, &name);
+        if (name.len == 1 && *name.data >= '1' && *name.data <= '9') {
+            found = NGX_HANDOFF_CAPTURE + *name.data - '0';
+
+        } else {
+            found = index(cf, &name);
+        }
+
         if (found == NGX_ERROR || ngx_handoff_add_part(text, &name, found) != NGX_OK) {
             return NGX_ERROR;
         }
@@ -302,74 +312,6 @@ ngx_handoff_write_text(ngx_handoff_text_t *text, ngx_handoff_value_pt value, voi
     *p = '\0';
 
     return NULL;
-}
-
-
-ngx_int_t
-ngx_handoff_outcome_text(ngx_pool_t *pool, ngx_variable_value_t *v, ngx_handoff_offer_t *offer,
-    uintptr_t which)
-{
-    char    *text;
-    u_char  *p;
-
-    v->not_found = 1;
-
-    if (offer == NULL || offer->outcome == 0) {
-        return NGX_OK;
-    }
-
-    v->valid = 1;
-    v->no_cacheable = 0;
-
-    switch (which) {
-
-    case NGX_HANDOFF_OUTCOME:
-        text = (offer->outcome == HANDOFF_ADOPTED) ? "adopted" : "fallback";
-        break;
-
-    case NGX_HANDOFF_REASON:
-        if (offer->reason == HANDOFF_REASON_NONE) {
-            return NGX_OK;
-        }
-
-        text = (char *) handoff_reason_name(offer->reason);
-        break;
-
-    case NGX_HANDOFF_BACKEND:
-        if (offer->backend.len) {
-            v->not_found = 0;
-            v->data = offer->backend.data;
-            v->len = offer->backend.len;
-        }
-
-        return NGX_OK;
-
-    case NGX_HANDOFF_TRIES:
-        v->data = ngx_pnalloc(pool, NGX_INT_T_LEN);
-        if (v->data == NULL) {
-            return NGX_ERROR;
-        }
-
-        v->len = ngx_sprintf(v->data, "%ui", offer->tries) - v->data;
-        v->not_found = 0;
-        return NGX_OK;
-
-    default: /* NGX_HANDOFF_WAIT */
-        p = ngx_pnalloc(pool, NGX_INT64_LEN + sizeof(".000000"));
-        if (p == NULL) {
-            return NGX_ERROR;
-        }
-
-        *ngx_sprintf(p, "%uL.%06uL", offer->wait_ns / 1000000000,
-                     offer->wait_ns % 1000000000 / 1000) = '\0';
-        text = (char *) p;
-    }
-
-    v->data = (u_char *) text;
-    v->len = ngx_strlen(text);
-    v->not_found = 0;
-
-    return NGX_OK;
 }
 
 #pragma GCC visibility pop

@@ -1,45 +1,18 @@
 /*
- * handoff_pass for http: hands a client's connection to a backend, with the request as it came.
- *
- * The handler offers the connection. Adopted, the request is logged and forgotten, with no further
- * byte to the client or from it. Otherwise the request goes on as after a failed proxy_pass: with
- * 502 or 504, which error_page turns into another location.
+ * handoff_pass for http: hands a client's connection to a backend, with the request as it came. Its
+ * directives and variables.
  */
 #include "ngx_http_handoff.h"
 
 #pragma GCC visibility push(hidden)
 
-typedef struct {
-    ngx_uint_t             used;         /* unsigned used:1; some location here hands over */
-} ngx_http_handoff_srv_conf_t;
-
-/* Of a request. It outlives internal redirects, so it is found in the pool's cleanup list. */
-typedef struct {
-    ngx_handoff_offer_t    offer;
-    u_char                *head_end;     /* in nginx's buffer, before anything behind it is read */
-} ngx_http_handoff_ctx_t;
-
-
-static ngx_int_t ngx_http_handoff_handler(ngx_http_request_t *r);
-static ngx_uint_t ngx_http_handoff_real_ip(ngx_http_request_t *r);
-static ngx_handoff_broker_t *ngx_http_handoff_broker(ngx_http_request_t *r,
-    ngx_handoff_conf_t *conf, ngx_handoff_offer_t *offer);
-static void ngx_http_handoff_read_handler(ngx_http_request_t *r);
-static char *ngx_http_handoff_obstacle(ngx_http_request_t *r);
-static handoff_reason ngx_http_handoff_preread(ngx_handoff_offer_t *offer,
-    ngx_handoff_content_t *content);
-static void ngx_http_handoff_done(ngx_handoff_offer_t *offer);
-static void ngx_http_handoff_unsupported(ngx_http_request_t *r, char *why);
-static ngx_int_t ngx_http_handoff_begin(ngx_http_request_t *r);
-static ngx_http_handoff_ctx_t *ngx_http_handoff_ctx(ngx_http_request_t *r);
-static void ngx_http_handoff_cleanup(void *data);
-static ngx_variable_value_t *ngx_http_handoff_value(void *session, ngx_uint_t index);
 static ngx_int_t ngx_http_handoff_variable(ngx_http_request_t *r, ngx_http_variable_value_t *v,
     uintptr_t data);
 static ngx_int_t ngx_http_handoff_location_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_handoff_add_variables(ngx_conf_t *cf);
 static ngx_int_t ngx_http_handoff_init(ngx_conf_t *cf);
+static ngx_int_t ngx_http_handoff_init_tls(ngx_conf_t *cf);
 static void *ngx_http_handoff_create_main_conf(ngx_conf_t *cf);
 static char *ngx_http_handoff_init_main_conf(ngx_conf_t *cf, void *conf);
 static ngx_int_t ngx_http_handoff_add_upstream(ngx_conf_t *cf, ngx_handoff_main_conf_t *main,
@@ -53,9 +26,14 @@ static char *ngx_http_handoff_text(ngx_conf_t *cf, ngx_command_t *cmd, void *con
 static char *ngx_http_handoff_metadata(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 static ngx_uint_t ngx_http_handoff_known(ngx_conf_t *cf, ngx_str_t *name);
 static ngx_int_t ngx_http_handoff_init_process(ngx_cycle_t *cycle);
+static void ngx_http_handoff_exit_process(ngx_cycle_t *cycle);
 
 
 #define NGX_HTTP_HANDOFF_CONF  (NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF)
+
+static ngx_conf_num_bounds_t  ngx_http_handoff_log_statuses = {
+    ngx_conf_check_num_bounds, 100, 999
+};
 
 static ngx_command_t  ngx_http_handoff_commands[] = {
 
@@ -79,6 +57,13 @@ static ngx_command_t  ngx_http_handoff_commands[] = {
       NGX_HTTP_MAIN_CONF_OFFSET,
       0,
       NULL },
+
+    { ngx_string("handoff_log_status"),
+      NGX_HTTP_HANDOFF_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_num_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_handoff_conf_t, log_status),
+      &ngx_http_handoff_log_statuses },
 
     NGX_HANDOFF_COMMANDS(NGX_HTTP_HANDOFF_CONF, NGX_HTTP_LOC_CONF_OFFSET,
                          ngx_http_handoff_text, ngx_http_handoff_metadata),
@@ -110,330 +95,21 @@ ngx_module_t  ngx_http_handoff_module = {
     ngx_http_handoff_init_process,
     NULL,
     NULL,
-    ngx_handoff_exit_worker,
+    ngx_http_handoff_exit_process,
     NULL,
     NGX_MODULE_V1_PADDING
 };
 
 #pragma GCC visibility push(hidden)
 
-static ngx_http_variable_t  ngx_http_handoff_variables[] = {
-
-    { ngx_string("handoff_outcome"), NULL, ngx_http_handoff_variable, NGX_HANDOFF_OUTCOME,
-      NGX_HTTP_VAR_NOCACHEABLE, 0 },
-
-    { ngx_string("handoff_reason"), NULL, ngx_http_handoff_variable, NGX_HANDOFF_REASON,
-      NGX_HTTP_VAR_NOCACHEABLE, 0 },
-
-    { ngx_string("handoff_wait"), NULL, ngx_http_handoff_variable, NGX_HANDOFF_WAIT,
-      NGX_HTTP_VAR_NOCACHEABLE, 0 },
-
-    { ngx_string("handoff_backend"), NULL, ngx_http_handoff_variable, NGX_HANDOFF_BACKEND,
-      NGX_HTTP_VAR_NOCACHEABLE, 0 },
-
-    { ngx_string("handoff_tries"), NULL, ngx_http_handoff_variable, NGX_HANDOFF_TRIES,
-      NGX_HTTP_VAR_NOCACHEABLE, 0 },
-
-    { ngx_string("handoff_location"), NULL, ngx_http_handoff_location_variable, 0,
-      NGX_HTTP_VAR_NOCACHEABLE, 0 },
-
-      ngx_http_null_variable
-};
-
-
-/* ---- a request ---- */
-
-static ngx_int_t
-ngx_http_handoff_handler(ngx_http_request_t *r)
-{
-    char                    *why;
-    ngx_handoff_conf_t      *conf;
-    ngx_handoff_offer_t     *offer;
-    ngx_handoff_broker_t    *broker;
-    ngx_http_handoff_ctx_t  *ctx;
-
-    why = ngx_http_handoff_obstacle(r);
-    if (why) {
-        ngx_http_handoff_unsupported(r, why);
-        return NGX_HTTP_BAD_GATEWAY;
-    }
-
-    ctx = ngx_http_handoff_ctx(r);
-    conf = ngx_http_get_module_loc_conf(r, ngx_http_handoff_module);
-    offer = &ctx->offer;
-
-    broker = ngx_http_handoff_broker(r, conf, offer);
-    if (broker == NULL) {
-        return NGX_HTTP_BAD_GATEWAY;
-    }
-
-    offer->conf = conf;
-    offer->broker = broker;
-    offer->pool = r->pool;
-    offer->connection = r->connection;
-    offer->session = r;
-    offer->value = ngx_http_handoff_value;
-    offer->real_ip = ngx_http_handoff_real_ip(r);
-    offer->preread = ngx_http_handoff_preread;
-    offer->done = ngx_http_handoff_done;
-
-    r->read_event_handler = ngx_http_handoff_read_handler;
-    r->write_event_handler = ngx_http_request_empty_handler;
-
-    r->main->count++;
-    ngx_handoff_offer(offer);
-
-    return NGX_DONE;
-}
-
-
-/* Whether set_real_ip_from is in force here: nginx's list of addresses is the first of its settings. */
-static ngx_uint_t
-ngx_http_handoff_real_ip(ngx_http_request_t *r)
-{
-    ngx_handoff_main_conf_t  *main;
-
-    main = ngx_http_get_module_main_conf(r, ngx_http_handoff_module);
-
-    return main->realip != NGX_CONF_UNSET_UINT
-           && *(ngx_array_t **) r->loc_conf[main->realip] != NULL;
-}
-
-
-/* NULL if the variables of handoff_pass name nothing: the offer says so, too. */
-static ngx_handoff_broker_t *
-ngx_http_handoff_broker(ngx_http_request_t *r, ngx_handoff_conf_t *conf,
-    ngx_handoff_offer_t *offer)
-{
-    ngx_str_t  name;
-
-    if (conf->value == NULL) {
-        return conf->broker;
-    }
-
-    if (ngx_http_complex_value(r, conf->value, &name) != NGX_OK) {
-        ngx_handoff_refuse(offer, HANDOFF_REASON_CLIENT_UNSUPPORTED);
-        return NULL;
-    }
-
-    return ngx_handoff_find(ngx_http_get_module_main_conf(r, ngx_http_handoff_module), conf,
-                            &name, offer, r->connection->log);
-}
-
-
-/* While it waits for room the connection has events: a client may go away. */
-static void
-ngx_http_handoff_read_handler(ngx_http_request_t *r)
-{
-    ngx_connection_t        *c = r->connection;
-    ngx_http_handoff_ctx_t  *ctx = ngx_http_handoff_ctx(r);
-
-    if (ctx->offer.state != NGX_HANDOFF_QUEUED) {
-        ngx_http_block_reading(r);
-        return;
-    }
-
-    ngx_http_test_reading(r);
-
-    /* The request ends, but not within this call. */
-    if (c->error) {
-        ngx_handoff_client_gone(&ctx->offer);
-    }
-}
-
-
-/* Why this request's connection can't change hands, as far as can be told from the beginning. */
-static char *
-ngx_http_handoff_obstacle(ngx_http_request_t *r)
-{
-    ngx_http_handoff_ctx_t  *ctx;
-
-    if (r != r->main) {
-        return "it is a subrequest";
-    }
-
-#if (NGX_HTTP_V2)
-    if (r->stream) {
-        return "it came by HTTP/2";
-    }
-#endif
-
-#if (NGX_HTTP_SSL)
-    if (r->connection->ssl) {
-        return "nginx terminates its TLS";
-    }
-#endif
-
-    if (r->http_version < NGX_HTTP_VERSION_10) {
-        return "it has no head";
-    }
-
-    ctx = ngx_http_handoff_ctx(r);
-
-    if (ctx == NULL || ctx->head_end == NULL || ctx->offer.state != NGX_HANDOFF_IDLE) {
-        return "it can't be offered";
-    }
-
-    return NULL;
-}
-
-
-/* At the end of the iteration, when nothing of nginx's is in the middle of this request. */
-static handoff_reason
-ngx_http_handoff_preread(ngx_handoff_offer_t *offer, ngx_handoff_content_t *content)
-{
-    char                    *why;
-    ngx_http_request_t      *r = offer->session;
-    ngx_http_handoff_ctx_t  *ctx = ngx_http_handoff_ctx(r);
-
-    ngx_http_set_log_request(r->connection->log, r);
-
-    if (r->header_sent || r->connection->buffered) {
-        why = "its response has begun";
-
-    } else if (r->count != 1 || r->blocked || r->postponed) {
-        why = "a subrequest is under way";
-
-    } else if (r->connection->error) {
-        why = "its connection is broken";
-
-    } else {
-        why = ngx_http_handoff_rebuild(r, ctx->head_end, content);
-    }
-
-    if (why == NULL) {
-        return HANDOFF_REASON_NONE;
-    }
-
-    ngx_log_error(NGX_LOG_INFO, r->connection->log, 0, "not handed over: %s", why);
-
-    return HANDOFF_REASON_CLIENT_UNSUPPORTED;
-}
-
-
-static void
-ngx_http_handoff_done(ngx_handoff_offer_t *offer)
-{
-    ngx_http_request_t  *r = offer->session;
-    ngx_connection_t    *c = r->connection;
-
-    ngx_http_set_log_request(c->log, r);
-
-    if (offer->outcome == HANDOFF_ADOPTED) {
-        /*
-         * Not ngx_http_finalize_request(): that would read on, or shut the connection down, or
-         * run a post_action. It is out of the event loop already, so closing is all that is left.
-         */
-        ngx_http_free_request(r, 0);
-        ngx_http_close_connection(c);
-        return;
-    }
-
-    if (c->error) {
-        ngx_http_finalize_request(r, NGX_ERROR);
-
-    } else {
-        ngx_http_finalize_request(r, offer->reason == HANDOFF_REASON_ACK_TIMEOUT
-                                         ? NGX_HTTP_GATEWAY_TIME_OUT : NGX_HTTP_BAD_GATEWAY);
-    }
-
-    ngx_http_run_posted_requests(c);
-}
-
-
-static void
-ngx_http_handoff_unsupported(ngx_http_request_t *r, char *why)
-{
-    ngx_http_handoff_ctx_t  *ctx = ngx_http_handoff_ctx(r);
-
-    ngx_log_error(NGX_LOG_INFO, r->connection->log, 0, "not handed over: %s", why);
-
-    if (ctx && ctx->offer.state == NGX_HANDOFF_IDLE) {
-        ngx_handoff_refuse(&ctx->offer, HANDOFF_REASON_CLIENT_UNSUPPORTED);
-    }
-}
-
-
-/* In the first phase: notes where the head ends, which can't be told any more later. */
-static ngx_int_t
-ngx_http_handoff_begin(ngx_http_request_t *r)
-{
-    ngx_pool_cleanup_t           *cln;
-    ngx_http_handoff_ctx_t       *ctx;
-    ngx_http_handoff_srv_conf_t  *hscf;
-
-    hscf = ngx_http_get_module_srv_conf(r, ngx_http_handoff_module);
-
-    if (r != r->main || !hscf->used) {
-        return NGX_DECLINED;
-    }
-
-    cln = ngx_pool_cleanup_add(r->pool, sizeof(ngx_http_handoff_ctx_t));
-    if (cln == NULL) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    ctx = cln->data;
-    ngx_memzero(ctx, sizeof(ngx_http_handoff_ctx_t));
-    ctx->head_end = r->header_in->pos;
-
-    cln->handler = ngx_http_handoff_cleanup;
-    ngx_http_set_ctx(r, ctx, ngx_http_handoff_module);
-
-    return NGX_DECLINED;
-}
-
-
-static ngx_http_handoff_ctx_t *
-ngx_http_handoff_ctx(ngx_http_request_t *r)
-{
-    ngx_pool_cleanup_t      *cln;
-    ngx_http_handoff_ctx_t  *ctx;
-
-    r = r->main;
-
-    ctx = ngx_http_get_module_ctx(r, ngx_http_handoff_module);
-    if (ctx) {
-        return ctx;
-    }
-
-    /* Internal redirects clear what a module has for a request. */
-    for (cln = r->pool->cleanup; cln; cln = cln->next) {
-        if (cln->handler == ngx_http_handoff_cleanup) {
-            ngx_http_set_ctx(r, cln->data, ngx_http_handoff_module);
-            return cln->data;
-        }
-    }
-
-    return NULL;
-}
-
-
-/* The request ends. */
-static void
-ngx_http_handoff_cleanup(void *data)
-{
-    ngx_http_handoff_ctx_t  *ctx = data;
-
-    ngx_handoff_take_back(&ctx->offer);
-}
-
-
 /* ---- variables ---- */
-
-static ngx_variable_value_t *
-ngx_http_handoff_value(void *session, ngx_uint_t index)
-{
-    return ngx_http_get_flushed_variable(session, index);
-}
-
 
 static ngx_int_t
 ngx_http_handoff_variable(ngx_http_request_t *r, ngx_http_variable_value_t *v, uintptr_t data)
 {
     ngx_http_handoff_ctx_t  *ctx = ngx_http_handoff_ctx(r);
 
-    return ngx_handoff_outcome_text(r->pool, v, ctx ? &ctx->offer : NULL, data);
+    return ngx_handoff_get_variable(r->connection, r->pool, v, ctx ? &ctx->offer : NULL, data);
 }
 
 
@@ -458,17 +134,25 @@ ngx_http_handoff_location_variable(ngx_http_request_t *r, ngx_http_variable_valu
 static ngx_int_t
 ngx_http_handoff_add_variables(ngx_conf_t *cf)
 {
-    ngx_http_variable_t  *var, *v;
+    ngx_str_t             location = ngx_string("handoff_location"), *name;
+    ngx_http_variable_t  *var;
 
-    for (v = ngx_http_handoff_variables; v->name.len; v++) {
-        var = ngx_http_add_variable(cf, &v->name, v->flags);
+    for (name = ngx_handoff_variables; name->len; name++) {
+        var = ngx_http_add_variable(cf, name, NGX_HTTP_VAR_NOCACHEABLE);
         if (var == NULL) {
             return NGX_ERROR;
         }
 
-        var->get_handler = v->get_handler;
-        var->data = v->data;
+        var->get_handler = ngx_http_handoff_variable;
+        var->data = name - ngx_handoff_variables;
     }
+
+    var = ngx_http_add_variable(cf, &location, NGX_HTTP_VAR_NOCACHEABLE);
+    if (var == NULL) {
+        return NGX_ERROR;
+    }
+
+    var->get_handler = ngx_http_handoff_location_variable;
 
     return NGX_OK;
 }
@@ -490,6 +174,34 @@ ngx_http_handoff_init(ngx_conf_t *cf)
     }
 
     *h = ngx_http_handoff_begin;
+
+    return ngx_http_handoff_init_tls(cf);
+}
+
+
+/* Every server may have a client whose connection is handed over. */
+static ngx_int_t
+ngx_http_handoff_init_tls(ngx_conf_t *cf)
+{
+#if (NGX_HANDOFF_TLS && NGX_HTTP_SSL)
+    ngx_uint_t                   i;
+    ngx_http_ssl_srv_conf_t     *sscf;
+    ngx_http_core_srv_conf_t   **cscfp;
+    ngx_handoff_main_conf_t     *main;
+    ngx_http_core_main_conf_t   *cmcf;
+
+    main = ngx_http_conf_get_module_main_conf(cf, ngx_http_handoff_module);
+    cmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_core_module);
+    cscfp = cmcf->servers.elts;
+
+    for (i = 0; main->used && i < cmcf->servers.nelts; i++) {
+        sscf = cscfp[i]->ctx->srv_conf[ngx_http_ssl_module.ctx_index];
+
+        if (ngx_handoff_prepare_tls(sscf->ssl.ctx) != NGX_OK) {
+            return NGX_ERROR;
+        }
+    }
+#endif
 
     return NGX_OK;
 }
@@ -713,6 +425,13 @@ ngx_http_handoff_init_process(ngx_cycle_t *cycle)
 {
     return ngx_handoff_init_worker(cycle,
                ngx_http_cycle_get_module_main_conf(cycle, ngx_http_handoff_module));
+}
+
+
+static void
+ngx_http_handoff_exit_process(ngx_cycle_t *cycle)
+{
+    ngx_handoff_exit_worker(ngx_http_cycle_get_module_main_conf(cycle, ngx_http_handoff_module));
 }
 
 #pragma GCC visibility pop

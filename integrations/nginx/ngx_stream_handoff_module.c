@@ -9,6 +9,10 @@
 
 #pragma GCC visibility push(hidden)
 
+#if (NGX_STREAM_SSL && NGX_HANDOFF_OLD_STREAM_SSL)
+typedef ngx_stream_ssl_conf_t  ngx_stream_ssl_srv_conf_t;
+#endif
+
 typedef struct {
     ngx_handoff_conf_t              handoff;      /* first: the directives' offsets are in it */
     ngx_stream_content_handler_pt   fallback;     /* NULL without proxy_pass or its like */
@@ -27,9 +31,11 @@ static void ngx_stream_handoff_fall_back(ngx_stream_session_t *s);
 static void ngx_stream_handoff_event_handler(ngx_event_t *ev);
 static void ngx_stream_handoff_cleanup(void *data);
 static ngx_variable_value_t *ngx_stream_handoff_value(void *session, ngx_uint_t index);
+static ngx_variable_value_t *ngx_stream_handoff_capture(ngx_stream_session_t *s, ngx_uint_t n);
 static ngx_int_t ngx_stream_handoff_variable(ngx_stream_session_t *s,
     ngx_stream_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_stream_handoff_add_variables(ngx_conf_t *cf);
+static ngx_int_t ngx_stream_handoff_init(ngx_conf_t *cf);
 static void *ngx_stream_handoff_create_main_conf(ngx_conf_t *cf);
 static char *ngx_stream_handoff_init_main_conf(ngx_conf_t *cf, void *conf);
 static ngx_int_t ngx_stream_handoff_add_upstream(ngx_conf_t *cf, ngx_handoff_main_conf_t *main,
@@ -41,6 +47,7 @@ static char *ngx_stream_handoff_text(ngx_conf_t *cf, ngx_command_t *cmd, void *c
 static char *ngx_stream_handoff_metadata(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 static ngx_uint_t ngx_stream_handoff_known(ngx_conf_t *cf, ngx_str_t *name);
 static ngx_int_t ngx_stream_handoff_init_process(ngx_cycle_t *cycle);
+static void ngx_stream_handoff_exit_process(ngx_cycle_t *cycle);
 
 
 #define NGX_STREAM_HANDOFF_CONF  (NGX_STREAM_MAIN_CONF|NGX_STREAM_SRV_CONF)
@@ -70,7 +77,7 @@ static ngx_command_t  ngx_stream_handoff_commands[] = {
 
 static ngx_stream_module_t  ngx_stream_handoff_module_ctx = {
     ngx_stream_handoff_add_variables,
-    NULL,
+    ngx_stream_handoff_init,
     ngx_stream_handoff_create_main_conf,
     ngx_stream_handoff_init_main_conf,
     ngx_stream_handoff_create_srv_conf,
@@ -89,33 +96,12 @@ ngx_module_t  ngx_stream_handoff_module = {
     ngx_stream_handoff_init_process,
     NULL,
     NULL,
-    ngx_handoff_exit_worker,
+    ngx_stream_handoff_exit_process,
     NULL,
     NGX_MODULE_V1_PADDING
 };
 
 #pragma GCC visibility push(hidden)
-
-static ngx_stream_variable_t  ngx_stream_handoff_variables[] = {
-
-    { ngx_string("handoff_outcome"), NULL, ngx_stream_handoff_variable, NGX_HANDOFF_OUTCOME,
-      NGX_STREAM_VAR_NOCACHEABLE, 0 },
-
-    { ngx_string("handoff_reason"), NULL, ngx_stream_handoff_variable, NGX_HANDOFF_REASON,
-      NGX_STREAM_VAR_NOCACHEABLE, 0 },
-
-    { ngx_string("handoff_wait"), NULL, ngx_stream_handoff_variable, NGX_HANDOFF_WAIT,
-      NGX_STREAM_VAR_NOCACHEABLE, 0 },
-
-    { ngx_string("handoff_backend"), NULL, ngx_stream_handoff_variable, NGX_HANDOFF_BACKEND,
-      NGX_STREAM_VAR_NOCACHEABLE, 0 },
-
-    { ngx_string("handoff_tries"), NULL, ngx_stream_handoff_variable, NGX_HANDOFF_TRIES,
-      NGX_STREAM_VAR_NOCACHEABLE, 0 },
-
-      ngx_stream_null_variable
-};
-
 
 /* ---- a session ---- */
 
@@ -216,17 +202,11 @@ ngx_stream_handoff_obstacle(ngx_stream_session_t *s)
         return "it is not a connection";
     }
 
-#if (NGX_STREAM_SSL)
-    if (c->ssl) {
-        return "nginx terminates its TLS";
-    }
-#endif
-
     if (c->buffered) {
         return "a response has begun";
     }
 
-    return NULL;
+    return ngx_handoff_tls_obstacle(c);
 }
 
 
@@ -237,6 +217,11 @@ ngx_stream_handoff_preread(ngx_handoff_offer_t *offer, ngx_handoff_content_t *co
     ngx_buf_t  *b = offer->connection->buffer;
 
     why = b ? ngx_handoff_add_preread(content, b->pos, b->last - b->pos) : NULL;
+
+    if (why == NULL) {
+        why = ngx_handoff_take_tls(offer->connection, content);
+    }
+
     if (why == NULL) {
         return HANDOFF_REASON_NONE;
     }
@@ -254,6 +239,7 @@ ngx_stream_handoff_done(ngx_handoff_offer_t *offer)
 
     if (offer->outcome == HANDOFF_ADOPTED) {
         /* It is out of the event loop; this closes it, and neither reads on nor shuts it down. */
+        ngx_handoff_forget_tls(offer->connection);
         ngx_stream_finalize_session(s, NGX_STREAM_OK);
         return;
     }
@@ -339,7 +325,30 @@ ngx_stream_handoff_cleanup(void *data)
 static ngx_variable_value_t *
 ngx_stream_handoff_value(void *session, ngx_uint_t index)
 {
-    return ngx_stream_get_flushed_variable(session, index);
+    return (index > NGX_HANDOFF_CAPTURE)
+           ? ngx_stream_handoff_capture(session, index - NGX_HANDOFF_CAPTURE)
+           : ngx_stream_get_flushed_variable(session, index);
+}
+
+
+/* Of the regular expression that matched last. The value is valid until the next call. */
+static ngx_variable_value_t *
+ngx_stream_handoff_capture(ngx_stream_session_t *s, ngx_uint_t n)
+{
+#if (NGX_PCRE)
+    int                         *captures = s->captures;
+    static ngx_variable_value_t  value;
+
+    /* Pairs of where one begins and ends. */
+    if (2 * n < s->ncaptures) {
+        value.data = s->captures_data + captures[2 * n];
+        value.len = captures[2 * n + 1] - captures[2 * n];
+
+        return &value;
+    }
+#endif
+
+    return NULL;
 }
 
 
@@ -347,25 +356,25 @@ static ngx_int_t
 ngx_stream_handoff_variable(ngx_stream_session_t *s, ngx_stream_variable_value_t *v,
     uintptr_t data)
 {
-    return ngx_handoff_outcome_text(s->connection->pool, v,
-                                    ngx_stream_get_module_ctx(s, ngx_stream_handoff_module),
-                                    data);
+    return ngx_handoff_get_variable(s->connection, s->connection->pool, v,
+                                    ngx_stream_get_module_ctx(s, ngx_stream_handoff_module), data);
 }
 
 
 static ngx_int_t
 ngx_stream_handoff_add_variables(ngx_conf_t *cf)
 {
-    ngx_stream_variable_t  *var, *v;
+    ngx_str_t              *name;
+    ngx_stream_variable_t  *var;
 
-    for (v = ngx_stream_handoff_variables; v->name.len; v++) {
-        var = ngx_stream_add_variable(cf, &v->name, v->flags);
+    for (name = ngx_handoff_variables; name->len; name++) {
+        var = ngx_stream_add_variable(cf, name, NGX_STREAM_VAR_NOCACHEABLE);
         if (var == NULL) {
             return NGX_ERROR;
         }
 
-        var->get_handler = v->get_handler;
-        var->data = v->data;
+        var->get_handler = ngx_stream_handoff_variable;
+        var->data = name - ngx_handoff_variables;
     }
 
     return NGX_OK;
@@ -373,6 +382,34 @@ ngx_stream_handoff_add_variables(ngx_conf_t *cf)
 
 
 /* ---- configuration ---- */
+
+/* Every server may have a client whose connection is handed over. */
+static ngx_int_t
+ngx_stream_handoff_init(ngx_conf_t *cf)
+{
+#if (NGX_HANDOFF_TLS && NGX_STREAM_SSL)
+    ngx_uint_t                     i;
+    ngx_stream_ssl_srv_conf_t     *sscf;
+    ngx_handoff_main_conf_t       *main;
+    ngx_stream_core_srv_conf_t   **cscfp;
+    ngx_stream_core_main_conf_t   *cmcf;
+
+    main = ngx_stream_conf_get_module_main_conf(cf, ngx_stream_handoff_module);
+    cmcf = ngx_stream_conf_get_module_main_conf(cf, ngx_stream_core_module);
+    cscfp = cmcf->servers.elts;
+
+    for (i = 0; main->used && i < cmcf->servers.nelts; i++) {
+        sscf = cscfp[i]->ctx->srv_conf[ngx_stream_ssl_module.ctx_index];
+
+        if (ngx_handoff_prepare_tls(sscf->ssl.ctx) != NGX_OK) {
+            return NGX_ERROR;
+        }
+    }
+#endif
+
+    return NGX_OK;
+}
+
 
 static void *
 ngx_stream_handoff_create_main_conf(ngx_conf_t *cf)
@@ -563,6 +600,13 @@ ngx_stream_handoff_init_process(ngx_cycle_t *cycle)
 {
     return ngx_handoff_init_worker(cycle,
                ngx_stream_cycle_get_module_main_conf(cycle, ngx_stream_handoff_module));
+}
+
+
+static void
+ngx_stream_handoff_exit_process(ngx_cycle_t *cycle)
+{
+    ngx_handoff_exit_worker(ngx_stream_cycle_get_module_main_conf(cycle, ngx_stream_handoff_module));
 }
 
 #pragma GCC visibility pop

@@ -367,8 +367,9 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 /// @return HANDOFF_OK: handoff_broker_next() will return its verdict. After any error except
 ///         HANDOFF_ERR_INTERNAL nothing was sent and there is no verdict, so serve the client
 ///         another way:
-///         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, also if the backend has as many as it
-///         may have, or if it is draining: handoff_last_error() says why;
+///         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, also if the backend is draining:
+///         handoff_last_error() says why;
+///         HANDOFF_ERR_TOO_MANY_CHANNELS if there is none because the backend has as many as it may;
 ///         HANDOFF_ERR_WOULD_BLOCK if there is none because too many brokers wait to be accepted;
 ///         HANDOFF_ERR_PERMISSION_DENIED if there is none because this process may not connect, or
 ///         the backend does not allow its user;
@@ -394,8 +395,8 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 /// If none of several backends takes the offer, the status is about the one that is most likely to
 /// take one soon.
 ///
-/// After HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED and HANDOFF_ERR_BACKEND_UNAVAILABLE the
-/// descriptor becomes readable when an offer would be taken again: see handoff_broker_room().
+/// After HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE and
+/// HANDOFF_ERR_TOO_MANY_CHANNELS the descriptor becomes readable when an offer would be taken again: see handoff_broker_room().
 ///
 /// After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
 /// handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is

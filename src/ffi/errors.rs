@@ -111,6 +111,10 @@ pub const HANDOFF_ERR_TLS_ALERT: handoff_status = -42;
 /// The client has sent a TLS record that is no data, or something that is no record of this
 /// connection; handoff_last_error() says what. Close the connection.
 pub const HANDOFF_ERR_TLS_RECORD: handoff_status = -43;
+/// The backend has as many channels as it may, in all or of this broker's user;
+/// handoff_last_error() says which. The broker tries again. Serve the client another way, and raise
+/// `max_channels` or `max_channels_per_user` in handoff_backend_options.
+pub const HANDOFF_ERR_TOO_MANY_CHANNELS: handoff_status = -44;
 
 /// What there is to say about an error.
 pub(super) struct Entry {
@@ -139,7 +143,7 @@ const fn c_str(text: &'static str) -> &'static CStr {
 }
 
 /// Every error.
-const ENTRIES: [Entry; 42] = [
+const ENTRIES: [Entry; 43] = [
     entry!(InvalidArgument, HANDOFF_ERR_INVALID_ARGUMENT, c"invalid argument"),
     entry!(Unsupported, HANDOFF_ERR_UNSUPPORTED, c"not supported"),
     entry!(PermissionDenied, HANDOFF_ERR_PERMISSION_DENIED, c"permission denied"),
@@ -202,6 +206,11 @@ const ENTRIES: [Entry; 42] = [
     entry!(TlsKeyUpdate, HANDOFF_ERR_TLS_KEY_UPDATE, c"the client has updated its TLS key"),
     entry!(TlsAlert, HANDOFF_ERR_TLS_ALERT, c"the client has sent a TLS alert"),
     entry!(TlsRecord, HANDOFF_ERR_TLS_RECORD, c"a TLS record that is no data, or is not authentic"),
+    entry!(
+        TooManyChannels,
+        HANDOFF_ERR_TOO_MANY_CHANNELS,
+        c"the backend has as many channels as it may"
+    ),
 ];
 
 /// The entry of an error; none for other numbers.

@@ -65,6 +65,7 @@ pub extern "C" fn handoff_reason_name(reason: handoff_reason) -> *const c_char {
         HANDOFF_REASON_CLIENT_GONE => c"client gone",
         HANDOFF_REASON_TOO_LARGE => c"too large",
         HANDOFF_REASON_KIND => c"kind of socket",
+        HANDOFF_REASON_TOO_MANY_CHANNELS => c"too many channels",
         _ => c"unknown",
     };
     name.as_ptr()
@@ -146,6 +147,8 @@ pub const HANDOFF_REASON_TOO_LARGE: handoff_reason = 16;
 /// The backend does not take this kind of socket: see `kind` in handoff_verdict and `kinds` in
 /// handoff_backend_options.
 pub const HANDOFF_REASON_KIND: handoff_reason = 17;
+/// The backend has as many channels as it may: see `max_channels` in handoff_backend_options.
+pub const HANDOFF_REASON_TOO_MANY_CHANNELS: handoff_reason = 18;
 
 /// A reason that C passes.
 pub(super) fn reason(value: handoff_reason) -> Result<Reason, Failure> {
@@ -169,6 +172,6 @@ mod tests {
             assert!(names.insert(name(reason)), "{reason}");
         }
         assert_eq!(Reason::IntegrityMismatch as u32, HANDOFF_REASON_INTEGRITY_MISMATCH);
-        assert_eq!(Reason::Kind as u32, HANDOFF_REASON_KIND);
+        assert_eq!(Reason::TooManyChannels as u32, HANDOFF_REASON_TOO_MANY_CHANNELS);
     }
 }

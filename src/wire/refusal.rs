@@ -99,6 +99,7 @@ impl Refusal {
     pub(crate) fn kind(&self) -> ErrorKind {
         match self.cause {
             cause::NOT_ALLOWED => ErrorKind::PermissionDenied,
+            cause::CHANNELS | cause::CHANNELS_OF_USER => ErrorKind::TooManyChannels,
             cause::VERSION => ErrorKind::Unsupported,
             _ => ErrorKind::BackendUnavailable,
         }
@@ -183,10 +184,10 @@ mod tests {
         says(Refusal::not_allowed(65534, true, true, 0), denied, listed);
         let unavailable = ErrorKind::BackendUnavailable;
         let full = "the backend has as many channels as it may: 64 (max_channels)";
-        says(Refusal::channels(64), unavailable, full);
+        says(Refusal::channels(64), ErrorKind::TooManyChannels, full);
         let full =
             "the backend has as many channels of user 33 as it may: 56 (max_channels_per_user)";
-        says(Refusal::channels_of_user(33, 56), unavailable, full);
+        says(Refusal::channels_of_user(33, 56), ErrorKind::TooManyChannels, full);
         let other = "the backend speaks version 2 of the protocol, this broker version 1";
         says(Refusal::speaks(2), ErrorKind::Unsupported, other);
         let others = Refusal { versions: [2, 4], ..Refusal::VERSION };

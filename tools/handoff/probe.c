@@ -25,9 +25,10 @@ static int why(handoff_status status, int error)
         return error == 0 ? WRONG_VERSION : FAILED;
     case HANDOFF_ERR_WOULD_BLOCK:
         return NO_ANSWER;
+    case HANDOFF_ERR_TOO_MANY_CHANNELS:
+        return TOO_MANY;
     case HANDOFF_ERR_BACKEND_UNAVAILABLE:
-        return error == EUSERS         ? TOO_MANY
-               : error == ESHUTDOWN    ? IS_DRAINING
+        return error == ESHUTDOWN      ? IS_DRAINING
                : error == ETIMEDOUT    ? NO_ANSWER
                : error == ENOENT       ? NO_PATH
                : error == ECONNREFUSED ? NOBODY_LISTENS

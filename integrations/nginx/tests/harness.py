@@ -17,14 +17,13 @@ import unittest
 import urllib.request
 
 BUILD = os.environ["NGINX_TESTS_BUILD"]  # where the test programs are
-MODULES = os.environ["NGINX_MODULES"]  # where the nginx modules are
+NGINX = os.environ.get("NGINX_PROGRAM", "nginx")
+LOAD = os.environ["NGINX_LOAD"].split()  # the modules; none if they are in nginx itself
 UNDER = os.environ.get("NGINX_TESTS_UNDER", "").split()  # such as valgrind and its options
 PATIENCE = 60  # seconds, for anything that should happen soon: only a fault takes so long
 
 CONFIGURATION = """
-load_module /usr/lib/nginx/modules/ngx_stream_module.so;
-load_module {modules}/ngx_http_handoff_module.so;
-load_module {modules}/ngx_stream_handoff_module.so;
+{load}
 {user}
 daemon off;
 worker_processes 2;
@@ -166,6 +165,10 @@ class Backend(Process):
     def statistics(self):
         return json.loads(self.get("/stats"))
 
+    def hold(self):
+        """From now on it decides nothing."""
+        self.get("/hold")
+
     def release(self):
         """Decides what it has held back."""
         self.get("/release")
@@ -177,15 +180,19 @@ class Nginx(Process):
     def __init__(self, directory, **parts):
         """`parts` fill the configuration: http, stream, main, and root's workers' user."""
         self.configure(directory, **parts)
-        super().__init__([*UNDER, "nginx", "-p", directory, "-c", "nginx.conf", "-e", "error.log"],
-                         directory)
+        super().__init__(self.command(directory), directory)
+
+    @staticmethod
+    def command(directory):
+        return [*UNDER, NGINX, "-p", directory, "-c", "nginx.conf", "-e", "error.log"]
 
     @staticmethod
     def configure(directory, http="", stream="", main="", user="root"):
         """Without a part its block is left out, though its module is loaded."""
         with open(f"{directory}/nginx.conf", "w", encoding="ascii") as file:
-            file.write(CONFIGURATION.format(modules=MODULES, main=main,
-                                            user=f"user {user};" if os.getuid() == 0 else ""))
+            file.write(CONFIGURATION.format(
+                load="\n".join(f"load_module {path};" for path in LOAD), main=main,
+                user=f"user {user};" if os.getuid() == 0 else ""))
             if http:
                 file.write(HTTP.format(http=http))
             if stream:
@@ -196,7 +203,7 @@ class Nginx(Process):
         """What nginx -t says of a configuration, and whether it is in order."""
         Nginx.configure(directory, **parts)
         result = subprocess.run(
-            ["nginx", "-t", "-p", directory, "-c", "nginx.conf", "-e", "error.log"], text=True,
+            [NGINX, "-t", "-p", directory, "-c", "nginx.conf", "-e", "error.log"], text=True,
             cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         return result.returncode == 0, result.stdout
 
@@ -291,11 +298,17 @@ class Case(unittest.TestCase):
         self.addCleanup(backend.kill)
         return backend
 
+    new_port = staticmethod(free_port)
+
+    def fill(self):
+        """What else is filled in in the parts of a configuration."""
+        return {"directory": self.directory,
+                "fallback": self.backends[-1].echo_port if self.backends else 1}
+
     def start_nginx(self, http="", stream="", server="", **more):
-        """Begins nginx; {port}, {directory} and {server} in the parts are filled in."""
-        self.port, self.stream_port = free_port(), free_port()
-        fallback = self.backends[-1].echo_port if self.backends else 1
-        fill = {"directory": self.directory, "server": server, "fallback": fallback}
+        """Begins nginx; {port}, {directory}, {server} and so on in the parts are filled in."""
+        self.port, self.stream_port = self.new_port(), self.new_port()
+        fill = {"server": server, **self.fill()}
         patient = "handoff_timeout 1h;"
         self.parts = {"http": http and patient + http.format(port=self.port, **fill),
                       "stream": stream and patient + stream.format(port=self.stream_port, **fill),
@@ -312,9 +325,13 @@ class Case(unittest.TestCase):
         self.start_nginx(**(parts or {"http": HANDED_OVER}))
         wait_for_channels(self.nginx, self.backend)
 
+    def plain_port(self):
+        """Where nginx answers without TLS."""
+        return self.port
+
     def active(self):
         """How many clients nginx says it has; whoever asks is one of them."""
-        url = f"http://127.0.0.1:{self.port}/status"
+        url = f"http://127.0.0.1:{self.plain_port()}/status"
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return int(answer.readline().split()[2])
 

@@ -3,11 +3,16 @@ offers are pending: whoever has the claim serves each client, once."""
 
 import asyncio
 import collections
+import contextlib
+import glob
+import os
 import signal
+import time
 import unittest
 
 from client import Connection, drive, gather, new_identity, request
-from harness import HANDED_OVER, NO_LIMIT, STREAM, Case, Nginx, number, wait_until
+from harness import (HANDED_OVER, NO_LIMIT, STREAM, Case, Nginx, Process, free_port, number,
+                     wait_until)
 
 PENDING = number("PENDING", 100)
 LATE = number("LATE", 4000)
@@ -289,6 +294,61 @@ class Restart(Case):
         self.ask_while(change)
         self.assertGreater(other.statistics()["adopted"], 0)
         wait_until(lambda: self.backend.statistics()["channels"] == 0, "the old channels end")
+
+
+class Processes(Case):
+    """How nginx's processes come and go."""
+
+    def channels(self):
+        """How many the backend has: connected sockets for packets."""
+        own = set()
+        for link in glob.glob(f"/proc/{self.backend.process.pid}/fd/*"):
+            with contextlib.suppress(FileNotFoundError):  # it has just closed it
+                own.add(os.readlink(link))
+        with open("/proc/net/unix", encoding="utf-8", errors="replace") as file:
+            lines = [line.split() for line in file]
+        return sum(line[4:6] == ["0005", "03"] and f"socket:[{line[6]}]" in own for line in lines)
+
+    def test_worker_that_ends_keeps_no_channel(self):
+        """But makes one again for a client that comes late."""
+        self.start()
+        data = request("a", close=True)
+
+        async def upload():
+            connection = await Connection.open(self.port)
+            await connection.send(data[:10])
+            await asyncio.to_thread(wait_until, lambda: self.active() == 2, "it is accepted")
+            old = await asyncio.to_thread(self.nginx.reload)
+            await asyncio.to_thread(wait_until, lambda: self.channels() == 2, "two channels")
+            self.assertTrue(old & self.nginx.workers())
+            await connection.send(data[10:])
+            answer = await connection.read_answer()
+            await connection.read_end()
+            connection.close()
+            return answer, old
+
+        answer, old = drive(upload())
+        self.assertEqual(answer.headers["x-served-by"], "handoff")
+        self.nginx.wait_for_end_of(old)
+
+    def test_nginx_without_a_master_process_may_reload(self):
+        self.backend, self.fallback = self.start_backend(), self.start_fallback()
+        self.port = free_port()
+        Nginx.configure(self.directory, main="master_process off;", http=HANDED_OVER.format(
+            port=self.port, server="", directory=self.directory))
+        nginx = Process(Nginx.command(self.directory), self.directory)
+        self.addCleanup(nginx.kill)
+        wait_until(lambda: os.path.exists(f"{self.directory}/nginx.pid"), "nginx runs")
+
+        async def ask():
+            return await (await Connection.open(self.port)).ask(request("a", close=True))
+
+        self.assertEqual(drive(ask()).headers["x-served-by"], "handoff")
+        # It forgets its connections then, in all versions so far: there is nothing more to ask of it.
+        nginx.signal(signal.SIGHUP)
+        time.sleep(0.5)
+        nginx.signal(signal.SIGQUIT)
+        self.assertEqual(nginx.wait(), 0)
 
 
 if __name__ == "__main__":

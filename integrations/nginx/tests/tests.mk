@@ -3,10 +3,15 @@
 NGINX_TESTS := $(BUILD)/nginx-tests
 NGINX_TEST  ?= http head parsed accel details stream failures copies events backends queue status metadata socket_state
 
+# Which nginx, and what it loads, in this order.
+NGINX_PROGRAM ?= nginx
+NGINX_LOAD  ?= /usr/lib/nginx/modules/ngx_stream_module.so $(NGINX_MODULES)
+
 # Seconds after which a test that hangs is ended.
 NGINX_LIMIT ?= 600
 NGINX_RUN    = LD_LIBRARY_PATH=$(LIB) NGINX_TESTS_BUILD=$(NGINX_TESTS) \
-    NGINX_MODULES=$(NGINX_BUILD) NGINX_TESTS_LIMIT=$(NGINX_LIMIT) PYTHONDONTWRITEBYTECODE=1
+    NGINX_PROGRAM=$(NGINX_PROGRAM) NGINX_LOAD="$(NGINX_LOAD)" \
+    NGINX_TESTS_LIMIT=$(NGINX_LIMIT) PYTHONDONTWRITEBYTECODE=1
 
 # $(call nginx_program,LIBRARIES): a program of the tests, built as a user's would be.
 nginx_program = mkdir -p $(@D) && $(CC) -std=c11 $(CFLAGS) $(WARN) $(filter %.c,$^) -o $@ \
