@@ -25,13 +25,13 @@
  * wins, a part is repeated with twice the deadline.
  */
 #define _GNU_SOURCE
+#include "libc.h"
 #include "one_owner.h"
 
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
-#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -156,7 +156,7 @@ static void start(int which)
             _exit(1);
         srand48(now() ^ process->number);
         /* The clients' ends are the driver's alone. */
-        check(dup2(listener, 3) == 3 && close_range(4, ~0U, 0) == 0);
+        check(dup2(listener, 3) == 3 && close_all_from(4) == 0);
         if (which >= BROKER)
             run_broker(3, process->number,
                        part->brokers == 1 ? ONE_EACH : which == BROKER ? DIRECTORY : ADDED);
@@ -164,7 +164,7 @@ static void start(int which)
         run_backend(which, process->number, place);
     }
     sigprocmask(SIG_UNBLOCK, &terminate, NULL);
-    process->pidfd = pidfd_open(process->pid, 0);
+    process->pidfd = open_process(process->pid);
     check(process->pidfd >= 0);
     watch(EPOLL_CTL_ADD, process->pidfd, EPOLLIN, MAX_AT_ONCE + (uint64_t)which);
 }

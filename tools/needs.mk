@@ -95,6 +95,21 @@ need-vm:
 	@$(NEED) busybox-static sh -c 'test -x /bin/busybox && ! ldd /bin/busybox'
 	@$(NEED) mmdebstrap mmdebstrap --version
 
+# ---- to build and to test packages ---------------------------------------------------------------
+
+need-debs: need-nginx-dev
+	@$(NEED) dpkg-dev dpkg-buildpackage --version
+	@$(NEED) debhelper sh -c 'command -v dh'
+	@$(NEED) dh-python sh -c 'command -v dh_python3'
+
+need-deb-tests:
+	@$(NEED) lintian lintian --version
+	@$(NEED) mmdebstrap mmdebstrap --version
+
+need-spec-tests:
+	@$(NEED) rpm rpmbuild --version
+	@$(NEED) shellcheck shellcheck --version
+
 # ---- to compare with other ways ------------------------------------------------------------------
 
 need-peers: need-pkg-config need-nginx

@@ -8,9 +8,9 @@
  *           [-c MAX_IN_FLIGHT] [-x CHANGES]
  *
  * It waits MIN to MAX milliseconds before it adopts, rejects every EVERYth arrival for REASON (a
- * number), or with -n holds what arrives until somebody asks for /release. LOG gets a line for each
- * request answered: how it came, and its id. /stats tells what the handoff socket has done. SIGTERM
- * drains: what has begun is answered, what is held goes back.
+ * number), or with -n holds what arrives until somebody asks for /release, and again from /hold on.
+ * LOG gets a line for each request answered: how it came, and its id. /stats tells what the handoff
+ * socket has done. SIGTERM drains: what has begun is answered, what is held goes back.
  *
  * With -x it does to each arrival, before it decides, what only an owner may do: see change(). And to
  * the copies that it keeps once more after a rejection, because the library undoes SO_LINGER.
@@ -286,6 +286,11 @@ static int decide_due(void)
     return next == UINT64_MAX ? -1 : (int)((next - now) / 1000000 + 1);
 }
 
+void hold_arrivals(void)
+{
+    hold = true;
+}
+
 void release_held(void)
 {
     hold = false;
@@ -297,6 +302,7 @@ int write_statistics(char *text, size_t size)
 {
     handoff_backend_statistics sum = HANDOFF_BACKEND_STATISTICS_INIT;
     unsigned count = 0;
+    char ends[160];
     for (int i = 0; i < source_count; i++) {
         handoff_backend_statistics one = HANDOFF_BACKEND_STATISTICS_INIT;
         if (sources[i].backend == NULL)
@@ -314,14 +320,15 @@ int write_statistics(char *text, size_t size)
     struct client *client;
     TAILQ_FOREACH(client, &clients, next)
         count++;
+    describe_tls_ends(ends, sizeof ends);
     return snprintf(text, size,
                     "{\"arrived\": %llu, \"adopted\": %llu, \"rejected\": %llu, "
                     "\"taken_back\": %llu, \"held\": %llu, \"channels\": %llu, \"broken\": %llu, "
-                    "\"clients\": %u}\n",
+                    "\"clients\": %u, \"tls_ends\": %s}\n",
                     (unsigned long long)sum.arrived, (unsigned long long)sum.adopted,
                     (unsigned long long)sum.rejected, (unsigned long long)sum.taken_back,
                     (unsigned long long)sum.held, (unsigned long long)sum.channels,
-                    (unsigned long long)sum.broken, count);
+                    (unsigned long long)sum.broken, count, ends);
 }
 
 /* ---- where connections come from ---- */

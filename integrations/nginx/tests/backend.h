@@ -40,6 +40,8 @@ struct client {
     struct buffer head; /* of a request for /head, as it came */
     size_t sent;
     uint64_t generate, generated; /* bytes of a body that are made while they are sent */
+    uint64_t events;              /* so many are still to be sent */
+    char *tls;                    /* version and cipher, if the kernel does its TLS */
     char *service, *correlation, *metadata;
     size_t metadata_len;
 };
@@ -52,9 +54,10 @@ extern bool draining;
 void check(int ok, const char *what, const char *why);
 void *allocate(size_t size);
 
-/* backend.c, for the answers to /stats and /release, and to /change/LETTERS, /copies and /forget,
+/* backend.c, for the answers to /stats, /hold and /release, and to /change/LETTERS, /copies and /forget,
  * which are about the copies that were kept. */
 int write_statistics(char *text, size_t size);
+void hold_arrivals(void);
 void release_held(void);
 void change_copies(const char *letters);
 int describe_copies(char *text, size_t size);
@@ -63,6 +66,9 @@ void log_request(const char *way, const char *id);
 void watch(struct watched *what, uint32_t events);
 void change_watch(struct watched *what, uint32_t events);
 void forget(struct watched *what);
+
+/* client.c, for /stats: how the clients with TLS have ended, as a JSON object. */
+int describe_tls_ends(char *text, size_t size);
 
 /* A connection that this process owns; `arrival` says what came with it, or is NULL. May end it. */
 void begin_client(int fd, enum way way, bool echo, const handoff_arrival *arrival);

@@ -1,4 +1,5 @@
-/* Connections: HTTP/1.1, or an echo. Each answer says how its request came. */
+/* Connections: HTTP/1.1, or an echo. Each answer says how its request came. The kernel does the TLS of
+ * some; the code is the same for all. */
 #define _GNU_SOURCE
 #include "backend.h"
 
@@ -51,17 +52,26 @@ static void drop_first(struct buffer *buffer, size_t len)
     buffer->len -= len;
 }
 
+/* Ends what is sent, with close_notify where there is TLS. It fails if the client has gone, and if it
+ * does not read and so leaves no room; then there is nothing else to do either. */
+static void end_sending(struct client *client)
+{
+    if (handoff_tls_shutdown(client->watched.fd, 0) == HANDOFF_TIMED_OUT)
+        shutdown(client->watched.fd, SHUT_WR);
+}
+
 /* Out of the loop first: the broker may not have closed its copy yet, and while that is open
  * close() does not do it, nor does it end the connection. */
 static void end(struct client *client)
 {
     TAILQ_REMOVE(&clients, client, next);
     forget(&client->watched);
-    shutdown(client->watched.fd, SHUT_WR);
+    end_sending(client);
     close(client->watched.fd);
     free(client->in.bytes);
     free(client->out.bytes);
     free(client->head.bytes);
+    free(client->tls);
     free(client->service);
     free(client->correlation);
     free(client->metadata);
@@ -76,11 +86,19 @@ static void append_answer(struct client *client, const char *status, const char 
     const struct request *request = &client->request;
     append_text(&client->out,
                 "HTTP/1.1 %s\r\nContent-Length: %llu\r\nX-Served-By: %s\r\nX-Pid: %d\r\n"
-                "X-Id: %s\r\nX-Body: %llu %08x\r\nConnection: %s\r\n%s\r\n",
+                "X-Id: %s\r\nX-Body: %llu %08x\r\nX-Tls: %s\r\nConnection: %s\r\n%s\r\n",
                 status, (unsigned long long)(len + client->generate), ways[client->way], getpid(),
                 request->id, (unsigned long long)request->body.length, request->body.crc,
-                client->last ? "close" : "keep-alive", headers);
+                client->tls ? client->tls : "none", client->last ? "close" : "keep-alive", headers);
     append(&client->out, body, len);
+}
+
+/* An answer without a length: it ends with the connection. */
+static void begin_answer(struct client *client, const char *status, const char *headers)
+{
+    append_text(&client->out, "HTTP/1.1 %s\r\nX-Served-By: %s\r\nX-Id: %s\r\nX-Tls: %s\r\n%s\r\n",
+                status, ways[client->way], client->request.id, client->tls ? client->tls : "none",
+                headers);
 }
 
 static bool flush(struct client *client);
@@ -118,6 +136,11 @@ static void answer(struct client *client)
         append_answer(client, "200 OK", "", text, (size_t)write_statistics(text, sizeof text));
         return;
     }
+    if (strcmp(request->what, "hold") == 0) {
+        hold_arrivals();
+        append_answer(client, "200 OK", "", NULL, 0);
+        return;
+    }
     if (strcmp(request->what, "release") == 0) {
         release_held();
         append_answer(client, "200 OK", "", NULL, 0);
@@ -135,8 +158,9 @@ static void answer(struct client *client)
     if (strcmp(request->what, "stream") == 0) {
         /* Until the client goes. nginx is told to pass on at once what there is. */
         client->streams = true;
-        append_text(&client->out, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-                    "X-Accel-Buffering: no\r\nConnection: close\r\n\r\ndata: first\n\n");
+        begin_answer(client, "200 OK", "Content-Type: text/event-stream\r\n"
+                     "X-Accel-Buffering: no\r\nConnection: close\r\n");
+        append_text(&client->out, "data: first\n\n");
         return;
     }
     if (strcmp(request->what, "tick") == 0) {
@@ -165,6 +189,15 @@ static void answer(struct client *client)
         append_answer(client, "200 OK", "", NULL, 0);
     } else if (strcmp(request->what, "head") == 0)
         append_answer(client, "200 OK", "", client->head.bytes, client->head.len);
+    else if (strcmp(request->what, "events") == 0) {
+        client->events = request->argument;
+        client->last = true;
+        begin_answer(client, "200 OK", "Content-Type: text/event-stream\r\nConnection: close\r\n");
+    } else if (strcmp(request->what, "upgrade") == 0) {
+        client->echo = client->greeted = true;
+        begin_answer(client, "101 Switching Protocols",
+                     "Upgrade: websocket\r\nConnection: Upgrade\r\n");
+    }
     else
         append_answer(client, "200 OK", "", "served\n", 7);
 }
@@ -273,6 +306,12 @@ static bool flush(struct client *client)
             client->generated += (uint64_t)n;
         } else
             client->sent += (size_t)n;
+        if (client->sent == client->out.len && client->events > 0) {
+            /* Each event is sent by itself. */
+            client->sent = client->out.len = 0;
+            append_text(&client->out, "data: %s %llu\n\n", client->request.id,
+                        (unsigned long long)client->events--);
+        }
     }
     client->sent = client->out.len = 0;
     if (client->waits_for_room)
@@ -302,32 +341,85 @@ static void serve(struct client *client)
     }
     /* To close with something unread is to reset the connection, and the answer may be lost. */
     client->lingering = true;
-    shutdown(client->watched.fd, SHUT_WR);
+    end_sending(client);
+}
+
+/* How often the receiving side of a client with TLS has ended, and how. */
+static struct {
+    unsigned closed, cut, key_update, alert, record, failed;
+} tls_ends;
+
+int describe_tls_ends(char *text, size_t size)
+{
+    return snprintf(text, size,
+                    "{\"closed\": %u, \"cut\": %u, \"key_update\": %u, \"alert\": %u, "
+                    "\"record\": %u, \"failed\": %u}",
+                    tls_ends.closed, tls_ends.cut, tls_ends.key_update, tls_ends.alert,
+                    tls_ends.record, tls_ends.failed);
+}
+
+static void count_end(handoff_status status)
+{
+    switch (status) {
+    case HANDOFF_OK: tls_ends.closed++; break;
+    case HANDOFF_ERR_END_OF_STREAM: tls_ends.cut++; break;
+    case HANDOFF_ERR_TLS_KEY_UPDATE: tls_ends.key_update++; break;
+    case HANDOFF_ERR_TLS_ALERT: tls_ends.alert++; break;
+    case HANDOFF_ERR_TLS_RECORD: tls_ends.record++; break;
+    default: tls_ends.failed++;
+    }
+}
+
+/* Reads what there is. False if nothing more can come. */
+static bool receive(struct client *client)
+{
+    size_t received = 0;
+    make_room(&client->in, FIRST_SIZE / 2);
+    handoff_status status = handoff_tls_receive(client->watched.fd,
+                                                client->in.bytes + client->in.len,
+                                                client->in.size - client->in.len, 0, &received);
+    if (status == HANDOFF_TIMED_OUT)
+        return true;
+    if (status == HANDOFF_OK && received > 0) {
+        if (!client->lingering)
+            client->in.len += received;
+        return true;
+    }
+    if (client->tls != NULL)
+        count_end(status);
+    return false;
 }
 
 void on_client(struct client *client)
 {
     if (client->waits_for_room && !flush(client))
         return;
-    make_room(&client->in, FIRST_SIZE / 2);
-    ssize_t n = recv(client->watched.fd, client->in.bytes + client->in.len,
-                     client->in.size - client->in.len, MSG_DONTWAIT);
-    if (n == -1 && (errno == EAGAIN || errno == EINTR))
-        n = 0;
-    else if (n <= 0 && (client->lingering || !client->greeted)) {
-        end(client);
-        return;
-    } else if (n <= 0)
+    if (!receive(client)) {
+        if (client->lingering || !client->greeted) {
+            end(client);
+            return;
+        }
         client->last = true;
+    }
     if (client->lingering)
         return;
-    client->in.len += (size_t)(n > 0 ? n : 0);
     serve(client);
 }
 
 static char *copy_of(const void *bytes, size_t len)
 {
     return len == 0 ? NULL : memcpy(allocate(len), bytes, len);
+}
+
+/* What the kernel says of a connection that has come with TLS. */
+static char *describe_tls(int fd)
+{
+    handoff_tls_session session = HANDOFF_TLS_SESSION_INIT;
+    char text[64];
+    check(handoff_tls_get_session(fd, &session) == HANDOFF_OK, "session", handoff_last_error());
+    check(session.directions == (HANDOFF_TLS_SEND | HANDOFF_TLS_RECEIVE), "session", "one direction");
+    int len = snprintf(text, sizeof text, "%s %s", session.version_name, session.cipher_name);
+    return copy_of(text, (size_t)len + 1);
 }
 
 void begin_client(int fd, enum way way, bool echo, const handoff_arrival *arrival)
@@ -344,6 +436,8 @@ void begin_client(int fd, enum way way, bool echo, const handoff_arrival *arriva
     client->correlation = copy_of(arrival->correlation, strlen(arrival->correlation) + 1);
     client->metadata = copy_of(arrival->metadata, arrival->metadata_len);
     client->metadata_len = arrival->metadata_len;
+    if (arrival->tls)
+        client->tls = describe_tls(fd);
     append(&client->in, arrival->preread, arrival->preread_len);
     serve(client);
 }

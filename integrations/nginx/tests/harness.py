@@ -165,6 +165,10 @@ class Backend(Process):
     def statistics(self):
         return json.loads(self.get("/stats"))
 
+    def hold(self):
+        """From now on it decides nothing."""
+        self.get("/hold")
+
     def release(self):
         """Decides what it has held back."""
         self.get("/release")
@@ -294,11 +298,17 @@ class Case(unittest.TestCase):
         self.addCleanup(backend.kill)
         return backend
 
+    new_port = staticmethod(free_port)
+
+    def fill(self):
+        """What else is filled in in the parts of a configuration."""
+        return {"directory": self.directory,
+                "fallback": self.backends[-1].echo_port if self.backends else 1}
+
     def start_nginx(self, http="", stream="", server="", **more):
-        """Begins nginx; {port}, {directory} and {server} in the parts are filled in."""
-        self.port, self.stream_port = free_port(), free_port()
-        fallback = self.backends[-1].echo_port if self.backends else 1
-        fill = {"directory": self.directory, "server": server, "fallback": fallback}
+        """Begins nginx; {port}, {directory}, {server} and so on in the parts are filled in."""
+        self.port, self.stream_port = self.new_port(), self.new_port()
+        fill = {"server": server, **self.fill()}
         patient = "handoff_timeout 1h;"
         self.parts = {"http": http and patient + http.format(port=self.port, **fill),
                       "stream": stream and patient + stream.format(port=self.stream_port, **fill),
@@ -315,9 +325,13 @@ class Case(unittest.TestCase):
         self.start_nginx(**(parts or {"http": HANDED_OVER}))
         wait_for_channels(self.nginx, self.backend)
 
+    def plain_port(self):
+        """Where nginx answers without TLS."""
+        return self.port
+
     def active(self):
         """How many clients nginx says it has; whoever asks is one of them."""
-        url = f"http://127.0.0.1:{self.port}/status"
+        url = f"http://127.0.0.1:{self.plain_port()}/status"
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return int(answer.readline().split()[2])
 

@@ -36,7 +36,7 @@ class Mixed:
         self.test.assertEqual(answer.body, b"served\n")
 
     async def one(self, index):
-        connection = await Connection.open(self.test.port)
+        connection = await self.test.open()
         random_ = random.Random(index)
         await self.kinds[index % len(self.kinds)](connection, random_)
         # It is still in order afterwards.
@@ -123,6 +123,9 @@ class Http(Case):
     def setUp(self):
         super().setUp()
         self.start(*self.options, http=HANDED_OVER, server=self.server)
+
+    def open(self):
+        return Connection.open(self.port)
 
     def check_ways(self, identities):
         ways = self.assert_once(identities)

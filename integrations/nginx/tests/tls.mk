@@ -1,0 +1,36 @@
+# The tests of connections whose TLS nginx terminates: in the machine of tools/vm, as the kernel must
+# do the TLS, with the nginx and the OpenSSL of each root.
+
+NGINX_TLS_TEST  ?= tls tls_records tls_ends tls_stream tls_failures tls_many
+# 1: with all sizes, 2000 connections, and 100 MB.
+NGINX_TLS_FULL  ?= 0
+# Seconds that a machine may take for all of them.
+NGINX_TLS_LIMIT ?= $(if $(filter 1,$(NGINX_TLS_FULL)),3600,900)
+
+# The modules for Debian 13's nginx, against its sources.
+NGINX_DEBIAN_13 := $(BUILD)/nginx-debian-13
+
+.PHONY: nginx-debian-13
+nginx-debian-13: | need-python need-vm
+	@$(VM) --root debian-13
+	@$(MAKE) --no-print-directory nginx NGINX_BUILD=$(NGINX_DEBIAN_13) \
+	    NGINX_DEV=$(BUILD)/vm/trixie/usr/share/nginx/src
+
+NGINX_TLS_MODULES_this-machine := $(NGINX_BUILD)
+NGINX_TLS_MODULES_debian-13    := $(NGINX_DEBIAN_13)
+# In each root Debian's nginx has its module for streams at the same place.
+nginx_tls_load = /usr/lib/nginx/modules/ngx_stream_module.so $(NGINX_MODULES:$(NGINX_BUILD)/%=$(1)/%)
+
+$(NGINX_TESTS)/capture: integrations/nginx/tests/capture.c
+	mkdir -p $(@D) && $(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@
+
+## check-nginx-tls  nginx's TLS in an emulated machine; NGINX_TLS_TEST=tls_ends: that part
+.PHONY: check-nginx-tls
+check-nginx-tls: nginx nginx-debian-13 $(addprefix $(NGINX_TESTS)/,backend capture) \
+    | need-python need-vm need-openssl need-curl
+	@set -e; cd integrations/nginx/tests; $(foreach root,$(TLS_ROOTS), \
+	    echo 'check-nginx-tls: with $(root)'; \
+	    $(PYTHON) ../../../tools/vm/vm.py --limit $(NGINX_TLS_LIMIT) --root $(root) -- env \
+	        $(NGINX_RUN) NGINX_LOAD="$(call nginx_tls_load,$(NGINX_TLS_MODULES_$(root)))" \
+	        NGINX_TESTS_FULL=$(NGINX_TLS_FULL) \
+	        python3 -m unittest $(addprefix test_,$(NGINX_TLS_TEST));)
