@@ -152,6 +152,8 @@ def modules(kernel: Path) -> list[tuple[str, bytes]]:
 
     for names in MODULES:
         first, *others = names.rstrip("?").split("/")
+        if names.endswith("?") and first not in files:
+            continue
         load(next((name for name in others if first not in files and name in files), first))
     optional = {name.rstrip("?") for name in MODULES if name.endswith("?")}
     return [(name + "?" * (name in optional), content) for name, content in loaded.items()]
@@ -253,7 +255,7 @@ def boot(options: argparse.Namespace, kernel: Path, first: Path, root: str, dire
     whole = Path(directory, "initramfs")
     # In this order: a plain archive begins at a multiple of four, which it ends at as well.
     whole.write_bytes(own + first.read_bytes())
-processor = PROCESSORS[options.processor]
+    processor = PROCESSORS[options.processor]
     pace = ["-accel", "tcg", "-smp", str(options.cpus)]
     if options.count:
         # One nanosecond for each instruction, and none while there is nothing to do.
