@@ -154,7 +154,8 @@ CHECKS := check-rust check-layers check-header check-symbols check-abi check-c c
     check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
     check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-command \
-    check-guide check-nginx check-nginx-versions check-tls check-peers check-bench-tls check-specs check-deb bench-check demo
+    check-guide check-nginx check-nginx-versions check-tls check-peers \
+    check-bench-tls check-specs check-deb bench-check demo
 
 ## check       run every test
 .PHONY: check
