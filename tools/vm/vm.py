@@ -37,12 +37,14 @@ from debian import Debian, Failure, mirror, run  # noqa: E402
 CACHE = TREE / "build" / "vm"
 
 # What is loaded, in this order, after what it depends on; of two names, that which the kernel has.
-# Without the ciphers OpenSSL stays in user space and does not say so.
+# Without the ciphers OpenSSL stays in user space and does not say so. Those with a question mark are
+# for processors that not every machine has.
 MODULES = """
     virtio_pci virtio_console virtio_rng 9pnet_virtio 9p overlay
     tls gcm ctr ccm ghash_generic
     chacha20poly1305 chacha_generic/chacha poly1305_generic/libpoly1305
     tcp_diag unix_diag veth dummy
+    aesni_intel?
 """.split()
 
 ROOTS = ("this-machine", "debian-13")
@@ -149,9 +151,12 @@ def modules(kernel: Path) -> list[tuple[str, bytes]]:
         loaded[name] = content
 
     for names in MODULES:
-        first, *others = names.split("/")
+        first, *others = names.rstrip("?").split("/")
+        if names.endswith("?") and first not in files:
+            continue
         load(next((name for name in others if first not in files and name in files), first))
-    return list(loaded.items())
+    optional = {name.rstrip("?") for name in MODULES if name.endswith("?")}
+    return [(name + "?" * (name in optional), content) for name, content in loaded.items()]
 
 
 def archive(files: dict[str, tuple[int, bytes]]) -> bytes:
@@ -251,10 +256,15 @@ def boot(options: argparse.Namespace, kernel: Path, first: Path, root: str, dire
     # In this order: a plain archive begins at a multiple of four, which it ends at as well.
     whole.write_bytes(own + first.read_bytes())
     processor = PROCESSORS[options.processor]
+    pace = ["-accel", "tcg", "-smp", str(options.cpus)]
+    if options.count:
+        # One nanosecond for each instruction, and none while there is nothing to do.
+        pace = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"]
+        pace += ["-cpu", "max"]
     machine = [
         # With this process it ends too, should that be killed.
         *("setpriv", "--pdeathsig", "KILL"),
-        *(processor.program, *processor.options, "-accel", "tcg", "-smp", str(options.cpus)),
+        *(processor.program, *processor.options, *pace),
         *("-m", str(options.memory), "-nodefaults", "-no-user-config", "-no-reboot"),
         *("-display", "none", "-serial", f"file:{console}"),
         *("-kernel", str(kernel), "-initrd", str(whole)),
@@ -306,6 +316,12 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=300, help="seconds for all (default: 300)")
     parser.add_argument("--memory", type=int, default=1536, help="MB of memory (default: 1536)")
     parser.add_argument("--cpus", type=int, default=2, help="processors (default: 2)")
+    parser.add_argument(
+        "--count",
+        action="store_true",
+        help="its clock counts instructions, a nanosecond for each; on one processor, which has more"
+        " instructions, such as those for AES",
+    )
     parser.add_argument("command", nargs="*", help="none: only fetches what is needed")
     parser.usage = "%(prog)s [options] -- COMMAND [ARGUMENT...]"
     options = parser.parse_args()
