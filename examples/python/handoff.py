@@ -49,6 +49,7 @@ class Reason(enum.IntEnum):
     CLIENT_GONE = 15
     TOO_LARGE = 16
     KIND = 17
+    TOO_MANY_CHANNELS = 18
 
 
 # ---- the structs, as in the header ---------------------------------------------------------------
