@@ -198,6 +198,13 @@ check-rust: | git-checkout need-rust-tools
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	$(CARGO) test --locked --quiet
 
+## check-crate  the documentation of the Rust API, and the crate as crates.io would have it
+.PHONY: check-crate
+check-crate: | git-checkout
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --quiet --locked --no-deps
+	$(CARGO) package --quiet --locked --allow-dirty
+	@echo "check-crate: $$($(CARGO) package --list --allow-dirty | wc -l) files"
+
 ## check-readme  compile the programs in README.md
 .PHONY: check-readme
 check-readme: | need-python need-cxx

@@ -225,6 +225,9 @@ def make_debian_13(processor: str) -> Path:
             *(f"--include={','.join(PACKAGES)}", f"--extract-hook={FINISH}"),
             *(DEBIAN_13, str(part), mirror()),
         )
+        # The machine has its own there, and cargo, which looks for files, would follow /dev/fd.
+        shutil.rmtree(part / "dev")
+        (part / "dev").mkdir()
         (part / "made").write_text(recipe, encoding="utf-8")
         part.rename(root)
     return root
