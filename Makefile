@@ -14,6 +14,7 @@
 #   bench/*.mk               the benchmarks
 #   tools/handoff/           handoff(1) and its tests
 #   tools/guide/             the recipes of docs/guide.md, run
+#   tools/targets/           other processors and another C library
 #   integrations/nginx/      the nginx modules and their tests
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
@@ -141,6 +142,7 @@ include bench/micro.mk
 include proofs/proofs.mk
 include tools/handoff/handoff.mk
 include tools/guide/guide.mk
+include tools/targets/targets.mk
 include integrations/nginx/nginx.mk
 include integrations/nginx/tests/tests.mk
 include integrations/nginx/tests/versions.mk
@@ -150,12 +152,12 @@ include bench/nginx.mk
 # ---- the checks ----------------------------------------------------------------------------------
 
 # From the quick to the slow, as far as that goes.
-CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-libc check-cpp \
-    check-valgrind check-sanitizers check-interop check-soak check-install check-man \
+CHECKS := check-rust check-crate check-layers check-header check-symbols check-abi check-c check-libc \
+    check-cpp check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
-    check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-command \
-    check-guide check-nginx check-nginx-versions check-tls check-peers \
-    check-bench-tls check-specs check-deb bench-check demo
+    check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage check-python \
+    check-command check-guide check-nginx check-nginx-versions check-tls check-nginx-tls \
+    check-bench-tls check-peers check-specs check-deb bench-check demo
 
 ## check       run every test
 .PHONY: check
@@ -182,7 +184,7 @@ check-all release-check: TLS_ROOTS := this-machine debian-13 debian-13+trixie-ba
 check-all release-check: export LIMITS_BYTES := 268435456
 check-all release-check: export NGINX_VERSIONS_TEST := $(NGINX_TEST)
 check-all release-check: export PACKAGES_BUILD := 1
-check-all: check fuzz
+check-all: check fuzz check-targets check-msrv
 
 ## check-layers  no module imports one that the architecture puts above it
 .PHONY: check-layers

@@ -149,7 +149,7 @@ int frame_send(int socket, const struct frame *frame)
         header->cmsg_len = CMSG_LEN(frame->fds_len * sizeof(int));
         memcpy(CMSG_DATA(header), frame->fds, frame->fds_len * sizeof(int));
     }
-    return sendmsg(socket, &message, MSG_NOSIGNAL) == (ssize_t)frame->len ? 0 : -1;
+    return send_any(socket, &message) == (ssize_t)frame->len ? 0 : -1;
 }
 
 int frame_receive(int socket, struct frame *frame)

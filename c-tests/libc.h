@@ -1,6 +1,6 @@
 /*
  * libc.h: what the tests use and not every C library has: glibc has close_range(2) since 2.34 and
- * pidfd_open(2) since 2.36, and musl has no mallinfo(3).
+ * pidfd_open(2) since 2.36, and musl has no mallinfo(3) and another sendmsg(2).
  */
 #ifndef LIBC_H
 #define LIBC_H
@@ -20,6 +20,16 @@ static inline int close_all_from(unsigned first)
 static inline int open_process(pid_t process)
 {
     return (int)syscall(SYS_pidfd_open, process, 0);
+}
+
+/* sendmsg(2) with as many descriptors as the kernel takes: that of musl has a limit of its own. */
+static inline ssize_t send_any(int socket, const struct msghdr *message)
+{
+#ifdef __GLIBC__
+    return sendmsg(socket, message, MSG_NOSIGNAL);
+#else
+    return syscall(SYS_sendmsg, socket, message, MSG_NOSIGNAL);
+#endif
 }
 
 /* The bytes that the program has allocated; 0 where the C library cannot tell. */
