@@ -140,7 +140,8 @@ CHECKS := check-rust check-layers check-header check-symbols check-abi check-c c
     check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
     check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-command \
-    check-guide check-nginx check-nginx-versions check-tls check-peers bench-check demo
+    check-guide check-nginx check-nginx-versions check-tls check-nginx-tls check-peers \
+    bench-check demo
 
 ## check       run every test
 .PHONY: check
@@ -164,6 +165,7 @@ check-all release-check: export HANDOFF_FAULTS_OCCURRENCES := 1000
 check-all release-check: export HANDOFF_FAULTS_PAIRS := 10000
 check-all release-check: export LIMITS_BYTES := 268435456
 check-all release-check: export NGINX_VERSIONS_TEST := $(NGINX_TEST)
+check-all release-check: export NGINX_TLS_FULL := 1
 check-all: check fuzz
 
 ## check-layers  no module imports one that the architecture puts above it
