@@ -194,6 +194,11 @@ ngx_handoff_take_tls(ngx_connection_t *c, ngx_handoff_content_t *content)
             return why;
         }
 
+        /* With the last data OpenSSL may have read the end behind it: nobody else would see it. */
+        if (SSL_get_shutdown(c->ssl->connection) & SSL_RECEIVED_SHUTDOWN) {
+            return "its client has ended its TLS";
+        }
+
         if (!BIO_get_ktls_recv(SSL_get_rbio(c->ssl->connection))) {
             why = ngx_handoff_tls_receive_by_kernel(c, tls);
             if (why) {

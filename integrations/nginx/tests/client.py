@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import itertools
 import zlib
 
@@ -75,7 +76,8 @@ class Connection:
         self.writer.close()
 
     def abort(self):
-        self.writer.transport.abort()
+        with contextlib.suppress(AttributeError):  # of Python 3.11, where TLS is closed already
+            self.writer.transport.abort()
 
 
 def request(identity, what="r", method="GET", headers=(), body=None, close=False, argument=""):

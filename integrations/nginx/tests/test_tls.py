@@ -122,7 +122,7 @@ class Ciphers(Servers):
                 self.assertEqual(answer.headers["x-served-by"], "unix")
             self.ask_again(client, "unix")
 
-        self.expected.append(self.FALLBACK)
+        self.expect_fallbacks()
         self.begin_all("-r", 1, server=NO_LIMIT)
         self.for_each(check)
         # Each request was offered, so each time the connection could have been handed over.
@@ -135,7 +135,7 @@ class Ciphers(Servers):
             self.assertIn(ways, (["handoff"] * 2, ["unix", "handoff"]))
             self.ask_again(client)
 
-        self.expected.append(self.FALLBACK)
+        self.expect_fallbacks()
         self.begin_all("-r", 2, server=NO_LIMIT)  # every second offer is refused
         self.for_each(check)
         self.assertGreater(self.backend.statistics()["rejected"], 1)
@@ -247,6 +247,22 @@ class Features(Servers):
                 answer, metadata = self.arrival(client, host=name)
                 self.assertEqual(answer.body.split(b"\n")[0], service)
                 self.assertEqual(metadata["tls"]["sni"], name)
+
+    def test_request_beside_the_end_of_the_handshake(self):
+        """In TLS 1.3, and where TLS 1.2 resumes a session, the client ends the handshake."""
+        self.begin(("", ""))
+        for version in VERSIONS:
+            made = context(version)
+            session = None
+            for resumed in False, True:
+                identity = new_identity()
+                with self.subTest(version, resumed=resumed), Client(
+                        self.ports[0], made=made, session=session, first=ask(identity)) as client:
+                    self.assertEqual(client.tls.session_reused, resumed)
+                    answer = client.read_answer()
+                    print("beside", version, resumed, answer.headers["x-served-by"], self.log_of(f"/r/{identity}"), self.reasons()[-1:])
+                    session = client.tls.session
+                    self.ask_again(client)
 
     def test_alpn(self):
         self.begin(("", ""))

@@ -238,13 +238,17 @@ class Client:
     def read_answer(self):
         head = self.read_head()
         if head.headers.get("transfer-encoding") == "chunked":
-            body = b""
-            while size := int(self.read_until(b"\r\n"), 16):
-                body += self.read(size + 2)[:-2]
-            self.read(2)
+            body = self.read_chunks()
         else:
             body = self.read(int(head.headers.get("content-length", 0)))
         return head._replace(body=body)
+
+    def read_chunks(self):
+        body = b""
+        while size := int(self.read_until(b"\r\n"), 16):
+            body += self.read(size + 2)[:-2]
+        self.read(2)
+        return body
 
     def ask(self, data):
         self.send(data)
@@ -381,11 +385,18 @@ class TlsCase(Case):
     """A test whose clients speak TLS. Nothing that they say may be seen on the wire, and when it ends
     the kernel must have forgotten them."""
 
+    # nginx looks at the socket whether the client is still there while it proxies, and the kernel
+    # has no answer when a close_notify waits.
+    PEEK = r"\[alert\] .* recv\(\) failed \(5: Input/output error\)"
+
     def setUp(self):
         super().setUp()
         self.stat = tls_stat()
         self.seen = capture.seen()
         self.plain = None
+
+    def expect_fallbacks(self):
+        self.expected += [self.FALLBACK, self.IN_A_FILE, self.PEEK]
 
     def new_port(self):
         return next(ports)
@@ -395,6 +406,7 @@ class TlsCase(Case):
         return {**super().fill(), "certificates": CERTIFICATES, "plain": self.plain}
 
     def start(self, *options, **parts):
+        """The usual three; the parts are as in start_nginx()."""
         super().start(*options, **{"http": TLS, "main": INFO, **parts})
 
     def client(self, version=None, port=None, **more):
@@ -419,10 +431,11 @@ class TlsCase(Case):
         return {uri: words for uri, *words in lines}
 
     def settle(self):
-        """Until all that was sent has been dealt with."""
-        pids = [*self.nginx.workers(), *(backend.process.pid for backend in self.backends)]
+        """Until nginx has dealt with all that was sent."""
+        # The backend may not sleep: Linux 6.1 calls a socket readable that has a part of a record
+        # behind a whole one.
         for _ in range(2):
-            for pid in pids:
+            for pid in self.nginx.workers():
                 wait_until(lambda pid=pid: is_asleep(pid), "it is dealt with")
 
     def since_start(self, name):
