@@ -7,7 +7,7 @@ TLS_PYTHON  := $(notdir $(wildcard c-tests/tls/test_*.py))
 TLS_COMMON  := support tls/tls tls/records
 TLS_HEADERS := $(C_HEADERS) $(wildcard c-tests/tls/*.h)
 # Seconds that a machine may take for all of them.
-TLS_LIMIT   ?= 600
+TLS_LIMIT   ?= 1200
 VM          := $(PYTHON) tools/vm/vm.py
 
 .SECONDARY: $(TLS_COMMON:%=$(C_BUILD)/%.o)
