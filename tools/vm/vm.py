@@ -76,7 +76,7 @@ class Processor(NamedTuple):
 PROCESSORS = {
     "amd64": Processor("qemu-system-x86_64", "qemu-system-x86", (), "ttyS0"),
     "arm64": Processor(
-        "qemu-system-aarch64", "qemu-system-arm", ("-machine", "virt", "-cpu", "max"), "ttyAMA0"
+        "qemu-system-aarch64", "qemu-system-arm", ("-machine", "virt", "-cpu", "cortex-a76"), "ttyAMA0"
     ),
 }
 
