@@ -174,7 +174,7 @@ check-all release-check: export HANDOFF_FAULTS_STEP := 1
 check-all release-check: export HANDOFF_FAULTS_OCCURRENCES := 1000
 check-all release-check: export HANDOFF_FAULTS_PAIRS := 10000
 check-all release-check: export LIMITS_BYTES := 268435456
-check-all: check fuzz check-targets check-msrv
+check-all: check fuzz check-targets check-msrv check-kernel
 
 ## check-layers  no module imports one that the architecture puts above it
 .PHONY: check-layers

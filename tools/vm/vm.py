@@ -255,7 +255,8 @@ def boot(options: argparse.Namespace, kernel: Path, first: Path, root: str, dire
         *("-m", str(options.memory), "-nodefaults", "-no-user-config", "-no-reboot"),
         *("-display", "none", "-serial", f"file:{console}"),
         *("-kernel", str(kernel), "-initrd", str(whole)),
-        *("-append", f"console={processor.console} quiet panic=-1 oops=panic mitigations=off"),
+        *("-append", f"console={processor.console} quiet panic=-1 oops=panic mitigations=off "
+          "no_timer_check"),
         *("-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"),
         *("-device", "virtio-9p-pci,fsdev=host,mount_tag=host"),
         *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
