@@ -185,7 +185,7 @@ check-all release-check: export LIMITS_BYTES := 268435456
 check-all release-check: export NGINX_VERSIONS_TEST := $(NGINX_TEST)
 check-all release-check: export PACKAGES_BUILD := 1
 check-all release-check: export NGINX_TLS_FULL := 1
-check-all: check fuzz check-targets check-msrv
+check-all: check fuzz check-targets check-msrv check-kernel
 
 ## check-layers  no module imports one that the architecture puts above it
 .PHONY: check-layers

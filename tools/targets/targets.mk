@@ -3,7 +3,7 @@
 
 CHECK_TARGETS := MAKE='$(SUBMAKE)' CARGO='$(CARGO)' $(PYTHON) tools/targets/check.py
 
-.PHONY: check-targets check-targets-short check-msrv
+.PHONY: check-targets check-targets-short check-msrv check-kernel
 
 ## check-targets  musl, i686, armv7, aarch64, riscv64 and s390x: built, and tested as far as that goes here; TARGETS=s390x
 check-targets: | git-checkout need-python need-vm need-cmocka $(ALL_NEEDS)
@@ -24,3 +24,11 @@ check-msrv: | git-checkout need-all-msrv
 	    { echo 'error: Cargo.toml has another rust-version than $(MSRV)' >&2; exit 1; }
 	@$(CARGO) test --locked --quiet
 	@$(SUBMAKE) BUILD=$(BUILD)/msrv check-symbols
+
+# What the kernel has a part in, and an emulator does not take too long for.
+KERNEL_TESTS ?= $(addprefix test_,supported missing channel backend broker directory descriptors \
+    preread wake raw_transport)
+
+## check-kernel  some C tests with Debian 11's kernel, 5.10, in an emulated machine
+check-kernel: $(KERNEL_TESTS:%=$(C_BUILD)/%) | need-python need-vm
+	@$(VM) --kernel bullseye --limit 1800 -- env $(TEST) c-tests/run_all.sh $@ $^

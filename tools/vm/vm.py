@@ -78,7 +78,7 @@ class Processor(NamedTuple):
 PROCESSORS = {
     "amd64": Processor("qemu-system-x86_64", "qemu-system-x86", (), "ttyS0"),
     "arm64": Processor(
-        "qemu-system-aarch64", "qemu-system-arm", ("-machine", "virt", "-cpu", "max"), "ttyAMA0"
+        "qemu-system-aarch64", "qemu-system-arm", ("-machine", "virt", "-cpu", "cortex-a76"), "ttyAMA0"
     ),
 }
 
@@ -271,7 +271,8 @@ def boot(options: argparse.Namespace, kernel: Path, first: Path, root: str, dire
         *("-m", str(options.memory), "-nodefaults", "-no-user-config", "-no-reboot"),
         *("-display", "none", "-serial", f"file:{console}"),
         *("-kernel", str(kernel), "-initrd", str(whole)),
-        *("-append", f"console={processor.console} quiet panic=-1 oops=panic mitigations=off"),
+        *("-append", f"console={processor.console} quiet panic=-1 oops=panic mitigations=off "
+          "no_timer_check"),
         *("-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"),
         *("-device", "virtio-9p-pci,fsdev=host,mount_tag=host"),
         *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
