@@ -6,6 +6,7 @@
 #   tools/needs.mk           what the targets need, and make deps
 #   packaging/packaging.mk   manual pages, installing, and the checks of what is built
 #   packaging/release.mk     the source tarball, and what must hold before a release
+#   packaging/deb.mk         packages for Debian and others
 #   c-tests/tests.mk         the C and C++ tests
 #   c-tests/tls/tests.mk     those of TLS connections, in an emulated machine
 #   examples/examples.mk     the examples and the demo
@@ -13,6 +14,7 @@
 #   bench/*.mk               the benchmarks
 #   tools/handoff/           handoff(1) and its tests
 #   tools/guide/             the recipes of docs/guide.md, run
+#   tools/targets/           other processors and another C library
 #   integrations/nginx/      the nginx modules and their tests
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
@@ -38,8 +40,12 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 SONAME  := libhandoff.so.0
 SHARED  := libhandoff.so.$(VERSION)
 
-BUILD   := $(abspath build)
+# CARGO_BUILD_TARGET is rustc's name of what to build for, if that is not this machine. CC, LD, AR
+# and OBJCOPY are then to be that target's. Cargo has a directory for each target that is asked for
+# by its name, and so has this.
+BUILD   := $(abspath build$(CARGO_BUILD_TARGET:%=/%))
 TARGET  := $(abspath $(or $(CARGO_TARGET_DIR),target))
+RELEASE := $(TARGET)$(CARGO_BUILD_TARGET:%=/%)/release
 LIB     := $(BUILD)/lib
 HEADERS := include/handoff.h $(wildcard include/handoff/*.h)
 PC      := PKG_CONFIG_PATH=$(LIB)/pkgconfig pkg-config
@@ -63,30 +69,38 @@ RUST := Cargo.toml Cargo.lock build.rs $(shell find src -type f)
 REMAP = $(foreach path,$(HERE)=. $(or $(CARGO_HOME),$(HOME)/.cargo)=cargo \
     $(shell rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$(shell rustc -vV | \
         sed -n 's/^commit-hash: //p'),--remap-path-prefix=$(path))
+# For musl, Rust takes a program for granted that is static, and puts the C library into the archive:
+# not into ours, which a shared library is made of too.
+DYNAMIC = $(if $(findstring -musl,$(or $(CARGO_BUILD_TARGET),$(shell rustc -vV | \
+    sed -n 's/^host: //p'))),-Ctarget-feature=-crt-static)
+OUR_FLAGS = $(strip $(REMAP) $(DYNAMIC))
 # Flags that a configuration of Cargo has are kept, but RUSTFLAGS would hide these.
-REMAPPED = $(if $(RUSTFLAGS),RUSTFLAGS='$(RUSTFLAGS) $(REMAP)',CARGO_BUILD_RUSTFLAGS='$(REMAP)')
+WITH_OUR_FLAGS = $(if $(RUSTFLAGS),RUSTFLAGS='$(RUSTFLAGS) $(OUR_FLAGS)',\
+    CARGO_BUILD_RUSTFLAGS='$(OUR_FLAGS)')
 
 # As a static library only: where Cargo also makes an rlib it leaves link-time optimisation out.
 $(BUILD)/rust.stamp: $(RUST)
-	@$(REMAPPED) $(CARGO) rustc --release --locked --lib --crate-type staticlib
+	@$(WITH_OUR_FLAGS) $(CARGO) rustc --release --locked --lib --crate-type staticlib
 	@mkdir -p $(LIB)/pkgconfig && touch $@
 
 # One object with everything that a handoff_* call needs and nothing else, in which no other name
 # is global: so the static library can stand beside other Rust code in one program.
 $(BUILD)/handoff.o: $(BUILD)/rust.stamp src/ffi/libhandoff.map tools/exports
 	calls=$$(tools/exports '-u %s') && $(LD) -r --gc-sections $$calls \
-	    --whole-archive $(TARGET)/release/libhandoff.a -o $@.all
+	    --whole-archive $(RELEASE)/libhandoff.a -o $@.all
 	$(OBJCOPY) --wildcard --keep-global-symbol='handoff_*' \
 	    --remove-section=.llvmbc --remove-section=.llvmcmd $@.all $@
 	@rm $@.all
 
-# From the object and with a map of our own, because a Rust cdylib takes no version script.
+# From the object and with a map of our own, because a Rust cdylib takes no version script. The
+# compiler adds the unwinder itself: libgcc_s, or libgcc_eh where there is no shared one. With
+# KEEP_DEBUG=1 the debug symbols stay in it, for the tools of packages, which take them out.
 $(LIB)/$(SHARED): $(BUILD)/handoff.o src/ffi/libhandoff.map
 	$(CC) -shared -o $@ $< $(LDFLAGS) -Wl,-soname,$(SONAME) \
 	    -Wl,--version-script=src/ffi/libhandoff.map -Wl,--gc-sections -Wl,--as-needed \
-	    -Wl,-z,relro,-z,now,-z,defs,-z,nodelete,-z,noexecstack -lgcc_s -lpthread -lm
-	$(OBJCOPY) --only-keep-debug $@ $@.debug
-	$(OBJCOPY) --strip-unneeded --add-gnu-debuglink=$@.debug $@
+	    -Wl,-z,relro,-z,now,-z,defs,-z,nodelete,-z,noexecstack -lpthread -lm
+	$(if $(KEEP_DEBUG),,$(OBJCOPY) --only-keep-debug $@ $@.debug)
+	$(if $(KEEP_DEBUG),,$(OBJCOPY) --strip-unneeded --add-gnu-debuglink=$@.debug $@)
 	ln -sf $(SHARED) $(LIB)/$(SONAME)
 	ln -sf $(SONAME) $(LIB)/libhandoff.so
 
@@ -119,6 +133,7 @@ header: $(FRESH_HEADERS)/handoff.h
 include tools/needs.mk
 include packaging/packaging.mk
 include packaging/release.mk
+include packaging/deb.mk
 include c-tests/tests.mk
 include c-tests/tls/tests.mk
 include examples/examples.mk
@@ -127,6 +142,7 @@ include bench/micro.mk
 include proofs/proofs.mk
 include tools/handoff/handoff.mk
 include tools/guide/guide.mk
+include tools/targets/targets.mk
 include integrations/nginx/nginx.mk
 include integrations/nginx/tests/tests.mk
 include integrations/nginx/tests/versions.mk
@@ -136,12 +152,12 @@ include bench/nginx.mk
 # ---- the checks ----------------------------------------------------------------------------------
 
 # From the quick to the slow, as far as that goes.
-CHECKS := check-rust check-layers check-header check-symbols check-abi check-c check-cpp \
-    check-valgrind check-sanitizers check-interop check-soak check-install check-man \
+CHECKS := check-rust check-crate check-layers check-header check-symbols check-abi check-c check-libc \
+    check-cpp check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
-    check-model check-fuzz check-fuzz-abi check-threads check-coverage check-python check-command \
-    check-guide check-nginx check-nginx-versions check-tls check-nginx-tls check-peers \
-    bench-check demo
+    check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage check-python \
+    check-command check-guide check-nginx check-nginx-versions check-tls check-nginx-tls \
+    check-bench-tls check-peers check-specs check-deb bench-check demo
 
 ## check       run every test
 .PHONY: check
@@ -163,10 +179,13 @@ check-all release-check: export FUZZ_ABI_RUNS := 100000
 check-all release-check: export HANDOFF_FAULTS_STEP := 1
 check-all release-check: export HANDOFF_FAULTS_OCCURRENCES := 1000
 check-all release-check: export HANDOFF_FAULTS_PAIRS := 10000
+check-all release-check: TLS_LIMIT := 3600
+check-all release-check: TLS_ROOTS := this-machine debian-13 debian-13+trixie-backports
 check-all release-check: export LIMITS_BYTES := 268435456
 check-all release-check: export NGINX_VERSIONS_TEST := $(NGINX_TEST)
 check-all release-check: export NGINX_TLS_FULL := 1
-check-all: check fuzz
+check-all release-check: export PACKAGES_BUILD := 1
+check-all: check fuzz check-targets check-msrv
 
 ## check-layers  no module imports one that the architecture puts above it
 .PHONY: check-layers
@@ -179,6 +198,13 @@ check-rust: | git-checkout need-rust-tools
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	$(CARGO) test --locked --quiet
+
+## check-crate  the documentation of the Rust API, and the crate as crates.io would have it
+.PHONY: check-crate
+check-crate: | git-checkout
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --quiet --locked --no-deps
+	$(CARGO) package --quiet --locked --allow-dirty
+	@echo "check-crate: $$($(CARGO) package --list --allow-dirty | wc -l) files"
 
 ## check-readme  compile the programs in README.md
 .PHONY: check-readme

@@ -26,6 +26,20 @@ int clock_gettime(clockid_t id, struct timespec *time)
     return 0;
 }
 
+#if defined __GLIBC__ && __TIMESIZE == 32
+/* The standard library of Rust asks this one where it is there. */
+int __clock_gettime64(clockid_t id, int64_t *time);
+int __clock_gettime64(clockid_t id, int64_t *time)
+{
+    struct timespec small = {0};
+    int result = clock_gettime(id, &small);
+    time[0] = small.tv_sec;
+    /* Then there are 32 bits of padding, before them on a big-endian processor. */
+    time[1] = small.tv_nsec;
+    return result;
+}
+#endif
+
 static inline void stop_clock(void)
 {
     struct timespec time = {0};

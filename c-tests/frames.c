@@ -1,8 +1,8 @@
 #define _GNU_SOURCE
 #include "frames.h"
+#include "libc.h"
 
 #include <errno.h>
-#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -149,7 +149,7 @@ int frame_send(int socket, const struct frame *frame)
         header->cmsg_len = CMSG_LEN(frame->fds_len * sizeof(int));
         memcpy(CMSG_DATA(header), frame->fds, frame->fds_len * sizeof(int));
     }
-    return sendmsg(socket, &message, MSG_NOSIGNAL) == (ssize_t)frame->len ? 0 : -1;
+    return send_any(socket, &message) == (ssize_t)frame->len ? 0 : -1;
 }
 
 int frame_receive(int socket, struct frame *frame)
@@ -242,17 +242,11 @@ pid_t fork_peer(int keep)
         return child;
     if (keep != -1) {
         must(dup2(keep, 3) == 3);
-        must(close_range(4, ~0U, 0) == 0);
+        must(close_all_from(4) == 0);
     } else {
-        must(close_range(3, ~0U, 0) == 0);
+        must(close_all_from(3) == 0);
     }
     return 0;
-}
-
-size_t bytes_in_use(void)
-{
-    struct mallinfo2 info = mallinfo2();
-    return info.uordblks + info.hblkhd;
 }
 
 int is_mapped(const char *name)

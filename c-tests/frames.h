@@ -104,8 +104,6 @@ int channel_ends(int socket);
 /** Forks; the child has standard input, output and error only, and `keep` if that is not -1. */
 pid_t fork_peer(int keep);
 
-/** Bytes that this process has allocated. */
-size_t bytes_in_use(void);
 /** Whether a file of this name is mapped into this process. */
 int is_mapped(const char *name);
 

@@ -2,12 +2,12 @@
  * one_owner.c: every connection has exactly one owner, whatever is killed, stopped or restarted.
  *
  * The driver is all the clients. It starts brokers and backends as processes of their own and lets
- * accidents happen to them. Whoever owns a connection answers with its name and closes; a client
- * reads until the end: one whole answer is right, two are two owners, none is a lost connection
- * unless the process that owned it was killed. Who that was is in records that all processes share:
+ * accidents happen to them. Whoever owns a connection reads the rest of the request, answers with its
+ * name and closes; a client reads until the end: one whole answer is right, two are two owners, none
+ * is a lost connection unless the process that owned it was killed. Who that was is in records that all processes share:
  * each writes what it is about to do, or has been told, before it goes on.
  *
- *   one_owner [delays | backends | broker | fleet | without-claim | fleet-without-claim]...
+ *   one_owner [--tls] [delays | backends | broker | fleet | without-claim | fleet-without-claim]...
  *
  * The first four are parts, all of them by default; the last two are for a library that was built
  * without the claim, and succeed if two owners are found. In the first three a broker has handles of
@@ -15,34 +15,41 @@
  * other one adds and removes the same four; a backend has half of the time to adopt that it takes
  * at most, and then the next one has the offer.
  *
- * ONE_OWNER_CONNECTIONS (20000) in each part, ONE_OWNER_PER_MS (20) new ones in a millisecond but
- * at most ONE_OWNER_AT_ONCE (400) open; ONE_OWNER_DEADLINE_MS (5) for each offer to a backend, and
- * backends adopt after 0 to twice as long. Where the machine is so slow that one side nearly always
+ * With --tls the clients speak TLS by OpenSSL alone, TLS 1.2 and 1.3 in turns; brokers have it done
+ * by the kernel, and hand that over. Only where there is kernel TLS: c-tests/tls/tests.mk.
+ *
+ * ONE_OWNER_CONNECTIONS (20000) in each part, ONE_OWNER_PER_SECOND (20000) new ones but at most
+ * ONE_OWNER_AT_ONCE (400) open; ONE_OWNER_DEADLINE_MS (5) for each offer to a backend, and backends
+ * adopt after 0 to twice as long; ONE_OWNER_ACCIDENT_MS (six deadlines) is the longest time between
+ * two accidents. Where the machine is so slow that one side nearly always
  * wins, a part is repeated with twice the deadline.
  */
 #define _GNU_SOURCE
+#include "libc.h"
 #include "one_owner.h"
 
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
-#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-enum { PATIENCE_MS = 60000, MOST_DEADLINE_MS = 200 };
+enum { MOST_DEADLINE_MS = 200 };
 
 struct record *records;
 struct counts *counts;
 uint32_t connections, deadline_ms;
-int backends;
+int backends, rest_ms;
 pid_t driver;
 sigset_t terminate;
 char directory[] = "/tmp/handoff-one-owner-XXXXXX";
+struct sockaddr_in address;
+int epoll;
+uint32_t brokers_killed;
 
-static uint32_t at_once, per_ms;
+static uint32_t at_once, per_second, accident_ms;
 
 /** A child that ends like this is noticed by the driver, and with the driver end all children. */
 void fail(const char *condition, const char *file, int line)
@@ -64,6 +71,16 @@ int64_t now(void)
 int64_t any_time(int64_t most)
 {
     return (int64_t)((double)most * drand48());
+}
+
+struct request request_of(uint32_t number)
+{
+    return (struct request){number, ~number};
+}
+
+size_t answer_of(char answer[64], const char *owner, uint32_t number)
+{
+    return (size_t)snprintf(answer, 64, "%s of %u\n", owner, number);
 }
 
 void socket_path(char path[64], int which)
@@ -106,8 +123,8 @@ struct process {
 
 static struct process processes[PROCESSES];
 static bool was_killed[MAX_PROCESSES];
-static uint32_t last_process, brokers_killed;
-static int listener, epoll;
+static uint32_t last_process;
+static int listener;
 
 /** What came of one part. */
 struct result {
@@ -115,7 +132,7 @@ struct result {
     unsigned kills, stops, restarts, replaced, failed_over;
 };
 
-static void watch(int operation, int fd, uint32_t events, uint64_t data)
+void watch(int operation, int fd, uint32_t events, uint64_t data)
 {
     struct epoll_event event = {.events = events, .data.u64 = data};
     check(epoll_ctl(epoll, operation, fd, &event) == 0);
@@ -139,7 +156,7 @@ static void start(int which)
             _exit(1);
         srand48(now() ^ process->number);
         /* The clients' ends are the driver's alone. */
-        check(dup2(listener, 3) == 3 && close_range(4, ~0U, 0) == 0);
+        check(dup2(listener, 3) == 3 && close_all_from(4) == 0);
         if (which >= BROKER)
             run_broker(3, process->number,
                        part->brokers == 1 ? ONE_EACH : which == BROKER ? DIRECTORY : ADDED);
@@ -147,7 +164,7 @@ static void start(int which)
         run_backend(which, process->number, place);
     }
     sigprocmask(SIG_UNBLOCK, &terminate, NULL);
-    process->pidfd = pidfd_open(process->pid, 0);
+    process->pidfd = open_process(process->pid);
     check(process->pidfd >= 0);
     watch(EPOLL_CTL_ADD, process->pidfd, EPOLLIN, MAX_AT_ONCE + (uint64_t)which);
 }
@@ -230,77 +247,6 @@ static void continue_stopped(void)
     }
 }
 
-/* ---- the driver: clients --------------------------------------------------------------------- */
-
-struct client {
-    int fd;
-    uint32_t number;
-    uint32_t brokers_killed; /* when it connected */
-    size_t len;
-    char answer[64];
-};
-
-enum answer { BY_BROKER, BY_BACKEND, UNANSWERED, BROKER_KILLED, TWICE };
-
-static struct sockaddr_in address;
-static struct client clients[MAX_AT_ONCE];
-
-static void begin(uint32_t place, uint32_t number)
-{
-    struct client *client = &clients[place];
-    client->number = number;
-    client->brokers_killed = brokers_killed;
-    client->len = 0;
-    client->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    check(client->fd >= 0);
-    /* Closing resets what is left of the connection, which would wait for a minute otherwise. */
-    struct linger reset = {.l_onoff = 1};
-    check(setsockopt(client->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset) == 0);
-    check(connect(client->fd, (struct sockaddr *)&address, sizeof address) == 0
-          || errno == EINPROGRESS);
-    watch(EPOLL_CTL_ADD, client->fd, EPOLLOUT, place);
-}
-
-/** Sends the number once there is a connection, and reads after that. Returns whether it has come
-    to its end. */
-static bool proceed(uint32_t place, uint32_t events)
-{
-    struct client *client = &clients[place];
-    if (events & EPOLLOUT) {
-        struct epoll_event reading = {.events = EPOLLIN, .data.u64 = place};
-        check(epoll_ctl(epoll, EPOLL_CTL_MOD, client->fd, &reading) == 0);
-        /* Fails if the broker was killed by now, as reading will. */
-        send(client->fd, &client->number, sizeof client->number, MSG_NOSIGNAL);
-        return false;
-    }
-    for (;;) {
-        ssize_t len = read(client->fd, client->answer + client->len,
-                           sizeof client->answer - client->len);
-        if (len < 0 && errno == EAGAIN)
-            return false;
-        if (len <= 0)
-            return true;
-        client->len += (size_t)len;
-        check(client->len < sizeof client->answer);
-    }
-}
-
-static enum answer finish(struct client *client)
-{
-    /* Not left to close: a child that was just made may hold a copy. */
-    check(epoll_ctl(epoll, EPOLL_CTL_DEL, client->fd, NULL) == 0);
-    close(client->fd);
-    client->answer[client->len] = '\0';
-    if (strcmp(client->answer, "broker\n") == 0)
-        return BY_BROKER;
-    if (strcmp(client->answer, "backend\n") == 0)
-        return BY_BACKEND;
-    if (client->len > 0)
-        return TWICE;
-    /* The owner, if a broker was killed between accepting it and saying so. */
-    return client->brokers_killed < brokers_killed ? BROKER_KILLED : UNANSWERED;
-}
-
 /* ---- the driver: a part, and the whole ------------------------------------------------------- */
 
 /** Of a client without an answer: whether whoever owned it was killed before it could answer. */
@@ -375,9 +321,9 @@ static struct result run_part(void)
     int64_t start_at = now(), accident_at = start_at, patience = start_at + PATIENCE_MS * MS;
     while (finished < connections && now() < patience) {
         /* At a pace, or most connections would come while a backend is away. */
-        int64_t due = (now() - start_at) / MS * per_ms;
+        int64_t due = (now() - start_at) / MS * per_second / 1000;
         while (idle_len > 0 && begun < connections && begun < due)
-            begin(idle[--idle_len], begun++);
+            client_begin(idle[--idle_len], begun++);
         struct epoll_event events[64];
         int count = epoll_wait(epoll, events, 64, 1);
         check(count >= 0);
@@ -388,8 +334,8 @@ static struct result run_part(void)
                 reap(&processes[which]);
                 if (which < LEAVING)
                     start(which);
-            } else if (proceed(place, events[i].events)) {
-                answers[clients[place].number] = finish(&clients[place]);
+            } else if (client_proceed(place, events[i].events)) {
+                answers[client_number(place)] = client_finish(place);
                 finished++;
                 patience = now() + PATIENCE_MS * MS;
                 idle[idle_len++] = place;
@@ -397,7 +343,7 @@ static struct result run_part(void)
         }
         if (part->backends_have_accidents && accident_at <= now()) {
             have_an_accident(&result);
-            accident_at = now() + any_time(6 * deadline_ms * MS);
+            accident_at = now() + any_time((accident_ms ? accident_ms : 6 * deadline_ms) * MS);
         }
         continue_stopped();
     }
@@ -439,6 +385,8 @@ static bool run(const struct part *chosen)
     uint32_t first_deadline_ms = deadline_ms;
     part = chosen;
     backends = part->backends;
+    /* Of two owners one finds nothing: it need not look for long. */
+    rest_ms = part->without_claim ? 20 : PATIENCE_MS;
     for (;; deadline_ms *= 2) {
         struct result result = run_part();
         print(&result);
@@ -463,7 +411,7 @@ static const struct part *find_part(const char *name)
         if (strcmp(name, parts[i].name) == 0)
             return &parts[i];
     }
-    fprintf(stderr, "usage: one_owner [delays | backends | broker | fleet | without-claim |"
+    fprintf(stderr, "usage: one_owner [--tls] [delays | backends | broker | fleet | without-claim |"
                     " fleet-without-claim]...\n");
     exit(2);
 }
@@ -472,7 +420,7 @@ static uint32_t number(const char *name, uint32_t otherwise, uint32_t most)
 {
     const char *value = getenv(name);
     unsigned long number = value ? strtoul(value, NULL, 10) : otherwise;
-    if (number < 1 || number > most) {
+    if ((value && number < 1) || number > most) {
         fprintf(stderr, "%s is not from 1 to %u\n", name, most);
         exit(2);
     }
@@ -491,10 +439,16 @@ static void remove_sockets(void)
 
 int main(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "--tls") == 0) {
+        tls = true;
+        argc--;
+        argv++;
+    }
     connections = number("ONE_OWNER_CONNECTIONS", 20000, 100000000);
     at_once = number("ONE_OWNER_AT_ONCE", 400, MAX_AT_ONCE);
-    per_ms = number("ONE_OWNER_PER_MS", 20, 1000);
+    per_second = number("ONE_OWNER_PER_SECOND", 20000, 1000000);
     deadline_ms = number("ONE_OWNER_DEADLINE_MS", 5, MOST_DEADLINE_MS);
+    accident_ms = number("ONE_OWNER_ACCIDENT_MS", 0, 60000);
 
     records = mmap(NULL, connections * sizeof *records, PROT_READ | PROT_WRITE,
                    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -506,6 +460,11 @@ int main(int argc, char **argv)
     sigaddset(&terminate, SIGTERM);
     atexit(remove_sockets);
     srand48(now());
+    if (tls) {
+        /* Where OpenSSL writes to a client whose broker was killed. */
+        signal(SIGPIPE, SIG_IGN);
+        tls_prepare();
+    }
 
     /* The driver's, so that clients that nobody has accepted outlive every broker. */
     socklen_t len = sizeof address;
@@ -514,7 +473,8 @@ int main(int argc, char **argv)
     listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     int seconds = PATIENCE_MS / 1000;
     check(listener >= 0 && bind(listener, (struct sockaddr *)&address, len) == 0);
-    /* A connection is accepted when its number is there, so that a broker knows what it has. */
+    /* A connection is accepted when its request is there, so that a broker knows what it has; with
+       TLS, when it has begun. */
     check(setsockopt(listener, IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds) == 0);
     check(listen(listener, 4096) == 0);
     check(getsockname(listener, (struct sockaddr *)&address, &len) == 0);

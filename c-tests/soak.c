@@ -5,9 +5,9 @@
  * Memory is compared with that after the first tenth: until then caches and pools fill.
  */
 #define _GNU_SOURCE
+#include "libc.h"
 #include "wire.h"
 
-#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -166,7 +166,7 @@ static void handoffs_leave_descriptors_and_memory_as_they_were(void **state)
     for (long i = 0; i < count; i++) {
         if (i == count / 10) {
             resident = resident_kib();
-            allocated = mallinfo2().uordblks;
+            allocated = bytes_allocated();
         }
         if (i % 10 != 9) {
             adopt(wire);
@@ -183,7 +183,7 @@ static void handoffs_leave_descriptors_and_memory_as_they_were(void **state)
         reopen(wire);
     }
     long resident_after = resident_kib(), malformed = 0;
-    size_t allocated_after = mallinfo2().uordblks;
+    size_t allocated_after = bytes_allocated();
     for (int fault = 0; fault < FAULTS; fault++) {
         assert_true(faults[fault] >= count / 10 / FAULTS);
         malformed += faults[fault];

@@ -4,7 +4,6 @@
 
 #include <poll.h>
 #include <sys/epoll.h>
-#include <sys/queue.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 
@@ -73,15 +72,16 @@ void run_worker(int which)
 /* ---- a broker and its clients ---------------------------------------------------------------- */
 
 struct client {
-    STAILQ_ENTRY(client) next;
+    struct client *next;
     int ends[2]; /* the broker's, until it has its verdict, and its own, until it has its answer */
     int64_t begun;
 };
 
 static handoff_broker *broker;
 static struct client clients[MOST_AT_ONCE];
-static STAILQ_HEAD(, client) idle = STAILQ_HEAD_INITIALIZER(idle);
-static STAILQ_HEAD(, client) queue = STAILQ_HEAD_INITIALIZER(queue);
+static struct clients {
+    struct client *first, *last;
+} idle, queue;
 static int epoll;
 
 static void watch(int fd, void *what)
@@ -90,11 +90,18 @@ static void watch(int fd, void *what)
     check(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0);
 }
 
+static void append(struct clients *list, struct client *client)
+{
+    client->next = NULL;
+    *(list->first == NULL ? &list->first : &list->last->next) = client;
+    list->last = client;
+}
+
 static void end_if_done(struct client *client)
 {
     if (client->ends[0] != -1 || client->ends[1] != -1)
         return;
-    STAILQ_INSERT_TAIL(&idle, client, next);
+    append(&idle, client);
     shared->finished++;
 }
 
@@ -116,13 +123,13 @@ static void fall_back(struct client *client)
 static void offer_queue(void)
 {
     struct client *client;
-    while ((client = STAILQ_FIRST(&queue)) != NULL && handoff_broker_room(broker) > 0) {
+    while ((client = queue.first) != NULL && handoff_broker_room(broker) > 0) {
         handoff_offer offer = HANDOFF_OFFER_INIT;
         offer.fd = client->ends[0];
         offer.user_data = client;
         handoff_status status = handoff_broker_offer(broker, &offer, NULL);
         check(status == HANDOFF_OK || handoff_status_is_fallback_safe(status));
-        STAILQ_REMOVE_HEAD(&queue, next);
+        queue.first = queue.first->next;
         if (status != HANDOFF_OK)
             fall_back(client);
     }
@@ -130,11 +137,11 @@ static void offer_queue(void)
 
 static void begin(struct client *client)
 {
-    STAILQ_REMOVE_HEAD(&idle, next);
+    idle.first = idle.first->next;
     check(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, client->ends) == 0);
     client->begun = now();
     watch(client->ends[1], client);
-    STAILQ_INSERT_TAIL(&queue, client, next);
+    append(&queue, client);
 }
 
 static void take_answer(struct client *client)
@@ -204,12 +211,12 @@ void run_broker(int me, const struct setup *setup)
     watch(handoff_broker_fd(broker), &broker);
     for (int i = 0; i < setup->at_once; i++) {
         clients[i] = (struct client){.ends = {-1, -1}};
-        STAILQ_INSERT_TAIL(&idle, &clients[i], next);
+        append(&idle, &clients[i]);
     }
     for (;;) {
         int64_t time = now();
         struct client *client;
-        while ((client = STAILQ_FIRST(&idle)) != NULL && next_begin <= time
+        while ((client = idle.first) != NULL && next_begin <= time
                && shared->begun < shared->limit) {
             if (shared->begun++ < shared->limit)
                 begin(client);

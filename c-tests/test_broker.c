@@ -260,8 +260,9 @@ static void offer_whose_parts_are_nonsense_is_refused(void **state)
                            "offer.preread is NULL");
     assert_invalid_because(handoff_broker_offer(broker, &metadata, NULL),
                            "offer.metadata is NULL");
-    assert_invalid_because(handoff_broker_offer(broker, &endless, NULL),
-                           "offer.preread cannot have 18446744073709551615 elements");
+    char reason[80];
+    snprintf(reason, sizeof reason, "offer.preread cannot have %zu elements", SIZE_MAX);
+    assert_invalid_because(handoff_broker_offer(broker, &endless, NULL), reason);
 }
 
 static void descriptor_that_cannot_be_one_is_refused_and_named(void **state)

@@ -3,6 +3,7 @@
    same path. */
 #define _GNU_SOURCE
 #include "frames.h"
+#include "libc.h"
 #include "support.h"
 
 #include <errno.h>
@@ -692,7 +693,7 @@ struct attack {
 static bool survive_once(const struct attack *attack, uint64_t timeout_ms)
 {
     int status = 0, ends[8][2], verdicts = 0;
-    size_t bytes = bytes_in_use();
+    size_t bytes = bytes_allocated();
     int listener = begin();
     pid_t child = fork_peer(listener);
     if (child == 0) {
@@ -720,7 +721,7 @@ static bool survive_once(const struct attack *attack, uint64_t timeout_ms)
         assert_true(time(NULL) < deadline);
         hand_over(&honest);
         dispatch(&hostile);
-        assert_true(bytes_in_use() < bytes + MOST_GROWTH);
+        assert_true(bytes_allocated() < bytes + MOST_GROWTH);
         /* The broker's epoll, timer and socket, and both ends of each connection. */
         assert_in_range(count_descriptors(), 0, descriptors + 3 + 2 * attack->offers);
         while (next_verdict(broker, &verdict)) {
@@ -749,7 +750,7 @@ static bool survive_once(const struct attack *attack, uint64_t timeout_ms)
         assert_int_equal(other.reason, attack->reason);
     }
     recover_and_end();
-    assert_true(bytes_in_use() < bytes + MOST_LEFT);
+    assert_true(bytes_allocated() < bytes + MOST_LEFT);
     assert_false(is_mapped("memfd:handoff"));
     return !too_slow;
 }

@@ -2,6 +2,7 @@
  * limits can be switched off, and combinations that cannot work are refused. */
 #define _GNU_SOURCE
 #include "channel.h"
+#include "libc.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -370,11 +371,11 @@ static void backend_without_a_limit_holds_all_that_may_be_in_flight(void **state
 static int connects;
 static uint64_t connected_at;
 
-int connect(int socket, __CONST_SOCKADDR_ARG address, socklen_t len)
+int connect(int socket, CONST_ADDRESS address, socklen_t len)
 {
     connects++;
     connected_at = now_ns();
-    return (int)syscall(SYS_connect, socket, address.__sockaddr__, len);
+    return (int)syscall(SYS_connect, socket, ADDRESS_OF(address), len);
 }
 
 /* The first pauses between two attempts are as long as these, at least. */

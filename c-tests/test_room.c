@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "channel.h"
 #include "frames.h"
+#include "libc.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -90,7 +91,7 @@ static void no_more_memory_is_kept_than_the_option_says(void **state)
         size_t most = kept[i] == 0 ? DEFAULT : kept[i];
         options.max_kept_bytes = kept[i];
         open_channel(&channel, NULL, &options);
-        size_t before = bytes_in_use();
+        size_t before = bytes_allocated();
         release(hold(COUNT, 100), COUNT);
         for (int round = 0; round < 2; round++) {
             release(hold(COUNT, LEN), COUNT);
@@ -101,7 +102,7 @@ static void no_more_memory_is_kept_than_the_option_says(void **state)
             assert_true(most < 2 * LEN || found.kept_bytes > most - 2 * LEN);
         }
         /* The broker keeps the room of its queue. */
-        size_t queue = 2 * 1048576, now = bytes_in_use();
+        size_t queue = 2 * 1048576, now = bytes_allocated();
         assert_true(now < before + most + queue + COUNT * OTHER_BYTES);
         close_channel(&channel);
     }
@@ -115,7 +116,7 @@ static void what_is_held_counts_all_of_its_room(void **state)
     handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
     options.max_kept_bytes = KEPT;
     open_channel(&channel, NULL, &options);
-    size_t before = bytes_in_use();
+    size_t before = bytes_allocated();
     for (int round = 0; round < 20; round++) {
         /* A few large ones leave their rooms to small ones, which stay for a while. */
         release(hold(COUNT / 16, LEN), COUNT / 16);
@@ -123,7 +124,7 @@ static void what_is_held_counts_all_of_its_room(void **state)
         handoff_backend_statistics found = backend_statistics(channel.backend);
         assert_int_equal(found.held_bytes, COUNT / 2 * 10);
         assert_in_range(found.kept_bytes, 0, KEPT + COUNT / 2 * OTHER_BYTES);
-        assert_true(bytes_in_use() < before + KEPT + 2 * 1048576 + COUNT * OTHER_BYTES);
+        assert_true(bytes_allocated() < before + KEPT + 2 * 1048576 + COUNT * OTHER_BYTES);
         release(ids, COUNT / 2);
     }
     close_channel(&channel);

@@ -59,10 +59,12 @@ check-soak: $(C_BUILD)/soak
 	@$(TEST) $<
 
 # Those whose processes are killed and stopped: a driver, and what it starts.
+$(C_BUILD)/one_owner: c-tests/one_owner_clients.c c-tests/one_owner_tls.c | need-openssl
+$(C_BUILD)/one_owner: LIBS := -lssl -lcrypto
 $(C_BUILD)/one_owner $(C_BUILD)/spread: $(C_BUILD)/%: c-tests/%.c c-tests/%_ends.c c-tests/%.h \
     $(HEADERS) | need-pkg-config all
 	@mkdir -p $(@D)
-	$(CC) -std=c11 $(CFLAGS) $(WARN) $(filter %.c,$^) -o $@ $$($(PC) --cflags --libs handoff)
+	$(CC) -std=c11 $(CFLAGS) $(WARN) $(filter %.c,$^) -o $@ $$($(PC) --cflags --libs handoff) $(LIBS)
 
 # The library with the claim left out, to show that check-one-owner would find two owners.
 WITHOUT_CLAIM := $(BUILD)/without-claim

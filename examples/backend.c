@@ -16,7 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/queue.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -27,7 +26,7 @@
 enum { CLIENTS = 1024, REQUEST_LEN = 4096, REQUEST_MS = 10000 };
 
 struct client {
-    TAILQ_ENTRY(client) next;
+    struct client *before, *next;
     int64_t deadline_ms; /* for its request */
     int fd;
     size_t len;
@@ -35,7 +34,9 @@ struct client {
 };
 
 /* Clients without a whole request yet, the earliest deadline first. */
-static TAILQ_HEAD(, client) clients = TAILQ_HEAD_INITIALIZER(clients);
+static struct clients {
+    struct client *first, *last;
+} clients;
 static int clients_count;
 static handoff_backend *backend;
 static int epoll, signals;
@@ -73,11 +74,25 @@ static void watch(int fd, void *what)
     check(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0, "EPOLL_CTL_ADD");
 }
 
+static void append(struct clients *list, struct client *client)
+{
+    client->before = list->last;
+    client->next = NULL;
+    *(list->last == NULL ? &list->first : &list->last->next) = client;
+    list->last = client;
+}
+
+static void take_out(struct clients *list, struct client *client)
+{
+    *(client->before == NULL ? &list->first : &client->before->next) = client->next;
+    *(client->next == NULL ? &list->last : &client->next->before) = client->before;
+}
+
 /* Ends a client. The broker may not have closed its copy yet, and while it has one, close(2)
  * neither takes the descriptor out of the event loop, epoll(7), nor ends the connection. */
 static void end(struct client *client)
 {
-    TAILQ_REMOVE(&clients, client, next);
+    take_out(&clients, client);
     clients_count--;
     check(epoll_ctl(epoll, EPOLL_CTL_DEL, client->fd, NULL) == 0, "EPOLL_CTL_DEL");
     shutdown(client->fd, SHUT_WR);
@@ -138,7 +153,7 @@ static void adopt(const handoff_arrival *arrival)
     /* What the broker has read comes before what can still be read. */
     client->len = arrival->preread_len;
     memcpy(client->request, arrival->preread, arrival->preread_len);
-    TAILQ_INSERT_TAIL(&clients, client, next);
+    append(&clients, client);
     clients_count++;
     watch(fd, client);
     answer_if_complete(client);
@@ -165,7 +180,7 @@ static int expire(void)
 {
     int64_t now = now_ms();
     struct client *client;
-    while ((client = TAILQ_FIRST(&clients)) != NULL && client->deadline_ms <= now)
+    while ((client = clients.first) != NULL && client->deadline_ms <= now)
         end(client);
     return client == NULL ? -1 : (int)(client->deadline_ms - now);
 }

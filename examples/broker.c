@@ -19,7 +19,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/queue.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -30,7 +29,7 @@
 enum { REQUEST_MS = 10000, QUEUE_MS = 1000, REASONS = 32 };
 
 struct client {
-    TAILQ_ENTRY(client) next;
+    struct client *before, *next;
     int64_t deadline_ms; /* for its request, or in the queue */
     int fd;
     size_t len;
@@ -39,8 +38,9 @@ struct client {
 
 /* Clients without a request yet, and those that wait for room, the earliest deadline first. All
  * others are on offer. */
-static TAILQ_HEAD(clients, client) waiting = TAILQ_HEAD_INITIALIZER(waiting);
-static struct clients queue = TAILQ_HEAD_INITIALIZER(queue);
+static struct clients {
+    struct client *first, *last;
+} waiting, queue;
 static handoff_broker *broker;
 static int epoll, listener, signals;
 static unsigned long connections, adopted, fallbacks[REASONS];
@@ -77,6 +77,20 @@ static void watch(int fd, void *what)
     check(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0, "EPOLL_CTL_ADD");
 }
 
+static void append(struct clients *list, struct client *client)
+{
+    client->before = list->last;
+    client->next = NULL;
+    *(list->last == NULL ? &list->first : &list->last->next) = client;
+    list->last = client;
+}
+
+static void take_out(struct clients *list, struct client *client)
+{
+    *(client->before == NULL ? &list->first : &client->before->next) = client->next;
+    *(client->next == NULL ? &list->last : &client->next->before) = client->before;
+}
+
 static void accept_clients(void)
 {
     int fd;
@@ -85,7 +99,7 @@ static void accept_clients(void)
         check(client != NULL, "malloc");
         client->deadline_ms = now_ms() + REQUEST_MS;
         client->fd = fd;
-        TAILQ_INSERT_TAIL(&waiting, client, next);
+        append(&waiting, client);
         watch(fd, client);
     }
     /* None is left, one has gone, or there is no descriptor for it now. */
@@ -120,7 +134,7 @@ static void serve(struct client *client, handoff_reason reason)
  * another process has a copy, epoll(7). */
 static void stop_waiting(struct client *client)
 {
-    TAILQ_REMOVE(&waiting, client, next);
+    take_out(&waiting, client);
     check(epoll_ctl(epoll, EPOLL_CTL_DEL, client->fd, NULL) == 0, "EPOLL_CTL_DEL");
 }
 
@@ -138,7 +152,7 @@ static void read_request(struct client *client)
     connections++;
     client->len = (size_t)len;
     client->deadline_ms = now_ms() + QUEUE_MS;
-    TAILQ_INSERT_TAIL(&queue, client, next);
+    append(&queue, client);
 }
 
 /* Offers the clients in the queue for as long as there is room. When there is room again, the
@@ -146,7 +160,7 @@ static void read_request(struct client *client)
 static void offer_queue(void)
 {
     struct client *client;
-    while ((client = TAILQ_FIRST(&queue)) != NULL) {
+    while ((client = queue.first) != NULL) {
         handoff_offer offer = HANDOFF_OFFER_INIT;
         offer.fd = client->fd;
         offer.preread = client->request;
@@ -156,7 +170,7 @@ static void offer_queue(void)
         handoff_status status = handoff_broker_offer(broker, &offer, NULL);
         if (status == HANDOFF_ERR_FULL)
             return;
-        TAILQ_REMOVE(&queue, client, next);
+        take_out(&queue, client);
         if (status == HANDOFF_OK)
             continue; /* until its verdict */
         /* Nothing was sent. What a fallback must not hide is a bug in this program. */
@@ -183,8 +197,8 @@ static void take_verdicts(void)
 static void serve_queue(int64_t until_ms)
 {
     struct client *client;
-    while ((client = TAILQ_FIRST(&queue)) != NULL && client->deadline_ms <= until_ms) {
-        TAILQ_REMOVE(&queue, client, next);
+    while ((client = queue.first) != NULL && client->deadline_ms <= until_ms) {
+        take_out(&queue, client);
         serve(client, HANDOFF_REASON_BACKEND_BUSY);
     }
 }
@@ -195,14 +209,14 @@ static int expire(void)
 {
     int64_t now = now_ms(), next = INT64_MAX;
     struct client *client;
-    while ((client = TAILQ_FIRST(&waiting)) != NULL && client->deadline_ms <= now) {
+    while ((client = waiting.first) != NULL && client->deadline_ms <= now) {
         stop_waiting(client);
         release(client);
     }
     serve_queue(now);
     if (client != NULL)
         next = client->deadline_ms;
-    if ((client = TAILQ_FIRST(&queue)) != NULL && client->deadline_ms < next)
+    if ((client = queue.first) != NULL && client->deadline_ms < next)
         next = client->deadline_ms;
     return next == INT64_MAX ? -1 : (int)(next - now);
 }

@@ -13,6 +13,12 @@ $(BUILD)/examples/%_cc: examples/%.cc $(HEADERS) include/handoff.hpp | need-pkg-
 	@mkdir -p $(@D)
 	$(CXX) -std=c++17 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff)
 
+## check-libc  the C tests and the examples need no later glibc than the library
+.PHONY: check-libc
+check-libc: $(addprefix $(C_BUILD)/,$(C_TESTS) soak one_owner spread faults limits) $(EXAMPLES) \
+    | need-python
+	@CC='$(CC)' packaging/check-libc $(LIB)/$(SHARED) $(COMMAND) $^
+
 ## demo        thousands of clients through a broker to a backend that is killed on the way
 .PHONY: demo
 demo: $(EXAMPLES) | need-python

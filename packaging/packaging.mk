@@ -37,12 +37,12 @@ $(MAN_BUILD)/stamp: $(HEADERS) docs/man/handoff.1 docs/man/handoff.7 tools/man.p
 ## install     install below PREFIX (/usr/local); also BINDIR, LIBDIR, INCLUDEDIR, MANDIR, DOCDIR, DESTDIR
 install: all
 	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' '$(DESTDIR)$(PKGCONFDIR)' \
-	    '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(DEBUGDIR)' \
+	    '$(DESTDIR)$(CMAKEDIR)' $(if $(KEEP_DEBUG),,'$(DESTDIR)$(DEBUGDIR)') \
 	    '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7' \
 	    '$(DESTDIR)$(DOCDIR)'
 	install -m 755 $(COMMAND) '$(DESTDIR)$(BINDIR)'
 	install -m 755 $(LIB)/$(SHARED) '$(DESTDIR)$(LIBDIR)'
-	install -m 644 $(LIB)/$(SHARED).debug '$(DESTDIR)$(DEBUGDIR)'
+	$(if $(KEEP_DEBUG),,install -m 644 $(LIB)/$(SHARED).debug '$(DESTDIR)$(DEBUGDIR)')
 	ln -sf $(SHARED) '$(DESTDIR)$(LIBDIR)/$(SONAME)'
 	ln -sf $(SONAME) '$(DESTDIR)$(LIBDIR)/libhandoff.so'
 	install -m 644 $(LIB)/libhandoff.a '$(DESTDIR)$(LIBDIR)'

@@ -4,6 +4,58 @@
 //! tokens, and holds what they offer until it is adopted or rejected. It never blocks, except in
 //! the calls that say so. A connection that it adopts belongs to this process alone: the broker
 //! gave it up in the same step, see `claim.rs`.
+//!
+//! A backend without an event loop; the example of [`broker`](crate::broker) hands it clients:
+//!
+//! ```
+//! use std::io::Write;
+//! use std::net::TcpStream;
+//! use std::path::Path;
+//!
+//! use handoff::backend::{Backend, BackendOptions};
+//!
+//! /// Adopts clients, and answers each on its own connection.
+//! fn serve(socket: &Path) -> Result<(), Box<dyn std::error::Error>> {
+//!     let mut backend = Backend::listen(socket, BackendOptions::default())?;
+//!     loop {
+//!         let (connection, arrival) = backend.accept(None)?;
+//!         println!("process {} offers a client", arrival.broker.process);
+//!         // The first bytes of the client are in `arrival.preread`, if the broker has read some.
+//!         let mut client = TcpStream::from(connection);
+//!         // It has the flags that the broker's had.
+//!         client.set_nonblocking(false)?;
+//!         client.write_all(b"hello\n")?;
+//!         # return Ok(());
+//!     }
+//! }
+//! #
+//! # use std::io::Read;
+//! # use std::os::fd::AsFd;
+//! # use handoff::broker::{Broker, BrokerOptions, Offer};
+//! # let directory = tempfile::tempdir()?;
+//! # let socket = directory.path().join("handoff.sock");
+//! # let clients = std::net::TcpListener::bind("127.0.0.1:0")?;
+//! # let mut client = TcpStream::connect(clients.local_addr()?)?;
+//! # let (accepted, _) = clients.accept()?;
+//! # std::thread::scope(|scope| {
+//! #     let backend = scope.spawn(|| serve(&socket).unwrap());
+//! #     let start = std::time::Instant::now();
+//! #     let mut broker = Broker::new(&socket, BrokerOptions::default())?;
+//! #     let mut adopted = false;
+//! #     while !adopted && start.elapsed().as_secs() < 60 {
+//! #         let verdict = broker.offer_and_wait(&Offer::new(accepted.as_fd()));
+//! #         adopted = verdict.is_ok_and(|verdict| verdict.adopted);
+//! #     }
+//! #     assert!(adopted);
+//! #     backend.join().unwrap();
+//! #     drop(accepted);
+//! #     let mut answer = String::new();
+//! #     client.read_to_string(&mut answer)?;
+//! #     assert_eq!(answer, "hello\n");
+//! #     Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod accepting;
 mod arrivals;

@@ -5,6 +5,54 @@
 //! reason. It never blocks, except in the calls that say so. Every offer gets exactly one verdict,
 //! even if a backend dies, and a verdict of fallback means that no backend can adopt the connection
 //! any more: see `claim.rs`.
+//!
+//! A broker without an event loop, and with one backend, which is the example of
+//! [`backend`](crate::backend):
+//!
+//! ```
+//! use std::net::TcpListener;
+//! use std::os::fd::AsFd;
+//! use std::path::Path;
+//!
+//! use handoff::broker::{Broker, BrokerOptions, Offer};
+//!
+//! /// Hands every client to the backend, and answers those itself that it does not take.
+//! fn serve(socket: &Path, clients: &TcpListener) -> Result<(), Box<dyn std::error::Error>> {
+//!     let mut broker = Broker::new(socket, BrokerOptions::default())?;
+//!     for client in clients.incoming() {
+//!         let client = client?;
+//!         let offer = Offer { service: b"web", ..Offer::new(client.as_fd()) };
+//!         match broker.offer_and_wait(&offer) {
+//!             // Dropped and not shut down, which would end the backend's connection too.
+//!             Ok(verdict) if verdict.adopted => drop(client),
+//!             Ok(verdict) => println!("no backend has it: {:?}", verdict.reason),
+//!             Err(error) => println!("nothing was offered: {error}"),
+//!         }
+//!         # break;
+//!     }
+//!     Ok(())
+//! }
+//! #
+//! # use std::io::{Read, Write};
+//! # use handoff::backend::{Backend, BackendOptions};
+//! # let directory = tempfile::tempdir()?;
+//! # let socket = directory.path().join("handoff.sock");
+//! # let mut backend = Backend::listen(&socket, BackendOptions::default())?;
+//! # let clients = TcpListener::bind("127.0.0.1:0")?;
+//! # let mut client = std::net::TcpStream::connect(clients.local_addr()?)?;
+//! # std::thread::scope(|scope| {
+//! #     let broker = scope.spawn(|| serve(&socket, &clients).unwrap());
+//! #     let (connection, arrival) = backend.accept(Some(std::time::Duration::from_secs(60)))?;
+//! #     assert_eq!(arrival.service, b"web");
+//! #     broker.join().unwrap();
+//! #     std::net::TcpStream::from(connection).write_all(b"hello")?;
+//! #     let mut answer = String::new();
+//! #     client.read_to_string(&mut answer)?;
+//! #     assert_eq!(answer, "hello");
+//! #     Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod blocking;
 mod channel;
@@ -85,12 +133,29 @@ pub struct Offer<'a> {
     pub user_data: usize,
     /// How long it may wait for its verdict; none for the timeout of the options.
     pub timeout: Option<Duration>,
-    /// The kernel does the connection's TLS, in both directions: see [`tls`](crate::tls). It is asked
+    /// The kernel does the connection's TLS, in both directions: see [`tls`]. It is asked
     /// whether it does.
     pub tls: bool,
     /// More offers follow at once: sending is left to the last of them, to [`Broker::flush`] or to
     /// [`Broker::dispatch`].
     pub more: bool,
+}
+
+impl<'a> Offer<'a> {
+    /// An offer of a connection, and of nothing else.
+    pub fn new(descriptor: BorrowedFd<'a>) -> Offer<'a> {
+        Offer {
+            descriptor,
+            preread: &[],
+            metadata: &[],
+            service: &[],
+            correlation: &[],
+            user_data: 0,
+            timeout: None,
+            tls: false,
+            more: false,
+        }
+    }
 }
 
 /// What became of an offer.

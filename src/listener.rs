@@ -1,7 +1,7 @@
 //! The handoff socket that a backend listens on.
 //!
 //! The socket has its mode before anybody can connect. A stale socket is replaced, and nothing else;
-//! the file is removed when the listener is dropped. [`place`] says how. Who may connect is for
+//! the file is removed when the listener is dropped. `place.rs` says how. Who may connect is for
 //! [`crate::peer`].
 
 mod place;

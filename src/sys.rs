@@ -51,10 +51,15 @@ fn retry_receive(mut call: impl FnMut() -> isize) -> io::Result<usize> {
 /// The most bytes that getentropy(3) gives at once.
 pub(crate) const MOST_RANDOM: usize = 256;
 
+unsafe extern "C" {
+    /// getentropy(3), which the crate `libc` leaves out for musl.
+    fn getentropy(buffer: *mut libc::c_void, length: usize) -> libc::c_int;
+}
+
 /// Fills `bytes`, at most [`MOST_RANDOM`], from the operating system's random source.
 pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
     // SAFETY: the pointer and the length describe `bytes`, which getentropy(3) fills.
-    let result = unsafe { libc::getentropy(bytes.as_mut_ptr().cast(), bytes.len()) };
+    let result = unsafe { getentropy(bytes.as_mut_ptr().cast(), bytes.len()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -5,8 +5,11 @@
 
 NEED  := tools/need
 NEEDS := $(shell sed -n 's/^\(need-[a-z-]*\):.*/\1/p' tools/needs.mk)
+# Those that only `make check-all` has, and `make deps-all` installs.
+ALL_NEEDS := $(filter need-all-%,$(NEEDS))
+NEEDS     := $(filter-out need-all-%,$(NEEDS))
 
-.PHONY: deps $(NEEDS)
+.PHONY: deps deps-all $(NEEDS) $(ALL_NEEDS)
 
 # ---- to build and to try -------------------------------------------------------------------------
 
@@ -95,6 +98,54 @@ need-vm:
 	@$(NEED) busybox-static sh -c 'test -x /bin/busybox && ! ldd /bin/busybox'
 	@$(NEED) mmdebstrap mmdebstrap --version
 
+# ---- to build and to test packages ---------------------------------------------------------------
+
+need-debs: need-nginx-dev
+	@$(NEED) dpkg-dev dpkg-buildpackage --version
+	@$(NEED) debhelper sh -c 'command -v dh'
+	@$(NEED) dh-python sh -c 'command -v dh_python3'
+
+need-deb-tests:
+	@$(NEED) lintian lintian --version
+	@$(NEED) mmdebstrap mmdebstrap --version
+
+need-spec-tests:
+	@$(NEED) rpm rpmbuild --version
+	@$(NEED) shellcheck shellcheck --version
+
+# ---- to test other targets: tools/targets --------------------------------------------------------
+
+# Whether a program of another processor or C library can be made.
+CAN_MAKE = sh -c 'echo "int main(void){return 0;}" | $$1 -x c - -o /dev/null' sh
+# Whether Rust has its standard library for a target.
+CAN_MAKE_RUST = sh -c 'ls "$$(rustc --print target-libdir --target $$1)"/libstd-*' sh
+
+# What the short form needs.
+need-targets:
+	@$(NEED) rust-target:x86_64-unknown-linux-musl $(CAN_MAKE_RUST) x86_64-unknown-linux-musl
+	@$(NEED) rust-target:i686-unknown-linux-gnu $(CAN_MAKE_RUST) i686-unknown-linux-gnu
+	@$(NEED) gcc-i686-linux-gnu i686-linux-gnu-gcc --version
+	@$(NEED) libc6-dev-i386-cross $(CAN_MAKE) i686-linux-gnu-gcc
+	@$(NEED) libc6-i386 test -e /lib/ld-linux.so.2
+	@$(NEED) lib32gcc-s1 test -e /usr/lib32/libgcc_s.so.1
+
+need-all-targets:
+	@$(NEED) musl-tools musl-gcc --version
+	@$(NEED) qemu-user qemu-s390x --version
+	@$(NEED) qemu-system-arm qemu-system-aarch64 --version
+	@set -e; for row in armv7-unknown-linux-gnueabihf/arm-linux-gnueabihf/armhf \
+	    aarch64-unknown-linux-gnu/aarch64-linux-gnu/arm64 \
+	    riscv64gc-unknown-linux-gnu/riscv64-linux-gnu/riscv64 \
+	    s390x-unknown-linux-gnu/s390x-linux-gnu/s390x; do \
+	    rust=$${row%%/*}; gnu=$${row#*/}; debian=$${gnu#*/}; gnu=$${gnu%/*}; \
+	    $(NEED) rust-target:$$rust $(CAN_MAKE_RUST) $$rust; \
+	    $(NEED) gcc-$$gnu $$gnu-gcc --version; \
+	    $(NEED) libc6-dev-$$debian-cross $(CAN_MAKE) $$gnu-gcc; \
+	done
+
+need-all-msrv:
+	@$(NEED) rust-toolchain:$(MSRV) rustc +$(MSRV) --version
+
 # ---- to compare with other ways ------------------------------------------------------------------
 
 need-peers: need-pkg-config need-nginx
@@ -113,7 +164,16 @@ deps:
 	    if [ -n "$$missing" ]; then tools/deps $$missing; $(ASK_NEEDS); fi; \
 	    echo 'deps: everything that the tests need is installed'
 
+## deps-all    and what only `make check-all` needs: compilers and machines of other processors
+deps-all: deps
+	@set -e; missing=$$($(ASK_NEEDS) $(ALL_NEEDS) NEED='$(NEED) --name'); \
+	    if [ -n "$$missing" ]; then tools/deps $$missing; $(ASK_NEEDS) $(ALL_NEEDS); fi; \
+	    echo 'deps-all: everything that check-all needs is installed'
+
 # With -j, what `make deps check` tests waits for what it installs.
-ifneq ($(filter deps,$(MAKECMDGOALS)),)
+ifneq ($(filter deps deps-all,$(MAKECMDGOALS)),)
 $(NEEDS): | deps
+endif
+ifneq ($(filter deps-all,$(MAKECMDGOALS)),)
+$(ALL_NEEDS): | deps-all
 endif

@@ -28,6 +28,7 @@
  * how many runs there are at once. HANDOFF_FAULTS_VERBOSE prints every run.
  */
 #define _GNU_SOURCE
+#include "../libc.h"
 #include "errnos.h"
 #include "scene.h"
 #include "trace.h"
@@ -170,7 +171,7 @@ static _Noreturn void run_part(const struct scenario *scenario, enum side side, 
     int kept = side == BROKER ? CONNECTIONS : 0;
     for (int i = 0; i < kept; i++)
         check(dup2(fds[i], FIRST_FD + i) == FIRST_FD + i);
-    check(close_range((unsigned)(FIRST_FD + kept), ~0U, 0) == 0);
+    check(close_all_from((unsigned)(FIRST_FD + kept)) == 0);
     (side == BROKER ? scenario->broker : scenario->backend)();
     _exit(0);
 }

@@ -1,9 +1,10 @@
 # The tests of connections whose TLS the kernel does. Each c-tests/tls/test_*.c is a program like
-# those of c-tests, linked with OpenSSL too. It runs in the machine of tools/vm, because many
-# kernels lack the module `tls`.
+# those of c-tests, linked with OpenSSL too; each test_*.py is one, too. They run in the machine of
+# tools/vm, because many kernels lack the module `tls`.
 
 TLS_TESTS   := $(patsubst c-tests/tls/%.c,%,$(wildcard c-tests/tls/test_*.c))
-TLS_COMMON  := support tls/tls
+TLS_PYTHON  := $(notdir $(wildcard c-tests/tls/test_*.py))
+TLS_COMMON  := support tls/tls tls/records
 TLS_HEADERS := $(C_HEADERS) $(wildcard c-tests/tls/*.h)
 # Seconds that a machine may take for all of them.
 TLS_LIMIT   ?= 600
@@ -20,13 +21,41 @@ $(C_BUILD)/tls/%: c-tests/tls/%.c $(TLS_COMMON:%=$(C_BUILD)/%.o) $(TLS_HEADERS) 
 	@mkdir -p $(@D)
 	$(CC) $< $(TLS_COMMON:%=$(C_BUILD)/%.o) -o $@ $(C_FLAGS) $(C_LIBS) -lssl -lcrypto
 
-# Where they run: this machine's files, then Debian 13's, whose OpenSSL does more in the kernel.
+# Where they run: this machine's files, then Debian 13's, whose OpenSSL does more in the kernel; with a
+# kernel that can be given the next key of a connection, too: "+RELEASE", in check-all.
 TLS_ROOTS ?= this-machine debian-13
 
-## check-tls   TLS connections that the kernel does, in an emulated machine; TLS_TEST=test_kernel
+# What `make install` and `make install-nginx` put on a machine: for each root with the modules for its
+# nginx, which is why that of Debian 13 must be there.
+TLS_INSTALLED          := $(sort $(foreach root,$(TLS_ROOTS),$(firstword $(subst +, ,$(root)))))
+TLS_NGINX_this-machine := $(BUILD)/nginx
+TLS_NGINX_debian-13    := $(BUILD)/nginx-debian-13
+TLS_DEV_debian-13      := NGINX_DEV=$(BUILD)/vm/trixie/usr/share/nginx/src
+
+.PHONY: $(TLS_INSTALLED:%=installed-%)
+$(TLS_INSTALLED:%=installed-%): installed-%: | need-python need-vm need-nginx-dev all
+	@$(VM) --root $* && mkdir -p $(BUILD)/tls && rm -rf $(BUILD)/tls/$*
+	@$(SUBMAKE) --no-print-directory install install-nginx DESTDIR=$(BUILD)/tls/$* \
+	    NGINX_BUILD=$(TLS_NGINX_$*) $(TLS_DEV_$*) > $(BUILD)/tls/$*.log
+
+# Besides, processes are killed and stopped while they hand TLS connections over.
+$(C_BUILD)/tls/one_owner: c-tests/tls/one_owner.sh $(C_BUILD)/one_owner library-without-claim
+	@mkdir -p $(@D)
+	@cp $< $@
+
+# Where a test is, by its name.
+tls_test = $(if $(filter %.py,$(1)),c-tests/tls/$(1),$(C_BUILD)/tls/$(1))
+
+## check-tls   TLS connections that the kernel does, in an emulated machine; TLS_TEST=test_exec.py
 .PHONY: check-tls
-check-tls: TLS_TEST ?= $(TLS_TESTS)
-check-tls: $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS)) $(BUILD)/examples/tls_backend | need-python need-vm
+check-tls: TLS_TEST ?= $(TLS_TESTS) $(TLS_PYTHON) one_owner
+check-tls: $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS) one_owner) $(BUILD)/examples/tls_backend \
+    $(TLS_INSTALLED:%=installed-%) | need-python need-vm
 	@set -e; for root in $(TLS_ROOTS); do echo "check-tls: with $$root"; \
-	    $(VM) --limit $(TLS_LIMIT) --root $$root -- env $(TEST) \
-	        c-tests/run_all.sh $@ $(TLS_TEST:%=$(C_BUILD)/tls/%); done
+	    kernel=; case $$root in *+*) kernel=$${root#*+} ;; esac; root=$${root%+*}; \
+	    $(VM) --limit $(TLS_LIMIT) --root $$root --kernel "$$kernel" -- env $(TEST) \
+	        PYTHONDONTWRITEBYTECODE=1 HANDOFF_COMMAND=$(COMMAND) \
+	        HANDOFF_NGINX_MODULES=$(BUILD)/tls/$$root$(NGINX_MODULESDIR) \
+	        HANDOFF_INSTALLED=$(BUILD)/tls/$$root BUILD=$(BUILD) \
+	        ONE_OWNER_CONNECTIONS=$${ONE_OWNER_CONNECTIONS:-20000} c-tests/run_all.sh $@ \
+	        $(foreach test,$(TLS_TEST),$(call tls_test,$(test))); done

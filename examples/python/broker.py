@@ -7,6 +7,7 @@ from ctypes import POINTER, byref, c_char_p, c_int, c_int32, c_size_t, c_uint32,
 import handoff
 
 ADOPTED, FALLBACK = 1, 2
+OFFER_TLS = 2
 
 
 class COffer(ctypes.Structure):
@@ -19,10 +20,12 @@ class COffer(ctypes.Structure):
         ("user_data", c_void_p), ("timeout_ms", c_uint64),
     ]
 
-    def __init__(self, connection, preread=b"", metadata=b"", service=None, correlation=None):
+    def __init__(self, connection, preread=b"", metadata=b"", service=None, correlation=None,
+                 tls=False):
         super().__init__()
         handoff.check(handoff.library.handoff_offer_init(self, ctypes.sizeof(self)))
         self.fd = connection.fileno()
+        self.flags = OFFER_TLS if tls else 0
         self.preread, self.preread_len = preread, len(preread)
         self.metadata, self.metadata_len = metadata, len(metadata)
         self.service, self.correlation = service, correlation

@@ -13,10 +13,13 @@ is found by its soname, as any other is: see ldconfig(8), or set LD_LIBRARY_PATH
 import contextlib
 import ctypes
 import enum
+import errno
 import math
 import os
+import select
 import socket
 import threading
+import time
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
@@ -46,6 +49,7 @@ class Reason(enum.IntEnum):
     CLIENT_GONE = 15
     TOO_LARGE = 16
     KIND = 17
+    TOO_MANY_CHANNELS = 18
 
 
 # ---- the structs, as in the header ---------------------------------------------------------------
@@ -125,6 +129,18 @@ class CArrival(Filled):
     ]
 
 
+class CTlsSession(Filled):
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("version", ctypes.c_uint32),
+        ("cipher", ctypes.c_uint32),
+        ("directions", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("version_name", ctypes.c_char_p),
+        ("cipher_name", ctypes.c_char_p),
+    ]
+
+
 class CBackendStatistics(Filled):
     _fields_ = [("size", ctypes.c_size_t)] + [(name, ctypes.c_uint64) for name in (
         "arrived", "adopted", "rejected", "taken_back", "accepted", "refused", "broken",
@@ -157,6 +173,10 @@ PROTOTYPES = {
     "handoff_backend_accept": (_status, _handle, ctypes.c_int, ctypes.POINTER(CArrival)),
     "handoff_backend_drain": (_status, _handle),
     "handoff_backend_get_statistics": (_status, _handle, ctypes.POINTER(CBackendStatistics)),
+    "handoff_tls_get_session": (_status, ctypes.c_int, ctypes.POINTER(CTlsSession)),
+    "handoff_tls_receive": (_status, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int,
+                            ctypes.POINTER(ctypes.c_size_t)),
+    "handoff_tls_shutdown": (_status, ctypes.c_int, ctypes.c_int),
 }
 
 
@@ -186,6 +206,11 @@ class HandoffError(Exception):
 
 class TakenBack(HandoffError):
     """The broker has taken the offer back and serves the client. This is no fault."""
+
+
+class TlsError(HandoffError, ConnectionError):
+    """What the client's end of TLS has sent is no data, or its end is missing: `status` says which,
+    as of handoff_tls_receive(3). No more can be received. It is an OSError, as of any socket."""
 
 
 def check(status):
@@ -226,7 +251,86 @@ class Arrival:
     service: bytes
     correlation: bytes
     broker: Peer
+    tls: bool = False  # the kernel does the client's TLS: the connection is a TlsSocket
     connection: Optional[socket.socket] = None  # None until it is adopted
+
+
+class TlsSession(NamedTuple):
+    """What the kernel tells of a connection's TLS: "TLSv1.3", "AES-128-GCM"."""
+
+    version: str
+    cipher: str
+
+
+class TlsSocket(socket.socket):
+    """A connection whose TLS the kernel does: what you send and receive here is plain.
+
+    recv() and recv_into() return nothing but data, and b"" or 0 after the client's close_notify. If
+    the client closes without it, or sends something else that is no data, they raise a TlsError.
+    shutdown(SHUT_WR) sends close_notify: call it before close(), which does not. makefile() and
+    asyncio use these calls. recvfrom() and recvmsg() are the system's: they fail with EIO where
+    the next record is no data.
+    """
+
+    TURN_MS = 100  # how long Python's signal handlers may have to wait
+    _ended = None  # True after close_notify, or the TlsError after which nothing more comes
+
+    def recv(self, bufsize, flags=0):
+        buffer = bytearray(bufsize)
+        count = self.recv_into(buffer, bufsize, flags)
+        return bytes(memoryview(buffer)[:count])
+
+    def recv_into(self, buffer, nbytes=0, flags=0):
+        if flags:
+            raise ValueError("a connection with TLS is received from without flags")
+        if isinstance(self._ended, TlsError):
+            raise self._ended
+        count = ctypes.c_size_t()
+        with memoryview(buffer).cast("B") as view:
+            room = min(nbytes or len(view), len(view))
+            if room == 0 or self._ended:
+                return 0
+            start = (ctypes.c_char * len(view)).from_buffer(view)
+            try:
+                self._do(select.POLLIN, lambda wait_ms: library.handoff_tls_receive(
+                    self.fileno(), start, room, wait_ms, ctypes.byref(count)))
+            except TlsError as error:
+                self._ended = error
+                raise
+            finally:
+                del start  # or the buffer could not be released
+        self._ended = count.value == 0
+        return count.value
+
+    def shutdown(self, how):
+        if how != socket.SHUT_RD:
+            self._do(select.POLLOUT,
+                     lambda wait_ms: library.handoff_tls_shutdown(self.fileno(), wait_ms))
+        if how != socket.SHUT_WR:
+            super().shutdown(how)
+
+    def session(self):
+        session = CTlsSession()
+        check(library.handoff_tls_get_session(self.fileno(), ctypes.byref(session)))
+        return TlsSession(session.version_name.decode(), session.cipher_name.decode())
+
+    def _do(self, event, call):
+        """Calls it until it is done, or this socket's timeout has passed."""
+        timeout = self.gettimeout()
+        end = None if timeout is None else time.monotonic() + timeout
+        wait_ms = 0
+        while (status := call(wait_ms)) == TIMED_OUT:
+            if timeout == 0:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            left_ms = None if end is None else math.ceil(max(end - time.monotonic(), 0) * 1000)
+            ready = select.poll()
+            ready.register(self, event)
+            if left_ms == 0 or not ready.poll(left_ms):
+                raise socket.timeout("timed out")
+            # It may be a part of a record. The library does not ask for the rest all the time.
+            wait_ms = self.TURN_MS if left_ms is None else min(left_ms, self.TURN_MS)
+        if status != OK:
+            raise TlsError(status)
 
 
 class Backend:
@@ -297,7 +401,7 @@ class Backend:
         fd = ctypes.c_int()
         with self._alone():
             check(library.handoff_backend_adopt(self._handle, arrival.id, ctypes.byref(fd)))
-        arrival.connection = _adopted(fd.value)
+        arrival.connection = _adopted(fd.value, arrival.tls)
         return arrival.connection
 
     def reject(self, arrival, reason=Reason.REJECTED):
@@ -319,7 +423,7 @@ class Backend:
             if status == TIMED_OUT:
                 return None
             check(status)
-            connection = _adopted(arrival.fd)
+            connection = _adopted(arrival.fd, arrival.tls)
             copy = _copy(arrival)
         copy.connection = connection
         return copy
@@ -354,12 +458,13 @@ def _copy(arrival):
         arrival.service,
         arrival.correlation,
         Peer(arrival.broker_pid, arrival.broker_uid, arrival.broker_gid),
+        bool(arrival.tls),
     )
 
 
-def _adopted(fd):
+def _adopted(fd, tls):
     try:
-        connection = socket.socket(fileno=fd)
+        connection = (TlsSocket if tls else socket.socket)(fileno=fd)
     except BaseException:
         os.close(fd)
         raise

@@ -134,6 +134,7 @@ class Handler(BaseHTTPRequestHandler):
             f"service: {quoted(self.arrival.service)}",
             f"correlation: {quoted(self.arrival.correlation)}",
             f"metadata: {quoted(self.arrival.metadata)}",
+            f"tls: {' '.join(self.request.session()) if self.arrival.tls else 'none'}",
             f"client: {self.client_address[0]} {self.client_address[1]}",
         )).encode("latin-1")
 

@@ -28,6 +28,7 @@ STRUCTS = {
     "handoff_backend_options": handoff.CBackendOptions,
     "handoff_arrival": handoff.CArrival,
     "handoff_backend_statistics": handoff.CBackendStatistics,
+    "handoff_tls_session": handoff.CTlsSession,
     "handoff_offer": broker.COffer,
     "handoff_verdict": broker.CVerdict,
 }
@@ -36,6 +37,7 @@ NUMBERS = {
     **{f"HANDOFF_{name}": getattr(handoff, name) for name in (
         "OK", "NOTHING", "TIMED_OUT", "ERR_TAKEN_BACK", "KIND_STREAM", "KIND_SEQPACKET",
         "KIND_DATAGRAM", "KIND_UNCONNECTED", "KIND_ANY")},
+    "HANDOFF_OFFER_TLS": broker.OFFER_TLS,
     "HANDOFF_ADOPTED": broker.ADOPTED,
     "HANDOFF_FALLBACK": broker.FALLBACK,
 }

@@ -112,13 +112,14 @@ class Program:
 
 
 class Case(unittest.TestCase):
+    program = "http_backend.py"
     arguments = ()
 
     def setUp(self):
         directory = tempfile.TemporaryDirectory(prefix="handoff-python-")
         self.addCleanup(directory.cleanup)
         self.path = os.path.join(directory.name, "handoff.sock")
-        self.backend = Program(self, sys.executable, os.path.join(HERE, "http_backend.py"),
+        self.backend = Program(self, sys.executable, os.path.join(HERE, self.program),
                                self.path, *self.arguments)
         self.broker = broker.Broker(self.path)
         self.addCleanup(self.broker.close)
@@ -171,7 +172,7 @@ class Requests(Case):
         self.assertEqual(answer.headers["X-Backend-Pid"], str(self.backend.process.pid))
         self.assertEqual(answer.body.decode().splitlines()[1:], [
             f"served by the backend {self.backend.process.pid}",
-            "service: app", "correlation: r-1", "metadata: from%20%FF",
+            "service: app", "correlation: r-1", "metadata: from%20%FF", "tls: none",
             "client: {} {}".format(*client.socket.getsockname())])
         self.assertIn("r-1 - - [", self.backend.errors())
 

@@ -25,6 +25,8 @@ $(NGINX_BUILD)/configured: integrations/nginx/config integrations/nginx/nginx.mk
 	    { cat $(NGINX_BUILD)/src/configure.log; exit 1; }
 	@touch $@
 
+# What is set in the command, such as CFLAGS, is in what configure has written, and would replace it.
+$(NGINX_BUILD)/stamp: private MAKEOVERRIDES =
 $(NGINX_BUILD)/stamp: $(NGINX_BUILD)/configured $(wildcard integrations/nginx/ngx_*) \
     $(HEADERS)
 	$(MAKE) -C $(NGINX_BUILD)/src --no-print-directory -f objs/Makefile \

@@ -131,6 +131,7 @@ mod tests {
     use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
     use std::os::fd::OwnedFd;
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+    use std::process::{Command, Stdio};
 
     const STREAMS: Kinds =
         Kinds { stream: true, seqpacket: false, datagram: false, unconnected: false };
@@ -223,8 +224,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         assert!(!taken(UnixListener::bind(directory.path().join("socket")).unwrap()));
         assert!(!taken(tempfile::tempfile().unwrap()));
-        let (reader, _writer) = std::io::pipe().unwrap();
-        assert!(!taken(reader));
+        // std::io::pipe() needs a later Rust.
+        let mut program = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
+        assert!(!taken(program.stdout.take().unwrap()));
+        program.wait().unwrap();
     }
 
     #[test]

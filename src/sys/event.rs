@@ -310,9 +310,10 @@ pub(crate) fn await_events(set: BorrowedFd<'_>, deadline: Option<Instant>) -> io
 }
 
 fn set_timer(timer: &OwnedFd, left: Duration) -> io::Result<()> {
+    // Of types that differ: 68 years fit into each of them, and so do a second's nanoseconds.
     let value = libc::timespec {
-        tv_sec: left.as_secs().try_into().unwrap_or(libc::time_t::MAX),
-        tv_nsec: left.subsec_nanos().into(),
+        tv_sec: left.as_secs().min(i32::MAX as u64) as _,
+        tv_nsec: left.subsec_nanos() as _,
     };
     let interval = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let setting = libc::itimerspec { it_interval: interval, it_value: value };

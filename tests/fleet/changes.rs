@@ -123,11 +123,7 @@ fn late_offers_stay_if_the_other_backend_has_room_for_one_of_them_only() {
 
 #[test]
 fn offer_that_waited_for_room_counts_as_no_refusal() {
-    let options = BrokerOptions {
-        max_in_flight: 1,
-        timeout: Duration::from_millis(20),
-        ..Default::default()
-    };
+    let options = BrokerOptions { max_in_flight: 1, timeout: PATIENCE, ..Default::default() };
     let mut fleet = fleet(1, options);
     let (_client, connection) = client();
     fleet.broker.offer(&offer(&connection)).unwrap();

@@ -98,7 +98,7 @@ fn slow_backend_loses_the_offer_to_another_after_the_attempt_timeout() {
 
 #[test]
 fn offer_that_no_other_takes_stays_until_its_own_time_is_up() {
-    let attempt_timeout = Duration::from_millis(5);
+    let attempt_timeout = Duration::from_millis(100);
     let mut fleet = fleet(2, BrokerOptions { attempt_timeout, ..BrokerOptions::default() });
     let (_client, connection) = client();
     fleet.broker.offer(&offer(&connection)).unwrap();

@@ -12,6 +12,8 @@ Each row of the table of symptoms shows, in its first column, what recipes print
 
 The machine has systemd as its first process, in namespaces of its own, with the files of this host.
 What a recipe changes there is gone afterwards. What the recipe `install` changes, all others have.
+
+GUIDE_ROOT=DIRECTORY takes the files of another root, and then `packages` stands for `install`.
 """
 
 import ctypes
@@ -29,7 +31,9 @@ GUIDE = "docs/guide.md"
 MACHINE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "machine")
 SHOW = os.environ.get("GUIDE_SHOW")
 BLOCK_SECONDS = float(os.environ.get("GUIDE_SECONDS", "120"))
-FIRST = "install"
+ROOT = os.environ.get("GUIDE_ROOT", "/")
+INSTALL, PACKAGES = "install", "packages"
+FIRST, OTHER = (INSTALL, PACKAGES) if ROOT == "/" else (PACKAGES, INSTALL)
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What the first recipe needs for `make`.
 OF_THE_CALLER = ("PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME")
@@ -224,7 +228,8 @@ class Shell:
     """A shell on a machine that runs a recipe's blocks one after the other."""
 
     def __init__(self, machine, directory=None):
-        variables = {"HOME": "/root", "LANG": "C.UTF-8", "PATH": PATH, "TERM": "dumb"}
+        variables = {"HOME": "/root", "LANG": "C.UTF-8", "PATH": PATH, "TERM": "dumb",
+                     "DEBIAN_FRONTEND": "noninteractive"}
         if directory:
             variables.update((name, os.environ[name]) for name in OF_THE_CALLER
                              if name in os.environ)
@@ -298,14 +303,17 @@ def main(names):
         recipes, files, rows = parse(guide.read().splitlines())
     known = [recipe.name for recipe in recipes]
     unknown = set(names) - set(known)
-    if unknown or len(set(known)) != len(known) or known[0] != FIRST:
-        raise Wrong(f"the recipes, of which the first must be {FIRST}: {known}; not: {unknown}")
+    if unknown or len(set(known)) != len(known) or known[:2] != [INSTALL, PACKAGES]:
+        raise Wrong(f"the recipes, which begin with {INSTALL} and {PACKAGES}: {known}; not: {unknown}")
+    if FIRST == PACKAGES:  # the last block of `install`, the program, is for both
+        recipes[1].blocks.append(recipes[0].blocks[-1])
+    recipes = [recipe for recipe in recipes if recipe.name != OTHER]
     check_files(files)
     if os.geteuid() != 0:
         raise Wrong("this needs root: it starts systemd in namespaces of its own")
     place = Place()
     try:
-        layers = ["/"]
+        layers = [ROOT]
         for recipe in recipes:
             if names and recipe.name not in [FIRST] + names:
                 continue
@@ -313,7 +321,7 @@ def main(names):
             run(recipe, place, layers)
             print(f"check-guide: {recipe.name}: ok, {time.monotonic() - start:.1f} s", flush=True)
             if recipe.name == FIRST:
-                layers = [f"{place.path}/{FIRST}", "/"]
+                layers = [f"{place.path}/{FIRST}", ROOT]
     finally:
         place.remove()
     if not names:

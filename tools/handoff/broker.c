@@ -12,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/queue.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -27,7 +26,7 @@ enum {
 };
 
 struct client {
-    TAILQ_ENTRY(client) next;
+    struct client *before, *next;
     uint64_t number;
     int64_t accepted_us, deadline_us;
     int fd;
@@ -36,12 +35,13 @@ struct client {
     char *preread;
 };
 
-TAILQ_HEAD(clients, client);
+struct clients {
+    struct client *first, *last;
+};
 
 /* Every client is either read from, or waits for room, or is on offer and so in none of these. In
  * both the one that is accepted first has the earliest deadline, and comes first. */
-static struct clients reading = TAILQ_HEAD_INITIALIZER(reading);
-static struct clients waiting = TAILQ_HEAD_INITIALIZER(waiting);
+static struct clients reading, waiting;
 
 static handoff_broker *broker;
 static int epoll, signals, listener;
@@ -115,16 +115,29 @@ static bool may_change(handoff_reason reason)
            reason == HANDOFF_REASON_DESCRIPTOR_PRESSURE || reason == HANDOFF_REASON_ACK_TIMEOUT;
 }
 
+/* Behind another client, or in front of all. */
+static void insert(struct clients *list, struct client *client, struct client *before)
+{
+    struct client *next = before == NULL ? list->first : before->next;
+    client->before = before;
+    client->next = next;
+    *(before == NULL ? &list->first : &before->next) = client;
+    *(next == NULL ? &list->last : &next->before) = client;
+}
+
+static void take_out(struct clients *list, struct client *client)
+{
+    *(client->before == NULL ? &list->first : &client->before->next) = client->next;
+    *(client->next == NULL ? &list->last : &client->next->before) = client->before;
+}
+
 /* Waits in the queue, in which the earliest deadline comes first. */
 static void queue(struct client *client)
 {
-    struct client *before = TAILQ_LAST(&waiting, clients);
+    struct client *before = waiting.last;
     while (before != NULL && before->deadline_us > client->deadline_us)
-        before = TAILQ_PREV(before, clients, next);
-    if (before == NULL)
-        TAILQ_INSERT_HEAD(&waiting, client, next);
-    else
-        TAILQ_INSERT_AFTER(&waiting, before, client, next);
+        before = before->before;
+    insert(&waiting, client, before);
 }
 
 /* Offers a client that is in no list. False: it is in the queue again. */
@@ -162,9 +175,9 @@ static bool offer(struct client *client, int64_t now)
 static void offer_waiting(int64_t now)
 {
     struct client *client;
-    while (now >= not_before_us && (client = TAILQ_FIRST(&waiting)) != NULL &&
+    while (now >= not_before_us && (client = waiting.first) != NULL &&
            handoff_broker_room(broker) > 0) {
-        TAILQ_REMOVE(&waiting, client, next);
+        take_out(&waiting, client);
         if (!offer(client, now))
             return;
     }
@@ -234,7 +247,7 @@ static void accept_clients(int64_t now)
         describe_address((struct sockaddr *)&address, len, client->address,
                          sizeof client->address);
         if (preread_most > 0) {
-            TAILQ_INSERT_TAIL(&reading, client, next);
+            insert(&reading, client, reading.last);
             watch(fd, client);
         } else {
             queue(client);
@@ -250,7 +263,7 @@ static void stop_reading(struct client *client, int64_t now)
     ssize_t len = recv(client->fd, buffer, preread_most, MSG_DONTWAIT);
     /* Before the offer: close(2) does not do it while another process has a copy, epoll(7). */
     unwatch(client->fd);
-    TAILQ_REMOVE(&reading, client, next);
+    take_out(&reading, client);
     if (len > 0) {
         client->preread = malloc((size_t)len);
         must(client->preread != NULL, "malloc");
@@ -266,12 +279,12 @@ static int expire(int64_t now)
 {
     struct client *client;
     int64_t next_us = INT64_MAX;
-    while ((client = TAILQ_FIRST(&reading)) != NULL && client->deadline_us <= now)
+    while ((client = reading.first) != NULL && client->deadline_us <= now)
         stop_reading(client, now);
     if (client != NULL)
         next_us = client->deadline_us;
-    while ((client = TAILQ_FIRST(&waiting)) != NULL && client->deadline_us <= now) {
-        TAILQ_REMOVE(&waiting, client, next);
+    while ((client = waiting.first) != NULL && client->deadline_us <= now) {
+        take_out(&waiting, client);
         give_up(client, why_in_vain(broker, sockets, sockets_len));
     }
     if (client != NULL && client->deadline_us < next_us)
@@ -309,13 +322,13 @@ static void stop(void)
         struct client *client;
         must_handoff(handoff_broker_close(broker) == HANDOFF_OK, "handoff_broker_close");
         take_verdicts(INT64_MAX);
-        while ((client = TAILQ_FIRST(&reading)) != NULL) {
-            TAILQ_REMOVE(&reading, client, next);
+        while ((client = reading.first) != NULL) {
+            take_out(&reading, client);
             unwatch(client->fd);
             give_up(client, HANDOFF_REASON_BROKER_CLOSED);
         }
-        while ((client = TAILQ_FIRST(&waiting)) != NULL) {
-            TAILQ_REMOVE(&waiting, client, next);
+        while ((client = waiting.first) != NULL) {
+            take_out(&waiting, client);
             give_up(client, HANDOFF_REASON_BROKER_CLOSED);
         }
         return;

@@ -19,7 +19,7 @@ enum { METADATA_MOST = 65536 };
 
 /* What an earlier program may have left, and what is about this process's own sockets. */
 static const char *const unset[] = {
-    "HANDOFF_SERVICE", "HANDOFF_CORRELATION", "HANDOFF_METADATA", "REMOTE_ADDR", "REMOTE_PORT",
+    "HANDOFF_SERVICE", "HANDOFF_CORRELATION", "HANDOFF_METADATA", "HANDOFF_TLS", "REMOTE_ADDR", "REMOTE_PORT",
     "PROTO", "TCPLOCALIP", "TCPLOCALPORT", "TCPLOCALHOST", "TCPREMOTEIP", "TCPREMOTEPORT",
     "TCPREMOTEHOST", "TCPREMOTEINFO", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES",
 };
@@ -124,6 +124,16 @@ static void set_metadata(const char *bytes, size_t len)
     free(text);
 }
 
+static void set_tls(int client)
+{
+    handoff_tls_session session = HANDOFF_TLS_SESSION_INIT;
+    char text[64];
+    if (handoff_tls_get_session(client, &session) != HANDOFF_OK)
+        return;
+    snprintf(text, sizeof text, "%s %s", session.version_name, session.cipher_name);
+    set("HANDOFF_TLS", text);
+}
+
 static void set_environment(const handoff_arrival *arrival, int client)
 {
     for (size_t i = 0; i < sizeof unset / sizeof *unset; i++)
@@ -134,6 +144,8 @@ static void set_environment(const handoff_arrival *arrival, int client)
         set("HANDOFF_CORRELATION", arrival->correlation);
     if (arrival->metadata_len > 0)
         set_metadata(arrival->metadata, arrival->metadata_len);
+    if (arrival->tls)
+        set_tls(client);
     set_addresses(client);
 }
 

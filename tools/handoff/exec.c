@@ -137,7 +137,7 @@ static void serve(void)
     watch(backend_fd, &backend);
     while (backend != NULL || run_count > 0) {
         struct epoll_event events[EVENTS];
-        int count = epoll_wait(run_epoll, events, EVENTS, -1);
+        int count = epoll_wait(run_epoll, events, EVENTS, run_wait_ms());
         bool have_signals = false;
         must(count != -1 || errno == EINTR, "epoll_wait");
         for (int i = 0; i < count; i++) {
@@ -151,6 +151,7 @@ static void serve(void)
         }
         if (have_signals)
             on_signals();
+        run_tick();
         if (stopping && backend != NULL)
             drain();
         fflush(stdout);

@@ -5,6 +5,10 @@
  * has not read from it. Otherwise that is a pipe, into which this process writes what the broker
  * has read, and then what it reads from the client itself.
  *
+ * A client whose TLS the kernel does is always read from here: a command that knows nothing of TLS would
+ * take close_notify for an error. When the command has ended, this process sends close_notify, for which
+ * there must be room, and waits for the client's.
+ *
  * The process is made before the client is adopted, because making it can fail. It waits at a
  * socket, the gate, for the client's descriptor.
  */
@@ -21,21 +25,30 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/queue.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { BUFFER_LEN = 65536 };
+enum {
+    BUFFER_LEN = 65536,
+    TURNS = 4,      /* so many buffers; then others have their turn */
+    ROOM_S = 30,    /* how long to wait for room for close_notify, */
+    GOODBYE_S = 2,  /* and how long for the client's */
+    TICK_MS = 100   /* how often to see whether that is over */
+};
 
 struct run {
-    LIST_ENTRY(run) next;
+    struct run *before, *next;
     uint64_t number;
     pid_t pid;
     int gate;   /* until the client is sent */
     int client; /* -1 until it is adopted */
     int pipe;   /* to the command's standard input; -1: none, or closed */
     bool watching_client;
+    bool tls;
+    bool ending;       /* the command has ended, and the client's TLS has not */
+    bool said_goodbye; /* close_notify is sent */
+    int64_t until_us;  /* how long that may take */
     size_t start, len; /* what is in the buffer */
     char *buffer;
 };
@@ -47,9 +60,25 @@ struct sigaction run_sigpipe;
 bool run_verbose;
 uint64_t run_count;
 
-static LIST_HEAD(, run) runs = LIST_HEAD_INITIALIZER(runs);
+static struct run *runs, *endings; /* a list each */
 static uint64_t started;
 static bool failing;
+
+static void enter(struct run **list, struct run *run)
+{
+    run->before = NULL;
+    run->next = *list;
+    if (*list != NULL)
+        (*list)->before = run;
+    *list = run;
+}
+
+static void leave(struct run **list, struct run *run)
+{
+    *(run->before == NULL ? list : &run->before->next) = run->next;
+    if (run->next != NULL)
+        run->next->before = run->before;
+}
 
 int run_find(const char *command)
 {
@@ -100,37 +129,67 @@ static void end_pump(struct run *run)
     run->buffer = NULL;
 }
 
+/* Watches the client. With TLS each change is told once, so all must be received, or `again` said: a
+ * part of a record makes the socket readable on some kernels, and there is nothing to receive. */
+static bool watch_client(struct run *run, uint32_t events, bool again)
+{
+    if (run->watching_client && !again)
+        return true;
+    int operation = run->watching_client ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+    if (!watch(run, operation, run->client, run->tls ? events | EPOLLET : events))
+        return false;
+    run->watching_client = true;
+    return true;
+}
+
 /* Waits for room in the pipe if there is something to write, otherwise for more from the client.
  * The pipe is always watched: an error there means that the command reads no more. */
-static bool await(struct run *run)
+static bool await(struct run *run, bool received_all)
 {
     bool read = run->len == 0;
-    if (read != run->watching_client) {
-        if (!watch(run, read ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, run->client, EPOLLIN))
+    if (read && !watch_client(run, EPOLLIN, !received_all))
+        return false;
+    if (!read && run->watching_client) {
+        run->watching_client = false;
+        if (!watch(run, EPOLL_CTL_DEL, run->client, 0))
             return false;
-        run->watching_client = read;
     }
     return watch(run, EPOLL_CTL_MOD, run->pipe, read ? 0 : EPOLLOUT);
 }
 
-void run_pump(struct run *run)
+/* Receives what is there into the buffer. Nothing is HANDOFF_TIMED_OUT; no byte is the end.
+ *
+ * Not with the library where there is no TLS: a client of a Unix socket may send descriptors along,
+ * which recv(2) throws away, while to close a file of his could take long. */
+static handoff_status receive(struct run *run)
 {
-    if (run->pipe == -1)
-        return; /* it has ended at an event before this one */
-    for (int turn = 0; turn < 4; turn++) { /* then others have their turn */
-        ssize_t len;
+    if (run->tls)
+        return handoff_tls_receive(run->client, run->buffer, BUFFER_LEN, 0, &run->len);
+    ssize_t len = recv(run->client, run->buffer, BUFFER_LEN, MSG_DONTWAIT);
+    if (len == -1 && (errno == EAGAIN || errno == EINTR))
+        return HANDOFF_TIMED_OUT;
+    run->len = len == -1 ? 0 : (size_t)len;
+    return HANDOFF_OK;
+}
+
+static void pump(struct run *run)
+{
+    bool received_all = false;
+    for (int turn = 0; turn < TURNS; turn++) {
         if (run->len == 0) {
-            len = recv(run->client, run->buffer, BUFFER_LEN, MSG_DONTWAIT);
-            if (len == -1 && (errno == EAGAIN || errno == EINTR))
+            handoff_status status = receive(run);
+            received_all = status == HANDOFF_TIMED_OUT;
+            if (received_all)
                 break;
-            if (len <= 0) {
+            if (run_verbose && status != HANDOFF_OK)
+                printf("%" PRIu64 ": %s\n", run->number, handoff_last_error());
+            if (status != HANDOFF_OK || run->len == 0) {
                 end_pump(run);
                 return;
             }
             run->start = 0;
-            run->len = (size_t)len;
         }
-        len = write(run->pipe, run->buffer + run->start, run->len);
+        ssize_t len = write(run->pipe, run->buffer + run->start, run->len);
         if (len == -1 && (errno == EAGAIN || errno == EINTR))
             break;
         if (len == -1) {
@@ -140,10 +199,81 @@ void run_pump(struct run *run)
         run->start += (size_t)len;
         run->len -= (size_t)len;
     }
-    if (!await(run)) {
+    if (!await(run, received_all)) {
         complain("EPOLL_CTL_ADD: %s", strerror(errno));
         end_pump(run);
     }
+}
+
+/* ---- the end of a client's TLS --------------------------------------------------------------- */
+
+static void release(struct run *run)
+{
+    if (run->watching_client)
+        must(watch(run, EPOLL_CTL_DEL, run->client, 0), "EPOLL_CTL_DEL");
+    if (run->client != -1) {
+        /* The broker may not have closed its copy yet, and while it has one, close(2) does not end
+         * the connection. */
+        shutdown(run->client, SHUT_WR);
+        close(run->client);
+    }
+    leave(run->ending ? &endings : &runs, run);
+    run_count--;
+    free(run);
+}
+
+/* Sends close_notify. Returns whether there was room for it, or never will be. */
+static bool say_goodbye(struct run *run)
+{
+    handoff_status status = handoff_tls_shutdown(run->client, 0);
+    if (status == HANDOFF_TIMED_OUT && now_us() < run->until_us)
+        return !watch_client(run, EPOLLOUT, false);
+    run->said_goodbye = status == HANDOFF_OK;
+    run->until_us = run->said_goodbye ? now_us() + GOODBYE_S * INT64_C(1000000) : 0;
+    return true;
+}
+
+/* Takes the end of a client's TLS as far as it goes. What the client still sends is read, because
+ * close(2) with unread bytes would reset the connection. */
+static void end_tls(struct run *run)
+{
+    static char unread[BUFFER_LEN];
+    handoff_status status = HANDOFF_OK;
+    size_t len = 1;
+    bool first = !run->said_goodbye;
+    if (first && !say_goodbye(run))
+        return;
+    for (int turn = 0; run->said_goodbye && turn < TURNS && status == HANDOFF_OK && len > 0; turn++)
+        status = handoff_tls_receive(run->client, unread, sizeof unread, 0, &len);
+    bool more_now = status == HANDOFF_OK && len > 0, more = more_now || status == HANDOFF_TIMED_OUT;
+    if (!run->said_goodbye || !more || now_us() >= run->until_us || !watch_client(run, EPOLLIN, first || more_now))
+        release(run);
+}
+
+void run_tick(void)
+{
+    static int64_t next_us;
+    struct run *run, *following;
+    if (endings == NULL || now_us() < next_us)
+        return;
+    next_us = now_us() + TICK_MS * 1000;
+    for (run = endings; run != NULL; run = following) {
+        following = run->next;
+        end_tls(run);
+    }
+}
+
+int run_wait_ms(void)
+{
+    return endings == NULL ? -1 : TICK_MS;
+}
+
+void run_pump(struct run *run)
+{
+    if (run->ending)
+        end_tls(run);
+    else if (run->pipe != -1) /* or it has ended at an event before this one */
+        pump(run);
 }
 
 /* ---- the life of a run ----------------------------------------------------------------------- */
@@ -173,11 +303,13 @@ struct run *run_prepare(const handoff_arrival *arrival)
         goto failed;
     run->client = run->pipe = -1;
     run->number = started + 1;
-    if (len > 0) {
+    run->tls = arrival->tls;
+    if (len > 0 || run->tls) {
         run->buffer = malloc(len > BUFFER_LEN ? len : BUFFER_LEN);
         if (run->buffer == NULL || !make_pipe(run, pipe))
             goto failed;
-        memcpy(run->buffer, arrival->preread, len);
+        if (len > 0)
+            memcpy(run->buffer, arrival->preread, len);
         run->len = len;
     }
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, gate) == -1)
@@ -193,7 +325,7 @@ struct run *run_prepare(const handoff_arrival *arrival)
     if (pipe[0] != -1)
         close(pipe[0]);
     run->gate = gate[0];
-    LIST_INSERT_HEAD(&runs, run, next);
+    enter(&runs, run);
     run_count++;
     started++;
     failing = false;
@@ -258,21 +390,23 @@ static void end(struct run *run, int status)
 {
     if (run->pipe != -1)
         end_pump(run);
-    if (run->client != -1) {
-        /* The broker may not have closed its copy yet, and while it has one, close(2) does not end
-         * the connection. */
-        shutdown(run->client, SHUT_WR);
-        close(run->client);
-        if (run_verbose && WIFSIGNALED(status))
-            printf("%" PRIu64 ": process %ld was killed by signal %d\n", run->number,
-                   (long)run->pid, WTERMSIG(status));
-        else if (run_verbose)
-            printf("%" PRIu64 ": process %ld ended with status %d\n", run->number,
-                   (long)run->pid, WEXITSTATUS(status));
+    if (run->client != -1 && run_verbose && WIFSIGNALED(status))
+        printf("%" PRIu64 ": process %ld was killed by signal %d\n", run->number, (long)run->pid,
+               WTERMSIG(status));
+    else if (run->client != -1 && run_verbose)
+        printf("%" PRIu64 ": process %ld ended with status %d\n", run->number, (long)run->pid,
+               WEXITSTATUS(status));
+    if (run->client == -1 || !run->tls || WIFSIGNALED(status)) {
+        /* Of a command that was killed, nobody knows whether it has said all. So there is no
+         * close_notify, and a client with TLS sees that something may be missing. */
+        release(run);
+        return;
     }
-    LIST_REMOVE(run, next);
-    run_count--;
-    free(run);
+    leave(&runs, run);
+    enter(&endings, run);
+    run->ending = true;
+    run->until_us = now_us() + ROOM_S * INT64_C(1000000);
+    end_tls(run);
 }
 
 void run_reap(void)
@@ -280,10 +414,9 @@ void run_reap(void)
     int status;
     pid_t pid;
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-        struct run *run;
-        LIST_FOREACH(run, &runs, next)
-            if (run->pid == pid)
-                break;
+        struct run *run = runs;
+        while (run != NULL && run->pid != pid)
+            run = run->next;
         if (run != NULL) /* or it is no child that this program has made */
             end(run, status);
     }
@@ -292,8 +425,9 @@ void run_reap(void)
 
 void run_signal_all(int number)
 {
-    struct run *run;
-    LIST_FOREACH(run, &runs, next)
+    for (struct run *run = runs; run != NULL; run = run->next)
         if (kill(run->pid, number) == -1)
             complain("kill %ld: %s", (long)run->pid, strerror(errno));
+    for (struct run *run = endings; run != NULL; run = run->next)
+        run->until_us = 0;
 }

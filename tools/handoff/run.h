@@ -17,7 +17,7 @@ extern sigset_t run_mask;            /* the signal mask and */
 extern struct sigaction run_sigpipe; /* the disposition of SIGPIPE that a command gets */
 extern bool run_verbose;
 
-/* How many commands there are. */
+/* How many commands there are, with those that have ended and whose client's TLS has not. */
 extern uint64_t run_count;
 
 /* Looks for the command, so that a typing error is found before the first client. Returns DONE, or
@@ -32,10 +32,14 @@ void run_start(struct run *run, int client);
 /* There is no client after all. */
 void run_give_up(struct run *run);
 
-/* Passes on what the client has sent. */
+/* Passes on what the client has sent, or goes on with the end of its TLS. */
 void run_pump(struct run *run);
 /* Ends the runs whose commands have ended. */
 void run_reap(void);
+/* Sends a signal to the commands, and waits for no client any more. */
 void run_signal_all(int number);
+/* To be called after so many milliseconds, or -1: goes on with the ends, and gives up late ones. */
+void run_tick(void);
+int run_wait_ms(void);
 
 #endif

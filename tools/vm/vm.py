@@ -7,6 +7,7 @@ prints comes out here, standard error included. It has the loopback interface, a
 /run, two processors, and no way out. The command's environment is PATH, HOME, and the variables of
 this one that begin with HANDOFF_.
 
+With --processor arm64 the machine has another processor than this one, and needs --root debian-13.
 The kernel and Debian 13's root come from Debian, once: build/vm keeps them.
 """
 
@@ -26,18 +27,24 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 TREE = HERE.parent.parent
+sys.path.insert(0, str(HERE.parent))
+from debian import Debian, Failure, mirror, run  # noqa: E402
+
 CACHE = TREE / "build" / "vm"
 
 # What is loaded, in this order, after what it depends on; of two names, that which the kernel has.
-# Without the ciphers OpenSSL stays in user space and does not say so.
+# Without the ciphers OpenSSL stays in user space and does not say so. Those with a question mark are
+# for processors that not every machine has.
 MODULES = """
     virtio_pci virtio_console virtio_rng 9pnet_virtio 9p overlay
     tls gcm ctr ccm ghash_generic
     chacha20poly1305 chacha_generic/chacha poly1305_generic/libpoly1305
     tcp_diag unix_diag veth dummy
+    aesni_intel?
 """.split()
 
 ROOTS = ("this-machine", "debian-13")
@@ -58,21 +65,22 @@ FINISH = f"""
 """
 
 
-class Failure(Exception):
-    """What is said in one line."""
+class Processor(NamedTuple):
+    """An emulated machine of one kind."""
+
+    program: str
+    package: str
+    options: tuple[str, ...]
+    console: str
 
 
-def run(*command: str, **options) -> str:
-    """The output of a program that must succeed."""
-    try:
-        return subprocess.run(
-            command, check=True, capture_output=True, text=True, **options
-        ).stdout
-    except FileNotFoundError:
-        raise Failure(f"there is no {command[0]}: `make deps` installs what this needs") from None
-    except subprocess.CalledProcessError as error:
-        lines = (error.stderr or error.stdout or "").strip().splitlines() or ["it says nothing"]
-        raise Failure(f"{' '.join(command[:3])}: {lines[-1]}") from None
+# By Debian's names.
+PROCESSORS = {
+    "amd64": Processor("qemu-system-x86_64", "qemu-system-x86", (), "ttyS0"),
+    "arm64": Processor(
+        "qemu-system-aarch64", "qemu-system-arm", ("-machine", "virt", "-cpu", "max"), "ttyAMA0"
+    ),
+}
 
 
 def is_made(stamp: Path, recipe: str) -> bool:
@@ -83,17 +91,34 @@ def is_made(stamp: Path, recipe: str) -> bool:
 # ---- the kernel and the first files --------------------------------------------------------------
 
 
-def fetch_kernel() -> Path:
-    """The package with the newest kernel that apt-get knew when this was first called."""
-    packages = sorted(CACHE.glob("linux-image-*.deb"))
-    if not packages:
-        depends = run("apt-cache", "depends", "linux-image-amd64")
-        found = re.search(r"Depends: (linux-image-\S+-amd64)$", depends, re.M)
-        if not found:
-            raise Failure("apt-get has no linux-image-amd64, which is Debian's kernel")
-        run("apt-get", "download", "-q", found[1], cwd=CACHE)
-        packages = sorted(CACHE.glob("linux-image-*.deb"))
-    return packages[0]
+def fetch_kernel(processor: str, release: str) -> list[Path]:
+    """The packages of the newest kernel that there was when this was first called."""
+    kept = CACHE if not release else CACHE / f"apt-{release}-{processor}"
+    if any(kept.glob(f"linux-image-*_{processor}.deb")):
+        return sorted(kept.glob(f"linux-*_{processor}.deb"))
+    if release:
+        return Debian(CACHE, release, processor).kernel()
+    name = f"linux-image-{processor}"
+    found = re.search(
+        rf"Depends: (linux-image-\S+-{processor})$", run("apt-cache", "depends", name), re.M
+    )
+    if not found:
+        raise Failure(f"apt-get has no {name}, which is Debian's kernel")
+    run("apt-get", "download", "-q", found[1], cwd=CACHE)
+    return list(CACHE.glob("linux-image-*.deb"))
+
+
+def fetch_busybox(processor: str) -> bytes:
+    """The first program, a static one. This machine's own, if it has the same processor."""
+    if processor == "amd64":
+        busybox = shutil.which("busybox")
+        if not busybox:
+            raise Failure("there is no busybox: `make deps` installs busybox-static")
+        return Path(busybox).read_bytes()
+    package = Debian(CACHE, DEBIAN_13, processor).package("busybox-static")
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="unpacked-") as directory:
+        run("dpkg-deb", "-x", str(package), directory)
+        return next(Path(directory).glob("**/bin/busybox")).read_bytes()
 
 
 def unpacked(file: Path) -> bytes:
@@ -126,9 +151,12 @@ def modules(kernel: Path) -> list[tuple[str, bytes]]:
         loaded[name] = content
 
     for names in MODULES:
-        first, *others = names.split("/")
+        first, *others = names.rstrip("?").split("/")
+        if names.endswith("?") and first not in files:
+            continue
         load(next((name for name in others if first not in files and name in files), first))
-    return list(loaded.items())
+    optional = {name.rstrip("?") for name in MODULES if name.endswith("?")}
+    return [(name + "?" * (name in optional), content) for name, content in loaded.items()]
 
 
 def archive(files: dict[str, tuple[int, bytes]]) -> bytes:
@@ -143,27 +171,32 @@ def archive(files: dict[str, tuple[int, bytes]]) -> bytes:
     return out.getvalue()
 
 
-def make_kernel(package: Path) -> tuple[Path, Path]:
-    """From the package of a kernel: its image, and the files that it begins with."""
-    here = CACHE / package.stem
+def image_of(kernel: Path, processor: str) -> bytes:
+    """The kernel itself, unpacked: the machine would take two seconds for it at each start. Where it
+    is packed in another way than by xz, the machine does it."""
+    patterns = ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz")
+    image = next(file for pattern in patterns for file in kernel.glob(pattern)).read_bytes()
+    if processor == "amd64" and (at := image.find(b"\xfd7zXZ\0")) != -1:
+        return lzma.LZMADecompressor().decompress(image[at:])
+    return image
+
+
+def make_kernel(packages: list[Path], processor: str) -> tuple[Path, Path]:
+    """From the packages of a kernel: its image, and the files that it begins with."""
+    here = CACHE / next((file for file in packages if "image" in file.name), packages[0]).stem
     kernel, first, stamp = here / "kernel", here / "first.gz", here / "stamp"
     recipe = " ".join(MODULES) + "\n" + (HERE / "init").read_text(encoding="utf-8")
     if is_made(stamp, recipe):
         return kernel, first
-    busybox = shutil.which("busybox")
-    if not busybox:
-        raise Failure("there is no busybox: `make deps` installs busybox-static")
+    busybox = fetch_busybox(processor)
     here.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="unpacked-") as directory:
-        run("dpkg-deb", "-x", str(package), directory)
-        image = next(Path(directory, "boot").glob("vmlinuz-*")).read_bytes()
-        # Unpacked here: the machine would take two seconds for it at each start.
-        if (at := image.find(b"\xfd7zXZ\0")) != -1:
-            image = lzma.LZMADecompressor().decompress(image[at:])
-        kernel.write_bytes(image)
+        for package in packages:
+            run("dpkg-deb", "-x", str(package), directory)
+        kernel.write_bytes(image_of(Path(directory), processor))
         names = ["bin", "dev", "proc", "sys", "modules"]
         files = {name: (stat.S_IFDIR | 0o755, b"") for name in names}
-        files["bin/busybox"] = (stat.S_IFREG | 0o755, Path(busybox).read_bytes())
+        files["bin/busybox"] = (stat.S_IFREG | 0o755, busybox)
         files["init"] = (stat.S_IFREG | 0o755, (HERE / "init").read_bytes())
         for number, (name, content) in enumerate(modules(Path(directory))):
             files[f"modules/{number:02}-{name}"] = (stat.S_IFREG | 0o644, content)
@@ -175,18 +208,10 @@ def make_kernel(package: Path) -> tuple[Path, Path]:
 # ---- Debian 13 -----------------------------------------------------------------------------------
 
 
-def mirror() -> str:
-    """Where apt-get takes Debian from."""
-    targets = run(
-        "apt-get", "indextargets", "--format", "$(ORIGIN) $(LABEL) $(SITE)", "Created-By: Packages"
-    )
-    found = re.search(r"^Debian Debian (\S+)$", targets, re.M)
-    return found[1] if found else "http://deb.debian.org/debian"
-
-
-def make_debian_13() -> Path:
+def make_debian_13(processor: str) -> Path:
     """A root with Debian 13. Only root can make one, as its files are root's."""
-    root, part = CACHE / DEBIAN_13, CACHE / f"{DEBIAN_13}.part"
+    name = DEBIAN_13 + ("" if processor == "amd64" else f"-{processor}")
+    root, part = CACHE / name, CACHE / f"{name}.part"
     recipe = " ".join([DEBIAN_13, *PACKAGES]) + FINISH
     if not is_made(root / "made", recipe):
         if os.geteuid() != 0:
@@ -196,9 +221,13 @@ def make_debian_13() -> Path:
         print("vm: Debian 13 is fetched", file=sys.stderr)
         run(
             *("mmdebstrap", "--quiet", "--variant=extract", "--include=?essential"),
+            f"--architectures={processor}",
             *(f"--include={','.join(PACKAGES)}", f"--extract-hook={FINISH}"),
             *(DEBIAN_13, str(part), mirror()),
         )
+        # The machine has its own there, and cargo, which looks for files, would follow /dev/fd.
+        shutil.rmtree(part / "dev")
+        (part / "dev").mkdir()
         (part / "made").write_text(recipe, encoding="utf-8")
         part.rename(root)
     return root
@@ -229,14 +258,20 @@ def boot(options: argparse.Namespace, kernel: Path, first: Path, root: str, dire
     whole = Path(directory, "initramfs")
     # In this order: a plain archive begins at a multiple of four, which it ends at as well.
     whole.write_bytes(own + first.read_bytes())
+    processor = PROCESSORS[options.processor]
+    pace = ["-accel", "tcg", "-smp", str(options.cpus)]
+    if options.count:
+        # One nanosecond for each instruction, and none while there is nothing to do.
+        pace = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"]
+        pace += ["-cpu", "max"]
     machine = [
         # With this process it ends too, should that be killed.
         *("setpriv", "--pdeathsig", "KILL"),
-        *("qemu-system-x86_64", "-accel", "tcg", "-smp", str(options.cpus)),
+        *(processor.program, *processor.options, *pace),
         *("-m", str(options.memory), "-nodefaults", "-no-user-config", "-no-reboot"),
         *("-display", "none", "-serial", f"file:{console}"),
         *("-kernel", str(kernel), "-initrd", str(whole)),
-        *("-append", "console=ttyS0 quiet panic=-1 oops=panic mitigations=off"),
+        *("-append", f"console={processor.console} quiet panic=-1 oops=panic mitigations=off"),
         *("-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"),
         *("-device", "virtio-9p-pci,fsdev=host,mount_tag=host"),
         *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
@@ -275,14 +310,26 @@ def main() -> int:
         "--root", choices=ROOTS, default=ROOTS[0], help="whose files it has (default: %(default)s)"
     )
     parser.add_argument(
-        "--kernel", type=Path, metavar="DEB", help="a package of Debian with another kernel"
+        "--processor", choices=PROCESSORS, default="amd64", help="as Debian names it"
+    )
+    parser.add_argument(
+        "--kernel", metavar="DEB|RELEASE",
+        help="a package of Debian with another kernel, or a release of Debian, such as trixie-backports",
     )
     parser.add_argument("--limit", type=int, default=300, help="seconds for all (default: 300)")
     parser.add_argument("--memory", type=int, default=1536, help="MB of memory (default: 1536)")
     parser.add_argument("--cpus", type=int, default=2, help="processors (default: 2)")
+    parser.add_argument(
+        "--count",
+        action="store_true",
+        help="its clock counts instructions, a nanosecond for each; on one processor, which has more"
+        " instructions, such as those for AES",
+    )
     parser.add_argument("command", nargs="*", help="none: only fetches what is needed")
     parser.usage = "%(prog)s [options] -- COMMAND [ARGUMENT...]"
     options = parser.parse_args()
+    if options.processor != "amd64" and options.root == ROOTS[0]:
+        parser.error("another processor needs --root debian-13")
     # So that the machine ends, and what is temporary is removed.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
@@ -293,12 +340,18 @@ def main() -> int:
             # Of a process that was killed, and so removed nothing.
             if not Path("/proc", left.name.split("-")[1]).exists():
                 shutil.rmtree(left, ignore_errors=True)
-        kernel, first = make_kernel(options.kernel or fetch_kernel())
-        root = str(make_debian_13()) if options.root == ROOTS[1] else ""
+        if options.kernel and "/" in options.kernel:
+            packages = [Path(options.kernel)]
+        else:
+            other = DEBIAN_13 if options.processor != "amd64" else ""
+            packages = fetch_kernel(options.processor, options.kernel or other)
+        kernel, first = make_kernel(packages, options.processor)
+        root = str(make_debian_13(options.processor)) if options.root == ROOTS[1] else ""
     if not options.command:
         return 0
-    if not shutil.which("qemu-system-x86_64"):
-        raise Failure("there is no qemu-system-x86_64: `make deps` installs qemu-system-x86")
+    needed = PROCESSORS[options.processor]
+    if not shutil.which(needed.program):
+        raise Failure(f"there is no {needed.program}: please install {needed.package}")
     with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"run-{os.getpid()}-") as directory:
         return boot(options, kernel, first, root, directory)
 

@@ -34,6 +34,7 @@ struct client {
     bool last;       /* nothing more is read; it ends when all is sent */
     bool lingering;  /* all is sent; what comes until it ends is dropped */
     bool waits_for_room;
+    bool streams;    /* it gets an event for each request for /tick */
     struct request request;
     struct buffer in, out;
     struct buffer head; /* of a request for /head, as it came */

@@ -101,6 +101,20 @@ static void begin_answer(struct client *client, const char *status, const char *
                 headers);
 }
 
+static bool flush(struct client *client);
+
+/* An event for every stream. */
+static void tick(void)
+{
+    for (struct client *client = TAILQ_FIRST(&clients), *next; client != NULL; client = next) {
+        next = TAILQ_NEXT(client, next);
+        if (!client->streams)
+            continue;
+        append_text(&client->out, "data: %0100d\n\n", 1);
+        flush(client);
+    }
+}
+
 static void answer_arrival(struct client *client)
 {
     struct buffer body = {0};
@@ -139,6 +153,19 @@ static void answer(struct client *client)
     }
     if (strcmp(request->what, "copies") == 0) {
         append_answer(client, "200 OK", "", text, (size_t)describe_copies(text, sizeof text));
+        return;
+    }
+    if (strcmp(request->what, "stream") == 0) {
+        /* Until the client goes. nginx is told to pass on at once what there is. */
+        client->streams = true;
+        begin_answer(client, "200 OK", "Content-Type: text/event-stream\r\n"
+                     "X-Accel-Buffering: no\r\nConnection: close\r\n");
+        append_text(&client->out, "data: first\n\n");
+        return;
+    }
+    if (strcmp(request->what, "tick") == 0) {
+        append_answer(client, "200 OK", "", NULL, 0);
+        tick();
         return;
     }
     if (strcmp(request->what, "forget") == 0) {

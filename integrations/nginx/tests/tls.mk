@@ -21,6 +21,10 @@ NGINX_TLS_MODULES_debian-13    := $(NGINX_DEBIAN_13)
 # In each root Debian's nginx has its module for streams at the same place.
 nginx_tls_load = /usr/lib/nginx/modules/ngx_stream_module.so $(NGINX_MODULES:$(NGINX_BUILD)/%=$(1)/%)
 
+# As check-tls understands TLS_ROOTS: ROOT+RELEASE is with the kernel of that release.
+root_of   = $(firstword $(subst +, ,$(root)))
+kernel_of = $(word 2,$(subst +, ,$(root)))
+
 $(NGINX_TESTS)/capture: integrations/nginx/tests/capture.c
 	mkdir -p $(@D) && $(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@
 
@@ -30,7 +34,8 @@ check-nginx-tls: nginx nginx-debian-13 $(addprefix $(NGINX_TESTS)/,backend captu
     | need-python need-vm need-openssl need-curl
 	@set -e; cd integrations/nginx/tests; $(foreach root,$(TLS_ROOTS), \
 	    echo 'check-nginx-tls: with $(root)'; \
-	    $(PYTHON) ../../../tools/vm/vm.py --limit $(NGINX_TLS_LIMIT) --root $(root) -- env \
-	        $(NGINX_RUN) NGINX_LOAD="$(call nginx_tls_load,$(NGINX_TLS_MODULES_$(root)))" \
+	    $(PYTHON) ../../../tools/vm/vm.py --limit $(NGINX_TLS_LIMIT) \
+	        --root $(root_of) --kernel "$(kernel_of)" -- env \
+	        $(NGINX_RUN) NGINX_LOAD="$(call nginx_tls_load,$(NGINX_TLS_MODULES_$(root_of)))" \
 	        NGINX_TESTS_FULL=$(NGINX_TLS_FULL) \
 	        python3 -m unittest $(addprefix test_,$(NGINX_TLS_TEST));)
