@@ -282,7 +282,7 @@ class Features(Servers):
             early, late = new_identity(), new_identity()
             with open(f"{self.directory}/early", "wb") as file:
                 file.write(ask(early))
-            self.s_client(b"", "-sess_out", "session")
+            self.s_client(ask(new_identity(), close=True), "-sess_out", "session")
             answers = self.s_client(ask(late, close=True), "-sess_in", "session", "-early_data",
                                     "early")
             for identity in early, late:
@@ -294,7 +294,7 @@ class Features(Servers):
         return subprocess.run(
             ["openssl", "s_client", "-connect", f"127.0.0.1:{self.ports[0]}", "-servername", "a.test",
              "-CAfile", f"{CERTIFICATES}/all.pem", "-verify_return_error", "-quiet",
-             *(["-ign_eof"] if data else ["-no_ign_eof"]), *options],
+             *options],
             input=data, cwd=self.directory, check=False, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, timeout=PATIENCE).stdout
 
