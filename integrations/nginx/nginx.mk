@@ -19,7 +19,8 @@ $(NGINX_BUILD)/configured: integrations/nginx/config integrations/nginx/nginx.mk
 	rm -rf $(NGINX_BUILD)/src && mkdir -p $(NGINX_BUILD) && cp -r $(NGINX_DEV) $(NGINX_BUILD)/src
 	cd $(NGINX_BUILD)/src && HANDOFF_CFLAGS="$$($(PC) --cflags handoff)" \
 	    HANDOFF_LIBS="$$($(PC) --libs handoff)" HANDOFF_HEADERS="$(abspath $(HEADERS))" \
-	    bash -c '. ./conf_flags && ./configure "$${NGX_CONF_FLAGS[@]}" --with-stream=dynamic \
+	    bash -c '. ./conf_flags && ./configure "$${NGX_CONF_FLAGS[@]}" \
+	    --with-stream=dynamic --with-stream_ssl_module \
 	    --with-cc="$(CC)" --with-cc-opt="$(CFLAGS)" --with-ld-opt="$(LDFLAGS) -Wl,-z,relro,-z,now" \
 	    --add-dynamic-module=$(NGINX_HERE)' > configure.log || \
 	    { cat $(NGINX_BUILD)/src/configure.log; exit 1; }

@@ -11,8 +11,8 @@ import unittest
 
 import test_socket_state as plain
 from harness import NO_LIMIT, PATIENCE, is_asleep, wait_until
-from tls import (CERTIFICATES, FULL, INFO, TLS, VERSIONS, Client, TlsCase, ask, context, handed_over,
-                 new_identity, openssl_in_nginx)
+from tls import (CERTIFICATES, FULL, INFO, TLS, VERSIONS, Client, TlsCase, ask, capture, context,
+                 handed_over, new_identity, openssl_in_nginx)
 
 # Version, the client's ciphers, nginx's port, and what the kernel calls it.
 AES_128, AES_256, CHACHA20 = "AES-128-GCM", "AES-256-GCM", "CHACHA20-POLY1305"
@@ -259,8 +259,8 @@ class Features(Servers):
                 with self.subTest(version, resumed=resumed), Client(
                         self.ports[0], made=made, session=session, first=ask(identity)) as client:
                     self.assertEqual(client.tls.session_reused, resumed)
-                    answer = client.read_answer()
-                    print("beside", version, resumed, answer.headers["x-served-by"], self.log_of(f"/r/{identity}"), self.reasons()[-1:])
+                    self.assertTrue(handed_over(client.read_answer()))
+                    self.assertEqual(self.log_of(f"/r/{identity}")[0], "both")
                     session = client.tls.session
                     self.ask_again(client)
 
@@ -272,6 +272,44 @@ class Features(Servers):
                 self.assertEqual(client.tls.selected_alpn_protocol(), "http/1.1")
                 self.assertEqual(self.arrival(client)[1]["tls"]["alpn"], "http/1.1")
                 self.ask_again(client)
+
+
+    def test_early_data(self):
+        """What a client of TLS 1.3 sends before the handshake ends, under keys of its own, and what
+        it sends afterwards."""
+        self.begin(("", "ssl_early_data on; ssl_protocols TLSv1.3;"))
+        for _ in range(3):
+            early, late = new_identity(), new_identity()
+            with open(f"{self.directory}/early", "wb") as file:
+                file.write(ask(early))
+            self.s_client(ask(new_identity(), close=True), "-sess_out", "session")
+            answers = self.s_client(ask(late, close=True), "-sess_in", "session", "-early_data",
+                                    "early")
+            for identity in early, late:
+                self.assertIn(f"X-Id: {identity}\r\n", answers.decode("latin-1"))
+        self.assertEqual({key: n for key, n in self.answered().items() if n > 1}, {})
+
+    def s_client(self, data, *options):
+        """What the server says to OpenSSL's own client, until it ends."""
+        return subprocess.run(
+            ["openssl", "s_client", "-connect", f"127.0.0.1:{self.ports[0]}", "-servername", "a.test",
+             "-CAfile", f"{CERTIFICATES}/all.pem", "-verify_return_error", "-quiet",
+             *options],
+            input=data, cwd=self.directory, check=False, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, timeout=PATIENCE).stdout
+
+
+class Wire(TlsCase):
+    def test_capture_sees_what_is_not_encrypted(self):
+        self.start()
+        with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as client:
+            client.sendall(ask(new_identity()))
+            self.assertIn(b" 400 ", client.recv(65536))
+        before, self.seen = self.seen, capture.seen()
+        self.assertEqual(self.seen.found - before.found, 1)
+        # And nothing of this, see tearDown().
+        with self.client() as client:
+            client.ask(ask(new_identity()))
 
 
 class Options(TlsCase, plain.State):

@@ -6,11 +6,7 @@ import os
 import unittest
 
 from harness import NO_LIMIT, wait_until
-from tls import VERSIONS, End, TlsCase, ask, new_identity, openssl_in_nginx
-
-# Before OpenSSL 3.2 it decrypts what comes by TLS 1.3, until an offer.
-KERNEL_DECRYPTS = openssl_in_nginx() >= (3, 2)
-
+from tls import KERNEL_DECRYPTS, VERSIONS, End, TlsCase, ask, new_identity
 
 # ---- what a client does --------------------------------------------------------------------------
 

@@ -74,15 +74,16 @@ class StreamPending(StreamClient, Pending, TlsCase):
     pass
 
 
-if not FULL:
-    # What TLS may make different; the rest is the same without it.
-    for case, kept in ((HttpPending, ("test_reload_then_release", "test_backend_is_killed",
-                                      "test_backend_is_stopped", "test_clients_go_away",
-                                      "test_workers_are_killed_then_release")),
-                       (StreamPending, ("test_backend_is_killed",))):
-        for name in unittest.defaultTestLoader.getTestCaseNames(case):
-            if name not in kept:
-                setattr(case, name, None)
+def keep(case, *names):
+    """Where time is short, what TLS may make different; the rest is in the full form."""
+    for name in unittest.defaultTestLoader.getTestCaseNames(case):
+        if not FULL and name not in names:
+            setattr(case, name, None)
+
+
+keep(HttpPending, "test_reload_then_release", "test_workers_are_killed_then_release",
+     "test_backend_is_killed", "test_backend_is_stopped", "test_clients_go_away")
+keep(StreamPending, "test_backend_is_killed")
 
 
 class Late(TlsCase):

@@ -4,8 +4,8 @@ import random
 import unittest
 
 from harness import NO_LIMIT, wait_until
-from tls import (FULL, NAMES, SECRET, TLS_STREAM, VERSIONS, TlsCase, context, in_threads,
-                 new_identity)
+from tls import (FULL, KERNEL_DECRYPTS, NAMES, SECRET, TLS_STREAM, VERSIONS, TlsCase, context,
+                 in_threads, new_identity)
 
 CONNECTIONS = 500 if FULL else 20
 BYTES = random.Random(1).randbytes(1 << (22 if FULL else 19))
@@ -39,10 +39,12 @@ class Echo(TlsCase):
         client.send(data)
         self.assertEqual(client.read(len(data)), data)
 
-    def end(self, client):
+    def end(self, client, way=None):
         """The client ends; what it gets then is the end."""
         client.push(client.close_notify())
-        self.assertEqual(client.read_end(), "close_notify")
+        end = client.read_end()
+        if end != "cut" or (way or self.way) == "handoff":  # nginx 1.26 with KTLS sends none
+            self.assertEqual(end, "close_notify")
         client.close()
 
     def check_end(self):
@@ -93,9 +95,13 @@ class Echo(TlsCase):
                     client.push(records[:cut])
                     self.settle()
                     client.push(records[cut:])
-                    self.assertEqual(client.read_until(b"\n").decode().split(" ")[:2],
-                                     [self.way, identity])
-                    self.end(client)
+                    way, echoed, _ = client.read_until(b"\n").decode().split(" ")
+                    self.assertEqual(echoed, identity)
+                    # If OpenSSL has read a part of a record by then, it stays with nginx.
+                    by_nginx = way == "tcp" and version == "1.3" and not KERNEL_DECRYPTS
+                    if not by_nginx:
+                        self.assertEqual(way, self.way)
+                    self.end(client, "tcp" if by_nginx else self.way)
 
 
 class EchoRefused(Echo):

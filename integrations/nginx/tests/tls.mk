@@ -2,6 +2,7 @@
 # do the TLS, with the nginx and the OpenSSL of each root.
 
 NGINX_TLS_TEST  ?= tls tls_records tls_ends tls_stream tls_failures tls_many
+NGINX_TLS_ROOTS ?= this-machine debian-13
 # 1: with all sizes, 2000 connections, and 100 MB.
 NGINX_TLS_FULL  ?= 0
 # Seconds that a machine may take for all of them.
@@ -32,7 +33,7 @@ $(NGINX_TESTS)/capture: integrations/nginx/tests/capture.c
 .PHONY: check-nginx-tls
 check-nginx-tls: nginx nginx-debian-13 $(addprefix $(NGINX_TESTS)/,backend capture) \
     | need-python need-vm need-openssl need-curl
-	@set -e; cd integrations/nginx/tests; $(foreach root,$(TLS_ROOTS), \
+	@set -e; cd integrations/nginx/tests; $(foreach root,$(NGINX_TLS_ROOTS), \
 	    echo 'check-nginx-tls: with $(root)'; \
 	    $(PYTHON) ../../../tools/vm/vm.py --limit $(NGINX_TLS_LIMIT) \
 	        --root $(root_of) --kernel "$(kernel_of)" -- env \

@@ -444,7 +444,8 @@ class TlsCase(Case):
     def check_wire(self):
         now = capture.seen()
         self.assertGreater(now.packets, self.seen.packets, "nothing was captured")
-        self.assertEqual((now.found, now.missed), (0, 0), "secrets on the wire, packets missed")
+        self.assertEqual((now.found - self.seen.found, now.missed - self.seen.missed), (0, 0),
+                         "packets with secrets, packets missed")
 
     def tearDown(self):
         super().tearDown()
@@ -473,5 +474,8 @@ def openssl_in_nginx():
         re.search(r"built with OpenSSL (\d+)\.(\d+)", output)
     return int(found[1]), int(found[2])
 
+
+# Before OpenSSL 3.2 it decrypts what comes by TLS 1.3, until an offer.
+KERNEL_DECRYPTS = openssl_in_nginx() >= (3, 2)
 
 assert os.path.exists("/proc/net/tls_stat"), "this kernel does no TLS: make check-nginx-tls"
