@@ -183,9 +183,9 @@ check-all release-check: TLS_LIMIT := 3600
 check-all release-check: TLS_ROOTS := this-machine debian-13 debian-13+trixie-backports
 check-all release-check: export LIMITS_BYTES := 268435456
 check-all release-check: export NGINX_VERSIONS_TEST := $(NGINX_TEST)
-check-all release-check: export NGINX_TLS_FULL := 1
 check-all release-check: export PACKAGES_BUILD := 1
-check-all: check fuzz check-targets check-msrv
+check-all release-check: export NGINX_TLS_FULL := 1
+check-all: check fuzz check-targets check-msrv check-kernel
 
 ## check-layers  no module imports one that the architecture puts above it
 .PHONY: check-layers
