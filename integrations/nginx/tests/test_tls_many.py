@@ -30,7 +30,9 @@ class Many(TlsCase):
 
     def setUp(self):
         super().setUp()
-        self.start(*self.options, server=self.server)
+        # Until all are there some wait longer than nginx does by default.
+        patience = "client_header_timeout 1h; keepalive_timeout 1h; "
+        self.start(*self.options, server=patience + self.server)
         self.identities = []
 
     def new(self):
