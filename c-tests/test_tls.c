@@ -91,6 +91,7 @@ static void what_cannot_be_used_is_invalid(void **state)
     assert_last_error_has("is a device");
     assert_invalid(handoff_tls_receive(pair[0], NULL, 1, 0, &count));
     assert_invalid(handoff_tls_receive(pair[0], &byte, 0, 0, &count));
+    assert_invalid(handoff_tls_receive(pair[0], &byte, SIZE_MAX, 0, &count));
     assert_invalid(handoff_tls_receive(pair[0], &byte, 1, 0, NULL));
     assert_invalid(handoff_tls_get_session(pair[0], NULL));
     assert_invalid(handoff_tls_get_session(pair[0], &small));

@@ -86,6 +86,9 @@ class Sockets(peers.Test):
                 lambda: bytes(room[:connection.recv_into(memoryview(room)[:999], 500)])):
             with Sending(client):
                 self.assertEqual(receive_all(receive), BIG)
+        for wrong in -1, -5:
+            with self.assertRaises(ValueError):
+                connection.recv_into(room, wrong)
         with Sending(client), connection.makefile("rb") as file:
             self.assertEqual(file.read(len(BIG)), BIG)
         with Sending(connection):

@@ -68,8 +68,9 @@ def goodbye(connection):
     """Ends a connection, so that the client sees that nothing is missing."""
     connection.shutdown(socket.SHUT_WR)  # with TLS it sends close_notify
     connection.settimeout(1)
-    while connection.recv(65536):  # to close it with unread bytes would reset it
-        pass
+    end = time.monotonic() + 2
+    while time.monotonic() < end and connection.recv(65536):
+        pass  # to close it with unread bytes would reset it
 
 
 def serve(arrival, client, version):

@@ -283,6 +283,8 @@ class TlsSocket(socket.socket):
     def recv_into(self, buffer, nbytes=0, flags=0):
         if flags:
             raise ValueError("a connection with TLS is received from without flags")
+        if nbytes < 0:
+            raise ValueError("negative buffersize in recv_into")
         if isinstance(self._ended, TlsError):
             raise self._ended
         count = ctypes.c_size_t()

@@ -101,7 +101,19 @@ ngx_handoff_take_back(ngx_handoff_offer_t *offer)
     }
 
     offer->state = NGX_HANDOFF_IDLE;
+    ngx_handoff_ended(offer);
+}
+
+
+/* Whichever way. The flush handler sees whether a worker that is to exit has more to do. */
+void
+ngx_handoff_ended(ngx_handoff_offer_t *offer)
+{
     ngx_handoff_count(offer);
+
+    if (ngx_exiting) {
+        ngx_post_event(&offer->broker->flush, &ngx_posted_events);
+    }
 }
 
 
@@ -475,16 +487,12 @@ ngx_handoff_note(ngx_handoff_offer_t *offer, handoff_verdict *verdict)
 }
 
 
-/* One offer less in flight. The flush handler looks at what is left to do. */
+/* One offer less in flight. */
 static void
 ngx_handoff_land(ngx_handoff_broker_t *broker)
 {
     if (--broker->in_flight == 0) {
         ngx_del_timer(&broker->busy);
-
-        if (ngx_exiting) {
-            ngx_post_event(&broker->flush, &ngx_posted_events);
-        }
     }
 }
 
@@ -508,7 +516,7 @@ ngx_handoff_finish(ngx_handoff_offer_t *offer, handoff_outcome outcome, handoff_
         ngx_del_timer(&offer->expiry);
     }
 
-    ngx_handoff_count(offer);
+    ngx_handoff_ended(offer);
 
     if (outcome == HANDOFF_FALLBACK && ngx_handoff_watch(offer) != NGX_OK) {
         offer->connection->error = 1;

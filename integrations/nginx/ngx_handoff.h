@@ -241,6 +241,7 @@ void ngx_handoff_refuse(ngx_handoff_offer_t *offer, handoff_reason reason);
 void ngx_handoff_finish(ngx_handoff_offer_t *offer, handoff_outcome outcome,
     handoff_reason reason);
 void ngx_handoff_take_back(ngx_handoff_offer_t *offer);
+void ngx_handoff_ended(ngx_handoff_offer_t *offer);
 void ngx_handoff_flush_handler(ngx_event_t *ev);
 void ngx_handoff_busy_handler(ngx_event_t *ev);
 void ngx_handoff_dispatch_handler(ngx_event_t *ev);
@@ -332,6 +333,7 @@ ngx_uint_t ngx_handoff_tls_directions(ngx_connection_t *c);
 char *ngx_handoff_tls_obstacle(ngx_connection_t *c);
 char *ngx_handoff_take_tls(ngx_connection_t *c, ngx_handoff_content_t *content);
 void ngx_handoff_forget_tls(ngx_connection_t *c);
+ngx_uint_t ngx_handoff_tls_has_data(ngx_connection_t *c);
 char *ngx_handoff_tls_name(ngx_connection_t *c);
 
 /* ---- ngx_handoff_tls_keys.c ---- */

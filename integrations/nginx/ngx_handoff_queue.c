@@ -196,7 +196,7 @@ ngx_handoff_client_gone(ngx_handoff_offer_t *offer)
     offer->reason = HANDOFF_REASON_CLIENT_GONE;
     offer->wait_ns = ngx_handoff_now_ns() - offer->since_ns;
 
-    ngx_handoff_count(offer);
+    ngx_handoff_ended(offer);
 }
 
 

@@ -15,14 +15,17 @@ static ssize_t ngx_handoff_tls_recv(ngx_connection_t *c, u_char *buf, size_t siz
 static ssize_t ngx_handoff_tls_recv_chain(ngx_connection_t *c, ngx_chain_t *in, off_t limit);
 static ssize_t ngx_handoff_tls_recv_kernel(ngx_connection_t *c, u_char *buf, size_t size);
 static char *ngx_handoff_tls_drain(ngx_connection_t *c, ngx_handoff_tls_t *tls, size_t room);
+static char *ngx_handoff_tls_read_all(ngx_connection_t *c, ngx_handoff_tls_t *tls, size_t room);
 static ngx_int_t ngx_handoff_tls_reserve(ngx_connection_t *c, ngx_handoff_tls_t *tls, size_t len);
 static ngx_handoff_tls_t *ngx_handoff_tls_install(ngx_connection_t *c);
 static void ngx_handoff_tls_cleanup(void *data);
+static ssize_t ngx_handoff_plain_recv(ngx_connection_t *c, u_char *buf, size_t size);
 static char *ngx_handoff_tls_describe(ngx_connection_t *c, char *what);
 
 
 /* Of a connection's SSL object. */
-static int  ngx_handoff_tls_index = -1;
+static int          ngx_handoff_tls_index = -1;
+static ngx_recv_pt  ngx_handoff_next_recv;
 
 
 /* Once, while the configuration is read. */
@@ -126,7 +129,8 @@ ngx_handoff_tls_name(ngx_connection_t *c)
 char *
 ngx_handoff_tls_obstacle(ngx_connection_t *c)
 {
-    ngx_uint_t  directions;
+    ngx_uint_t          directions;
+    ngx_handoff_tls_t  *tls;
 
     if (c->ssl == NULL) {
         return NULL;
@@ -147,7 +151,10 @@ ngx_handoff_tls_obstacle(ngx_connection_t *c)
     }
 
     if (!(directions & HANDOFF_TLS_RECEIVE)) {
-        return ngx_handoff_tls_describe(c, "decrypt");
+        tls = ngx_handoff_get_tls(c->ssl->connection);
+
+        return (tls && tls->rekeyed) ? "its client has changed its key"
+                                     : ngx_handoff_tls_describe(c, "decrypt");
     }
 
     return NULL;
@@ -229,6 +236,11 @@ ngx_handoff_tls_install(ngx_connection_t *c)
         }
     }
 
+    if (ngx_handoff_next_recv == NULL) {
+        ngx_handoff_next_recv = ngx_io.recv;
+        ngx_io.recv = ngx_handoff_plain_recv;
+    }
+
     if (tls->recv == NULL) {
         tls->recv = c->recv;
         tls->recv_chain = c->recv_chain;
@@ -246,6 +258,24 @@ ngx_handoff_tls_install(ngx_connection_t *c)
  */
 static char *
 ngx_handoff_tls_drain(ngx_connection_t *c, ngx_handoff_tls_t *tls, size_t room)
+{
+    char  *why;
+
+    why = ngx_handoff_tls_read_all(c, tls, room);
+
+    /* What is here comes before an end that OpenSSL has told of, and will tell of again. */
+    if (tls->pos != tls->last) {
+        c->read->ready = 1;
+        c->read->eof = 0;
+        c->read->error = 0;
+    }
+
+    return why;
+}
+
+
+static char *
+ngx_handoff_tls_read_all(ngx_connection_t *c, ngx_handoff_tls_t *tls, size_t room)
 {
     size_t   size;
     ssize_t  n;
@@ -273,10 +303,6 @@ ngx_handoff_tls_drain(ngx_connection_t *c, ngx_handoff_tls_t *tls, size_t room)
         }
 
         tls->last += n;
-    }
-
-    if (tls->pos != tls->last) {
-        c->read->ready = 1;
     }
 
     return SSL_has_pending(c->ssl->connection) ? "a part of a record is in OpenSSL" : NULL;
@@ -397,6 +423,31 @@ ngx_handoff_tls_recv_kernel(ngx_connection_t *c, u_char *buf, size_t size)
 
 
 /*
+ * When nginx has said the end of the TLS, it reads on from the socket for a while (lingering close),
+ * with its own function, which ngx_ssl_shutdown() puts in the place of any other. That would block, if
+ * a backend with a copy wanted it, and would take the client's close_notify for an error of the socket.
+ * So the function itself is ours, from the first TLS connection on that is offered.
+ */
+static ssize_t
+ngx_handoff_plain_recv(ngx_connection_t *c, u_char *buf, size_t size)
+{
+    ngx_handoff_tls_t  *tls;
+
+    if (c->ssl && c->ssl->connection) {
+        tls = ngx_handoff_get_tls(c->ssl->connection);
+
+        if (tls && tls->recv
+            && (tls->kernel || BIO_get_ktls_recv(SSL_get_rbio(c->ssl->connection))))
+        {
+            return ngx_handoff_tls_recv_kernel(c, buf, size);
+        }
+    }
+
+    return ngx_handoff_next_recv(c, buf, size);
+}
+
+
+/*
  * The connection was adopted, and is about to be closed here: without a close_notify, which would
  * be the client's end, and without reading on.
  */
@@ -407,6 +458,18 @@ ngx_handoff_forget_tls(ngx_connection_t *c)
         c->ssl->no_wait_shutdown = 1;
         c->ssl->no_send_shutdown = 1;
     }
+}
+
+
+/* Whether something is here that nginx has not read. */
+ngx_uint_t
+ngx_handoff_tls_has_data(ngx_connection_t *c)
+{
+    ngx_handoff_tls_t  *tls;
+
+    tls = c->ssl ? ngx_handoff_get_tls(c->ssl->connection) : NULL;
+
+    return tls && tls->pos != tls->last;
 }
 
 #else
@@ -441,6 +504,13 @@ char *
 ngx_handoff_tls_name(ngx_connection_t *c)
 {
     return NULL;
+}
+
+
+ngx_uint_t
+ngx_handoff_tls_has_data(ngx_connection_t *c)
+{
+    return 0;
 }
 
 #endif

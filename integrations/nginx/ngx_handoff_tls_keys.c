@@ -73,7 +73,6 @@ ngx_handoff_prepare_tls(SSL_CTX *ctx)
     }
 
     SSL_CTX_set_keylog_callback(ctx, ngx_handoff_key_log);
-    SSL_CTX_set_msg_callback(ctx, ngx_handoff_message);
 
     return NGX_OK;
 }
@@ -120,6 +119,9 @@ ngx_handoff_key_log(const SSL *ssl, const char *line)
         byte = ngx_hextoi((u_char *) secret + 2 * tls->secret_len, 2);
         tls->secret[tls->secret_len] = (u_char) byte;
     }
+
+    /* Not of the SSL_CTX: a connection keeps the one that it began with, also if SNI changes that. */
+    SSL_set_msg_callback((SSL *) ssl, ngx_handoff_message);
 }
 
 
@@ -169,6 +171,11 @@ ngx_handoff_tls_receives(ngx_connection_t *c)
         return 1;
     }
 
+    /* Without the module there is nothing that could be given a key. */
+    if (!BIO_get_ktls_send(SSL_get_wbio(c->ssl->connection))) {
+        return 0;
+    }
+
     cipher = SSL_CIPHER_get_cipher_nid(SSL_get_current_cipher(c->ssl->connection));
 
     return tls->secret_len && !tls->rekeyed
@@ -190,7 +197,7 @@ ngx_handoff_tls_receive_by_kernel(ngx_connection_t *c, ngx_handoff_tls_t *tls)
         return "a part of a record is in OpenSSL";
     }
 
-    if (!ngx_handoff_tls_receives(c)) {
+    if (tls->rekeyed) {
         return "its client has changed its key";
     }
 

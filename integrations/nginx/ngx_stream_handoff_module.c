@@ -298,7 +298,8 @@ ngx_stream_handoff_event_handler(ngx_event_t *ev)
     n = recv(c->fd, &byte, 1, MSG_PEEK|MSG_DONTWAIT);
 
     if ((n == -1 && ngx_socket_errno != NGX_EAGAIN && ngx_socket_errno != NGX_EINTR)
-        || (n == 0 && (c->buffer == NULL || c->buffer->pos == c->buffer->last)))
+        || (n == 0 && (c->buffer == NULL || c->buffer->pos == c->buffer->last)
+            && !ngx_handoff_tls_has_data(c)))
     {
         ngx_log_error(NGX_LOG_INFO, c->log, 0, "the client has gone away while it waited");
         ngx_handoff_client_gone(offer);

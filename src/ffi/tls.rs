@@ -126,7 +126,8 @@ pub extern "C" fn handoff_tls_get_session(
 ///         HANDOFF_ERR_TLS_RECORD for any other record that is no data, such as a handshake (a client
 ///         that renegotiates), and for what is no record of this connection;
 ///         HANDOFF_ERR_RECEIVE_FAILED with errno as of recv(2), such as ECONNRESET;
-///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket or `len` is 0.
+///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, or `len` is 0 or more than there can
+///         be.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_tls_receive(
@@ -177,9 +178,11 @@ fn room<'a>(buffer: *mut c_void, len: usize) -> Result<&'a mut [u8], Failure> {
     if len == 0 {
         return Err(Failure::Argument("len", Problem::Is("is 0")));
     }
-    // More than that is not there.
-    let len = len.min(isize::MAX as usize);
-    // SAFETY: not NULL; the caller of the C function vouches for room of `len` bytes that nobody else
+    // Such as -1 as a size_t.
+    if len > isize::MAX as usize {
+        return Err(Failure::Argument("len", Problem::Length(len)));
+    }
+    // SAFETY: not NULL, and no longer than an object can be; the caller of the C function vouches for room of `len` bytes that nobody else
     // uses during the call. They are only written to.
     Ok(unsafe { std::slice::from_raw_parts_mut(buffer, len) })
 }

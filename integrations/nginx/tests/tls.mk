@@ -1,7 +1,7 @@
 # The tests of connections whose TLS nginx terminates: in the machine of tools/vm, as the kernel must
 # do the TLS, with the nginx and the OpenSSL of each root.
 
-NGINX_TLS_TEST  ?= tls tls_records tls_ends tls_stream tls_failures tls_many
+NGINX_TLS_TEST  ?= tls tls_records tls_ends tls_found tls_stream tls_failures tls_many
 NGINX_TLS_ROOTS ?= this-machine debian-13
 # 1: with all sizes, 2000 connections, and 100 MB.
 NGINX_TLS_FULL  ?= 0

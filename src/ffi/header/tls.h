@@ -8,6 +8,11 @@
  * attack without an alert, close_notify, so end with handoff_tls_shutdown(). Both do the plain thing
  * on a plain socket, so that one piece of code serves both.
  *
+ * In an event loop call handoff_tls_receive() with a wait_ms of 0 until it returns HANDOFF_TIMED_OUT, and
+ * with epoll(7) use EPOLLET. Some kernels, such as 6.1, call a socket readable when a part of a record
+ * has come: without EPOLLET a client that sends no more would keep the loop busy. A client may also
+ * send a byte at a time, so give the whole of what you wait for a deadline.
+ *
  * The calls have no state except what you pass in. Different threads may use different sockets at
  * once, and one socket may be received from in one thread and written to in another.
  *
