@@ -195,6 +195,10 @@ ngx_handoff_take_tls(ngx_connection_t *c, ngx_handoff_content_t *content)
         return "there is no memory";
     }
 
+    if (tls->kernel && c->read->eof) {
+        return "its client has ended its TLS";
+    }
+
     if (!tls->kernel) {
         why = ngx_handoff_tls_drain(c, tls, content->room);
         if (why) {
