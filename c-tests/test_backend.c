@@ -157,7 +157,7 @@ static void arrival_is_settled_once_and_only_by_its_own_id(void **state)
             handoff_backend_reject(channel.backend, wrong[i], HANDOFF_REASON_REJECTED));
     }
     assert_invalid(handoff_backend_reject(channel.backend, id, HANDOFF_REASON_NONE));
-    assert_invalid(handoff_backend_reject(channel.backend, id, HANDOFF_REASON_KIND + 1));
+    assert_invalid(handoff_backend_reject(channel.backend, id, HANDOFF_REASON_TOO_MANY_CHANNELS + 1));
     assert_invalid(handoff_backend_reject(channel.backend, id, UINT32_MAX));
     assert_int_equal(fd, 42);
     assert_no_arrival(&channel);

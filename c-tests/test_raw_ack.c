@@ -466,7 +466,7 @@ static void bad_arguments_are_refused_and_send_nothing(void **state)
     assert_status(handoff_raw_ack_reject(-1, token, HANDOFF_REASON_REJECTED), bad);
     assert_status(handoff_raw_ack_reject(wire->backend, NULL, HANDOFF_REASON_REJECTED), bad);
     assert_status(handoff_raw_ack_reject(wire->backend, token, HANDOFF_REASON_NONE), bad);
-    assert_status(handoff_raw_ack_reject(wire->backend, token, HANDOFF_REASON_KIND + 1),
+    assert_status(handoff_raw_ack_reject(wire->backend, token, HANDOFF_REASON_TOO_MANY_CHANNELS + 1),
                   bad);
     assert_status(handoff_raw_ack_reject(wire->backend, token, UINT32_MAX), bad);
     assert_nothing_to_read(wire->broker);

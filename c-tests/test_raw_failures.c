@@ -248,7 +248,7 @@ static void reason_for_which_no_attempt_fails_is_refused_and_not_counted(void **
         HANDOFF_REASON_CLIENT_GONE,
         HANDOFF_REASON_TOO_LARGE,
         HANDOFF_REASON_KIND,
-        HANDOFF_REASON_KIND + 1,
+        HANDOFF_REASON_TOO_MANY_CHANNELS + 1,
         UINT32_MAX,
     };
     handoff_raw_decision decision = {sizeof decision, 42, 42};
