@@ -195,6 +195,9 @@ class Pending:
 
         self.pend(happen, [self.proxied])
 
+    # Whether a client that ends at once is not offered at all.
+    ends_are_seen_first = False
+
     def test_clients_go_away(self):
         self.begin("handoff_timeout 2s;")
         before = self.nginx.descriptors()
@@ -204,6 +207,8 @@ class Pending:
 
         async def all_of_it():
             await gather(PENDING, PENDING, ask)
+            if self.ends_are_seen_first:
+                await asyncio.to_thread(wait_until, self.all_have_arrived, "all have arrived")
 
         # Its end closes every connection.
         drive(all_of_it())
