@@ -22,12 +22,14 @@ class HttpClient:
     """How the tests below speak to an HTTP server."""
     parts = {"http": HANDED_OVER}
     proxied = "unix"
+    connect = staticmethod(Connection.open)
+    request = staticmethod(request)
 
-    @staticmethod
-    async def ask(test, identity):
+    @classmethod
+    async def ask(cls, test, identity):
         """Begins a connection and asks; gives what reads the answer and tells the way."""
-        connection = await Connection.open(test.port)
-        await connection.send(request(identity, close=True))
+        connection = await cls.connect(test.port)
+        await connection.send(cls.request(identity, close=True))
 
         async def read():
             answer = await connection.read_answer()
