@@ -28,8 +28,8 @@ TLS_ROOTS ?= this-machine debian-13
 # What `make install` and `make install-nginx` put on a machine: for each root with the modules for its
 # nginx, which is why that of Debian 13 must be there.
 TLS_INSTALLED          := $(sort $(foreach root,$(TLS_ROOTS),$(firstword $(subst +, ,$(root)))))
-TLS_NGINX_this-machine := $(BUILD)/nginx
-TLS_NGINX_debian-13    := $(BUILD)/nginx-debian-13
+TLS_NGINX_this-machine  = $(NGINX_BUILD)
+TLS_NGINX_debian-13     = $(NGINX_DEBIAN_13)
 TLS_DEV_debian-13      := NGINX_DEV=$(BUILD)/vm/trixie/usr/share/nginx/src
 
 .PHONY: $(TLS_INSTALLED:%=installed-%)

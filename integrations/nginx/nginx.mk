@@ -3,6 +3,8 @@
 NGINX_DEV     := /usr/share/nginx/src
 NGINX_HERE    := $(abspath integrations/nginx)
 NGINX_BUILD   := $(BUILD)/nginx
+# The same for Debian 13's nginx, with which the tests run too.
+NGINX_DEBIAN_13 := $(BUILD)/nginx-debian-13
 NGINX_MODULES := $(addprefix $(NGINX_BUILD)/,ngx_http_handoff_module.so ngx_stream_handoff_module.so)
 # Where nginx looks for modules, and where Debian keeps the lines that load them.
 NGINX_MODULESDIR ?= /usr/lib/nginx/modules

@@ -9,8 +9,6 @@ NGINX_TLS_FULL  ?= 0
 NGINX_TLS_LIMIT ?= $(if $(filter 1,$(NGINX_TLS_FULL)),3600,900)
 
 # The modules for Debian 13's nginx, against its sources.
-NGINX_DEBIAN_13 := $(BUILD)/nginx-debian-13
-
 .PHONY: nginx-debian-13
 nginx-debian-13: | need-python need-vm
 	@$(VM) --root debian-13

@@ -3,7 +3,7 @@
 # What is tested with each: all in `make check-all`.
 NGINX_VERSIONS_TEST ?= details
 
-NGINX_126 := $(BUILD)/nginx-debian-13
+NGINX_126 := $(NGINX_DEBIAN_13)
 NGINX_128 := $(BUILD)/nginx-1.28
 # The package of the Rust registry that has nginx's sources, whose version is its own.
 NGINX_SRC := 1.28.5+1.28.3
