@@ -132,6 +132,7 @@ class Web(peers.Test):
                                  (number, "127.0.0.1", client.version()))
         self.processes[0].terminate()
         file.read()  # until close_notify: otherwise it raises
+        self.processes[0].wait(PATIENCE)  # a second SIGTERM, while Python exits, would kill it
         self.assertLogged("/events TLSv1.2 both adopted", "/events TLSv1.3 both adopted")
 
     def test_websocket_over_tls(self):
