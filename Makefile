@@ -10,6 +10,7 @@
 #   c-tests/tests.mk         the C and C++ tests
 #   c-tests/tls/tests.mk     those of TLS connections, in an emulated machine
 #   examples/examples.mk     the examples and the demo
+#   bindings/python/         the package for Python and its tests
 #   proofs/proofs.mk         loom, spin, fuzzing and ThreadSanitizer
 #   bench/*.mk               the benchmarks
 #   tools/handoff/           handoff(1) and its tests
@@ -137,6 +138,7 @@ include packaging/deb.mk
 include c-tests/tests.mk
 include c-tests/tls/tests.mk
 include examples/examples.mk
+include bindings/python/python.mk
 include bench/bench.mk
 include bench/micro.mk
 include proofs/proofs.mk
