@@ -6,14 +6,12 @@ The library is found by its soname, as any other is: see ldconfig(8), or set LD_
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any, Sequence
 
-OK, NOTHING, TIMED_OUT, WOKEN = 0, 1, 2, 3
+OK, NOTHING, TIMED_OUT = 0, 1, 2
+ADOPTED, OFFER_MORE, OFFER_TLS, BACKEND_BACKUP = 1, 1, 2, 1
 ERR_FULL, ERR_CLOSED, ERR_TAKEN_BACK = -23, -35, -36
-ADOPTED, FALLBACK = 1, 2
-OFFER_MORE, OFFER_TLS = 1, 2
-BACKEND_BACKUP = 1
 
 
 # ---- the structs, with the members of the headers ------------------------------------------------
@@ -144,6 +142,9 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
 
 _status, _handle = c_int32, c_void_p
 PROTOTYPES: dict[str, tuple[Any, ...]] = {
+    "handoff_constant": (_status, c_char_p, POINTER(c_int64)),
+    "handoff_struct_size": (_status, c_char_p, POINTER(c_size_t)),
+    "handoff_field": (_status, c_char_p, POINTER(c_size_t), POINTER(c_size_t)),
     "handoff_version": (c_char_p,),
     "handoff_last_error": (c_char_p,),
     "handoff_status_name": (c_char_p, _status),
@@ -176,11 +177,39 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "handoff_broker_close": (_status, _handle),
 }
 
-library = ctypes.CDLL("libhandoff.so.0", use_errno=True)
-# ctypes takes every result for an int otherwise, and cuts off pointers.
-for _name, (_result, *_arguments) in PROTOTYPES.items():
-    _function = getattr(library, _name)
-    _function.restype, _function.argtypes = _result, _arguments
+def load() -> ctypes.CDLL:
+    """The library. ctypes takes every result for an int unless it is told, and cuts off pointers."""
+    found = ctypes.CDLL("libhandoff.so.0", use_errno=True)
+    for name, (result, *arguments) in PROTOTYPES.items():
+        try:
+            function = getattr(found, name)
+        except AttributeError:
+            raise ImportError(f"libhandoff.so.0 is older than this package: no {name}()") from None
+        function.restype, function.argtypes = result, arguments
+    return found
+
+
+def check_layout(struct: type[ctypes.Structure], name: str) -> None:
+    """Raises an ImportError unless the library has the struct's members at the same places. It may
+    know of more at the end."""
+    size = c_size_t()
+    if library.handoff_struct_size(name.encode(), size) != OK or ctypes.sizeof(struct) > size.value:
+        raise ImportError(f"libhandoff {version()} does not know all of {name}: it is too old")
+    for field, *_ in struct._fields_:
+        offset, length = c_size_t(), c_size_t()
+        here = getattr(struct, field)
+        if (library.handoff_field(f"{name}.{field}".encode(), offset, length) != OK
+                or (offset.value, length.value) != (here.offset, here.size)):
+            raise ImportError(f"libhandoff {version()} has {name}.{field} at another place")
+
+
+def check_constant(name: str, value: int) -> None:
+    there = c_int64()
+    if library.handoff_constant(name.encode(), there) != OK or there.value != value:
+        raise ImportError(f"libhandoff {version()} has another {name}")
+
+
+library = load()
 
 
 class HandoffError(Exception):
@@ -224,3 +253,10 @@ def status_name(status: int) -> str:
 
 def reason_name(reason: int) -> str:
     return str(library.handoff_reason_name(reason).decode())
+
+
+for _name, _struct in STRUCTS.items():
+    check_layout(_struct, _name)
+for _name in ("OK", "NOTHING", "TIMED_OUT", "ERR_FULL", "ERR_CLOSED", "ERR_TAKEN_BACK", "ADOPTED",
+              "OFFER_MORE", "OFFER_TLS", "BACKEND_BACKUP"):
+    check_constant(f"HANDOFF_{_name}", globals()[_name])

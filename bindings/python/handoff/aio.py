@@ -21,6 +21,7 @@ from .reason import Reason
 from .tls import TlsSocket
 
 LIMIT = 2**16  # of a StreamReader, as in asyncio
+VERDICT_S = 0.002
 END_S = 30  # how long a client may take nothing of what is left for it when its connection ends
 
 Callback = Callable[[asyncio.StreamReader, "StreamWriter"], Optional[Awaitable[None]]]
@@ -48,6 +49,7 @@ class Listener:
         self.backend = backend
         self.draining = self._closed = False
         self._waiter: asyncio.Future[None] | None = None
+        self._verdicts: asyncio.TimerHandle | None = None
 
     async def next(self) -> Arrival | None:
         """Waits for the next arrival, which is not adopted yet. None: no more will come."""
@@ -61,7 +63,8 @@ class Listener:
                     self.close()
             else:
                 await self._readable()
-                self.backend.dispatch()
+                if not self._closed:
+                    self.backend.dispatch()
         return None
 
     def adopt(self, arrival: Arrival) -> socket.socket:
@@ -69,6 +72,8 @@ class Listener:
         calls, or for open_connection(). Raises TakenBack if the broker was faster."""
         connection = self.backend.adopt(arrival)
         connection.setblocking(False)
+        if self._verdicts is None:
+            self._verdicts = self._loop.call_later(VERDICT_S, self._send_verdicts)
         return connection
 
     def reject(self, arrival: Arrival, reason: Reason = Reason.REJECTED) -> None:
@@ -98,6 +103,10 @@ class Listener:
         """Ends it at once: the brokers serve what is not adopted."""
         if not self._closed:
             self._closed = True
+            if self._verdicts is not None:
+                self._verdicts.cancel()
+            if self._waiter is not None:
+                self._loop.remove_reader(self.backend.fileno())
             self.backend.close()
             self._wake()
 
@@ -108,8 +117,15 @@ class Listener:
         try:
             await self._waiter
         finally:
-            self._loop.remove_reader(fd)
             self._waiter = None
+            if not self._closed:  # the number may be another's then
+                self._loop.remove_reader(fd)
+
+    def _send_verdicts(self) -> None:
+        """The program may not call next() before it has served this client. dispatch() sends the
+        verdicts that have waited for a millisecond."""
+        self._verdicts = None
+        self.backend.dispatch()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
