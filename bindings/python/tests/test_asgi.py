@@ -128,6 +128,10 @@ class Scopes(Asgi):
                         self.assertEqual(told["extensions"]["tls"], TLS)
                         client.sendall(b"\x81\x83\0\0\0\0abc")
                         self.assertEqual(self.message(file), b"abc")
+                        # uvicorn 0.17 with wsproto waits forever for one that leaves without it.
+                        client.sendall(b"\x88\x82\0\0\0\0\x03\xe8")
+                        self.assertEqual(self.message(file)[:2], b"\x03\xe8")
+                        self.assertEqual(file.read(), b"")
                     self.assertEqual(self.program.stop(), 0)
 
     @staticmethod
