@@ -223,9 +223,10 @@ check-crate: | git-checkout
 	$(CARGO) package --quiet --locked --allow-dirty
 	@echo "check-crate: $$($(CARGO) package --list --allow-dirty | wc -l) files"
 
-## check-readme  compile the programs in README.md
+## check-readme  compile the programs in README.md, and follow the links of the documents
 .PHONY: check-readme
 check-readme: | need-python need-cxx
+	@$(PYTHON) tools/check_links.py $(filter %.md,$(DOCS))
 	@set -e; for program in 1 2 3 4; do \
 	    $(PYTHON) tools/readme_code.py README.md c $$program | \
 	        $(CC) -std=c11 $(WARN) -c -o /dev/null -Iinclude -xc -; \
