@@ -16,6 +16,7 @@
 #   tools/guide/             the recipes of docs/guide.md, run
 #   tools/targets/           other processors and another C library
 #   integrations/nginx/      the nginx modules and their tests
+#   integrations/apache/     the Apache module and its tests
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
 
@@ -147,6 +148,8 @@ include integrations/nginx/nginx.mk
 include integrations/nginx/tests/tests.mk
 include integrations/nginx/tests/versions.mk
 include integrations/nginx/tests/tls.mk
+include integrations/apache/apache.mk
+include integrations/apache/tests/tests.mk
 include bench/nginx.mk
 
 # ---- the checks ----------------------------------------------------------------------------------
@@ -156,7 +159,7 @@ CHECKS := check-rust check-crate check-layers check-header check-symbols check-a
     check-cpp check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
     check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage check-python \
-    check-command check-guide check-nginx check-nginx-versions check-tls check-nginx-tls \
+    check-command check-guide check-nginx check-apache check-nginx-versions check-tls check-nginx-tls \
     check-bench-tls check-peers check-specs check-deb bench-check demo
 
 ## check       run every test
