@@ -167,7 +167,7 @@ const char *handoff_get_preread(request_rec *r, apr_array_header_t *parts)
 void handoff_register_record(void)
 {
     record_filter = ap_register_input_filter("HANDOFF_IN", record_input, NULL,
-                                             AP_FTYPE_CONNECTION - 1);
+                                             AP_FTYPE_CONNECTION);
     ap_hook_pre_connection(add_recorder, NULL, NULL, APR_HOOK_MIDDLE);
     ap_hook_pre_read_request(begin_request, NULL, NULL, APR_HOOK_FIRST);
 }

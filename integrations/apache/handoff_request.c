@@ -48,8 +48,6 @@ static const char *find_obstacle(request_rec *r)
         return "Apache does its TLS";
     if (r->assbackwards)
         return "it has no head";
-    if (r->eos_sent || r->sent_bodyct)
-        return "its response has begun";
     if (handoff_dummy() == -1)
         return "this child hands no clients over";
     return NULL;
