@@ -111,14 +111,14 @@ class Backend(harness.Backend):
 
 
 class Apache(Process):
-    """A parent and its children."""
+    """A parent and its children, in a process group of their own: prefork ends the whole group."""
 
     def __init__(self, directory, arguments=()):
         super().__init__([APACHE, "-D", "FOREGROUND", "-f", f"{directory}/apache.conf", *arguments],
-                         directory, **USER)
+                         directory, start_new_session=True, **USER)
 
     def workers(self):
-        assert self.process.poll() is None, "Apache has ended"
+        assert self.process.poll() is None, f"Apache has ended: {self.process.poll()}"
         pid = self.process.pid
         with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
             return {int(child) for child in file.read().split()}
@@ -181,6 +181,7 @@ class ApacheCase(Case):
         self.apache = Apache(self.directory)
         self.addCleanup(self.apache.kill)
         wait_until(self.is_ready, "Apache answers")
+        wait_until(self.starts, "Apache has started")
 
     def is_ready(self):
         assert self.apache.process.poll() is None, "Apache has ended: see its error log"
@@ -193,10 +194,15 @@ class ApacheCase(Case):
         self.fallback = self.start_fallback()
         self.start_apache(**parts)
 
+    def starts(self):
+        return sum("resuming normal operations" in line for line in self.apache.lines("error"))
+
     def graceful(self):
-        """A graceful restart, as `apachectl graceful`. Gives the old children."""
-        old = self.apache.workers()
+        """A graceful restart, as `apachectl graceful`. Gives the old children. A second signal before
+        Apache has read its configuration again would end it."""
+        old, starts = self.apache.workers(), self.starts()
         self.apache.signal(signal.SIGUSR1)
+        wait_until(lambda: self.starts() > starts, "Apache has started again")
         wait_until(lambda: len(self.apache.workers() - old) >= 2, "new children")
         return old
 
