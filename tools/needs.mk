@@ -80,6 +80,16 @@ need-nginx:
 need-nginx-dev: need-nginx
 	@$(NEED) nginx-dev test -x $(NGINX_DEV)/configure
 
+# ---- to build and to test the Apache module ------------------------------------------------------
+
+need-apache:
+	@$(NEED) apache2 test -x /usr/sbin/apache2
+
+need-apache-dev: need-apache
+	@$(NEED) apache2-dev sh -c 'command -v $(APXS)'
+
+# ---- to test both --------------------------------------------------------------------------------
+
 need-openssl:
 	@$(NEED) libssl-dev test -e /usr/include/openssl/ssl.h
 	@$(NEED) openssl openssl version
