@@ -10,7 +10,6 @@
 
 const EventEmitter = require('events');
 const fs = require('fs');
-const http = require('http');
 const koffi = require('koffi');
 const c = require('./library');
 const { Connection } = require('./connection');
@@ -243,14 +242,9 @@ class Backend extends EventEmitter {
     if (!connection) return;
     if (server.noDelay) connection.setNoDelay(true);
     if (server.keepAlive) connection.setKeepAlive(true, server.keepAliveInitialDelay);
+    // The server's parser, of HTTP or of TLS, is given the preread in the next tick. What the client
+    // sends is read after that.
     server.emit('connection', connection);
-    // http's parser reads from the handle itself, past what unshift() has put back. A listener for
-    // 'data' makes it read from the stream, and it does not go back.
-    if (server instanceof http.Server) {
-      const nothing = () => {};
-      connection.on('data', nothing);
-      connection.removeListener('data', nothing);
-    }
   }
 
   #prepare(server) {

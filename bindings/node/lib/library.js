@@ -14,8 +14,8 @@ const library = (() => {
   try {
     return koffi.load(SONAME);
   } catch (error) {
-    throw new Error(`${error.message}: build and install libhandoff, then ldconfig(8), ` +
-      'or set LD_LIBRARY_PATH', { cause: error });
+    throw new Error(`${SONAME}: ${error.message}. Is it installed? See ldconfig(8), or set ` +
+      'LD_LIBRARY_PATH', { cause: error });
   }
 })();
 
