@@ -15,6 +15,7 @@ const c = require('./library');
 const { Connection } = require('./connection');
 
 const NOTHING = c.constant('HANDOFF_NOTHING');
+const REJECTED = c.constant('HANDOFF_REASON_REJECTED');
 const TAKEN_BACK = c.constant('HANDOFF_ERR_TAKEN_BACK');
 
 // ---- options -------------------------------------------------------------------------------------
@@ -186,10 +187,20 @@ class Backend extends EventEmitter {
     const arrival = c.empty(c.Arrival);
     let status = c.backendDispatch(this.#handle);
     while (status === c.OK && (status = c.backendNext(this.#handle, arrival)) === c.OK) {
-      this.emit('arrival', new Arrival(this, arrival));
+      this.#tell(new Arrival(this, arrival));
     }
     if (status !== NOTHING) this.emit('error', new c.HandoffError(status));
     if (this.#closed && this.statistics.held === 0) this.#free();
+  }
+
+  #tell(arrival) {
+    let told = false;
+    try {
+      told = this.emit('arrival', arrival);
+    } finally {
+      // Nobody will decide about it now; if the listener has done so before it threw, this does nothing.
+      if (!told) c.backendReject(this.#handle, arrival.id, REJECTED);
+    }
   }
 
   #free() {
