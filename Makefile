@@ -18,6 +18,7 @@
 #   integrations/nginx/      the nginx modules and their tests
 #   bindings/tests/          what a binding of any language must do
 #   integrations/apache/     the Apache module and its tests
+#   bindings/node/           the binding for Node.js and its tests
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
 
@@ -149,6 +150,7 @@ include integrations/nginx/tests/tests.mk
 include integrations/nginx/tests/versions.mk
 include integrations/nginx/tests/tls.mk
 include bindings/tests/tests.mk
+include bindings/node/node.mk
 include examples/examples.mk
 include integrations/apache/apache.mk
 include integrations/apache/tests/tests.mk
@@ -160,9 +162,10 @@ include bench/nginx.mk
 CHECKS := check-rust check-crate check-layers check-header check-symbols check-abi check-c check-libc \
     check-cpp check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
-    check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage check-python \
-    check-command check-guide check-nginx check-apache check-nginx-versions check-tls check-nginx-tls \
-    check-bench-tls check-peers check-specs check-deb bench-check demo
+    check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage \
+    check-python check-node check-command check-guide check-nginx check-apache \
+    check-nginx-versions check-tls check-nginx-tls check-bench-tls check-peers check-specs check-deb \
+    bench-check demo
 
 # MAKEFLAGS names a jobserver with -j, which these makes do not get: one check after the other, because
 # some of them measure time.

@@ -167,6 +167,15 @@ need-peers: need-pkg-config need-nginx
 	@$(NEED) nodejs node --version
 	@$(NEED) strace strace -V
 
+# ---- to test the bindings -----------------------------------------------------------------------
+
+# Its packages are as old as what names them, or younger.
+need-node-packages:
+	@$(NEED) nodejs $(NODE) --version
+	@$(NEED) npm $(NPM) --version
+	@$(NEED) npm:$(NODE_PACKAGE) test $(NODE_PACKAGE)/node_modules/.package-lock.json \
+	    -nt $(NODE_PACKAGE)/package-lock.json
+
 # ---- all of it -----------------------------------------------------------------------------------
 
 ASK = MAKEFLAGS= $(SUBMAKE) -s --no-print-directory $(MAKEOVERRIDES)
@@ -175,7 +184,7 @@ install = @set -e; missing=$$($(ASK) $(1) NEED='$(NEED) --name'); \
     if [ -n "$$missing" ]; then tools/deps $$missing; $(ASK) $(1); fi; \
     echo '$@: everything that $(2) needs is installed'
 
-## deps        install what the tests need with apt-get, as root, and with rustup
+## deps        install what the tests need with apt-get, as root, and with rustup and npm
 deps:
 	$(call install,$(NEEDS),make check)
 

@@ -238,9 +238,7 @@ class Backend extends EventEmitter {
   }
 
   _reject(arrival, reason) {
-    const number = c.constant(`HANDOFF_REASON_${reason}`);
-    if (number === undefined) throw new TypeError(`there is no reason ${reason}`);
-    c.check(c.backendReject(this.#handle, arrival.id, number));
+    c.check(c.backendReject(this.#handle, arrival.id, c.constant(`HANDOFF_REASON_${reason}`)));
     if (this.#closed) this.#soon();
   }
 

@@ -24,15 +24,21 @@ function call(name, result, ...types) {
 }
 
 const version = call('handoff_version', 'str');
+const itself = () => `${SONAME} ${version()}`;
+const lastErrno = call('handoff_last_errno', 'int');
 const lastError = call('handoff_last_error', 'str');
 const statusName = call('handoff_status_name', 'str', 'int32_t');
 
-/** A call failed. `code` is the name of what it returned, such as 'HANDOFF_ERR_ADDRESS_IN_USE'. */
+/**
+ * A call failed. `code` is the name of what it returned, such as 'HANDOFF_ERR_ADDRESS_IN_USE'. `errno`
+ * is the system's error, negative as Node's, or 0 if the system had no part in it.
+ */
 class HandoffError extends Error {
   constructor(status) {
     super(lastError());
     this.name = 'HandoffError';
     this.code = statusName(status);
+    this.errno = -lastErrno() || 0;
   }
 }
 
@@ -46,10 +52,11 @@ const getConstant = call('handoff_constant', 'int32_t', 'str', koffi.out('int64_
 const getField = call('handoff_field', 'int32_t', 'str', koffi.out('size_t *'),
   koffi.out('size_t *'));
 
-/** The value of a constant, such as 'HANDOFF_NOTHING'; undefined if the library has none of the name. */
+/** The value of a constant, such as 'HANDOFF_NOTHING'. */
 function constant(name) {
   const value = [0];
-  return getConstant(name, value) === OK ? value[0] : undefined;
+  if (getConstant(name, value) !== OK) throw new TypeError(`${itself()} has no ${name}`);
+  return value[0];
 }
 
 /** A struct as koffi has it. The library is asked whether it has the same. */
@@ -57,10 +64,11 @@ function struct(name, fields) {
   const type = koffi.struct(fields);
   for (const { name: field, offset, type: { size } } of Object.values(type.members)) {
     const [itsOffset, itsSize] = [[0], [0]];
-    if (getField(`${name}.${field}`, itsOffset, itsSize) !== OK ||
-        itsOffset[0] !== offset || itsSize[0] !== size) {
-      throw new Error(`${SONAME} ${version()} does not fit this package: ` +
-        `its ${name}.${field} is another one`);
+    const full = `${name}.${field}`;
+    if (getField(full, itsOffset, itsSize) !== OK) throw new TypeError(`${itself()} has no ${full}`);
+    if (itsOffset[0] !== offset || itsSize[0] !== size) {
+      throw new TypeError(`${itself()} has ${full} at ${itsOffset}, ${itsSize} bytes; this package ` +
+        `has it at ${offset}, ${size} bytes`);
     }
   }
   return type;
