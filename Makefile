@@ -16,6 +16,7 @@
 #   tools/guide/             the recipes of docs/guide.md, run
 #   tools/targets/           other processors and another C library
 #   integrations/nginx/      the nginx modules and their tests
+#   bindings/tests/          what a binding of any language must do
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
 
@@ -136,7 +137,6 @@ include packaging/release.mk
 include packaging/deb.mk
 include c-tests/tests.mk
 include c-tests/tls/tests.mk
-include examples/examples.mk
 include bench/bench.mk
 include bench/micro.mk
 include proofs/proofs.mk
@@ -147,6 +147,8 @@ include integrations/nginx/nginx.mk
 include integrations/nginx/tests/tests.mk
 include integrations/nginx/tests/versions.mk
 include integrations/nginx/tests/tls.mk
+include bindings/tests/tests.mk
+include examples/examples.mk
 include bench/nginx.mk
 
 # ---- the checks ----------------------------------------------------------------------------------
