@@ -167,8 +167,6 @@ CHECKS := check-rust check-crate check-layers check-header check-symbols check-a
     check-nginx-versions check-tls check-nginx-tls check-bench-tls check-peers check-specs check-deb \
     bench-check demo
 
-# MAKEFLAGS names a jobserver with -j, which these makes do not get: one check after the other, because
-# some of them measure time.
 RUN_CHECKS := MAKE='$(SUBMAKE)' tools/checks
 
 ## check       run every test, one after the other

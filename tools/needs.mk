@@ -113,7 +113,9 @@ need-vm:
 # What `make deb` needs, and `make deps-deb` installs.
 DEB_NEEDS := need-pkg-config need-python need-git need-debs
 
+# dpkg-buildpackage(1) takes build-essential for granted, and asks for it.
 need-debs: need-nginx-dev
+	@$(NEED) build-essential test -e /usr/share/build-essential/list
 	@$(NEED) dpkg-dev dpkg-buildpackage --version
 	@$(NEED) debhelper sh -c 'command -v dh'
 	@$(NEED) dh-python sh -c 'command -v dh_python3'
