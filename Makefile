@@ -17,6 +17,7 @@
 #   tools/targets/           other processors and another C library
 #   integrations/nginx/      the nginx modules and their tests
 #   bindings/tests/          what a binding of any language must do
+#   bindings/go/             the binding for Go
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
 
@@ -148,6 +149,7 @@ include integrations/nginx/tests/tests.mk
 include integrations/nginx/tests/versions.mk
 include integrations/nginx/tests/tls.mk
 include bindings/tests/tests.mk
+include bindings/go/go.mk
 include examples/examples.mk
 include bench/nginx.mk
 
@@ -157,7 +159,7 @@ include bench/nginx.mk
 CHECKS := check-rust check-crate check-layers check-header check-symbols check-abi check-c check-libc \
     check-cpp check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
-    check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage check-python \
+    check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage check-python check-go \
     check-command check-guide check-nginx check-nginx-versions check-tls check-nginx-tls \
     check-bench-tls check-peers check-specs check-deb bench-check demo
 
