@@ -19,6 +19,7 @@
 #   bindings/tests/          what a binding of any language must do
 #   integrations/apache/     the Apache module and its tests
 #   bindings/node/           the binding for Node.js and its tests
+#   bindings/go/             the binding for Go
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
 
@@ -151,6 +152,7 @@ include integrations/nginx/tests/versions.mk
 include integrations/nginx/tests/tls.mk
 include bindings/tests/tests.mk
 include bindings/node/node.mk
+include bindings/go/go.mk
 include examples/examples.mk
 include integrations/apache/apache.mk
 include integrations/apache/tests/tests.mk
@@ -163,9 +165,14 @@ CHECKS := check-rust check-crate check-layers check-header check-symbols check-a
     check-cpp check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
     check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage \
-    check-python check-node check-command check-guide check-nginx check-apache \
+    check-python check-go check-node check-command check-guide check-nginx check-apache \
     check-nginx-versions check-tls check-nginx-tls check-bench-tls check-peers check-specs check-deb \
     bench-check demo
+=======
+    check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage check-python check-go \
+    check-command check-guide check-nginx check-nginx-versions check-tls check-nginx-tls \
+    check-bench-tls check-peers check-specs check-deb bench-check demo
+>>>>>>> go
 
 RUN_CHECKS := MAKE='$(SUBMAKE)' tools/checks
 

@@ -71,6 +71,11 @@ need-systemd:
 	@$(NEED) passwd sh -c 'command -v useradd'
 	@$(NEED) iproute2 ss -V
 
+# ---- to test the bindings ------------------------------------------------------------------------
+
+need-go:
+	@$(NEED) golang-go $(GO) version
+
 # ---- to test and to measure the nginx modules ----------------------------------------------------
 
 need-nginx:
