@@ -87,6 +87,7 @@ class Members(ApacheCase):
 
     def test_proxy_protocol(self):
         """Its line is not part of the request, and its port is the client's."""
+        self.expected.append(r"\[remoteip:notice\]")
         self.begin("HandoffMetadata default\nRemoteIPProxyProtocol On")
         value, _ = self.parsed(before=b"PROXY TCP4 192.0.2.7 192.0.2.8 4711 80\r\n")
         self.assertEqual(value["client"], {"address": "192.0.2.7", "port": 4711})
