@@ -9,7 +9,7 @@ NEEDS := $(shell sed -n 's/^\(need-[a-z-]*\):.*/\1/p' tools/needs.mk)
 ALL_NEEDS := $(filter need-all-%,$(NEEDS))
 NEEDS     := $(filter-out need-all-%,$(NEEDS))
 
-.PHONY: deps deps-all $(NEEDS) $(ALL_NEEDS)
+.PHONY: deps deps-all deps-deb $(NEEDS) $(ALL_NEEDS)
 
 # ---- to build and to try -------------------------------------------------------------------------
 
@@ -110,6 +110,9 @@ need-vm:
 
 # ---- to build and to test packages ---------------------------------------------------------------
 
+# What `make deb` needs, and `make deps-deb` installs.
+DEB_NEEDS := need-pkg-config need-python need-git need-debs
+
 need-debs: need-nginx-dev
 	@$(NEED) dpkg-dev dpkg-buildpackage --version
 	@$(NEED) debhelper sh -c 'command -v dh'
@@ -166,19 +169,23 @@ need-peers: need-pkg-config need-nginx
 
 # ---- all of it -----------------------------------------------------------------------------------
 
-ASK_NEEDS = MAKEFLAGS= $(SUBMAKE) -s --no-print-directory $(MAKEOVERRIDES) $(NEEDS)
+ASK = MAKEFLAGS= $(SUBMAKE) -s --no-print-directory $(MAKEOVERRIDES)
+# $(call install,NEEDS,WHO): what is missing of these.
+install = @set -e; missing=$$($(ASK) $(1) NEED='$(NEED) --name'); \
+    if [ -n "$$missing" ]; then tools/deps $$missing; $(ASK) $(1); fi; \
+    echo '$@: everything that $(2) needs is installed'
 
 ## deps        install what the tests need with apt-get, as root, and with rustup
 deps:
-	@set -e; missing=$$($(ASK_NEEDS) NEED='$(NEED) --name'); \
-	    if [ -n "$$missing" ]; then tools/deps $$missing; $(ASK_NEEDS); fi; \
-	    echo 'deps: everything that the tests need is installed'
+	$(call install,$(NEEDS),make check)
 
 ## deps-all    and what only `make check-all` needs: compilers and machines of other processors
 deps-all: deps
-	@set -e; missing=$$($(ASK_NEEDS) $(ALL_NEEDS) NEED='$(NEED) --name'); \
-	    if [ -n "$$missing" ]; then tools/deps $$missing; $(ASK_NEEDS) $(ALL_NEEDS); fi; \
-	    echo 'deps-all: everything that check-all needs is installed'
+	$(call install,$(ALL_NEEDS),make check-all)
+
+## deps-deb    only what `make deb` needs
+deps-deb:
+	$(call install,$(DEB_NEEDS),make deb)
 
 # With -j, what `make deps check` tests waits for what it installs.
 ifneq ($(filter deps deps-all,$(MAKECMDGOALS)),)
@@ -186,4 +193,7 @@ $(NEEDS): | deps
 endif
 ifneq ($(filter deps-all,$(MAKECMDGOALS)),)
 $(ALL_NEEDS): | deps-all
+endif
+ifneq ($(filter deps-deb,$(MAKECMDGOALS)),)
+$(DEB_NEEDS) need-nginx-dev need-nginx: | deps-deb
 endif

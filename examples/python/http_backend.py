@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """http_backend.py SOCKET [CONNECTIONS]: serves handed-over HTTP connections with http.server.
 
-Each request is answered with what came; a body comes back. /stream?n=5&ms=200 sends five events,
-200 milliseconds apart. At most CONNECTIONS (512) are served at once; the broker keeps the others.
+/hello greets the client by its address. /events?n=5&ms=200 sends five events, 200 milliseconds apart.
+Any other request is answered with what came; a body comes back. At most CONNECTIONS (512) are served at once; the broker keeps the others.
 
 One thread for each connection; the main thread alone uses the backend's handle. SIGTERM: nothing
 new is taken, each request that has begun is answered, and the exit status is 0. A second one ends
@@ -29,8 +29,8 @@ import handoff
 SILENCE_S = 30  # how long a client may send nothing, or take nothing
 GOODBYE_S = 1  # how long it may take to close its end
 MAX_BODY = 16 * 1024 * 1024
+NUMBER = re.compile(r"\b(n|ms)=([0-9]{1,5})\b")
 CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r]*)?\r\n")
-STREAM = re.compile(r"/stream\?n=([0-9]{1,4})(?:&ms=([0-9]{1,5}))?")
 
 
 class Refused(Exception):
@@ -119,9 +119,12 @@ class Handler(BaseHTTPRequestHandler):
             body = self.read_body()
         except Refused as refused:
             return self.send_error(refused.args[0])
-        stream = STREAM.fullmatch(self.path)
-        if stream and self.command in ("GET", "HEAD"):
-            return self.send_stream(int(stream[1]), int(stream[2] or 100) / 1000)
+        path, _, query = self.path.partition("?")
+        if path == "/events" and self.command in ("GET", "HEAD"):
+            numbers = dict(NUMBER.findall(query))
+            return self.send_events(int(numbers.get("n", 1)), int(numbers.get("ms", 0)) / 1000)
+        if path == "/hello":
+            return self.send_body(f"hello {self.client_address[0]}\n".encode("latin-1"))
         return self.send_body(body or self.description())
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = answer
@@ -147,7 +150,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def send_stream(self, count, pause):
+    def send_events(self, count, pause):
         chunked = self.request_version >= "HTTP/1.1"
         self.close_connection = self.close_connection or not chunked
         self.send_response(HTTPStatus.OK)

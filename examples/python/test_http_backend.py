@@ -26,7 +26,7 @@ BROKER = os.environ.get("HANDOFF_BROKER", os.path.join(HERE, "../../build/exampl
 PATIENCE = 60  # seconds, for anything that should happen at once: only a fault takes so long
 CONNECTIONS = int(os.environ.get("CONNECTIONS", 500))
 
-GET = b"GET /hello?a=b HTTP/1.1\r\nHost: x\r\n\r\n"
+GET = b"GET /facts?a=b HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Answer(NamedTuple):
@@ -160,21 +160,26 @@ class Case(unittest.TestCase):
 
 
 class Requests(Case):
-    def assertHello(self, answer):
+    def assertFacts(self, answer):
         self.assertEqual(answer.status, 200)
         self.assertEqual(answer.headers["X-Served-By"], "handoff-python")
-        self.assertTrue(answer.body.startswith(b"GET /hello?a=b\n"), answer.body)
+        self.assertTrue(answer.body.startswith(b"GET /facts?a=b\n"), answer.body)
 
     def test_get_that_the_broker_has_read_whole(self):
         client = self.hand_over(GET, metadata=b"from \xff", service=b"app", correlation=b"r-1")
         answer = client.answer()
-        self.assertHello(answer)
+        self.assertFacts(answer)
         self.assertEqual(answer.headers["X-Backend-Pid"], str(self.backend.process.pid))
         self.assertEqual(answer.body.decode().splitlines()[1:], [
             f"served by the backend {self.backend.process.pid}",
             "service: app", "correlation: r-1", "metadata: from%20%FF", "tls: none",
             "client: {} {}".format(*client.socket.getsockname())])
         self.assertIn("r-1 - - [", self.backend.errors())
+
+    def test_greeting_has_the_address(self):
+        client = self.hand_over(b"GET /hello?x=1 HTTP/1.1\r\n\r\n",
+                                metadata=b'{"client":{"address":"2001:db8::1"}}')
+        self.assertEqual(client.answer().body, b"hello 2001:db8::1\n")
 
     def test_client_is_whom_the_broker_names_and_not_whom_the_request_names(self):
         forged = b"GET / HTTP/1.1\r\nX-Forwarded-For: 192.0.2.9\r\nX-Real-IP: 192.0.2.9\r\n\r\n"
@@ -193,21 +198,21 @@ class Requests(Case):
     def test_head_cut_anywhere_between_preread_and_socket(self):
         for preread_len in range(len(GET)):
             with self.subTest(preread_len=preread_len):
-                self.assertHello(self.hand_over(GET, preread_len).answer())
+                self.assertFacts(self.hand_over(GET, preread_len).answer())
 
     def test_head_that_comes_after_the_adoption(self):
         client = self.hand_over(GET[:20])
         client.send(GET[20:])
-        self.assertHello(client.answer())
+        self.assertFacts(client.answer())
 
     def test_several_requests_one_after_the_other(self):
         client = self.hand_over(GET)
         for _ in range(3):
             answer = client.answer()
-            self.assertHello(answer)
+            self.assertFacts(answer)
             self.assertEqual(answer.headers["Connection"], "keep-alive")
             client.send(GET)
-        self.assertHello(client.answer())
+        self.assertFacts(client.answer())
 
     def test_five_pipelined_in_the_preread(self):
         requests = b"".join(b"POST /%d HTTP/1.1\r\nContent-Length: 1\r\n\r\n%d" % (n, n)
@@ -218,7 +223,7 @@ class Requests(Case):
     def test_five_pipelined_and_cut_in_the_middle(self):
         client = self.hand_over(5 * GET, 2 * len(GET) + 7)
         for _ in range(5):
-            self.assertHello(client.answer())
+            self.assertFacts(client.answer())
 
     def test_body_cut_between_preread_and_socket(self):
         head = b"POST /p HTTP/1.1\r\nContent-Length: 10\r\n\r\n"
@@ -227,7 +232,7 @@ class Requests(Case):
                 client = self.hand_over(head + b"0123456789", len(head) + length)
                 self.assertEqual(client.answer().body, b"0123456789")
                 client.send(GET)
-                self.assertHello(client.answer())
+                self.assertFacts(client.answer())
 
     def test_chunked_body_cut_anywhere(self):
         request = (b"POST /p HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -237,7 +242,7 @@ class Requests(Case):
                 client = self.hand_over(request, preread_len)
                 self.assertEqual(client.answer().body, b"abc0123456789")
                 client.send(GET)
-                self.assertHello(client.answer())
+                self.assertFacts(client.answer())
 
     def test_upload_of_a_mebibyte(self):
         body = os.urandom(1 << 20)
@@ -249,7 +254,7 @@ class Requests(Case):
     def test_head_request_has_no_body(self):
         client = self.hand_over(b"HEAD /h HTTP/1.1\r\n\r\n" + GET)
         self.assertGreater(int(client.answer(head=True).headers["Content-Length"]), 0)
-        self.assertHello(client.answer())
+        self.assertFacts(client.answer())
 
     def test_client_that_waits_for_100_continue_gets_it(self):
         client = self.hand_over(b"POST /p HTTP/1.1\r\nContent-Length: 4\r\n"
@@ -266,17 +271,17 @@ class Requests(Case):
 
     def test_stream_comes_event_by_event(self):
         start = time.monotonic()
-        client = self.hand_over(b"GET /stream?n=3&ms=50 HTTP/1.1\r\n\r\n" + GET)
+        client = self.hand_over(b"GET /events?n=3&ms=50 HTTP/1.1\r\n\r\n" + GET)
         status, headers = client.status()
         self.assertEqual((status, headers["Content-Type"]), (200, "text/event-stream"))
         for number in range(1, 4):
             self.assertEqual(client.chunk(), b"data: %d\n\n" % number)
         self.assertGreaterEqual(time.monotonic() - start, 2 * 0.05)
         self.assertEqual(client.chunk(), b"")
-        self.assertHello(client.answer())
+        self.assertFacts(client.answer())
 
     def test_http_1_0_stream_ends_with_the_connection(self):
-        answer = self.hand_over(b"GET /stream?n=2&ms=0 HTTP/1.0\r\n\r\n").answer()
+        answer = self.hand_over(b"GET /events?n=2&ms=0 HTTP/1.0\r\n\r\n").answer()
         self.assertEqual(answer.body, b"data: 1\n\ndata: 2\n\n")
 
     def test_connection_ends_though_the_broker_keeps_its_copy(self):
@@ -291,7 +296,7 @@ class Requests(Case):
         with ours, theirs:
             verdict = self.broker.offer_and_wait(theirs, preread=GET)
             self.assertEqual(verdict.outcome, broker.ADOPTED)
-            self.assertHello(Client(ours).answer())
+            self.assertFacts(Client(ours).answer())
 
     def test_what_is_not_http_gets_400_and_the_end(self):
         post = b"POST / HTTP/1.1\r\n"
@@ -328,20 +333,20 @@ class Requests(Case):
                 client = self.hand_over(GET[:length])
                 client.socket.shutdown(socket.SHUT_WR)
                 if length == len(GET):
-                    self.assertHello(client.answer())
+                    self.assertFacts(client.answer())
                 self.assertEqual(client.rest(), b"")
 
     def test_client_that_leaves_harms_nobody(self):
         self.hand_over(b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n123").close()
-        self.hand_over(b"GET /stream?n=9999&ms=1 HTTP/1.1\r\n\r\n").close()
-        self.assertHello(self.hand_over(GET).answer())
+        self.hand_over(b"GET /events?n=9999&ms=1 HTTP/1.1\r\n\r\n").close()
+        self.assertFacts(self.hand_over(GET).answer())
 
     def test_no_descriptor_is_left(self):
         self.hand_over(b"GET / HTTP/1.0\r\n\r\n").answer()
         before = self.backend.descriptors()
         for number in range(CONNECTIONS):
             client = self.hand_over(GET, len(GET) * (number % 2))
-            self.assertHello(client.answer())
+            self.assertFacts(client.answer())
             if number % 3 == 0:
                 self.hand_over(b"garbage\r\n\r\n").close()
             client.close()
@@ -377,7 +382,7 @@ class Stopping(Case):
         half = self.hand_over(b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbo")
         second = self.hand_over(GET + GET[:9])
         second.answer()
-        stream = self.hand_over(b"GET /stream?n=5&ms=100 HTTP/1.1\r\n\r\n")
+        stream = self.hand_over(b"GET /events?n=5&ms=100 HTTP/1.1\r\n\r\n")
         stream.status()
         self.assertEqual(stream.chunk(), b"data: 1\n\n")
         idle = self.hand_over(GET)
@@ -386,7 +391,7 @@ class Stopping(Case):
         self.assertEqual(idle.rest(), b"")
         self.wait_until_draining()
         half.send(b"dy" + GET)
-        for connection, body in (("keep-alive", b"body"), ("close", b"GET /hello")):
+        for connection, body in (("keep-alive", b"body"), ("close", b"GET /facts")):
             answer = half.answer()
             self.assertEqual(answer.headers["Connection"], connection)
             self.assertTrue(answer.body.startswith(body))
@@ -394,7 +399,7 @@ class Stopping(Case):
         second.send(GET[9:])
         answer = second.answer()
         self.assertEqual(answer.headers["Connection"], "close")
-        self.assertTrue(answer.body.startswith(b"GET /hello?a=b\n"), answer.body)
+        self.assertTrue(answer.body.startswith(b"GET /facts?a=b\n"), answer.body)
         self.assertEqual([stream.chunk() for _ in range(5)],
                          [b"data: %d\n\n" % n for n in range(2, 6)] + [b""])
         self.assertEqual(stream.rest(), b"")
@@ -403,7 +408,7 @@ class Stopping(Case):
         self.assertEqual(self.backend.counted(self), {"adopted": 4})
 
     def test_second_signal_ends_it_at_once(self):
-        self.hand_over(b"GET /stream?n=9&ms=60000 HTTP/1.1\r\n\r\n").status()
+        self.hand_over(b"GET /events?n=9&ms=60000 HTTP/1.1\r\n\r\n").status()
         self.backend.terminate()
         self.wait_until_draining()
         self.backend.terminate()

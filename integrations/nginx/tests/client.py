@@ -56,7 +56,7 @@ class Connection:
             return Answer(status, headers, b"")
         if headers.get("transfer-encoding") == "chunked":
             body = b""
-            while size := int(await self.reader.readline(), 16):
+            while size := int(await self.reader.readuntil(b"\n"), 16):
                 body += await self.reader.readexactly(size)
                 await self.reader.readexactly(2)
             await self.reader.readexactly(2)

@@ -1,7 +1,7 @@
 # The tests of the nginx modules: Python that starts nginx, a backend of its own, and clients.
 
 NGINX_TESTS := $(BUILD)/nginx-tests
-NGINX_TEST  ?= http head parsed accel details stream failures copies events backends queue status metadata socket_state
+NGINX_TEST  ?= http head parsed accel details stream failures copies events backends notices queue status metadata socket_state
 
 # Which nginx, and what it loads, in this order.
 NGINX_PROGRAM ?= nginx
