@@ -111,9 +111,8 @@ const char *handoff_write_metadata(request_rec *r, const handoff_dir_conf *conf,
     }
     ap_varbuf_init(r->pool, &json, 1024);
     ap_varbuf_strcat(&json, "{\"module\":\"http\"");
-    /* What mod_remoteip has learned from a header has no port, but that of whoever has sent it. */
-    add_address(&json, "client", r->useragent_ip,
-                r->useragent_addr == c->client_addr ? c->client_addr->port : 0);
+    /* Where mod_remoteip has an address from a header, the port is 0. */
+    add_address(&json, "client", r->useragent_ip, r->useragent_addr->port);
     add_address(&json, "server", c->local_ip, c->local_addr->port);
     add_string(&json, "scheme", ap_http_scheme(r));
     add_string(&json, "request_id", apr_table_get(r->subprocess_env, "UNIQUE_ID"));
