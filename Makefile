@@ -16,10 +16,11 @@
 #   tools/guide/             the recipes of docs/guide.md, run
 #   tools/targets/           other processors and another C library
 #   integrations/nginx/      the nginx modules and their tests
-#   bindings/tests/          what a binding of any language must do
 #   integrations/apache/     the Apache module and its tests
-#   bindings/node/           the binding for Node.js and its tests
+#   bindings/python/         the package for Python and its tests
 #   bindings/go/             the binding for Go
+#   bindings/node/           the binding for Node.js and its tests
+#   bindings/tests/          what a binding of any language must do
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
 
@@ -151,8 +152,9 @@ include integrations/nginx/tests/tests.mk
 include integrations/nginx/tests/versions.mk
 include integrations/nginx/tests/tls.mk
 include bindings/tests/tests.mk
-include bindings/node/node.mk
+include bindings/python/python.mk
 include bindings/go/go.mk
+include bindings/node/node.mk
 include examples/examples.mk
 include integrations/apache/apache.mk
 include integrations/apache/tests/tests.mk
