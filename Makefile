@@ -170,12 +170,9 @@ CHECKS := check-rust check-crate check-layers check-header check-symbols check-a
     check-python check-go check-node check-command check-guide check-nginx check-apache \
     check-nginx-versions check-tls check-nginx-tls check-bench-tls check-peers check-specs check-deb \
     bench-check demo
-=======
-    check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage check-python check-go \
-    check-command check-guide check-nginx check-nginx-versions check-tls check-nginx-tls \
-    check-bench-tls check-peers check-specs check-deb bench-check demo
->>>>>>> go
 
+# MAKEFLAGS names a jobserver with -j, which these makes do not get: one check after the other, because
+# some of them measure time.
 RUN_CHECKS := MAKE='$(SUBMAKE)' tools/checks
 
 ## check       run every test, one after the other
