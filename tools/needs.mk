@@ -71,6 +71,11 @@ need-systemd:
 	@$(NEED) passwd sh -c 'command -v useradd'
 	@$(NEED) iproute2 ss -V
 
+# ---- to test the bindings ------------------------------------------------------------------------
+
+need-go:
+	@$(NEED) golang-go $(GO) version
+
 # ---- to test and to measure the nginx modules ----------------------------------------------------
 
 need-nginx:
@@ -79,6 +84,16 @@ need-nginx:
 
 need-nginx-dev: need-nginx
 	@$(NEED) nginx-dev test -x $(NGINX_DEV)/configure
+
+# ---- to build and to test the Apache module ------------------------------------------------------
+
+need-apache:
+	@$(NEED) apache2 test -x /usr/sbin/apache2
+
+need-apache-dev: need-apache
+	@$(NEED) apache2-dev sh -c 'command -v $(APXS)'
+
+# ---- to test both --------------------------------------------------------------------------------
 
 need-openssl:
 	@$(NEED) libssl-dev test -e /usr/include/openssl/ssl.h
@@ -159,6 +174,15 @@ need-peers: need-pkg-config need-nginx
 	@$(NEED) nodejs node --version
 	@$(NEED) strace strace -V
 
+# ---- to test the bindings -----------------------------------------------------------------------
+
+# Its packages are as old as what names them, or younger.
+need-node-packages:
+	@$(NEED) nodejs $(NODE) --version
+	@$(NEED) npm $(NPM) --version
+	@$(NEED) npm:$(NODE_PACKAGE) test $(NODE_PACKAGE)/node_modules/.package-lock.json \
+	    -nt $(NODE_PACKAGE)/package-lock.json
+
 # ---- all of it -----------------------------------------------------------------------------------
 
 ASK = MAKEFLAGS= $(SUBMAKE) -s --no-print-directory $(MAKEOVERRIDES)
@@ -167,7 +191,7 @@ install = @set -e; missing=$$($(ASK) $(1) NEED='$(NEED) --name'); \
     if [ -n "$$missing" ]; then tools/deps $$missing; $(ASK) $(1); fi; \
     echo '$@: everything that $(2) needs is installed'
 
-## deps        install what the tests need with apt-get, as root, and with rustup
+## deps        install what the tests need with apt-get, as root, and with rustup and npm
 deps:
 	$(call install,$(NEEDS),make check)
 
