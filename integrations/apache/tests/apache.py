@@ -135,6 +135,8 @@ class Apache(Process):
         super().kill()
 
     def lines(self, name):
+        if not os.path.exists(f"{self.directory}/{name}.log"):
+            return []  # it listens first
         with open(f"{self.directory}/{name}.log", encoding="utf-8", errors="replace") as file:
             return file.read().splitlines()
 

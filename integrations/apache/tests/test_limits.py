@@ -299,6 +299,8 @@ class Limits(ApacheCase):
         self.start("-r", 1, "-x", "kbalwcd")
         answer = self.ask(request(new_identity()))
         self.assertEqual((answer.status, answer.headers["x-served-by"]), (200, "unix"))
+        self.assertEqual(self.backend.get("/copies"),
+                         b"nonblock=1 async=0 linger=0 lowat=1 cork=0 nodelay=1\n")
         self.backend.get("/forget")
 
     # ---- the configuration ----
