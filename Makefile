@@ -203,6 +203,9 @@ $(LONG): export LIMITS_BYTES := 268435456
 $(LONG): export NGINX_VERSIONS_TEST := $(NGINX_TEST)
 $(LONG): export PACKAGES_BUILD := 1
 $(LONG): export NGINX_TLS_FULL := 1
+$(LONG): export APACHE_TESTS_REQUESTS := 10000
+$(LONG): export APACHE_TESTS_MIXED := 3000
+$(LONG): export APACHE_TESTS_LATE := 4000
 check-all: | check-needs $(ALL_NEEDS)
 	@$(RUN_CHECKS) --record $(RECORD) $(CHECKS) $(ONLY_ALL)
 
