@@ -105,6 +105,20 @@ need-curl:
 need-wrk:
 	@$(NEED) wrk sh -c 'command -v wrk'
 
+# ---- to test the package for Python --------------------------------------------------------------
+
+need-asgi:
+	@set -e; for name in uvicorn fastapi httptools websockets wsproto; do \
+	    $(NEED) python3-$$name $(DEBIAN_PYTHON) -c "import $$name"; done
+
+need-mypy:
+	@$(NEED) mypy $(DEBIAN_PYTHON) -m mypy --version
+
+need-wheel:
+	@$(NEED) python3-pip $(DEBIAN_PYTHON) -m pip --version
+	@$(NEED) python3-wheel $(DEBIAN_PYTHON) -c 'import setuptools, wheel'
+	@$(NEED) python3-venv $(DEBIAN_PYTHON) -c 'import ensurepip'
+
 # ---- to test connections whose TLS the kernel does: tools/vm -------------------------------------
 
 # Its busybox must be a static one, for there is nothing beside it in the machine.
