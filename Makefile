@@ -10,13 +10,16 @@
 #   c-tests/tests.mk         the C and C++ tests
 #   c-tests/tls/tests.mk     those of TLS connections, in an emulated machine
 #   examples/examples.mk     the examples and the demo
-#   bindings/python/         the package for Python and its tests
 #   proofs/proofs.mk         loom, spin, fuzzing and ThreadSanitizer
 #   bench/*.mk               the benchmarks
 #   tools/handoff/           handoff(1) and its tests
 #   tools/guide/             the recipes of docs/guide.md, run
 #   tools/targets/           other processors and another C library
 #   integrations/nginx/      the nginx modules and their tests
+#   integrations/apache/     the Apache module and its tests
+#   bindings/python/         the package for Python and its tests
+#   bindings/go/             the binding for Go
+#   bindings/node/           the binding for Node.js and its tests
 #   bindings/tests/          what a binding of any language must do
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
@@ -150,7 +153,11 @@ include integrations/nginx/tests/versions.mk
 include integrations/nginx/tests/tls.mk
 include bindings/tests/tests.mk
 include bindings/python/python.mk
+include bindings/go/go.mk
+include bindings/node/node.mk
 include examples/examples.mk
+include integrations/apache/apache.mk
+include integrations/apache/tests/tests.mk
 include bench/nginx.mk
 
 # ---- the checks ----------------------------------------------------------------------------------
@@ -159,9 +166,10 @@ include bench/nginx.mk
 CHECKS := check-rust check-crate check-layers check-header check-symbols check-abi check-c check-libc \
     check-cpp check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
-    check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage check-python \
-    check-command check-guide check-nginx check-nginx-versions check-tls check-nginx-tls check-python-tls \
-    check-bench-tls check-peers check-specs check-deb bench-check demo
+    check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage \
+    check-python check-go check-node check-command check-guide check-nginx check-apache \
+    check-nginx-versions check-tls check-nginx-tls check-python-tls check-bench-tls \
+    check-peers check-specs check-deb bench-check demo
 
 # MAKEFLAGS names a jobserver with -j, which these makes do not get: one check after the other, because
 # some of them measure time.
@@ -195,6 +203,9 @@ $(LONG): export LIMITS_BYTES := 268435456
 $(LONG): export NGINX_VERSIONS_TEST := $(NGINX_TEST)
 $(LONG): export PACKAGES_BUILD := 1
 $(LONG): export NGINX_TLS_FULL := 1
+$(LONG): export APACHE_TESTS_REQUESTS := 10000
+$(LONG): export APACHE_TESTS_MIXED := 3000
+$(LONG): export APACHE_TESTS_LATE := 4000
 check-all: | check-needs $(ALL_NEEDS)
 	@$(RUN_CHECKS) --record $(RECORD) $(CHECKS) $(ONLY_ALL)
 
@@ -225,9 +236,10 @@ check-crate: | git-checkout
 	$(CARGO) package --quiet --locked --allow-dirty
 	@echo "check-crate: $$($(CARGO) package --list --allow-dirty | wc -l) files"
 
-## check-readme  compile the programs in README.md
+## check-readme  compile the programs in README.md, and follow the links of the documents
 .PHONY: check-readme
 check-readme: | need-python need-cxx
+	@$(PYTHON) tools/check_links.py $(filter %.md,$(DOCS))
 	@set -e; for program in 1 2 3 4; do \
 	    $(PYTHON) tools/readme_code.py README.md c $$program | \
 	        $(CC) -std=c11 $(WARN) -c -o /dev/null -Iinclude -xc -; \
