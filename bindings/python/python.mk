@@ -31,4 +31,5 @@ check-python-new: nginx | need-python need-wheel need-nginx all
 .PHONY: check-python-tls
 check-python-tls: nginx | need-python need-asgi need-vm need-nginx need-openssl
 	@$(VM) --limit $(TLS_LIMIT) -- env HANDOFF_TLS=1 PYTHONDONTWRITEBYTECODE=1 \
-	    $(TOKENS) $(DEBIAN_PYTHON) examples/python/tokens/test_tokens.py
+	    LD_LIBRARY_PATH=$(LIB) PYTHONPATH=$(HERE)/bindings/python HANDOFF_NGINX_MODULES=$(NGINX_BUILD) \
+	    $(DEBIAN_PYTHON) examples/python/tokens/test_tokens.py
