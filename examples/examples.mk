@@ -26,7 +26,7 @@ demo: $(EXAMPLES) | need-python
 
 ## check-python  the backend in Python, with a broker in Python and one in C
 .PHONY: check-python
-check-python: $(BUILD)/examples/broker $(BINDING_TESTS) | need-python all
+check-python: $(BUILD)/examples/broker $(BINDING_TESTS) | $(BINDING_NEEDS)
 	@HANDOFF_BROKER=$< CC="$(CC)" $(RUN) \
 	    $(PYTHON) -B -W error -m unittest discover -q -s examples/python
 	@$(call check_binding,python,$(PYTHON) $(HERE)/examples/python/http_backend.py)
