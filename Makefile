@@ -16,8 +16,11 @@
 #   tools/guide/             the recipes of docs/guide.md, run
 #   tools/targets/           other processors and another C library
 #   integrations/nginx/      the nginx modules and their tests
-#   bindings/tests/          what a binding of any language must do
+#   integrations/apache/     the Apache module and its tests
+#   bindings/python/         the package for Python and its tests
 #   bindings/go/             the binding for Go
+#   bindings/node/           the binding for Node.js and its tests
+#   bindings/tests/          what a binding of any language must do
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
 
@@ -149,8 +152,12 @@ include integrations/nginx/tests/tests.mk
 include integrations/nginx/tests/versions.mk
 include integrations/nginx/tests/tls.mk
 include bindings/tests/tests.mk
+include bindings/python/python.mk
 include bindings/go/go.mk
+include bindings/node/node.mk
 include examples/examples.mk
+include integrations/apache/apache.mk
+include integrations/apache/tests/tests.mk
 include bench/nginx.mk
 
 # ---- the checks ----------------------------------------------------------------------------------
@@ -159,37 +166,53 @@ include bench/nginx.mk
 CHECKS := check-rust check-crate check-layers check-header check-symbols check-abi check-c check-libc \
     check-cpp check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
-    check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage check-python check-go \
-    check-command check-guide check-nginx check-nginx-versions check-tls check-nginx-tls \
-    check-bench-tls check-peers check-specs check-deb bench-check demo
+    check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage \
+    check-python check-go check-node check-command check-guide check-nginx check-apache \
+    check-nginx-versions check-tls check-nginx-tls check-bench-tls check-peers check-specs check-deb \
+    bench-check demo
 
-## check       run every test
+# MAKEFLAGS names a jobserver with -j, which these makes do not get: one check after the other, because
+# some of them measure time.
+RUN_CHECKS := MAKE='$(SUBMAKE)' tools/checks
+
+## check       run every test, one after the other
 .PHONY: check
-check: check-needs $(CHECKS)
+check: | check-needs
+	@$(RUN_CHECKS) $(CHECKS)
 
 # Before the first test: a tool that is missing shall not stop the last one after minutes.
 .PHONY: check-needs
 check-needs: git-checkout $(filter-out need-wrk,$(NEEDS))
 
 ## check-all   the same with more connections, handoffs and inputs, and with libFuzzer
-.PHONY: check-all
-check-all release-check: export ONE_OWNER_CONNECTIONS := 100000
-check-all release-check: export SPREAD_OFFERS := 400000
-check-all release-check: export HANDOFF_SEEDS := 20
-check-all release-check: export HANDOFF_SOAK_COUNT := 2000000
-check-all release-check: export FUZZ_RUNS := 100000
-check-all release-check: export FUZZ_SECONDS := 60
-check-all release-check: export FUZZ_ABI_RUNS := 100000
-check-all release-check: export HANDOFF_FAULTS_STEP := 1
-check-all release-check: export HANDOFF_FAULTS_OCCURRENCES := 1000
-check-all release-check: export HANDOFF_FAULTS_PAIRS := 10000
-check-all release-check: TLS_LIMIT := 3600
-check-all release-check: TLS_ROOTS := this-machine debian-13 debian-13+trixie-backports
-check-all release-check: export LIMITS_BYTES := 268435456
-check-all release-check: export NGINX_VERSIONS_TEST := $(NGINX_TEST)
-check-all release-check: export PACKAGES_BUILD := 1
-check-all release-check: export NGINX_TLS_FULL := 1
-check-all: check fuzz check-targets check-msrv check-kernel
+.PHONY: check-all record-check
+LONG := check-all record-check release-check
+$(LONG): export ONE_OWNER_CONNECTIONS := 100000
+$(LONG): export SPREAD_OFFERS := 400000
+$(LONG): export HANDOFF_SEEDS := 20
+$(LONG): export HANDOFF_SOAK_COUNT := 2000000
+$(LONG): export FUZZ_RUNS := 100000
+$(LONG): export FUZZ_SECONDS := 60
+$(LONG): export FUZZ_ABI_RUNS := 100000
+$(LONG): export HANDOFF_FAULTS_STEP := 1
+$(LONG): export HANDOFF_FAULTS_OCCURRENCES := 1000
+$(LONG): export HANDOFF_FAULTS_PAIRS := 10000
+$(LONG): export TLS_LIMIT := 3600
+$(LONG): export TLS_ROOTS := this-machine debian-13 debian-13+trixie-backports
+$(LONG): export LIMITS_BYTES := 268435456
+$(LONG): export NGINX_VERSIONS_TEST := $(NGINX_TEST)
+$(LONG): export PACKAGES_BUILD := 1
+$(LONG): export NGINX_TLS_FULL := 1
+check-all: | check-needs $(ALL_NEEDS)
+	@$(RUN_CHECKS) --record $(RECORD) $(CHECKS) $(ONLY_ALL)
+
+# What came out of it last.
+RECORD   := docs/check-all.md
+ONLY_ALL := fuzz check-targets check-msrv check-kernel
+
+## record-check  CHECK='fuzz check-msrv': these checks, as in check-all, and their rows in docs/check-all.md
+record-check: | need-python need-git
+	@$(RUN_CHECKS) --record $(RECORD) $(CHECK)
 
 ## check-layers  no module imports one that the architecture puts above it
 .PHONY: check-layers
@@ -210,9 +233,10 @@ check-crate: | git-checkout
 	$(CARGO) package --quiet --locked --allow-dirty
 	@echo "check-crate: $$($(CARGO) package --list --allow-dirty | wc -l) files"
 
-## check-readme  compile the programs in README.md
+## check-readme  compile the programs in README.md, and follow the links of the documents
 .PHONY: check-readme
 check-readme: | need-python need-cxx
+	@$(PYTHON) tools/check_links.py $(filter %.md,$(DOCS))
 	@set -e; for program in 1 2 3 4; do \
 	    $(PYTHON) tools/readme_code.py README.md c $$program | \
 	        $(CC) -std=c11 $(WARN) -c -o /dev/null -Iinclude -xc -; \

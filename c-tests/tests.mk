@@ -6,8 +6,11 @@ C_BUILD  := $(BUILD)/c-tests
 C_ASAN   := $(BUILD)/c-tests-asan
 # Seconds after which a test that hangs is ended; and how to run a program of another kind.
 LIMIT    ?= 300
-TEST     := LD_LIBRARY_PATH=$(LIB) PYTHON=$(PYTHON) HANDOFF_TEST_LIMIT=$(LIMIT)
-RUN      := LD_LIBRARY_PATH=$(LIB) PYTHON=$(PYTHON) timeout $(LIMIT)
+TEST     := LD_LIBRARY_PATH=$(LIB) PYTHONPATH=$(HERE)/bindings/python PYTHON=$(PYTHON) \
+    HANDOFF_TEST_LIMIT=$(LIMIT)
+RUN      := LD_LIBRARY_PATH=$(LIB) PYTHONPATH=$(HERE)/bindings/python PYTHON=$(PYTHON) timeout $(LIMIT)
+# So many test programs run at a time: they mostly wait.
+AT_ONCE  ?= $(shell echo $$((2 * $$(nproc))))
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 VALGRIND := valgrind --quiet --leak-check=full --show-leak-kinds=definite,possible \
     --errors-for-leak-kinds=definite,possible --suppressions=c-tests/valgrind.supp \
@@ -36,17 +39,17 @@ $(C_ASAN)/%: c-tests/%.c $(C_COMMON:%=$(C_ASAN)/%.o) $(C_HEADERS) | need-cmocka 
 ## check-c     the C tests
 .PHONY: check-c
 check-c: $(addprefix $(C_BUILD)/,$(C_TESTS)) | need-python
-	@$(TEST) c-tests/run_all.sh $@ $^
+	@$(TEST) AT_ONCE=$(AT_ONCE) c-tests/run_all.sh $@ $^
 
 ## check-valgrind    the C tests under valgrind
 .PHONY: check-valgrind
 check-valgrind: $(addprefix $(C_BUILD)/,$(C_TESTS)) | need-valgrind need-python
-	@$(TEST) HANDOFF_UNDER_VALGRIND=1 RUNNER='$(VALGRIND)' c-tests/run_all.sh $@ $^
+	@$(TEST) AT_ONCE=$(AT_ONCE) HANDOFF_UNDER_VALGRIND=1 RUNNER='$(VALGRIND)' c-tests/run_all.sh $@ $^
 
 ## check-sanitizers  the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 .PHONY: check-sanitizers
 check-sanitizers: $(addprefix $(C_ASAN)/,$(C_TESTS)) | need-sanitizers need-python
-	@$(TEST) c-tests/run_all.sh $@ $^
+	@$(TEST) AT_ONCE=$(AT_ONCE) c-tests/run_all.sh $@ $^
 
 ## check-interop     the C tests with a peer in Python
 .PHONY: check-interop

@@ -6,7 +6,7 @@ DEB_ROOT := $(BUILD)/deb-root
 .PHONY: deb deb-root check-deb check-specs
 
 ## deb         build the Debian packages from the tarball of `make dist`, without a network, in build/deb
-deb: dist | need-debs
+deb: dist | $(DEB_NEEDS)
 	@packaging/deb $(DIST) $(DEBS)
 
 # A root of this machine's Debian to install them into, once.

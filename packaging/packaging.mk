@@ -9,8 +9,9 @@ HERE       := $(abspath .)
 # Examples, as documentation: the administrator puts them where systemd looks.
 UNITS      := $(wildcard packaging/systemd/*)
 UNITSDIR   := $(DOCDIR)/systemd
-# What a program may rely on, and what it runs on. The rest is about the tree.
-DOCS       := $(addprefix docs/,abi.md guide.md platforms.md protocol.md security.md)
+# Each goes where the tree has it, so that the links between them lead somewhere.
+DOCS       := $(wildcard *.md docs/*.md integrations/*/README.md bindings/*/README.md \
+    examples/*/README.md bench/README.md bench/results/*.md bench/results/*.svg)
 
 # Fills in a template: the paths as a program at run time sees them, without DESTDIR.
 SUBSTITUTE = sed -e 's|@PREFIX@|$(PREFIX)|' \
@@ -32,14 +33,13 @@ $(MAN_BUILD)/stamp: $(HEADERS) docs/man/handoff.1 docs/man/handoff.7 tools/man.p
 	    > $(MAN_BUILD)/man$$section/handoff.$$section || exit 1; done
 	@touch $@
 
-.PHONY: install uninstall
+.PHONY: install install-docs uninstall
 
 ## install     install below PREFIX (/usr/local); also BINDIR, LIBDIR, INCLUDEDIR, MANDIR, DOCDIR, DESTDIR
-install: all
+install: all install-docs
 	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' '$(DESTDIR)$(PKGCONFDIR)' \
 	    '$(DESTDIR)$(CMAKEDIR)' $(if $(KEEP_DEBUG),,'$(DESTDIR)$(DEBUGDIR)') \
-	    '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7' \
-	    '$(DESTDIR)$(DOCDIR)'
+	    '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7'
 	install -m 755 $(COMMAND) '$(DESTDIR)$(BINDIR)'
 	install -m 755 $(LIB)/$(SHARED) '$(DESTDIR)$(LIBDIR)'
 	$(if $(KEEP_DEBUG),,install -m 644 $(LIB)/$(SHARED).debug '$(DESTDIR)$(DEBUGDIR)')
@@ -56,13 +56,16 @@ install: all
 	install -m 644 $(MAN_BUILD)/man1/handoff.1 '$(DESTDIR)$(MANDIR)/man1'
 	install -m 644 $(MAN_BUILD)/man3/*.3 '$(DESTDIR)$(MANDIR)/man3'
 	install -m 644 $(MAN_BUILD)/man7/handoff.7 '$(DESTDIR)$(MANDIR)/man7'
-	install -m 644 $(DOCS) '$(DESTDIR)$(DOCDIR)'
 	install -d '$(DESTDIR)$(UNITSDIR)'
 	@set -e; for unit in $(notdir $(UNITS)); do \
 	    echo "packaging/systemd/$$unit > $(DESTDIR)$(UNITSDIR)/$$unit"; \
 	    sed 's|/usr/local/bin/handoff|$(BINDIR)/handoff|' "packaging/systemd/$$unit" | \
 	        install -m 644 /dev/stdin '$(DESTDIR)$(UNITSDIR)'/"$$unit"; \
 	done
+
+install-docs:
+	@echo "documents > $(DESTDIR)$(DOCDIR)"
+	@set -e; for doc in $(DOCS); do install -D -m 644 "$$doc" '$(DESTDIR)$(DOCDIR)'/"$$doc"; done
 
 # Of the directories only the library's own go, and only if they are empty: whether somebody else
 # wants the others, such as pkgconfig, cannot be known.
@@ -76,9 +79,12 @@ uninstall: $(MAN_BUILD)/stamp
 	    '$(DESTDIR)$(CMAKEDIR)/handoff-config.cmake' \
 	    '$(DESTDIR)$(CMAKEDIR)/handoff-config-version.cmake' \
 	    '$(DESTDIR)$(MANDIR)/man1/handoff.1' '$(DESTDIR)$(MANDIR)/man7/handoff.7' \
-	    $(patsubst docs/%,'$(DESTDIR)$(DOCDIR)/%',$(DOCS)) \
+	    $(DOCS:%='$(DESTDIR)$(DOCDIR)/%') \
 	    $(patsubst packaging/systemd/%,'$(DESTDIR)$(UNITSDIR)/%',$(UNITS))
 	@cd $(MAN_BUILD)/man3 && for page in *.3; do rm -f '$(DESTDIR)$(MANDIR)/man3/'"$$page"; done
+	@[ ! -d '$(DESTDIR)$(DOCDIR)' ] || cd '$(DESTDIR)$(DOCDIR)' && for directory in \
+	    $(filter-out ./,$(sort $(dir $(DOCS)))); do \
+	    [ ! -d $$directory ] || rmdir -p --ignore-fail-on-non-empty $$directory; done
 	@for directory in '$(DESTDIR)$(CMAKEDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' \
 	    '$(DESTDIR)$(DEBUGDIR)' '$(DESTDIR)$(UNITSDIR)' '$(DESTDIR)$(DOCDIR)'; do \
 	    [ ! -d "$$directory" ] || rmdir --ignore-fail-on-non-empty "$$directory"; done

@@ -15,7 +15,7 @@ struct Part {
     sources: &'static [&'static str],
 }
 
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     Part {
         name: "status",
         includes: &["<stdbool.h>", "<stddef.h>", "<stdint.h>"],
@@ -30,6 +30,7 @@ const PARTS: [Part; 7] = [
     Part { name: "backends", includes: &["\"broker.h\"", "\"status.h\""], sources: &["backends"] },
     Part { name: "backend", includes: &["\"peer.h\"", "\"status.h\""], sources: &["backend"] },
     Part { name: "tls", includes: &["\"status.h\""], sources: &["tls"] },
+    Part { name: "layout", includes: &["\"status.h\""], sources: &["layout"] },
     Part {
         name: "raw",
         includes: &["\"peer.h\"", "\"status.h\""],

@@ -9,7 +9,7 @@ NEEDS := $(shell sed -n 's/^\(need-[a-z-]*\):.*/\1/p' tools/needs.mk)
 ALL_NEEDS := $(filter need-all-%,$(NEEDS))
 NEEDS     := $(filter-out need-all-%,$(NEEDS))
 
-.PHONY: deps deps-all $(NEEDS) $(ALL_NEEDS)
+.PHONY: deps deps-all deps-deb $(NEEDS) $(ALL_NEEDS)
 
 # ---- to build and to try -------------------------------------------------------------------------
 
@@ -85,6 +85,16 @@ need-nginx:
 need-nginx-dev: need-nginx
 	@$(NEED) nginx-dev test -x $(NGINX_DEV)/configure
 
+# ---- to build and to test the Apache module ------------------------------------------------------
+
+need-apache:
+	@$(NEED) apache2 test -x /usr/sbin/apache2
+
+need-apache-dev: need-apache
+	@$(NEED) apache2-dev sh -c 'command -v $(APXS)'
+
+# ---- to test both --------------------------------------------------------------------------------
+
 need-openssl:
 	@$(NEED) libssl-dev test -e /usr/include/openssl/ssl.h
 	@$(NEED) openssl openssl version
@@ -105,7 +115,12 @@ need-vm:
 
 # ---- to build and to test packages ---------------------------------------------------------------
 
+# What `make deb` needs, and `make deps-deb` installs.
+DEB_NEEDS := need-pkg-config need-python need-git need-debs
+
+# dpkg-buildpackage(1) takes build-essential for granted, and asks for it.
 need-debs: need-nginx-dev
+	@$(NEED) build-essential test -e /usr/share/build-essential/list
 	@$(NEED) dpkg-dev dpkg-buildpackage --version
 	@$(NEED) debhelper sh -c 'command -v dh'
 	@$(NEED) dh-python sh -c 'command -v dh_python3'
@@ -159,21 +174,34 @@ need-peers: need-pkg-config need-nginx
 	@$(NEED) nodejs node --version
 	@$(NEED) strace strace -V
 
+# ---- to test the bindings -----------------------------------------------------------------------
+
+# Its packages are as old as what names them, or younger.
+need-node-packages:
+	@$(NEED) nodejs $(NODE) --version
+	@$(NEED) npm $(NPM) --version
+	@$(NEED) npm:$(NODE_PACKAGE) test $(NODE_PACKAGE)/node_modules/.package-lock.json \
+	    -nt $(NODE_PACKAGE)/package-lock.json
+
 # ---- all of it -----------------------------------------------------------------------------------
 
-ASK_NEEDS = MAKEFLAGS= $(SUBMAKE) -s --no-print-directory $(MAKEOVERRIDES) $(NEEDS)
+ASK = MAKEFLAGS= $(SUBMAKE) -s --no-print-directory $(MAKEOVERRIDES)
+# $(call install,NEEDS,WHO): what is missing of these.
+install = @set -e; missing=$$($(ASK) $(1) NEED='$(NEED) --name'); \
+    if [ -n "$$missing" ]; then tools/deps $$missing; $(ASK) $(1); fi; \
+    echo '$@: everything that $(2) needs is installed'
 
-## deps        install what the tests need with apt-get, as root, and with rustup
+## deps        install what the tests need with apt-get, as root, and with rustup and npm
 deps:
-	@set -e; missing=$$($(ASK_NEEDS) NEED='$(NEED) --name'); \
-	    if [ -n "$$missing" ]; then tools/deps $$missing; $(ASK_NEEDS); fi; \
-	    echo 'deps: everything that the tests need is installed'
+	$(call install,$(NEEDS),make check)
 
 ## deps-all    and what only `make check-all` needs: compilers and machines of other processors
 deps-all: deps
-	@set -e; missing=$$($(ASK_NEEDS) $(ALL_NEEDS) NEED='$(NEED) --name'); \
-	    if [ -n "$$missing" ]; then tools/deps $$missing; $(ASK_NEEDS) $(ALL_NEEDS); fi; \
-	    echo 'deps-all: everything that check-all needs is installed'
+	$(call install,$(ALL_NEEDS),make check-all)
+
+## deps-deb    only what `make deb` needs
+deps-deb:
+	$(call install,$(DEB_NEEDS),make deb)
 
 # With -j, what `make deps check` tests waits for what it installs.
 ifneq ($(filter deps deps-all,$(MAKECMDGOALS)),)
@@ -181,4 +209,7 @@ $(NEEDS): | deps
 endif
 ifneq ($(filter deps-all,$(MAKECMDGOALS)),)
 $(ALL_NEEDS): | deps-all
+endif
+ifneq ($(filter deps-deb,$(MAKECMDGOALS)),)
+$(DEB_NEEDS) need-nginx-dev need-nginx: | deps-deb
 endif

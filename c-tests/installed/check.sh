@@ -31,7 +31,7 @@ real=$(readlink "$here/$soname")
 [ "$(stat -c %a "$here/$real")" = 755 ] || fail "$real is not of mode 755"
 [ -f "$stage$prefix/share/man/man7/handoff.7" ] || fail "no handoff(7)"
 [ -f "$stage$prefix/share/man/man1/handoff.1" ] || fail "no handoff(1)"
-[ -f "$stage$prefix/share/doc/handoff/abi.md" ] || fail "no abi.md"
+tools/check_links.py "$stage$prefix/share/doc/handoff" || fail "documents with dead links"
 calls=$(tools/exports) || die "no list of calls"
 for call in $calls; do
     [ -f "$stage$prefix/share/man/man3/$call.3" ] || fail "no $call(3)"

@@ -27,10 +27,15 @@ COMMANDS = {
     "modprobe": 'for name; do [ -d "/sys/module/$name" ] || exit 1; done',
     "runuser": '[ "$1 $3" = "-u --" ] || exit 1; user=$2; shift 3\n'
                'exec setpriv --reuid "$user" --regid "$user" --clear-groups "$@"',
-    # An administrator is not as fast as this shell: by now the backend listens.
-    "systemctl": '[ "$*" = "restart nginx" ] || exit 1\n'
-                 'timeout 60 sh -c "until [ -S /run/handoff/events.sock ]; do sleep 0.1; done"\n'
-                 'nginx',
+    # An administrator is not as fast as this shell: by now the backends listen, and after a reload
+    # nginx does.
+    "systemctl": 'case "$*" in "restart nginx") sockets=events nginx=nginx ;;\n'
+                 '"reload nginx") sockets="web-events web-websocket" nginx="nginx -s reload" ;;\n'
+                 '*) exit 1 ;; esac\n'
+                 'for name in $sockets; do until [ -S /run/handoff/$name.sock ]; do sleep 0.1; done; done\n'
+                 '$nginx\n'
+                 '[ "$1" = restart ] ||\n'
+                 '    until curl -sk -o /dev/null https://127.0.0.1:8444/; do sleep 0.1; done',
 }
 
 
@@ -38,7 +43,7 @@ class Readme(unittest.TestCase):
     def test_lines_lead_to_a_client_that_is_handed_over(self):
         with open(README, encoding="utf-8") as file:
             recipes, _, _ = check.parse(file.read().splitlines())
-        self.assertEqual([recipe.name for recipe in recipes], ["tls", "tls-works"])
+        self.assertEqual([recipe.name for recipe in recipes], ["tls", "tls-works", "tls-web"])
         os.makedirs("/etc/modules-load.d", exist_ok=True)  # systemd's package has it
         directory = tempfile.TemporaryDirectory(prefix="handoff-tls-")
         self.addCleanup(directory.cleanup)
@@ -63,7 +68,7 @@ class Readme(unittest.TestCase):
                 self.assertIsNotNone(pattern.fullmatch(printed),
                                      f"{README}:{following.line} shows something else: {printed}")
                 compared += 1
-        self.assertEqual(compared, 2)
+        self.assertEqual(compared, 3)
 
     def end(self, shell):
         shell.kill()

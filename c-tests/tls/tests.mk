@@ -24,19 +24,21 @@ $(C_BUILD)/tls/%: c-tests/tls/%.c $(TLS_COMMON:%=$(C_BUILD)/%.o) $(TLS_HEADERS) 
 # Where they run: this machine's files, then Debian 13's, whose OpenSSL does more in the kernel; with a
 # kernel that can be given the next key of a connection, too: "+RELEASE", in check-all.
 TLS_ROOTS ?= this-machine debian-13
+# Of ROOT+RELEASE, in the rule for it.
+root_of   = $(firstword $(subst +, ,$*))
+kernel_of = $(word 2,$(subst +, ,$*))
 
 # What `make install` and `make install-nginx` put on a machine: for each root with the modules for its
-# nginx, which is why that of Debian 13 must be there.
-TLS_INSTALLED          := $(sort $(foreach root,$(TLS_ROOTS),$(firstword $(subst +, ,$(root)))))
-TLS_NGINX_this-machine  = $(NGINX_BUILD)
-TLS_NGINX_debian-13     = $(NGINX_DEBIAN_13)
-TLS_DEV_debian-13      := NGINX_DEV=$(BUILD)/vm/trixie/usr/share/nginx/src
+# nginx.
+TLS_INSTALLED := $(sort $(foreach root,$(TLS_ROOTS),$(firstword $(subst +, ,$(root)))))
 
 .PHONY: $(TLS_INSTALLED:%=installed-%)
-$(TLS_INSTALLED:%=installed-%): installed-%: | need-python need-vm need-nginx-dev all
-	@$(VM) --root $* && mkdir -p $(BUILD)/tls && rm -rf $(BUILD)/tls/$*
+installed-this-machine: nginx
+installed-debian-13: nginx-debian-13
+$(TLS_INSTALLED:%=installed-%): installed-%: | all
+	@mkdir -p $(BUILD)/tls && rm -rf $(BUILD)/tls/$*
 	@$(SUBMAKE) --no-print-directory install install-nginx DESTDIR=$(BUILD)/tls/$* \
-	    NGINX_BUILD=$(TLS_NGINX_$*) $(TLS_DEV_$*) > $(BUILD)/tls/$*.log
+	    NGINX_BUILD=$(NGINX_TLS_MODULES_$*) > $(BUILD)/tls/$*.log
 
 # Besides, processes are killed and stopped while they hand TLS connections over.
 $(C_BUILD)/tls/one_owner: c-tests/tls/one_owner.sh $(C_BUILD)/one_owner library-without-claim
@@ -46,16 +48,21 @@ $(C_BUILD)/tls/one_owner: c-tests/tls/one_owner.sh $(C_BUILD)/one_owner library-
 # Where a test is, by its name.
 tls_test = $(if $(filter %.py,$(1)),c-tests/tls/$(1),$(C_BUILD)/tls/$(1))
 
+# A machine for each root; two at a time, because a machine computes on little more than one processor.
+# Make waits with what one prints until it has ended.
 ## check-tls   TLS connections that the kernel does, in an emulated machine; TLS_TEST=test_exec.py
-.PHONY: check-tls
+.PHONY: check-tls $(TLS_ROOTS:%=check-tls-with-%)
 check-tls: TLS_TEST ?= $(TLS_TESTS) $(TLS_PYTHON) one_owner
 check-tls: $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS) one_owner) $(BUILD)/examples/tls_backend \
     $(TLS_INSTALLED:%=installed-%) | need-python need-vm
-	@set -e; for root in $(TLS_ROOTS); do echo "check-tls: with $$root"; \
-	    kernel=; case $$root in *+*) kernel=$${root#*+} ;; esac; root=$${root%+*}; \
-	    $(VM) --limit $(TLS_LIMIT) --root $$root --kernel "$$kernel" -- env $(TEST) \
-	        PYTHONDONTWRITEBYTECODE=1 HANDOFF_COMMAND=$(COMMAND) \
-	        HANDOFF_NGINX_MODULES=$(BUILD)/tls/$$root$(NGINX_MODULESDIR) \
-	        HANDOFF_INSTALLED=$(BUILD)/tls/$$root BUILD=$(BUILD) \
-	        ONE_OWNER_CONNECTIONS=$${ONE_OWNER_CONNECTIONS:-20000} c-tests/run_all.sh $@ \
-	        $(foreach test,$(TLS_TEST),$(call tls_test,$(test))); done
+	@$(SUBMAKE) --no-print-directory -j2 -k --output-sync=target $(TLS_ROOTS:%=check-tls-with-%) \
+	    TLS_TEST='$(TLS_TEST)'
+
+$(TLS_ROOTS:%=check-tls-with-%): check-tls-with-%:
+	@echo 'check-tls: with $*'
+	@$(VM) --limit $(TLS_LIMIT) --root $(root_of) --kernel "$(kernel_of)" -- env $(TEST) \
+	    PYTHONDONTWRITEBYTECODE=1 HANDOFF_COMMAND=$(COMMAND) \
+	    HANDOFF_NGINX_MODULES=$(BUILD)/tls/$(root_of)$(NGINX_MODULESDIR) \
+	    HANDOFF_INSTALLED=$(BUILD)/tls/$(root_of) BUILD=$(BUILD) \
+	    ONE_OWNER_CONNECTIONS=$${ONE_OWNER_CONNECTIONS:-20000} c-tests/run_all.sh check-tls \
+	    $(foreach test,$(TLS_TEST),$(call tls_test,$(test)))

@@ -99,6 +99,15 @@ typedef int32_t handoff_status;
 const char *handoff_last_error(void) HANDOFF_NOEXCEPT;
 
 /**
+ * Returns errno of this thread's last error, for languages that cannot read errno right after a call.
+ *
+ * @return the system's error, errno(3); 0 if the system had no part in it, or no call has failed yet.
+ *
+ * Each thread has its own, as of handoff_last_error().
+ */
+int handoff_last_errno(void) HANDOFF_NOEXCEPT;
+
+/**
  * Names a status: "HANDOFF_OK", "HANDOFF_ERR_WOULD_BLOCK" and so on.
  *
  * @param status  any number

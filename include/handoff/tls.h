@@ -16,10 +16,8 @@
  * The calls have no state except what you pass in. Different threads may use different sockets at
  * once, and one socket may be received from in one thread and written to in another.
  *
- * You cannot continue a session whose client updates its key (KeyUpdate of TLS 1.3): the keys are the
- * kernel's, and the secret that new ones are made from stayed with the broker. This is so on every
- * kernel. From Linux 6.14 on poll(2) and epoll(7) may say nothing of what comes after such an update, so
- * close(2) the connection when you are told of it.
+ * You cannot continue a session whose client updates its key: close(2) the connection when you are told
+ * of it, because poll(2) and epoll(7) may say nothing more. docs/platforms.md, KeyUpdate, has the rest.
  *
  * Made by cbindgen from src/ffi; do not edit.
  */
@@ -101,8 +99,7 @@ handoff_status handoff_tls_get_session(int fd, handoff_tls_session *session) HAN
  *         HANDOFF_ERR_END_OF_STREAM if the client closed a connection with TLS without
  *         close_notify. Many do. Take what you have for whole only if its own form says so, as an
  *         HTTP request's does;
- *         HANDOFF_ERR_TLS_KEY_UPDATE if the client has updated its key, which cannot be followed: from
- *         Linux 6.14 on also for each call after that;
+ *         HANDOFF_ERR_TLS_KEY_UPDATE if the client has updated its key, which cannot be followed;
  *         HANDOFF_ERR_TLS_ALERT if the client sent another alert: handoff_last_error() says which;
  *         HANDOFF_ERR_TLS_RECORD for any other record that is no data, such as a handshake (a client
  *         that renegotiates), and for what is no record of this connection;

@@ -48,12 +48,11 @@ install-nginx: nginx
 	        install -m 644 /dev/stdin "$$load"; \
 	done
 	install -m 644 integrations/nginx/handoff.conf.sample '$(DESTDIR)$(DOCDIR)/nginx.conf.sample'
-	install -m 644 integrations/nginx/README.md '$(DESTDIR)$(DOCDIR)/nginx.md'
 
 ## uninstall-nginx  remove what `make install-nginx` with the same variables put there
 .PHONY: uninstall-nginx
 uninstall-nginx:
 	rm -f $(foreach kind,http stream,'$(DESTDIR)$(NGINX_MODULESDIR)/ngx_$(kind)_handoff_module.so' \
 	    '$(DESTDIR)$(NGINX_LOADDIR)/mod-$(kind)-handoff.conf') \
-	    '$(DESTDIR)$(DOCDIR)/nginx.conf.sample' '$(DESTDIR)$(DOCDIR)/nginx.md'
+	    '$(DESTDIR)$(DOCDIR)/nginx.conf.sample'
 	@[ ! -d '$(DESTDIR)$(DOCDIR)' ] || rmdir --ignore-fail-on-non-empty '$(DESTDIR)$(DOCDIR)'

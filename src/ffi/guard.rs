@@ -41,8 +41,7 @@ impl Failure {
                     ErrorKind::Unsupported => "not supported",
                     _ => "invalid argument",
                 };
-                remember(format_args!("{what}: {name} {problem}"));
-                sys::set_errno(0);
+                remember(format_args!("{what}: {name} {problem}"), 0);
                 status_of(problem.kind())
             }
             Failure::Nothing => HANDOFF_NOTHING,
@@ -53,8 +52,7 @@ impl Failure {
 pub(super) fn report_error(error: &Error) -> handoff_status {
     let status = status_of(error.kind());
     if status < HANDOFF_OK {
-        remember(format_args!("{error}"));
-        sys::set_errno(error.os_error().unwrap_or(0));
+        remember(format_args!("{error}"), error.os_error().unwrap_or(0));
     }
     status
 }
@@ -91,8 +89,7 @@ pub(super) fn guard_or<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
 #[cold]
 #[inline(never)]
 fn report_panic(payload: &(dyn Any + Send)) {
-    remember(format_args!("internal error: {}", panic_message(payload)));
-    sys::set_errno(0);
+    remember(format_args!("internal error: {}", panic_message(payload)), 0);
 }
 
 /// Keeps a panic from writing to descriptor 2, which in a host program may be anybody's. This
@@ -160,6 +157,7 @@ impl Message {
 
 thread_local! {
     static THREAD: Message = const { Message::new() };
+    static THREAD_ERRNO: Cell<i32> = const { Cell::new(0) };
 }
 
 impl fmt::Write for &Message {
@@ -179,12 +177,19 @@ impl fmt::Write for &Message {
     }
 }
 
-fn remember(text: fmt::Arguments<'_>) {
+/// Sets errno and the message of this thread.
+fn remember(text: fmt::Arguments<'_>, errno: i32) {
     THREAD.with(|message| message.set(text));
+    THREAD_ERRNO.set(errno);
+    sys::set_errno(errno);
 }
 
 pub(super) fn last_message() -> *const c_char {
     THREAD.with(Message::as_ptr)
+}
+
+pub(super) fn last_errno() -> i32 {
+    THREAD_ERRNO.get()
 }
 
 #[cfg(test)]
@@ -216,9 +221,9 @@ mod tests {
 
     #[test]
     fn long_message_is_cut_between_characters() {
-        remember(format_args!("{}{}", "x".repeat(510), "ü and more"));
+        remember(format_args!("{}{}", "x".repeat(510), "ü and more"), 0);
         assert_eq!(message(), "x".repeat(510));
-        remember(format_args!("short"));
+        remember(format_args!("short"), 0);
         assert_eq!(message(), "short");
     }
 }

@@ -1,9 +1,9 @@
 //! What every call returns, and the version.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_int};
 
 use super::errors::entry;
-use super::guard::{guard, guard_or, last_message};
+use super::guard::{guard, guard_or, last_errno, last_message};
 use crate::kind::ErrorKind;
 use crate::support;
 
@@ -45,6 +45,16 @@ pub(super) fn status_of(kind: ErrorKind) -> handoff_status {
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_last_error() -> *const c_char {
     guard_or(c"".as_ptr(), last_message)
+}
+
+/// Returns errno of this thread's last error, for languages that cannot read errno right after a call.
+///
+/// @return the system's error, errno(3); 0 if the system had no part in it, or no call has failed yet.
+///
+/// Each thread has its own, as of handoff_last_error().
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_last_errno() -> c_int {
+    guard_or(0, last_errno)
 }
 
 /// Names a status: "HANDOFF_OK", "HANDOFF_ERR_WOULD_BLOCK" and so on.

@@ -120,8 +120,7 @@ pub extern "C" fn handoff_tls_get_session(
 ///         HANDOFF_ERR_END_OF_STREAM if the client closed a connection with TLS without
 ///         close_notify. Many do. Take what you have for whole only if its own form says so, as an
 ///         HTTP request's does;
-///         HANDOFF_ERR_TLS_KEY_UPDATE if the client has updated its key, which cannot be followed: from
-///         Linux 6.14 on also for each call after that;
+///         HANDOFF_ERR_TLS_KEY_UPDATE if the client has updated its key, which cannot be followed;
 ///         HANDOFF_ERR_TLS_ALERT if the client sent another alert: handoff_last_error() says which;
 ///         HANDOFF_ERR_TLS_RECORD for any other record that is no data, such as a handshake (a client
 ///         that renegotiates), and for what is no record of this connection;

@@ -66,8 +66,7 @@ TARGETS = {
     ),
     "aarch64": Target(
         "aarch64-unknown-linux-gnu", "aarch64-linux-gnu-", "qemu-aarch64", machine="arm64",
-        note="the part of one_owner with several backends, for which the machine is too slow; and "
-        "what a real processor of this kind reorders and an emulated one on x86-64 does not: "
+        note="what a real processor of this kind reorders and an emulated one on x86-64 does not: "
         "check-model and check-threads look for that",
     ),
     "riscv64": Target(
@@ -194,8 +193,8 @@ class Check:
         script = f"""
             export LD_LIBRARY_PATH={self.build}/lib PYTHON=python3 HANDOFF_TEST_LIMIT=600
             c-tests/run_all.sh check-c {" ".join(programs)} || exit 1
-            ONE_OWNER_CONNECTIONS=300 ONE_OWNER_PER_MS=1 ONE_OWNER_DEADLINE_MS=50 \\
-                {killed} delays backends broker
+            ONE_OWNER_CONNECTIONS=300 ONE_OWNER_AT_ONCE=32 ONE_OWNER_PER_SECOND=50 \\
+                ONE_OWNER_DEADLINE_MS=100 ONE_OWNER_ACCIDENT_MS=1000 {killed}
         """
         output = self.log("machine", [
             sys.executable, "tools/vm/vm.py", "--processor", self.target.machine, "--root",

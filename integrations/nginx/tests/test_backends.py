@@ -377,8 +377,8 @@ class StreamFailover(Stream, Failover, Fleet):
 class Variables(Http, Fleet):
     """handoff_pass with variables."""
 
-    def begin(self):
-        self.start_fleet({"a": "", "b": ""}, wait=False, target="$arg_to", upstreams=(
+    def begin(self, target="$arg_to"):
+        self.start_fleet({"a": "", "b": ""}, wait=False, target=target, upstreams=(
             self.upstream({"a": ""}, "first") + self.upstream({"b": ""}, "second")
             + "upstream web { server 127.0.0.1:1; }"
             + "server { listen unix:{directory}/other.sock; location / {"
@@ -415,6 +415,20 @@ class Variables(Http, Fleet):
         self.assertEqual(len(self.nginx.log()), 3)
         self.assertEqual(self.way(""), "unix")
         self.assertEqual(len(self.nginx.log()), 3)
+
+    def test_part_of_a_path_may_be_a_variable(self):
+        """And the path that results is looked up as any other value: b.sock is not known."""
+        for target, to in ("unix:$arg_to", "{}/{}.sock"), ("unix:{}/$arg_to.sock", "{1}"):
+            with self.subTest(target):
+                self.begin(target.format(self.folder()))
+                before = self.adopted()
+                self.assertEqual(self.way("?to=" + to.format(self.folder(), "a")), "handoff")
+                self.assertEqual(self.adopted(), {"a": before["a"] + 1, "b": before["b"]})
+                self.expected.append(r"\[error\] .* handoff to \"unix:" + self.folder() +
+                                     r"/b.sock\" failed: \"unix:.*\$arg_to.*\" names neither")
+                self.assertEqual(self.way("?to=" + to.format(self.folder(), "b")), "unix")
+                self.assertEqual(len(self.nginx.log()), 1)
+                self.stop_all()
 
 
 class StreamVariables(Stream, Fleet):

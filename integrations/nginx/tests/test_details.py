@@ -401,6 +401,7 @@ class Configuration(Case):
                 ('it begins with "unix:"', "handoff_pass /a.sock;"),
                 ('there is no upstream "a.sock" for the "handoff_pass" in', "handoff_pass a.sock;"),
                 ('unknown "nonsense" variable', "handoff_pass $nonsense;"),
+                ('unknown "nonsense" variable', "handoff_pass unix:/$nonsense.sock;"),
                 ('"handoff_attempt_timeout" directive invalid value',
                  passing + "handoff_attempt_timeout never;"),
                 ('invalid number "many" of offers in a queue', passing + "handoff_queue many;"),

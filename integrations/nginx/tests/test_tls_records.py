@@ -126,7 +126,7 @@ CASES = [
     *(cut(5000, at) for at in (1, 5, 6, 2500, -17, -16, -1)),
     body_behind(1, 0), body_behind(1, 1 << 20), body_behind(RECORD, 1 << 20),
     body_behind(RECORD, 1, True), body_behind(RECORD, 5, True), body_behind(RECORD, 9000, True),
-    body_behind(RECORD, -1, True), body_behind(100000, 20000), body_behind(3, 10, True),
+    body_behind(RECORD, -1, True), body_behind(100000, 20000, True), body_behind(3, 10, True),
     single_bytes(True), single_bytes(False), empty_records(),
 ]
 if FULL:

@@ -1,7 +1,7 @@
 # The tests of the nginx modules: Python that starts nginx, a backend of its own, and clients.
 
 NGINX_TESTS := $(BUILD)/nginx-tests
-NGINX_TEST  ?= http head parsed accel details stream failures copies events backends queue status metadata socket_state
+NGINX_TEST  ?= http head parsed accel details stream failures copies events backends notices queue status metadata socket_state
 
 # Which nginx, and what it loads, in this order.
 NGINX_PROGRAM ?= nginx
@@ -9,7 +9,8 @@ NGINX_LOAD  ?= /usr/lib/nginx/modules/ngx_stream_module.so $(NGINX_MODULES)
 
 # Seconds after which a test that hangs is ended.
 NGINX_LIMIT ?= 600
-NGINX_RUN    = LD_LIBRARY_PATH=$(LIB) NGINX_TESTS_BUILD=$(NGINX_TESTS) \
+NGINX_RUN    = LD_LIBRARY_PATH=$(LIB) PYTHONPATH=$(HERE)/bindings/python \
+    NGINX_TESTS_BUILD=$(NGINX_TESTS) \
     NGINX_PROGRAM=$(NGINX_PROGRAM) NGINX_LOAD="$(NGINX_LOAD)" \
     NGINX_TESTS_LIMIT=$(NGINX_LIMIT) PYTHONDONTWRITEBYTECODE=1
 

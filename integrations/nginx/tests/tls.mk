@@ -20,21 +20,21 @@ NGINX_TLS_MODULES_debian-13    := $(NGINX_DEBIAN_13)
 # In each root Debian's nginx has its module for streams at the same place.
 nginx_tls_load = /usr/lib/nginx/modules/ngx_stream_module.so $(NGINX_MODULES:$(NGINX_BUILD)/%=$(1)/%)
 
-# As check-tls understands TLS_ROOTS: ROOT+RELEASE is with the kernel of that release.
-root_of   = $(firstword $(subst +, ,$(root)))
-kernel_of = $(word 2,$(subst +, ,$(root)))
-
 $(NGINX_TESTS)/capture: integrations/nginx/tests/capture.c
 	mkdir -p $(@D) && $(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@
 
+# Two machines at a time, as for check-tls.
 ## check-nginx-tls  nginx's TLS in an emulated machine; NGINX_TLS_TEST=tls_ends: that part
-.PHONY: check-nginx-tls
+.PHONY: check-nginx-tls $(NGINX_TLS_ROOTS:%=check-nginx-tls-with-%)
 check-nginx-tls: nginx nginx-debian-13 $(addprefix $(NGINX_TESTS)/,backend capture) \
     | need-python need-vm need-openssl need-curl
-	@set -e; cd integrations/nginx/tests; $(foreach root,$(NGINX_TLS_ROOTS), \
-	    echo 'check-nginx-tls: with $(root)'; \
-	    $(PYTHON) ../../../tools/vm/vm.py --limit $(NGINX_TLS_LIMIT) \
-	        --root $(root_of) --kernel "$(kernel_of)" -- env \
-	        $(NGINX_RUN) NGINX_LOAD="$(call nginx_tls_load,$(NGINX_TLS_MODULES_$(root_of)))" \
-	        NGINX_TESTS_FULL=$(NGINX_TLS_FULL) \
-	        python3 -m unittest $(addprefix test_,$(NGINX_TLS_TEST));)
+	@$(SUBMAKE) --no-print-directory -j2 -k --output-sync=target \
+	    $(NGINX_TLS_ROOTS:%=check-nginx-tls-with-%)
+
+$(NGINX_TLS_ROOTS:%=check-nginx-tls-with-%): check-nginx-tls-with-%:
+	@echo 'check-nginx-tls: with $*'
+	@cd integrations/nginx/tests && $(PYTHON) ../../../tools/vm/vm.py --limit $(NGINX_TLS_LIMIT) \
+	    --root $(root_of) --kernel "$(kernel_of)" -- env \
+	    $(NGINX_RUN) NGINX_LOAD="$(call nginx_tls_load,$(NGINX_TLS_MODULES_$(root_of)))" \
+	    NGINX_TESTS_FULL=$(NGINX_TLS_FULL) \
+	    python3 -m unittest $(addprefix test_,$(NGINX_TLS_TEST))

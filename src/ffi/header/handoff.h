@@ -13,6 +13,7 @@
  *   handoff/tls.h       connections whose TLS the kernel does: receive, end, session
  *   handoff/peer.h      who may connect
  *   handoff/status.h    statuses, errors, reasons, the version
+ *   handoff/layout.h    constants, sizes and offsets at run time, for other languages
  *   handoff/raw.h       the raw layer: one descriptor and one token in one message
  *   handoff.hpp         the broker and the backend in C++17
  *
@@ -27,7 +28,7 @@
  *   Out parameters come last and are written only on HANDOFF_OK.
  * - Structs. Initialise each with its _INIT macro. In a language without macros, call the _init()
  *   function of a struct that you fill, and set `size` to the struct's size in one that the library
- *   fills. You need not do that again between calls. Zero is the default in every field.
+ *   fills; layout.h says sizes, offsets and values. You need not do that again between calls. Zero is the default in every field.
  *   Out-of-range values are clamped; combinations that cannot work are refused. A struct larger
  *   than the library knows is accepted if the rest is zero, else HANDOFF_ERR_UNSUPPORTED.
  * - Descriptors. One that you pass in stays yours, open and unchanged unless the call says
@@ -56,6 +57,7 @@
 #include "handoff/backend.h"
 #include "handoff/tls.h"
 #include "handoff/peer.h"
+#include "handoff/layout.h"
 #include "handoff/raw.h"
 
 #endif /* HANDOFF_H */

@@ -16,10 +16,8 @@
  * The calls have no state except what you pass in. Different threads may use different sockets at
  * once, and one socket may be received from in one thread and written to in another.
  *
- * You cannot continue a session whose client updates its key (KeyUpdate of TLS 1.3): the keys are the
- * kernel's, and the secret that new ones are made from stayed with the broker. This is so on every
- * kernel. From Linux 6.14 on poll(2) and epoll(7) may say nothing of what comes after such an update, so
- * close(2) the connection when you are told of it.
+ * You cannot continue a session whose client updates its key: close(2) the connection when you are told
+ * of it, because poll(2) and epoll(7) may say nothing more. docs/platforms.md, KeyUpdate, has the rest.
  *
  * Made by cbindgen from src/ffi; do not edit.
  */
