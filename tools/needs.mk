@@ -76,6 +76,13 @@ need-systemd:
 need-go:
 	@$(NEED) golang-go $(GO) version
 
+# Node's packages are younger than what names them.
+need-node-packages:
+	@$(NEED) nodejs $(NODE) --version
+	@$(NEED) npm $(NPM) --version
+	@$(NEED) npm:$(NODE_PACKAGE) test $(NODE_PACKAGE)/node_modules/.package-lock.json \
+	    -nt $(NODE_PACKAGE)/package-lock.json
+
 # ---- to test and to measure the nginx modules ----------------------------------------------------
 
 need-nginx:
@@ -187,15 +194,6 @@ need-peers: need-pkg-config need-nginx
 	@$(NEED) libglib2.0-dev pkg-config --exists gio-unix-2.0
 	@$(NEED) nodejs node --version
 	@$(NEED) strace strace -V
-
-# ---- to test the bindings -----------------------------------------------------------------------
-
-# Its packages are as old as what names them, or younger.
-need-node-packages:
-	@$(NEED) nodejs $(NODE) --version
-	@$(NEED) npm $(NPM) --version
-	@$(NEED) npm:$(NODE_PACKAGE) test $(NODE_PACKAGE)/node_modules/.package-lock.json \
-	    -nt $(NODE_PACKAGE)/package-lock.json
 
 # ---- all of it -----------------------------------------------------------------------------------
 
