@@ -167,7 +167,7 @@ CHECKS := check-rust check-crate check-layers check-header check-symbols check-a
     check-cpp check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
     check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage \
-    check-python check-go check-node check-command check-guide check-nginx check-apache \
+    check-python check-asgi check-go check-node check-command check-guide check-nginx check-apache \
     check-nginx-versions check-tls check-nginx-tls check-python-tls check-bench-tls \
     check-peers check-specs check-deb bench-check demo
 
