@@ -17,6 +17,9 @@
 #   tools/targets/           other processors and another C library
 #   integrations/nginx/      the nginx modules and their tests
 #   integrations/apache/     the Apache module and its tests
+#   bindings/python/         the package for Python and its tests
+#   bindings/go/             the binding for Go
+#   bindings/node/           the binding for Node.js and its tests
 #   bindings/tests/          what a binding of any language must do
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
@@ -148,10 +151,13 @@ include integrations/nginx/nginx.mk
 include integrations/nginx/tests/tests.mk
 include integrations/nginx/tests/versions.mk
 include integrations/nginx/tests/tls.mk
+include bindings/tests/tests.mk
+include bindings/python/python.mk
+include bindings/go/go.mk
+include bindings/node/node.mk
+include examples/examples.mk
 include integrations/apache/apache.mk
 include integrations/apache/tests/tests.mk
-include bindings/tests/tests.mk
-include examples/examples.mk
 include bench/nginx.mk
 
 # ---- the checks ----------------------------------------------------------------------------------
@@ -160,9 +166,10 @@ include bench/nginx.mk
 CHECKS := check-rust check-crate check-layers check-header check-symbols check-abi check-c check-libc \
     check-cpp check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
-    check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage check-python \
-    check-command check-guide check-nginx check-apache check-nginx-versions check-tls check-nginx-tls \
-    check-bench-tls check-peers check-specs check-deb bench-check demo
+    check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage \
+    check-python check-go check-node check-command check-guide check-nginx check-apache \
+    check-nginx-versions check-tls check-nginx-tls check-bench-tls check-peers check-specs check-deb \
+    bench-check demo
 
 # MAKEFLAGS names a jobserver with -j, which these makes do not get: one check after the other, because
 # some of them measure time.

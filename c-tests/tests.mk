@@ -6,8 +6,9 @@ C_BUILD  := $(BUILD)/c-tests
 C_ASAN   := $(BUILD)/c-tests-asan
 # Seconds after which a test that hangs is ended; and how to run a program of another kind.
 LIMIT    ?= 300
-TEST     := LD_LIBRARY_PATH=$(LIB) PYTHON=$(PYTHON) HANDOFF_TEST_LIMIT=$(LIMIT)
-RUN      := LD_LIBRARY_PATH=$(LIB) PYTHON=$(PYTHON) timeout $(LIMIT)
+TEST     := LD_LIBRARY_PATH=$(LIB) PYTHONPATH=$(HERE)/bindings/python PYTHON=$(PYTHON) \
+    HANDOFF_TEST_LIMIT=$(LIMIT)
+RUN      := LD_LIBRARY_PATH=$(LIB) PYTHONPATH=$(HERE)/bindings/python PYTHON=$(PYTHON) timeout $(LIMIT)
 # So many test programs run at a time: they mostly wait.
 AT_ONCE  ?= $(shell echo $$((2 * $$(nproc))))
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer

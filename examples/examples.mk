@@ -23,10 +23,3 @@ check-libc: $(addprefix $(C_BUILD)/,$(C_TESTS) soak one_owner spread faults limi
 .PHONY: demo
 demo: $(EXAMPLES) | need-python
 	@LD_LIBRARY_PATH=$(LIB) $(PYTHON) examples/demo.py $(BUILD)/examples
-
-## check-python  the backend in Python, with a broker in Python and one in C
-.PHONY: check-python
-check-python: $(BUILD)/examples/broker $(BINDING_TESTS) | need-python all
-	@HANDOFF_BROKER=$< CC="$(CC)" $(RUN) \
-	    $(PYTHON) -B -W error -m unittest discover -q -s examples/python
-	@$(call check_binding,python,$(PYTHON) $(HERE)/examples/python/http_backend.py)

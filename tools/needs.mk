@@ -71,6 +71,11 @@ need-systemd:
 	@$(NEED) passwd sh -c 'command -v useradd'
 	@$(NEED) iproute2 ss -V
 
+# ---- to test the bindings ------------------------------------------------------------------------
+
+need-go:
+	@$(NEED) golang-go $(GO) version
+
 # ---- to test and to measure the nginx modules ----------------------------------------------------
 
 need-nginx:
@@ -113,7 +118,9 @@ need-vm:
 # What `make deb` needs, and `make deps-deb` installs.
 DEB_NEEDS := need-pkg-config need-python need-git need-debs
 
+# dpkg-buildpackage(1) takes build-essential for granted, and asks for it.
 need-debs: need-nginx-dev
+	@$(NEED) build-essential test -e /usr/share/build-essential/list
 	@$(NEED) dpkg-dev dpkg-buildpackage --version
 	@$(NEED) debhelper sh -c 'command -v dh'
 	@$(NEED) dh-python sh -c 'command -v dh_python3'
@@ -167,6 +174,15 @@ need-peers: need-pkg-config need-nginx
 	@$(NEED) nodejs node --version
 	@$(NEED) strace strace -V
 
+# ---- to test the bindings -----------------------------------------------------------------------
+
+# Its packages are as old as what names them, or younger.
+need-node-packages:
+	@$(NEED) nodejs $(NODE) --version
+	@$(NEED) npm $(NPM) --version
+	@$(NEED) npm:$(NODE_PACKAGE) test $(NODE_PACKAGE)/node_modules/.package-lock.json \
+	    -nt $(NODE_PACKAGE)/package-lock.json
+
 # ---- all of it -----------------------------------------------------------------------------------
 
 ASK = MAKEFLAGS= $(SUBMAKE) -s --no-print-directory $(MAKEOVERRIDES)
@@ -175,7 +191,7 @@ install = @set -e; missing=$$($(ASK) $(1) NEED='$(NEED) --name'); \
     if [ -n "$$missing" ]; then tools/deps $$missing; $(ASK) $(1); fi; \
     echo '$@: everything that $(2) needs is installed'
 
-## deps        install what the tests need with apt-get, as root, and with rustup
+## deps        install what the tests need with apt-get, as root, and with rustup and npm
 deps:
 	$(call install,$(NEEDS),make check)
 

@@ -26,12 +26,13 @@ import struct
 import time
 import unittest
 
-import broker  # the broker's end, of Python
 import client
 import command  # of the tests of handoff(1)
 import harness  # of the tests of the nginx modules
 from client import Connection
 from harness import PATIENCE, wait_until
+
+import handoff
 
 BACKEND = shlex.split(os.environ["BINDING_BACKEND"])
 SERVED_BY = "handoff-" + os.environ["BINDING_LANGUAGE"]
@@ -379,7 +380,7 @@ class ThroughBroker(Case):
         self.assertIsNone(self.backend.process.poll())
 
     def test_stream_ends_though_the_broker_keeps_its_copy(self):
-        own = broker.Broker(self.path)
+        own = handoff.Broker(self.path, timeout_ms=PATIENCE * 1000)
         self.addCleanup(own.close)
         for path in "/hello", "/events?n=3":
             with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -387,7 +388,7 @@ class ThroughBroker(Case):
                 accepted, _ = listener.accept()
             with there, accepted:
                 verdict = own.offer_and_wait(accepted, preread=ask(path, close=True))
-                self.assertEqual(verdict.outcome, broker.ADOPTED)
+                self.assertTrue(verdict.adopted)
                 answer = b"".join(iter(lambda: there.recv(4096), b""))
                 self.assertIn(b"\r\nX-Served-By: " + SERVED_BY.encode(), answer)
 

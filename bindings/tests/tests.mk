@@ -5,5 +5,5 @@
 BINDING_TESTS = $(NGINX_TESTS)/backend nginx
 
 check_binding = cd bindings/tests && $(NGINX_RUN) HANDOFF_COMMAND=$(COMMAND) \
-    PYTHONPATH=$(HERE)/integrations/nginx/tests:$(HERE)/tools/handoff/tests:$(HERE)/examples/python \
+    PYTHONPATH=$(HERE)/integrations/nginx/tests:$(HERE)/tools/handoff/tests:$(HERE)/bindings/python \
     BINDING_LANGUAGE=$(1) BINDING_BACKEND="$(2)" $(PYTHON) -B -W error -m unittest -q test_binding

@@ -29,17 +29,16 @@ root_of   = $(firstword $(subst +, ,$*))
 kernel_of = $(word 2,$(subst +, ,$*))
 
 # What `make install` and `make install-nginx` put on a machine: for each root with the modules for its
-# nginx, which is why that of Debian 13 must be there.
-TLS_INSTALLED          := $(sort $(foreach root,$(TLS_ROOTS),$(firstword $(subst +, ,$(root)))))
-TLS_NGINX_this-machine  = $(NGINX_BUILD)
-TLS_NGINX_debian-13     = $(NGINX_DEBIAN_13)
-TLS_DEV_debian-13      := NGINX_DEV=$(BUILD)/vm/trixie/usr/share/nginx/src
+# nginx.
+TLS_INSTALLED := $(sort $(foreach root,$(TLS_ROOTS),$(firstword $(subst +, ,$(root)))))
 
 .PHONY: $(TLS_INSTALLED:%=installed-%)
-$(TLS_INSTALLED:%=installed-%): installed-%: | need-python need-vm need-nginx-dev all
-	@$(VM) --root $* && mkdir -p $(BUILD)/tls && rm -rf $(BUILD)/tls/$*
+installed-this-machine: nginx
+installed-debian-13: nginx-debian-13
+$(TLS_INSTALLED:%=installed-%): installed-%: | all
+	@mkdir -p $(BUILD)/tls && rm -rf $(BUILD)/tls/$*
 	@$(SUBMAKE) --no-print-directory install install-nginx DESTDIR=$(BUILD)/tls/$* \
-	    NGINX_BUILD=$(TLS_NGINX_$*) $(TLS_DEV_$*) > $(BUILD)/tls/$*.log
+	    NGINX_BUILD=$(NGINX_TLS_MODULES_$*) > $(BUILD)/tls/$*.log
 
 # Besides, processes are killed and stopped while they hand TLS connections over.
 $(C_BUILD)/tls/one_owner: c-tests/tls/one_owner.sh $(C_BUILD)/one_owner library-without-claim

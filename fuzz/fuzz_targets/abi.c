@@ -419,8 +419,29 @@ static void op_names(void)
     must(safe == (handoff_status_reason(number) != HANDOFF_REASON_NONE));
     (void)handoff_status_may_have_reached_backend(number);
     must(handoff_version()[0] != '\0' && handoff_last_error() != NULL);
+    must(handoff_last_errno() >= 0);
     before("handoff_supported");
     must(after(handoff_supported()));
+}
+
+static void op_layout(void)
+{
+    static const char *const names[] = {"HANDOFF_ERR_FULL", "handoff_offer", "handoff_offer.fd",
+                                        "handoff_offer.", "handoff_offer.fd.fd", "."};
+    unsigned choice = below(8);
+    const char *name = choice < 6 ? copy(names[choice], strlen(names[choice]) + 1) : any_path();
+    unsigned asked = below(3);
+    if (asked == 0) {
+        int64_t *value = OUT(int64_t);
+        CALL(handoff_constant, name, value);
+        return;
+    }
+    size_t *size = OUT(size_t);
+    size_t *offset = asked == 1 ? NULL : OUT(size_t);
+    if (asked == 1)
+        CALL(handoff_struct_size, name, size);
+    else
+        CALL(handoff_field, name, offset, size);
 }
 
 #define INIT_OP(type, init, wrapper)                                       \
@@ -1205,7 +1226,7 @@ static void (*const operations[])(void) = {
     op_backend_options_init, op_offer_init, op_policy_init, op_store_options_init,
     op_pending_options_init, op_failures_options_init, op_listener_options_init, op_inputs_init,
     op_broker_backend_init, op_broker_add, op_broker_add, op_broker_remove, op_broker_room,
-    op_broker_get_state, op_broker_get_state,
+    op_broker_get_state, op_broker_get_state, op_layout,
 };
 enum { OPERATIONS = sizeof operations / sizeof *operations };
 

@@ -373,7 +373,6 @@ class Stream(Metadata):
         self.assertEqual(found["tls"], {"sni": "test.example"})
 
     def begin_python(self):
-        sys.path.insert(0, f"{ROOT}/examples/python")
         import handoff  # pylint: disable=import-outside-toplevel
         return handoff.Backend.listen(f"{self.directory}/handoff.sock")
 

@@ -14,9 +14,7 @@ from unittest import mock
 from client import Connection, request, run
 from harness import NO_LIMIT, PATIENCE, Case, number
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)),
-                                "../../../examples/python"))
-import handoff  # pylint: disable=wrong-import-position
+import handoff
 
 TIMES = number("TIMES", 15)  # of each measurement; the median counts
 

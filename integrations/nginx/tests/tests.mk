@@ -9,7 +9,8 @@ NGINX_LOAD  ?= /usr/lib/nginx/modules/ngx_stream_module.so $(NGINX_MODULES)
 
 # Seconds after which a test that hangs is ended.
 NGINX_LIMIT ?= 600
-NGINX_RUN    = LD_LIBRARY_PATH=$(LIB) NGINX_TESTS_BUILD=$(NGINX_TESTS) \
+NGINX_RUN    = LD_LIBRARY_PATH=$(LIB) PYTHONPATH=$(HERE)/bindings/python \
+    NGINX_TESTS_BUILD=$(NGINX_TESTS) \
     NGINX_PROGRAM=$(NGINX_PROGRAM) NGINX_LOAD="$(NGINX_LOAD)" \
     NGINX_TESTS_LIMIT=$(NGINX_LIMIT) PYTHONDONTWRITEBYTECODE=1
 

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import unittest
@@ -19,8 +18,6 @@ LIBRARIES = os.environ["LD_LIBRARY_PATH"].split(":")[0]
 UNDER = shlex.split(os.environ.get("COMMAND_UNDER", ""))  # such as valgrind and its options
 PATIENCE = 60  # seconds, for anything that should happen at once: only a fault takes so long
 STRANGER = 4001  # a user without a name, and without rights
-
-sys.path.insert(0, os.path.join(ROOT, "examples", "python"))
 
 needs_root = unittest.skipUnless(os.getuid() == 0, "only root can become another user")
 

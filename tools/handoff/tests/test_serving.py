@@ -13,7 +13,6 @@ import threading
 
 from command import PATIENCE, STRANGER, Running, Test, counts, needs_root, number, wait_until
 
-import broker
 import handoff
 
 CLIENTS = number("CLIENTS", 500)
@@ -63,7 +62,7 @@ class Pair(contextlib.AbstractContextManager):
 
     def hand_over(self, path, **what):
         """Offers it until it is adopted, as a broker of its own, and closes the broker's copy."""
-        with contextlib.closing(broker.Broker(path)) as there:
+        with contextlib.closing(handoff.Broker(path, timeout_ms=PATIENCE * 1000)) as there:
             def try_to():
                 with contextlib.suppress(handoff.HandoffError):
                     return there.offer_and_wait(self.accepted, **what)
@@ -243,7 +242,7 @@ class Exec(Test):
         self.exec("sh", "-c", script, options=what.pop("options", ()))
         with Pair() as pair:
             verdict = pair.hand_over(self.path, preread=preread, **what)
-            self.assertEqual(verdict.outcome, broker.ADOPTED)
+            self.assertEqual(verdict.adopted, True)
             pair.client.sendall(sent)
             pair.client.shutdown(socket.SHUT_WR)
             return read_all(pair.client)
@@ -358,8 +357,8 @@ class Exec(Test):
             first.client.sendall(b"x")
             self.assertEqual(first.client.recv(1), b"x")
             verdict = second.hand_over(self.path)
-            self.assertEqual((verdict.outcome, verdict.reason),
-                             (broker.FALLBACK, handoff.Reason.BACKEND_BUSY))
+            self.assertEqual((verdict.adopted, verdict.reason),
+                             (False, handoff.Reason.BACKEND_BUSY))
 
     @needs_root
     def test_command_that_cannot_be_forked_is_a_rejection(self):
@@ -374,8 +373,8 @@ class Exec(Test):
         with Pair() as pair:
             # Root is the broker.
             verdict = pair.hand_over(self.path)
-        self.assertEqual((verdict.outcome, verdict.reason),
-                         (broker.FALLBACK, handoff.Reason.BACKEND_BUSY))
+        self.assertEqual((verdict.adopted, verdict.reason),
+                         (False, handoff.Reason.BACKEND_BUSY))
         self.assertIn("cannot be started now", backend.stop()[1])
 
     def test_sigterm_drains_and_waits_for_the_commands(self):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tests of handoff.py: it agrees with the header, and does what it says."""
+"""Tests of the two ends: they agree with the header, and do what they say."""
 
 import ctypes
 import errno
@@ -14,32 +14,22 @@ import threading
 import time
 import unittest
 
-import broker
 import handoff
+from handoff import _library
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
 sys.path.insert(0, os.path.join(ROOT, "tools"))
 import header as c_header  # noqa: E402
 
 PATIENCE = 60  # seconds, for anything that should happen at once: only a fault takes so long
 
-STRUCTS = {
-    "handoff_peer_policy": handoff.CPeerPolicy,
-    "handoff_backend_options": handoff.CBackendOptions,
-    "handoff_arrival": handoff.CArrival,
-    "handoff_backend_statistics": handoff.CBackendStatistics,
-    "handoff_tls_session": handoff.CTlsSession,
-    "handoff_offer": broker.COffer,
-    "handoff_verdict": broker.CVerdict,
-}
 NUMBERS = {
     **{f"HANDOFF_REASON_{reason.name}": int(reason) for reason in handoff.Reason},
     **{f"HANDOFF_{name}": getattr(handoff, name) for name in (
-        "OK", "NOTHING", "TIMED_OUT", "ERR_TAKEN_BACK", "KIND_STREAM", "KIND_SEQPACKET",
-        "KIND_DATAGRAM", "KIND_UNCONNECTED", "KIND_ANY")},
-    "HANDOFF_OFFER_TLS": broker.OFFER_TLS,
-    "HANDOFF_ADOPTED": broker.ADOPTED,
-    "HANDOFF_FALLBACK": broker.FALLBACK,
+        "KIND_STREAM", "KIND_SEQPACKET", "KIND_DATAGRAM", "KIND_UNCONNECTED", "KIND_ANY")},
+    **{f"HANDOFF_{name}": getattr(_library, name) for name in (
+        "OK", "NOTHING", "TIMED_OUT", "ERR_FULL", "ERR_CLOSED", "ERR_TAKEN_BACK", "ADOPTED",
+        "OFFER_MORE", "OFFER_TLS", "BACKEND_BACKUP")},
 }
 
 
@@ -68,7 +58,7 @@ class TheHeader(unittest.TestCase):
         cls.header = c_header.read(os.path.join(ROOT, "include"))
 
     def test_structs_have_the_same_members_at_the_same_places(self):
-        for name, struct in STRUCTS.items():
+        for name, struct in _library.STRUCTS.items():
             members = [member.name for member in self.header.types[name].members()]
             *places, [size] = compiled(*(f"MEMBER({name}, {member});" for member in members),
                                        f"NUMBER(sizeof({name}));")
@@ -77,15 +67,6 @@ class TheHeader(unittest.TestCase):
                 [[field, str(getattr(struct, field).offset), str(getattr(struct, field).size)]
                  for field, _ in struct._fields_], name)
             self.assertEqual(int(size), ctypes.sizeof(struct), name)
-
-    def test_defaults_are_those_of_the_macro(self):
-        options = handoff.CBackendOptions()
-        numbers = [name for name, _ in options._fields_ if name != "policy"]
-        values = compiled("handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;",
-                          "NUMBER(options.policy != NULL);",
-                          *(f"NUMBER(options.{name});" for name in numbers))
-        self.assertEqual([int(value) for [value] in values],
-                         [bool(options.policy)] + [getattr(options, name) for name in numbers])
 
     def test_numbers_are_the_same(self):
         values = compiled(*(f"NUMBER({name});" for name in NUMBERS))
@@ -96,18 +77,18 @@ class TheHeader(unittest.TestCase):
                          {name for name in NUMBERS if "_REASON_" in name})
 
     def test_calls_take_as_many_arguments(self):
-        for name, (_, *arguments) in {**handoff.PROTOTYPES, **broker.PROTOTYPES}.items():
+        for name, (_, *arguments) in _library.PROTOTYPES.items():
             inside = self.header.functions[name].code.partition("(")[2]
             count = 0 if inside.startswith("void)") else inside.count(",") + 1
             self.assertEqual(len(arguments), count, name)
 
     def test_names_are_the_librarys(self):
         self.assertRegex(handoff.version(), r"^[0-9]+\.[0-9]+\.[0-9]+")
-        self.assertEqual(handoff.status_name(handoff.NOTHING), "HANDOFF_NOTHING")
+        self.assertEqual(handoff.status_name(_library.NOTHING), "HANDOFF_NOTHING")
         self.assertEqual(handoff.reason_name(handoff.Reason.ACK_TIMEOUT), "acknowledgement timeout")
 
 
-class TheBackend(unittest.TestCase):
+class Ends(unittest.TestCase):
     """Both ends in this process, each of them called when its descriptor is readable."""
 
     def setUp(self):
@@ -121,7 +102,7 @@ class TheBackend(unittest.TestCase):
         self.connect()
 
     def connect(self):
-        self.broker = broker.Broker(self.path)
+        self.broker = handoff.Broker(self.path, timeout_ms=PATIENCE * 1000)
         self.addCleanup(self.broker.close)
         self.client, self.accepted = socket.socketpair()
         self.addCleanup(self.client.close)
@@ -154,17 +135,21 @@ class TheBackend(unittest.TestCase):
         number = self.offer(**what)
         return number, self.wait(self.backend.next)
 
+
+class TheBackend(Ends):
+    """What a backend does."""
+
     def test_what_the_broker_says_arrives_and_outlives_the_next_dispatch(self):
         self.listen()
         said = {"preread": b"GET\0", "metadata": bytes(range(256)), "service": b"app",
                 "correlation": b"r-1"}
         _, arrival = self.arrive(**said)
-        self.assertIsNone(arrival.connection)
+        self.assertRaises(ValueError, lambda: arrival.connection)
         self.assertEqual(arrival.broker, (os.getpid(), os.geteuid(), os.getegid()))
         with self.backend.adopt(arrival) as connection:
             self.assertIs(connection, arrival.connection)
             self.assertIsNone(self.backend.next())
-            self.assertEqual(self.wait(self.broker.next).outcome, broker.ADOPTED)
+            self.assertTrue(self.wait(self.broker.next).adopted)
             self.assertEqual({name: getattr(arrival, name) for name in said}, said)
 
     def test_what_the_broker_does_not_say_is_empty(self):
@@ -191,8 +176,8 @@ class TheBackend(unittest.TestCase):
         self.backend.reject(arrival, handoff.Reason.CLIENT_UNSUPPORTED)
         self.assertIsNone(self.backend.next())
         verdict = self.wait(self.broker.next)
-        self.assertEqual((verdict.outcome, verdict.reason),
-                         (broker.FALLBACK, handoff.Reason.CLIENT_UNSUPPORTED))
+        self.assertEqual((verdict.adopted, verdict.reason),
+                         (False, handoff.Reason.CLIENT_UNSUPPORTED))
         self.assertEqual(self.backend.get_statistics()["rejected"], 1)
 
     def test_offer_that_the_broker_took_back_cannot_be_adopted(self):
@@ -201,8 +186,8 @@ class TheBackend(unittest.TestCase):
         self.broker.take_back(number)
         with self.assertRaises(handoff.TakenBack) as raised:
             self.backend.adopt(arrival)
-        self.assertEqual(raised.exception.status, handoff.ERR_TAKEN_BACK)
-        self.assertIsNone(arrival.connection)
+        self.assertEqual(raised.exception.status, _library.ERR_TAKEN_BACK)
+        self.assertRaises(ValueError, lambda: arrival.connection)
 
     def test_accept_returns_none_if_nothing_arrives_in_time_and_then_what_arrives(self):
         self.listen()
@@ -276,7 +261,7 @@ class TheBackend(unittest.TestCase):
         self.assertRaises(RuntimeError, self.backend.get_statistics)
         verdict = self.broker.offer_and_wait(self.accepted)
         thread.join()
-        self.assertEqual(verdict.outcome, broker.ADOPTED)
+        self.assertTrue(verdict.adopted)
         accepted[0].connection.close()
 
     def test_child_of_fork_is_refused_and_leaves_the_backend_alone(self):
@@ -296,6 +281,61 @@ class TheBackend(unittest.TestCase):
         self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
         self.assertTrue(os.path.exists(self.path))
         self.arrive()
+
+
+class TheBroker(Ends):
+    """What only a broker does."""
+
+    def test_user_data_comes_with_the_verdict(self):
+        self.listen()
+        client = object()
+        self.offer(user_data=client)
+        self.backend.adopt(self.wait(self.backend.next)).close()
+        self.backend.next()
+        verdict = self.wait(self.broker.next)
+        self.assertIs(verdict.user_data, client)
+        self.assertEqual((verdict.adopted, verdict.backend, verdict.tries), (True, self.path, 1))
+        self.assertIsNone(self.broker.next())
+
+    def test_close_gives_the_verdicts_that_were_not_taken(self):
+        self.listen()
+        number = self.offer(user_data="client")
+        [verdict] = self.broker.close()
+        self.assertEqual((verdict.id, verdict.user_data, verdict.adopted, verdict.reason),
+                         (number, "client", False, handoff.Reason.BROKER_CLOSED))
+        self.assertEqual(self.broker.close(), [])
+        self.assertRaises(handoff.HandoffError, self.broker.fileno)
+
+    def test_no_room_is_an_error_of_its_own(self):
+        self.listen(max_in_flight=1)
+        self.offer()
+        self.assertEqual(self.broker.room(), 0)
+        with self.assertRaises(handoff.Full):
+            self.broker.offer(self.accepted)
+
+    def test_more_offers_are_sent_together(self):
+        self.listen()
+        first = self.offer(more=True, user_data=1)
+        pairs = [socket.socketpair() for _ in range(2)]
+        for ours, theirs in pairs:
+            self.addCleanup(ours.close)
+            self.addCleanup(theirs.close)
+        self.broker.offer(pairs[0][0], more=True, user_data=2)
+        self.broker.offer(pairs[1][0], user_data=3)
+        self.assertGreater(first, 0)
+        for _ in range(3):
+            self.backend.adopt(self.wait(self.backend.next)).close()
+        self.assertIsNone(self.backend.next())
+        self.assertEqual([self.wait(self.broker.next).user_data for _ in range(3)], [1, 2, 3])
+
+    def test_backends_come_and_go(self):
+        self.listen()
+        self.broker.add(self.path + "2", weight=2)
+        self.broker.add(self.path + "3", backup=True)
+        self.assertTrue(self.broker.remove(self.path + "2"))
+        self.assertFalse(self.broker.remove(self.path + "2"))
+        with self.assertRaises(TypeError):
+            self.broker.add(self.path, wait=1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,21 @@
+# The binding for Go, its example, and their tests.
+
+GO ?= go
+# The compiler finds the library that is built here. Nothing is fetched: there is only Go's own library.
+GO_RUN  = PKG_CONFIG_PATH=$(LIB)/pkgconfig LD_LIBRARY_PATH=$(LIB) GOFLAGS=-mod=mod GOPROXY=off \
+    GOCACHE=$(BUILD)/go/cache $(GO)
+GO_EXAMPLE := $(BUILD)/go/http_backend
+
+$(GO_EXAMPLE): $(wildcard bindings/go/*.go bindings/go/go.mod examples/go/*) $(HEADERS) \
+    | need-go need-pkg-config all
+	@mkdir -p $(@D)
+	cd examples/go && $(GO_RUN) build -o $@ .
+
+## check-go    the binding for Go: go vet, gofmt, its own tests, and what every binding must do
+.PHONY: check-go
+check-go: $(GO_EXAMPLE) $(BINDING_TESTS) | need-go need-python
+	@badly=$$(gofmt -l bindings/go examples/go); [ -z "$$badly" ] || \
+	    { echo "error: check-go: gofmt would change $$badly" >&2; exit 1; }
+	@cd examples/go && $(GO_RUN) vet .
+	@cd bindings/go && $(GO_RUN) vet . && $(GO_RUN) test -race .
+	@$(call check_binding,go,$(GO_EXAMPLE))

@@ -1,0 +1,3 @@
+module libhandoff/handoff
+
+go 1.19

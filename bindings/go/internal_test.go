@@ -1,0 +1,52 @@
+package handoff
+
+import (
+	"net"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// net/http asks every connection for its address, and a client can go at any moment.
+func TestClientThatHasGoneHasAnAddress(t *testing.T) {
+	door, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer door.Close()
+	client, err := net.Dial("tcp", door.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted, err := door.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+	client.(*net.TCPConn).SetLinger(0)
+	client.Close()
+	accepted.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if _, err := accepted.Read(make([]byte, 1)); err == nil {
+		t.Fatal("it has not gone")
+	}
+	file, err := accepted.(*net.TCPConn).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	fd, err := syscall.Dup(int(file.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := Conn{fd: fd}
+	if !conn.open() {
+		t.Fatal("it cannot be a connection")
+	}
+	defer conn.Close()
+	if conn.conn.RemoteAddr() != nil {
+		t.Fatal("the system still knows it")
+	}
+	if got := conn.RemoteAddr().String(); got != "0.0.0.0:0" {
+		t.Error(got)
+	}
+}

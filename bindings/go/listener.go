@@ -1,0 +1,277 @@
+package handoff
+
+/*
+#cgo pkg-config: handoff
+#include <stdlib.h>
+#include <handoff.h>
+
+static handoff_backend_options options_of(const uint32_t *users, size_t users_len,
+    const uint32_t *groups, size_t groups_len, handoff_peer_policy *policy)
+{
+    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
+    handoff_peer_policy given = HANDOFF_PEER_POLICY_INIT;
+    given.users = users;
+    given.users_len = users_len;
+    given.groups = groups;
+    given.groups_len = groups_len;
+    *policy = given;
+    options.policy = policy;
+    return options;
+}
+
+// The pointers of a struct must not come from Go, so the struct is made here.
+static handoff_status listen_with(const char *path, int fd, uint32_t mode, int32_t backlog,
+    size_t max_channels, size_t max_in_flight, size_t max_offer_bytes, size_t max_held_bytes,
+    const uint32_t *users, size_t users_len, const uint32_t *groups, size_t groups_len,
+    handoff_backend **backend)
+{
+    handoff_peer_policy policy;
+    handoff_backend_options options =
+        options_of(users, users_len, groups, groups_len, &policy);
+    options.mode = mode;
+    options.backlog = backlog;
+    options.max_channels = max_channels;
+    options.max_in_flight = max_in_flight;
+    options.max_offer_bytes = max_offer_bytes;
+    options.max_held_bytes = max_held_bytes;
+    return path ? handoff_backend_listen(path, &options, backend)
+                : handoff_backend_listen_on(fd, &options, backend);
+}
+
+static handoff_arrival no_arrival(void)
+{
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    return arrival;
+}
+*/
+import "C"
+
+import (
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+// ListenOptions are the limits of a Listener. Zero is the default in every field: see
+// handoff_backend_options in handoff/backend.h.
+type ListenOptions struct {
+	Mode          fs.FileMode // the permission bits of the socket's file: default 0600
+	Backlog       int         // brokers that may wait to be accepted: default 4096
+	Policy        Policy      // who may connect
+	MaxChannels   int         // brokers at once: default 64
+	MaxInFlight   int         // offers in flight on each channel: default 256
+	MaxOfferBytes int         // preread, metadata and names of one offer: default 65536
+	MaxHeldBytes  int         // bytes of arrivals that are held at once: default 64 MiB
+}
+
+// A Listener is the backend's end: a net.Listener whose connections are those that brokers hand over.
+// Several goroutines may use it at once.
+//
+// A connection is adopted when Accept returns it. Until then the broker still has it, and serves it
+// another way if nobody calls Accept: so it is with a listener that limits how many it has at once.
+type Listener struct {
+	addr   net.UnixAddr
+	ready  *os.File // a copy of the backend's descriptor, for Go's poller
+	raw    syscall.RawConn
+	mu     sync.Mutex // the library lets one thread at a time use the handle
+	handle *C.handoff_backend
+}
+
+// Listen makes a handoff socket at path and listens on it for brokers. A path that begins with "@" is
+// an abstract name. Workers that share the work each listen at a path of their own in one directory,
+// which the broker is made with. The options may be nil.
+func Listen(path string, options *ListenOptions) (*Listener, error) {
+	name := C.CString(path)
+	defer C.free(unsafe.Pointer(name))
+	return listen(name, -1, path, options)
+}
+
+// ListenFile listens on a socket that somebody else made, such as systemd: a listening Unix socket of
+// sequenced packets. The file stays yours to close. Mode and Backlog of the options have no effect.
+func ListenFile(file *os.File, options *ListenOptions) (*Listener, error) {
+	var listener *Listener
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	if controlErr := raw.Control(func(fd uintptr) {
+		listener, err = listen(nil, C.int(fd), file.Name(), options)
+	}); controlErr != nil {
+		return nil, controlErr
+	}
+	return listener, err
+}
+
+func listen(path *C.char, fd C.int, name string, options *ListenOptions) (*Listener, error) {
+	if options == nil {
+		options = &ListenOptions{}
+	}
+	listener := &Listener{addr: net.UnixAddr{Name: name, Net: "unixpacket"}}
+	users, groups := numbers(options.Policy.Users), numbers(options.Policy.Groups)
+	var handle *C.handoff_backend
+	if _, err := call(func() (status C.handoff_status, err error) {
+		status, err = C.listen_with(path, fd, C.uint32_t(options.Mode), C.int32_t(options.Backlog),
+			C.size_t(options.MaxChannels), C.size_t(options.MaxInFlight),
+			C.size_t(options.MaxOfferBytes), C.size_t(options.MaxHeldBytes),
+			users, C.size_t(len(options.Policy.Users)),
+			groups, C.size_t(len(options.Policy.Groups)), &handle)
+		return
+	}); err != nil {
+		return nil, err
+	}
+	listener.handle = handle
+	// The first use, so that what the system refuses is refused here.
+	ready, err := watched(func() (fd C.int, err error) {
+		fd, err = C.handoff_backend_fd(handle)
+		return
+	})
+	if err != nil {
+		C.handoff_backend_free(handle)
+		return nil, err
+	}
+	listener.ready = ready
+	listener.raw, err = ready.SyscallConn()
+	if err != nil {
+		listener.Close()
+		return nil, err
+	}
+	return listener, nil
+}
+
+// numbers is the array of a slice as C has it.
+func numbers(list []uint32) *C.uint32_t {
+	if len(list) == 0 {
+		return nil
+	}
+	return (*C.uint32_t)(&list[0])
+}
+
+// watched makes a file of a copy of a handle's descriptor, which is an epoll descriptor: so Go's poller
+// can watch it, and no thread waits. Non-blocking says to Go that it can be watched; the library's
+// calls do not look at it.
+func watched(descriptor func() (C.int, error)) (*os.File, error) {
+	var fd C.int
+	if _, err := call(func() (C.handoff_status, error) {
+		var err error
+		if fd, err = descriptor(); fd == -1 {
+			return C.HANDOFF_ERR_SYSTEM, err
+		}
+		return C.HANDOFF_OK, nil
+	}); err != nil {
+		return nil, err
+	}
+	copied, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_DUPFD_CLOEXEC, 0)
+	if errno != 0 {
+		return nil, os.NewSyscallError("fcntl", errno)
+	}
+	if err := syscall.SetNonblock(int(copied), true); err != nil {
+		syscall.Close(int(copied))
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(copied, "handoff"), nil
+}
+
+// Accept waits for a connection and adopts it. From then on it is this process's alone: if this process
+// ends before it has answered, the client is lost. What it returns is a *Conn.
+//
+// After Close its error is net.ErrClosed.
+func (l *Listener) Accept() (net.Conn, error) {
+	return l.AcceptHandoff()
+}
+
+// AcceptHandoff is Accept with a *Conn for its result.
+func (l *Listener) AcceptHandoff() (*Conn, error) {
+	for {
+		var conn *Conn
+		var err error
+		waitErr := l.raw.Read(func(uintptr) bool {
+			conn, err = l.take()
+			return conn != nil || err != nil
+		})
+		if waitErr != nil {
+			return nil, l.closed()
+		}
+		if err != nil {
+			return nil, err
+		}
+		if conn.open() {
+			return conn, nil
+		}
+	}
+}
+
+// take adopts what has arrived. Nothing if nothing has.
+func (l *Listener) take() (*Conn, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.handle == nil {
+		return nil, l.closed()
+	}
+	arrival := C.no_arrival()
+	status, err := call(func() (status C.handoff_status, err error) {
+		status, err = C.handoff_backend_accept(l.handle, 0, &arrival)
+		return
+	})
+	if err != nil || status != C.HANDOFF_OK {
+		return nil, err
+	}
+	return newConn(&arrival), nil
+}
+
+func (l *Listener) closed() error {
+	return &net.OpError{Op: "accept", Net: l.addr.Net, Addr: &l.addr, Err: net.ErrClosed}
+}
+
+// Close stops listening and ends every Accept. The brokers keep, and serve another way, what was not
+// adopted yet; connections that were stay open. http.Server.Shutdown calls it, and then waits for these.
+func (l *Listener) Close() error {
+	l.mu.Lock()
+	handle := l.handle
+	l.handle = nil
+	if handle != nil {
+		C.handoff_backend_free(handle)
+	}
+	l.mu.Unlock()
+	if handle == nil {
+		return l.closed()
+	}
+	return l.ready.Close()
+}
+
+// Addr is the handoff socket.
+func (l *Listener) Addr() net.Addr {
+	return &l.addr
+}
+
+// isPressure tells whether the system lacks something that it may have again in a moment.
+func isPressure(err error) bool {
+	for _, errno := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
+// fileConn makes a connection of a descriptor, which it closes. It needs another one for a moment, and
+// the client is adopted: so it waits until there is one.
+func fileConn(fd int) (net.Conn, error) {
+	file := os.NewFile(uintptr(fd), "client")
+	defer file.Close()
+	for {
+		conn, err := net.FileConn(file)
+		if err == nil {
+			return conn, nil
+		}
+		if !isPressure(err) {
+			syscall.Shutdown(fd, syscall.SHUT_RDWR) // the broker may not have closed its copy yet
+			return nil, err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}

@@ -1,0 +1,83 @@
+package handoff
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+)
+
+// Metadata is the standard metadata, as nginx sends it with `handoff_metadata default`. What does not
+// apply is empty. docs/protocol.md has its schema.
+type Metadata struct {
+	Module    string
+	Client    Endpoint
+	Server    Endpoint
+	Scheme    string
+	TLS       *TLSMetadata // nil without TLS
+	RequestID string
+	Location  string
+}
+
+// An Endpoint is an address as nginx has it: "203.0.113.7", "2001:db8::1", or "unix:" and a path. The
+// port is 0 if there is none.
+type Endpoint struct {
+	Address string `json:"address"`
+	Port    uint16 `json:"port"`
+}
+
+// TLSMetadata is what the broker knows of the client's TLS.
+type TLSMetadata struct {
+	Version           string             `json:"version"` // such as "TLSv1.3"
+	Cipher            string             `json:"cipher"`
+	SNI               string             `json:"sni"` // what the client asked for: any text
+	ALPN              string             `json:"alpn"`
+	ClientCertificate *ClientCertificate `json:"client_certificate"` // nil if there was none
+}
+
+// A ClientCertificate is verified only if Verify is "SUCCESS".
+type ClientCertificate struct {
+	Verify string `json:"verify"`
+	SHA1   string `json:"sha1"`
+}
+
+// ParseMetadata reads standard metadata. Members that it does not know are ignored: the administrator can
+// add some. So a name must match exactly, which encoding/json alone does not ask for.
+func ParseMetadata(metadata []byte) (*Metadata, error) {
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(metadata, &members); err != nil {
+		return nil, err
+	}
+	parsed := new(Metadata)
+	for name, member := range map[string]any{
+		"module": &parsed.Module, "client": &parsed.Client, "server": &parsed.Server,
+		"scheme": &parsed.Scheme, "tls": &parsed.TLS, "request_id": &parsed.RequestID,
+		"location": &parsed.Location,
+	} {
+		if value, ok := members[name]; ok {
+			if err := json.Unmarshal(value, member); err != nil {
+				return nil, fmt.Errorf("metadata: %s: %w", name, err)
+			}
+		}
+	}
+	return parsed, nil
+}
+
+// StandardMetadata is the connection's Metadata, parsed once.
+func (c *Conn) StandardMetadata() (*Metadata, error) {
+	c.parse.Do(func() { c.parsed, c.parseErr = ParseMetadata(c.Metadata) })
+	return c.parsed, c.parseErr
+}
+
+// addr is nil if the address is none.
+func (e Endpoint) addr() net.Addr {
+	if path := strings.TrimPrefix(e.Address, "unix:"); path != e.Address {
+		return &net.UnixAddr{Name: path, Net: "unix"}
+	}
+	ip, err := netip.ParseAddr(e.Address)
+	if err != nil {
+		return nil
+	}
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, e.Port))
+}

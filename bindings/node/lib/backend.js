@@ -1,0 +1,286 @@
+'use strict';
+/*
+ * The backend: it waits for arrivals in libuv's loop, as any socket does.
+ *
+ * The library's descriptor is an epoll(7) descriptor, which net.Socket refuses; koffi has libuv's
+ * uv_poll_t for it. So nothing blocks: no thread of the pool, of which there are four and which files
+ * and dns need, and no thread of its own. Any number of backends can be in one process, in its worker
+ * threads too. And all calls with one handle are made by the one thread that has made it.
+ */
+
+const EventEmitter = require('events');
+const fs = require('fs');
+const koffi = require('koffi');
+const c = require('./library');
+const { Connection } = require('./connection');
+
+const NOTHING = c.constant('HANDOFF_NOTHING');
+const REJECTED = c.constant('HANDOFF_REASON_REJECTED');
+const TAKEN_BACK = c.constant('HANDOFF_ERR_TAKEN_BACK');
+
+// ---- options -------------------------------------------------------------------------------------
+
+const LIMITS = {
+  mode: 'mode',
+  backlog: 'backlog',
+  maxChannels: 'max_channels',
+  maxChannelsPerUser: 'max_channels_per_user',
+  maxInFlight: 'max_in_flight',
+  maxOfferBytes: 'max_offer_bytes',
+  maxHeldBytes: 'max_held_bytes',
+  maxKeptBytes: 'max_kept_bytes',
+};
+const MAYBE_UNLIMITED = ['maxHeldBytes', 'maxKeptBytes'];
+
+function number(name, value, max) {
+  if (!Number.isInteger(value) || value < 0 || value > max) {
+    throw new RangeError(`${name} is to be a number from 0 to ${max}`);
+  }
+  return value;
+}
+
+function ids(name, list) {
+  return Uint32Array.from(list, (id) => number(`each of ${name}`, id, 0xffffffff));
+}
+
+function toC({ users = [], groups = [], ...limits } = {}) {
+  const options = c.empty(c.BackendOptions);
+  for (const [name, value] of Object.entries(limits)) {
+    if (!Object.hasOwn(LIMITS, name)) throw new TypeError(`there is no option ${name}`);
+    options[LIMITS[name]] = value === Infinity && MAYBE_UNLIMITED.includes(name)
+      ? c.NO_LIMIT : number(name, value ?? 0, 0x7fffffff);
+  }
+  if (users.length > 0 || groups.length > 0) {
+    options.policy = {
+      ...c.empty(c.PeerPolicy),
+      users: ids('users', users),
+      users_len: users.length,
+      groups: ids('groups', groups),
+      groups_len: groups.length,
+    };
+  }
+  return options;
+}
+
+// ---- an arrival ----------------------------------------------------------------------------------
+
+/** Whom the connection is from, as docs/protocol.md says, if the metadata says it; null otherwise. */
+function clientOf(metadata) {
+  let client;
+  try {
+    ({ client } = JSON.parse(metadata.toString()));
+  } catch {
+    return null;
+  }
+  if (!client || typeof client.address !== 'string' || client.address === '') return null;
+  const { address, port } = client;
+  return { address, port: Number.isInteger(port) && port > 0 && port < 65536 ? port : undefined };
+}
+
+class Arrival {
+  #backend;
+  #client;
+
+  constructor(backend, arrival) {
+    this.#backend = backend;
+    this.id = arrival.id;
+    // Copies: the library's are valid only until the next dispatch.
+    this.preread = c.bytes(arrival.preread, arrival.preread_len);
+    this.metadata = c.bytes(arrival.metadata, arrival.metadata_len);
+    this.service = arrival.service;
+    this.correlation = arrival.correlation;
+    this.broker = {
+      pid: arrival.broker_pid,
+      uid: arrival.broker_uid,
+      gid: arrival.broker_gid,
+    };
+    this.tls = arrival.tls !== 0;
+  }
+
+  get client() {
+    if (this.#client === undefined) this.#client = clientOf(this.metadata);
+    return this.#client;
+  }
+
+  adopt(options) {
+    const connection = this.#backend._adopt(this, options);
+    if (connection && this.preread.length > 0) connection.unshift(this.preread);
+    return connection;
+  }
+
+  reject(reason = 'REJECTED') {
+    this.#backend._reject(this, reason);
+  }
+
+  serve(server) {
+    this.#backend._serve(this, server);
+  }
+}
+
+// ---- the backend ---------------------------------------------------------------------------------
+
+class Backend extends EventEmitter {
+  #handle;
+  #poll;
+  #due = false;
+  #closed = null;
+  #connections = new Set();
+  #servers = new Set();
+  #responses = new Map(); // the last response of each connection that waits for one
+
+  constructor(place, options) {
+    super();
+    const handle = [null];
+    if (typeof place === 'string') {
+      if (place.includes('\0')) throw new TypeError('a path has no NUL');
+      c.check(c.backendListen(place, toC(options), handle));
+    } else {
+      c.check(c.backendListenOn(number('fd', place?.fd, 0x7fffffff), toC(options), handle));
+    }
+    this.#handle = handle[0];
+    try {
+      // The first use, which makes what the second one returns.
+      c.check(c.backendDispatch(this.#handle));
+      this.#poll = koffi.node.poll(c.backendFd(this.#handle), () => this.#soon());
+    } catch (error) {
+      c.backendFree(this.#handle);
+      throw error;
+    }
+  }
+
+  get connections() {
+    return this.#connections.size;
+  }
+
+  get statistics() {
+    const statistics = c.empty(c.BackendStatistics);
+    c.check(c.backendStatistics(this.#handle, statistics));
+    return Object.fromEntries(c.COUNTS.map((name) => [
+      name.replace(/_./g, (letters) => letters[1].toUpperCase()), statistics[name]]));
+  }
+
+  /** Drains: a successor may listen. Resolves when all that was adopted has ended. */
+  close() {
+    if (!this.#closed) {
+      this.#closed = new Promise((resolve) => this.once('close', resolve));
+      c.check(c.backendDrain(this.#handle));
+      this.#soon();
+      for (const response of this.#responses.values()) sayClose(response);
+      this.#closeIdle();
+    }
+    return this.#closed;
+  }
+
+  // koffi calls back from libuv without running the queues of nextTick and of promises after it, and
+  // cannot take an exception. A callback of setImmediate, which runs at the end of this very turn of
+  // the loop, can do what any can.
+  #soon() {
+    if (this.#due) return;
+    this.#due = true;
+    setImmediate(() => {
+      this.#due = false;
+      if (this.#handle) this.#takeArrivals();
+    });
+  }
+
+  #takeArrivals() {
+    const arrival = c.empty(c.Arrival);
+    let status = c.backendDispatch(this.#handle);
+    while (status === c.OK && (status = c.backendNext(this.#handle, arrival)) === c.OK) {
+      this.#tell(new Arrival(this, arrival));
+    }
+    if (status !== NOTHING) this.emit('error', new c.HandoffError(status));
+    if (this.#closed && this.statistics.held === 0) this.#free();
+  }
+
+  #tell(arrival) {
+    let told = false;
+    try {
+      told = this.emit('arrival', arrival);
+    } finally {
+      // Nobody will decide about it now; if the listener has done so before it threw, this does nothing.
+      if (!told) c.backendReject(this.#handle, arrival.id, REJECTED);
+    }
+  }
+
+  #free() {
+    this.#poll.close(); // first: the descriptor is the handle's
+    c.backendFree(this.#handle);
+    this.#handle = null;
+    this.#emitCloseIfDone();
+  }
+
+  #emitCloseIfDone() {
+    if (!this.#handle && this.#connections.size === 0) this.emit('close');
+  }
+
+  // Not for users: an arrival's methods are.
+  _adopt(arrival, options) {
+    const fd = [-1];
+    const status = c.backendAdopt(this.#handle, arrival.id, fd);
+    if (this.#closed) this.#soon();
+    if (status === TAKEN_BACK) return null;
+    c.check(status);
+    let connection;
+    try {
+      connection = new Connection(fd[0], arrival, options);
+    } catch (error) {
+      c.tlsShutdown(fd[0], 0);
+      fs.closeSync(fd[0]);
+      throw error;
+    }
+    this.#connections.add(connection);
+    connection.once('close', () => {
+      this.#connections.delete(connection);
+      this.#emitCloseIfDone();
+    });
+    return connection;
+  }
+
+  _reject(arrival, reason) {
+    c.check(c.backendReject(this.#handle, arrival.id, c.constant(`HANDOFF_REASON_${reason}`)));
+    if (this.#closed) this.#soon();
+  }
+
+  _serve(arrival, server) {
+    if (server.maxConnections > 0 && this.#connections.size >= server.maxConnections) {
+      return arrival.reject('BACKEND_BUSY');
+    }
+    this.#prepare(server);
+    const connection = arrival.adopt({ allowHalfOpen: server.allowHalfOpen });
+    if (!connection) return;
+    if (server.noDelay) connection.setNoDelay(true);
+    if (server.keepAlive) connection.setKeepAlive(true, server.keepAliveInitialDelay);
+    // The server's parser, of HTTP or of TLS, is given the preread in the next tick. What the client
+    // sends is read after that.
+    server.emit('connection', connection);
+  }
+
+  #prepare(server) {
+    if (this.#servers.has(server)) return;
+    this.#servers.add(server);
+    // http.Server begins to look after its timeouts when it listens, which it does now.
+    if (!server.listening) server.emit('listening');
+    server.prependListener('request', (request, response) => {
+      const { socket } = request;
+      if (!this.#connections.has(socket)) return;
+      if (this.#closed) sayClose(response);
+      this.#responses.set(socket, response);
+      response.once('close', () => {
+        if (this.#responses.get(socket) === response) this.#responses.delete(socket);
+        if (this.#closed) this.#closeIdle();
+      });
+    });
+  }
+
+  #closeIdle() {
+    for (const server of this.#servers) server.closeIdleConnections?.();
+  }
+}
+
+/** The connection ends with this answer, and the client knows that it does. */
+function sayClose(response) {
+  if (!response.headersSent) response.setHeader('Connection', 'close');
+}
+
+module.exports = { Backend };

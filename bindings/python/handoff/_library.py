@@ -1,0 +1,262 @@
+"""libhandoff through ctypes: its structs, its calls and its numbers, as the headers have them.
+
+The library is found by its soname, as any other is: see ldconfig(8), or set LD_LIBRARY_PATH.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from typing import Any, Sequence
+
+OK, NOTHING, TIMED_OUT = 0, 1, 2
+ADOPTED, OFFER_MORE, OFFER_TLS, BACKEND_BACKUP = 1, 1, 2, 1
+ERR_FULL, ERR_CLOSED, ERR_TAKEN_BACK = -23, -35, -36
+
+
+# ---- the structs, with the members of the headers ------------------------------------------------
+
+
+class PeerPolicy(ctypes.Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("users", POINTER(c_uint32)), ("users_len", c_size_t),
+        ("groups", POINTER(c_uint32)), ("groups_len", c_size_t),
+    ]
+
+    def __init__(self, users: Sequence[int], groups: Sequence[int]) -> None:
+        super().__init__(
+            ctypes.sizeof(PeerPolicy),
+            (c_uint32 * len(users))(*users), len(users),
+            (c_uint32 * len(groups))(*groups), len(groups),
+        )
+
+
+class Sized(ctypes.Structure):
+    """A struct that begins with its size. In the others zero is the default."""
+
+    def __init__(self) -> None:
+        super().__init__(ctypes.sizeof(self))
+
+    def set(self, options: dict[str, Any], users: Sequence[int] = (),
+            groups: Sequence[int] = ()) -> None:
+        """Sets members by name. A ctypes.Structure would take any name."""
+        names = {name for name, *_ in self._fields_} - {"size", "policy", "reserved"}
+        for name, value in options.items():
+            if name not in names:
+                raise TypeError(f"there is no option {name!r}, but {', '.join(sorted(names))}")
+            setattr(self, name, value)
+        if users or groups:
+            setattr(self, "policy", ctypes.pointer(PeerPolicy(users, groups)))
+
+
+class BackendOptions(Sized):
+    _fields_ = [
+        ("size", c_size_t), ("mode", c_uint32), ("backlog", c_int32),
+        ("policy", POINTER(PeerPolicy)),
+        ("max_channels", c_size_t), ("max_in_flight", c_size_t), ("max_offer_bytes", c_size_t),
+        ("max_held_bytes", c_size_t), ("kinds", c_uint64), ("max_channels_per_user", c_size_t),
+        ("max_kept_bytes", c_size_t),
+    ]
+
+
+class CArrival(Sized):
+    _fields_ = [
+        ("size", c_size_t), ("id", c_uint64), ("fd", c_int),
+        ("broker_pid", c_int32), ("broker_uid", c_uint32), ("broker_gid", c_uint32),
+        ("preread", c_void_p), ("preread_len", c_size_t),
+        ("metadata", c_void_p), ("metadata_len", c_size_t),
+        ("service", c_char_p), ("correlation", c_char_p),
+        ("tls", c_uint32), ("reserved", c_uint32),
+    ]
+
+
+class CTlsSession(Sized):
+    _fields_ = [
+        ("size", c_size_t), ("version", c_uint32), ("cipher", c_uint32),
+        ("directions", c_uint32), ("reserved", c_uint32),
+        ("version_name", c_char_p), ("cipher_name", c_char_p),
+    ]
+
+
+class BackendStatistics(Sized):
+    _fields_ = [("size", c_size_t)] + [(name, c_uint64) for name in (
+        "arrived", "adopted", "rejected", "taken_back", "accepted", "refused", "broken",
+        "channels", "held", "held_bytes", "kept_bytes", "over_limit", "system_errors",
+        "system_errno", "refused_users", "last_refused_user", "refused_versions",
+        "refused_draining")]
+
+
+class BrokerOptions(Sized):
+    _fields_ = [
+        ("size", c_size_t), ("max_in_flight", c_size_t),
+        ("timeout_ms", c_uint64), ("attempt_timeout_ms", c_uint64),
+        ("failover_bytes", c_size_t), ("queue_bytes", c_size_t), ("max_failures", c_size_t),
+        ("failure_period_ms", c_uint64),
+        ("reconnect_min_ms", c_uint64), ("reconnect_max_ms", c_uint64),
+        ("policy", POINTER(PeerPolicy)), ("flags", c_uint32), ("reserved", c_uint32),
+    ]
+
+
+class BrokerBackend(Sized):
+    _fields_ = [
+        ("size", c_size_t), ("path", c_char_p), ("weight", c_uint32), ("flags", c_uint32),
+        ("max_in_flight", c_size_t), ("max_failures", c_size_t), ("failure_period_ms", c_uint64),
+    ]
+
+
+class Offer(Sized):
+    _fields_ = [
+        ("size", c_size_t), ("fd", c_int), ("flags", c_uint32),
+        ("preread", c_char_p), ("preread_len", c_size_t),
+        ("preread_iov", c_void_p), ("preread_iov_len", c_size_t),
+        ("metadata", c_char_p), ("metadata_len", c_size_t),
+        ("service", c_char_p), ("correlation", c_char_p),
+        ("user_data", c_void_p), ("timeout_ms", c_uint64),
+    ]
+
+
+class CVerdict(Sized):
+    _fields_ = [
+        ("size", c_size_t), ("id", c_uint64), ("user_data", c_void_p),
+        ("outcome", c_uint32), ("reason", c_uint32),
+        ("may_have_reached_backend", c_uint32), ("tries", c_uint32),
+        ("backend", c_char_p), ("kind", c_uint32), ("reserved", c_uint32),
+    ]
+
+
+STRUCTS: dict[str, type[ctypes.Structure]] = {
+    "handoff_peer_policy": PeerPolicy,
+    "handoff_backend_options": BackendOptions,
+    "handoff_arrival": CArrival,
+    "handoff_backend_statistics": BackendStatistics,
+    "handoff_tls_session": CTlsSession,
+    "handoff_broker_options": BrokerOptions,
+    "handoff_broker_backend": BrokerBackend,
+    "handoff_offer": Offer,
+    "handoff_verdict": CVerdict,
+}
+
+
+# ---- the calls -----------------------------------------------------------------------------------
+
+_status, _handle = c_int32, c_void_p
+PROTOTYPES: dict[str, tuple[Any, ...]] = {
+    "handoff_constant": (_status, c_char_p, POINTER(c_int64)),
+    "handoff_struct_size": (_status, c_char_p, POINTER(c_size_t)),
+    "handoff_field": (_status, c_char_p, POINTER(c_size_t), POINTER(c_size_t)),
+    "handoff_version": (c_char_p,),
+    "handoff_last_error": (c_char_p,),
+    "handoff_status_name": (c_char_p, _status),
+    "handoff_reason_name": (c_char_p, c_uint32),
+    "handoff_backend_listen": (_status, c_char_p, POINTER(BackendOptions), POINTER(_handle)),
+    "handoff_backend_listen_on": (_status, c_int, POINTER(BackendOptions), POINTER(_handle)),
+    "handoff_backend_free": (None, _handle),
+    "handoff_backend_fd": (c_int, _handle),
+    "handoff_backend_dispatch": (_status, _handle),
+    "handoff_backend_next": (_status, _handle, POINTER(CArrival)),
+    "handoff_backend_adopt": (_status, _handle, c_uint64, POINTER(c_int)),
+    "handoff_backend_reject": (_status, _handle, c_uint64, c_uint32),
+    "handoff_backend_accept": (_status, _handle, c_int, POINTER(CArrival)),
+    "handoff_backend_drain": (_status, _handle),
+    "handoff_backend_get_statistics": (_status, _handle, POINTER(BackendStatistics)),
+    "handoff_tls_get_session": (_status, c_int, POINTER(CTlsSession)),
+    "handoff_tls_receive": (_status, c_int, c_void_p, c_size_t, c_int, POINTER(c_size_t)),
+    "handoff_tls_shutdown": (_status, c_int, c_int),
+    "handoff_broker_new": (_status, c_char_p, POINTER(BrokerOptions), POINTER(_handle)),
+    "handoff_broker_free": (None, _handle),
+    "handoff_broker_add": (_status, _handle, POINTER(BrokerBackend)),
+    "handoff_broker_remove": (_status, _handle, c_char_p),
+    "handoff_broker_fd": (c_int, _handle),
+    "handoff_broker_room": (c_size_t, _handle),
+    "handoff_broker_offer": (_status, _handle, POINTER(Offer), POINTER(c_uint64)),
+    "handoff_broker_offer_and_wait": (_status, _handle, POINTER(Offer), POINTER(CVerdict)),
+    "handoff_broker_dispatch": (_status, _handle),
+    "handoff_broker_next": (_status, _handle, POINTER(CVerdict)),
+    "handoff_broker_take_back": (_status, _handle, c_uint64),
+    "handoff_broker_close": (_status, _handle),
+}
+
+def load() -> ctypes.CDLL:
+    """The library. ctypes takes every result for an int unless it is told, and cuts off pointers."""
+    found = ctypes.CDLL("libhandoff.so.0", use_errno=True)
+    for name, (result, *arguments) in PROTOTYPES.items():
+        try:
+            function = getattr(found, name)
+        except AttributeError:
+            raise ImportError(f"libhandoff.so.0 is older than this package: no {name}()") from None
+        function.restype, function.argtypes = result, arguments
+    return found
+
+
+def check_layout(struct: type[ctypes.Structure], name: str) -> None:
+    """Raises an ImportError unless the library has the struct's members at the same places. It may
+    know of more at the end."""
+    size = c_size_t()
+    if library.handoff_struct_size(name.encode(), size) != OK or ctypes.sizeof(struct) > size.value:
+        raise ImportError(f"libhandoff {version()} does not know all of {name}: it is too old")
+    for field, *_ in struct._fields_:
+        offset, length = c_size_t(), c_size_t()
+        here = getattr(struct, field)
+        if (library.handoff_field(f"{name}.{field}".encode(), offset, length) != OK
+                or (offset.value, length.value) != (here.offset, here.size)):
+            raise ImportError(f"libhandoff {version()} has {name}.{field} at another place")
+
+
+def check_constant(name: str, value: int) -> None:
+    there = c_int64()
+    if library.handoff_constant(name.encode(), there) != OK or there.value != value:
+        raise ImportError(f"libhandoff {version()} has another {name}")
+
+
+library = load()
+
+
+class HandoffError(Exception):
+    """A call failed. `status` is what it returned, or None if it returns no status. `errno` is the
+    system's error, or 0 if the system had no part in it."""
+
+    def __init__(self, status: int | None) -> None:
+        self.status = status
+        self.errno = ctypes.get_errno()  # first, because the next call changes it
+        super().__init__(library.handoff_last_error().decode(errors="backslashreplace"))
+
+    def __str__(self) -> str:
+        name = "" if self.status is None else f"{status_name(self.status)}: "
+        return name + super().__str__()
+
+
+class TakenBack(HandoffError):
+    """The broker has taken the offer back and serves the client. This is no fault."""
+
+
+class Full(HandoffError):
+    """There is no room for an offer. The broker's descriptor becomes readable when there is."""
+
+
+_ERRORS = {ERR_FULL: Full, ERR_TAKEN_BACK: TakenBack}
+
+
+def check(status: int) -> None:
+    if status != OK:
+        raise _ERRORS.get(status, HandoffError)(status)
+
+
+def version() -> str:
+    """The library's version, "0.2.0"."""
+    return str(library.handoff_version().decode())
+
+
+def status_name(status: int) -> str:
+    return str(library.handoff_status_name(status).decode())
+
+
+def reason_name(reason: int) -> str:
+    return str(library.handoff_reason_name(reason).decode())
+
+
+for _name, _struct in STRUCTS.items():
+    check_layout(_struct, _name)
+for _name in ("OK", "NOTHING", "TIMED_OUT", "ERR_FULL", "ERR_CLOSED", "ERR_TAKEN_BACK", "ADOPTED",
+              "OFFER_MORE", "OFFER_TLS", "BACKEND_BACKUP"):
+    check_constant(f"HANDOFF_{_name}", globals()[_name])

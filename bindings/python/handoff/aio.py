@@ -1,0 +1,346 @@
+"""The backend's end for asyncio.
+
+    server = await handoff.aio.start_server(serve, "/run/app/handoff.sock")
+
+is asyncio.start_server() for clients that brokers hand over. listen() is for programs that want the
+arrivals themselves. Both need asyncio's own event loop. uvloop reads with read(2), which can tell
+neither close_notify from an error nor an end that the broker's copy of the socket delays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from typing import Any, Awaitable, Callable, Optional
+
+from ._library import TakenBack
+from .backend import Arrival, Backend
+from .reason import Reason
+from .tls import TlsSocket
+
+LIMIT = 2**16  # of a StreamReader, as in asyncio
+VERDICT_S = 0.002
+END_S = 30  # how long a client may take nothing of what is left for it when its connection ends
+
+Callback = Callable[[asyncio.StreamReader, "StreamWriter"], Optional[Awaitable[None]]]
+
+
+def listen(path: str | os.PathLike[str], **options: Any) -> Listener:
+    """Listens for brokers: `async for arrival in handoff.aio.listen(path)`. The options are those of
+    Backend.listen()."""
+    return Listener(Backend.listen(path, **options))
+
+
+class Listener:
+    """Gives the arrivals of a backend, one after the other.
+
+    `async for` adopts each: make a task for it at once, because its client waits. A program that
+    looks first calls next(), then adopt() or reject().
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._loop = asyncio.get_running_loop()
+        if not isinstance(self._loop, asyncio.SelectorEventLoop):
+            backend.close()
+            raise RuntimeError("handoff.aio needs asyncio's own event loop, "
+                               f"not {type(self._loop).__module__}")
+        self.backend = backend
+        self.draining = self._closed = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._verdicts: asyncio.TimerHandle | None = None
+
+    async def next(self) -> Arrival | None:
+        """Waits for the next arrival, which is not adopted yet. None: no more will come."""
+        while not self._closed:
+            arrival = self.backend.next()
+            if arrival is not None:
+                return arrival
+            if self.draining:
+                self.backend.dispatch()
+                if self.backend.get_statistics()["held"] == 0:
+                    self.close()
+            else:
+                await self._readable()
+                if not self._closed:
+                    self.backend.dispatch()
+        return None
+
+    def adopt(self, arrival: Arrival) -> socket.socket:
+        """Adopts an arrival, and returns its socket, which does not block: for the loop's sock_*()
+        calls, or for open_connection(). Raises TakenBack if the broker was faster."""
+        connection = self.backend.adopt(arrival)
+        connection.setblocking(False)
+        if self._verdicts is None:
+            self._verdicts = self._loop.call_later(VERDICT_S, self._send_verdicts)
+        return connection
+
+    def reject(self, arrival: Arrival, reason: Reason = Reason.REJECTED) -> None:
+        """Rejects an arrival. The broker serves the client another way."""
+        self.backend.reject(arrival, reason)
+
+    def __aiter__(self) -> Listener:
+        return self
+
+    async def __anext__(self) -> Arrival:
+        while (arrival := await self.next()) is not None:
+            try:
+                self.adopt(arrival)
+            except TakenBack:
+                continue
+            return arrival
+        raise StopAsyncIteration
+
+    def drain(self) -> None:
+        """Stops listening. What has arrived still comes, then the iteration ends."""
+        if not self.draining and not self._closed:
+            self.draining = True
+            self.backend.drain()
+            self._wake()
+
+    def close(self) -> None:
+        """Ends it at once: the brokers serve what is not adopted."""
+        if not self._closed:
+            self._closed = True
+            if self._verdicts is not None:
+                self._verdicts.cancel()
+            if self._waiter is not None:
+                self._loop.remove_reader(self.backend.fileno())
+            self.backend.close()
+            self._wake()
+
+    async def _readable(self) -> None:
+        fd = self.backend.fileno()
+        self._waiter = self._loop.create_future()
+        self._loop.add_reader(fd, self._wake)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if not self._closed:  # the number may be another's then
+                self._loop.remove_reader(fd)
+
+    def _send_verdicts(self) -> None:
+        """The program may not call next() before it has served this client. dispatch() sends the
+        verdicts that have waited for a millisecond."""
+        self._verdicts = None
+        self.backend.dispatch()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+# ---- connections ---------------------------------------------------------------------------------
+
+
+class _Ending:
+    """A socket for asyncio's transport, which closes it and no more. That would end nothing while
+    the broker has its copy, and would leave out close_notify: so it is shut down first."""
+
+    unsent = False  # asyncio has bytes that the socket had no room for
+    ended = False
+
+    def send(self: Any, data: Any, *flags: int) -> int:
+        self.unsent = True
+        count = int(super().send(data, *flags))  # type: ignore[misc]
+        self.unsent = count < memoryview(data).nbytes
+        return count
+
+    def sendmsg(self: Any, buffers: Any, *more: Any) -> int:
+        buffers = list(buffers)
+        self.unsent = True
+        count = int(super().sendmsg(buffers, *more))  # type: ignore[misc]
+        self.unsent = count < sum(memoryview(buffer).nbytes for buffer in buffers)
+        return count
+
+    def shutdown(self: Any, how: int) -> None:
+        if self.ended and how == socket.SHUT_WR:
+            return
+        self.ended = self.ended or how != socket.SHUT_RD
+        super().shutdown(how)  # type: ignore[misc]
+
+    def close(self: Any) -> None:
+        if self.fileno() != -1:
+            with contextlib.suppress(OSError):  # the client has gone
+                if self.unsent:  # aborted: the client must not take this for an orderly end
+                    socket.socket.shutdown(self, socket.SHUT_RDWR)
+                else:
+                    self.shutdown(socket.SHUT_WR)
+        super().close()  # type: ignore[misc]
+
+
+class _Plain(_Ending, socket.socket):
+    pass
+
+
+class _Tls(_Ending, TlsSocket):
+    def shutdown(self, how: int) -> None:
+        try:
+            super().shutdown(how)
+        except BlockingIOError:  # there is no room for close_notify yet
+            task = asyncio.ensure_future(_end_later(TlsSocket(fileno=os.dup(self.fileno()))))
+            _ending_later.add(task)
+            task.add_done_callback(_ending_later.discard)
+
+
+_ending_later: set[asyncio.Task[None]] = set()
+
+
+async def _end_later(connection: TlsSocket) -> None:
+    """Sends close_notify when the client has taken so much that there is room for it."""
+    loop, room = asyncio.get_running_loop(), asyncio.Event()
+    fd = connection.fileno()
+    loop.add_writer(fd, room.set)
+    try:
+        connection.setblocking(False)
+        while True:
+            await asyncio.wait_for(room.wait(), END_S)
+            room.clear()
+            with contextlib.suppress(BlockingIOError):
+                return connection.shutdown(socket.SHUT_WR)
+    except (OSError, asyncio.TimeoutError):
+        pass  # the client has gone, or does not want to know
+    finally:
+        loop.remove_writer(fd)
+        connection.close()
+
+
+async def wait_ended() -> None:
+    """Waits until all connections that are closed have ended: a client with TLS that has not yet
+    taken all may delay that."""
+    loop = asyncio.get_running_loop()
+    while tasks := [task for task in _ending_later if task.get_loop() is loop]:
+        await asyncio.wait(tasks)
+
+
+class _First(asyncio.Protocol):
+    """Gives the preread to a connection's protocol before what comes from the socket."""
+
+    def __init__(self, protocol: asyncio.Protocol, preread: bytes) -> None:
+        self._protocol, self._preread = protocol, preread
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.set_protocol(self._protocol)
+        self._protocol.connection_made(transport)
+        # After the transport has begun to watch the socket, so that the protocol can pause it, and
+        # before the loop looks at the socket.
+        asyncio.get_running_loop().call_soon(self._give, transport)
+
+    def _give(self, transport: asyncio.Transport) -> None:
+        if self._preread and not transport.is_closing():
+            self._protocol.data_received(self._preread)
+
+
+async def create_connection(make_protocol: Callable[[], asyncio.Protocol],
+                            arrival: Arrival) -> tuple[asyncio.Transport, asyncio.Protocol]:
+    """Makes a transport and a protocol of an adopted arrival, as loop.create_connection() does of a
+    socket. The protocol gets the preread first."""
+    connection = (_Tls if arrival.tls else _Plain)(fileno=arrival.connection.detach())
+    try:
+        connection.setblocking(False)
+        protocol = make_protocol()
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: _First(protocol, arrival.preread), connection)
+    except BaseException:
+        connection.close()
+        raise
+    return transport, protocol
+
+
+class StreamWriter(asyncio.StreamWriter):
+    """get_extra_info("arrival") is the Arrival."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: asyncio.Protocol,
+                 reader: asyncio.StreamReader, arrival: Arrival) -> None:
+        super().__init__(transport, protocol, reader, asyncio.get_running_loop())
+        self._arrival = arrival
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._arrival if name == "arrival" else super().get_extra_info(name, default)
+
+
+async def open_connection(arrival: Arrival, *,
+                          limit: int = LIMIT) -> tuple[asyncio.StreamReader, StreamWriter]:
+    """Makes streams of an adopted arrival. The reader gives the preread first."""
+    reader = asyncio.StreamReader(limit=limit)
+    transport, protocol = await create_connection(
+        lambda: asyncio.StreamReaderProtocol(reader), arrival)
+    return reader, StreamWriter(transport, protocol, reader, arrival)
+
+
+# ---- a server ------------------------------------------------------------------------------------
+
+
+async def start_server(callback: Callback, path: str | os.PathLike[str], *, limit: int = LIMIT,
+                       max_connections: int | None = None, **options: Any) -> Server:
+    """Calls callback(reader, writer) for each client, as asyncio.start_server() does. More clients
+    than `max_connections` stay the brokers'. The other options are those of Backend.listen()."""
+    return Server(listen(path, **options), callback, limit, max_connections)
+
+
+class Server(asyncio.AbstractServer):
+    """close() stops listening, and wait_closed() waits until each callback has returned."""
+
+    def __init__(self, listener: Listener, callback: Callback, limit: int,
+                 max_connections: int | None) -> None:
+        self.listener = listener
+        self._callback, self._limit, self._most = callback, limit, max_connections
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._accepting = self._loop.create_task(self._accept())
+
+    def close(self) -> None:
+        self.listener.drain()
+
+    async def wait_closed(self) -> None:
+        await asyncio.wait([self._accepting])
+        while self._connections:
+            await asyncio.wait(self._connections)
+        await wait_ended()
+        await self._accepting  # raises what has ended it
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def is_serving(self) -> bool:
+        return not self.listener.draining
+
+    async def start_serving(self) -> None:
+        """It does already."""
+
+    async def serve_forever(self) -> None:
+        """Serves until close() or until it is cancelled."""
+        try:
+            await asyncio.shield(self._accepting)
+        except asyncio.CancelledError:
+            self.close()
+            await self.wait_closed()
+            raise
+
+    async def _accept(self) -> None:
+        while (arrival := await self.listener.next()) is not None:
+            if self._most is not None and len(self._connections) >= self._most:
+                self.listener.reject(arrival, Reason.BACKEND_BUSY)
+                continue
+            with contextlib.suppress(TakenBack):
+                self.listener.adopt(arrival)
+                task = self._loop.create_task(self._serve(arrival))
+                self._connections.add(task)
+                task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, arrival: Arrival) -> None:
+        writer = None
+        try:
+            reader, writer = await open_connection(arrival, limit=self._limit)
+            result = self._callback(reader, writer)
+            if result is not None:
+                await result
+        except Exception as error:
+            self._loop.call_exception_handler({
+                "message": "Unhandled exception in the callback of handoff.aio.start_server()",
+                "exception": error})
+            if writer is not None:
+                writer.close()

@@ -1,0 +1,207 @@
+"""The backend's end of its channels: include/handoff/backend.h says what each call does."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import socket
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Callable, Iterator, NamedTuple, Sequence
+
+from ._library import (NOTHING, TIMED_OUT, BackendOptions, BackendStatistics, CArrival, HandoffError,
+                       check, library)
+from .reason import Reason
+from .tls import TlsSocket
+
+KIND_STREAM, KIND_SEQPACKET, KIND_DATAGRAM, KIND_UNCONNECTED, KIND_ANY = 1, 2, 4, 8, 15
+
+
+class Peer(NamedTuple):
+    """A broker, as it was when it connected."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+@dataclass
+class Arrival:
+    """An offer as the backend sees it. `preread` comes before what you read from `connection`.
+
+    Its bytes are copies: the library's are valid only until the next dispatch() or accept().
+    """
+
+    id: int
+    preread: bytes
+    metadata: bytes
+    service: bytes
+    correlation: bytes
+    broker: Peer
+    tls: bool = False  # the kernel does the client's TLS: the connection is a TlsSocket
+    _connection: socket.socket | None = None
+
+    @property
+    def connection(self) -> socket.socket:
+        """The client's connection, once you have adopted it."""
+        if self._connection is None:
+            raise ValueError("this arrival is not adopted")
+        return self._connection
+
+
+class Backend:
+    """The backend's end of the channels of one handoff socket.
+
+        with handoff.Backend.listen("/run/app/handoff.sock") as backend:
+            while True:
+                arrival = backend.accept()
+                serve(arrival.connection, arrival.preread)
+
+    One thread at a time uses it; a second one gets a RuntimeError. ctypes lets other threads run
+    during a call, so nothing else would keep them apart. And it belongs to one process: the one
+    that uses it first.
+    """
+
+    def __init__(self, handle: ctypes.c_void_p) -> None:
+        self._handle: ctypes.c_void_p | None = handle
+        self._lock = threading.Lock()
+
+    @classmethod
+    def listen(cls, path: str | os.PathLike[str], *, users: Sequence[int] = (),
+               groups: Sequence[int] = (), **options: int) -> Backend:
+        """Makes a handoff socket and listens on it. Brokers of root and of this user may connect, or
+        instead those of `users` and `groups`. Other options are handoff_backend_options' members:
+        `mode`, `max_channels` ... Zero is the default."""
+        return cls._new(library.handoff_backend_listen, os.fsencode(path), users, groups, options)
+
+    @classmethod
+    def listen_on(cls, listener: socket.socket, *, users: Sequence[int] = (),
+                  groups: Sequence[int] = (), **options: int) -> Backend:
+        """Listens on a socket that somebody else made. `listener` stays yours."""
+        return cls._new(library.handoff_backend_listen_on, listener.fileno(), users, groups,
+                        options)
+
+    @classmethod
+    def _new(cls, make: Callable[..., int], place: bytes | int, users: Sequence[int],
+             groups: Sequence[int], members: dict[str, int]) -> Backend:
+        options, handle = BackendOptions(), ctypes.c_void_p()
+        options.set(members, users, groups)
+        check(make(place, ctypes.byref(options), ctypes.byref(handle)))
+        return cls(handle)
+
+    def close(self) -> None:
+        """Frees the backend. What you adopted stays open. The brokers serve the rest."""
+        with self._alone():
+            library.handoff_backend_free(self._handle)
+            self._handle = None  # from now on every call returns HANDOFF_ERR_INVALID_ARGUMENT
+
+    def __enter__(self) -> Backend:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Returns the descriptor to watch. When it is readable, call dispatch(), then next()."""
+        with self._alone():
+            fd = int(library.handoff_backend_fd(self._handle))
+            if fd == -1:
+                raise HandoffError(None)
+            return fd
+
+    def dispatch(self) -> None:
+        """Does the pending work. It does not wait."""
+        with self._alone():
+            check(library.handoff_backend_dispatch(self._handle))
+
+    def next(self) -> Arrival | None:
+        """Returns the next arrival, to adopt or reject, or None. Call it until it returns None:
+        `for arrival in iter(backend.next, None)`."""
+        arrival = CArrival()
+        with self._alone():
+            status = library.handoff_backend_next(self._handle, ctypes.byref(arrival))
+            if status == NOTHING:
+                return None
+            check(status)
+            return _copy(arrival)
+
+    def adopt(self, arrival: Arrival) -> socket.socket:
+        """Adopts an arrival and returns its socket. Raises TakenBack if the broker was faster."""
+        fd = ctypes.c_int()
+        with self._alone():
+            check(library.handoff_backend_adopt(self._handle, arrival.id, ctypes.byref(fd)))
+        arrival._connection = _adopted(fd.value, arrival.tls)
+        return arrival._connection
+
+    def reject(self, arrival: Arrival, reason: Reason = Reason.REJECTED) -> None:
+        """Rejects an arrival. The broker serves the client another way."""
+        with self._alone():
+            check(library.handoff_backend_reject(self._handle, arrival.id, reason))
+
+    def accept(self, timeout: float | None = None) -> Arrival | None:
+        """Waits for an arrival and adopts it. Returns None if none arrived in so many seconds.
+
+        Python's signal handlers run only when it returns. A program with handlers waits for
+        fileno() and signal.set_wakeup_fd() together.
+        """
+        milliseconds = -1 if timeout is None else min(math.ceil(timeout * 1000), 2**31 - 1)
+        arrival = CArrival()
+        with self._alone():
+            status = library.handoff_backend_accept(self._handle, milliseconds,
+                                                    ctypes.byref(arrival))
+            if status == TIMED_OUT:
+                return None
+            check(status)
+            connection = _adopted(arrival.fd, arrival.tls)
+            copy = _copy(arrival)
+        copy._connection = connection
+        return copy
+
+    def drain(self) -> None:
+        """Stops listening and takes no more offers. What has arrived can still be adopted."""
+        with self._alone():
+            check(library.handoff_backend_drain(self._handle))
+
+    def get_statistics(self) -> dict[str, int]:
+        """Returns what it has done so far: handoff_backend_statistics as a dict."""
+        statistics = BackendStatistics()
+        with self._alone():
+            check(library.handoff_backend_get_statistics(self._handle, ctypes.byref(statistics)))
+        return {name: getattr(statistics, name) for name, *_ in statistics._fields_[1:]}
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("this backend is in use: one thread at a time may use it")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
+def _copy(arrival: CArrival) -> Arrival:
+    return Arrival(
+        arrival.id,
+        ctypes.string_at(arrival.preread, arrival.preread_len),
+        ctypes.string_at(arrival.metadata, arrival.metadata_len),
+        arrival.service,
+        arrival.correlation,
+        Peer(arrival.broker_pid, arrival.broker_uid, arrival.broker_gid),
+        bool(arrival.tls),
+    )
+
+
+def _adopted(fd: int, tls: bool) -> socket.socket:
+    try:
+        connection = (TlsSocket if tls else socket.socket)(fileno=fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    # O_NONBLOCK is as the broker left it, and Python does not look. The connection is ours now:
+    # make it as accept() of a listener would.
+    connection.settimeout(socket.getdefaulttimeout())
+    return connection

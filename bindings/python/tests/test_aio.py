@@ -1,0 +1,290 @@
+#!/usr/bin/env python3
+"""Tests of handoff.aio: the clients and the broker are in a thread beside the event loop."""
+
+import asyncio
+import os
+import socket
+import time
+import unittest
+
+import handoff
+import handoff.aio
+from ends import PATIENCE, Case, read_all, wait_until
+
+BIG = bytes(range(256)) * 8192  # more than a socket's buffers have room for
+
+
+class Aio(Case):
+    def serve_with(self, callback, clients, **options):
+        """The result of the clients of a start_server(), which is then closed."""
+        async def run():
+            server = await handoff.aio.start_server(callback, self.path, **options)
+            async with server:
+                result = await asyncio.get_running_loop().run_in_executor(None, clients)
+                self.assertTrue(server.is_serving())
+            self.assertFalse(server.is_serving())
+            return result
+        return asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+async def echo(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+class Streams(Aio):
+    def test_preread_comes_first_and_then_what_the_client_sends(self):
+        def clients():
+            client = self.front.hand_over(b"first ")
+            client.sendall(b"second")
+            client.shutdown(socket.SHUT_WR)
+            with client:
+                return read_all(client)
+        self.assertEqual(self.serve_with(echo, clients), b"first second")
+
+    def test_preread_beyond_the_limit_of_the_reader_waits_for_whoever_reads(self):
+        def clients():
+            client = self.front.hand_over(BIG[:60000])
+            client.sendall(BIG[60000:100000])
+            client.shutdown(socket.SHUT_WR)
+            with client:
+                return read_all(client)
+        self.assertEqual(self.serve_with(echo, clients, limit=1000), BIG[:100000])
+
+    def test_closing_ends_the_connection_though_the_broker_keeps_its_copy(self):
+        async def answer(reader, writer):
+            writer.write(b"answer")
+            writer.close()
+            await writer.wait_closed()
+
+        def clients():
+            copies = []
+            with self.front.hand_over(keep_copy=copies) as client, copies[0]:
+                return read_all(client)
+        self.assertEqual(self.serve_with(answer, clients), b"answer")
+
+    def test_write_eof_ends_one_direction_only(self):
+        async def serve(reader, writer):
+            writer.write(b"question")
+            writer.write_eof()
+            answers.append(await reader.read())
+            writer.close()
+        answers = []
+
+        def clients():
+            copies = []
+            with self.front.hand_over(keep_copy=copies) as client, copies[0]:
+                got = read_all(client)
+                client.sendall(b"answer")
+                client.shutdown(socket.SHUT_WR)
+            return got
+        self.assertEqual(self.serve_with(serve, clients), b"question")
+        self.assertEqual(answers, [b"answer"])
+
+    def test_slow_client_gets_all_that_was_written_before_close(self):
+        async def answer(reader, writer):
+            writer.write(BIG)
+            writer.close()
+
+        def clients():
+            with self.front.hand_over() as client:
+                return read_all(client)
+        self.assertEqual(self.serve_with(answer, clients), BIG)
+
+    def test_drain_waits_for_a_client_that_does_not_read(self):
+        async def answer(reader, writer):
+            for start in range(0, len(BIG), 65536):
+                writer.write(BIG[start:start + 65536])
+                await writer.drain()
+                most.append(writer.transport.get_write_buffer_size())
+            writer.close()
+        most = []
+
+        def clients():
+            with self.front.hand_over() as client:
+                return read_all(client)
+        self.assertEqual(self.serve_with(answer, clients), BIG)
+        self.assertLessEqual(max(most), 2 * 65536)
+
+    def test_callback_learns_what_the_broker_says(self):
+        async def answer(reader, writer):
+            arrival = writer.get_extra_info("arrival")
+            writer.write(arrival.metadata + arrival.service + arrival.correlation)
+            self.assertEqual(writer.get_extra_info("peername")[0], "127.0.0.1")
+            writer.close()
+
+        def clients():
+            with self.front.hand_over(metadata=b"m", service=b"s", correlation=b"c") as client:
+                return read_all(client)
+        self.assertEqual(self.serve_with(answer, clients), b"msc")
+
+    def test_plain_function_may_be_the_callback(self):
+        def answer(reader, writer):
+            writer.write(b"plain")
+            writer.close()
+
+        def clients():
+            with self.front.hand_over() as client:
+                return read_all(client)
+        self.assertEqual(self.serve_with(answer, clients), b"plain")
+
+    def test_connection_ends_when_the_callback_raises(self):
+        async def fail(reader, writer):
+            raise KeyError("of this test")
+
+        def clients():
+            with self.front.hand_over() as client:
+                return read_all(client)
+
+        async def run():
+            server = await handoff.aio.start_server(fail, self.path)
+            asyncio.get_running_loop().set_exception_handler(
+                lambda _, context: problems.append(repr(context["exception"])))
+            async with server:
+                return await asyncio.get_running_loop().run_in_executor(None, clients)
+        problems = []
+        self.assertEqual(asyncio.run(asyncio.wait_for(run(), PATIENCE)), b"")
+        self.assertEqual(problems, ["KeyError('of this test')"])
+
+    def test_clients_beyond_the_limit_stay_the_brokers(self):
+        def clients():
+            first = self.front.hand_over()
+            _, verdict = self.front.offer()
+            self.assertEqual((verdict.adopted, verdict.reason),
+                             (False, handoff.Reason.BACKEND_BUSY))
+            with first:
+                first.sendall(b"x")
+                first.shutdown(socket.SHUT_WR)
+                read_all(first)
+            with self.front.hand_over() as client:
+                client.shutdown(socket.SHUT_WR)
+                return read_all(client)
+        self.assertEqual(self.serve_with(echo, clients, max_connections=1), b"")
+
+    def test_many_at_once(self):
+        count = 300
+
+        def descriptors():
+            return len(os.listdir("/proc/self/fd"))
+
+        def clients():
+            self.front.hand_over().close()
+            time.sleep(0.1)
+            before = descriptors()
+            there = [self.front.hand_over(b"%d." % number) for number in range(count)]
+            for client in there:
+                client.sendall(b"!")
+                client.shutdown(socket.SHUT_WR)
+            answers = [read_all(client) for client in there]
+            for client in there:
+                client.close()
+            wait_until(lambda: descriptors() <= before, "no descriptor is left")
+            return answers
+        self.assertEqual(self.serve_with(echo, clients), [b"%d.!" % n for n in range(count)])
+
+    def test_what_has_arrived_is_served_after_close_and_then_the_path_is_free(self):
+        async def run():
+            loop = asyncio.get_running_loop()
+            server = await handoff.aio.start_server(echo, self.path)
+            client = await loop.run_in_executor(None, self.front.hand_over)
+            server.close()
+            self.assertFalse(os.path.exists(self.path))
+            closed = asyncio.ensure_future(server.wait_closed())
+            await asyncio.sleep(0.05)
+            self.assertFalse(closed.done())  # there is a client
+
+            def end():
+                with client:
+                    client.sendall(b"late")
+                    client.shutdown(socket.SHUT_WR)
+                    return read_all(client)
+            self.assertEqual(await loop.run_in_executor(None, end), b"late")
+            await closed
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+    def test_serve_forever_ends_in_order_when_it_is_cancelled(self):
+        async def run():
+            server = await handoff.aio.start_server(echo, self.path)
+            serving = asyncio.ensure_future(server.serve_forever())
+            await asyncio.sleep(0.01)
+            serving.cancel()
+            with self.assertRaises(asyncio.CancelledError):
+                await serving
+            self.assertFalse(server.is_serving())
+            self.assertFalse(os.path.exists(self.path))
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+class Listeners(Aio):
+    def test_arrivals_come_adopted_and_drain_ends_the_iteration(self):
+        async def run():
+            loop = asyncio.get_running_loop()
+            listener = handoff.aio.listen(self.path)
+            clients = [loop.run_in_executor(None, self.front.hand_over, b"x")]
+            async for arrival in listener:
+                with arrival.connection as connection:
+                    self.assertEqual(connection.gettimeout(), 0)
+                    await loop.sock_sendall(connection, arrival.preread)
+                    connection.shutdown(socket.SHUT_WR)
+                listener.drain()
+            with await clients[0] as client:
+                return await loop.run_in_executor(None, read_all, client)
+        self.assertEqual(asyncio.run(asyncio.wait_for(run(), PATIENCE)), b"x")
+
+    def test_program_may_look_first(self):
+        async def run():
+            loop = asyncio.get_running_loop()
+            listener = handoff.aio.listen(self.path)
+            offered = loop.run_in_executor(None, self.front.offer)
+            arrival = await listener.next()
+            self.assertRaises(ValueError, lambda: arrival.connection)
+            listener.reject(arrival, handoff.Reason.POLICY_DISABLED)
+            waiting = asyncio.ensure_future(listener.next())  # this sends the verdict
+            client, verdict = await offered
+            client.close()
+            self.assertEqual(verdict.reason, handoff.Reason.POLICY_DISABLED)
+            listener.close()
+            self.assertIsNone(await waiting)
+            self.assertIsNone(await listener.next())
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+    def test_arrival_that_the_broker_took_back_is_passed_over(self):
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+
+        async def run():
+            loop = asyncio.get_running_loop()
+            listener = handoff.aio.listen(self.path)
+
+            async def offer():
+                while True:
+                    try:
+                        return self.front.broker.offer(theirs)
+                    except handoff.HandoffError:
+                        self.front.broker.dispatch()
+                        await asyncio.sleep(0.01)
+            task = asyncio.ensure_future(listener.__anext__())
+            number = await offer()
+            self.front.broker.take_back(number)
+            client = loop.run_in_executor(None, self.front.hand_over, b"second")
+            arrival = await task
+            self.assertEqual(arrival.preread, b"second")
+            arrival.connection.close()
+            (await client).close()
+            listener.close()
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+    def test_errors_of_listening_come_at_once(self):
+        async def run():
+            with self.assertRaises(handoff.HandoffError):
+                handoff.aio.listen(os.path.join(self.path, "no", "such"))
+            with self.assertRaises(TypeError):
+                await handoff.aio.start_server(echo, self.path, backlogs=1)
+        asyncio.run(run())
+
+
+if __name__ == "__main__":
+    unittest.main()
