@@ -140,7 +140,7 @@ need-vm:
 DEB_NEEDS := need-pkg-config need-python need-git need-debs
 
 # dpkg-buildpackage(1) takes build-essential for granted, and asks for it.
-need-debs: need-nginx-dev
+need-debs: need-nginx-dev need-apache-dev
 	@$(NEED) build-essential test -e /usr/share/build-essential/list
 	@$(NEED) dpkg-dev dpkg-buildpackage --version
 	@$(NEED) debhelper sh -c 'command -v dh'
