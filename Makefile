@@ -203,6 +203,9 @@ $(LONG): export LIMITS_BYTES := 268435456
 $(LONG): export NGINX_VERSIONS_TEST := $(NGINX_TEST)
 $(LONG): export PACKAGES_BUILD := 1
 $(LONG): export NGINX_TLS_FULL := 1
+$(LONG): export APACHE_TESTS_REQUESTS := 10000
+$(LONG): export APACHE_TESTS_MIXED := 3000
+$(LONG): export APACHE_TESTS_LATE := 4000
 check-all: | check-needs $(ALL_NEEDS)
 	@$(RUN_CHECKS) --record $(RECORD) $(CHECKS) $(ONLY_ALL)
 
@@ -235,15 +238,21 @@ check-crate: | git-checkout
 
 ## check-readme  compile the programs in README.md, and follow the links of the documents
 .PHONY: check-readme
-check-readme: | need-python need-cxx
+check-readme: | need-python need-cxx need-go need-node-packages all
 	@$(PYTHON) tools/check_links.py $(filter %.md,$(DOCS))
 	@set -e; for program in 1 2 3 4; do \
 	    $(PYTHON) tools/readme_code.py README.md c $$program | \
 	        $(CC) -std=c11 $(WARN) -c -o /dev/null -Iinclude -xc -; \
 	done; \
 	$(PYTHON) tools/readme_code.py README.md cpp 1 | \
-	    $(CXX) -std=c++17 $(WARN) -c -o /dev/null -Iinclude -xc++ -; \
-	echo "check-readme: a broker and backends, in C and in C++"
+	    $(CXX) -std=c++17 $(WARN) -c -o /dev/null -Iinclude -xc++ -
+	@mkdir -p $(BUILD)/readme && cp examples/go/go.mod $(BUILD)/readme && cd $(BUILD)/readme && \
+	    $(GO_RUN) mod edit -replace=libhandoff/handoff=$(HERE)/bindings/go
+	@set -e; for program in "python app.py" "go main.go" "js server.js"; do set -- $$program; \
+	    $(PYTHON) tools/readme_code.py README.md $$1 1 > $(BUILD)/readme/$$2; \
+	done
+	@cd $(BUILD)/readme && $(PYTHON) -m py_compile app.py && $(GO_RUN) vet . && node --check server.js
+	@echo "check-readme: a broker and backends, in C and in C++; backends in Python, Go and JavaScript"
 
 # ---- the tree ------------------------------------------------------------------------------------
 

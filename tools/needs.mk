@@ -76,6 +76,13 @@ need-systemd:
 need-go:
 	@$(NEED) golang-go $(GO) version
 
+# Node's packages are younger than what names them.
+need-node-packages:
+	@$(NEED) nodejs $(NODE) --version
+	@$(NEED) npm $(NPM) --version
+	@$(NEED) npm:$(NODE_PACKAGE) test $(NODE_PACKAGE)/node_modules/.package-lock.json \
+	    -nt $(NODE_PACKAGE)/package-lock.json
+
 # ---- to test and to measure the nginx modules ----------------------------------------------------
 
 need-nginx:
@@ -104,6 +111,20 @@ need-curl:
 
 need-wrk:
 	@$(NEED) wrk sh -c 'command -v wrk'
+
+# ---- to test the package for Python --------------------------------------------------------------
+
+need-asgi:
+	@set -e; for name in uvicorn fastapi httptools websockets wsproto; do \
+	    $(NEED) python3-$$name $(DEBIAN_PYTHON) -c "import $$name"; done
+
+need-mypy:
+	@$(NEED) mypy $(DEBIAN_PYTHON) -m mypy --version
+
+need-wheel:
+	@$(NEED) python3-pip $(DEBIAN_PYTHON) -m pip --version
+	@$(NEED) python3-wheel $(DEBIAN_PYTHON) -c 'import setuptools, wheel'
+	@$(NEED) python3-venv $(DEBIAN_PYTHON) -c 'import ensurepip'
 
 # ---- to test connections whose TLS the kernel does: tools/vm -------------------------------------
 
@@ -173,15 +194,6 @@ need-peers: need-pkg-config need-nginx
 	@$(NEED) libglib2.0-dev pkg-config --exists gio-unix-2.0
 	@$(NEED) nodejs node --version
 	@$(NEED) strace strace -V
-
-# ---- to test the bindings -----------------------------------------------------------------------
-
-# Its packages are as old as what names them, or younger.
-need-node-packages:
-	@$(NEED) nodejs $(NODE) --version
-	@$(NEED) npm $(NPM) --version
-	@$(NEED) npm:$(NODE_PACKAGE) test $(NODE_PACKAGE)/node_modules/.package-lock.json \
-	    -nt $(NODE_PACKAGE)/package-lock.json
 
 # ---- all of it -----------------------------------------------------------------------------------
 

@@ -131,6 +131,9 @@ func (c *Conn) receive(b []byte) (int, error) {
 }
 
 // Write sends to the client.
+//
+// With TLS it may not fail when the client has gone: Linux 6.1 takes what is written and drops it. So a
+// handler that only writes looks at its request's Context, which ends when net/http cannot read any more.
 func (c *Conn) Write(b []byte) (int, error) {
 	return c.conn.Write(b)
 }

@@ -13,9 +13,10 @@ $(GO_EXAMPLE): $(wildcard bindings/go/*.go bindings/go/go.mod examples/go/*) $(H
 
 ## check-go    the binding for Go: go vet, gofmt, its own tests, and what every binding must do
 .PHONY: check-go
-check-go: $(GO_EXAMPLE) $(BINDING_TESTS) | need-go need-python
+check-go: $(GO_EXAMPLE) $(BINDING_TESTS) | $(BINDING_NEEDS) need-go
 	@badly=$$(gofmt -l bindings/go examples/go); [ -z "$$badly" ] || \
 	    { echo "error: check-go: gofmt would change $$badly" >&2; exit 1; }
 	@cd examples/go && $(GO_RUN) vet .
 	@cd bindings/go && $(GO_RUN) vet . && $(GO_RUN) test -race .
 	@$(call check_binding,go,$(GO_EXAMPLE))
+	@$(call check_binding_tls,go,$(GO_EXAMPLE))

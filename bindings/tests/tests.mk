@@ -1,9 +1,17 @@
-# What every binding must do. `make check-LANGUAGE` needs $(BINDING_TESTS), and asks it of its example:
+# What every binding must do. `make check-LANGUAGE` needs $(BINDING_TESTS) and, order-only,
+# $(BINDING_NEEDS), and asks it of its example, with TLS in an emulated machine:
 #
 #   $(call check_binding,LANGUAGE,COMMAND)
+#   $(call check_binding_tls,LANGUAGE,COMMAND)
 
 BINDING_TESTS = $(NGINX_TESTS)/backend nginx
+BINDING_NEEDS = need-python need-vm need-openssl all
 
 check_binding = cd bindings/tests && $(NGINX_RUN) HANDOFF_COMMAND=$(COMMAND) \
     PYTHONPATH=$(HERE)/integrations/nginx/tests:$(HERE)/tools/handoff/tests:$(HERE)/bindings/python \
     BINDING_LANGUAGE=$(1) BINDING_BACKEND="$(2)" $(PYTHON) -B -W error -m unittest -q test_binding
+
+# The machine has what is at the same places of this one.
+check_binding_tls = $(VM) -- env $(TEST) PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$(HERE)/c-tests/tls \
+    HANDOFF_NGINX_MODULES=$(NGINX_BUILD) BINDING_LANGUAGE=$(1) BINDING_BACKEND="$(2)" \
+    $(HERE)/bindings/tests/test_binding_tls.py

@@ -67,8 +67,7 @@ class Test(unittest.TestCase):
         self.path = os.path.join(self.directory, "handoff.sock")
 
     def connect(self, version):
-        """A client, as an ssl.SSLSocket, and the broker's end of it, of which the kernel does the
-        TLS and OpenSSL knows nothing any more."""
+        """A client, as an ssl.SSLSocket, and the broker's end of it, as serve() gives it."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             plain = socket.create_connection(listener.getsockname(), PATIENCE)
             accepted, _ = listener.accept()
@@ -80,28 +79,39 @@ class Test(unittest.TestCase):
         thread = threading.Thread(target=lambda: clients.append(trusting.wrap_socket(
             plain, server_hostname="localhost", suppress_ragged_eofs=False)))
         thread.start()
+        accepted = self.serve(accepted)
+        thread.join()
+        self.addCleanup(clients[0].close)
+        return clients[0], accepted
+
+    def serve(self, accepted):
+        """Does the handshake. The kernel does the TLS of what it gives, and OpenSSL knows nothing of
+        that any more."""
         serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         serving.options |= OP_ENABLE_KTLS
         serving.load_cert_chain(self.certificate)
         wrapped = serving.wrap_socket(accepted, server_side=True)
-        thread.join()
-        self.addCleanup(clients[0].close)
         accepted = socket.socket(fileno=wrapped.detach())
         self.addCleanup(accepted.close)
-        return clients[0], accepted
+        return accepted
 
     def hand_over(self, version, preread=b"", between=None, **what):
         """A client of the backend at self.path, whose connection has been handed over."""
         client, accepted = self.connect(version)
-        with contextlib.closing(between or handoff.Broker(self.path, timeout_ms=PATIENCE * 1000)) as there:
+        self.offer(accepted, preread=preread, between=between, **what)
+        return client
+
+    def offer(self, accepted, between=None, **what):
+        """Hands it over, and closes the broker's copy."""
+        there = between or handoff.Broker(self.path, timeout_ms=PATIENCE * 1000)
+        with contextlib.closing(there):
             def try_to():
                 with contextlib.suppress(handoff.HandoffError):
-                    return there.offer_and_wait(accepted, preread=preread, tls=True, **what)
+                    return there.offer_and_wait(accepted, tls=True, **what)
                 return None
             verdict = wait_until(try_to, "there is a verdict")
         self.assertTrue(verdict.adopted, handoff.reason_name(verdict.reason))
         accepted.close()
-        return client
 
 
 def read_all(client):

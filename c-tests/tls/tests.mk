@@ -54,7 +54,7 @@ tls_test = $(if $(filter %.py,$(1)),c-tests/tls/$(1),$(C_BUILD)/tls/$(1))
 .PHONY: check-tls $(TLS_ROOTS:%=check-tls-with-%)
 check-tls: TLS_TEST ?= $(TLS_TESTS) $(TLS_PYTHON) one_owner
 check-tls: $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS) one_owner) $(BUILD)/examples/tls_backend \
-    $(TLS_INSTALLED:%=installed-%) | need-python need-vm
+    $(TLS_INSTALLED:%=installed-%) | need-python need-vm need-node-packages
 	@$(SUBMAKE) --no-print-directory -j2 -k --output-sync=target $(TLS_ROOTS:%=check-tls-with-%) \
 	    TLS_TEST='$(TLS_TEST)'
 

@@ -45,13 +45,16 @@ func events(w http.ResponseWriter, r *http.Request) {
 	pause, _ := strconv.Atoi(r.FormValue("ms"))
 	w.Header().Set("Content-Type", "text/event-stream")
 	for number := 1; number <= count; number++ {
-		if number > 1 && pause > 0 {
-			time.Sleep(time.Duration(pause) * time.Millisecond)
-		}
-		if _, err := fmt.Fprintf(w, "data: %d\n\n", number); err != nil {
-			return // the client has gone
-		}
+		fmt.Fprintf(w, "data: %d\n\n", number)
 		w.(http.Flusher).Flush()
+		if number == count {
+			return
+		}
+		select {
+		case <-time.After(time.Duration(pause) * time.Millisecond):
+		case <-r.Context().Done(): // the client has gone
+			return
+		}
 	}
 }
 

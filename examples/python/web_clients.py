@@ -32,11 +32,11 @@ def read_event(file):
 class WebSocket:
     """A client's end of one."""
 
-    def __init__(self, connection, headers="Origin: https://localhost\r\n"):
+    def __init__(self, connection, headers="Origin: https://localhost\r\n", path="/socket"):
         self.connection, self.file = connection, connection.makefile("rb")
         key = base64.b64encode(os.urandom(16)).decode()
         connection.sendall((
-            "GET /socket HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
             "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
             f"Sec-WebSocket-Key: {key}\r\n{FORGED}{headers}\r\n").encode())
 

@@ -74,6 +74,18 @@ static int add_recorder(conn_rec *c, void *socket)
     return OK;
 }
 
+handoff_request *handoff_request_of(request_rec *r)
+{
+    while (r->prev != NULL)
+        r = r->prev;
+    handoff_request *request = ap_get_module_config(r->request_config, &handoff_module);
+    if (request == NULL) { /* it begins, or was not read from a connection: a subrequest */
+        request = apr_pcalloc(r->pool, sizeof *request);
+        ap_set_module_config(r->request_config, &handoff_module, request);
+    }
+    return request;
+}
+
 static apr_status_t end_request(void *data)
 {
     request_rec *r = data;
@@ -87,8 +99,7 @@ static apr_status_t end_request(void *data)
 static void begin_request(request_rec *r, conn_rec *c)
 {
     recorder *recorder = ap_get_module_config(c->conn_config, &handoff_module);
-    handoff_request *request = apr_pcalloc(r->pool, sizeof *request);
-    ap_set_module_config(r->request_config, &handoff_module, request);
+    handoff_request *request = handoff_request_of(r);
     if (recorder == NULL || ap_ssl_conn_is_ssl(c))
         return;
     ap_varbuf_init(r->pool, &request->read, 0);
@@ -96,12 +107,6 @@ static void begin_request(request_rec *r, conn_rec *c)
     apr_pool_cleanup_register(r->pool, r, end_request, apr_pool_cleanup_null);
 }
 
-handoff_request *handoff_request_of(request_rec *r)
-{
-    while (r->prev != NULL)
-        r = r->prev;
-    return ap_get_module_config(r->request_config, &handoff_module);
-}
 
 /* Filters of Apache's own modules that keep nothing back. Of any other one nobody knows. */
 static int keeps_nothing(ap_filter_t *f)
@@ -126,9 +131,9 @@ static void add_part(apr_array_header_t *parts, const char *bytes, apr_size_t le
 const char *handoff_get_preread(request_rec *r, apr_array_header_t *parts)
 {
     recorder *recorder = ap_get_module_config(r->connection->conn_config, &handoff_module);
-    handoff_request *request = handoff_request_of(r);
-    ap_filter_t *f = recorder->filter;
-    if (r->connection->input_filters != f)
+    const handoff_request *request = handoff_request_of(r);
+    ap_filter_t *f = recorder != NULL ? recorder->filter : NULL;
+    if (f == NULL || r->connection->input_filters != f)
         return apr_psprintf(r->pool, "the filter %s reads its connection",
                             r->connection->input_filters->frec->name);
     for (f = f->next; f->next != NULL; f = f->next)

@@ -332,7 +332,7 @@ static void add_header_filter(request_rec *r)
 static int note_outcome(request_rec *r)
 {
     const handoff_request *request = handoff_request_of(r);
-    if (request == NULL || request->outcome == NULL)
+    if (request->outcome == NULL)
         return DECLINED;
     int handed_over = strcmp(request->outcome, "fallback") != 0;
     for (; r != NULL; r = r->next) {

@@ -51,7 +51,7 @@ ROOTS = ("this-machine", "debian-13")
 
 # Debian 13: what is unpacked with what it depends on, and what only for its headers.
 DEBIAN_13 = "trixie"
-PACKAGES = "nginx libnginx-mod-stream openssl libcmocka0 python3 curl".split()
+PACKAGES = "nginx libnginx-mod-stream openssl libcmocka0 python3 curl nodejs".split()
 HEADERS = "nginx-dev libssl-dev".split()
 # Not one package is configured, which would take five times as long; what that would have made and
 # the tests need is made here. mmdebstrap runs this with the new root as its argument.

@@ -126,6 +126,7 @@ class Listener:
         verdicts that have waited for a millisecond."""
         self._verdicts = None
         self.backend.dispatch()
+        self._wake()  # it may have received what next() waits for
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

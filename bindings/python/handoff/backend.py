@@ -13,11 +13,13 @@ from types import TracebackType
 from typing import Callable, Iterator, NamedTuple, Sequence
 
 from ._library import (NOTHING, TIMED_OUT, BackendOptions, BackendStatistics, CArrival, HandoffError,
-                       check, library)
+                       check, check_constant, library)
 from .reason import Reason
 from .tls import TlsSocket
 
 KIND_STREAM, KIND_SEQPACKET, KIND_DATAGRAM, KIND_UNCONNECTED, KIND_ANY = 1, 2, 4, 8, 15
+for _name in "KIND_STREAM", "KIND_SEQPACKET", "KIND_DATAGRAM", "KIND_UNCONNECTED", "KIND_ANY":
+    check_constant(f"HANDOFF_{_name}", globals()[_name])
 
 
 class Peer(NamedTuple):

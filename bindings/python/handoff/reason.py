@@ -2,6 +2,8 @@
 
 import enum
 
+from ._library import check_constant
+
 
 class Reason(enum.IntEnum):
     """HANDOFF_REASON_*: for Backend.reject(), and in a verdict."""
@@ -25,3 +27,7 @@ class Reason(enum.IntEnum):
     TOO_LARGE = 16
     KIND = 17
     TOO_MANY_CHANNELS = 18
+
+
+for _reason in Reason:
+    check_constant(f"HANDOFF_REASON_{_reason.name}", _reason)

@@ -9,12 +9,9 @@ import os
 import select
 import socket
 import time
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from ._library import OK, TIMED_OUT, CTlsSession, HandoffError, check, library
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 
 class TlsError(HandoffError, ConnectionError):  # type: ignore[misc]
@@ -48,7 +45,7 @@ class TlsSocket(socket.socket):
         count = self.recv_into(buffer, bufsize, flags)
         return bytes(memoryview(buffer)[:count])
 
-    def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         if flags:
             raise ValueError("a connection with TLS is received from without flags")
         if nbytes < 0:
@@ -62,8 +59,8 @@ class TlsSocket(socket.socket):
                 return 0
             start: Any = (ctypes.c_char * len(view)).from_buffer(view)
             try:
-                self._do(select.POLLIN, lambda wait_ms: library.handoff_tls_receive(
-                    self.fileno(), start, room, wait_ms, ctypes.byref(count)))
+                self._do(select.POLLIN, lambda wait_ms: int(library.handoff_tls_receive(
+                    self.fileno(), start, room, wait_ms, ctypes.byref(count))))
             except TlsError as error:
                 self._ended = error
                 raise
@@ -75,7 +72,7 @@ class TlsSocket(socket.socket):
     def shutdown(self, how: int) -> None:
         if how != socket.SHUT_RD:
             self._do(select.POLLOUT,
-                     lambda wait_ms: library.handoff_tls_shutdown(self.fileno(), wait_ms))
+                     lambda wait_ms: int(library.handoff_tls_shutdown(self.fileno(), wait_ms)))
         if how != socket.SHUT_WR:
             super().shutdown(how)
 

@@ -151,7 +151,8 @@ class Streams(Aio):
     def test_clients_beyond_the_limit_stay_the_brokers(self):
         def clients():
             first = self.front.hand_over()
-            _, verdict = self.front.offer()
+            other, verdict = self.front.offer()
+            other.close()
             self.assertEqual((verdict.adopted, verdict.reason),
                              (False, handoff.Reason.BACKEND_BUSY))
             with first:

@@ -135,6 +135,8 @@ class Apache(Process):
         super().kill()
 
     def lines(self, name):
+        if not os.path.exists(f"{self.directory}/{name}.log"):
+            return []  # it listens first
         with open(f"{self.directory}/{name}.log", encoding="utf-8", errors="replace") as file:
             return file.read().splitlines()
 
@@ -180,11 +182,10 @@ class ApacheCase(Case):
         self.configure((more + server).format(**fill), load)
         self.apache = Apache(self.directory)
         self.addCleanup(self.apache.kill)
-        wait_until(self.is_ready, "Apache answers")
-        wait_until(self.starts, "Apache has started")
+        wait_until(lambda: self.is_ready() and self.starts(), "Apache has started")
 
     def is_ready(self):
-        assert self.apache.process.poll() is None, "Apache has ended: see its error log"
+        assert self.apache.process.poll() is None, "Apache has ended"
         with harness.socket.socket() as client:
             return client.connect_ex(("127.0.0.1", self.port)) == 0
 

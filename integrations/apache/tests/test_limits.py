@@ -193,7 +193,7 @@ class Limits(ApacheCase):
         answer = self.curl(f"http://127.0.0.1:{self.port}/r/b")
         self.assertIn("X-Served-By: handoff", answer)
 
-    def test_subrequests_and_head_less_requests_are_not_handed_over(self):
+    def test_request_without_a_head_is_not_handed_over(self):
         self.may_fall_back()
         self.start(more="HttpProtocolOptions Unsafe Allow0.9\n")
 
@@ -206,6 +206,37 @@ class Limits(ApacheCase):
 
         self.assertIn(b"served", run(1, 1, one)[0])
         self.assertEqual(self.reasons(), ["it has no head"])
+
+    def test_subrequest_is_not_handed_over(self):
+        self.may_fall_back()
+        with open(f"{self.directory}/file.shtml", "w", encoding="ascii") as file:
+            file.write('before <!--#include virtual="/r/a" -->')
+        self.start(server=FILES + "TypesConfig /dev/null\n"
+                   "Alias /file.shtml {directory}/file.shtml\nAddOutputFilter INCLUDES .shtml\n<Directory {directory}>\n"
+                   "Options +Includes\n</Directory>\n"
+                   "ProxyPass /r unix:{directory}/fallback.sock|http://localhost/r disablereuse=On\n",
+                   load=["include", "mime"])
+        answer = self.ask(b"GET /file.shtml HTTP/1.1\r\nHost: test\r\n\r\n")
+        self.assertEqual(answer.body, b"before served\n")
+        self.assertEqual(self.reasons(), ["it is a subrequest"])
+
+    def test_internal_redirects_hand_over_what_the_client_has_sent(self):
+        """By mod_dir, which replaces a request by another, and by ErrorDocument."""
+        os.makedirs(f"{self.directory}/files/r")
+        self.start(server="DocumentRoot {directory}/files\nDirectoryIndex index.html\n"
+                          "ErrorDocument 403 /r/forbidden\nRedirect 403 /no\n"
+                          "<Directory {directory}>\nRequire all granted\n</Directory>\n"
+                          "<LocationMatch ^/r/(index|forbidden)>\n"
+                          "HandoffPass unix:{directory}/handoff.sock\n</LocationMatch>\n",
+                   load=["dir"])
+        with open(f"{self.directory}/files/r/index.html", "w", encoding="ascii") as file:
+            file.write("Apache's")
+        for path in "/r/", "/no":
+            data = f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode("ascii")
+            self.assertEqual(self.ask(data).headers.get("x-served-by"), "handoff")
+        wait_until(lambda: len(self.apache.lines("access")) == 2, "both are logged")
+        for line in self.apache.lines("access"):
+            self.assertIn(" 299 0 handoff=adopted ", line)
 
     # ---- what is left in Apache ----
 
@@ -268,6 +299,8 @@ class Limits(ApacheCase):
         self.start("-r", 1, "-x", "kbalwcd")
         answer = self.ask(request(new_identity()))
         self.assertEqual((answer.status, answer.headers["x-served-by"]), (200, "unix"))
+        self.assertEqual(self.backend.get("/copies"),
+                         b"nonblock=1 async=0 linger=0 lowat=1 cork=0 nodelay=1\n")
         self.backend.get("/forget")
 
     # ---- the configuration ----

@@ -8,10 +8,10 @@ import test_http as of_nginx
 from apache import ApacheCase, for_each_mpm, number, wait_until
 from client import Connection, chunked, digest, new_identity, request, run
 
-REQUESTS = number("REQUESTS", 2000)
-MIXED = number("MIXED", 600)
+REQUESTS = number("REQUESTS", 1000)
+MIXED = number("MIXED", 400)
 UPLOADS = number("UPLOADS", 20)
-HEADERS = number("HEADERS", 200)
+HEADERS = number("HEADERS", 100)
 
 
 class Requests(ApacheCase):

@@ -35,6 +35,13 @@ def group(name: str) -> int:
     return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
 
 
+def header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon:
+        raise ValueError
+    return name.strip(), value.strip()
+
+
 def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(
         prog="python3 -m handoff.asgi",
@@ -55,6 +62,9 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--group", action="append", type=group, default=[],
                         help="the same for a group")
     parser.add_argument("--no-access-log", dest="access_log", action="store_false")
+    parser.add_argument("--header", dest="headers", action="append", default=[], type=header,
+                        help="'NAME: VALUE', of every answer; 'Connection: close' ends each "
+                             "connection after its first answer")
     for name, more in UVICORN.items():
         parser.add_argument(name, **more)
     return parser, parser.parse_args()
@@ -71,7 +81,8 @@ def main() -> None:
     names = [name[2:].replace("-", "_") for name in UVICORN]
     uvicorn_options = {name: getattr(given, name) for name in names
                        if getattr(given, name) is not None}
-    run(given.app, given.socket or given.path, access_log=given.access_log, **uvicorn_options,
+    run(given.app, given.socket or given.path, access_log=given.access_log, headers=given.headers,
+        **uvicorn_options,
         options={"mode": given.mode, "users": given.user, "groups": given.group})
 
 

@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
             sys.exit(1)
         self._accepting = asyncio.ensure_future(self._accept(self._listener))
         self._accepting.add_done_callback(self._accepting_ended)
-        self.servers = []
+        self.servers: Any = []
         self.started = True
         print(f"listening on {os.fspath(self._path)}", flush=True)
 
@@ -102,7 +102,7 @@ class Server(uvicorn.Server):
         config.loaded_app = _told(config.loaded_app, facts)
         # uvicorn before 0.20 knows no state of the lifespan.
         state = {"app_state": self.lifespan.state} if hasattr(self.lifespan, "state") else {}
-        protocol: Any = config.http_protocol_class
+        protocol: Callable[..., asyncio.Protocol] = config.http_protocol_class
         try:
             await aio.create_connection(lambda: protocol(
                 config=config, server_state=self.server_state, **state), arrival)

@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""The backend in Node.js serves clients whose TLS the kernel does."""
+
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+
+import peers
+from peers import PATIENCE, VERSIONS, read_all
+
+BIG = bytes(range(256)) * 4096  # 64 records
+HTTP_BACKEND = os.path.join(peers.ROOT, "examples", "node", "http_backend.js")
+# Sends back what comes, and says what has become of the connection.
+ECHO = """
+    const handoff = require(process.argv[1]);
+    const backend = handoff.listen(process.argv[2], {}, (arrival) => {
+      const connection = arrival.adopt();
+      connection.on('end', () => console.log('end'));
+      connection.on('error', (error) => console.log(error.code));
+      connection.on('close', () => console.log('close'));
+      if (arrival.service === 'destroy') connection.destroy();
+      connection.on('data', (data) => connection.write(data));
+      if (!connection.encrypted) throw new Error('encrypted');
+    });
+    console.log('listening');
+"""
+
+
+class Backend(peers.Test):
+    def start(self, *command):
+        process = subprocess.Popen(["node", *command], stdout=subprocess.PIPE, text=True)
+        self.addCleanup(process.communicate)
+        self.addCleanup(process.kill)
+        self.assertTrue(process.stdout.readline().startswith("listening"))
+        return process
+
+    def start_echo(self):
+        return self.start("-e", ECHO, os.path.join(peers.ROOT, "bindings", "node"), self.path)
+
+    def assert_told(self, process, *lines):
+        self.assertEqual([process.stdout.readline().strip() for _ in lines], list(lines))
+
+
+class Connections(Backend):
+    def test_data_goes_both_ways_and_the_ends_are_close_notify(self):
+        process = self.start_echo()
+        for version in VERSIONS:
+            with self.subTest(version=version):
+                client = self.hand_over(version, b"first ")
+                client.sendall(b"second")
+                got = b""
+                while len(got) < 12:
+                    got += client.recv(100)
+                self.assertEqual(got, b"first second")
+                # It sends close_notify, and waits for the other end's.
+                client.unwrap()
+                self.assert_told(process, "end", "close")
+
+    def test_much_data(self):
+        self.start_echo()
+        for version in VERSIONS:
+            with self.subTest(version=version):
+                client = self.hand_over(version)
+                sending = threading.Thread(target=client.sendall, args=(BIG,))
+                sending.start()
+                got = bytearray()
+                while len(got) < len(BIG):
+                    got += client.recv(65536)
+                sending.join()
+                self.assertEqual(got, BIG)
+
+    def test_destroy_is_a_close_notify(self):
+        process = self.start_echo()
+        for version in VERSIONS:
+            with self.subTest(version=version):
+                client = self.hand_over(version, service=b"destroy")
+                self.assertEqual(read_all(client), b"")
+                self.assert_told(process, "close")
+
+    def test_end_without_close_notify_has_its_name(self):
+        process = self.start_echo()
+        for version in VERSIONS:
+            with self.subTest(version=version):
+                client = self.hand_over(version, b"x")
+                self.assertEqual(client.recv(1), b"x")
+                client.shutdown(socket.SHUT_RDWR)
+                self.assert_told(process, "HANDOFF_ERR_END_OF_STREAM", "close")
+
+    def test_records_that_are_no_data_have_their_names(self):
+        """openssl's client updates its key when K is typed, and starts a handshake anew at R."""
+        process = self.start_echo()
+        for version in VERSIONS:
+            with self.subTest(version=version), \
+                    socket.create_server(("127.0.0.1", 0)) as listener:
+                new = version == ssl.TLSVersion.TLSv1_3
+                client = subprocess.Popen(
+                    ["openssl", "s_client", "-tls1_3" if new else "-tls1_2", "-connect",
+                     "{}:{}".format(*listener.getsockname())],
+                    stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                self.addCleanup(client.wait)
+                self.addCleanup(client.kill)
+                self.addCleanup(client.stdin.close)
+                accepted = self.serve(listener.accept()[0])
+                self.offer(accepted)
+                client.stdin.write(b"K\n" if new else b"R\n")
+                client.stdin.flush()
+                self.assert_told(process, "HANDOFF_ERR_TLS_KEY_UPDATE" if new
+                                 else "HANDOFF_ERR_TLS_RECORD", "close")
+
+
+class Http(Backend):
+    def test_requests_and_the_end(self):
+        process = self.start(HTTP_BACKEND, self.path)
+        head = b"POST /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        for version in VERSIONS:
+            with self.subTest(version=version):
+                client = self.hand_over(version, b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
+                self.assertIn(b"hello 127.0.0.1\n", client.recv(65536))
+                client.sendall(head % len(BIG))
+                sending = threading.Thread(target=client.sendall, args=(BIG,))
+                sending.start()
+                answer = read_all(client)
+                sending.join()
+                # What it has sent in chunks is not cut.
+                self.assertTrue(answer.endswith(b"\r\n0\r\n\r\n"))
+                self.assertGreater(len(answer), len(BIG))
+        idle = self.hand_over(VERSIONS[-1], b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.assertIn(b"hello", idle.recv(65536))
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(read_all(idle), b"")
+        self.assertEqual(process.wait(PATIENCE), 0)
+
+
+if __name__ == "__main__":
+    peers.main()
