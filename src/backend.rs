@@ -420,8 +420,10 @@ impl Backend {
         self.arrivals.held -= 1;
         if connected {
             slots.answer(place.slot, reason.map(Rejection::from), self.arrivals.next_token());
-            // Within a batch the verdicts wait for its end, so that clients are answered first.
-            let wait = self.batch.open && !channel.has_many_verdicts();
+            // Within a batch the verdicts wait for that on the channel's last arrival. With that one
+            // they are sent: the caller may serve the client before it takes the next arrival.
+            let more = slots.have_waiting();
+            let wait = self.batch.open && more && !channel.has_many_verdicts();
             self.mark_dirty(place.channel);
             let events = self.handle.events();
             if !wait || !events.is_some_and(|events| self.batch.set_timer(events)) {

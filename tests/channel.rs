@@ -2,7 +2,7 @@
 
 use std::io::{IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -72,6 +72,14 @@ impl Pair {
             assert!(start.elapsed() < PATIENCE, "no arrival");
         }
     }
+}
+
+/// Waits as an event loop does.
+fn wait_readable(descriptor: BorrowedFd<'_>) {
+    let mut poll = libc::pollfd { fd: descriptor.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: `poll` is one pollfd, which outlives the call.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, PATIENCE.as_millis() as libc::c_int) };
+    assert_eq!(ready, 1, "the descriptor is not readable");
 }
 
 fn client() -> (TcpStream, TcpStream) {
@@ -388,6 +396,61 @@ fn broker_hears_of_a_large_batch_before_all_of_it_is_adopted() {
     pair.broker.dispatch().unwrap();
     assert!(pair.broker.next_verdict().is_some_and(|verdict| verdict.adopted));
     assert_eq!(pair.backend.statistics().held, 100);
+}
+
+#[test]
+fn broker_hears_of_the_last_arrival_of_a_batch_from_a_backend_that_does_nothing_more() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let clients = [client(), client()];
+    for (number, (_, accepted)) in clients.iter().enumerate() {
+        pair.broker.offer(&offer(accepted, number)).unwrap();
+    }
+    let first = pair.arrival();
+    let _first = pair.backend.adopt(first).unwrap();
+    let second = pair.backend.next_arrival().unwrap().id;
+    let _second = pair.backend.adopt(second).unwrap();
+    // Both tokens are back, so these are the backend's own verdicts.
+    pair.broker.dispatch().unwrap();
+    for number in 0..2 {
+        assert_eq!(pair.broker.next_verdict().map(|verdict| verdict.user_data), Some(number));
+    }
+    assert_eq!(pair.broker.room().unwrap(), BrokerOptions::default().max_in_flight);
+}
+
+#[test]
+fn broker_that_only_waits_hears_of_an_adoption_that_the_backend_has_not_told_of() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (held, adopted) = (client(), client());
+    // The first one is held, so its word hides that of the other from a dispatch.
+    pair.broker.offer(&offer(&held.1, 0)).unwrap();
+    pair.broker.offer(&offer(&adopted.1, 1)).unwrap();
+    let third = client();
+    pair.broker.offer(&offer(&third.1, 2)).unwrap();
+    pair.arrival();
+    let second = pair.backend.next_arrival().unwrap().id;
+    // The third one waits, and so does the verdict: the backend is busy from here on.
+    let connection = pair.backend.adopt(second).unwrap();
+    let start = Instant::now();
+    let verdict = loop {
+        wait_readable(pair.broker.descriptor().unwrap());
+        pair.broker.dispatch().unwrap();
+        if let Some(verdict) = pair.broker.next_verdict() {
+            break verdict;
+        }
+        assert!(start.elapsed() < PATIENCE, "no verdict");
+    };
+    assert!(verdict.adopted && verdict.user_data == 1);
+    // So the client sees the end of a connection that is closed without shutdown(2).
+    drop((adopted.1, connection));
+    let mut end = [0; 1];
+    assert_eq!((&adopted.0).read(&mut end).unwrap(), 0);
+    // The slot's token comes with the verdict, which is no second one.
+    let most = BrokerOptions::default().max_in_flight;
+    assert_eq!(pair.broker.room().unwrap(), most - 3);
+    while pair.backend.next_arrival().is_some() {}
+    pair.broker.dispatch().unwrap();
+    assert!(pair.broker.next_verdict().is_none());
+    assert_eq!(pair.broker.room().unwrap(), most - 2);
 }
 
 #[test]

@@ -293,10 +293,10 @@ handoff_status handoff_backend_next(handoff_backend *backend,
 /**
  * Adopts an arrival. After HANDOFF_OK this process alone owns the connection.
  *
- * The verdict is sent the next time handoff_backend_next() returns HANDOFF_NOTHING, so that you can
- * answer clients first, or when 64 verdicts wait. If it has already returned that, the verdict is
- * sent now. If you stop calling it, handoff_backend_dispatch() sends the verdict after 1 ms; the
- * descriptor becomes readable for that.
+ * While more arrivals of the same broker wait to be taken, the verdict waits for that on the last of
+ * them, or until 64 verdicts wait; otherwise it is sent now. If you stop calling
+ * handoff_backend_next(), handoff_backend_dispatch() sends it after 1 ms; the descriptor becomes
+ * readable for that. The broker need not wait for it: it looks at the shared memory as well.
  *
  * @param backend  the backend
  * @param id       the arrival's id

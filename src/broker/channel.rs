@@ -3,9 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::offers::{Offers, State};
+use super::offers::{Facts, Offers, State};
 use super::outcomes::{End, Ledger};
 use super::peer::{self, WhyDown};
 use super::{BrokerOptions, NoWelcome};
@@ -20,6 +20,8 @@ use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, Refusal, Rejection, Wir
 
 /// How many frames are received before others have their turn.
 const MAX_FRAMES: usize = 64;
+/// How long offers are left to the backend's verdicts before the words are looked at.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -37,6 +39,10 @@ pub(super) struct Channel {
     pub(super) full: bool,
     /// The events tell when it has room again.
     watching: bool,
+    /// When offers were last sent.
+    sent_at: Instant,
+    /// When to look at the words of all offers in flight, if any are.
+    look_at: Option<Instant>,
     /// The system was short of memory: when to try again.
     pub(super) try_again: Option<Instant>,
     /// What the backend said when it turned this broker away: its last word.
@@ -77,6 +83,8 @@ impl Channel {
             knows_tls: false,
             full: false,
             watching: false,
+            sent_at: now,
+            look_at: None,
             try_again: None,
             refusal: None,
         })
@@ -117,6 +125,7 @@ impl Channel {
             let sent = packet::send_packet(self.socket.as_fd(), &header, body, descriptors);
             let Err(error) = sent else {
                 self.offers.sent(count);
+                (self.sent_at, self.look_at) = (now, Some(self.next_look(now + LOOK_PAUSE)));
                 most = wire::MAX_DESCRIPTORS.min(2 * most);
                 continue;
             };
@@ -190,6 +199,61 @@ impl Channel {
         result
     }
 
+    fn next_look(&self, latest: Instant) -> Instant {
+        self.look_at.map_or(latest, |look_at| look_at.min(latest))
+    }
+
+    /// When to look at the words of all offers in flight, so that no adoption stays unknown because
+    /// the backend has not come to its verdicts yet. The verdict on an offer that is alone is never
+    /// late for that: the backend sends it as it adopts.
+    pub(super) fn look_due(&self) -> Option<Instant> {
+        self.look_at.filter(|_| self.offers.in_flight() + self.offers.unanswered() > 1)
+    }
+
+    /// Gives an offer its verdict if its word says that it is adopted; says whether it does. The
+    /// backend's verdict is still to come, with the slot's next token.
+    #[inline(never)]
+    pub(super) fn look(&mut self, slot: u32, ledger: &mut Ledger<'_>) -> bool {
+        let Some(found) = self.offers.slot(slot).filter(|slot| slot.state == State::Sent) else {
+            return false;
+        };
+        let adopted = claim::is_adopted(self.claims.slot(slot as usize), found.generation);
+        if adopted {
+            let facts = found.facts;
+            self.adopted(slot, &facts, ledger);
+        }
+        adopted
+    }
+
+    /// Looks at those that are due first, up to one that is not adopted: backends mostly adopt in order.
+    fn look_at_first(&mut self, ledger: &mut Ledger<'_>) {
+        while let Some((slot, _)) = self.offers.earliest() {
+            if !self.look(slot, ledger) {
+                break;
+            }
+        }
+    }
+
+    /// Looks at all of them, if it is time for that. The pauses grow while nothing is sent.
+    pub(super) fn look_at_all(&mut self, ledger: &mut Ledger<'_>) {
+        let now = ledger.now;
+        if self.look_at.is_none_or(|look_at| look_at > now) {
+            return;
+        }
+        for slot in 0..self.offers.count() {
+            self.look(slot, ledger);
+        }
+        let pause = now.saturating_duration_since(self.sent_at).max(LOOK_PAUSE);
+        self.look_at = (self.offers.in_flight() > 0).then(|| now + pause);
+    }
+
+    #[inline(always)]
+    fn adopted(&mut self, slot: u32, facts: &Facts, ledger: &mut Ledger<'_>) {
+        self.offers.settle(slot, true);
+        let end = End { adopted: true, reason: None, may_have_reached: true, kind: 0 };
+        ledger.ended(facts, end);
+    }
+
     /// The offer whose deadline is past.
     pub(super) fn expired(&self, now: Instant) -> Option<u32> {
         self.offers.earliest().filter(|(_, deadline)| *deadline <= now).map(|(slot, _)| slot)
@@ -210,9 +274,24 @@ impl Channel {
         }
     }
 
-    /// Receives the frames that are there, and says whether that was all. An error is the end of
-    /// the channel.
+    /// Receives the frames that are there, looks at the words that come next, and says whether that
+    /// was all. An error is the end of the channel.
     pub(super) fn receive(
+        &mut self,
+        buffer: &mut [u8],
+        ledger: &mut Ledger<'_>,
+    ) -> Result<bool, Reason> {
+        let all = self.receive_frames(buffer, ledger)?;
+        // Behind the frames: most have told what the words would.
+        self.look_at_first(ledger);
+        if self.offers.in_flight() == 0 {
+            self.look_at = None;
+        }
+        Ok(all)
+    }
+
+    /// Only receives them.
+    pub(super) fn receive_frames(
         &mut self,
         buffer: &mut [u8],
         ledger: &mut Ledger<'_>,
@@ -318,9 +397,7 @@ impl Channel {
                     return broken;
                 }
                 let facts = found.facts;
-                self.offers.settle(slot, true);
-                let end = End { adopted: true, reason: None, may_have_reached: true, kind: 0 };
-                ledger.ended(&facts, end);
+                self.adopted(slot, &facts, ledger);
             }
             State::Sent => {
                 if self.take_back(slot, Rejection::of_byte(verdict.reason), ledger)? {
