@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use handoff::backend::{Backend, BackendError, BackendOptions, Kinds};
-use handoff::broker::{Broker, BrokerError, BrokerOptions, Offer, Verdict};
+use handoff::broker::{BackendSettings, Broker, BrokerError, BrokerOptions, Offer, Verdict};
 use handoff::reason::Reason;
 use tempfile::TempDir;
 
@@ -451,6 +451,43 @@ fn broker_that_only_waits_hears_of_an_adoption_that_the_backend_has_not_told_of(
     pair.broker.dispatch().unwrap();
     assert!(pair.broker.next_verdict().is_none());
     assert_eq!(pair.broker.room().unwrap(), most - 2);
+}
+
+#[test]
+fn end_behind_the_last_verdict_is_found_by_one_dispatch() {
+    // With another backend, it is an event that tells of packets.
+    for another in [false, true] {
+        let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+        if another {
+            let nowhere = pair.path.with_file_name("nowhere");
+            pair.broker.add(&nowhere, BackendSettings::default()).unwrap();
+        }
+        let (adopted, unread) = (client(), client());
+        pair.broker.offer(&offer(&adopted.1, 0)).unwrap();
+        let arrival = pair.arrival();
+        let _connection = pair.backend.adopt(arrival).unwrap();
+        pair.broker.offer(&offer(&unread.1, 1)).unwrap();
+        // It closes the socket with an offer in it.
+        drop(pair.backend);
+        pair.broker.dispatch().unwrap();
+        let verdicts = [(); 2].map(|()| pair.broker.next_verdict().unwrap());
+        assert_eq!(verdicts.map(|verdict| verdict.adopted), [true, false], "{another}");
+    }
+}
+
+#[test]
+fn end_behind_the_last_offer_is_found_by_one_dispatch() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (first, second) = (client(), client());
+    pair.broker.offer(&offer(&first.1, 0)).unwrap();
+    let arrival = pair.arrival();
+    let _connection = pair.backend.adopt(arrival).unwrap();
+    pair.broker.offer(&offer(&second.1, 1)).unwrap();
+    // It closes the socket with a verdict in it.
+    drop(pair.broker);
+    pair.backend.dispatch().unwrap();
+    let statistics = pair.backend.statistics();
+    assert_eq!((statistics.arrived, statistics.channels), (2, 0));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! One channel as the broker uses it: frames out and in, deadlines, and the claim.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use crate::handle::{GREETING_TIMEOUT, MEMORY_PAUSE};
 use crate::reason::Reason;
 use crate::support;
 use crate::sys::event::Events;
-use crate::sys::{self, packet};
+use crate::sys::{self, Received, packet};
 use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, Refusal, Rejection, WireError};
 
 /// How many frames are received before others have their turn.
@@ -278,10 +279,11 @@ impl Channel {
     /// was all. An error is the end of the channel.
     pub(super) fn receive(
         &mut self,
-        buffer: &mut [u8],
+        buffer: &mut [MaybeUninit<u8>],
+        may_have_ended: bool,
         ledger: &mut Ledger<'_>,
     ) -> Result<bool, Reason> {
-        let all = self.receive_frames(buffer, ledger)?;
+        let all = self.receive_frames(buffer, may_have_ended, ledger)?;
         // Behind the frames: most have told what the words would.
         self.look_at_first(ledger);
         if self.offers.in_flight() == 0 {
@@ -290,18 +292,20 @@ impl Channel {
         Ok(all)
     }
 
-    /// Only receives them.
+    /// Only receives them. If nothing says that the backend has not ended, its end is looked for.
     pub(super) fn receive_frames(
         &mut self,
-        buffer: &mut [u8],
+        buffer: &mut [MaybeUninit<u8>],
+        may_have_ended: bool,
         ledger: &mut Ledger<'_>,
     ) -> Result<bool, Reason> {
         if self.refusal.is_some() {
             return Err(Reason::BackendUnavailable);
         }
-        for _ in 0..MAX_FRAMES {
-            let received = match packet::receive_bare_packet(self.socket.as_fd(), buffer) {
-                Ok(received) if received.len == 0 => return Err(Reason::BackendUnavailable),
+        for _ in 0..MAX_FRAMES / packet::AT_ONCE {
+            // Those that come are closed.
+            let close = |_, descriptor| drop(descriptor);
+            let received = match packet::receive_packets(self.socket.as_fd(), buffer, close) {
                 Ok(received) => received,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => return Ok(true),
@@ -312,20 +316,39 @@ impl Channel {
                     _ => return Err(Reason::BackendUnavailable),
                 },
             };
-            // A backend never sends descriptors; treat any as hostile.
-            if received.payload_truncated || received.control_truncated {
-                return Err(Reason::IntegrityMismatch);
+            for (received, packet) in received.packets.into_iter().flatten() {
+                self.take_packet(&received, packet, ledger)?;
             }
-            match wire::decode(&buffer[..received.len], received.descriptors) {
-                Ok(frame) => self.handle(frame, ledger)?,
-                Err(WireError::Version(version)) if self.welcome.is_err() => {
-                    self.refusal = Some(Refusal::speaks(version));
-                    return Err(Reason::BackendUnavailable);
-                }
-                Err(_) => return Err(Reason::IntegrityMismatch),
+            // A backend that has answered everything leaves nothing unread, so its end is not hidden.
+            let answered = self.offers.in_flight() + self.offers.unanswered() == 0;
+            if received.all && (answered || !may_have_ended) {
+                return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    fn take_packet(
+        &mut self,
+        received: &Received,
+        packet: &[u8],
+        ledger: &mut Ledger<'_>,
+    ) -> Result<(), Reason> {
+        if received.len == 0 {
+            return Err(Reason::BackendUnavailable);
+        }
+        // A backend never sends descriptors; treat any as hostile.
+        if received.payload_truncated || received.control_truncated {
+            return Err(Reason::IntegrityMismatch);
+        }
+        match wire::decode(packet, received.descriptors) {
+            Ok(frame) => self.handle(frame, ledger),
+            Err(WireError::Version(version)) if self.welcome.is_err() => {
+                self.refusal = Some(Refusal::speaks(version));
+                Err(Reason::BackendUnavailable)
+            }
+            Err(_) => Err(Reason::IntegrityMismatch),
+        }
     }
 
     fn handle(&mut self, frame: Frame<'_>, ledger: &mut Ledger<'_>) -> Result<(), Reason> {

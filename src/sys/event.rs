@@ -18,6 +18,8 @@ pub(crate) struct Event {
     pub writable: bool,
     /// There is something to read, an end or an error.
     pub readable: bool,
+    /// It is an end or an error. What of that comes later is an event of its own.
+    pub ended: bool,
 }
 
 /// How long to wait for something to happen.
@@ -229,7 +231,9 @@ impl Events {
                 (self.armed, self.fired, self.seen) = (None, true, fired);
             } else {
                 let writable = flags & libc::EPOLLOUT != 0;
-                each(Event { key, writable, readable: flags & !libc::EPOLLOUT != 0 });
+                let readable = flags & !libc::EPOLLOUT != 0;
+                let ended = flags & !(libc::EPOLLIN | libc::EPOLLOUT) != 0;
+                each(Event { key, writable, readable, ended });
             }
         }
         Ok(count)
