@@ -484,7 +484,7 @@ impl Backend {
         }
         self.arrivals.reserve(self.arrivals.options.max_in_flight)?;
         self.accepting.watch(&events).map_err(HandleError::system("watch the socket"))?;
-        self.handle.open(events);
+        self.handle.open(events, self.arrivals.options.spin);
         Ok(())
     }
 }

@@ -491,6 +491,36 @@ fn end_behind_the_last_offer_is_found_by_one_dispatch() {
 }
 
 #[test]
+fn waits_that_spin_end_as_those_that_sleep() {
+    let spin = Duration::from_millis(5);
+    let broker = BrokerOptions { spin, ..BrokerOptions::default() };
+    let Pair { mut backend, mut broker, _directory, .. } =
+        pair(broker, BackendOptions { spin, ..BackendOptions::default() });
+    // Shorter than it spins, and longer.
+    for timeout in [1, 20].map(Duration::from_millis) {
+        let start = Instant::now();
+        assert!(matches!(backend.accept(Some(timeout)), Err(BackendError::TimedOut)));
+        assert!(start.elapsed() >= timeout);
+    }
+    backend.waker().wake();
+    assert!(matches!(backend.accept(None), Err(BackendError::Woken)));
+    broker.waker().wake();
+    let (_client, accepted) = client();
+    assert!(matches!(broker.offer_and_wait(&offer(&accepted, 0)), Err(BrokerError::Woken)));
+    let backend = std::thread::spawn(move || {
+        for pause in [Duration::ZERO, 4 * spin] {
+            let (connection, _) = backend.accept(Some(PATIENCE)).unwrap();
+            drop(connection);
+            std::thread::sleep(pause);
+        }
+    });
+    for _ in 0..2 {
+        assert!(broker.offer_and_wait(&offer(&accepted, 0)).unwrap().adopted);
+    }
+    backend.join().unwrap();
+}
+
+#[test]
 fn draining_backend_finishes_what_arrived_and_gets_no_more() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();

@@ -82,9 +82,16 @@ typedef struct handoff_backend_options {
      * or rejected it.
      */
     size_t max_kept_bytes;
+    /**
+     * How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps: at most
+     * 10000, default 0. It saves the time to wake up, if backend and broker have a processor each.
+     */
+    uint32_t spin_us;
+    /** Reserved: always 0. */
+    uint32_t reserved;
 } handoff_backend_options;
 #define HANDOFF_BACKEND_OPTIONS_INIT \
-    { sizeof(handoff_backend_options), 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0 }
+    { sizeof(handoff_backend_options), 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Connected stream sockets, such as TCP. */
 #define HANDOFF_KIND_STREAM 1
