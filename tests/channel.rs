@@ -455,6 +455,7 @@ fn broker_that_only_waits_hears_of_an_adoption_that_the_backend_has_not_told_of(
 
 #[test]
 fn end_behind_the_last_verdict_is_found_by_one_dispatch() {
+    let _no_child = unsafe_fork::no_child();
     // With another backend, it is an event that tells of packets.
     for another in [false, true] {
         let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
@@ -477,6 +478,7 @@ fn end_behind_the_last_verdict_is_found_by_one_dispatch() {
 
 #[test]
 fn end_behind_the_last_offer_is_found_by_one_dispatch() {
+    let _no_child = unsafe_fork::no_child();
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (first, second) = (client(), client());
     pair.broker.offer(&offer(&first.1, 0)).unwrap();
@@ -537,9 +539,20 @@ fn draining_backend_finishes_what_arrived_and_gets_no_more() {
 
 /// fork(2) for a test that needs a process to kill.
 mod unsafe_fork {
-    pub struct Child(libc::pid_t);
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    static CHILDREN: Mutex<()> = Mutex::new(());
+
+    pub struct Child(libc::pid_t, #[allow(dead_code)] MutexGuard<'static, ()>);
+
+    /// Until it is dropped, no child has copies of this process's descriptors, which would keep closed
+    /// sockets open.
+    pub fn no_child() -> MutexGuard<'static, ()> {
+        CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     pub fn fork(child: impl FnOnce()) -> Child {
+        let only = no_child();
         // SAFETY: the child only runs `child` and does not return into the test.
         match unsafe { libc::fork() } {
             0 => {
@@ -547,7 +560,7 @@ mod unsafe_fork {
                 // SAFETY: ends the child at once.
                 unsafe { libc::_exit(0) }
             }
-            pid => Child(pid),
+            pid => Child(pid, only),
         }
     }
 
