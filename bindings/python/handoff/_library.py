@@ -56,7 +56,7 @@ class BackendOptions(Sized):
         ("policy", POINTER(PeerPolicy)),
         ("max_channels", c_size_t), ("max_in_flight", c_size_t), ("max_offer_bytes", c_size_t),
         ("max_held_bytes", c_size_t), ("kinds", c_uint64), ("max_channels_per_user", c_size_t),
-        ("max_kept_bytes", c_size_t),
+        ("max_kept_bytes", c_size_t), ("spin_us", c_uint32), ("reserved", c_uint32),
     ]
 
 
@@ -94,7 +94,7 @@ class BrokerOptions(Sized):
         ("failover_bytes", c_size_t), ("queue_bytes", c_size_t), ("max_failures", c_size_t),
         ("failure_period_ms", c_uint64),
         ("reconnect_min_ms", c_uint64), ("reconnect_max_ms", c_uint64),
-        ("policy", POINTER(PeerPolicy)), ("flags", c_uint32), ("reserved", c_uint32),
+        ("policy", POINTER(PeerPolicy)), ("flags", c_uint32), ("spin_us", c_uint32),
     ]
 
 
