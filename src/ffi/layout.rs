@@ -182,7 +182,7 @@ structs! {
     handoff_broker_options {
         size, max_in_flight, timeout_ms, attempt_timeout_ms, failover_bytes, queue_bytes,
         max_failures, failure_period_ms, reconnect_min_ms, reconnect_max_ms, policy, flags,
-        reserved
+        spin_us
     }
     handoff_offer {
         size, fd, flags, preread, preread_len, preread_iov, preread_iov_len, metadata,
@@ -206,7 +206,7 @@ structs! {
     }
     handoff_backend_options {
         size, mode, backlog, policy, max_channels, max_in_flight, max_offer_bytes, max_held_bytes,
-        kinds, max_channels_per_user, max_kept_bytes
+        kinds, max_channels_per_user, max_kept_bytes, spin_us, reserved
     }
     handoff_arrival {
         size, id, fd, broker_pid, broker_uid, broker_gid, preread, preread_len, metadata,
