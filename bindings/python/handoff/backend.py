@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Callable, Iterator, NamedTuple, Sequence
 
-from ._library import (NOTHING, TIMED_OUT, BackendOptions, BackendStatistics, CArrival, HandoffError,
-                       check, check_constant, library)
+from ._library import (NOTHING, TIMED_OUT, BackendOptions, BackendStatistics, CArrival,
+                       HandoffError, check, check_constant, library)
 from .reason import Reason
 from .tls import TlsSocket
 
@@ -74,8 +74,8 @@ class Backend:
     @classmethod
     def listen(cls, path: str | os.PathLike[str], *, users: Sequence[int] = (),
                groups: Sequence[int] = (), **options: int) -> Backend:
-        """Makes a handoff socket and listens on it. Brokers of root and of this user may connect, or
-        instead those of `users` and `groups`. Other options are handoff_backend_options' members:
+        """Makes a handoff socket and listens on it. Brokers of root and of this user may connect,
+        or instead those of `users` and `groups`. Other options are handoff_backend_options' members:
         `mode`, `max_channels` ... Zero is the default."""
         return cls._new(library.handoff_backend_listen, os.fsencode(path), users, groups, options)
 

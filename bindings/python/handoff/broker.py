@@ -1,4 +1,5 @@
-"""The broker's end of its channels: include/handoff/broker.h and backends.h say what each call does."""
+"""The broker's end of its channels: include/handoff/broker.h and backends.h say what each call
+does."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from ._library import (ADOPTED, BACKEND_BACKUP, ERR_CLOSED, NOTHING, OFFER_MORE,
 class Verdict:
     """What became of an offer.
 
-    Adopted: close your copy of the connection, and do not shut it down. Otherwise it is still yours:
-    serve the client another way; `reason` says why, a Reason or a number that is newer.
+    Adopted: close your copy of the connection, and do not shut it down. Otherwise it is still
+    yours: serve the client another way; `reason` says why, a Reason or a number that is newer.
     """
 
     id: int
@@ -52,8 +53,8 @@ class Broker:
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, users: Sequence[int] = (),
                  groups: Sequence[int] = (), **options: int) -> None:
-        """Backends of root, of this user and of the owner of the socket's file may be the backend, or
-        instead those of `users` and `groups`. Other options are handoff_broker_options' members:
+        """Root, this user and the owner of the socket's file may be the backend, or instead `users`
+        and the members of `groups`. Other options are handoff_broker_options' members:
         `timeout_ms`, `max_in_flight` ... Zero is the default."""
         members = BrokerOptions()
         members.set(options, users, groups)

@@ -195,6 +195,33 @@ class Http(Asgi):
             client.close()
         wait_until(lambda: self.adopted(), "there is room again")
 
+    def test_burst_beyond_the_limit_is_answered_or_the_brokers_and_never_with_503(self):
+        self.start("--limit-concurrency", "6")
+        self.front.hand_over(GET).close()  # from now on there is a channel
+        wait_until(self.adopted, "there is room")
+        pairs = [socket.socketpair() for _ in range(30)]
+        for ours, theirs in pairs:
+            self.addCleanup(ours.close)
+            ours.settimeout(PATIENCE)
+            self.front.broker.offer(theirs, preread=GET, more=theirs is not pairs[-1][1],
+                                    user_data=(ours, theirs))
+        adopted = 0
+        for _ in pairs:
+            verdict = wait_until(self.verdict, "a verdict")
+            ours, theirs = verdict.user_data
+            theirs.close()
+            if verdict.adopted:
+                self.told(ours)
+                adopted += 1
+            else:
+                self.assertEqual(verdict.reason, handoff.Reason.BACKEND_BUSY)
+        self.assertGreater(adopted, 0)
+        self.assertLessEqual(adopted, 5)
+
+    def verdict(self):
+        self.front.broker.dispatch()
+        return self.front.broker.next()
+
     def adopted(self):
         client, verdict = self.front.offer(GET)
         client.close()

@@ -172,8 +172,8 @@ class Tokens(unittest.TestCase):
             file, head = self.ask("prompt=why+%22so%22", token)
             self.assertEqual(head[0], "HTTP/1.1 200 OK")
             self.assertEqual(self.events(file), [user, "at", "127.0.0.1", "asks:", "why", '"so"'])
-        self.site.wait(lambda: self.site.logs().count(f"/stream/ {'both' if TLS else '-'} adopted") >= 2,
-                       "both were handed over")
+        line = f"/stream/ {'both' if TLS else '-'} adopted"
+        self.site.wait(lambda: self.site.logs().count(line) >= 2, "both were handed over")
 
     def test_who_may_not_never_reaches_the_backend(self):
         for token in None, "token-of-eve":
@@ -211,7 +211,8 @@ class Tokens(unittest.TestCase):
         for number, pid in enumerate(pids, 3):
             os.kill(int(pid), signal.SIGKILL)
             self.assertEqual(self.status("prompt=x", "token-of-ada"), "200")
-            self.site.wait(lambda: self.site.logs().count("listening on ") == number, "there are two again")
+            self.site.wait(lambda: self.site.logs().count("listening on ") == number,
+                           "there are two again")
 
 
 if __name__ == "__main__":

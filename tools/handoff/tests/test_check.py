@@ -254,7 +254,7 @@ class WhatIsBroken(Test):
     @contextlib.contextmanager
     def too_many_channels(self):
         with Serving(self.path, max_channels=1) as serving, \
-                contextlib.closing(handoff.Broker(self.path, timeout_ms=PATIENCE * 1000)) as other:
+                contextlib.closing(handoff.Broker(self.path)) as other:
             other.fileno()  # this connects
             wait_until(lambda: serving.statistics()["channels"] == 1, "another broker is there")
             yield {}

@@ -38,6 +38,7 @@ class Server(uvicorn.Server):
         self._path, self._options = path, options
         self._listener: aio.Listener | None = None
         self._accepting: asyncio.Task[None] | None = None
+        self._begun: set[asyncio.Protocol] = set()  # uvicorn does not count them yet
 
     async def startup(self, sockets: Any = None) -> None:
         await self.lifespan.startup()
@@ -64,7 +65,7 @@ class Server(uvicorn.Server):
         await aio.wait_ended()
 
     async def _accept(self, listener: aio.Listener) -> None:
-        serving: set[asyncio.Task[None]] = set()
+        tasks: set[asyncio.Task[None]] = set()
         while (arrival := await listener.next()) is not None:
             if self._is_full():
                 listener.reject(arrival, Reason.BACKEND_BUSY)
@@ -79,35 +80,41 @@ class Server(uvicorn.Server):
                 continue
             except TakenBack:
                 continue
-            task = asyncio.ensure_future(self._connect(arrival, facts))
-            serving.add(task)
-            task.add_done_callback(serving.discard)
-        if serving:
-            await asyncio.wait(serving)
+            task = asyncio.ensure_future(self._connect(arrival, self._make_protocol(facts)))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        if tasks:
+            await asyncio.wait(tasks)
 
     def _is_full(self) -> bool:
         """uvicorn answers 503 when the connections are so many. The broker may know better."""
         most = self.config.limit_concurrency
-        return most is not None and len(self.server_state.connections) + 1 >= most
+        return most is not None and len({*self.server_state.connections, *self._begun}) + 1 >= most
 
     def _accepting_ended(self, accepting: asyncio.Task[None]) -> None:
         if not accepting.cancelled() and accepting.exception() is not None:
             logger.error("Taking connections ended", exc_info=accepting.exception())
             self.should_exit = True
 
-    async def _connect(self, arrival: Arrival, facts: Facts) -> None:
-        """Gives the connection to uvicorn's class for HTTP, which may give it to that for WebSocket.
-        Both take the application from their configuration."""
+    def _make_protocol(self, facts: Facts) -> asyncio.Protocol:
+        """Of uvicorn's class for HTTP, which may give the connection to that for WebSocket. Both
+        take the application from their configuration."""
         config = copy.copy(self.config)
         config.loaded_app = _told(config.loaded_app, facts)
         # uvicorn before 0.20 knows no state of the lifespan.
         state = {"app_state": self.lifespan.state} if hasattr(self.lifespan, "state") else {}
-        protocol: Callable[..., asyncio.Protocol] = config.http_protocol_class
+        make: Callable[..., asyncio.Protocol] = config.http_protocol_class
+        protocol = make(config=config, server_state=self.server_state, **state)
+        self._begun.add(protocol)
+        return protocol
+
+    async def _connect(self, arrival: Arrival, protocol: asyncio.Protocol) -> None:
         try:
-            await aio.create_connection(lambda: protocol(
-                config=config, server_state=self.server_state, **state), arrival)
+            await aio.create_connection(lambda: protocol, arrival)
         except Exception:
             logger.exception("A connection could not be served")
+        finally:
+            self._begun.discard(protocol)
 
 
 def _told(application: Application, facts: Facts) -> Application:
