@@ -10,7 +10,7 @@ HERE       := $(abspath .)
 UNITS      := $(wildcard packaging/systemd/*)
 UNITSDIR   := $(DOCDIR)/systemd
 # Each goes where the tree has it, so that the links between them lead somewhere.
-DOCS       := $(wildcard *.md docs/*.md integrations/*/README.md bindings/*/README.md \
+DOCS       := $(wildcard *.md docs/*.md integrations/*/*.md bindings/*/README.md \
     examples/*/README.md bench/README.md bench/results/*.md bench/results/*.svg)
 
 # Fills in a template: the paths as a program at run time sees them, without DESTDIR.

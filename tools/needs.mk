@@ -49,6 +49,9 @@ need-doctest: need-cxx
 need-valgrind:
 	@$(NEED) valgrind valgrind --version
 
+need-strace:
+	@$(NEED) strace strace -V
+
 need-cmake:
 	@$(NEED) cmake cmake --version
 
@@ -140,7 +143,7 @@ need-vm:
 DEB_NEEDS := need-pkg-config need-python need-git need-debs
 
 # dpkg-buildpackage(1) takes build-essential for granted, and asks for it.
-need-debs: need-nginx-dev
+need-debs: need-nginx-dev need-apache-dev
 	@$(NEED) build-essential test -e /usr/share/build-essential/list
 	@$(NEED) dpkg-dev dpkg-buildpackage --version
 	@$(NEED) debhelper sh -c 'command -v dh'
@@ -189,11 +192,10 @@ need-all-msrv:
 
 # ---- to compare with other ways ------------------------------------------------------------------
 
-need-peers: need-pkg-config need-nginx
+need-peers: need-pkg-config need-nginx need-strace
 	@$(NEED) libuv1-dev pkg-config --exists libuv
 	@$(NEED) libglib2.0-dev pkg-config --exists gio-unix-2.0
 	@$(NEED) nodejs node --version
-	@$(NEED) strace strace -V
 
 # ---- all of it -----------------------------------------------------------------------------------
 

@@ -335,8 +335,14 @@ class ThroughNginx(Case):
     def setUp(self):
         super().setUp()
         self.expected = [self.FALLBACK]
-        self.start_nginx(HTTP)
-        harness.wait_for_channels(self.nginx, self.backend)
+        self.start_nginx(HTTP, main="error_log notices notice;")
+        self.wait_for_channels()
+
+    def wait_for_channels(self):
+        def each_worker_has_said_so():
+            with open(f"{self.directory}/notices", encoding="utf-8") as file:
+                return file.read().count(": it takes connections") >= 2 * len(self.backends)
+        wait_until(each_worker_has_said_so, "the channels are made")
 
     def assert_all_told_of(self, clients):
         """What nginx says of each client is what the client has seen: at most one adoption, from which

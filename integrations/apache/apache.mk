@@ -22,15 +22,13 @@ $(APACHE_MODULE): $(wildcard integrations/apache/*.[ch]) integrations/apache/apa
 ## install-apache  install the Apache module and the line that loads it
 .PHONY: install-apache
 install-apache: apache
-	install -d '$(DESTDIR)$(APACHE_MODULESDIR)' '$(DESTDIR)$(APACHE_LOADDIR)' '$(DESTDIR)$(DOCDIR)'
+	install -d '$(DESTDIR)$(APACHE_MODULESDIR)' '$(DESTDIR)$(APACHE_LOADDIR)'
 	install -m 644 $(APACHE_MODULE) '$(DESTDIR)$(APACHE_MODULESDIR)'
 	echo 'LoadModule handoff_module $(APACHE_MODULESDIR)/mod_handoff.so' | \
 	    install -m 644 /dev/stdin '$(DESTDIR)$(APACHE_LOADDIR)/handoff.load'
-	install -m 644 integrations/apache/README.md '$(DESTDIR)$(DOCDIR)/apache.md'
 
 ## uninstall-apache  remove what `make install-apache` with the same variables put there
 .PHONY: uninstall-apache
 uninstall-apache:
 	rm -f '$(DESTDIR)$(APACHE_MODULESDIR)/mod_handoff.so' \
-	    '$(DESTDIR)$(APACHE_LOADDIR)/handoff.load' '$(DESTDIR)$(DOCDIR)/apache.md'
-	@[ ! -d '$(DESTDIR)$(DOCDIR)' ] || rmdir --ignore-fail-on-non-empty '$(DESTDIR)$(DOCDIR)'
+	    '$(DESTDIR)$(APACHE_LOADDIR)/handoff.load'

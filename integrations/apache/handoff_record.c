@@ -66,7 +66,7 @@ static apr_status_t record_input(ap_filter_t *f, apr_bucket_brigade *bb, ap_inpu
 static int add_recorder(conn_rec *c, void *socket)
 {
     (void)socket;
-    if (c->master != NULL || c->outgoing)
+    if (!handoff_wanted || c->master != NULL || c->outgoing)
         return OK;
     recorder *recorder = apr_pcalloc(c->pool, sizeof *recorder);
     recorder->filter = ap_add_input_filter_handle(record_filter, recorder, NULL, c);

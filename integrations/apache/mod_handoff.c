@@ -1,6 +1,8 @@
 /* The directives of mod_handoff, and where Apache calls it. */
 #include "mod_handoff.h"
 
+int handoff_wanted;
+
 static ap_filter_rec_t *header_filter;
 
 /* ---- what is configured ---- */
@@ -76,15 +78,22 @@ static const char *set_pass(cmd_parms *cmd, void *dir, const char *target)
     handoff_dir_conf *conf = dir;
     conf->location = cmd->path;
     conf->pass = "";
-    return strcasecmp(target, "off") == 0 ? NULL : take_path(cmd, target, &conf->pass);
+    if (strcasecmp(target, "off") == 0)
+        return NULL;
+    handoff_wanted = 1;
+    return take_path(cmd, target, &conf->pass);
 }
 
 static const char *set_header(cmd_parms *cmd, void *dir, const char *name, const char *data_name)
 {
     handoff_dir_conf *conf = dir;
     conf->location = cmd->path;
-    conf->header = strcasecmp(name, "off") == 0 ? "" : name;
+    conf->header = "";
     conf->data_header = data_name;
+    if (strcasecmp(name, "off") == 0)
+        return NULL;
+    handoff_wanted = 1;
+    conf->header = name;
     return NULL;
 }
 
@@ -247,9 +256,10 @@ static const command_rec commands[] = {
 };
 
 /* A graceful restart begins with the defaults again. */
-static int reset_options(apr_pool_t *conf, apr_pool_t *log, apr_pool_t *temporary)
+static int reset(apr_pool_t *conf, apr_pool_t *log, apr_pool_t *temporary)
 {
     (void)conf, (void)log, (void)temporary;
+    handoff_wanted = 0;
     handoff_options = (handoff_broker_options)HANDOFF_BROKER_OPTIONS_INIT;
     return OK;
 }
@@ -353,7 +363,7 @@ static void register_hooks(apr_pool_t *pool)
     handoff_register_record();
     header_filter = ap_register_output_filter("HANDOFF_HEADER", look_at_header, NULL,
                                               AP_FTYPE_CONTENT_SET - 1);
-    ap_hook_pre_config(reset_options, NULL, NULL, APR_HOOK_MIDDLE);
+    ap_hook_pre_config(reset, NULL, NULL, APR_HOOK_MIDDLE);
     ap_hook_child_init(handoff_child_init, NULL, NULL, APR_HOOK_MIDDLE);
     ap_hook_handler(handle, NULL, NULL, APR_HOOK_REALLY_FIRST);
     ap_hook_insert_filter(add_header_filter, NULL, NULL, APR_HOOK_LAST);

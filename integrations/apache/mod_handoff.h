@@ -65,6 +65,9 @@ typedef struct {
     int log_status;
 } handoff_request;
 
+/* mod_handoff.c */
+extern int handoff_wanted; /* somewhere something is to be handed over */
+
 /* handoff_record.c */
 void handoff_register_record(void);
 handoff_request *handoff_request_of(request_rec *r);

@@ -259,6 +259,8 @@ class Shell:
     def end(self):
         self.process.kill()
         self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
 
 
 # ---- the recipes ---------------------------------------------------------------------------------

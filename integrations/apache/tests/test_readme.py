@@ -21,6 +21,9 @@ class Readme(unittest.TestCase):
         # One after the other, on one machine.
         both = check.Recipe(check.FIRST)  # which has this tree
         both.blocks = [block for recipe in recipes for block in recipe.blocks]
+        both.blocks.append(check.Block(0, "sh", "make uninstall-apache\n"
+                                       "if find /usr/lib/apache2 /etc/apache2/mods-available | "
+                                       "grep handoff; then false; fi\n"))
         check.GUIDE = "integrations/apache/README.md"
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(ROOT)
