@@ -367,7 +367,8 @@ class ThroughBroker(Case):
         super().setUp()
         self.command, self.environment = command.COMMAND, None
         self.broker = self.start_broker(
-            "--metadata", json.dumps({"client": {"address": ADDRESS, "port": 4000}}))
+            "--metadata", json.dumps({"module": "stream", "client": {"address": ADDRESS, "port": 4000},
+                                      "server": {"address": "192.0.2.1", "port": 80}}))
         self.port = self.broker.port
 
     def start_broker(self, *options):
