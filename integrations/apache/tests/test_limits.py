@@ -212,7 +212,8 @@ class Limits(ApacheCase):
         with open(f"{self.directory}/file.shtml", "w", encoding="ascii") as file:
             file.write('before <!--#include virtual="/r/a" -->')
         self.start(server=FILES + "TypesConfig /dev/null\n"
-                   "Alias /file.shtml {directory}/file.shtml\nAddOutputFilter INCLUDES .shtml\n<Directory {directory}>\n"
+                   "Alias /file.shtml {directory}/file.shtml\nAddOutputFilter INCLUDES .shtml\n"
+                   "<Directory {directory}>\n"
                    "Options +Includes\n</Directory>\n"
                    "ProxyPass /r unix:{directory}/fallback.sock|http://localhost/r disablereuse=On\n",
                    load=["include", "mime"])
