@@ -167,9 +167,9 @@ CHECKS := check-rust check-crate check-layers check-header check-symbols check-a
     check-cpp check-valgrind check-sanitizers check-interop check-soak check-install check-man \
     check-readme check-dist check-one-owner check-spread check-faults check-limits check-claim \
     check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage \
-    check-python check-go check-node check-command check-guide check-nginx check-apache \
-    check-nginx-versions check-tls check-nginx-tls check-bench-tls check-peers check-specs check-deb \
-    bench-check demo
+    check-python check-asgi check-go check-node check-command check-guide check-nginx check-apache \
+    check-nginx-versions check-tls check-nginx-tls check-python-tls check-bench-tls \
+    check-peers check-specs check-deb bench-check demo
 
 # MAKEFLAGS names a jobserver with -j, which these makes do not get: one check after the other, because
 # some of them measure time.
@@ -211,7 +211,7 @@ check-all: | check-needs $(ALL_NEEDS)
 
 # What came out of it last.
 RECORD   := docs/check-all.md
-ONLY_ALL := fuzz check-targets check-msrv check-kernel
+ONLY_ALL := fuzz check-targets check-msrv check-kernel check-python-new
 
 ## record-check  CHECK='fuzz check-msrv': these checks, as in check-all, and their rows in docs/check-all.md
 record-check: | need-python need-git

@@ -162,6 +162,11 @@ ssize_t recvmsg(int fd, struct msghdr *message, int flags)
     return fails(RECVMSG) ? -1 : NEXT(recvmsg)(fd, message, flags);
 }
 
+int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags, struct timespec *timeout)
+{
+    return fails(RECVMSG) ? -1 : NEXT(recvmmsg)(fd, messages, count, flags, timeout);
+}
+
 ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 {
     return fails(SENDMSG) ? -1 : NEXT(sendmsg)(fd, message, flags);

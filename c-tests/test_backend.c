@@ -74,6 +74,16 @@ static void misaligned_pointers_are_refused_and_take_no_arrival(void **state)
     assert_null(none);
 }
 
+static void reserved_field_that_is_set_is_refused_and_named(void **state)
+{
+    (void)state;
+    handoff_backend *none;
+    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
+    options.reserved = 1;
+    assert_status(handoff_backend_listen(channel.path, &options, &none), HANDOFF_ERR_UNSUPPORTED);
+    assert_last_error_has("options.reserved");
+}
+
 static void unknown_kinds_are_refused_and_named(void **state)
 {
     (void)state;
@@ -412,6 +422,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         CHANNEL_TEST(null_is_refused_and_takes_no_arrival),
         CHANNEL_TEST(misaligned_pointers_are_refused_and_take_no_arrival),
+        CHANNEL_TEST(reserved_field_that_is_set_is_refused_and_named),
         CHANNEL_TEST(unknown_kinds_are_refused_and_named),
         CHANNEL_TEST(options_out_of_range_are_clamped),
         CHANNEL_TEST(accept_waits_as_long_as_it_is_told),

@@ -157,6 +157,7 @@ static void options_out_of_range_are_clamped(void **state)
         .failure_period_ms = 1,
         .reconnect_min_ms = 1,
         .reconnect_max_ms = 1,
+        .spin_us = 1,
     };
     const handoff_broker_options most = {
         .size = sizeof most,
@@ -169,6 +170,7 @@ static void options_out_of_range_are_clamped(void **state)
         .failure_period_ms = UINT64_MAX - 1,
         .reconnect_min_ms = UINT64_MAX - 1,
         .reconnect_max_ms = UINT64_MAX - 1,
+        .spin_us = UINT32_MAX,
     };
     const handoff_broker_options *both[] = {&least, &most};
     for (int i = 0; i < 2; i++) {

@@ -211,15 +211,40 @@ static void arrival_of_a_broker_is_an_event(void **state)
     handoff_broker_free(second);
 }
 
-/* next is called once, not until HANDOFF_NOTHING. */
+static size_t room_of_broker(void)
+{
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    return handoff_broker_room(channel.broker);
+}
+
+/* next is called once, not until HANDOFF_NOTHING. The word tells that it is adopted, and the verdict
+   brings the next token. */
 static void adoption_in_a_batch_that_is_not_finished_is_told_after_a_moment(void **state)
 {
     (void)state;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     uint64_t id = offer_fd(&channel, client[0]);
+    offer_fd(&channel, client[0]);
+    size_t room = room_of_broker();
     adopt(&channel, arrival_of(&channel).id);
-    assert_no_verdict(&channel);
+    assert_int_equal(room_of_broker(), room);
+    assert_true(next_verdict(channel.broker, &verdict));
+    assert_int_equal(verdict.id, id);
     await_readable(handoff_backend_fd(channel.backend));
-    assert_int_equal(verdict_of(&channel).id, id);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    assert_int_equal(room_of_broker(), room + 1);
+    assert_no_verdict(&channel);
+}
+
+static void last_adoption_of_a_batch_is_told_at_once(void **state)
+{
+    (void)state;
+    size_t room = room_of_broker();
+    offer_fd(&channel, client[0]);
+    adopt(&channel, arrival_of(&channel).id);
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_true(next_verdict(channel.broker, &(handoff_verdict)HANDOFF_VERDICT_INIT));
+    assert_int_equal(room_of_broker(), room);
 }
 
 static void hand_over(void)
@@ -303,6 +328,7 @@ int main(void)
         EVENT_TEST(time_to_connect_again_is_an_event),
         EVENT_TEST(arrival_of_a_broker_is_an_event),
         EVENT_TEST(adoption_in_a_batch_that_is_not_finished_is_told_after_a_moment),
+        EVENT_TEST(last_adoption_of_a_batch_is_told_at_once),
         EVENT_TEST(backend_that_finishes_its_batches_is_not_woken_for_nothing),
         EVENT_TEST(room_that_comes_at_once_is_not_missed),
     };

@@ -32,14 +32,14 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *len)
 /* Flags that the system demands, or does not know, of memory to share. */
 static unsigned memory_demands, memory_refuses;
 
-/* Takes the place of the C library's. */
+/* Takes the place of the C library's. What the system is made to demand, this kernel need not know. */
 int memfd_create(const char *name, unsigned flags)
 {
     if ((flags & memory_demands) != memory_demands || (flags & memory_refuses) != 0) {
         errno = memory_demands != 0 ? EACCES : EINVAL;
         return -1;
     }
-    return (int)syscall(SYS_memfd_create, name, flags);
+    return (int)syscall(SYS_memfd_create, name, flags & ~memory_demands);
 }
 
 /* ---- SO_COOKIE -------------------------------------------------------------------------------- */

@@ -849,7 +849,8 @@ static void initialised_structs_are_taken(void **state)
     _Static_assert(sizeof(void *) < 8 ||                                                          \
                        offsetof(type, field) + sizeof((type *)0)->field == sizeof(type),          \
                    #type)
-ENDS_WITH(handoff_broker_options, reserved);
+ENDS_WITH(handoff_broker_options, spin_us);
+ENDS_WITH(handoff_backend_options, reserved);
 ENDS_WITH(handoff_broker_backend, failure_period_ms);
 ENDS_WITH(handoff_backend_state, histogram);
 ENDS_WITH(handoff_verdict, reserved);

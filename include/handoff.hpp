@@ -240,6 +240,12 @@ constexpr std::uint64_t timeout_ms(std::chrono::milliseconds time, std::uint64_t
     return time.count() == 0 ? zero : static_cast<std::uint64_t>(count);
 }
 
+constexpr std::uint32_t microseconds(std::chrono::microseconds time) noexcept
+{
+    constexpr std::int64_t longest = std::numeric_limits<std::uint32_t>::max();
+    return static_cast<std::uint32_t>(std::clamp<std::int64_t>(time.count(), 0, longest));
+}
+
 constexpr int wait_ms(std::chrono::milliseconds time) noexcept
 {
     constexpr std::int64_t longest = std::numeric_limits<int>::max();
@@ -396,6 +402,8 @@ struct broker_options {
     const handoff_peer_policy *policy = nullptr;
     /** HANDOFF_BROKER_SHARED: any number of threads may use the broker at once. */
     bool shared = false;
+    /** How long offer_and_wait() keeps a processor busy before it sleeps. */
+    std::chrono::microseconds spin{0};
 };
 
 /** A backend for broker::add(): handoff_broker_backend. Set `path`; zero is the default elsewhere. */
@@ -521,6 +529,7 @@ class broker
         raw.reconnect_max_ms = detail::timeout_ms(options.reconnect_max, 0);
         raw.policy = options.policy;
         raw.flags = options.shared ? HANDOFF_BROKER_SHARED : 0;
+        raw.spin_us = detail::microseconds(options.spin);
         handoff_broker *made = nullptr;
         ec = make_error_code(handoff_broker_new(path, &raw, &made));
         raw_.reset(made);
@@ -727,6 +736,8 @@ struct backend_options {
     std::uint64_t kinds = 0;
     std::size_t max_channels_per_user = 0;
     std::size_t max_kept_bytes = 0;
+    /** How long accept() keeps a processor busy before it sleeps. */
+    std::chrono::microseconds spin{0};
 };
 
 /**
@@ -948,6 +959,7 @@ class backend
         raw.kinds = options.kinds;
         raw.max_channels_per_user = options.max_channels_per_user;
         raw.max_kept_bytes = options.max_kept_bytes;
+        raw.spin_us = detail::microseconds(options.spin);
         handoff_backend *made = nullptr;
         ec = make_error_code(call(where, &raw, &made));
         backend result;

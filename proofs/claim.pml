@@ -137,6 +137,14 @@ inline take_verdict(b, outcome, about) {
     d_step { outcome = NONE; about = 0 }
 }
 
+/* The word alone tells that the offer is adopted. Its verdict is still to come, and with it the next
+   token. */
+#define FINDS_ADOPTED(b)  (at == b && sent && state[b] == ADOPTED)
+
+inline look(b) {
+    d_step { assert(owner[undecided] == BACKEND(b)); at = NOWHERE; undecided = 0 }
+}
+
 #define LOST(b)  (at == b && !backend_lives[b] && empty(verdicts[b]))
 
 proctype Broker() {
@@ -164,6 +172,7 @@ proctype Broker() {
         :: at == 0 && !sent -> revoke(0, generation[0]); assert(undecided != 0)
         :: at == 0 && sent -> give_up(0, generation[0], token[0])
         :: atomic { verdicts[0] ? outcome, about, token[0] -> take_verdict(0, outcome, about) }
+        :: atomic { FINDS_ADOPTED(0) -> look(0) }
         :: LOST(0) -> revoke(0, generation[0])
 #if BACKENDS > 1
         :: MAY_OFFER(1) -> put_on_offer(1)
@@ -171,6 +180,7 @@ proctype Broker() {
         :: at == 1 && !sent -> revoke(1, generation[1]); assert(undecided != 0)
         :: at == 1 && sent -> give_up(1, generation[1], token[1])
         :: atomic { verdicts[1] ? outcome, about, token[1] -> take_verdict(1, outcome, about) }
+        :: atomic { FINDS_ADOPTED(1) -> look(1) }
         :: LOST(1) -> revoke(1, generation[1])
 #endif
         od

@@ -81,7 +81,7 @@ use crate::peer::Credentials;
 use crate::reason::Reason;
 use crate::support;
 use crate::sys::arrived::Arrived;
-use crate::sys::event::{Events, Wait};
+use crate::sys::event::{Event, Events, Wait};
 use crate::sys::{SocketKind, packet};
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, Refusal, Rejection};
 
@@ -170,9 +170,9 @@ pub struct Backend {
     is_short: bool,
     /// Channels whose broker has gone; their places are cleared when nothing is held there.
     orphans: Vec<usize>,
-    /// Room for a packet and its descriptors.
+    /// Room for packets and their descriptors.
     buffer: Vec<u8>,
-    descriptors: Vec<Arrived>,
+    descriptors: [Vec<Arrived>; packet::AT_ONCE],
 }
 
 impl Backend {
@@ -215,7 +215,7 @@ impl Backend {
             is_short: false,
             orphans: Vec::new(),
             buffer: Vec::new(),
-            descriptors: Vec::new(),
+            descriptors: Default::default(),
         }
     }
 
@@ -272,10 +272,10 @@ impl Backend {
     ) -> Result<(), BackendError> {
         for round in 0.. {
             let Some(events) = self.handle.events() else { break };
-            let mut ready = [(0, false, false); Events::ROOM];
+            let mut ready = [None; Events::ROOM];
             let mut count = 0;
             let taken = events.take(wait, |event| {
-                ready[count] = (event.key, event.readable, event.writable);
+                ready[count] = Some(event);
                 count += 1;
             });
             let taken = taken.map_err(HandleError::system("wait for events"))?;
@@ -283,7 +283,7 @@ impl Backend {
             wait = Wait::No;
             let now = Instant::now();
             *at = Some(now);
-            for &(key, readable, writable) in &ready[..count] {
+            for &Event { key, readable, writable, ended } in ready[..count].iter().flatten() {
                 if key == LISTENER {
                     // They may have said hello already, and there may be others.
                     more |= !self.accepting.is_done();
@@ -295,7 +295,7 @@ impl Backend {
                     self.channels[index].has_room();
                 }
                 if readable {
-                    self.receive(index);
+                    self.receive(index, ended);
                 }
                 if writable {
                     self.flush_channel(index);
@@ -420,8 +420,10 @@ impl Backend {
         self.arrivals.held -= 1;
         if connected {
             slots.answer(place.slot, reason.map(Rejection::from), self.arrivals.next_token());
-            // Within a batch the verdicts wait for its end, so that clients are answered first.
-            let wait = self.batch.open && !channel.has_many_verdicts();
+            // Within a batch the verdicts wait for that on the channel's last arrival. With that one
+            // they are sent: the caller may serve the client before it takes the next arrival.
+            let more = slots.have_waiting();
+            let wait = self.batch.open && more && !channel.has_many_verdicts();
             self.mark_dirty(place.channel);
             let events = self.handle.events();
             if !wait || !events.is_some_and(|events| self.batch.set_timer(events)) {
@@ -476,11 +478,13 @@ impl Backend {
             return Ok(());
         }
         let events = self.handle.new_events()?;
-        self.buffer = memory::zeros(MAX_FRAME_LEN, "a packet")?;
-        self.descriptors = memory::vec(MAX_DESCRIPTORS + 1, "descriptors")?;
+        self.buffer = memory::vec(packet::AT_ONCE * MAX_FRAME_LEN, "packets")?;
+        for descriptors in &mut self.descriptors {
+            *descriptors = memory::vec(MAX_DESCRIPTORS + 1, "descriptors")?;
+        }
         self.arrivals.reserve(self.arrivals.options.max_in_flight)?;
         self.accepting.watch(&events).map_err(HandleError::system("watch the socket"))?;
-        self.handle.open(events);
+        self.handle.open(events, self.arrivals.options.spin);
         Ok(())
     }
 }

@@ -254,7 +254,7 @@ pub struct Broker {
     wanted: Option<usize>,
     /// The descriptor will be readable for the verdicts that are left.
     rest_told: bool,
-    /// Room for a packet, and for the descriptors of one; kept so that an offer allocates nothing.
+    /// Room for packets, and for the descriptors of one; kept so that an offer allocates nothing.
     buffer: Vec<u8>,
     descriptors: Vec<RawFd>,
 }
@@ -499,7 +499,7 @@ impl Broker {
                     if channel.awaits_packets());
             let mut more = false;
             if only_packets {
-                more = self.receive(0, now);
+                more = self.receive(0, true, now);
             } else {
                 let mut happened = [None; Events::ROOM];
                 let mut places = happened.iter_mut();
@@ -544,16 +544,17 @@ impl Broker {
             channel.full = false;
             self.touch(index);
         }
-        event.readable && self.receive(index, now)
+        event.readable && self.receive(index, event.ended, now)
     }
 
     /// Receives from one backend; says whether there may be more.
-    fn receive(&mut self, index: usize, now: Instant) -> bool {
+    fn receive(&mut self, index: usize, may_have_ended: bool, now: Instant) -> bool {
         let member = &mut self.members[index];
         let Link::Up(channel) = &mut member.link else { return false };
         let (outcomes, tally) = (&mut self.outcomes, &mut member.tally);
         let mut ledger = Ledger::new(outcomes, tally, index, now);
-        let received = channel.receive(&mut self.buffer, &mut ledger);
+        let received =
+            channel.receive(self.buffer.spare_capacity_mut(), may_have_ended, &mut ledger);
         if channel.welcome.is_ok() {
             member.is_new(&self.options);
         }
@@ -736,10 +737,10 @@ impl Broker {
             return Ok(());
         }
         let events = self.handle.new_events()?;
-        self.buffer = memory::zeros(MAX_FRAME_LEN, "a packet")?;
+        self.buffer = memory::vec(packet::AT_ONCE * MAX_FRAME_LEN, "packets")?;
         self.descriptors = memory::vec(MAX_DESCRIPTORS, "descriptors")?;
         self.reserve()?;
-        self.handle.open(events);
+        self.handle.open(events, self.options.spin);
         for member in &mut self.members {
             member.link = Link::Down { retry_at: now };
         }

@@ -11,6 +11,8 @@ use crate::support::{self, SupportError};
 use crate::sys::event::{Alarm, Events};
 use crate::sys::process;
 
+/// The longest that a wait looks again and again before it sleeps.
+pub(crate) const MAX_SPIN: Duration = Duration::from_millis(10);
 /// How often dispatch looks for more work before it lets the caller's loop go on.
 pub(crate) const MAX_ROUNDS: usize = 64;
 /// How long a peer may take to say its first word.
@@ -114,7 +116,8 @@ impl Handle {
     }
 
     /// Opens the handle: it belongs to this process from now on.
-    pub(crate) fn open(&mut self, events: Events) {
+    pub(crate) fn open(&mut self, mut events: Events, spin: Duration) {
+        events.spin = spin;
         let process = process::current();
         self.waker.0.process.store(process, Ordering::SeqCst);
         self.opened = Some(Opened { process, events });

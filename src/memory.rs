@@ -38,13 +38,6 @@ pub(crate) fn vec<T>(capacity: usize, what: &'static str) -> Result<Vec<T>, NoMe
     Ok(vec)
 }
 
-/// A vector of so many zeros.
-pub(crate) fn zeros(len: usize, what: &'static str) -> Result<Vec<u8>, NoMemory> {
-    let mut zeros = vec(len, what)?;
-    zeros.resize(len, 0);
-    Ok(zeros)
-}
-
 /// A copy of a slice.
 pub(crate) fn copy<T: Copy>(values: &[T], what: &'static str) -> Result<Vec<T>, NoMemory> {
     let mut copy = vec(values.len(), what)?;

@@ -300,7 +300,7 @@ fn receive_message(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     flags: libc::c_int,
-    mut take: impl FnMut(Arrived),
+    take: impl FnMut(Arrived),
 ) -> io::Result<Received> {
     let flags = flags | libc::MSG_CMSG_CLOEXEC;
     let mut control = [const { MaybeUninit::<u64>::uninit() }; CONTROL_LEN / 8];
@@ -315,19 +315,24 @@ fn receive_message(
     // their lengths; a failed call leaves `message` as it was, so it can be made again.
     let len =
         retry_receive(|| unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) })?;
+    Ok(received(&message, len, take))
+}
+
+/// What a message has brought, each of its descriptors given to `take`.
+fn received(message: &libc::msghdr, len: usize, mut take: impl FnMut(Arrived)) -> Received {
     let mut descriptors = 0;
     // Own every descriptor before anybody looks at the flags: the first ones are installed even
     // when others were lost.
-    for_each_descriptor(&message, |descriptor| {
+    for_each_descriptor(message, |descriptor| {
         descriptors += 1;
         take(descriptor);
     });
-    Ok(Received {
+    Received {
         len,
         descriptors,
         control_truncated: message.msg_flags & libc::MSG_CTRUNC != 0,
         payload_truncated: message.msg_flags & libc::MSG_TRUNC != 0,
-    })
+    }
 }
 
 /// SO_PASSPIDFD, set by whoever owns the socket, makes the kernel add a descriptor of its own.

@@ -2,14 +2,14 @@
 
 use std::io::{IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use handoff::backend::{Backend, BackendError, BackendOptions, Kinds};
-use handoff::broker::{Broker, BrokerError, BrokerOptions, Offer, Verdict};
+use handoff::broker::{BackendSettings, Broker, BrokerError, BrokerOptions, Offer, Verdict};
 use handoff::reason::Reason;
 use tempfile::TempDir;
 
@@ -72,6 +72,14 @@ impl Pair {
             assert!(start.elapsed() < PATIENCE, "no arrival");
         }
     }
+}
+
+/// Waits as an event loop does.
+fn wait_readable(descriptor: BorrowedFd<'_>) {
+    let mut poll = libc::pollfd { fd: descriptor.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: `poll` is one pollfd, which outlives the call.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, PATIENCE.as_millis() as libc::c_int) };
+    assert_eq!(ready, 1, "the descriptor is not readable");
 }
 
 fn client() -> (TcpStream, TcpStream) {
@@ -388,6 +396,128 @@ fn broker_hears_of_a_large_batch_before_all_of_it_is_adopted() {
     pair.broker.dispatch().unwrap();
     assert!(pair.broker.next_verdict().is_some_and(|verdict| verdict.adopted));
     assert_eq!(pair.backend.statistics().held, 100);
+}
+
+#[test]
+fn broker_hears_of_the_last_arrival_of_a_batch_from_a_backend_that_does_nothing_more() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let clients = [client(), client()];
+    for (number, (_, accepted)) in clients.iter().enumerate() {
+        pair.broker.offer(&offer(accepted, number)).unwrap();
+    }
+    let first = pair.arrival();
+    let _first = pair.backend.adopt(first).unwrap();
+    let second = pair.backend.next_arrival().unwrap().id;
+    let _second = pair.backend.adopt(second).unwrap();
+    // Both tokens are back, so these are the backend's own verdicts.
+    pair.broker.dispatch().unwrap();
+    for number in 0..2 {
+        assert_eq!(pair.broker.next_verdict().map(|verdict| verdict.user_data), Some(number));
+    }
+    assert_eq!(pair.broker.room().unwrap(), BrokerOptions::default().max_in_flight);
+}
+
+#[test]
+fn broker_that_only_waits_hears_of_an_adoption_that_the_backend_has_not_told_of() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (held, adopted) = (client(), client());
+    // The first one is held, so its word hides that of the other from a dispatch.
+    pair.broker.offer(&offer(&held.1, 0)).unwrap();
+    pair.broker.offer(&offer(&adopted.1, 1)).unwrap();
+    let third = client();
+    pair.broker.offer(&offer(&third.1, 2)).unwrap();
+    pair.arrival();
+    let second = pair.backend.next_arrival().unwrap().id;
+    // The third one waits, and so does the verdict: the backend is busy from here on.
+    let connection = pair.backend.adopt(second).unwrap();
+    let start = Instant::now();
+    let verdict = loop {
+        wait_readable(pair.broker.descriptor().unwrap());
+        pair.broker.dispatch().unwrap();
+        if let Some(verdict) = pair.broker.next_verdict() {
+            break verdict;
+        }
+        assert!(start.elapsed() < PATIENCE, "no verdict");
+    };
+    assert!(verdict.adopted && verdict.user_data == 1);
+    // So the client sees the end of a connection that is closed without shutdown(2).
+    drop((adopted.1, connection));
+    let mut end = [0; 1];
+    assert_eq!((&adopted.0).read(&mut end).unwrap(), 0);
+    // The slot's token comes with the verdict, which is no second one.
+    let most = BrokerOptions::default().max_in_flight;
+    assert_eq!(pair.broker.room().unwrap(), most - 3);
+    while pair.backend.next_arrival().is_some() {}
+    pair.broker.dispatch().unwrap();
+    assert!(pair.broker.next_verdict().is_none());
+    assert_eq!(pair.broker.room().unwrap(), most - 2);
+}
+
+#[test]
+fn end_behind_the_last_verdict_is_found_by_one_dispatch() {
+    // With another backend, it is an event that tells of packets.
+    for another in [false, true] {
+        let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+        if another {
+            let nowhere = pair.path.with_file_name("nowhere");
+            pair.broker.add(&nowhere, BackendSettings::default()).unwrap();
+        }
+        let (adopted, unread) = (client(), client());
+        pair.broker.offer(&offer(&adopted.1, 0)).unwrap();
+        let arrival = pair.arrival();
+        let _connection = pair.backend.adopt(arrival).unwrap();
+        pair.broker.offer(&offer(&unread.1, 1)).unwrap();
+        // It closes the socket with an offer in it.
+        drop(pair.backend);
+        pair.broker.dispatch().unwrap();
+        let verdicts = [(); 2].map(|()| pair.broker.next_verdict().unwrap());
+        assert_eq!(verdicts.map(|verdict| verdict.adopted), [true, false], "{another}");
+    }
+}
+
+#[test]
+fn end_behind_the_last_offer_is_found_by_one_dispatch() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (first, second) = (client(), client());
+    pair.broker.offer(&offer(&first.1, 0)).unwrap();
+    let arrival = pair.arrival();
+    let _connection = pair.backend.adopt(arrival).unwrap();
+    pair.broker.offer(&offer(&second.1, 1)).unwrap();
+    // It closes the socket with a verdict in it.
+    drop(pair.broker);
+    pair.backend.dispatch().unwrap();
+    let statistics = pair.backend.statistics();
+    assert_eq!((statistics.arrived, statistics.channels), (2, 0));
+}
+
+#[test]
+fn waits_that_spin_end_as_those_that_sleep() {
+    let spin = Duration::from_millis(5);
+    let broker = BrokerOptions { spin, ..BrokerOptions::default() };
+    let Pair { mut backend, mut broker, _directory, .. } =
+        pair(broker, BackendOptions { spin, ..BackendOptions::default() });
+    // Shorter than it spins, and longer.
+    for timeout in [1, 20].map(Duration::from_millis) {
+        let start = Instant::now();
+        assert!(matches!(backend.accept(Some(timeout)), Err(BackendError::TimedOut)));
+        assert!(start.elapsed() >= timeout);
+    }
+    backend.waker().wake();
+    assert!(matches!(backend.accept(None), Err(BackendError::Woken)));
+    broker.waker().wake();
+    let (_client, accepted) = client();
+    assert!(matches!(broker.offer_and_wait(&offer(&accepted, 0)), Err(BrokerError::Woken)));
+    let backend = std::thread::spawn(move || {
+        for pause in [Duration::ZERO, 4 * spin] {
+            let (connection, _) = backend.accept(Some(PATIENCE)).unwrap();
+            drop(connection);
+            std::thread::sleep(pause);
+        }
+    });
+    for _ in 0..2 {
+        assert!(broker.offer_and_wait(&offer(&accepted, 0)).unwrap().adopted);
+    }
+    backend.join().unwrap();
 }
 
 #[test]

@@ -49,6 +49,9 @@ need-doctest: need-cxx
 need-valgrind:
 	@$(NEED) valgrind valgrind --version
 
+need-strace:
+	@$(NEED) strace strace -V
+
 need-cmake:
 	@$(NEED) cmake cmake --version
 
@@ -189,11 +192,10 @@ need-all-msrv:
 
 # ---- to compare with other ways ------------------------------------------------------------------
 
-need-peers: need-pkg-config need-nginx
+need-peers: need-pkg-config need-nginx need-strace
 	@$(NEED) libuv1-dev pkg-config --exists libuv
 	@$(NEED) libglib2.0-dev pkg-config --exists gio-unix-2.0
 	@$(NEED) nodejs node --version
-	@$(NEED) strace strace -V
 
 # ---- all of it -----------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ export interface Options {
   mode?: number;
   backlog?: number;
   /** Who may connect, by number, instead of this user and root. */
-  users?: Iterable<number> & { readonly length: number };
-  groups?: Iterable<number> & { readonly length: number };
+  users?: readonly number[];
+  groups?: readonly number[];
   maxChannels?: number;
   maxChannelsPerUser?: number;
   /** Offers in flight on each channel. */
@@ -65,7 +65,10 @@ export class Arrival {
   /** The kernel does the client's TLS. */
   readonly tls: boolean;
 
-  /** Takes the connection. null: the broker has taken it back, which is no error. */
+  /**
+   * Takes the connection. null: the broker has taken it back, which is no error; or it is neither TCP nor
+   * a Unix socket, and has been ended.
+   */
   adopt(options?: { allowHalfOpen?: boolean }): Connection | null;
   /** Leaves the client to the broker: default 'REJECTED'. */
   reject(reason?: Reason): void;

@@ -8,15 +8,19 @@ PYTHON_VENV   := $(BUILD)/python-venv
 PYTHON_TESTS = -B -W error -m unittest discover -q -s
 TOKENS       = HANDOFF_NGINX_MODULES=$(NGINX_BUILD) $(RUN)
 
-## check-python  the package for Python, with asyncio and ASGI; its types, its wheel, the examples
+## check-python  the package for Python, with asyncio and ASGI; its types, its wheel; the examples
 .PHONY: check-python
 check-python: $(BUILD)/examples/broker $(BINDING_TESTS) | need-python need-asgi need-mypy need-wheel need-nginx all
 	@cd bindings/python && $(DEBIAN_PYTHON) -m mypy
-	@bindings/python/check-wheel $(DEBIAN_PYTHON) $(BUILD)/python-wheel
+	@LD_LIBRARY_PATH=$(LIB) bindings/python/check-wheel $(DEBIAN_PYTHON) $(BUILD)/python-wheel
 	@CC="$(CC)" $(RUN) $(DEBIAN_PYTHON) $(PYTHON_TESTS) bindings/python/tests
 	@HANDOFF_BROKER=$< $(RUN) $(PYTHON) $(PYTHON_TESTS) examples/python
-	@$(TOKENS) $(DEBIAN_PYTHON) -B examples/python/tokens/test_tokens.py
 	@$(call check_binding,python,$(PYTHON) $(HERE)/examples/python/http_backend.py)
+
+## check-asgi  FastAPI as a backend, and behind an application that decides, with a real nginx
+.PHONY: check-asgi
+check-asgi: $(BINDING_TESTS) | need-python need-asgi need-nginx all
+	@$(TOKENS) $(DEBIAN_PYTHON) -B examples/python/tokens/test_tokens.py
 	@$(call check_binding,asgi,$(DEBIAN_PYTHON) $(HERE)/examples/python/asgi_backend.py)
 
 ## check-python-new  the same of ASGI with the newest uvicorn and FastAPI of PyPI
@@ -31,4 +35,5 @@ check-python-new: nginx | need-python need-wheel need-nginx all
 .PHONY: check-python-tls
 check-python-tls: nginx | need-python need-asgi need-vm need-nginx need-openssl
 	@$(VM) --limit $(TLS_LIMIT) -- env HANDOFF_TLS=1 PYTHONDONTWRITEBYTECODE=1 \
-	    $(TOKENS) $(DEBIAN_PYTHON) examples/python/tokens/test_tokens.py
+	    LD_LIBRARY_PATH=$(LIB) PYTHONPATH=$(HERE)/bindings/python HANDOFF_NGINX_MODULES=$(NGINX_BUILD) \
+	    $(DEBIAN_PYTHON) examples/python/tokens/test_tokens.py

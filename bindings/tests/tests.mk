@@ -12,6 +12,6 @@ check_binding = cd bindings/tests && $(NGINX_RUN) HANDOFF_COMMAND=$(COMMAND) \
     BINDING_LANGUAGE=$(1) BINDING_BACKEND="$(2)" $(PYTHON) -B -W error -m unittest -q test_binding
 
 # The machine has what is at the same places of this one.
-check_binding_tls = $(VM) -- env $(TEST) PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$(HERE)/c-tests/tls \
+check_binding_tls = $(VM) -- env $(TEST) PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$(HERE)/c-tests/tls:$(HERE)/bindings/python \
     HANDOFF_NGINX_MODULES=$(NGINX_BUILD) BINDING_LANGUAGE=$(1) BINDING_BACKEND="$(2)" \
     $(HERE)/bindings/tests/test_binding_tls.py

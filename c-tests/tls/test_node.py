@@ -2,17 +2,15 @@
 """The backend in Node.js serves clients whose TLS the kernel does."""
 
 import os
-import signal
 import socket
 import ssl
 import subprocess
 import threading
 
 import peers
-from peers import PATIENCE, VERSIONS, read_all
+from peers import VERSIONS, read_all
 
 BIG = bytes(range(256)) * 4096  # 64 records
-HTTP_BACKEND = os.path.join(peers.ROOT, "examples", "node", "http_backend.js")
 # Sends back what comes, and says what has become of the connection.
 ECHO = """
     const handoff = require(process.argv[1]);
@@ -29,22 +27,19 @@ ECHO = """
 """
 
 
-class Backend(peers.Test):
-    def start(self, *command):
-        process = subprocess.Popen(["node", *command], stdout=subprocess.PIPE, text=True)
+class Connections(peers.Test):
+    def start_echo(self):
+        package = os.path.join(peers.ROOT, "bindings", "node")
+        process = subprocess.Popen(["node", "-e", ECHO, package, self.path],
+                                   stdout=subprocess.PIPE, text=True)
         self.addCleanup(process.communicate)
         self.addCleanup(process.kill)
-        self.assertTrue(process.stdout.readline().startswith("listening"))
+        self.assert_told(process, "listening")
         return process
-
-    def start_echo(self):
-        return self.start("-e", ECHO, os.path.join(peers.ROOT, "bindings", "node"), self.path)
 
     def assert_told(self, process, *lines):
         self.assertEqual([process.stdout.readline().strip() for _ in lines], list(lines))
 
-
-class Connections(Backend):
     def test_data_goes_both_ways_and_the_ends_are_close_notify(self):
         process = self.start_echo()
         for version in VERSIONS:
@@ -109,29 +104,6 @@ class Connections(Backend):
                 client.stdin.flush()
                 self.assert_told(process, "HANDOFF_ERR_TLS_KEY_UPDATE" if new
                                  else "HANDOFF_ERR_TLS_RECORD", "close")
-
-
-class Http(Backend):
-    def test_requests_and_the_end(self):
-        process = self.start(HTTP_BACKEND, self.path)
-        head = b"POST /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
-        for version in VERSIONS:
-            with self.subTest(version=version):
-                client = self.hand_over(version, b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
-                self.assertIn(b"hello 127.0.0.1\n", client.recv(65536))
-                client.sendall(head % len(BIG))
-                sending = threading.Thread(target=client.sendall, args=(BIG,))
-                sending.start()
-                answer = read_all(client)
-                sending.join()
-                # What it has sent in chunks is not cut.
-                self.assertTrue(answer.endswith(b"\r\n0\r\n\r\n"))
-                self.assertGreater(len(answer), len(BIG))
-        idle = self.hand_over(VERSIONS[-1], b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
-        self.assertIn(b"hello", idle.recv(65536))
-        process.send_signal(signal.SIGTERM)
-        self.assertEqual(read_all(idle), b"")
-        self.assertEqual(process.wait(PATIENCE), 0)
 
 
 if __name__ == "__main__":

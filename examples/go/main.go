@@ -69,6 +69,7 @@ func main() {
 	if len(os.Args) != 2 {
 		log.Fatal("usage: http_backend SOCKET")
 	}
+	stopped, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	listener, err := handoff.Listen(os.Args[1], nil)
 	if err != nil {
 		log.Fatal(err)
@@ -90,7 +91,6 @@ func main() {
 		IdleTimeout:       60 * time.Second,
 	}
 
-	stopped, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	drained := make(chan error)
 	go func() {
 		<-stopped.Done()

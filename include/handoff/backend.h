@@ -82,9 +82,16 @@ typedef struct handoff_backend_options {
      * or rejected it.
      */
     size_t max_kept_bytes;
+    /**
+     * How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps: at most
+     * 10000, default 0. It saves the time to wake up, if backend and broker have a processor each.
+     */
+    uint32_t spin_us;
+    /** Reserved: always 0. */
+    uint32_t reserved;
 } handoff_backend_options;
 #define HANDOFF_BACKEND_OPTIONS_INIT \
-    { sizeof(handoff_backend_options), 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0 }
+    { sizeof(handoff_backend_options), 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Connected stream sockets, such as TCP. */
 #define HANDOFF_KIND_STREAM 1
@@ -293,10 +300,10 @@ handoff_status handoff_backend_next(handoff_backend *backend,
 /**
  * Adopts an arrival. After HANDOFF_OK this process alone owns the connection.
  *
- * The verdict is sent the next time handoff_backend_next() returns HANDOFF_NOTHING, so that you can
- * answer clients first, or when 64 verdicts wait. If it has already returned that, the verdict is
- * sent now. If you stop calling it, handoff_backend_dispatch() sends the verdict after 1 ms; the
- * descriptor becomes readable for that.
+ * While more arrivals of the same broker wait to be taken, the verdict waits for that on the last of
+ * them, or until 64 verdicts wait; otherwise it is sent now. If you stop calling
+ * handoff_backend_next(), handoff_backend_dispatch() sends it after 1 ms; the descriptor becomes
+ * readable for that. The broker need not wait for it: it looks at the shared memory as well.
  *
  * @param backend  the backend
  * @param id       the arrival's id

@@ -85,8 +85,12 @@ typedef struct handoff_broker_options {
     const handoff_peer_policy *policy;
     /** HANDOFF_BROKER_SHARED, or 0. */
     uint32_t flags;
-    /** Reserved: always 0. */
-    uint32_t reserved;
+    /**
+     * How many microseconds handoff_broker_offer_and_wait() keeps a processor busy before it sleeps:
+     * at most 10000, default 0. It saves the time to wake up, if backend and broker have a processor
+     * each. Not with HANDOFF_BROKER_SHARED.
+     */
+    uint32_t spin_us;
 } handoff_broker_options;
 #define HANDOFF_BROKER_OPTIONS_INIT \
     { sizeof(handoff_broker_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, 0 }

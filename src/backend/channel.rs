@@ -1,6 +1,7 @@
 //! One channel as the backend uses it: frames in and out.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use crate::peer::Credentials;
 use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
 use crate::sys::event::Events;
-use crate::sys::packet;
+use crate::sys::{Received, packet};
 use crate::wire::{self, Frame, GRANT_LEN, Kind, Refusal, VERDICT_LEN, Welcome, WireError};
 
 /// How many tokens are granted in one frame. It is made on the stack, of which a thread may have
@@ -165,47 +166,64 @@ impl Channel {
         true
     }
 
-    /// Receives every frame that is there. An error is the end of the channel. `index` is the place
-    /// of this channel among the handle's.
+    /// Receives every frame that is there. An error is the end of the channel, which may be hidden if
+    /// there is one and `ended` is false. `index` is the place of this channel among the handle's.
     pub(super) fn receive(
         &mut self,
         index: usize,
-        buffer: &mut [u8],
-        descriptors: &mut Vec<Arrived>,
+        ended: bool,
+        buffer: &mut [MaybeUninit<u8>],
+        descriptors: &mut [Vec<Arrived>; packet::AT_ONCE],
         events: &mut Events,
         arrivals: &mut Arrivals,
     ) -> Result<(), End> {
         while let Some(socket) = &self.socket {
-            let descriptor = socket.descriptor.as_fd();
-            let received = match packet::receive_packet(descriptor, buffer, descriptors) {
-                // The end of the stream never brings descriptors; an empty packet can.
-                Ok(received) if received.len > 0 || received.descriptors > 0 => received,
-                Ok(_) => return Err(End::Gone),
+            let take = |which: usize, descriptor| descriptors[which].push(descriptor);
+            let received = match packet::receive_packets(socket.descriptor.as_fd(), buffer, take) {
+                Ok(received) => received,
                 // It takes no verdicts, so it is of no use, even if its end never comes.
                 Err(_) if socket.deaf => return Err(End::Gone),
                 Err(error) => return unreceived(&error, events, arrivals),
             };
-            if received.payload_truncated {
-                return Err(End::Broken);
+            let packets = received.packets.into_iter().flatten();
+            for ((received, packet), descriptors) in packets.zip(descriptors.iter_mut()) {
+                self.take_packet(index, &received, packet, descriptors, arrivals)?;
             }
-            let frame = &buffer[..received.len];
-            // At this process's limit the kernel installs the first descriptors and drops the rest.
-            let came = match descriptors.len() {
-                fewer
-                    if received.control_truncated && fewer < wire::declared_descriptors(frame) =>
-                {
-                    wire::declared_descriptors(frame)
-                }
-                count if !received.control_truncated => count,
-                _ => usize::MAX,
-            };
-            let frame = wire::decode(frame, came).map_err(|error| match error {
-                WireError::Version(_) if self.slots.is_none() => End::OtherVersion,
-                _ => End::Broken,
-            })?;
-            self.handle(index, frame, descriptors, arrivals)?;
+            if received.all && !ended {
+                break;
+            }
         }
         Ok(())
+    }
+
+    fn take_packet(
+        &mut self,
+        index: usize,
+        received: &Received,
+        packet: &[u8],
+        descriptors: &mut Vec<Arrived>,
+        arrivals: &mut Arrivals,
+    ) -> Result<(), End> {
+        // The end of the stream never brings descriptors; an empty packet can.
+        if received.len == 0 && received.descriptors == 0 {
+            return Err(End::Gone);
+        }
+        if received.payload_truncated {
+            return Err(End::Broken);
+        }
+        // At this process's limit the kernel installs the first descriptors and drops the rest.
+        let came = match descriptors.len() {
+            fewer if received.control_truncated && fewer < wire::declared_descriptors(packet) => {
+                wire::declared_descriptors(packet)
+            }
+            count if !received.control_truncated => count,
+            _ => usize::MAX,
+        };
+        let frame = wire::decode(packet, came).map_err(|error| match error {
+            WireError::Version(_) if self.slots.is_none() => End::OtherVersion,
+            _ => End::Broken,
+        })?;
+        self.handle(index, frame, descriptors, arrivals)
     }
 
     fn handle(

@@ -7,20 +7,20 @@ use super::channel::End;
 use crate::wire::Refusal;
 
 impl Backend {
-    /// Receives every frame that is there on a channel.
-    pub(super) fn receive(&mut self, index: usize) {
+    /// Receives every frame that is there on a channel; if it has ended, up to the end.
+    pub(super) fn receive(&mut self, index: usize, ended: bool) {
         let Some(events) = self.handle.events() else { return };
         let channel = &mut self.channels[index];
         let awaited_hello = channel.hello_by().is_some();
-        let arrivals = &mut self.arrivals;
+        let (buffer, arrivals) = (self.buffer.spare_capacity_mut(), &mut self.arrivals);
         let received =
-            channel.receive(index, &mut self.buffer, &mut self.descriptors, events, arrivals);
+            channel.receive(index, ended, buffer, &mut self.descriptors, events, arrivals);
         if awaited_hello && channel.slots.is_some() {
             self.accepting.awaiting_hello -= 1;
         }
         let unsent = channel.is_unsent(self.arrivals.draining);
-        // Descriptors of a packet that broke the channel.
-        self.descriptors.clear();
+        // Descriptors of packets that broke the channel, or came behind such a one.
+        self.descriptors.iter_mut().for_each(Vec::clear);
         match received {
             Err(End::OtherVersion) => self.turn_away(index, Refusal::VERSION),
             Err(end) => self.end(index, end),
@@ -60,7 +60,7 @@ impl Backend {
     /// Receives what a broker sent before it stopped receiving, and ends the channel.
     fn receive_last(&mut self, index: usize) {
         let before = self.arrivals.statistics.arrived;
-        self.receive(index);
+        self.receive(index, true);
         if self.arrivals.statistics.arrived > before {
             // Nothing else would tell the caller's loop.
             let now = Instant::now();

@@ -1,6 +1,9 @@
 //! The limits of a backend.
 
+use std::time::Duration;
+
 use super::{BackendError, Kinds};
+use crate::handle::MAX_SPIN;
 use crate::listener::ListenerOptions;
 use crate::wire::{HEADER_LEN, MAX_FRAME_LEN, MAX_SLOTS, OFFER_LEN};
 
@@ -34,6 +37,9 @@ pub struct BackendOptions {
     /// Bytes of memory, 1 MiB by default, that the handle keeps for the bytes of arrivals to come.
     /// Beyond that, an arrival's memory is freed at the dispatch after it was adopted or rejected.
     pub max_kept_bytes: usize,
+    /// How long [`accept`](super::Backend::accept) keeps a processor busy before it sleeps, 10
+    /// milliseconds at most, not at all by default.
+    pub spin: Duration,
     /// Which sockets to take. It is an error if they are `unconnected` ones alone.
     pub kinds: Kinds,
 }
@@ -46,6 +52,7 @@ impl BackendOptions {
             max_channels: self.max_channels.clamp(1, 65535),
             max_in_flight: self.max_in_flight.clamp(1, MAX_SLOTS),
             max_offer_bytes: self.max_offer_bytes.min(room),
+            spin: self.spin.min(MAX_SPIN),
             ..self
         };
         let BackendOptions { max_offer_bytes, max_held_bytes, kinds, .. } = options;
@@ -83,6 +90,7 @@ impl Default for BackendOptions {
             max_offer_bytes: 64 * 1024,
             max_held_bytes: 64 * 1024 * 1024,
             max_kept_bytes: 1024 * 1024,
+            spin: Duration::ZERO,
             kinds: Kinds { stream: true, seqpacket: false, datagram: false, unconnected: false },
         }
     }

@@ -99,6 +99,8 @@ pub(super) struct Slots {
     claims: ClaimTable,
     slots: Vec<Slot>,
     held: usize,
+    /// How many of them the caller has not seen.
+    waiting: usize,
     /// Slots that are to be granted a token, the next one last.
     owed: Vec<u32>,
     /// Entries of verdicts, one behind the other.
@@ -112,7 +114,7 @@ impl Slots {
         let verdicts = memory::vec(count * wire::VERDICT_LEN, "verdicts")?;
         slots.extend((0..count).map(|_| Slot::EMPTY));
         owed.extend((0..count as u32).rev());
-        Ok(Slots { claims, slots, held: 0, owed, verdicts })
+        Ok(Slots { claims, slots, held: 0, waiting: 0, owed, verdicts })
     }
 
     pub(super) fn count(&self) -> usize {
@@ -122,6 +124,11 @@ impl Slots {
     /// How many arrivals are held.
     pub(super) fn held(&self) -> usize {
         self.held
+    }
+
+    /// Whether arrivals are held that the caller has not seen.
+    pub(super) fn have_waiting(&self) -> bool {
+        self.waiting > 0
     }
 
     /// Whether slots are to be granted tokens.
@@ -192,6 +199,7 @@ impl Slots {
         slot.descriptor = Some(descriptor);
         slot.tls = offer.head.tls;
         self.held += 1;
+        self.waiting += 1;
         Ok(())
     }
 
@@ -203,6 +211,7 @@ impl Slots {
     /// The caller decides on the arrival in a slot.
     pub(super) fn seen(&mut self, slot: usize) {
         self.slots[slot].state = State::Seen;
+        self.waiting -= 1;
     }
 
     /// The arrival that was last in a slot, with its bytes until the slot is used again.
@@ -224,6 +233,7 @@ impl Slots {
             }
         }
         self.held -= released;
+        self.waiting = 0;
         released
     }
 
@@ -256,6 +266,7 @@ impl Slots {
     /// slot is used again or its room is freed.
     pub(super) fn release(&mut self, place: (usize, usize), rooms: &mut Rooms) -> Option<Arrived> {
         let slot = &mut self.slots[place.1];
+        self.waiting -= usize::from(slot.state == State::Waiting);
         slot.state = State::Empty;
         self.held -= 1;
         rooms.release(&slot.bytes, slot.len(), place);

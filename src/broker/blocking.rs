@@ -66,6 +66,9 @@ impl Broker {
                 }
                 return Ok(verdict);
             }
+            if self.look_for(id) {
+                continue;
+            }
             if self.handle.woken() {
                 woken = true;
                 if self.take_back(id).is_ok() {
@@ -74,6 +77,18 @@ impl Broker {
             }
             self.dispatch_after(Wait::Forever)?;
         }
+    }
+
+    /// Gives an offer its verdict if it is adopted; says whether it is.
+    fn look_for(&mut self, id: u64) -> bool {
+        let now = Instant::now();
+        let Some((index, slot)) = self.find(id) else { return false };
+        let mut adopted = false;
+        let _ = self.with_channel(index, now, |channel, ledger| {
+            adopted = channel.offers.find(slot, id).is_some() && channel.look(slot, ledger);
+            Ok(())
+        });
+        adopted
     }
 
     /// Takes the verdict on an offer, which is not among the first `seen` ones.

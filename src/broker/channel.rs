@@ -1,11 +1,12 @@
 //! One channel as the broker uses it: frames out and in, deadlines, and the claim.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::offers::{Offers, State};
+use super::offers::{Facts, Offers, State};
 use super::outcomes::{End, Ledger};
 use super::peer::{self, WhyDown};
 use super::{BrokerOptions, NoWelcome};
@@ -15,11 +16,13 @@ use crate::handle::{GREETING_TIMEOUT, MEMORY_PAUSE};
 use crate::reason::Reason;
 use crate::support;
 use crate::sys::event::Events;
-use crate::sys::{self, packet};
+use crate::sys::{self, Received, packet};
 use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, Refusal, Rejection, WireError};
 
 /// How many frames are received before others have their turn.
 const MAX_FRAMES: usize = 64;
+/// How long offers are left to the backend's verdicts before the words are looked at.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -37,6 +40,10 @@ pub(super) struct Channel {
     pub(super) full: bool,
     /// The events tell when it has room again.
     watching: bool,
+    /// When offers were last sent.
+    sent_at: Instant,
+    /// When to look at the words of all offers in flight, if any are.
+    look_at: Option<Instant>,
     /// The system was short of memory: when to try again.
     pub(super) try_again: Option<Instant>,
     /// What the backend said when it turned this broker away: its last word.
@@ -77,6 +84,8 @@ impl Channel {
             knows_tls: false,
             full: false,
             watching: false,
+            sent_at: now,
+            look_at: None,
             try_again: None,
             refusal: None,
         })
@@ -117,6 +126,7 @@ impl Channel {
             let sent = packet::send_packet(self.socket.as_fd(), &header, body, descriptors);
             let Err(error) = sent else {
                 self.offers.sent(count);
+                (self.sent_at, self.look_at) = (now, Some(self.next_look(now + LOOK_PAUSE)));
                 most = wire::MAX_DESCRIPTORS.min(2 * most);
                 continue;
             };
@@ -190,6 +200,61 @@ impl Channel {
         result
     }
 
+    fn next_look(&self, latest: Instant) -> Instant {
+        self.look_at.map_or(latest, |look_at| look_at.min(latest))
+    }
+
+    /// When to look at the words of all offers in flight, so that no adoption stays unknown because
+    /// the backend has not come to its verdicts yet. The verdict on an offer that is alone is never
+    /// late for that: the backend sends it as it adopts.
+    pub(super) fn look_due(&self) -> Option<Instant> {
+        self.look_at.filter(|_| self.offers.in_flight() + self.offers.unanswered() > 1)
+    }
+
+    /// Gives an offer its verdict if its word says that it is adopted; says whether it does. The
+    /// backend's verdict is still to come, with the slot's next token.
+    #[inline(never)]
+    pub(super) fn look(&mut self, slot: u32, ledger: &mut Ledger<'_>) -> bool {
+        let Some(found) = self.offers.slot(slot).filter(|slot| slot.state == State::Sent) else {
+            return false;
+        };
+        let adopted = claim::is_adopted(self.claims.slot(slot as usize), found.generation);
+        if adopted {
+            let facts = found.facts;
+            self.adopted(slot, &facts, ledger);
+        }
+        adopted
+    }
+
+    /// Looks at those that are due first, up to one that is not adopted: backends mostly adopt in order.
+    fn look_at_first(&mut self, ledger: &mut Ledger<'_>) {
+        while let Some((slot, _)) = self.offers.earliest() {
+            if !self.look(slot, ledger) {
+                break;
+            }
+        }
+    }
+
+    /// Looks at all of them, if it is time for that. The pauses grow while nothing is sent.
+    pub(super) fn look_at_all(&mut self, ledger: &mut Ledger<'_>) {
+        let now = ledger.now;
+        if self.look_at.is_none_or(|look_at| look_at > now) {
+            return;
+        }
+        for slot in 0..self.offers.count() {
+            self.look(slot, ledger);
+        }
+        let pause = now.saturating_duration_since(self.sent_at).max(LOOK_PAUSE);
+        self.look_at = (self.offers.in_flight() > 0).then(|| now + pause);
+    }
+
+    #[inline(always)]
+    fn adopted(&mut self, slot: u32, facts: &Facts, ledger: &mut Ledger<'_>) {
+        self.offers.settle(slot, true);
+        let end = End { adopted: true, reason: None, may_have_reached: true, kind: 0 };
+        ledger.ended(facts, end);
+    }
+
     /// The offer whose deadline is past.
     pub(super) fn expired(&self, now: Instant) -> Option<u32> {
         self.offers.earliest().filter(|(_, deadline)| *deadline <= now).map(|(slot, _)| slot)
@@ -210,19 +275,37 @@ impl Channel {
         }
     }
 
-    /// Receives the frames that are there, and says whether that was all. An error is the end of
-    /// the channel.
+    /// Receives the frames that are there, looks at the words that come next, and says whether that
+    /// was all. An error is the end of the channel.
     pub(super) fn receive(
         &mut self,
-        buffer: &mut [u8],
+        buffer: &mut [MaybeUninit<u8>],
+        may_have_ended: bool,
+        ledger: &mut Ledger<'_>,
+    ) -> Result<bool, Reason> {
+        let all = self.receive_frames(buffer, may_have_ended, ledger)?;
+        // Behind the frames: most have told what the words would.
+        self.look_at_first(ledger);
+        if self.offers.in_flight() == 0 {
+            self.look_at = None;
+        }
+        Ok(all)
+    }
+
+    /// Only receives them. If nothing says that the backend has not ended, its end is looked for.
+    pub(super) fn receive_frames(
+        &mut self,
+        buffer: &mut [MaybeUninit<u8>],
+        may_have_ended: bool,
         ledger: &mut Ledger<'_>,
     ) -> Result<bool, Reason> {
         if self.refusal.is_some() {
             return Err(Reason::BackendUnavailable);
         }
-        for _ in 0..MAX_FRAMES {
-            let received = match packet::receive_bare_packet(self.socket.as_fd(), buffer) {
-                Ok(received) if received.len == 0 => return Err(Reason::BackendUnavailable),
+        for _ in 0..MAX_FRAMES / packet::AT_ONCE {
+            // Those that come are closed.
+            let close = |_, descriptor| drop(descriptor);
+            let received = match packet::receive_packets(self.socket.as_fd(), buffer, close) {
                 Ok(received) => received,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => return Ok(true),
@@ -233,20 +316,39 @@ impl Channel {
                     _ => return Err(Reason::BackendUnavailable),
                 },
             };
-            // A backend never sends descriptors; treat any as hostile.
-            if received.payload_truncated || received.control_truncated {
-                return Err(Reason::IntegrityMismatch);
+            for (received, packet) in received.packets.into_iter().flatten() {
+                self.take_packet(&received, packet, ledger)?;
             }
-            match wire::decode(&buffer[..received.len], received.descriptors) {
-                Ok(frame) => self.handle(frame, ledger)?,
-                Err(WireError::Version(version)) if self.welcome.is_err() => {
-                    self.refusal = Some(Refusal::speaks(version));
-                    return Err(Reason::BackendUnavailable);
-                }
-                Err(_) => return Err(Reason::IntegrityMismatch),
+            // A backend that has answered everything leaves nothing unread, so its end is not hidden.
+            let answered = self.offers.in_flight() + self.offers.unanswered() == 0;
+            if received.all && (answered || !may_have_ended) {
+                return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    fn take_packet(
+        &mut self,
+        received: &Received,
+        packet: &[u8],
+        ledger: &mut Ledger<'_>,
+    ) -> Result<(), Reason> {
+        if received.len == 0 {
+            return Err(Reason::BackendUnavailable);
+        }
+        // A backend never sends descriptors; treat any as hostile.
+        if received.payload_truncated || received.control_truncated {
+            return Err(Reason::IntegrityMismatch);
+        }
+        match wire::decode(packet, received.descriptors) {
+            Ok(frame) => self.handle(frame, ledger),
+            Err(WireError::Version(version)) if self.welcome.is_err() => {
+                self.refusal = Some(Refusal::speaks(version));
+                Err(Reason::BackendUnavailable)
+            }
+            Err(_) => Err(Reason::IntegrityMismatch),
+        }
     }
 
     fn handle(&mut self, frame: Frame<'_>, ledger: &mut Ledger<'_>) -> Result<(), Reason> {
@@ -318,9 +420,7 @@ impl Channel {
                     return broken;
                 }
                 let facts = found.facts;
-                self.offers.settle(slot, true);
-                let end = End { adopted: true, reason: None, may_have_reached: true, kind: 0 };
-                ledger.ended(&facts, end);
+                self.adopted(slot, &facts, ledger);
             }
             State::Sent => {
                 if self.take_back(slot, Rejection::of_byte(verdict.reason), ledger)? {

@@ -12,6 +12,11 @@ use crate::reason::Reason;
 impl Broker {
     /// Does what the time says at one backend: deadlines, the welcome, the next attempt to connect.
     pub(super) fn tick(&mut self, index: usize, now: Instant) {
+        // First: what is adopted is not late.
+        let _ = self.with_channel(index, now, |channel, ledger| {
+            channel.look_at_all(ledger);
+            Ok(())
+        });
         while let Some(channel) = self.members[index].channel() {
             if channel.welcome.is_err_and(|deadline| deadline <= now) {
                 self.hang_up(index, Reason::BackendUnavailable, now);
@@ -147,7 +152,7 @@ impl Broker {
             let mut last = Err(reason);
             if reason != Reason::IntegrityMismatch {
                 // What the backend said last may be here already.
-                last = channel.receive(&mut self.buffer, &mut ledger);
+                last = channel.receive_frames(self.buffer.spare_capacity_mut(), true, &mut ledger);
             }
             member.why_down = Some(channel.why_ended(last));
             if channel.welcome.is_err() && reason != Reason::BrokerClosed {

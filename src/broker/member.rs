@@ -368,7 +368,8 @@ impl Member {
                     return Some(now);
                 }
                 let trial = if wanted { self.next_trial(now) } else { None };
-                let times = [deadline, channel.welcome.err(), channel.try_again, successor, trial];
+                let (welcome, look) = (channel.welcome.err(), channel.look_due());
+                let times = [deadline, welcome, channel.try_again, look, successor, trial];
                 times.into_iter().flatten().min()
             }
         }

@@ -125,6 +125,11 @@ impl Offers {
         })
     }
 
+    /// How many slots there are.
+    pub(super) fn count(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::BrokerError;
+use crate::handle::MAX_SPIN;
 use crate::wire::{MAX_FRAME_LEN, MAX_SLOTS};
 
 /// The longest that anything here may take: over a hundred years, which is no limit.
@@ -35,6 +36,10 @@ pub struct BrokerOptions {
     /// The longest pause between two attempts to connect, a second by default. It is an error if it
     /// is shorter than `reconnect_min`.
     pub reconnect_max: Duration,
+    /// How long [`offer_and_wait`](super::Broker::offer_and_wait) keeps a processor busy before it
+    /// sleeps, 10 milliseconds at most, not at all by default. A [`SharedBroker`](super::SharedBroker)
+    /// does not.
+    pub spin: Duration,
     /// Users that may be the backend. If this and `groups` are empty: root, the user that this
     /// process runs as and, for a path, the owner of the socket's file.
     pub users: Vec<u32>,
@@ -53,6 +58,7 @@ impl BrokerOptions {
             queue_bytes: self.queue_bytes.max(MAX_FRAME_LEN),
             reconnect_min: self.reconnect_min.clamp(least, MAX_TIMEOUT),
             reconnect_max: self.reconnect_max.clamp(least, MAX_TIMEOUT),
+            spin: self.spin.min(MAX_SPIN),
             ..self
         };
         let BrokerOptions { reconnect_min, reconnect_max, .. } = options;
@@ -78,6 +84,7 @@ impl Default for BrokerOptions {
             failure_period: Duration::from_secs(30),
             reconnect_min: Duration::from_millis(10),
             reconnect_max: Duration::from_secs(1),
+            spin: Duration::ZERO,
             users: Vec::new(),
             groups: Vec::new(),
         }

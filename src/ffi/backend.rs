@@ -2,6 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, IntoRawFd};
+use std::time::Duration;
 
 use super::argument::{Out, Problem, check, descriptor, exclusive, free, path, reference, wait};
 use super::broker::nonzero;
@@ -66,6 +67,11 @@ pub struct handoff_backend_options {
     /// HANDOFF_NO_LIMIT. Above that, an arrival's memory is freed at the dispatch after you adopted
     /// or rejected it.
     pub max_kept_bytes: usize,
+    /// How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps: at most
+    /// 10000, default 0. It saves the time to wake up, if backend and broker have a processor each.
+    pub spin_us: u32,
+    /// Reserved: always 0.
+    pub reserved: u32,
 }
 
 // SAFETY: repr(C), begins with its size.
@@ -168,6 +174,9 @@ fn core_options(options: handoff_backend_options) -> Result<BackendOptions, Fail
     if options.kinds & !HANDOFF_KIND_ANY != 0 {
         return Err(Failure::Argument("options.kinds", Problem::Is("has an unknown kind")));
     }
+    if options.reserved != 0 {
+        return Err(Failure::Argument("options.reserved", Problem::UnknownField));
+    }
     let defaults = BackendOptions::default();
     let max_held_bytes = nonzero(options.max_held_bytes, defaults.max_held_bytes);
     let max_offer_bytes = defaults.max_offer_bytes.min(max_held_bytes);
@@ -182,6 +191,7 @@ fn core_options(options: handoff_backend_options) -> Result<BackendOptions, Fail
         max_offer_bytes: nonzero(options.max_offer_bytes, max_offer_bytes),
         max_held_bytes,
         max_kept_bytes: nonzero(options.max_kept_bytes, defaults.max_kept_bytes),
+        spin: Duration::from_micros(options.spin_us.into()),
         max_channels_per_user: match options.max_channels_per_user {
             0 => None,
             most => Some(most),
@@ -394,10 +404,10 @@ pub extern "C" fn handoff_backend_next(
 
 /// Adopts an arrival. After HANDOFF_OK this process alone owns the connection.
 ///
-/// The verdict is sent the next time handoff_backend_next() returns HANDOFF_NOTHING, so that you can
-/// answer clients first, or when 64 verdicts wait. If it has already returned that, the verdict is
-/// sent now. If you stop calling it, handoff_backend_dispatch() sends the verdict after 1 ms; the
-/// descriptor becomes readable for that.
+/// While more arrivals of the same broker wait to be taken, the verdict waits for that on the last of
+/// them, or until 64 verdicts wait; otherwise it is sent now. If you stop calling
+/// handoff_backend_next(), handoff_backend_dispatch() sends it after 1 ms; the descriptor becomes
+/// readable for that. The broker need not wait for it: it looks at the shared memory as well.
 ///
 /// @param backend  the backend
 /// @param id       the arrival's id

@@ -18,6 +18,8 @@ pub(crate) struct Event {
     pub writable: bool,
     /// There is something to read, an end or an error.
     pub readable: bool,
+    /// It is an end or an error. What of that comes later is an event of its own.
+    pub ended: bool,
 }
 
 /// How long to wait for something to happen.
@@ -49,6 +51,8 @@ pub(crate) struct Events {
     fired: bool,
     /// The alarm's count when the timer was last seen to have fired.
     seen: u32,
+    /// How long a wait looks again and again before it sleeps.
+    pub(crate) spin: Duration,
 }
 
 /// The parts of an [`Events`].
@@ -142,6 +146,7 @@ impl Events {
             missed: false,
             fired: false,
             seen,
+            spin: Duration::ZERO,
         };
         if let Some(timer) = events.alarm.timer.get() {
             let added =
@@ -211,9 +216,24 @@ impl Events {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; Events::ROOM];
         // Before looking: of a timer that fires later than that, the count still tells.
         let fired = self.alarm.fired.load(Ordering::SeqCst);
+        let spin_until = match wait {
+            _ if self.spin.is_zero() => None,
+            Wait::No => None,
+            Wait::Until(deadline) => Some(deadline.min(Instant::now() + self.spin)),
+            Wait::Forever => Some(Instant::now() + self.spin),
+        };
         // SAFETY: the pointer and the count describe `events`.
-        let count = retry(|| unsafe {
-            let room = events.len() as i32;
+        let mut look = |timeout| unsafe {
+            let (events, room) = (events.as_mut_ptr(), events.len() as i32);
+            libc::epoll_wait(self.epoll.as_raw_fd(), events, room, timeout) as isize
+        };
+        let count = retry(|| {
+            while spin_until.is_some_and(|until| Instant::now() < until) {
+                match look(0) {
+                    0 => std::hint::spin_loop(),
+                    found => return found,
+                }
+            }
             // Computed anew each time, so that signals cannot put off the deadline.
             let timeout = match wait {
                 Wait::No => 0,
@@ -221,7 +241,7 @@ impl Events {
                 Wait::Until(deadline) => poll_timeout(deadline, Instant::now()),
                 Wait::Forever => -1,
             };
-            libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), room, timeout) as isize
+            look(timeout)
         })?;
         for event in &events[..count] {
             let (key, flags) = (event.u64, event.events as i32);
@@ -229,7 +249,9 @@ impl Events {
                 (self.armed, self.fired, self.seen) = (None, true, fired);
             } else {
                 let writable = flags & libc::EPOLLOUT != 0;
-                each(Event { key, writable, readable: flags & !libc::EPOLLOUT != 0 });
+                let readable = flags & !libc::EPOLLOUT != 0;
+                let ended = flags & !(libc::EPOLLIN | libc::EPOLLOUT) != 0;
+                each(Event { key, writable, readable, ended });
             }
         }
         Ok(count)

@@ -4,9 +4,13 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
+use std::slice;
 
 use super::arrived::Arrived;
-use super::{Received, level_option, receive_message, retry, socket_option};
+use super::{
+    CONTROL_LEN, Received, level_option, receive_message, received, retry, retry_receive,
+    socket_option,
+};
 
 /// The most descriptors in a packet: one less than the kernel's SCM_MAX_FD, which is safe with every
 /// libc.
@@ -60,14 +64,71 @@ pub(crate) fn send_packet(
     retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
 }
 
-/// Receives one packet; its descriptors are appended to `descriptors`, in their order.
-pub(crate) fn receive_packet(
+/// How many packets are received at once: two, so that one call tells that one is all there is.
+pub(crate) const AT_ONCE: usize = 2;
+
+/// Packets that were received, in their order.
+pub(crate) struct Packets<'a> {
+    pub packets: [Option<(Received, &'a [u8])>; AT_ONCE],
+    /// There was no other. But if the peer has closed and left packets unread, that may be hidden
+    /// behind the first: the system tells it with the next call.
+    pub all: bool,
+}
+
+/// Receives packets into equal parts of `room`; each of their descriptors is given to `take`, with the
+/// number of its packet.
+pub(crate) fn receive_packets<'a>(
     socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    descriptors: &mut Vec<Arrived>,
-) -> io::Result<Received> {
-    let take = |descriptor| descriptors.push(descriptor);
-    receive_message(socket, buffer, libc::MSG_DONTWAIT, take)
+    room: &'a mut [mem::MaybeUninit<u8>],
+    mut take: impl FnMut(usize, Arrived),
+) -> io::Result<Packets<'a>> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let part_len = room.len() / AT_ONCE;
+    let start = room.as_mut_ptr().cast::<u8>();
+    let mut controls = [[const { mem::MaybeUninit::<u64>::uninit() }; CONTROL_LEN / 8]; AT_ONCE];
+    // SAFETY: each part lies in `room`.
+    let part = |index| unsafe { start.add(index * part_len) };
+    let mut parts: [_; AT_ONCE] = std::array::from_fn(|index| libc::iovec {
+        iov_base: part(index).cast(),
+        iov_len: part_len,
+    });
+    // SAFETY: mmsghdr is integers and pointers; all zero is a value of it.
+    let mut messages: [libc::mmsghdr; AT_ONCE] = unsafe { mem::zeroed() };
+    for (message, (part, control)) in messages.iter_mut().zip(parts.iter_mut().zip(&mut controls)) {
+        message.msg_hdr.msg_iov = part;
+        message.msg_hdr.msg_iovlen = 1;
+        message.msg_hdr.msg_control = control.as_mut_ptr().cast();
+        message.msg_hdr.msg_controllen = mem::size_of_val(control) as _;
+    }
+    let socket = socket.as_raw_fd();
+    let mut all = true;
+    // SAFETY: `messages` points to `parts`, `room` and `controls`, which outlive the call, with their
+    // lengths; a failed call leaves `messages` as it was. No timeout is given.
+    let several = retry_receive(|| unsafe {
+        let count = AT_ONCE as libc::c_uint;
+        libc::recvmmsg(socket, messages.as_mut_ptr(), count, flags as _, ptr::null_mut()) as isize
+    });
+    let count = several.or_else(|error| {
+        // A sandbox may know recvmsg(2) alone.
+        if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
+            return Err(error);
+        }
+        all = false;
+        // SAFETY: as above, for the first message.
+        let len = retry_receive(|| unsafe {
+            libc::recvmsg(socket, &raw mut messages[0].msg_hdr, flags)
+        })?;
+        messages[0].msg_len = len as libc::c_uint;
+        Ok(1)
+    })?;
+    let packets = std::array::from_fn(|index| {
+        let message = messages.get(index).filter(|_| index < count)?;
+        let len = message.msg_len as usize;
+        let received = received(&message.msg_hdr, len, |descriptor| take(index, descriptor));
+        // SAFETY: the kernel has written that much of this part, and nobody else uses it.
+        Some((received, unsafe { slice::from_raw_parts(part(index), len.min(part_len)) }))
+    });
+    Ok(Packets { packets, all: all && count < AT_ONCE })
 }
 
 /// Receives one packet from a peer that has no descriptors to send. Those that come are counted and

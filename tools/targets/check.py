@@ -173,6 +173,14 @@ class Check:
             encoding="utf-8",
         )
 
+    def openssl(self) -> str:
+        """Fetches OpenSSL for the target, which one_owner needs. Returns what tells a compiler of it."""
+        debian, directory = Debian(LOGS, "bookworm", self.target.machine), self.build / "openssl"
+        for name in ("libssl-dev", "libssl3"):
+            run("dpkg-deb", "-x", str(debian.package(name)), str(directory))
+        include, gnu = directory / "usr" / "include", self.target.gnu[:-1]
+        return f"-isystem {include} -isystem {include}/{gnu} -L{directory}/usr/lib/{gnu}"
+
     def c_tests(self) -> None:
         left_out = {f"test_{name}" for names in self.target.without.values() for name in names.split()}
         names = [file.stem for file in sorted((TREE / "c-tests").glob("test_*.c"))]
@@ -189,7 +197,7 @@ class Check:
         """Runs C tests, and processes that are killed, in an emulated machine."""
         programs = [str(self.build / "c-tests" / name) for name in tests]
         killed = str(self.build / "c-tests" / "one_owner")
-        self.make("programs", *programs, killed)
+        self.make("programs", *programs, killed, f"CFLAGS=-O2 -g {self.openssl()}")
         script = f"""
             export LD_LIBRARY_PATH={self.build}/lib PYTHON=python3 HANDOFF_TEST_LIMIT=600
             c-tests/run_all.sh check-c {" ".join(programs)} || exit 1

@@ -52,7 +52,7 @@ pub fn paths() -> Vec<HotPath> {
         ),
         path("claim: offer and adopt", Box::new(claim(Claim::adopt))),
         path("claim: offer and revoke", Box::new(claim(Claim::revoke))),
-        path("handoff: offer, adopt, verdict", Box::new(handoff())),
+        path("handoff: offer, adopt, verdict", Box::new(handoff(BATCH, ROUNDS))),
     ]
 }
 
@@ -100,8 +100,8 @@ fn claim(step: fn(&Claim, u64) -> bool) -> impl FnMut() {
     }
 }
 
-/// Both ends in one process, over a real socket.
-fn handoff() -> impl FnMut() {
+/// Both ends in one process, over a real socket, with so many in flight, so often.
+pub fn handoff(in_flight: u32, rounds: u32) -> impl FnMut() {
     let name = format!("@handoff-micro-{}", std::process::id());
     let path = Path::new(&name);
     let mut backend = Backend::listen(path, BackendOptions::default()).expect("a backend");
@@ -110,9 +110,9 @@ fn handoff() -> impl FnMut() {
         broker.dispatch().expect("a broker");
         backend.dispatch().expect("a backend");
     }
-    let clients: Vec<_> = (0..BATCH).map(|_| connection()).collect();
+    let clients: Vec<_> = (0..in_flight).map(|_| connection()).collect();
     move || {
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             for (client, _) in &clients {
                 let (service, correlation, metadata) = (&[][..], &[][..], &[][..]);
                 let descriptor = client.as_fd();
@@ -137,7 +137,7 @@ fn handoff() -> impl FnMut() {
                 backend.adopt(id).expect("a connection");
             }
             broker.dispatch().expect("a broker");
-            for _ in 0..BATCH {
+            for _ in 0..in_flight {
                 assert!(broker.next_verdict().expect("a verdict").adopted);
             }
         }

@@ -1,5 +1,6 @@
 //! Takes each path once to warm up and once to be counted, and prints their names; to be run by
-//! instructions.py under callgrind, which collects in `counted` only.
+//! instructions.py under callgrind, which collects in `counted` only. Or with two numbers, for calls.py:
+//! hands over with so many in flight, so often.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +13,10 @@ fn counted(run: &mut dyn FnMut()) {
 }
 
 fn main() {
+    let numbers: Vec<u32> = std::env::args().skip(1).map(|it| it.parse().unwrap()).collect();
+    if let [in_flight, rounds] = numbers[..] {
+        return handoff_micro::handoff(in_flight, rounds)();
+    }
     for mut path in handoff_micro::paths() {
         (path.run)();
         counted(&mut path.run);

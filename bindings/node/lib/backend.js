@@ -125,7 +125,7 @@ class Backend extends EventEmitter {
   #due = false;
   #closed = null;
   #connections = new Set();
-  #servers = new Set();
+  #servers = new Map(); // and the listener that each has for its requests
   #responses = new Map(); // the last response of each connection that waits for one
 
   constructor(place, options) {
@@ -211,7 +211,9 @@ class Backend extends EventEmitter {
   }
 
   #emitCloseIfDone() {
-    if (!this.#handle && this.#connections.size === 0) this.emit('close');
+    if (this.#handle || this.#connections.size > 0) return;
+    for (const [server, listener] of this.#servers) server.removeListener('request', listener);
+    this.emit('close');
   }
 
   // Not for users: an arrival's methods are.
@@ -227,6 +229,7 @@ class Backend extends EventEmitter {
     } catch (error) {
       c.tlsShutdown(fd[0], 0);
       fs.closeSync(fd[0]);
+      if (error.code === 'ERR_INVALID_FD_TYPE') return null; // neither TCP nor a Unix socket
       throw error;
     }
     this.#connections.add(connection);
@@ -258,23 +261,22 @@ class Backend extends EventEmitter {
 
   #prepare(server) {
     if (this.#servers.has(server)) return;
-    this.#servers.add(server);
     // http.Server begins to look after its timeouts when it listens, which it does now.
     if (!server.listening) server.emit('listening');
-    server.prependListener('request', (request, response) => {
-      const { socket } = request;
-      if (!this.#connections.has(socket)) return;
+    const listener = ({ socket }, response) => {
       if (this.#closed) sayClose(response);
       this.#responses.set(socket, response);
       response.once('close', () => {
         if (this.#responses.get(socket) === response) this.#responses.delete(socket);
         if (this.#closed) this.#closeIdle();
       });
-    });
+    };
+    this.#servers.set(server, listener);
+    server.prependListener('request', listener);
   }
 
   #closeIdle() {
-    for (const server of this.#servers) server.closeIdleConnections?.();
+    for (const server of this.#servers.keys()) server.closeIdleConnections?.();
   }
 }
 

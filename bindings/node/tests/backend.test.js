@@ -140,7 +140,10 @@ test('a server of https does the TLS of a client that the broker has only looked
     '/CN=localhost', '-keyout', file('key'), '-out', file('cert')], { stdio: 'ignore' });
   const server = https.createServer(
     { key: fs.readFileSync(file('key')), cert: fs.readFileSync(file('cert')) },
-    (request, response) => response.end(`hello ${request.socket.remoteAddress}`));
+    (request, response) => {
+      if (request.url === '/last') backend.close();
+      response.end(`hello ${request.socket.remoteAddress}`);
+    });
   const backend = handoff.serve(server, bench.path);
   for (const looked of [false, true]) {
     const { client, accepted } = await bench.connect();
@@ -155,10 +158,11 @@ test('a server of https does the TLS of a client that the broker has only looked
     }
     await bench.broker.offer(accepted._handle.fd, { preread });
     accepted.destroy();
-    secure.write('GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n');
+    secure.write(looked ? 'GET /last HTTP/1.1\r\nHost: x\r\n\r\n'
+      : 'GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n');
     let answer = '';
     for await (const data of secure) answer += data;
-    assert.match(answer, /^HTTP\/1.1 200 .*hello 127.0.0.1$/s);
+    assert.match(answer, /^HTTP\/1.1 200 .*^connection: close\r$.*hello 127.0.0.1$/ims);
   }
   await backend.close();
 });

@@ -263,7 +263,9 @@ test('closing the server closes the backend', LIMIT, async (t) => {
   bench.http.close();
   await once(bench.backend, 'close');
   assert.strictEqual(await client.rest(), '');
-  await handoff.listen(bench.path).close();
+  bench.backend = handoff.serve(bench.http, bench.path); // the server may go on
+  const another = await bench.handOver(GET);
+  assert.match((await hello(another)).head, /^connection: keep-alive/im);
 });
 
 test('clients that reset harm nobody', LIMIT, async (t) => {

@@ -179,7 +179,10 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
 
 def load() -> ctypes.CDLL:
     """The library. ctypes takes every result for an int unless it is told, and cuts off pointers."""
-    found = ctypes.CDLL("libhandoff.so.0", use_errno=True)
+    try:
+        found = ctypes.CDLL("libhandoff.so.0", use_errno=True)
+    except OSError as error:
+        raise ImportError(f"{error}: install libhandoff, or set LD_LIBRARY_PATH") from None
     for name, (result, *arguments) in PROTOTYPES.items():
         try:
             function = getattr(found, name)

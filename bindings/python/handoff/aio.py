@@ -61,6 +61,8 @@ class Listener:
                 self.backend.dispatch()
                 if self.backend.get_statistics()["held"] == 0:
                     self.close()
+                else:  # the program has taken some and decides later
+                    await asyncio.sleep(VERDICT_S)
             else:
                 await self._readable()
                 if not self._closed:

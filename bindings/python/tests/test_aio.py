@@ -251,6 +251,21 @@ class Listeners(Aio):
             self.assertIsNone(await listener.next())
         asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
+    def test_arrival_that_waits_for_its_decision_keeps_a_drained_listener(self):
+        async def run():
+            loop = asyncio.get_running_loop()
+            listener = handoff.aio.listen(self.path)
+            offered = loop.run_in_executor(None, self.front.hand_over)
+            arrival = await listener.next()
+            listener.drain()
+            last = asyncio.ensure_future(listener.next())
+            await asyncio.sleep(0.05)
+            self.assertFalse(last.done())
+            with listener.adopt(arrival):
+                self.assertIsNone(await last)
+                (await offered).close()
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
     def test_arrival_that_the_broker_took_back_is_passed_over(self):
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)

@@ -128,6 +128,27 @@ fn loser_sees_what_the_winner_wrote_before_it_won() {
     });
 }
 
+#[test]
+fn broker_that_finds_its_offer_adopted_knows_what_its_own_claim_would_tell() {
+    explore("a look at the word, and a claim", || {
+        let slot = Arc::new(AtomicU64::new(0));
+        let note = Arc::new(AtomicU64::new(0));
+        offer(&slot, 1);
+        let (their_slot, their_note) = (slot.clone(), note.clone());
+        let backend = thread::spawn(move || {
+            their_note.store(1, Ordering::Relaxed);
+            adopt(&their_slot, 1)
+        });
+        if is_adopted(&slot, 1) {
+            assert_eq!(note.load(Ordering::Relaxed), 1);
+            assert_eq!(revoke(&slot, 1), Err(Lost::TooLate));
+            assert_eq!(backend.join().unwrap(), Ok(()));
+        } else {
+            assert_exactly_one(revoke(&slot, 1), backend.join().unwrap());
+        }
+    });
+}
+
 /// One connection, and the word of each of two channels on which it is offered.
 struct Fleet {
     slots: [AtomicU64; 2],

@@ -39,12 +39,13 @@ def facts_of(arrival: Arrival) -> Facts:
         try:
             said = json.loads(arrival.metadata)
             client = _text(said["client"]["address"]), _port(said["client"]) or 0
-            server = _text(said["server"]["address"]), _port(said["server"])
+            if "server" in said:
+                server = _text(said["server"]["address"]), _port(said["server"])
             secure = said.get("scheme", "https" if arrival.tls else "http") == "https"
             tls = said.get("tls", {})
             extensions = {"tls": _tls(tls)} if secure else {}
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise Unusable(f"metadata without client and server: {error!r}") from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise Unusable(f"metadata that does not say who the client is: {error!r}") from None
     else:
         extensions = {"tls": _tls({})} if secure else {}
     correlation = arrival.correlation.decode("utf-8", "replace")
