@@ -225,5 +225,5 @@ ifneq ($(filter deps-all,$(MAKECMDGOALS)),)
 $(ALL_NEEDS): | deps-all
 endif
 ifneq ($(filter deps-deb,$(MAKECMDGOALS)),)
-$(DEB_NEEDS) need-nginx-dev need-nginx: | deps-deb
+$(DEB_NEEDS) need-nginx-dev need-nginx need-apache-dev need-apache: | deps-deb
 endif
