@@ -139,7 +139,7 @@ class State(Case):
         with open(f"{self.directory}/file", "wb") as file:
             file.write(bytes(FILE))
         # As the library gives it, and not as Python wants it.
-        patch = mock.patch.object(handoff, "_adopted", lambda fd, _: socket.socket(fileno=fd))
+        patch = mock.patch("handoff.backend._adopted", lambda fd, _: socket.socket(fileno=fd))
         patch.start()
         self.addCleanup(patch.stop)
         self.python = handoff.Backend.listen(f"{self.directory}/python.sock")
