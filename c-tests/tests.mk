@@ -9,8 +9,9 @@ LIMIT    ?= 300
 TEST     := LD_LIBRARY_PATH=$(LIB) PYTHONPATH=$(HERE)/bindings/python PYTHON=$(PYTHON) \
     HANDOFF_TEST_LIMIT=$(LIMIT)
 RUN      := LD_LIBRARY_PATH=$(LIB) PYTHONPATH=$(HERE)/bindings/python PYTHON=$(PYTHON) timeout $(LIMIT)
-# So many test programs run at a time: they mostly wait.
+# So many test programs run at a time. They mostly wait; under valgrind they compute.
 AT_ONCE  ?= $(shell echo $$((2 * $$(nproc))))
+AT_ONCE_UNDER_VALGRIND ?= $(shell nproc)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 VALGRIND := valgrind --quiet --leak-check=full --show-leak-kinds=definite,possible \
     --errors-for-leak-kinds=definite,possible --suppressions=c-tests/valgrind.supp \
@@ -44,7 +45,7 @@ check-c: $(addprefix $(C_BUILD)/,$(C_TESTS)) | need-python
 ## check-valgrind    the C tests under valgrind
 .PHONY: check-valgrind
 check-valgrind: $(addprefix $(C_BUILD)/,$(C_TESTS)) | need-valgrind need-python
-	@$(TEST) AT_ONCE=$(AT_ONCE) HANDOFF_UNDER_VALGRIND=1 RUNNER='$(VALGRIND)' c-tests/run_all.sh $@ $^
+	@$(TEST) AT_ONCE=$(AT_ONCE_UNDER_VALGRIND) HANDOFF_UNDER_VALGRIND=1 RUNNER='$(VALGRIND)' c-tests/run_all.sh $@ $^
 
 ## check-sanitizers  the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 .PHONY: check-sanitizers
