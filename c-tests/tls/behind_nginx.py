@@ -16,11 +16,13 @@ MODULES = os.environ["HANDOFF_NGINX_MODULES"]
 # What OpenSSL does not let the kernel receive, the nginx module does itself.
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
+WORKERS = 2
+
 CONFIGURATION = """
 load_module {modules}/ngx_http_handoff_module.so;
 daemon off;
 user root;
-worker_processes 2;
+worker_processes {workers};
 pid nginx.pid;
 error_log error.log info;
 events {{ }}
@@ -56,14 +58,18 @@ class Test(peers.Test):
         self.addCleanup(self.kill)
 
     def start_nginx(self):
+        """Starts it when the backends listen. Each worker has a channel to each then."""
+        channels = WORKERS * len(self.processes)
         with socket.create_server(("127.0.0.1", 0)) as server:
             self.port = server.getsockname()[1]
         with open(os.path.join(self.directory, "nginx.conf"), "w", encoding="ascii") as file:
             file.write(CONFIGURATION.format(
-                modules=MODULES, port=self.port, certificate=self.certificate,
+                modules=MODULES, workers=WORKERS, port=self.port, certificate=self.certificate,
                 locations=self.locations.format(directory=self.directory)))
         self.start("nginx", "-p", self.directory, "-c", "nginx.conf", "-e", "error.log")
         wait_until(self.is_up, "nginx listens")
+        wait_until(lambda: self.errors().count(": it takes connections") >= channels,
+                   "the channels are made")
 
     def start_listening(self, *command):
         """Starts a backend, which says that it listens."""
@@ -108,5 +114,8 @@ class Test(peers.Test):
         deadline = time.monotonic() + PATIENCE
         while lines_there() != sorted(lines) and time.monotonic() < deadline:
             time.sleep(0.05)
+        self.assertEqual(lines_there(), sorted(lines), self.errors())
+
+    def errors(self):
         with open(os.path.join(self.directory, "error.log"), encoding="utf-8") as file:
-            self.assertEqual(lines_there(), sorted(lines), file.read())
+            return file.read()
