@@ -285,7 +285,8 @@ static int suppress_interim_answers(request_rec *r)
 static int handle(request_rec *r)
 {
     const handoff_dir_conf *conf = ap_get_module_config(r->per_dir_config, &handoff_module);
-    if (conf->pass == NULL || *conf->pass == '\0' || !handoff_hand_over(r, conf, conf->pass, NULL))
+    if (conf->pass == NULL || *conf->pass == '\0' ||
+        !handoff_hand_over(r, conf, conf->pass, 0, NULL))
         return DECLINED;
     return DONE;
 }
@@ -304,8 +305,8 @@ static const char *take_header(request_rec *r, const char *name)
 }
 
 /* The path that a response names: of a backend that has this name, or in a directory that is allowed.
- * NULL if it names none. */
-static const char *find_path(request_rec *r, const char *value)
+ * NULL if it names none. `found` if it is the application's choice. */
+static const char *find_path(request_rec *r, const char *value, int *found)
 {
     handoff_server_conf *conf = ap_get_module_config(r->server->module_config, &handoff_module);
     const char *path = apr_table_get(conf->backends, value);
@@ -317,8 +318,10 @@ static const char *find_path(request_rec *r, const char *value)
         size_t len = strlen(directory);
         /* A plain name: no other directory, and not what a directory of backends leaves out. */
         if (strncmp(path, directory, len) == 0 && path[len] != '\0' && path[len] != '.' &&
-            strchr(path + len, '/') == NULL)
+            strchr(path + len, '/') == NULL) {
+            *found = 1;
             return path;
+        }
     }
     return NULL;
 }
@@ -332,11 +335,12 @@ static apr_status_t look_at_header(ap_filter_t *f, apr_bucket_brigade *bb)
     if (f->ctx == NULL) {
         const char *value = take_header(r, conf->header);
         const char *data = conf->data_header ? take_header(r, conf->data_header) : NULL;
-        const char *path = value ? find_path(r, value) : NULL;
+        int found = 0;
+        const char *path = value ? find_path(r, value, &found) : NULL;
         if (value != NULL && path == NULL)
             handoff_fall_back(r, "\"%.200s\" is neither the name of a HandoffBackend nor a socket "
                               "in a HandoffAllow directory", value);
-        if (path == NULL || !handoff_hand_over(r, conf, path, data)) {
+        if (path == NULL || !handoff_hand_over(r, conf, path, found, data)) {
             ap_remove_output_filter(f);
             return ap_pass_brigade(f->next, bb);
         }
