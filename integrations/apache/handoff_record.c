@@ -119,6 +119,36 @@ static int keeps_nothing(ap_filter_t *f)
     return 0;
 }
 
+static int is_header(const char *line, const char *end, const char *name)
+{
+    size_t len = strlen(name);
+    if ((size_t)(end - line) <= len || strncasecmp(line, name, len) != 0)
+        return 0;
+    for (line += len; line < end && (*line == ' ' || *line == '\t'); line++)
+        ;
+    return line < end && *line == ':';
+}
+
+/* NULL, or why two servers may not agree on where this request ends. Apache takes some of these, and
+ * makes one thing of them for those behind it; the backend would get them as they came. */
+static const char *find_ambiguity(const char *head, apr_size_t len)
+{
+    const char *limit = head + len, *end;
+    int length = 0, encoding = 0;
+    for (const char *line = head; line < limit; line = end + 1) {
+        end = memchr(line, '\n', (size_t)(limit - line));
+        if (end == NULL)
+            end = limit;
+        if (line == end || (*line == '\r' && line + 1 == end))
+            break;
+        if (line != head && (*line == ' ' || *line == '\t'))
+            return "its head has a folded line";
+        length |= is_header(line, end, "Content-Length");
+        encoding |= is_header(line, end, "Transfer-Encoding");
+    }
+    return length && encoding ? "its head has both Content-Length and Transfer-Encoding" : NULL;
+}
+
 static void add_part(apr_array_header_t *parts, const char *bytes, apr_size_t len)
 {
     struct iovec *part = apr_array_push(parts);
@@ -153,6 +183,9 @@ const char *handoff_get_preread(request_rec *r, apr_array_header_t *parts)
     }
     if (len == 0)
         return "its head was not kept";
+    const char *why = find_ambiguity(bytes, len);
+    if (why != NULL)
+        return why;
     add_part(parts, bytes, len);
 
     core_net_rec *net = f->ctx;

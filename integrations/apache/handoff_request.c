@@ -126,9 +126,10 @@ static const char *fill(handoff_offer *offer, request_rec *r, const handoff_dir_
     return error;
 }
 
-/* Offers a request's connection. Not 0: a backend has adopted it. Otherwise nothing has changed. */
+/* Offers a request's connection. `found`: the path is of a HandoffAllow directory. Not 0: a backend has
+ * adopted it. Otherwise nothing has changed. */
 int handoff_hand_over(request_rec *r, const handoff_dir_conf *conf, const char *path,
-                      const char *data)
+                      int found, const char *data)
 {
     conn_rec *c = r->connection;
     int fd;
@@ -152,7 +153,7 @@ int handoff_hand_over(request_rec *r, const handoff_dir_conf *conf, const char *
         return 0;
     }
     set_socket(fd);
-    handoff_status status = handoff_offer_to(path, &offer, &verdict, &error);
+    handoff_status status = handoff_offer_to(path, found, &offer, &verdict, &error);
     close(offer.fd);
     if (status == HANDOFF_OK && verdict.outcome == HANDOFF_ADOPTED) {
         let_go(c);

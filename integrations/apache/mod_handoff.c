@@ -3,7 +3,7 @@
 
 int handoff_wanted;
 
-static ap_filter_rec_t *header_filter;
+static ap_filter_rec_t *header_filter, *continue_filter;
 
 /* ---- what is configured ---- */
 
@@ -266,11 +266,27 @@ static int reset(apr_pool_t *conf, apr_pool_t *log, apr_pool_t *temporary)
 
 /* ---- requests ---- */
 
+static int reads_header(const request_rec *r)
+{
+    const handoff_dir_conf *conf = ap_get_module_config(r->per_dir_config, &handoff_module);
+    return conf->header != NULL && *conf->header != '\0' && r->main == NULL;
+}
+
+/* A proxy sends interim answers past all filters of the request, also with the headers that are not
+ * for clients. Last, because this is no setting of the administrator's. */
+static int suppress_interim_answers(request_rec *r)
+{
+    if (reads_header(r))
+        apr_table_setn(r->subprocess_env, "proxy-interim-response", "Suppress");
+    return DECLINED;
+}
+
 /* Before all other handlers: they are the fallback. */
 static int handle(request_rec *r)
 {
     const handoff_dir_conf *conf = ap_get_module_config(r->per_dir_config, &handoff_module);
-    if (conf->pass == NULL || *conf->pass == '\0' || !handoff_hand_over(r, conf, conf->pass, NULL))
+    if (conf->pass == NULL || *conf->pass == '\0' ||
+        !handoff_hand_over(r, conf, conf->pass, 0, NULL))
         return DECLINED;
     return DONE;
 }
@@ -289,8 +305,8 @@ static const char *take_header(request_rec *r, const char *name)
 }
 
 /* The path that a response names: of a backend that has this name, or in a directory that is allowed.
- * NULL if it names none. */
-static const char *find_path(request_rec *r, const char *value)
+ * NULL if it names none. `found` if it is the application's choice. */
+static const char *find_path(request_rec *r, const char *value, int *found)
 {
     handoff_server_conf *conf = ap_get_module_config(r->server->module_config, &handoff_module);
     const char *path = apr_table_get(conf->backends, value);
@@ -302,8 +318,10 @@ static const char *find_path(request_rec *r, const char *value)
         size_t len = strlen(directory);
         /* A plain name: no other directory, and not what a directory of backends leaves out. */
         if (strncmp(path, directory, len) == 0 && path[len] != '\0' && path[len] != '.' &&
-            strchr(path + len, '/') == NULL)
+            strchr(path + len, '/') == NULL) {
+            *found = 1;
             return path;
+        }
     }
     return NULL;
 }
@@ -317,11 +335,12 @@ static apr_status_t look_at_header(ap_filter_t *f, apr_bucket_brigade *bb)
     if (f->ctx == NULL) {
         const char *value = take_header(r, conf->header);
         const char *data = conf->data_header ? take_header(r, conf->data_header) : NULL;
-        const char *path = value ? find_path(r, value) : NULL;
+        int found = 0;
+        const char *path = value ? find_path(r, value, &found) : NULL;
         if (value != NULL && path == NULL)
             handoff_fall_back(r, "\"%.200s\" is neither the name of a HandoffBackend nor a socket "
                               "in a HandoffAllow directory", value);
-        if (path == NULL || !handoff_hand_over(r, conf, path, data)) {
+        if (path == NULL || !handoff_hand_over(r, conf, path, found, data)) {
             ap_remove_output_filter(f);
             return ap_pass_brigade(f->next, bb);
         }
@@ -331,11 +350,26 @@ static apr_status_t look_at_header(ap_filter_t *f, apr_bucket_brigade *bb)
     return APR_SUCCESS;
 }
 
-static void add_header_filter(request_rec *r)
+/* When a proxy suppresses an application's 100, it leaves that as the status, by which Apache takes it
+ * that no body is wanted. With another one Apache sends a 100 of its own, and reads the body. */
+static apr_status_t want_body(ap_filter_t *f, apr_bucket_brigade *bb, ap_input_mode_t mode,
+                              apr_read_type_e block, apr_off_t bytes)
 {
-    const handoff_dir_conf *conf = ap_get_module_config(r->per_dir_config, &handoff_module);
-    if (conf->header != NULL && *conf->header != '\0' && r->main == NULL)
-        ap_add_output_filter_handle(header_filter, NULL, r, r->connection);
+    int status = f->r->status;
+    if (status == HTTP_CONTINUE)
+        f->r->status = HTTP_OK;
+    apr_status_t result = ap_get_brigade(f->next, bb, mode, block, bytes);
+    f->r->status = status;
+    return result;
+}
+
+static void add_filters(request_rec *r)
+{
+    if (!reads_header(r))
+        return;
+    ap_add_output_filter_handle(header_filter, NULL, r, r->connection);
+    if (r->expecting_100)
+        ap_add_input_filter_handle(continue_filter, NULL, r, r->connection);
 }
 
 /* Before the request is logged. What the handler made of the status, does not count. */
@@ -363,10 +397,13 @@ static void register_hooks(apr_pool_t *pool)
     handoff_register_record();
     header_filter = ap_register_output_filter("HANDOFF_HEADER", look_at_header, NULL,
                                               AP_FTYPE_CONTENT_SET - 1);
+    continue_filter = ap_register_input_filter("HANDOFF_CONTINUE", want_body, NULL,
+                                               AP_FTYPE_CONTENT_SET);
     ap_hook_pre_config(reset, NULL, NULL, APR_HOOK_MIDDLE);
     ap_hook_child_init(handoff_child_init, NULL, NULL, APR_HOOK_MIDDLE);
+    ap_hook_fixups(suppress_interim_answers, NULL, NULL, APR_HOOK_REALLY_LAST);
     ap_hook_handler(handle, NULL, NULL, APR_HOOK_REALLY_FIRST);
-    ap_hook_insert_filter(add_header_filter, NULL, NULL, APR_HOOK_LAST);
+    ap_hook_insert_filter(add_filters, NULL, NULL, APR_HOOK_LAST);
     ap_hook_log_transaction(note_outcome, NULL, NULL, APR_HOOK_REALLY_FIRST);
 }
 

@@ -75,7 +75,7 @@ const char *handoff_get_preread(request_rec *r, apr_array_header_t *parts);
 
 /* handoff_request.c */
 int handoff_hand_over(request_rec *r, const handoff_dir_conf *conf, const char *path,
-                      const char *data);
+                      int found, const char *data);
 void handoff_fall_back(request_rec *r, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
@@ -83,7 +83,7 @@ void handoff_fall_back(request_rec *r, const char *format, ...)
 extern handoff_broker_options handoff_options;
 void handoff_child_init(apr_pool_t *child, server_rec *server);
 const char *handoff_check_path(apr_pool_t *pool, const char *path);
-handoff_status handoff_offer_to(const char *path, const handoff_offer *offer,
+handoff_status handoff_offer_to(const char *path, int found, const handoff_offer *offer,
                                 handoff_verdict *verdict, const char **error);
 int handoff_dummy(void);
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 
+import client
 import harness
 from harness import Case, Process, free_port, wait_until
 
@@ -186,8 +187,8 @@ class ApacheCase(Case):
 
     def is_ready(self):
         assert self.apache.process.poll() is None, "Apache has ended"
-        with harness.socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", self.port)) == 0
+        with harness.socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def start(self, *options, **parts):
         """The usual three: a backend, another for what is not handed over, and Apache."""
@@ -236,6 +237,25 @@ class ApacheCase(Case):
             self.stop_apache()
         if self.apache:
             self.check_log()
+
+    def ask(self, data):
+        """The answer to a client of its own."""
+        async def one(_):
+            connection = await client.Connection.open(self.port)
+            answer = await connection.ask(data)
+            connection.close()
+            return answer
+
+        [answer] = client.run(1, 1, one)
+        return answer
+
+    def reasons(self):
+        """What Apache has logged for what it did not hand over."""
+        return [line.rpartition("not handed over: ")[2] for line in self.apache.lines("error")
+                if "not handed over: " in line]
+
+    def may_fall_back(self):
+        self.expected.append(r"handoff:info.* not handed over: ")
 
     def answered_by_application(self):
         """How often the application was asked for each id."""

@@ -1,7 +1,7 @@
 # The tests of mod_handoff: a real Apache with its event and its prefork MPM, the backend and the
 # clients of the nginx modules' tests.
 
-APACHE_TEST  ?= requests owners limits members readme
+APACHE_TEST  ?= requests owners limits hostile members readme
 APACHE_LIMIT ?= 300
 APACHE_RUN    = LD_LIBRARY_PATH=$(LIB) NGINX_TESTS_BUILD=$(NGINX_TESTS) NGINX_LOAD= \
     NGINX_TESTS_LIMIT=$(APACHE_LIMIT) APACHE_TESTS_MODULE=$(APACHE_MODULE) \
