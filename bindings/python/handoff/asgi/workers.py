@@ -11,8 +11,8 @@ import time
 from typing import Sequence
 
 TICK_S = 1
-QUICK_S = 5  # a worker that ends sooner after its start is not started again at once,
-PAUSE_S, MOST_PAUSE_S = 1, 32  # but after so long, and each time after twice as long
+QUICK_S = 5  # a worker that ends sooner after its start is not started again at once, but
+PAUSE_S, MOST_PAUSE_S = 1, 32  # after so long, and the next time after twice as long
 PR_SET_PDEATHSIG = 1
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 
