@@ -19,14 +19,11 @@ static void restart_backend(void)
     assert_ok(handoff_backend_listen(channel.path, NULL, &channel.backend));
 }
 
-/* A backend in another process that adopts `count` connections and says so to each client; and a
-   new broker, which has not been used yet. The backend listens before there is a child, and
-   belongs to the child, which uses it first. */
-static pid_t serve_in_a_child(int count, const handoff_broker_options *options)
+/* A backend in another process that adopts `count` connections and says so to each client. It
+   listens before there is a child, and belongs to the child, which uses it first. */
+static pid_t restart_backend_in_a_child(int count)
 {
     restart_backend();
-    handoff_broker_free(channel.broker);
-    assert_ok(handoff_broker_new(channel.path, options, &channel.broker));
     pid_t child = start_child();
     if (child != 0)
         return child;
@@ -43,6 +40,15 @@ static pid_t serve_in_a_child(int count, const handoff_broker_options *options)
         assert_ok(handoff_backend_dispatch(backend));
     }
     _exit(0);
+}
+
+/* The same, and a new broker, which has not been used yet. */
+static pid_t serve_in_a_child(int count, const handoff_broker_options *options)
+{
+    pid_t child = restart_backend_in_a_child(count);
+    handoff_broker_free(channel.broker);
+    assert_ok(handoff_broker_new(channel.path, options, &channel.broker));
+    return child;
 }
 
 static void waiting_offer_waits_for_a_channel_and_for_the_verdict(void **state)
@@ -65,6 +71,31 @@ static void waiting_offer_waits_for_a_channel_and_for_the_verdict(void **state)
     assert_status(handoff_broker_next(channel.broker, &verdict), HANDOFF_NOTHING);
     assert_ok(handoff_broker_close(channel.broker));
     assert_child_succeeds(child);
+}
+
+/* Nobody looks at the broker's descriptor between two clients: only the offer finds that the channel
+   has ended. */
+static void waiting_offer_finds_the_backend_that_has_come_since(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(client[0]);
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    offer.timeout_ms = PATIENCE_MS;
+    for (int shared = 0; shared < 2; shared++) {
+        handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+        options.flags = shared ? HANDOFF_BROKER_SHARED : 0;
+        pid_t first = serve_in_a_child(1, &options);
+        assert_ok(handoff_broker_offer_and_wait(channel.broker, &offer, &verdict));
+        kill(first, SIGKILL);
+        assert_int_equal(waitpid(first, NULL, 0), first);
+        pid_t next = restart_backend_in_a_child(1);
+        assert_ok(handoff_broker_offer_and_wait(channel.broker, &offer, &verdict));
+        assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
+        assert_ok(handoff_broker_close(channel.broker));
+        assert_status(handoff_broker_offer_and_wait(channel.broker, &offer, &verdict),
+                      HANDOFF_ERR_CLOSED);
+        assert_child_succeeds(next);
+    }
 }
 
 static void waiting_offer_is_refused_at_once_without_a_backend(void **state)
@@ -363,6 +394,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         CHANNEL_TEST(waiting_offer_waits_for_a_channel_and_for_the_verdict),
+        CHANNEL_TEST(waiting_offer_finds_the_backend_that_has_come_since),
         CHANNEL_TEST(waiting_offer_is_refused_at_once_without_a_backend),
         CHANNEL_TEST(waiting_offer_that_nobody_answers_falls_back_at_its_deadline),
         CHANNEL_TEST(waiting_offer_leaves_the_verdicts_of_others),

@@ -11,7 +11,8 @@ UNITS      := $(wildcard packaging/systemd/*)
 UNITSDIR   := $(DOCDIR)/systemd
 # Each goes where the tree has it, so that the links between them lead somewhere.
 DOCS       := $(wildcard *.md docs/*.md integrations/*/*.md bindings/*/README.md \
-    examples/*/README.md bench/README.md bench/results/*.md bench/results/*.svg)
+    examples/*/README.md $(filter-out %/test_tokens.py,$(wildcard examples/python/tokens/*)) \
+    bench/README.md bench/results/*.md bench/results/*.svg)
 
 # Fills in a template: the paths as a program at run time sees them, without DESTDIR.
 SUBSTITUTE = sed -e 's|@PREFIX@|$(PREFIX)|' \

@@ -742,7 +742,7 @@ impl Broker {
         self.reserve()?;
         self.handle.open(events, self.options.spin);
         for member in &mut self.members {
-            member.link = Link::Down { retry_at: now };
+            member.link = Link::Down { retry_at: now, first: false };
         }
         self.tick_all(now);
         self.flush_at(now)

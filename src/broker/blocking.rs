@@ -125,6 +125,6 @@ impl Broker {
 
     /// Whether there may soon be room for an offer that was refused.
     pub(super) fn is_worth_waiting(&self, error: &BrokerError) -> bool {
-        error.is_full() || self.members.iter().any(Member::is_connecting)
+        error.is_full() || (!self.closed && self.members.iter().any(Member::is_connecting))
     }
 }

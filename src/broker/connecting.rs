@@ -29,14 +29,15 @@ impl Broker {
         let member = &self.members[index];
         let wanted = member.is_wanted() && !self.closed;
         match &member.link {
-            Link::Down { retry_at } if wanted && *retry_at <= now => match self.connect(index, now)
-            {
-                Ok(channel) => self.members[index].link = Link::Up(Box::new(channel)),
-                Err(why_down) => {
-                    let retry_at = self.failed(index, why_down, now);
-                    self.members[index].link = Link::Down { retry_at };
+            Link::Down { retry_at, .. } if wanted && *retry_at <= now => {
+                match self.connect(index, now) {
+                    Ok(channel) => self.members[index].link = Link::Up(Box::new(channel)),
+                    Err(why_down) => {
+                        let retry_at = self.failed(index, why_down, now);
+                        self.members[index].link = Link::Down { retry_at, first: false };
+                    }
                 }
-            },
+            }
             Link::Up(channel) if channel.offers.in_flight() == 0 => {
                 if !wanted {
                     self.hang_up(index, Reason::BrokerClosed, now);
@@ -114,7 +115,7 @@ impl Broker {
     /// There is a new socket at the path: it is tried at once, whatever became of the one before.
     pub(super) fn start_over(&mut self, index: usize, now: Instant) {
         let member = &mut self.members[index];
-        if let Link::Down { retry_at } = &mut member.link {
+        if let Link::Down { retry_at, .. } = &mut member.link {
             *retry_at = now;
             member.is_new(&self.options);
             self.tick(index, now);
@@ -145,7 +146,8 @@ impl Broker {
     pub(super) fn hang_up(&mut self, index: usize, reason: Reason, now: Instant) {
         let member = &mut self.members[index];
         let retry_at = member.next_attempt(&self.options, now);
-        let down = Link::Down { retry_at };
+        let first = member.channel().is_some_and(|channel| channel.welcome.is_ok());
+        let down = Link::Down { retry_at, first };
         if let Link::Up(mut channel) = std::mem::replace(&mut member.link, down) {
             let (outcomes, tally) = (&mut self.outcomes, &mut member.tally);
             let mut ledger = Ledger::new(outcomes, tally, index, now);

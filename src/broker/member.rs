@@ -33,7 +33,11 @@ pub enum Phase {
 
 #[derive(Debug)]
 pub(super) enum Link {
-    Down { retry_at: Instant },
+    /// `first`: a channel has ended, and nothing has been tried since.
+    Down {
+        retry_at: Instant,
+        first: bool,
+    },
     Up(Box<Channel>),
 }
 
@@ -165,7 +169,7 @@ impl Member {
             // A path with a NUL in it is refused before.
             name: CString::new(path.as_os_str().as_bytes()).unwrap_or_default(),
             settings,
-            link: Link::Down { retry_at: now },
+            link: Link::Down { retry_at: now, first: false },
             tally: Tally::new(limits)?,
             failure_limits: limits,
             next_pause: options.reconnect_min,
@@ -223,9 +227,13 @@ impl Member {
         now.checked_add(pause).unwrap_or(now)
     }
 
-    /// Whether it has a channel and has not said welcome yet.
+    /// Whether it has a channel and has not said welcome yet, or is to get one soon: who does not watch
+    /// the descriptor learns only when it offers that a channel has ended, maybe long ago.
     pub(super) fn is_connecting(&self) -> bool {
-        matches!(&self.link, Link::Up(channel) if channel.welcome.is_err())
+        match &self.link {
+            Link::Up(channel) => channel.welcome.is_err(),
+            Link::Down { first, .. } => *first && self.is_wanted(),
+        }
     }
 
     /// Whether it is to have a channel.
@@ -359,7 +367,7 @@ impl Member {
     /// matters when the next one is taken.
     pub(super) fn due(&self, wanted: bool, now: Instant) -> Option<Instant> {
         match &self.link {
-            Link::Down { retry_at } => self.is_wanted().then_some(*retry_at),
+            Link::Down { retry_at, .. } => self.is_wanted().then_some(*retry_at),
             Link::Up(channel) => {
                 let deadline = channel.offers.earliest().map(|(_, deadline)| deadline);
                 let idle = channel.offers.in_flight() == 0;

@@ -70,7 +70,7 @@ fn state<'a>(member: &'a Member, options: &BrokerOptions, now: Instant) -> Backe
     let left = |at: Instant| at.saturating_duration_since(now);
     let (obstacle, next) = match (&member.link, phase) {
         _ if member.settings.off => (Some(Obstacle::Off), None),
-        (Link::Down { retry_at }, Phase::Down) => (Some(Obstacle::Down), Some(left(*retry_at))),
+        (Link::Down { retry_at, .. }, Phase::Down) => (Some(Obstacle::Down), Some(left(*retry_at))),
         (Link::Up(_), Phase::Down) => (Some(Obstacle::Down), Some(Duration::ZERO)),
         (Link::Up(channel), Phase::Connecting) => {
             let obstacle = channel.welcome.err().map(|by| Obstacle::no_welcome(by, now));

@@ -615,8 +615,9 @@ pub extern "C" fn handoff_broker_next(
 /// Offers a connection and waits for its verdict. For programs without an event loop.
 ///
 /// It waits for the channel, for room and for the verdict, together at most the offer's
-/// `timeout_ms`. If connecting fails or is to wait for the next attempt, if the backend turns this
-/// broker away, and while it drains, it returns the error at once.
+/// `timeout_ms`. After a channel has ended, maybe long ago, it waits for the first attempt to connect
+/// again. If connecting fails or is to wait for the next attempt, if the backend turns this broker
+/// away, and while it drains, it returns the error at once.
 ///
 /// @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
 /// @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect

@@ -122,9 +122,9 @@ static void decide(struct source *source, const handoff_arrival *arrival)
     handoff_status status;
     arrivals++;
     if (reject_every > 0 && arrivals % reject_every == 0) {
+        change_copies(changes); /* before the verdict, after which they are nginx's */
         check(handoff_backend_reject(source->backend, arrival->id, reject_reason) == HANDOFF_OK,
               "reject", handoff_last_error());
-        change_copies(changes); /* before the verdict, which next() sends */
         return;
     }
     status = handoff_backend_adopt(source->backend, arrival->id, &fd);
