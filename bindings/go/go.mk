@@ -19,8 +19,10 @@ check-go: $(GO_EXAMPLE) $(BINDING_TESTS) | $(BINDING_NEEDS) need-go
 	@cd examples/go && $(GO_RUN) vet .
 	@mkdir -p $(BUILD)/go/readme
 	@sed 's|\.\./\.\.|$(HERE)|' examples/go/go.mod > $(BUILD)/go/readme/go.mod
-	@$(PYTHON) tools/readme_code.py README.md go 1 > $(BUILD)/go/readme/main.go
-	@cd $(BUILD)/go/readme && $(GO_RUN) vet .
+	@for document in README.md bindings/go/README.md; do \
+	    $(PYTHON) tools/readme_code.py $$document go 1 > $(BUILD)/go/readme/main.go && \
+	    ( cd $(BUILD)/go/readme && $(GO_RUN) vet . ) || exit 1; \
+	done
 	@cd bindings/go && $(GO_RUN) vet . && $(GO_RUN) test -race .
 	@$(call check_binding,go,$(GO_EXAMPLE))
 	@$(call check_binding_tls,go,$(GO_EXAMPLE))

@@ -74,6 +74,7 @@ func TestRemoteAddrIsWhomTheMetadataNames(t *testing.T) {
 		`{"client":{"address":"2001:db8::1"}}`:              "[2001:db8::1]:0",
 		`{"client":{"address":"unix:"}}`:                    "",
 		`{"Client":{"address":"192.0.2.9"}}`:                "peer",
+		`{"client":{"Address":"192.0.2.9"}}`:                "peer",
 		`{"client":{"address":"192.0.2.9","port":-1}}`:      "peer",
 		`{"client":{"address":"x"}}`:                        "peer",
 		`{"client":[]}`:                                     "peer",
@@ -109,6 +110,18 @@ func TestStandardMetadataHasAllThatNginxSends(t *testing.T) {
 		if !strings.Contains(got, expected) {
 			t.Errorf("%s: not %s", got, expected)
 		}
+	}
+}
+
+func TestNamesInMetadataMatchExactly(t *testing.T) {
+	metadata, err := handoff.ParseMetadata([]byte(`{
+		"client":{"address":"203.0.113.7","Address":"192.0.2.9","port":1,"PORT":2},
+		"tls":{"sni":"a.example","SNI":"b.example",
+		"client_certificate":{"verify":"FAILED","Verify":"SUCCESS"}}}`))
+	must(t, err)
+	if metadata.Client != (handoff.Endpoint{Address: "203.0.113.7", Port: 1}) ||
+		metadata.TLS.SNI != "a.example" || metadata.TLS.ClientCertificate.Verify != "FAILED" {
+		t.Errorf("%+v %+v %+v", metadata, metadata.TLS, metadata.TLS.ClientCertificate)
 	}
 }
 

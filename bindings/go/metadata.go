@@ -23,45 +23,68 @@ type Metadata struct {
 // An Endpoint is an address as nginx has it: "203.0.113.7", "2001:db8::1", or "unix:" and a path. The
 // port is 0 if there is none.
 type Endpoint struct {
-	Address string `json:"address"`
-	Port    uint16 `json:"port"`
+	Address string
+	Port    uint16
 }
 
 // TLSMetadata is what the broker knows of the client's TLS.
 type TLSMetadata struct {
-	Version           string             `json:"version"` // such as "TLSv1.3"
-	Cipher            string             `json:"cipher"`
-	SNI               string             `json:"sni"` // what the client asked for: any text
-	ALPN              string             `json:"alpn"`
-	ClientCertificate *ClientCertificate `json:"client_certificate"` // nil if there was none
+	Version           string // such as "TLSv1.3"
+	Cipher            string
+	SNI               string // what the client asked for: any text
+	ALPN              string
+	ClientCertificate *ClientCertificate // nil if there was none
 }
 
 // A ClientCertificate is verified only if Verify is "SUCCESS".
 type ClientCertificate struct {
-	Verify string `json:"verify"`
-	SHA1   string `json:"sha1"`
+	Verify string
+	SHA1   string
 }
 
 // ParseMetadata reads standard metadata. Members that it does not know are ignored: the administrator can
 // add some. So a name must match exactly, which encoding/json alone does not ask for.
 func ParseMetadata(metadata []byte) (*Metadata, error) {
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(metadata, &members); err != nil {
-		return nil, err
-	}
 	parsed := new(Metadata)
-	for name, member := range map[string]any{
+	if err := parseMembers(metadata, map[string]any{
 		"module": &parsed.Module, "client": &parsed.Client, "server": &parsed.Server,
 		"scheme": &parsed.Scheme, "tls": &parsed.TLS, "request_id": &parsed.RequestID,
 		"location": &parsed.Location,
-	} {
-		if value, ok := members[name]; ok {
+	}); err != nil {
+		return nil, fmt.Errorf("metadata: %w", err)
+	}
+	return parsed, nil
+}
+
+func parseMembers(object []byte, members map[string]any) error {
+	var values map[string]json.RawMessage
+	if err := json.Unmarshal(object, &values); err != nil {
+		return err
+	}
+	for name, member := range members {
+		if value, ok := values[name]; ok {
 			if err := json.Unmarshal(value, member); err != nil {
-				return nil, fmt.Errorf("metadata: %s: %w", name, err)
+				return fmt.Errorf("%s: %w", name, err)
 			}
 		}
 	}
-	return parsed, nil
+	return nil
+}
+
+// UnmarshalJSON matches names exactly, as ParseMetadata does. So do those of the other types.
+func (e *Endpoint) UnmarshalJSON(object []byte) error {
+	return parseMembers(object, map[string]any{"address": &e.Address, "port": &e.Port})
+}
+
+func (t *TLSMetadata) UnmarshalJSON(object []byte) error {
+	return parseMembers(object, map[string]any{
+		"version": &t.Version, "cipher": &t.Cipher, "sni": &t.SNI, "alpn": &t.ALPN,
+		"client_certificate": &t.ClientCertificate,
+	})
+}
+
+func (c *ClientCertificate) UnmarshalJSON(object []byte) error {
+	return parseMembers(object, map[string]any{"verify": &c.Verify, "sha1": &c.SHA1})
 }
 
 // StandardMetadata is the connection's Metadata, parsed once.

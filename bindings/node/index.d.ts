@@ -82,7 +82,10 @@ export interface Backend {
   on(event: 'close', listener: () => void): this;
 }
 
-/** The backend's end of the channels of one handoff socket. It listens at once, or throws. */
+/**
+ * The backend's end of the channels of one handoff socket. It listens at once, or throws: also in a worker
+ * thread, see README.md.
+ */
 export class Backend extends EventEmitter {
   constructor(place: Place, options?: Options);
   /** How many connections there are that were adopted here. */

@@ -11,6 +11,7 @@ import re
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -405,6 +406,15 @@ class Stopping(Case):
         for client in (half, second, stream, idle):
             client.close()
         self.assertEqual(self.backend.counted(self), {"adopted": 4})
+
+    def test_client_that_has_gone_delays_nothing_though_nothing_is_written(self):
+        client = self.hand_over(b"GET /events?n=2&ms=99999 HTTP/1.1\r\n\r\n")
+        client.status()
+        self.assertEqual(client.chunk(), b"data: 1\n\n")
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        self.backend.terminate()
+        self.assertEqual(self.backend.counted(self), {"adopted": 1})
 
     def test_second_signal_ends_it_at_once(self):
         self.hand_over(b"GET /events?n=9&ms=60000 HTTP/1.1\r\n\r\n").status()

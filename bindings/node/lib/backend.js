@@ -4,12 +4,14 @@
  *
  * The library's descriptor is an epoll(7) descriptor, which net.Socket refuses; koffi has libuv's
  * uv_poll_t for it. So nothing blocks: no thread of the pool, of which there are four and which files
- * and dns need, and no thread of its own. Any number of backends can be in one process, in its worker
- * threads too. And all calls with one handle are made by the one thread that has made it.
+ * and dns need, and no thread of its own. Any number of backends can be in one process, all in its main
+ * thread: koffi does not close its uv_poll_t when a worker thread ends, be it by terminate() or by an
+ * exception, and libuv would call into what is gone.
  */
 
 const EventEmitter = require('events');
 const fs = require('fs');
+const { isMainThread } = require('worker_threads');
 const koffi = require('koffi');
 const c = require('./library');
 const { Connection } = require('./connection');
@@ -130,6 +132,7 @@ class Backend extends EventEmitter {
 
   constructor(place, options) {
     super();
+    if (!isMainThread) throw new Error('a backend is for the main thread, not for a worker thread');
     const handle = [null];
     if (typeof place === 'string') {
       if (place.includes('\0')) throw new TypeError('a path has no NUL');

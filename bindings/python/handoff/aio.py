@@ -37,7 +37,8 @@ class Listener:
     """Gives the arrivals of a backend, one after the other.
 
     `async for` adopts each: make a task for it at once, because its client waits. A program that
-    looks first calls next(), then adopt() or reject().
+    looks first calls next(), then adopt() or reject(). One task waits for the next arrival: a second
+    one that does so meanwhile gets a RuntimeError, as with a StreamReader.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -47,12 +48,21 @@ class Listener:
             raise RuntimeError("handoff.aio needs asyncio's own event loop, "
                                f"not {type(self._loop).__module__}")
         self.backend = backend
-        self.draining = self._closed = False
+        self.draining = self._closed = self._waiting = False
         self._waiter: asyncio.Future[None] | None = None
         self._verdicts: asyncio.TimerHandle | None = None
 
     async def next(self) -> Arrival | None:
         """Waits for the next arrival, which is not adopted yet. None: no more will come."""
+        if self._waiting:
+            raise RuntimeError("another task waits for the next arrival already")
+        self._waiting = True
+        try:
+            return await self._wait_for_next()
+        finally:
+            self._waiting = False
+
+    async def _wait_for_next(self) -> Arrival | None:
         while not self._closed:
             arrival = self.backend.next()
             if arrival is not None:

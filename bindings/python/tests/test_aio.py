@@ -251,6 +251,18 @@ class Listeners(Aio):
             self.assertIsNone(await listener.next())
         asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
+    def test_second_task_that_waits_is_refused(self):
+        async def run():
+            listener = handoff.aio.listen(self.path)
+            first = asyncio.ensure_future(listener.next())
+            await asyncio.sleep(0)
+            with self.assertRaises(RuntimeError):
+                await asyncio.wait_for(listener.next(), 1)
+            listener.close()
+            self.assertIsNone(await first)
+            self.assertIsNone(await listener.next())
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
     def test_arrival_that_waits_for_its_decision_keeps_a_drained_listener(self):
         async def run():
             loop = asyncio.get_running_loop()

@@ -296,6 +296,25 @@ class Workers(Asgi):
         wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), "they end")
 
 
+class WorkersThatFail(Asgi):
+    def test_what_cannot_heal_ends_it(self):
+        for arguments, error in (
+                ((self.directory + "/missing/",), "missing/ is no directory"),
+                ((self.directory + "/", "--workers", "2"), "no worker could listen")):
+            program = Program(self, *arguments, app="no_such_module:app")
+            self.assertEqual(program.process.wait(PATIENCE), 1)
+            self.assertEqual(program.errors().count(error), 1)
+            self.assertNotIn("started again", program.errors())
+
+    def test_one_that_cannot_listen_is_tried_again_less_and_less_often(self):
+        with handoff.Backend.listen(os.path.join(self.directory, "1.sock")):
+            program = Program(self, self.directory + "/", "--workers", "2")
+            wait_until(lambda: "started again in 2 s" in program.errors(), "it failed twice")
+            self.assertEqual(program.errors().count("started again in 1 s"), 1)
+        wait_until(lambda: program.errors().count("listening on ") == 2, "both listen")
+        self.assertEqual(program.stop(), 0)
+
+
 class Facts(unittest.TestCase):
     """Of what may stand in metadata."""
 

@@ -4,6 +4,7 @@
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import unittest
@@ -13,6 +14,11 @@ from ends import PATIENCE, ROOT, Case, read_all, wait_until
 
 README = os.path.join(ROOT, "bindings", "python", "README.md")
 BACKEND, BROKER, SERVER, ARRIVALS, APPLICATION = range(1, 6)
+
+
+def reset(client):
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
 
 
 class Readme(Case):
@@ -34,14 +40,25 @@ class Readme(Case):
         return self.start("-c", self.program(number))
 
     def test_backend(self):
-        self.start_backend(BACKEND)
-        with self.front.hand_over(b"hello") as client:
-            self.assertEqual(read_all(client), b"you said hello")
+        process = self.start_backend(BACKEND)
+        for _ in range(2):
+            with self.front.hand_over(b"hello") as client:
+                self.assertEqual(read_all(client), b"you said hello")
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(self.front.listener.getsockname())
+            connection, _ = self.front.listener.accept()
+            with connection:  # too small for the answer, so that the reset comes while it is sent
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+                verdict = self.front.broker.offer_and_wait(connection, preread=bytes(60000))
+            self.assertTrue(verdict.adopted)
+            reset(client)
+        self.assertIsNone(process.poll())
 
     def test_broker_with_and_without_a_backend(self):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-        self.start("-c", self.program(BROKER, **{"8080": str(port)}))
+        process = self.start("-c", self.program(BROKER, **{"8080": str(port)}))
 
         def ask():
             with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
@@ -53,6 +70,10 @@ class Readme(Case):
             except ConnectionRefusedError:
                 return None
         self.assertEqual(wait_until(is_up, "the broker listens"), b"served by the broker\n")
+        for _ in range(10):
+            reset(socket.create_connection(("127.0.0.1", port), PATIENCE))
+            self.assertEqual(ask(), b"served by the broker\n")
+        self.assertIsNone(process.poll())
         self.start_backend(BACKEND)
         wait_until(lambda: ask() == b"you said ", "the backend serves")
 

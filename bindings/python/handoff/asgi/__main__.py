@@ -53,6 +53,7 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
                         help="the handoff socket; or a directory, ending in '/', for the workers'")
     parser.add_argument("--workers", type=int, help="how many processes, with PATH a directory")
     parser.add_argument("--socket", help=argparse.SUPPRESS)  # of this worker, in the directory
+    parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--app-dir", default="", metavar="DIRECTORY",
                         help="where the module is, if not here")
     parser.add_argument("--mode", type=lambda text: int(text, 8), default=0,
@@ -73,7 +74,7 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
 def main() -> None:
     parser, given = parse()
     if given.path.endswith("/") and given.socket is None:
-        command = [sys.executable, "-m", "handoff.asgi", *sys.argv[1:], "--socket"]
+        command = [sys.executable, "-m", "handoff.asgi", *sys.argv[1:]]
         sys.exit(0 if run_workers(command, given.path, given.workers or 1) else 1)
     if given.workers is not None and given.socket is None:
         parser.error("with --workers PATH is a directory, and ends in '/'")
@@ -81,8 +82,8 @@ def main() -> None:
     names = [name[2:].replace("-", "_") for name in UVICORN]
     uvicorn_options = {name: getattr(given, name) for name in names
                        if getattr(given, name) is not None}
-    run(given.app, given.socket or given.path, access_log=given.access_log, headers=given.headers,
-        **uvicorn_options,
+    run(given.app, given.socket or given.path, ready_fd=given.ready_fd,
+        access_log=given.access_log, headers=given.headers, **uvicorn_options,
         options={"mode": given.mode, "users": given.user, "groups": given.group})
 
 

@@ -30,12 +30,13 @@ logger = logging.getLogger("uvicorn.error")
 
 
 class Server(uvicorn.Server):
-    """The options are those of handoff.Backend.listen()."""
+    """The options are those of handoff.Backend.listen(). When it listens it writes a newline into
+    `ready_fd`, and closes that."""
 
     def __init__(self, config: uvicorn.Config, path: str | os.PathLike[str],
-                 **options: Any) -> None:
+                 ready_fd: int | None = None, **options: Any) -> None:
         super().__init__(config)
-        self._path, self._options = path, options
+        self._path, self._ready_fd, self._options = path, ready_fd, options
         self._listener: aio.Listener | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._begun: set[asyncio.Protocol] = set()  # uvicorn does not count them yet
@@ -55,6 +56,9 @@ class Server(uvicorn.Server):
         self.servers: Any = []
         self.started = True
         print(f"listening on {os.fspath(self._path)}", flush=True)
+        if self._ready_fd is not None:
+            os.write(self._ready_fd, b"\n")
+            os.close(self._ready_fd)
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Takes nothing new first. Then uvicorn lets the connections end."""
@@ -134,12 +138,13 @@ def _told(application: Application, facts: Facts) -> Application:
 
 
 def run(application: Application | str, path: str | os.PathLike[str], *,
-        options: dict[str, Any] | None = None, **more: Any) -> None:
+        options: dict[str, Any] | None = None, ready_fd: int | None = None, **more: Any) -> None:
     """Runs an ASGI application, or the one at "module:name", on the connections that brokers hand
-    over at `path`, until SIGTERM or SIGINT. `options` are those of handoff.Backend.listen(), the
-    others those of uvicorn.Config. Exits with a status other than 0 if it cannot start."""
+    over at `path`, until SIGTERM or SIGINT. `options` are those of handoff.Backend.listen(),
+    `ready_fd` is as with Server, and the others are those of uvicorn.Config. Exits with a status
+    other than 0 if it cannot start."""
     config = uvicorn.Config(application, **{**more, "proxy_headers": False, "loop": "asyncio"})
-    server = Server(config, path, **(options or {}))
+    server = Server(config, path, ready_fd, **(options or {}))
 
     # uvicorn has handlers of its own while it serves, and later versions raise the signal again when
     # they have ended in order.

@@ -10,7 +10,9 @@ import sys
 import time
 from typing import Sequence
 
-PAUSE_S = 1  # a worker that ends sooner after its start waits so long for the next one
+TICK_S = 1
+QUICK_S = 5  # a worker that ends sooner after its start is not started again at once, but
+PAUSE_S, MOST_PAUSE_S = 1, 32  # after so long, and the next time after twice as long
 PR_SET_PDEATHSIG = 1
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 
@@ -20,8 +22,11 @@ libc = ctypes.CDLL(None)
 class Worker:
     """A process that is started again when it ends by itself."""
 
-    def __init__(self, command: Sequence[str], path: str) -> None:
-        self.command, self.path = [*command, path], path
+    def __init__(self, command: Sequence[str], path: str, ready_fd: int) -> None:
+        self.command = [*command, "--socket", path, "--ready-fd", str(ready_fd)]
+        self.path, self.ready_fd = path, ready_fd
+        self.pause = PAUSE_S
+        self.again_at: float | None = None
         self.start()
 
     def start(self) -> None:
@@ -34,26 +39,46 @@ class Worker:
             if os.getppid() != parent:
                 os._exit(0)
 
-        self.started = time.monotonic()
-        self.process = subprocess.Popen(self.command, preexec_fn=in_child)
+        self.started, self.again_at = time.monotonic(), None
+        self.process = subprocess.Popen(self.command, preexec_fn=in_child,
+                                        pass_fds=[self.ready_fd])
 
     def start_again_if_ended(self) -> None:
-        status = self.process.poll()
-        if status is not None and time.monotonic() - self.started >= PAUSE_S:
-            print(f"worker {self.path} ended with {status}: started again", file=sys.stderr,
-                  flush=True)
+        status, now = self.process.poll(), time.monotonic()
+        if status is None:
+            return
+        if self.again_at is None:
+            quick = now - self.started < QUICK_S
+            pause = self.pause if quick else 0
+            self.pause = min(2 * self.pause, MOST_PAUSE_S) if quick else PAUSE_S
+            self.again_at = now + pause
+            _say(f"worker {self.path} ended with {status}: started again in {pause} s")
+        if now >= self.again_at:
             self.start()
 
 
 def run_workers(command: Sequence[str], directory: str, count: int) -> bool:
-    """Runs `count` times `command SOCKET`, with sockets 1.sock, 2.sock ... until SIGTERM or SIGINT.
-    Then the workers end what they have; a second signal ends them sooner. True if all could."""
+    """Runs `count` times `command`, with sockets 1.sock, 2.sock ... until SIGTERM or SIGINT. Then the
+    workers end what they have; a second signal ends them sooner. True if all could. If all end
+    before one has listened, none is started again: a wrong name or module does not heal."""
+    if not os.path.isdir(directory):
+        _say(f"{directory} is no directory: make it first")
+        return False
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    workers = [Worker(command, os.path.join(directory, f"{number}.sock"))
+    ready, ready_fd = os.pipe()
+    os.set_blocking(ready, False)
+    workers = [Worker(command, os.path.join(directory, f"{number}.sock"), ready_fd)
                for number in range(1, count + 1)]
+    listened = False
     while not _told_to_end():
-        for worker in workers:
-            worker.start_again_if_ended()
+        all_ended = all([worker.process.poll() is not None for worker in workers])
+        listened = _is_told(ready) or listened
+        if listened:
+            for worker in workers:
+                worker.start_again_if_ended()
+        elif all_ended:
+            _say("no worker could listen")
+            return False
     # Ctrl-C has reached them, too, and to uvicorn a second SIGINT is the one that ends it sooner.
     for worker in workers:
         worker.process.terminate()
@@ -65,5 +90,16 @@ def run_workers(command: Sequence[str], directory: str, count: int) -> bool:
 
 
 def _told_to_end() -> bool:
-    got = signal.sigtimedwait(SIGNALS, PAUSE_S)
+    got = signal.sigtimedwait(SIGNALS, TICK_S)
     return got is not None and got.si_signo != signal.SIGCHLD
+
+
+def _is_told(ready: int) -> bool:
+    try:
+        return bool(os.read(ready, 4096))
+    except BlockingIOError:
+        return False
+
+
+def _say(text: str) -> None:
+    print(f"handoff.asgi: {text}", file=sys.stderr, flush=True)
