@@ -16,7 +16,7 @@ BIG = bytes(range(256)) * 32768  # 8 MiB: more than the buffers of both ends hav
 
 
 class Streams(peers.Test):
-    def serve(self, callback, clients):
+    def run_server(self, callback, clients):
         """The result of `clients`, a function, while a server calls `callback`."""
         async def run():
             async with await handoff.aio.start_server(callback, self.path):
@@ -40,7 +40,7 @@ class Streams(peers.Test):
                     data += client.recv(100)
                 client.unwrap()  # sends close_notify, and raises unless it gets one
                 return data
-            self.assertEqual(self.serve(twice, ask), b"first secondfirst second")
+            self.assertEqual(self.run_server(twice, ask), b"first secondfirst second")
 
     def test_end_without_close_notify_is_an_error(self):
         async def read(reader, writer):
@@ -57,7 +57,7 @@ class Streams(peers.Test):
             with self.assertRaises((ssl.SSLError, OSError)):  # nor is it answered with one
                 if read_all(client) == b"":
                     raise OSError("an end without data")
-        self.serve(read, leave)
+        self.run_server(read, leave)
         self.assertEqual(raised, ["HANDOFF_ERR_END_OF_STREAM"])
 
     def test_slow_client_gets_everything_and_then_close_notify(self):
@@ -75,7 +75,7 @@ class Streams(peers.Test):
                 data = read_all(client)
                 client.unwrap()
                 return data
-            self.assertEqual(self.serve(answer, ask), BIG, end)
+            self.assertEqual(self.run_server(answer, ask), BIG, end)
 
     def test_aborted_answer_does_not_look_whole(self):
         async def answer(reader, writer):
@@ -86,7 +86,7 @@ class Streams(peers.Test):
             client = self.hand_over(VERSIONS[-1])
             with self.assertRaises(OSError):  # an ssl.SSLError is one
                 read_all(client)
-        self.serve(answer, ask)
+        self.run_server(answer, ask)
 
 
 if __name__ == "__main__":
