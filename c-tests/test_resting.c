@@ -337,8 +337,9 @@ static void descriptor_tells_when_a_trial_is_due_and_that_ends_the_rest_after_si
     uint64_t start = now_ns();
     hang(child);
     assert_int_equal(kill(child, SIGCONT), 0);
-    /* What the backend sends now for the offers that timed out may wake the broker, too. */
-    assert_in_range(offer_until_taken(&refused), 1, 1 + CLIENTS);
+    /* What the backend sends now for the offers that timed out may wake the broker, too, and so does
+       the time to look at the claims. */
+    assert_in_range(offer_until_taken(&refused), 1, 1 + 2 * CLIENTS);
     assert_in_range(ms_since(start), 1000, PATIENCE_MS);
     await_adoption();
     for (int i = 0; i < CLIENTS; i++)
