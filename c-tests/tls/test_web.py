@@ -35,6 +35,8 @@ class Web(behind_nginx.Test):
             program = os.path.join(peers.ROOT, "examples", "python", f"{name}_backend.py")
             self.start_listening(sys.executable, "-B", "-W", "error", program,
                                  os.path.join(self.directory, f"{name}.sock"))
+        self.start_listening(os.environ["HANDOFF_COMMAND"], "exec", "shell.sock", "--",
+                             "sh", "-c", SHELL)
         self.start_nginx()
 
     def test_events_over_https(self):
@@ -72,7 +74,6 @@ class Web(behind_nginx.Test):
         self.assertLogged("/socket TLSv1.2 both adopted", "/socket TLSv1.3 both adopted")
 
     def test_shell_script_over_https(self):
-        self.start_listening(os.environ["HANDOFF_COMMAND"], "exec", "shell.sock", "--", "sh", "-c", SHELL)
         for version in VERSIONS:
             client = self.connect_to_nginx(version)
             client.sendall(b"POST /shell HTTP/1.1\r\nHost: localhost\r\n"
