@@ -240,7 +240,7 @@ check-crate: | git-checkout
 .PHONY: check-readme
 check-readme: | need-python need-cxx need-go need-node-packages all
 	@$(PYTHON) tools/check_links.py $(filter %.md,$(DOCS))
-	@set -e; for program in 1 2 3 4; do \
+	@set -e; for program in 1 2 3 4 5; do \
 	    $(PYTHON) tools/readme_code.py README.md c $$program | \
 	        $(CC) -std=c11 $(WARN) -c -o /dev/null -Iinclude -xc -; \
 	done; \

@@ -187,6 +187,7 @@ def report(counted):
     for name, count in reasons.items():
         print(f"{name:43}{count:18}")
     print(f"{'client errors':43}{errors():18}")
+    print("(fallback: the backend was down, stopped or full, so the broker answered)")
 
     expect(counted["connections"] == len(everything), "the broker counted other connections")
     expect(counted["adopted"] == total[True], "the broker counted other adoptions")

@@ -85,7 +85,8 @@ typedef struct handoff_backend_options {
     /**
      * How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps: at most
      * 10000, default 0. It saves the time to wake up if backend and broker have a processor each to
-     * themselves. If they don't, it keeps the other from running, and makes handoffs many times slower.
+     * themselves. If they don't, it keeps the other from running, and makes handoffs many times
+     * slower.
      */
     uint32_t spin_us;
     /** Reserved: always 0. */

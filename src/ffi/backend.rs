@@ -69,7 +69,8 @@ pub struct handoff_backend_options {
     pub max_kept_bytes: usize,
     /// How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps: at most
     /// 10000, default 0. It saves the time to wake up if backend and broker have a processor each to
-    /// themselves. If they don't, it keeps the other from running, and makes handoffs many times slower.
+    /// themselves. If they don't, it keeps the other from running, and makes handoffs many times
+    /// slower.
     pub spin_us: u32,
     /// Reserved: always 0.
     pub reserved: u32,

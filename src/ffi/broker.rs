@@ -400,7 +400,8 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 /// take one soon.
 ///
 /// After HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE and
-/// HANDOFF_ERR_TOO_MANY_CHANNELS the descriptor becomes readable when an offer would be taken again: see handoff_broker_room().
+/// HANDOFF_ERR_TOO_MANY_CHANNELS the descriptor becomes readable when an offer would be taken again:
+/// see handoff_broker_room().
 ///
 /// After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
 /// handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
