@@ -4,8 +4,8 @@
 
 bench/results gets what was measured (results.json, nginx.txt, streams.json), and the tables and plots
 that are made from it. docs/performance.md and README.md get their sections from a line
-"<!-- bench: NAME -->" to the next "<!-- end -->". RESULTS may be bench/results itself: then the texts are written again, as after a
-change of report.py or plot.py.
+"<!-- bench: NAME -->" to the next "<!-- end -->". RESULTS may be bench/results itself: then the texts
+are written again, as after a change of report.py or plot.py.
 """
 import json
 import pathlib

@@ -20,7 +20,7 @@ def processor_ns(pids):
 
 
 def memory_kib(pids):
-    """What they have share of is divided by the number of those that do (Pss)."""
+    """A page that several processes share counts in parts (Pss)."""
     total = 0
     for pid in pids:
         with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:

@@ -5,8 +5,8 @@
  *
  * Takes clients from the handoff socket HANDOFF, from the Unix socket UNIX, and from a TCP port,
  * which it prints; any request is one for a stream. A line of its input says how many events each of
- * the STREAMS streams gets from then on, one a second. They are due evenly over the second, and go
- * out in the millisecond in which they are, as event loops have it.
+ * the STREAMS streams gets from then on, one a second. They are spread evenly over the second, and go
+ * out at most a millisecond after they are due, as in event loops whose timers have milliseconds.
  */
 #define _GNU_SOURCE
 #include "../common.h"
