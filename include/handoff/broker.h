@@ -87,8 +87,9 @@ typedef struct handoff_broker_options {
     uint32_t flags;
     /**
      * How many microseconds handoff_broker_offer_and_wait() keeps a processor busy before it sleeps:
-     * at most 10000, default 0. It saves the time to wake up, if backend and broker have a processor
-     * each. Not with HANDOFF_BROKER_SHARED.
+     * at most 10000, default 0. It saves the time to wake up if backend and broker have a processor
+     * each to themselves. If they don't, it keeps the other from running, and makes handoffs many
+     * times slower. It has no effect with HANDOFF_BROKER_SHARED.
      */
     uint32_t spin_us;
 } handoff_broker_options;
@@ -323,9 +324,9 @@ typedef struct handoff_verdict {
      */
     handoff_reason reason;
     /**
-     * Not 0, with a fallback: the backend may still hold a copy of the descriptor. It cannot adopt
-     * it any more. It may have changed what copies share: O_NONBLOCK and O_ASYNC, and socket
-     * options such as SO_LINGER and SO_RCVLOWAT. Set what you rely on. If it has called
+     * With HANDOFF_FALLBACK: not 0 if the backend may still hold a copy of the descriptor. It
+     * cannot adopt it any more. It may have changed what copies share: O_NONBLOCK and O_ASYNC, and
+     * socket options such as SO_LINGER and SO_RCVLOWAT. Set what you rely on. If it has called
      * shutdown(2), send(2) fails with EPIPE. End the connection with shutdown(2), then close(2):
      * close(2) alone sends no FIN while there is a copy.
      */
