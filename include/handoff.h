@@ -31,7 +31,8 @@
  *   fills; layout.h says sizes, offsets and values. You need not do that again between calls. Zero is
  *   the default in every field. Out-of-range values are clamped; combinations that cannot work are
  *   refused. A struct larger than the library knows is accepted if the rest is zero, else
- *   HANDOFF_ERR_UNSUPPORTED.
+ *   HANDOFF_ERR_UNSUPPORTED. A `size` that the struct has in no release is
+ *   HANDOFF_ERR_INVALID_ARGUMENT.
  * - Descriptors. One that you pass in stays yours, open and unchanged unless the call says
  *   otherwise. One in an out parameter is yours to close, and is close-on-exec. The one that a
  *   handle returns for polling stays the handle's: remove it from your event loop before you free

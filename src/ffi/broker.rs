@@ -354,10 +354,8 @@ pub const HANDOFF_OFFER_TLS: u32 = 2;
 pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> handoff_status {
     guard(|| {
         initialize(offer, size)?;
-        if size >= std::mem::offset_of!(handoff_offer, fd) + size_of::<c_int>() {
-            // SAFETY: checked by `initialize`, and the caller's struct reaches beyond `fd`.
-            unsafe { (*offer).fd = -1 };
-        }
+        // SAFETY: checked by `initialize`, and every release's struct has an `fd`.
+        unsafe { (*offer).fd = -1 };
         Ok(())
     })
 }

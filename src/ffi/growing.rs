@@ -1,9 +1,11 @@
 //! Structs that may grow: their first field is a `size_t` with their size as the caller knows it,
-//! so that a program works with an older and with a newer library than it was compiled for. None has
+//! so that a program works with an older and with a newer library than it was compiled for. A size
+//! that no program can have is refused, so the fields of the first release are always there. None has
 //! padding at its end, which a later field would share with what older programs leave undefined.
 
 use super::argument::{Problem, check};
 use super::guard::Failure;
+use super::layout::Layout;
 
 /// The largest size that a caller can mean: a struct that was not initialised most likely holds a
 /// size beyond it.
@@ -13,7 +15,7 @@ const MAX_SIZE: usize = 4096;
 ///
 /// # Safety
 /// The type is `repr(C)` and its first field is `size: usize`.
-pub(super) unsafe trait Growing: Copy {
+pub(super) unsafe trait Growing: Copy + Layout {
     /// The macro that initialises it.
     const INIT: &'static str;
 }
@@ -38,11 +40,17 @@ fn size<T: Growing>(pointer: *const T, name: &'static str) -> Result<usize, Fail
     check(pointer, name)?;
     // SAFETY: not NULL and aligned; every such struct begins with its size.
     let size = unsafe { pointer.cast::<usize>().read() };
-    if (size_of::<usize>()..=MAX_SIZE).contains(&size) {
+    if is_size_of::<T>(size) {
         Ok(size)
     } else {
         Err(Failure::Argument(name, Problem::Size(size, T::INIT)))
     }
+}
+
+/// Whether some program has a T of that size: one that knows all of it, less, or more.
+#[inline]
+fn is_size_of<T: Growing>(size: usize) -> bool {
+    size == size_of::<T>() || (size <= MAX_SIZE && T::can_have(size))
 }
 
 /// Reads the part of a struct that the caller knows; the rest is zero. A caller may know more than
@@ -79,7 +87,7 @@ pub(super) fn read_or_default<T: Input>(
 /// Initialises a struct of `size` bytes for a caller that cannot use the macro.
 pub(super) fn initialize<T: Input>(pointer: *mut T, size: usize) -> Result<(), Failure> {
     check(pointer, "the struct")?;
-    if !(size_of::<usize>()..=MAX_SIZE).contains(&size) {
+    if !is_size_of::<T>(size) {
         return Err(Failure::Argument("size", Problem::Is("is not the size of a struct")));
     }
     // SAFETY: not NULL and aligned, and the caller has `size` bytes there.
@@ -121,6 +129,8 @@ impl<T: Growing> Fill<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ffi::layout::Field;
+    use std::mem::offset_of;
 
     #[repr(C)]
     #[derive(Clone, Copy, Debug, PartialEq)]
@@ -128,6 +138,15 @@ mod tests {
         size: usize,
         first: u64,
         second: u64,
+    }
+    // A release has added the second.
+    impl Layout for Pair {
+        const FIELDS: &'static [Field] = &[
+            Field { name: "size", offset: 0, size: size_of::<usize>() },
+            Field { name: "first", offset: offset_of!(Pair, first), size: 8 },
+            Field { name: "second", offset: offset_of!(Pair, second), size: 8 },
+        ];
+        const FIRST: usize = 2;
     }
 
     // SAFETY: repr(C), and begins with a usize named size.
@@ -138,7 +157,7 @@ mod tests {
     unsafe impl Input for Pair {}
 
     /// The size that a program has for it which does not know its last field.
-    const WITHOUT_SECOND: usize = std::mem::offset_of!(Pair, second);
+    const WITHOUT_SECOND: usize = offset_of!(Pair, second);
 
     /// As a program that was compiled for a later version has it.
     #[repr(C)]
@@ -182,7 +201,10 @@ mod tests {
 
     #[test]
     fn size_that_cannot_be_is_refused() {
-        for size in [0, size_of::<usize>() - 1, MAX_SIZE + 1, usize::MAX] {
+        let without_first = offset_of!(Pair, first);
+        let parts = [without_first, WITHOUT_SECOND - 1, WITHOUT_SECOND + 1, size_of::<Pair>() - 1];
+        let sizes = [0, size_of::<usize>() - 1, MAX_SIZE + 1, usize::MAX];
+        for size in parts.into_iter().chain(sizes) {
             let pair = Pair { size, first: 0, second: 0 };
             assert!(read(&raw const pair, "pair").is_err(), "{size}");
         }

@@ -28,10 +28,26 @@ struct Struct {
     fields: &'static [Field],
 }
 
-struct Field {
-    name: &'static str,
-    offset: usize,
-    size: usize,
+pub(super) struct Field {
+    pub name: &'static str,
+    pub offset: usize,
+    pub size: usize,
+}
+
+/// A struct of the headers, whose fields are known.
+pub(super) trait Layout {
+    const FIELDS: &'static [Field];
+    /// How many of them the first release has that has the struct: 0.2.0, or a later one.
+    const FIRST: usize;
+
+    /// Whether a program can have a struct of so many bytes: it has the fields of the first release,
+    /// and no field in part.
+    fn can_have(size: usize) -> bool {
+        let is_whole =
+            |field: &Field| !(field.offset + 1..field.offset + field.size).contains(&size);
+        let least = Self::FIELDS[..Self::FIRST].last().map_or(0, |last| last.offset + last.size);
+        size >= least && Self::FIELDS.iter().all(is_whole)
+    }
 }
 
 /// The size of the field that a function returns.
@@ -69,19 +85,31 @@ macro_rules! constants {
     };
 }
 
+macro_rules! field {
+    ($name:ident, $field:ident) => {
+        Field {
+            name: stringify!($field),
+            offset: offset_of!($name, $field),
+            size: size_of_field(|value: &$name| &value.$field),
+        }
+    };
+}
+
+/// The fields of each struct. Those that a release has added to it come behind a semicolon.
 macro_rules! structs {
-    ($($name:ident { $($field:ident),* })*) => {
+    ($($name:ident { $($field:ident),* $(; $($later:ident),*)? })*) => {
         const STRUCTS: &[Struct] = &[$(Struct {
             name: stringify!($name),
             size: size_of::<$name>(),
-            fields: &[$(Field {
-                name: stringify!($field),
-                offset: offset_of!($name, $field),
-                size: size_of_field(|value: &$name| &value.$field),
-            }),*],
+            fields: $name::FIELDS,
         }),*];
+        $(impl Layout for $name {
+            const FIELDS: &'static [Field] =
+                &[$(field!($name, $field),)* $($(field!($name, $later),)*)?];
+            const FIRST: usize = [$(stringify!($field)),*].len();
+        })*
         // Does not compile if a field is left out.
-        $(const _: fn($name) = |$name { $($field: _),* }| {};)*
+        $(const _: fn($name) = |$name { $($field: _,)* $($($later: _),*)? }| {};)*
     };
 }
 
