@@ -43,7 +43,9 @@
  *   HANDOFF_NO_TIMEOUT is never.
  * - Threads and fork(). A broker or a backend is used by one thread at a time, except a broker with
  *   HANDOFF_BROKER_SHARED, and by one process: the one that uses it first. Making it is not a use, so
- *   you can make it before fork(). Different handles are independent. raw.h has its own rules.
+ *   you can make it before fork(). Then each process that uses its copy of a broker has a broker of
+ *   its own; the copies of a backend stay one, and only the first process that uses it has it.
+ *   Different handles are independent. raw.h has its own rules.
  * - The library starts no thread, installs no signal handler, raises no SIGPIPE, writes nothing to
  *   standard error, and does not change signal masks, the umask or the working directory. Its calls
  *   are no cancellation points, pthread_cancel(3).

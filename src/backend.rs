@@ -184,8 +184,9 @@ impl Backend {
         support::credentials(support::seq_packet_socket()?.as_fd())?;
         let BackendOptions { mode, backlog, .. } = options;
         let kind = SocketKind::SeqPacket;
+        let handle = Handle::one_for_all()?;
         let listener = Listener::new(path, &ListenerOptions { mode, backlog, kind })?;
-        Ok(Backend::new(Source::Made(listener), options))
+        Ok(Backend::new(handle, Source::Made(listener), options))
     }
 
     /// Listens on a duplicate of a socket that somebody else made, as a service manager does.
@@ -201,12 +202,12 @@ impl Backend {
         let duplicate = listener.try_clone_to_owned();
         let listener = duplicate.map_err(HandleError::system("duplicate the descriptor"))?;
         packet::set_nonblocking(listener.as_fd()).map_err(HandleError::system("use the socket"))?;
-        Ok(Backend::new(Source::Given(listener), options))
+        Ok(Backend::new(Handle::one_for_all()?, Source::Given(listener), options))
     }
 
-    fn new(listener: Source, options: BackendOptions) -> Backend {
+    fn new(handle: Handle, listener: Source, options: BackendOptions) -> Backend {
         Backend {
-            handle: Handle::default(),
+            handle,
             accepting: Accepting::new(listener),
             channels: Vec::new(),
             arrivals: Arrivals::new(options),
@@ -484,15 +485,19 @@ impl Backend {
         }
         self.arrivals.reserve(self.arrivals.options.max_in_flight)?;
         self.accepting.watch(&events).map_err(HandleError::system("watch the socket"))?;
-        self.handle.open(events, self.arrivals.options.spin);
+        self.handle.open(events, self.arrivals.options.spin)?;
+        self.accepting.removes_file(true);
         Ok(())
     }
 }
 
 impl Drop for Backend {
-    /// Sends the verdicts that wait: brokers shall not think that this process died. In a child of
-    /// fork(2) it closes the child's copies only.
+    /// Sends the verdicts that wait: brokers shall not think that this process died. In another
+    /// process than the handle's it closes that process's copies only.
     fn drop(&mut self) {
+        if self.handle.is_for_others() {
+            self.accepting.removes_file(false);
+        }
         if !self.handle.is_elsewhere() {
             self.flush();
             return;

@@ -740,7 +740,7 @@ impl Broker {
         self.buffer = memory::vec(packet::AT_ONCE * MAX_FRAME_LEN, "packets")?;
         self.descriptors = memory::vec(MAX_DESCRIPTORS, "descriptors")?;
         self.reserve()?;
-        self.handle.open(events, self.options.spin);
+        self.handle.open(events, self.options.spin)?;
         for member in &mut self.members {
             member.link = Link::Down { retry_at: now, first: false };
         }

@@ -1,5 +1,8 @@
 //! What the handles of both ends do alike: they open at their first use, belong to the process that
 //! used them first, and have one descriptor to watch and one timer.
+//!
+//! If a process calls fork(2) before that, parent and child have a copy each. The copies of a broker
+//! are handles of their own. Those of a backend are one: they have one socket, so one of them gets it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,9 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::memory::NoMemory;
 use crate::support::{self, SupportError};
 use crate::sys::event::{Alarm, Events};
 use crate::sys::process;
+use crate::sys::shared::SharedWords;
 
 /// The longest that a wait looks again and again before it sleeps.
 pub(crate) const MAX_SPIN: Duration = Duration::from_millis(10);
@@ -39,8 +44,41 @@ pub struct Waker(Arc<Wakeable>);
 #[derive(Debug, Default)]
 struct Wakeable {
     alarm: Arc<Alarm>,
-    /// The process that opened the handle; 0 before that.
-    process: AtomicU64,
+    owner: Owner,
+}
+
+/// The process that opened the handle; 0 before that.
+#[derive(Debug)]
+enum Owner {
+    OfCopy(AtomicU64),
+    /// The same for all copies, and how often their maker had called fork(2) before.
+    OfAll(SharedWords, u64),
+}
+
+impl Default for Owner {
+    fn default() -> Owner {
+        Owner::OfCopy(AtomicU64::new(0))
+    }
+}
+
+impl Owner {
+    fn word(&self) -> &AtomicU64 {
+        match self {
+            Owner::OfCopy(word) => word,
+            Owner::OfAll(words, _) => &words.as_slice()[0],
+        }
+    }
+
+    /// Whether the handle belongs to this process, or to none yet.
+    fn is_ours(&self) -> bool {
+        let process = self.word().load(Ordering::SeqCst);
+        process == 0 || process == process::current()
+    }
+
+    /// Whether it does now.
+    fn take(&self, process: u64) -> bool {
+        self.word().compare_exchange(0, process, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
 }
 
 impl Waker {
@@ -56,8 +94,7 @@ impl Waker {
 
     /// Whether the handle belongs to this process, or to none yet.
     pub(crate) fn is_ours(&self) -> bool {
-        let process = self.0.process.load(Ordering::SeqCst);
-        process == 0 || process == process::current()
+        self.0.owner.is_ours()
     }
 
     /// Makes the handle's descriptor readable now, and ends no wait. Safe in a signal handler, but
@@ -89,6 +126,26 @@ impl HandleError {
 }
 
 impl Handle {
+    /// One whose copies in children of fork(2) are the same handle.
+    pub(crate) fn one_for_all() -> Result<Handle, NoMemory> {
+        // From the first time that this is asked, calls of fork(2) are counted.
+        process::current();
+        let words = SharedWords::inherited(1);
+        let words = words.map_err(|source| NoMemory { what: "the handle", source })?;
+        let owner = Owner::OfAll(words, process::forks());
+        let waker = Waker(Arc::new(Wakeable { alarm: Arc::default(), owner }));
+        Ok(Handle { opened: None, waker })
+    }
+
+    /// Whether it is another process's, or can become a child's that has a copy.
+    pub(crate) fn is_for_others(&self) -> bool {
+        let forks = match self.waker.0.owner {
+            Owner::OfAll(_, forks) => forks,
+            Owner::OfCopy(_) => process::forks(),
+        };
+        self.is_elsewhere() || (!self.is_open() && forks != process::forks())
+    }
+
     /// Fails in another process than the one that used the handle first.
     pub(crate) fn check_process(&self) -> Result<(), HandleError> {
         if self.is_elsewhere() { Err(HandleError::WrongProcess) } else { Ok(()) }
@@ -103,7 +160,10 @@ impl Handle {
     /// Whether another process used it first.
     #[inline(always)]
     pub(crate) fn is_elsewhere(&self) -> bool {
-        matches!(&self.opened, Some(opened) if opened.process != process::current())
+        match &self.opened {
+            Some(opened) => opened.process != process::current(),
+            None => !self.waker.is_ours(),
+        }
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -115,12 +175,15 @@ impl Handle {
         support::events(&self.waker.0.alarm)
     }
 
-    /// Opens the handle: it belongs to this process from now on.
-    pub(crate) fn open(&mut self, mut events: Events, spin: Duration) {
+    /// Opens the handle: it belongs to this process from now on. Fails if another one was faster.
+    pub(crate) fn open(&mut self, mut events: Events, spin: Duration) -> Result<(), HandleError> {
         events.spin = spin;
         let process = process::current();
-        self.waker.0.process.store(process, Ordering::SeqCst);
+        if !self.waker.0.owner.take(process) {
+            return Err(HandleError::WrongProcess);
+        }
         self.opened = Some(Opened { process, events });
+        Ok(())
     }
 
     /// What ends a wait of this handle.

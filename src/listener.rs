@@ -128,7 +128,7 @@ impl ListenerError {
 pub struct Listener {
     /// None for an abstract name, which goes with its socket. Before the socket, so that it is
     /// dropped first: see [`place`].
-    _file: Option<SocketFile>,
+    file: Option<SocketFile>,
     socket: OwnedFd,
 }
 
@@ -144,11 +144,19 @@ impl Listener {
         let socket = sys::socket(options.kind).map_err(failed("make a socket"))?;
         if !address.is_abstract() {
             let file = place::listen_at(&socket, path, &address, options)?;
-            return Ok(Listener { _file: Some(file), socket });
+            return Ok(Listener { file: Some(file), socket });
         }
         sys::bind(&socket, &address).map_err(failed("bind"))?;
         sys::listen(&socket, options.backlog.max(1)).map_err(failed("listen"))?;
-        Ok(Listener { _file: None, socket })
+        Ok(Listener { file: None, socket })
+    }
+
+    /// Whether this process removes the file, of all that have a copy of the socket. Without this call
+    /// it is the one that made it.
+    pub(crate) fn removes_file(&mut self, removes: bool) {
+        if let Some(file) = &mut self.file {
+            file.is_ours(removes);
+        }
     }
 
     /// Accepts a connection whose peer `policy` allows; one that it does not allow is closed. Waits

@@ -23,8 +23,8 @@ extern "C" {
 /**
  * The broker's end of the channels to its backends.
  *
- * It belongs to the process that uses it first. You can make it before fork() and use it in one
- * child. Several children need one each.
+ * It belongs to the process that uses it first. You can make it before fork(): until its first use,
+ * each copy that a child gets becomes a broker of its own.
  */
 typedef struct handoff_broker handoff_broker;
 

@@ -599,8 +599,7 @@ int handoff_raw_listener_fd(const handoff_raw_listener *listener) HANDOFF_NOEXCE
 /**
  * Stops listening, and removes the socket's file if it is still the one that was made.
  *
- * It may wait up to a second for the lock on the directory. In a child of fork() it closes the
- * child's copy only.
+ * In a child of fork() it closes the child's copy only.
  *
  * @param listener  the listener, or NULL, which does nothing; no thread may be using it
  */

@@ -76,6 +76,13 @@ impl Accepting {
         }
     }
 
+    /// Whether this process removes the socket's file, of all that have a copy of the handle.
+    pub(super) fn removes_file(&mut self, removes: bool) {
+        if let Some(Source::Made(listener)) = &mut self.listener {
+            listener.removes_file(removes);
+        }
+    }
+
     /// A dispatch begins.
     pub(super) fn dispatched(&mut self) {
         self.accepts_left = MAX_ACCEPTS;

@@ -19,7 +19,8 @@ use crate::memory;
 /// The backend's end of the channels of one handoff socket.
 ///
 /// It belongs to the process that uses it first. Listening is not a use, so you can listen before
-/// fork(). Once it runs, it allocates only for new channels, and for arrivals whose bytes do not fit
+/// fork() and use it in one child. The parent and other children get HANDOFF_ERR_WRONG_PROCESS then;
+/// free their copies, which keep the socket open. Several children need one each. Once it runs, it allocates only for new channels, and for arrivals whose bytes do not fit
 /// into the memory that it keeps.
 ///
 /// Its calls wait for no broker, but for those that have a `wait_ms`. Yet a hostile broker can send
@@ -595,8 +596,9 @@ pub extern "C" fn handoff_backend_last_error(backend: *const handoff_backend) ->
 ///
 /// It sends the verdicts that wait, and closes every channel and every connection that was not
 /// adopted. What you adopted is yours and stays open. The socket's file is removed if it is still
-/// the one that was made; that may wait up to a second for the lock on the directory. In a child of
-/// fork() the call closes the child's copies only.
+/// the one that was made. In another process than the one that used the backend first, the call closes
+/// that process's copies only. If none has used it, the one that made it removes the file, unless it has
+/// called fork() since: a child may use it.
 ///
 /// @param backend  the backend, or NULL, which does nothing
 #[unsafe(no_mangle)]

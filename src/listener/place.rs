@@ -48,14 +48,22 @@ pub(super) struct SocketFile {
     directory: OwnedFd,
     name: PathBuf,
     id: FileId,
-    /// The process that made it: a child of fork(2) does not remove it.
-    maker: u64,
+    /// The process that removes it. That is the one that made it, and not a child of fork(2), unless
+    /// [`is_ours`](SocketFile::is_ours) says otherwise.
+    remover: Option<u64>,
+}
+
+impl SocketFile {
+    /// Whether this process is the one that removes the file.
+    pub(super) fn is_ours(&mut self, ours: bool) {
+        self.remover = ours.then(process::current);
+    }
 }
 
 impl Drop for SocketFile {
     /// To be dropped while the socket is open.
     fn drop(&mut self) {
-        if self.maker != process::current() {
+        if self.remover != Some(process::current()) {
             return;
         }
         // Somebody may have removed it and bound another.
@@ -82,7 +90,7 @@ pub(super) fn listen_at(
     draft.publish()?;
     drop(draft);
     let Place { directory, name, .. } = place;
-    Ok(SocketFile { directory, name, id, maker: process::current() })
+    Ok(SocketFile { directory, name, id, remover: Some(process::current()) })
 }
 
 /// Where the file is to be.

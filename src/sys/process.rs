@@ -13,6 +13,15 @@ static PLACE: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
 /// The place where the kernel wipes no page: only [`forget`] clears it in a child.
 static UNWIPED: AtomicU64 = AtomicU64::new(0);
 
+/// How often this process has called fork(2) since it was first asked which one it is.
+static FORKS: AtomicU64 = AtomicU64::new(0);
+
+/// A number that changes when the process makes a child with fork(2); not for those of clone(2) and
+/// posix_spawn(3).
+pub(crate) fn forks() -> u64 {
+    FORKS.load(Ordering::Relaxed)
+}
+
 /// Tells processes apart across fork(2): each gets a number of its own.
 pub(crate) fn current() -> u64 {
     let mut place = PLACE.load(Ordering::Acquire).cast_const();
@@ -39,9 +48,10 @@ fn new_mark(word: &AtomicU64) -> u64 {
     static GENERATION: AtomicU64 = AtomicU64::new(0);
     let mut bytes = [0; 8];
     let random = super::random(&mut bytes).map(|()| u64::from_ne_bytes(bytes));
-    // A mark is compared with those of ancestors only, so without randomness counting will do.
+    // Without randomness counting tells it apart from its ancestors, and its number from its siblings.
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
-    let mark = random.unwrap_or(generation).max(1);
+    let counted = generation << 32 | u64::from(std::process::id());
+    let mark = random.unwrap_or(counted).max(1);
     match word.compare_exchange(0, mark, Ordering::Relaxed, Ordering::Relaxed) {
         Ok(_) => mark,
         Err(other_thread) => other_thread,
@@ -53,9 +63,9 @@ fn new_mark(word: &AtomicU64) -> u64 {
 #[cold]
 fn prepare() -> *const AtomicU64 {
     // Also where the kernel wipes the page: that it does cannot be tried without a child.
-    // SAFETY: the handler stays in memory, because the library is linked with -z nodelete, or goes
-    // together with what it was linked into; it may be installed twice.
-    let handled = unsafe { libc::pthread_atfork(None, None, Some(forget)) } == 0;
+    // SAFETY: the handlers stay in memory, because the library is linked with -z nodelete, or go
+    // together with what it was linked into; they may be installed twice.
+    let handled = unsafe { libc::pthread_atfork(None, Some(count), Some(forget)) } == 0;
     let page = wiped_page();
     if page.is_none() && !handled {
         // The next call tries again.
@@ -73,6 +83,11 @@ fn prepare() -> *const AtomicU64 {
             other_thread
         }
     }
+}
+
+/// In the parent, after fork(2).
+extern "C" fn count() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// In a child of fork(2): the mark was the parent's.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::AtomicU64;
 
@@ -27,12 +27,17 @@ impl SharedWords {
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
-    fn map(file: BorrowedFd<'_>, len: usize) -> io::Result<SharedWords> {
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    /// Zeroed words that this process shares with its children of fork(2).
+    pub(crate) fn inherited(len: usize) -> io::Result<SharedWords> {
+        SharedWords::map(-1, libc::MAP_ANONYMOUS, len)
+    }
+
+    fn map(file: RawFd, flags: i32, len: usize) -> io::Result<SharedWords> {
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, flags | libc::MAP_SHARED);
         // SAFETY: a new mapping, where the system likes; it disturbs nothing that exists.
         let start = unsafe {
             let size = len * size_of::<AtomicU64>();
-            libc::mmap(ptr::null_mut(), size, protection, flags, file.as_raw_fd(), 0)
+            libc::mmap(ptr::null_mut(), size, protection, flags, file, 0)
         };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -74,7 +79,7 @@ pub(crate) fn create_shared_words(len: usize) -> Result<(SharedWords, OwnedFd), 
     // SAFETY: fcntl(2) with F_ADD_SEALS takes an integer.
     retry(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) as isize })
         .map_err(failed(Step::Seal))?;
-    let words = SharedWords::map(file.as_fd(), len).map_err(failed(Step::Map))?;
+    let words = SharedWords::map(file.as_raw_fd(), 0, len).map_err(failed(Step::Map))?;
     Ok((words, file))
 }
 
@@ -155,5 +160,5 @@ pub(crate) fn map_shared_words(file: BorrowedFd<'_>, len: usize) -> io::Result<S
     if size < least || size > least.next_multiple_of(page_size()) {
         return Err(refused());
     }
-    SharedWords::map(file, len)
+    SharedWords::map(file.as_raw_fd(), 0, len)
 }

@@ -154,8 +154,7 @@ pub extern "C" fn handoff_raw_listener_fd(listener: *const handoff_raw_listener)
 
 /// Stops listening, and removes the socket's file if it is still the one that was made.
 ///
-/// It may wait up to a second for the lock on the directory. In a child of fork() it closes the
-/// child's copy only.
+/// In a child of fork() it closes the child's copy only.
 ///
 /// @param listener  the listener, or NULL, which does nothing; no thread may be using it
 #[unsafe(no_mangle)]
