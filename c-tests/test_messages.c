@@ -369,6 +369,71 @@ static void calls_with_a_path_name_the_path(void **state)
     remove_directory(place.directory);
 }
 
+/* ---- names that others choose ----------------------------------------------------------------- */
+
+static void assert_printable(const char *text)
+{
+    assert_true(*text != '\0');
+    for (const char *at = text; *at != '\0'; at++)
+        if ((unsigned char)*at < ' ' || *at == 0x7f)
+            fail_msg("byte %#x in \"%s\"", *at, text);
+}
+
+static void name_of_a_socket_forges_no_line_and_reaches_no_terminal(void **state)
+{
+    (void)state;
+    char directory[64], inside[80], path[112];
+    handoff_broker *broker;
+    handoff_backend *backend;
+    handoff_backend_state first = HANDOFF_BACKEND_STATE_INIT;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    int client[2];
+    make_directory(directory);
+    snprintf(inside, sizeof inside, "%s/", directory);
+    snprintf(path, sizeof path, "%s/a\n[alert] forged\x1b[2J\x7f\t\r.sock", directory);
+    /* Nobody listens there. */
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof address.sun_path, "%.*s", (int)sizeof address.sun_path - 1,
+             path);
+    int stale = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(stale, (struct sockaddr *)&address, sizeof address), 0);
+    close(stale);
+    make_pair(SOCK_STREAM, client);
+    assert_ok(handoff_broker_new(inside, NULL, &broker));
+    handoff_offer offer = offer_of(client[0]);
+    assert_status(handoff_broker_offer(broker, &offer, NULL), HANDOFF_ERR_BACKEND_UNAVAILABLE);
+    assert_printable(handoff_last_error());
+    assert_printable(handoff_broker_last_error(broker));
+    assert_last_error_has("a?[alert] forged?[2J???.sock");
+    while (handoff_broker_get_state(broker, 0, &first) == HANDOFF_OK && *first.message == '\0')
+        assert_ok(handoff_broker_dispatch(broker));
+    assert_printable(first.message);
+    assert_non_null(strstr(first.message, "a?[alert] forged?[2J???.sock"));
+    /* Paths are data. */
+    assert_string_equal(first.path, path);
+
+    assert_ok(handoff_backend_listen(path, NULL, &backend));
+    assert_status(handoff_backend_listen(path, NULL, &backend), HANDOFF_ERR_ADDRESS_IN_USE);
+    assert_printable(handoff_last_error());
+    connect_broker(broker, backend);
+    assert_ok(handoff_broker_offer(broker, &offer, NULL));
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    int fd;
+    assert_ok(handoff_backend_dispatch(backend));
+    assert_ok(handoff_backend_next(backend, &arrival));
+    assert_ok(handoff_backend_adopt(backend, arrival.id, &fd));
+    close(fd);
+    assert_ok(handoff_backend_dispatch(backend));
+    assert_ok(handoff_broker_dispatch(broker));
+    assert_ok(handoff_broker_next(broker, &verdict));
+    assert_string_equal(verdict.backend, path);
+    handoff_broker_free(broker);
+    handoff_backend_free(backend);
+    close(client[0]);
+    close(client[1]);
+    remove_directory(directory);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -383,6 +448,7 @@ int main(void)
         WIRE_TEST(sending_over_what_cannot_carry_it_is_refused_and_sends_nothing),
         TEST(receiving_and_asking_say_what_the_descriptor_is),
         WIRE_TEST(calls_with_a_path_name_the_path),
+        TEST(name_of_a_socket_forges_no_line_and_reaches_no_terminal),
     };
     return RUN_TESTS(tests);
 }

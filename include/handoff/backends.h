@@ -144,7 +144,10 @@ size_t handoff_broker_room(handoff_broker *broker) HANDOFF_NOEXCEPT;
 typedef struct handoff_backend_state {
     /** Set by HANDOFF_BACKEND_STATE_INIT. */
     size_t size;
-    /** Its path. Valid until the next call with this broker. */
+    /**
+     * Its path. In a directory it can have any byte in it but 0: replace control characters before you
+     * print it. Valid until the next call with this broker.
+     */
     const char *path;
     /**
      * HANDOFF_BACKEND_CONNECTING, HANDOFF_BACKEND_READY, HANDOFF_BACKEND_DRAINING,
@@ -162,13 +165,16 @@ typedef struct handoff_backend_state {
     handoff_status status;
     /**
      * The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if the
-     * backend has too many channels, ESHUTDOWN if it drains; ETIMEDOUT, ECONNRESET or EPROTO if
-     * whoever listens is silent, hangs up, or speaks something else.
+     * backend has too many channels, ESHUTDOWN if it drains, ENOSR if it is at a limit of its
+     * descriptors or memory; ETIMEDOUT, ECONNRESET or EPROTO if whoever listens is silent, hangs up, or
+     * speaks something else.
      */
     int error;
     /** Reserved: always 0. */
     uint32_t reserved;
-    /** A sentence about it, or "". Valid until the next call with this broker. */
+    /**
+     * A sentence about it, or "", as of handoff_last_error(). Valid until the next call with this broker.
+     */
     const char *message;
     /** How long it has been in this state, in milliseconds. */
     uint64_t since_ms;

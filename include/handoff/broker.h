@@ -335,7 +335,8 @@ typedef struct handoff_verdict {
     /** How many backends it was offered to. */
     uint32_t tries;
     /**
-     * The path of the backend that adopted it, or of the last one that had it. Valid until the next
+     * The path of the backend that adopted it, or of the last one that had it. In a directory it can
+     * have any byte in it but 0: replace control characters before you print it. Valid until the next
      * call with this broker.
      */
     const char *backend;

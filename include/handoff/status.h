@@ -88,7 +88,7 @@ typedef int32_t handoff_status;
  * Returns a message about this thread's last error.
  *
  * It is in English, for people, and names the socket and the descriptor if there were any. It
- * never shows a token.
+ * never shows a token. It is one line: control characters in a path are shown as '?'.
  *
  * @return a string, never NULL, empty if no call has failed yet. It is valid until this thread's
  *         next error or its end.
@@ -314,7 +314,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 
 /**
  * Nobody listens on the handoff socket, or the other end closed it. Usual while a backend
- * restarts. Serve the client another way.
+ * restarts. Or the backend is at a limit of its descriptors or memory; handoff_last_error() says so.
+ * Serve the client another way.
  */
 #define HANDOFF_ERR_BACKEND_UNAVAILABLE (-4)
 

@@ -169,7 +169,8 @@ pub const HANDOFF_BACKEND_DOWN: u32 = 5;
 pub struct handoff_backend_state {
     /// Set by HANDOFF_BACKEND_STATE_INIT.
     pub size: usize,
-    /// Its path. Valid until the next call with this broker.
+    /// Its path. In a directory it can have any byte in it but 0: replace control characters before you
+    /// print it. Valid until the next call with this broker.
     pub path: *const c_char,
     /// HANDOFF_BACKEND_CONNECTING, HANDOFF_BACKEND_READY, HANDOFF_BACKEND_DRAINING,
     /// HANDOFF_BACKEND_RESTING or HANDOFF_BACKEND_DOWN.
@@ -182,12 +183,13 @@ pub struct handoff_backend_state {
     /// handoff_broker_offer() would return it; else HANDOFF_OK.
     pub status: handoff_status,
     /// The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if the
-    /// backend has too many channels, ESHUTDOWN if it drains; ETIMEDOUT, ECONNRESET or EPROTO if
-    /// whoever listens is silent, hangs up, or speaks something else.
+    /// backend has too many channels, ESHUTDOWN if it drains, ENOSR if it is at a limit of its
+    /// descriptors or memory; ETIMEDOUT, ECONNRESET or EPROTO if whoever listens is silent, hangs up, or
+    /// speaks something else.
     pub error: c_int,
     /// Reserved: always 0.
     pub reserved: u32,
-    /// A sentence about it, or "". Valid until the next call with this broker.
+    /// A sentence about it, or "", as of handoff_last_error(). Valid until the next call with this broker.
     pub message: *const c_char,
     /// How long it has been in this state, in milliseconds.
     pub since_ms: u64,

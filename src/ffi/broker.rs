@@ -555,7 +555,8 @@ pub struct handoff_verdict {
     pub may_have_reached_backend: u32,
     /// How many backends it was offered to.
     pub tries: u32,
-    /// The path of the backend that adopted it, or of the last one that had it. Valid until the next
+    /// The path of the backend that adopted it, or of the last one that had it. In a directory it can
+    /// have any byte in it but 0: replace control characters before you print it. Valid until the next
     /// call with this broker.
     pub backend: *const c_char,
     /// With HANDOFF_REASON_KIND: the kind of the socket, one of HANDOFF_KIND_STREAM and so on, or

@@ -107,8 +107,9 @@ fn panic_message(payload: &(dyn Any + Send)) -> &str {
     }
 }
 
-/// The message of the last error, of a thread or of a handle. Its room is fixed, so that reporting
-/// an error allocates nothing; it has no destructor, so that a thread may ask until its very end.
+/// The message of the last error, of a thread or of a handle: one line of printable text. Its room is
+/// fixed, so that reporting an error allocates nothing; it has no destructor, so that a thread may ask
+/// until its very end.
 pub(super) struct Message {
     text: UnsafeCell<[u8; Message::LEN]>,
     len: Cell<usize>,
@@ -134,7 +135,7 @@ impl Message {
         let _ = (&mut &*self).write_fmt(text);
     }
 
-    /// Replaces the text by bytes, as many as there is room for.
+    /// Replaces the text by bytes as they are, as many as there is room for.
     pub(super) fn set_bytes(&self, bytes: &[u8]) {
         let len = bytes.len().min(Message::LEN - 1);
         // SAFETY: only this thread has the cell, and no reference to its text outlives this block.
@@ -161,19 +162,23 @@ thread_local! {
 }
 
 impl fmt::Write for &Message {
+    /// Control characters become '?': whoever may make a socket in a directory chooses its name, and
+    /// that must not forge a line in a log, or reach a terminal.
     fn write_str(&mut self, part: &str) -> fmt::Result {
-        let start = self.len.get();
-        // The last byte stays a NUL; a character is not cut in two.
-        let mut take = part.len().min(Message::LEN - 1 - start);
-        while !part.is_char_boundary(take) {
-            take -= 1;
-        }
-        // SAFETY: only this thread has the cell, and no reference to its text outlives this block.
+        // SAFETY: only this thread has the cell, and no reference to its text outlives this call.
         let text = unsafe { &mut *self.text.get() };
-        text[start..start + take].copy_from_slice(&part.as_bytes()[..take]);
-        text[start + take] = 0;
-        self.len.set(start + take);
-        if take == part.len() { Ok(()) } else { Err(fmt::Error) }
+        for character in part.chars() {
+            let shown = if character.is_control() { '?' } else { character };
+            let (start, end) = (self.len.get(), self.len.get() + shown.len_utf8());
+            // The last byte stays a NUL; a character is not cut in two.
+            if end >= Message::LEN {
+                return Err(fmt::Error);
+            }
+            shown.encode_utf8(&mut text[start..end]);
+            text[end] = 0;
+            self.len.set(end);
+        }
+        Ok(())
     }
 }
 
@@ -225,5 +230,11 @@ mod tests {
         assert_eq!(message(), "x".repeat(510));
         remember(format_args!("short"), 0);
         assert_eq!(message(), "short");
+    }
+
+    #[test]
+    fn message_is_one_line_of_printable_text() {
+        remember(format_args!("{}: no\u{9b}", "/run/a\nb\x1b[2Jc\x7f\td\u{85}ü.sock"), 0);
+        assert_eq!(message(), "/run/a?b?[2Jc??d?ü.sock: no?");
     }
 }

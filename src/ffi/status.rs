@@ -35,7 +35,7 @@ pub(super) fn status_of(kind: ErrorKind) -> handoff_status {
 /// Returns a message about this thread's last error.
 ///
 /// It is in English, for people, and names the socket and the descriptor if there were any. It
-/// never shows a token.
+/// never shows a token. It is one line: control characters in a path are shown as '?'.
 ///
 /// @return a string, never NULL, empty if no call has failed yet. It is valid until this thread's
 ///         next error or its end.
