@@ -4,7 +4,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 
 static void connection_swapped_for_another_before_it_is_sent_is_refused(void **state)
 {
@@ -110,6 +112,57 @@ static void broker_that_comes_while_there_are_no_descriptors_is_accepted_later(v
     handoff_broker_free(second);
 }
 
+/* The broker is told that the backend is short of something, and does not take it for a stranger. */
+static void assert_told_of_want(handoff_broker *broker, int error)
+{
+    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    assert_ok(handoff_broker_dispatch(broker));
+    assert_ok(handoff_broker_get_state(broker, 0, &state));
+    assert_status(state.status, HANDOFF_ERR_BACKEND_UNAVAILABLE);
+    assert_int_equal(state.error, ENOSR);
+    assert_non_null(strstr(state.message, "limit of its descriptors or memory"));
+    assert_non_null(strstr(state.message, strerror(error)));
+    handoff_offer offer = offer_of(client[0]);
+    assert_status(handoff_broker_offer(broker, &offer, NULL), HANDOFF_ERR_BACKEND_UNAVAILABLE);
+    assert_int_equal(errno, ENOSR);
+    assert_last_error_has("limit of its descriptors or memory");
+    handoff_backend_statistics statistics = backend_statistics(channel.backend);
+    assert_true(statistics.system_errors > 0);
+    assert_int_equal(statistics.system_errno, error);
+    assert_int_equal(statistics.accepted, 1);
+    assert_int_equal(statistics.refused + statistics.broken, 0);
+}
+
+static void broker_whose_claim_table_finds_no_descriptor_is_told_why(void **state)
+{
+    (void)state;
+    handoff_broker *second;
+    skip_under_valgrind("the kernel goes on installing descriptors beyond the limit");
+    assert_ok(handoff_broker_new(channel.path, NULL, &second));
+    assert_ok(handoff_broker_dispatch(second));
+    int room = fcntl(client[0], F_DUPFD_CLOEXEC, 0);
+    rlim_t limit = allow_no_more_descriptors();
+    close(room);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    allow_descriptors(limit);
+    assert_told_of_want(second, EMFILE);
+    /* And accepted when there are descriptors again. */
+    connect_broker(second, channel.backend);
+    handoff_broker_free(second);
+}
+
+static void broker_whose_channel_cannot_be_watched_is_told_why(void **state)
+{
+    (void)state;
+    handoff_broker *second;
+    assert_ok(handoff_broker_new(channel.path, NULL, &second));
+    assert_ok(handoff_broker_dispatch(second));
+    refuse_system_call(SYS_epoll_ctl, ENOMEM);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    assert_told_of_want(second, ENOMEM);
+    handoff_broker_free(second);
+}
+
 static void limit_descriptors(rlim_t most)
 {
     struct rlimit limit;
@@ -194,6 +247,8 @@ int main(void)
         CHANNEL_TEST(connection_closed_before_it_is_sent_falls_back_and_no_other),
         CHANNEL_TEST(backend_short_of_descriptors_takes_what_it_can_and_says_so_of_the_rest),
         CHANNEL_TEST(broker_that_comes_while_there_are_no_descriptors_is_accepted_later),
+        CHANNEL_TEST(broker_whose_claim_table_finds_no_descriptor_is_told_why),
+        CHANNEL_TEST(broker_whose_channel_cannot_be_watched_is_told_why),
         CHANNEL_TEST(offers_taken_back_at_close_are_not_counted_as_rejected),
         CHANNEL_TEST(arrival_that_is_rejected_too_late_counts_as_taken_back),
         CHANNEL_TEST(

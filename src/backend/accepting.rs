@@ -206,7 +206,7 @@ impl Backend {
             // Nothing is known against the peer.
             Err(
                 PeerError::Unknown { source, .. } | PeerError::InvalidDescriptor { source, .. },
-            ) => return self.arrivals.system_refused(&source),
+            ) => return self.come_short(&descriptor, &source),
             Err(
                 PeerError::NotAllowed { credentials, .. } | PeerError::Nameless { credentials, .. },
             ) => {
@@ -230,7 +230,7 @@ impl Backend {
             events.add(descriptor.as_fd(), place as u64)
         });
         if let Err(error) = ready {
-            return self.arrivals.system_refused(&error);
+            return self.come_short(&descriptor, &error);
         }
         self.accepting.join(broker.user, place, hello_by);
         let mut channel = Channel::new(descriptor, broker, hello_by);
@@ -248,6 +248,12 @@ impl Backend {
     fn refuse(&mut self, descriptor: OwnedFd, refusal: Refusal) {
         channel::say(descriptor.as_fd(), &refusal);
         self.arrivals.turned_away(&refusal);
+    }
+
+    /// The system refuses what a channel for a connection needs: tells who connected.
+    fn come_short(&mut self, descriptor: &OwnedFd, error: &io::Error) {
+        channel::say(descriptor.as_fd(), &Refusal::short(error.raw_os_error().unwrap_or(0)));
+        self.arrivals.system_refused(error);
     }
 
     /// Stops listening. Those who wait are told so, unless others accept from the same socket.

@@ -69,6 +69,8 @@ pub(super) enum End {
     Broken,
     /// The broker's hello is of another version.
     OtherVersion,
+    /// The system refuses what the channel needs, with this error number.
+    Short(i32),
 }
 
 /// A frame that is to be sent.
@@ -422,9 +424,9 @@ fn open(hello: wire::Hello, table: Option<Arrived>, arrivals: &mut Arrivals) -> 
         }
         Err(error) => match error.raw_os_error() {
             // Not because of what the broker sent. EAGAIN is a limit on locked memory, mmap(2).
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN) => {
+            Some(code @ (libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN)) => {
                 arrivals.system_refused(&error);
-                Err(End::Gone)
+                Err(End::Short(code))
             }
             _ => Err(End::Broken),
         },

@@ -23,6 +23,10 @@ impl Backend {
         self.descriptors.iter_mut().for_each(Vec::clear);
         match received {
             Err(End::OtherVersion) => self.turn_away(index, Refusal::VERSION),
+            Err(End::Short(error)) => {
+                channel.say(&Refusal::short(error));
+                self.end(index, End::Gone);
+            }
             Err(end) => self.end(index, end),
             Ok(()) if unsent => self.mark_dirty(index),
             Ok(()) => {}

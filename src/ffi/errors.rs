@@ -17,7 +17,8 @@ pub const HANDOFF_ERR_UNSUPPORTED: handoff_status = -2;
 /// not allow it; handoff_last_error() says which. Check the socket's mode and owner, and the policy.
 pub const HANDOFF_ERR_PERMISSION_DENIED: handoff_status = -3;
 /// Nobody listens on the handoff socket, or the other end closed it. Usual while a backend
-/// restarts. Serve the client another way.
+/// restarts. Or the backend is at a limit of its descriptors or memory; handoff_last_error() says so.
+/// Serve the client another way.
 pub const HANDOFF_ERR_BACKEND_UNAVAILABLE: handoff_status = -4;
 /// The socket's buffer or the listener's backlog is full, or another process has the socket's
 /// directory locked. Nothing was sent. Try again later.

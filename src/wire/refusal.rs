@@ -16,6 +16,7 @@ pub(crate) mod cause {
     pub(crate) const CHANNELS_OF_USER: u8 = 3;
     pub(crate) const VERSION: u8 = 4;
     pub(crate) const DRAINING: u8 = 5;
+    pub(crate) const SHORT: u8 = 6;
 }
 
 /// The user's number stands for all who have none in the backend's user namespace.
@@ -34,7 +35,7 @@ pub struct Refusal {
     pub(crate) user: u32,
     /// The backend's own user.
     own: u32,
-    /// The limit that is reached.
+    /// The limit that is reached; or the system's error number.
     most: u32,
 }
 
@@ -65,6 +66,11 @@ impl Refusal {
 
     /// The backend takes no more brokers.
     pub(crate) const DRAINING: Refusal = Refusal::of(cause::DRAINING);
+
+    /// The backend's system refuses it descriptors or memory, with this error number.
+    pub(crate) fn short(error: i32) -> Refusal {
+        Refusal { most: error as u32, ..Refusal::of(cause::SHORT) }
+    }
 
     /// What a broker makes of a welcome in another version.
     pub(crate) fn speaks(version: u8) -> Refusal {
@@ -110,6 +116,8 @@ impl Refusal {
         match self.cause {
             cause::CHANNELS | cause::CHANNELS_OF_USER => Some(libc::EUSERS),
             cause::DRAINING => Some(libc::ESHUTDOWN),
+            // Not the backend's: it would read as a limit of this process.
+            cause::SHORT => Some(libc::ENOSR),
             _ => None,
         }
     }
@@ -150,6 +158,10 @@ impl fmt::Display for Refusal {
                 }
             }
             cause::DRAINING => f.write_str("the backend drains: it takes no more brokers"),
+            cause::SHORT => {
+                let error = std::io::Error::from_raw_os_error(*most as i32);
+                write!(f, "the backend is at a limit of its descriptors or memory: {error}")
+            }
             unknown => write!(f, "the backend turns this broker away, for cause {unknown}"),
         }
     }
@@ -164,6 +176,7 @@ mod tests {
         assert_eq!(Refusal::channels(64).number(), Some(libc::EUSERS));
         assert_eq!(Refusal::channels_of_user(33, 56).number(), Some(libc::EUSERS));
         assert_eq!(Refusal::DRAINING.number(), Some(libc::ESHUTDOWN));
+        assert_eq!(Refusal::short(libc::EMFILE).number(), Some(libc::ENOSR));
         assert_eq!(Refusal::not_allowed(33, false, false, 0).number(), None);
         assert_eq!(Refusal::VERSION.number(), None);
     }
@@ -194,6 +207,9 @@ mod tests {
         let other = "the backend speaks versions 2 to 4 of the protocol, this broker version 1";
         says(others, ErrorKind::Unsupported, other);
         says(Refusal::DRAINING, unavailable, "the backend drains: it takes no more brokers");
+        let short = "the backend is at a limit of its descriptors or memory: \
+            Too many open files (os error 24)";
+        says(Refusal::short(24), unavailable, short);
         let later = "the backend turns this broker away, for cause 77";
         says(Refusal::of(77), unavailable, later);
     }

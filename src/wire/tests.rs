@@ -78,6 +78,7 @@ fn refusal() -> impl Strategy<Value = Refusal> {
             .prop_map(|(user, most)| Refusal::channels_of_user(user, most.into())),
         any::<u8>().prop_map(Refusal::speaks),
         Just(Refusal::DRAINING),
+        any::<i32>().prop_map(Refusal::short),
     ]
 }
 

@@ -162,6 +162,11 @@ static void advise_about(struct report *report, const char *path, const struct p
         advise(report, "Start the backend's successor; this one finishes what it has, then it "
                        "ends.");
         break;
+    case IS_SHORT:
+        advise(report, "Let the backend have more descriptors, RLIMIT_NOFILE: `ulimit -n' in a "
+                       "shell, LimitNOFILE= of systemd; each broker process takes two at first. Or "
+                       "look why it has so many open, or has no memory.");
+        break;
     case NO_ROOM:
         advise(report, "Look why the backend adopts so slowly, or add another backend.");
         break;
@@ -234,7 +239,8 @@ static void check_channel(struct report *report, const char *path, struct listen
         else
             advise(report, "Find out what it does instead, for instance with strace -p %ld: a "
                            "backend answers in handoff_backend_dispatch() and "
-                           "handoff_backend_accept(). Or something else listens there: give the "
+                           "handoff_backend_accept(), if it has a descriptor left, "
+                           "RLIMIT_NOFILE. Or something else listens there: give the "
                            "backend another %s.", (long)listener->pid,
                    *path == '@' ? "name" : "path");
     } else {

@@ -28,6 +28,7 @@ enum {
     NO_ANSWER = 14,
     NOT_TRUSTED = 15,
     NO_ROOM = 16,
+    IS_SHORT = 17, /* the backend, of descriptors or memory */
     NOT_EXECUTABLE = 126, /* as env(1) and others say it */
     NOT_FOUND = 127
 };

@@ -29,6 +29,7 @@ static int why(handoff_status status, int error)
         return TOO_MANY;
     case HANDOFF_ERR_BACKEND_UNAVAILABLE:
         return error == ESHUTDOWN      ? IS_DRAINING
+               : error == ENOSR        ? IS_SHORT
                : error == ETIMEDOUT    ? NO_ANSWER
                : error == ENOENT       ? NO_PATH
                : error == ECONNREFUSED ? NOBODY_LISTENS
@@ -64,8 +65,10 @@ static bool is_known(handoff_broker *broker, struct probe *result)
     case NO_ROOM:
         return false;
     case TOO_MANY:
+    case IS_SHORT:
     case NO_HANDOFF: /* as a backend of 0.1 says it */
-        /* This command's own connection of before may still take a channel's place. */
+        /* This command's own connection of before may still take a channel's place
+           or a descriptor. */
         return state.failed_connects >= ATTEMPTS;
     default:
         return true;

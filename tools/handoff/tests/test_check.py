@@ -280,6 +280,15 @@ class WhatIsBroken(Test):
             yield {}
 
     @contextlib.contextmanager
+    def backend_without_descriptors(self):
+        backend = self.exec("cat").process.pid
+        used = {int(name) for name in os.listdir(f"/proc/{backend}/fd")}
+        unused = [number for number in range(1024) if number not in used]
+        # Enough to accept a broker, and not for what comes with its hello.
+        resource.prlimit(backend, resource.RLIMIT_NOFILE, (unused[1], 1024))
+        yield {}
+
+    @contextlib.contextmanager
     def stopped_backend(self):
         backend = self.exec("cat")
         backend.process.send_signal(signal.SIGSTOP)
@@ -400,6 +409,7 @@ class WhatIsBroken(Test):
         ("stopped_backend", 14, "is stopped", "kill -CONT"),
         ("listener_who_is_not_trusted", 15, "may not be the backend", "owner of its socket"),
         ("backend_without_room", 16, "takes no offers", "adopts so slowly"),
+        ("backend_without_descriptors", 17, "Too many open files", "LimitNOFILE="),
     )
     # The same exit codes for another reason.
     VARIANTS = (
