@@ -8,6 +8,7 @@
 #include "frames.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -416,6 +417,90 @@ static void channel_works_with_the_smallest_socket_buffer(void **state)
     close(client[1]);
 }
 
+/* How often an end tries to receive in this time, though its descriptor tells it of what is there: once
+   in a millisecond, and once more for each time that it is told of something else. */
+enum { SHORT_MS = 200, TRIES = 2 * SHORT_MS };
+
+static void go_round_in_want_of_memory(enum end faulty, handoff_status (*dispatch)(void))
+{
+    uint64_t start = now_ns();
+    set_fault(RECVMSG, ENOMEM, 1, UINT_MAX);
+    while (ms_since(start) < SHORT_MS) {
+        assert_int_not_equal(poll(&fds[faulty], 1, SHORT_MS), -1);
+        if (fds[faulty].revents != 0)
+            assert_ok(FAULTY(dispatch()));
+    }
+    /* It has tried again and again, and not without a pause. */
+    assert_in_range(fault.failed, 2, TRIES);
+    fault.call = NO_CALL;
+}
+
+static void backend_without_memory_to_receive_pauses_and_then_receives(void **state)
+{
+    (void)state;
+    open_channel(&channel, NULL, NULL);
+    make_tcp_pair(client);
+    assert_ok(watch_backend());
+    offer_fd(&channel, client[0]);
+    go_round_in_want_of_memory(BACKEND, backend_dispatch);
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    while (!next_arrival(channel.backend, &arrival)) {
+        await_readable(fds[BACKEND].fd);
+        assert_ok(backend_dispatch());
+    }
+    /* And one that waits in accept(). */
+    adopt(&channel, arrival.id);
+    assert_adopted(&channel);
+    offer_fd(&channel, client[0]);
+    set_fault(RECVMSG, ENOMEM, 1, UINT_MAX);
+    assert_status(FAULTY(handoff_backend_accept(channel.backend, SHORT_MS, &arrival)),
+                  HANDOFF_TIMED_OUT);
+    assert_in_range(fault.failed, 2, TRIES);
+    fault.call = NO_CALL;
+    await_readable(fds[BACKEND].fd);
+    assert_ok(handoff_backend_accept(channel.backend, PATIENCE_MS, &arrival));
+    close(arrival.fd);
+    assert_adopted(&channel);
+    assert_int_equal(broker_statistics(channel.broker).connects, 1);
+    close_channel(&channel);
+    close(client[0]);
+    close(client[1]);
+}
+
+static void broker_without_memory_to_receive_pauses_and_then_receives(void **state)
+{
+    (void)state;
+    open_channel(&channel, NULL, NULL);
+    make_tcp_pair(client);
+    assert_ok(watch_broker());
+    offer_fd(&channel, client[0]);
+    handoff_arrival arrival = arrival_of(&channel);
+    assert_ok(handoff_backend_reject(channel.backend, arrival.id, HANDOFF_REASON_REJECTED));
+    assert_no_arrival(&channel);
+    go_round_in_want_of_memory(BROKER, broker_dispatch);
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    while (!next_verdict(channel.broker, &verdict)) {
+        await_readable(fds[BROKER].fd);
+        assert_ok(broker_dispatch());
+    }
+    assert_int_equal(verdict.reason, HANDOFF_REASON_REJECTED);
+    /* And one that waits for a verdict. */
+    handoff_offer offer = offer_of(client[0]);
+    offer.timeout_ms = SHORT_MS;
+    set_fault(RECVMSG, ENOMEM, 1, UINT_MAX);
+    assert_ok(FAULTY(handoff_broker_offer_and_wait(channel.broker, &offer, &verdict)));
+    assert_int_equal(verdict.reason, HANDOFF_REASON_ACK_TIMEOUT);
+    fault.call = NO_CALL;
+    assert_no_arrival(&channel);
+    offer_fd(&channel, client[0]);
+    adopt(&channel, arrival_of(&channel).id);
+    assert_adopted(&channel);
+    assert_int_equal(broker_statistics(channel.broker).connects, 1);
+    close_channel(&channel);
+    close(client[0]);
+    close(client[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -429,6 +514,8 @@ int main(void)
         TEST(claim_table_that_is_lost_on_arrival_is_not_the_brokers_fault),
         TEST(slot_that_got_no_token_gets_one_when_there_is_randomness_again),
         TEST(channel_works_with_the_smallest_socket_buffer),
+        TEST(backend_without_memory_to_receive_pauses_and_then_receives),
+        TEST(broker_without_memory_to_receive_pauses_and_then_receives),
     };
     return RUN_TESTS(tests);
 }

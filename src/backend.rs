@@ -168,6 +168,8 @@ pub struct Backend {
     dirty: Vec<usize>,
     /// The system was short of something for what a channel has to send.
     is_short: bool,
+    /// It was short of memory for something to receive, which is not watched for a while.
+    is_unreceived: bool,
     /// Channels whose broker has gone; their places are cleared when nothing is held there.
     orphans: Vec<usize>,
     /// Room for packets and their descriptors.
@@ -214,6 +216,7 @@ impl Backend {
             batch: Batch::new(),
             dirty: Vec::new(),
             is_short: false,
+            is_unreceived: false,
             orphans: Vec::new(),
             buffer: Vec::new(),
             descriptors: Default::default(),
@@ -258,8 +261,9 @@ impl Backend {
         // If one of these fails, the others are done nevertheless.
         let resumed = self.resume_accepting(now);
         let expired = self.expire_hellos(now);
+        let watched = self.watch_again(now);
         self.flush();
-        handled.and(resumed).and(expired)?;
+        handled.and(resumed).and(expired).and(watched)?;
         self.handle.done();
         Ok(())
     }
@@ -351,7 +355,8 @@ impl Backend {
         }
         self.batch.open = false;
         self.flush();
-        if let (false, Some(events)) = (self.is_short, self.handle.events()) {
+        let waits = self.is_short || self.is_unreceived;
+        if let (false, Some(events)) = (waits, self.handle.events()) {
             self.batch.cancel_timer(events);
         }
         None

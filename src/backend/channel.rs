@@ -50,6 +50,8 @@ struct Socket {
     watching: bool,
     /// The system was short of memory: nothing is sent before the handle tries again.
     short_of_memory: bool,
+    /// It was short of memory for something to receive, which is not watched until then.
+    unreceived: Option<Instant>,
     /// The system had no randomness to give: no tokens are granted before the handle tries again.
     short_of_tokens: bool,
     /// The most entries in a frame: fewer if the socket's buffer is small.
@@ -93,6 +95,7 @@ impl Channel {
             full: false,
             watching: false,
             short_of_memory: false,
+            unreceived: None,
             short_of_tokens: false,
             most_entries: MAX_VERDICTS,
             welcomed: false,
@@ -153,6 +156,20 @@ impl Channel {
         was_short
     }
 
+    /// Until when something is not watched that was not received.
+    pub(super) fn unreceived(&self) -> Option<Instant> {
+        self.socket.as_ref().and_then(|socket| socket.unreceived)
+    }
+
+    /// Watches it again, if it is time for that; if the system refuses that, after another pause.
+    pub(super) fn watch_again(&mut self, key: u64, events: &Events, now: Instant) {
+        let Some(socket) = &mut self.socket else { return };
+        if socket.unreceived.is_some_and(|until| until <= now) {
+            let watched = socket.watch_room(key, events, socket.watching);
+            socket.unreceived = watched.is_err().then(|| now + MEMORY_PAUSE);
+        }
+    }
+
     /// Tells a broker why it is turned away.
     pub(super) fn say(&self, refusal: &Refusal) {
         if let Some(socket) = &self.socket {
@@ -179,13 +196,13 @@ impl Channel {
         events: &mut Events,
         arrivals: &mut Arrivals,
     ) -> Result<(), End> {
-        while let Some(socket) = &self.socket {
+        while let Some(socket) = &mut self.socket {
             let take = |which: usize, descriptor| descriptors[which].push(descriptor);
             let received = match packet::receive_packets(socket.descriptor.as_fd(), buffer, take) {
                 Ok(received) => received,
                 // It takes no verdicts, so it is of no use, even if its end never comes.
                 Err(_) if socket.deaf => return Err(End::Gone),
-                Err(error) => return unreceived(&error, events, arrivals),
+                Err(error) => return socket.unreceived(&error, index as u64, events, arrivals),
             };
             let packets = received.packets.into_iter().flatten();
             for ((received, packet), descriptors) in packets.zip(descriptors.iter_mut()) {
@@ -375,6 +392,30 @@ impl Socket {
         Ok(())
     }
 
+    /// Nothing was received: there is nothing, or the system is short of memory, or it is the end.
+    fn unreceived(
+        &mut self,
+        error: &io::Error,
+        key: u64,
+        events: &mut Events,
+        arrivals: &mut Arrivals,
+    ) -> Result<(), End> {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN) => Ok(()),
+            Some(libc::ENOBUFS | libc::ENOMEM) => {
+                arrivals.system_refused(error);
+                let now = Instant::now();
+                let until = now + MEMORY_PAUSE;
+                events.wake_at(until, now).map_err(|_| End::Gone)?;
+                // It would be told again and again that it is still there.
+                let paused = events.pause(self.descriptor.as_fd(), key, true);
+                self.unreceived = paused.is_ok().then_some(until);
+                Ok(())
+            }
+            _ => Err(End::Gone),
+        }
+    }
+
     /// Has the handle try again after a pause; at once, if no timer can be set.
     fn wake_after(&mut self, pause: Duration, key: u64, events: &mut Events) -> Result<(), End> {
         let now = Instant::now();
@@ -389,20 +430,6 @@ impl Socket {
         events.watch_room(self.descriptor.as_fd(), key, room)?;
         self.watching = room;
         Ok(())
-    }
-}
-
-/// Nothing was received: there is nothing, or the system is short of memory, or it is the end.
-fn unreceived(error: &io::Error, events: &mut Events, arrivals: &mut Arrivals) -> Result<(), End> {
-    match error.raw_os_error() {
-        Some(libc::EAGAIN) => Ok(()),
-        Some(libc::ENOBUFS | libc::ENOMEM) => {
-            arrivals.system_refused(error);
-            // No edge would tell that it is still there.
-            let now = Instant::now();
-            events.wake_at(now + MEMORY_PAUSE, now).map_err(|_| End::Gone)
-        }
-        _ => Err(End::Gone),
     }
 }
 

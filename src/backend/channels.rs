@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use super::Backend;
-use super::channel::End;
+use super::channel::{Channel, End};
+use super::{Backend, BackendError};
 use crate::wire::Refusal;
 
 impl Backend {
@@ -19,6 +19,7 @@ impl Backend {
             self.accepting.awaiting_hello -= 1;
         }
         let unsent = channel.is_unsent(self.arrivals.draining);
+        self.is_unreceived |= channel.unreceived().is_some();
         // Descriptors of packets that broke the channel, or came behind such a one.
         self.descriptors.iter_mut().for_each(Vec::clear);
         match received {
@@ -81,6 +82,25 @@ impl Backend {
             if self.channels[index].try_again() {
                 self.mark_dirty(index);
             }
+        }
+    }
+
+    /// Watches again what the system was short of memory to receive. Called after a wait, so that it is
+    /// told of in the next one.
+    pub(super) fn watch_again(&mut self, now: Instant) -> Result<(), BackendError> {
+        if !std::mem::take(&mut self.is_unreceived) {
+            return Ok(());
+        }
+        let Some(events) = self.handle.events() else { return Ok(()) };
+        for (index, channel) in self.channels.iter_mut().enumerate() {
+            channel.watch_again(index as u64, events, now);
+        }
+        match self.channels.iter().filter_map(Channel::unreceived).min() {
+            Some(until) => {
+                self.is_unreceived = true;
+                Ok(self.handle.wake_at(until, now)?)
+            }
+            None => Ok(()),
         }
     }
 

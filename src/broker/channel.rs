@@ -46,6 +46,8 @@ pub(super) struct Channel {
     look_at: Option<Instant>,
     /// The system was short of memory: when to try again.
     pub(super) try_again: Option<Instant>,
+    /// It was for something to receive, which is not watched until then.
+    unreceived: bool,
     /// What the backend said when it turned this broker away: its last word.
     refusal: Option<Refusal>,
 }
@@ -87,6 +89,7 @@ impl Channel {
             sent_at: now,
             look_at: None,
             try_again: None,
+            unreceived: false,
             refusal: None,
         })
     }
@@ -109,12 +112,14 @@ impl Channel {
     /// Sends as many offers as the socket takes. An error is the end of the channel.
     pub(super) fn flush(
         &mut self,
-        events: &Events,
+        events: &mut Events,
         ledger: &mut Ledger<'_>,
         descriptors: &mut Vec<RawFd>,
     ) -> Result<(), Reason> {
         let now = ledger.now;
-        self.try_again = self.try_again.filter(|again| *again > now);
+        if let Some(again) = self.try_again {
+            self.await_memory(again, events, now);
+        }
         let mut most = wire::MAX_DESCRIPTORS;
         while let Some(first) = self.offers.first_queued() {
             if self.full || self.try_again.is_some() {
@@ -163,6 +168,22 @@ impl Channel {
             self.full = true;
         }
         Ok(())
+    }
+
+    /// Tries again if it is time for that. Until then what was not received is not watched, because it
+    /// would be told again and again: but only if a timer is set, so that it is not forgotten.
+    #[cold]
+    #[inline(never)]
+    fn await_memory(&mut self, again: Instant, events: &mut Events, now: Instant) {
+        if again > now {
+            if self.unreceived && events.wake_at(again, now).is_ok() {
+                let _ = events.pause(self.socket.as_fd(), self.key, true);
+            }
+        } else if self.unreceived && self.watch_room(events, self.watching).is_err() {
+            self.try_again = Some(now + MEMORY_PAUSE);
+        } else {
+            (self.try_again, self.unreceived) = (None, false);
+        }
     }
 
     fn watch_room(&mut self, events: &Events, room: bool) -> io::Result<()> {
@@ -311,6 +332,7 @@ impl Channel {
                     Some(libc::EAGAIN) => return Ok(true),
                     Some(libc::ENOBUFS | libc::ENOMEM) => {
                         self.try_again = Some(ledger.now + MEMORY_PAUSE);
+                        self.unreceived = true;
                         return Ok(true);
                     }
                     _ => return Err(Reason::BackendUnavailable),
