@@ -6,6 +6,8 @@ DEBIAN_PYTHON ?= /usr/bin/python3
 PYTHON_VENV   := $(BUILD)/python-venv
 
 PYTHON_TESTS = -B -W error -m unittest discover -q -s
+ASGI_WORKERS = $(DEBIAN_PYTHON) -m handoff.asgi asgi_backend:app --app-dir $(HERE)/examples/python \
+    --no-access-log --workers 2
 TOKENS       = HANDOFF_NGINX_MODULES=$(NGINX_BUILD) $(RUN)
 
 ## check-python  the package for Python, with asyncio and ASGI; its types, its wheel; the examples
@@ -17,11 +19,12 @@ check-python: $(BUILD)/examples/broker $(BINDING_TESTS) | need-python need-asgi 
 	@HANDOFF_BROKER=$< $(RUN) $(PYTHON) $(PYTHON_TESTS) examples/python
 	@$(call check_binding,python,$(PYTHON) $(HERE)/examples/python/http_backend.py)
 
-## check-asgi  FastAPI as a backend, and behind an application that decides, with a real nginx
+## check-asgi  FastAPI as a backend, with several workers, and behind an application that decides, with a real nginx
 .PHONY: check-asgi
 check-asgi: $(BINDING_TESTS) | need-python need-asgi need-nginx all
 	@$(TOKENS) $(DEBIAN_PYTHON) -B examples/python/tokens/test_tokens.py
 	@$(call check_binding,asgi,$(DEBIAN_PYTHON) $(HERE)/examples/python/asgi_backend.py)
+	@$(call check_workers,asgi,$(ASGI_WORKERS))
 
 ## check-python-new  the same of ASGI with the newest uvicorn and FastAPI of PyPI
 .PHONY: check-python-new
