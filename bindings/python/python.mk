@@ -12,7 +12,7 @@ TOKENS       = HANDOFF_NGINX_MODULES=$(NGINX_BUILD) $(RUN)
 
 ## check-python  the package for Python, with asyncio and ASGI; its types, its wheel; the examples
 .PHONY: check-python
-check-python: $(BUILD)/examples/broker $(BINDING_TESTS) | need-python need-asgi need-mypy need-wheel need-nginx all
+check-python: $(addprefix $(BUILD)/examples/,broker backend) $(BINDING_TESTS) | need-python need-asgi need-mypy need-wheel need-nginx all
 	@cd bindings/python && $(DEBIAN_PYTHON) -m mypy
 	@LD_LIBRARY_PATH=$(LIB) bindings/python/check-wheel $(DEBIAN_PYTHON) $(BUILD)/python-wheel
 	@CC="$(CC)" $(RUN) $(DEBIAN_PYTHON) $(PYTHON_TESTS) bindings/python/tests
