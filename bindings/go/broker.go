@@ -113,7 +113,8 @@ type Verdict struct {
 	Tries int
 }
 
-// A Reason says why a connection was not handed over: one of HANDOFF_REASON_* in handoff/status.h.
+// A Reason says why a connection was not handed over: one of HANDOFF_REASON_* in handoff/status.h. It is
+// an error for ListenOptions.Admit.
 type Reason uint32
 
 // The reasons.
@@ -141,6 +142,10 @@ const (
 
 func (r Reason) String() string {
 	return C.GoString(C.handoff_reason_name(C.handoff_reason(r)))
+}
+
+func (r Reason) Error() string {
+	return "handoff: " + r.String()
 }
 
 // NewBroker makes a broker for the backend that listens at path, and begins to connect. If the path ends

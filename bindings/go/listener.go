@@ -43,6 +43,15 @@ static handoff_arrival no_arrival(void)
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     return arrival;
 }
+
+// Takes an arrival without adopting it, as handoff_backend_accept() would do first.
+static handoff_status next_arrival(handoff_backend *backend, handoff_arrival *arrival)
+{
+    handoff_status status = handoff_backend_next(backend, arrival);
+    if (status == HANDOFF_NOTHING && (status = handoff_backend_dispatch(backend)) == HANDOFF_OK)
+        status = handoff_backend_next(backend, arrival);
+    return status;
+}
 */
 import "C"
 
@@ -67,6 +76,12 @@ type ListenOptions struct {
 	MaxInFlight   int         // offers in flight on each channel: default 256
 	MaxOfferBytes int         // preread, metadata and names of one offer: default 65536
 	MaxHeldBytes  int         // bytes of arrivals that are held at once: default 64 MiB
+	// Admit, if not nil, is asked about each arrival before it is adopted. Where it returns an error, the
+	// arrival is rejected and the broker serves the client another way. The error may be a Reason:
+	// ReasonBackendBusy makes the broker ask another backend. It is ReasonRejected otherwise.
+	//
+	// Accept calls it, so the next connection waits for it, unless several goroutines accept.
+	Admit func(*Arrival) error
 }
 
 // A Listener is the backend's end: a net.Listener whose connections are those that brokers hand over.
@@ -76,6 +91,7 @@ type ListenOptions struct {
 // another way if nobody calls Accept: so it is with a listener that limits how many it has at once.
 type Listener struct {
 	addr   net.UnixAddr
+	admit  func(*Arrival) error
 	ready  *os.File // a copy of the backend's descriptor, for Go's poller
 	raw    syscall.RawConn
 	mu     sync.Mutex // the library lets one thread at a time use the handle
@@ -111,7 +127,7 @@ func listen(path *C.char, fd C.int, name string, options *ListenOptions) (*Liste
 	if options == nil {
 		options = &ListenOptions{}
 	}
-	listener := &Listener{addr: net.UnixAddr{Name: name, Net: "unixpacket"}}
+	listener := &Listener{addr: net.UnixAddr{Name: name, Net: "unixpacket"}, admit: options.Admit}
 	users, groups := numbers(options.Policy.Users), numbers(options.Policy.Groups)
 	var handle *C.handoff_backend
 	if _, err := call(func() (status C.handoff_status, err error) {
@@ -199,13 +215,21 @@ func (l *Listener) AcceptHandoff() (*Conn, error) {
 		if err != nil {
 			return nil, err
 		}
+		if l.admit != nil {
+			// Here, where Close does not wait for it.
+			if adopted, err := l.decide(conn); err != nil {
+				return nil, err
+			} else if !adopted {
+				continue
+			}
+		}
 		if conn.open() {
 			return conn, nil
 		}
 	}
 }
 
-// take adopts what has arrived. Nothing if nothing has.
+// take adopts what has arrived, or only takes it if it is to be decided on. Nothing if nothing has.
 func (l *Listener) take() (*Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -214,7 +238,11 @@ func (l *Listener) take() (*Conn, error) {
 	}
 	arrival := C.no_arrival()
 	status, err := call(func() (status C.handoff_status, err error) {
-		status, err = C.handoff_backend_accept(l.handle, 0, &arrival)
+		if l.admit != nil {
+			status, err = C.next_arrival(l.handle, &arrival)
+		} else {
+			status, err = C.handoff_backend_accept(l.handle, 0, &arrival)
+		}
 		return
 	})
 	if err != nil || status != C.HANDOFF_OK {
