@@ -3,21 +3,7 @@ package handoff
 /*
 #cgo pkg-config: handoff
 #include <stdlib.h>
-#include <handoff.h>
-
-static handoff_backend_options options_of(const uint32_t *users, size_t users_len,
-    const uint32_t *groups, size_t groups_len, handoff_peer_policy *policy)
-{
-    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
-    handoff_peer_policy given = HANDOFF_PEER_POLICY_INIT;
-    given.users = users;
-    given.users_len = users_len;
-    given.groups = groups;
-    given.groups_len = groups_len;
-    *policy = given;
-    options.policy = policy;
-    return options;
-}
+#include "policy.h"
 
 // The pointers of a struct must not come from Go, so the struct is made here.
 static handoff_status listen_with(const char *path, int fd, uint32_t mode, int32_t backlog,
@@ -25,9 +11,9 @@ static handoff_status listen_with(const char *path, int fd, uint32_t mode, int32
     const uint32_t *users, size_t users_len, const uint32_t *groups, size_t groups_len,
     handoff_backend **backend)
 {
-    handoff_peer_policy policy;
-    handoff_backend_options options =
-        options_of(users, users_len, groups, groups_len, &policy);
+    handoff_peer_policy policy = policy_of(users, users_len, groups, groups_len);
+    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
+    options.policy = &policy;
     options.mode = mode;
     options.backlog = backlog;
     options.max_channels = max_channels;
