@@ -11,16 +11,19 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
-import time
 import unittest
 import urllib.request
+
+ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
+sys.path.append(os.path.join(ROOT, "tools"))
+from waiting import PATIENCE, wait_until  # noqa: E402
 
 BUILD = os.environ["NGINX_TESTS_BUILD"]  # where the test programs are
 NGINX = os.environ.get("NGINX_PROGRAM", "nginx")
 LOAD = os.environ["NGINX_LOAD"].split()  # the modules; none if they are in nginx itself
 UNDER = os.environ.get("NGINX_TESTS_UNDER", "").split()  # such as valgrind and its options
-PATIENCE = 60  # seconds, for anything that should happen soon: only a fault takes so long
 
 CONFIGURATION = """
 {load}
@@ -90,16 +93,6 @@ LIMIT = number("LIMIT", 600)  # seconds for a test, which hangs otherwise
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
-
-
-def wait_until(condition, what):
-    """Asks until the answer is true, and gives it."""
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        if time.monotonic() > end:
-            raise AssertionError(f"after {PATIENCE} seconds still not: {what}")
-        time.sleep(0.01)
-    return found
 
 
 def raise_limits():
