@@ -20,7 +20,7 @@ from statistics import median
 
 import plot
 import report
-from figures import FORM
+from figures import CHECKS, FORM
 from goals import goals
 from ways import HERE, all_ways, run_move, run_serve
 
@@ -120,7 +120,7 @@ class Bench:
                     for key in keys}
 
         return {
-            "in_flight": grow(["channel", "plain", "libuv", "glib", "checks"], IN_FLIGHT,
+            "in_flight": grow(["channel", "plain", "libuv", "glib", *CHECKS], IN_FLIGHT,
                               lambda key, value: self.move_once(
                                   key, value, HANDOFFS // 4 if value < 4 else HANDOFFS), 7),
             "preread": grow(["channel", "plain", "libuv"], [0, 200, 4096, 65536],
@@ -188,7 +188,7 @@ class Bench:
             if way.moves:
                 run_move(way, 200, in_flight=1 if way.alone else 256)
         # More than the sockets have room for.
-        for key in ("channel", "libuv", "glib", "checks"):
+        for key in ("channel", "libuv", "glib", *CHECKS):
             run_move(self.ways[key], 2000, in_flight=max(IN_FLIGHT))
         run_move(self.ways["channel"], 200, BACKENDS=4)
         print(f"check-peers: {len(self.serving)} ways, each 200 clients answered, and "

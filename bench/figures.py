@@ -3,7 +3,8 @@ Markdown that can be read as it is."""
 from statistics import median
 
 FORM = 2  # of results.json: another number means that older results are of no use here
-PLAIN, OURS, CHECKS = "plain", "channel", "checks"
+PLAIN, OURS = "plain", "channel"
+CHECKS = ["checks", "checks-one"]  # what can be reached
 LOOPS = ["libuv", "glib"]  # what an event loop uses without libhandoff
 
 

@@ -26,7 +26,7 @@ class Way:
     moves: bool = True          # it moves connections; otherwise it does something instead
     proxies: bool = False       # that something is to stand between client and backend
     alone: bool = False         # it moves one connection at a time, without clients, and no more
-    one_descriptor: bool = True  # a message
+    one_descriptor: bool = True  # a message, and no checks
     environment: dict = field(default_factory=dict)
     pace: float = 1             # how many handoffs to measure, of those of the others
 
@@ -50,6 +50,8 @@ def all_ways(programs):
         Way("plain-many", "plain C, 64 descriptors a message", peer("plain"),
             one_descriptor=False, environment={"MANY": 64}),
         Way("checks", "plain C, the same checks", peer("checks"), one_descriptor=False),
+        Way("checks-one", "plain C, the same checks, one a message", peer("checks"),
+            one_descriptor=False, environment={"MANY": 1}),
         Way("sendfd", "Rust, sendfd", peer("rust", "sendfd")),
         Way("passfd", "Rust, passfd", peer("rust", "passfd")),
         Way("libuv", "libuv, uv_write2", peer("libuv")),

@@ -3,14 +3,14 @@
  * with the same checks can be made. Nothing can be late or go wrong: what fails a check ends the
  * program. It moves connections as a channel does:
  *
- *   - all that wait are one packet, with their descriptors, 252 at most;
+ *   - all that wait are one packet, with their descriptors, 252 or MANY at most;
  *   - each has a random one-time token, which the backend gave out and compares;
  *   - both sides ask for SO_COOKIE, and the backend whether it is a connected socket of TCP;
  *   - the backend adopts by compare-and-swap in memory that both share, and its verdict, with the
  *     slot's next token, goes with those of the same packet.
  *
- * Both sides wait with poll(2), as an event loop does. With BLOCKING=1 and one in flight they wait
- * in recvmsg(2) instead, and before that ask for up to SPIN microseconds without sleeping.
+ * Both sides receive what is there and then wait with poll(2), as an event loop does. With BLOCKING=1
+ * and one in flight they wait in recvmsg(2), after asking for up to SPIN microseconds without sleep.
  */
 #define _GNU_SOURCE
 #include "peer.h"
@@ -98,23 +98,22 @@ static void prepare(void)
         new_token(slots[i].token);
 }
 
-/* Receives a packet, and waits for it, or for one of these events, if it may. Returns its length; 0
- * if none has come. */
+/* Receives a packet. If there is none it waits, if it may, for one or for these events. Returns its
+ * length; 0 if none has come. */
 static size_t receive(int socket, struct msghdr *message, int may_wait, short events)
 {
-    int flags = MSG_DONTWAIT | MSG_CMSG_CLOEXEC;
-    double until = may_wait && spin > 0 ? now() + spin * 1e3 : 0;
+    int flags = MSG_DONTWAIT | MSG_CMSG_CLOEXEC, sleeps = blocking && may_wait;
+    double until = sleeps && spin > 0 ? now() + spin * 1e3 : 0;
     ssize_t n = -1;
-    if (may_wait && !blocking) {
+    while (n == -1 && until > 0 && now() < until)
+        n = recvmsg(socket, message, flags);
+    if (n == -1)
+        n = recvmsg(socket, message, sleeps ? MSG_CMSG_CLOEXEC : flags);
+    if (n == -1 && errno == EAGAIN && may_wait) {
         struct pollfd event = {.fd = socket, .events = events};
         need(poll(&event, 1, -1) == 1, "poll");
-    } else if (may_wait) {
-        while (n == -1 && until > 0 && now() < until)
-            n = recvmsg(socket, message, flags);
-        flags = MSG_CMSG_CLOEXEC;
-    }
-    if (n == -1)
         n = recvmsg(socket, message, flags);
+    }
     if (n == -1 && errno == EAGAIN)
         return 0;
     need(n > 0 && (message->msg_flags & (MSG_CTRUNC | MSG_TRUNC)) == 0, "recvmsg");
@@ -160,7 +159,7 @@ static void flush(void)
 static int offer(struct client *client)
 {
     int most = (int)(MOST_BYTES / (sizeof *offers + (size_t)preread));
-    most = most < MOST_MANY ? most : MOST_MANY;
+    most = many > 0 ? many : most < MOST_MANY ? most : MOST_MANY;
     if (queued == most)
         flush();
     is_full = queued == most;
@@ -178,6 +177,8 @@ static int offer(struct client *client)
     parts[2 * queued] = (struct iovec){offer, sizeof *offer};
     parts[2 * queued + 1] = (struct iovec){(void *)client->preread, (size_t)preread};
     fds[queued++] = client->source.fd;
+    if (queued == many)
+        flush();
     return 1;
 }
 
