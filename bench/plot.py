@@ -9,10 +9,10 @@ from report import GROWTH
 WIDTH, LABELS, RIGHT, ROW = 760, 250, 70, 24
 OURS_COLOUR, OTHER_COLOUR, SECOND_COLOUR = "#0b6e99", "#9aa5b1", "#d0d6dc"
 LINES = {"channel": "#0b6e99", "plain": "#c2571a", "plain-many": "#c2571a", "checks": "#e0a458",
-         "checks-one": "#efd2ab", "libuv": "#6b7a89", "glib": "#4c9a5b"}
+         "checks-parts": "#efd2ab", "libuv": "#6b7a89", "glib": "#4c9a5b"}
 # Where a title up to its first comma or colon would not do.
 NAMES = {"plain-many": "plain C, many a message", "checks": "C, checks",
-         "checks-one": "C, checks, one"}
+         "checks-parts": "C, in parts"}
 PLOTS = {
     "move": "Handoffs a second, 256 in flight",
     "processor": "Processor time for each handoff, 256 in flight",

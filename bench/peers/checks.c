@@ -3,7 +3,8 @@
  * with the same checks can be made. Nothing can be late or go wrong: what fails a check ends the
  * program. It moves connections as a channel does:
  *
- *   - all that wait are one packet, with their descriptors, 252 or MANY at most;
+ *   - all that wait are one packet, with their descriptors, 252 at most; with PARTS no more than such
+ *     a part of what may be in flight, so that neither side waits for all that the other does;
  *   - each has a random one-time token, which the backend gave out and compares;
  *   - both sides ask for SO_COOKIE, and the backend whether it is a connected socket of TCP;
  *   - the backend adopts by compare-and-swap in memory that both share, and its verdict, with the
@@ -94,6 +95,8 @@ static void prepare(void)
     need(words != MAP_FAILED && slots != NULL, "memory");
     need(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0, "socketpair");
     need(!blocking || in_flight == 1, "IN_FLIGHT");
+    if (packets > 0)
+        many = in_flight > packets ? in_flight / packets : 1;
     for (int i = 0; i < in_flight; i++)
         new_token(slots[i].token);
 }
@@ -159,7 +162,8 @@ static void flush(void)
 static int offer(struct client *client)
 {
     int most = (int)(MOST_BYTES / (sizeof *offers + (size_t)preread));
-    most = many > 0 ? many : most < MOST_MANY ? most : MOST_MANY;
+    most = most < MOST_MANY ? most : MOST_MANY;
+    most = many > 0 && many < most ? many : most;
     if (queued == most)
         flush();
     is_full = queued == most;
@@ -177,7 +181,7 @@ static int offer(struct client *client)
     parts[2 * queued] = (struct iovec){offer, sizeof *offer};
     parts[2 * queued + 1] = (struct iovec){(void *)client->preread, (size_t)preread};
     fds[queued++] = client->source.fd;
-    if (queued == many)
+    if (queued == most)
         flush();
     return 1;
 }

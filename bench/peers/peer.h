@@ -21,8 +21,9 @@
  *   GATHER=1    acknowledgements that are due together are sent together
  *   CHANNELS    channels in turn
  *   BACKENDS    backends of the broker, all in one process
+ *   PARTS       packets for what may be in flight
  *   BLOCKING=1  no event loop: each side waits in the call that receives
- *   SPIN        microseconds for which such a call looks before it sleeps; these six only where the
+ *   SPIN        microseconds for which such a call looks before it sleeps; these seven only where the
  *               peer can
  *
  * At its end each side prints a line: "broker" or "backend", nanoseconds from the first measured
@@ -46,7 +47,7 @@ enum {
 };
 
 extern int is_move, count, warm, in_flight, preread, hold, answer_len, many, gather, channels;
-extern int backends, blocking, spin;
+extern int backends, packets, blocking, spin;
 
 /* Something in the broker's event loop. */
 struct source {
