@@ -59,7 +59,8 @@ def growth_goals(grown, ways):
 
     yield goal("channel, 64 KiB of preread: time", ways[PLAIN].title, "at most 1.00",
                over("preread", "65536", grown["preread"][PLAIN]["65536"]))
-    for what, value, limit in (("channels", "64", "at most 1.50"), ("backends", "4", "at most 1.05")):
+    for what, value, limit in (("channels", "64", "at most 1.50"),
+                               ("backends", "4", "at most 1.05")):
         yield goal(f"{value} {what}, 256 in flight in all: time", f"one {what[:-1]}", limit,
                    over(what, value, grown[what][OURS]["1"]))
 
@@ -120,11 +121,13 @@ def nginx_goal_rows(text):
     at least    1.18  met"."""
     for what, other, limit, figure, met in NGINX_GOAL.findall(text):
         limit = re.sub(r"([\d.]+) (at \w+)", r"\2 \1", limit)
-        yield [f"nginx module, {what.replace(', ', ': ', 1)}", other, limit, figure, met.lower(), ""]
+        yield [f"nginx module, {what.replace(', ', ': ', 1)}", other, limit, figure, met.lower(),
+               ""]
 
 
 def goals(results, ways, nginx=""):
-    return table(["libhandoff", "compared with", "goal", "figure", "result", "plain C, same checks"],
+    return table(["libhandoff", "compared with", "goal", "figure", "result",
+                  "plain C, same checks"],
                  [*goal_rows(results, ways), *nginx_goal_rows(nginx)], left=3)
 
 

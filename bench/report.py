@@ -55,7 +55,8 @@ def serve(results, ways):
                 *(number(median(of[side]) / 1000) for side in ("broker", "backend")),
                 *([number(calls[key])] if calls and concurrency == "16" else []),
             ])
-        head = ["", "p50", "p99", "p99.9", "p99 of two runs", "libhandoff/it p50", "p99", "p99.9", "clients a second",
+        head = ["", "p50", "p99", "p99.9", "p99 of two runs", "libhandoff/it p50", "p99", "p99.9",
+                "clients a second",
                 "cpu broker", "cpu backend",
                 *(["system calls"] if calls and concurrency == "16" else [])]
         parts.append(f"Clients, {concurrency} at a time; microseconds to the first byte, and of "

@@ -1,7 +1,7 @@
 /*
- * The library: a channel, or CHANNELS of them in turn, as an event loop would use it; with BACKENDS
- * each broker has so many. With MANY offers are sent after so many, otherwise at the end of a turn of
- * the loop.
+ * The library: a channel, or CHANNELS of them in turn, as an event loop would use it. With BACKENDS
+ * each broker has so many. With MANY offers are sent after so many, otherwise at the end of a turn
+ * of the loop.
  */
 #define _GNU_SOURCE
 #include "../need_handoff.h"

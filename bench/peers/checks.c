@@ -1,17 +1,18 @@
 /*
- * Plain C that does by hand what libhandoff's contract needs, and nothing else: as fast as a program
- * with the same checks can be made. Nothing can be late or go wrong: what fails a check ends the
- * program. It moves connections as a channel does:
+ * Plain C that does by hand what libhandoff's contract needs, and nothing else: what can be reached
+ * with the same checks. Nothing can be late or go wrong: what fails a check ends the program. It
+ * moves connections as a channel does:
  *
- *   - all that wait are one packet, with their descriptors, 252 at most; with PARTS no more than such
- *     a part of what may be in flight, so that neither side waits for all that the other does;
+ *   - all that wait are one packet, with their descriptors, 252 at most; with PARTS=4 a quarter of
+ *     what may be in flight at most, so that neither side waits for all that the other does;
  *   - each has a random one-time token, which the backend gave out and compares;
  *   - both sides ask for SO_COOKIE, and the backend whether it is a connected socket of TCP;
  *   - the backend adopts by compare-and-swap in memory that both share, and its verdict, with the
  *     slot's next token, goes with those of the same packet.
  *
- * Both sides receive what is there and then wait with poll(2), as an event loop does. With BLOCKING=1
- * and one in flight they wait in recvmsg(2), after asking for up to SPIN microseconds without sleep.
+ * Both sides receive what is there and then wait with poll(2), as an event loop does. With
+ * BLOCKING=1 and one in flight they wait in recvmsg(2), after asking for SPIN microseconds without
+ * sleeping.
  */
 #define _GNU_SOURCE
 #include "peer.h"
@@ -193,11 +194,11 @@ static int watched(void)
 
 static void take(const struct verdict *verdict)
 {
+    need(verdict->slot < (uint32_t)in_flight, "a slot");
     struct slot *slot = &slots[verdict->slot];
-    uint64_t adopted = word(slot->generation, ADOPTED);
-    need(verdict->slot < (uint32_t)in_flight && verdict->generation == slot->generation &&
-         verdict->adopted &&
-         atomic_load_explicit(&words[verdict->slot], memory_order_acquire) == adopted, "a verdict");
+    uint64_t claim = atomic_load_explicit(&words[verdict->slot], memory_order_acquire);
+    need(verdict->adopted && verdict->generation == slot->generation &&
+         claim == word(slot->generation, ADOPTED), "a verdict");
     memcpy(slot->token, verdict->next, TOKEN);
     empty[empty_count++] = (int)verdict->slot;
     settle(slot->client);

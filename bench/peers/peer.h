@@ -23,8 +23,8 @@
  *   BACKENDS    backends of the broker, all in one process
  *   PARTS       packets for what may be in flight
  *   BLOCKING=1  no event loop: each side waits in the call that receives
- *   SPIN        microseconds for which such a call looks before it sleeps; these seven only where the
- *               peer can
+ *   SPIN        microseconds for which such a call looks before it sleeps; these seven only where
+ *               the peer can
  *
  * At its end each side prints a line: "broker" or "backend", nanoseconds from the first measured
  * handoff to the last, nanoseconds of processor time in between, and its peak memory in KiB.
