@@ -306,6 +306,14 @@ ngx_http_handoff_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
     main = ngx_http_conf_get_module_main_conf(cf, ngx_http_handoff_module);
 
+    if (conf->pass.len && clcf->handler != ngx_http_handoff_handler) {
+        ngx_log_error(NGX_LOG_EMERG, cf->log, 0, "\"handoff_pass\" in %s:%ui conflicts with another "
+                      "directive of its location that answers requests, such as \"proxy_pass\"; "
+                      "\"error_page 502 504 = @name\" goes to the location of a fallback",
+                      conf->file, conf->line);
+        return NGX_CONF_ERROR;
+    }
+
     /* As for proxy_pass: "if" and "limit_except" blocks do what is done around them. */
     if (clcf->noname && conf->pass.len == 0) {
         conf->pass = prev->pass;
@@ -334,7 +342,11 @@ ngx_http_handoff_pass(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     ngx_http_compile_complex_value_t   ccv;
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
-    clcf->handler = ngx_http_handoff_handler;
+
+    /* Whichever comes first: merging sees whether it is another directive's at the end. */
+    if (clcf->handler == NULL) {
+        clcf->handler = ngx_http_handoff_handler;
+    }
 
     hscf = ngx_http_conf_get_module_srv_conf(cf, ngx_http_handoff_module);
     hscf->used = 1;

@@ -430,6 +430,33 @@ class Configuration(Case):
             with self.subTest(directives):
                 self.check(message, http=self.location(directives))
 
+    def test_only_one_directive_answers_in_a_location(self):
+        """nginx itself takes the last one, and says nothing."""
+        passing = "handoff_pass unix:/a.sock;"
+        for other in ("proxy_pass http://127.0.0.1:2;", "fastcgi_pass 127.0.0.1:2;", "stub_status;",
+                      "handoff_status;", "empty_gif;"):
+            for block in "{}", "if ($arg_a) {{ {} }}", "limit_except GET {{ {} }}":
+                for both in passing + other, other + passing:
+                    with self.subTest(block=block, both=both):
+                        good, output = Nginx.test(self.directory,
+                                                  http=self.location(block.format(both)))
+                        if "not allowed here" not in output:  # not everything may stand in blocks
+                            self.assertFalse(good, output)
+                            self.assertIn('"handoff_pass" in ', output)
+                            self.assertIn("conflicts with another directive", output)
+
+    def test_blocks_of_a_location_may_answer_in_another_way(self):
+        passing, proxying = "handoff_pass unix:/a.sock;", "proxy_pass http://127.0.0.1:2;"
+        for outside, inside in (passing, proxying), (proxying, passing), (passing, "set $a b;"), \
+                (passing, passing), ("root /tmp; index a;", passing), ("return 204;", passing):
+            for block in "if ($arg_a) {{ {} }}", "limit_except GET {{ {} }}", "location /b {{ {} }}":
+                for text in outside + block.format(inside), block.format(inside) + outside:
+                    if "limit_except" in text and "set" in text:
+                        continue
+                    with self.subTest(text):
+                        good, output = Nginx.test(self.directory, http=self.location(text))
+                        self.assertTrue(good, output)
+
     def test_places_are_checked(self):
         self.check('"handoff_pass" directive is not allowed here',
                    http="server { listen 127.0.0.1:1; handoff_pass unix:/a.sock; }")
