@@ -210,7 +210,7 @@ ngx_handoff_publish_handler(ngx_event_t *ev)
 }
 
 
-/* An offer has ended: `offer` says how, or it was taken back. */
+/* An offer has ended: `offer` says how, or it was taken back. Or it could not be made. */
 void
 ngx_handoff_count(ngx_handoff_offer_t *offer)
 {

@@ -7,6 +7,8 @@ import re
 import shutil
 import signal
 import socket
+import ssl
+import subprocess
 import tempfile
 import unittest
 import urllib.error
@@ -310,6 +312,68 @@ class Asked(Http, Status):
             os.remove(path)
         wait_until(lambda: self.target()["backends"] == [], "none is there")
         self.assertEqual(self.status()["lost"], 0)
+
+
+class NotOffered(Case):
+    """Clients that no backend could be offered are counted, too: without kernel TLS for https that is
+    each of them, and nothing else would tell."""
+
+    STATUS = "server { listen 127.0.0.1:{port}; location = /handoff { handoff_status; } }"
+    TLS = "listen 127.0.0.1:%d ssl; ssl_certificate certificate.pem; ssl_certificate_key key.pem;"
+    REQUEST = b"GET / HTTP/1.0\r\n\r\n"
+
+    def start_all(self, http="", **parts):
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+             "-nodes", "-keyout", "key.pem", "-out", "certificate.pem", "-subj", "/CN=localhost"],
+            cwd=self.directory, check=True, capture_output=True)
+        self.start(http=to_fill(self.STATUS + http),
+                   **{name: to_fill(text) for name, text in parts.items()})
+
+    def ask_over_tls(self, port, request=b""):
+        context = ssl.create_default_context(cafile=f"{self.directory}/certificate.pem")
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as plain, \
+                context.wrap_socket(plain, server_hostname="localhost") as client:
+            client.sendall(request)
+            return client.recv(100)
+
+    def assert_unsupported(self, count, target):
+        counts = {"offers": count, "adopted": 0, "fallbacks": {"client unsupported": count}}
+
+        def told():
+            return [{name: target[name] for name in counts} for target in self.status()["targets"]
+                    if target["target"] == to_find]
+
+        to_find = target.format(directory=self.directory)
+        wait_until(lambda: told() == [counts], counts)
+        samples = parse_prometheus(self.get("/handoff?format=prometheus").decode())
+        self.assertEqual([value for (name, labels), value in samples.items()
+                          if name == "handoff_fallbacks_total" and ("target", to_find) in labels
+                          and ("reason", "client unsupported") in labels], [count])
+
+    def test_https(self):
+        port = self.new_port()
+        self.start_all("server { %s location / { handoff_pass unix:{directory}/handoff.sock; } }"
+                       % (self.TLS % port))
+        for _ in range(3):
+            self.assertIn(b" 502 ", self.ask_over_tls(port, self.REQUEST))
+        self.assert_unsupported(3, "unix:{directory}/handoff.sock")
+
+    def test_https_with_a_variable(self):
+        """What it names is known all the same."""
+        port = self.new_port()
+        self.start_all("upstream fleet { server unix:{directory}/handoff.sock; } "
+                       "map $uri $fleet { default fleet; } "
+                       "server { %s location / { handoff_pass $fleet; } }" % (self.TLS % port))
+        self.assertIn(b" 502 ", self.ask_over_tls(port, self.REQUEST))
+        self.assert_unsupported(1, "fleet")
+
+    def test_stream(self):
+        port = self.new_port()
+        self.start_all(stream="server { %s handoff_pass unix:{directory}/echo.sock; }"
+                              % (self.TLS % port))
+        self.assertEqual(self.ask_over_tls(port), b"")
+        self.assert_unsupported(1, "unix:{directory}/echo.sock")
 
 
 class BrokenSetUps(Case):
