@@ -184,11 +184,12 @@ static ngx_int_t
 ngx_http_handoff_init_tls(ngx_conf_t *cf)
 {
 #if (NGX_HANDOFF_TLS && NGX_HTTP_SSL)
-    ngx_uint_t                   i;
-    ngx_http_ssl_srv_conf_t     *sscf;
-    ngx_http_core_srv_conf_t   **cscfp;
-    ngx_handoff_main_conf_t     *main;
-    ngx_http_core_main_conf_t   *cmcf;
+    ngx_uint_t                    i;
+    ngx_http_ssl_srv_conf_t      *sscf;
+    ngx_handoff_main_conf_t      *main;
+    ngx_http_core_srv_conf_t    **cscfp;
+    ngx_http_core_main_conf_t    *cmcf;
+    ngx_http_handoff_srv_conf_t  *hscf;
 
     main = ngx_http_conf_get_module_main_conf(cf, ngx_http_handoff_module);
     cmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_core_module);
@@ -196,6 +197,11 @@ ngx_http_handoff_init_tls(ngx_conf_t *cf)
 
     for (i = 0; main->used && i < cmcf->servers.nelts; i++) {
         sscf = cscfp[i]->ctx->srv_conf[ngx_http_ssl_module.ctx_index];
+        hscf = cscfp[i]->ctx->srv_conf[ngx_http_handoff_module.ctx_index];
+
+        if (hscf->used) {
+            ngx_handoff_warn_without_tls(cf, main, sscf->ssl.ctx);
+        }
 
         if (ngx_handoff_prepare_tls(sscf->ssl.ctx) != NGX_OK) {
             return NGX_ERROR;

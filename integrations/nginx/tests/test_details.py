@@ -8,7 +8,7 @@ import subprocess
 import unittest
 
 from client import Connection, drive, gather, new_identity, request, run
-from harness import HANDED_OVER, STREAM, Case, Nginx, wait_until
+from harness import HANDED_OVER, STREAM, Case, Nginx, make_certificate, wait_until
 
 FALLBACK = """
         location @fallback { proxy_pass http://unix:{directory}/fallback.sock; }
@@ -58,10 +58,7 @@ class NotEligible(Details):
                               text=True, check=True).stdout
 
     def test_tls_that_nginx_terminates(self):
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-             "-nodes", "-keyout", "key.pem", "-out", "certificate.pem", "-days", "2",
-             "-subj", "/CN=test.example"], cwd=self.directory, check=True, capture_output=True)
+        make_certificate(self.directory)
         self.expected.append(self.HTTP_2)
         self.start(http=server("""
             ssl_certificate certificate.pem; ssl_certificate_key key.pem;

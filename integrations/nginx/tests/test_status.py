@@ -8,14 +8,13 @@ import shutil
 import signal
 import socket
 import ssl
-import subprocess
 import tempfile
 import unittest
 import urllib.error
 import urllib.request
 
 from client import drive, gather, new_identity
-from harness import PATIENCE, Case, wait_until
+from harness import PATIENCE, Case, make_certificate, wait_until
 from test_backends import ANY, Fleet, Http, Stream, to_fill
 
 SAMPLE = re.compile(r'([a-z_]+)(?:\{(.*)\})? (\S+)$')
@@ -323,10 +322,7 @@ class NotOffered(Case):
     REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 
     def start_all(self, http="", **parts):
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-             "-nodes", "-keyout", "key.pem", "-out", "certificate.pem", "-subj", "/CN=localhost"],
-            cwd=self.directory, check=True, capture_output=True)
+        make_certificate(self.directory)
         self.start(http=to_fill(self.STATUS + http),
                    **{name: to_fill(text) for name, text in parts.items()})
 
