@@ -260,6 +260,8 @@ char *ngx_handoff_allocate(ngx_handoff_content_t *content, size_t len, u_char **
 
 ngx_int_t ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker);
 ngx_int_t ngx_handoff_check(ngx_handoff_broker_t *broker);
+char *ngx_handoff_lack(ngx_handoff_broker_t *broker);
+char *ngx_handoff_why_refused(ngx_handoff_broker_t *broker, handoff_status status);
 void ngx_handoff_leave(ngx_handoff_broker_t *broker);
 void ngx_handoff_exit_worker(ngx_handoff_main_conf_t *main);
 

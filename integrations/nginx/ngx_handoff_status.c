@@ -325,9 +325,9 @@ ngx_handoff_withdraw(ngx_handoff_broker_t *broker)
 static ngx_int_t
 ngx_handoff_publish_target(ngx_handoff_broker_t *broker)
 {
+    char                       *lack;
     size_t                      i;
     ngx_handoff_entry_t        *entry;
-    handoff_backend_state       state = HANDOFF_BACKEND_STATE_INIT;
     handoff_broker_statistics   statistics = HANDOFF_BROKER_STATISTICS_INIT;
 
     if (broker->entry == NULL) {
@@ -349,15 +349,8 @@ ngx_handoff_publish_target(ngx_handoff_broker_t *broker)
     entry->present.in_flight = broker->in_flight;
     entry->present.waiting = broker->queued;
     entry->present.room = handoff_broker_room(broker->broker);
-    entry->present.message[0] = '\0';
-
-    if (handoff_broker_get_state(broker->broker, 0, &state) != HANDOFF_OK) {
-        /* Whatever else is wrong some backend, or a directory, has a message of its own. */
-        ngx_handoff_copy_text(entry->present.message, NGX_HANDOFF_MESSAGE_LEN,
-                              broker->target->servers
-                              ? "there is no socket in the directories of its servers"
-                              : "there is no socket in this directory");
-    }
+    lack = ngx_handoff_lack(broker);
+    ngx_handoff_copy_text(entry->present.message, NGX_HANDOFF_MESSAGE_LEN, lack ? lack : "");
 
     return NGX_OK;
 }

@@ -445,7 +445,20 @@ class BrokenSetUps(Case):
                          "^down: .*/none/: .*No such file or directory")
 
     def test_directory_without_a_socket(self):
-        self.assertEqual(self.say(f"unix:{self.place}/"), "there is no socket in this directory")
+        self.assert_said(f"unix:{self.place}/", "there is no socket in this directory")
+
+    def test_directory_of_an_upstream_without_a_socket(self):
+        self.assert_said("fleet", "there is no socket in the directories of its servers",
+                         f"upstream fleet {{ server unix:{self.place}/; }}")
+
+    def assert_said(self, target, text, servers=""):
+        """By handoff_status, and by the log when a client comes."""
+        self.assertEqual(self.say(target, servers), text)
+        self.expected.append(rf'\[warn\] .* handoff to "{target}" failed: {text}, client: ')
+        with self.assertRaises(urllib.error.HTTPError) as caught:
+            self.get("/")
+        caught.exception.close()
+        self.assertEqual((caught.exception.code, len(self.nginx.log())), (502, 1))
 
     def test_server_that_is_down(self):
         self.assertRegex(
