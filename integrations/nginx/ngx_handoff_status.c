@@ -210,7 +210,7 @@ ngx_handoff_publish_handler(ngx_event_t *ev)
 }
 
 
-/* An offer has ended: `offer` says how, or it was taken back. Or it could not be made. */
+/* An offer has ended: `offer` says how, or it was taken back. */
 void
 ngx_handoff_count(ngx_handoff_offer_t *offer)
 {
@@ -239,6 +239,17 @@ ngx_handoff_count(ngx_handoff_offer_t *offer)
     }
 
     ngx_handoff_changed(offer->broker);
+}
+
+
+/* A client could not be offered. It has not waited either, so it has no time to count. */
+void
+ngx_handoff_count_unsupported(ngx_handoff_broker_t *broker)
+{
+    broker->counts.offers++;
+    broker->counts.fallbacks[HANDOFF_REASON_CLIENT_UNSUPPORTED]++;
+
+    ngx_handoff_changed(broker);
 }
 
 

@@ -334,7 +334,8 @@ class NotOffered(Case):
             return client.recv(100)
 
     def assert_unsupported(self, count, target):
-        counts = {"offers": count, "adopted": 0, "fallbacks": {"client unsupported": count}}
+        counts = {"offers": count, "adopted": 0, "fallbacks": {"client unsupported": count},
+                  "histogram": [0] * 32}
 
         def told():
             return [{name: target[name] for name in counts} for target in self.status()["targets"]
