@@ -304,7 +304,6 @@ ngx_int_t ngx_handoff_init_status(ngx_cycle_t *cycle, ngx_handoff_main_conf_t *m
 void ngx_handoff_changed(ngx_handoff_broker_t *broker);
 void ngx_handoff_decided(ngx_handoff_broker_t *broker);
 void ngx_handoff_count(ngx_handoff_offer_t *offer);
-void ngx_handoff_count_unsupported(ngx_handoff_broker_t *broker);
 void ngx_handoff_publish(ngx_handoff_broker_t *broker);
 void ngx_handoff_withdraw(ngx_handoff_broker_t *broker);
 

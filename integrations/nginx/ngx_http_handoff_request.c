@@ -47,7 +47,7 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
     if (why) {
         ngx_log_error(NGX_LOG_INFO, r->connection->log, 0, "not handed over: %s", why);
         ngx_handoff_refuse(offer, HANDOFF_REASON_CLIENT_UNSUPPORTED);
-        ngx_handoff_count_unsupported(offer->broker);
+        ngx_handoff_count(offer);
         return NGX_HTTP_BAD_GATEWAY;
     }
 

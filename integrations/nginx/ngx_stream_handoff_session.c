@@ -52,7 +52,7 @@ ngx_stream_handoff_handler(ngx_stream_session_t *s)
     if (why) {
         ngx_log_error(NGX_LOG_INFO, c->log, 0, "not handed over: %s", why);
         ngx_handoff_refuse(offer, HANDOFF_REASON_CLIENT_UNSUPPORTED);
-        ngx_handoff_count_unsupported(offer->broker);
+        ngx_handoff_count(offer);
         ngx_stream_handoff_fall_back(s);
         return;
     }
