@@ -20,6 +20,7 @@ BUILD = os.environ["NGINX_TESTS_BUILD"]  # where the test programs are
 NGINX = os.environ.get("NGINX_PROGRAM", "nginx")
 LOAD = os.environ["NGINX_LOAD"].split()  # the modules; none if they are in nginx itself
 UNDER = os.environ.get("NGINX_TESTS_UNDER", "").split()  # such as valgrind and its options
+DESCRIPTORS = 16384  # that each process may have, and nginx's worker for its connections
 PATIENCE = 60  # seconds, for anything that should happen soon: only a fault takes so long
 
 CONFIGURATION = """
@@ -27,11 +28,11 @@ CONFIGURATION = """
 {user}
 daemon off;
 worker_processes 2;
-worker_rlimit_nofile 16384;
+worker_rlimit_nofile {descriptors};
 pid nginx.pid;
 error_log error.log warn;
 {main}
-events {{ worker_connections 12000; }}
+events {{ worker_connections {descriptors}; }}
 """
 
 HTTP = """
@@ -102,13 +103,14 @@ def wait_until(condition, what):
     return found
 
 
-def raise_limits():
+def raise_limits(wanted=DESCRIPTORS):
     """What thousands of clients take; the processes inherit it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 16384
-    if os.getuid() != 0 and hard < wanted:
-        raise SystemExit(f"error: the tests need {wanted} descriptors: ulimit -n says {hard}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
+    except (OSError, ValueError):
+        raise SystemExit(f"error: this needs {wanted} descriptors in a process: ulimit -Hn says "
+                         f"{hard}") from None
 
 
 def end_test(*_):
@@ -188,7 +190,7 @@ class Nginx(Process):
     under = UNDER
 
     def __init__(self, directory, **parts):
-        """`parts` fill the configuration: http, stream, main, and root's workers' user."""
+        """`parts` fill the configuration: http, stream, main, root's workers' user, descriptors."""
         self.configure(directory, **parts)
         super().__init__(self.command(directory), directory)
 
@@ -197,12 +199,12 @@ class Nginx(Process):
         return [*cls.under, NGINX, "-p", directory, "-c", "nginx.conf", "-e", "error.log"]
 
     @staticmethod
-    def configure(directory, http="", stream="", main="", user="root"):
+    def configure(directory, http="", stream="", main="", user="root", descriptors=DESCRIPTORS):
         """Without a part its block is left out, though its module is loaded."""
         with open(f"{directory}/nginx.conf", "w", encoding="ascii") as file:
             file.write(CONFIGURATION.format(
                 load="\n".join(f"load_module {path};" for path in LOAD), main=main,
-                user=f"user {user};" if os.getuid() == 0 else ""))
+                user=f"user {user};" if os.getuid() == 0 else "", descriptors=descriptors))
             if http:
                 file.write(HTTP.format(http=http))
             if stream:
