@@ -452,7 +452,8 @@ class Configuration(Case):
         passing, proxying = "handoff_pass unix:/a.sock;", "proxy_pass http://127.0.0.1:2;"
         for outside, inside in (passing, proxying), (proxying, passing), (passing, "set $a b;"), \
                 (passing, passing), ("root /tmp; index a;", passing), ("return 204;", passing):
-            for block in "if ($arg_a) {{ {} }}", "limit_except GET {{ {} }}", "location /b {{ {} }}":
+            for block in ("if ($arg_a) {{ {} }}", "limit_except GET {{ {} }}",
+                          "location /b {{ {} }}"):
                 for text in outside + block.format(inside), block.format(inside) + outside:
                     if "limit_except" in text and "set" in text:
                         continue

@@ -1,5 +1,5 @@
-"""A kernel whose module for TLS is not loaded: nginx says so when it starts, and for each client. The
-file by which that is known is another one here, in a namespace of nginx's own."""
+"""A kernel whose module for TLS is not loaded: nginx says so when it starts, and for each client.
+The file by which that is known is another one here, in a namespace of nginx's own."""
 
 import os
 import re
@@ -19,7 +19,8 @@ TLS = """
 """
 KTLS = "ssl_conf_command Options KTLS;"
 # The kernel does no such cipher suite.
-HTTP = "server {{" + TLS + "{server} location / {{ handoff_pass unix:{directory}/handoff.sock; }} }}"
+HTTP = ("server {{" + TLS +
+        "{server} location / {{ handoff_pass unix:{directory}/handoff.sock; }} }}")
 STREAM = "server {{" + TLS + "{server} handoff_pass unix:{directory}/echo.sock; }}"
 
 
@@ -34,7 +35,8 @@ class Kernel(Case):
         with open(f"{self.directory}/ulp", "w", encoding="ascii") as file:
             file.write(f"{names}\n")
         script = f"mount --bind {self.directory}/ulp {ULP} && exec \"$@\""
-        patch = mock.patch.object(Nginx, "under", ["unshare", "-m", "sh", "-c", script, "-", *UNDER])
+        patch = mock.patch.object(
+            Nginx, "under", ["unshare", "-m", "sh", "-c", script, "-", *UNDER])
         patch.start()
         self.addCleanup(patch.stop)
 

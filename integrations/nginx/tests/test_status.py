@@ -314,8 +314,8 @@ class Asked(Http, Status):
 
 
 class NotOffered(Case):
-    """Clients that no backend could be offered are counted, too: without kernel TLS for https that is
-    each of them, and nothing else would tell."""
+    """Clients that could be offered to no backend are counted, too: without kernel TLS for https that
+    is each of them, and nothing else would tell."""
 
     STATUS = "server { listen 127.0.0.1:{port}; location = /handoff { handoff_status; } }"
     TLS = "listen 127.0.0.1:%d ssl; ssl_certificate certificate.pem; ssl_certificate_key key.pem;"
