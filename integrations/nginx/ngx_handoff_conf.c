@@ -188,7 +188,7 @@ ngx_handoff_set_pass(ngx_conf_t *cf, ngx_handoff_conf_t *conf)
     if (ngx_handoff_is_path(&value[1]) && !ngx_handoff_is_absolute(&value[1])
         && value[1].data[5] != '$')
     {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid handoff socket \"%V\": it is no absolute "
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid handoff socket \"%V\": it is not an absolute "
                            "path", &value[1]);
         return NGX_CONF_ERROR;
     }
@@ -353,7 +353,7 @@ ngx_handoff_add_server(ngx_conf_t *cf, ngx_handoff_target_t *target, ngx_handoff
         mistake = "is not a handoff socket, which begins with \"unix:\"";
 
     } else if (!ngx_handoff_is_absolute(&server->path)) {
-        mistake = "is no absolute path";
+        mistake = "is not an absolute path";
 
     } else if (max_conns) {
         mistake = "has \"max_conns\", but nginx does not see how many connections a backend has; "

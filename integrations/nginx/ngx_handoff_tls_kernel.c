@@ -16,9 +16,14 @@
 ngx_uint_t
 ngx_handoff_kernel_has_tls(void)
 {
-    int       fd;
-    char     *word, *rest, buf[256];
-    ssize_t   n;
+    int                fd;
+    char              *word, *rest, buf[256];
+    ssize_t            n;
+    static ngx_uint_t  loaded;  /* asked for each request until it is */
+
+    if (loaded) {
+        return 1;
+    }
 
     fd = open(NGX_HANDOFF_ULP, O_RDONLY|O_CLOEXEC);
     if (fd == -1) {
@@ -36,6 +41,7 @@ ngx_handoff_kernel_has_tls(void)
 
     for (word = strtok_r(buf, " \n", &rest); word; word = strtok_r(NULL, " \n", &rest)) {
         if (ngx_strcmp(word, "tls") == 0) {
+            loaded = 1;
             return 1;
         }
     }
