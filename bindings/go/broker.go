@@ -2,7 +2,7 @@ package handoff
 
 /*
 #include <stdlib.h>
-#include <handoff.h>
+#include "policy.h"
 
 // The pointers of a struct must not come from Go, so the structs are made here.
 static handoff_status broker_with(const char *path, size_t max_in_flight, uint64_t timeout_ms,
@@ -10,12 +10,8 @@ static handoff_status broker_with(const char *path, size_t max_in_flight, uint64
     const uint32_t *users, size_t users_len, const uint32_t *groups, size_t groups_len,
     handoff_broker **broker)
 {
-    handoff_peer_policy policy = HANDOFF_PEER_POLICY_INIT;
+    handoff_peer_policy policy = policy_of(users, users_len, groups, groups_len);
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
-    policy.users = users;
-    policy.users_len = users_len;
-    policy.groups = groups;
-    policy.groups_len = groups_len;
     options.max_in_flight = max_in_flight;
     options.timeout_ms = timeout_ms;
     options.attempt_timeout_ms = attempt_timeout_ms;
@@ -113,7 +109,8 @@ type Verdict struct {
 	Tries int
 }
 
-// A Reason says why a connection was not handed over: one of HANDOFF_REASON_* in handoff/status.h.
+// A Reason says why a connection was not handed over: one of HANDOFF_REASON_* in handoff/status.h. It is
+// an error for ListenOptions.Admit.
 type Reason uint32
 
 // The reasons.
@@ -141,6 +138,10 @@ const (
 
 func (r Reason) String() string {
 	return C.GoString(C.handoff_reason_name(C.handoff_reason(r)))
+}
+
+func (r Reason) Error() string {
+	return "handoff: " + r.String()
 }
 
 // NewBroker makes a broker for the backend that listens at path, and begins to connect. If the path ends

@@ -20,35 +20,17 @@ const goodbye = 5 * time.Second
 // A Conn is a connection that was handed over, and what came with it. Reading it gives first what the
 // broker has read from the client.
 type Conn struct {
-	// Metadata is what the broker wanted the backend to know.
-	Metadata []byte
-	// Service is the service that is meant, and Correlation an id for logs; "" if the broker named none.
-	Service, Correlation string
-	// Broker is the process that handed it over.
-	Broker Process
-	// TLS: the client speaks TLS, and the kernel does it. Here all is plain.
-	TLS bool
+	Arrival
 
 	conn net.Conn
 	fd   int // until conn is made of it
 	raw  syscall.RawConn
 
-	parse    sync.Once
-	parsed   *Metadata
-	parseErr error
-
 	reading sync.Mutex
-	preread []byte
 	readErr error // after which nothing more can be received
 
 	end    sync.Once
 	endErr error
-}
-
-// A Process is a broker as it was when it connected. For logs: a pid is not an identity.
-type Process struct {
-	Pid      int
-	UID, GID uint32
 }
 
 var (
@@ -61,14 +43,17 @@ var (
 // newConn copies what is the library's until the next arrival.
 func newConn(arrival *C.handoff_arrival) *Conn {
 	return &Conn{
-		Metadata:    C.GoBytes(arrival.metadata, C.int(arrival.metadata_len)),
-		Service:     C.GoString(arrival.service),
-		Correlation: C.GoString(arrival.correlation),
-		Broker: Process{int(arrival.broker_pid), uint32(arrival.broker_uid),
-			uint32(arrival.broker_gid)},
-		TLS:     arrival.tls != 0,
-		fd:      int(arrival.fd),
-		preread: C.GoBytes(arrival.preread, C.int(arrival.preread_len)),
+		Arrival: Arrival{
+			Metadata:    C.GoBytes(arrival.metadata, C.int(arrival.metadata_len)),
+			Service:     C.GoString(arrival.service),
+			Correlation: C.GoString(arrival.correlation),
+			Broker: Process{int(arrival.broker_pid), uint32(arrival.broker_uid),
+				uint32(arrival.broker_gid)},
+			TLS:     arrival.tls != 0,
+			id:      arrival.id,
+			preread: C.GoBytes(arrival.preread, C.int(arrival.preread_len)),
+		},
+		fd: int(arrival.fd),
 	}
 }
 

@@ -6,7 +6,7 @@ GO_RUN  = PKG_CONFIG_PATH=$(LIB)/pkgconfig LD_LIBRARY_PATH=$(LIB) GOFLAGS=-mod=m
     GOCACHE=$(BUILD)/go/cache $(GO)
 GO_EXAMPLE := $(BUILD)/go/http_backend
 
-$(GO_EXAMPLE): $(wildcard bindings/go/*.go bindings/go/go.mod examples/go/*) $(HEADERS) \
+$(GO_EXAMPLE): $(wildcard bindings/go/*.go bindings/go/*.h bindings/go/go.mod examples/go/*) $(HEADERS) \
     | need-go need-pkg-config all
 	@mkdir -p $(@D)
 	cd examples/go && $(GO_RUN) build -o $@ .

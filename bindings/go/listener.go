@@ -3,21 +3,7 @@ package handoff
 /*
 #cgo pkg-config: handoff
 #include <stdlib.h>
-#include <handoff.h>
-
-static handoff_backend_options options_of(const uint32_t *users, size_t users_len,
-    const uint32_t *groups, size_t groups_len, handoff_peer_policy *policy)
-{
-    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
-    handoff_peer_policy given = HANDOFF_PEER_POLICY_INIT;
-    given.users = users;
-    given.users_len = users_len;
-    given.groups = groups;
-    given.groups_len = groups_len;
-    *policy = given;
-    options.policy = policy;
-    return options;
-}
+#include "policy.h"
 
 // The pointers of a struct must not come from Go, so the struct is made here.
 static handoff_status listen_with(const char *path, int fd, uint32_t mode, int32_t backlog,
@@ -25,9 +11,9 @@ static handoff_status listen_with(const char *path, int fd, uint32_t mode, int32
     const uint32_t *users, size_t users_len, const uint32_t *groups, size_t groups_len,
     handoff_backend **backend)
 {
-    handoff_peer_policy policy;
-    handoff_backend_options options =
-        options_of(users, users_len, groups, groups_len, &policy);
+    handoff_peer_policy policy = policy_of(users, users_len, groups, groups_len);
+    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
+    options.policy = &policy;
     options.mode = mode;
     options.backlog = backlog;
     options.max_channels = max_channels;
@@ -42,6 +28,15 @@ static handoff_arrival no_arrival(void)
 {
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     return arrival;
+}
+
+// Takes an arrival without adopting it, as handoff_backend_accept() would do first.
+static handoff_status next_arrival(handoff_backend *backend, handoff_arrival *arrival)
+{
+    handoff_status status = handoff_backend_next(backend, arrival);
+    if (status == HANDOFF_NOTHING && (status = handoff_backend_dispatch(backend)) == HANDOFF_OK)
+        status = handoff_backend_next(backend, arrival);
+    return status;
 }
 */
 import "C"
@@ -67,6 +62,12 @@ type ListenOptions struct {
 	MaxInFlight   int         // offers in flight on each channel: default 256
 	MaxOfferBytes int         // preread, metadata and names of one offer: default 65536
 	MaxHeldBytes  int         // bytes of arrivals that are held at once: default 64 MiB
+	// Admit, if not nil, is asked about each arrival before it is adopted. Where it returns an error, the
+	// arrival is rejected and the broker serves the client another way. The error may be a Reason:
+	// ReasonBackendBusy makes the broker ask another backend. It is ReasonRejected otherwise.
+	//
+	// Accept calls it, so the next connection waits for it, unless several goroutines accept.
+	Admit func(*Arrival) error
 }
 
 // A Listener is the backend's end: a net.Listener whose connections are those that brokers hand over.
@@ -76,6 +77,7 @@ type ListenOptions struct {
 // another way if nobody calls Accept: so it is with a listener that limits how many it has at once.
 type Listener struct {
 	addr   net.UnixAddr
+	admit  func(*Arrival) error
 	ready  *os.File // a copy of the backend's descriptor, for Go's poller
 	raw    syscall.RawConn
 	mu     sync.Mutex // the library lets one thread at a time use the handle
@@ -111,7 +113,7 @@ func listen(path *C.char, fd C.int, name string, options *ListenOptions) (*Liste
 	if options == nil {
 		options = &ListenOptions{}
 	}
-	listener := &Listener{addr: net.UnixAddr{Name: name, Net: "unixpacket"}}
+	listener := &Listener{addr: net.UnixAddr{Name: name, Net: "unixpacket"}, admit: options.Admit}
 	users, groups := numbers(options.Policy.Users), numbers(options.Policy.Groups)
 	var handle *C.handoff_backend
 	if _, err := call(func() (status C.handoff_status, err error) {
@@ -199,13 +201,21 @@ func (l *Listener) AcceptHandoff() (*Conn, error) {
 		if err != nil {
 			return nil, err
 		}
+		if l.admit != nil {
+			// Here, where Close does not wait for it.
+			if adopted, err := l.decide(conn); err != nil {
+				return nil, err
+			} else if !adopted {
+				continue
+			}
+		}
 		if conn.open() {
 			return conn, nil
 		}
 	}
 }
 
-// take adopts what has arrived. Nothing if nothing has.
+// take adopts what has arrived, or only takes it if it is to be decided on. Nothing if nothing has.
 func (l *Listener) take() (*Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -214,7 +224,11 @@ func (l *Listener) take() (*Conn, error) {
 	}
 	arrival := C.no_arrival()
 	status, err := call(func() (status C.handoff_status, err error) {
-		status, err = C.handoff_backend_accept(l.handle, 0, &arrival)
+		if l.admit != nil {
+			status, err = C.next_arrival(l.handle, &arrival)
+		} else {
+			status, err = C.handoff_backend_accept(l.handle, 0, &arrival)
+		}
 		return
 	})
 	if err != nil || status != C.HANDOFF_OK {

@@ -87,12 +87,6 @@ func (c *ClientCertificate) UnmarshalJSON(object []byte) error {
 	return parseMembers(object, map[string]any{"verify": &c.Verify, "sha1": &c.SHA1})
 }
 
-// StandardMetadata is the connection's Metadata, parsed once.
-func (c *Conn) StandardMetadata() (*Metadata, error) {
-	c.parse.Do(func() { c.parsed, c.parseErr = ParseMetadata(c.Metadata) })
-	return c.parsed, c.parseErr
-}
-
 // addr is nil if the address is none.
 func (e Endpoint) addr() net.Addr {
 	if path := strings.TrimPrefix(e.Address, "unix:"); path != e.Address {

@@ -15,11 +15,8 @@ finishes what it has begun, closes what is idle, and exits with 0.
 """
 
 import asyncio
-import collections
 import json
 import os
-import re
-import shlex
 import signal
 import socket
 import struct
@@ -29,212 +26,24 @@ import unittest
 import client
 import command  # of the tests of handoff(1)
 import harness  # of the tests of the nginx modules
+import many_clients
 from client import Connection
 from harness import PATIENCE, wait_until
+from many_clients import AT_ONCE, BODY, CLIENTS, SERVED_BY, Client, ask, events
 
 import handoff
 
-BACKEND = shlex.split(os.environ["BINDING_BACKEND"])
-SERVED_BY = "handoff-" + os.environ["BINDING_LANGUAGE"]
-CLIENTS = int(os.environ.get("BINDING_CLIENTS", 2000))
-AT_ONCE = 32
-WITHOUT = 40  # the most clients that come between a backend's death and the next one
 FEW = 40  # descriptors of a process that is short of them
 PROMPTLY = 5  # seconds within which a stream ends that needs nobody
-
-# Larger than what nginx reads of a head, and than what it hands over.
-BODY = bytes(range(256)) * 512
-FORGED = "X-Forwarded-For: 192.0.2.66", "X-Real-IP: 192.0.2.66", "Forwarded: for=192.0.2.66"
 ADDRESS = "2001:db8::7"  # of the metadata that `handoff broker` sends
-
-HTTP = """
-    server {{
-        listen 127.0.0.1:{port};
-        handoff_metadata default;
-        location / {{
-            handoff_pass unix:{directory}/handoff.sock;
-            error_page 502 504 = @fallback;
-        }}
-        location @fallback {{ return 200 "fallback $request_uri"; }}
-    }}
-"""
-
-
-class Cut(Exception):
-    """The connection ended before the answer did."""
-
-
-def ask(path, method="GET", body=None, close=False):
-    """The bytes of a request."""
-    lines = [f"{method} {path} HTTP/1.1", "Host: test", *FORGED]
-    if body is not None:
-        lines.append(f"Content-Length: {len(body)}")
-    if close:
-        lines.append("Connection: close")
-    return "\r\n".join([*lines, "", ""]).encode() + (body or b"")
-
-
-def events(count):
-    return b"".join(b"data: %d\n\n" % number for number in range(1, count + 1))
-
-
-class Client:
-    """One that sends requests over one connection, and checks each answer."""
-
-    def __init__(self, number, address):
-        self.number, self.address = number, address
-        self.ways = []  # who answered: "backend" or "fallback"
-        self.began, self.ended, self.cut = time.monotonic(), None, False
-
-    async def run(self, port):
-        try:
-            self.connection = await Connection.open(port)
-            await (self.one_by_one, self.upload, self.pipeline, self.stream)[self.number % 4]()
-            await self.connection.read_end()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            self.cut = True
-        finally:
-            self.ended = time.monotonic()
-            self.connection.close()
-
-    def path(self, what, query=""):
-        return f"/{what}?id={self.number}{query}"
-
-    async def check_answer(self, path, body):
-        answer = await self.connection.read_answer()
-        way = "backend" if answer.headers.get("x-served-by") == SERVED_BY else "fallback"
-        expected = body if way == "backend" else f"fallback {path}".encode()
-        assert (answer.status, answer.body) == (200, expected), (path, way, answer)
-        self.ways.append(way)
-
-    async def check_hello(self):
-        await self.check_answer(self.path("hello"), f"hello {self.address}\n".encode())
-
-    async def one_by_one(self):
-        for close in False, False, True:
-            await self.connection.send(ask(self.path("hello"), close=close))
-            await self.check_hello()
-
-    async def upload(self):
-        path, body = self.path("echo"), b"%d" % self.number + BODY
-        await self.connection.send(ask(path, "POST", body))
-        await self.check_answer(path, body)
-        await self.connection.send(ask(self.path("hello"), close=True))
-        await self.check_hello()
-
-    async def pipeline(self):
-        path, body = self.path("echo"), b"%d" % self.number
-        await self.connection.send(ask(self.path("hello")) * 2 + ask(path, "POST", body)
-                                   + ask(self.path("hello"), close=True))
-        await self.check_hello()
-        await self.check_hello()
-        await self.check_answer(path, body)
-        await self.check_hello()
-
-    async def stream(self):
-        path = self.path("events", "&n=5&ms=2")
-        await self.connection.send(ask(path, close=True))
-        await self.check_answer(path, events(5))
 
 
 async def read_until(connection, text):
     return await connection.reader.readuntil(text)
 
 
-class Backend(harness.Process):
-    """The program, which listens."""
-
-    def __init__(self, directory, path, **more):
-        self.log = os.path.join(directory, f"log-{time.monotonic_ns()}")
-        with open(self.log, "w", encoding="utf-8") as log:
-            super().__init__([*BACKEND, path], directory, stdout=harness.subprocess.PIPE, stderr=log,
-                             **more)
-        line = self.process.stdout.readline()
-        assert line == f"listening on {path}\n", (line, self.errors())
-
-    def errors(self):
-        with open(self.log, encoding="utf-8", errors="replace") as log:
-            return log.read()[-5000:]
-
-    def descriptors(self):
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
-
-
-class Case(harness.Case):
-    """A backend and, in front of it, what hands connections over."""
-
-    address = None
-
-    def setUp(self):
-        super().setUp()
-        self.path = os.path.join(self.directory, "handoff.sock")
-        self.deaths = []  # from when to when a backend died
-        self.restart()
-
-    def fill(self):
-        return {"directory": self.directory}
-
-    def restart(self, **more):
-        self.backend = Backend(self.directory, self.path, **more)
-        self.backends.append(self.backend)
-        self.addCleanup(self.backend.kill)
-
-    def tearDown(self):
-        super().tearDown()
-        if self.failed:
-            print(self.backend.errors())
-
-    def kill_backend(self):
-        began = time.monotonic()
-        self.backend.kill()
-        self.deaths.append((began, time.monotonic()))
-
-    def run_clients(self, count, deaths=0):
-        """Runs that many clients; so often the backend is killed meanwhile. Gives them."""
-        clients, tasks, back = [], [], asyncio.Event()
-        period = count // (deaths + 1) if deaths else count
-
-        async def begin_again():
-            await asyncio.sleep(0.2)
-            await asyncio.to_thread(self.restart)
-            await self.wait_for_backend(clients)
-            back.set()
-
-        async def one(number):
-            since = number % period if number >= period else -1
-            if since == 0:
-                self.kill_backend()
-                back.clear()
-                tasks.append(asyncio.create_task(begin_again()))
-            elif since > WITHOUT:
-                await back.wait()
-            clients.append(Client(number, self.address))
-            await clients[-1].run(self.port)
-
-        client.drive(client.gather(count, AT_ONCE, one))
-        return clients
-
-    async def wait_for_backend(self, clients):
-        """Sends clients until ten in a row are answered by the backend. Adds them to the others."""
-        row = 0
-        while row < 10:
-            clients.append(Client(CLIENTS + len(clients), self.address))
-            await asyncio.wait_for(clients[-1].run(self.port), client.PATIENCE)
-            row = 0 if "fallback" in clients[-1].ways else row + 1
-
-    def assert_only_the_dead_cut(self, clients):
-        """No client was cut but by a process that was killed. Gives who answered how often."""
-        for one in clients:
-            if one.cut:
-                self.assertTrue(any(one.began < end and one.ended > begin
-                                    for begin, end in self.deaths), vars(one))
-        return collections.Counter(way for one in clients for way in one.ways)
-
-    def warm_up(self):
-        """The channels are there, and what a program opens once is open."""
-        self.assert_only_the_dead_cut(self.run_clients(40))
-
-    # ---- what holds for each of them ----
+class Tests:
+    """What holds for each of them."""
 
     def test_only_clients_of_a_killed_process_are_cut(self):
         clients = self.run_clients(CLIENTS, deaths=3)
@@ -281,7 +90,7 @@ class Case(harness.Case):
             for connection in idle:
                 await asyncio.wait_for(connection.read_end(), PROMPTLY)
             await asyncio.to_thread(wait_until, lambda: not os.path.exists(self.path), "draining")
-            await asyncio.to_thread(self.restart)
+            await asyncio.to_thread(self.start_program)
             await half.send(BODY[-1:])
             self.assertEqual((await half.read_answer()).body, BODY)
             successors = []
@@ -310,11 +119,10 @@ class Case(harness.Case):
                    f"no more than {before} descriptors; now {self.backend.descriptors()}")
         self.assertIsNone(self.backend.process.poll())
 
-
     def test_short_of_descriptors_it_goes_on(self):
         self.backend.signal(signal.SIGTERM)
         self.assertEqual(self.backend.wait(), 0)
-        self.restart(preexec_fn=lambda: harness.resource.setrlimit(
+        self.start_program(preexec_fn=lambda: harness.resource.setrlimit(
             harness.resource.RLIMIT_NOFILE, (FEW, FEW)))
 
         async def scenario():
@@ -329,38 +137,11 @@ class Case(harness.Case):
         client.drive(scenario())
 
 
-class ThroughNginx(Case):
-    address = "127.0.0.1"
-
-    def setUp(self):
-        super().setUp()
-        self.expected = [self.FALLBACK]
-        self.start_nginx(HTTP, main="error_log notices notice;")
-        self.wait_for_channels()
-
-    def wait_for_channels(self):
-        def each_worker_has_said_so():
-            with open(f"{self.directory}/notices", encoding="utf-8") as file:
-                return file.read().count(": it takes connections") >= 2 * len(self.backends)
-        wait_until(each_worker_has_said_so, "the channels are made")
-
-    def assert_all_told_of(self, clients):
-        """What nginx says of each client is what the client has seen: at most one adoption, from which
-        on the backend answers, and before that nginx itself, each request once."""
-        self.stop_nginx()
-        told = collections.defaultdict(list)
-        for line in self.nginx.access():
-            number, outcome = re.match(r"/\w+\?id=(\d+)\S* \d+ outcome=(\w+) ", line).groups()
-            told[int(number)].append(outcome)
-        for one in clients:
-            by_nginx = one.ways.count("fallback")
-            adopted = len(one.ways) > by_nginx or one.cut
-            self.assertEqual(told[one.number], ["fallback"] * by_nginx + ["adopted"] * adopted,
-                             vars(one))
-            self.assertEqual(one.ways[:by_nginx], ["fallback"] * by_nginx, vars(one))
+class ThroughNginx(Tests, many_clients.ThroughNginx):
+    pass
 
 
-class ThroughBroker(Case):
+class ThroughBroker(Tests, many_clients.Case):
     address = ADDRESS
 
     def setUp(self):
@@ -425,8 +206,6 @@ class ThroughBroker(Case):
                 answer = b"".join(iter(lambda: there.recv(4096), b""))
                 self.assertIn(b"\r\nx-served-by: " + SERVED_BY.encode(), answer.lower())
 
-
-del Case  # or unittest would run it by itself
 
 if __name__ == "__main__":
     unittest.main()

@@ -13,30 +13,20 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import unittest
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 sys.path.insert(0, os.path.join(ROOT, "examples", "python"))  # web_clients
+sys.path.append(os.path.join(ROOT, "tools"))
 import handoff  # noqa: E402
+from waiting import PATIENCE, wait_until  # noqa: E402
 
-PATIENCE = 60  # seconds, for anything that should happen at once: only a fault takes so long
 OP_ENABLE_KTLS = 8  # ssl.OP_ENABLE_KTLS, which is newer than Debian 12's Python
 
 # OpenSSL before 3.2 does not let the kernel receive TLS 1.3.
 VERSIONS = [ssl.TLSVersion.TLSv1_2]
 if ssl.OPENSSL_VERSION_INFO >= (3, 2):
     VERSIONS.append(ssl.TLSVersion.TLSv1_3)
-
-
-def wait_until(condition, what):
-    """Asks until the answer is true, and gives it."""
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        if time.monotonic() > end:
-            raise AssertionError(f"after {PATIENCE} seconds still not: {what}")
-        time.sleep(0.01)
-    return found
 
 
 def make_certificate(directory):

@@ -3,16 +3,19 @@
 
 import json
 import os
+import socket
+import struct
 import sys
 
 import behind_nginx
 import peers
 from behind_nginx import VERSIONS
-from peers import PATIENCE
+from peers import PATIENCE, wait_until
 
 from web_clients import WebSocket, events_request, read_event, read_head
 
 TEXT, CLOSE = 1, 8
+METADATA = b'{"client":{"address":"192.0.2.1","port":4000}}'
 
 # Answers a request over standard input and output.
 SHELL = r"""
@@ -87,6 +90,35 @@ class Web(behind_nginx.Test):
                 self.assertEqual(file.read(4), b"body")
                 client.unwrap()  # then its input ends, it ends, and close_notify comes
         self.assertLogged("/shell TLSv1.2 both adopted", "/shell TLSv1.3 both adopted")
+
+
+class Copy(behind_nginx.Test):
+    """A broker that keeps its copy of a connection takes the error of a reset from it. Then Linux 6.1
+    lets a backend with TLS write on."""
+
+    def setUp(self):
+        super().setUp()
+        program = os.path.join(peers.ROOT, "examples", "python", "events_backend.py")
+        self.events = self.start_listening(sys.executable, "-B", program, self.path)
+
+    def has_ended(self):
+        """The stream's thread has, and there is only the program's own."""
+        return len(os.listdir(f"/proc/{self.events.pid}/task")) == 1
+
+    def test_stream_of_events_ends_when_its_client_has_gone(self):
+        for version in peers.VERSIONS:
+            client, accepted = self.connect(version)
+            with accepted.dup() as copy, client:
+                self.offer(accepted, preread=events_request(), metadata=METADATA)
+                with client.makefile("rb") as file:
+                    read_head(file)
+                    read_event(file)  # the next one comes in a second
+                self.assertFalse(self.has_ended())
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.close()
+                wait_until(lambda: copy.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                           or self.has_ended(), "it is reset")
+                wait_until(self.has_ended, "its stream ends")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ class Program:
 
 
 class Case(unittest.TestCase):
+    interpreter = (sys.executable,)
     program = "http_backend.py"
     arguments = ()
 
@@ -119,7 +120,7 @@ class Case(unittest.TestCase):
         directory = tempfile.TemporaryDirectory(prefix="handoff-python-")
         self.addCleanup(directory.cleanup)
         self.path = os.path.join(directory.name, "handoff.sock")
-        self.backend = Program(self, sys.executable, os.path.join(HERE, self.program),
+        self.backend = Program(self, *self.interpreter, os.path.join(HERE, self.program),
                                self.path, *self.arguments)
         self.broker = handoff.Broker(self.path, timeout_ms=PATIENCE * 1000)
         self.addCleanup(self.broker.close)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import unittest
 
 import handoff
@@ -34,9 +35,14 @@ class Case(test_http_backend.Case):
 class Events(Case):
     program = "events_backend.py"
 
+    def setUp(self):
+        super().setUp()
+        self.clients = []
+
     def open(self, last=None):
         connection, verdict = self.offer(events_request(last))
         self.assertTrue(verdict.adopted)
+        self.clients.append(connection)
         file = connection.makefile("rb")
         self.addCleanup(file.close)
         self.assertEqual(read_head(file)[:2],
@@ -66,6 +72,34 @@ class Events(Case):
         answer = http.client.HTTPResponse(connection)
         answer.begin()
         self.assertEqual(answer.status, 405)
+
+    def test_stream_ends_with_its_client(self):
+        read_event(self.open())  # from now on there is a channel
+        before = self.backend.descriptors()
+        for reset in False, True:
+            file = self.open()
+            read_event(file)
+            if reset:
+                self.clients[-1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
+                                            struct.pack("ii", 1, 0))
+            file.close()
+            self.clients[-1].close()
+        self.wait_until(lambda: self.backend.descriptors() == before, "a stream goes on")
+
+    def test_client_that_sends_no_more_gets_its_events_and_costs_no_time(self):
+        file = self.open()
+        self.clients[-1].shutdown(socket.SHUT_WR)
+        read_event(file)
+        before = self.processor_time()
+        for number in 2, 3, 4:
+            self.assertEqual(read_event(file)[0], number)
+        self.assertLess(self.processor_time() - before, 0.3)
+
+    def processor_time(self):
+        """Seconds, so far."""
+        with open(f"/proc/{self.backend.process.pid}/stat", encoding="ascii") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def test_streams_end_when_the_program_stops(self):
         files = [self.open() for _ in range(5)]

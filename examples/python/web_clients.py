@@ -23,10 +23,12 @@ def read_head(file):
 def read_event(file):
     """The next event that has data: its id, and its data."""
     event = {}
-    while (line := file.readline().decode().rstrip("\n")) or "data" not in event:
-        name, _, value = line.partition(": ")
+    for line in file:
+        name, _, value = line.decode().rstrip("\n").partition(": ")
+        if not name and "data" in event:
+            return int(event["id"]), json.loads(event["data"])
         event[name] = value
-    return int(event["id"]), json.loads(event["data"])
+    raise EOFError("the stream has ended")
 
 
 class WebSocket:

@@ -3,28 +3,19 @@
 import contextlib
 import os
 import socket
+import sys
 import tempfile
-import time
 import unittest
 
 import handoff
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
-PATIENCE = 60  # seconds, for anything that should happen at once: only a fault takes so long
+sys.path.append(os.path.join(ROOT, "tools"))
+from waiting import PATIENCE, wait_until  # noqa: E402
 
 
 def read_all(client):
     return b"".join(iter(lambda: client.recv(65536), b""))
-
-
-def wait_until(condition, what):
-    """Asks until the answer is true, and gives it."""
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        if time.monotonic() > end:
-            raise AssertionError(f"after {PATIENCE} seconds still not: {what}")
-        time.sleep(0.01)
-    return found
 
 
 class Front:

@@ -11,17 +11,20 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
-import time
 import unittest
 import urllib.request
+
+ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
+sys.path.append(os.path.join(ROOT, "tools"))
+from waiting import PATIENCE, wait_until  # noqa: E402
 
 BUILD = os.environ["NGINX_TESTS_BUILD"]  # where the test programs are
 NGINX = os.environ.get("NGINX_PROGRAM", "nginx")
 LOAD = os.environ["NGINX_LOAD"].split()  # the modules; none if they are in nginx itself
 UNDER = os.environ.get("NGINX_TESTS_UNDER", "").split()  # such as valgrind and its options
 DESCRIPTORS = 16384  # that each process may have, and nginx's worker for its connections
-PATIENCE = 60  # seconds, for anything that should happen soon: only a fault takes so long
 
 CONFIGURATION = """
 {load}
@@ -93,16 +96,6 @@ def free_port():
         return server.getsockname()[1]
 
 
-def wait_until(condition, what):
-    """Asks until the answer is true, and gives it."""
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        if time.monotonic() > end:
-            raise AssertionError(f"after {PATIENCE} seconds still not: {what}")
-        time.sleep(0.01)
-    return found
-
-
 def raise_limits(wanted=DESCRIPTORS):
     """What thousands of clients take; the processes inherit it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -121,6 +114,14 @@ raise_limits()
 # These end the tests, or one of them, with an exception: through what cleans up.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 signal.signal(signal.SIGALRM, end_test)
+
+
+def make_certificate(directory):
+    """certificate.pem, for localhost, and key.pem."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-keyout", "key.pem", "-out", "certificate.pem", "-days", "2", "-subj", "/CN=localhost"],
+        cwd=directory, check=True, capture_output=True)
 
 
 def is_asleep(pid):
@@ -179,14 +180,16 @@ class Backend(Process):
 class Nginx(Process):
     """A master process and its two workers."""
 
+    under = UNDER
+
     def __init__(self, directory, **parts):
         """`parts` fill the configuration: http, stream, main, root's workers' user, descriptors."""
         self.configure(directory, **parts)
         super().__init__(self.command(directory), directory)
 
-    @staticmethod
-    def command(directory):
-        return [*UNDER, NGINX, "-p", directory, "-c", "nginx.conf", "-e", "error.log"]
+    @classmethod
+    def command(cls, directory):
+        return [*cls.under, NGINX, "-p", directory, "-c", "nginx.conf", "-e", "error.log"]
 
     @staticmethod
     def configure(directory, http="", stream="", main="", user="root", descriptors=DESCRIPTORS):
@@ -204,9 +207,8 @@ class Nginx(Process):
     def test(directory, **parts):
         """What nginx -t says of a configuration, and whether it is in order."""
         Nginx.configure(directory, **parts)
-        result = subprocess.run(
-            [NGINX, "-t", "-p", directory, "-c", "nginx.conf", "-e", "error.log"], text=True,
-            cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        result = subprocess.run([*Nginx.command(directory), "-t"], text=True, cwd=directory,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         return result.returncode == 0, result.stdout
 
     def workers(self):

@@ -8,15 +8,16 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
-import time
 import unittest
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
+sys.path.append(os.path.join(ROOT, "tools"))
+from waiting import PATIENCE, wait_until  # noqa: E402, F401
 COMMAND = os.environ["HANDOFF_COMMAND"]
 LIBRARIES = os.environ["LD_LIBRARY_PATH"].split(":")[0]
 UNDER = shlex.split(os.environ.get("COMMAND_UNDER", ""))  # such as valgrind and its options
-PATIENCE = 60  # seconds, for anything that should happen at once: only a fault takes so long
 STRANGER = 4001  # a user without a name, and without rights
 
 needs_root = unittest.skipUnless(os.getuid() == 0, "only root can become another user")
@@ -25,16 +26,6 @@ needs_root = unittest.skipUnless(os.getuid() == 0, "only root can become another
 def number(name, otherwise):
     """A count from the environment, by which a test can be made a soak."""
     return int(os.environ.get(f"COMMAND_{name}", otherwise))
-
-
-def wait_until(condition, what):
-    """Asks until the answer is true, and gives it."""
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        if time.monotonic() > end:
-            raise AssertionError(f"after {PATIENCE} seconds still not: {what}")
-        time.sleep(0.01)
-    return found
 
 
 def raise_descriptor_limit():

@@ -1,0 +1,136 @@
+package handoff_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"libhandoff/handoff"
+)
+
+// listenWith has its connections accepted.
+func listenWith(t *testing.T, path string, admit func(*handoff.Arrival) error) *handoff.Listener {
+	t.Helper()
+	listener, err := handoff.Listen(path, &handoff.ListenOptions{Admit: admit})
+	must(t, err)
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				if !errors.Is(err, net.ErrClosed) {
+					t.Error(err)
+				}
+				return
+			}
+			conn.Close()
+		}
+	}()
+	return listener
+}
+
+func offer(t *testing.T, broker *handoff.Broker, what handoff.Offer) (
+	verdict handoff.Verdict, client, accepted *net.TCPConn) {
+	t.Helper()
+	client, accepted = pair(t)
+	verdict, err := broker.Offer(context.Background(), accepted, what)
+	must(t, err)
+	return verdict, client, accepted
+}
+
+func TestAdmitSeesWhatHasArrivedAndGivesAReason(t *testing.T) {
+	before := descriptors(t)
+	path := socketPath(t)
+	answers := map[string]error{
+		"good":    nil,
+		"other":   errors.New("not on a Monday"),
+		"reason":  handoff.ReasonClientUnsupported,
+		"wrapped": fmt.Errorf("too many streams: %w", handoff.ReasonPolicyDisabled),
+		"none":    handoff.ReasonNone,
+		"unknown": handoff.Reason(4000000000),
+	}
+	listener := listenWith(t, path, func(arrival *handoff.Arrival) error {
+		metadata, err := arrival.StandardMetadata()
+		if err != nil || metadata.Client.Address != "203.0.113.7" || string(arrival.Preread()) != "read" {
+			t.Errorf("%+v", arrival)
+		}
+		return answers[arrival.Service]
+	})
+	broker := newBroker(t, path, nil)
+	for i := 0; i < 20; i++ {
+		for service, reason := range map[string]handoff.Reason{
+			"good": handoff.ReasonNone, "other": handoff.ReasonRejected,
+			"reason": handoff.ReasonClientUnsupported, "wrapped": handoff.ReasonPolicyDisabled,
+			"none": handoff.ReasonRejected, "unknown": handoff.ReasonRejected,
+		} {
+			verdict, client, accepted := offer(t, broker, handoff.Offer{Service: service,
+				Preread: []byte("read"), Metadata: []byte(`{"client":{"address":"203.0.113.7"}}`)})
+			if verdict.Adopted != (service == "good") || verdict.Reason != reason {
+				t.Fatalf("%s: %+v", service, verdict)
+			}
+			if !verdict.Adopted {
+				stillServes(t, client, accepted)
+			}
+			client.Close()
+			accepted.Close()
+		}
+	}
+	must(t, broker.Close())
+	must(t, listener.Close())
+	waitUntil(t, "no descriptor is left", func() bool { return descriptors(t) <= before })
+}
+
+func TestBusyBackendsArrivalsGoToAnother(t *testing.T) {
+	directory := t.TempDir()
+	busy, other := filepath.Join(directory, "busy.sock"), filepath.Join(directory, "other.sock")
+	var asked int64
+	listenWith(t, busy, func(*handoff.Arrival) error {
+		atomic.AddInt64(&asked, 1)
+		return handoff.ReasonBackendBusy
+	})
+	listenWith(t, other, nil)
+	broker := newBroker(t, directory+"/", nil)
+	tries := 0
+	for i := 0; i < 20; i++ {
+		verdict, _, _ := offer(t, broker, handoff.Offer{})
+		if !verdict.Adopted || verdict.Backend != other {
+			t.Fatalf("%+v", verdict)
+		}
+		tries += verdict.Tries
+	}
+	if refused := int(atomic.LoadInt64(&asked)); refused == 0 || tries != 20+refused {
+		t.Errorf("%d tries, %d at the busy one", tries, refused)
+	}
+}
+
+func TestArrivalThatIsTakenBackWhileAdmitDecidesIsNotOurs(t *testing.T) {
+	path := socketPath(t)
+	deciding, decide := make(chan bool), make(chan error)
+	listener := listenWith(t, path, func(*handoff.Arrival) error { deciding <- true; return <-decide })
+	broker := newBroker(t, path, nil)
+	for _, decision := range []error{nil, handoff.ReasonRejected} {
+		client, accepted := pair(t)
+		ctx, cancel := context.WithCancel(context.Background())
+		go func() { <-deciding; cancel() }()
+		if _, err := broker.Offer(ctx, accepted, handoff.Offer{}); err != context.Canceled {
+			t.Fatal(err)
+		}
+		stillServes(t, client, accepted)
+		decide <- decision
+	}
+	go func() { <-deciding; decide <- nil }()
+	if verdict, _, _ := offer(t, broker, handoff.Offer{}); !verdict.Adopted {
+		t.Errorf("%+v", verdict)
+	}
+
+	go func() { <-deciding; listener.Close(); decide <- nil }() // Close does not wait for it
+	verdict, client, accepted := offer(t, broker, handoff.Offer{})
+	if verdict.Adopted {
+		t.Errorf("%+v", verdict)
+	}
+	stillServes(t, client, accepted)
+}
