@@ -24,8 +24,10 @@ extern "C" {
  *
  * It belongs to the process that uses it first. Listening is not a use, so you can listen before
  * fork() and use it in one child. The parent and other children get HANDOFF_ERR_WRONG_PROCESS then;
- * free their copies, which keep the socket open. Several children need one each. Once it runs, it allocates only for new channels, and for arrivals whose bytes do not fit
- * into the memory that it keeps.
+ * free their copies, which keep the socket open. Several children need one each.
+ *
+ * Once it runs, it allocates only for new channels, and for arrivals whose bytes do not fit into the
+ * memory that it keeps.
  *
  * Its calls wait for no broker, but for those that have a `wait_ms`. Yet a hostile broker can send
  * descriptors whose close(2) takes long, see docs/security.md: allow only users that you trust not
