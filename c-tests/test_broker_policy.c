@@ -269,21 +269,6 @@ static void policy_that_cannot_be_one_is_refused_and_named(void **state)
     assert_null(none);
 }
 
-static void options_of_an_older_header_have_no_policy(void **state)
-{
-    (void)state;
-    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
-    handoff_backend *backend;
-    handoff_broker *broker;
-    options.size = offsetof(handoff_broker_options, policy);
-    options.policy = misaligned();
-    assert_ok(handoff_backend_listen(name, NULL, &backend));
-    assert_ok(handoff_broker_new(name, &options, &broker));
-    connect_broker(broker, backend);
-    handoff_broker_free(broker);
-    handoff_backend_free(backend);
-}
-
 static void broker_connects_when_the_right_backend_has_the_name_again(void **state)
 {
     (void)state;
@@ -336,7 +321,6 @@ int main(void)
         POLICY_TEST(groups_in_the_policy_are_allowed),
         POLICY_TEST(policy_is_copied),
         POLICY_TEST(policy_that_cannot_be_one_is_refused_and_named),
-        POLICY_TEST(options_of_an_older_header_have_no_policy),
         POLICY_TEST(broker_connects_when_the_right_backend_has_the_name_again),
         POLICY_TEST(refusal_is_hidden_behind_a_fallback),
     };

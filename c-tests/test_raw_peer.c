@@ -215,19 +215,6 @@ static void user_or_group_suffices(void **state)
     close(socket);
 }
 
-static void policy_of_an_older_header_has_no_groups(void **state)
-{
-    (void)state;
-    static const uint32_t user[] = {USER};
-    handoff_peer_policy policy = users(user, 1);
-    policy.size = offsetof(handoff_peer_policy, groups);
-    policy.groups = misaligned();
-    policy.groups_len = 1;
-    int socket = connection_of_user(NULL, 0, NULL);
-    assert_ok(handoff_raw_peer_check(socket, &policy, NULL));
-    close(socket);
-}
-
 static void assert_unknown(int socket)
 {
     handoff_raw_peer peer = {sizeof peer, 1, 2, 3, 0};
@@ -359,7 +346,6 @@ int main(void)
         TEST(supplementary_group_in_the_policy_is_allowed),
         TEST(last_of_a_thousand_supplementary_groups_counts),
         TEST(user_or_group_suffices),
-        TEST(policy_of_an_older_header_has_no_groups),
         TEST(peer_of_a_tcp_connection_is_unknown),
         TEST(peer_of_a_socket_that_is_not_connected_is_unknown),
         TEST(peer_of_a_listening_socket_is_unknown),

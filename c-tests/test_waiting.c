@@ -25,8 +25,12 @@ static pid_t restart_backend_in_a_child(int count)
 {
     restart_backend();
     pid_t child = start_child();
-    if (child != 0)
+    if (child != 0) {
+        /* It is the child's. */
+        handoff_backend_free(channel.backend);
+        channel.backend = NULL;
         return child;
+    }
     handoff_backend *backend = channel.backend;
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     for (int i = 0; i < count; i++) {
