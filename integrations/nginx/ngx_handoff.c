@@ -448,6 +448,8 @@ static void
 ngx_handoff_note(ngx_handoff_offer_t *offer, handoff_verdict *verdict)
 {
     size_t                 len;
+    u_char                 shown[NGX_HANDOFF_SHOWN];
+    ngx_str_t              path;
     ngx_log_t             *log = offer->connection->log;
     ngx_handoff_broker_t  *broker = offer->broker;
 
@@ -471,14 +473,16 @@ ngx_handoff_note(ngx_handoff_offer_t *offer, handoff_verdict *verdict)
     if (verdict->outcome == HANDOFF_ADOPTED) {
 
         if (verdict->tries > 1) {
+            path = ngx_handoff_show(shown, offer->backend.data, offer->backend.len);
             ngx_log_error(NGX_LOG_INFO, log, 0, "handoff to \"%V\": adopted by \"%V\", tried %ui "
-                          "backends", &broker->target->name, &offer->backend, offer->tries);
+                          "backends", &broker->target->name, &path, offer->tries);
         }
 
     } else if (verdict->tries > 1 || broker->target->servers) {
+        path = ngx_handoff_show(shown, offer->backend.data, offer->backend.len);
         ngx_log_error(NGX_LOG_WARN, log, 0, "handoff to \"%V\" failed: %s, tried %ui backends, "
                       "the last is \"%V\"", &broker->target->name,
-                      handoff_reason_name(verdict->reason), offer->tries, &offer->backend);
+                      handoff_reason_name(verdict->reason), offer->tries, &path);
 
     } else {
         ngx_log_error(NGX_LOG_WARN, log, 0, "handoff to \"%V\" failed: %s",

@@ -365,6 +365,11 @@ size_t ngx_handoff_escape(u_char *dst, u_char *src, size_t len);
 
 /* ---- ngx_handoff_text.c ---- */
 
+/* More than the path of a socket has. */
+#define NGX_HANDOFF_SHOWN  128
+
+
+ngx_str_t ngx_handoff_show(u_char *shown, u_char *path, size_t len);
 char *ngx_handoff_set_text(ngx_conf_t *cf, ngx_handoff_index_pt index, ngx_handoff_known_pt known,
     ngx_handoff_text_t **text);
 char *ngx_handoff_write_text(ngx_handoff_text_t *text, ngx_handoff_value_pt value, void *session,

@@ -443,7 +443,9 @@ static void
 ngx_handoff_log_state(ngx_handoff_broker_t *broker, handoff_backend_state *state,
     ngx_handoff_present_t *present)
 {
-    char  *what;
+    char       *what;
+    u_char      shown[NGX_HANDOFF_SHOWN];
+    ngx_str_t   path;
 
     switch (state->state) {
 
@@ -473,8 +475,9 @@ ngx_handoff_log_state(ngx_handoff_broker_t *broker, handoff_backend_state *state
     present->down = 0;
 
     if (present->state != state->state) {
-        ngx_log_error(NGX_LOG_NOTICE, ngx_cycle->log, 0, "handoff to \"%V\": %s: %s",
-                      &broker->target->name, state->path, what);
+        path = ngx_handoff_show(shown, (u_char *) state->path, ngx_strlen(state->path));
+        ngx_log_error(NGX_LOG_NOTICE, ngx_cycle->log, 0, "handoff to \"%V\": %V: %s",
+                      &broker->target->name, &path, what);
     }
 }
 

@@ -19,6 +19,27 @@ static ngx_int_t ngx_handoff_parse_text(ngx_conf_t *cf, ngx_str_t *source,
 
 
 /*
+ * A path as it may stand in the log: whoever may make a socket in a directory chooses its name. `shown`
+ * has room for NGX_HANDOFF_SHOWN bytes.
+ */
+ngx_str_t
+ngx_handoff_show(u_char *shown, u_char *path, size_t len)
+{
+    size_t     i;
+    ngx_str_t  text;
+
+    text.len = ngx_min(len, NGX_HANDOFF_SHOWN);
+    text.data = shown;
+
+    for (i = 0; i < text.len; i++) {
+        shown[i] = (path[i] < 0x20 || path[i] == 0x7f) ? '?' : path[i];
+    }
+
+    return text;
+}
+
+
+/*
  * The arguments of a directive, one behind the other; "escape=json" may come first. Or "default", and
  * more members, if `known` is not NULL.
  */

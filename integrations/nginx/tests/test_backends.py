@@ -225,6 +225,16 @@ class Shares:
         self.assertEqual(self.ask_all(10)[0], {"handoff": 10})
         wait_until(lambda: self.tries()["adopted", "2", "b"] == 10, "ten more")
 
+    def test_name_of_a_socket_forges_no_line_in_the_log(self):
+        self.start_one("a\n[alert] forged\x1b[2J", "-r", 1, "-R", 10)  # it is busy
+        self.expected.append(ANY + "backend busy, tried 1 backends, the last is " +
+                             r".*/a\?\[alert\] forged\?\[2J\.sock\"")
+        self.start_fleet({}, wait=False,
+                         upstreams=f"upstream fleet {{ server unix:{self.folder()}/; }}")
+        wait_until(lambda: list(self.states().values()) == [{"ready": 2}], "both have channels")
+        self.assertEqual(self.ask_all(10)[0], {self.proxied: 10})
+        wait_until(lambda: len(self.nginx.log()) == 10, "ten lines in the log")
+
     def test_rejection_that_is_about_the_client_is_final(self):
         self.expected.append(ANY + "rejected, tried 1 backend")
         self.start_fleet({"a": "", "b": ""}, "-r", 1)
