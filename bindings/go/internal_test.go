@@ -39,7 +39,7 @@ func TestClientThatHasGoneHasAnAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn := Conn{fd: fd}
-	if !conn.open() {
+	if !conn.open(func() {}) {
 		t.Fatal("it cannot be a connection")
 	}
 	defer conn.Close()
