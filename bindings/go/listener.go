@@ -89,6 +89,9 @@ type Listener struct {
 // an abstract name. Workers that share the work each listen at a path of their own in one directory,
 // which the broker is made with. The options may be nil.
 func Listen(path string, options *ListenOptions) (*Listener, error) {
+	if err := checkString("path", path); err != nil {
+		return nil, err
+	}
 	name := C.CString(path)
 	defer C.free(unsafe.Pointer(name))
 	return listen(name, -1, path, options)
