@@ -11,6 +11,13 @@ import (
 	"time"
 )
 
+// UseSpare is for tests outside.
+func (l *Listener) UseSpare() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.useSpare()
+}
+
 // net/http asks every connection for its address, and a client can go at any moment.
 func TestClientThatHasGoneHasAnAddress(t *testing.T) {
 	door, err := net.Listen("tcp", "127.0.0.1:0")
