@@ -169,7 +169,7 @@ CHECKS := check-rust check-crate check-layers check-header check-symbols check-a
     check-model check-fuzz check-fuzz-abi check-threads check-targets-short check-coverage \
     check-python check-asgi check-go check-node check-command check-guide check-nginx check-apache \
     check-nginx-versions check-tls check-nginx-tls check-python-tls check-bench-tls \
-    check-peers check-specs check-deb bench-check demo
+    check-bench-streams check-peers check-specs check-deb bench-check demo
 
 # MAKEFLAGS names a jobserver with -j, which these makes do not get: one check after the other, because
 # some of them measure time.
@@ -240,7 +240,7 @@ check-crate: | git-checkout
 .PHONY: check-readme
 check-readme: | need-python need-cxx need-go need-node-packages all
 	@$(PYTHON) tools/check_links.py $(filter %.md,$(DOCS))
-	@set -e; for program in 1 2 3 4; do \
+	@set -e; for program in 1 2 3 4 5; do \
 	    $(PYTHON) tools/readme_code.py README.md c $$program | \
 	        $(CC) -std=c11 $(WARN) -c -o /dev/null -Iinclude -xc -; \
 	done; \

@@ -10,12 +10,12 @@ import json
 import os
 import pathlib
 import platform
-import re
 import resource
 import subprocess
 import sys
 import time
 
+import machine
 import plot
 import report
 from ways import HERE, all_ways, run_move, run_serve
@@ -186,39 +186,18 @@ PROGRAMS = ["start", "raw_layer", "throughput", "scale"]
 PARTS = ["move", "serve", "after", "memory", "growth", "calls", "checks", *PROGRAMS]
 
 
-def version(*command):
-    """The first version number, or name of a commit, that a program prints."""
-    try:
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True)
-        return re.search(r"\d+\.\d+[.\d]*|\b[0-9a-f]{7,}\S*", done.stdout)[0]
-    except (OSError, subprocess.CalledProcessError, TypeError):
-        return "?"
-
-
 def locked_version(name):
     lines = (HERE / "peers/rust/Cargo.lock").read_text().splitlines()
     return lines[lines.index(f'name = "{name}"') + 1].split('"')[1]
 
 
-def machine(load):
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo")
-                  if line.startswith("model name")), platform.machine())
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "processor": f"{model}, {os.cpu_count()} cores",
-        "kernel": platform.release(),
-        "load": f"{load:.1f}",
-        "versions": {
-            "libhandoff": version("git", "-C", str(HERE), "describe", "--always", "--dirty"),
-            "gcc": version("gcc", "-dumpfullversion"), "rustc": version("rustc", "--version"),
-            "libuv": version("pkg-config", "--modversion", "libuv"),
-            "GLib": version("pkg-config", "--modversion", "glib-2.0"),
-            "Node": version("node", "--version"), "Python": platform.python_version(),
-            "sendfd": locked_version("sendfd"), "passfd": locked_version("passfd"),
-            "nginx": version("nginx", "-v"),
-        },
-    }
+def describe_machine(load):
+    return machine.describe(
+        load, libuv=machine.version("pkg-config", "--modversion", "libuv"),
+        GLib=machine.version("pkg-config", "--modversion", "glib-2.0"),
+        Node=machine.version("node", "--version"), Python=platform.python_version(),
+        sendfd=locked_version("sendfd"), passfd=locked_version("passfd"),
+        nginx=machine.version("nginx", "-v"))
 
 
 def main():
@@ -240,7 +219,7 @@ def main():
         begun = time.monotonic()
         found = bench.program(part) if part in PROGRAMS else getattr(bench, part)()
         results["parts"][part] = {"seconds": round(time.monotonic() - begun), "found": found}
-        results["machine"] = machine(load)
+        results["machine"] = describe_machine(load)
         file.write_text(json.dumps(results, indent=1) + "\n")
         print(report.text(results, bench.ways, part), flush=True)
     print(report.goals(results, bench.ways))

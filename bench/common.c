@@ -2,6 +2,7 @@
 #include "common.h"
 
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -67,6 +68,22 @@ void connect_tcp(int pair[2])
     pair[1] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
     need(pair[1] != -1, "accept");
     close(listener);
+}
+
+int dial(int port, int number)
+{
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port),
+                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in from = {.sin_family = AF_INET,
+                               .sin_addr.s_addr = htonl(INADDR_LOOPBACK + (uint32_t)number / 20000)};
+    struct linger reset = {.l_onoff = 1}; /* leaves no connection behind in TIME_WAIT */
+    int yes = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    need(fd != -1 && setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset) == 0 &&
+         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes) == 0 &&
+         setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &yes, sizeof yes) == 0 &&
+         bind(fd, (struct sockaddr *)&from, sizeof from) == 0 &&
+         connect(fd, (struct sockaddr *)&at, sizeof at) == 0, "connecting");
+    return fd;
 }
 
 int make_child(void)

@@ -1,11 +1,37 @@
-# The benchmark of the nginx modules. It starts nginx and the backend of their tests.
+# The benchmarks of the nginx modules, which start nginx as their tests do.
 
-## bench-nginx  handoff_pass beside proxy_pass and beside the backend itself
-.PHONY: bench-nginx
-bench-nginx: nginx $(NGINX_TESTS)/backend | need-python need-wrk
+## bench-nginx  handoff_pass beside proxy_pass; PART=requests, or =streams: that part
+.PHONY: bench-nginx bench-nginx-requests bench-nginx-streams
+bench-nginx: $(addprefix bench-nginx-,$(or $(PART),requests streams))
+
+bench-nginx-requests: nginx $(NGINX_TESTS)/backend | need-python need-wrk
 	@mkdir -p $(BENCH)/results
 	@$(NGINX_RUN) $(PYTHON) bench/nginx/bench.py > $(BENCH)/results/nginx.txt
 	@cat $(BENCH)/results/nginx.txt
+
+# ---- streams -------------------------------------------------------------------------------------
+
+$(BENCH)/stream_backend: bench/nginx/stream_backend.c bench/nginx/event.h bench/common.c \
+    bench/common.h bench/need_handoff.h $(HEADERS) | need-pkg-config all
+	@mkdir -p $(@D)
+	$(BENCH_CC) $(filter %.c,$^) -o $@ $$($(PC) --cflags --libs handoff)
+
+$(BENCH)/stream_client: bench/nginx/stream_client.c bench/nginx/event.h bench/common.c bench/common.h
+	@mkdir -p $(@D)
+	$(BENCH_CC) $(filter %.c,$^) -o $@
+
+BENCH_STREAMS := bench/nginx/bench_streams.py
+BENCH_STREAMS_NEEDS := $(addprefix $(BENCH)/,stream_backend stream_client)
+
+# One part after the other, also with -j.
+bench-nginx-streams: nginx $(BENCH_STREAMS_NEEDS) | need-python $(if $(PART),,bench-nginx-requests)
+	@mkdir -p $(BENCH)/results
+	@$(NGINX_RUN) $(PYTHON) $(BENCH_STREAMS) $(BENCH)/results
+
+## check-bench-streams  the streams of bench-nginx, some of them and no figures
+.PHONY: check-bench-streams
+check-bench-streams: nginx $(BENCH_STREAMS_NEEDS) | need-python
+	@REPETITIONS=1 STREAMS=50 SECONDS=2 $(NGINX_RUN) $(PYTHON) $(BENCH_STREAMS)
 
 # ---- clients over TLS ----------------------------------------------------------------------------
 

@@ -51,15 +51,13 @@ def short(value):
     return f"{value:.3g}"
 
 
-def bars(title, note, rows):
+def bar_rows(top, rows, longest):
     """A bar for each row (label, [values], is_ours); the values of a row are stacked. One that is
-    much longer than all others is cut off."""
-    sums = sorted(sum(values) for _, values, _ in rows)
-    longest = sums[-1] if sums[-1] < 3 * sums[-2] else 1.2 * sums[-2]
+    longer than the longest is cut off."""
     scale = (WIDTH - LABELS - RIGHT) / longest
-    parts = [text(16, 24, title, "title"), text(16, 42, note, "note")]
+    parts = []
     for i, (label, values, is_ours) in enumerate(rows):
-        y, x = 56 + i * ROW, LABELS
+        y, x = top + i * ROW, LABELS
         parts.append(text(LABELS - 8, y + 14, label, "end"))
         colours = [OURS_COLOUR if is_ours else OTHER_COLOUR,
                    "#7fb8d1" if is_ours else SECOND_COLOUR]
@@ -72,7 +70,38 @@ def bars(title, note, rows):
             parts += [f'<path d="M{x - 24 + gap} {y + 20}l6 -20" stroke="#fff" stroke-width="3"/>'
                       for gap in (0, 8)]
         parts.append(text(x + 6, y + 14, short(sum(values))))
-    return svg(64 + len(rows) * ROW, parts)
+    return parts
+
+
+def bars(title, note, rows):
+    """Bars, of which one that is much longer than all others is cut off."""
+    sums = sorted(sum(values) for _, values, _ in rows)
+    longest = sums[-1] if sums[-1] < 3 * sums[-2] else 1.2 * sums[-2]
+    return svg(64 + len(rows) * ROW, [text(16, 24, title, "title"), text(16, 42, note, "note"),
+                                      *bar_rows(56, rows, longest)])
+
+
+def streams(results):
+    """What bench/nginx/bench_streams.py has found: bars of each kind of figure, for the ways that
+    have it."""
+    kinds = {
+        "nginx's memory for each stream, bytes": ["memory"],
+        f"processor time in {results['seconds']} s, ms; dark: nginx, light: the backend":
+            ["nginx", "backend"],
+        "nginx's descriptors": ["descriptors"],
+        "an event from the backend to the client, microseconds: p50": ["p50"],
+        "p99": ["p99"],
+    }
+    parts = [text(16, 24, f"{results['streams']:,} event streams, an event a second in each; "
+                  "shorter is better", "title")]
+    y = 36
+    for title, kind in kinds.items():
+        rows = [(way, [median(of.get(what, [0])) for what in kind], way == "handoff_pass")
+                for way, of in results["found"].items() if kind[-1] in of]
+        parts += [text(LABELS, y + 14, title, "note"),
+                  *bar_rows(y + 20, rows, max(sum(values) for _, values, _ in rows))]
+        y += 30 + len(rows) * ROW
+    return svg(y, parts)
 
 
 def ticks(low, high):

@@ -2,10 +2,10 @@
 
     record.py RESULTS
 
-bench/results gets what was measured (results.json, nginx.txt), and the tables and plots that are
-made from it. docs/performance.md gets its sections from a line "<!-- bench: NAME -->" to the next
-"<!-- end -->". RESULTS may be bench/results itself: then the texts are written again, as after a
-change of report.py or plot.py.
+bench/results gets what was measured (results.json, nginx.txt, streams.json), and the tables and plots
+that are made from it. docs/performance.md and README.md get their sections from a line
+"<!-- bench: NAME -->" to the next "<!-- end -->". RESULTS may be bench/results itself: then the texts
+are written again, as after a change of report.py or plot.py.
 """
 import json
 import pathlib
@@ -26,12 +26,14 @@ def main():
     if missing:
         sys.exit(f"error: no results of {', '.join(missing)}: please run make bench")
     target.mkdir(exist_ok=True)
-    for file in [source / "results.json", source / "nginx.txt"]:
+    for file in [source / name for name in ("results.json", "nginx.txt", "streams.json")]:
         if file.exists() and source != target:
             shutil.copy(file, target)
     ways = {way.key: way for way in all_ways(source.parent)}
     report.write(results, ways, target)
     plot.write(results, ways, target)
+    streams = report.read_streams(target)
+    (target / "streams.svg").write_text(plot.streams(streams))
 
     sections = {
         "machine": report.head(results),
@@ -39,12 +41,13 @@ def main():
         "plots": "".join(f"![{title}](../bench/results/{name}.svg)\n\n"
                          for name, title in plot.PLOTS.items()).removesuffix("\n"),
         "slower": report.slower(results, ways) + "\n",
+        "streams": report.streams(streams),
     }
-    document = HERE.parent / "docs/performance.md"
-    document.write_text(re.sub(
-        r"<!-- bench: (\w+) -->.*?<!-- end -->",
-        lambda match: f"<!-- bench: {match[1]} -->\n\n{sections[match[1]]}\n<!-- end -->",
-        document.read_text(), flags=re.DOTALL))
+    for document in HERE.parent / "docs/performance.md", HERE.parent / "README.md":
+        document.write_text(re.sub(
+            r"<!-- bench: (\w+) -->.*?<!-- end -->",
+            lambda match: f"<!-- bench: {match[1]} -->\n\n{sections[match[1]]}\n<!-- end -->",
+            document.read_text(), flags=re.DOTALL))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 bench/README.md says how to read them.
 """
+import json
 import re
 from statistics import median
 
@@ -264,6 +265,38 @@ def slower(results, ways):
     ], left=2)
 
 
+# ---- streams through nginx ----
+
+STREAM_WAYS = {"handoff_pass": "`handoff_pass`", "proxy_pass": "`proxy_pass`, unbuffered",
+               "direct": "direct, no nginx"}
+
+
+def streams(results):
+    """What bench/nginx/bench_streams.py has found."""
+    seconds = results["seconds"]
+    rows = []
+    for way, of in results["found"].items():
+        rows.append([STREAM_WAYS[way], *(
+            f"{median(of[what]):,.0f} {unit}".strip() if what in of else ""
+            for what, unit in (("memory", "B"), ("nginx", "ms"), ("descriptors", ""),
+                               ("backend", "ms"), ("p50", "µs"), ("p99", "µs")))])
+    repetitions = len(results["found"]["direct"]["p50"])
+    machine = results["machine"]
+    return (table([f"{results['streams']:,} streams", "nginx: memory each",
+                   f"nginx: processor, {seconds} s", "nginx: descriptors",
+                   f"backend: processor, {seconds} s", "an event: p50", "p99"], rows)
+            + f"\n\nMedians of {repetitions}; {machine['date']}; {machine['processor']}; "
+            f"Linux {machine['kernel']}; nginx {machine['versions']['nginx']}; "
+            f"libhandoff {machine['versions']['libhandoff']}; load {machine['load']} before it "
+            "began.\n")
+
+
+def read_streams(directory):
+    """The results of make bench-nginx PART=streams, if it was run."""
+    file = directory / "streams.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
 # ---- files ----
 
 def head(results):
@@ -292,4 +325,6 @@ def write(results, ways, directory):
         parts += [f"## {part}\n", body]
     if nginx:
         parts += ["## nginx\n", f"```\n{nginx}```\n"]
+    if found_streams := read_streams(directory):
+        parts += ["## streams\n", streams(found_streams)]
     (directory / "results.md").write_text("\n".join(parts))

@@ -162,7 +162,14 @@ ssize_t recvmsg(int fd, struct msghdr *message, int flags)
     return fails(RECVMSG) ? -1 : NEXT(recvmsg)(fd, message, flags);
 }
 
-int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags, struct timespec *timeout)
+#ifdef __GLIBC__
+typedef int recvmmsg_flags;
+#else
+typedef unsigned recvmmsg_flags; /* musl */
+#endif
+
+int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, recvmmsg_flags flags,
+             struct timespec *timeout)
 {
     return fails(RECVMSG) ? -1 : NEXT(recvmmsg)(fd, messages, count, flags, timeout);
 }

@@ -9,6 +9,7 @@
  * ends.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -68,6 +69,9 @@ int main(int argc, char **argv)
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     handoff_status status;
     while ((status = handoff_backend_accept(backend, -1, &arrival)) == HANDOFF_OK) {
+        /* A broker with an event loop has set O_NONBLOCK. */
+        if (fcntl(arrival.fd, F_SETFL, 0) == -1)
+            perror("blocking_backend: fcntl");
         serve(&arrival);
         /* The broker may not have closed its copy yet. While it has one, close(2) does not end the
          * connection. */

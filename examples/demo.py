@@ -3,9 +3,13 @@
 
 Each client connects, asks, reads to the end of the stream and must have got exactly one answer; the
 answer says who gave it. At the end these answers are compared with what the processes counted.
-CLIENTS (4000) and CONCURRENCY (8) come from the environment. The times include what this program
-itself takes. A few clients then go through the blocking pair, through a broker with many threads,
-and through the raw layer's pair.
+CLIENTS (4000) and CONCURRENCY (8) come from the environment. A few clients then go through the
+blocking pair, through a broker with many threads, and through the raw layer's pair.
+
+Last, the same clients are served in three ways: handed over, answered by the broker, and through
+BUILD/proxy, which copies. The ways take turns, each gets its clients at the same pace, and one
+backend serves those that are handed over and those of the proxy. Times to the first byte include
+what this program itself takes. The processor time is the broker's or the proxy's alone.
 
 A backend that dies with a client which it has adopted but not answered takes it along: nobody else
 may answer it. So SIGKILL comes when no such client exists: each has its answer, the backend is
@@ -16,6 +20,7 @@ on a machine that is slow.
 
 import collections
 import concurrent.futures
+import contextlib
 import os
 import re
 import signal
@@ -31,12 +36,17 @@ CLIENTS = int(os.environ.get("CLIENTS", 4000))
 CONCURRENCY = int(os.environ.get("CONCURRENCY", 8))
 DEADLINE_MS, FAILURE_PERIOD_MS = 1000, 1000
 MOST_AT_ONCE = 800  # of clients in a crowd, each with a descriptor
+A_WHILE = 1  # second, for what may not happen at all
 PATIENCE = 60  # seconds, for anything that should happen at once: only a fault takes so long
+A_SECOND, TURN = 1000, 50  # clients of one way, and how many until it is the next one's turn
+MIB = 1 << 20
+LONG_ANSWER, LONG_CLIENTS = 8 * MIB, 4
 
 ANSWER = re.compile(
     rb"HTTP/1\.0 200 OK\r\nContent-Length: \d+\r\n\r\nserved by the (broker|backend \d+)\n")
 
 Result = collections.namedtuple("Result", "server seconds")
+Way = collections.namedtuple("Way", "name process by_backend")
 
 
 class Process:
@@ -62,14 +72,26 @@ class Process:
         self.process.kill()
         self.process.wait()
 
+    def tcp(self):
+        host, port = self.address.split(":")
+        return host, int(port)
+
+    def processor_seconds(self):
+        with open(f"/proc/{self.process.pid}/schedstat", encoding="ascii") as file:
+            return int(file.read().split()[0]) / 1e9
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
 
 def expect(true, otherwise):
     if not true:
         problems.append(otherwise)
 
 
-def client(address):
-    """One client: a Result, or what is wrong with the answer."""
+def client(address, due=0):
+    """One client, at a time: a Result, or what is wrong with the answer."""
+    time.sleep(max(0, due - time.perf_counter()))
     start = time.perf_counter()
     try:
         with socket.create_connection(address, timeout=PATIENCE) as connection:
@@ -164,15 +186,8 @@ def report(counted):
     reasons = {name: n for name, n in counted.items() if name.startswith("fallback, ")}
     for name, count in reasons.items():
         print(f"{name:43}{count:18}")
-    print(f"{'client errors':43}{errors():18}\n")
-
-    print(f"{'time to first byte, milliseconds':43}{'p50':>9}{'p99':>9}")
-    for name, adopted in (("adopted", True), ("fallback", False)):
-        times = [1000 * r.seconds for r in everything
-                 if r.seconds is not None and (r.server != "broker") == adopted]
-        if len(times) > 1:
-            cuts = statistics.quantiles(times, n=100)
-            print(f"{name:43}{cuts[49]:9.2f}{cuts[98]:9.2f}")
+    print(f"{'client errors':43}{errors():18}")
+    print("(fallback: the backend was down, stopped or full, so the broker answered)")
 
     expect(counted["connections"] == len(everything), "the broker counted other connections")
     expect(counted["adopted"] == total[True], "the broker counted other adoptions")
@@ -200,8 +215,7 @@ def demo(build, directory):
     def start_broker(*options):
         global address
         broker = Process(f"{build}/broker", "0", handoff_socket, *map(str, options))
-        host, port = broker.address.split(":")
-        address = host, int(port)
+        address = broker.tcp()
         return broker
 
     # How slow is this machine?
@@ -253,8 +267,7 @@ def short(build, directory, pair, backend_name):
     handoff_socket = os.path.join(directory, f"{pair}.sock")
     backend = Process(f"{build}/{backend_name}_backend", handoff_socket)
     broker = Process(f"{build}/{pair}_broker", "0", handoff_socket)
-    host, port = broker.address.split(":")
-    address = host, int(port)
+    address = broker.tcp()
     return_to_backend("runs")
     run("runs", CLIENTS // 100)
     end = Process.kill if pair == "raw" else Process.end
@@ -266,6 +279,105 @@ def short(build, directory, pair, backend_name):
     end(broker)
     print(f"{pair + '_broker, ' + backend_name + '_backend':43}{len(by('runs', True)) + CONCURRENCY:9}"
           f"{len(by('runs', True)):9}{len(by('is down', False)):9}")
+
+
+def short_answers(ways):
+    """Sends clients the ways in turn, each at the same pace."""
+    before = [way.process.processor_seconds() for way in ways]
+    for _ in range(max(1, CLIENTS // 4 // TURN)):
+        for way in ways:
+            start = time.perf_counter()
+            futures = [pool.submit(client, way.process.tcp(), start + number / A_SECOND)
+                       for number in range(TURN)]
+            add(way.name, [future.result() for future in futures])
+
+    title = f"three ways in turn, {A_SECOND} clients a second"
+    print(f"\n{title:43}{'p50':>9}{'p99':>9}{'processor':>11}")
+    for way, used in zip(ways, before):
+        used = way.process.processor_seconds() - used
+        times = [1000 * result.seconds for result in by(way.name, way.by_backend)]
+        expect(len(times) == len(results[way.name]) > 1, f"{way.name}: not all clients")
+        if len(times) > 1:
+            cuts = statistics.quantiles(times, n=100)
+            print(f"{way.name:43}{cuts[49]:9.2f}{cuts[98]:9.2f}{1000 * used / len(times):11.3f}")
+    print("(milliseconds: to the first byte; the broker's processor time for each client)\n")
+
+
+def descriptors_left(process, before, seconds):
+    """How many more than before it still holds after this time."""
+    end = time.monotonic() + seconds
+    while process.descriptors() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    return process.descriptors() - before
+
+
+def read_on(connection, answer, seconds):
+    """Reads to the end, or until nothing has come for so long."""
+    connection.settimeout(seconds)
+    try:
+        for part in iter(lambda: connection.recv(1 << 20), b""):
+            answer += part
+    except socket.timeout:
+        pass
+
+
+def long_answers(process, seconds):
+    """Sends clients, and stops the process for a while when each has its first bytes. For each
+    client: the descriptors held for it, the processor's milliseconds, and the bytes that arrived
+    while the process was stopped or before."""
+    descriptors, used = process.descriptors(), process.processor_seconds()
+    answers = [bytearray() for _ in range(LONG_CLIENTS)]
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(process.tcp(), PATIENCE))
+                       for _ in answers]
+        for connection, answer in zip(connections, answers):
+            connection.sendall(b"GET /%d HTTP/1.0\r\n\r\n" % LONG_ANSWER)
+            answer += connection.recv(4096)
+        held = descriptors_left(process, descriptors, seconds)
+        process.process.send_signal(signal.SIGSTOP)
+        list(pool.map(read_on, connections, answers, [seconds] * LONG_CLIENTS))
+        arrived = sum(map(body_length, answers))
+        process.process.send_signal(signal.SIGCONT)
+        list(pool.map(read_on, connections, answers, [PATIENCE] * LONG_CLIENTS))
+    for answer in answers:
+        expect(body_length(answer) == LONG_ANSWER, f"not one answer: {body_length(answer)} bytes")
+    expect(descriptors_left(process, descriptors, PATIENCE) == 0, "the clients' descriptors stay")
+    used = process.processor_seconds() - used
+    return held / LONG_CLIENTS, 1000 * used / LONG_CLIENTS, arrived / LONG_CLIENTS
+
+
+def body_length(answer):
+    return len(answer.partition(b"\r\n\r\n")[2])
+
+
+def three_ways(build, directory):
+    """The same clients, handed over and not."""
+    global address
+    results.clear()
+    handoff_socket, proxies_socket = f"{directory}/handoff.sock", f"{directory}/proxies.sock"
+    backend = Process(f"{build}/threaded_backend", handoff_socket, proxies_socket)
+    broker = Process(f"{build}/broker", "0", handoff_socket, str(1000 * PATIENCE))
+    alone = Process(f"{build}/broker", "0", f"{directory}/none.sock")
+    proxy = Process(f"{build}/proxy", "0", proxies_socket)
+    address = broker.tcp()
+    return_to_backend("handed over")
+    short_answers([Way("handed over to a backend", broker, True),
+                   Way("fallback: the broker answers, no backend", alone, False),
+                   Way("copied by a proxy from the same backend", proxy, True)])
+
+    # The broker may have all the time that it wants, because it should need none of it.
+    held, used, arrived = zip(long_answers(broker, PATIENCE), long_answers(proxy, A_WHILE))
+    title = f"for each client with an answer of {LONG_ANSWER // MIB} MiB"
+    print(f"{title:43}{'handed over':>18}{'proxy':>11}")
+    print(f"{'descriptors that the broker holds':43}{held[0]:18.0f}{held[1]:11.0f}")
+    print(f"{'processor time of the broker':43}{used[0]:18.3f}{used[1]:11.3f}")
+    print(f"{'MiB that arrive if the broker is stopped':43}"
+          f"{arrived[0] / MIB:18.1f}{arrived[1] / MIB:11.1f}")
+    expect(held[0] == 0 and arrived[0] == LONG_ANSWER, "the broker is needed for the long answer")
+    for process in broker, alone, proxy, backend:
+        process.end()
+    expect(not os.path.exists(handoff_socket) and not os.path.exists(proxies_socket),
+           "threaded_backend left its sockets")
 
 
 running, problems, ended_backends = [], [], []
@@ -282,6 +394,7 @@ with tempfile.TemporaryDirectory(prefix="handoff-demo-") as directory:
         print()
         for pair in ("blocking", "blocking"), ("threaded", "blocking"), ("raw", "raw"):
             short(sys.argv[1], directory, *pair)
+        three_ways(sys.argv[1], directory)
     finally:
         for process in running:
             process.kill()

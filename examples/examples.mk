@@ -4,14 +4,16 @@ EXAMPLES := $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/*.c)
 
 $(BUILD)/examples/%: examples/%.c $(HEADERS) | need-pkg-config all
 	@mkdir -p $(@D)
-	$(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff) \
+	@echo CC $@
+	@$(CC) -std=c11 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff) \
 	    $(EXAMPLE_LIBS)
 
-$(BUILD)/examples/threaded_broker: EXAMPLE_LIBS := -lpthread
+$(BUILD)/examples/threaded_broker $(BUILD)/examples/threaded_backend: EXAMPLE_LIBS := -lpthread
 
 $(BUILD)/examples/%_cc: examples/%.cc $(HEADERS) include/handoff.hpp | need-pkg-config need-cxx all
 	@mkdir -p $(@D)
-	$(CXX) -std=c++17 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff)
+	@echo CXX $@
+	@$(CXX) -std=c++17 $(CFLAGS) $(WARN) $< -o $@ $$($(PC) --cflags --libs handoff)
 
 ## check-libc  the C tests and the examples need no later glibc than the library
 .PHONY: check-libc
@@ -19,7 +21,7 @@ check-libc: $(addprefix $(C_BUILD)/,$(C_TESTS) soak one_owner spread faults limi
     | need-python
 	@CC='$(CC)' packaging/check-libc $(LIB)/$(SHARED) $(COMMAND) $^
 
-## demo        thousands of clients through a broker to a backend that is killed on the way
+## demo        thousands of clients through a broker to a backend that is killed on the way, and a proxy
 .PHONY: demo
 demo: $(EXAMPLES) | need-python
 	@LD_LIBRARY_PATH=$(LIB) $(PYTHON) examples/demo.py $(BUILD)/examples

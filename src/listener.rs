@@ -77,6 +77,13 @@ pub enum ListenerError {
         /// The path that was to become a socket.
         path: PathBuf,
     },
+    /// A directory has that name.
+    #[error("{path}: this is a directory: listen at a path in it, such as {}",
+        .path.join("1.sock").display(), path = .path.display())]
+    Directory {
+        /// The path that was to become a socket.
+        path: PathBuf,
+    },
     /// A limit on descriptors or memory.
     #[error("{path}: {limit}: {source}", path = .path.display(),
         limit = ErrorKind::which_limit(source))]
@@ -107,7 +114,9 @@ impl ListenerError {
             ListenerError::InvalidMode { .. } => ErrorKind::InvalidArgument,
             ListenerError::PermissionDenied { .. } => ErrorKind::PermissionDenied,
             ListenerError::InUse { .. } => ErrorKind::AddressInUse,
-            ListenerError::NotASocket { .. } => ErrorKind::NotASocket,
+            ListenerError::NotASocket { .. } | ListenerError::Directory { .. } => {
+                ErrorKind::NotASocket
+            }
             ListenerError::DescriptorPressure { .. } => ErrorKind::DescriptorPressure,
             ListenerError::Failed { .. } => ErrorKind::ListenFailed,
         }
@@ -249,8 +258,13 @@ mod tests {
         let link = directory.path().join("link");
         symlink(&path, &link).unwrap();
         assert!(matches!(listen(&link), Err(ListenerError::NotASocket { .. })));
-        assert!(matches!(listen(directory.path()), Err(ListenerError::NotASocket { .. })));
-        assert!(matches!(listen(Path::new("/")), Err(ListenerError::NotASocket { .. })));
+        assert!(matches!(listen(directory.path()), Err(ListenerError::Directory { .. })));
+        assert!(matches!(listen(Path::new("/")), Err(ListenerError::Directory { .. })));
+        let error = listen(Path::new("/run/")).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "/run/: this is a directory: listen at a path in it, such as /run/1.sock"
+        );
     }
 
     #[test]

@@ -16,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../../integrations/nginx/tests"))
-from harness import (  # noqa: E402
-    Backend, Nginx, free_port, is_asleep, wait_for_channels, wait_until)
+HERE = os.path.dirname(__file__)
+sys.path += [f"{HERE}/..", f"{HERE}/../../integrations/nginx/tests"]
+from harness import Backend, Nginx, free_port, wait_for_channels  # noqa: E402
+from machine import processor  # noqa: E402
+from measure import processor_ns, wait_for_rest  # noqa: E402
 
 REPETITIONS = int(os.environ.get("REPETITIONS", 7))
 DURATION = int(os.environ.get("DURATION", 2))
@@ -49,15 +51,6 @@ class Measured:
         self.both = self.nginx + self.backend
 
 
-def processor_ns(pids):
-    """What the kernel has counted for these processes, of one thread each."""
-    total = 0
-    for pid in pids:
-        with open(f"/proc/{pid}/schedstat", encoding="ascii") as file:
-            total += int(file.read().split()[0])
-    return total
-
-
 class Bench:
     def __init__(self, directory):
         self.backend = Backend(directory, None, "-h", "handoff.sock", "-u", "backend.sock")
@@ -74,7 +67,7 @@ class Bench:
     def processor_ns(self):
         """Of nginx and of the backend, when both have done all that there is."""
         pids = [self.backend.process.pid]
-        wait_until(lambda: all(map(is_asleep, [*self.workers, *pids])), "nothing is left to do")
+        wait_for_rest([*self.workers, *pids])
         return processor_ns(self.workers), processor_ns(pids)
 
     def measure(self, way, close):
@@ -168,11 +161,9 @@ def report(measured, large):
 
 
 def machine():
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        model = re.search(r"model name\s*: (.*)", file.read())
     nginx = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr
     wrk = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout
-    return (f"{os.cpu_count()} x {model[1] if model else platform.machine()}, "
+    return (f"{os.cpu_count()} x {processor()}, "
             f"Linux {platform.release()}, {nginx.split(': ')[-1].strip()}, "
             f"{' '.join(wrk.split()[:2])}; two workers, one backend, {CONNECTIONS} connections")
 

@@ -21,9 +21,12 @@ import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../../integrations/nginx/tests"))
+HERE = os.path.dirname(__file__)
+sys.path += [f"{HERE}/..", f"{HERE}/../../integrations/nginx/tests"]
 from harness import (  # noqa: E402
-    BUILD, NGINX, Backend, Nginx, free_port, is_asleep, wait_for_channels, wait_until)
+    BUILD, NGINX, Backend, Nginx, free_port, wait_for_channels, wait_until)
+from machine import processor  # noqa: E402
+from measure import descriptors, memory_kib, processor_ns, wait_for_rest  # noqa: E402
 
 COUNTING = bool(os.environ.get("BENCH_TLS_COUNT"))
 CLIENT = os.path.join(BUILD, "../bench/tls_client")
@@ -134,27 +137,15 @@ class Way:
 
     def processor(self):
         """Microseconds of both sides, when both have done all that there is."""
-        wait_until(lambda: all(is_asleep(pid) for side in self.sides() for pid in side),
-                   "nothing is left to do")
-        return [sum(schedstat(pid) for pid in side) / 1000 for side in self.sides()]
+        wait_for_rest([pid for side in self.sides() for pid in side])
+        return [processor_ns(side) / 1000 for side in self.sides()]
 
     def memory(self):
         """KiB of nginx, and its descriptors."""
-        return (sum(pss(pid) for pid in self.workers),
-                sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.workers))
+        return memory_kib(self.workers), descriptors(self.workers)
 
     def adopted(self):
         return self.backend.statistics()["adopted"]
-
-
-def schedstat(pid):
-    with open(f"/proc/{pid}/schedstat", encoding="ascii") as file:
-        return int(file.read().split()[0])
-
-
-def pss(pid):
-    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
-        return int(re.search(r"^Pss:\s+(\d+)", file.read(), re.M)[1])
 
 
 class Measured:
@@ -301,12 +292,10 @@ class Bench:
 
 
 def machine():
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        model = re.search(r"model name\s*: (.*)", file.read())
     nginx = subprocess.run([NGINX, "-V"], capture_output=True, text=True, check=True).stderr
     version = re.search(r"nginx/[\d.]+", nginx)[0]
     openssl = re.findall(r"OpenSSL ([\d.]+)", nginx)[-1]
-    return (f"{os.cpu_count()} x {model[1] if model else platform.machine()}, "
+    return (f"{os.cpu_count()} x {processor()}, "
             f"Linux {platform.release()}, {version}, built with OpenSSL {openssl}; {VERSION}; two workers, "
             f"one backend, {CONNECTIONS} connections, {REQUESTS} requests on one that is kept")
 

@@ -16,8 +16,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <stdio.h>
@@ -76,20 +74,11 @@ static void go_on(struct client *client);
 
 static void begin(struct client *client)
 {
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port),
-                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    struct linger reset = {.l_onoff = 1}; /* leaves no connection behind in TIME_WAIT */
-    int yes = 1;
     if (begun == connections)
         return;
-    begun++;
     *client = (struct client){.in_handshake = 1, .start = now()};
-    client->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    need(client->fd != -1 &&
-         setsockopt(client->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset) == 0 &&
-         setsockopt(client->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes) == 0 &&
-         connect(client->fd, (struct sockaddr *)&at, sizeof at) == 0 &&
-         fcntl(client->fd, F_SETFL, O_NONBLOCK) == 0, "connecting");
+    client->fd = dial(port, begun++);
+    need(fcntl(client->fd, F_SETFL, O_NONBLOCK) == 0, "O_NONBLOCK");
     client->tls = SSL_new(context);
     need(client->tls != NULL && SSL_set_fd(client->tls, client->fd) == 1, "SSL_new");
     SSL_set_connect_state(client->tls);

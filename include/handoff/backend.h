@@ -84,7 +84,9 @@ typedef struct handoff_backend_options {
     size_t max_kept_bytes;
     /**
      * How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps: at most
-     * 10000, default 0. It saves the time to wake up, if backend and broker have a processor each.
+     * 10000, default 0. It saves the time to wake up if backend and broker have a processor each to
+     * themselves. If they don't, it keeps the other from running, and makes handoffs many times
+     * slower.
      */
     uint32_t spin_us;
     /** Reserved: always 0. */
@@ -308,7 +310,8 @@ handoff_status handoff_backend_next(handoff_backend *backend,
  * @param backend  the backend
  * @param id       the arrival's id
  * @param[out] fd  the connection, close-on-exec, yours to close(2). Its other flags and options
- *                 are as the broker set them.
+ *                 are as the broker set them, O_NONBLOCK too. Before close(2), take it out of your
+ *                 epoll set, EPOLL_CTL_DEL: while the broker has its copy, close(2) does not.
  * @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke the protocol: the
  *         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held;
  *         HANDOFF_ERR_WRONG_PROCESS.

@@ -68,7 +68,9 @@ pub struct handoff_backend_options {
     /// or rejected it.
     pub max_kept_bytes: usize,
     /// How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps: at most
-    /// 10000, default 0. It saves the time to wake up, if backend and broker have a processor each.
+    /// 10000, default 0. It saves the time to wake up if backend and broker have a processor each to
+    /// themselves. If they don't, it keeps the other from running, and makes handoffs many times
+    /// slower.
     pub spin_us: u32,
     /// Reserved: always 0.
     pub reserved: u32,
@@ -412,7 +414,8 @@ pub extern "C" fn handoff_backend_next(
 /// @param backend  the backend
 /// @param id       the arrival's id
 /// @param[out] fd  the connection, close-on-exec, yours to close(2). Its other flags and options
-///                 are as the broker set them.
+///                 are as the broker set them, O_NONBLOCK too. Before close(2), take it out of your
+///                 epoll set, EPOLL_CTL_DEL: while the broker has its copy, close(2) does not.
 /// @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke the protocol: the
 ///         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held;
 ///         HANDOFF_ERR_WRONG_PROCESS.

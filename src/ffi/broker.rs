@@ -87,8 +87,9 @@ pub struct handoff_broker_options {
     /// HANDOFF_BROKER_SHARED, or 0.
     pub flags: u32,
     /// How many microseconds handoff_broker_offer_and_wait() keeps a processor busy before it sleeps:
-    /// at most 10000, default 0. It saves the time to wake up, if backend and broker have a processor
-    /// each. Not with HANDOFF_BROKER_SHARED.
+    /// at most 10000, default 0. It saves the time to wake up if backend and broker have a processor
+    /// each to themselves. If they don't, it keeps the other from running, and makes handoffs many
+    /// times slower. It has no effect with HANDOFF_BROKER_SHARED.
     pub spin_us: u32,
 }
 
@@ -399,7 +400,8 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 /// take one soon.
 ///
 /// After HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE and
-/// HANDOFF_ERR_TOO_MANY_CHANNELS the descriptor becomes readable when an offer would be taken again: see handoff_broker_room().
+/// HANDOFF_ERR_TOO_MANY_CHANNELS the descriptor becomes readable when an offer would be taken again:
+/// see handoff_broker_room().
 ///
 /// After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
 /// handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
@@ -547,9 +549,9 @@ pub struct handoff_verdict {
     /// HANDOFF_REASON_BACKEND_DIED; or HANDOFF_REASON_INTEGRITY_MISMATCH if the backend broke the
     /// protocol: it may have adopted the connection, so do not serve it.
     pub reason: handoff_reason,
-    /// Not 0, with a fallback: the backend may still hold a copy of the descriptor. It cannot adopt
-    /// it any more. It may have changed what copies share: O_NONBLOCK and O_ASYNC, and socket
-    /// options such as SO_LINGER and SO_RCVLOWAT. Set what you rely on. If it has called
+    /// With HANDOFF_FALLBACK: not 0 if the backend may still hold a copy of the descriptor. It
+    /// cannot adopt it any more. It may have changed what copies share: O_NONBLOCK and O_ASYNC, and
+    /// socket options such as SO_LINGER and SO_RCVLOWAT. Set what you rely on. If it has called
     /// shutdown(2), send(2) fails with EPIPE. End the connection with shutdown(2), then close(2):
     /// close(2) alone sends no FIN while there is a copy.
     pub may_have_reached_backend: u32,

@@ -104,7 +104,7 @@ impl<'a> Place<'a> {
     fn open(path: &'a Path, address: &'a Address) -> Result<Place<'a>, ListenerError> {
         let slash = path.as_os_str().as_encoded_bytes().ends_with(b"/");
         let name = path.file_name().filter(|_| !slash).map(PathBuf::from);
-        let name = name.ok_or_else(|| ListenerError::NotASocket { path: path.to_owned() })?;
+        let name = name.ok_or_else(|| ListenerError::Directory { path: path.to_owned() })?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let directory = file::open_directory(parent.unwrap_or(Path::new(".")))
             .map_err(|error| failed(path, "open its directory", error))?;
@@ -142,6 +142,9 @@ impl<'a> Place<'a> {
     fn examine(&self) -> Result<Found, ListenerError> {
         match file::status_at(&self.directory, &self.name) {
             Ok(status) if status.is_socket => {}
+            Ok(status) if status.is_directory => {
+                return Err(ListenerError::Directory { path: self.path.to_owned() });
+            }
             Ok(_) => return Err(ListenerError::NotASocket { path: self.path.to_owned() }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
             Err(error) => return Err(failed(self.path, "examine what is there", error)),

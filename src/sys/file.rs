@@ -23,6 +23,7 @@ pub(crate) struct FileStatus {
     pub id: FileId,
     pub owner: u32,
     pub is_socket: bool,
+    pub is_directory: bool,
     pub mode: u32,
 }
 
@@ -64,6 +65,7 @@ pub(super) fn status(call: impl Fn(*mut libc::stat) -> libc::c_int) -> io::Resul
         id: FileId { device: status.st_dev as u64, inode: status.st_ino as u64 },
         owner: status.st_uid,
         is_socket: status.st_mode & libc::S_IFMT == libc::S_IFSOCK,
+        is_directory: status.st_mode & libc::S_IFMT == libc::S_IFDIR,
         mode: status.st_mode as u32 & 0o7777,
     })
 }

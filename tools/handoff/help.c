@@ -30,6 +30,7 @@ static const struct {
      "               -- COMMAND [ARGUMENT...]\n"
      "      Listens at SOCKET, and runs COMMAND for each client that is handed over, with the\n"
      "      client as standard input and output. SIGTERM ends it when the commands have ended.\n"
+     "      Clients with TLS that read nothing can delay that by 32 seconds.\n"
      "        -v, --verbose  print how each command ended\n"
      "        --max N        the most commands at once; default 100\n"
      "        --mode MODE    permissions of the socket's file; default 0600, or 0660 with --group\n"

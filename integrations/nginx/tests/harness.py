@@ -24,17 +24,18 @@ BUILD = os.environ["NGINX_TESTS_BUILD"]  # where the test programs are
 NGINX = os.environ.get("NGINX_PROGRAM", "nginx")
 LOAD = os.environ["NGINX_LOAD"].split()  # the modules; none if they are in nginx itself
 UNDER = os.environ.get("NGINX_TESTS_UNDER", "").split()  # such as valgrind and its options
+DESCRIPTORS = 16384  # that each process may have, and nginx's worker for its connections
 
 CONFIGURATION = """
 {load}
 {user}
 daemon off;
 worker_processes 2;
-worker_rlimit_nofile 16384;
+worker_rlimit_nofile {descriptors};
 pid nginx.pid;
 error_log error.log warn;
 {main}
-events {{ worker_connections 12000; }}
+events {{ worker_connections {descriptors}; }}
 """
 
 HTTP = """
@@ -95,13 +96,14 @@ def free_port():
         return server.getsockname()[1]
 
 
-def raise_limits():
+def raise_limits(wanted=DESCRIPTORS):
     """What thousands of clients take; the processes inherit it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 16384
-    if os.getuid() != 0 and hard < wanted:
-        raise SystemExit(f"error: the tests need {wanted} descriptors: ulimit -n says {hard}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
+    except (OSError, ValueError):
+        raise SystemExit(f"error: this needs {wanted} descriptors in a process: ulimit -Hn says "
+                         f"{hard}") from None
 
 
 def end_test(*_):
@@ -171,7 +173,7 @@ class Nginx(Process):
     """A master process and its two workers."""
 
     def __init__(self, directory, **parts):
-        """`parts` fill the configuration: http, stream, main, and root's workers' user."""
+        """`parts` fill the configuration: http, stream, main, root's workers' user, descriptors."""
         self.configure(directory, **parts)
         super().__init__(self.command(directory), directory)
 
@@ -180,12 +182,12 @@ class Nginx(Process):
         return [*UNDER, NGINX, "-p", directory, "-c", "nginx.conf", "-e", "error.log"]
 
     @staticmethod
-    def configure(directory, http="", stream="", main="", user="root"):
+    def configure(directory, http="", stream="", main="", user="root", descriptors=DESCRIPTORS):
         """Without a part its block is left out, though its module is loaded."""
         with open(f"{directory}/nginx.conf", "w", encoding="ascii") as file:
             file.write(CONFIGURATION.format(
                 load="\n".join(f"load_module {path};" for path in LOAD), main=main,
-                user=f"user {user};" if os.getuid() == 0 else ""))
+                user=f"user {user};" if os.getuid() == 0 else "", descriptors=descriptors))
             if http:
                 file.write(HTTP.format(http=http))
             if stream:

@@ -28,9 +28,10 @@
  *   Out parameters come last and are written only on HANDOFF_OK.
  * - Structs. Initialise each with its _INIT macro. In a language without macros, call the _init()
  *   function of a struct that you fill, and set `size` to the struct's size in one that the library
- *   fills; layout.h says sizes, offsets and values. You need not do that again between calls. Zero is the default in every field.
- *   Out-of-range values are clamped; combinations that cannot work are refused. A struct larger
- *   than the library knows is accepted if the rest is zero, else HANDOFF_ERR_UNSUPPORTED.
+ *   fills; layout.h says sizes, offsets and values. You need not do that again between calls. Zero is
+ *   the default in every field. Out-of-range values are clamped; combinations that cannot work are
+ *   refused. A struct larger than the library knows is accepted if the rest is zero, else
+ *   HANDOFF_ERR_UNSUPPORTED.
  * - Descriptors. One that you pass in stays yours, open and unchanged unless the call says
  *   otherwise. One in an out parameter is yours to close, and is close-on-exec. The one that a
  *   handle returns for polling stays the handle's: remove it from your event loop before you free
