@@ -169,9 +169,6 @@ class ThroughBroker(Tests, many_clients.Case):
     def start_broker(self, *options):
         return command.Running(self, "broker", "--wait", "60000", *options, "127.0.0.1:0", self.path)
 
-    def port_of_broker_that_does_not_wait(self):
-        return self.start_broker("--wait", "0").port
-
     def assert_all_told_of(self, clients):
         """Each was adopted once: whoever was not is closed by the broker, which counts it."""
         self.assertEqual(sum("fallback" in one.ways for one in clients), 0)

@@ -83,7 +83,7 @@ class Listener:
                     await asyncio.sleep(VERDICT_S)
             else:
                 await self._readable()
-                if not self._closed and not self._dispatch():
+                while not self._closed and not self._dispatch():
                     await asyncio.sleep(PAUSE_S)
         return None
 
