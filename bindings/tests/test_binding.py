@@ -30,7 +30,7 @@ import harness  # of the tests of the nginx modules
 import many_clients
 from client import Connection
 from harness import PATIENCE, wait_until
-from many_clients import AT_ONCE, BODY, CLIENTS, SERVED_BY, Client, ask, events
+from many_clients import AT_ONCE, BODY, CLIENTS, SERVED_BY, Client, ask
 
 import handoff
 

@@ -18,6 +18,12 @@ ERR_INVALID_ARGUMENT, ERR_FULL, ERR_WRONG_PROCESS, ERR_CLOSED, ERR_TAKEN_BACK = 
 # ---- the structs, with the members of the headers ------------------------------------------------
 
 
+def fits(what: str, given: Any, kept: Any) -> None:
+    """ctypes keeps only the bits of a number that there is room for."""
+    if given != kept:
+        raise ValueError(f"{what} cannot be {given!r}")
+
+
 class PeerPolicy(ctypes.Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -26,6 +32,8 @@ class PeerPolicy(ctypes.Structure):
     ]
 
     def __init__(self, users: Sequence[int], groups: Sequence[int]) -> None:
+        for number in (*users, *groups):
+            fits("a user or group", number, c_uint32(number).value)
         super().__init__(
             ctypes.sizeof(PeerPolicy),
             (c_uint32 * len(users))(*users), len(users),
@@ -47,6 +55,7 @@ class Sized(ctypes.Structure):
             if name not in names:
                 raise TypeError(f"there is no option {name!r}, but {', '.join(sorted(names))}")
             setattr(self, name, value)
+            fits(name, value, getattr(self, name))
         if users or groups:
             setattr(self, "policy", ctypes.pointer(PeerPolicy(users, groups)))
 

@@ -14,7 +14,7 @@ from typing import Any, Iterator, Sequence
 
 from ._library import (ADOPTED, BACKEND_BACKUP, ERR_CLOSED, ERR_WRONG_PROCESS, NOTHING, OFFER_MORE,
                        OFFER_TLS, BrokerBackend, BrokerOptions, CVerdict, HandoffError, Offer,
-                       check, library, path_string, string)
+                       check, fits, library, path_string, string)
 
 
 @dataclass
@@ -199,4 +199,5 @@ def _offer(connection: socket.socket, preread: bytes, metadata: bytes, service: 
     offer.service = None if service is None else string("service", service)
     offer.correlation = None if correlation is None else string("correlation", correlation)
     offer.timeout_ms = timeout_ms
+    fits("timeout_ms", timeout_ms, offer.timeout_ms)
     return offer

@@ -252,6 +252,17 @@ class TheBackend(Ends):
         with self.assertRaises(TypeError):
             handoff.Backend.listen(self.path, max_chanels=1)
 
+    def test_number_that_does_not_fit_is_refused(self):
+        self.listen()
+        for call in (lambda: handoff.Backend.listen(self.path + "2", max_in_flight=2**64 + 5),
+                     lambda: handoff.Backend.listen(self.path + "2", spin_us=-1),
+                     lambda: handoff.Backend.listen(self.path + "2", users=[2**32]),  # not root
+                     lambda: handoff.Broker(self.path, groups=[-1]),
+                     lambda: handoff.Broker(self.path, timeout_ms=-1),
+                     lambda: self.broker.add(self.path + "2", weight=2**32 + 1),
+                     lambda: self.broker.offer(self.accepted, timeout_ms=2**64)):
+            self.assertRaisesRegex(ValueError, "cannot be", call)
+
     def test_nul_in_a_name_or_path_is_refused(self):
         self.listen()
         for call in (lambda: handoff.Backend.listen(self.path + "2\0.other"),
