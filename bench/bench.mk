@@ -2,7 +2,7 @@
 
 BENCH   := $(BUILD)/bench
 BENCH_PROGRAMS := start raw_layer throughput scale
-PEERS   := $(addprefix $(BENCH)/peers/,plain channel glib libuv instead client rust)
+PEERS   := $(addprefix $(BENCH)/peers/,plain checks channel blocking glib libuv instead client rust)
 PART    ?=
 
 BENCH_CC = $(CC) -std=c11 $(CFLAGS) $(WARN)
@@ -23,8 +23,8 @@ PEER_SOURCES := bench/peers/peer.c bench/common.c
 PEER_HEADERS := bench/peers/peer.h bench/common.h bench/need_handoff.h
 
 $(BENCH)/peers/client: PEER_SOURCES := bench/common.c
-$(BENCH)/peers/channel: PACKAGES := handoff
-$(BENCH)/peers/channel: $(HEADERS) | all
+$(BENCH)/peers/channel $(BENCH)/peers/blocking: PACKAGES := handoff
+$(BENCH)/peers/channel $(BENCH)/peers/blocking: $(HEADERS) | all
 $(BENCH)/peers/glib: PACKAGES := gio-unix-2.0
 $(BENCH)/peers/libuv: PACKAGES := libuv
 $(BENCH)/peers/%: bench/peers/%.c bench/peers/peer.c bench/common.c $(PEER_HEADERS) | need-peers

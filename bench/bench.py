@@ -6,6 +6,7 @@ PROGRAMS is the directory of the built programs; results go to its subdirectory 
 over those of its last run, with tables and plots of all parts that have some. In each part the ways
 run in turns, REPETITIONS times; HANDOFFS and REQUESTS scale how many are measured at a time.
 """
+import itertools
 import json
 import os
 import pathlib
@@ -14,16 +15,20 @@ import resource
 import subprocess
 import sys
 import time
+from statistics import median
 
 import machine
 import plot
 import report
+from figures import CHECKS, FORM
+from goals import goals
 from ways import HERE, all_ways, run_move, run_serve
 
 REPETITIONS = int(os.environ.get("REPETITIONS", 0))
 HANDOFFS = int(os.environ.get("HANDOFFS", 20000))
 REQUESTS = int(os.environ.get("REQUESTS", 3000))
 CPUS = (sorted(os.sched_getaffinity(0)) * 2)[:2]  # of the broker and of the backend
+IN_FLIGHT = [1, 2, 4, 8, 16, 64, 256, 1024]
 HELD = 10000
 BULK = 64 << 20  # bytes in an answer
 
@@ -32,7 +37,9 @@ class Bench:
     def __init__(self, programs):
         self.programs = programs
         self.ways = {way.key: way for way in all_ways(programs)}
-        self.moving = [way for way in self.ways.values() if way.moves]
+        self.serving = [key for key, way in self.ways.items() if not way.alone]
+        self.moving = [key for key in self.serving if self.ways[key].moves]
+        self.alone = [key for key, way in self.ways.items() if way.alone]
 
     def in_turns(self, cases, repetitions, run):
         """Runs each case `repetitions` times, each time with another one first. Returns
@@ -53,11 +60,12 @@ class Bench:
     def move(self):
         """Without clients: 256 in flight, and one at a time, where the kernel wakes the other side
         on the same processor or on another one."""
-        cases = {"full": (256, HANDOFFS, CPUS), "apart": (1, HANDOFFS // 4, CPUS),
-                 "together": (1, HANDOFFS // 4, CPUS[:1] * 2)}
-        keys = [way.key for way in self.moving]
+        sleeping = [key for key in self.alone if "SPIN" not in self.ways[key].environment]
+        cases = {"full": (self.moving, 256, HANDOFFS, CPUS),
+                 "apart": (self.moving + self.alone, 1, HANDOFFS // 4, CPUS),
+                 "together": (self.moving + sleeping, 1, HANDOFFS // 4, CPUS[:1] * 2)}
         result = {}
-        for case, arguments in cases.items():
+        for case, (keys, *arguments) in cases.items():
             samples = self.in_turns(keys, 9, lambda key: self.move_once(key, *arguments))
             result[case] = {key: costs(of) for key, of in samples.items()}
         return result
@@ -65,14 +73,13 @@ class Bench:
     def serve(self):
         """Real clients, so many at a time."""
         result = {}
-        for concurrency, repetitions in (("1", 7), ("16", 7), ("256", 5)):
-            samples = self.in_turns(self.ways, repetitions, lambda key: run_serve(
+        for concurrency, repetitions in (("1", 8), ("16", 8), ("256", 6)):
+            samples = self.in_turns(self.serving, repetitions, lambda key: run_serve(
                 self.programs, self.ways[key], int(concurrency), REQUESTS, REQUESTS // 10))
-            result[concurrency] = {}
-            for key, of in samples.items():
-                times = sorted(time for sample in of for time in sample.times)
-                quantiles = [times[int(len(times) * part)] for part in (0.5, 0.99, 0.999)]
-                result[concurrency][key] = {**costs(of), "quantiles": quantiles}
+            result[concurrency] = {
+                key: {**costs(of), "noise": noise(of),
+                      "quantiles": [quantile(of, part) for part in (0.5, 0.99, 0.999)]}
+                for key, of in samples.items()}
         return result
 
     def after(self):
@@ -94,7 +101,7 @@ class Bench:
         if most != resource.RLIM_INFINITY and most < HELD + 100:
             sys.exit(f"error: part memory needs {HELD + 100} descriptors: please raise ulimit -Hn")
         result = {}
-        for way in self.moving:
+        for way in (self.ways[key] for key in self.moving):
             more = {"CHANNELS": 3} if way.key == "channel" else {}  # each takes 4096
             idle = run_move(way, 1)
             held = run_move(way, HELD, in_flight=HELD, HOLD=HELD, **more)
@@ -106,23 +113,27 @@ class Bench:
         """What a handoff costs as one parameter grows."""
         handoffs = HANDOFFS // 2
 
-        def grow(keys, values, run):
+        def grow(keys, values, run, repetitions=5):
             cases = [(key, value) for key in keys for value in values]
-            samples = self.in_turns(cases, 3, lambda case: run(*case))
+            samples = self.in_turns(cases, repetitions, lambda case: run(*case))
             return {key: {str(value): costs(samples[key, value]) for value in values}
                     for key in keys}
 
         return {
-            "in_flight": grow(["channel", "plain", "libuv"], [1, 4, 16, 64, 256, 1024, 4096],
-                              lambda key, value: self.move_once(key, value, handoffs)),
+            "in_flight": grow(["channel", "plain", "libuv", "glib", *CHECKS], IN_FLIGHT,
+                              lambda key, value: self.move_once(
+                                  key, value, HANDOFFS // 4 if value < 4 else HANDOFFS), 7),
             "preread": grow(["channel", "plain", "libuv"], [0, 200, 4096, 65536],
                             lambda key, value: self.move_once(key, 64, handoffs // 2,
-                                                              PREREAD=value)),
+                                                              PREREAD=value), 7),
             "many": grow(["channel", "plain-many"], [1, 4, 16, 64, 252],
-                         lambda key, value: self.move_once(key, 504, handoffs, MANY=value)),
+                         lambda key, value: self.move_once(key, 504, handoffs, MANY=value), 3),
             "channels": grow(["channel"], [1, 4, 16, 64, 256],
                              lambda key, value: self.move_once(key, 256, handoffs,
                                                                CHANNELS=value)),
+            "backends": grow(["channel"], [1, 2, 4, 8],
+                             lambda key, value: self.move_once(key, 256, HANDOFFS,
+                                                               BACKENDS=value), 9),
         }
 
     def calls(self):
@@ -141,13 +152,14 @@ class Bench:
             return (totals[1] - totals[0]) / 1000
 
         result = {"full": {}, "alone": {}, "serve": {}}
-        for way in self.ways.values():
-            if way.moves:
-                for case, in_flight in (("full", 256), ("alone", 1)):
-                    result[case][way.key] = calls_of(lambda count, prefix: run_move(
+        for key, way in self.ways.items():
+            for case, in_flight in (("full", 256), ("alone", 1)):
+                if key in (self.moving if case == "full" else self.moving + self.alone):
+                    result[case][key] = calls_of(lambda count, prefix: run_move(
                         way, count, in_flight=in_flight, prefix=prefix))
-            result["serve"][way.key] = calls_of(lambda count, prefix: run_serve(
-                self.programs, way, 16, count, prefix=prefix))
+            if key in self.serving:
+                result["serve"][key] = calls_of(lambda count, prefix: run_serve(
+                    self.programs, way, 16, count, prefix=prefix))
         return result
 
     def checks(self):
@@ -170,11 +182,36 @@ class Bench:
 
     def smoke(self):
         """Each way brings 200 clients to its backend, and moves as many connections."""
-        for way in self.ways.values():
+        for key, way in self.ways.items():
+            if key in self.serving:
+                run_serve(self.programs, way, 16, 200)
             if way.moves:
-                run_move(way, 200)
-            run_serve(self.programs, way, 16, 200)
-        print(f"check-peers: {len(self.ways)} ways, each 200 clients answered")
+                run_move(way, 200, in_flight=1 if way.alone else 256)
+        # More than the sockets have room for.
+        for key in ("channel", "libuv", "glib", *CHECKS):
+            run_move(self.ways[key], 2000, in_flight=max(IN_FLIGHT))
+        run_move(self.ways["channel"], 200, BACKENDS=4)
+        print(f"check-peers: {len(self.serving)} ways, each 200 clients answered, and "
+              f"{len(self.alone)} without clients")
+
+
+def quantile(samples, part):
+    """Of the clients of all these repetitions."""
+    times = sorted(time for sample in samples for time in sample.times)
+    return times[int(len(times) * part)]
+
+
+def noise(samples):
+    """How far p99 of two runs of the same program is apart: the repetitions are divided into two
+    halves in every way, and the larger p99 of two halves is divided by the smaller. The median of
+    these quotients; 1 if there is only one repetition."""
+    numbers, quotients = range(len(samples)), []
+    for half in itertools.combinations(numbers, len(samples) // 2):
+        if half and (0 in half or len(samples) % 2 == 1):  # each division once
+            halves = [[samples[i] for i in half], [samples[i] for i in numbers if i not in half]]
+            smaller, larger = sorted(quantile(of, 0.99) for of in halves)
+            quotients.append(larger / smaller)
+    return round(median(quotients or [1]), 3)
 
 
 def costs(samples):
@@ -213,7 +250,9 @@ def main():
     directory = programs / "results"
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "results.json"
-    results = json.loads(file.read_text()) if file.exists() else {"parts": {}}
+    results = json.loads(file.read_text()) if file.exists() else {}
+    if results.get("form") != FORM:
+        results = {"form": FORM, "parts": {}}
     load = os.getloadavg()[0]  # before it is our own
     for part in wanted:
         begun = time.monotonic()
@@ -222,7 +261,7 @@ def main():
         results["machine"] = describe_machine(load)
         file.write_text(json.dumps(results, indent=1) + "\n")
         print(report.text(results, bench.ways, part), flush=True)
-    print(report.goals(results, bench.ways))
+    print(goals(results, bench.ways))
     report.write(results, bench.ways, directory)
     plot.write(results, bench.ways, directory)
 

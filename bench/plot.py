@@ -3,11 +3,16 @@ from html import escape
 from math import log10
 from statistics import median
 
-from report import GROWTH, found
+from figures import found
+from report import GROWTH
 
 WIDTH, LABELS, RIGHT, ROW = 760, 250, 70, 24
 OURS_COLOUR, OTHER_COLOUR, SECOND_COLOUR = "#0b6e99", "#9aa5b1", "#d0d6dc"
-LINES = {"channel": "#0b6e99", "plain": "#c2571a", "libuv": "#6b7a89", "plain-many": "#c2571a"}
+LINES = {"channel": "#0b6e99", "plain": "#c2571a", "plain-many": "#c2571a", "checks": "#e0a458",
+         "checks-parts": "#efd2ab", "libuv": "#6b7a89", "glib": "#4c9a5b"}
+# Where a title up to its first comma or colon would not do.
+NAMES = {"plain-many": "plain C, many a message", "checks": "C, checks",
+         "checks-parts": "C, in parts"}
 PLOTS = {
     "move": "Handoffs a second, 256 in flight",
     "processor": "Processor time for each handoff, 256 in flight",
@@ -163,9 +168,9 @@ def panel(x, y, title, by_way, ways):
         parts.append(f'<polyline points="{path}" fill="none" stroke="{LINES[key]}" '
                      'stroke-width="2"/>')
         parts += [dot(*at(*point), LINES[key], 3) for point in series]
-        name = "plain C, many a message" if key == "plain-many" else ways[key].title
-        parts += [box(x + i * 130, y + height + 28, 10, 10, LINES[key]),
-                  text(x + i * 130 + 14, y + height + 38, name.split(",")[0].split(":")[0])]
+        name = NAMES.get(key) or ways[key].title.split(",")[0].split(":")[0]
+        left, top = x + i % 3 * 100, y + height + 28 + i // 3 * 16
+        parts += [box(left, top, 10, 10, LINES[key]), text(left + 14, top + 10, name)]
     return parts
 
 
@@ -173,8 +178,8 @@ def growth(of, ways):
     parts = [text(16, 24, PLOTS["growth"], "title"),
              text(16, 42, "without clients; both axes logarithmic", "note")]
     for i, (what, title) in enumerate(GROWTH.items()):
-        parts += panel(60 + i % 2 * 370, 90 + i // 2 * 270, title, of[what], ways)
-    return svg(630, parts, 780)
+        parts += panel(60 + i % 2 * 370, 90 + i // 2 * 280, title, of[what], ways)
+    return svg(920, parts, 780)
 
 
 def write(results, ways, directory):

@@ -16,12 +16,16 @@ import sys
 import plot
 import report
 from bench import PARTS
+from figures import FORM
+from goals import goals, slower
 from ways import HERE, all_ways
 
 
 def main():
     source, target = pathlib.Path(sys.argv[1]).resolve(), HERE.resolve() / "results"
     results = json.loads((source / "results.json").read_text())
+    if results.get("form") != FORM:
+        sys.exit("error: these results are of an older bench.py: please run make bench")
     missing = [part for part in PARTS if part not in results["parts"]]
     if missing:
         sys.exit(f"error: no results of {', '.join(missing)}: please run make bench")
@@ -37,10 +41,10 @@ def main():
 
     sections = {
         "machine": report.head(results),
-        "goals": report.goals(results, ways, report.nginx_text(target)) + "\n",
+        "goals": goals(results, ways, report.nginx_text(target)) + "\n",
         "plots": "".join(f"![{title}](../bench/results/{name}.svg)\n\n"
                          for name, title in plot.PLOTS.items()).removesuffix("\n"),
-        "slower": report.slower(results, ways) + "\n",
+        "slower": slower(results, ways) + "\n",
         "streams": report.streams(streams),
     }
     for document in HERE.parent / "docs/performance.md", HERE.parent / "README.md":

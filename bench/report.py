@@ -1,56 +1,9 @@
-"""Tables of what was found, as Markdown that can be read as it is, and which goals are met.
-
-bench/README.md says how to read them.
-"""
+"""Tables of what was found. bench/README.md says how to read them."""
 import json
-import re
 from statistics import median
 
-PLAIN, OURS = "plain", "channel"
-
-
-def table(head, rows, left=1):
-    """The first columns are aligned to the left, those of figures to the right."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-
-    def line(cells):
-        padded = [cell.ljust(width) if i < left else cell.rjust(width)
-                  for i, (cell, width) in enumerate(zip(cells, widths))]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = [*("-" * width for width in widths[:left]),
-            *("-" * (width - 1) + ":" for width in widths[left:])]
-    return "\n".join([line(head), line(rule), *map(line, rows)])
-
-
-def number(value):
-    """With three digits or so."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def ratio(over, under):
-    """The median of the ratios in each repetition."""
-    return median(a / b for a, b in zip(over, under))
-
-
-def both(costs):
-    return [a + b for a, b in zip(costs["broker"], costs["backend"])]
-
-
-def found(results, part):
-    return results["parts"].get(part, {}).get("found")
-
-
-def best(costs, ways, what):
-    """The way with the lowest figure, of those that send one descriptor a message."""
-    return min((key for key in costs if ways[key].one_descriptor),
-               key=lambda key: median(what(costs[key])))
-
-
-def elapsed(costs):
-    return costs["elapsed"]
-
+from figures import OURS, PLAIN, both, found, number, ratio, table
+from goals import goals
 
 # ---- a table for each part ----
 
@@ -96,12 +49,14 @@ def serve(results, ways):
             quantiles = of["quantiles"]
             rows.append([
                 ways[key].title, *(number(value / 1000) for value in quantiles),
+                number(of["noise"]),
                 *(number(mine / its) for mine, its in zip(ours, quantiles)),
                 number(1e9 / median(of["elapsed"])),
                 *(number(median(of[side]) / 1000) for side in ("broker", "backend")),
                 *([number(calls[key])] if calls and concurrency == "16" else []),
             ])
-        head = ["", "p50", "p99", "p99.9", "libhandoff/it p50", "p99", "p99.9", "clients a second",
+        head = ["", "p50", "p99", "p99.9", "p99 of two runs", "libhandoff/it p50", "p99", "p99.9",
+                "clients a second",
                 "cpu broker", "cpu backend",
                 *(["system calls"] if calls and concurrency == "16" else [])]
         parts.append(f"Clients, {concurrency} at a time; microseconds to the first byte, and of "
@@ -133,6 +88,7 @@ def memory(results, ways):
 GROWTH = {
     "in_flight": "in flight", "preread": "bytes of preread, 64 in flight",
     "many": "descriptors a message, 504 in flight", "channels": "channels, 256 in flight in all",
+    "backends": "backends of one broker, 256 in flight in all",
 }
 
 
@@ -158,7 +114,7 @@ def calls(results, ways):
             + table(["", "256 in flight", "one at a time", "with a client"],
                     [[ways[key].title,
                       *(number(of[case][key]) if key in of[case] else "" for case in of)]
-                     for key in of["serve"]]))
+                     for key in ways if any(key in of[case] for case in of)]))
 
 
 def checks(results, ways):
@@ -177,92 +133,6 @@ def text(results, ways, part):
     if part in TABLES:
         return TABLES[part](results, ways) + "\n"
     return "\n".join([f"{part}:", *found(results, part), ""])
-
-
-# ---- the goals, and what else is slower ----
-
-def goal(what, other, limit, figure, unit=""):
-    """A row: what is compared with what, the goal, such as "at most 1.05", and what was found."""
-    kind, bound = limit.rsplit(" ", 1)
-    met = {"at most": figure <= float(bound), "at least": figure >= float(bound),
-           "below": figure < float(bound)}[kind]
-    return [what, other, f"{limit} {unit}".strip(), f"{figure:.2f} {unit}".strip(),
-            "met" if met else "not met"]
-
-
-def goal_rows(results, ways):
-    """One for each goal whose part has been run."""
-    raw, of, served, scale, start = (
-        found(results, part) for part in ("raw_layer", "move", "serve", "scale", "start"))
-    if raw:
-        ratios = [float(line.split()[-1]) for line in raw if line.startswith("round trip")]
-        yield goal("raw layer, round trip: time", "plain C", "at most 1.05", max(ratios))
-    if of:
-        for case, where in (("apart", "two processors"), ("together", "one processor")):
-            yield goal(f"channel, one at a time, {where}: time", ways[PLAIN].title, "at most 1.05",
-                       ratio(of[case][OURS]["elapsed"], of[case][PLAIN]["elapsed"]))
-        costs = of["full"]
-        peer = best(costs, ways, elapsed)
-        yield goal("channel, 256 in flight: handoffs a second", ways[peer].title, "at least 3",
-                   ratio(costs[peer]["elapsed"], costs[OURS]["elapsed"]))
-        peer = best(costs, ways, both)
-        yield goal("channel, 256 in flight: processor time", ways[peer].title, "at most 0.5",
-                   ratio(both(costs[OURS]), both(costs[peer])))
-    if scale:
-        rows = [re.split(r"\s{2,}", line) for line in scale[1:]]
-        name, _, worst = max(rows, key=lambda row: float(row[-1]))
-        yield goal(f"channel, {name}: time", "one channel", "at most 1.20", float(worst))
-    for concurrency, costs in (served or {}).items():
-        others = [key for key in costs if not ways[key].moves]
-        for i, name in enumerate(("p50", "p99", "p99.9")):
-            closest = min(others, key=lambda key: costs[key]["quantiles"][i])
-            yield goal(f"clients, {concurrency} at a time: time to first byte, {name}",
-                       ways[closest].title, "below 1",
-                       costs[OURS]["quantiles"][i] / costs[closest]["quantiles"][i])
-    if start:
-        yield goal("start to first handoff: p50", "", "below 1",
-                   float(start[-1].split()[0]) / 1000, "ms")
-
-
-NGINX_GOAL = re.compile(r"(.+?)(?:, of (.+))?: (.+?) {2,}([\d.]+)  (met|NOT MET)")
-
-
-def nginx_goal_rows(text):
-    """Those that bench/nginx/bench.py prints, such as "close, requests a second, of proxy_pass: 1
-    at least    1.18  met"."""
-    for what, other, limit, figure, met in NGINX_GOAL.findall(text):
-        limit = re.sub(r"([\d.]+) (at \w+)", r"\2 \1", limit)
-        yield [f"nginx module, {what.replace(', ', ': ', 1)}", other, limit, figure, met.lower()]
-
-
-def goals(results, ways, nginx=""):
-    return table(["libhandoff", "compared with", "goal", "figure", "result"],
-                 [*goal_rows(results, ways), *nginx_goal_rows(nginx)], left=3)
-
-
-def slower(results, ways):
-    """Other comparisons in which libhandoff takes longer; docs/performance.md says why."""
-    of, grown, served = (found(results, part) for part in ("move", "growth", "serve"))
-
-    def row(what, costs, other, part, title=None):
-        figure = ratio(costs["elapsed"], other["elapsed"])
-        return [what, title, f"{figure:.2f}", f"`make bench PART={part}`"]
-
-    in_flight, preread, channels = (grown[what] for what in ("in_flight", "preread", "channels"))
-    moving = [key for key in served["16"] if ways[key].moves]
-    peer = min(moving, key=lambda key: median(served["16"][key]["elapsed"]))
-    return table(["libhandoff", "compared with", "time", "command"], [
-        row("4 in flight", in_flight[OURS]["4"], in_flight[PLAIN]["4"], "growth",
-            ways[PLAIN].title),
-        row("256 in flight", of["full"][OURS], of["full"]["plain-many"], "move",
-            ways["plain-many"].title),
-        row("64 KiB of preread", preread[OURS]["65536"], preread[PLAIN]["65536"], "growth",
-            ways[PLAIN].title),
-        row("64 channels, 256 in flight in all", channels[OURS]["64"], channels[OURS]["1"],
-            "growth", "one channel"),
-        row("16 clients at a time", served["16"][OURS], served["16"][peer], "serve",
-            ways[peer].title),
-    ], left=2)
 
 
 # ---- streams through nginx ----

@@ -3,9 +3,9 @@
  * tokens, claims and verdicts included, beside plain C that knows nothing of the receiver: a loop
  * that sends one descriptor a message, and one that sends 64.
  *
- * Most of what the channel adds to the latter is four system calls for each offer: the broker asks
- * for the connection's SO_COOKIE; the backend, which trusts no broker with that, for its SO_TYPE,
- * its peer and its SO_COOKIE. All others are shared by many offers, as strace -fc shows.
+ * Most of what the channel adds to the latter is three system calls for each offer: the broker asks
+ * for the connection's SO_COOKIE; the backend, which trusts no broker with that, for an option that
+ * only TCP has, and for its SO_COOKIE. All others are shared by many offers, as strace -fc shows.
  *
  * The connections are TCP, offered again and again: the receiver closes each descriptor that it
  * gets, the sender keeps its own. In each repetition all sides run, in turns first; ratios are
@@ -49,35 +49,41 @@ static void backend_run(int socket)
     }
 }
 
-static void offer(intptr_t connection)
+/* Not 0: it was taken. An adoption may be known before the backend has given the next token. */
+static int offer(intptr_t connection)
 {
     handoff_offer offer = HANDOFF_OFFER_INIT;
     offer.fd = connections[connection];
     offer.user_data = (void *)connection;
     offer.flags = HANDOFF_OFFER_MORE;
-    need_handoff(handoff_broker_offer(broker, &offer, NULL), "handoff_broker_offer");
+    handoff_status status = handoff_broker_offer(broker, &offer, NULL);
+    if (status == HANDOFF_ERR_FULL)
+        return 0;
+    need_handoff(status, "handoff_broker_offer");
+    return 1;
 }
 
 static void broker_run(int socket)
 {
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
-    int fd = handoff_broker_fd(broker), offered = 0, adopted = 0;
+    int fd = handoff_broker_fd(broker), offered = 0, adopted = 0, waiting_count = 0;
+    intptr_t waiting[IN_FLIGHT];
     (void)socket;
-    for (; offered < IN_FLIGHT && offered < handoffs; offered++)
-        offer(offered);
-    need_handoff(handoff_broker_flush(broker), "handoff_broker_flush");
+    for (; waiting_count < IN_FLIGHT; waiting_count++)
+        waiting[waiting_count] = waiting_count;
     while (adopted < handoffs) {
+        while (offered < handoffs && waiting_count > 0 && offer(waiting[waiting_count - 1])) {
+            waiting_count--;
+            offered++;
+        }
+        need_handoff(handoff_broker_flush(broker), "handoff_broker_flush");
         wait_readable(fd);
         need_handoff(handoff_broker_dispatch(broker), "handoff_broker_dispatch");
         while (took(handoff_broker_next(broker, &verdict), "handoff_broker_next")) {
             need(verdict.outcome == HANDOFF_ADOPTED, "a fallback");
+            waiting[waiting_count++] = (intptr_t)verdict.user_data;
             adopted++;
-            if (offered < handoffs) {
-                offer((intptr_t)verdict.user_data);
-                offered++;
-            }
         }
-        need_handoff(handoff_broker_flush(broker), "handoff_broker_flush");
     }
 }
 

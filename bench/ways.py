@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 HERE = pathlib.Path(__file__).parent
 LIMIT = 120  # seconds after which a run that hangs is ended
+SPIN = 200  # microseconds for which a blocking call looks before it sleeps
 
 
 @dataclass
@@ -23,7 +24,9 @@ class Way:
     title: str
     command: list
     moves: bool = True          # it moves connections; otherwise it does something instead
-    one_descriptor: bool = True  # a message
+    proxies: bool = False       # that something is to stand between client and backend
+    alone: bool = False         # it moves one connection at a time, without clients, and no more
+    one_descriptor: bool = True  # a message, and no checks
     environment: dict = field(default_factory=dict)
     pace: float = 1             # how many handoffs to measure, of those of the others
 
@@ -32,8 +35,12 @@ def all_ways(programs):
     def peer(name, *arguments):
         return [str(programs / "peers" / name), *arguments]
 
-    def instead(key, title, command):
-        return Way(key, title, command, moves=False, one_descriptor=False)
+    def instead(key, title, command, proxies=True):
+        return Way(key, title, command, moves=False, proxies=proxies, one_descriptor=False)
+
+    def alone(key, title, program, **environment):
+        return Way(key, title, peer(program), alone=True, one_descriptor=False,
+                   environment=environment)
 
     return [
         Way("channel", "libhandoff, a channel", peer("channel"), one_descriptor=False),
@@ -42,6 +49,9 @@ def all_ways(programs):
             environment={"MANY": 1, "GATHER": 1}),
         Way("plain-many", "plain C, 64 descriptors a message", peer("plain"),
             one_descriptor=False, environment={"MANY": 64}),
+        Way("checks", "plain C, the same checks", peer("checks"), one_descriptor=False),
+        Way("checks-parts", "plain C, the same checks, in four parts", peer("checks"),
+            one_descriptor=False, environment={"PARTS": 4}),
         Way("sendfd", "Rust, sendfd", peer("rust", "sendfd")),
         Way("passfd", "Rust, passfd", peer("rust", "passfd")),
         Way("libuv", "libuv, uv_write2", peer("libuv")),
@@ -49,8 +59,14 @@ def all_ways(programs):
         Way("python", "Python, socket.send_fds", [sys.executable, str(HERE / "peers/python.py")],
             pace=0.5),
         Way("node", "Node, child_process", ["node", str(HERE / "peers/node.js")], pace=0.125),
-        instead("reconnect", "reconnect, TCP", peer("instead", "reconnect")),
-        instead("reconnect-unix", "reconnect, Unix socket", peer("instead", "reconnect-unix")),
+        alone("blocking", "libhandoff, blocking calls", "blocking"),
+        alone("spinning", "libhandoff, blocking calls, spin_us", "blocking", SPIN=SPIN),
+        alone("checks-blocking", "plain C, the same checks, blocking", "checks", BLOCKING=1),
+        alone("checks-spinning", "plain C, the same checks, spinning", "checks", BLOCKING=1,
+              SPIN=SPIN),
+        instead("reconnect", "reconnect, TCP", peer("instead", "reconnect"), proxies=False),
+        instead("reconnect-unix", "reconnect, Unix socket", peer("instead", "reconnect-unix"),
+                proxies=False),
         instead("copy", "copying proxy", peer("instead", "copy")),
         instead("splice", "splice proxy", peer("instead", "splice")),
         instead("nginx", "nginx proxy_pass, HTTP", None),

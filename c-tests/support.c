@@ -153,12 +153,23 @@ static enum verdict run_forked(const char *name, const struct CMUnitTest *test)
     return failed ? FAILED : skipped ? SKIPPED : PASSED;
 }
 
+/* Some tests hold thousands of descriptors, and a login gets 1024. */
+static void allow_as_many_descriptors_as_may_be(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max < 20000 ? limit.rlim_max : 20000;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
 int run_program(const char *file, const struct CMUnitTest *tests, size_t count)
 {
     const char *only = getenv("HANDOFF_TEST_ONLY"), *slash = strrchr(file, '/');
     char name[64];
     snprintf(name, sizeof name, "%s", slash != NULL ? slash + 1 : file);
     name[strcspn(name, ".")] = '\0';
+    allow_as_many_descriptors_as_may_be();
     sigemptyset(&child_ended);
     sigaddset(&child_ended, SIGCHLD);
     sigprocmask(SIG_BLOCK, &child_ended, NULL);

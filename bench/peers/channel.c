@@ -1,6 +1,7 @@
 /*
- * The library: a channel, or CHANNELS of them in turn, as an event loop would use it. With MANY
- * offers are sent after so many, otherwise at the end of a turn of the loop.
+ * The library: a channel, or CHANNELS of them in turn, as an event loop would use it. With BACKENDS
+ * each broker has so many. With MANY offers are sent after so many, otherwise at the end of a turn
+ * of the loop.
  */
 #define _GNU_SOURCE
 #include "../need_handoff.h"
@@ -11,29 +12,38 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MOST_CHANNELS = 1024 };
+enum { MOST_CHANNELS = 1024, MOST_BACKENDS = 16 };
 
-static handoff_backend *listening;
+static handoff_backend *listening[MOST_BACKENDS];
 static handoff_broker *brokers[MOST_CHANNELS];
 static struct pollfd readable[MOST_CHANNELS];
 static int turn, unsent;
 
 static void prepare(void)
 {
-    char path[64];
+    char paths[MOST_BACKENDS][64];
     handoff_backend_options of_backend = HANDOFF_BACKEND_OPTIONS_INIT;
     handoff_broker_options of_broker = HANDOFF_BROKER_OPTIONS_INIT;
-    need(channels <= MOST_CHANNELS, "CHANNELS");
+    need(channels <= MOST_CHANNELS && backends <= MOST_BACKENDS, "CHANNELS, BACKENDS");
     of_backend.max_channels = (size_t)channels;
     of_backend.max_offer_bytes = MOST_PREREAD;
     of_broker.max_in_flight = (size_t)((in_flight + channels - 1) / channels);
     of_backend.max_in_flight = of_broker.max_in_flight;
     of_broker.timeout_ms = 60000;
     of_broker.queue_bytes = of_broker.max_in_flight * (size_t)(preread + 256);
-    snprintf(path, sizeof path, "@handoff-bench-%d", getpid());
-    need_handoff(handoff_backend_listen(path, &of_backend, &listening), "handoff_backend_listen");
-    for (int i = 0; i < channels; i++)
-        need_handoff(handoff_broker_new(path, &of_broker, &brokers[i]), "handoff_broker_new");
+    for (int i = 0; i < backends; i++) {
+        snprintf(paths[i], sizeof paths[i], "@handoff-bench-%d-%d", getpid(), i);
+        need_handoff(handoff_backend_listen(paths[i], &of_backend, &listening[i]),
+                     "handoff_backend_listen");
+    }
+    for (int i = 0; i < channels; i++) {
+        need_handoff(handoff_broker_new(paths[0], &of_broker, &brokers[i]), "handoff_broker_new");
+        for (int j = 1; j < backends; j++) {
+            handoff_broker_backend more = HANDOFF_BROKER_BACKEND_INIT;
+            more.path = paths[j];
+            need_handoff(handoff_broker_add(brokers[i], &more), "handoff_broker_add");
+        }
+    }
 }
 
 /* ---- the broker ---- */
@@ -41,11 +51,12 @@ static void prepare(void)
 static void begin(int socket)
 {
     (void)socket;
-    handoff_backend_free(listening); /* the backend's now */
+    for (int i = 0; i < backends; i++)
+        handoff_backend_free(listening[i]); /* the backend's now */
     for (int i = 0; i < channels; i++) {
         handoff_broker_statistics statistics = HANDOFF_BROKER_STATISTICS_INIT;
         readable[i] = (struct pollfd){.fd = handoff_broker_fd(brokers[i]), .events = POLLIN};
-        while (statistics.connects == 0) {
+        while (statistics.connects < (uint64_t)backends) {
             need(poll(&readable[i], 1, 5000) == 1, "connecting");
             need_handoff(handoff_broker_dispatch(brokers[i]), "handoff_broker_dispatch");
             need_handoff(handoff_broker_get_statistics(brokers[i], &statistics), "statistics");
@@ -104,36 +115,49 @@ static void dispatch(int may_wait)
 
 /* ---- the backend ---- */
 
-static int adopt(uint64_t id)
+static uint64_t *held;
+static int held_count, finished;
+
+static int adopt(handoff_backend *from, uint64_t id)
 {
     int fd;
-    need_handoff(handoff_backend_adopt(listening, id, &fd), "handoff_backend_adopt");
+    need_handoff(handoff_backend_adopt(from, id, &fd), "handoff_backend_adopt");
     return fd;
+}
+
+static void take_arrivals(handoff_backend *from)
+{
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    need_handoff(handoff_backend_dispatch(from), "handoff_backend_dispatch");
+    while (took(handoff_backend_next(from, &arrival), "handoff_backend_next")) {
+        finished = arrived();
+        if (held_count < hold)
+            held[held_count++] = arrival.id;
+        else
+            serve(adopt(from, arrival.id));
+    }
+    for (int i = 0; i < held_count && held_count == hold; i++)
+        adopt(from, held[i]);
 }
 
 static void backend(int socket)
 {
-    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
-    int fd = handoff_backend_fd(listening), held_count = 0, finished = 0;
-    uint64_t *held = calloc((size_t)hold + 1, sizeof *held);
-    need(held != NULL, "calloc");
+    struct pollfd readable[MOST_BACKENDS];
     (void)socket;
+    held = calloc((size_t)hold + 1, sizeof *held);
+    need(held != NULL && (hold == 0 || backends == 1), "HOLD");
+    for (int i = 0; i < backends; i++)
+        readable[i] = (struct pollfd){.fd = handoff_backend_fd(listening[i]), .events = POLLIN};
     while (!finished) {
-        wait_readable(fd);
-        need_handoff(handoff_backend_dispatch(listening), "handoff_backend_dispatch");
-        while (took(handoff_backend_next(listening, &arrival), "handoff_backend_next")) {
-            finished = arrived();
-            if (held_count < hold) {
-                held[held_count++] = arrival.id;
-                continue;
-            }
-            serve(adopt(arrival.id));
-        }
-        for (int i = 0; i < held_count && held_count == hold; i++)
-            adopt(held[i]);
+        need(poll(readable, (nfds_t)backends, 10000) > 0, "an arrival");
+        for (int i = 0; i < backends; i++)
+            if (readable[i].revents != 0)
+                take_arrivals(listening[i]);
     }
-    need_handoff(handoff_backend_dispatch(listening), "handoff_backend_dispatch");
-    handoff_backend_free(listening);
+    for (int i = 0; i < backends; i++) {
+        need_handoff(handoff_backend_dispatch(listening[i]), "handoff_backend_dispatch");
+        handoff_backend_free(listening[i]);
+    }
 }
 
 int main(void)

@@ -11,6 +11,7 @@
 #include <string.h>
 
 static GSocket *channel;
+static int is_full;
 
 static GSocket *socket_of(int fd)
 {
@@ -33,14 +34,19 @@ static int offer(struct client *client)
     token_for(client, token);
     need(g_unix_fd_message_append_fd(G_UNIX_FD_MESSAGE(message), client->source.fd, NULL),
          "g_unix_fd_message_append_fd");
-    gssize len = TOKEN + preread;
-    gssize n = g_socket_send_message(channel, NULL, vectors, 2, &message, 1, 0, NULL, NULL);
-    need(n >= TOKEN, "g_socket_send_message");
+    gsize sent = 0, len = TOKEN + (gsize)preread;
+    GPollableReturn sending = g_socket_send_message_with_timeout(
+        channel, NULL, vectors, 2, &message, 1, 0, 0, &sent, NULL, NULL);
     g_object_unref(message);
-    for (gssize sent = n; sent < len; sent += n) {
-        n = g_socket_send(channel, (const gchar *)client->preread + sent - TOKEN,
-                          (gsize)(len - sent), NULL, NULL);
+    is_full = sending == G_POLLABLE_RETURN_WOULD_BLOCK;
+    if (is_full)
+        return 0;
+    need(sending == G_POLLABLE_RETURN_OK && sent >= TOKEN, "g_socket_send_message_with_timeout");
+    while (sent < len) {
+        gssize n = g_socket_send(channel, (const gchar *)client->preread + sent - TOKEN, len - sent,
+                                 NULL, NULL);
         need(n > 0, "g_socket_send");
+        sent += (gsize)n;
     }
     return 1;
 }
@@ -54,8 +60,15 @@ static void dispatch(int may_wait)
 {
     static unsigned char tokens[256 * TOKEN];
     static gsize len; /* of a token that came in part */
+    GError *error = NULL;
+    if (is_full && may_wait) /* or there may be none: all have to be sent first */
+        need(g_socket_condition_wait(channel, G_IO_IN | G_IO_OUT, NULL, NULL), "waiting");
     gssize n = g_socket_receive_with_blocking(channel, (gchar *)tokens + len, sizeof tokens - len,
-                                              may_wait, NULL, NULL);
+                                              may_wait && !is_full, NULL, &error);
+    if (n == -1 && g_error_matches(error, G_IO_ERROR, G_IO_ERROR_WOULD_BLOCK)) {
+        g_error_free(error);
+        return;
+    }
     need(n > 0, "g_socket_receive_with_blocking");
     len += (gsize)n;
     gsize whole = len / TOKEN * TOKEN;

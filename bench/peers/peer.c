@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 int is_move, count, warm, in_flight, preread, hold, answer_len, many, gather, channels;
+int backends, packets, blocking, spin;
 
 static int parameter(const char *name, int otherwise)
 {
@@ -36,6 +37,10 @@ static void read_parameters(void)
     many = parameter("MANY", 0);
     gather = parameter("GATHER", 0);
     channels = parameter("CHANNELS", 1);
+    backends = parameter("BACKENDS", 1);
+    packets = parameter("PARTS", 0);
+    blocking = parameter("BLOCKING", 0);
+    spin = parameter("SPIN", 0);
     need(answer_len <= MOST_PIECE || answer_len % MOST_PIECE == 0, "ANSWER");
     need(preread <= MOST_PREREAD && many <= MOST_MANY && in_flight <= MOST_CLIENTS, "parameters");
     struct rlimit limit; /* 10,000 connections in flight are more than the usual limit */

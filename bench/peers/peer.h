@@ -19,7 +19,12 @@
  *   BACKEND_CPU where the backend runs, if it may not run everywhere
  *   MANY        descriptors a message
  *   GATHER=1    acknowledgements that are due together are sent together
- *   CHANNELS    channels in turn; these three only where the peer can
+ *   CHANNELS    channels in turn
+ *   BACKENDS    backends of the broker, all in one process
+ *   PARTS       packets for what may be in flight
+ *   BLOCKING=1  no event loop: each side waits in the call that receives
+ *   SPIN        microseconds for which such a call looks before it sleeps; these seven only where
+ *               the peer can
  *
  * At its end each side prints a line: "broker" or "backend", nanoseconds from the first measured
  * handoff to the last, nanoseconds of processor time in between, and its peak memory in KiB.
@@ -42,6 +47,7 @@ enum {
 };
 
 extern int is_move, count, warm, in_flight, preread, hold, answer_len, many, gather, channels;
+extern int backends, packets, blocking, spin;
 
 /* Something in the broker's event loop. */
 struct source {

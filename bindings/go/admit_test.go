@@ -33,9 +33,10 @@ func listenWith(t *testing.T, path string, admit func(*handoff.Arrival) error) *
 	return listener
 }
 
-func offer(t *testing.T, broker *handoff.Broker, what handoff.Offer) (handoff.Verdict, *net.TCPConn, *net.TCPConn) {
+func offer(t *testing.T, broker *handoff.Broker, what handoff.Offer) (
+	verdict handoff.Verdict, client, accepted *net.TCPConn) {
 	t.Helper()
-	client, accepted := pair(t)
+	client, accepted = pair(t)
 	verdict, err := broker.Offer(context.Background(), accepted, what)
 	must(t, err)
 	return verdict, client, accepted

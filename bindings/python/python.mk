@@ -12,14 +12,15 @@ TOKENS       = HANDOFF_NGINX_MODULES=$(NGINX_BUILD) $(RUN)
 
 ## check-python  the package for Python, with asyncio and ASGI; its types, its wheel; the examples
 .PHONY: check-python
-check-python: $(addprefix $(BUILD)/examples/,broker backend) $(BINDING_TESTS) | need-python need-asgi need-mypy need-wheel need-nginx all
+check-python: $(addprefix $(BUILD)/examples/,broker backend) $(BINDING_TESTS) \
+    | need-python need-asgi need-mypy need-wheel need-nginx all
 	@cd bindings/python && $(DEBIAN_PYTHON) -m mypy
 	@LD_LIBRARY_PATH=$(LIB) bindings/python/check-wheel $(DEBIAN_PYTHON) $(BUILD)/python-wheel
 	@CC="$(CC)" $(RUN) $(DEBIAN_PYTHON) $(PYTHON_TESTS) bindings/python/tests
 	@HANDOFF_BROKER=$< $(RUN) $(PYTHON) $(PYTHON_TESTS) examples/python
 	@$(call check_binding,python,$(PYTHON) $(HERE)/examples/python/http_backend.py)
 
-## check-asgi  FastAPI as a backend, with several workers, and behind an application that decides, with a real nginx
+## check-asgi  FastAPI as a backend, with workers, and behind an application that decides, with a real nginx
 .PHONY: check-asgi
 check-asgi: $(BINDING_TESTS) | need-python need-asgi need-nginx all
 	@$(TOKENS) $(DEBIAN_PYTHON) -B examples/python/tokens/test_tokens.py

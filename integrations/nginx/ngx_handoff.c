@@ -232,7 +232,7 @@ ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
         }
 
         ngx_log_error(NGX_LOG_WARN, c->log, 0, "handoff to \"%V\" failed: %s",
-                      &broker->target->name, handoff_broker_last_error(broker->broker));
+                      &broker->target->name, ngx_handoff_why_refused(broker, status));
 
         ngx_handoff_finish(offer, HANDOFF_FALLBACK, ngx_handoff_refusal(status));
         return NGX_OK;

@@ -78,6 +78,7 @@ typedef struct {
     ngx_shm_zone_t           *zone;      /* NULL if nothing is handed over */
     ngx_uint_t                used;      /* unsigned used:1; */
     ngx_uint_t                realip;    /* ctx_index of nginx's realip module, or UNSET */
+    ngx_uint_t                warned;    /* unsigned warned:1; that the kernel has no TLS */
 } ngx_handoff_main_conf_t;
 
 
@@ -259,6 +260,8 @@ char *ngx_handoff_allocate(ngx_handoff_content_t *content, size_t len, u_char **
 
 ngx_int_t ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker);
 ngx_int_t ngx_handoff_check(ngx_handoff_broker_t *broker);
+char *ngx_handoff_lack(ngx_handoff_broker_t *broker);
+char *ngx_handoff_why_refused(ngx_handoff_broker_t *broker, handoff_status status);
 void ngx_handoff_leave(ngx_handoff_broker_t *broker);
 void ngx_handoff_exit_worker(ngx_handoff_main_conf_t *main);
 
@@ -342,6 +345,13 @@ char *ngx_handoff_tls_name(ngx_connection_t *c);
 ngx_int_t ngx_handoff_prepare_tls(SSL_CTX *ctx);
 ngx_uint_t ngx_handoff_tls_receives(ngx_connection_t *c);
 char *ngx_handoff_tls_receive_by_kernel(ngx_connection_t *c, ngx_handoff_tls_t *tls);
+#endif
+
+/* ---- ngx_handoff_tls_kernel.c ---- */
+
+#if (NGX_HANDOFF_TLS)
+ngx_uint_t ngx_handoff_kernel_has_tls(void);
+void ngx_handoff_warn_without_tls(ngx_conf_t *cf, ngx_handoff_main_conf_t *main, SSL_CTX *ctx);
 #endif
 
 /* ---- ngx_handoff_metadata.c ---- */

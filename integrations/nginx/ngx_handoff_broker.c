@@ -138,6 +138,35 @@ ngx_handoff_add_backends(ngx_handoff_broker_t *broker, handoff_broker *handle)
 }
 
 
+/* Why there is no backend at all; NULL if there is one, or a directory that cannot be read. */
+char *
+ngx_handoff_lack(ngx_handoff_broker_t *broker)
+{
+    handoff_backend_state  state = HANDOFF_BACKEND_STATE_INIT;
+
+    if (handoff_broker_get_state(broker->broker, 0, &state) == HANDOFF_OK) {
+        return NULL;
+    }
+
+    return broker->target->servers ? "there is no socket in the directories of its servers"
+                                   : "there is no socket in this directory";
+}
+
+
+/* Of the offer that was the last call of the library, which returned `status`. */
+char *
+ngx_handoff_why_refused(ngx_handoff_broker_t *broker, handoff_status status)
+{
+    char  *why = NULL;
+
+    if (status == HANDOFF_ERR_BACKEND_UNAVAILABLE) {
+        why = ngx_handoff_lack(broker);
+    }
+
+    return why ? why : (char *) handoff_broker_last_error(broker->broker);
+}
+
+
 static ngx_int_t
 ngx_handoff_watch_broker(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker, int fd)
 {

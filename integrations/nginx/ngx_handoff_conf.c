@@ -27,6 +27,7 @@
 
 
 static ngx_int_t ngx_handoff_is_path(ngx_str_t *name);
+static ngx_int_t ngx_handoff_is_absolute(ngx_str_t *path);
 static ngx_handoff_target_t *ngx_handoff_find_target(ngx_handoff_main_conf_t *main,
     ngx_str_t *name);
 static ngx_handoff_broker_t *ngx_handoff_get_broker(ngx_pool_t *pool,
@@ -184,6 +185,14 @@ ngx_handoff_set_pass(ngx_conf_t *cf, ngx_handoff_conf_t *conf)
     conf->file = cf->conf_file->file.name.data;
     conf->line = cf->conf_file->line;
 
+    if (ngx_handoff_is_path(&value[1]) && !ngx_handoff_is_absolute(&value[1])
+        && value[1].data[5] != '$')
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid handoff socket \"%V\": it is not an absolute "
+                           "path", &value[1]);
+        return NGX_CONF_ERROR;
+    }
+
     if (ngx_strlchr(value[1].data, value[1].data + value[1].len, '$')) {
         return NGX_CONF_OK;
     }
@@ -266,6 +275,14 @@ ngx_handoff_is_path(ngx_str_t *name)
 }
 
 
+/* Of what is a path, or an abstract name. */
+static ngx_int_t
+ngx_handoff_is_absolute(ngx_str_t *path)
+{
+    return path->len > 5 && (path->data[5] == '/' || path->data[5] == '@');
+}
+
+
 /* `name` is as in handoff_pass. Of an upstream the case does not matter, as for proxy_pass. */
 static ngx_handoff_target_t *
 ngx_handoff_find_target(ngx_handoff_main_conf_t *main, ngx_str_t *name)
@@ -334,6 +351,9 @@ ngx_handoff_add_server(ngx_conf_t *cf, ngx_handoff_target_t *target, ngx_handoff
 
     if (!ngx_handoff_is_path(&server->path)) {
         mistake = "is not a handoff socket, which begins with \"unix:\"";
+
+    } else if (!ngx_handoff_is_absolute(&server->path)) {
+        mistake = "is not an absolute path";
 
     } else if (max_conns) {
         mistake = "has \"max_conns\", but nginx does not see how many connections a backend has; "

@@ -11,6 +11,7 @@
 
 static ngx_int_t ngx_handoff_init_zone(ngx_shm_zone_t *zone, void *data);
 static ngx_msec_t ngx_handoff_delay(ngx_handoff_broker_t *broker);
+static void ngx_handoff_count_time(ngx_handoff_counts_t *counts, uint64_t us);
 static void ngx_handoff_publish_handler(ngx_event_t *ev);
 static ngx_int_t ngx_handoff_publish_target(ngx_handoff_broker_t *broker);
 static ngx_int_t ngx_handoff_publish_backend(ngx_handoff_broker_t *broker, ngx_uint_t i,
@@ -210,12 +211,10 @@ ngx_handoff_publish_handler(ngx_event_t *ev)
 }
 
 
-/* An offer has ended: `offer` says how, or it was taken back. */
+/* An offer has ended: `offer` says how, or it was taken back. Or the client could not be offered. */
 void
 ngx_handoff_count(ngx_handoff_offer_t *offer)
 {
-    uint64_t               us, bound;
-    ngx_uint_t             i;
     ngx_handoff_counts_t  *counts = &offer->broker->counts;
 
     counts->offers++;
@@ -223,22 +222,33 @@ ngx_handoff_count(ngx_handoff_offer_t *offer)
     if (offer->outcome == 0 || offer->reason == HANDOFF_REASON_CLIENT_GONE) {
         counts->gone++;
 
+    } else if (offer->outcome == HANDOFF_ADOPTED) {
+        counts->adopted++;
+        ngx_handoff_count_time(counts, offer->wait_ns / 1000);
+
     } else {
-        us = offer->wait_ns / 1000;
-        counts->microseconds += us;
+        counts->fallbacks[offer->reason & 31]++;
 
-        for (i = 0, bound = 1; i < 31 && us >= bound; i++, bound <<= 1) { /* void */ }
-        counts->histogram[i]++;
-
-        if (offer->outcome == HANDOFF_ADOPTED) {
-            counts->adopted++;
-
-        } else {
-            counts->fallbacks[offer->reason & 31]++;
+        /* Clients that could not be offered have not waited. */
+        if (offer->reason != HANDOFF_REASON_CLIENT_UNSUPPORTED || offer->tries) {
+            ngx_handoff_count_time(counts, offer->wait_ns / 1000);
         }
     }
 
     ngx_handoff_changed(offer->broker);
+}
+
+
+static void
+ngx_handoff_count_time(ngx_handoff_counts_t *counts, uint64_t us)
+{
+    uint64_t    bound;
+    ngx_uint_t  i;
+
+    counts->microseconds += us;
+
+    for (i = 0, bound = 1; i < 31 && us >= bound; i++, bound <<= 1) { /* void */ }
+    counts->histogram[i]++;
 }
 
 
@@ -325,9 +335,9 @@ ngx_handoff_withdraw(ngx_handoff_broker_t *broker)
 static ngx_int_t
 ngx_handoff_publish_target(ngx_handoff_broker_t *broker)
 {
+    char                       *lack;
     size_t                      i;
     ngx_handoff_entry_t        *entry;
-    handoff_backend_state       state = HANDOFF_BACKEND_STATE_INIT;
     handoff_broker_statistics   statistics = HANDOFF_BROKER_STATISTICS_INIT;
 
     if (broker->entry == NULL) {
@@ -349,15 +359,8 @@ ngx_handoff_publish_target(ngx_handoff_broker_t *broker)
     entry->present.in_flight = broker->in_flight;
     entry->present.waiting = broker->queued;
     entry->present.room = handoff_broker_room(broker->broker);
-    entry->present.message[0] = '\0';
-
-    if (handoff_broker_get_state(broker->broker, 0, &state) != HANDOFF_OK) {
-        /* Whatever else is wrong some backend, or a directory, has a message of its own. */
-        ngx_handoff_copy_text(entry->present.message, NGX_HANDOFF_MESSAGE_LEN,
-                              broker->target->servers
-                              ? "there is no socket in the directories of its servers"
-                              : "there is no socket in this directory");
-    }
+    lack = ngx_handoff_lack(broker);
+    ngx_handoff_copy_text(entry->present.message, NGX_HANDOFF_MESSAGE_LEN, lack ? lack : "");
 
     return NGX_OK;
 }

@@ -147,7 +147,8 @@ ngx_handoff_tls_obstacle(ngx_connection_t *c)
     directions = ngx_handoff_tls_directions(c);
 
     if (!(directions & HANDOFF_TLS_SEND)) {
-        return ngx_handoff_tls_describe(c, "encrypt");
+        return ngx_handoff_kernel_has_tls() ? ngx_handoff_tls_describe(c, "encrypt")
+                                            : "the kernel's module \"tls\" is not loaded";
     }
 
     if (!(directions & HANDOFF_TLS_RECEIVE)) {

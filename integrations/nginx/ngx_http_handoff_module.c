@@ -184,11 +184,12 @@ static ngx_int_t
 ngx_http_handoff_init_tls(ngx_conf_t *cf)
 {
 #if (NGX_HANDOFF_TLS && NGX_HTTP_SSL)
-    ngx_uint_t                   i;
-    ngx_http_ssl_srv_conf_t     *sscf;
-    ngx_http_core_srv_conf_t   **cscfp;
-    ngx_handoff_main_conf_t     *main;
-    ngx_http_core_main_conf_t   *cmcf;
+    ngx_uint_t                    i;
+    ngx_http_ssl_srv_conf_t      *sscf;
+    ngx_handoff_main_conf_t      *main;
+    ngx_http_core_srv_conf_t    **cscfp;
+    ngx_http_core_main_conf_t    *cmcf;
+    ngx_http_handoff_srv_conf_t  *hscf;
 
     main = ngx_http_conf_get_module_main_conf(cf, ngx_http_handoff_module);
     cmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_core_module);
@@ -196,6 +197,11 @@ ngx_http_handoff_init_tls(ngx_conf_t *cf)
 
     for (i = 0; main->used && i < cmcf->servers.nelts; i++) {
         sscf = cscfp[i]->ctx->srv_conf[ngx_http_ssl_module.ctx_index];
+        hscf = cscfp[i]->ctx->srv_conf[ngx_http_handoff_module.ctx_index];
+
+        if (hscf->used) {
+            ngx_handoff_warn_without_tls(cf, main, sscf->ssl.ctx);
+        }
 
         if (ngx_handoff_prepare_tls(sscf->ssl.ctx) != NGX_OK) {
             return NGX_ERROR;
@@ -306,6 +312,14 @@ ngx_http_handoff_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
     main = ngx_http_conf_get_module_main_conf(cf, ngx_http_handoff_module);
 
+    if (conf->pass.len && clcf->handler != ngx_http_handoff_handler) {
+        ngx_log_error(NGX_LOG_EMERG, cf->log, 0, "\"handoff_pass\" in %s:%ui conflicts with another "
+                      "directive of its location that answers requests, such as \"proxy_pass\"; "
+                      "\"error_page 502 504 = @name\" goes to the location of a fallback",
+                      conf->file, conf->line);
+        return NGX_CONF_ERROR;
+    }
+
     /* As for proxy_pass: "if" and "limit_except" blocks do what is done around them. */
     if (clcf->noname && conf->pass.len == 0) {
         conf->pass = prev->pass;
@@ -334,7 +348,11 @@ ngx_http_handoff_pass(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     ngx_http_compile_complex_value_t   ccv;
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
-    clcf->handler = ngx_http_handoff_handler;
+
+    /* Whichever comes first: merging sees whether it is another directive's at the end. */
+    if (clcf->handler == NULL) {
+        clcf->handler = ngx_http_handoff_handler;
+    }
 
     hscf = ngx_http_conf_get_module_srv_conf(cf, ngx_http_handoff_module);
     hscf->used = 1;

@@ -17,7 +17,6 @@ static char *ngx_http_handoff_obstacle(ngx_http_request_t *r);
 static handoff_reason ngx_http_handoff_preread(ngx_handoff_offer_t *offer,
     ngx_handoff_content_t *content);
 static void ngx_http_handoff_done(ngx_handoff_offer_t *offer);
-static void ngx_http_handoff_unsupported(ngx_http_request_t *r, char *why);
 static void ngx_http_handoff_cleanup(void *data);
 
 
@@ -27,26 +26,32 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
     char                    *why;
     ngx_handoff_conf_t      *conf;
     ngx_handoff_offer_t     *offer;
-    ngx_handoff_broker_t    *broker;
     ngx_http_handoff_ctx_t  *ctx;
-
-    why = ngx_http_handoff_obstacle(r);
-    if (why) {
-        ngx_http_handoff_unsupported(r, why);
-        return NGX_HTTP_BAD_GATEWAY;
-    }
 
     ctx = ngx_http_handoff_ctx(r);
     conf = ngx_http_get_module_loc_conf(r, ngx_http_handoff_module);
+
+    if (ctx == NULL || ctx->offer.state != NGX_HANDOFF_IDLE) {
+        ngx_log_error(NGX_LOG_INFO, r->connection->log, 0, "not handed over: it can't be offered");
+        return NGX_HTTP_BAD_GATEWAY;
+    }
+
     offer = &ctx->offer;
 
-    broker = ngx_http_handoff_broker(r, conf, offer);
-    if (broker == NULL) {
+    offer->broker = ngx_http_handoff_broker(r, conf, offer);
+    if (offer->broker == NULL) {
+        return NGX_HTTP_BAD_GATEWAY;
+    }
+
+    why = ngx_http_handoff_obstacle(r);
+    if (why) {
+        ngx_log_error(NGX_LOG_INFO, r->connection->log, 0, "not handed over: %s", why);
+        ngx_handoff_refuse(offer, HANDOFF_REASON_CLIENT_UNSUPPORTED);
+        ngx_handoff_count(offer);
         return NGX_HTTP_BAD_GATEWAY;
     }
 
     offer->conf = conf;
-    offer->broker = broker;
     offer->pool = r->pool;
     offer->connection = r->connection;
     offer->session = r;
@@ -124,8 +129,6 @@ ngx_http_handoff_read_handler(ngx_http_request_t *r)
 static char *
 ngx_http_handoff_obstacle(ngx_http_request_t *r)
 {
-    ngx_http_handoff_ctx_t  *ctx;
-
     if (r != r->main) {
         return "it is a subrequest";
     }
@@ -144,12 +147,6 @@ ngx_http_handoff_obstacle(ngx_http_request_t *r)
 
     if (r->http_version < NGX_HTTP_VERSION_10) {
         return "it has no head";
-    }
-
-    ctx = ngx_http_handoff_ctx(r);
-
-    if (ctx == NULL || ctx->head_end == NULL || ctx->offer.state != NGX_HANDOFF_IDLE) {
-        return "it can't be offered";
     }
 
     return ngx_handoff_tls_obstacle(r->connection);
@@ -224,19 +221,6 @@ ngx_http_handoff_done(ngx_handoff_offer_t *offer)
     }
 
     ngx_http_run_posted_requests(c);
-}
-
-
-static void
-ngx_http_handoff_unsupported(ngx_http_request_t *r, char *why)
-{
-    ngx_http_handoff_ctx_t  *ctx = ngx_http_handoff_ctx(r);
-
-    ngx_log_error(NGX_LOG_INFO, r->connection->log, 0, "not handed over: %s", why);
-
-    if (ctx && ctx->offer.state == NGX_HANDOFF_IDLE) {
-        ngx_handoff_refuse(&ctx->offer, HANDOFF_REASON_CLIENT_UNSUPPORTED);
-    }
 }
 
 

@@ -119,11 +119,12 @@ static ngx_int_t
 ngx_stream_handoff_init(ngx_conf_t *cf)
 {
 #if (NGX_HANDOFF_TLS && NGX_STREAM_SSL)
-    ngx_uint_t                     i;
-    ngx_stream_ssl_srv_conf_t     *sscf;
-    ngx_handoff_main_conf_t       *main;
-    ngx_stream_core_srv_conf_t   **cscfp;
-    ngx_stream_core_main_conf_t   *cmcf;
+    ngx_uint_t                      i;
+    ngx_handoff_main_conf_t        *main;
+    ngx_stream_ssl_srv_conf_t      *sscf;
+    ngx_stream_core_srv_conf_t    **cscfp;
+    ngx_stream_core_main_conf_t    *cmcf;
+    ngx_stream_handoff_srv_conf_t  *hscf;
 
     main = ngx_stream_conf_get_module_main_conf(cf, ngx_stream_handoff_module);
     cmcf = ngx_stream_conf_get_module_main_conf(cf, ngx_stream_core_module);
@@ -131,6 +132,11 @@ ngx_stream_handoff_init(ngx_conf_t *cf)
 
     for (i = 0; main->used && i < cmcf->servers.nelts; i++) {
         sscf = cscfp[i]->ctx->srv_conf[ngx_stream_ssl_module.ctx_index];
+        hscf = cscfp[i]->ctx->srv_conf[ngx_stream_handoff_module.ctx_index];
+
+        if (hscf->handoff.pass.len) {
+            ngx_handoff_warn_without_tls(cf, main, sscf->ssl.ctx);
+        }
 
         if (ngx_handoff_prepare_tls(sscf->ssl.ctx) != NGX_OK) {
             return NGX_ERROR;

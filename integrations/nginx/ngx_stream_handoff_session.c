@@ -42,16 +42,17 @@ ngx_stream_handoff_handler(ngx_stream_session_t *s)
     cln->handler = ngx_stream_handoff_cleanup;
     ngx_stream_set_ctx(s, offer, ngx_stream_handoff_module);
 
-    why = ngx_stream_handoff_obstacle(s);
-    if (why) {
-        ngx_log_error(NGX_LOG_INFO, c->log, 0, "not handed over: %s", why);
-        ngx_handoff_refuse(offer, HANDOFF_REASON_CLIENT_UNSUPPORTED);
+    offer->broker = ngx_stream_handoff_broker(s, &hscf->handoff, offer);
+    if (offer->broker == NULL) {
         ngx_stream_handoff_fall_back(s);
         return;
     }
 
-    offer->broker = ngx_stream_handoff_broker(s, &hscf->handoff, offer);
-    if (offer->broker == NULL) {
+    why = ngx_stream_handoff_obstacle(s);
+    if (why) {
+        ngx_log_error(NGX_LOG_INFO, c->log, 0, "not handed over: %s", why);
+        ngx_handoff_refuse(offer, HANDOFF_REASON_CLIENT_UNSUPPORTED);
+        ngx_handoff_count(offer);
         ngx_stream_handoff_fall_back(s);
         return;
     }

@@ -116,6 +116,14 @@ signal.signal(signal.SIGTERM, signal.default_int_handler)
 signal.signal(signal.SIGALRM, end_test)
 
 
+def make_certificate(directory):
+    """certificate.pem, for localhost, and key.pem."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-keyout", "key.pem", "-out", "certificate.pem", "-days", "2", "-subj", "/CN=localhost"],
+        cwd=directory, check=True, capture_output=True)
+
+
 def is_asleep(pid):
     """A process that waits for events has dealt with all that had come."""
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
@@ -172,14 +180,16 @@ class Backend(Process):
 class Nginx(Process):
     """A master process and its two workers."""
 
+    under = UNDER
+
     def __init__(self, directory, **parts):
         """`parts` fill the configuration: http, stream, main, root's workers' user, descriptors."""
         self.configure(directory, **parts)
         super().__init__(self.command(directory), directory)
 
-    @staticmethod
-    def command(directory):
-        return [*UNDER, NGINX, "-p", directory, "-c", "nginx.conf", "-e", "error.log"]
+    @classmethod
+    def command(cls, directory):
+        return [*cls.under, NGINX, "-p", directory, "-c", "nginx.conf", "-e", "error.log"]
 
     @staticmethod
     def configure(directory, http="", stream="", main="", user="root", descriptors=DESCRIPTORS):
@@ -197,9 +207,8 @@ class Nginx(Process):
     def test(directory, **parts):
         """What nginx -t says of a configuration, and whether it is in order."""
         Nginx.configure(directory, **parts)
-        result = subprocess.run(
-            [NGINX, "-t", "-p", directory, "-c", "nginx.conf", "-e", "error.log"], text=True,
-            cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        result = subprocess.run([*Nginx.command(directory), "-t"], text=True, cwd=directory,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         return result.returncode == 0, result.stdout
 
     def workers(self):

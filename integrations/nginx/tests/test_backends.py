@@ -408,13 +408,14 @@ class Variables(Http, Fleet):
         self.begin()
         self.expected += [r"\[error\] .* handoff to \"nobody\" failed: \"\$arg_to\" names neither",
                           r"\[error\] .* handoff to \"unix:/nowhere.sock\" failed: ",
+                          r"\[error\] .* handoff to \"unix:fleet/a.sock\" failed: .* names neither",
                           r"\[error\] .* handoff to \"web\" failed: its server \"127.0.0.1:1\" is "
                           "not a handoff socket"]
-        for argument in "?to=nobody", "?to=unix:/nowhere.sock", "?to=web":
+        for argument in "?to=nobody", "?to=unix:/nowhere.sock", "?to=unix:fleet/a.sock", "?to=web":
             self.assertEqual(self.way(argument), "unix", argument)
-        self.assertEqual(len(self.nginx.log()), 3)
+        self.assertEqual(len(self.nginx.log()), 4)
         self.assertEqual(self.way(""), "unix")
-        self.assertEqual(len(self.nginx.log()), 3)
+        self.assertEqual(len(self.nginx.log()), 4)
 
     def test_part_of_a_path_may_be_a_variable(self):
         """And the path that results is looked up as any other value: b.sock is not known."""

@@ -8,7 +8,7 @@ import subprocess
 import unittest
 
 from client import Connection, drive, gather, new_identity, request, run
-from harness import HANDED_OVER, STREAM, Case, Nginx, wait_until
+from harness import HANDED_OVER, STREAM, Case, Nginx, make_certificate, wait_until
 
 FALLBACK = """
         location @fallback { proxy_pass http://unix:{directory}/fallback.sock; }
@@ -58,10 +58,7 @@ class NotEligible(Details):
                               text=True, check=True).stdout
 
     def test_tls_that_nginx_terminates(self):
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-             "-nodes", "-keyout", "key.pem", "-out", "certificate.pem", "-days", "2",
-             "-subj", "/CN=test.example"], cwd=self.directory, check=True, capture_output=True)
+        make_certificate(self.directory)
         self.expected.append(self.HTTP_2)
         self.start(http=server("""
             ssl_certificate certificate.pem; ssl_certificate_key key.pem;
@@ -415,6 +412,12 @@ class Configuration(Case):
                 ('it begins with "unix:"', "handoff_pass http://unix:/a.sock;"),
                 (f'invalid handoff socket "{long}"', f"handoff_pass {long};"),
                 ('invalid handoff socket "unix:"', "handoff_pass unix:;"),
+                ('invalid handoff socket "unix:a.sock": it is not an absolute path',
+                 "handoff_pass unix:a.sock;"),
+                ('invalid handoff socket "unix:run/": it is not an absolute path',
+                 "handoff_pass unix:run/;"),
+                ('invalid handoff socket "unix:run/$host.sock": it is not an absolute path',
+                 "handoff_pass unix:run/$host.sock;"),
                 ('"handoff_timeout" directive invalid value', passing + "handoff_timeout soon;"),
                 ('value must be', passing + "handoff_max_in_flight 0;"),
                 ('value must be', passing + "handoff_max_in_flight 5000;"),
@@ -430,6 +433,34 @@ class Configuration(Case):
             with self.subTest(directives):
                 self.check(message, http=self.location(directives))
 
+    def test_only_one_directive_answers_in_a_location(self):
+        """nginx itself takes the last one, and says nothing."""
+        passing = "handoff_pass unix:/a.sock;"
+        for other in ("proxy_pass http://127.0.0.1:2;", "fastcgi_pass 127.0.0.1:2;", "stub_status;",
+                      "handoff_status;", "empty_gif;"):
+            for block in "{}", "if ($arg_a) {{ {} }}", "limit_except GET {{ {} }}":
+                for both in passing + other, other + passing:
+                    with self.subTest(block=block, both=both):
+                        good, output = Nginx.test(self.directory,
+                                                  http=self.location(block.format(both)))
+                        if "not allowed here" not in output:  # not everything may stand in blocks
+                            self.assertFalse(good, output)
+                            self.assertIn('"handoff_pass" in ', output)
+                            self.assertIn("conflicts with another directive", output)
+
+    def test_blocks_of_a_location_may_answer_in_another_way(self):
+        passing, proxying = "handoff_pass unix:/a.sock;", "proxy_pass http://127.0.0.1:2;"
+        for outside, inside in (passing, proxying), (proxying, passing), (passing, "set $a b;"), \
+                (passing, passing), ("root /tmp; index a;", passing), ("return 204;", passing):
+            for block in ("if ($arg_a) {{ {} }}", "limit_except GET {{ {} }}",
+                          "location /b {{ {} }}"):
+                for text in outside + block.format(inside), block.format(inside) + outside:
+                    if "limit_except" in text and "set" in text:
+                        continue
+                    with self.subTest(text):
+                        good, output = Nginx.test(self.directory, http=self.location(text))
+                        self.assertTrue(good, output)
+
     def test_places_are_checked(self):
         self.check('"handoff_pass" directive is not allowed here',
                    http="server { listen 127.0.0.1:1; handoff_pass unix:/a.sock; }")
@@ -443,6 +474,7 @@ class Configuration(Case):
         for message, servers in [
                 ('server "127.0.0.1:1" of upstream "u" is not a handoff socket',
                  "server unix:/a.sock; server 127.0.0.1:1;"),
+                ('server "unix:a.sock" of upstream "u" is not an absolute path', "server unix:a.sock;"),
                 ('server "unix:/a.sock" of upstream "u" has "max_conns"',
                  "server unix:/a.sock max_conns=5;"),
                 ('server "unix:/a.sock" of upstream "u" has a weight of more than 65535',

@@ -7,13 +7,14 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import tempfile
 import unittest
 import urllib.error
 import urllib.request
 
 from client import drive, gather, new_identity
-from harness import PATIENCE, Case, wait_until
+from harness import PATIENCE, Case, make_certificate, wait_until
 from test_backends import ANY, Fleet, Http, Stream, to_fill
 
 SAMPLE = re.compile(r'([a-z_]+)(?:\{(.*)\})? (\S+)$')
@@ -312,6 +313,66 @@ class Asked(Http, Status):
         self.assertEqual(self.status()["lost"], 0)
 
 
+class NotOffered(Case):
+    """Clients that could be offered to no backend are counted, too: without kernel TLS for https that
+    is each of them, and nothing else would tell."""
+
+    STATUS = "server { listen 127.0.0.1:{port}; location = /handoff { handoff_status; } }"
+    TLS = "listen 127.0.0.1:%d ssl; ssl_certificate certificate.pem; ssl_certificate_key key.pem;"
+    REQUEST = b"GET / HTTP/1.0\r\n\r\n"
+
+    def start_all(self, http="", **parts):
+        make_certificate(self.directory)
+        self.start(http=to_fill(self.STATUS + http),
+                   **{name: to_fill(text) for name, text in parts.items()})
+
+    def ask_over_tls(self, port, request=b""):
+        context = ssl.create_default_context(cafile=f"{self.directory}/certificate.pem")
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as plain, \
+                context.wrap_socket(plain, server_hostname="localhost") as client:
+            client.sendall(request)
+            return client.recv(100)
+
+    def assert_unsupported(self, count, target):
+        counts = {"offers": count, "adopted": 0, "fallbacks": {"client unsupported": count},
+                  "histogram": [0] * 32}
+
+        def told():
+            return [{name: target[name] for name in counts} for target in self.status()["targets"]
+                    if target["target"] == to_find]
+
+        to_find = target.format(directory=self.directory)
+        wait_until(lambda: told() == [counts], counts)
+        samples = parse_prometheus(self.get("/handoff?format=prometheus").decode())
+        self.assertEqual([value for (name, labels), value in samples.items()
+                          if name == "handoff_fallbacks_total" and ("target", to_find) in labels
+                          and ("reason", "client unsupported") in labels], [count])
+
+    def test_https(self):
+        port = self.new_port()
+        self.start_all("server { %s location / { handoff_pass unix:{directory}/handoff.sock; } }"
+                       % (self.TLS % port))
+        for _ in range(3):
+            self.assertIn(b" 502 ", self.ask_over_tls(port, self.REQUEST))
+        self.assert_unsupported(3, "unix:{directory}/handoff.sock")
+
+    def test_https_with_a_variable(self):
+        """What it names is known all the same."""
+        port = self.new_port()
+        self.start_all("upstream fleet { server unix:{directory}/handoff.sock; } "
+                       "map $uri $fleet { default fleet; } "
+                       "server { %s location / { handoff_pass $fleet; } }" % (self.TLS % port))
+        self.assertIn(b" 502 ", self.ask_over_tls(port, self.REQUEST))
+        self.assert_unsupported(1, "fleet")
+
+    def test_stream(self):
+        port = self.new_port()
+        self.start_all(stream="server { %s handoff_pass unix:{directory}/echo.sock; }"
+                              % (self.TLS % port))
+        self.assertEqual(self.ask_over_tls(port), b"")
+        self.assert_unsupported(1, "unix:{directory}/echo.sock")
+
+
 class BrokenSetUps(Case):
     """What a newcomer is told. Each sentence says something else."""
 
@@ -385,7 +446,20 @@ class BrokenSetUps(Case):
                          "^down: .*/none/: .*No such file or directory")
 
     def test_directory_without_a_socket(self):
-        self.assertEqual(self.say(f"unix:{self.place}/"), "there is no socket in this directory")
+        self.assert_said(f"unix:{self.place}/", "there is no socket in this directory")
+
+    def test_directory_of_an_upstream_without_a_socket(self):
+        self.assert_said("fleet", "there is no socket in the directories of its servers",
+                         f"upstream fleet {{ server unix:{self.place}/; }}")
+
+    def assert_said(self, target, text, servers=""):
+        """By handoff_status, and by the log when a client comes."""
+        self.assertEqual(self.say(target, servers), text)
+        self.expected.append(rf'\[warn\] .* handoff to "{target}" failed: {text}, client: ')
+        with self.assertRaises(urllib.error.HTTPError) as caught:
+            self.get("/")
+        caught.exception.close()
+        self.assertEqual((caught.exception.code, len(self.nginx.log())), (502, 1))
 
     def test_server_that_is_down(self):
         self.assertRegex(

@@ -1,7 +1,8 @@
 # The tests of the nginx modules: Python that starts nginx, a backend of its own, and clients.
 
 NGINX_TESTS := $(BUILD)/nginx-tests
-NGINX_TEST  ?= http head parsed accel details stream failures copies events backends notices queue status metadata socket_state
+NGINX_TEST  ?= http head parsed accel details stream failures copies events backends notices queue status metadata socket_state \
+    kernel
 
 # Which nginx, and what it loads, in this order.
 NGINX_PROGRAM ?= nginx

@@ -13,9 +13,10 @@
  * has come: without EPOLLET a client that sends no more would keep the loop busy. A client may also
  * send a byte at a time, so give the whole of what you wait for a deadline.
  *
- * A write need not fail when the client has gone: Linux 6.1 goes on taking what you send. So a stream
- * that only writes must watch for the end of its input, too: receive, or stop when poll(2) says POLLHUP,
- * which it does without being asked for any event.
+ * A write need not fail when the client has gone: Linux 6.1 reports that once, perhaps to another
+ * process with a copy, and then goes on taking what you send. So a stream that only writes must watch
+ * for the end of its input, too: receive, or stop when poll(2) says POLLHUP, which it does without
+ * being asked for any event.
  *
  * The calls have no state except what you pass in. Different threads may use different sockets at
  * once, and one socket may be received from in one thread and written to in another.

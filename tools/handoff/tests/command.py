@@ -14,7 +14,7 @@ import unittest
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
 sys.path.append(os.path.join(ROOT, "tools"))
-from waiting import PATIENCE, wait_until  # noqa: E402
+from waiting import PATIENCE, wait_until  # noqa: E402, F401
 COMMAND = os.environ["HANDOFF_COMMAND"]
 LIBRARIES = os.environ["LD_LIBRARY_PATH"].split(":")[0]
 UNDER = shlex.split(os.environ.get("COMMAND_UNDER", ""))  # such as valgrind and its options
