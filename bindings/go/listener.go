@@ -323,8 +323,8 @@ func isPressure(err error) bool {
 }
 
 // fileConn makes a connection of a descriptor, which it closes. It needs another one for a moment, and
-// the client is adopted: so it uses the spare one. Another goroutine may be faster and take that: then
-// it waits a little.
+// the client is adopted: so it uses the spare one. Another goroutine may be faster and take that: then it
+// waits a little, and at last the client is lost.
 func fileConn(fd int, useSpare func()) (net.Conn, error) {
 	file := os.NewFile(uintptr(fd), "client")
 	defer file.Close()

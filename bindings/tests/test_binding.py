@@ -36,9 +36,10 @@ import handoff
 
 FEW = 40  # descriptors of a process that is short of them
 PROMPTLY = 5  # seconds within which a stream ends that needs nobody
+# What `handoff broker` sends.
 ADDRESS = "2001:db8::7"
 METADATA = json.dumps({"module": "stream", "client": {"address": ADDRESS, "port": 4000},
-                       "server": {"address": "192.0.2.1", "port": 80}})  # that `handoff broker` sends
+                       "server": {"address": "192.0.2.1", "port": 80}})
 
 
 async def read_until(connection, text):

@@ -56,7 +56,9 @@ const getField = call('handoff_field', 'int32_t', 'str', koffi.out('size_t *'),
 function constant(name) {
   const value = [0];
   // C would see only what is before a NUL.
-  if (name.includes('\0') || getConstant(name, value) !== OK) throw new TypeError(`${itself()} has no ${name}`);
+  if (name.includes('\0') || getConstant(name, value) !== OK) {
+    throw new TypeError(`${itself()} has no ${name}`);
+  }
   return value[0];
 }
 

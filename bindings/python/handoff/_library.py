@@ -12,7 +12,8 @@ from typing import Any, Sequence
 
 OK, NOTHING, TIMED_OUT = 0, 1, 2
 ADOPTED, OFFER_MORE, OFFER_TLS, BACKEND_BACKUP = 1, 1, 2, 1
-ERR_INVALID_ARGUMENT, ERR_FULL, ERR_WRONG_PROCESS, ERR_CLOSED, ERR_TAKEN_BACK = -1, -23, -34, -35, -36
+ERR_INVALID_ARGUMENT, ERR_WRONG_PROCESS = -1, -34
+ERR_FULL, ERR_CLOSED, ERR_TAKEN_BACK = -23, -35, -36
 
 
 # ---- the structs, with the members of the headers ------------------------------------------------
@@ -282,6 +283,7 @@ def reason_name(reason: int) -> str:
 
 for _name, _struct in STRUCTS.items():
     check_layout(_struct, _name)
-for _name in ("OK", "NOTHING", "TIMED_OUT", "ERR_INVALID_ARGUMENT", "ERR_FULL", "ERR_WRONG_PROCESS",
-              "ERR_CLOSED", "ERR_TAKEN_BACK", "ADOPTED", "OFFER_MORE", "OFFER_TLS", "BACKEND_BACKUP"):
+for _name in ("OK", "NOTHING", "TIMED_OUT", "ERR_INVALID_ARGUMENT", "ERR_WRONG_PROCESS", "ERR_FULL",
+              "ERR_CLOSED", "ERR_TAKEN_BACK", "ADOPTED", "OFFER_MORE", "OFFER_TLS",
+              "BACKEND_BACKUP"):
     check_constant(f"HANDOFF_{_name}", globals()[_name])
