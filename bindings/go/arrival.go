@@ -53,6 +53,9 @@ func (l *Listener) decide(conn *Conn) (bool, error) {
 	if l.handle == nil {
 		return false, l.closed()
 	}
+	if refusal == nil && !l.haveSpare() {
+		refusal = ReasonDescriptorPressure
+	}
 	if refusal != nil {
 		reason := ReasonRejected
 		if errors.As(refusal, &reason) && reason == ReasonNone {
@@ -74,5 +77,5 @@ func (l *Listener) decide(conn *Conn) (bool, error) {
 		return false, nil
 	}
 	conn.fd = int(fd)
-	return err == nil, err
+	return err == nil && conn.open(l.useSpare), err
 }

@@ -51,6 +51,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -149,6 +150,9 @@ func (r Reason) Error() string {
 func NewBroker(path string, options *BrokerOptions) (*Broker, error) {
 	if options == nil {
 		options = &BrokerOptions{}
+	}
+	if err := checkString("path", path); err != nil {
+		return nil, err
 	}
 	name := C.CString(path)
 	defer C.free(unsafe.Pointer(name))
@@ -257,6 +261,12 @@ func (b *Broker) Offer(ctx context.Context, conn net.Conn, offer Offer) (Verdict
 		raw, err = conn.SyscallConn()
 	default: // its Close could say more to the client than the backend would like
 		return Verdict{}, fmt.Errorf("handoff: %T cannot be handed over: %w", conn, ErrInvalidArgument)
+	}
+	if err == nil {
+		err = checkString("service", offer.Service)
+	}
+	if err == nil {
+		err = checkString("correlation", offer.Correlation)
 	}
 	if err != nil {
 		return Verdict{}, err
@@ -413,6 +423,14 @@ func (b *Broker) Close() error {
 	err := b.ready.Close()
 	<-b.done
 	return err
+}
+
+// checkString refuses what C would take only the beginning of.
+func checkString(what, s string) error {
+	if strings.IndexByte(s, 0) == -1 {
+		return nil
+	}
+	return fmt.Errorf("handoff: the %s has a NUL: %q: %w", what, s, ErrInvalidArgument)
 }
 
 // cString is a string for C, or NULL for an empty one.

@@ -58,8 +58,8 @@ func newConn(arrival *C.handoff_arrival) *Conn {
 }
 
 // open makes a net.Conn of the descriptor. False if it cannot be one, which ends the connection.
-func (c *Conn) open() bool {
-	conn, err := fileConn(c.fd)
+func (c *Conn) open(useSpare func()) bool {
+	conn, err := fileConn(c.fd, useSpare)
 	if err != nil {
 		return false
 	}

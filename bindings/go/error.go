@@ -84,6 +84,14 @@ func (e *Error) Is(target error) bool {
 	return false
 }
 
+// Temporary tells whether the same call may succeed later: net/http then calls Accept again.
+func (e *Error) Temporary() bool {
+	return e.Status == ErrSystem || e.Status == ErrDescriptorPressure || e.Status == ErrNoMemory
+}
+
+// Timeout is false: it makes an *Error a net.Error.
+func (e *Error) Timeout() bool { return false }
+
 // Unwrap gives the system's error, if it had a part in it.
 func (e *Error) Unwrap() error {
 	if e.Errno == 0 {

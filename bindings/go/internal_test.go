@@ -1,11 +1,22 @@
 package handoff
 
 import (
+	"errors"
+	"io"
+	"log"
 	"net"
+	"net/http"
 	"syscall"
 	"testing"
 	"time"
 )
+
+// UseSpare is for tests outside.
+func (l *Listener) UseSpare() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.useSpare()
+}
 
 // net/http asks every connection for its address, and a client can go at any moment.
 func TestClientThatHasGoneHasAnAddress(t *testing.T) {
@@ -39,7 +50,7 @@ func TestClientThatHasGoneHasAnAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn := Conn{fd: fd}
-	if !conn.open() {
+	if !conn.open(func() {}) {
 		t.Fatal("it cannot be a connection")
 	}
 	defer conn.Close()
@@ -48,5 +59,25 @@ func TestClientThatHasGoneHasAnAddress(t *testing.T) {
 	}
 	if got := conn.RemoteAddr().String(); got != "0.0.0.0:0" {
 		t.Error(got)
+	}
+}
+
+// failing is a listener whose backend cannot do its work twice.
+type failing struct{ errs []error }
+
+func (l *failing) Accept() (net.Conn, error) {
+	err := l.errs[0]
+	l.errs = l.errs[1:]
+	return nil, err
+}
+func (l *failing) Close() error   { return nil }
+func (l *failing) Addr() net.Addr { return &net.UnixAddr{} }
+
+func TestHTTPServerGoesOnAfterAnErrorThatPasses(t *testing.T) {
+	end := &Error{Status: ErrWrongProcess}
+	server := http.Server{ErrorLog: log.New(io.Discard, "", 0)}
+	listener := &failing{[]error{&Error{Status: ErrSystem}, &Error{Status: ErrDescriptorPressure}, end}}
+	if err := server.Serve(listener); !errors.Is(err, end) || len(listener.errs) > 0 {
+		t.Error(err, listener.errs)
 	}
 }

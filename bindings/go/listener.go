@@ -82,12 +82,16 @@ type Listener struct {
 	raw    syscall.RawConn
 	mu     sync.Mutex // the library lets one thread at a time use the handle
 	handle *C.handoff_backend
+	spare  int // a descriptor to close when net.FileConn finds no other; -1: none
 }
 
 // Listen makes a handoff socket at path and listens on it for brokers. A path that begins with "@" is
 // an abstract name. Workers that share the work each listen at a path of their own in one directory,
 // which the broker is made with. The options may be nil.
 func Listen(path string, options *ListenOptions) (*Listener, error) {
+	if err := checkString("path", path); err != nil {
+		return nil, err
+	}
 	name := C.CString(path)
 	defer C.free(unsafe.Pointer(name))
 	return listen(name, -1, path, options)
@@ -113,7 +117,8 @@ func listen(path *C.char, fd C.int, name string, options *ListenOptions) (*Liste
 	if options == nil {
 		options = &ListenOptions{}
 	}
-	listener := &Listener{addr: net.UnixAddr{Name: name, Net: "unixpacket"}, admit: options.Admit}
+	listener := &Listener{addr: net.UnixAddr{Name: name, Net: "unixpacket"}, admit: options.Admit,
+		spare: -1}
 	users, groups := numbers(options.Policy.Users), numbers(options.Policy.Groups)
 	var handle *C.handoff_backend
 	if _, err := call(func() (status C.handoff_status, err error) {
@@ -167,15 +172,23 @@ func watched(descriptor func() (C.int, error)) (*os.File, error) {
 	}); err != nil {
 		return nil, err
 	}
-	copied, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_DUPFD_CLOEXEC, 0)
-	if errno != 0 {
-		return nil, os.NewSyscallError("fcntl", errno)
+	copied, err := duplicate(fd)
+	if err != nil {
+		return nil, err
 	}
-	if err := syscall.SetNonblock(int(copied), true); err != nil {
-		syscall.Close(int(copied))
+	if err := syscall.SetNonblock(copied, true); err != nil {
+		syscall.Close(copied)
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	return os.NewFile(copied, "handoff"), nil
+	return os.NewFile(uintptr(copied), "handoff"), nil
+}
+
+func duplicate(fd C.int) (int, error) {
+	copied, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_DUPFD_CLOEXEC, 0)
+	if errno != 0 {
+		return -1, os.NewSyscallError("fcntl", errno)
+	}
+	return int(copied), nil
 }
 
 // Accept waits for a connection and adopts it. From then on it is this process's alone: if this process
@@ -191,25 +204,19 @@ func (l *Listener) AcceptHandoff() (*Conn, error) {
 	for {
 		var conn *Conn
 		var err error
-		waitErr := l.raw.Read(func(uintptr) bool {
+		if waitErr := l.raw.Read(func(uintptr) bool {
 			conn, err = l.take()
 			return conn != nil || err != nil
-		})
-		if waitErr != nil {
+		}); waitErr != nil {
 			return nil, l.closed()
 		}
-		if err != nil {
+		if err != nil || l.admit == nil {
+			return conn, err
+		}
+		// Here, where Close does not wait for it.
+		if adopted, err := l.decide(conn); err != nil {
 			return nil, err
-		}
-		if l.admit != nil {
-			// Here, where Close does not wait for it.
-			if adopted, err := l.decide(conn); err != nil {
-				return nil, err
-			} else if !adopted {
-				continue
-			}
-		}
-		if conn.open() {
+		} else if adopted {
 			return conn, nil
 		}
 	}
@@ -219,8 +226,20 @@ func (l *Listener) AcceptHandoff() (*Conn, error) {
 func (l *Listener) take() (*Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for {
+		conn, err := l.next()
+		if conn == nil || l.admit != nil || conn.open(l.useSpare) {
+			return conn, err
+		}
+	}
+}
+
+func (l *Listener) next() (*Conn, error) {
 	if l.handle == nil {
 		return nil, l.closed()
+	}
+	if !l.haveSpare() {
+		return nil, l.rejectAll()
 	}
 	arrival := C.no_arrival()
 	status, err := call(func() (status C.handoff_status, err error) {
@@ -237,6 +256,36 @@ func (l *Listener) take() (*Conn, error) {
 	return newConn(&arrival), nil
 }
 
+// haveSpare is for the moment before an adoption: a connection needs another descriptor after it.
+func (l *Listener) haveSpare() bool {
+	if l.spare == -1 {
+		l.spare, _ = duplicate(C.handoff_backend_fd(l.handle))
+	}
+	return l.spare != -1
+}
+
+func (l *Listener) useSpare() {
+	if l.spare != -1 {
+		syscall.Close(l.spare)
+		l.spare = -1
+	}
+}
+
+// rejectAll leaves to the brokers what there are no descriptors for.
+func (l *Listener) rejectAll() error {
+	arrival := C.no_arrival()
+	_, err := call(func() (status C.handoff_status, err error) {
+		status, err = C.handoff_backend_dispatch(l.handle)
+		for status == C.HANDOFF_OK {
+			if status, err = C.handoff_backend_next(l.handle, &arrival); status == C.HANDOFF_OK {
+				C.handoff_backend_reject(l.handle, arrival.id, C.HANDOFF_REASON_DESCRIPTOR_PRESSURE)
+			}
+		}
+		return
+	})
+	return err
+}
+
 func (l *Listener) closed() error {
 	return &net.OpError{Op: "accept", Net: l.addr.Net, Addr: &l.addr, Err: net.ErrClosed}
 }
@@ -249,6 +298,7 @@ func (l *Listener) Close() error {
 	l.handle = nil
 	if handle != nil {
 		C.handoff_backend_free(handle)
+		l.useSpare()
 	}
 	l.mu.Unlock()
 	if handle == nil {
@@ -273,19 +323,22 @@ func isPressure(err error) bool {
 }
 
 // fileConn makes a connection of a descriptor, which it closes. It needs another one for a moment, and
-// the client is adopted: so it waits until there is one.
-func fileConn(fd int) (net.Conn, error) {
+// the client is adopted: so it uses the spare one. Another goroutine may be faster and take that: then it
+// waits a little, and at last the client is lost.
+func fileConn(fd int, useSpare func()) (net.Conn, error) {
 	file := os.NewFile(uintptr(fd), "client")
 	defer file.Close()
-	for {
-		conn, err := net.FileConn(file)
-		if err == nil {
-			return conn, nil
-		}
-		if !isPressure(err) {
-			syscall.Shutdown(fd, syscall.SHUT_RDWR) // the broker may not have closed its copy yet
-			return nil, err
-		}
-		time.Sleep(5 * time.Millisecond)
+	conn, err := net.FileConn(file)
+	if isPressure(err) {
+		useSpare()
+		conn, err = net.FileConn(file)
 	}
+	for end := time.Now().Add(time.Second); isPressure(err) && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+		conn, err = net.FileConn(file)
+	}
+	if err != nil {
+		syscall.Shutdown(fd, syscall.SHUT_RDWR) // the broker may not have closed its copy yet
+	}
+	return conn, err
 }

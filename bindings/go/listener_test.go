@@ -208,6 +208,26 @@ func TestErrorsAreOfTheirKind(t *testing.T) {
 	}
 }
 
+func TestNULIsRefused(t *testing.T) {
+	path := socketPath(t)
+	listen(t, path)
+	broker := newBroker(t, path, nil)
+	_, accepted := pair(t)
+	refused := func(what string, err error) {
+		if !errors.Is(err, handoff.ErrInvalidArgument) || !strings.Contains(err.Error(), what+" has a NUL") {
+			t.Error(what, err)
+		}
+	}
+	_, err := handoff.Listen(path+"2\x00.other", nil)
+	refused("path", err)
+	_, err = handoff.NewBroker(path+"\x00.other", nil)
+	refused("path", err)
+	_, err = broker.Offer(context.Background(), accepted, handoff.Offer{Service: "public\x00admin"})
+	refused("service", err)
+	_, err = broker.Offer(context.Background(), accepted, handoff.Offer{Correlation: "a\x00b"})
+	refused("correlation", err)
+}
+
 func TestPolicyKeepsOutWhoIsNotNamed(t *testing.T) {
 	path := socketPath(t)
 	listener, err := handoff.Listen(path, &handoff.ListenOptions{Policy: handoff.Policy{

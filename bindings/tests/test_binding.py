@@ -15,6 +15,7 @@ finishes what it has begun, closes what is idle, and exits with 0.
 """
 
 import asyncio
+import collections
 import json
 import os
 import signal
@@ -29,13 +30,16 @@ import harness  # of the tests of the nginx modules
 import many_clients
 from client import Connection
 from harness import PATIENCE, wait_until
-from many_clients import AT_ONCE, BODY, CLIENTS, SERVED_BY, Client, ask, events
+from many_clients import AT_ONCE, BODY, CLIENTS, SERVED_BY, Client, ask
 
 import handoff
 
 FEW = 40  # descriptors of a process that is short of them
 PROMPTLY = 5  # seconds within which a stream ends that needs nobody
-ADDRESS = "2001:db8::7"  # of the metadata that `handoff broker` sends
+# What `handoff broker` sends.
+ADDRESS = "2001:db8::7"
+METADATA = json.dumps({"module": "stream", "client": {"address": ADDRESS, "port": 4000},
+                       "server": {"address": "192.0.2.1", "port": 80}})
 
 
 async def read_until(connection, text):
@@ -119,26 +123,39 @@ class Tests:
                    f"no more than {before} descriptors; now {self.backend.descriptors()}")
         self.assertIsNone(self.backend.process.poll())
 
-    def test_short_of_descriptors_it_goes_on(self):
+    def crowd(self, port):
+        """Sends more clients than it has descriptors for, and they stay. Gives how many have had an
+        answer from whom, each promptly."""
         self.backend.signal(signal.SIGTERM)
         self.assertEqual(self.backend.wait(), 0)
         self.start_program(preexec_fn=lambda: harness.resource.setrlimit(
             harness.resource.RLIMIT_NOFILE, (FEW, FEW)))
+        clients = [Client(number, self.address) for number in range(3 * FEW)]
+
+        async def ask_and_stay(number):
+            one = clients[number]
+            one.connection = await Connection.open(port)
+            await one.connection.send(ask(one.path("hello")))
+            try:
+                await asyncio.wait_for(one.check_hello(), PROMPTLY)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                return "nobody"
+            return one.ways[0]
 
         async def scenario():
             await self.wait_for_backend([])
-            await client.gather(3 * FEW, 3 * FEW, one)
-
-        async def one(_):
-            connection = await Connection.open(self.port)
-            answer = await connection.ask(ask("/events?n=2&ms=200", close=True))
-            self.assertIn(answer.body, (events(2), b"fallback /events?n=2&ms=200"))
-            await connection.read_end()
-        client.drive(scenario())
+            ways = collections.Counter(await client.gather(len(clients), FEW, ask_and_stay))
+            for one in clients:
+                one.connection.close()
+            await self.wait_for_backend([])
+            return ways
+        return client.drive(scenario())
 
 
 class ThroughNginx(Tests, many_clients.ThroughNginx):
-    pass
+    def test_clients_that_it_has_no_descriptors_for_are_served_at_once(self):
+        ways = self.crowd(self.port)
+        self.assertEqual(set(ways), {"backend", "fallback"}, ways)
 
 
 class ThroughBroker(Tests, many_clients.Case):
@@ -147,9 +164,7 @@ class ThroughBroker(Tests, many_clients.Case):
     def setUp(self):
         super().setUp()
         self.command, self.environment = command.COMMAND, None
-        self.broker = self.start_broker(
-            "--metadata", json.dumps({"module": "stream", "client": {"address": ADDRESS, "port": 4000},
-                                      "server": {"address": "192.0.2.1", "port": 80}}))
+        self.broker = self.start_broker("--metadata", METADATA)
         self.port = self.broker.port
 
     def start_broker(self, *options):
@@ -162,6 +177,12 @@ class ThroughBroker(Tests, many_clients.Case):
         summary = command.counts(output)
         self.assertEqual((summary["clients"], summary["adopted"]), (len(clients), len(clients)),
                          output + errors)
+
+    def test_clients_that_it_has_no_descriptors_for_are_refused_at_once(self):
+        broker = self.start_broker("--metadata", METADATA, "--wait", 1000)
+        ways = self.crowd(broker.port)
+        self.assertEqual(set(ways), {"backend", "nobody"}, ways)
+        self.assertEqual(command.counts(broker.stop()[0])["adopted"], ways["backend"])
 
     def test_without_metadata_the_client_is_the_connections(self):
         port = self.start_broker().port

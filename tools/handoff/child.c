@@ -163,7 +163,7 @@ _Noreturn void child_wait_and_become(char **command, const handoff_arrival *arri
     need(dup2(client, STDOUT_FILENO) != -1, "dup2");
     need(sigaction(SIGPIPE, &run_sigpipe, NULL) == 0, "SIGPIPE");
     need(sigprocmask(SIG_SETMASK, &run_mask, NULL) == 0, "sigprocmask");
-    need(restore_descriptor_limit(), "setrlimit");
+    restore_descriptor_limit();
     execvp(*command, command);
     fail(errno == ENOENT ? NOT_FOUND : NOT_EXECUTABLE, *command);
 }

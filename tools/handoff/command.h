@@ -80,9 +80,9 @@ void describe_group(gid_t group, char *text, size_t size);
  * numbers. */
 void keep_standard_descriptors(void);
 /* A descriptor for each client: as many as the hard limit allows. A command that is run gets the
- * limit back that was there. */
+ * limit back that was there, if the hard limit still allows it: a client is adopted then. */
 void raise_descriptor_limit(void);
-bool restore_descriptor_limit(void);
+void restore_descriptor_limit(void);
 
 /* Flushes standard output. False, with a message, if something that was printed is lost. */
 bool finish_output(void);

@@ -148,9 +148,13 @@ void raise_descriptor_limit(void)
     must(setrlimit(RLIMIT_NOFILE, &raised) == 0, "setrlimit");
 }
 
-bool restore_descriptor_limit(void)
+void restore_descriptor_limit(void)
 {
-    return setrlimit(RLIMIT_NOFILE, &descriptors) == 0;
+    struct rlimit now;
+    if (getrlimit(RLIMIT_NOFILE, &now) == -1)
+        return;
+    now.rlim_cur = descriptors.rlim_cur < now.rlim_max ? descriptors.rlim_cur : now.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &now);
 }
 
 bool finish_output(void)

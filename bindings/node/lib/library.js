@@ -55,7 +55,10 @@ const getField = call('handoff_field', 'int32_t', 'str', koffi.out('size_t *'),
 /** The value of a constant, such as 'HANDOFF_NOTHING'. */
 function constant(name) {
   const value = [0];
-  if (getConstant(name, value) !== OK) throw new TypeError(`${itself()} has no ${name}`);
+  // C would see only what is before a NUL.
+  if (name.includes('\0') || getConstant(name, value) !== OK) {
+    throw new TypeError(`${itself()} has no ${name}`);
+  }
   return value[0];
 }
 

@@ -98,6 +98,7 @@ test('close() waits for an arrival that is held, and then frees the backend', LI
 test('a rejection has its reason', LIMIT, async (t) => {
   const bench = await start(t, (arrival) => {
     assert.throws(() => arrival.reject('BECAUSE'), TypeError);
+    assert.throws(() => arrival.reject('RATE_LIMITED\0BECAUSE'), TypeError);
     arrival.reject(arrival.service || undefined);
   });
   assert.strictEqual((await bench.handOver()).verdict, 'rejected');

@@ -6,15 +6,23 @@ The library is found by its soname, as any other is: see ldconfig(8), or set LD_
 from __future__ import annotations
 
 import ctypes
+import os
 from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any, Sequence
 
 OK, NOTHING, TIMED_OUT = 0, 1, 2
 ADOPTED, OFFER_MORE, OFFER_TLS, BACKEND_BACKUP = 1, 1, 2, 1
+ERR_INVALID_ARGUMENT, ERR_WRONG_PROCESS = -1, -34
 ERR_FULL, ERR_CLOSED, ERR_TAKEN_BACK = -23, -35, -36
 
 
 # ---- the structs, with the members of the headers ------------------------------------------------
+
+
+def fits(what: str, given: Any, kept: Any) -> None:
+    """ctypes keeps only the bits of a number that there is room for."""
+    if given != kept:
+        raise ValueError(f"{what} cannot be {given!r}")
 
 
 class PeerPolicy(ctypes.Structure):
@@ -25,6 +33,8 @@ class PeerPolicy(ctypes.Structure):
     ]
 
     def __init__(self, users: Sequence[int], groups: Sequence[int]) -> None:
+        for number in (*users, *groups):
+            fits("a user or group", number, c_uint32(number).value)
         super().__init__(
             ctypes.sizeof(PeerPolicy),
             (c_uint32 * len(users))(*users), len(users),
@@ -46,6 +56,7 @@ class Sized(ctypes.Structure):
             if name not in names:
                 raise TypeError(f"there is no option {name!r}, but {', '.join(sorted(names))}")
             setattr(self, name, value)
+            fits(name, value, getattr(self, name))
         if users or groups:
             setattr(self, "policy", ctypes.pointer(PeerPolicy(users, groups)))
 
@@ -182,7 +193,8 @@ def load() -> ctypes.CDLL:
     try:
         found = ctypes.CDLL("libhandoff.so.0", use_errno=True)
     except OSError as error:
-        raise ImportError(f"{error}: install libhandoff, or set LD_LIBRARY_PATH") from None
+        raise ImportError(f"{error}: install libhandoff and run ldconfig, or set "
+                          "LD_LIBRARY_PATH to the directory that it is in") from None
     for name, (result, *arguments) in PROTOTYPES.items():
         try:
             function = getattr(found, name)
@@ -245,6 +257,17 @@ def check(status: int) -> None:
         raise _ERRORS.get(status, HandoffError)(status)
 
 
+def string(what: str, text: bytes) -> bytes:
+    """A string for C, which would take no more than what is before a NUL."""
+    if b"\0" in text:
+        raise ValueError(f"the {what} has a NUL: {text!r}")
+    return text
+
+
+def path_string(path: str | os.PathLike[str]) -> bytes:
+    return string("path", os.fsencode(path))
+
+
 def version() -> str:
     """The library's version, "0.2.0"."""
     return str(library.handoff_version().decode())
@@ -260,6 +283,7 @@ def reason_name(reason: int) -> str:
 
 for _name, _struct in STRUCTS.items():
     check_layout(_struct, _name)
-for _name in ("OK", "NOTHING", "TIMED_OUT", "ERR_FULL", "ERR_CLOSED", "ERR_TAKEN_BACK", "ADOPTED",
-              "OFFER_MORE", "OFFER_TLS", "BACKEND_BACKUP"):
+for _name in ("OK", "NOTHING", "TIMED_OUT", "ERR_INVALID_ARGUMENT", "ERR_WRONG_PROCESS", "ERR_FULL",
+              "ERR_CLOSED", "ERR_TAKEN_BACK", "ADOPTED", "OFFER_MORE", "OFFER_TLS",
+              "BACKEND_BACKUP"):
     check_constant(f"HANDOFF_{_name}", globals()[_name])

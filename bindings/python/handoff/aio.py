@@ -15,13 +15,14 @@ import os
 import socket
 from typing import Any, Awaitable, Callable, Optional
 
-from ._library import TakenBack
+from ._library import ERR_INVALID_ARGUMENT, ERR_WRONG_PROCESS, HandoffError, TakenBack
 from .backend import Arrival, Backend
 from .reason import Reason
 from .tls import TlsSocket
 
 LIMIT = 2**16  # of a StreamReader, as in asyncio
 VERDICT_S = 0.002
+PAUSE_S = 0.1  # after an error of the system
 END_S = 30  # how long a client may take nothing of what is left for it when its connection ends
 
 Callback = Callable[[asyncio.StreamReader, "StreamWriter"], Optional[Awaitable[None]]]
@@ -47,10 +48,16 @@ class Listener:
             backend.close()
             raise RuntimeError("handoff.aio needs asyncio's own event loop, "
                                f"not {type(self._loop).__module__}")
+        try:
+            backend.dispatch()  # the first use, so that what the system refuses is refused here
+        except HandoffError:
+            backend.close()
+            raise
         self.backend = backend
         self.draining = self._closed = self._waiting = False
         self._waiter: asyncio.Future[None] | None = None
         self._verdicts: asyncio.TimerHandle | None = None
+        self._failing = False
 
     async def next(self) -> Arrival | None:
         """Waits for the next arrival, which is not adopted yet. None: no more will come."""
@@ -68,16 +75,33 @@ class Listener:
             if arrival is not None:
                 return arrival
             if self.draining:
-                self.backend.dispatch()
-                if self.backend.get_statistics()["held"] == 0:
+                if not self._dispatch():
+                    await asyncio.sleep(PAUSE_S)
+                elif self.backend.get_statistics()["held"] == 0:
                     self.close()
                 else:  # the program has taken some and decides later
                     await asyncio.sleep(VERDICT_S)
             else:
                 await self._readable()
-                if not self._closed:
-                    self.backend.dispatch()
+                while not self._closed and not self._dispatch():
+                    await asyncio.sleep(PAUSE_S)
         return None
+
+    def _dispatch(self) -> bool:
+        """False after an error after which it is called again; the first of a row is told."""
+        try:
+            self.backend.dispatch()
+        except HandoffError as error:
+            if error.status in (ERR_INVALID_ARGUMENT, ERR_WRONG_PROCESS):
+                raise
+            if not self._failing:
+                self._loop.call_exception_handler({
+                    "message": "The backend could not do its work, and tries again",
+                    "exception": error})
+            self._failing = True
+            return False
+        self._failing = False
+        return True
 
     def adopt(self, arrival: Arrival) -> socket.socket:
         """Adopts an arrival, and returns its socket, which does not block: for the loop's sock_*()
@@ -137,7 +161,7 @@ class Listener:
         """The program may not call next() before it has served this client. dispatch() sends the
         verdicts that have waited for a millisecond."""
         self._verdicts = None
-        self.backend.dispatch()
+        self._dispatch()
         self._wake()  # it may have received what next() waits for
 
     def _wake(self) -> None:
@@ -304,6 +328,7 @@ class Server(asyncio.AbstractServer):
         self._loop = asyncio.get_running_loop()
         self._connections: set[asyncio.Task[None]] = set()
         self._accepting = self._loop.create_task(self._accept())
+        self._accepting.add_done_callback(self._accepting_ended)
 
     def close(self) -> None:
         self.listener.drain()
@@ -319,7 +344,7 @@ class Server(asyncio.AbstractServer):
         return self._loop
 
     def is_serving(self) -> bool:
-        return not self.listener.draining
+        return not self.listener.draining and not self._accepting.done()
 
     async def start_serving(self) -> None:
         """It does already."""
@@ -343,6 +368,12 @@ class Server(asyncio.AbstractServer):
                 task = self._loop.create_task(self._serve(arrival))
                 self._connections.add(task)
                 task.add_done_callback(self._connections.discard)
+
+    def _accepting_ended(self, accepting: asyncio.Task[None]) -> None:
+        if not accepting.cancelled() and accepting.exception() is not None:
+            self._loop.call_exception_handler({
+                "message": "handoff.aio.start_server() accepts no more",
+                "exception": accepting.exception()})
 
     async def _serve(self, arrival: Arrival) -> None:
         writer = None

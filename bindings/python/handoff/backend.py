@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Callable, Iterator, NamedTuple, Sequence
 
 from ._library import (NOTHING, TIMED_OUT, BackendOptions, BackendStatistics, CArrival,
-                       HandoffError, check, check_constant, library)
+                       HandoffError, check, check_constant, library, path_string)
 from .reason import Reason
 from .tls import TlsSocket
 
@@ -77,7 +77,7 @@ class Backend:
         """Makes a handoff socket and listens on it. Brokers of root and of this user may connect,
         or instead those of `users` and `groups`. Other options are handoff_backend_options' members:
         `mode`, `max_channels` ... Zero is the default."""
-        return cls._new(library.handoff_backend_listen, os.fsencode(path), users, groups, options)
+        return cls._new(library.handoff_backend_listen, path_string(path), users, groups, options)
 
     @classmethod
     def listen_on(cls, listener: socket.socket, *, users: Sequence[int] = (),

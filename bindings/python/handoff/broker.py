@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Iterator, Sequence
 
-from ._library import (ADOPTED, BACKEND_BACKUP, ERR_CLOSED, NOTHING, OFFER_MORE, OFFER_TLS,
-                       BrokerBackend, BrokerOptions, CVerdict, HandoffError, Offer, check, library)
+from ._library import (ADOPTED, BACKEND_BACKUP, ERR_CLOSED, ERR_WRONG_PROCESS, NOTHING, OFFER_MORE,
+                       OFFER_TLS, BrokerBackend, BrokerOptions, CVerdict, HandoffError, Offer,
+                       check, fits, library, path_string, string)
 
 
 @dataclass
@@ -61,19 +62,20 @@ class Broker:
         self._handle: ctypes.c_void_p | None = ctypes.c_void_p()
         self._lock = threading.Lock()
         self._user_data: dict[int, Any] = {}  # of the offers in flight
-        check(library.handoff_broker_new(None if path is None else os.fsencode(path),
+        check(library.handoff_broker_new(None if path is None else path_string(path),
                                          ctypes.byref(members), ctypes.byref(self._handle)))
 
     def close(self) -> list[Verdict]:
         """Takes every offer back, closes the channels, and frees the broker. Returns the verdicts
-        that you have not taken: each offer has one."""
+        that you have not taken: each offer has one. In a child of fork() it closes this process's
+        copies only: the offers stay the parent's."""
         with self._alone():
             if self._handle is None:
                 return []
             status = library.handoff_broker_close(self._handle)
-            if status != ERR_CLOSED:
+            if status not in (ERR_CLOSED, ERR_WRONG_PROCESS):
                 check(status)
-            verdicts = list(iter(self._next, None))
+            verdicts = [] if status == ERR_WRONG_PROCESS else list(iter(self._next, None))
             library.handoff_broker_free(self._handle)
             self._handle = None  # from now on every call returns HANDOFF_ERR_INVALID_ARGUMENT
             return verdicts
@@ -90,14 +92,14 @@ class Broker:
         takes them. Other options are handoff_broker_backend's members, such as `weight`."""
         backend = BrokerBackend()
         backend.set({"flags": BACKEND_BACKUP if backup else 0, **options})
-        backend.path = os.fsencode(path)
+        backend.path = path_string(path)
         with self._alone():
             check(library.handoff_broker_add(self._handle, ctypes.byref(backend)))
 
     def remove(self, path: str | os.PathLike[str]) -> bool:
         """Removes what add() has added. False if there is no such backend."""
         with self._alone():
-            status = library.handoff_broker_remove(self._handle, os.fsencode(path))
+            status = library.handoff_broker_remove(self._handle, path_string(path))
             if status == NOTHING:
                 return False
             check(status)
@@ -194,6 +196,8 @@ def _offer(connection: socket.socket, preread: bytes, metadata: bytes, service: 
     offer.flags = (OFFER_TLS if tls else 0) | (OFFER_MORE if more else 0)
     offer.preread, offer.preread_len = preread, len(preread)
     offer.metadata, offer.metadata_len = metadata, len(metadata)
-    offer.service, offer.correlation = service, correlation
+    offer.service = None if service is None else string("service", service)
+    offer.correlation = None if correlation is None else string("correlation", correlation)
     offer.timeout_ms = timeout_ms
+    fits("timeout_ms", timeout_ms, offer.timeout_ms)
     return offer

@@ -3,6 +3,7 @@
 
 import asyncio
 import os
+import resource
 import socket
 import time
 import unittest
@@ -11,6 +12,7 @@ import handoff
 import handoff.aio
 from ends import PATIENCE, Case, read_all, wait_until
 
+SYSTEM = -38  # HANDOFF_ERR_SYSTEM
 BIG = bytes(range(256)) * 8192  # more than a socket's buffers have room for
 
 
@@ -304,6 +306,63 @@ class Listeners(Aio):
             (await client).close()
             listener.close()
         asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+    def test_start_server_raises_what_the_system_refuses(self):
+        async def run():
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            refused = 0
+            while True:  # with one descriptor more each time
+                before = os.listdir("/proc/self/fd")
+                free = next(fd for fd in range(soft) if not os.path.exists(f"/proc/self/fd/{fd}"))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (free + refused, hard))
+                try:
+                    server = await handoff.aio.start_server(echo, self.path)
+                    break
+                except handoff.HandoffError as error:
+                    refused += 1
+                    self.assertIn("HANDOFF_ERR_DESCRIPTOR_PRESSURE", str(error))
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                self.assertFalse(os.path.exists(self.path))
+                self.assertEqual(os.listdir("/proc/self/fd"), before)
+            self.assertGreater(refused, 2)
+            async with server:
+                (await asyncio.to_thread(self.front.hand_over)).close()
+                self.assertTrue(server.is_serving())
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+    def test_backend_that_could_not_do_its_work_tries_again(self):
+        told = []
+
+        async def run():
+            asyncio.get_running_loop().set_exception_handler(lambda _, about: told.append(about))
+            server = await handoff.aio.start_server(echo, self.path)
+            dispatch, errors = server.listener.backend.dispatch, iter(range(3))
+
+            def fail_a_few_times():
+                if next(errors, None) is not None:
+                    raise handoff.HandoffError(SYSTEM)
+                dispatch()
+            server.listener.backend.dispatch = fail_a_few_times
+            async with server:
+                (await asyncio.to_thread(self.front.hand_over)).close()
+                self.assertTrue(server.is_serving())
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
+        self.assertEqual([about["exception"].status for about in told], [SYSTEM])
+
+    def test_server_that_cannot_go_on_says_so(self):
+        told = []
+
+        async def run():
+            asyncio.get_running_loop().set_exception_handler(lambda _, about: told.append(about))
+            server = await handoff.aio.start_server(echo, self.path)
+            server.listener.backend.close()
+            server.listener._wake()
+            with self.assertRaises(handoff.HandoffError):
+                await server.serve_forever()
+            self.assertFalse(server.is_serving())
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
+        self.assertEqual(len(told), 1, told)
 
     def test_errors_of_listening_come_at_once(self):
         async def run():

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -290,6 +291,20 @@ class Workers(Asgi):
         self.assertEqual(self.workers.stop(), 0)
         self.assertFalse(any(map(os.path.exists, self.paths)))
 
+    def test_one_that_cannot_be_started_again_is_tried_later_and_the_others_stay(self):
+        supervisor, first = self.workers.process.pid, self.pids()
+        limit = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (6, limit[1]))
+        os.kill(first[0], signal.SIGKILL)
+        wait_until(lambda: "could not be started: [Errno 24]" in self.workers.errors(), "it is told")
+        self.assertIsNone(self.workers.process.poll())
+        with self.front.hand_over(GET) as client:
+            self.assertEqual(self.told(client)["path"], "/hello")
+        self.assertEqual(self.pids(), first[1:])
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, limit)
+        wait_until(lambda: self.workers.errors().count("listening on ") == 3, "it listens")
+        self.assertEqual(self.workers.stop(), 0)
+
     def test_workers_end_with_their_parent(self):
         pids = self.pids()
         self.workers.process.kill()
@@ -305,6 +320,26 @@ class WorkersThatFail(Asgi):
             self.assertEqual(program.process.wait(PATIENCE), 1)
             self.assertEqual(program.errors().count(error), 1)
             self.assertNotIn("started again", program.errors())
+
+    def test_directory_without_its_slash_is_told_how_to_be_named(self):
+        for arguments in (), ("--workers", "2"):
+            program = Program(self, self.directory, *arguments)
+            self.assertEqual(program.process.wait(PATIENCE), 2)
+            self.assertIn(f"{self.directory} is a directory: end it with '/'",
+                          program.errors().splitlines()[-1])
+
+    def test_without_uvicorn_the_command_says_what_it_needs(self):
+        with open(os.path.join(self.directory, "uvicorn.py"), "w", encoding="utf-8") as missing:
+            missing.write("raise ModuleNotFoundError('no uvicorn', name='uvicorn')\n")
+        environment = {**os.environ, "PYTHONPATH": f"{self.directory}:{os.environ['PYTHONPATH']}"}
+        command = [sys.executable, "-B", "-m", "handoff.asgi"]
+        needs = "handoff.asgi needs uvicorn: pip install 'handoff[asgi]'\n"
+        for arguments, code, error in ((("asgi_app:app", self.path), 1, needs),
+                                       (("asgi_app:app", self.directory + "/"), 1, needs),
+                                       (("--help",), 0, "")):
+            result = subprocess.run([*command, *arguments], env=environment, check=False, text=True,
+                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            self.assertEqual((result.returncode, result.stderr), (code, error))
 
     def test_one_that_cannot_listen_is_tried_again_less_and_less_often(self):
         with handoff.Backend.listen(os.path.join(self.directory, "1.sock")):

@@ -28,8 +28,8 @@ NUMBERS = {
     **{f"HANDOFF_{name}": getattr(handoff, name) for name in (
         "KIND_STREAM", "KIND_SEQPACKET", "KIND_DATAGRAM", "KIND_UNCONNECTED", "KIND_ANY")},
     **{f"HANDOFF_{name}": getattr(_library, name) for name in (
-        "OK", "NOTHING", "TIMED_OUT", "ERR_FULL", "ERR_CLOSED", "ERR_TAKEN_BACK", "ADOPTED",
-        "OFFER_MORE", "OFFER_TLS", "BACKEND_BACKUP")},
+        "OK", "NOTHING", "TIMED_OUT", "ERR_INVALID_ARGUMENT", "ERR_FULL", "ERR_WRONG_PROCESS",
+        "ERR_CLOSED", "ERR_TAKEN_BACK", "ADOPTED", "OFFER_MORE", "OFFER_TLS", "BACKEND_BACKUP")},
 }
 
 
@@ -81,6 +81,16 @@ class TheHeader(unittest.TestCase):
             inside = self.header.functions[name].code.partition("(")[2]
             count = 0 if inside.startswith("void)") else inside.count(",") + 1
             self.assertEqual(len(arguments), count, name)
+
+    def test_without_the_library_the_error_says_what_to_do(self):
+        program = ("import ctypes\n"
+                   "def missing(*a, **k): raise OSError('libhandoff.so.0: no such file')\n"
+                   "ctypes.CDLL = missing\n"
+                   "import handoff")
+        result = subprocess.run([sys.executable, "-B", "-c", program], stderr=subprocess.PIPE,
+                                text=True, check=False)
+        self.assertRegex(result.stderr.splitlines()[-1],
+                         "^ImportError: libhandoff.so.0: .*ldconfig.*LD_LIBRARY_PATH")
 
     def test_names_are_the_librarys(self):
         self.assertRegex(handoff.version(), r"^[0-9]+\.[0-9]+\.[0-9]+")
@@ -242,6 +252,29 @@ class TheBackend(Ends):
         with self.assertRaises(TypeError):
             handoff.Backend.listen(self.path, max_chanels=1)
 
+    def test_number_that_does_not_fit_is_refused(self):
+        self.listen()
+        for call in (lambda: handoff.Backend.listen(self.path + "2", max_in_flight=2**64 + 5),
+                     lambda: handoff.Backend.listen(self.path + "2", spin_us=-1),
+                     lambda: handoff.Backend.listen(self.path + "2", users=[2**32]),  # not root
+                     lambda: handoff.Broker(self.path, groups=[-1]),
+                     lambda: handoff.Broker(self.path, timeout_ms=-1),
+                     lambda: self.broker.add(self.path + "2", weight=2**32 + 1),
+                     lambda: self.broker.offer(self.accepted, timeout_ms=2**64)):
+            self.assertRaisesRegex(ValueError, "cannot be", call)
+
+    def test_nul_in_a_name_or_path_is_refused(self):
+        self.listen()
+        for call in (lambda: handoff.Backend.listen(self.path + "2\0.other"),
+                     lambda: handoff.Broker(self.path + "\0.other"),
+                     lambda: self.broker.add(self.path + "2\0.other"),
+                     lambda: self.broker.remove(self.path + "\0.other"),
+                     lambda: self.offer(service=b"public\0admin"),
+                     lambda: self.offer(correlation=b"a\0b"),
+                     lambda: self.broker.offer_and_wait(self.accepted, service=b"public\0admin")):
+            self.assertRaisesRegex(ValueError, "has a NUL", call)
+        self.assertEqual(os.listdir(os.path.dirname(self.path)), ["handoff.sock"])
+
     def test_closed_backend_raises_instead_of_crashing_or_finding_nothing(self):
         self.listen()
         self.backend.close()
@@ -305,6 +338,25 @@ class TheBroker(Ends):
                          (number, "client", False, handoff.Reason.BROKER_CLOSED))
         self.assertEqual(self.broker.close(), [])
         self.assertRaises(handoff.HandoffError, self.broker.fileno)
+
+    def test_close_in_a_child_of_fork_frees_its_copies_and_leaves_the_offers_alone(self):
+        self.listen()
+        number = self.offer(user_data="client")
+        child = os.fork()
+        if child == 0:
+            try:
+                self.backend.close()
+                before = len(os.listdir("/proc/self/fd"))
+                verdicts = self.broker.close()
+                freed = before - len(os.listdir("/proc/self/fd"))
+                os._exit(0 if verdicts == [] and freed > 0 else 1)
+            finally:
+                os._exit(2)
+        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
+        self.backend.adopt(self.wait(self.backend.next)).close()
+        self.backend.next()
+        verdict = self.wait(self.broker.next)
+        self.assertEqual((verdict.id, verdict.user_data, verdict.adopted), (number, "client", True))
 
     def test_no_room_is_an_error_of_its_own(self):
         self.listen(max_in_flight=1)

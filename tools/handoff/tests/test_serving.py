@@ -350,6 +350,18 @@ class Exec(Test):
             answer = read_all(held[2].client).decode()
         self.assertEqual(answer, plain)
 
+    def test_client_is_served_though_the_hard_limit_was_lowered_meanwhile(self):
+        def limit(soft, hard):
+            return lambda pid: resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        for lower, expected in (limit(150, 150), b"100\n150\n"), (limit(60, 60), b"60\n60\n"):
+            backend = self.exec("sh", "-c", "ulimit -Sn; ulimit -Hn",
+                                preexec_fn=lambda: limit(100, 200)(0))
+            lower(backend.process.pid)
+            with Pair() as pair:
+                self.assertTrue(pair.hand_over(self.path).adopted)
+                self.assertEqual(read_all(pair.client), expected)
+            self.assertEqual(backend.stop()[1], "")
+
     def test_busy_backend_rejects_so_that_another_can_have_the_client(self):
         self.exec("cat", options=["--max", "1"])
         with Pair() as first, Pair() as second:

@@ -9,7 +9,6 @@ import pwd
 import sys
 from typing import Any
 
-from .server import run
 from .workers import run_workers
 
 # Those of uvicorn's command that mean something here, with its names.
@@ -73,6 +72,14 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
 
 def main() -> None:
     parser, given = parse()
+    try:
+        from .server import run
+    except ModuleNotFoundError as error:
+        if error.name != "uvicorn":
+            raise
+        sys.exit("handoff.asgi needs uvicorn: pip install 'handoff[asgi]'")
+    if os.path.isdir(given.path) and not given.path.endswith("/"):
+        parser.error(f"{given.path} is a directory: end it with '/', for workers in it")
     if given.path.endswith("/") and given.socket is None:
         command = [sys.executable, "-m", "handoff.asgi", *sys.argv[1:]]
         sys.exit(0 if run_workers(command, given.path, given.workers or 1) else 1)

@@ -27,6 +27,7 @@ class Worker:
         self.path, self.ready_fd = path, ready_fd
         self.pause = PAUSE_S
         self.again_at: float | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
     def start(self) -> None:
@@ -39,22 +40,36 @@ class Worker:
             if os.getppid() != parent:
                 os._exit(0)
 
-        self.started, self.again_at = time.monotonic(), None
-        self.process = subprocess.Popen(self.command, preexec_fn=in_child,
-                                        pass_fds=[self.ready_fd])
+        self.process, self.started, self.again_at = None, time.monotonic(), None
+        try:
+            self.process = subprocess.Popen(self.command, preexec_fn=in_child,
+                                            pass_fds=[self.ready_fd])
+        except OSError as error:
+            self.wait_after(f"could not be started: {error}")
+
+    def has_ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
 
     def start_again_if_ended(self) -> None:
-        status, now = self.process.poll(), time.monotonic()
-        if status is None:
-            return
-        if self.again_at is None:
-            quick = now - self.started < QUICK_S
-            pause = self.pause if quick else 0
-            self.pause = min(2 * self.pause, MOST_PAUSE_S) if quick else PAUSE_S
-            self.again_at = now + pause
-            _say(f"worker {self.path} ended with {status}: started again in {pause} s")
-        if now >= self.again_at:
+        if self.again_at is None and self.process is not None and self.process.poll() is not None:
+            self.wait_after(f"ended with {self.process.returncode}")
+        if self.again_at is not None and time.monotonic() >= self.again_at:
             self.start()
+
+    def wait_after(self, what: str) -> None:
+        now = time.monotonic()
+        quick = now - self.started < QUICK_S
+        pause = self.pause if quick else 0
+        self.pause = min(2 * self.pause, MOST_PAUSE_S) if quick else PAUSE_S
+        self.again_at = now + pause
+        _say(f"worker {self.path} {what}: started again in {pause} s")
+
+    def signal(self, number: int) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def has_succeeded(self) -> bool:
+        return self.process is not None and self.process.returncode == 0
 
 
 def run_workers(command: Sequence[str], directory: str, count: int) -> bool:
@@ -71,7 +86,7 @@ def run_workers(command: Sequence[str], directory: str, count: int) -> bool:
                for number in range(1, count + 1)]
     listened = False
     while not _told_to_end():
-        all_ended = all([worker.process.poll() is not None for worker in workers])
+        all_ended = all([worker.has_ended() for worker in workers])
         listened = _is_told(ready) or listened
         if listened:
             for worker in workers:
@@ -81,12 +96,12 @@ def run_workers(command: Sequence[str], directory: str, count: int) -> bool:
             return False
     # Ctrl-C has reached them, too, and to uvicorn a second SIGINT is the one that ends it sooner.
     for worker in workers:
-        worker.process.terminate()
-    while any(worker.process.poll() is None for worker in workers):
+        worker.signal(signal.SIGTERM)
+    while not all(worker.has_ended() for worker in workers):
         if _told_to_end():
             for worker in workers:
-                worker.process.send_signal(signal.SIGINT)
-    return all(worker.process.returncode == 0 for worker in workers)
+                worker.signal(signal.SIGINT)
+    return all(worker.has_succeeded() for worker in workers)
 
 
 def _told_to_end() -> bool:
