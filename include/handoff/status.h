@@ -319,10 +319,7 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
  */
 #define HANDOFF_ERR_BACKEND_UNAVAILABLE (-4)
 
-/**
- * The socket's buffer or the listener's backlog is full, or another process has the socket's
- * directory locked. Nothing was sent. Try again later.
- */
+/** The socket's buffer or the listener's backlog is full. Nothing was sent. Try again later. */
 #define HANDOFF_ERR_WOULD_BLOCK (-5)
 
 /**

@@ -20,8 +20,7 @@ pub const HANDOFF_ERR_PERMISSION_DENIED: handoff_status = -3;
 /// restarts. Or the backend is at a limit of its descriptors or memory; handoff_last_error() says so.
 /// Serve the client another way.
 pub const HANDOFF_ERR_BACKEND_UNAVAILABLE: handoff_status = -4;
-/// The socket's buffer or the listener's backlog is full, or another process has the socket's
-/// directory locked. Nothing was sent. Try again later.
+/// The socket's buffer or the listener's backlog is full. Nothing was sent. Try again later.
 pub const HANDOFF_ERR_WOULD_BLOCK: handoff_status = -5;
 /// Out of descriptors: this process or the system is at its limit (EMFILE, ENFILE) or out of memory
 /// for a new socket (ENOBUFS, ENOMEM), or this user has too many in flight over Unix sockets
