@@ -20,7 +20,7 @@ from statistics import median
 import machine
 import plot
 import report
-from figures import CHECKS, FORM
+from figures import CHECKS, FORM, LOOPS, OURS, PLAIN, SPINNING
 from goals import goals
 from ways import HERE, all_ways, run_move, run_serve
 
@@ -120,7 +120,7 @@ class Bench:
                     for key in keys}
 
         return {
-            "in_flight": grow(["channel", "plain", "libuv", "glib", *CHECKS], IN_FLIGHT,
+            "in_flight": grow([OURS, SPINNING, PLAIN, *LOOPS, *CHECKS], IN_FLIGHT,
                               lambda key, value: self.move_once(
                                   key, value, HANDOFFS // 4 if value < 4 else HANDOFFS), 7),
             "preread": grow(["channel", "plain", "libuv"], [0, 200, 4096, 65536],

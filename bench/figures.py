@@ -3,7 +3,7 @@ Markdown that can be read as it is."""
 from statistics import median
 
 FORM = 2  # of results.json: another number means that older results are of no use here
-PLAIN, OURS = "plain", "channel"
+PLAIN, OURS, SPINNING = "plain", "channel", "channel-spinning"
 CHECKS = ["checks", "checks-parts"]  # what can be reached
 LOOPS = ["libuv", "glib"]  # what an event loop uses without libhandoff
 

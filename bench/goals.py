@@ -1,9 +1,10 @@
 """Which goals are met, and in what else libhandoff is slower. bench/README.md says how each is
 measured."""
+import itertools
 import re
 from statistics import median
 
-from figures import CHECKS, LOOPS, OURS, PLAIN, best, both, elapsed, found, ratio, table
+from figures import CHECKS, LOOPS, OURS, PLAIN, SPINNING, best, both, elapsed, found, ratio, table
 
 
 def goal(what, other, limit, figure, reach=(), unit="", note=""):
@@ -24,14 +25,16 @@ def ours_and_checks(figure):
 
 def loop_goals(costs, ways):
     """In an event loop, with so many in flight: beside the peer that does better."""
-    for number_of in costs[OURS]:
-        for name, what in (("time", elapsed), ("processor time", both)):
+    for ours, loop, reach in ((OURS, "event loop", CHECKS),
+                              (SPINNING, "event loop, spin_us", [])):
+        for number_of, (name, what) in itertools.product(
+                costs[ours], (("time", elapsed), ("processor time", both))):
             def over(key, peer):
                 return ratio(what(costs[key][number_of]), what(costs[peer][number_of]))
 
-            peer = max(LOOPS, key=lambda peer: over(OURS, peer))
-            yield goal(f"event loop, {number_of} in flight: {name}", ways[peer].title,
-                       "at most 1.00", *ours_and_checks(lambda key: over(key, peer)))
+            peer = max(LOOPS, key=lambda peer: over(ours, peer))
+            yield goal(f"{loop}, {number_of} in flight: {name}", ways[peer].title, "at most 1.00",
+                       over(ours, peer), [over(key, peer) for key in reach])
 
 
 def move_goals(of, ways):

@@ -8,11 +8,12 @@ from report import GROWTH
 
 WIDTH, LABELS, RIGHT, ROW = 760, 250, 70, 24
 OURS_COLOUR, OTHER_COLOUR, SECOND_COLOUR = "#0b6e99", "#9aa5b1", "#d0d6dc"
-LINES = {"channel": "#0b6e99", "plain": "#c2571a", "plain-many": "#c2571a", "checks": "#e0a458",
-         "checks-parts": "#efd2ab", "libuv": "#6b7a89", "glib": "#4c9a5b"}
+LINES = {"channel": "#0b6e99", "channel-spinning": "#7fb8d1", "plain": "#c2571a",
+         "plain-many": "#c2571a", "checks": "#e0a458", "checks-parts": "#efd2ab",
+         "libuv": "#6b7a89", "glib": "#4c9a5b"}
 # Where a title up to its first comma or colon would not do.
-NAMES = {"plain-many": "plain C, many a message", "checks": "C, checks",
-         "checks-parts": "C, in parts"}
+NAMES = {"channel-spinning": "spin_us", "plain-many": "plain C, many a message",
+         "checks": "C, checks", "checks-parts": "C, in parts"}
 PLOTS = {
     "move": "Handoffs a second, 256 in flight",
     "processor": "Processor time for each handoff, 256 in flight",

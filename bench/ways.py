@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 HERE = pathlib.Path(__file__).parent
 LIMIT = 120  # seconds after which a run that hangs is ended
-SPIN = 200  # microseconds for which a blocking call looks before it sleeps
+SPIN = 200  # microseconds for which a call looks before it sleeps, or returns with nothing
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Way:
     command: list
     moves: bool = True          # it moves connections; otherwise it does something instead
     proxies: bool = False       # that something is to stand between client and backend
-    alone: bool = False         # it moves one connection at a time, without clients, and no more
+    alone: bool = False         # without clients, and mostly one connection at a time
     one_descriptor: bool = True  # a message, and no checks
     environment: dict = field(default_factory=dict)
     pace: float = 1             # how many handoffs to measure, of those of the others
@@ -59,6 +59,7 @@ def all_ways(programs):
         Way("python", "Python, socket.send_fds", [sys.executable, str(HERE / "peers/python.py")],
             pace=0.5),
         Way("node", "Node, child_process", ["node", str(HERE / "peers/node.js")], pace=0.125),
+        alone("channel-spinning", "libhandoff, a channel, spin_us", "channel", SPIN=SPIN),
         alone("blocking", "libhandoff, blocking calls", "blocking"),
         alone("spinning", "libhandoff, blocking calls, spin_us", "blocking", SPIN=SPIN),
         alone("checks-blocking", "plain C, the same checks, blocking", "checks", BLOCKING=1),

@@ -239,7 +239,8 @@ impl Backend {
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
         let left = self.arrivals.has_waiting();
-        self.dispatch_after(Wait::No)?;
+        let spins = !left && !self.arrivals.options.spin.is_zero() && self.accepting.connected > 0;
+        self.dispatch_after(if spins { Wait::Spin } else { Wait::No })?;
         if left {
             // The caller stops before the end of a batch: it goes on at once.
             let now = Instant::now();

@@ -474,8 +474,14 @@ impl Broker {
     pub fn dispatch(&mut self) -> Result<(), BrokerError> {
         let left = self.outcomes.verdicts.len();
         self.rest_told = false;
-        self.dispatch_after(Wait::No)?;
+        let spins = left == 0 && !self.options.spin.is_zero() && self.is_offering();
+        self.dispatch_after(if spins { Wait::Spin } else { Wait::No })?;
         if left > 0 { self.tell_of_rest(Duration::ZERO) } else { Ok(()) }
+    }
+
+    /// Whether any offer is in flight.
+    fn is_offering(&self) -> bool {
+        self.members.iter().any(|member| member.in_flight() > 0)
     }
 
     /// Makes the descriptor readable for the verdicts that wait.

@@ -523,6 +523,52 @@ fn waits_that_spin_end_as_those_that_sleep() {
 }
 
 #[test]
+fn dispatch_spins_while_something_can_come_and_no_longer() {
+    let spin = Duration::from_millis(5);
+    let broker = BrokerOptions { spin, ..BrokerOptions::default() };
+    let mut pair = pair(broker, BackendOptions { spin, ..BackendOptions::default() });
+    let (_client, accepted) = client();
+    let took = |dispatch: &mut dyn FnMut()| {
+        let start = Instant::now();
+        dispatch();
+        start.elapsed()
+    };
+    // A channel may bring something, and without an offer in flight nothing comes to a broker.
+    assert!(took(&mut || pair.backend.dispatch().unwrap()) >= spin);
+    let idle = (0..50).map(|_| took(&mut || pair.broker.dispatch().unwrap())).min();
+    assert!(idle < Some(spin), "{idle:?}");
+
+    pair.broker.offer(&offer(&accepted, 1)).unwrap();
+    assert!(took(&mut || pair.broker.dispatch().unwrap()) >= spin);
+    let arrival = pair.arrival();
+    drop(pair.backend.adopt(arrival).unwrap());
+    // What is there ends it, and what was not taken lets it not begin.
+    pair.broker.dispatch().unwrap();
+    let untaken = (0..50).map(|_| took(&mut || pair.broker.dispatch().unwrap())).min();
+    assert!(untaken < Some(spin), "{untaken:?}");
+    assert!(pair.broker.next_verdict().unwrap().adopted);
+
+    // A verdict that comes meanwhile ends it as well.
+    let mut backend = pair.backend;
+    let backend = std::thread::spawn(move || {
+        for _ in 0..200 {
+            drop(backend.accept(Some(PATIENCE)).unwrap());
+        }
+    });
+    let fastest = (0..200).map(|id| {
+        pair.broker.offer(&offer(&accepted, id)).unwrap();
+        took(&mut || {
+            while pair.broker.next_verdict().is_none() {
+                pair.broker.dispatch().unwrap();
+            }
+        })
+    });
+    let fastest = fastest.min();
+    assert!(fastest < Some(spin), "{fastest:?}");
+    backend.join().unwrap();
+}
+
+#[test]
 fn draining_backend_finishes_what_arrived_and_gets_no_more() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();

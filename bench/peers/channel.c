@@ -30,6 +30,7 @@ static void prepare(void)
     of_broker.max_in_flight = (size_t)((in_flight + channels - 1) / channels);
     of_backend.max_in_flight = of_broker.max_in_flight;
     of_broker.timeout_ms = 60000;
+    of_broker.spin_us = of_backend.spin_us = (uint32_t)spin;
     of_broker.queue_bytes = of_broker.max_in_flight * (size_t)(preread + 256);
     for (int i = 0; i < backends; i++) {
         snprintf(paths[i], sizeof paths[i], "@handoff-bench-%d-%d", getpid(), i);
@@ -95,18 +96,28 @@ static int watched(void)
     return readable[0].fd;
 }
 
-static void take_verdicts(handoff_broker *broker)
+static int take_verdicts(handoff_broker *broker)
 {
+    int count = 0;
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     need_handoff(handoff_broker_dispatch(broker), "handoff_broker_dispatch");
     while (took(handoff_broker_next(broker, &verdict), "handoff_broker_next")) {
         need(verdict.outcome == HANDOFF_ADOPTED, "a fallback");
         settle(verdict.user_data);
+        count++;
     }
+    return count;
 }
 
 static void dispatch(int may_wait)
 {
+    if (spin > 0) {
+        int count = 0;
+        for (int i = 0; i < channels; i++)
+            count += take_verdicts(brokers[i]);
+        if (count > 0)
+            return;
+    }
     need(poll(readable, (nfds_t)channels, may_wait ? -1 : 0) >= may_wait, "poll");
     for (int i = 0; i < channels; i++)
         if (readable[i].revents != 0)
@@ -125,12 +136,14 @@ static int adopt(handoff_backend *from, uint64_t id)
     return fd;
 }
 
-static void take_arrivals(handoff_backend *from)
+static int take_arrivals(handoff_backend *from)
 {
+    int count = 0;
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     need_handoff(handoff_backend_dispatch(from), "handoff_backend_dispatch");
     while (took(handoff_backend_next(from, &arrival), "handoff_backend_next")) {
         finished = arrived();
+        count++;
         if (held_count < hold)
             held[held_count++] = arrival.id;
         else
@@ -138,6 +151,7 @@ static void take_arrivals(handoff_backend *from)
     }
     for (int i = 0; i < held_count && held_count == hold; i++)
         adopt(from, held[i]);
+    return count;
 }
 
 static void backend(int socket)
@@ -149,6 +163,11 @@ static void backend(int socket)
     for (int i = 0; i < backends; i++)
         readable[i] = (struct pollfd){.fd = handoff_backend_fd(listening[i]), .events = POLLIN};
     while (!finished) {
+        int count = 0;
+        for (int i = 0; spin > 0 && i < backends; i++)
+            count += take_arrivals(listening[i]);
+        if (count > 0)
+            continue;
         need(poll(readable, (nfds_t)backends, 10000) > 0, "an arrival");
         for (int i = 0; i < backends; i++)
             if (readable[i].revents != 0)

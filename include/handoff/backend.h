@@ -86,10 +86,12 @@ typedef struct handoff_backend_options {
      */
     size_t max_kept_bytes;
     /**
-     * How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps: at most
-     * 10000, default 0. It saves the time to wake up if backend and broker have a processor each to
-     * themselves. If they don't, it keeps the other from running, and makes handoffs many times
-     * slower.
+     * How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps, and
+     * handoff_backend_dispatch() before it returns with nothing new while a broker is connected: at
+     * most 10000, default 0. It saves the time to wake up if backend and broker have a processor each
+     * to themselves. If they don't, it keeps the other from running, and makes handoffs many times
+     * slower. An event loop calls dispatch again after one that brought something, and waits after one
+     * that didn't.
      */
     uint32_t spin_us;
     /** Reserved: always 0. */

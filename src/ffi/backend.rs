@@ -70,10 +70,12 @@ pub struct handoff_backend_options {
     /// HANDOFF_NO_LIMIT. Above that, an arrival's memory is freed at the dispatch after you adopted
     /// or rejected it.
     pub max_kept_bytes: usize,
-    /// How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps: at most
-    /// 10000, default 0. It saves the time to wake up if backend and broker have a processor each to
-    /// themselves. If they don't, it keeps the other from running, and makes handoffs many times
-    /// slower.
+    /// How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps, and
+    /// handoff_backend_dispatch() before it returns with nothing new while a broker is connected: at
+    /// most 10000, default 0. It saves the time to wake up if backend and broker have a processor each
+    /// to themselves. If they don't, it keeps the other from running, and makes handoffs many times
+    /// slower. An event loop calls dispatch again after one that brought something, and waits after one
+    /// that didn't.
     pub spin_us: u32,
     /// Reserved: always 0.
     pub reserved: u32,

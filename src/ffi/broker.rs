@@ -86,10 +86,12 @@ pub struct handoff_broker_options {
     pub policy: *const handoff_peer_policy,
     /// HANDOFF_BROKER_SHARED, or 0.
     pub flags: u32,
-    /// How many microseconds handoff_broker_offer_and_wait() keeps a processor busy before it sleeps:
-    /// at most 10000, default 0. It saves the time to wake up if backend and broker have a processor
-    /// each to themselves. If they don't, it keeps the other from running, and makes handoffs many
-    /// times slower. It has no effect with HANDOFF_BROKER_SHARED.
+    /// How many microseconds handoff_broker_offer_and_wait() keeps a processor busy before it sleeps,
+    /// and handoff_broker_dispatch() before it returns with nothing new while offers are in flight: at
+    /// most 10000, default 0. It saves the time to wake up if backend and broker have a processor each
+    /// to themselves. If they don't, it keeps the other from running, and makes handoffs many times
+    /// slower. An event loop calls dispatch again after one that brought something, and waits after one
+    /// that didn't. It has no effect with HANDOFF_BROKER_SHARED.
     pub spin_us: u32,
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct Event {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Wait {
     No,
+    /// Look again and again, and do not sleep.
+    Spin,
     Until(Instant),
     Forever,
 }
@@ -220,7 +222,7 @@ impl Events {
             _ if self.spin.is_zero() => None,
             Wait::No => None,
             Wait::Until(deadline) => Some(deadline.min(Instant::now() + self.spin)),
-            Wait::Forever => Some(Instant::now() + self.spin),
+            Wait::Spin | Wait::Forever => Some(Instant::now() + self.spin),
         };
         // SAFETY: the pointer and the count describe `events`.
         let mut look = |timeout| unsafe {
@@ -236,7 +238,7 @@ impl Events {
             }
             // Computed anew each time, so that signals cannot put off the deadline.
             let timeout = match wait {
-                Wait::No => 0,
+                Wait::No | Wait::Spin => 0,
                 _ if self.alarm.is_ringing() => 0,
                 Wait::Until(deadline) => poll_timeout(deadline, Instant::now()),
                 Wait::Forever => -1,
