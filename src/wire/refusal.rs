@@ -207,9 +207,10 @@ mod tests {
         let other = "the backend speaks versions 2 to 4 of the protocol, this broker version 1";
         says(others, ErrorKind::Unsupported, other);
         says(Refusal::DRAINING, unavailable, "the backend drains: it takes no more brokers");
-        let short = "the backend is at a limit of its descriptors or memory: \
-            Too many open files (os error 24)";
-        says(Refusal::short(24), unavailable, short);
+        // The C library's words.
+        let error = std::io::Error::from_raw_os_error(libc::EMFILE);
+        let short = format!("the backend is at a limit of its descriptors or memory: {error}");
+        says(Refusal::short(libc::EMFILE), unavailable, &short);
         let later = "the backend turns this broker away, for cause 77";
         says(Refusal::of(77), unavailable, later);
     }
