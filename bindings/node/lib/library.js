@@ -97,6 +97,8 @@ const BackendOptions = struct('handoff_backend_options', {
   kinds: 'uint64_t',
   max_channels_per_user: 'size_t',
   max_kept_bytes: 'size_t',
+  spin_us: 'uint32_t',
+  reserved: 'uint32_t',
 });
 
 const Arrival = struct('handoff_arrival', {

@@ -282,7 +282,11 @@ class WhatIsBroken(Test):
     @contextlib.contextmanager
     def backend_without_descriptors(self):
         backend = self.exec("cat").process.pid
-        used = {int(name) for name in os.listdir(f"/proc/{backend}/fd")}
+        fds = f"/proc/{backend}/fd"
+        # It opens its handle after it has said that it listens.
+        wait_until(lambda: any("timerfd" in os.readlink(f"{fds}/{name}") for name in os.listdir(fds)),
+                   "it waits for brokers")
+        used = {int(name) for name in os.listdir(fds)}
         unused = [number for number in range(1024) if number not in used]
         # Enough to accept a broker, and not for what comes with its hello.
         resource.prlimit(backend, resource.RLIMIT_NOFILE, (unused[1], 1024))
