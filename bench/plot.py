@@ -179,8 +179,8 @@ def growth(of, ways):
     parts = [text(16, 24, PLOTS["growth"], "title"),
              text(16, 42, "without clients; both axes logarithmic", "note")]
     for i, (what, title) in enumerate(GROWTH.items()):
-        parts += panel(60 + i % 2 * 370, 90 + i // 2 * 280, title, of[what], ways)
-    return svg(920, parts, 780)
+        parts += panel(60 + i % 2 * 370, 90 + i // 2 * 300, title, of[what], ways)
+    return svg(960, parts, 780)
 
 
 def write(results, ways, directory):
