@@ -170,6 +170,8 @@ pub struct Backend {
     is_short: bool,
     /// It was short of memory for something to receive, which is not watched for a while.
     is_unreceived: bool,
+    /// There may be something to receive that had no turn in the last dispatch.
+    is_behind: bool,
     /// Channels whose broker has gone; their places are cleared when nothing is held there.
     orphans: Vec<usize>,
     /// Room for packets and their descriptors.
@@ -217,6 +219,7 @@ impl Backend {
             dirty: Vec::new(),
             is_short: false,
             is_unreceived: false,
+            is_behind: false,
             orphans: Vec::new(),
             buffer: Vec::new(),
             descriptors: Default::default(),
@@ -254,6 +257,7 @@ impl Backend {
         self.enter()?;
         self.batch.dispatched();
         self.accepting.dispatched();
+        self.is_behind = false;
         self.clear_up();
         self.try_again();
         let mut now = None;
@@ -266,6 +270,10 @@ impl Backend {
         self.flush();
         handled.and(resumed).and(expired).and(watched)?;
         self.handle.done();
+        if let (true, Some(events)) = (self.is_behind, self.handle.events()) {
+            // An edge would not tell of what is left.
+            self.batch.set_timer(events);
+        }
         Ok(())
     }
 
@@ -356,7 +364,7 @@ impl Backend {
         }
         self.batch.open = false;
         self.flush();
-        let waits = self.is_short || self.is_unreceived;
+        let waits = self.is_short || self.is_unreceived || self.is_behind;
         if let (false, Some(events)) = (waits, self.handle.events()) {
             self.batch.cancel_timer(events);
         }
@@ -427,10 +435,10 @@ impl Backend {
         self.arrivals.held -= 1;
         if connected {
             slots.answer(place.slot, reason.map(Rejection::from), self.arrivals.next_token());
-            // Within a batch the verdicts wait for that on the channel's last arrival. With that one
-            // they are sent: the caller may serve the client before it takes the next arrival.
-            let more = slots.have_waiting();
-            let wait = self.batch.open && more && !channel.has_many_verdicts();
+            // Within a batch the verdicts wait for that on the last arrival of their packet. With that
+            // one they are sent: the caller may serve the client before it takes the next arrival.
+            let follow = slots.others_follow(place.slot);
+            let wait = self.batch.open && follow && !channel.has_many_verdicts();
             self.mark_dirty(place.channel);
             let events = self.handle.events();
             if !wait || !events.is_some_and(|events| self.batch.set_timer(events)) {

@@ -319,11 +319,18 @@ impl Broker {
             Ok(id) => id,
             Err(error) => return Err(self.counted(error)),
         };
-        if !offer.more {
+        if !offer.more || self.part_waits() {
             // The offer is taken: if sending it fails, its verdict says so.
             let _ = self.flush_at(now);
         }
         Ok(id)
+    }
+
+    /// Whether so many offers wait that the backend should have them before more come. Several backends
+    /// work while others get theirs anyway.
+    #[inline(always)]
+    fn part_waits(&self) -> bool {
+        matches!(&self.members[..], [Member { link: Link::Up(channel), .. }] if channel.part_waits())
     }
 
     /// Counts the error of an offer that is refused.

@@ -185,8 +185,9 @@ impl Channel {
         true
     }
 
-    /// Receives every frame that is there. An error is the end of the channel, which may be hidden if
-    /// there is one and `ended` is false. `index` is the place of this channel among the handle's.
+    /// Receives the frames of a turn, so that their verdicts are sent before others are received; if the
+    /// channel has `ended`, all. Says whether there may be more. An error is the end of the channel, which
+    /// may be hidden if `ended` is false. `index` is the place of this channel among the handle's.
     pub(super) fn receive(
         &mut self,
         index: usize,
@@ -195,24 +196,27 @@ impl Channel {
         descriptors: &mut [Vec<Arrived>; packet::AT_ONCE],
         events: &mut Events,
         arrivals: &mut Arrivals,
-    ) -> Result<(), End> {
+    ) -> Result<bool, End> {
         while let Some(socket) = &mut self.socket {
             let take = |which: usize, descriptor| descriptors[which].push(descriptor);
             let received = match packet::receive_packets(socket.descriptor.as_fd(), buffer, take) {
                 Ok(received) => received,
                 // It takes no verdicts, so it is of no use, even if its end never comes.
                 Err(_) if socket.deaf => return Err(End::Gone),
-                Err(error) => return socket.unreceived(&error, index as u64, events, arrivals),
+                Err(error) => {
+                    socket.unreceived(&error, index as u64, events, arrivals)?;
+                    break;
+                }
             };
             let packets = received.packets.into_iter().flatten();
             for ((received, packet), descriptors) in packets.zip(descriptors.iter_mut()) {
                 self.take_packet(index, &received, packet, descriptors, arrivals)?;
             }
-            if received.all && !ended {
-                break;
+            if !ended {
+                return Ok(!received.all);
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     fn take_packet(
@@ -260,9 +264,13 @@ impl Channel {
             (Frame::Offers(offers), Some(slots)) => {
                 let over_tcp = arrivals.inspector.look(descriptors);
                 let mut arrived = descriptors.drain(..).zip(over_tcp);
-                offers
-                    .offers()
-                    .try_for_each(|offer| arrive(index, slots, &offer, arrived.next(), arrivals))
+                let mut last = 0;
+                for offer in offers.offers() {
+                    arrive(index, slots, &offer, arrived.next(), arrivals)?;
+                    last = offer.head.slot;
+                }
+                slots.came_last(last);
+                Ok(())
             }
             _ => Err(End::Broken),
         }

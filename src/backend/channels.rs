@@ -7,7 +7,7 @@ use super::{Backend, BackendError};
 use crate::wire::Refusal;
 
 impl Backend {
-    /// Receives every frame that is there on a channel; if it has ended, up to the end.
+    /// Receives what is there on a channel: what one turn brings or, if it has ended, all.
     pub(super) fn receive(&mut self, index: usize, ended: bool) {
         let Some(events) = self.handle.events() else { return };
         let channel = &mut self.channels[index];
@@ -29,8 +29,12 @@ impl Backend {
                 self.end(index, End::Gone);
             }
             Err(end) => self.end(index, end),
-            Ok(()) if unsent => self.mark_dirty(index),
-            Ok(()) => {}
+            Ok(more) => {
+                self.is_behind |= more;
+                if unsent {
+                    self.mark_dirty(index);
+                }
+            }
         }
     }
 

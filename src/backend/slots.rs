@@ -32,6 +32,8 @@ pub(super) struct Slot {
     descriptor: Option<Arrived>,
     /// The kernel does the connection's TLS.
     tls: bool,
+    /// It came last in its packet.
+    last: bool,
     /// Service and correlation id, each with a NUL behind it, then metadata, then preread.
     bytes: Vec<u8>,
     lengths: [usize; 4],
@@ -45,6 +47,7 @@ impl Slot {
         serial: 0,
         descriptor: None,
         tls: false,
+        last: false,
         bytes: Vec::new(),
         lengths: [0; 4],
     };
@@ -126,11 +129,6 @@ impl Slots {
         self.held
     }
 
-    /// Whether arrivals are held that the caller has not seen.
-    pub(super) fn have_waiting(&self) -> bool {
-        self.waiting > 0
-    }
-
     /// Whether slots are to be granted tokens.
     pub(super) fn are_owed(&self) -> bool {
         !self.owed.is_empty()
@@ -198,9 +196,23 @@ impl Slots {
         slot.serial = serial;
         slot.descriptor = Some(descriptor);
         slot.tls = offer.head.tls;
+        slot.last = false;
         self.held += 1;
         self.waiting += 1;
         Ok(())
+    }
+
+    /// What came in a slot was the last of its packet.
+    pub(super) fn came_last(&mut self, slot: u32) {
+        if let Some(slot) = self.slots.get_mut(slot as usize) {
+            slot.last = true;
+        }
+    }
+
+    /// Whether the verdict on the arrival in a slot is to be sent with others that are still to come:
+    /// those on the rest of its packet, if the caller has not seen them all.
+    pub(super) fn others_follow(&self, slot: usize) -> bool {
+        self.waiting > 0 && !self.slots[slot].last
     }
 
     /// Whether an arrival is held.

@@ -19,6 +19,14 @@ use crate::sys::event::Events;
 use crate::sys::{self, Received, packet};
 use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, Refusal, Rejection, WireError};
 
+/// What may be in flight is sent in so many parts, so that the backend works on one while the broker
+/// makes the next: if each waited for all that the other does, both would sleep most of the time.
+const PARTS: usize = 4;
+/// A part of so many offers is always worth a packet.
+const LARGE_PART: usize = 16;
+/// A smaller part is not, if its backend takes longer to answer: then it is busy with others, and waking
+/// it up is the smaller part of the time.
+const SHORT_ANSWER: Duration = Duration::from_micros(100);
 /// How many frames are received before others have their turn.
 const MAX_FRAMES: usize = 64;
 /// How long offers are left to the backend's verdicts before the words are looked at.
@@ -42,6 +50,8 @@ pub(super) struct Channel {
     watching: bool,
     /// When offers were last sent.
     sent_at: Instant,
+    /// How long the last offer that was adopted took.
+    answered_in: Duration,
     /// When to look at the words of all offers in flight, if any are.
     look_at: Option<Instant>,
     /// The system was short of memory: when to try again.
@@ -87,6 +97,7 @@ impl Channel {
             full: false,
             watching: false,
             sent_at: now,
+            answered_in: Duration::ZERO,
             look_at: None,
             try_again: None,
             unreceived: false,
@@ -107,6 +118,12 @@ impl Channel {
     /// To be called before the channel is dropped.
     pub(super) fn unwatch(&self, events: &Events) {
         events.remove(self.socket.as_fd());
+    }
+
+    /// Whether so many offers wait to be sent that they should not wait for more.
+    pub(super) fn part_waits(&self) -> bool {
+        let (waiting, window) = (self.offers.queued(), self.offers.window());
+        PARTS * waiting >= window && (waiting >= LARGE_PART || self.answered_in < SHORT_ANSWER)
     }
 
     /// Sends as many offers as the socket takes. An error is the end of the channel.
@@ -272,6 +289,7 @@ impl Channel {
     #[inline(always)]
     fn adopted(&mut self, slot: u32, facts: &Facts, ledger: &mut Ledger<'_>) {
         self.offers.settle(slot, true);
+        self.answered_in = ledger.now.saturating_duration_since(facts.offered_at);
         let end = End { adopted: true, reason: None, may_have_reached: true, kind: 0 };
         ledger.ended(facts, end);
     }
@@ -304,6 +322,7 @@ impl Channel {
         may_have_ended: bool,
         ledger: &mut Ledger<'_>,
     ) -> Result<bool, Reason> {
+        self.offers.receiving();
         let all = self.receive_frames(buffer, may_have_ended, ledger)?;
         // Behind the frames: most have told what the words would.
         self.look_at_first(ledger);

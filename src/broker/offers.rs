@@ -83,6 +83,8 @@ pub(super) struct Offers {
     /// Slots in the state Granted, the last used first: its memory is warm.
     granted: Vec<u32>,
     in_flight: usize,
+    /// How many were in flight when something was last received.
+    window: usize,
     /// Offers that were sent and settled, and that the backend has not answered.
     unanswered: usize,
     /// Those of the offers in flight, by their slots.
@@ -115,6 +117,7 @@ impl Offers {
             slots: all,
             granted: memory::vec(slots, "the tokens of a channel")?,
             in_flight: 0,
+            window: 0,
             unanswered: 0,
             deadlines: Deadlines::new(slots)?,
             queue: memory::queue(ENTRIES_PER_SLOT * slots, "the queue of a channel")?,
@@ -123,6 +126,21 @@ impl Offers {
             sent: 0,
             taken_back: 0,
         })
+    }
+
+    /// Something is received now.
+    pub(super) fn receiving(&mut self) {
+        self.window = self.in_flight;
+    }
+
+    /// How many offers wait to be sent, or left the queue's middle: at most so many.
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// The most that were in flight since something was last received.
+    pub(super) fn window(&self) -> usize {
+        self.window.max(self.in_flight)
     }
 
     /// How many slots there are.
