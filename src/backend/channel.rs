@@ -185,8 +185,8 @@ impl Channel {
         true
     }
 
-    /// Receives the frames of a turn, so that their verdicts are sent before others are received; if the
-    /// channel has `ended`, all. Says whether there may be more. An error is the end of the channel, which
+    /// Receives the frames of a turn: a few, so that their verdicts are sent before others are received,
+    /// or all, if they bring many offers or the channel has `ended`. Says whether there may be more. An error is the end of the channel, which
     /// may be hidden if `ended` is false. `index` is the place of this channel among the handle's.
     pub(super) fn receive(
         &mut self,
@@ -198,6 +198,7 @@ impl Channel {
         arrivals: &mut Arrivals,
     ) -> Result<bool, End> {
         while let Some(socket) = &mut self.socket {
+            let before = arrivals.statistics.arrived;
             let take = |which: usize, descriptor| descriptors[which].push(descriptor);
             let received = match packet::receive_packets(socket.descriptor.as_fd(), buffer, take) {
                 Ok(received) => received,
@@ -212,7 +213,8 @@ impl Channel {
             for ((received, packet), descriptors) in packets.zip(descriptors.iter_mut()) {
                 self.take_packet(index, &received, packet, descriptors, arrivals)?;
             }
-            if !ended {
+            let many = arrivals.statistics.arrived - before >= MANY_VERDICTS as u64;
+            if !ended && (received.all || !many) {
                 return Ok(!received.all);
             }
         }
