@@ -349,6 +349,9 @@ impl Backend {
         if self.handle.is_elsewhere() {
             return None;
         }
+        if std::mem::take(&mut self.batch.complete) {
+            self.flush();
+        }
         while let Some(place) = self.arrivals.next_waiting() {
             let Some(slots) = self.held(place) else {
                 self.arrivals.stale_taken();
@@ -435,13 +438,10 @@ impl Backend {
         self.arrivals.held -= 1;
         if connected {
             slots.answer(place.slot, reason.map(Rejection::from), self.arrivals.next_token());
-            // Within a batch the verdicts wait for that on the last arrival of their packet. With that
-            // one they are sent: the caller may serve the client before it takes the next arrival.
-            let follow = slots.others_follow(place.slot);
-            let wait = self.batch.open && follow && !channel.has_many_verdicts();
+            self.batch.complete |= !slots.others_follow(place.slot) || channel.has_many_verdicts();
             self.mark_dirty(place.channel);
-            let events = self.handle.events();
-            if !wait || !events.is_some_and(|events| self.batch.set_timer(events)) {
+            let events = self.handle.events().filter(|_| self.batch.open);
+            if !events.is_some_and(|events| self.batch.set_timer(events)) {
                 self.flush();
             }
         }

@@ -187,6 +187,7 @@ fn offers_beyond_the_limit_are_refused_and_go_through_when_there_is_room() {
             let arrival = pair.arrival();
             pair.backend.adopt(arrival).unwrap();
         }
+        assert!(pair.backend.next_arrival().is_none());
         let mut seen: Vec<_> = (0..most).map(|_| pair.verdict().user_data).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..most).collect::<Vec<_>>());
@@ -399,7 +400,7 @@ fn broker_hears_of_a_large_batch_before_all_of_it_is_adopted() {
 }
 
 #[test]
-fn broker_hears_of_the_last_arrival_of_a_batch_from_a_backend_that_does_nothing_more() {
+fn broker_hears_of_a_batch_while_the_backend_serves_the_last_of_it_and_gets_the_tokens_then() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let clients = [client(), client()];
     for (number, (_, accepted)) in clients.iter().enumerate() {
@@ -409,12 +410,15 @@ fn broker_hears_of_the_last_arrival_of_a_batch_from_a_backend_that_does_nothing_
     let _first = pair.backend.adopt(first).unwrap();
     let second = pair.backend.next_arrival().unwrap().id;
     let _second = pair.backend.adopt(second).unwrap();
-    // Both tokens are back, so these are the backend's own verdicts.
     pair.broker.dispatch().unwrap();
     for number in 0..2 {
         assert_eq!(pair.broker.next_verdict().map(|verdict| verdict.user_data), Some(number));
     }
-    assert_eq!(pair.broker.room().unwrap(), BrokerOptions::default().max_in_flight);
+    let all = BrokerOptions::default().max_in_flight;
+    assert!(pair.broker.room().unwrap() < all);
+    assert!(pair.backend.next_arrival().is_none());
+    pair.broker.dispatch().unwrap();
+    assert_eq!(pair.broker.room().unwrap(), all);
 }
 
 #[test]

@@ -1,5 +1,7 @@
-//! The batch: arrivals that the caller takes one after the other, whose verdicts are sent together at
-//! the end. If the caller stops before the end, a timer wakes it and the verdicts are sent then.
+//! The batch: arrivals that the caller takes one after the other. Verdicts are sent together, those of a
+//! packet when the caller takes what follows: by then it has served the client whose bytes it read, and
+//! sending first would make that client wait while the broker is woken. If the caller stops before the
+//! end, a timer wakes it and the verdicts are sent then.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,8 @@ const BATCH_PAUSE: Duration = Duration::from_millis(1);
 pub(super) struct Batch {
     /// The caller is taking arrivals, and has not been told yet that there is no more.
     pub open: bool,
+    /// The verdicts of a packet are complete, and are sent when the caller goes on.
+    pub complete: bool,
     timer: VerdictTimer,
     timer_set_at: Option<Instant>,
 }
@@ -30,7 +34,7 @@ enum VerdictTimer {
 
 impl Batch {
     pub(super) fn new() -> Batch {
-        Batch { open: false, timer: VerdictTimer::Unset, timer_set_at: None }
+        Batch { open: false, complete: false, timer: VerdictTimer::Unset, timer_set_at: None }
     }
 
     /// Dispatch sends every verdict, and resets a timer that fired.

@@ -50,7 +50,7 @@ pub(super) struct Channel {
     watching: bool,
     /// When offers were last sent.
     sent_at: Instant,
-    /// How long the last offer that was adopted took.
+    /// How long the last offer that was adopted took: until there is one, for ever.
     answered_in: Duration,
     /// When to look at the words of all offers in flight, if any are.
     look_at: Option<Instant>,
@@ -97,7 +97,7 @@ impl Channel {
             full: false,
             watching: false,
             sent_at: now,
-            answered_in: Duration::ZERO,
+            answered_in: Duration::MAX,
             look_at: None,
             try_again: None,
             unreceived: false,
@@ -243,10 +243,9 @@ impl Channel {
     }
 
     /// When to look at the words of all offers in flight, so that no adoption stays unknown because
-    /// the backend has not come to its verdicts yet. The verdict on an offer that is alone is never
-    /// late for that: the backend sends it as it adopts.
+    /// the backend has not come to its verdicts yet.
     pub(super) fn look_due(&self) -> Option<Instant> {
-        self.look_at.filter(|_| self.offers.in_flight() + self.offers.unanswered() > 1)
+        self.look_at
     }
 
     /// Gives an offer its verdict if its word says that it is adopted; says whether it does. The
