@@ -271,8 +271,8 @@ impl Backend {
         handled.and(resumed).and(expired).and(watched)?;
         self.handle.done();
         if let (true, Some(events)) = (self.is_behind, self.handle.events()) {
-            // An edge would not tell of what is left.
-            self.batch.set_timer(events);
+            // Of what is left there was an edge before. If there is no other, a timer must do.
+            let _ = events.tell_again() || self.batch.set_timer(events);
         }
         Ok(())
     }

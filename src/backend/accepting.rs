@@ -10,12 +10,12 @@ use super::{Backend, BackendError, BackendOptions};
 use crate::handle::GREETING_TIMEOUT;
 use crate::listener::Listener;
 use crate::peer::{self, PeerError, Policy};
-use crate::sys::event::Events;
+use crate::sys::event::{self, Events};
 use crate::sys::{self, packet, user};
 use crate::wire::Refusal;
 
 /// The key of the listening socket among the events; those of the channels are their indices.
-pub(super) const LISTENER: u64 = u64::MAX - 1;
+pub(super) const LISTENER: u64 = event::HIGHEST_KEY;
 /// How many connections are accepted in one dispatch: so strangers who connect without end take
 /// little of it.
 const MAX_ACCEPTS: usize = 16;

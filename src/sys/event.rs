@@ -1,4 +1,4 @@
-//! What makes one descriptor of many: epoll(7), timerfd_create(2).
+//! What makes one descriptor of many: epoll(7), timerfd_create(2), eventfd(2).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -44,6 +44,8 @@ impl From<Option<Instant>> for Wait {
 pub(crate) struct Events {
     /// Shared, so that a thread may wait for it without the handle.
     epoll: Arc<OwnedFd>,
+    /// Made when it is needed.
+    edge: Option<OwnedFd>,
     alarm: Arc<Alarm>,
     /// When the timer will fire, if it will.
     armed: Option<Instant>,
@@ -127,8 +129,11 @@ pub(crate) fn new_timer() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// The key of the timer.
+/// The keys of the timer and of the set's own edge.
 const TIMER: u64 = u64::MAX;
+const EDGE: u64 = u64::MAX - 1;
+/// The highest key that a descriptor can be added with.
+pub(crate) const HIGHEST_KEY: u64 = u64::MAX - 2;
 
 impl Events {
     /// Makes a set with nothing to watch but a timer. An error comes with the part that failed.
@@ -143,6 +148,7 @@ impl Events {
         }
         let events = Events {
             epoll: Arc::new(epoll),
+            edge: None,
             alarm: Arc::clone(alarm),
             armed: None,
             missed: false,
@@ -161,6 +167,27 @@ impl Events {
     /// The one descriptor.
     pub(crate) fn descriptor(&self) -> &Arc<OwnedFd> {
         &self.epoll
+    }
+
+    /// Tells those who watch this set edge-triggered of what is still there; says whether that could be.
+    pub(crate) fn tell_again(&mut self) -> bool {
+        if self.edge.is_none() {
+            self.edge = self.new_edge().ok();
+        }
+        let Some(edge) = &self.edge else { return false };
+        let one = 1u64;
+        // SAFETY: the pointer is to 8 bytes, as eventfd(2) asks.
+        unsafe { libc::write(edge.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) == 8 }
+    }
+
+    fn new_edge(&self) -> io::Result<OwnedFd> {
+        let flags = libc::EFD_CLOEXEC | libc::EFD_NONBLOCK;
+        // SAFETY: eventfd(2) takes no pointers.
+        let fd = retry(|| unsafe { libc::eventfd(0, flags) as isize })?;
+        // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+        let edge = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        self.control(libc::EPOLL_CTL_ADD, edge.as_raw_fd(), EDGE, libc::EPOLLIN | libc::EPOLLET)?;
+        Ok(edge)
     }
 
     /// Watches a descriptor for reading.
@@ -247,7 +274,9 @@ impl Events {
         })?;
         for event in &events[..count] {
             let (key, flags) = (event.u64, event.events as i32);
-            if key == TIMER {
+            if key == EDGE {
+                // It is told once, and need not be read.
+            } else if key == TIMER {
                 (self.armed, self.fired, self.seen) = (None, true, fired);
             } else {
                 let writable = flags & libc::EPOLLOUT != 0;
