@@ -59,7 +59,7 @@ static inline void dispatch_backends(struct fleet *fleet)
 {
     for (int i = 0; i < fleet->count; i++)
         if (fleet->backends[i] != NULL)
-            assert_ok(handoff_backend_dispatch(fleet->backends[i]));
+            receive_all(fleet->backends[i]);
 }
 
 /** Dispatches all of them, after waiting for the broker's descriptor if that says nothing. */
@@ -158,7 +158,7 @@ static inline int arrivals_at(struct fleet *fleet, int which, uint64_t *id)
 {
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     int count = 0;
-    assert_ok(handoff_backend_dispatch(fleet->backends[which]));
+    receive_all(fleet->backends[which]);
     for (; next_arrival(fleet->backends[which], &arrival); count++)
         if (id != NULL)
             *id = arrival.id;

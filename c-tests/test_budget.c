@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 
@@ -52,7 +53,7 @@ static void offer_and_adopt(int offers)
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     for (int i = 0; i < offers; i++)
         offer_fd(&channel, client[0]);
-    assert_ok(handoff_backend_dispatch(channel.backend));
+    receive_all(channel.backend);
     while (next_arrival(channel.backend, &arrival))
         adopt(&channel, arrival.id);
 }
@@ -175,6 +176,57 @@ static void arrivals_are_accepted_one_for_each_event(void **state)
     close(loop);
 }
 
+static int eventfds_made, eventfds_are_refused;
+
+/* Takes the place of the C library's. */
+int eventfd(unsigned count, int flags)
+{
+    if (eventfds_are_refused) {
+        errno = EMFILE;
+        return -1;
+    }
+    eventfds_made++;
+    return (int)syscall(SYS_eventfd2, count, flags);
+}
+
+/* One dispatch leaves packets that it has not received, though the caller takes all arrivals. */
+static void take_all_arrivals_for_each_event(void (*await)(int fd))
+{
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    int events = 0;
+    for (int i = 0; i < MANY; i++)
+        offer_fd(&channel, client[0]);
+    for (int taken = 0; taken < MANY; events++) {
+        await(handoff_backend_fd(channel.backend));
+        assert_ok(handoff_backend_dispatch(channel.backend));
+        for (; next_arrival(channel.backend, &arrival); taken++)
+            adopt(&channel, arrival.id);
+    }
+    assert_in_range(events, 10, MANY + 1);
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    for (int i = 0; i < MANY; i++)
+        assert_true(next_verdict(channel.broker, &verdict));
+}
+
+static void what_a_dispatch_leaves_is_another_event(void **state)
+{
+    (void)state;
+    eventfds_made = 0;
+    in_every_way(take_all_arrivals_for_each_event, handoff_backend_fd(channel.backend));
+    assert_int_equal(eventfds_made, 1);
+}
+
+static void what_a_dispatch_leaves_is_another_event_without_a_descriptor_for_that(void **state)
+{
+    (void)state;
+    eventfds_made = 0;
+    eventfds_are_refused = 1;
+    in_every_way(take_all_arrivals_for_each_event, handoff_backend_fd(channel.backend));
+    eventfds_are_refused = 0;
+    assert_int_equal(eventfds_made, 0);
+}
+
 /* ---- what it costs --------------------------------------------------------------------------- */
 
 static int timers_set, timers_refused;
@@ -267,6 +319,8 @@ int main(void)
         CHANNEL_TEST(verdicts_that_a_waiting_offer_leaves_are_events),
         CHANNEL_TEST(arrivals_are_looked_at_one_for_each_event),
         CHANNEL_TEST(arrivals_are_accepted_one_for_each_event),
+        CHANNEL_TEST(what_a_dispatch_leaves_is_another_event),
+        CHANNEL_TEST(what_a_dispatch_leaves_is_another_event_without_a_descriptor_for_that),
         CHANNEL_TEST(loop_that_takes_all_sets_no_timer_or_one_in_a_millisecond),
         CHANNEL_TEST(dispatch_that_fails_is_an_event_again),
     };

@@ -139,18 +139,18 @@ static void what_arrives_and_is_no_socket_is_refused_without_cookies(void **stat
     (void)state;
     handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
     options.kinds = HANDOFF_KIND_ANY;
-    open_both(&options);
     int file = memfd_create("file", MFD_CLOEXEC);
     for (int i = 0; i < 2; i++) {
+        open_both(&options);
         missing_option = i == 0 ? SO_COOKIE : 0;
         missing_error = ENOPROTOOPT;
         handoff_verdict verdict = offer_and_replace(file);
         assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
         assert_int_equal(verdict.reason, HANDOFF_REASON_INTEGRITY_MISMATCH);
+        missing_option = 0;
+        close_both();
     }
-    missing_option = 0;
     close(file);
-    close_both();
 }
 
 static void another_socket_is_still_refused_with_cookies(void **state)

@@ -394,7 +394,7 @@ impl Backend {
     }
 
     /// Adopts an arrival. After `Ok` the connection is this process's, and the broker never serves
-    /// it. Its bytes can be read until the next [`dispatch`](Backend::dispatch).
+    /// it; its verdict is sent when the next arrival is taken, or there is none. Its bytes can be read until the next [`dispatch`](Backend::dispatch).
     pub fn adopt(&mut self, id: u64) -> Result<OwnedFd, BackendError> {
         self.enter()?;
         let place = Place::of(id);

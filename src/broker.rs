@@ -137,7 +137,7 @@ pub struct Offer<'a> {
     /// whether it does.
     pub tls: bool,
     /// More offers follow at once: sending is left to the last of them, to [`Broker::flush`] or to
-    /// [`Broker::dispatch`].
+    /// [`Broker::dispatch`], unless what waits makes a good packet by itself.
     pub more: bool,
 }
 

@@ -49,6 +49,21 @@ impl Pair {
         }
     }
 
+    /// All that are there.
+    fn arrivals(&mut self) -> Vec<u64> {
+        let mut all = Vec::new();
+        loop {
+            self.backend.dispatch().unwrap();
+            let before = all.len();
+            while let Some(arrival) = self.backend.next_arrival() {
+                all.push(arrival.id);
+            }
+            if all.len() == before {
+                return all;
+            }
+        }
+    }
+
     fn verdict(&mut self) -> Verdict {
         let start = Instant::now();
         loop {
@@ -192,6 +207,34 @@ fn offers_beyond_the_limit_are_refused_and_go_through_when_there_is_room() {
         seen.sort_unstable();
         assert_eq!(seen, (0..most).collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn large_part_of_what_may_be_in_flight_is_sent_before_more_offers_come() {
+    let all = 64;
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (_client, accepted) = client();
+    let offer = Offer { more: true, ..offer(&accepted, 0) };
+    // At first nobody knows how many there will be.
+    for _ in 0..all {
+        pair.broker.offer(&offer).unwrap();
+    }
+    assert_eq!(pair.arrivals().len(), 0);
+    pair.broker.flush().unwrap();
+    let arrivals = pair.arrivals();
+    assert_eq!(arrivals.len(), all);
+    for id in arrivals {
+        pair.backend.adopt(id).unwrap();
+    }
+    pair.until(|pair| pair.broker.statistics().in_flight == 0);
+    while pair.broker.next_verdict().is_some() {}
+    for _ in 0..all - 1 {
+        pair.broker.offer(&offer).unwrap();
+    }
+    let early = pair.arrivals().len();
+    assert!((all / 4..all).contains(&early), "{early}");
+    pair.broker.flush().unwrap();
+    assert_eq!(early + pair.arrivals().len(), all - 1);
 }
 
 #[test]

@@ -277,7 +277,9 @@ int handoff_backend_fd(handoff_backend *backend) HANDOFF_NOEXCEPT;
  * Does a backend's pending work: accepts brokers, receives offers, sends verdicts.
  *
  * It does not wait, and does a bounded amount of work: each channel has its turn once, and a few
- * new brokers. Call it when the descriptor is readable, then call handoff_backend_next().
+ * new brokers. Call it when the descriptor is readable, then call handoff_backend_next(). It may
+ * leave offers to be received; then the descriptor is readable again, also if you watch it
+ * edge-triggered.
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
@@ -307,10 +309,11 @@ handoff_status handoff_backend_next(handoff_backend *backend,
 /**
  * Adopts an arrival. After HANDOFF_OK this process alone owns the connection.
  *
- * While more arrivals of the same broker wait to be taken, the verdict waits for that on the last of
- * them, or until 64 verdicts wait; otherwise it is sent now. If you stop calling
- * handoff_backend_next(), handoff_backend_dispatch() sends it after 1 ms; the descriptor becomes
- * readable for that. The broker need not wait for it: it looks at the shared memory as well.
+ * The verdict is sent when you go on: with the verdicts on what came with it, at the latest when
+ * handoff_backend_next() returns HANDOFF_NOTHING. After that it is sent now. So a client that you
+ * serve at once does not wait for it. If you stop calling handoff_backend_next(),
+ * handoff_backend_dispatch() sends it after 1 ms; the descriptor becomes readable for that. The
+ * broker need not wait for it: it looks at the shared memory as well, within 10 ms.
  *
  * @param backend  the backend
  * @param id       the arrival's id

@@ -193,8 +193,9 @@ typedef struct handoff_offer {
     { sizeof(handoff_offer), -1, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, NULL, 0 }
 
 /**
- * In handoff_offer.flags: more offers follow, so do not send this one yet. The next accepted offer
- * without the flag sends them all; so do handoff_broker_flush() and handoff_broker_dispatch().
+ * In handoff_offer.flags: more offers follow, so this one need not be sent yet. The next accepted
+ * offer without the flag sends them all; so do handoff_broker_flush() and handoff_broker_dispatch().
+ * What makes a good packet by itself is sent before, so that the backend can begin.
  */
 #define HANDOFF_OFFER_MORE 1
 
@@ -298,7 +299,8 @@ int handoff_broker_fd(handoff_broker *broker) HANDOFF_NOEXCEPT;
  * Does a broker's pending work: connects, receives verdicts, sends offers, takes back offers whose
  * timeout has passed.
  *
- * It never blocks. Call it when the descriptor is readable, then call handoff_broker_next().
+ * It never blocks. Call it when the descriptor is readable, then call handoff_broker_next(), and
+ * offer again what was refused: each dispatch may have made room.
  *
  * @param broker  the broker
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;

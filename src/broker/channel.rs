@@ -50,7 +50,7 @@ pub(super) struct Channel {
     watching: bool,
     /// When offers were last sent.
     sent_at: Instant,
-    /// How long the last offer that was adopted took: until there is one, for ever.
+    /// How long the last offer that was adopted took.
     answered_in: Duration,
     /// When to look at the words of all offers in flight, if any are.
     look_at: Option<Instant>,
@@ -97,7 +97,7 @@ impl Channel {
             full: false,
             watching: false,
             sent_at: now,
-            answered_in: Duration::MAX,
+            answered_in: Duration::ZERO,
             look_at: None,
             try_again: None,
             unreceived: false,
@@ -122,8 +122,9 @@ impl Channel {
 
     /// Whether so many offers wait to be sent that they should not wait for more.
     pub(super) fn part_waits(&self) -> bool {
-        let (waiting, window) = (self.offers.queued(), self.offers.window());
-        PARTS * waiting >= window && (waiting >= LARGE_PART || self.answered_in < SHORT_ANSWER)
+        let waiting = self.offers.queued();
+        self.offers.window().is_some_and(|window| PARTS * waiting >= window)
+            && (waiting >= LARGE_PART || self.answered_in < SHORT_ANSWER)
     }
 
     /// Sends as many offers as the socket takes. An error is the end of the channel.

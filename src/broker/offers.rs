@@ -83,7 +83,7 @@ pub(super) struct Offers {
     /// Slots in the state Granted, the last used first: its memory is warm.
     granted: Vec<u32>,
     in_flight: usize,
-    /// How many were in flight when something was last received.
+    /// How many were in flight when something was last received, if any were.
     window: usize,
     /// Offers that were sent and settled, and that the backend has not answered.
     unanswered: usize,
@@ -130,17 +130,20 @@ impl Offers {
 
     /// Something is received now.
     pub(super) fn receiving(&mut self) {
-        self.window = self.in_flight;
+        if self.in_flight > 0 {
+            self.window = self.in_flight;
+        }
     }
 
-    /// How many offers wait to be sent, or left the queue's middle: at most so many.
+    /// How many offers wait to be sent.
     pub(super) fn queued(&self) -> usize {
         self.queue.len()
     }
 
-    /// The most that were in flight since something was last received.
-    pub(super) fn window(&self) -> usize {
-        self.window.max(self.in_flight)
+    /// How many are in flight at a time, as far as that is known: since something was last received, if
+    /// anything was.
+    pub(super) fn window(&self) -> Option<usize> {
+        (self.window > 0).then(|| self.window.max(self.in_flight))
     }
 
     /// How many slots there are.

@@ -337,8 +337,9 @@ unsafe impl Growing for handoff_offer {
 // SAFETY: integers and pointers.
 unsafe impl Input for handoff_offer {}
 
-/// In handoff_offer.flags: more offers follow, so do not send this one yet. The next accepted offer
-/// without the flag sends them all; so do handoff_broker_flush() and handoff_broker_dispatch().
+/// In handoff_offer.flags: more offers follow, so this one need not be sent yet. The next accepted
+/// offer without the flag sends them all; so do handoff_broker_flush() and handoff_broker_dispatch().
+/// What makes a good packet by itself is sent before, so that the backend can begin.
 pub const HANDOFF_OFFER_MORE: u32 = 1;
 
 /// In handoff_offer.flags: the kernel does this connection's TLS, in both directions (kTLS). The library
@@ -515,7 +516,8 @@ pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
 /// Does a broker's pending work: connects, receives verdicts, sends offers, takes back offers whose
 /// timeout has passed.
 ///
-/// It never blocks. Call it when the descriptor is readable, then call handoff_broker_next().
+/// It never blocks. Call it when the descriptor is readable, then call handoff_broker_next(), and
+/// offer again what was refused: each dispatch may have made room.
 ///
 /// @param broker  the broker
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
