@@ -438,10 +438,13 @@ impl Backend {
         self.arrivals.held -= 1;
         if connected {
             slots.answer(place.slot, reason.map(Rejection::from), self.arrivals.next_token());
-            self.batch.complete |= !slots.others_follow(place.slot) || channel.has_many_verdicts();
+            self.batch.complete |= !slots.others_follow(place.slot);
+            // The words tell of an adoption, and if the broker has other tokens it can wait for this one.
+            let may_wait = reason.is_none() && slots.broker_has_tokens();
             self.mark_dirty(place.channel);
-            let events = self.handle.events().filter(|_| self.batch.open);
-            if !events.is_some_and(|events| self.batch.set_timer(events)) {
+            let (batch, events) = (&mut self.batch, self.handle.events());
+            let waits = may_wait || events.is_some_and(|events| batch.set_timer(events));
+            if !(batch.open && waits) {
                 self.flush();
             }
         }

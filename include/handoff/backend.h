@@ -312,8 +312,9 @@ handoff_status handoff_backend_next(handoff_backend *backend,
  * The verdict is sent when you go on: with the verdicts on what came with it, at the latest when
  * handoff_backend_next() returns HANDOFF_NOTHING. After that it is sent now. So a client that you
  * serve at once does not wait for it. If you stop calling handoff_backend_next(),
- * handoff_backend_dispatch() sends it after 1 ms; the descriptor becomes readable for that. The
- * broker need not wait for it: it looks at the shared memory as well, within 10 ms.
+ * handoff_backend_dispatch() sends it; if a broker may need it to offer more, the descriptor becomes
+ * readable for that after 1 ms. To know of the adoption the broker need not wait for it: it looks at
+ * the shared memory as well, within 10 ms.
  *
  * @param backend  the backend
  * @param id       the arrival's id

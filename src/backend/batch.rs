@@ -1,7 +1,7 @@
 //! The batch: arrivals that the caller takes one after the other. Verdicts are sent together, those of a
 //! packet when the caller takes what follows: by then it has served the client whose bytes it read, and
 //! sending first would make that client wait while the broker is woken. If the caller stops before the
-//! end, a timer wakes it and the verdicts are sent then.
+//! end and a broker may need them, a timer wakes it and the verdicts are sent then.
 
 use std::time::{Duration, Instant};
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::arrivals::Arrivals;
-use super::slots::Slots;
+use super::slots::{MANY_VERDICTS, Slots};
 use crate::claim::{self, ClaimTable, ability};
 use crate::handle::MEMORY_PAUSE;
 use crate::peer::Credentials;
@@ -21,8 +21,6 @@ use crate::wire::{self, Frame, GRANT_LEN, Kind, Refusal, VERDICT_LEN, Welcome, W
 const MAX_GRANTS: usize = 256;
 /// How many verdicts are sent in one frame.
 const MAX_VERDICTS: usize = 1024;
-/// How many verdicts are sent without waiting for the end of a batch.
-const MANY_VERDICTS: usize = 64;
 /// When to try again for tokens, if the system has no randomness to give.
 const TOKEN_PAUSE: Duration = Duration::from_millis(100);
 
@@ -128,12 +126,6 @@ impl Channel {
             (Some(socket), Some(slots)) => next(socket, slots, draining).is_some(),
             _ => false,
         }
-    }
-
-    /// Whether so many verdicts wait that the broker of a large batch could not offer more.
-    pub(super) fn has_many_verdicts(&self) -> bool {
-        const LEN: usize = MANY_VERDICTS * VERDICT_LEN;
-        self.slots.as_ref().is_some_and(|slots| slots.verdicts(LEN).len() == LEN)
     }
 
     /// Whether the broker has stopped receiving.

@@ -8,6 +8,8 @@ use crate::sys::arrived::Arrived;
 use crate::token::Token;
 use crate::wire::{self, Grant, OfferHead, Rejection};
 
+/// So many verdicts do not wait for others.
+pub(super) const MANY_VERDICTS: usize = 64;
 const NO_TOKEN: Token = Token::from_bytes([0; Token::LEN]);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,9 +212,10 @@ impl Slots {
     }
 
     /// Whether the verdict on the arrival in a slot is to be sent with others that are still to come:
-    /// those on the rest of its packet, if the caller has not seen them all.
+    /// those on the rest of its packet, if the caller has not seen them all, up to a limit.
     pub(super) fn others_follow(&self, slot: usize) -> bool {
-        self.waiting > 0 && !self.slots[slot].last
+        let few = self.verdicts.len() < MANY_VERDICTS * wire::VERDICT_LEN;
+        few && self.waiting > 0 && !self.slots[slot].last
     }
 
     /// Whether an arrival is held.
@@ -283,6 +286,12 @@ impl Slots {
         self.held -= 1;
         rooms.release(&slot.bytes, slot.len(), place);
         slot.descriptor.take()
+    }
+
+    /// Whether the broker has tokens that it has not spent, beside those that go with verdicts.
+    pub(super) fn broker_has_tokens(&self) -> bool {
+        let without = self.held + self.owed.len() + self.verdicts.len() / wire::VERDICT_LEN;
+        self.slots.len() > without
     }
 
     /// Adds the verdict on a slot's last offer, with the slot's next token. Without one, the slot is

@@ -132,9 +132,13 @@ pub fn handoff(in_flight: u32, rounds: u32) -> impl FnMut() {
                 broker.offer(&offer).expect("an offer");
             }
             broker.flush().expect("a broker");
-            backend.dispatch().expect("a backend");
-            while let Some(id) = backend.next_arrival().map(|arrival| arrival.id) {
-                backend.adopt(id).expect("a connection");
+            let mut adopted = 0;
+            while adopted < in_flight {
+                backend.dispatch().expect("a backend");
+                while let Some(id) = backend.next_arrival().map(|arrival| arrival.id) {
+                    backend.adopt(id).expect("a connection");
+                    adopted += 1;
+                }
             }
             broker.dispatch().expect("a broker");
             for _ in 0..in_flight {
