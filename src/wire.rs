@@ -14,7 +14,9 @@ mod tests;
 use crate::token::Token;
 
 pub(crate) use crate::sys::packet::MAX_DESCRIPTORS;
-pub(crate) use entries::{Grant, Hello, Offer, OfferHead, Verdict, Welcome, has_nul, write_offer};
+pub(crate) use entries::{
+    Grant, Hello, Offer, OfferHead, Verdict, Welcome, has_nul, write_offer, write_offer_without,
+};
 pub use refusal::Refusal;
 pub(crate) use refusal::{REFUSAL_LEN, cause};
 pub(crate) use rejection::{Rejection, kind};
@@ -100,6 +102,11 @@ pub(crate) struct Entries<'a> {
 impl<'a> Entries<'a> {
     pub(crate) fn grants(self) -> impl Iterator<Item = Grant> + 'a {
         entries(self, Grant::take)
+    }
+
+    /// How many bytes they have.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
     }
 
     pub(crate) fn offers(self) -> impl Iterator<Item = Offer<'a>> + 'a {

@@ -36,7 +36,7 @@ fn pair(broker: BrokerOptions, backend: BackendOptions) -> Pair {
 
 impl Pair {
     /// Dispatches both ends until something is so.
-    fn until(&mut self, done: impl Fn(&mut Pair) -> bool) {
+    fn until(&mut self, mut done: impl FnMut(&mut Pair) -> bool) {
         let start = Instant::now();
         loop {
             self.broker.dispatch().unwrap();
@@ -207,6 +207,37 @@ fn offers_beyond_the_limit_are_refused_and_go_through_when_there_is_room() {
         seen.sort_unstable();
         assert_eq!(seen, (0..most).collect::<Vec<_>>());
     }
+}
+
+/// Large ones are sent from the caller's memory, if the socket takes them and they have few parts.
+#[test]
+fn long_prereads_arrive_whole_and_in_order() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (_client, accepted) = client();
+    let bytes: Vec<u8> = (0..60_000u32).map(|at| ((at * 31) >> 3) as u8).collect();
+    let preread = |number: usize| &bytes[number..][..[50_000, 100, 32_768, 32_767][number % 4]];
+    let (all, mut seen) = (120, 0);
+    for number in 0..all {
+        let parts = preread(number).chunks(preread(number).len().div_ceil(number % 9 + 1));
+        let parts: Vec<_> = parts.map(IoSlice::new).collect();
+        let offer = offer(&accepted, number);
+        let offer = Offer { preread: &parts, metadata: b"meta", more: number % 5 == 0, ..offer };
+        pair.broker.offer(&offer).unwrap();
+        // So that more than the socket takes wait.
+        if number % 10 == 9 {
+            pair.broker.flush().unwrap();
+            pair.until(|pair| {
+                while let Some(arrival) = pair.backend.next_arrival() {
+                    assert_eq!((arrival.metadata, arrival.preread), (&b"meta"[..], preread(seen)));
+                    let id = arrival.id;
+                    drop(pair.backend.adopt(id).unwrap());
+                    seen += 1;
+                }
+                seen == number + 1
+            });
+        }
+    }
+    assert_eq!(seen, all);
 }
 
 #[test]

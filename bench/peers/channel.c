@@ -31,7 +31,6 @@ static void prepare(void)
     of_backend.max_in_flight = of_broker.max_in_flight;
     of_broker.timeout_ms = 60000;
     of_broker.spin_us = of_backend.spin_us = (uint32_t)spin;
-    of_broker.queue_bytes = of_broker.max_in_flight * (size_t)(preread + 256);
     for (int i = 0; i < backends; i++) {
         snprintf(paths[i], sizeof paths[i], "@handoff-bench-%d-%d", getpid(), i);
         need_handoff(handoff_backend_listen(paths[i], &of_backend, &listening[i]),

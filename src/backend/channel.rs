@@ -1,6 +1,6 @@
 //! One channel as the backend uses it: frames in and out.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ use crate::wire::{self, Frame, GRANT_LEN, Kind, Refusal, VERDICT_LEN, Welcome, W
 const MAX_GRANTS: usize = 256;
 /// How many verdicts are sent in one frame.
 const MAX_VERDICTS: usize = 1024;
+/// The socket holds few packets of so many bytes: they are received together.
+const LARGE_PACKET: usize = wire::MAX_FRAME_LEN / 4;
 /// When to try again for tokens, if the system has no randomness to give.
 const TOKEN_PAUSE: Duration = Duration::from_millis(100);
 
@@ -202,11 +204,13 @@ impl Channel {
                 }
             };
             let packets = received.packets.into_iter().flatten();
+            let mut large = false;
             for ((received, packet), descriptors) in packets.zip(descriptors.iter_mut()) {
+                large |= packet.len() >= LARGE_PACKET;
                 self.take_packet(index, &received, packet, descriptors, arrivals)?;
             }
             let many = arrivals.statistics.arrived - before >= MANY_VERDICTS as u64;
-            if !ended && (received.all || !many) {
+            if !ended && (received.all || !(many || large)) {
                 return Ok(!received.all);
             }
         }
@@ -258,12 +262,14 @@ impl Channel {
             (Frame::Offers(offers), Some(slots)) => {
                 let over_tcp = arrivals.inspector.look(descriptors);
                 let mut arrived = descriptors.drain(..).zip(over_tcp);
-                let mut last = 0;
+                let (len, mut last) = (offers.len(), 0);
                 for offer in offers.offers() {
                     arrive(index, slots, &offer, arrived.next(), arrivals)?;
                     last = offer.head.slot;
                 }
-                slots.came_last(last);
+                if len < LARGE_PACKET {
+                    slots.came_last(last);
+                }
                 Ok(())
             }
             _ => Err(End::Broken),
@@ -300,7 +306,12 @@ impl Channel {
 
 /// Tells who connected why it is turned away, if that can be sent at once: nobody waits for a stranger.
 pub(super) fn say(socket: BorrowedFd<'_>, refusal: &Refusal) {
-    let _ = packet::send_packet(socket, &Refusal::header(), &refusal.body(), &[]);
+    let _ = send(socket, &Refusal::header(), &refusal.body());
+}
+
+fn send(socket: BorrowedFd<'_>, header: &[u8], body: &[u8]) -> io::Result<()> {
+    let parts = [IoSlice::new(header), IoSlice::new(body)];
+    packet::send_packet(socket, &parts, &[]).map(drop)
 }
 
 /// What is to be sent next. The verdict on a slot's offer comes before the slot's next grant.
@@ -357,7 +368,7 @@ impl Socket {
 
     fn send_frame(&self, kind: Kind, entries: usize, body: &[u8]) -> io::Result<()> {
         let header = wire::header(kind, entries, 0, body.len());
-        packet::send_packet(self.descriptor.as_fd(), &header, body, &[]).map(drop)
+        send(self.descriptor.as_fd(), &header, body)
     }
 
     /// A frame could not be sent: it waits, or is made smaller, or the channel ends.

@@ -1,6 +1,6 @@
 //! One channel as the broker uses it: frames out and in, deadlines, and the claim.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -27,6 +27,10 @@ const LARGE_PART: usize = 16;
 /// A smaller part is not, if its backend takes longer to answer: then it is busy with others, and waking
 /// it up is the smaller part of the time.
 const SHORT_ANSWER: Duration = Duration::from_micros(100);
+/// From so many bytes of preread on, an offer is sent by itself.
+pub(super) const LARGE_PREREAD: usize = wire::MAX_FRAME_LEN / 4;
+/// The most parts of such a preread.
+const LARGE_PREREAD_PARTS: usize = 6;
 /// How many frames are received before others have their turn.
 const MAX_FRAMES: usize = 64;
 /// How long offers are left to the backend's verdicts before the words are looked at.
@@ -84,7 +88,8 @@ impl Channel {
         let offers = Offers::new(slots)?;
         let hello = Hello { slots: slots as u32 }.body();
         let header = wire::header(Kind::Hello, 0, 1, hello.len());
-        packet::send_packet(socket.as_fd(), &header, &hello, &[table.as_raw_fd()])
+        let parts = [IoSlice::new(&header), IoSlice::new(&hello)];
+        packet::send_packet(socket.as_fd(), &parts, &[table.as_raw_fd()])
             .map_err(|error| why_hello_failed(&socket, error))?;
         Ok(Channel {
             socket,
@@ -127,6 +132,32 @@ impl Channel {
             && (waiting >= LARGE_PART || self.answered_in < SHORT_ANSWER)
     }
 
+    /// Sends the only offer of the queue with its preread, which is the caller's still, and would take
+    /// longer to copy than a packet costs. If that fails it is copied, to be sent by the next flush.
+    pub(super) fn send_large(&mut self, preread: &[IoSlice<'_>], now: Instant) {
+        let mut parts = [IoSlice::new(&[]); 2 + LARGE_PREREAD_PARTS];
+        let mut descriptor = [-1];
+        let fits = preread.len() <= LARGE_PREREAD_PARTS && !self.full && self.try_again.is_none();
+        if let (true, Some((head, first))) = (fits, self.offers.only_queued()) {
+            let len = head.len() + preread.iter().map(|part| part.len()).sum::<usize>();
+            let header = wire::header(Kind::Offers, 1, 1, len);
+            descriptor[0] = first;
+            (parts[0], parts[1]) = (IoSlice::new(&header), IoSlice::new(head));
+            parts[2..2 + preread.len()].copy_from_slice(preread);
+            let parts = &parts[..2 + preread.len()];
+            if packet::send_packet(self.socket.as_fd(), parts, &descriptor).is_ok() {
+                self.have_sent(1, now);
+                return;
+            }
+        }
+        self.offers.add_preread(preread);
+    }
+
+    fn have_sent(&mut self, count: usize, now: Instant) {
+        self.offers.sent(count);
+        (self.sent_at, self.look_at) = (now, Some(self.next_look(now + LOOK_PAUSE)));
+    }
+
     /// Sends as many offers as the socket takes. An error is the end of the channel.
     pub(super) fn flush(
         &mut self,
@@ -146,10 +177,10 @@ impl Channel {
             let body = self.offers.batch(most, descriptors);
             let count = descriptors.len();
             let header = wire::header(Kind::Offers, count, count, body.len());
-            let sent = packet::send_packet(self.socket.as_fd(), &header, body, descriptors);
+            let parts = [IoSlice::new(&header), IoSlice::new(body)];
+            let sent = packet::send_packet(self.socket.as_fd(), &parts, descriptors);
             let Err(error) = sent else {
-                self.offers.sent(count);
-                (self.sent_at, self.look_at) = (now, Some(self.next_look(now + LOOK_PAUSE)));
+                self.have_sent(count, now);
                 most = wire::MAX_DESCRIPTORS.min(2 * most);
                 continue;
             };

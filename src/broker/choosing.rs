@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
+use super::channel::LARGE_PREREAD;
 use super::kept::NOT_KEPT;
 use super::member::{Link, Member, Needs, Obstacle, Place};
 use super::offers::{Facts, Parts, queued_len};
@@ -153,7 +154,12 @@ impl Broker {
         // Before the descriptor can be sent, so that the backend finds it on offer.
         claim::offer(channel.claims.slot(slot as usize), generation);
         let facts = Facts { id, user_data, descriptor, kept, offered_at: now, trial };
-        channel.offers.queue(&facts, parts, cookie, deadline);
+        let names_len = parts.names.iter().map(|name| name.len()).sum::<usize>();
+        let large = Some(len - names_len).filter(|preread_len| *preread_len >= LARGE_PREREAD);
+        channel.offers.queue(&facts, parts, large, cookie, deadline);
+        if large.is_some() {
+            channel.send_large(parts.preread, now);
+        }
         if !member.touched {
             self.touch(index);
         }

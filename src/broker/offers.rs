@@ -202,11 +202,13 @@ impl Offers {
         Some((slot, self.slots[slot as usize].generation + 1))
     }
 
-    /// Puts an offer into the slot that [`next_slot`](Offers::next_slot) returned.
+    /// Puts an offer into the slot that [`next_slot`](Offers::next_slot) returned. Its preread is not
+    /// copied if it `follows`, of so many bytes.
     pub(super) fn queue(
         &mut self,
         facts: &Facts,
         parts: &Parts<'_>,
+        follows: Option<usize>,
         cookie: u64,
         deadline: Instant,
     ) -> Option<u32> {
@@ -222,9 +224,29 @@ impl Offers {
         let before = self.bytes.len();
         let Slot { generation, token, .. } = *found;
         let head = OfferHead { slot, generation, token, cookie, tls: parts.tls };
-        wire::write_offer(&mut self.bytes, &head, &parts.names, parts.preread);
+        match follows {
+            None => wire::write_offer(&mut self.bytes, &head, &parts.names, parts.preread),
+            Some(len) => {
+                wire::write_offer_without(&mut self.bytes, &head, &parts.names, len as u32);
+            }
+        }
         self.queue.push_back(Queued { slot, len: (self.bytes.len() - before) as u32 });
         Some(slot)
+    }
+
+    /// The entry of an offer that waits alone, and its descriptor.
+    pub(super) fn only_queued(&self) -> Option<(&[u8], RawFd)> {
+        let slot = self.slots.get(self.queue.front()?.slot as usize)?;
+        (self.queue.len() == 1).then_some((&self.bytes[self.sent..], slot.facts.descriptor))
+    }
+
+    /// Adds the preread that was to follow the offer that was queued last.
+    pub(super) fn add_preread(&mut self, preread: &[IoSlice<'_>]) {
+        let before = self.bytes.len();
+        preread.iter().for_each(|part| self.bytes.extend_from_slice(part));
+        if let Some(last) = self.queue.back_mut() {
+            last.len += (self.bytes.len() - before) as u32;
+        }
     }
 
     /// Gives an offer in flight another deadline.
@@ -395,7 +417,7 @@ mod tests {
             trial: false,
         };
         let parts = Parts { names: [b""; 3], preread: &[IoSlice::new(preread)], tls: false };
-        offers.queue(&facts, &parts, 0, deadline)
+        offers.queue(&facts, &parts, None, 0, deadline)
     }
 
     fn granted(slots: u32) -> Offers {

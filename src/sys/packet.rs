@@ -1,6 +1,6 @@
 //! Packets with many descriptors, and what the kernel tells about a socket.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
@@ -16,13 +16,11 @@ use super::{
 /// libc.
 pub(crate) const MAX_DESCRIPTORS: usize = 252;
 
-/// Sends one packet, `header` before `body`, with descriptors attached; without blocking and
-/// without SIGPIPE. The descriptors are numbers because their owner is somebody else: what is not
+/// Sends one packet, made of parts, with descriptors attached; without blocking and without SIGPIPE. The descriptors are numbers because their owner is somebody else: what is not
 /// open is EBADF.
 pub(crate) fn send_packet(
     socket: BorrowedFd<'_>,
-    header: &[u8],
-    body: &[u8],
+    parts: &[IoSlice<'_>],
     descriptors: &[RawFd],
 ) -> io::Result<usize> {
     const MOST: usize = MAX_DESCRIPTORS;
@@ -31,14 +29,10 @@ pub(crate) fn send_packet(
         unsafe { libc::CMSG_SPACE((MOST * mem::size_of::<RawFd>()) as libc::c_uint) } as usize;
     assert!(descriptors.len() <= MOST);
     let mut control = [mem::MaybeUninit::<u64>::uninit(); SPACE.div_ceil(8)];
-    let part = |bytes: &[u8]| libc::iovec {
-        iov_base: bytes.as_ptr().cast_mut().cast(),
-        iov_len: bytes.len(),
-    };
-    let mut parts = [part(header), part(body)];
     // SAFETY: msghdr is integers and pointers; all zero is a value of it.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_iov = parts.as_mut_ptr();
+    // An IoSlice has the layout of an iovec.
+    message.msg_iov = parts.as_ptr().cast_mut().cast();
     message.msg_iovlen = parts.len() as _;
     if !descriptors.is_empty() {
         let len = mem::size_of_val(descriptors) as libc::c_uint;

@@ -162,23 +162,11 @@ pub(crate) fn has_nul(name: &[u8]) -> bool {
 pub(crate) fn write_offer(
     out: &mut Vec<u8>,
     head: &OfferHead,
-    [service, correlation, metadata]: &[&[u8]; 3],
+    names: &[&[u8]; 3],
     preread: &[IoSlice<'_>],
 ) {
-    let mut fixed = [0; OFFER_LEN];
-    fixed[..4].copy_from_slice(&head.slot.to_le_bytes());
-    fixed[8..16].copy_from_slice(&head.generation.to_le_bytes());
-    fixed[16..32].copy_from_slice(head.token.as_bytes());
-    fixed[32..40].copy_from_slice(&head.cookie.to_le_bytes());
-    fixed[44..48].copy_from_slice(&(metadata.len() as u32).to_le_bytes());
-    fixed[48] = service.len() as u8;
-    fixed[49] = correlation.len() as u8;
-    fixed[50] = u8::from(head.tls) * TLS;
     let start = out.len();
-    out.extend_from_slice(&fixed);
-    for part in [service, correlation, metadata] {
-        out.extend_from_slice(part);
-    }
+    write_offer_without(out, head, names, 0);
     let before = out.len();
     for part in preread {
         out.extend_from_slice(part);
@@ -186,6 +174,30 @@ pub(crate) fn write_offer(
     // Counted last, which saves a walk through the list.
     let preread_len = (out.len() - before) as u32;
     out[start + 40..start + 44].copy_from_slice(&preread_len.to_le_bytes());
+}
+
+/// The same, without the preread, which is to follow.
+#[inline(always)]
+pub(crate) fn write_offer_without(
+    out: &mut Vec<u8>,
+    head: &OfferHead,
+    [service, correlation, metadata]: &[&[u8]; 3],
+    preread_len: u32,
+) {
+    let mut fixed = [0; OFFER_LEN];
+    fixed[..4].copy_from_slice(&head.slot.to_le_bytes());
+    fixed[8..16].copy_from_slice(&head.generation.to_le_bytes());
+    fixed[16..32].copy_from_slice(head.token.as_bytes());
+    fixed[32..40].copy_from_slice(&head.cookie.to_le_bytes());
+    fixed[40..44].copy_from_slice(&preread_len.to_le_bytes());
+    fixed[44..48].copy_from_slice(&(metadata.len() as u32).to_le_bytes());
+    fixed[48] = service.len() as u8;
+    fixed[49] = correlation.len() as u8;
+    fixed[50] = u8::from(head.tls) * TLS;
+    out.extend_from_slice(&fixed);
+    for part in [service, correlation, metadata] {
+        out.extend_from_slice(part);
+    }
 }
 
 impl Verdict {
