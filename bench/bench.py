@@ -128,7 +128,7 @@ class Bench:
                                                               PREREAD=value), 7),
             "many": grow(["channel", "plain-many"], [1, 4, 16, 64, 252],
                          lambda key, value: self.move_once(key, 504, handoffs, MANY=value), 3),
-            "channels": grow(["channel"], [1, 4, 16, 64, 256],
+            "channels": grow(["channel", *CHECKS], [1, 4, 16, 64, 256],
                              lambda key, value: self.move_once(key, 256, handoffs,
                                                                CHANNELS=value)),
             "backends": grow(["channel"], [1, 2, 4, 8],

@@ -212,18 +212,19 @@ static void take_all_arrivals_for_each_event(void (*await)(int fd))
 static void what_a_dispatch_leaves_is_another_event(void **state)
 {
     (void)state;
-    eventfds_made = 0;
+    assert_true(eventfds_made > 0);
     in_every_way(take_all_arrivals_for_each_event, handoff_backend_fd(channel.backend));
-    assert_int_equal(eventfds_made, 1);
 }
 
 static void what_a_dispatch_leaves_is_another_event_without_a_descriptor_for_that(void **state)
 {
     (void)state;
+    close_channel(&channel);
     eventfds_made = 0;
     eventfds_are_refused = 1;
-    in_every_way(take_all_arrivals_for_each_event, handoff_backend_fd(channel.backend));
+    open_channel(&channel, NULL, NULL);
     eventfds_are_refused = 0;
+    in_every_way(take_all_arrivals_for_each_event, handoff_backend_fd(channel.backend));
     assert_int_equal(eventfds_made, 0);
 }
 

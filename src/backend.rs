@@ -495,7 +495,8 @@ impl Backend {
         if self.handle.is_open() {
             return Ok(());
         }
-        let events = self.handle.new_events()?;
+        let mut events = self.handle.new_events()?;
+        events.make_edge();
         self.buffer = memory::vec(packet::AT_ONCE * MAX_FRAME_LEN, "packets")?;
         for descriptors in &mut self.descriptors {
             *descriptors = memory::vec(MAX_DESCRIPTORS + 1, "descriptors")?;

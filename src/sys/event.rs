@@ -44,7 +44,7 @@ impl From<Option<Instant>> for Wait {
 pub(crate) struct Events {
     /// Shared, so that a thread may wait for it without the handle.
     epoll: Arc<OwnedFd>,
-    /// Made when it is needed.
+    /// An eventfd that is written to for an edge.
     edge: Option<OwnedFd>,
     alarm: Arc<Alarm>,
     /// When the timer will fire, if it will.
@@ -170,14 +170,16 @@ impl Events {
     }
 
     /// Tells those who watch this set edge-triggered of what is still there; says whether that could be.
-    pub(crate) fn tell_again(&mut self) -> bool {
-        if self.edge.is_none() {
-            self.edge = self.new_edge().ok();
-        }
+    pub(crate) fn tell_again(&self) -> bool {
         let Some(edge) = &self.edge else { return false };
         let one = 1u64;
         // SAFETY: the pointer is to 8 bytes, as eventfd(2) asks.
         unsafe { libc::write(edge.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) == 8 }
+    }
+
+    /// Makes what [`tell_again`](Events::tell_again) needs, if the system lets it.
+    pub(crate) fn make_edge(&mut self) {
+        self.edge = self.new_edge().ok();
     }
 
     fn new_edge(&self) -> io::Result<OwnedFd> {
