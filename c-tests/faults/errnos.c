@@ -23,6 +23,8 @@ static const struct system_call calls[] = {
      {EINVAL, EMFILE, ENFILE, ENODEV, ENOMEM, REFUSED}},
     {SYS_timerfd_settime, "timerfd_settime", "timerfd_create(2)", SKIPPED,
      {EBADF, ECANCELED, EFAULT, EINVAL, REFUSED}},
+    {SYS_eventfd2, "eventfd2", "eventfd(2)", SKIPPED,
+     {EINVAL, EMFILE, ENFILE, ENODEV, ENOMEM, REFUSED}},
     {SYS_read, "read", "read(2)", SKIPPED,
      {EAGAIN, EBADF, EFAULT, EINTR, EINVAL, EIO, EISDIR, ECANCELED, REFUSED}},
     {SYS_write, "write", "write(2)", SKIPPED,
