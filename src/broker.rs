@@ -330,7 +330,8 @@ impl Broker {
     /// work while others get theirs anyway.
     #[inline(always)]
     fn part_waits(&self) -> bool {
-        matches!(&self.members[..], [Member { link: Link::Up(channel), .. }] if channel.part_waits())
+        let [Member { link: Link::Up(channel), .. }] = &self.members[..] else { return false };
+        channel.part_waits(self.options.spin.is_zero())
     }
 
     /// Counts the error of an offer that is refused.

@@ -125,11 +125,12 @@ impl Channel {
         events.remove(self.socket.as_fd());
     }
 
-    /// Whether so many offers wait to be sent that they should not wait for more.
-    pub(super) fn part_waits(&self) -> bool {
+    /// Whether so many offers wait to be sent that they should not wait for more. `sleeps`: both sides
+    /// may, so that small parts keep them awake.
+    pub(super) fn part_waits(&self, sleeps: bool) -> bool {
         let waiting = self.offers.queued();
         self.offers.window().is_some_and(|window| PARTS * waiting >= window)
-            && (waiting >= LARGE_PART || self.answered_in < SHORT_ANSWER)
+            && (waiting >= LARGE_PART || (sleeps && self.answered_in < SHORT_ANSWER))
     }
 
     /// Sends the only offer of the queue with its preread, which is the caller's still, and would take
