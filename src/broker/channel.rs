@@ -129,7 +129,7 @@ impl Channel {
     /// may, so that small parts keep them awake.
     pub(super) fn part_waits(&self, sleeps: bool) -> bool {
         let waiting = self.offers.queued();
-        self.offers.window().is_some_and(|window| PARTS * waiting >= window)
+        self.offers.usual().is_some_and(|usual| PARTS * waiting >= usual)
             && (waiting >= LARGE_PART || (sleeps && self.answered_in < SHORT_ANSWER))
     }
 

@@ -84,7 +84,7 @@ pub(super) struct Offers {
     granted: Vec<u32>,
     in_flight: usize,
     /// How many were in flight when something was last received, if any were.
-    window: usize,
+    usual: usize,
     /// Offers that were sent and settled, and that the backend has not answered.
     unanswered: usize,
     /// Those of the offers in flight, by their slots.
@@ -117,7 +117,7 @@ impl Offers {
             slots: all,
             granted: memory::vec(slots, "the tokens of a channel")?,
             in_flight: 0,
-            window: 0,
+            usual: 0,
             unanswered: 0,
             deadlines: Deadlines::new(slots)?,
             queue: memory::queue(ENTRIES_PER_SLOT * slots, "the queue of a channel")?,
@@ -131,7 +131,7 @@ impl Offers {
     /// Something is received now.
     pub(super) fn receiving(&mut self) {
         if self.in_flight > 0 {
-            self.window = self.in_flight;
+            self.usual = self.in_flight;
         }
     }
 
@@ -142,8 +142,8 @@ impl Offers {
 
     /// How many are in flight at a time, as far as that is known: since something was last received, if
     /// anything was.
-    pub(super) fn window(&self) -> Option<usize> {
-        (self.window > 0).then(|| self.window.max(self.in_flight))
+    pub(super) fn usual(&self) -> Option<usize> {
+        (self.usual > 0).then(|| self.usual.max(self.in_flight))
     }
 
     /// How many slots there are.
