@@ -260,6 +260,8 @@ impl Backend {
         self.is_behind = false;
         self.clear_up();
         self.try_again();
+        // Before a wait: verdicts of a batch that the caller has left.
+        self.flush();
         let mut now = None;
         let handled = self.handle_events(wait, &mut now);
         let now = now.unwrap_or_else(Instant::now);
@@ -394,7 +396,8 @@ impl Backend {
     }
 
     /// Adopts an arrival. After `Ok` the connection is this process's, and the broker never serves
-    /// it; its verdict is sent when the next arrival is taken, or there is none. Its bytes can be read until the next [`dispatch`](Backend::dispatch).
+    /// it. The verdict is sent when the next arrival is taken, or there is none. The arrival's bytes can
+    /// be read until the next [`dispatch`](Backend::dispatch).
     pub fn adopt(&mut self, id: u64) -> Result<OwnedFd, BackendError> {
         self.enter()?;
         let place = Place::of(id);

@@ -180,8 +180,9 @@ impl Channel {
     }
 
     /// Receives the frames of a turn: a few, so that their verdicts are sent before others are received,
-    /// or all, if they bring many offers or the channel has `ended`. Says whether there may be more. An error is the end of the channel, which
-    /// may be hidden if `ended` is false. `index` is the place of this channel among the handle's.
+    /// or all, if they bring many offers or the channel has `ended`. Says whether there may be more. An
+    /// error is the end of the channel, which may be hidden if `ended` is false. `index` is the place of
+    /// this channel among the handle's.
     pub(super) fn receive(
         &mut self,
         index: usize,

@@ -16,8 +16,8 @@ use super::{
 /// libc.
 pub(crate) const MAX_DESCRIPTORS: usize = 252;
 
-/// Sends one packet, made of parts, with descriptors attached; without blocking and without SIGPIPE. The descriptors are numbers because their owner is somebody else: what is not
-/// open is EBADF.
+/// Sends one packet, made of parts, with descriptors attached; without blocking and without SIGPIPE.
+/// The descriptors are numbers because their owner is somebody else: what is not open is EBADF.
 pub(crate) fn send_packet(
     socket: BorrowedFd<'_>,
     parts: &[IoSlice<'_>],
