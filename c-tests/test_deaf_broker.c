@@ -70,10 +70,54 @@ static void broker_that_stops_receiving_is_left_and_what_it_offered_is_adopted(v
     close_channel(&channel);
 }
 
+/* It has used the slot of what was adopted again. */
+static void what_a_broker_offered_before_it_ended_is_an_event_and_leaves_the_bytes_of_others(void **state)
+{
+    (void)state;
+    static const char first[] = "the first client's", second[] = "the second client's";
+    struct channel channel;
+    handoff_arrival adopted = HANDOFF_ARRIVAL_INIT, other = HANDOFF_ARRIVAL_INIT;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    int client[2];
+    make_pair(SOCK_STREAM, client);
+    open_channel(&channel, NULL, NULL);
+    handoff_offer offer = offer_of(client[0]);
+    offer.preread = first;
+    offer.preread_len = sizeof first;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    offer_fd(&channel, client[0]);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    assert_ok(handoff_backend_next(channel.backend, &adopted));
+    adopt(&channel, adopted.id);
+    /* Sends the verdict on the first one, with the slot's next token. */
+    assert_ok(handoff_backend_next(channel.backend, &other));
+    adopt(&channel, other.id);
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    while (next_verdict(channel.broker, &verdict))
+        assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
+    offer.preread = second;
+    offer.preread_len = sizeof second;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    handoff_broker_free(channel.broker);
+    channel.broker = NULL;
+
+    assert_status(handoff_backend_next(channel.backend, &other), HANDOFF_NOTHING);
+    assert_memory_equal(adopted.preread, first, sizeof first);
+    await_readable(handoff_backend_fd(channel.backend));
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    assert_status(handoff_backend_next(channel.backend, &other), HANDOFF_NOTHING);
+    assert_int_equal(backend_statistics(channel.backend).arrived, 3);
+    assert_int_equal(backend_statistics(channel.backend).taken_back, 1);
+    close(client[0]);
+    close(client[1]);
+    close_channel(&channel);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(broker_that_stops_receiving_is_left_and_what_it_offered_is_adopted),
+        TEST(what_a_broker_offered_before_it_ended_is_an_event_and_leaves_the_bytes_of_others),
     };
     return RUN_TESTS(tests);
 }

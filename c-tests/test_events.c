@@ -252,6 +252,33 @@ static void last_adoption_of_a_batch_is_told_when_the_caller_goes_on(void **stat
     assert_int_equal(room_of_broker(), room);
 }
 
+/* Its client waits to be served another way. */
+static void last_rejection_of_a_batch_is_told_at_once(void **state)
+{
+    (void)state;
+    size_t room = room_of_broker();
+    offer_fd(&channel, client[0]);
+    assert_ok(handoff_backend_reject(channel.backend, arrival_of(&channel).id,
+                                     HANDOFF_REASON_REJECTED));
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_true(next_verdict(channel.broker, &(handoff_verdict)HANDOFF_VERDICT_INIT));
+    assert_int_equal(room_of_broker(), room);
+}
+
+/* After a question to somebody else, say. The caller may not take the next arrival soon. */
+static void adoption_that_is_not_made_at_once_is_told_at_once(void **state)
+{
+    (void)state;
+    size_t room = room_of_broker();
+    offer_fd(&channel, client[0]);
+    handoff_arrival arrival = arrival_of(&channel);
+    sleep_until(now_ns(), 50);
+    adopt(&channel, arrival.id);
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_true(next_verdict(channel.broker, &(handoff_verdict)HANDOFF_VERDICT_INIT));
+    assert_int_equal(room_of_broker(), room);
+}
+
 static void hand_over(void)
 {
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
@@ -334,6 +361,8 @@ int main(void)
         EVENT_TEST(arrival_of_a_broker_is_an_event),
         EVENT_TEST(adoption_in_a_batch_that_is_not_finished_is_told_after_a_moment),
         EVENT_TEST(last_adoption_of_a_batch_is_told_when_the_caller_goes_on),
+        CHANNEL_TEST(last_rejection_of_a_batch_is_told_at_once),
+        CHANNEL_TEST(adoption_that_is_not_made_at_once_is_told_at_once),
         EVENT_TEST(backend_that_finishes_its_batches_is_not_woken_for_nothing),
         EVENT_TEST(room_that_comes_at_once_is_not_missed),
     };

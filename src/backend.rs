@@ -172,6 +172,8 @@ pub struct Backend {
     is_unreceived: bool,
     /// There may be something to receive that had no turn in the last dispatch.
     is_behind: bool,
+    /// A broker has stopped receiving, and what it sent before is to be received.
+    is_unheard: bool,
     /// Channels whose broker has gone; their places are cleared when nothing is held there.
     orphans: Vec<usize>,
     /// Room for packets and their descriptors.
@@ -220,6 +222,7 @@ impl Backend {
             is_short: false,
             is_unreceived: false,
             is_behind: false,
+            is_unheard: false,
             orphans: Vec::new(),
             buffer: Vec::new(),
             descriptors: Default::default(),
@@ -262,6 +265,7 @@ impl Backend {
         self.try_again();
         // Before a wait: verdicts of a batch that the caller has left.
         self.flush();
+        self.receive_last();
         let mut now = None;
         let handled = self.handle_events(wait, &mut now);
         let now = now.unwrap_or_else(Instant::now);
@@ -361,7 +365,7 @@ impl Backend {
             };
             slots.seen(place.slot);
             if slots.is_on_offer(place.slot) {
-                self.batch.open = true;
+                self.batch.took();
                 return Some(place);
             }
             // Taken back, or never on offer: adopting says which.
@@ -369,7 +373,7 @@ impl Backend {
         }
         self.batch.open = false;
         self.flush();
-        let waits = self.is_short || self.is_unreceived || self.is_behind;
+        let waits = self.is_short || self.is_unreceived || self.is_behind || self.is_unheard;
         if let (false, Some(events)) = (waits, self.handle.events()) {
             self.batch.cancel_timer(events);
         }
@@ -396,8 +400,9 @@ impl Backend {
     }
 
     /// Adopts an arrival. After `Ok` the connection is this process's, and the broker never serves
-    /// it. The verdict is sent when the next arrival is taken, or there is none. The arrival's bytes can
-    /// be read until the next [`dispatch`](Backend::dispatch).
+    /// it. The verdict is sent when the next arrival is taken, or there is none; at once if this is not
+    /// done as soon as it was taken. The arrival's bytes can be read until the next
+    /// [`dispatch`](Backend::dispatch).
     pub fn adopt(&mut self, id: u64) -> Result<OwnedFd, BackendError> {
         self.enter()?;
         let place = Place::of(id);
@@ -441,13 +446,15 @@ impl Backend {
         self.arrivals.held -= 1;
         if connected {
             slots.answer(place.slot, reason.map(Rejection::from), self.arrivals.next_token());
-            self.batch.complete |= !slots.others_follow(place.slot);
-            // The words tell of an adoption, and if the broker has other tokens it can wait for this one.
+            let complete = !slots.others_follow(place.slot);
+            // Of an adoption the words tell, too, and a broker with other tokens can wait for this one.
             let may_wait = reason.is_none() && slots.broker_has_tokens();
+            self.batch.complete |= complete;
             self.mark_dirty(place.channel);
             let (batch, events) = (&mut self.batch, self.handle.events());
-            let waits = may_wait || events.is_some_and(|events| batch.set_timer(events));
-            if !(batch.open && waits) {
+            let later = batch.goes_on() && (reason.is_none() || !complete);
+            let told = may_wait || events.is_some_and(|events| batch.set_timer(events));
+            if !(later && told) {
                 self.flush();
             }
         }

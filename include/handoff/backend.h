@@ -309,12 +309,13 @@ handoff_status handoff_backend_next(handoff_backend *backend,
 /**
  * Adopts an arrival. After HANDOFF_OK this process alone owns the connection.
  *
- * The verdict is sent when you go on: with the verdicts on what came with it, at the latest when
- * handoff_backend_next() returns HANDOFF_NOTHING. After that it is sent now. So a client that you
- * serve at once does not wait for it. If you stop calling handoff_backend_next(),
- * handoff_backend_dispatch() sends it; if a broker may need it to offer more, the descriptor becomes
- * readable for that after 1 ms. To know of the adoption the broker need not wait for it: it looks at
- * the shared memory as well, within 10 ms.
+ * If you adopt it as soon as you have taken it, the verdict is sent when you go on, with those on what
+ * came with it: at the latest when handoff_backend_next() returns HANDOFF_NOTHING. So a client that you
+ * serve at once does not wait for that. Otherwise the verdict is sent now. If you stop calling
+ * handoff_backend_next(), handoff_backend_dispatch() sends it; where a broker may need it to offer more,
+ * the descriptor becomes readable for that after 1 ms. To know of an adoption the broker need not wait
+ * for the verdict: it also looks at the shared memory, 10 ms after the offer, and again when the offer
+ * has waited twice as long.
  *
  * @param backend  the backend
  * @param id       the arrival's id

@@ -1,10 +1,12 @@
 //! The batch: arrivals that the caller takes one after the other. Verdicts are sent together, those of a
 //! packet when the caller takes what follows: by then it has served the client whose bytes it read, and
-//! sending first would make that client wait while the broker is woken. If the caller stops before the
-//! end and a broker may need them, a timer wakes it and the verdicts are sent then.
+//! sending first would make that client wait while the broker is woken. A rejection is told at once,
+//! and so is what the caller decides later than at once. If the caller stops before the end and a broker
+//! may need the verdicts, a timer wakes it and they are sent then.
 
 use std::time::{Duration, Instant};
 
+use crate::sys;
 use crate::sys::event::Events;
 
 /// How long verdicts wait for the end of a batch.
@@ -16,6 +18,8 @@ pub(super) struct Batch {
     pub open: bool,
     /// The verdicts of a packet are complete, and are sent when the caller goes on.
     pub complete: bool,
+    /// The tick in which an arrival was last taken.
+    took_at: Duration,
     timer: VerdictTimer,
     timer_set_at: Option<Instant>,
 }
@@ -34,7 +38,24 @@ enum VerdictTimer {
 
 impl Batch {
     pub(super) fn new() -> Batch {
-        Batch { open: false, complete: false, timer: VerdictTimer::Unset, timer_set_at: None }
+        Batch {
+            open: false,
+            complete: false,
+            took_at: Duration::ZERO,
+            timer: VerdictTimer::Unset,
+            timer_set_at: None,
+        }
+    }
+
+    /// The caller has taken an arrival.
+    pub(super) fn took(&mut self) {
+        self.open = true;
+        self.took_at = sys::tick();
+    }
+
+    /// Whether the caller is likely to take the next arrival soon: it took one just now.
+    pub(super) fn goes_on(&self) -> bool {
+        self.open && self.took_at == sys::tick()
     }
 
     /// Dispatch sends every verdict, and resets a timer that fired.
