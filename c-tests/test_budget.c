@@ -228,6 +228,43 @@ static void what_a_dispatch_leaves_is_another_event_without_a_descriptor_for_tha
     assert_int_equal(eventfds_made, 0);
 }
 
+static void accept_without_a_wait_finds_an_offer_behind_those_that_were_taken_back(void **state)
+{
+    (void)state;
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    uint64_t ids[10];
+    for (int i = 0; i < 10; i++)
+        ids[i] = offer_fd(&channel, client[0]);
+    for (int i = 0; i < 9; i++)
+        assert_ok(handoff_broker_take_back(channel.broker, ids[i]));
+    assert_ok(handoff_backend_accept(channel.backend, 0, &arrival));
+    close(arrival.fd);
+    assert_status(handoff_backend_accept(channel.backend, 0, &arrival), HANDOFF_TIMED_OUT);
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_true(next_verdict(channel.broker, &verdict));
+    assert_int_equal(verdict.id, ids[9]);
+}
+
+/* A long one with HANDOFF_OFFER_MORE, and its backend serves for a while. */
+static void what_was_sent_by_itself_has_its_timer(void **state)
+{
+    (void)state;
+    static const char preread[40000];
+    handoff_offer offer = offer_of(client[0]);
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    offer.preread = preread;
+    offer.preread_len = sizeof preread;
+    offer.flags = HANDOFF_OFFER_MORE;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    adopt(&channel, arrival_of(&channel).id);
+    uint64_t start = now_ns();
+    await_readable(handoff_broker_fd(channel.broker));
+    assert_in_range(ms_since(start), 0, 1000);
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_true(next_verdict(channel.broker, &verdict));
+}
+
 /* ---- what it costs --------------------------------------------------------------------------- */
 
 static int timers_set, timers_refused;
@@ -322,6 +359,8 @@ int main(void)
         CHANNEL_TEST(arrivals_are_accepted_one_for_each_event),
         CHANNEL_TEST(what_a_dispatch_leaves_is_another_event),
         CHANNEL_TEST(what_a_dispatch_leaves_is_another_event_without_a_descriptor_for_that),
+        CHANNEL_TEST(accept_without_a_wait_finds_an_offer_behind_those_that_were_taken_back),
+        CHANNEL_TEST(what_was_sent_by_itself_has_its_timer),
         CHANNEL_TEST(loop_that_takes_all_sets_no_timer_or_one_in_a_millisecond),
         CHANNEL_TEST(dispatch_that_fails_is_an_event_again),
     };

@@ -326,12 +326,16 @@ impl Broker {
         Ok(id)
     }
 
-    /// Whether so many offers wait that the backend should have them before more come. Several backends
-    /// work while others get theirs anyway.
+    /// Whether so many offers wait that the backend should have them before more come, or one was sent
+    /// by itself. Several backends work while others get theirs anyway.
     #[inline(always)]
     fn part_waits(&self) -> bool {
-        let [Member { link: Link::Up(channel), .. }] = &self.members[..] else { return false };
-        channel.part_waits(self.options.spin.is_zero())
+        match &self.members[..] {
+            [Member { link: Link::Up(channel), .. }] => {
+                channel.part_waits(self.options.spin.is_zero())
+            }
+            _ => false,
+        }
     }
 
     /// Counts the error of an offer that is refused.

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::{Arrival, Backend, BackendError};
+use crate::handle::MAX_ROUNDS;
 
 impl Backend {
     /// Waits for an arrival for at most `timeout`, or forever if there is none, and adopts it. A
@@ -13,7 +14,7 @@ impl Backend {
         timeout: Option<Duration>,
     ) -> Result<(OwnedFd, Arrival<'_>), BackendError> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let mut late = false;
+        let (mut late, mut rounds) = (false, 0);
         loop {
             self.enter()?;
             while let Some(place) = self.next_place() {
@@ -30,9 +31,11 @@ impl Backend {
             if self.handle.woken() {
                 return Err(BackendError::Woken);
             }
-            if late {
+            // What is there is looked at, even if the time is up, as long as that is not without end.
+            if late && !(self.is_behind && rounds < MAX_ROUNDS) {
                 return Err(BackendError::TimedOut);
             }
+            rounds += usize::from(late);
             // Looks for something once, even if there is no time to wait for it.
             late = deadline.is_some_and(|deadline| deadline <= Instant::now());
             self.dispatch_after(deadline.into())?;

@@ -129,6 +129,10 @@ impl Channel {
     /// may, so that small parts keep them awake.
     pub(super) fn part_waits(&self, sleeps: bool) -> bool {
         let waiting = self.offers.queued();
+        if waiting == 0 {
+            // It was sent by itself, and something is due for it.
+            return true;
+        }
         self.offers.usual().is_some_and(|usual| PARTS * waiting >= usual)
             && (waiting >= LARGE_PART || (sleeps && self.answered_in < SHORT_ANSWER))
     }
