@@ -452,7 +452,7 @@ impl Backend {
             self.batch.complete |= complete;
             self.mark_dirty(place.channel);
             let (batch, events) = (&mut self.batch, self.handle.events());
-            let later = batch.goes_on() && (reason.is_none() || !complete);
+            let later = batch.open && (!complete || (reason.is_none() && batch.goes_on()));
             let told = may_wait || events.is_some_and(|events| batch.set_timer(events));
             if !(later && told) {
                 self.flush();

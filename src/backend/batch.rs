@@ -55,7 +55,7 @@ impl Batch {
 
     /// Whether the caller is likely to take the next arrival soon: it took one just now.
     pub(super) fn goes_on(&self) -> bool {
-        self.open && self.took_at == sys::tick()
+        self.took_at == sys::tick()
     }
 
     /// Dispatch sends every verdict, and resets a timer that fired.
