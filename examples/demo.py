@@ -187,7 +187,8 @@ def report(counted):
     for name, count in reasons.items():
         print(f"{name:43}{count:18}")
     print(f"{'client errors':43}{errors():18}")
-    print("(fallback: the backend was down, stopped or full, so the broker answered)")
+    print("(fallback: the broker answered, because no backend did in time, was there or had room;\n"
+          " rate limited: a backend had failed too often and was given one client at a time)")
 
     expect(counted["connections"] == len(everything), "the broker counted other connections")
     expect(counted["adopted"] == total[True], "the broker counted other adoptions")

@@ -90,8 +90,8 @@ typedef struct handoff_backend_options {
      * handoff_backend_dispatch() before it returns with nothing new while a broker is connected: at
      * most 10000, default 0. It saves the time to wake up if backend and broker have a processor each
      * to themselves. If they don't, it keeps the other from running, and makes handoffs many times
-     * slower. An event loop calls dispatch again after one that brought something, and waits after one
-     * that didn't.
+     * slower. To make use of it, call dispatch again as long as handoff_backend_next() returned
+     * anything after it, and wait in your loop otherwise.
      */
     uint32_t spin_us;
     /** Reserved: always 0. */
@@ -261,7 +261,8 @@ handoff_status handoff_backend_wake(const handoff_backend *backend) HANDOFF_NOEX
 /**
  * Returns the backend's descriptor, for your event loop. It is readable whenever
  * handoff_backend_dispatch() has work, and after at most a millisecond if handoff_backend_next() has
- * left arrivals. So it is, level-triggered, if handoff_backend_accept() has with a `wait_ms` of 0.
+ * left arrivals. If handoff_backend_accept() with a `wait_ms` of 0 has left some, it is readable for a
+ * level-triggered watch only.
  *
  * It stays the same for the backend's life. You may watch it level- or edge-triggered. This is a
  * use: the backend belongs to this process.
@@ -276,10 +277,10 @@ int handoff_backend_fd(handoff_backend *backend) HANDOFF_NOEXCEPT;
 /**
  * Does a backend's pending work: accepts brokers, receives offers, sends verdicts.
  *
- * It does not wait, and does a bounded amount of work: each channel has its turn once, and a few
- * new brokers. Call it when the descriptor is readable, then call handoff_backend_next(). It may
- * leave offers to be received; then the descriptor is readable again, also if you watch it
- * edge-triggered.
+ * It does not wait, but for `spin_us`, and does a bounded amount of work: each channel has its turn
+ * once, and a few new brokers. Call it once when the descriptor is readable, then call
+ * handoff_backend_next(). It may leave offers in the socket; then the descriptor is readable again,
+ * also for an edge-triggered watch.
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
@@ -309,13 +310,13 @@ handoff_status handoff_backend_next(handoff_backend *backend,
 /**
  * Adopts an arrival. After HANDOFF_OK this process alone owns the connection.
  *
- * If you adopt it as soon as you have taken it, the verdict is sent when you go on, with those on what
- * came with it: at the latest when handoff_backend_next() returns HANDOFF_NOTHING. So a client that you
- * serve at once does not wait for that. Otherwise the verdict is sent now. If you stop calling
- * handoff_backend_next(), handoff_backend_dispatch() sends it; where a broker may need it to offer more,
- * the descriptor becomes readable for that after 1 ms. To know of an adoption the broker need not wait
- * for the verdict: it also looks at the shared memory, 10 ms after the offer, and again when the offer
- * has waited twice as long.
+ * If you adopt an arrival right after you took it, its verdict is sent by the handoff_backend_next()
+ * that follows, with the verdicts on others of its packet, and at the latest by the one that returns
+ * HANDOFF_NOTHING. So a client that you serve right away has its answer before the broker is woken. If
+ * you adopt it later, the verdict is sent at once. If you stop before HANDOFF_NOTHING,
+ * handoff_backend_dispatch() sends it; where the broker may need it to offer more, the descriptor
+ * becomes readable for that after 1 ms. To know of an adoption the broker need not wait for the verdict:
+ * it also looks at the shared memory, 10 ms after the offer, and again when that has waited twice as long.
  *
  * @param backend  the backend
  * @param id       the arrival's id

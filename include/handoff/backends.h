@@ -108,7 +108,7 @@ HANDOFF_MUST_USE
 handoff_status handoff_broker_remove(handoff_broker *broker, const char *path) HANDOFF_NOEXCEPT;
 
 /**
- * Returns how many offers would be taken now, if they are small.
+ * Returns how many offers without preread and metadata would be taken now.
  *
  * After HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE or
  * HANDOFF_ERR_TOO_MANY_CHANNELS you may keep the client in a queue of your own. The descriptor becomes

@@ -90,8 +90,8 @@ pub struct handoff_broker_options {
     /// and handoff_broker_dispatch() before it returns with nothing new while offers are in flight: at
     /// most 10000, default 0. It saves the time to wake up if backend and broker have a processor each
     /// to themselves. If they don't, it keeps the other from running, and makes handoffs many times
-    /// slower. An event loop calls dispatch again after one that brought something, and waits after one
-    /// that didn't. It has no effect with HANDOFF_BROKER_SHARED.
+    /// slower. To make use of it, call dispatch again as long as handoff_broker_next() returned
+    /// anything after it, and wait in your loop otherwise. It has no effect with HANDOFF_BROKER_SHARED.
     pub spin_us: u32,
 }
 
@@ -337,9 +337,11 @@ unsafe impl Growing for handoff_offer {
 // SAFETY: integers and pointers.
 unsafe impl Input for handoff_offer {}
 
-/// In handoff_offer.flags: more offers follow, so this one need not be sent yet. The next accepted
-/// offer without the flag sends them all; so do handoff_broker_flush() and handoff_broker_dispatch().
-/// What makes a good packet by itself is sent before, so that the backend can begin.
+/// In handoff_offer.flags: more offers follow, so this one need not be sent yet. Call
+/// handoff_broker_flush() before you wait, also after HANDOFF_ERR_FULL: the descriptor does not become
+/// readable for what is unsent, and that takes room and times out like any offer. What waits is also
+/// sent by the next accepted offer without the flag, by handoff_broker_dispatch(), and as soon as it
+/// makes a good packet by itself.
 pub const HANDOFF_OFFER_MORE: u32 = 1;
 
 /// In handoff_offer.flags: the kernel does this connection's TLS, in both directions (kTLS). The library
@@ -401,7 +403,8 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 /// take one soon.
 ///
 /// After HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE and
-/// HANDOFF_ERR_TOO_MANY_CHANNELS the descriptor becomes readable when an offer would be taken again:
+/// HANDOFF_ERR_TOO_MANY_CHANNELS the descriptor becomes readable when an offer would be taken again, if
+/// nothing waits for handoff_broker_flush():
 /// see handoff_broker_room().
 ///
 /// After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
@@ -516,8 +519,8 @@ pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
 /// Does a broker's pending work: connects, receives verdicts, sends offers, takes back offers whose
 /// timeout has passed.
 ///
-/// It never blocks. Call it when the descriptor is readable, then call handoff_broker_next(), and
-/// offer again what was refused: each dispatch may have made room.
+/// It never blocks, but for `spin_us`. Call it when the descriptor is readable, then call
+/// handoff_broker_next(), and offer again what was refused: each dispatch may have made room.
 ///
 /// @param broker  the broker
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
@@ -594,9 +597,9 @@ impl handoff_verdict {
     }
 }
 
-/// Takes the next verdict. Call it until it returns HANDOFF_NOTHING. A loop with a budget may stop
-/// earlier: the descriptor becomes readable for the rest. Take at least one after each
-/// handoff_broker_dispatch().
+/// Takes the next verdict. After each handoff_broker_dispatch() call it until it returns
+/// HANDOFF_NOTHING. A loop with a budget may stop earlier, but not before the first: the descriptor
+/// becomes readable for the rest within 1 ms.
 ///
 /// @param broker        the broker
 /// @param[out] verdict  what became of which offer
