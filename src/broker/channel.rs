@@ -35,6 +35,8 @@ const LARGE_PREREAD_PARTS: usize = 6;
 const MAX_FRAMES: usize = 64;
 /// How long offers are left to the backend's verdicts before the words are looked at.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
+/// How much longer an offer is that is alone.
+const LONE_PAUSE: Duration = Duration::from_millis(90);
 
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -280,9 +282,11 @@ impl Channel {
     }
 
     /// When to look at the words of all offers in flight, so that no adoption stays unknown because
-    /// the backend has not come to its verdicts yet.
+    /// the backend has not come to its verdicts yet. The verdict on an offer that is alone is late only if
+    /// the backend is busy with that client, so a timer for each of them would cost more than it brings.
     pub(super) fn look_due(&self) -> Option<Instant> {
-        self.look_at
+        let alone = self.offers.in_flight() + self.offers.unanswered() <= 1;
+        self.look_at.map(|look_at| if alone { look_at + LONE_PAUSE } else { look_at })
     }
 
     /// Gives an offer its verdict if its word says that it is adopted; says whether it does. The

@@ -420,7 +420,8 @@ pub extern "C" fn handoff_backend_next(
 /// you adopt it later, the verdict is sent at once. If you stop before HANDOFF_NOTHING,
 /// handoff_backend_dispatch() sends it; where the broker may need it to offer more, the descriptor
 /// becomes readable for that after 1 ms. To know of an adoption the broker need not wait for the verdict:
-/// it also looks at the shared memory, 10 ms after the offer, and again when that has waited twice as long.
+/// it also looks at the shared memory: 10 ms after the offer, or 100 ms if that is alone, and again when it
+/// has waited twice as long.
 ///
 /// @param backend  the backend
 /// @param id       the arrival's id
