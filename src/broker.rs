@@ -319,23 +319,22 @@ impl Broker {
             Ok(id) => id,
             Err(error) => return Err(self.counted(error)),
         };
-        if !offer.more || self.part_waits() {
+        if !offer.more || self.part_waits(id) {
             // The offer is taken: if sending it fails, its verdict says so.
             let _ = self.flush_at(now);
         }
         Ok(id)
     }
 
-    /// Whether so many offers wait that the backend should have them before more come, or one was sent
-    /// by itself. Several backends work while others get theirs anyway.
+    /// Whether so many offers wait that the backend should have them before more come, or this one, the
+    /// last, was sent by itself. Several backends work while others get theirs anyway.
     #[inline(always)]
-    fn part_waits(&self) -> bool {
-        match &self.members[..] {
-            [Member { link: Link::Up(channel), .. }] => {
-                channel.part_waits(self.options.spin.is_zero())
-            }
-            _ => false,
+    fn part_waits(&self, id: u64) -> bool {
+        if let [Member { link: Link::Up(channel), .. }] = &self.members[..] {
+            return channel.part_waits(self.options.spin.is_zero());
         }
+        let member = self.find(id).map(|(index, _)| &self.members[index].link);
+        matches!(member, Some(Link::Up(channel)) if channel.offers.queued() == 0)
     }
 
     /// Counts the error of an offer that is refused.

@@ -29,6 +29,9 @@ pub(crate) const HEADER_LEN: usize = 16;
 pub(crate) const MAX_SLOTS: usize = 4096;
 /// The most bytes in a frame.
 pub(crate) const MAX_FRAME_LEN: usize = 128 * 1024;
+/// A socket holds few packets of so many bytes: such an offer is sent by itself and from the caller's
+/// memory, and such packets are received together.
+pub(crate) const LARGE_LEN: usize = MAX_FRAME_LEN / 4;
 /// Bytes in the fixed part of an offer.
 pub(crate) const OFFER_LEN: usize = 56;
 /// Bytes in a verdict.

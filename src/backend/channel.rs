@@ -21,8 +21,6 @@ use crate::wire::{self, Frame, GRANT_LEN, Kind, Refusal, VERDICT_LEN, Welcome, W
 const MAX_GRANTS: usize = 256;
 /// How many verdicts are sent in one frame.
 const MAX_VERDICTS: usize = 1024;
-/// The socket holds few packets of so many bytes: they are received together.
-const LARGE_PACKET: usize = wire::MAX_FRAME_LEN / 4;
 /// When to try again for tokens, if the system has no randomness to give.
 const TOKEN_PAUSE: Duration = Duration::from_millis(100);
 
@@ -207,7 +205,7 @@ impl Channel {
             let packets = received.packets.into_iter().flatten();
             let mut large = false;
             for ((received, packet), descriptors) in packets.zip(descriptors.iter_mut()) {
-                large |= packet.len() >= LARGE_PACKET;
+                large |= packet.len() >= wire::LARGE_LEN;
                 self.take_packet(index, &received, packet, descriptors, arrivals)?;
             }
             let many = arrivals.statistics.arrived - before >= MANY_VERDICTS as u64;
@@ -268,7 +266,7 @@ impl Channel {
                     arrive(index, slots, &offer, arrived.next(), arrivals)?;
                     last = offer.head.slot;
                 }
-                if len < LARGE_PACKET {
+                if len < wire::LARGE_LEN {
                     slots.came_last(last);
                 }
                 Ok(())

@@ -27,9 +27,7 @@ const LARGE_PART: usize = 16;
 /// A smaller part is not, if its backend takes longer to answer: then it is busy with others, and waking
 /// it up is the smaller part of the time.
 const SHORT_ANSWER: Duration = Duration::from_micros(100);
-/// From so many bytes of preread on, an offer is sent by itself.
-pub(super) const LARGE_PREREAD: usize = wire::MAX_FRAME_LEN / 4;
-/// The most parts of such a preread.
+/// The most parts of a preread that is sent by itself.
 const LARGE_PREREAD_PARTS: usize = 6;
 /// How many frames are received before others have their turn.
 const MAX_FRAMES: usize = 64;
@@ -143,16 +141,14 @@ impl Channel {
     /// longer to copy than a packet costs. If that fails it is copied, to be sent by the next flush.
     pub(super) fn send_large(&mut self, preread: &[IoSlice<'_>], now: Instant) {
         let mut parts = [IoSlice::new(&[]); 2 + LARGE_PREREAD_PARTS];
-        let mut descriptor = [-1];
         let fits = preread.len() <= LARGE_PREREAD_PARTS && !self.full && self.try_again.is_none();
         if let (true, Some((head, first))) = (fits, self.offers.only_queued()) {
             let len = head.len() + preread.iter().map(|part| part.len()).sum::<usize>();
             let header = wire::header(Kind::Offers, 1, 1, len);
-            descriptor[0] = first;
             (parts[0], parts[1]) = (IoSlice::new(&header), IoSlice::new(head));
             parts[2..2 + preread.len()].copy_from_slice(preread);
             let parts = &parts[..2 + preread.len()];
-            if packet::send_packet(self.socket.as_fd(), parts, &descriptor).is_ok() {
+            if packet::send_packet(self.socket.as_fd(), parts, &[first]).is_ok() {
                 self.have_sent(1, now);
                 return;
             }

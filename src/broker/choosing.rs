@@ -11,12 +11,12 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-use super::channel::LARGE_PREREAD;
 use super::kept::NOT_KEPT;
 use super::member::{Link, Member, Needs, Obstacle, Place};
 use super::offers::{Facts, Parts, queued_len};
 use super::{BackendSettings, Broker, BrokerError, ID_BITS, KEPT_ID, SLOT_BITS};
 use crate::claim;
+use crate::wire::LARGE_LEN;
 
 /// How many of its turns a backend may be behind, or ahead.
 const MOST_TURNS: i64 = 2;
@@ -155,7 +155,7 @@ impl Broker {
         claim::offer(channel.claims.slot(slot as usize), generation);
         let facts = Facts { id, user_data, descriptor, kept, offered_at: now, trial };
         let names_len = parts.names.iter().map(|name| name.len()).sum::<usize>();
-        let large = Some(len - names_len).filter(|preread_len| *preread_len >= LARGE_PREREAD);
+        let large = Some(len - names_len).filter(|preread_len| *preread_len >= LARGE_LEN);
         channel.offers.queue(&facts, parts, large, cookie, deadline);
         if large.is_some() {
             channel.send_large(parts.preread, now);
