@@ -73,7 +73,7 @@ class Bench:
     def serve(self):
         """Real clients, so many at a time."""
         result = {}
-        for concurrency, repetitions in (("1", 8), ("16", 8), ("256", 6)):
+        for concurrency, repetitions in (("1", 8), ("16", 12), ("256", 12)):
             samples = self.in_turns(self.serving, repetitions, lambda key: run_serve(
                 self.programs, self.ways[key], int(concurrency), REQUESTS, REQUESTS // 10))
             result[concurrency] = {
@@ -122,10 +122,10 @@ class Bench:
         return {
             "in_flight": grow([OURS, SPINNING, PLAIN, *LOOPS, *CHECKS], IN_FLIGHT,
                               lambda key, value: self.move_once(
-                                  key, value, HANDOFFS // 4 if value < 4 else HANDOFFS), 7),
-            "preread": grow(["channel", "plain", "libuv"], [0, 200, 4096, 65536],
+                                  key, value, HANDOFFS // 4 if value < 4 else HANDOFFS), 9),
+            "preread": grow(["channel", "plain", "libuv", *CHECKS], [0, 200, 4096, 65536],
                             lambda key, value: self.move_once(key, 64, handoffs // 2,
-                                                              PREREAD=value), 7),
+                                                              PREREAD=value), 11),
             "many": grow(["channel", "plain-many"], [1, 4, 16, 64, 252],
                          lambda key, value: self.move_once(key, 504, handoffs, MANY=value), 3),
             "channels": grow(["channel", *CHECKS], [1, 4, 16, 64, 256],
@@ -133,7 +133,7 @@ class Bench:
                                                                CHANNELS=value)),
             "backends": grow(["channel"], [1, 2, 4, 8],
                              lambda key, value: self.move_once(key, 256, HANDOFFS,
-                                                               BACKENDS=value), 9),
+                                                               BACKENDS=value), 15),
         }
 
     def calls(self):

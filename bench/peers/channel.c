@@ -17,7 +17,7 @@ enum { MOST_CHANNELS = 1024, MOST_BACKENDS = 16 };
 static handoff_backend *listening[MOST_BACKENDS];
 static handoff_broker *brokers[MOST_CHANNELS];
 static struct pollfd readable[MOST_CHANNELS];
-static int turn, unsent;
+static int turn, unsent, is_full;
 
 static void prepare(void)
 {
@@ -80,7 +80,8 @@ static int offer(struct client *client)
     offer.user_data = client;
     offer.flags = HANDOFF_OFFER_MORE;
     handoff_status status = handoff_broker_offer(brokers[turn], &offer, NULL);
-    if (status == HANDOFF_ERR_FULL)
+    is_full = status == HANDOFF_ERR_FULL;
+    if (is_full)
         return 0;
     need_handoff(status, "handoff_broker_offer");
     turn = (turn + 1) % channels;
@@ -110,13 +111,10 @@ static int take_verdicts(handoff_broker *broker)
 
 static void dispatch(int may_wait)
 {
-    if (spin > 0) {
-        int count = 0;
-        for (int i = 0; i < channels; i++)
-            count += take_verdicts(brokers[i]);
-        if (count > 0)
-            return;
-    }
+    /* One handle is dispatched before the loop waits for it: it may have made room, too. */
+    if (channels == 1 && (take_verdicts(brokers[0]) > 0 ||
+                          (is_full && handoff_broker_room(brokers[0]) > 0)))
+        return;
     need(poll(readable, (nfds_t)channels, may_wait ? -1 : 0) >= may_wait, "poll");
     for (int i = 0; i < channels; i++)
         if (readable[i].revents != 0)
@@ -162,10 +160,7 @@ static void backend(int socket)
     for (int i = 0; i < backends; i++)
         readable[i] = (struct pollfd){.fd = handoff_backend_fd(listening[i]), .events = POLLIN};
     while (!finished) {
-        int count = 0;
-        for (int i = 0; spin > 0 && i < backends; i++)
-            count += take_arrivals(listening[i]);
-        if (count > 0)
+        if (backends == 1 && take_arrivals(listening[0]) > 0)
             continue;
         need(poll(readable, (nfds_t)backends, 10000) > 0, "an arrival");
         for (int i = 0; i < backends; i++)
