@@ -105,6 +105,47 @@ static void arrival_brings_all_that_the_broker_said(void **state)
     assert_memory_equal(arrival.preread, preread, sizeof preread);
 }
 
+static void offer_preread(const char *preread)
+{
+    handoff_offer offer = offer_of(client[0]);
+    offer.preread = preread;
+    offer.preread_len = strlen(preread);
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+}
+
+/* One packet each, and the verdicts on the first go out before the second is looked at. */
+static void bytes_of_an_arrival_stay_while_the_next_packet_is_looked_at(void **state)
+{
+    (void)state;
+    const char *prereads[] = {"the first", "the second", "the third"};
+    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+    handoff_arrival arrivals[3] = {HANDOFF_ARRIVAL_INIT, HANDOFF_ARRIVAL_INIT,
+                                   HANDOFF_ARRIVAL_INIT};
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    int count = 0, again = 0;
+    close_channel(&channel);
+    options.max_in_flight = 2; /* so that a slot is used again at once */
+    open_channel(&channel, &options, NULL);
+    offer_preread(prereads[0]);
+    offer_preread(prereads[1]);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    for (; next_arrival(channel.backend, &arrivals[count]); count++) {
+        adopt(&channel, arrivals[count].id);
+        /* The broker has the token of the first again, and uses it. */
+        assert_ok(handoff_broker_dispatch(channel.broker));
+        while (next_verdict(channel.broker, &verdict))
+            ;
+        for (; again == 0 && handoff_broker_room(channel.broker) > 0; again++)
+            offer_preread(prereads[2]);
+    }
+    assert_int_equal(count, 2);
+    assert_int_equal(again, 1);
+    for (int i = 0; i < 2; i++)
+        assert_memory_equal(arrivals[i].preread, prereads[i], strlen(prereads[i]));
+    arrivals[2] = arrival_of(&channel);
+    assert_memory_equal(arrivals[2].preread, prereads[2], strlen(prereads[2]));
+}
+
 static void arrival_of_a_bare_connection_has_empty_parts(void **state)
 {
     (void)state;
@@ -523,6 +564,7 @@ int main(void)
         CHANNEL_TEST(adopted_connection_is_the_one_that_was_offered),
         CHANNEL_TEST(flags_and_options_of_a_connection_are_left_alone),
         CHANNEL_TEST(arrival_brings_all_that_the_broker_said),
+        CHANNEL_TEST(bytes_of_an_arrival_stay_while_the_next_packet_is_looked_at),
         CHANNEL_TEST(arrival_of_a_bare_connection_has_empty_parts),
         CHANNEL_TEST(offer_may_have_as_many_bytes_as_the_backend_takes_and_not_one_more),
         CHANNEL_TEST(what_is_not_a_socket_is_refused),

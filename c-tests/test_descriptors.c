@@ -203,6 +203,18 @@ static void hold_it_to_the_end(void)
     arrival_of(&channel);
 }
 
+/* Two packets, of which the backend looks at the second when it comes to it. */
+static void leave_it_in_its_packet(void)
+{
+    int tcp[2];
+    make_tcp_pair(tcp);
+    offer_fd(&channel, tcp[1]);
+    offer_the_last_copy();
+    arrival_of(&channel);
+    close(tcp[0]);
+    close(tcp[1]);
+}
+
 static void assert_not_held_up(void (*step)(void), const handoff_backend_options *options)
 {
     open_channel(&channel, NULL, options);
@@ -223,6 +235,7 @@ static void connection_that_lingers_is_closed_at_once_unless_it_is_adopted(void 
     assert_not_held_up(take_it_back, NULL);
     assert_not_held_up(take_it_back_late, NULL);
     assert_not_held_up(hold_it_to_the_end, NULL);
+    assert_not_held_up(leave_it_in_its_packet, NULL);
     options.kinds = HANDOFF_KIND_SEQPACKET;
     assert_not_held_up(refuse_it, &options);
 }
@@ -266,11 +279,13 @@ static void adopted_connection_lingers_as_the_broker_had_it(void **state)
     close(peer);
 }
 
-static void child_that_frees_a_backend_leaves_what_it_holds_as_it_is(void **state)
+/* It holds one, or that is in a packet that it has not looked at. */
+static void free_a_backend_in_a_child(int in_its_packet)
 {
-    (void)state;
     open_channel(&channel, NULL, NULL);
     int fd = lingering(), adopted = -1;
+    if (in_its_packet)
+        offer_fd(&channel, peer);
     offer_fd(&channel, fd);
     handoff_arrival arrival = arrival_of(&channel);
     pid_t child = start_child();
@@ -280,6 +295,8 @@ static void child_that_frees_a_backend_leaves_what_it_holds_as_it_is(void **stat
     }
     assert_child_succeeds(child);
     assert_int_equal(linger_of(fd).l_onoff, 1);
+    if (in_its_packet)
+        assert_true(next_arrival(channel.backend, &arrival));
     assert_ok(handoff_backend_adopt(channel.backend, arrival.id, &adopted));
     struct linger off = {0};
     assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_LINGER, &off, sizeof off), 0);
@@ -287,6 +304,13 @@ static void child_that_frees_a_backend_leaves_what_it_holds_as_it_is(void **stat
     close_channel(&channel);
     close(fd);
     close(peer);
+}
+
+static void child_that_frees_a_backend_leaves_what_it_holds_as_it_is(void **state)
+{
+    (void)state;
+    free_a_backend_in_a_child(0);
+    free_a_backend_in_a_child(1);
 }
 
 int main(void)

@@ -64,6 +64,7 @@ mod blocking;
 mod channel;
 mod channels;
 mod error;
+mod inbox;
 mod kinds;
 mod options;
 mod rooms;
@@ -76,19 +77,19 @@ use std::time::Instant;
 use crate::claim::Lost;
 use crate::handle::{Handle, HandleError, Waker};
 use crate::listener::{Listener, ListenerOptions};
-use crate::memory;
 use crate::peer::Credentials;
 use crate::reason::Reason;
 use crate::support;
 use crate::sys::arrived::Arrived;
 use crate::sys::event::{Event, Events, Wait};
 use crate::sys::{SocketKind, packet};
-use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, Refusal, Rejection};
+use crate::wire::{Refusal, Rejection};
 
 use accepting::{Accepting, LISTENER, Source};
 use arrivals::{Arrivals, Place};
 use batch::Batch;
 use channel::{Channel, End};
+use inbox::Inbox;
 use slots::Slots;
 
 pub use error::BackendError;
@@ -176,9 +177,7 @@ pub struct Backend {
     is_unheard: bool,
     /// Channels whose broker has gone; their places are cleared when nothing is held there.
     orphans: Vec<usize>,
-    /// Room for packets and their descriptors.
-    buffer: Vec<u8>,
-    descriptors: [Vec<Arrived>; packet::AT_ONCE],
+    inbox: Inbox,
 }
 
 impl Backend {
@@ -224,8 +223,7 @@ impl Backend {
             is_behind: false,
             is_unheard: false,
             orphans: Vec::new(),
-            buffer: Vec::new(),
-            descriptors: Default::default(),
+            inbox: Inbox::default(),
         }
     }
 
@@ -261,6 +259,7 @@ impl Backend {
         self.batch.dispatched();
         self.accepting.dispatched();
         self.is_behind = false;
+        self.open_kept();
         self.clear_up();
         self.try_again();
         // Before a wait: verdicts of a batch that the caller has left.
@@ -358,7 +357,7 @@ impl Backend {
         if std::mem::take(&mut self.batch.complete) {
             self.flush();
         }
-        while let Some(place) = self.arrivals.next_waiting() {
+        while let Some(place) = self.next_waiting() {
             let Some(slots) = self.held(place) else {
                 self.arrivals.stale_taken();
                 continue;
@@ -378,6 +377,12 @@ impl Backend {
             self.batch.cancel_timer(events);
         }
         None
+    }
+
+    /// The next place with an arrival, also of the packet that is kept.
+    fn next_waiting(&mut self) -> Option<Place> {
+        let place = self.arrivals.next_waiting();
+        if place.is_none() && self.open_kept() { self.arrivals.next_waiting() } else { place }
     }
 
     fn view(&self, place: Place) -> Arrival<'_> {
@@ -507,10 +512,7 @@ impl Backend {
         }
         let mut events = self.handle.new_events()?;
         events.make_edge();
-        self.buffer = memory::vec(packet::AT_ONCE * MAX_FRAME_LEN, "packets")?;
-        for descriptors in &mut self.descriptors {
-            *descriptors = memory::vec(MAX_DESCRIPTORS + 1, "descriptors")?;
-        }
+        self.inbox = Inbox::new()?;
         self.arrivals.reserve(self.arrivals.options.max_in_flight)?;
         self.accepting.watch(&events).map_err(HandleError::system("watch the socket"))?;
         self.handle.open(events, self.arrivals.options.spin)?;
@@ -533,6 +535,7 @@ impl Drop for Backend {
         for slots in self.channels.iter_mut().filter_map(|channel| channel.slots.as_mut()) {
             slots.close_copies();
         }
+        self.inbox.kept.close_copies();
     }
 }
 
@@ -591,6 +594,19 @@ mod tests {
             let id = both.backend.next_arrival().unwrap().id;
             both.backend.adopt(id).unwrap();
         }
+    }
+
+    #[test]
+    fn packet_that_was_not_looked_at_goes_with_a_channel_that_its_broker_broke() {
+        let mut both = both();
+        both.offer(b"taken");
+        both.offer(b"in the next packet");
+        both.backend.dispatch().unwrap();
+        let taken = both.backend.next_place().unwrap();
+        both.backend.end(taken.channel, End::Broken);
+        assert!(both.backend.inbox.kept.take().is_none());
+        assert!(both.backend.next_arrival().is_none());
+        assert_eq!(both.backend.statistics().arrived, 1);
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! One channel as the backend uses it: frames in and out.
 
 use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::arrivals::Arrivals;
+use super::inbox::Inbox;
 use super::slots::{MANY_VERDICTS, Slots};
 use crate::claim::{self, ClaimTable, ability};
 use crate::handle::MEMORY_PAUSE;
@@ -185,11 +185,12 @@ impl Channel {
         &mut self,
         index: usize,
         ended: bool,
-        buffer: &mut [MaybeUninit<u8>],
-        descriptors: &mut [Vec<Arrived>; packet::AT_ONCE],
+        inbox: &mut Inbox,
         events: &mut Events,
         arrivals: &mut Arrivals,
     ) -> Result<bool, End> {
+        let Inbox { buffer, descriptors, kept } = inbox;
+        let buffer = buffer.spare_capacity_mut();
         while let Some(socket) = &mut self.socket {
             let before = arrivals.statistics.arrived;
             let take = |which: usize, descriptor| descriptors[which].push(descriptor);
@@ -203,12 +204,17 @@ impl Channel {
                 }
             };
             let packets = received.packets.into_iter().flatten();
-            let mut large = false;
+            let (mut many, mut large) = (false, false);
             for ((received, packet), descriptors) in packets.zip(descriptors.iter_mut()) {
                 large |= packet.len() >= wire::LARGE_LEN;
+                let others_wait = arrivals.statistics.arrived > before;
+                let may_wait = others_wait && !(ended || many || large || packet.is_empty());
+                if may_wait && kept.keep(index, received, packet, descriptors) {
+                    continue;
+                }
                 self.take_packet(index, &received, packet, descriptors, arrivals)?;
+                many = arrivals.statistics.arrived - before >= MANY_VERDICTS as u64;
             }
-            let many = arrivals.statistics.arrived - before >= MANY_VERDICTS as u64;
             if !ended && (received.all || !(many || large)) {
                 return Ok(!received.all);
             }
@@ -216,7 +222,8 @@ impl Channel {
         Ok(false)
     }
 
-    fn take_packet(
+    /// Looks at a packet that was received.
+    pub(super) fn take_packet(
         &mut self,
         index: usize,
         received: &Received,

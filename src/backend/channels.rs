@@ -9,19 +9,19 @@ use crate::wire::Refusal;
 impl Backend {
     /// Receives what is there on a channel: what one turn brings or, if it has ended, all.
     pub(super) fn receive(&mut self, index: usize, ended: bool) {
+        self.open_kept();
         let Some(events) = self.handle.events() else { return };
         let channel = &mut self.channels[index];
         let awaited_hello = channel.hello_by().is_some();
-        let (buffer, arrivals) = (self.buffer.spare_capacity_mut(), &mut self.arrivals);
-        let received =
-            channel.receive(index, ended, buffer, &mut self.descriptors, events, arrivals);
+        let (inbox, arrivals) = (&mut self.inbox, &mut self.arrivals);
+        let received = channel.receive(index, ended, inbox, events, arrivals);
         if awaited_hello && channel.slots.is_some() {
             self.accepting.awaiting_hello -= 1;
         }
         let unsent = channel.is_unsent(self.arrivals.draining);
         self.is_unreceived |= channel.unreceived().is_some();
         // Descriptors of packets that broke the channel, or came behind such a one.
-        self.descriptors.iter_mut().for_each(Vec::clear);
+        inbox.descriptors.iter_mut().for_each(Vec::clear);
         match received {
             Err(End::OtherVersion) => self.turn_away(index, Refusal::VERSION),
             Err(End::Short(error)) => {
@@ -36,6 +36,22 @@ impl Backend {
                 }
             }
         }
+    }
+
+    /// Looks at the packet that was kept; says whether there was one.
+    pub(super) fn open_kept(&mut self) -> bool {
+        let kept = &mut self.inbox.kept;
+        let Some((index, received, packet, descriptors)) = kept.take() else { return false };
+        let (channel, arrivals) = (&mut self.channels[index], &mut self.arrivals);
+        let taken = channel.take_packet(index, &received, packet, descriptors, arrivals);
+        descriptors.clear();
+        let unsent = channel.is_unsent(arrivals.draining);
+        match taken {
+            Err(end) => self.end(index, end),
+            Ok(()) if unsent => self.mark_dirty(index),
+            Ok(()) => {}
+        }
+        true
     }
 
     pub(super) fn mark_dirty(&mut self, index: usize) {
@@ -140,6 +156,7 @@ impl Backend {
             return;
         }
         self.arrivals.statistics.broken += 1;
+        self.inbox.kept.forget(index);
         let Some(slots) = &mut channel.slots else { return };
         let forgotten = slots.close_held(index, &mut self.arrivals.rooms);
         self.arrivals.statistics.taken_back += forgotten as u64;
