@@ -209,6 +209,33 @@ static void take_all_arrivals_for_each_event(void (*await)(int fd))
         assert_true(next_verdict(channel.broker, &verdict));
 }
 
+/* Two packets, and a loop that takes nothing in a turn. */
+static void leave_the_second_arrival_twice(void (*await)(int fd))
+{
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    for (int i = 0; i < 2; i++)
+        offer_fd(&channel, client[0]);
+    for (int turn = 0; turn < 4; turn++) {
+        await(handoff_backend_fd(channel.backend));
+        assert_ok(handoff_backend_dispatch(channel.backend));
+        if (turn == 0 || turn == 3) {
+            assert_true(next_arrival(channel.backend, &arrival));
+            adopt(&channel, arrival.id);
+        }
+    }
+    assert_false(next_arrival(channel.backend, &arrival));
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    for (int i = 0; i < 2; i++)
+        assert_true(next_verdict(channel.broker, &verdict));
+}
+
+static void arrival_in_a_packet_is_an_event_until_it_is_taken(void **state)
+{
+    (void)state;
+    in_every_way(leave_the_second_arrival_twice, handoff_backend_fd(channel.backend));
+}
+
 static void what_a_dispatch_leaves_is_another_event(void **state)
 {
     (void)state;
@@ -369,6 +396,7 @@ int main(void)
         CHANNEL_TEST(verdicts_that_a_waiting_offer_leaves_are_events),
         CHANNEL_TEST(arrivals_are_looked_at_one_for_each_event),
         CHANNEL_TEST(arrivals_are_accepted_one_for_each_event),
+        CHANNEL_TEST(arrival_in_a_packet_is_an_event_until_it_is_taken),
         CHANNEL_TEST(what_a_dispatch_leaves_is_another_event),
         CHANNEL_TEST(what_a_dispatch_leaves_is_another_event_without_a_descriptor_for_that),
         CHANNEL_TEST(accept_without_a_wait_finds_an_offer_behind_those_that_were_taken_back),

@@ -40,6 +40,10 @@ impl Inbox {
 }
 
 impl Kept {
+    pub(super) fn is_empty(&self) -> bool {
+        self.packet.is_none()
+    }
+
     /// Keeps a packet of a channel if it is small, and there is none; says whether it does.
     pub(super) fn keep(
         &mut self,
@@ -48,7 +52,7 @@ impl Kept {
         bytes: &[u8],
         descriptors: &mut Vec<Arrived>,
     ) -> bool {
-        let keeps = self.packet.is_none() && bytes.len() <= MOST_KEPT;
+        let keeps = self.is_empty() && bytes.len() <= MOST_KEPT;
         if keeps {
             self.packet = Some((channel, received));
             self.bytes.clear();
