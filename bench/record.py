@@ -17,7 +17,7 @@ import plot
 import report
 from bench import PARTS
 from figures import FORM
-from goals import goals, slower
+from goals import goals, slower, summary
 from ways import HERE, all_ways
 
 
@@ -41,6 +41,7 @@ def main():
 
     sections = {
         "machine": report.head(results),
+        "summary": summary(results),
         "goals": goals(results, ways, report.nginx_text(target)) + "\n",
         "plots": "".join(f"![{title}](../bench/results/{name}.svg)\n\n"
                          for name, title in plot.PLOTS.items()).removesuffix("\n"),

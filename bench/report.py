@@ -146,15 +146,17 @@ def streams(results):
     seconds = results["seconds"]
     rows = []
     for way, of in results["found"].items():
+        both_sides = {"both": list(map(sum, zip(of["nginx"], of["backend"])))} if "nginx" in of else {}
+        of = {**of, **both_sides}
         rows.append([STREAM_WAYS[way], *(
             f"{median(of[what]):,.0f} {unit}".strip() if what in of else ""
             for what, unit in (("memory", "B"), ("nginx", "ms"), ("descriptors", ""),
-                               ("backend", "ms"), ("p50", "µs"), ("p99", "µs")))])
+                               ("backend", "ms"), ("both", "ms"), ("p50", "µs"), ("p99", "µs")))])
     repetitions = len(results["found"]["direct"]["p50"])
     machine = results["machine"]
     return (table([f"{results['streams']:,} streams", "nginx: memory each",
                    f"nginx: processor, {seconds} s", "nginx: descriptors",
-                   f"backend: processor, {seconds} s", "an event: p50", "p99"], rows)
+                   f"backend: processor, {seconds} s", "both", "an event: p50", "p99"], rows)
             + f"\n\nMedians of {repetitions}; {machine['date']}; {machine['processor']}; "
             f"Linux {machine['kernel']}; nginx {machine['versions']['nginx']}; "
             f"libhandoff {machine['versions']['libhandoff']}; load {machine['load']} before it "

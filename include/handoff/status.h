@@ -245,7 +245,10 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** A token or a message was not what it should be. */
 #define HANDOFF_REASON_INTEGRITY_MISMATCH 6
 
-/** No verdict, or in the raw layer no acknowledgement, came by the deadline. */
+/**
+ * No verdict, or in the raw layer no acknowledgement, came by the deadline. Also if the offer was not
+ * even sent by then, because nobody called handoff_broker_flush() or there was no room.
+ */
 #define HANDOFF_REASON_ACK_TIMEOUT 7
 
 /** The broker uses only backends that it started, and did not start this one. */

@@ -72,10 +72,10 @@ pub struct handoff_backend_options {
     pub max_kept_bytes: usize,
     /// How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps, and
     /// handoff_backend_dispatch() before it returns with nothing new while a broker is connected: at
-    /// most 10000, default 0. It saves the time to wake up if backend and broker have a processor each
-    /// to themselves. If they don't, it keeps the other from running, and makes handoffs many times
-    /// slower. To make use of it, call dispatch again as long as handoff_backend_next() returned
-    /// anything after it, and wait in your loop otherwise.
+    /// most 10000, default 0. It saves the time to wake up if backend and broker have a
+    /// processor each with little else to do. If they don't, it keeps the other from running, and each
+    /// handoff takes up to so much longer. To make use of it in an event loop, call dispatch again as long as
+    /// handoff_backend_next() returned anything after it, and wait otherwise.
     pub spin_us: u32,
     /// Reserved: always 0.
     pub reserved: u32,
@@ -466,8 +466,8 @@ pub extern "C" fn handoff_backend_reject(
 /// Stops listening and tells the brokers to offer no more, also those that it has not accepted yet. A
 /// successor can then listen at the path.
 ///
-/// Go on with dispatch and next, and adopt or reject what arrives. When `held` in the statistics is
-/// 0 after a dispatch, free the backend at once: the brokers take back what has not arrived, and
+/// Go on: dispatch, take every arrival with next, adopt or reject it. When a dispatch leaves `held` in the
+/// statistics at 0, free the backend at once: the brokers take back what has not arrived, and
 /// only then connect to the successor. What you adopted stays yours. A program without an event
 /// loop calls handoff_backend_accept() with a `wait_ms` of 0 until it does not return HANDOFF_OK,
 /// then handoff_backend_free(); without a time limit the call may now wait forever.
