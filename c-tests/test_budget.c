@@ -236,6 +236,22 @@ static void arrival_in_a_packet_is_an_event_until_it_is_taken(void **state)
     in_every_way(leave_the_second_arrival_twice, handoff_backend_fd(channel.backend));
 }
 
+/* Who drains ends as soon as nothing is held after a dispatch. */
+static void arrival_behind_a_rejected_one_is_held_after_one_dispatch(void **state)
+{
+    (void)state;
+    int refused[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, refused), 0);
+    offer_fd(&channel, refused[0]);
+    offer_fd(&channel, client[0]);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    assert_int_equal(backend_statistics(channel.backend).rejected, 1);
+    assert_int_equal(backend_statistics(channel.backend).held, 1);
+    adopt(&channel, arrival_of(&channel).id);
+    close(refused[0]);
+    close(refused[1]);
+}
+
 static void what_a_dispatch_leaves_is_another_event(void **state)
 {
     (void)state;
@@ -397,6 +413,7 @@ int main(void)
         CHANNEL_TEST(arrivals_are_looked_at_one_for_each_event),
         CHANNEL_TEST(arrivals_are_accepted_one_for_each_event),
         CHANNEL_TEST(arrival_in_a_packet_is_an_event_until_it_is_taken),
+        CHANNEL_TEST(arrival_behind_a_rejected_one_is_held_after_one_dispatch),
         CHANNEL_TEST(what_a_dispatch_leaves_is_another_event),
         CHANNEL_TEST(what_a_dispatch_leaves_is_another_event_without_a_descriptor_for_that),
         CHANNEL_TEST(accept_without_a_wait_finds_an_offer_behind_those_that_were_taken_back),
