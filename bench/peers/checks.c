@@ -170,6 +170,7 @@ static void receive_each(int (*take_packet)(int index), int may_wait)
 /* ---- the broker ---- */
 
 static int turn;
+static int is_full; /* the queue of the channel whose turn it is, when an offer was refused */
 
 static void begin(int socket)
 {
@@ -220,7 +221,8 @@ static int offer(struct client *client)
     most = many > 0 && many < most ? many : most;
     if (channel->queued == most)
         flush_channel(turn);
-    if (channel->queued == most || channel->empty_count == 0)
+    is_full = channel->queued == most;
+    if (is_full || channel->empty_count == 0)
         return 0;
     uint32_t number = (uint32_t)channel->empty[--channel->empty_count];
     struct slot *slot = &slots[number];
@@ -273,7 +275,8 @@ static int take_verdicts(int index)
 
 static void dispatch(int may_wait)
 {
-    receive_each(take_verdicts, may_wait);
+    /* If it was sent in the meantime, no event tells that there is room. */
+    receive_each(take_verdicts, may_wait && !(is_full && all[turn].queued == 0));
 }
 
 /* ---- the backend ---- */
