@@ -155,10 +155,10 @@ def slower(results, ways):
     rows = []
     for what, part, costs, ours in cases:
         # Blocking calls beside blocking ones. Of plain C the other two differ only where many wait.
-        left_out = {*OWN_WAYS, SPINNING, *CHECKS, *(LOOPS if ours != OURS else [])}
+        left_out = {OURS, *CHECKS, *(LOOPS if ours != OURS else [])}
         if not what.startswith("256"):
             left_out |= {"plain-gather", "plain-many"}
-        peers = {key: ratio(costs[ours]["elapsed"], costs[key]["elapsed"]) for key in costs
+        peers = {key: ratio(elapsed(costs[ours]), elapsed(costs[key])) for key in costs
                  if ways[key].moves and not ways[key].alone and key not in left_out}
         ahead = [f"{ways[key].title}: {figure:.2f}"
                  for key, figure in sorted(peers.items(), key=lambda peer: -peer[1])

@@ -88,10 +88,10 @@ typedef struct handoff_backend_options {
     /**
      * How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps, and
      * handoff_backend_dispatch() before it returns with nothing new while a broker is connected: at
-     * most 10000, default 0. It saves the time to wake up if backend and broker have a
-     * processor each with little else to do. If they don't, it keeps the other from running, and each
-     * handoff takes up to so much longer. To make use of it in an event loop, call dispatch again as long as
-     * handoff_backend_next() returned anything after it, and wait otherwise.
+     * most 10000, default 0. It saves the time to wake up if backend and broker have a processor each
+     * with little else to do. If they don't, it keeps the other from running, and each side that does it
+     * makes a handoff take up to so much longer. To make use of it in an event loop, call dispatch again
+     * as long as handoff_backend_next() returned anything after it, and wait otherwise.
      */
     uint32_t spin_us;
     /** Reserved: always 0. */

@@ -207,7 +207,7 @@ impl Channel {
             let (mut many, mut large) = (false, false);
             for ((received, packet), descriptors) in packets.zip(descriptors.iter_mut()) {
                 large |= packet.len() >= wire::LARGE_LEN;
-                // Who drains may end when nothing is held, so that something is if one is kept.
+                // Kept only behind an arrival that is held: who drains ends when nothing is.
                 let others_wait = arrivals.statistics.arrived > before && arrivals.has_waiting();
                 let may_wait = others_wait && !(ended || many || large || packet.is_empty());
                 if may_wait && kept.keep(index, received, packet, descriptors) {

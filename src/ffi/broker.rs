@@ -88,11 +88,11 @@ pub struct handoff_broker_options {
     pub flags: u32,
     /// How many microseconds handoff_broker_offer_and_wait() keeps a processor busy before it sleeps,
     /// and handoff_broker_dispatch() before it returns with nothing new while offers are in flight: at
-    /// most 10000, default 0. It saves the time to wake up if backend and broker have a
-    /// processor each with little else to do. If they don't, it keeps the other from running, and each
-    /// handoff takes up to so much longer. To make use of it in an event loop, call dispatch again as long as
-    /// handoff_broker_next() returned anything after it, and wait otherwise. It has no effect with
-    /// HANDOFF_BROKER_SHARED.
+    /// most 10000, default 0. It saves the time to wake up if backend and broker have a processor each
+    /// with little else to do. If they don't, it keeps the other from running, and each side that does it
+    /// makes a handoff take up to so much longer. To make use of it in an event loop, call dispatch again
+    /// as long as handoff_broker_next() returned anything after it, and wait otherwise.
+    /// It has no effect with HANDOFF_BROKER_SHARED.
     pub spin_us: u32,
 }
 
