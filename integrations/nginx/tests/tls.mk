@@ -10,7 +10,7 @@ NGINX_TLS_LIMIT ?= $(if $(filter 1,$(NGINX_TLS_FULL)),3600,900)
 
 # The modules for Debian 13's nginx, against its sources.
 .PHONY: nginx-debian-13
-nginx-debian-13: | need-python need-vm
+nginx-debian-13: | need-python need-vm all
 	@$(VM) --root debian-13
 	@$(MAKE) --no-print-directory nginx NGINX_BUILD=$(NGINX_DEBIAN_13) \
 	    NGINX_DEV=$(BUILD)/vm/trixie/usr/share/nginx/src
