@@ -36,5 +36,7 @@ fn backends_stay_while_their_directory_cannot_be_read() {
         libc::setrlimit(libc::RLIMIT_NOFILE, &libc::rlimit { rlim_cur: 3, ..limit });
     }
     broker.dispatch().unwrap();
+    // SAFETY: as above. To remove the directory takes a descriptor.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
     assert!(broker.backend_state(0).is_some_and(|state| state.phase == Phase::Ready));
 }
