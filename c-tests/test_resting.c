@@ -199,6 +199,62 @@ static void failures_that_are_30_seconds_old_do_not_count(void **state)
     let_it_rest();
 }
 
+/* What hangs keeps the places of the offers that timed out, so that there is none for a trial. */
+static void assert_rests_without_a_place(int places)
+{
+    for (int i = 0; i < places; i++)
+        assert_taken();
+    pass(2 * MS);
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    for (int i = 0; i < places; i++)
+        assert_true(next_verdict(channel.broker, &verdict));
+    for (int i = 0; i < 20; i++) {
+        handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+        pass(SECOND / 2);
+        assert_refused();
+        assert_ok(handoff_broker_dispatch(channel.broker));
+        assert_int_equal(handoff_broker_room(channel.broker), 0);
+        assert_ok(handoff_broker_get_state(channel.broker, 0, &state));
+        assert_int_equal(state.state, HANDOFF_BACKEND_RESTING);
+        assert_int_equal(state.status, HANDOFF_ERR_RATE_LIMITED);
+    }
+    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    assert_ok(handoff_broker_get_state(channel.broker, 0, &state));
+    assert_true(state.next_ms == HANDOFF_NO_TIMEOUT);
+    assert_non_null(strstr(state.message, "no place for an offer until it answers"));
+    /* It does not wait for room either: its time does not pass here. */
+    handoff_offer offer = offer_of(client[0]);
+    offer.timeout_ms = HANDOFF_NO_TIMEOUT;
+    assert_status(handoff_broker_offer_and_wait(channel.broker, &offer, &verdict),
+                  HANDOFF_ERR_RATE_LIMITED);
+}
+
+static void no_offer_waits_for_a_backend_that_rests_without_a_place(void **state)
+{
+    (void)state;
+    enum { PLACES = 16 };
+    const handoff_broker_options options = {.size = sizeof options, .max_in_flight = PLACES};
+    open_again(&options);
+    assert_rests_without_a_place(PLACES);
+    assert_int_equal(is_readable(handoff_broker_fd(channel.broker)), 0);
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    do
+        assert_ok(handoff_backend_dispatch(channel.backend));
+    while (next_arrival(channel.backend, &arrival)); /* those that were taken back are answered */
+    await_readable(handoff_broker_fd(channel.broker));
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_offers_are_adopted(CLIENTS);
+}
+
+static void backend_with_fewer_places_than_failures_rests_without_a_place(void **state)
+{
+    (void)state;
+    const handoff_broker_options options = {.size = sizeof options, .max_in_flight = 3};
+    open_again(&options);
+    assert_rests_without_a_place(3);
+}
+
 /* ---- how the rest ends ----------------------------------------------------------------------- */
 
 static void adopted_trial_ends_the_rest_without_a_new_channel(void **state)
@@ -394,6 +450,8 @@ int main(void)
         STOPPED_TEST(failures_of_offers_from_before_the_rest_change_nothing),
         STOPPED_TEST(trial_that_is_rejected_leaves_the_pause_as_it_is),
         STOPPED_TEST(trial_that_is_taken_back_leaves_the_pause_as_it_is),
+        STOPPED_TEST(no_offer_waits_for_a_backend_that_rests_without_a_place),
+        STOPPED_TEST(backend_with_fewer_places_than_failures_rests_without_a_place),
         STOPPED_TEST(adopted_trial_ends_the_rest_without_a_new_channel),
         STOPPED_TEST(rest_does_not_end_with_the_period),
         STOPPED_TEST(backend_that_follows_one_that_hung_is_used_at_once),

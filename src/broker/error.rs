@@ -163,8 +163,8 @@ pub enum BrokerError {
     RateLimited {
         /// The handoff socket.
         path: Arc<Path>,
-        /// For how long.
-        left: Duration,
+        /// For how long; none: until it answers, because it has no place for another offer.
+        left: Option<Duration>,
     },
     /// A limit is reached.
     #[error("{path}: {limit}", path = .path.display())]
@@ -200,12 +200,15 @@ pub enum BrokerError {
 }
 
 /// How long a backend still rests, as the end of a sentence.
-struct Rest(Duration);
+struct Rest(Option<Duration>);
 
 impl fmt::Display for Rest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.as_millis() {
-            0 if self.0.is_zero() => f.write_str("and the next offer is its trial"),
+        let Some(left) = self.0 else {
+            return f.write_str("and has no place for an offer until it answers");
+        };
+        match left.as_millis() {
+            0 if left.is_zero() => f.write_str("and the next offer is its trial"),
             milliseconds @ 0..1000 => {
                 write!(f, "and is not tried for {} ms", milliseconds.max(1))
             }

@@ -79,7 +79,8 @@ pub(super) enum Obstacle {
     Full(Limit),
     /// It has a channel for so long, and has not said welcome.
     NoWelcome(Duration),
-    Resting(Duration),
+    /// It is not tried for so long; none: until it answers.
+    Resting(Option<Duration>),
     TooLarge {
         len: usize,
         most: usize,
@@ -99,6 +100,8 @@ pub(super) struct Needs {
     /// The kernel does the connection's TLS.
     pub tls: bool,
 }
+
+pub(super) const SMALLEST: Needs = Needs { len: 0, tls: false };
 
 impl Needs {
     /// Whether no backend takes it that does not take an offer that asks for less.
@@ -125,7 +128,8 @@ impl Obstacle {
     /// Whether an offer is likely to be taken sooner than with another one.
     pub(super) fn is_sooner(self, other: Obstacle) -> bool {
         match (self, other) {
-            (Obstacle::Resting(left), Obstacle::Resting(other)) => left < other,
+            (Obstacle::Resting(Some(left)), Obstacle::Resting(Some(other))) => left < other,
+            (Obstacle::Resting(left), Obstacle::Resting(_)) => left.is_some(),
             _ => self.rank() < other.rank(),
         }
     }
@@ -147,12 +151,12 @@ impl Obstacle {
 
 impl Channel {
     #[cold]
-    fn is_full(&self) -> Obstacle {
-        Obstacle::Full(Limit::InFlight {
+    fn limit(&self) -> Limit {
+        Limit::InFlight {
             in_flight: self.offers.in_flight(),
             unanswered: self.offers.unanswered(),
             most: self.welcome.map_or(0, |welcome| welcome.slots as usize),
-        })
+        }
     }
 }
 
@@ -252,7 +256,7 @@ impl Member {
         let (channel, trial) = self.would_take(needs, queue_bytes, now)?;
         match channel.offers.next_slot() {
             Some((slot, generation)) => Ok(Place { slot, generation, trial }),
-            None => Err(channel.is_full()),
+            None => Err(self.no_room(channel, channel.limit())),
         }
     }
 
@@ -278,7 +282,7 @@ impl Member {
         let mut trial = false;
         if let Some(failures) = self.tally.failures.as_ref().filter(|it| it.is_resting()) {
             match failures.check(now) {
-                Attempt::Rest(left) => return Err(Obstacle::Resting(left)),
+                Attempt::Rest(left) => return Err(Obstacle::Resting(Some(left))),
                 attempt => trial = attempt == Attempt::Trial,
             }
         }
@@ -288,17 +292,31 @@ impl Member {
         }
         let queued = channel.offers.queued_bytes() + queued_len(len);
         if queued > queue_bytes {
-            return Err(Obstacle::Full(Limit::QueuedBytes { queued, most: queue_bytes }));
+            return Err(self.no_room(channel, Limit::QueuedBytes { queued, most: queue_bytes }));
         }
         if channel.offers.granted() == 0 {
-            return Err(channel.is_full());
+            return Err(self.no_room(channel, channel.limit()));
         }
         Ok((channel, trial))
     }
 
+    /// Room that may not come before a hung backend goes on is nothing to wait for.
+    #[cold]
+    fn no_room(&self, channel: &Channel, limit: Limit) -> Obstacle {
+        if self.rests(channel) { Obstacle::Resting(None) } else { Obstacle::Full(limit) }
+    }
+
+    /// Whether it failed too often, or as often as it has places for offers, without an answer.
+    fn rests(&self, channel: &Channel) -> bool {
+        let Some(failures) = &self.tally.failures else { return false };
+        let offers = &channel.offers;
+        let answers = offers.in_flight() > 0 || offers.granted() > 0 || offers.unanswered() == 0;
+        failures.is_resting() || (!answers && failures.any())
+    }
+
     /// How many small offers it takes now.
     pub(super) fn room(&self, queue_bytes: usize, now: Instant) -> usize {
-        match self.would_take(Needs { len: 0, tls: false }, queue_bytes, now) {
+        match self.would_take(SMALLEST, queue_bytes, now) {
             Ok((_, true)) => 1,
             Ok((channel, false)) => channel.offers.granted(),
             Err(_) => 0,
@@ -335,7 +353,6 @@ impl Member {
 
     /// What it does now.
     fn phase(&self) -> Phase {
-        let resting = self.tally.failures.as_ref().is_some_and(|failures| failures.is_resting());
         match &self.link {
             Link::Down { .. } if self.why_down.is_none() && self.is_wanted() => Phase::Connecting,
             Link::Down { .. } => Phase::Down,
@@ -345,7 +362,7 @@ impl Member {
                 _ => Phase::Connecting,
             },
             Link::Up(channel) if channel.draining || !self.is_wanted() => Phase::Draining,
-            Link::Up(_) if resting => Phase::Resting,
+            Link::Up(channel) if self.rests(channel) => Phase::Resting,
             Link::Up(_) => Phase::Ready,
         }
     }

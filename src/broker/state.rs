@@ -5,7 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::directory::Directory;
-use super::member::{Link, Member, Obstacle, Phase};
+use super::member::{Link, Member, Obstacle, Phase, SMALLEST};
 use super::outcomes::TIMES;
 use super::{BackendSettings, Broker, BrokerError, BrokerOptions};
 use crate::kind::ErrorKind;
@@ -79,8 +79,11 @@ fn state<'a>(member: &'a Member, options: &BrokerOptions, now: Instant) -> Backe
             (obstacle.filter(late), None)
         }
         (_, Phase::Resting) => {
-            let next = member.next_trial(now).map(left).unwrap_or_default();
-            (Some(Obstacle::Resting(next)), Some(next))
+            let next = match member.would_take(SMALLEST, options.queue_bytes, now) {
+                Err(Obstacle::Resting(left)) => left,
+                _ => Some(Duration::ZERO),
+            };
+            (Some(Obstacle::Resting(next)), next)
         }
         _ => (None, None),
     };
