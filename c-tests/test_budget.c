@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 
@@ -176,19 +175,6 @@ static void arrivals_are_accepted_one_for_each_event(void **state)
     close(loop);
 }
 
-static int eventfds_made, eventfds_are_refused;
-
-/* Takes the place of the C library's. */
-int eventfd(unsigned count, int flags)
-{
-    if (eventfds_are_refused) {
-        errno = EMFILE;
-        return -1;
-    }
-    eventfds_made++;
-    return (int)syscall(SYS_eventfd2, count, flags);
-}
-
 /* One dispatch leaves packets that it has not received, though the caller takes all arrivals. */
 static void take_all_arrivals_for_each_event(void (*await)(int fd))
 {
@@ -255,20 +241,7 @@ static void arrival_behind_a_rejected_one_is_held_after_one_dispatch(void **stat
 static void what_a_dispatch_leaves_is_another_event(void **state)
 {
     (void)state;
-    assert_true(eventfds_made > 0);
     in_every_way(take_all_arrivals_for_each_event, handoff_backend_fd(channel.backend));
-}
-
-static void what_a_dispatch_leaves_is_another_event_without_a_descriptor_for_that(void **state)
-{
-    (void)state;
-    close_channel(&channel);
-    eventfds_made = 0;
-    eventfds_are_refused = 1;
-    open_channel(&channel, NULL, NULL);
-    eventfds_are_refused = 0;
-    in_every_way(take_all_arrivals_for_each_event, handoff_backend_fd(channel.backend));
-    assert_int_equal(eventfds_made, 0);
 }
 
 static void accept_without_a_wait_finds_an_offer_behind_those_that_were_taken_back(void **state)
@@ -415,7 +388,6 @@ int main(void)
         CHANNEL_TEST(arrival_in_a_packet_is_an_event_until_it_is_taken),
         CHANNEL_TEST(arrival_behind_a_rejected_one_is_held_after_one_dispatch),
         CHANNEL_TEST(what_a_dispatch_leaves_is_another_event),
-        CHANNEL_TEST(what_a_dispatch_leaves_is_another_event_without_a_descriptor_for_that),
         CHANNEL_TEST(accept_without_a_wait_finds_an_offer_behind_those_that_were_taken_back),
         CHANNEL_TEST(what_was_sent_by_itself_has_its_timer),
         CHANNEL_TEST(loop_that_takes_all_sets_no_timer_or_one_in_a_millisecond),

@@ -243,9 +243,9 @@ static void backend_that_could_let_nobody_in_is_not_made(void **state)
 static void backend_says_what_its_system_lacks(void **state)
 {
     (void)state;
-    static const unsigned calls[] = {SYS_epoll_create1, SYS_timerfd_create};
+    static const unsigned calls[] = {SYS_epoll_create1, SYS_timerfd_create, SYS_eventfd2};
     struct place place = make_place();
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
         pid_t child = start_child();
         if (child == 0) {
             handoff_backend *backend;

@@ -41,6 +41,7 @@ static void system_that_lacks_something_is_unsupported_and_it_is_named(void **st
     assert_supported_without(SYS_socket, EAFNOSUPPORT, unsupported, "SOCK_SEQPACKET");
     assert_supported_without(SYS_epoll_create1, ENOSYS, unsupported, "epoll");
     assert_supported_without(SYS_timerfd_create, ENOSYS, unsupported, "timerfd_create");
+    assert_supported_without(SYS_eventfd2, ENOSYS, unsupported, "eventfd");
 }
 
 static void system_whose_memory_cannot_be_sealed_is_unsupported(void **state)

@@ -122,8 +122,9 @@ static bool one_is_adopted(unsigned adopted)
     return adopted > 0;
 }
 
-/* Hands connections over while the nth call of a kind fails; false if it was not made so often. */
-static bool survives(enum end faulty, enum fault_call call, int error, unsigned nth)
+/* Hands connections over while the nth call of a kind fails, and as many after it as are to fail in a
+   row; false if it was not made so often. */
+static bool survives(enum end faulty, enum fault_call call, int error, unsigned nth, unsigned row)
 {
     make_directory(channel.directory);
     snprintf(channel.path, sizeof channel.path, "%s/socket", channel.directory);
@@ -133,15 +134,14 @@ static bool survives(enum end faulty, enum fault_call call, int error, unsigned 
     assert_ok(handoff_backend_listen(channel.path, NULL, &channel.backend));
     assert_ok(handoff_broker_new(channel.path, &options, &channel.broker));
     in_flight = false;
-    set_fault(call, error, nth, 1);
-    /* Opening a handle may fail; the next time it does not. */
-    for (int i = 0; i < 2; i++) {
+    set_fault(call, error, nth, row);
+    /* Opening a handle may fail, until the calls do not. */
+    for (unsigned i = 0; i <= row; i++) {
         handoff_status opened = in_faulty(BACKEND, faulty, watch_backend);
         opened = opened ? opened : in_faulty(BROKER, faulty, watch_broker);
         if (opened == HANDOFF_OK)
             break;
-        assert_int_equal(fault.failed, 1);
-        assert_int_equal(i, 0);
+        assert_int_equal(fault.failed, i + 1);
     }
     run_until(faulty, some_are_adopted);
     bool failed = fault.failed > 0;
@@ -174,31 +174,43 @@ static const struct {
     {CONNECT, {EAGAIN, ECONNREFUSED, ENOENT}},
 };
 
-static void sweep(enum end faulty)
+static void sweep(enum end faulty, unsigned row)
 {
     unsigned faults = 0;
     make_tcp_pair(client);
     for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++)
         for (size_t e = 0; e < 5 && refusals[i].errors[e] != 0; e++)
-            for (unsigned nth = 1; survives(faulty, refusals[i].call, refusals[i].errors[e], nth);
+            for (unsigned nth = 1; survives(faulty, refusals[i].call, refusals[i].errors[e], nth, row);
                  nth++)
                 faults++;
     close(client[0]);
     close(client[1]);
-    print_message("%u faults, one at a time\n", faults);
+    print_message("%u faults, %u in a row\n", faults, row);
     assert_true(faults > 50);
 }
 
 static void backend_serves_on_after_any_one_call_has_failed(void **state)
 {
     (void)state;
-    sweep(BACKEND);
+    sweep(BACKEND, 1);
+}
+
+static void backend_serves_on_after_a_call_has_failed_three_times_in_a_row(void **state)
+{
+    (void)state;
+    sweep(BACKEND, 3);
 }
 
 static void broker_hands_over_after_any_one_call_has_failed(void **state)
 {
     (void)state;
-    sweep(BROKER);
+    sweep(BROKER, 1);
+}
+
+static void broker_hands_over_after_a_call_has_failed_three_times_in_a_row(void **state)
+{
+    (void)state;
+    sweep(BROKER, 3);
 }
 
 /* ---- each by its name ------------------------------------------------------------------------ */
@@ -341,6 +353,40 @@ static void claim_table_that_is_lost_on_arrival_is_not_the_brokers_fault(void **
     end_backend();
 }
 
+/* While the system refuses it something, it is readable again and again. */
+static void assert_backend_goes_on_trying(void)
+{
+    for (int i = 0; i < 5; i++) {
+        unsigned failed = fault.failed;
+        while (fault.failed == failed) {
+            await_readable(fds[BACKEND].fd);
+            assert_ok(FAULTY(handoff_backend_dispatch(channel.backend)));
+        }
+    }
+    set_fault(NO_CALL, 0, 0, 0);
+}
+
+static void verdict_that_there_is_no_memory_to_send_is_sent_when_there_is_some_again(void **state)
+{
+    (void)state;
+    make_pair(SOCK_STREAM, client);
+    open_channel(&channel, NULL, NULL);
+    assert_ok(watch_backend());
+    offer_fd(&channel, client[0]);
+    handoff_arrival arrival = arrival_of(&channel);
+    set_fault(SENDMSG, ENOMEM, 1, UINT32_MAX);
+    assert_ok(FAULTY(handoff_backend_reject(channel.backend, arrival.id, HANDOFF_REASON_REJECTED)));
+    assert_ok(FAULTY(handoff_backend_dispatch(channel.backend)));
+    assert_backend_goes_on_trying();
+    await_readable(fds[BACKEND].fd);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    handoff_verdict verdict = verdict_of(&channel);
+    assert_int_equal(verdict.reason, HANDOFF_REASON_REJECTED);
+    close_channel(&channel);
+    close(client[0]);
+    close(client[1]);
+}
+
 static void slot_that_got_no_token_gets_one_when_there_is_randomness_again(void **state)
 {
     (void)state;
@@ -365,7 +411,7 @@ static void slot_that_got_no_token_gets_one_when_there_is_randomness_again(void 
     assert_status(status, HANDOFF_ERR_FULL);
     assert_true(fault.failed > 0);
     assert_int_equal(backend_statistics(channel.backend).system_errno, EIO);
-    set_fault(NO_CALL, 0, 0, 0);
+    assert_backend_goes_on_trying();
     while ((status = handoff_broker_offer(channel.broker, &offer, NULL)) != HANDOFF_OK) {
         assert_status(status, HANDOFF_ERR_FULL);
         await_readable(fds[BACKEND].fd);
@@ -506,12 +552,15 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(backend_serves_on_after_any_one_call_has_failed),
         TEST(broker_hands_over_after_any_one_call_has_failed),
+        TEST(backend_serves_on_after_a_call_has_failed_three_times_in_a_row),
+        TEST(broker_hands_over_after_a_call_has_failed_three_times_in_a_row),
         TEST(broker_is_accepted_although_the_system_refuses_twice),
         TEST(broker_connects_although_its_first_timer_fails),
         TEST(failed_connection_does_not_hold_up_the_next),
         TEST(what_the_system_refuses_at_accept_is_counted_as_that),
         TEST(channel_that_the_system_refuses_is_not_the_brokers_fault),
         TEST(claim_table_that_is_lost_on_arrival_is_not_the_brokers_fault),
+        TEST(verdict_that_there_is_no_memory_to_send_is_sent_when_there_is_some_again),
         TEST(slot_that_got_no_token_gets_one_when_there_is_randomness_again),
         TEST(channel_works_with_the_smallest_socket_buffer),
         TEST(backend_without_memory_to_receive_pauses_and_then_receives),

@@ -261,7 +261,6 @@ impl Backend {
         self.is_behind = false;
         self.open_kept();
         self.clear_up();
-        self.try_again();
         // Before a wait: verdicts of a batch that the caller has left.
         self.flush();
         self.receive_last();
@@ -272,11 +271,13 @@ impl Backend {
         let resumed = self.resume_accepting(now);
         let expired = self.expire_hellos(now);
         let watched = self.watch_again(now);
+        // After a wait, as that is: a timer that fired before would not be set again.
+        self.try_again();
         self.flush();
         handled.and(resumed).and(expired).and(watched)?;
         self.handle.done();
         if let (true, Some(events)) = (self.is_behind, self.handle.events()) {
-            // Of what is left there was an edge before. If there is no other, a timer must do.
+            // Of what is left there was an edge before. If there can be no other, a timer must do.
             let _ = events.tell_again() || self.batch.set_timer(events);
         }
         Ok(())
@@ -511,7 +512,7 @@ impl Backend {
             return Ok(());
         }
         let mut events = self.handle.new_events()?;
-        events.make_edge();
+        support::edge(&mut events)?;
         self.inbox = Inbox::new()?;
         self.arrivals.reserve(self.arrivals.options.max_in_flight)?;
         self.accepting.watch(&events).map_err(HandleError::system("watch the socket"))?;

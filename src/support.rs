@@ -35,6 +35,8 @@ pub enum Need {
     Epoll,
     /// A timer that can be watched.
     Timer,
+    /// A descriptor that is readable when this process says so.
+    Edge,
 }
 
 impl Need {
@@ -48,6 +50,7 @@ impl Need {
             Need::Mapping => "mapped memory to share (mmap(2))",
             Need::Epoll => "epoll(7)",
             Need::Timer => "timers (timerfd_create(2))",
+            Need::Edge => "events of its own (eventfd(2))",
         }
     }
 }
@@ -118,8 +121,7 @@ pub fn supported() -> Result<(), SupportError> {
     let socket = seq_packet_socket()?;
     credentials(socket.as_fd())?;
     claim_table(1)?;
-    events(&Arc::default())?;
-    Ok(())
+    edge(&mut events(&Arc::default())?)
 }
 
 /// Makes a Unix socket of sequenced packets.
@@ -154,6 +156,11 @@ pub(crate) fn events(alarm: &Arc<Alarm>) -> Result<Events, SupportError> {
         };
         SupportError { need, source }
     })
+}
+
+/// Makes that set able to tell of what was left, for those who watch it edge-triggered.
+pub(crate) fn edge(events: &mut Events) -> Result<(), SupportError> {
+    events.make_edge().map_err(SupportError::of(Need::Edge))
 }
 
 #[cfg(test)]

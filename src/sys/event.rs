@@ -177,19 +177,16 @@ impl Events {
         unsafe { libc::write(edge.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) == 8 }
     }
 
-    /// Makes what [`tell_again`](Events::tell_again) needs, if the system lets it.
-    pub(crate) fn make_edge(&mut self) {
-        self.edge = self.new_edge().ok();
-    }
-
-    fn new_edge(&self) -> io::Result<OwnedFd> {
+    /// Makes what [`tell_again`](Events::tell_again) needs.
+    pub(crate) fn make_edge(&mut self) -> io::Result<()> {
         let flags = libc::EFD_CLOEXEC | libc::EFD_NONBLOCK;
         // SAFETY: eventfd(2) takes no pointers.
         let fd = retry(|| unsafe { libc::eventfd(0, flags) as isize })?;
         // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
         let edge = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
         self.control(libc::EPOLL_CTL_ADD, edge.as_raw_fd(), EDGE, libc::EPOLLIN | libc::EPOLLET)?;
-        Ok(edge)
+        self.edge = Some(edge);
+        Ok(())
     }
 
     /// Watches a descriptor for reading.
