@@ -85,6 +85,24 @@ static void arrival_comes_before_the_wake(void **state)
     assert_status(handoff_backend_accept(channel.backend, -1, &arrival), HANDOFF_WOKEN);
 }
 
+/* A second signal while a backend drains must not cost the clients that have arrived. */
+static void accept_that_does_not_wait_takes_what_is_in_the_socket_before_the_wake(void **state)
+{
+    (void)state;
+    enum { OFFERS = 100 };
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    for (int i = 0; i < OFFERS; i++)
+        offer_fd(&channel, client[0]);
+    assert_ok(handoff_backend_drain(channel.backend));
+    assert_ok(handoff_backend_wake(channel.backend));
+    for (int i = 0; i < OFFERS; i++) {
+        assert_ok(handoff_backend_accept(channel.backend, 0, &arrival));
+        close(arrival.fd);
+    }
+    assert_status(handoff_backend_accept(channel.backend, 0, &arrival), HANDOFF_WOKEN);
+    assert_status(handoff_backend_accept(channel.backend, 0, &arrival), HANDOFF_TIMED_OUT);
+}
+
 static void wake_leaves_errno_and_the_last_errors_alone(void **state)
 {
     (void)state;
@@ -264,6 +282,7 @@ int main(void)
         CHANNEL_TEST(wake_before_a_wait_ends_that_wait_and_no_other),
         TEST(wake_before_the_first_use_ends_the_first_wait),
         CHANNEL_TEST(arrival_comes_before_the_wake),
+        CHANNEL_TEST(accept_that_does_not_wait_takes_what_is_in_the_socket_before_the_wake),
         CHANNEL_TEST(wake_leaves_errno_and_the_last_errors_alone),
         CHANNEL_TEST(woken_broker_has_its_connection_back),
         CHANNEL_TEST(woken_broker_waits_for_the_verdict_on_what_was_adopted),

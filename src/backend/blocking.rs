@@ -28,11 +28,14 @@ impl Backend {
                     return Ok((descriptor, self.view(place)));
                 }
             }
-            if self.handle.woken() {
+            // What is there is looked at, even if the time is up, as long as that is not without end.
+            let over = late && !(self.is_behind && rounds < MAX_ROUNDS);
+            // Who does not wait gets what is there first: a backend that drains wants no fallbacks.
+            let waits = timeout != Some(Duration::ZERO);
+            if (waits || over) && self.handle.woken() {
                 return Err(BackendError::Woken);
             }
-            // What is there is looked at, even if the time is up, as long as that is not without end.
-            if late && !(self.is_behind && rounds < MAX_ROUNDS) {
+            if over {
                 return Err(BackendError::TimedOut);
             }
             rounds += usize::from(late);
