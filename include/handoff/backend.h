@@ -248,7 +248,8 @@ handoff_status handoff_backend_accept(handoff_backend *backend,
 
 /**
  * Ends a wait in handoff_backend_accept(). The call that waits returns HANDOFF_WOKEN. If none
- * waits, the next call returns it as soon as it has no arrival at hand, also with a `wait_ms` of 0.
+ * waits, the next one returns it when it has returned what was received before, whatever is in the
+ * socket; with a `wait_ms` of 0 it takes that, too, and returns HANDOFF_WOKEN when nothing is left.
  *
  * @param backend  the backend; nobody may free it meanwhile
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -293,7 +294,10 @@ HANDOFF_MUST_USE
 handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCEPT;
 
 /**
- * Takes the next arrival. Look at it, then adopt or reject it, now or later.
+ * Takes the next arrival. Look at it, then adopt or reject it, now or later. The client waits
+ * meanwhile, and the broker for no longer than its `timeout_ms`; if it has several backends, than
+ * `attempt_timeout_ms`, which may count as a failure of this one. Then handoff_backend_adopt() returns
+ * HANDOFF_ERR_TAKEN_BACK; nothing tells you before.
  *
  * Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
  * rejected.
@@ -340,8 +344,12 @@ handoff_status handoff_backend_adopt(handoff_backend *backend,
  *
  * @param backend  the backend
  * @param id       the arrival's id
- * @param reason   one of HANDOFF_REASON_*; HANDOFF_REASON_REJECTED if no other fits
- * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held;
+ * @param reason   what the broker's verdict says: HANDOFF_REASON_REJECTED, or another one that
+ *                 fits, but not HANDOFF_REASON_NONE. If the broker has several backends, the offer
+ *                 goes to the next one after HANDOFF_REASON_BACKEND_BUSY, _BACKEND_UNAVAILABLE,
+ *                 _DESCRIPTOR_PRESSURE, _ACK_TIMEOUT and _INTEGRITY_MISMATCH. Any other is final.
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held: after a wrong
+ *         reason it still is;
  *         HANDOFF_ERR_WRONG_PROCESS.
  */
 handoff_status handoff_backend_reject(handoff_backend *backend,
@@ -356,7 +364,7 @@ handoff_status handoff_backend_reject(handoff_backend *backend,
  * statistics at 0, free the backend at once: the brokers take back what has not arrived, and
  * only then connect to the successor. What you adopted stays yours. A program without an event
  * loop calls handoff_backend_accept() with a `wait_ms` of 0 until it does not return HANDOFF_OK,
- * then handoff_backend_free(); without a time limit the call may now wait forever.
+ * then handoff_backend_free(); with a negative one the call may now wait forever.
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.
@@ -387,7 +395,9 @@ typedef struct handoff_backend_statistics {
     uint64_t broken;
     /** Channels now. */
     uint64_t channels;
-    /** Arrivals held now. */
+    /**
+     * Arrivals held now: neither adopted nor rejected. They count before next returns them, too.
+     */
     uint64_t held;
     /** The bytes of these arrivals. */
     uint64_t held_bytes;

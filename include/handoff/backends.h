@@ -74,8 +74,8 @@ handoff_status handoff_broker_backend_init(handoff_broker_backend *backend,
  * An offer goes to the backend with the fewest offers in flight for its weight, among those that
  * can take it now. If that one is busy, draining or gone, or has not answered after
  * `attempt_timeout_ms`, the offer is taken back and goes to the next one: until one adopts it, each
- * has had it once, or the offer's timeout passes. A rejection for another reason is final. There is
- * one verdict, about the last attempt.
+ * has had it once, or the offer's timeout passes. Other rejections are about the client and final:
+ * handoff_backend_reject() lists which are not. There is one verdict, about the last attempt.
  *
  * @param broker   the broker
  * @param backend  the backend; read during the call only
@@ -110,10 +110,10 @@ handoff_status handoff_broker_remove(handoff_broker *broker, const char *path) H
 /**
  * Returns how many offers without preread and metadata would be taken now.
  *
- * After HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE or
- * HANDOFF_ERR_TOO_MANY_CHANNELS you may keep the client in a queue of your own. The descriptor becomes
- * readable when an offer would be taken again: call handoff_broker_dispatch(), take the verdicts, and
- * offer for as long as there is room. Serve a client yourself if it has waited too long in the queue.
+ * After HANDOFF_ERR_FULL, or another refusal that is about the backend, you may keep the client in a
+ * queue of your own. The descriptor becomes readable when an offer would be taken again: call
+ * handoff_broker_dispatch(), take the verdicts, and offer for as long as there is room. Serve a client
+ * yourself if it has waited too long in the queue.
  *
  * @param broker  the broker
  * @return the number; 0 if none would be taken, and on error, with errno and handoff_last_error()
@@ -180,8 +180,8 @@ typedef struct handoff_backend_state {
     uint64_t since_ms;
     /**
      * How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it does
-     * already;
-     * HANDOFF_NO_TIMEOUT: neither is planned.
+     * already; HANDOFF_NO_TIMEOUT: neither is planned, as at a backend that rests and has no place
+     * for an offer until it answers.
      */
     uint64_t next_ms;
     /** Offers in flight at it. */
@@ -192,7 +192,9 @@ typedef struct handoff_backend_state {
     uint64_t connects;
     /** Attempts to connect that failed. */
     uint64_t failed_connects;
-    /** Offers that went to it, first or after another backend. */
+    /**
+     * Offers that it was chosen for, first or after another backend, also if they were not sent in time.
+     */
     uint64_t offered;
     /** Those that it adopted. */
     uint64_t adopted;

@@ -202,7 +202,8 @@ const char *handoff_reason_name(handoff_reason reason) HANDOFF_NOEXCEPT;
  * @return true if you need only serve the client another way; false for HANDOFF_OK, the positive
  *         statuses, unknown numbers and the errors for which handoff_status_reason() returns
  *         HANDOFF_REASON_NONE; and for HANDOFF_ERR_RECEIVE_FAILED and
- *         HANDOFF_ERR_TOKEN_NOT_PENDING, after which the backend may own the connection.
+ *         HANDOFF_ERR_TOKEN_NOT_PENDING, after which the backend may own the connection. False does not
+ *         say that the connection is not yours: the call itself says whose it is.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
@@ -277,7 +278,7 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 
 /**
  * The client is gone: its connection has ended. Also if you closed the descriptor before the verdict.
- * There is nobody to serve.
+ * There is nobody to serve, unless a backend rejected it for this reason and was wrong.
  */
 #define HANDOFF_REASON_CLIENT_GONE 15
 

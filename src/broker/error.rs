@@ -32,9 +32,9 @@ pub enum BrokerError {
     #[error("this broker belongs to another process, which used it first: make one after fork()")]
     WrongProcess,
     /// The handle is closed.
-    #[error("{path}: the broker is closed: make a new one", path = .path.display())]
+    #[error("{path}the broker is closed: make a new one", path = Prefix(path))]
     Closed {
-        /// The handoff socket.
+        /// The handoff socket, or empty.
         path: Arc<Path>,
     },
     /// The descriptor is not a socket.
@@ -90,10 +90,13 @@ pub enum BrokerError {
         source: io::Error,
     },
     /// The backend is switched off, or is to be removed.
-    #[error("{path}: this backend is switched off", path = .path.display())]
+    #[error("{path}: this backend {what}", path = .path.display(),
+        what = if *.removed { "was removed" } else { "is switched off" })]
     Off {
         /// The handoff socket.
         path: Arc<Path>,
+        /// It was removed, or its socket from the directory.
+        removed: bool,
     },
     /// The broker has no backend yet, or none in its directory.
     #[error("{path}no backend to offer to{why}", path = Prefix(path), why = Suffix(source))]

@@ -343,7 +343,7 @@ impl Member {
             Obstacle::TooLarge { len, most } => BrokerError::TooLarge { what: PARTS, len, most },
             Obstacle::NoTls => BrokerError::BackendWithoutTls { path: path.clone() },
             Obstacle::Draining => unavailable(libc::ESHUTDOWN),
-            Obstacle::Off => BrokerError::Off { path: path.clone() },
+            Obstacle::Off => BrokerError::Off { path: path.clone(), removed: self.leaving },
             Obstacle::Down => match &self.why_down {
                 Some(why) => why.error(path, options),
                 None => unavailable(libc::ENOTCONN),

@@ -330,7 +330,8 @@ pub extern "C" fn handoff_backend_accept(
 }
 
 /// Ends a wait in handoff_backend_accept(). The call that waits returns HANDOFF_WOKEN. If none
-/// waits, the next call returns it as soon as it has no arrival at hand, also with a `wait_ms` of 0.
+/// waits, the next one returns it when it has returned what was received before, whatever is in the
+/// socket; with a `wait_ms` of 0 it takes that, too, and returns HANDOFF_WOKEN when nothing is left.
 ///
 /// @param backend  the backend; nobody may free it meanwhile
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -389,7 +390,10 @@ pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> han
     with(backend, |backend| Ok(backend.dispatch()?))
 }
 
-/// Takes the next arrival. Look at it, then adopt or reject it, now or later.
+/// Takes the next arrival. Look at it, then adopt or reject it, now or later. The client waits
+/// meanwhile, and the broker for no longer than its `timeout_ms`; if it has several backends, than
+/// `attempt_timeout_ms`, which may count as a failure of this one. Then handoff_backend_adopt() returns
+/// HANDOFF_ERR_TAKEN_BACK; nothing tells you before.
 ///
 /// Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
 /// rejected.
@@ -451,8 +455,12 @@ pub extern "C" fn handoff_backend_adopt(
 ///
 /// @param backend  the backend
 /// @param id       the arrival's id
-/// @param reason   one of HANDOFF_REASON_*; HANDOFF_REASON_REJECTED if no other fits
-/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held;
+/// @param reason   what the broker's verdict says: HANDOFF_REASON_REJECTED, or another one that
+///                 fits, but not HANDOFF_REASON_NONE. If the broker has several backends, the offer
+///                 goes to the next one after HANDOFF_REASON_BACKEND_BUSY, _BACKEND_UNAVAILABLE,
+///                 _DESCRIPTOR_PRESSURE, _ACK_TIMEOUT and _INTEGRITY_MISMATCH. Any other is final.
+/// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held: after a wrong
+///         reason it still is;
 ///         HANDOFF_ERR_WRONG_PROCESS.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_backend_reject(
@@ -470,7 +478,7 @@ pub extern "C" fn handoff_backend_reject(
 /// statistics at 0, free the backend at once: the brokers take back what has not arrived, and
 /// only then connect to the successor. What you adopted stays yours. A program without an event
 /// loop calls handoff_backend_accept() with a `wait_ms` of 0 until it does not return HANDOFF_OK,
-/// then handoff_backend_free(); without a time limit the call may now wait forever.
+/// then handoff_backend_free(); with a negative one the call may now wait forever.
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.
@@ -503,7 +511,7 @@ pub struct handoff_backend_statistics {
     pub broken: u64,
     /// Channels now.
     pub channels: u64,
-    /// Arrivals held now.
+    /// Arrivals held now: neither adopted nor rejected. They count before next returns them, too.
     pub held: u64,
     /// The bytes of these arrivals.
     pub held_bytes: u64,

@@ -68,8 +68,8 @@ pub extern "C" fn handoff_broker_backend_init(
 /// An offer goes to the backend with the fewest offers in flight for its weight, among those that
 /// can take it now. If that one is busy, draining or gone, or has not answered after
 /// `attempt_timeout_ms`, the offer is taken back and goes to the next one: until one adopts it, each
-/// has had it once, or the offer's timeout passes. A rejection for another reason is final. There is
-/// one verdict, about the last attempt.
+/// has had it once, or the offer's timeout passes. Other rejections are about the client and final:
+/// handoff_backend_reject() lists which are not. There is one verdict, about the last attempt.
 ///
 /// @param broker   the broker
 /// @param backend  the backend; read during the call only
@@ -132,10 +132,10 @@ pub extern "C" fn handoff_broker_remove(
 
 /// Returns how many offers without preread and metadata would be taken now.
 ///
-/// After HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE or
-/// HANDOFF_ERR_TOO_MANY_CHANNELS you may keep the client in a queue of your own. The descriptor becomes
-/// readable when an offer would be taken again: call handoff_broker_dispatch(), take the verdicts, and
-/// offer for as long as there is room. Serve a client yourself if it has waited too long in the queue.
+/// After HANDOFF_ERR_FULL, or another refusal that is about the backend, you may keep the client in a
+/// queue of your own. The descriptor becomes readable when an offer would be taken again: call
+/// handoff_broker_dispatch(), take the verdicts, and offer for as long as there is room. Serve a client
+/// yourself if it has waited too long in the queue.
 ///
 /// @param broker  the broker
 /// @return the number; 0 if none would be taken, and on error, with errno and handoff_last_error()
@@ -194,8 +194,8 @@ pub struct handoff_backend_state {
     /// How long it has been in this state, in milliseconds.
     pub since_ms: u64,
     /// How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it does
-    /// already;
-    /// HANDOFF_NO_TIMEOUT: neither is planned.
+    /// already; HANDOFF_NO_TIMEOUT: neither is planned, as at a backend that rests and has no place
+    /// for an offer until it answers.
     pub next_ms: u64,
     /// Offers in flight at it.
     pub in_flight: u64,
@@ -205,7 +205,7 @@ pub struct handoff_backend_state {
     pub connects: u64,
     /// Attempts to connect that failed.
     pub failed_connects: u64,
-    /// Offers that went to it, first or after another backend.
+    /// Offers that it was chosen for, first or after another backend, also if they were not sent in time.
     pub offered: u64,
     /// Those that it adopted.
     pub adopted: u64,

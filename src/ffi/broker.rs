@@ -68,10 +68,11 @@ pub struct handoff_broker_options {
     /// HANDOFF_NO_LIMIT.
     pub queue_bytes: usize,
     /// The backend rests after this many failures within `failure_period_ms`: 1 to 4096, default 8;
-    /// HANDOFF_NO_LIMIT: it never rests. A failure is an offer that timed out. An adoption or a new
-    /// channel ends the rest and resets the count. Meanwhile one offer at a time is taken, as a
-    /// trial: the first after 1 second, then after pauses of 2, 4, 8, 8 ... seconds, at most
-    /// `failure_period_ms`. All other offers are refused.
+    /// HANDOFF_NO_LIMIT: it never rests. A failure is an offer that was sent and timed out, also after
+    /// `attempt_timeout_ms`. An adoption or a new channel ends the rest and resets the count. Meanwhile
+    /// one offer at a time is taken, as a trial: the first after 1 second, then after pauses of 2, 4, 8,
+    /// 8 ... seconds, at most `failure_period_ms`. All other offers are refused. An offer that timed out
+    /// keeps its place until the backend answers: while there is no place, there is no trial.
     pub max_failures: usize,
     /// How long a failure counts, in milliseconds: default 30000.
     pub failure_period_ms: u64,
@@ -383,8 +384,9 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         the backend does not allow its user;
 ///         HANDOFF_ERR_PEER_NOT_ALLOWED if the user who listens at the path may not be the backend,
 ///         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
-///         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, or
-///         too many verdicts are not taken; handoff_last_error() says which;
+///         HANDOFF_ERR_FULL if the limit of offers in flight (with those taken back that the
+///         backend has not answered) or of queued bytes is reached, or too many verdicts are not
+///         taken; handoff_last_error() says which;
 ///         HANDOFF_ERR_RATE_LIMITED if the backend failed too often and rests, see `max_failures`
 ///         in handoff_broker_options;
 ///         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
@@ -403,10 +405,10 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 /// If none of several backends takes the offer, the status is about the one that is most likely to
 /// take one soon.
 ///
-/// After HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE and
-/// HANDOFF_ERR_TOO_MANY_CHANNELS the descriptor becomes readable when an offer would be taken again, if
-/// nothing waits for handoff_broker_flush():
-/// see handoff_broker_room().
+/// After a refusal that is about the backend and not about this offer (HANDOFF_ERR_FULL,
+/// _RATE_LIMITED, _BACKEND_UNAVAILABLE, _TOO_MANY_CHANNELS and so on) the descriptor becomes readable
+/// when an offer would be taken again, if nothing waits for handoff_broker_flush(): see
+/// handoff_broker_room().
 ///
 /// After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
 /// handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is

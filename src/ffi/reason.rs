@@ -80,7 +80,8 @@ pub extern "C" fn handoff_reason_name(reason: handoff_reason) -> *const c_char {
 /// @return true if you need only serve the client another way; false for HANDOFF_OK, the positive
 ///         statuses, unknown numbers and the errors for which handoff_status_reason() returns
 ///         HANDOFF_REASON_NONE; and for HANDOFF_ERR_RECEIVE_FAILED and
-///         HANDOFF_ERR_TOKEN_NOT_PENDING, after which the backend may own the connection.
+///         HANDOFF_ERR_TOKEN_NOT_PENDING, after which the backend may own the connection. False does not
+///         say that the connection is not yours: the call itself says whose it is.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
@@ -141,7 +142,7 @@ pub const HANDOFF_REASON_BROKER_CLOSED: handoff_reason = 13;
 /// verdict arrived. Usually the backend died.
 pub const HANDOFF_REASON_BACKEND_DIED: handoff_reason = 14;
 /// The client is gone: its connection has ended. Also if you closed the descriptor before the verdict.
-/// There is nobody to serve.
+/// There is nobody to serve, unless a backend rejected it for this reason and was wrong.
 pub const HANDOFF_REASON_CLIENT_GONE: handoff_reason = 15;
 /// More bytes go with the connection than the backend, the protocol or the socket's buffer takes.
 pub const HANDOFF_REASON_TOO_LARGE: handoff_reason = 16;
