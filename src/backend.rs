@@ -72,10 +72,10 @@ mod slots;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::claim::Lost;
-use crate::handle::{Handle, HandleError, Waker};
+use crate::handle::{Handle, HandleError, REST_PAUSE, Waker};
 use crate::listener::{Listener, ListenerOptions};
 use crate::peer::Credentials;
 use crate::reason::Reason;
@@ -243,12 +243,14 @@ impl Backend {
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
         let left = self.arrivals.has_waiting() || !self.inbox.kept.is_empty();
+        let takes = self.batch.open;
         let spins = !left && !self.arrivals.options.spin.is_zero() && self.accepting.connected > 0;
         self.dispatch_after(if spins { Wait::Spin } else { Wait::No })?;
         if left {
-            // The caller stops before the end of a batch: it goes on at once.
+            // The caller stops before the end of a batch: it goes on at once, but not if it takes nothing.
             let now = Instant::now();
-            self.handle.wake_at(now, now)?;
+            let pause = if takes { Duration::ZERO } else { REST_PAUSE };
+            self.handle.wake_at(now + pause, now)?;
         }
         Ok(())
     }
@@ -274,6 +276,9 @@ impl Backend {
         // After a wait, as that is: a timer that fired before would not be set again.
         self.try_again();
         self.flush();
+        if self.is_unheard {
+            self.handle.wake_at(now, now)?;
+        }
         handled.and(resumed).and(expired).and(watched)?;
         self.handle.done();
         if let (true, Some(events)) = (self.is_behind, self.handle.events()) {
@@ -368,8 +373,8 @@ impl Backend {
                 self.batch.took();
                 return Some(place);
             }
-            // Taken back, or never on offer: adopting says which.
-            let _ = self.adopt(place.id());
+            let lost = slots.why_lost(place.slot);
+            self.lose(place, lost);
         }
         self.batch.open = false;
         self.flush();
@@ -420,15 +425,20 @@ impl Backend {
                 Ok(descriptor.accept())
             }
             Err(lost) => {
-                if lost == Lost::Impossible {
-                    self.end(place.channel, End::Broken);
-                }
-                if self.held(place).is_some() {
-                    self.arrivals.statistics.taken_back += 1;
-                    drop(self.finish(place, Some(Reason::AckTimeout)));
-                }
+                self.lose(place, lost);
                 Err(BackendError::TakenBack { id })
             }
+        }
+    }
+
+    /// Closes an arrival that cannot be adopted.
+    fn lose(&mut self, place: Place, lost: Lost) {
+        if lost == Lost::Impossible {
+            self.end(place.channel, End::Broken);
+        }
+        if self.held(place).is_some() {
+            self.arrivals.statistics.taken_back += 1;
+            drop(self.finish(place, Some(Reason::AckTimeout)));
         }
     }
 
@@ -459,8 +469,7 @@ impl Backend {
             self.mark_dirty(place.channel);
             let (batch, events) = (&mut self.batch, self.handle.events());
             let later = batch.open && (!complete || (reason.is_none() && batch.goes_on()));
-            let told = may_wait || events.is_some_and(|events| batch.set_timer(events));
-            if !(later && told) {
+            if !later || !(may_wait || events.is_some_and(|events| batch.set_timer(events))) {
                 self.flush();
             }
         }

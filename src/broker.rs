@@ -87,7 +87,9 @@ use crate::reason::Reason;
 use crate::sys::event::{Event, Events, Wait};
 use crate::sys::{self, packet};
 use crate::tls;
-use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_SLOTS, has_nul};
+use crate::wire::{
+    MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_OFFER_BYTES, MAX_SLOTS, has_nul,
+};
 
 use choosing::{Load, Placing};
 use directory::Directory;
@@ -486,6 +488,10 @@ impl Broker {
         let left = self.outcomes.verdicts.len();
         self.rest_told = false;
         let spins = left == 0 && !self.options.spin.is_zero() && self.is_offering();
+        if spins {
+            // What waits to be sent has no answer.
+            self.flush()?;
+        }
         self.dispatch_after(if spins { Wait::Spin } else { Wait::No })?;
         if left > 0 { self.tell_of_rest(Duration::ZERO) } else { Ok(()) }
     }
@@ -792,7 +798,7 @@ fn variable_len(offer: &Offer<'_>) -> Result<usize, BrokerError> {
     let len = metadata.len().saturating_add(service.len() + correlation.len());
     let len = preread.iter().fold(len, |len, part| len.saturating_add(part.len()));
     // What no backend takes is refused before one is asked.
-    let (what, most) = (PARTS, MAX_FRAME_LEN);
+    let (what, most) = (PARTS, MAX_OFFER_BYTES);
     if len > most { Err(BrokerError::TooLarge { what, len, most }) } else { Ok(len) }
 }
 

@@ -34,6 +34,8 @@ pub(crate) const MAX_FRAME_LEN: usize = 128 * 1024;
 pub(crate) const LARGE_LEN: usize = MAX_FRAME_LEN / 4;
 /// Bytes in the fixed part of an offer.
 pub(crate) const OFFER_LEN: usize = 56;
+/// The most bytes of names, metadata and preread in an offer.
+pub(crate) const MAX_OFFER_BYTES: usize = MAX_FRAME_LEN - HEADER_LEN - OFFER_LEN;
 /// Bytes in a verdict.
 pub(crate) const VERDICT_LEN: usize = 32;
 /// Bytes in a grant.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{BackendError, Kinds};
 use crate::handle::MAX_SPIN;
 use crate::listener::ListenerOptions;
-use crate::wire::{HEADER_LEN, MAX_FRAME_LEN, MAX_SLOTS, OFFER_LEN};
+use crate::wire::{MAX_OFFER_BYTES, MAX_SLOTS};
 
 /// The limits of a [`Backend`](super::Backend). Out-of-range values are clamped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +37,9 @@ pub struct BackendOptions {
     /// Bytes of memory, 1 MiB by default, that the handle keeps for the bytes of arrivals to come.
     /// Beyond that, an arrival's memory is freed at the dispatch after it was adopted or rejected.
     pub max_kept_bytes: usize,
-    /// How long [`accept`](super::Backend::accept) keeps a processor busy before it sleeps, 10
-    /// milliseconds at most, not at all by default.
+    /// How long [`accept`](super::Backend::accept) keeps a processor busy before it sleeps, and
+    /// [`dispatch`](super::Backend::dispatch) before it returns with nothing: 10 milliseconds at most,
+    /// not at all by default.
     pub spin: Duration,
     /// Which sockets to take. It is an error if they are `unconnected` ones alone.
     pub kinds: Kinds,
@@ -47,11 +48,10 @@ pub struct BackendOptions {
 impl BackendOptions {
     /// The options as they are used: clamped, unless they are impossible.
     pub(super) fn checked(self) -> Result<BackendOptions, BackendError> {
-        let room = MAX_FRAME_LEN - HEADER_LEN - OFFER_LEN;
         let options = BackendOptions {
             max_channels: self.max_channels.clamp(1, 65535),
             max_in_flight: self.max_in_flight.clamp(1, MAX_SLOTS),
-            max_offer_bytes: self.max_offer_bytes.min(room),
+            max_offer_bytes: self.max_offer_bytes.min(MAX_OFFER_BYTES),
             spin: self.spin.min(MAX_SPIN),
             ..self
         };

@@ -269,6 +269,17 @@ impl Slots {
         claim::is_revoked(self.claims.slot(slot), self.slots[slot].generation)
     }
 
+    /// Why the arrival in a slot, which is not on offer, cannot be adopted. The word may say something
+    /// else by now, but nobody adopts it.
+    pub(super) fn why_lost(&self, slot: usize) -> claim::Lost {
+        let closed = self.slots[slot].descriptor.is_none();
+        if closed || self.is_taken_back(slot) {
+            claim::Lost::TooLate
+        } else {
+            claim::Lost::Impossible
+        }
+    }
+
     /// Claims the arrival in a slot.
     pub(super) fn claim(&self, slot: usize) -> Result<(), claim::Lost> {
         if self.slots[slot].descriptor.is_none() {

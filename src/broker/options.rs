@@ -37,8 +37,8 @@ pub struct BrokerOptions {
     /// is shorter than `reconnect_min`.
     pub reconnect_max: Duration,
     /// How long [`offer_and_wait`](super::Broker::offer_and_wait) keeps a processor busy before it
-    /// sleeps, 10 milliseconds at most, not at all by default. A [`SharedBroker`](super::SharedBroker)
-    /// does not.
+    /// sleeps, and [`dispatch`](super::Broker::dispatch) before it returns with nothing: 10 milliseconds
+    /// at most, not at all by default. Those of a [`SharedBroker`](super::SharedBroker) do not.
     pub spin: Duration,
     /// Users that may be the backend. If this and `groups` are empty: root, the user that this
     /// process runs as and, for a path, the owner of the socket's file.

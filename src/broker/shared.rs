@@ -55,7 +55,9 @@ struct ForLoop {
 
 impl SharedBroker {
     /// Shares a broker among threads.
-    pub fn new(broker: Broker) -> SharedBroker {
+    pub fn new(mut broker: Broker) -> SharedBroker {
+        // All threads would wait meanwhile.
+        broker.options.spin = Duration::ZERO;
         let timeout = broker.options.timeout;
         let watch = Descriptor {
             descriptor: OnceLock::new(),

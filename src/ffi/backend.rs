@@ -421,7 +421,8 @@ pub extern "C" fn handoff_backend_next(
 /// If you adopt an arrival right after you took it, its verdict is sent by the handoff_backend_next()
 /// that follows, with the verdicts on others of its packet, and at the latest by the one that returns
 /// HANDOFF_NOTHING. So a client that you serve right away has its answer before the broker is woken. If
-/// you adopt it later, the verdict is sent at once. If you stop before HANDOFF_NOTHING,
+/// you adopt it later, the verdict is sent at once, or with those on the rest of its packet if you have
+/// not decided on that. If you stop before HANDOFF_NOTHING,
 /// handoff_backend_dispatch() sends it; where the broker may need it to offer more, the descriptor
 /// becomes readable for that after 1 ms. To know of an adoption the broker need not wait for the verdict:
 /// it also looks at the shared memory: 10 ms after the offer, or 100 ms if that is alone, and again when it
@@ -451,7 +452,8 @@ pub extern "C" fn handoff_backend_adopt(
 
 /// Rejects an arrival. Its descriptor is closed, and the broker serves the client another way. If
 /// its SO_LINGER, socket(7), has a time, that is turned off first for both copies, because close(2)
-/// could wait. The same happens to every arrival that is not adopted.
+/// could wait. The same happens to every arrival that is not adopted. The verdict is sent with those on
+/// the rest of its packet, as with handoff_backend_adopt().
 ///
 /// @param backend  the backend
 /// @param id       the arrival's id
