@@ -346,6 +346,33 @@ static void loop_that_takes_all_sets_no_timer_or_one_in_a_millisecond(void **sta
     assert_in_range(ten, 0, 2 * (milliseconds + 1));
 }
 
+static void rejection_whose_verdict_is_sent_sets_no_timer(void **state)
+{
+    (void)state;
+    offer_fd(&channel, client[0]);
+    uint64_t id = arrival_of(&channel).id;
+    int before = timers_set;
+    assert_ok(handoff_backend_reject(channel.backend, id, HANDOFF_REASON_REJECTED));
+    assert_int_equal(timers_set, before);
+    assert_int_equal(verdict_of(&channel).reason, HANDOFF_REASON_REJECTED);
+}
+
+/* A loop that only dispatches, as one whose clients are too many would. */
+static void arrivals_that_nobody_takes_are_an_event_once_in_a_millisecond(void **state)
+{
+    (void)state;
+    enum { TIME_MS = 50 };
+    int events = 0, fd = handoff_backend_fd(channel.backend);
+    for (int i = 0; i < 2; i++)
+        offer_fd(&channel, client[0]);
+    for (uint64_t start = now_ns(); ms_since(start) < TIME_MS; events++) {
+        await_readable(fd);
+        assert_ok(handoff_backend_dispatch(channel.backend));
+    }
+    /* And a few for the offers themselves. */
+    assert_in_range(events, 2, TIME_MS + 10);
+}
+
 /* ---- what is due stays due ------------------------------------------------------------------- */
 
 /* No timer can be set for the next attempt to connect, or for the next deadline. */
@@ -391,6 +418,8 @@ int main(void)
         CHANNEL_TEST(accept_without_a_wait_finds_an_offer_behind_those_that_were_taken_back),
         CHANNEL_TEST(what_was_sent_by_itself_has_its_timer),
         CHANNEL_TEST(loop_that_takes_all_sets_no_timer_or_one_in_a_millisecond),
+        CHANNEL_TEST(rejection_whose_verdict_is_sent_sets_no_timer),
+        CHANNEL_TEST(arrivals_that_nobody_takes_are_an_event_once_in_a_millisecond),
         CHANNEL_TEST(dispatch_that_fails_is_an_event_again),
     };
     return RUN_TESTS(tests);

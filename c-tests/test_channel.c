@@ -191,6 +191,31 @@ static void offer_may_have_as_many_bytes_as_the_backend_takes_and_not_one_more(v
     free(bytes);
 }
 
+/* The limit of a packet, less its header and the fixed part of an offer. It holds whatever a backend
+   says that it takes, so it is the broker's before there is one. */
+static void no_offer_is_larger_than_a_packet(void **state)
+{
+    (void)state;
+    enum { MOST = 131000 };
+    static uint8_t bytes[MOST + 1];
+    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
+    options.max_offer_bytes = SIZE_MAX;
+    options.max_held_bytes = SIZE_MAX;
+    handoff_broker *other;
+    close_channel(&channel);
+    open_channel(&channel, NULL, &options);
+    handoff_offer offer = offer_of(client[0]);
+    offer.preread = bytes;
+    offer.preread_len = MOST;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    assert_int_equal(arrival_of(&channel).preread_len, MOST);
+    assert_ok(handoff_broker_new("@handoff-test-channel-nobody", NULL, &other));
+    assert_status(handoff_broker_offer(other, &offer, NULL), HANDOFF_ERR_BACKEND_UNAVAILABLE);
+    offer.preread_len = MOST + 1;
+    assert_status(handoff_broker_offer(other, &offer, NULL), HANDOFF_ERR_TOO_LARGE);
+    handoff_broker_free(other);
+}
+
 static void what_is_not_a_socket_is_refused(void **state)
 {
     (void)state;
@@ -567,6 +592,7 @@ int main(void)
         CHANNEL_TEST(bytes_of_an_arrival_stay_while_the_next_packet_is_looked_at),
         CHANNEL_TEST(arrival_of_a_bare_connection_has_empty_parts),
         CHANNEL_TEST(offer_may_have_as_many_bytes_as_the_backend_takes_and_not_one_more),
+        CHANNEL_TEST(no_offer_is_larger_than_a_packet),
         CHANNEL_TEST(what_is_not_a_socket_is_refused),
         CHANNEL_TEST(offers_that_say_more_are_sent_by_flush_and_not_before),
         CHANNEL_TEST(last_offer_of_several_sends_them_all_in_their_order),
