@@ -53,7 +53,8 @@ typedef struct handoff_backend_options {
     const handoff_peer_policy *policy;
     /**
      * The most channels at once: 1 to 65535, default 64. Each keeps about 200 bytes of memory for
-     * each offer that may be in flight.
+     * each offer that may be in flight, and its place while you hold an arrival of it, also if its
+     * broker has gone.
      */
     size_t max_channels;
     /** The most offers in flight on each channel: 1 to 4096, default 256. */
@@ -145,7 +146,8 @@ handoff_status handoff_backend_options_init(handoff_backend_options *options,
  *         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
  *         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
  *         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown kind;
- *         HANDOFF_ERR_UNSUPPORTED if this system lacks what a backend needs;
+ *         HANDOFF_ERR_UNSUPPORTED if this system lacks what a backend needs, or this library does not
+ *         know a field that is set;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_LISTEN_FAILED.
  */
 HANDOFF_MUST_USE
@@ -300,7 +302,8 @@ handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCE
  * HANDOFF_ERR_TAKEN_BACK; nothing tells you before.
  *
  * Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
- * rejected.
+ * rejected. If you can serve no more for a while, reject with HANDOFF_REASON_BACKEND_BUSY. If you take
+ * nothing instead, the descriptor is readable again each millisecond.
  *
  * @param backend       the backend
  * @param[out] arrival  what arrived; its `fd` is -1

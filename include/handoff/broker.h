@@ -139,8 +139,9 @@ handoff_status handoff_broker_options_init(handoff_broker_options *options,
  * @param[out] broker  the broker; free it with handoff_broker_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL, the path cannot be a
  *         socket's, the `size` of the options or of their `policy` is wrong, a list of the policy
- *         is NULL but not empty, or `reconnect_min_ms` is more than `reconnect_max_ms`;
- *         HANDOFF_ERR_NO_MEMORY.
+ *         is NULL but not empty, `flags` has an unknown bit, or `reconnect_min_ms` is more than
+ *         `reconnect_max_ms`; HANDOFF_ERR_UNSUPPORTED if this library does not know a field that is
+ *         set; HANDOFF_ERR_NO_MEMORY.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_new(const char *path,
