@@ -52,9 +52,9 @@ typedef struct handoff_backend_options {
     /** Who may connect, or NULL for this process's effective user and root. Copied. */
     const handoff_peer_policy *policy;
     /**
-     * The most channels at once: 1 to 65535, default 64. Each keeps about 200 bytes of memory for
-     * each offer that may be in flight, and its place while you hold an arrival of it, also if its
-     * broker has gone.
+     * The most channels at once: 1 to 65535, default 64. Each takes about 200 bytes of memory for
+     * each offer that may be in flight. It counts until its broker has gone and you hold no arrival
+     * of it.
      */
     size_t max_channels;
     /** The most offers in flight on each channel: 1 to 4096, default 256. */
@@ -249,9 +249,9 @@ handoff_status handoff_backend_accept(handoff_backend *backend,
                                       handoff_arrival *arrival) HANDOFF_NOEXCEPT;
 
 /**
- * Ends a wait in handoff_backend_accept(). The call that waits returns HANDOFF_WOKEN. If none
- * waits, the next one returns it when it has returned what was received before, whatever is in the
- * socket; with a `wait_ms` of 0 it takes that, too, and returns HANDOFF_WOKEN when nothing is left.
+ * Ends a wait in handoff_backend_accept(). The call that waits returns HANDOFF_WOKEN. If none waits,
+ * later calls first return the arrivals that were received before. The next one returns
+ * HANDOFF_WOKEN, even if offers are in the socket. Calls with a `wait_ms` of 0 first take these, too.
  *
  * @param backend  the backend; nobody may free it meanwhile
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -296,10 +296,11 @@ HANDOFF_MUST_USE
 handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCEPT;
 
 /**
- * Takes the next arrival. Look at it, then adopt or reject it, now or later. The client waits
- * meanwhile, and the broker for no longer than its `timeout_ms`; if it has several backends, than
- * `attempt_timeout_ms`, which may count as a failure of this one. Then handoff_backend_adopt() returns
- * HANDOFF_ERR_TAKEN_BACK; nothing tells you before.
+ * Takes the next arrival. Look at it, then adopt or reject it, now or later. Meanwhile the client
+ * waits. The broker takes the offer back after its `timeout_ms`, or after `attempt_timeout_ms` if
+ * another of its backends can take it, and counts that as a failure of yours: see `max_failures` in
+ * handoff_broker_options. Then handoff_backend_adopt() returns HANDOFF_ERR_TAKEN_BACK; nothing tells
+ * you before.
  *
  * Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
  * rejected. If you can serve no more for a while, reject with HANDOFF_REASON_BACKEND_BUSY. If you take
@@ -317,11 +318,11 @@ handoff_status handoff_backend_next(handoff_backend *backend,
 /**
  * Adopts an arrival. After HANDOFF_OK this process alone owns the connection.
  *
- * If you adopt an arrival right after you took it, its verdict is sent by the handoff_backend_next()
- * that follows, with the verdicts on others of its packet, and at the latest by the one that returns
- * HANDOFF_NOTHING. So a client that you serve right away has its answer before the broker is woken. If
- * you adopt it later, the verdict is sent at once, or with those on the rest of its packet if you have
- * not decided on that. If you stop before HANDOFF_NOTHING,
+ * The verdicts on the arrivals of a packet are sent together, 64 at a time. If you adopt each right
+ * after you took it, they are sent by the handoff_backend_next() that follows the last of them, and at
+ * the latest by the one that returns HANDOFF_NOTHING. So a client that you serve right away has its
+ * answer before the broker is woken. If you adopt one later, its verdict is sent at once, or with
+ * theirs if you have still to take others of its packet. If you stop before HANDOFF_NOTHING,
  * handoff_backend_dispatch() sends it; where the broker may need it to offer more, the descriptor
  * becomes readable for that after 1 ms. To know of an adoption the broker need not wait for the verdict:
  * it also looks at the shared memory: 10 ms after the offer, or 100 ms if that is alone, and again when it
@@ -344,8 +345,8 @@ handoff_status handoff_backend_adopt(handoff_backend *backend,
 /**
  * Rejects an arrival. Its descriptor is closed, and the broker serves the client another way. If
  * its SO_LINGER, socket(7), has a time, that is turned off first for both copies, because close(2)
- * could wait. The same happens to every arrival that is not adopted. The verdict is sent with those on
- * the rest of its packet, as with handoff_backend_adopt().
+ * could wait. The same happens to every arrival that is not adopted. The verdict is sent at once, or,
+ * if you have still to take others of its packet, with theirs.
  *
  * @param backend  the backend
  * @param id       the arrival's id
@@ -353,9 +354,9 @@ handoff_status handoff_backend_adopt(handoff_backend *backend,
  *                 fits, but not HANDOFF_REASON_NONE. If the broker has several backends, the offer
  *                 goes to the next one after HANDOFF_REASON_BACKEND_BUSY, _BACKEND_UNAVAILABLE,
  *                 _DESCRIPTOR_PRESSURE, _ACK_TIMEOUT and _INTEGRITY_MISMATCH. Any other is final.
- * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held: after a wrong
- *         reason it still is;
- *         HANDOFF_ERR_WRONG_PROCESS.
+ *                 HANDOFF_REASON_ACK_TIMEOUT counts as a failure of this backend.
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held, or for a wrong
+ *         `reason`, after which it still is; HANDOFF_ERR_WRONG_PROCESS.
  */
 handoff_status handoff_backend_reject(handoff_backend *backend,
                                       uint64_t id,
@@ -369,7 +370,7 @@ handoff_status handoff_backend_reject(handoff_backend *backend,
  * statistics at 0, free the backend at once: the brokers take back what has not arrived, and
  * only then connect to the successor. What you adopted stays yours. A program without an event
  * loop calls handoff_backend_accept() with a `wait_ms` of 0 until it does not return HANDOFF_OK,
- * then handoff_backend_free(); with a negative one the call may now wait forever.
+ * then handoff_backend_free(). With a negative `wait_ms`, handoff_backend_accept() may now wait forever.
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.
@@ -401,7 +402,7 @@ typedef struct handoff_backend_statistics {
     /** Channels now. */
     uint64_t channels;
     /**
-     * Arrivals held now: neither adopted nor rejected. They count before next returns them, too.
+     * Arrivals held now: neither adopted nor rejected. Those that handoff_backend_next() has not returned yet count, too.
      */
     uint64_t held;
     /** The bytes of these arrivals. */

@@ -74,8 +74,8 @@ handoff_status handoff_broker_backend_init(handoff_broker_backend *backend,
  * An offer goes to the backend with the fewest offers in flight for its weight, among those that
  * can take it now. If that one is busy, draining or gone, or has not answered after
  * `attempt_timeout_ms`, the offer is taken back and goes to the next one: until one adopts it, each
- * has had it once, or the offer's timeout passes. Other rejections are about the client and final:
- * handoff_backend_reject() lists which are not. There is one verdict, about the last attempt.
+ * has had it once, or the offer's timeout passes. Rejections for other reasons are about the client and
+ * final: handoff_backend_reject() lists those that are not. There is one verdict, about the last attempt.
  *
  * @param broker   the broker
  * @param backend  the backend; read during the call only
@@ -134,7 +134,10 @@ size_t handoff_broker_room(handoff_broker *broker) HANDOFF_NOEXCEPT;
  */
 #define HANDOFF_BACKEND_DRAINING 3
 
-/** In `state`: it failed too often. It gets one trial offer at a time. */
+/**
+ * In `state`: it rests, because it failed too often or has no place left for what timed out. See
+ * `max_failures` in handoff_broker_options.
+ */
 #define HANDOFF_BACKEND_RESTING 4
 
 /** In `state`: there is no channel. `status` and `message` say why. */
@@ -180,8 +183,8 @@ typedef struct handoff_backend_state {
     uint64_t since_ms;
     /**
      * How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it does
-     * already; HANDOFF_NO_TIMEOUT: neither is planned, as at a backend that rests and has no place
-     * for an offer until it answers.
+     * already; HANDOFF_NO_TIMEOUT: neither is planned, as at a backend that rests and, when its trial
+     * is due, has no place for it until it answers.
      */
     uint64_t next_ms;
     /** Offers in flight at it. */

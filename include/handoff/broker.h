@@ -63,8 +63,10 @@ typedef struct handoff_broker_options {
      * HANDOFF_NO_LIMIT: it never rests. A failure is an offer that was sent and timed out, also after
      * `attempt_timeout_ms`. An adoption or a new channel ends the rest and resets the count. Meanwhile
      * one offer at a time is taken, as a trial: the first after 1 second, then after pauses of 2, 4, 8,
-     * 8 ... seconds, at most `failure_period_ms`. All other offers are refused. An offer that timed out
-     * keeps its place until the backend answers: while there is no place, there is no trial.
+     * 8 ... seconds, at most `failure_period_ms`. All other offers are refused. What timed out keeps its
+     * place until the backend answers: while there is no place, there is no trial. A backend that has
+     * no place left for that reason, and nothing in flight, rests before it has failed so often, until it
+     * answers.
      */
     size_t max_failures;
     /** How long a failure counts, in milliseconds: default 30000. */
@@ -242,8 +244,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         HANDOFF_ERR_FULL if the limit of offers in flight (with those taken back that the
  *         backend has not answered) or of queued bytes is reached, or too many verdicts are not
  *         taken; handoff_last_error() says which;
- *         HANDOFF_ERR_RATE_LIMITED if the backend failed too often and rests, see `max_failures`
- *         in handoff_broker_options;
+ *         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or what timed out has
+ *         taken all its places, see `max_failures` in handoff_broker_options;
  *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
  *         `correlation` is too long;
  *         HANDOFF_ERR_NOT_TLS with HANDOFF_OFFER_TLS, if the kernel does not do the TLS of `fd` in

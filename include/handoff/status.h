@@ -202,8 +202,8 @@ const char *handoff_reason_name(handoff_reason reason) HANDOFF_NOEXCEPT;
  * @return true if you need only serve the client another way; false for HANDOFF_OK, the positive
  *         statuses, unknown numbers and the errors for which handoff_status_reason() returns
  *         HANDOFF_REASON_NONE; and for HANDOFF_ERR_RECEIVE_FAILED and
- *         HANDOFF_ERR_TOKEN_NOT_PENDING, after which the backend may own the connection. False does not
- *         say that the connection is not yours: the call itself says whose it is.
+ *         HANDOFF_ERR_TOKEN_NOT_PENDING, after which the backend may own the connection. After
+ *         false the connection may still be yours: the description of the call says whose it is.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
@@ -426,7 +426,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_INTERNAL (-30)
 
 /**
- * The backend failed too often and rests: only one trial at a time is made, after pauses. See
+ * The backend rests: it failed too often, or what timed out has taken all its places. Only one trial at
+ * a time is made, after pauses. See
  * `max_failures` in handoff_broker_options. Serve the client another way.
  */
 #define HANDOFF_ERR_RATE_LIMITED (-32)

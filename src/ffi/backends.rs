@@ -68,8 +68,8 @@ pub extern "C" fn handoff_broker_backend_init(
 /// An offer goes to the backend with the fewest offers in flight for its weight, among those that
 /// can take it now. If that one is busy, draining or gone, or has not answered after
 /// `attempt_timeout_ms`, the offer is taken back and goes to the next one: until one adopts it, each
-/// has had it once, or the offer's timeout passes. Other rejections are about the client and final:
-/// handoff_backend_reject() lists which are not. There is one verdict, about the last attempt.
+/// has had it once, or the offer's timeout passes. Rejections for other reasons are about the client and
+/// final: handoff_backend_reject() lists those that are not. There is one verdict, about the last attempt.
 ///
 /// @param broker   the broker
 /// @param backend  the backend; read during the call only
@@ -158,7 +158,8 @@ pub const HANDOFF_BACKEND_READY: u32 = 2;
 /// In `state`: it takes no more offers, because it drains, or was removed or switched off. The
 /// channel stays for what is in flight.
 pub const HANDOFF_BACKEND_DRAINING: u32 = 3;
-/// In `state`: it failed too often. It gets one trial offer at a time.
+/// In `state`: it rests, because it failed too often or has no place left for what timed out. See
+/// `max_failures` in handoff_broker_options.
 pub const HANDOFF_BACKEND_RESTING: u32 = 4;
 /// In `state`: there is no channel. `status` and `message` say why.
 pub const HANDOFF_BACKEND_DOWN: u32 = 5;
@@ -194,8 +195,8 @@ pub struct handoff_backend_state {
     /// How long it has been in this state, in milliseconds.
     pub since_ms: u64,
     /// How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it does
-    /// already; HANDOFF_NO_TIMEOUT: neither is planned, as at a backend that rests and has no place
-    /// for an offer until it answers.
+    /// already; HANDOFF_NO_TIMEOUT: neither is planned, as at a backend that rests and, when its trial
+    /// is due, has no place for it until it answers.
     pub next_ms: u64,
     /// Offers in flight at it.
     pub in_flight: u64,

@@ -80,8 +80,8 @@ pub extern "C" fn handoff_reason_name(reason: handoff_reason) -> *const c_char {
 /// @return true if you need only serve the client another way; false for HANDOFF_OK, the positive
 ///         statuses, unknown numbers and the errors for which handoff_status_reason() returns
 ///         HANDOFF_REASON_NONE; and for HANDOFF_ERR_RECEIVE_FAILED and
-///         HANDOFF_ERR_TOKEN_NOT_PENDING, after which the backend may own the connection. False does not
-///         say that the connection is not yours: the call itself says whose it is.
+///         HANDOFF_ERR_TOKEN_NOT_PENDING, after which the backend may own the connection. After
+///         false the connection may still be yours: the description of the call says whose it is.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
