@@ -527,9 +527,10 @@ fn broker_that_only_waits_hears_of_an_adoption_that_the_backend_has_not_told_of(
     drop((adopted.1, connection));
     let mut end = [0; 1];
     assert_eq!((&adopted.0).read(&mut end).unwrap(), 0);
-    // The slot's token comes with the verdict, which is no second one.
+    // The slot's token comes with the verdict, which is no second one. If the clock ticked before the
+    // adoption, that was sent at once.
     let most = BrokerOptions::default().max_in_flight;
-    assert_eq!(pair.broker.room().unwrap(), most - 3);
+    assert!((most - 3..=most - 2).contains(&pair.broker.room().unwrap()));
     while pair.backend.next_arrival().is_some() {}
     pair.broker.dispatch().unwrap();
     assert!(pair.broker.next_verdict().is_none());
