@@ -287,7 +287,8 @@ static struct took queued_bytes_are_taken_back_at_close(size_t n)
 {
     set_up(n);
     offer_all(held_bytes / MAX_IN_FLIGHT, false, 0);
-    check(broker_statistics().queued_bytes >= n * (held_bytes / MAX_IN_FLIGHT));
+    /* Of long ones the first are sent at once, as many as the socket takes. */
+    check(broker_statistics().queued_bytes >= (n - n / 16) * (held_bytes / MAX_IN_FLIGHT));
     struct took begun = begin();
     check(handoff_broker_close(broker) == HANDOFF_OK);
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
