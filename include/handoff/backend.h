@@ -402,7 +402,8 @@ typedef struct handoff_backend_statistics {
     /** Channels now. */
     uint64_t channels;
     /**
-     * Arrivals held now: neither adopted nor rejected. Those that handoff_backend_next() has not returned yet count, too.
+     * Arrivals held now: neither adopted nor rejected. Those that handoff_backend_next() has not
+     * returned yet count, too.
      */
     uint64_t held;
     /** The bytes of these arrivals. */

@@ -517,7 +517,8 @@ pub struct handoff_backend_statistics {
     pub broken: u64,
     /// Channels now.
     pub channels: u64,
-    /// Arrivals held now: neither adopted nor rejected. Those that handoff_backend_next() has not returned yet count, too.
+    /// Arrivals held now: neither adopted nor rejected. Those that handoff_backend_next() has not
+    /// returned yet count, too.
     pub held: u64,
     /// The bytes of these arrivals.
     pub held_bytes: u64,
