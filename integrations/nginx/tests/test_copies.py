@@ -149,9 +149,11 @@ class Copies(Case):
 
         run(10, 5, one)
         wait_until(lambda: self.nginx.descriptors() == before, "as few descriptors as before")
-        self.assertEqual(
-            [line.split(" wait=")[0] for line in self.nginx.access()],
-            ["/small 000 outcome=fallback reason=rejected"] * 10)
+        lines = self.nginx.access()
+        self.assertEqual(len(lines), 10)
+        for line in lines:  # the shutdown, which looks like a client that left, races the verdict
+            self.assertRegex(
+                line, "^/small 000 outcome=fallback reason=(rejected|client gone) wait=")
 
 
 TWO_BACKENDS = """
