@@ -6,11 +6,11 @@ PROGRAMS is the directory of the built programs; results go to its subdirectory 
 over those of its last run, with tables and plots of all parts that have some. In each part the ways
 run in turns, REPETITIONS times; HANDOFFS and REQUESTS scale how many are measured at a time.
 """
-import itertools
 import json
 import os
 import pathlib
 import platform
+import random
 import resource
 import subprocess
 import sys
@@ -42,13 +42,12 @@ class Bench:
         self.alone = [key for key, way in self.ways.items() if way.alone]
 
     def in_turns(self, cases, repetitions, run):
-        """Runs each case `repetitions` times, each time with another one first. Returns
-        {case: [sample...]}."""
+        """Runs each case `repetitions` times, each time in another order: what one leaves behind must
+        not fall on the same one always. Returns {case: [sample...]}."""
         cases = list(cases)
         samples = {case: [] for case in cases}
         for repetition in range(REPETITIONS or repetitions):
-            first = repetition % len(cases)
-            for case in cases[first:] + cases[:first]:
+            for case in random.Random(repetition).sample(cases, len(cases)):
                 samples[case].append(run(case))
         return samples
 
@@ -70,12 +69,18 @@ class Bench:
             result[case] = {key: costs(of) for key, of in samples.items()}
         return result
 
+    def serve_once(self, key, concurrency, requests):
+        way = self.ways[key]
+        requests = int(requests * way.pace)
+        return run_serve(self.programs, way, concurrency, requests, requests // 10)
+
     def serve(self):
         """Real clients, so many at a time."""
         result = {}
-        for concurrency, repetitions in (("1", 8), ("16", 12), ("256", 12)):
-            samples = self.in_turns(self.serving, repetitions, lambda key: run_serve(
-                self.programs, self.ways[key], int(concurrency), REQUESTS, REQUESTS // 10))
+        for concurrency, repetitions, requests in (
+                ("1", 8, REQUESTS), ("16", 15, 4 * REQUESTS), ("256", 15, 4 * REQUESTS)):
+            samples = self.in_turns(self.serving, repetitions, lambda key: self.serve_once(
+                key, int(concurrency), requests))
             result[concurrency] = {
                 key: {**costs(of), "noise": noise(of),
                       "quantiles": [quantile(of, part) for part in (0.5, 0.99, 0.999)]}
@@ -203,14 +208,13 @@ def quantile(samples, part):
 
 def noise(samples):
     """How far p99 of two runs of the same program is apart: the repetitions are divided into two
-    halves in every way, and the larger p99 of two halves is divided by the smaller. The median of
-    these quotients; 1 if there is only one repetition."""
-    numbers, quotients = range(len(samples)), []
-    for half in itertools.combinations(numbers, len(samples) // 2):
-        if half and (0 in half or len(samples) % 2 == 1):  # each division once
-            halves = [[samples[i] for i in half], [samples[i] for i in numbers if i not in half]]
-            smaller, larger = sorted(quantile(of, 0.99) for of in halves)
-            quotients.append(larger / smaller)
+    halves at random, a hundred times, and the larger p99 of two halves is divided by the smaller. The
+    median of these quotients; 1 if there is only one repetition."""
+    middle, quotients = len(samples) // 2, []
+    for division in range(100 if middle else 0):
+        order = random.Random(division).sample(samples, len(samples))
+        smaller, larger = sorted(quantile(of, 0.99) for of in (order[:middle], order[middle:]))
+        quotients.append(larger / smaller)
     return round(median(quotients or [1]), 3)
 
 

@@ -81,7 +81,7 @@ use crate::peer::Credentials;
 use crate::reason::Reason;
 use crate::support;
 use crate::sys::arrived::Arrived;
-use crate::sys::event::{Event, Events, Wait};
+use crate::sys::event::{Event, Happened, Wait};
 use crate::sys::{SocketKind, packet};
 use crate::wire::{Refusal, Rejection};
 
@@ -266,18 +266,16 @@ impl Backend {
         // Before a wait: verdicts of a batch that the caller has left.
         self.flush();
         self.receive_last();
-        let mut now = None;
-        let handled = self.handle_events(wait, &mut now);
-        let now = now.unwrap_or_else(Instant::now);
-        // If one of these fails, the others are done nevertheless.
-        let resumed = self.resume_accepting(now);
-        let expired = self.expire_hellos(now);
-        let watched = self.watch_again(now);
-        // After a wait, as that is: a timer that fired before would not be set again.
+        let handled = self.handle_events(wait);
+        // After the wait: what was due before and is not done is asked for again. If one of these fails,
+        // the others are done nevertheless.
+        let resumed = self.resume_accepting();
+        let expired = self.expire_hellos();
+        let watched = self.watch_again();
         self.try_again();
         self.flush();
         if self.is_unheard {
-            self.handle.wake_at(now, now)?;
+            self.wake_now()?;
         }
         handled.and(resumed).and(expired).and(watched)?;
         self.handle.done();
@@ -288,31 +286,27 @@ impl Backend {
         Ok(())
     }
 
-    /// Receives what is there, and says what time it is. Each channel has its turn once, so that the
-    /// work of one dispatch is bounded.
-    fn handle_events(
-        &mut self,
-        mut wait: Wait,
-        at: &mut Option<Instant>,
-    ) -> Result<(), BackendError> {
+    /// Makes the descriptor readable.
+    fn wake_now(&mut self) -> Result<(), HandleError> {
+        let now = Instant::now();
+        self.handle.wake_at(now, now)
+    }
+
+    /// Receives what is there. Each channel has its turn once, so that the work of one dispatch is
+    /// bounded.
+    fn handle_events(&mut self, mut wait: Wait) -> Result<(), BackendError> {
         for round in 0.. {
             let Some(events) = self.handle.events() else { break };
-            let mut ready = [None; Events::ROOM];
-            let mut count = 0;
-            let taken = events.take(wait, |event| {
-                ready[count] = Some(event);
-                count += 1;
-            });
+            let mut happened = Happened::new();
+            let taken = events.take(wait, &mut happened);
             let taken = taken.map_err(HandleError::system("wait for events"))?;
-            let mut more = taken == Events::ROOM;
+            let mut more = taken == Happened::ROOM;
             wait = Wait::No;
-            let now = Instant::now();
-            *at = Some(now);
-            for &Event { key, readable, writable, ended } in ready[..count].iter().flatten() {
+            for Event { key, readable, writable, ended } in happened.events() {
                 if key == LISTENER {
                     // They may have said hello already, and there may be others.
                     more |= !self.accepting.is_done();
-                    self.accept_brokers(now);
+                    self.accept_brokers();
                     continue;
                 }
                 let index = key as usize;
@@ -327,11 +321,11 @@ impl Backend {
                 }
             }
             // Events come in turn, epoll(7), and with these rounds each channel's has.
-            let rounds = 2 + self.channels.len() / Events::ROOM;
+            let rounds = 2 + self.channels.len() / Happened::ROOM;
             let stop = !more || round >= rounds;
             if stop && (more || self.accepting.is_done()) {
                 // No edge would tell that there is more.
-                self.handle.wake_at(now, now)?;
+                self.wake_now()?;
             }
             if stop {
                 break;

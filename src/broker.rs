@@ -84,7 +84,7 @@ use crate::handle::{Handle, HandleError, MAX_ROUNDS, REST_PAUSE, Waker};
 use crate::kind::ErrorKind;
 use crate::memory;
 use crate::reason::Reason;
-use crate::sys::event::{Event, Events, Wait};
+use crate::sys::event::{Event, Happened, Wait};
 use crate::sys::{self, packet};
 use crate::tls;
 use crate::wire::{
@@ -524,19 +524,14 @@ impl Broker {
             if only_packets {
                 more = self.receive(0, true, now);
             } else {
-                let mut happened = [None; Events::ROOM];
-                let mut places = happened.iter_mut();
-                let taken = events.take(wait, |event| {
-                    if let Some(place) = places.next() {
-                        *place = Some(event);
-                    }
-                });
+                let mut happened = Happened::new();
+                let taken = events.take(wait, &mut happened);
                 let taken = taken.map_err(HandleError::system("wait for events"))?;
-                more |= taken == Events::ROOM;
+                more |= taken == Happened::ROOM;
                 wait = Wait::No;
                 now = Instant::now();
                 let due = events.is_due(now);
-                for event in happened.iter().map_while(|event| *event) {
+                for event in happened.events() {
                     more |= self.handle_event(event, now);
                 }
                 if due {

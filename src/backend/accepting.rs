@@ -182,7 +182,8 @@ fn is_of_connection(error: &io::Error) -> bool {
 }
 
 impl Backend {
-    pub(super) fn accept_brokers(&mut self, now: Instant) {
+    pub(super) fn accept_brokers(&mut self) {
+        let now = Instant::now();
         loop {
             match self.accepting.accept() {
                 Ok(Some(descriptor)) => self.admit(descriptor, now),
@@ -297,11 +298,11 @@ impl Backend {
     }
 
     /// Accepts brokers again after a pause; if the system refuses that, after another one.
-    pub(super) fn resume_accepting(&mut self, now: Instant) -> Result<(), BackendError> {
+    pub(super) fn resume_accepting(&mut self) -> Result<(), BackendError> {
         let Accepting { listener, resume_at, .. } = &mut self.accepting;
         let (Some(until), Some(listener)) = (*resume_at, listener) else { return Ok(()) };
         let Some(events) = self.handle.events() else { return Ok(()) };
-        let mut until = until;
+        let (mut until, now) = (until, Instant::now());
         if until <= now {
             let Err(error) = events.pause(listener.as_fd(), LISTENER, false) else {
                 *resume_at = None;
@@ -315,7 +316,11 @@ impl Backend {
     }
 
     /// Ends channels whose broker has not said hello in time.
-    pub(super) fn expire_hellos(&mut self, now: Instant) -> Result<(), BackendError> {
+    pub(super) fn expire_hellos(&mut self) -> Result<(), BackendError> {
+        if self.accepting.greetings.is_empty() {
+            return Ok(());
+        }
+        let now = Instant::now();
         while let Some(&(hello_by, index)) = self.accepting.greetings.front() {
             let awaited = self.channels[index].hello_by() == Some(hello_by);
             if awaited && hello_by > now {

@@ -81,8 +81,7 @@ impl Backend {
                 // In the next dispatch: until then the caller may read the bytes of what it has adopted,
                 // in slots that the broker may have used again.
                 self.is_unheard = true;
-                let now = Instant::now();
-                let _ = self.handle.wake_at(now, now);
+                let _ = self.wake_now();
             }
             Ok(()) => {}
         }
@@ -114,11 +113,12 @@ impl Backend {
 
     /// Watches again what the system was short of memory to receive. Called after a wait, so that it is
     /// told of in the next one.
-    pub(super) fn watch_again(&mut self, now: Instant) -> Result<(), BackendError> {
+    pub(super) fn watch_again(&mut self) -> Result<(), BackendError> {
         if !std::mem::take(&mut self.is_unreceived) {
             return Ok(());
         }
         let Some(events) = self.handle.events() else { return Ok(()) };
+        let now = Instant::now();
         for (index, channel) in self.channels.iter_mut().enumerate() {
             channel.watch_again(index as u64, events, now);
         }

@@ -1,6 +1,7 @@
 //! What makes one descriptor of many: epoll(7), timerfd_create(2), eventfd(2).
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -20,6 +21,42 @@ pub(crate) struct Event {
     pub readable: bool,
     /// It is an end or an error. What of that comes later is an event of its own.
     pub ended: bool,
+}
+
+/// Room for what has happened.
+pub(crate) struct Happened {
+    events: [MaybeUninit<libc::epoll_event>; Happened::ROOM],
+    /// So many of them are written.
+    count: usize,
+}
+
+impl Happened {
+    /// The most that is taken at once.
+    pub(crate) const ROOM: usize = 64;
+
+    pub(crate) fn new() -> Happened {
+        Happened { events: [const { MaybeUninit::uninit() }; Happened::ROOM], count: 0 }
+    }
+
+    fn all(&self) -> impl Iterator<Item = libc::epoll_event> {
+        // SAFETY: epoll_wait(2) has written so many.
+        self.events[..self.count].iter().map(|event| unsafe { event.assume_init() })
+    }
+
+    /// What has happened to the descriptors that were added.
+    pub(crate) fn events(&self) -> impl Iterator<Item = Event> {
+        // An edge is told once, and need not be read.
+        let added = self.all().filter(|event| event.u64 <= HIGHEST_KEY);
+        added.map(|event| {
+            let (key, flags) = (event.u64, event.events as i32);
+            Event {
+                key,
+                writable: flags & libc::EPOLLOUT != 0,
+                readable: flags & !libc::EPOLLOUT != 0,
+                ended: flags & !(libc::EPOLLIN | libc::EPOLLOUT) != 0,
+            }
+        })
+    }
 }
 
 /// How long to wait for something to happen.
@@ -234,14 +271,11 @@ impl Events {
         Ok(())
     }
 
-    /// The most events that are taken at once.
-    pub(crate) const ROOM: usize = 64;
-
     /// Says what has happened, but for the timer. Returns how many things have: there may be more if
-    /// it is [`ROOM`](Events::ROOM). A timer that fired stays readable until it is set anew or
+    /// it is [`Happened::ROOM`]. A timer that fired stays readable until it is set anew or
     /// [`done`](Events::done) is called: if what was due cannot be done, it stays due.
-    pub(crate) fn take(&mut self, wait: Wait, mut each: impl FnMut(Event)) -> io::Result<usize> {
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; Events::ROOM];
+    pub(crate) fn take(&mut self, wait: Wait, happened: &mut Happened) -> io::Result<usize> {
+        happened.count = 0;
         // Before looking: of a timer that fires later than that, the count still tells.
         let fired = self.alarm.fired.load(Ordering::SeqCst);
         let spin_until = match wait {
@@ -250,12 +284,12 @@ impl Events {
             Wait::Until(deadline) => Some(deadline.min(Instant::now() + self.spin)),
             Wait::Spin | Wait::Forever => Some(Instant::now() + self.spin),
         };
-        // SAFETY: the pointer and the count describe `events`.
+        // SAFETY: the pointer and the count describe the events of `happened`.
         let mut look = |timeout| unsafe {
-            let (events, room) = (events.as_mut_ptr(), events.len() as i32);
+            let (events, room) = (happened.events.as_mut_ptr().cast(), Happened::ROOM as i32);
             libc::epoll_wait(self.epoll.as_raw_fd(), events, room, timeout) as isize
         };
-        let count = retry(|| {
+        happened.count = retry(|| {
             while spin_until.is_some_and(|until| Instant::now() < until) {
                 match look(0) {
                     0 => std::hint::spin_loop(),
@@ -271,20 +305,10 @@ impl Events {
             };
             look(timeout)
         })?;
-        for event in &events[..count] {
-            let (key, flags) = (event.u64, event.events as i32);
-            if key == EDGE {
-                // It is told once, and need not be read.
-            } else if key == TIMER {
-                (self.armed, self.fired, self.seen) = (None, true, fired);
-            } else {
-                let writable = flags & libc::EPOLLOUT != 0;
-                let readable = flags & !libc::EPOLLOUT != 0;
-                let ended = flags & !(libc::EPOLLIN | libc::EPOLLOUT) != 0;
-                each(Event { key, writable, readable, ended });
-            }
+        if happened.all().any(|event| event.u64 == TIMER) {
+            (self.armed, self.fired, self.seen) = (None, true, fired);
         }
-        Ok(count)
+        Ok(happened.count)
     }
 
     /// What was due is done: a timer that fired is not readable any more.
@@ -303,7 +327,9 @@ impl Events {
     }
 
     /// Makes sure that the descriptor is readable at `when`, or before. A timer that is set for
-    /// earlier stays: firing for nothing costs less than setting it for every offer.
+    /// earlier stays: firing for nothing costs less than setting it for every offer. It keeps one time
+    /// only, so that what is not due yet when [`take`](Events::take) finds it fired is asked for again
+    /// after that.
     pub(crate) fn wake_at(&mut self, when: Instant, now: Instant) -> io::Result<()> {
         if self.armed.is_some_and(|armed| armed <= when) {
             return Ok(());
@@ -386,11 +412,14 @@ mod tests {
         let mut events = Events::new(&Arc::default()).unwrap();
         let now = Instant::now();
         events.wake_at(now + Duration::from_secs(3600), now).unwrap();
-        assert_eq!(events.take(Wait::No, |_| {}).unwrap(), 0);
+        assert_eq!(events.take(Wait::No, &mut Happened::new()).unwrap(), 0);
         events.wake_at(now, now).unwrap();
-        assert_eq!(events.take(Wait::Until(now + Duration::from_secs(60)), |_| {}).unwrap(), 1);
+        assert_eq!(
+            events.take(Wait::Until(now + Duration::from_secs(60)), &mut Happened::new()).unwrap(),
+            1
+        );
         events.done();
-        assert_eq!(events.take(Wait::Until(now), |_| {}).unwrap(), 0);
+        assert_eq!(events.take(Wait::Until(now), &mut Happened::new()).unwrap(), 0);
     }
 
     #[test]
@@ -401,7 +430,7 @@ mod tests {
             events.wake_at(now, now).unwrap();
             for _ in 0..2 {
                 let wait = Wait::Until(now + Duration::from_secs(60));
-                assert_eq!(events.take(wait, |_| {}).unwrap(), 1);
+                assert_eq!(events.take(wait, &mut Happened::new()).unwrap(), 1);
                 assert!(events.is_due(now) && !events.is_armed());
             }
             if set_anew {
@@ -409,7 +438,7 @@ mod tests {
             }
             events.done();
             assert!(!events.is_due(now));
-            assert_eq!(events.take(Wait::No, |_| {}).unwrap(), 0);
+            assert_eq!(events.take(Wait::No, &mut Happened::new()).unwrap(), 0);
         }
     }
 
@@ -421,9 +450,15 @@ mod tests {
         // Fired or not yet.
         events.cancel();
         assert!(!events.is_armed());
-        assert_eq!(events.take(Wait::Until(now + Duration::from_millis(5)), |_| {}).unwrap(), 0);
+        assert_eq!(
+            events.take(Wait::Until(now + Duration::from_millis(5)), &mut Happened::new()).unwrap(),
+            0
+        );
         events.wake_at(now, now).unwrap();
-        assert_eq!(events.take(Wait::Until(now + Duration::from_secs(60)), |_| {}).unwrap(), 1);
+        assert_eq!(
+            events.take(Wait::Until(now + Duration::from_secs(60)), &mut Happened::new()).unwrap(),
+            1
+        );
     }
 
     #[test]
@@ -432,7 +467,7 @@ mod tests {
         // Before there is anything to fire.
         alarm.ring();
         let mut events = Events::new(&alarm).unwrap();
-        assert_eq!(events.take(Wait::Forever, |_| {}).unwrap(), 0);
+        assert_eq!(events.take(Wait::Forever, &mut Happened::new()).unwrap(), 0);
         assert!(alarm.stop() && !alarm.stop());
 
         let other = Arc::clone(&alarm);
@@ -440,7 +475,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(20));
             other.ring();
         });
-        assert_eq!(events.take(Wait::Forever, |_| {}).unwrap(), 1);
+        assert_eq!(events.take(Wait::Forever, &mut Happened::new()).unwrap(), 1);
         assert!(alarm.stop());
         thread.join().unwrap();
     }

@@ -196,22 +196,27 @@ pub(crate) fn peer_family(socket: BorrowedFd<'_>) -> Option<libc::c_int> {
 /// Each is asked whether it is a TCP socket, and then one poll(2) asks all that are. Only sockets
 /// are polled: poll(2) of another file can wait for whoever serves that file.
 pub(crate) fn connected_over_tcp(descriptors: &[Arrived]) -> [bool; MAX_DESCRIPTORS] {
-    let mut polls = [libc::pollfd { fd: -1, events: libc::POLLOUT, revents: 0 }; MAX_DESCRIPTORS];
+    // Only the first are written: setting all of them would take longer than asking about a few.
+    let mut polls = [const { mem::MaybeUninit::<libc::pollfd>::uninit() }; MAX_DESCRIPTORS];
     let mut connected = [false; MAX_DESCRIPTORS];
-    let mut count = 0;
-    for (index, descriptor) in descriptors.iter().take(MAX_DESCRIPTORS).enumerate() {
-        if is_tcp(descriptor.as_fd()) {
-            polls[index].fd = descriptor.as_fd().as_raw_fd();
-            count = index + 1;
-        }
+    let mut found = false;
+    for (poll, descriptor) in polls.iter_mut().zip(descriptors) {
+        let descriptor = descriptor.as_fd();
+        let tcp = is_tcp(descriptor);
+        found |= tcp;
+        let fd = if tcp { descriptor.as_raw_fd() } else { -1 };
+        poll.write(libc::pollfd { fd, events: libc::POLLOUT, revents: 0 });
     }
-    if count == 0 {
+    if !found {
         return connected;
     }
-    // SAFETY: the pointer and the count describe the first of `polls`; those of -1 are left out.
-    // After an error, what it says of each is as it was: nothing.
+    let count = descriptors.len().min(MAX_DESCRIPTORS);
+    // SAFETY: so many of `polls` were written above.
+    let polls = unsafe { slice::from_raw_parts_mut(polls.as_mut_ptr().cast(), count) };
+    // SAFETY: the pointer and the count describe `polls`; those of -1 are left out. After an error,
+    // what it says of each is as it was: nothing.
     unsafe { libc::poll(polls.as_mut_ptr(), count as libc::nfds_t, 0) };
-    for (connected, poll) in connected.iter_mut().zip(&polls[..count]) {
+    for (connected, poll) in connected.iter_mut().zip(polls) {
         *connected = poll.revents == libc::POLLOUT;
     }
     connected
