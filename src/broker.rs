@@ -80,7 +80,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::claim::{self, Lost};
-use crate::handle::{Handle, HandleError, MAX_ROUNDS, REST_PAUSE, Waker};
+use crate::handle::{Handle, HandleError, MAX_ROUNDS, Waker};
 use crate::kind::ErrorKind;
 use crate::memory;
 use crate::reason::Reason;
@@ -493,7 +493,13 @@ impl Broker {
             self.flush()?;
         }
         self.dispatch_after(if spins { Wait::Spin } else { Wait::No })?;
-        if left > 0 { self.tell_of_rest(Duration::ZERO) } else { Ok(()) }
+        if left > 0 {
+            // The caller does stop.
+            let now = Instant::now();
+            self.rest_told = true;
+            self.handle.wake_at(now, now)?;
+        }
+        Ok(())
     }
 
     /// Whether any offer is in flight.
@@ -501,11 +507,11 @@ impl Broker {
         self.members.iter().any(|member| member.in_flight() > 0)
     }
 
-    /// Makes the descriptor readable for the verdicts that wait.
-    fn tell_of_rest(&mut self, pause: Duration) -> Result<(), BrokerError> {
-        let now = Instant::now();
+    /// Makes the descriptor readable for the verdicts that wait, should the caller stop here. If no timer
+    /// can be set, something else wakes it.
+    fn tell_of_rest(&mut self) {
         self.rest_told = true;
-        Ok(self.handle.wake_at(now + pause, now)?)
+        let _ = self.handle.wake_for_rest(Instant::now());
     }
 
     /// Waits until something is due, and does it.
@@ -605,8 +611,7 @@ impl Broker {
         }
         let verdict = self.outcomes.verdicts.pop_front()?;
         if !self.outcomes.verdicts.is_empty() && !self.rest_told {
-            // If no timer can be set, something else wakes the caller.
-            let _ = self.tell_of_rest(REST_PAUSE);
+            self.tell_of_rest();
         }
         Some(verdict)
     }

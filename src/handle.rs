@@ -23,8 +23,8 @@ pub(crate) const MAX_ROUNDS: usize = 64;
 /// How long a peer may take to say its first word.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// When a caller is woken for what it has not taken, the first time that it stops before the end.
-/// Nobody knows whether it will stop, and most do not: a timer for nothing in a millisecond costs
-/// less than one in each batch.
+/// Nobody knows whether it will stop, and most do not: a timer that is put off now and then costs less
+/// than one in each batch.
 pub(crate) const REST_PAUSE: Duration = Duration::from_millis(1);
 /// When to send again what the system was short of memory for. poll(2) would say at once that there
 /// is room.
@@ -231,11 +231,14 @@ impl Handle {
 
     /// Makes sure that the descriptor is readable at `when`, or before.
     pub(crate) fn wake_at(&mut self, when: Instant, now: Instant) -> Result<(), HandleError> {
-        match &mut self.opened {
-            Some(opened) => {
-                opened.events.wake_at(when, now).map_err(HandleError::system("set a timer"))
-            }
-            None => Ok(()),
-        }
+        let Some(events) = self.events() else { return Ok(()) };
+        events.wake_at(when, now).map_err(HandleError::system("set a timer"))
+    }
+
+    /// Makes sure that the descriptor is readable after [`REST_PAUSE`], or before, should the caller stop
+    /// before it has taken all.
+    pub(crate) fn wake_for_rest(&mut self, now: Instant) -> Result<(), HandleError> {
+        let Some(events) = self.events() else { return Ok(()) };
+        events.wake_after(REST_PAUSE, now).map_err(HandleError::system("set a timer"))
     }
 }

@@ -29,7 +29,7 @@ pub(super) struct Batch {
 enum VerdictTimer {
     /// Not set since the last dispatch.
     Unset,
-    /// It will fire, perhaps for nothing: that costs less than setting it for every batch.
+    /// It is put off while batches come, which costs less than setting it for each of them.
     Set,
     /// It is cancelled at the end of the batch: batches are so rare that it would always fire for
     /// nothing, and nothing else needs the timer.
@@ -72,7 +72,7 @@ impl Batch {
         let now = Instant::now();
         let seldom = self.timer_set_at.is_none_or(|last| last + BATCH_PAUSE < now);
         let alone = !events.is_armed();
-        if events.wake_at(now + BATCH_PAUSE, now).is_err() {
+        if events.wake_after(BATCH_PAUSE, now).is_err() {
             return false;
         }
         let until_the_end = seldom && alone;

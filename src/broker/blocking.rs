@@ -6,7 +6,6 @@ use super::kept::NOT_KEPT;
 use super::member::Member;
 use super::options::MAX_TIMEOUT;
 use super::{Broker, BrokerError, Offer, Verdict};
-use crate::handle::REST_PAUSE;
 use crate::reason::Reason;
 use crate::sys::event::Wait;
 
@@ -31,9 +30,8 @@ impl Broker {
             self.take_verdict(id, &mut seen).ok_or(error)
         });
         if !self.outcomes.verdicts.is_empty() {
-            // Those of other offers, of which nothing else would tell the caller's loop. If no timer
-            // can be set, something else wakes it.
-            let _ = self.tell_of_rest(REST_PAUSE);
+            // Those of other offers, of which nothing else would tell the caller's loop.
+            self.tell_of_rest();
         }
         self.tell_of_room(Instant::now());
         verdict

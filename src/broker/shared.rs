@@ -259,11 +259,13 @@ impl Desk for Broker {
     }
 
     fn after_wait(&mut self) {
+        let now = Instant::now();
         if !self.outcomes.verdicts.is_empty() && !self.rest_told {
-            // If no timer can be set, something else wakes them.
-            let _ = self.tell_of_rest(REST_PAUSE);
+            self.rest_told = true;
+            // Not put off: those who go on are others. If no timer can be set, something else wakes them.
+            let _ = self.handle.wake_at(now + REST_PAUSE, now);
         }
-        self.tell_of_room(Instant::now());
+        self.tell_of_room(now);
     }
 
     fn take_verdict(

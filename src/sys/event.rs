@@ -86,6 +86,9 @@ pub(crate) struct Events {
     alarm: Arc<Alarm>,
     /// When the timer will fire, if it will.
     armed: Option<Instant>,
+    /// It is put off while the caller goes on, but not beyond the second time.
+    may_wait: bool,
+    not_after: Option<Instant>,
     /// The timer could not be set when it was last to be.
     missed: bool,
     /// It has fired, and is readable still.
@@ -188,6 +191,8 @@ impl Events {
             edge: None,
             alarm: Arc::clone(alarm),
             armed: None,
+            may_wait: false,
+            not_after: None,
             missed: false,
             fired: false,
             seen,
@@ -307,6 +312,7 @@ impl Events {
         })?;
         if happened.all().any(|event| event.u64 == TIMER) {
             (self.armed, self.fired, self.seen) = (None, true, fired);
+            (self.may_wait, self.not_after) = (false, None);
         }
         Ok(happened.count)
     }
@@ -332,14 +338,48 @@ impl Events {
     /// after that.
     pub(crate) fn wake_at(&mut self, when: Instant, now: Instant) -> io::Result<()> {
         if self.armed.is_some_and(|armed| armed <= when) {
+            if self.may_wait {
+                self.not_after = Some(self.not_after.map_or(when, |before| before.min(when)));
+            }
             return Ok(());
         }
+        self.arm(when, now)?;
+        (self.may_wait, self.not_after) = (false, None);
+        Ok(())
+    }
+
+    /// Makes sure that the descriptor is readable after `pause`, or before, for a caller who may stop. If
+    /// it goes on the timer is put off, now and then, and does not fire for nothing.
+    pub(crate) fn wake_after(&mut self, pause: Duration, now: Instant) -> io::Result<()> {
+        let when = now + pause;
+        let (when, not_after) = match self.armed {
+            Some(armed) if self.may_wait => {
+                if armed > now + pause / 2 {
+                    return Ok(());
+                }
+                let when = self.not_after.map_or(when, |not_after| not_after.min(when));
+                (when, self.not_after)
+            }
+            Some(armed) if armed <= when => return Ok(()),
+            armed => (when, armed),
+        };
+        self.arm(when, now)?;
+        self.may_wait = not_after.is_none_or(|not_after| when < not_after);
+        self.not_after = not_after;
+        Ok(())
+    }
+
+    fn arm(&mut self, when: Instant, now: Instant) -> io::Result<()> {
         // Zero would disarm it.
         let left = when.saturating_duration_since(now).max(Duration::from_nanos(1));
         self.missed = true;
         self.set_timer(left)?;
         self.missed = false;
         (self.armed, self.fired) = (Some(when), false);
+        if self.alarm.fired.load(Ordering::SeqCst) != self.seen {
+            // Others fired it, which that has undone.
+            self.set_timer(Duration::from_nanos(1))?;
+        }
         Ok(())
     }
 
@@ -370,6 +410,7 @@ impl Events {
         // If it could not be, it would fire for nothing.
         if self.set_timer(Duration::ZERO).is_ok() {
             (self.armed, self.fired) = (None, false);
+            (self.may_wait, self.not_after) = (false, None);
         }
     }
 }
@@ -439,6 +480,70 @@ mod tests {
             events.done();
             assert!(!events.is_due(now));
             assert_eq!(events.take(Wait::No, &mut Happened::new()).unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn timer_for_a_caller_who_may_stop_is_put_off_while_it_goes_on() {
+        let mut events = Events::new(&Arc::default()).unwrap();
+        let (start, pause) = (Instant::now(), Duration::from_millis(200));
+        let is_readable = |events: &Events, until: Instant| {
+            let mut poll = libc::pollfd {
+                fd: events.descriptor().as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // SAFETY: the pointer is to one pollfd.
+            let count =
+                unsafe { libc::poll(&raw mut poll, 1, poll_timeout(until, Instant::now())) };
+            count == 1
+        };
+        // What needs it later puts a limit to that, whether it asks before or after.
+        let limits = [None, Some((3600, 2)), Some((2, 3600))];
+        for limit in limits {
+            let start = if limit.is_none() { start } else { Instant::now() };
+            if let Some((before, _)) = limit {
+                events.wake_at(start + before * pause, start).unwrap();
+            }
+            events.wake_after(pause, start).unwrap();
+            if let Some((_, after)) = limit {
+                events.wake_at(start + after * pause, start).unwrap();
+            }
+            let mut quiet = start;
+            while quiet < start + pause * 3 / 2 {
+                quiet += pause / 8;
+                assert!(!is_readable(&events, quiet));
+                events.wake_after(pause, Instant::now()).unwrap();
+            }
+            // It stops.
+            let end = Instant::now() + 2 * pause;
+            assert!(is_readable(&events, end));
+            let fired = Instant::now() - start;
+            assert!(fired >= 2 * pause - pause / 8);
+            assert!(limit.is_none() || fired < pause * 9 / 4, "{fired:?}");
+            assert_eq!(events.take(Wait::No, &mut Happened::new()).unwrap(), 1);
+            events.done();
+        }
+    }
+
+    #[test]
+    fn timer_that_others_fired_is_not_set_for_later() {
+        let alarm = Arc::new(Alarm::default());
+        let mut events = Events::new(&alarm).unwrap();
+        for put_off in [false, true] {
+            alarm.fire();
+            let now = Instant::now();
+            let hour = Duration::from_secs(3600);
+            let set = if put_off {
+                events.wake_after(hour, now)
+            } else {
+                events.wake_at(now + hour, now)
+            };
+            set.unwrap();
+            let wait = Wait::Until(now + Duration::from_secs(60));
+            assert_eq!(events.take(wait, &mut Happened::new()).unwrap(), 1);
+            events.done();
+            assert!(!events.is_due(Instant::now()));
         }
     }
 
