@@ -261,7 +261,7 @@ impl Backend {
         self.batch.dispatched();
         self.accepting.dispatched();
         self.is_behind = false;
-        self.open_kept();
+        self.open_all_kept();
         self.clear_up();
         // Before a wait: verdicts of a batch that the caller has left.
         self.flush();
@@ -379,10 +379,14 @@ impl Backend {
         None
     }
 
-    /// The next place with an arrival, also of the packet that is kept.
+    /// The next place with an arrival, also of the packets that are kept.
     fn next_waiting(&mut self) -> Option<Place> {
-        let place = self.arrivals.next_waiting();
-        if place.is_none() && self.open_kept() { self.arrivals.next_waiting() } else { place }
+        loop {
+            let place = self.arrivals.next_waiting();
+            if place.is_some() || !self.open_kept() {
+                return place;
+            }
+        }
     }
 
     fn view(&self, place: Place) -> Arrival<'_> {
@@ -603,8 +607,9 @@ mod tests {
     #[test]
     fn packet_that_was_not_looked_at_goes_with_a_channel_that_its_broker_broke() {
         let mut both = both();
-        both.offer(b"taken");
-        both.offer(b"in the next packet");
+        for preread in [&b"taken"[..], b"in the next packet", b"in the one after that"] {
+            both.offer(preread);
+        }
         both.backend.dispatch().unwrap();
         let taken = both.backend.next_place().unwrap();
         both.backend.end(taken.channel, End::Broken);

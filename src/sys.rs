@@ -264,7 +264,7 @@ pub(crate) fn send_with_descriptor(
 }
 
 /// What one recvmsg(2) brought.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Received {
     /// Bytes written to the buffer; 0 is the end of the stream.
     pub len: usize,

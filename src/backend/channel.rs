@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::arrivals::Arrivals;
-use super::inbox::Inbox;
+use super::inbox::{Inbox, Packet};
 use super::slots::{MANY_VERDICTS, Slots};
 use crate::claim::{self, ClaimTable, ability};
 use crate::handle::MEMORY_PAUSE;
@@ -213,6 +213,9 @@ impl Channel {
                 if may_wait && kept.keep(index, received, packet, descriptors) {
                     continue;
                 }
+                while let Some((_, before)) = kept.take() {
+                    self.take_kept(index, before, arrivals)?;
+                }
                 self.take_packet(index, &received, packet, descriptors, arrivals)?;
                 many = arrivals.statistics.arrived - before >= MANY_VERDICTS as u64;
             }
@@ -223,8 +226,21 @@ impl Channel {
         Ok(false)
     }
 
+    /// Looks at a packet that was kept.
+    pub(super) fn take_kept(
+        &mut self,
+        index: usize,
+        kept: &mut Packet,
+        arrivals: &mut Arrivals,
+    ) -> Result<(), End> {
+        let Packet { received, bytes, descriptors } = kept;
+        let taken = self.take_packet(index, received, bytes, descriptors, arrivals);
+        descriptors.clear();
+        taken
+    }
+
     /// Looks at a packet that was received.
-    pub(super) fn take_packet(
+    fn take_packet(
         &mut self,
         index: usize,
         received: &Received,

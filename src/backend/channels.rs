@@ -9,7 +9,7 @@ use crate::wire::Refusal;
 impl Backend {
     /// Receives what is there on a channel: what one turn brings or, if it has ended, all.
     pub(super) fn receive(&mut self, index: usize, ended: bool) {
-        self.open_kept();
+        self.open_all_kept();
         let Some(events) = self.handle.events() else { return };
         let channel = &mut self.channels[index];
         let awaited_hello = channel.hello_by().is_some();
@@ -38,13 +38,11 @@ impl Backend {
         }
     }
 
-    /// Looks at the packet that was kept; says whether there was one.
+    /// Looks at the next packet that was kept; says whether there was one.
     pub(super) fn open_kept(&mut self) -> bool {
-        let kept = &mut self.inbox.kept;
-        let Some((index, received, packet, descriptors)) = kept.take() else { return false };
+        let Some((index, packet)) = self.inbox.kept.take() else { return false };
         let (channel, arrivals) = (&mut self.channels[index], &mut self.arrivals);
-        let taken = channel.take_packet(index, &received, packet, descriptors, arrivals);
-        descriptors.clear();
+        let taken = channel.take_kept(index, packet, arrivals);
         let unsent = channel.is_unsent(arrivals.draining);
         match taken {
             Err(end) => self.end(index, end),
@@ -52,6 +50,10 @@ impl Backend {
             Ok(()) => {}
         }
         true
+    }
+
+    pub(super) fn open_all_kept(&mut self) {
+        while self.open_kept() {}
     }
 
     pub(super) fn mark_dirty(&mut self, index: usize) {

@@ -1,6 +1,6 @@
-//! Where packets are received. Of two small ones the second is looked at when the arrivals of the first
-//! are taken: so verdicts on those go out before others are checked, and the broker has something to do
-//! meanwhile. Both came before any of these verdicts, so the second reuses no slot of the first.
+//! Where packets are received. Of some small ones those behind the first are looked at when the arrivals of
+//! what came before are taken: so verdicts on those go out before others are checked, and the broker has
+//! something to do meanwhile. All came before any of these verdicts, so none reuses a slot of another.
 
 use crate::memory::{self, NoMemory};
 use crate::sys::arrived::Arrived;
@@ -18,33 +18,50 @@ pub(super) struct Inbox {
     pub kept: Kept,
 }
 
-/// A packet that is looked at later.
+/// Packets of one channel that are looked at later.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
-    /// The place of its channel, and what the system said of it.
-    packet: Option<(usize, Received)>,
-    bytes: Vec<u8>,
-    descriptors: Vec<Arrived>,
+    /// The place of the channel.
+    channel: usize,
+    packets: [Packet; packet::AT_ONCE - 1],
+    /// So many of them were looked at, of so many that were kept.
+    opened: usize,
+    count: usize,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Packet {
+    /// What the system said of it.
+    pub received: Received,
+    pub bytes: Vec<u8>,
+    pub descriptors: Vec<Arrived>,
 }
 
 impl Inbox {
     pub(super) fn new() -> Result<Inbox, NoMemory> {
         let descriptors = || memory::vec(MAX_DESCRIPTORS + 1, "descriptors");
-        let bytes = memory::vec(MOST_KEPT, "packets")?;
-        Ok(Inbox {
+        let mut inbox = Inbox {
             buffer: memory::vec(packet::AT_ONCE * MAX_FRAME_LEN, "packets")?,
-            descriptors: [descriptors()?, descriptors()?],
-            kept: Kept { packet: None, bytes, descriptors: descriptors()? },
-        })
+            ..Inbox::default()
+        };
+        for list in &mut inbox.descriptors {
+            *list = descriptors()?;
+        }
+        for packet in &mut inbox.kept.packets {
+            packet.bytes = memory::vec(MOST_KEPT, "packets")?;
+            packet.descriptors = descriptors()?;
+        }
+        Ok(inbox)
     }
 }
 
 impl Kept {
     pub(super) fn is_empty(&self) -> bool {
-        self.packet.is_none()
+        self.opened == self.count
     }
 
-    /// Keeps a packet of a channel if it is small, and there is none; says whether it does.
+    /// Keeps a packet if it is small and there is a place; says whether it does. Those of another channel
+    /// are taken first.
     pub(super) fn keep(
         &mut self,
         channel: usize,
@@ -52,33 +69,38 @@ impl Kept {
         bytes: &[u8],
         descriptors: &mut Vec<Arrived>,
     ) -> bool {
-        let keeps = self.is_empty() && bytes.len() <= MOST_KEPT;
-        if keeps {
-            self.packet = Some((channel, received));
-            self.bytes.clear();
-            self.bytes.extend_from_slice(bytes);
-            self.descriptors.append(descriptors);
+        if self.is_empty() {
+            (self.channel, self.opened, self.count) = (channel, 0, 0);
         }
-        keeps
+        let place = self.packets.get_mut(self.count).filter(|_| bytes.len() <= MOST_KEPT);
+        let Some(packet) = place else { return false };
+        packet.received = received;
+        packet.bytes.clear();
+        packet.bytes.extend_from_slice(bytes);
+        packet.descriptors.append(descriptors);
+        self.count += 1;
+        true
     }
 
-    /// The packet, which is not kept any more: its channel, what the system said of it, its bytes and
-    /// its descriptors.
-    pub(super) fn take(&mut self) -> Option<(usize, Received, &[u8], &mut Vec<Arrived>)> {
-        let (channel, received) = self.packet.take()?;
-        Some((channel, received, &self.bytes, &mut self.descriptors))
+    /// The next packet, which is not kept any more, and its channel.
+    pub(super) fn take(&mut self) -> Option<(usize, &mut Packet)> {
+        let packet = self.packets[..self.count].get_mut(self.opened)?;
+        self.opened += 1;
+        Some((self.channel, packet))
     }
 
     /// Closes the copies that a child of fork(2) has, and changes nothing about the connections.
     pub(super) fn close_copies(&mut self) {
-        self.descriptors.drain(..).map(Arrived::accept).for_each(drop);
+        for packet in &mut self.packets {
+            packet.descriptors.drain(..).map(Arrived::accept).for_each(drop);
+        }
     }
 
-    /// Forgets the packet of a channel that its broker broke.
+    /// Forgets the packets of a channel that its broker broke.
     pub(super) fn forget(&mut self, channel: usize) {
-        if self.packet.is_some_and(|(of, _)| of == channel) {
-            self.packet = None;
-            self.descriptors.clear();
+        if self.channel == channel {
+            (self.opened, self.count) = (0, 0);
+            self.packets.iter_mut().for_each(|packet| packet.descriptors.clear());
         }
     }
 }

@@ -58,8 +58,9 @@ pub(crate) fn send_packet(
     retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
 }
 
-/// How many packets are received at once: two, so that one call tells that one is all there is.
-pub(crate) const AT_ONCE: usize = 2;
+/// How many packets are received at once: more than are mostly there, so that one call tells that they are
+/// all there is.
+pub(crate) const AT_ONCE: usize = 4;
 
 /// Packets that were received, in their order.
 pub(crate) struct Packets<'a> {
