@@ -354,7 +354,7 @@ impl Events {
         let when = now + pause;
         let (when, not_after) = match self.armed {
             Some(armed) if self.may_wait => {
-                if armed > now + pause / 2 {
+                if armed > now + pause / 4 {
                     return Ok(());
                 }
                 let when = self.not_after.map_or(when, |not_after| not_after.min(when));
