@@ -17,6 +17,10 @@ $(BENCH)/no_checks.so: bench/no_checks.c
 	@mkdir -p $(@D)
 	$(BENCH_CC) -shared -fPIC $< -o $@ -ldl
 
+$(BENCH)/processors: bench/processors.c bench/common.c bench/common.h
+	@mkdir -p $(@D)
+	$(BENCH_CC) $(filter %.c,$^) -o $@
+
 # ---- the peers, which only the benchmark needs ---------------------------------------------------
 
 PEER_SOURCES := bench/peers/peer.c bench/common.c
@@ -41,7 +45,7 @@ RUN_BENCH = LD_LIBRARY_PATH=$(LIB) $(PYTHON) bench/bench.py $(BENCH)
 
 ## bench       libhandoff beside other ways to do the same; PART=move: that part
 .PHONY: bench
-bench: $(PEERS) $(addprefix $(BENCH)/,$(BENCH_PROGRAMS) no_checks.so) | need-peers need-python
+bench: $(PEERS) $(addprefix $(BENCH)/,$(BENCH_PROGRAMS) no_checks.so processors) | need-peers need-python
 	@$(RUN_BENCH) $(PART)
 
 ## check-peers  each peer of the benchmark moves some connections

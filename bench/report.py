@@ -176,7 +176,10 @@ def head(results):
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     load = f"; load {machine['load']} before it began" if "load" in machine else ""
     system = f"{machine['processor']}; Linux {machine['kernel']}{load}"
-    return f"{machine['date']}; {system}.\n{versions}.\n"
+    parts = results["parts"].values()
+    runs, disturbed = (sum(part.get(what, 0) for part in parts) for what in ("runs", "disturbed"))
+    steady = f"Of {runs:,} runs {disturbed:,} were taken although the processors were not steady."
+    return f"{machine['date']}; {system}.\n{versions}.\n{steady}\n"
 
 
 def nginx_text(directory):
