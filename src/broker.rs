@@ -80,7 +80,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::claim::{self, Lost};
-use crate::handle::{Handle, HandleError, MAX_ROUNDS, Waker};
+use crate::handle::{Handle, HandleError, MAX_ROUNDS, REST_PAUSE, Waker};
 use crate::kind::ErrorKind;
 use crate::memory;
 use crate::reason::Reason;
@@ -512,6 +512,12 @@ impl Broker {
     fn tell_of_rest(&mut self) {
         self.rest_told = true;
         let _ = self.handle.wake_for_rest(Instant::now());
+    }
+
+    /// The same for verdicts that the caller does not take now: what it does meanwhile puts nothing off.
+    fn tell_of_others(&mut self, now: Instant) {
+        self.rest_told = true;
+        let _ = self.handle.wake_at(now + REST_PAUSE, now);
     }
 
     /// Waits until something is due, and does it.

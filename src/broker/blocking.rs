@@ -29,11 +29,12 @@ impl Broker {
             self.end_here(id);
             self.take_verdict(id, &mut seen).ok_or(error)
         });
+        let now = Instant::now();
         if !self.outcomes.verdicts.is_empty() {
             // Those of other offers, of which nothing else would tell the caller's loop.
-            self.tell_of_rest();
+            self.tell_of_others(now);
         }
-        self.tell_of_room(Instant::now());
+        self.tell_of_room(now);
         verdict
     }
 

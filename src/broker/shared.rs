@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::options::MAX_TIMEOUT;
 use super::{Broker, BrokerError, Offer, Verdict};
-use crate::handle::{HandleError, REST_PAUSE, Waker};
+use crate::handle::{HandleError, Waker};
 use crate::support;
 use crate::sys::event::{self, Alarm, Events};
 
@@ -261,9 +261,7 @@ impl Desk for Broker {
     fn after_wait(&mut self) {
         let now = Instant::now();
         if !self.outcomes.verdicts.is_empty() && !self.rest_told {
-            self.rest_told = true;
-            // Not put off: those who go on are others. If no timer can be set, something else wakes them.
-            let _ = self.handle.wake_at(now + REST_PAUSE, now);
+            self.tell_of_others(now);
         }
         self.tell_of_room(now);
     }
