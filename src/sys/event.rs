@@ -484,46 +484,41 @@ mod tests {
     }
 
     #[test]
-    fn timer_for_a_caller_who_may_stop_is_put_off_while_it_goes_on() {
+    fn timer_for_a_caller_who_may_stop_is_put_off_but_not_beyond_what_else_is_due() {
         let mut events = Events::new(&Arc::default()).unwrap();
-        let (start, pause) = (Instant::now(), Duration::from_millis(200));
-        let is_readable = |events: &Events, until: Instant| {
-            let mut poll = libc::pollfd {
-                fd: events.descriptor().as_raw_fd(),
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            // SAFETY: the pointer is to one pollfd.
-            let count =
-                unsafe { libc::poll(&raw mut poll, 1, poll_timeout(until, Instant::now())) };
-            count == 1
+        // So long that nothing fires.
+        let (start, hour) = (Instant::now(), Duration::from_secs(3600));
+        let at = |quarters: u32| start + quarters * hour / 4;
+        let mut goes_on = |now: u32| {
+            events.wake_after(hour, at(now)).unwrap();
+            events.armed
         };
-        // What needs it later puts a limit to that, whether it asks before or after.
-        let limits = [None, Some((3600, 2)), Some((2, 3600))];
-        for limit in limits {
-            let start = if limit.is_none() { start } else { Instant::now() };
-            if let Some((before, _)) = limit {
-                events.wake_at(start + before * pause, start).unwrap();
-            }
-            events.wake_after(pause, start).unwrap();
-            if let Some((_, after)) = limit {
-                events.wake_at(start + after * pause, start).unwrap();
-            }
-            let mut quiet = start;
-            while quiet < start + pause * 3 / 2 {
-                quiet += pause / 8;
-                assert!(!is_readable(&events, quiet));
-                events.wake_after(pause, Instant::now()).unwrap();
-            }
-            // It stops.
-            let end = Instant::now() + 2 * pause;
-            assert!(is_readable(&events, end));
-            let fired = Instant::now() - start;
-            assert!(fired >= 2 * pause - pause / 8);
-            assert!(limit.is_none() || fired < pause * 9 / 4, "{fired:?}");
-            assert_eq!(events.take(Wait::No, &mut Happened::new()).unwrap(), 1);
-            events.done();
+        assert_eq!(goes_on(0), Some(at(4)));
+        assert_eq!(goes_on(2), Some(at(4)));
+        assert_eq!(goes_on(3), Some(at(7)));
+        // Whether that asks after it,
+        events.wake_at(at(9), at(4)).unwrap();
+        events.wake_at(at(10), at(4)).unwrap();
+        for (now, armed) in [(6, 9), (8, 9)] {
+            events.wake_after(hour, at(now)).unwrap();
+            assert_eq!(events.armed, Some(at(armed)));
         }
+        // or before,
+        events.cancel();
+        events.wake_at(at(6), start).unwrap();
+        for (now, armed) in [(0, 4), (3, 6), (5, 6)] {
+            events.wake_after(hour, at(now)).unwrap();
+            assert_eq!(events.armed, Some(at(armed)));
+        }
+        // or is due before it.
+        events.cancel();
+        events.wake_after(hour, start).unwrap();
+        events.wake_at(at(2), start).unwrap();
+        for now in [0, 1] {
+            events.wake_after(hour, at(now)).unwrap();
+            assert_eq!(events.armed, Some(at(2)));
+        }
+        assert!(!events.is_due(at(1)) && events.is_due(at(2)));
     }
 
     #[test]
