@@ -8,6 +8,7 @@
 #include <sys/epoll.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
+#include <unistd.h>
 
 enum { MANY = 100 };
 
@@ -114,28 +115,63 @@ static void verdicts_that_a_waiting_offer_leaves_are_events(void **state)
     }
 }
 
+/* One that is refused has received them, too. */
+static void verdicts_that_a_refused_waiting_offer_leaves_are_events(void **state)
+{
+    (void)state;
+    static char preread[100000]; /* more than the backend takes */
+    handoff_offer offer = offer_of(client[0]);
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    offer_and_adopt(1);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    /* Until the broker has no timer that fires soon. */
+    usleep(150000);
+    offer.preread = preread;
+    offer.preread_len = sizeof preread;
+    assert_int_equal(handoff_broker_offer_and_wait(channel.broker, &offer, &verdict),
+                     HANDOFF_ERR_TOO_LARGE);
+    await_readable(handoff_broker_fd(channel.broker));
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_true(next_verdict(channel.broker, &verdict));
+    assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
+}
+
 /* ---- the backend ----------------------------------------------------------------------------- */
 
 static uint64_t held[MANY];
 
-static void look_at_one_arrival_for_each_event(void (*await)(int fd))
+/* One dispatch and one arrival for each event, of so many packets; adopted then, or later. */
+static void look_at_one_for_each_event(void (*await)(int fd), int count, bool at_once)
 {
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
-    for (int i = 0; i < MANY; i++)
+    for (int i = 0; i < count; i++)
         offer_fd(&channel, client[0]);
-    for (int taken = 0; taken < MANY;) {
+    for (int taken = 0; taken < count;) {
         await(handoff_backend_fd(channel.backend));
         assert_ok(handoff_backend_dispatch(channel.backend));
-        if (next_arrival(channel.backend, &arrival))
-            held[taken++] = arrival.id;
+        if (!next_arrival(channel.backend, &arrival))
+            continue;
+        held[taken++] = arrival.id;
+        if (at_once)
+            adopt(&channel, arrival.id);
     }
-    for (int i = 0; i < MANY; i++)
+    for (int i = 0; i < count && !at_once; i++)
         adopt(&channel, held[i]);
     assert_no_arrival(&channel);
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     assert_ok(handoff_broker_dispatch(channel.broker));
-    for (int i = 0; i < MANY; i++)
+    for (int i = 0; i < count; i++)
         assert_true(next_verdict(channel.broker, &verdict));
+}
+
+static void look_at_one_arrival_for_each_event(void (*await)(int fd))
+{
+    look_at_one_for_each_event(await, MANY, false);
+    /* A few packets are all received at once. */
+    for (int count = 1; count < 10; count++) {
+        look_at_one_for_each_event(await, count, false);
+        look_at_one_for_each_event(await, count, true);
+    }
 }
 
 static void arrivals_are_looked_at_one_for_each_event(void **state)
@@ -144,13 +180,13 @@ static void arrivals_are_looked_at_one_for_each_event(void **state)
     in_every_way(look_at_one_arrival_for_each_event, handoff_backend_fd(channel.backend));
 }
 
-static void accept_one_arrival_for_each_event(void (*await)(int fd))
+static void accept_one_for_each_event(void (*await)(int fd), int count)
 {
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
-    for (int i = 0; i < MANY; i++)
+    for (int i = 0; i < count; i++)
         offer_fd(&channel, client[0]);
-    for (int taken = 0; taken < MANY;) {
+    for (int taken = 0; taken < count;) {
         await(handoff_backend_fd(channel.backend));
         handoff_status status = handoff_backend_accept(channel.backend, 0, &arrival);
         if (status == HANDOFF_TIMED_OUT)
@@ -160,8 +196,15 @@ static void accept_one_arrival_for_each_event(void (*await)(int fd))
         taken++;
     }
     assert_ok(handoff_broker_dispatch(channel.broker));
-    for (int i = 0; i < MANY; i++)
+    for (int i = 0; i < count; i++)
         assert_true(next_verdict(channel.broker, &verdict));
+}
+
+static void accept_one_arrival_for_each_event(void (*await)(int fd))
+{
+    accept_one_for_each_event(await, MANY);
+    for (int count = 1; count < 10; count++)
+        accept_one_for_each_event(await, count);
 }
 
 static void arrivals_are_accepted_one_for_each_event(void **state)
@@ -410,6 +453,7 @@ int main(void)
         CHANNEL_TEST(verdicts_are_taken_one_for_each_event),
         CHANNEL_TEST(verdicts_left_are_readable_again_and_again_until_they_are_taken),
         CHANNEL_TEST(verdicts_that_a_waiting_offer_leaves_are_events),
+        CHANNEL_TEST(verdicts_that_a_refused_waiting_offer_leaves_are_events),
         CHANNEL_TEST(arrivals_are_looked_at_one_for_each_event),
         CHANNEL_TEST(arrivals_are_accepted_one_for_each_event),
         CHANNEL_TEST(arrival_in_a_packet_is_an_event_until_it_is_taken),

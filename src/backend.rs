@@ -242,7 +242,7 @@ impl Backend {
 
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
-        let left = self.arrivals.has_waiting() || !self.inbox.kept.is_empty();
+        let left = self.has_rest();
         let takes = self.batch.open;
         let spins = !left && !self.arrivals.options.spin.is_zero() && self.accepting.connected > 0;
         self.dispatch_after(if spins { Wait::Spin } else { Wait::No })?;
@@ -343,9 +343,14 @@ impl Backend {
         Some(self.view(place))
     }
 
-    /// Makes sure that the caller is woken for the arrivals that wait, should it stop here.
+    /// Whether there is something to take, or to look at.
+    fn has_rest(&self) -> bool {
+        self.arrivals.has_waiting() || !self.inbox.kept.is_empty()
+    }
+
+    /// Makes sure that the caller is woken for the rest, should it stop here.
     fn tell_of_rest(&mut self) {
-        if let (true, Some(events)) = (self.arrivals.has_waiting(), self.handle.events()) {
+        if let (true, Some(events)) = (self.has_rest(), self.handle.events()) {
             self.batch.set_timer(events);
         }
     }

@@ -514,10 +514,12 @@ impl Broker {
         let _ = self.handle.wake_for_rest(Instant::now());
     }
 
-    /// The same for verdicts that the caller does not take now: what it does meanwhile puts nothing off.
+    /// The same for verdicts that the caller does not take now, of which it may have been told before: what
+    /// it does meanwhile puts nothing off.
     fn tell_of_others(&mut self, now: Instant) {
+        let pause = if self.rest_told { Duration::ZERO } else { REST_PAUSE };
         self.rest_told = true;
-        let _ = self.handle.wake_at(now + REST_PAUSE, now);
+        let _ = self.handle.wake_at(now + pause, now);
     }
 
     /// Waits until something is due, and does it.

@@ -210,7 +210,9 @@ impl Channel {
                 // Kept only behind an arrival that is held: who drains ends when nothing is.
                 let others_wait = arrivals.statistics.arrived > before && arrivals.has_waiting();
                 let may_wait = others_wait && !(ended || many || large || packet.is_empty());
-                if may_wait && kept.keep(index, received, packet, descriptors) {
+                // So many as a broker that keeps to its tokens can have offered beside what is held.
+                let most = self.slots.as_ref().map_or(0, |slots| slots.count() - slots.held());
+                if may_wait && kept.keep(index, received, packet, descriptors, most) {
                     continue;
                 }
                 while let Some((_, before)) = kept.take() {

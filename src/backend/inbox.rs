@@ -60,20 +60,24 @@ impl Kept {
         self.opened == self.count
     }
 
-    /// Keeps a packet if it is small and there is a place; says whether it does. Those of another channel
-    /// are taken first.
+    /// Keeps a packet if it is small, and there is a place; says whether it does. Those of another channel
+    /// are taken first. All that are kept have at most so many descriptors, which nobody has checked.
     pub(super) fn keep(
         &mut self,
         channel: usize,
         received: Received,
         bytes: &[u8],
         descriptors: &mut Vec<Arrived>,
+        most: usize,
     ) -> bool {
         if self.is_empty() {
             (self.channel, self.opened, self.count) = (channel, 0, 0);
         }
-        let place = self.packets.get_mut(self.count).filter(|_| bytes.len() <= MOST_KEPT);
-        let Some(packet) = place else { return false };
+        let kept = self.packets.iter().map(|packet| packet.descriptors.len()).sum::<usize>();
+        let keeps = bytes.len() <= MOST_KEPT && kept + descriptors.len() <= most;
+        let Some(packet) = self.packets.get_mut(self.count).filter(|_| keeps) else {
+            return false;
+        };
         packet.received = received;
         packet.bytes.clear();
         packet.bytes.extend_from_slice(bytes);
@@ -102,5 +106,32 @@ impl Kept {
             (self.opened, self.count) = (0, 0);
             self.packets.iter_mut().for_each(|packet| packet.descriptors.clear());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_descriptors_are_kept_as_can_be_offered_and_no_more() {
+        let mut kept = Inbox::new().unwrap().kept;
+        let files = |count| -> Vec<Arrived> {
+            let file = || Arrived::new(tempfile::tempfile().unwrap().into());
+            (0..count).map(|_| file()).collect()
+        };
+        let mut keep = |count, most| {
+            let mut descriptors = files(count);
+            let keeps = kept.keep(0, Received::default(), b"packet", &mut descriptors, most);
+            assert_eq!(descriptors.len(), if keeps { 0 } else { count });
+            keeps
+        };
+        assert!(!keep(3, 2));
+        assert!(keep(2, 3));
+        assert!(!keep(2, 3));
+        assert!(keep(1, 3));
+        assert_eq!(kept.take().unwrap().1.descriptors.len(), 2);
+        assert_eq!(kept.take().unwrap().1.descriptors.len(), 1);
+        assert!(kept.is_empty());
     }
 }

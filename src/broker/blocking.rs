@@ -16,19 +16,7 @@ impl Broker {
     /// [`Waker`](crate::handle::Waker) ends the wait: the offer is taken back, unless the backend
     /// has adopted it.
     pub fn offer_and_wait(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
-        let queued = self.queue_in_time(offer);
-        let id = queued.map_err(|error| self.counted(error))?;
-        // Its verdict comes behind those that wait now, and each that comes is looked at once.
-        let mut seen = self.outcomes.verdicts.len();
-        let verdict = self.verdict_in_time(id, &mut seen).or_else(|error| {
-            // After an error the caller serves the connection, so the backend must not adopt it. A
-            // waker has had it taken back already.
-            if matches!(error, BrokerError::Woken) || self.take_back(id).is_ok() {
-                return Err(error);
-            }
-            self.end_here(id);
-            self.take_verdict(id, &mut seen).ok_or(error)
-        });
+        let verdict = self.offer_and_take(offer);
         let now = Instant::now();
         if !self.outcomes.verdicts.is_empty() {
             // Those of other offers, of which nothing else would tell the caller's loop.
@@ -36,6 +24,22 @@ impl Broker {
         }
         self.tell_of_room(now);
         verdict
+    }
+
+    fn offer_and_take(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
+        let queued = self.queue_in_time(offer);
+        let id = queued.map_err(|error| self.counted(error))?;
+        // Its verdict comes behind those that wait now, and each that comes is looked at once.
+        let mut seen = self.outcomes.verdicts.len();
+        self.verdict_in_time(id, &mut seen).or_else(|error| {
+            // After an error the caller serves the connection, so the backend must not adopt it. A
+            // waker has had it taken back already.
+            if matches!(error, BrokerError::Woken) || self.take_back(id).is_ok() {
+                return Err(error);
+            }
+            self.end_here(id);
+            self.take_verdict(id, &mut seen).ok_or(error)
+        })
     }
 
     /// Gives an offer that cannot be taken back its verdict, by ending the channel of the backend that

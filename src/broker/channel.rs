@@ -309,11 +309,12 @@ impl Channel {
         }
     }
 
-    /// Looks at all of them, if it is time for that. The pauses grow while nothing is sent.
-    pub(super) fn look_at_all(&mut self, ledger: &mut Ledger<'_>) {
+    /// Looks at all of them, if it is time for that, and otherwise as after receiving. The pauses grow
+    /// while nothing is sent.
+    pub(super) fn look_at_words(&mut self, ledger: &mut Ledger<'_>) {
         let now = ledger.now;
         if self.look_at.is_none_or(|look_at| look_at > now) {
-            return;
+            return self.look_at_first(ledger);
         }
         for slot in 0..self.offers.count() {
             self.look(slot, ledger);

@@ -14,7 +14,7 @@ impl Broker {
     pub(super) fn tick(&mut self, index: usize, now: Instant) {
         // First: what is adopted is not late.
         let _ = self.with_channel(index, now, |channel, ledger| {
-            channel.look_at_all(ledger);
+            channel.look_at_words(ledger);
             Ok(())
         });
         while let Some(channel) = self.members[index].channel() {

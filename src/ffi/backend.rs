@@ -399,8 +399,9 @@ pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> han
 /// you before.
 ///
 /// Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
-/// rejected. If you can serve no more for a while, reject with HANDOFF_REASON_BACKEND_BUSY. If you take
-/// nothing instead, the descriptor is readable again each millisecond.
+/// rejected. A loop with a budget may stop earlier, but not before the first: the descriptor becomes
+/// readable for the rest within 1 ms. If you can serve no more for a while, reject with
+/// HANDOFF_REASON_BACKEND_BUSY.
 ///
 /// @param backend       the backend
 /// @param[out] arrival  what arrived; its `fd` is -1
