@@ -178,7 +178,7 @@ def head(results):
     system = f"{machine['processor']}; Linux {machine['kernel']}{load}"
     parts = results["parts"].values()
     runs, disturbed = (sum(part.get(what, 0) for part in parts) for what in ("runs", "disturbed"))
-    steady = f"Of {runs:,} runs {disturbed:,} were taken although the processors were not steady."
+    steady = f"Of {runs:,} runs {disturbed:,} were taken while the processors were not steady."
     return f"{machine['date']}; {system}.\n{versions}.\n{steady}\n"
 
 
