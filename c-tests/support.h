@@ -21,6 +21,22 @@
 #include <cmocka.h>
 #include <handoff.h>
 
+/* Whether this is built with a sanitizer, whose functions take the place of the C library's. */
+#ifdef __has_feature
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#if __has_feature(thread_sanitizer)
+#define __SANITIZE_THREAD__ 1
+#endif
+#endif
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SANITIZED = 1 };
+#else
+enum { SANITIZED = 0 };
+#endif
+
 /** A cmocka test that must leave the set of open descriptors as it was. */
 #define TEST(function) \
     cmocka_unit_test_setup_teardown(function, descriptors_before, descriptors_after)
