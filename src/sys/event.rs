@@ -448,19 +448,20 @@ fn set_timer(timer: &OwnedFd, left: Duration) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn take(events: &mut Events, wait: Wait) -> usize {
+        events.take(wait, &mut Happened::new()).unwrap()
+    }
+
     #[test]
     fn timer_fires_at_the_earliest_time_asked_for() {
         let mut events = Events::new(&Arc::default()).unwrap();
         let now = Instant::now();
         events.wake_at(now + Duration::from_secs(3600), now).unwrap();
-        assert_eq!(events.take(Wait::No, &mut Happened::new()).unwrap(), 0);
+        assert_eq!(take(&mut events, Wait::No), 0);
         events.wake_at(now, now).unwrap();
-        assert_eq!(
-            events.take(Wait::Until(now + Duration::from_secs(60)), &mut Happened::new()).unwrap(),
-            1
-        );
+        assert_eq!(take(&mut events, Wait::Until(now + Duration::from_secs(60))), 1);
         events.done();
-        assert_eq!(events.take(Wait::Until(now), &mut Happened::new()).unwrap(), 0);
+        assert_eq!(take(&mut events, Wait::Until(now)), 0);
     }
 
     #[test]
@@ -471,7 +472,7 @@ mod tests {
             events.wake_at(now, now).unwrap();
             for _ in 0..2 {
                 let wait = Wait::Until(now + Duration::from_secs(60));
-                assert_eq!(events.take(wait, &mut Happened::new()).unwrap(), 1);
+                assert_eq!(take(&mut events, wait), 1);
                 assert!(events.is_due(now) && !events.is_armed());
             }
             if set_anew {
@@ -479,7 +480,7 @@ mod tests {
             }
             events.done();
             assert!(!events.is_due(now));
-            assert_eq!(events.take(Wait::No, &mut Happened::new()).unwrap(), 0);
+            assert_eq!(take(&mut events, Wait::No), 0);
         }
     }
 
@@ -536,7 +537,7 @@ mod tests {
             };
             set.unwrap();
             let wait = Wait::Until(now + Duration::from_secs(60));
-            assert_eq!(events.take(wait, &mut Happened::new()).unwrap(), 1);
+            assert_eq!(take(&mut events, wait), 1);
             events.done();
             assert!(!events.is_due(Instant::now()));
         }
@@ -550,15 +551,9 @@ mod tests {
         // Fired or not yet.
         events.cancel();
         assert!(!events.is_armed());
-        assert_eq!(
-            events.take(Wait::Until(now + Duration::from_millis(5)), &mut Happened::new()).unwrap(),
-            0
-        );
+        assert_eq!(take(&mut events, Wait::Until(now + Duration::from_millis(5))), 0);
         events.wake_at(now, now).unwrap();
-        assert_eq!(
-            events.take(Wait::Until(now + Duration::from_secs(60)), &mut Happened::new()).unwrap(),
-            1
-        );
+        assert_eq!(take(&mut events, Wait::Until(now + Duration::from_secs(60))), 1);
     }
 
     #[test]
@@ -567,7 +562,7 @@ mod tests {
         // Before there is anything to fire.
         alarm.ring();
         let mut events = Events::new(&alarm).unwrap();
-        assert_eq!(events.take(Wait::Forever, &mut Happened::new()).unwrap(), 0);
+        assert_eq!(take(&mut events, Wait::Forever), 0);
         assert!(alarm.stop() && !alarm.stop());
 
         let other = Arc::clone(&alarm);
@@ -575,7 +570,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(20));
             other.ring();
         });
-        assert_eq!(events.take(Wait::Forever, &mut Happened::new()).unwrap(), 1);
+        assert_eq!(take(&mut events, Wait::Forever), 1);
         assert!(alarm.stop());
         thread.join().unwrap();
     }
