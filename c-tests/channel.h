@@ -2,7 +2,7 @@
  * channel.h: both ends of a channel in one process, for the tests that need them.
  *
  * What one end sends is there for the other at once, so dispatching it is enough, or receive_all()
- * where it is more than a packet: nothing here waits but await_readable().
+ * where it is more than a packet: nothing here waits but await_readable() and await_either().
  */
 #ifndef CHANNEL_H
 #define CHANNEL_H
@@ -56,6 +56,15 @@ static inline void receive_all(handoff_backend *backend)
     } while (backend_statistics(backend).arrived > before);
 }
 
+/** Waits until an end has something to do: a broker's next attempt to connect may have been due at
+ * any moment before, so that it is the backend that has to act. */
+static inline void await_either(handoff_broker *broker, handoff_backend *backend)
+{
+    struct pollfd polls[] = {{.fd = handoff_broker_fd(broker), .events = POLLIN},
+                             {.fd = handoff_backend_fd(backend), .events = POLLIN}};
+    assert_in_range(poll(polls, 2, PATIENCE_MS), 1, 2);
+}
+
 /** Sets up a broker's first channel, or its next one when the time for that has come. */
 static inline void connect_broker(handoff_broker *broker, handoff_backend *backend)
 {
@@ -64,7 +73,7 @@ static inline void connect_broker(handoff_broker *broker, handoff_backend *backe
     assert_ok(handoff_backend_dispatch(backend));
     assert_ok(handoff_broker_dispatch(broker));
     while (broker_statistics(broker).connects == before) {
-        await_readable(handoff_broker_fd(broker));
+        await_either(broker, backend);
         assert_ok(handoff_broker_dispatch(broker));
         assert_ok(handoff_backend_dispatch(backend));
         assert_ok(handoff_broker_dispatch(broker));
