@@ -768,7 +768,7 @@ impl Broker {
             return Ok(());
         }
         let events = self.handle.new_events()?;
-        self.buffer = memory::vec(packet::AT_ONCE * MAX_FRAME_LEN, "packets")?;
+        self.buffer = memory::vec(packet::room_len(MAX_FRAME_LEN), "packets")?;
         self.descriptors = memory::vec(MAX_DESCRIPTORS, "descriptors")?;
         self.reserve()?;
         self.handle.open(events, self.options.spin)?;

@@ -18,6 +18,7 @@ static handoff_backend *listening[MOST_BACKENDS];
 static handoff_broker *brokers[MOST_CHANNELS];
 static struct pollfd readable[MOST_CHANNELS];
 static int turn, unsent, is_full;
+static size_t room_when_full;
 
 static void prepare(void)
 {
@@ -81,8 +82,10 @@ static int offer(struct client *client)
     offer.flags = HANDOFF_OFFER_MORE;
     handoff_status status = handoff_broker_offer(brokers[turn], &offer, NULL);
     is_full = status == HANDOFF_ERR_FULL;
-    if (is_full)
+    if (is_full) {
+        room_when_full = handoff_broker_room(brokers[turn]);
         return 0;
+    }
     need_handoff(status, "handoff_broker_offer");
     turn = (turn + 1) % channels;
     if (++unsent == many)
@@ -113,7 +116,7 @@ static void dispatch(int may_wait)
 {
     /* One handle is dispatched before the loop waits for it: it may have made room, too. */
     if (channels == 1 && (take_verdicts(brokers[0]) > 0 ||
-                          (is_full && handoff_broker_room(brokers[0]) > 0)))
+                          (is_full && handoff_broker_room(brokers[0]) > room_when_full)))
         return;
     need(poll(readable, (nfds_t)channels, may_wait ? -1 : 0) >= may_wait, "poll");
     for (int i = 0; i < channels; i++)
@@ -162,7 +165,7 @@ static void backend(int socket)
     while (!finished) {
         if (backends == 1 && take_arrivals(listening[0]) > 0)
             continue;
-        need(poll(readable, (nfds_t)backends, 10000) > 0, "an arrival");
+        need(poll(readable, (nfds_t)backends, -1) > 0, "an arrival");
         for (int i = 0; i < backends; i++)
             if (readable[i].revents != 0)
                 take_arrivals(listening[i]);

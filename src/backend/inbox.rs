@@ -41,7 +41,7 @@ impl Inbox {
     pub(super) fn new() -> Result<Inbox, NoMemory> {
         let descriptors = || memory::vec(MAX_DESCRIPTORS + 1, "descriptors");
         let mut inbox = Inbox {
-            buffer: memory::vec(packet::AT_ONCE * MAX_FRAME_LEN, "packets")?,
+            buffer: memory::vec(packet::room_len(MAX_FRAME_LEN), "packets")?,
             ..Inbox::default()
         };
         for list in &mut inbox.descriptors {
