@@ -18,6 +18,7 @@ static handoff_backend *listening[MOST_BACKENDS];
 static handoff_broker *brokers[MOST_CHANNELS];
 static struct pollfd readable[MOST_CHANNELS];
 static int turn, unsent, is_full;
+/* For offers without preread: where bytes are the limit there is room, and the descriptor tells. */
 static size_t room_when_full;
 
 static void prepare(void)

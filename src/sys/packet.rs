@@ -63,8 +63,8 @@ pub(crate) fn send_packet(
 pub(crate) const AT_ONCE: usize = 4;
 
 /// Each packet is received where a page begins, as it does in the kernel. Large memory of malloc(3) lies
-/// 16 bytes behind that, and some processors of AMD copy to what lies 1 to 31 bytes behind its source,
-/// modulo a page, at a seventh of the pace.
+/// 16 bytes behind that, and some processors of AMD copy several times as slowly to what lies 1 to 31 bytes
+/// behind its source, modulo a page.
 const PAGE: usize = 4096;
 
 /// How much room [`receive_packets`] needs for packets of so many bytes, which must be whole pages.
@@ -298,6 +298,24 @@ pub(crate) mod tests {
     use super::*;
     use std::net::SocketAddr;
     use std::os::fd::FromRawFd;
+    use std::os::unix::net::UnixDatagram;
+
+    #[test]
+    fn packets_are_received_where_pages_begin_wherever_the_room_does() {
+        let (from, to) = UnixDatagram::pair().unwrap();
+        let sent = [7; PAGE];
+        let mut room = vec![mem::MaybeUninit::uninit(); PAGE + room_len(PAGE)];
+        for start in [0, 1, 16, PAGE - 1] {
+            (0..AT_ONCE).for_each(|_| assert_eq!(from.send(&sent).unwrap(), PAGE));
+            let room = &mut room[start..start + room_len(PAGE)];
+            let received = receive_packets(to.as_fd(), room, |_, _| panic!("a descriptor"));
+            for packet in received.unwrap().packets {
+                let (received, bytes) = packet.unwrap();
+                assert!(!received.payload_truncated && bytes == sent);
+                assert_eq!(bytes.as_ptr().addr() % PAGE, 0);
+            }
+        }
+    }
 
     pub(crate) fn new_socket(family: libc::c_int, kind: libc::c_int) -> io::Result<OwnedFd> {
         // SAFETY: socket(2) takes no pointers.
