@@ -8,6 +8,7 @@ from report import GROWTH
 
 WIDTH, LABELS, RIGHT, ROW = 760, 250, 70, 24
 OURS_COLOUR, OTHER_COLOUR, SECOND_COLOUR = "#0b6e99", "#9aa5b1", "#d0d6dc"
+# Which are drawn, and how.
 LINES = {"channel": "#0b6e99", "channel-spinning": "#7fb8d1", "plain": "#c2571a",
          "plain-many": "#c2571a", "checks": "#e0a458", "checks-parts": "#efd2ab",
          "libuv": "#6b7a89", "glib": "#4c9a5b"}
@@ -148,7 +149,7 @@ def panel(x, y, title, by_way, ways):
     """Lines of nanoseconds for each handoff, both axes logarithmic."""
     width, height = 290, 180
     points = {key: [(max(float(value), 1), median(of["elapsed"])) for value, of in series.items()]
-              for key, series in by_way.items()}
+              for key, series in by_way.items() if key in LINES}
     values = [ns for series in points.values() for _, ns in series]
     first = next(iter(points.values()))
     low, high = min(values) * 0.8, max(values) * 1.25

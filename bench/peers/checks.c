@@ -14,7 +14,8 @@
  * Both sides receive what is there and then wait with poll(2), as an event loop does. With
  * BLOCKING=1 and one in flight they wait first, because something is hardly there, after asking for
  * SPIN microseconds without sleeping; with poll(2), because such a wait has a deadline and another
- * thread can end it.
+ * thread can end it. With EPOLL_SET=1 what they wait for is one descriptor, as an application's event
+ * loop needs it: an epoll set with the channel, a timer and a waker.
  */
 #define _GNU_SOURCE
 #include "peer.h"
@@ -27,10 +28,12 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 enum { OFFERED = 1, ADOPTED = 2, STATE_BITS = 2 };
@@ -58,11 +61,12 @@ static struct slot {
 } *slots;
 
 static _Atomic uint64_t *words; /* the claim of each slot */
-static int waker, slots_each;
+static int waker, slots_each, set = -1;
 
 /* The sockets of both sides, and what waits to be sent by the broker. */
 static struct channel {
     int pair[2], queued, *empty, empty_count;
+    short watched;
     struct offer offers[MOST_MANY];
     struct iovec parts[2 * MOST_MANY];
     int fds[MOST_MANY];
@@ -121,20 +125,43 @@ static void prepare(void)
         new_token(slots[i].token);
 }
 
+static void add(int fd, int index)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = (uint32_t)index};
+    need(epoll_ctl(set, EPOLL_CTL_ADD, fd, &event) == 0, "epoll_ctl");
+}
+
+/* One descriptor for all that a side waits for: channels, the timer of its deadlines, its waker. */
+static void make_set(int side)
+{
+    int timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    set = epoll_create1(EPOLL_CLOEXEC);
+    need(timer != -1 && set != -1 && !blocking, "EPOLL_SET");
+    for (int i = 0; i < channels; i++)
+        add(all[i].pair[side], i);
+    add(timer, channels);
+    add(waker, channels);
+    ready[0].fd = set;
+}
+
 /* Closes the other side's sockets, and watches this side's. */
 static void take_side(int side)
 {
     for (int i = 0; i < channels; i++) {
         close(all[i].pair[1 - side]);
         ready[i] = (struct pollfd){.fd = all[i].pair[side], .events = POLLIN};
+        all[i].watched = POLLIN;
     }
     ready[channels] = (struct pollfd){.fd = waker, .events = POLLIN};
+    if (epoll_set)
+        make_set(side);
 }
 
 /* Waits until something is there; a blocking call has a deadline, and can be woken. */
 static void await_ready(void)
 {
-    need(poll(ready, (nfds_t)channels + (blocking != 0), blocking ? PATIENCE_MS : -1) > 0, "poll");
+    int count = epoll_set ? 1 : channels + (blocking != 0);
+    need(poll(ready, (nfds_t)count, blocking ? PATIENCE_MS : -1) > 0, "poll");
 }
 
 /* Receives a packet, and returns its length; 0 if there is none. */
@@ -145,6 +172,15 @@ static size_t receive(int socket, struct msghdr *message)
         return 0;
     need(n > 0 && (message->msg_flags & (MSG_CTRUNC | MSG_TRUNC)) == 0, "recvmsg");
     return (size_t)n;
+}
+
+static void take_from_set(int (*take_packet)(int index))
+{
+    struct epoll_event events[64] = {{.data.u32 = 0}};
+    int count = channels == 1 ? 1 : epoll_wait(set, events, 64, 0);
+    need(count >= 0, "epoll_wait");
+    for (int i = 0; i < count; i++)
+        take_packet((int)events[i].data.u32);
 }
 
 /* Takes a packet from the only channel, or one from each that has any; waits for that, if it may. */
@@ -160,7 +196,11 @@ static void receive_each(int (*take_packet)(int index), int may_wait)
         return;
     if (may_wait)
         await_ready();
-    else
+    if (epoll_set) {
+        take_from_set(take_packet);
+        return;
+    }
+    if (!may_wait)
         need(poll(ready, (nfds_t)channels, 0) >= 0, "poll");
     for (int i = 0; i < channels; i++)
         if (ready[i].revents != 0)
@@ -185,6 +225,21 @@ static void begin(int socket)
     }
 }
 
+/* Waits for room in a channel's socket, too, or no longer. */
+static void watch_room(int index, int wanted)
+{
+    short events = wanted ? POLLIN | POLLOUT : POLLIN;
+    if (all[index].watched == events)
+        return;
+    all[index].watched = events;
+    /* The flags of both have the same values. */
+    struct epoll_event event = {.events = (uint32_t)events, .data.u32 = (uint32_t)index};
+    if (set == -1)
+        ready[index].events = events;
+    else
+        need(epoll_ctl(set, EPOLL_CTL_MOD, all[index].pair[0], &event) == 0, "epoll_ctl");
+}
+
 /* Sends all that wait on a channel as one packet, if the socket takes it. */
 static void flush_channel(int index)
 {
@@ -204,7 +259,7 @@ static void flush_channel(int index)
     need(n > 0 || errno == EAGAIN, "sendmsg");
     if (n > 0)
         channel->queued = 0;
-    ready[index].events = channel->queued > 0 ? POLLIN | POLLOUT : POLLIN;
+    watch_room(index, channel->queued > 0);
 }
 
 static void flush(void)
@@ -246,7 +301,7 @@ static int offer(struct client *client)
 static int watched(void)
 {
     need(channels == 1, "CHANNELS");
-    return all[0].pair[0];
+    return ready[0].fd;
 }
 
 static void take(const struct verdict *verdict)

@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 int is_move, count, warm, in_flight, preread, hold, answer_len, many, gather, channels;
-int backends, packets, blocking, spin;
+int backends, packets, epoll_set, blocking, spin;
 
 static int parameter(const char *name, int otherwise)
 {
@@ -39,6 +39,7 @@ static void read_parameters(void)
     channels = parameter("CHANNELS", 1);
     backends = parameter("BACKENDS", 1);
     packets = parameter("PARTS", 0);
+    epoll_set = parameter("EPOLL_SET", 0);
     blocking = parameter("BLOCKING", 0);
     spin = parameter("SPIN", 0);
     need(answer_len <= MOST_PIECE || answer_len % MOST_PIECE == 0, "ANSWER");

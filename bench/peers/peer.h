@@ -22,8 +22,9 @@
  *   CHANNELS    channels in turn
  *   BACKENDS    backends of the broker, all in one process
  *   PARTS       packets for what may be in flight
+ *   EPOLL_SET=1 each side waits for one descriptor, an epoll set
  *   BLOCKING=1  no event loop: each side waits in the call that receives
- *   SPIN        microseconds for which such a call looks before it sleeps; these seven only where
+ *   SPIN        microseconds for which such a call looks before it sleeps; these eight only where
  *               the peer can
  *
  * At its end each side prints a line: "broker" or "backend", nanoseconds from the first measured
@@ -47,7 +48,7 @@ enum {
 };
 
 extern int is_move, count, warm, in_flight, preread, hold, answer_len, many, gather, channels;
-extern int backends, packets, blocking, spin;
+extern int backends, packets, epoll_set, blocking, spin;
 
 /* Something in the broker's event loop. */
 struct source {
