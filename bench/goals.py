@@ -138,7 +138,7 @@ def nginx_goal_rows(text):
     for what, other, limit, figure, met in NGINX_GOAL.findall(text):
         limit = re.sub(r"([\d.]+) (at \w+)", r"\2 \1", limit)
         yield [f"nginx module, {what.replace(', ', ': ', 1)}", other, limit, figure, met.lower(),
-               ""]
+               "", ""]
 
 
 def goals(results, ways, nginx=""):
