@@ -175,8 +175,7 @@ typedef uint32_t handoff_reason;
  * @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, the positive statuses and
  *         unknown numbers; for errors that a fallback must not hide: HANDOFF_ERR_INVALID_ARGUMENT,
  *         HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED, HANDOFF_ERR_INTERNAL; and for
- *         HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE, after which the connection is not yours
- *         to serve.
+ *         HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE, which are not about an offer that failed.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */

@@ -636,12 +636,13 @@ pub extern "C" fn handoff_broker_next(
 /// @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
 /// @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect
 /// @param[out] verdict  what became of it
-/// @return HANDOFF_OK if there is a verdict. Otherwise there is none, and the connection is still
-///         yours: HANDOFF_WOKEN after handoff_broker_wake(), or an error as from
-///         handoff_broker_offer().
+/// @return HANDOFF_OK if there is a verdict. Otherwise there is none, and after any error except
+///         HANDOFF_ERR_INTERNAL the connection is still yours: HANDOFF_WOKEN after
+///         handoff_broker_wake(), or an error as from handoff_broker_offer().
 ///
-/// After HANDOFF_WOKEN, HANDOFF_ERR_DESCRIPTOR_PRESSURE and HANDOFF_ERR_SYSTEM the backend may hold
-/// a copy of the descriptor: see `may_have_reached_backend` in handoff_verdict.
+/// After HANDOFF_WOKEN and HANDOFF_ERR_SYSTEM the backend may hold a copy of the descriptor: see
+/// `may_have_reached_backend` in handoff_verdict. After HANDOFF_ERR_INTERNAL see
+/// handoff_broker_offer().
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_offer_and_wait(
