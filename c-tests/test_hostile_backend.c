@@ -221,6 +221,12 @@ static void backend_that_never_says_welcome_is_left(void)
     end(&channel);
 }
 
+static void backend_that_grants_nothing_after_its_welcome_is_left(void)
+{
+    struct channel channel = open_channel(0);
+    end(&channel);
+}
+
 static void frame_of_any_other_version_ends_the_channel(void)
 {
     for (unsigned version = 0; version <= 255; version++) {
@@ -1063,6 +1069,7 @@ int main(void)
         ATTACK(header_field_that_is_wrong_in_grants_ends_the_channel, NO_OFFERS),
         ATTACK(header_field_that_is_wrong_in_drain_ends_the_channel, NO_OFFERS),
         ATTACK(backend_that_never_says_welcome_is_left, NO_OFFERS),
+        ATTACK(backend_that_grants_nothing_after_its_welcome_is_left, NO_OFFERS),
         ATTACK(frame_of_any_other_version_ends_the_channel, NO_OFFERS),
         ATTACK(frame_other_than_welcome_as_the_first_ends_the_channel, NO_OFFERS),
         ATTACK(welcome_that_is_out_of_range_or_comes_twice_ends_the_channel, NO_OFFERS),

@@ -173,7 +173,8 @@ static void full_broker_says_which_limit_is_reached(void **state)
     /* The backend has it, and has not answered. */
     assert_ok(handoff_broker_take_back(channel.broker, id));
     assert_full_because(&channel, &offer, "the limit of offers in flight is reached: 2 of 3, and 1 "
-                                          "taken back that the backend has not answered");
+                                          "more, taken back or adopted, that the backend has not "
+                                          "answered");
     close_channel(&channel);
 
     open_channel(&channel, &options, NULL);

@@ -66,7 +66,7 @@ typedef struct handoff_backend_options {
     size_t max_offer_bytes;
     /**
      * The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
-     * are rejected. What arrivals take of memory is bounded by this and `max_kept_bytes` together.
+     * are rejected with HANDOFF_REASON_BACKEND_BUSY. What arrivals take of memory is bounded by this and `max_kept_bytes` together.
      */
     size_t max_held_bytes;
     /**
@@ -336,7 +336,8 @@ handoff_status handoff_backend_next(handoff_backend *backend,
  *                 epoll set, EPOLL_CTL_DEL: while the broker has its copy, close(2) does not.
  * @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke the protocol: the
  *         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held;
- *         HANDOFF_ERR_WRONG_PROCESS.
+ *         HANDOFF_ERR_WRONG_PROCESS. If the broker has died without taking it back, you can still
+ *         adopt it: nobody else has the client then.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_adopt(handoff_backend *backend,

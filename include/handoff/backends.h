@@ -112,8 +112,9 @@ handoff_status handoff_broker_remove(handoff_broker *broker, const char *path) H
  *
  * After HANDOFF_ERR_FULL, or another refusal that is about the backend, you may keep the client in a
  * queue of your own. The descriptor becomes readable when an offer would be taken again: call
- * handoff_broker_dispatch(), take the verdicts, and offer for as long as there is room. Serve a client
- * yourself if it has waited too long in the queue.
+ * handoff_broker_dispatch(), take the verdicts, and offer until HANDOFF_ERR_FULL comes again: a long
+ * preread can be refused while there is room for an offer without. Serve a client yourself if it has
+ * waited too long in the queue.
  *
  * @param broker  the broker
  * @return the number; 0 if none would be taken, and on error, with errno and handoff_last_error()
@@ -125,7 +126,7 @@ size_t handoff_broker_room(handoff_broker *broker) HANDOFF_NOEXCEPT;
 /** In `state`: the broker connects to it, or waits for its welcome. */
 #define HANDOFF_BACKEND_CONNECTING 1
 
-/** In `state`: it takes offers. */
+/** In `state`: it takes offers, or will in a moment. */
 #define HANDOFF_BACKEND_READY 2
 
 /**

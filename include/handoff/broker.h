@@ -33,7 +33,9 @@ typedef struct handoff_broker_options {
     /** Set by HANDOFF_BROKER_OPTIONS_INIT. */
     size_t size;
     /**
-     * The most offers in flight at each backend: 1 to 4096, default 256. A backend may allow fewer.
+     * The most offers in flight at each backend: 1 to 4096, default 256. A backend may allow fewer:
+     * to have more, set it at both ends; with long prereads `queue_bytes` here and `max_held_bytes`
+     * at the backend, too.
      */
     size_t max_in_flight;
     /**
@@ -54,8 +56,8 @@ typedef struct handoff_broker_options {
      */
     size_t failover_bytes;
     /**
-     * The most bytes of offers queued while the socket is full: at least 131072, default 1048576;
-     * HANDOFF_NO_LIMIT.
+     * The most bytes of offers queued while the socket is full, but for the last one: at least 131072,
+     * default 1048576; HANDOFF_NO_LIMIT.
      */
     size_t queue_bytes;
     /**
@@ -241,9 +243,10 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         the backend does not allow its user;
  *         HANDOFF_ERR_PEER_NOT_ALLOWED if the user who listens at the path may not be the backend,
  *         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
- *         HANDOFF_ERR_FULL if the limit of offers in flight (with those taken back that the
- *         backend has not answered) or of queued bytes is reached, or too many verdicts are not
- *         taken; handoff_last_error() says which;
+ *         HANDOFF_ERR_FULL if the limit of offers in flight (with those taken back, or seen to be
+ *         adopted, that the backend has not answered) or of queued bytes is reached, too many
+ *         verdicts are not taken, or the backend has not granted its places yet: on a new channel
+ *         they come in a moment, and not all at once. handoff_last_error() says which;
  *         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or what timed out has
  *         taken all its places, see `max_failures` in handoff_broker_options;
  *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
@@ -334,7 +337,8 @@ typedef struct handoff_verdict {
     /**
      * Why it is a fallback. With HANDOFF_ADOPTED: HANDOFF_REASON_NONE;
      * HANDOFF_REASON_BACKEND_DIED; or HANDOFF_REASON_INTEGRITY_MISMATCH if the backend broke the
-     * protocol: it may have adopted the connection, so do not serve it.
+     * protocol: it may have adopted the connection, so do not serve it. Without a reason the backend
+     * may have died since.
      */
     handoff_reason reason;
     /**

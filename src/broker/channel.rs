@@ -45,6 +45,8 @@ pub(super) struct Channel {
     pub(super) offers: Offers,
     /// Set by the backend's welcome; before it, when to give up waiting for that.
     pub(super) welcome: Result<wire::Welcome, Instant>,
+    /// When to give up waiting for the first tokens. They follow the welcome at once.
+    grants_by: Option<Instant>,
     pub(super) draining: bool,
     /// The backend knows offers with TLS.
     pub(super) knows_tls: bool,
@@ -97,6 +99,7 @@ impl Channel {
             claims,
             offers,
             welcome: Err(now + GREETING_TIMEOUT),
+            grants_by: None,
             draining: false,
             knows_tls: false,
             full: false,
@@ -108,6 +111,11 @@ impl Channel {
             unreceived: false,
             refusal: None,
         })
+    }
+
+    /// When to give up a backend that has not said all that is to come first: a welcome and tokens.
+    pub(super) fn greeted_by(&self) -> Option<Instant> {
+        self.welcome.err().or(self.grants_by)
     }
 
     /// Nothing but a packet can come next: it is set up, and does not wait for room.
@@ -432,8 +440,9 @@ impl Channel {
     fn handle(&mut self, frame: Frame<'_>, ledger: &mut Ledger<'_>) -> Result<(), Reason> {
         let broken = Err(Reason::IntegrityMismatch);
         match (frame, self.welcome) {
-            (Frame::Welcome(welcome), Err(_)) if self.offers.slot(welcome.slots - 1).is_some() => {
+            (Frame::Welcome(welcome), Err(by)) if self.offers.slot(welcome.slots - 1).is_some() => {
                 self.welcome = Ok(welcome);
+                self.grants_by = Some(by);
                 let abilities = claim::abilities(self.claims.slot(0));
                 self.knows_tls = abilities & ability::TLS != 0;
                 ledger.welcomed();
@@ -441,6 +450,7 @@ impl Channel {
             }
             // A drain is the last word on tokens: so what a backend can send has an end.
             (Frame::Grants(grants), Ok(_)) if !self.draining => {
+                self.grants_by = None;
                 for grant in grants.grants() {
                     if !self.offers.grant(grant.slot, grant.token) {
                         return broken;
@@ -456,6 +466,7 @@ impl Channel {
             }
             (Frame::Drain, Ok(_)) if !self.draining => {
                 self.draining = true;
+                self.grants_by = None;
                 self.offers.forget_tokens();
                 Ok(())
             }

@@ -18,7 +18,7 @@ impl Broker {
             Ok(())
         });
         while let Some(channel) = self.members[index].channel() {
-            if channel.welcome.is_err_and(|deadline| deadline <= now) {
+            if channel.greeted_by().is_some_and(|deadline| deadline <= now) {
                 self.hang_up(index, Reason::BackendUnavailable, now);
             } else if let Some(slot) = channel.expired(now) {
                 self.expire(index, slot, now);

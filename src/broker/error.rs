@@ -288,12 +288,12 @@ impl fmt::Display for NoWelcome {
 /// A limit that an offer would exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// Offers in flight. An offer that was taken back after it was sent counts until the backend has
-    /// answered it.
+    /// Offers in flight. An offer that was taken back, or seen to be adopted, after it was sent counts
+    /// until the backend has answered it.
     InFlight {
         /// How many are in flight.
         in_flight: usize,
-        /// How many were taken back that the backend has not answered.
+        /// How many others the backend has not answered.
         unanswered: usize,
         /// How many the two ends allow.
         most: usize,
@@ -322,7 +322,10 @@ impl fmt::Display for Limit {
                 write!(f, "the limit of offers in flight is reached: {in_flight} of {most}")?;
                 match unanswered {
                     0 => Ok(()),
-                    more => write!(f, ", and {more} taken back that the backend has not answered"),
+                    more => write!(
+                        f,
+                        ", and {more} more, taken back or adopted, that the backend has not answered"
+                    ),
                 }
             }
             Limit::QueuedBytes { queued, most } => {

@@ -393,8 +393,8 @@ impl Member {
                     return Some(now);
                 }
                 let trial = if wanted { self.next_trial(now) } else { None };
-                let (welcome, look) = (channel.welcome.err(), channel.look_due());
-                let times = [deadline, welcome, channel.try_again, look, successor, trial];
+                let (greeted_by, look) = (channel.greeted_by(), channel.look_due());
+                let times = [deadline, greeted_by, channel.try_again, look, successor, trial];
                 times.into_iter().flatten().min()
             }
         }

@@ -58,7 +58,7 @@ pub struct handoff_backend_options {
     /// or `max_held_bytes` if that is less.
     pub max_offer_bytes: usize,
     /// The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
-    /// are rejected. What arrivals take of memory is bounded by this and `max_kept_bytes` together.
+    /// are rejected with HANDOFF_REASON_BACKEND_BUSY. What arrivals take of memory is bounded by this and `max_kept_bytes` together.
     pub max_held_bytes: usize,
     /// Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
     /// rejected.
@@ -440,7 +440,8 @@ pub extern "C" fn handoff_backend_next(
 ///                 epoll set, EPOLL_CTL_DEL: while the broker has its copy, close(2) does not.
 /// @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke the protocol: the
 ///         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held;
-///         HANDOFF_ERR_WRONG_PROCESS.
+///         HANDOFF_ERR_WRONG_PROCESS. If the broker has died without taking it back, you can still
+///         adopt it: nobody else has the client then.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_adopt(

@@ -134,8 +134,9 @@ pub extern "C" fn handoff_broker_remove(
 ///
 /// After HANDOFF_ERR_FULL, or another refusal that is about the backend, you may keep the client in a
 /// queue of your own. The descriptor becomes readable when an offer would be taken again: call
-/// handoff_broker_dispatch(), take the verdicts, and offer for as long as there is room. Serve a client
-/// yourself if it has waited too long in the queue.
+/// handoff_broker_dispatch(), take the verdicts, and offer until HANDOFF_ERR_FULL comes again: a long
+/// preread can be refused while there is room for an offer without. Serve a client yourself if it has
+/// waited too long in the queue.
 ///
 /// @param broker  the broker
 /// @return the number; 0 if none would be taken, and on error, with errno and handoff_last_error()
@@ -153,7 +154,7 @@ pub extern "C" fn handoff_broker_room(broker: *mut handoff_broker) -> usize {
 
 /// In `state`: the broker connects to it, or waits for its welcome.
 pub const HANDOFF_BACKEND_CONNECTING: u32 = 1;
-/// In `state`: it takes offers.
+/// In `state`: it takes offers, or will in a moment.
 pub const HANDOFF_BACKEND_READY: u32 = 2;
 /// In `state`: it takes no more offers, because it drains, or was removed or switched off. The
 /// channel stays for what is in flight.

@@ -51,7 +51,9 @@ enum Kind {
 pub struct handoff_broker_options {
     /// Set by HANDOFF_BROKER_OPTIONS_INIT.
     pub size: usize,
-    /// The most offers in flight at each backend: 1 to 4096, default 256. A backend may allow fewer.
+    /// The most offers in flight at each backend: 1 to 4096, default 256. A backend may allow fewer:
+    /// to have more, set it at both ends; with long prereads `queue_bytes` here and `max_held_bytes`
+    /// at the backend, too.
     pub max_in_flight: usize,
     /// How long an offer may wait for its verdict, in milliseconds, unless the offer says
     /// otherwise: default 5000; HANDOFF_NO_TIMEOUT.
@@ -64,8 +66,8 @@ pub struct handoff_broker_options {
     /// backend can have them: default 16777216; HANDOFF_NO_LIMIT. An offer beyond that goes to one
     /// backend only.
     pub failover_bytes: usize,
-    /// The most bytes of offers queued while the socket is full: at least 131072, default 1048576;
-    /// HANDOFF_NO_LIMIT.
+    /// The most bytes of offers queued while the socket is full, but for the last one: at least 131072,
+    /// default 1048576; HANDOFF_NO_LIMIT.
     pub queue_bytes: usize,
     /// The backend rests after this many failures within `failure_period_ms`: 1 to 4096, default 8;
     /// HANDOFF_NO_LIMIT: it never rests. A failure is an offer that was sent and timed out, also after
@@ -387,9 +389,10 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         the backend does not allow its user;
 ///         HANDOFF_ERR_PEER_NOT_ALLOWED if the user who listens at the path may not be the backend,
 ///         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
-///         HANDOFF_ERR_FULL if the limit of offers in flight (with those taken back that the
-///         backend has not answered) or of queued bytes is reached, or too many verdicts are not
-///         taken; handoff_last_error() says which;
+///         HANDOFF_ERR_FULL if the limit of offers in flight (with those taken back, or seen to be
+///         adopted, that the backend has not answered) or of queued bytes is reached, too many
+///         verdicts are not taken, or the backend has not granted its places yet: on a new channel
+///         they come in a moment, and not all at once. handoff_last_error() says which;
 ///         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or what timed out has
 ///         taken all its places, see `max_failures` in handoff_broker_options;
 ///         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
@@ -558,7 +561,8 @@ pub struct handoff_verdict {
     pub outcome: handoff_outcome,
     /// Why it is a fallback. With HANDOFF_ADOPTED: HANDOFF_REASON_NONE;
     /// HANDOFF_REASON_BACKEND_DIED; or HANDOFF_REASON_INTEGRITY_MISMATCH if the backend broke the
-    /// protocol: it may have adopted the connection, so do not serve it.
+    /// protocol: it may have adopted the connection, so do not serve it. Without a reason the backend
+    /// may have died since.
     pub reason: handoff_reason,
     /// With HANDOFF_FALLBACK: not 0 if the backend may still hold a copy of the descriptor. It
     /// cannot adopt it any more. It may have changed what copies share: O_NONBLOCK and O_ASYNC, and
