@@ -66,7 +66,8 @@ typedef struct handoff_backend_options {
     size_t max_offer_bytes;
     /**
      * The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
-     * are rejected with HANDOFF_REASON_BACKEND_BUSY. What arrivals take of memory is bounded by this and `max_kept_bytes` together.
+     * are rejected with HANDOFF_REASON_BACKEND_BUSY. What arrivals take of memory is bounded by this
+     * and `max_kept_bytes` together.
      */
     size_t max_held_bytes;
     /**

@@ -58,7 +58,8 @@ pub struct handoff_backend_options {
     /// or `max_held_bytes` if that is less.
     pub max_offer_bytes: usize,
     /// The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
-    /// are rejected with HANDOFF_REASON_BACKEND_BUSY. What arrivals take of memory is bounded by this and `max_kept_bytes` together.
+    /// are rejected with HANDOFF_REASON_BACKEND_BUSY. What arrivals take of memory is bounded by this
+    /// and `max_kept_bytes` together.
     pub max_held_bytes: usize,
     /// Which sockets to take: HANDOFF_KIND_*, or'ed; default HANDOFF_KIND_STREAM. Others are
     /// rejected.
