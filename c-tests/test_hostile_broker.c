@@ -494,6 +494,29 @@ static void replayed_token_ends_the_channel(void)
     offer_breaks(&channel, &entry);
 }
 
+/* The backend may receive several packets at once, and keeps those up to 4096 bytes for later. */
+static void replayed_token_in_a_packet_behind_others_ends_the_channel(void)
+{
+    enum { OFFERS_EACH = 4, PREREAD = (4096 - HEADER_LEN) / OFFERS_EACH - OFFER_LEN };
+    for (size_t more = 0; more <= 2; more++) {
+        struct channel channel = open_channel();
+        struct entry entry = honest_entry(&channel, 0);
+        send_offer(&channel, &entry);
+        frame_begin(&frame, OFFERS);
+        for (uint32_t slot = 1; slot <= OFFERS_EACH; slot++) {
+            entry = honest_entry(&channel, slot);
+            entry.preread_len = PREREAD;
+            if (slot == OFFERS_EACH)
+                entry.preread_len += more - 1; /* 4095, 4096 and 4097 bytes in all */
+            frame_offer(&frame, &entry);
+        }
+        must(frame_send(channel.socket, &frame) == 0);
+        entry = honest_entry(&channel, 0);
+        entry.generation = 2;
+        offer_breaks(&channel, &entry);
+    }
+}
+
 static void token_offered_twice_in_one_frame_ends_the_channel(void)
 {
     struct channel channel = begin_with_an_offer();
@@ -1004,6 +1027,7 @@ int main(void)
         ATTACK(generation_out_of_range_ends_the_channel),
         ATTACK(generation_that_does_not_increase_ends_the_channel),
         ATTACK(replayed_token_ends_the_channel),
+        ATTACK(replayed_token_in_a_packet_behind_others_ends_the_channel),
         ATTACK(token_offered_twice_in_one_frame_ends_the_channel),
         ATTACK(wrong_token_ends_the_channel),
         ATTACK(token_of_another_channel_ends_only_the_channel_that_used_it),
