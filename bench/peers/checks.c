@@ -61,12 +61,11 @@ static struct slot {
 } *slots;
 
 static _Atomic uint64_t *words; /* the claim of each slot */
-static int waker, slots_each, set = -1;
+static int waker, slots_each, set;
 
 /* The sockets of both sides, and what waits to be sent by the broker. */
 static struct channel {
     int pair[2], queued, *empty, empty_count;
-    short watched;
     struct offer offers[MOST_MANY];
     struct iovec parts[2 * MOST_MANY];
     int fds[MOST_MANY];
@@ -141,7 +140,6 @@ static void make_set(int side)
         add(all[i].pair[side], i);
     add(timer, channels);
     add(waker, channels);
-    ready[0].fd = set;
 }
 
 /* Closes the other side's sockets, and watches this side's. */
@@ -150,7 +148,6 @@ static void take_side(int side)
     for (int i = 0; i < channels; i++) {
         close(all[i].pair[1 - side]);
         ready[i] = (struct pollfd){.fd = all[i].pair[side], .events = POLLIN};
-        all[i].watched = POLLIN;
     }
     ready[channels] = (struct pollfd){.fd = waker, .events = POLLIN};
     if (epoll_set)
@@ -160,8 +157,9 @@ static void take_side(int side)
 /* Waits until something is there; a blocking call has a deadline, and can be woken. */
 static void await_ready(void)
 {
+    struct pollfd whole = {.fd = set, .events = POLLIN};
     int count = epoll_set ? 1 : channels + (blocking != 0);
-    need(poll(ready, (nfds_t)count, blocking ? PATIENCE_MS : -1) > 0, "poll");
+    need(poll(epoll_set ? &whole : ready, (nfds_t)count, blocking ? PATIENCE_MS : -1) > 0, "poll");
 }
 
 /* Receives a packet, and returns its length; 0 if there is none. */
@@ -229,15 +227,14 @@ static void begin(int socket)
 static void watch_room(int index, int wanted)
 {
     short events = wanted ? POLLIN | POLLOUT : POLLIN;
-    if (all[index].watched == events)
+    if (ready[index].events == events)
         return;
-    all[index].watched = events;
+    ready[index].events = events;
+    if (!epoll_set)
+        return;
     /* The flags of both have the same values. */
     struct epoll_event event = {.events = (uint32_t)events, .data.u32 = (uint32_t)index};
-    if (set == -1)
-        ready[index].events = events;
-    else
-        need(epoll_ctl(set, EPOLL_CTL_MOD, all[index].pair[0], &event) == 0, "epoll_ctl");
+    need(epoll_ctl(set, EPOLL_CTL_MOD, all[index].pair[0], &event) == 0, "epoll_ctl");
 }
 
 /* Sends all that wait on a channel as one packet, if the socket takes it. */
@@ -301,7 +298,7 @@ static int offer(struct client *client)
 static int watched(void)
 {
     need(channels == 1, "CHANNELS");
-    return ready[0].fd;
+    return epoll_set ? set : all[0].pair[0];
 }
 
 static void take(const struct verdict *verdict)
