@@ -140,7 +140,8 @@ class Broker:
                        metadata: bytes = b"", service: bytes | None = None,
                        correlation: bytes | None = None, tls: bool = False,
                        timeout_ms: int = 0) -> Verdict:
-        """Offers a connection and waits for its verdict, also for a channel and for room. Python's
+        """Offers a connection and waits for its verdict, also for a channel and for room. After any
+        error but HANDOFF_ERR_INTERNAL, a bug in the library, the connection is still yours. Python's
         signal handlers run only when it returns."""
         offer = _offer(connection, preread, metadata, service, correlation, tls, False, timeout_ms)
         verdict = CVerdict()
