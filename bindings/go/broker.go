@@ -249,8 +249,8 @@ func (b *Broker) admit() {
 // a *net.TCPConn or a *net.UnixConn. Its mode and options are not changed.
 //
 // If the backend adopts it, conn is closed. After any other verdict, and after any error but
-// ErrInternal, a bug in the library, it is still yours to serve. When ctx is done, the offer is taken back and the error is ctx.Err(), unless the
-// backend was faster: then there is that verdict.
+// ErrInternal, a bug in the library, it is still yours to serve. When ctx is done, the offer is taken
+// back and the error is ctx.Err(), unless the backend was faster: then there is that verdict.
 func (b *Broker) Offer(ctx context.Context, conn net.Conn, offer Offer) (Verdict, error) {
 	var raw syscall.RawConn
 	var err error

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import (POINTER, c_bool, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64,
+                    c_void_p)
 from typing import Any, Sequence
 
 OK, NOTHING, TIMED_OUT = 0, 1, 2
@@ -159,6 +160,7 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "handoff_version": (c_char_p,),
     "handoff_last_error": (c_char_p,),
     "handoff_status_name": (c_char_p, _status),
+    "handoff_status_is_fallback_safe": (c_bool, _status),
     "handoff_reason_name": (c_char_p, c_uint32),
     "handoff_backend_listen": (_status, c_char_p, POINTER(BackendOptions), POINTER(_handle)),
     "handoff_backend_listen_on": (_status, c_int, POINTER(BackendOptions), POINTER(_handle)),
@@ -235,6 +237,13 @@ class HandoffError(Exception):
         self.status = status
         self.errno = ctypes.get_errno()  # first, because the next call changes it
         super().__init__(library.handoff_last_error().decode(errors="backslashreplace"))
+
+    @property
+    def is_fallback_safe(self) -> bool:
+        """Of offer() and offer_and_wait(): whether the connection is certainly yours, and serving it
+        another way is all that is to be done. Any other error is a bug; report it."""
+        return self.status is not None and bool(
+            library.handoff_status_is_fallback_safe(self.status))
 
     def __str__(self) -> str:
         name = "" if self.status is None else f"{status_name(self.status)}: "

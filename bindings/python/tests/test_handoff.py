@@ -138,6 +138,7 @@ class Ends(unittest.TestCase):
             except handoff.HandoffError as error:
                 if handoff.status_name(error.status) != "HANDOFF_ERR_BACKEND_UNAVAILABLE":
                     raise
+                self.assertTrue(error.is_fallback_safe)
                 return None
         return self.wait(try_to)
 
@@ -240,6 +241,7 @@ class TheBackend(Ends):
         with self.assertRaises(handoff.HandoffError) as raised:
             handoff.Backend.listen("/" + 200 * "x")
         self.assertIn("HANDOFF_ERR_INVALID_ARGUMENT", str(raised.exception))
+        self.assertFalse(raised.exception.is_fallback_safe)
         self.assertEqual(raised.exception.errno, 0)
 
     def test_policy_keeps_a_stranger_out(self):
