@@ -639,7 +639,7 @@ static int count_descriptors(void)
     return count;
 }
 
-static handoff_broker *new_broker(const char *at, uint64_t timeout_ms)
+static handoff_broker *new_broker_with(const char *at, uint64_t timeout_ms, uint64_t reconnect_ms)
 {
     handoff_broker *made;
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
@@ -647,10 +647,15 @@ static handoff_broker *new_broker(const char *at, uint64_t timeout_ms)
     options.queue_bytes = QUEUE_BYTES;
     options.timeout_ms = timeout_ms;
     options.max_failures = HANDOFF_NO_LIMIT;
-    options.reconnect_min_ms = 1;
-    options.reconnect_max_ms = 2;
+    options.reconnect_min_ms = reconnect_ms;
+    options.reconnect_max_ms = 2 * reconnect_ms;
     assert_ok(handoff_broker_new(at, &options, &made));
     return made;
+}
+
+static handoff_broker *new_broker(const char *at, uint64_t timeout_ms)
+{
+    return new_broker_with(at, timeout_ms, 1);
 }
 
 /* Another channel, and the listening socket that the hostile backend will have. */
@@ -667,6 +672,14 @@ static int begin(void)
     return listener;
 }
 
+static void end_all(void)
+{
+    handoff_broker_free(broker);
+    handoff_broker_free(honest.broker);
+    handoff_backend_free(honest.backend);
+    remove_directory(directory);
+}
+
 /* The broker finds an honest backend at the path of the hostile one. */
 static void recover_and_end(void)
 {
@@ -678,11 +691,8 @@ static void recover_and_end(void)
     hand_over(&honest);
     assert_int_equal(statistics().in_flight, 0);
     assert_int_equal(statistics().queued_bytes, 0);
-    handoff_broker_free(broker);
     handoff_backend_free(found.backend);
-    handoff_broker_free(honest.broker);
-    handoff_backend_free(honest.backend);
-    remove_directory(directory);
+    end_all();
 }
 
 struct attack {
@@ -909,6 +919,68 @@ static void offer_that_was_never_sent_falls_back_whatever_its_claim_word_is(void
     never_reading_backend(CLAIM_WORD(1, ADOPTED), HANDOFF_ADOPTED, HANDOFF_REASON_NONE);
 }
 
+/* What a call finds at the words of a backend that says nothing: the broker's descriptor tells of the
+   verdicts at once, not when it looks at the words again, which is the later the older the offers are. */
+static void found_by_another_call(uint64_t word, void (*call)(uint64_t id), handoff_reason reason)
+{
+    enum { OFFERS = 3, AGE_MS = 500, AT_ONCE_MS = 10 };
+    int pairs[OFFERS][2], status;
+    uint64_t id = 0;
+    scribble = word;
+    int listener = begin();
+    pid_t child = fork_peer(listener);
+    if (child == 0) {
+        never_read();
+        _exit(0);
+    }
+    close(listener);
+    broker = new_broker_with(path, HANDOFF_NO_TIMEOUT, 1000 * PATIENCE_S);
+    struct end hostile = {.broker = broker};
+    handoff_offer offer = HANDOFF_OFFER_INIT;
+    for (int i = 0; i < OFFERS; i++) {
+        make_pair(SOCK_STREAM, pairs[i]);
+        offer.fd = pairs[i][0];
+        offer.user_data = pairs[i];
+        if (i == 0)
+            offer_soon(&hostile, &offer);
+        else
+            assert_ok(handoff_broker_offer(broker, &offer, &id));
+    }
+    wait_for_stop(child);
+    for (uint64_t start = now_ns(); ms_since(start) < AGE_MS;)
+        dispatch(&hostile);
+    kill(child, SIGCONT);
+    wait_for_stop(child);
+    call(id);
+    struct pollfd readable = {.fd = handoff_broker_fd(broker), .events = POLLIN};
+    assert_int_equal(poll(&readable, 1, AT_ONCE_MS), 1);
+    assert_int_equal(take_verdicts(&hostile, OFFERS, HANDOFF_ADOPTED, reason), OFFERS);
+    kill(child, SIGCONT);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    end_all();
+}
+
+static void take_back_too_late(uint64_t id)
+{
+    assert_status(handoff_broker_take_back(broker, id), HANDOFF_ERR_TOO_LATE);
+}
+
+static void add_again(uint64_t id)
+{
+    (void)id;
+    handoff_broker_backend same = HANDOFF_BROKER_BACKEND_INIT;
+    same.path = path;
+    assert_ok(handoff_broker_add(broker, &same));
+}
+
+static void verdicts_that_another_call_finds_are_told_at_once(void **state)
+{
+    (void)state;
+    found_by_another_call(UINT64_MAX, take_back_too_late, HANDOFF_REASON_INTEGRITY_MISMATCH);
+    found_by_another_call(CLAIM_WORD(1, ADOPTED), add_again, HANDOFF_REASON_NONE);
+}
+
 /* Hands over many connections in batches, all of which must arrive, once and in their order. */
 static void run_long(struct end *end, int batch)
 {
@@ -1101,6 +1173,7 @@ int main(void)
                .timeout_ms = 100),
         TEST(offers_to_a_backend_that_never_reads_queue_to_the_bound_and_time_out),
         TEST(offer_that_was_never_sent_falls_back_whatever_its_claim_word_is),
+        TEST(verdicts_that_another_call_finds_are_told_at_once),
         TEST(every_packet_of_offers_that_fails_for_want_of_room_is_sent_again),
         TEST(every_packet_of_verdicts_that_fails_for_want_of_room_is_sent_again),
         TEST(connection_of_which_no_copy_may_be_in_flight_falls_back_alone),

@@ -513,6 +513,35 @@ static void backend_without_memory_to_receive_pauses_and_then_receives(void **st
     close(client[1]);
 }
 
+/* Its end is told although it is paused: it may have to pause again, and the system refuse that. */
+static void backend_that_cannot_pause_a_channel_again_looks_at_it_later(void **state)
+{
+    (void)state;
+    open_channel(&channel, NULL, NULL);
+    make_tcp_pair(client);
+    assert_ok(watch_backend());
+    offer_fd(&channel, client[0]);
+    set_fault(RECVMSG, ENOMEM, 1, 1);
+    assert_ok(FAULTY(backend_dispatch()));
+    assert_int_equal(fault.failed, 1);
+    handoff_broker_free(channel.broker);
+    channel.broker = NULL;
+    set_fault(RECVMSG, ENOMEM, 1, 1);
+    set_second_fault(EPOLL_CTL, ENOMEM);
+    await_readable(fds[BACKEND].fd);
+    assert_ok(FAULTY(backend_dispatch()));
+    assert_int_equal(fault.failed + second_fault.failed, 2);
+    fault.call = second_fault.call = NO_CALL;
+    while (backend_statistics(channel.backend).channels > 0) {
+        await_readable(fds[BACKEND].fd);
+        assert_ok(backend_next_and_adopt());
+        assert_ok(backend_dispatch());
+    }
+    close_channel(&channel);
+    close(client[0]);
+    close(client[1]);
+}
+
 static void broker_without_memory_to_receive_pauses_and_then_receives(void **state)
 {
     (void)state;
@@ -564,6 +593,7 @@ int main(void)
         TEST(slot_that_got_no_token_gets_one_when_there_is_randomness_again),
         TEST(channel_works_with_the_smallest_socket_buffer),
         TEST(backend_without_memory_to_receive_pauses_and_then_receives),
+        TEST(backend_that_cannot_pause_a_channel_again_looks_at_it_later),
         TEST(broker_without_memory_to_receive_pauses_and_then_receives),
     };
     return RUN_TESTS(tests);

@@ -450,7 +450,12 @@ impl Broker {
     }
 
     fn flush_at(&mut self, now: Instant) -> Result<(), BrokerError> {
-        let taken = self.outcomes.verdicts.len();
+        self.flush_and_tell(self.outcomes.verdicts.len(), now)
+    }
+
+    /// Sends what waits to be sent. Makes the descriptor readable if there are more than `known` verdicts
+    /// then: of those that come outside dispatch nothing else would tell the caller's loop.
+    fn flush_and_tell(&mut self, known: usize, now: Instant) -> Result<(), BrokerError> {
         let mut armed = Ok(());
         loop {
             while let Some(index) = self.touched.pop() {
@@ -466,8 +471,7 @@ impl Broker {
             }
             self.fail_over(now);
         }
-        if self.outcomes.verdicts.len() > taken {
-            // Nothing else would tell the caller's loop.
+        if self.outcomes.verdicts.len() > known {
             self.handle.wake_at(now, now)?;
         }
         armed
@@ -655,9 +659,10 @@ impl Broker {
             }
             Err(Lost::TooLate) => Err(BrokerError::TooLate { id }),
             Err(Lost::Impossible) => {
+                let known = self.outcomes.verdicts.len();
                 self.hang_up(index, Reason::IntegrityMismatch, now);
                 // Those that were in flight beside it may go on.
-                self.flush_at(now)?;
+                self.flush_and_tell(known, now)?;
                 Err(BrokerError::TooLate { id })
             }
         }

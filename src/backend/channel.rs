@@ -446,8 +446,9 @@ impl Socket {
                 let until = now + MEMORY_PAUSE;
                 events.wake_at(until, now).map_err(|_| End::Gone)?;
                 // It would be told again and again that it is still there.
-                let paused = events.pause(self.descriptor.as_fd(), key, true);
-                self.unreceived = paused.is_ok().then_some(until);
+                let paused = events.pause(self.descriptor.as_fd(), key, true).is_ok();
+                // One that cannot be paused again is paused still.
+                self.unreceived = (paused || self.unreceived.is_some()).then_some(until);
                 Ok(())
             }
             _ => Err(End::Gone),

@@ -25,6 +25,7 @@ impl Broker {
             return Err(BrokerError::Closed { path: self.path.clone() });
         }
         self.check_process()?;
+        let known = self.outcomes.verdicts.len();
         let settings = settings.checked();
         if address::is_directory(path) {
             self.add_directory(path, settings, now)?;
@@ -32,7 +33,7 @@ impl Broker {
             address::address(path).map_err(BrokerError::Address)?;
             self.add_member(path, settings, None, now)?;
         }
-        if self.handle.is_open() { self.flush_at(now) } else { Ok(()) }
+        if self.handle.is_open() { self.flush_and_tell(known, now) } else { Ok(()) }
     }
 
     fn add_directory(
