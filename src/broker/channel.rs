@@ -21,7 +21,7 @@ use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, Refusal, Rejection, Wir
 
 /// What may be in flight is sent in so many parts, so that the backend works on one while the broker
 /// makes the next: if each waited for all that the other does, both would sleep most of the time.
-const PARTS: usize = 4;
+const PARTS: usize = 2;
 /// A part of so many offers is always worth a packet.
 const LARGE_PART: usize = 16;
 /// A smaller part is not, if its backend takes longer to answer: then it is busy with others, and waking
