@@ -202,12 +202,12 @@ typedef struct handoff_arrival {
     uint32_t broker_gid;
     /**
      * Bytes that the broker has read from the client. They come before what you read from `fd`.
-     * Never NULL.
+     * Never NULL; aligned for bytes only.
      */
     const void *preread;
     /** The number of bytes. */
     size_t preread_len;
-    /** What the broker wanted you to know. Never NULL. */
+    /** What the broker wanted you to know. Never NULL; aligned for bytes only. */
     const void *metadata;
     /** The number of bytes. */
     size_t metadata_len;

@@ -258,11 +258,11 @@ pub struct handoff_arrival {
     /// The broker's effective group when it connected.
     pub broker_gid: u32,
     /// Bytes that the broker has read from the client. They come before what you read from `fd`.
-    /// Never NULL.
+    /// Never NULL; aligned for bytes only.
     pub preread: *const c_void,
     /// The number of bytes.
     pub preread_len: usize,
-    /// What the broker wanted you to know. Never NULL.
+    /// What the broker wanted you to know. Never NULL; aligned for bytes only.
     pub metadata: *const c_void,
     /// The number of bytes.
     pub metadata_len: usize,
