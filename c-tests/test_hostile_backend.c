@@ -672,6 +672,19 @@ static int begin(void)
     return listener;
 }
 
+/* The hostile backend is a process of its own. */
+static pid_t begin_beside(void (*run)(void))
+{
+    int listener = begin();
+    pid_t child = fork_peer(listener);
+    if (child == 0) {
+        run();
+        _exit(0);
+    }
+    close(listener);
+    return child;
+}
+
 static void end_all(void)
 {
     handoff_broker_free(broker);
@@ -710,13 +723,7 @@ static bool survive_once(const struct attack *attack, uint64_t timeout_ms)
 {
     int status = 0, ends[8][2], verdicts = 0;
     size_t bytes = bytes_allocated();
-    int listener = begin();
-    pid_t child = fork_peer(listener);
-    if (child == 0) {
-        attack->run();
-        _exit(0);
-    }
-    close(listener);
+    pid_t child = begin_beside(attack->run);
     int descriptors = count_descriptors();
     broker = new_broker(path, timeout_ms ? timeout_ms : HANDOFF_NO_TIMEOUT);
     struct end hostile = {.broker = broker};
@@ -885,13 +892,7 @@ static void never_reading_backend(uint64_t word, handoff_outcome outcome, handof
 {
     int pairs[MAX_IN_FLIGHT][2], status;
     scribble = word;
-    int listener = begin();
-    pid_t child = fork_peer(listener);
-    if (child == 0) {
-        never_read();
-        _exit(0);
-    }
-    close(listener);
+    pid_t child = begin_beside(never_read);
     broker = new_broker(path, 500);
     struct end hostile = {.broker = broker};
     int count = fill(&hostile, pairs);
@@ -927,13 +928,7 @@ static void found_by_another_call(uint64_t word, void (*call)(uint64_t id), hand
     int pairs[OFFERS][2], status;
     uint64_t id = 0;
     scribble = word;
-    int listener = begin();
-    pid_t child = fork_peer(listener);
-    if (child == 0) {
-        never_read();
-        _exit(0);
-    }
-    close(listener);
+    pid_t child = begin_beside(never_read);
     broker = new_broker_with(path, HANDOFF_NO_TIMEOUT, 1000 * PATIENCE_S);
     struct end hostile = {.broker = broker};
     handoff_offer offer = HANDOFF_OFFER_INIT;
