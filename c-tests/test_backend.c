@@ -225,6 +225,27 @@ static void given_socket_serves_and_stays_the_callers(void **state)
     close(listener);
 }
 
+/* Whoever has a copy can do that: epoll(7) says for ever that there is something to accept. */
+static void given_socket_that_is_shut_down_is_looked_at_now_and_then(void **state)
+{
+    (void)state;
+    enum { TIME_MS = 500, MOST_TURNS = 20 };
+    int listener = listen_unix(SOCK_SEQPACKET), turns = 0;
+    handoff_backend *backend;
+    assert_ok(handoff_backend_listen_on(listener, NULL, &backend));
+    assert_ok(handoff_backend_dispatch(backend));
+    assert_int_equal(shutdown(listener, SHUT_RDWR), 0);
+    struct pollfd readable = {.fd = handoff_backend_fd(backend), .events = POLLIN};
+    for (uint64_t start = now_ns(); ms_since(start) < TIME_MS; turns++) {
+        assert_int_not_equal(poll(&readable, 1, TIME_MS), -1);
+        assert_ok(handoff_backend_dispatch(backend));
+    }
+    assert_in_range(turns, 2, MOST_TURNS);
+    assert_in_range(backend_statistics(backend).system_errors, 1, MOST_TURNS);
+    handoff_backend_free(backend);
+    close(listener);
+}
+
 static void what_is_no_listening_socket_of_packets_is_refused(void **state)
 {
     (void)state;
@@ -430,6 +451,7 @@ int main(void)
         CHANNEL_TEST(arrival_is_settled_once_and_only_by_its_own_id),
         CHANNEL_TEST(freed_backend_closes_what_it_holds_and_leaves_what_was_adopted),
         CHANNEL_TEST(given_socket_serves_and_stays_the_callers),
+        CHANNEL_TEST(given_socket_that_is_shut_down_is_looked_at_now_and_then),
         CHANNEL_TEST(what_is_no_listening_socket_of_packets_is_refused),
         CHANNEL_TEST(path_of_a_live_backend_is_left_alone),
         CHANNEL_TEST(broker_that_the_policy_does_not_allow_gets_no_channel),

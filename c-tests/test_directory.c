@@ -353,6 +353,131 @@ static void backend_that_was_added_by_its_path_stays_when_its_file_goes(void **s
     assert_int_equal(count_backends(fleet.broker), 1);
 }
 
+static void backend_that_is_removed_stays_away_until_its_file_comes_anew(void **state)
+{
+    (void)state;
+    handoff_broker_backend other = backend_at(fleet.paths[1]), all = backend_at(place);
+    listen_at(&fleet, 0, NULL);
+    listen_at(&fleet, 1, NULL);
+    open_broker();
+    for (all.weight = 2; all.weight < 5; all.weight++) {
+        await_backends(2);
+        /* Whatever has the directory read again. */
+        assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
+        assert_ok(handoff_broker_add(fleet.broker, &other));
+        assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[1]));
+        await_backends(1);
+        assert_ok(handoff_broker_add(fleet.broker, &all));
+        until(&fleet, state_of(fleet.broker, fleet.paths[1]).weight == all.weight);
+        assert_int_equal(count_backends(fleet.broker), 1);
+        free_backend(&fleet, 0);
+        listen_at(&fleet, 0, NULL);
+    }
+    await_backends(2);
+    /* Or it is added by its own name. */
+    other.path = fleet.paths[0];
+    assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
+    assert_ok(handoff_broker_add(fleet.broker, &other));
+    await_backends(2);
+    assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
+    await_backends(2);
+    assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
+    assert_ok(handoff_broker_remove(fleet.broker, place));
+    assert_ok(handoff_broker_add(fleet.broker, &all));
+    await_backends(2);
+}
+
+static void backend_that_is_removed_with_offers_in_flight_stays_away(void **state)
+{
+    (void)state;
+    uint64_t id = 0;
+    handoff_broker_backend all = backend_at(place);
+    listen_at(&fleet, 0, NULL);
+    open_broker();
+    await_backends(1);
+    offer_client(&fleet);
+    assert_int_equal(find_arrival(&fleet, &id), 0);
+    assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
+    assert_ok(handoff_broker_add(fleet.broker, &all));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_DRAINING));
+    adopt_at(&fleet, 0, id);
+    assert_int_equal(await_verdict(&fleet).outcome, HANDOFF_ADOPTED);
+    await_backends(0);
+}
+
+static void backend_that_had_its_own_name_is_the_directorys_again(void **state)
+{
+    (void)state;
+    uint64_t id = 0;
+    handoff_broker_backend own = backend_at(fleet.paths[0]);
+    own.weight = 5;
+    listen_at(&fleet, 0, NULL);
+    open_broker();
+    await_backends(1);
+    assert_ok(handoff_broker_add(fleet.broker, &own));
+    assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
+    await_backends(1);
+    assert_int_equal(state_of(fleet.broker, fleet.paths[0]).weight, 1);
+    assert_ok(handoff_broker_add(fleet.broker, &own));
+    await_backends(1);
+    offer_client(&fleet);
+    assert_int_equal(find_arrival(&fleet, &id), 0);
+    assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
+    assert_true(is_in_state(&fleet, 0, HANDOFF_BACKEND_DRAINING));
+    adopt_at(&fleet, 0, id);
+    assert_int_equal(await_verdict(&fleet).outcome, HANDOFF_ADOPTED);
+    await_backends(1);
+    assert_int_equal(state_of(fleet.broker, fleet.paths[0]).weight, 1);
+}
+
+static void name_that_is_too_long_is_an_error_until_it_goes(void **state)
+{
+    (void)state;
+    char from[160], to[240];
+    handoff_backend_state found;
+    snprintf(from, sizeof from, "%sshort", place);
+    snprintf(to, sizeof to, "%s%0120d", place, 0);
+    listen_at(&fleet, 0, NULL);
+    open_broker();
+    await_backends(1);
+    bind_by_hand("short", SOCK_SEQPACKET);
+    assert_int_equal(rename(from, to), 0);
+    until(&fleet, find_state(fleet.broker, place, &found));
+    assert_int_equal(found.error, ENAMETOOLONG);
+    assert_int_equal(unlink(to), 0);
+    await_backends(1);
+}
+
+static void path_without_room_for_a_name_is_refused(void **state)
+{
+    (void)state;
+    char path[sizeof ((struct sockaddr_un *)0)->sun_path + 1];
+    handoff_broker *broker = NULL;
+    handoff_broker_backend backend = backend_at(path);
+    memset(path, 'a', sizeof path);
+    path[0] = path[105] = '/';
+    path[106] = '\0';
+    assert_ok(handoff_broker_new(path, NULL, &broker));
+    handoff_broker_free(broker);
+    memset(path + 105, 'a', 2);
+    path[106] = '/';
+    path[107] = '\0';
+    assert_status(handoff_broker_new(path, NULL, &broker), HANDOFF_ERR_INVALID_ARGUMENT);
+    open_broker();
+    assert_status(handoff_broker_add(fleet.broker, &backend), HANDOFF_ERR_INVALID_ARGUMENT);
+}
+
+static void abstract_name_may_end_in_a_slash(void **state)
+{
+    (void)state;
+    snprintf(fleet.paths[0], sizeof fleet.paths[0], "@handoff-%d/", getpid());
+    listen_at(&fleet, 0, NULL);
+    assert_ok(handoff_broker_new(fleet.paths[0], NULL, &fleet.broker));
+    await_backends(1);
+    offer_client(&fleet);
+    assert_int_equal(arrivals_at(&fleet, 0, NULL), 1);
+}
+
 /* The file of one that was killed is still there, and the broker tries it ever more seldom. */
 static void successor_of_a_backend_that_was_killed_is_used_at_once(void **state)
 {
@@ -445,6 +570,12 @@ int main(void)
         PLACE_TEST(directories_that_were_removed_take_no_memory),
         PLACE_TEST(settings_of_a_directory_are_those_of_its_backends),
         PLACE_TEST(backend_that_was_added_by_its_path_stays_when_its_file_goes),
+        PLACE_TEST(backend_that_is_removed_stays_away_until_its_file_comes_anew),
+        PLACE_TEST(backend_that_is_removed_with_offers_in_flight_stays_away),
+        PLACE_TEST(backend_that_had_its_own_name_is_the_directorys_again),
+        PLACE_TEST(name_that_is_too_long_is_an_error_until_it_goes),
+        PLACE_TEST(path_without_room_for_a_name_is_refused),
+        PLACE_TEST(abstract_name_may_end_in_a_slash),
         PLACE_TEST(successor_of_a_backend_that_was_killed_is_used_at_once),
         PLACE_TEST(directory_that_cannot_be_watched_is_read_again_and_again),
         PLACE_TEST(descriptor_tells_that_a_socket_came),

@@ -483,6 +483,19 @@ static void bad_arguments_are_refused_and_send_nothing(void **state)
     close(files[0]);
 }
 
+/* It is no socket to wait at, and poll(2) says each time that there is something. */
+static void wait_at_datagrams_that_are_shut_down_times_out(void **state)
+{
+    struct wire *wire = *state;
+    int pair[2];
+    handoff_raw_ack ack = any_ack();
+    make_pair(SOCK_DGRAM, pair);
+    assert_int_equal(shutdown(pair[0], SHUT_RD), 0);
+    assert_status(handoff_raw_ack_wait(pair[0], &wire->token, 50, &ack), HANDOFF_ERR_ACK_TIMEOUT);
+    close(pair[0]);
+    close(pair[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -512,6 +525,7 @@ int main(void)
         WIRE_TEST(message_taken_back_gives_what_came_before_and_no_more),
         WIRE_TEST(acknowledging_to_a_broker_that_is_gone_fails_without_sigpipe),
         WIRE_TEST(acknowledging_to_a_broker_that_does_not_read_would_block),
+        SEQPACKET_TEST(wait_at_datagrams_that_are_shut_down_times_out),
         WIRE_TEST(bad_arguments_are_refused_and_send_nothing),
     };
     return RUN_TESTS(tests);

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use crate::kind::ErrorKind;
 use crate::sys::{self, Address, AddressError, MAX_PATH_LEN, SocketKind};
 
-/// Whether a path names a directory of handoff sockets: it ends in `/`.
+/// Whether a path names a directory of handoff sockets: it ends in `/`, and is no abstract name.
 pub(crate) fn is_directory(path: &Path) -> bool {
-    path.as_os_str().as_bytes().ends_with(b"/")
+    let bytes = path.as_os_str().as_bytes();
+    bytes.ends_with(b"/") && !bytes.starts_with(b"@")
 }
 
 /// The socket that an error is about.

@@ -160,7 +160,8 @@ handoff_status handoff_backend_listen(const char *path,
  * Listens for brokers on a socket that somebody else made, such as a service manager.
  *
  * @param fd            a listening Unix socket of sequenced packets (SOCK_SEQPACKET); duplicated.
- *                      It becomes non-blocking, and all its copies share that.
+ *                      It becomes non-blocking, and all its copies share that: leave it so, or
+ *                      dispatch waits for a broker.
  * @param options       the limits, or NULL for the defaults; read during the call only. `mode` and
  *                      `backlog` have no effect.
  * @param[out] backend  the backend; free it with handoff_backend_free()

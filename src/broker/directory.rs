@@ -3,7 +3,7 @@
 //! Names that begin with a dot are left out: a backend makes its socket under such a name and then
 //! moves it into place.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::member::Link;
 use super::{BackendSettings, Broker, BrokerError, MAX_BACKENDS};
 use crate::memory::NoMemory;
-use crate::sys::directory::{self, Change, Watch};
+use crate::sys::directory::{self, Change, Identity, Watch};
 
 /// How long until a directory that could not be read or watched is looked at again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -39,6 +39,8 @@ pub(super) struct Directory {
     /// When that began.
     pub failed_at: Instant,
     pub removed: bool,
+    /// Sockets in it that were removed by name, until they go or others have their names.
+    unwanted: Vec<(OsString, Identity)>,
 }
 
 impl Directory {
@@ -61,11 +63,50 @@ impl Directory {
             error,
             failed_at: now,
             removed: false,
+            unwanted: Vec::new(),
         })
     }
 
     pub(super) fn error(&self) -> Option<i32> {
         self.error.filter(|_| !self.removed)
+    }
+
+    /// It is added again, after it was removed or to change the settings.
+    pub(super) fn add_again(&mut self, settings: BackendSettings, now: Instant) {
+        self.settings = settings;
+        if std::mem::take(&mut self.removed) {
+            self.unwanted.clear();
+        }
+        self.read_at(now);
+    }
+
+    /// It is to be read again then.
+    fn read_at(&mut self, when: Instant) {
+        (self.is_read, self.look_at) = (false, Some(when));
+    }
+
+    fn pause(&self) -> Duration {
+        match self.error {
+            None if self.watch.is_some() => CHECK_PAUSE,
+            Some(libc::ENOSPC) => FULL_PAUSE,
+            _ => PAUSE,
+        }
+    }
+
+    /// Whether the socket with this name was removed by name, and is still the same one.
+    fn is_unwanted(&mut self, name: &OsStr) -> bool {
+        let Some(at) = self.unwanted.iter().position(|(unwanted, _)| unwanted == name) else {
+            return false;
+        };
+        let same = directory::socket(&self.path, name) == Some(self.unwanted[at].1);
+        if !same {
+            self.unwanted.swap_remove(at);
+        }
+        same
+    }
+
+    fn want(&mut self, name: &OsStr) {
+        self.unwanted.retain(|(unwanted, _)| unwanted != name);
     }
 }
 
@@ -111,7 +152,6 @@ impl Broker {
         }
         let directory = &self.directories[number];
         let (path, settings) = (directory.path.clone(), directory.settings);
-        let watched = directory.watch.is_some();
         // Those that are not found have gone.
         let mut found = [false; MAX_BACKENDS];
         let failed_before = self.directories[number].error.take();
@@ -127,12 +167,7 @@ impl Broker {
             directory.failed_at = now;
         }
         directory.is_read = directory.error.is_none();
-        let pause = match directory.error {
-            None if watched => CHECK_PAUSE,
-            Some(libc::ENOSPC) => FULL_PAUSE,
-            _ => PAUSE,
-        };
-        directory.look_at = Some(now + pause);
+        directory.look_at = Some(now + directory.pause());
         if !matches!(error, None | Some(libc::ENOENT | libc::ENOTDIR)) {
             // It may be there all the same.
             return;
@@ -147,6 +182,7 @@ impl Broker {
     /// A socket came: it is another one than a backend of this name had before, which ends as if its
     /// socket had gone.
     fn came(&mut self, number: usize, name: &OsStr, settings: BackendSettings, now: Instant) {
+        self.directories[number].want(name);
         let before = self.number(&self.directories[number].path.join(name));
         let here = |index: &usize| {
             let member = &self.members[*index];
@@ -182,6 +218,9 @@ impl Broker {
             self.directories[number].error = Some(libc::ENAMETOOLONG);
             return None;
         }
+        if self.directories[number].is_unwanted(name) {
+            return None;
+        }
         let known = self.number(&path);
         if known.is_some_and(|index| self.members[index].directory.is_none()) {
             // It was added by its own name, which stands.
@@ -204,7 +243,7 @@ impl Broker {
         let read = watch.read(|change| match change {
             Change::Came(name) => {
                 let path = self.directories[number].path.clone();
-                if directory::is_socket(&path, name) {
+                if directory::socket(&path, name).is_some() {
                     self.came(number, name, settings, now);
                 } else {
                     self.went(number, name, now);
@@ -219,8 +258,13 @@ impl Broker {
             self.unwatch(&watch);
             all = true;
         }
+        let directory = &mut self.directories[number];
         if all {
             self.read_directory(number, now);
+        } else if directory.is_read && directory.error.is_some() {
+            // One that came was left out: it may have its place later.
+            directory.failed_at = now;
+            directory.read_at(now + directory.pause());
         }
         self.tick_directories(now);
         // There may be more. If no timer can be set, the next dispatch takes it.
@@ -229,6 +273,7 @@ impl Broker {
 
     /// A socket went, or something else has its name now.
     fn went(&mut self, number: usize, name: &OsStr, now: Instant) {
+        self.directories[number].want(name);
         let index = self.number(&self.directories[number].path.join(name));
         // One that was added by its own name stays.
         let here = |index: &usize| self.members[*index].directory == Some(number as u32);
@@ -256,9 +301,38 @@ impl Broker {
         self.stop_watching(number);
     }
 
-    /// A directory is to be read again.
-    pub(super) fn reread(&mut self, number: usize, now: Instant) {
+    /// A backend is removed by name from the directory in which it was found.
+    pub(super) fn unwant(&mut self, number: usize, path: &Path) {
         let directory = &mut self.directories[number];
-        (directory.is_read, directory.look_at) = (false, Some(now));
+        if let Some(name) = path.file_name()
+            && let Some(socket) = directory::socket(&directory.path, name)
+        {
+            directory.want(name);
+            directory.unwanted.push((name.into(), socket));
+        }
+    }
+
+    /// The directory in which a path is, if the broker has it.
+    fn directory_of(&self, path: &Path) -> Option<usize> {
+        let here =
+            |directory: &Directory| !directory.removed && path.parent() == Some(&*directory.path);
+        self.directories.iter().position(here)
+    }
+
+    /// A backend is added by its own name.
+    pub(super) fn want_by_name(&mut self, path: &Path) {
+        if let (Some(number), Some(name)) = (self.directory_of(path), path.file_name()) {
+            self.directories[number].want(name);
+        }
+    }
+
+    /// A backend that was added by its own name is forgotten: if it is in a directory that the broker has,
+    /// it is one of those again.
+    pub(super) fn reread_for(&mut self, path: &Path, now: Instant) {
+        if let Some(number) = self.directory_of(path) {
+            self.directories[number].read_at(now);
+            // If no timer can be set, the handle tries again.
+            let _ = self.handle.wake_at(now, now);
+        }
     }
 }

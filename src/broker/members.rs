@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::directory::Directory;
@@ -28,9 +29,12 @@ impl Broker {
         let known = self.outcomes.verdicts.len();
         let settings = settings.checked();
         if address::is_directory(path) {
+            // There must be room for a name.
+            address::address(&path.join("-")).map_err(BrokerError::Address)?;
             self.add_directory(path, settings, now)?;
         } else {
             address::address(path).map_err(BrokerError::Address)?;
+            self.want_by_name(path);
             self.add_member(path, settings, None, now)?;
         }
         if self.handle.is_open() { self.flush_and_tell(known, now) } else { Ok(()) }
@@ -47,10 +51,7 @@ impl Broker {
             .iter()
             .position(|directory| directory.path.as_os_str() == path.as_os_str());
         if let Some(number) = known {
-            let directory = &mut self.directories[number];
-            directory.settings = settings;
-            directory.removed = false;
-            self.reread(number, now);
+            self.directories[number].add_again(settings, now);
             for index in 0..self.members.len() {
                 if self.members[index].directory == Some(number as u32) {
                     self.change(index, settings, now)?;
@@ -93,7 +94,7 @@ impl Broker {
         }
         self.listed.push(index as u32);
         if self.handle.is_open() {
-            self.reserve().inspect_err(|_| self.forget(index))?;
+            self.reserve().inspect_err(|_| self.forget(index, now))?;
             self.tick(index, now);
         }
         Ok(())
@@ -192,19 +193,13 @@ impl Broker {
             }
         } else if let Some(index) = self.number(path) {
             removed = !self.members[index].leaving;
-            let own = self.members[index].directory.is_none();
-            self.leave(index, now);
-            // If it was added by its own name, and is in a directory that the broker has, it is one of
-            // those again.
-            let parent = |directory: &Directory| own && path.parent() == Some(&directory.path);
-            if let Some(number) = self.directories.iter().position(parent) {
-                self.reread(number, now);
-                if self.handle.is_open() {
-                    self.tick_directories(now);
-                }
+            if let Some(number) = self.members[index].directory {
+                self.unwant(number as usize, path);
             }
+            self.leave(index, now);
         }
         if self.handle.is_open() {
+            self.tick_directories(now);
             self.flush_at(now)?;
         }
         Ok(removed)
@@ -218,17 +213,21 @@ impl Broker {
         self.members[index].leaving = true;
         if self.members[index].in_flight() == 0 {
             self.hang_up(index, Reason::BrokerClosed, now);
-            self.forget(index);
+            self.forget(index, now);
         } else {
             self.touch(index);
         }
     }
 
     /// Forgets a backend without a channel. Its name stays until its number is used again.
-    pub(super) fn forget(&mut self, index: usize) {
+    pub(super) fn forget(&mut self, index: usize, now: Instant) {
         let member = &mut self.members[index];
         (member.gone, member.leaving) = (true, true);
         self.listed.retain(|listed| *listed as usize != index);
+        if self.members[index].directory.is_none() {
+            let path = Arc::clone(&self.members[index].path);
+            self.reread_for(&path, now);
+        }
         // It can only become less.
         let _ = self.reserve();
     }

@@ -232,9 +232,15 @@ pub fn wait(
             problem = match take(socket, deadline.is_none() && failure.is_none()) {
                 Ok(ack) if ack.token == *token => return Ok(ack.answer),
                 Ok(_) => Some(AckError::OtherToken { socket: at() }),
-                Err(AckError::Nothing { .. }) if failure.is_none() => {
+                // Of a datagram socket that was shut down poll(2) says each time that there is something.
+                Err(AckError::Nothing { .. })
+                    if failure.is_none() && deadline.is_none_or(|at| Instant::now() < at) =>
+                {
                     look = false;
                     continue;
+                }
+                Err(AckError::Nothing { .. }) if failure.is_none() => {
+                    Some(AckError::Timeout { socket: at() })
                 }
                 // Nothing more comes: the acknowledgement is not there.
                 Err(

@@ -26,12 +26,16 @@ pub(crate) fn sockets(path: &Path, mut each: impl FnMut(&OsStr)) -> io::Result<(
     Ok(())
 }
 
-/// Whether a name in a directory is a socket's.
-pub(crate) fn is_socket(path: &Path, name: &OsStr) -> bool {
-    fs::symlink_metadata(path.join(name)).is_ok_and(|status| status.file_type().is_socket())
+/// A file: its file system and its number there.
+pub(crate) type Identity = (u64, u64);
+
+/// Which socket has a name in a directory, if one has it.
+pub(crate) fn socket(path: &Path, name: &OsStr) -> Option<Identity> {
+    let status = fs::symlink_metadata(path.join(name)).ok()?;
+    status.file_type().is_socket().then(|| (status.dev(), status.ino()))
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
+fn identity(path: &Path) -> Option<Identity> {
     fs::metadata(path).ok().map(|status| (status.dev(), status.ino()))
 }
 
@@ -49,8 +53,8 @@ pub(crate) enum Change<'a> {
 #[derive(Debug)]
 pub(crate) struct Watch {
     inotify: OwnedFd,
-    /// The directory: its file system and its number there.
-    identity: Option<(u64, u64)>,
+    /// The directory.
+    identity: Option<Identity>,
 }
 
 impl AsFd for Watch {
