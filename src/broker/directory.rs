@@ -93,16 +93,8 @@ impl Directory {
         }
     }
 
-    /// Whether the socket with this name was removed by name, and is still the same one.
-    fn is_unwanted(&mut self, name: &OsStr) -> bool {
-        let Some(at) = self.unwanted.iter().position(|(unwanted, _)| unwanted == name) else {
-            return false;
-        };
-        let same = directory::socket(&self.path, name) == Some(self.unwanted[at].1);
-        if !same {
-            self.unwanted.swap_remove(at);
-        }
-        same
+    fn is_unwanted(&self, name: &OsStr) -> bool {
+        self.unwanted.iter().any(|(unwanted, _)| unwanted == name)
     }
 
     fn want(&mut self, name: &OsStr) {
@@ -150,8 +142,9 @@ impl Broker {
             };
             directory.watch = watch.filter(added);
         }
-        let directory = &self.directories[number];
+        let directory = &mut self.directories[number];
         let (path, settings) = (directory.path.clone(), directory.settings);
+        directory.unwanted.retain(|(name, socket)| directory::socket(&path, name) == Some(*socket));
         // Those that are not found have gone.
         let mut found = [false; MAX_BACKENDS];
         let failed_before = self.directories[number].error.take();
