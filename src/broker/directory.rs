@@ -297,9 +297,8 @@ impl Broker {
     /// A backend is removed by name from the directory in which it was found.
     pub(super) fn unwant(&mut self, number: usize, path: &Path) {
         let directory = &mut self.directories[number];
-        if let Some(name) = path.file_name()
-            && let Some(socket) = directory::socket(&directory.path, name)
-        {
+        let Some(name) = path.file_name() else { return };
+        if let Some(socket) = directory::socket(&directory.path, name) {
             directory.want(name);
             directory.unwanted.push((name.into(), socket));
         }
