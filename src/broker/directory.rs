@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use super::member::Link;
 use super::{BackendSettings, Broker, BrokerError, MAX_BACKENDS};
 use crate::memory::NoMemory;
-use crate::sys::directory::{self, Change, Identity, Watch};
+use crate::sys::directory::{self, Change, Watch};
+use crate::sys::file::FileId;
 
 /// How long until a directory that could not be read or watched is looked at again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -40,7 +41,7 @@ pub(super) struct Directory {
     pub failed_at: Instant,
     pub removed: bool,
     /// Sockets in it that were removed by name, until they go or others have their names.
-    unwanted: Vec<(OsString, Identity)>,
+    unwanted: Vec<(OsString, FileId)>,
 }
 
 impl Directory {

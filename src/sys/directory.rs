@@ -5,10 +5,10 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use super::file::c_path;
+use super::file::{FileId, c_path};
 use super::retry;
 
 /// Calls `each` with the name of every socket in a directory.
@@ -26,17 +26,14 @@ pub(crate) fn sockets(path: &Path, mut each: impl FnMut(&OsStr)) -> io::Result<(
     Ok(())
 }
 
-/// A file: its file system and its number there.
-pub(crate) type Identity = (u64, u64);
-
 /// Which socket has a name in a directory, if one has it.
-pub(crate) fn socket(path: &Path, name: &OsStr) -> Option<Identity> {
+pub(crate) fn socket(path: &Path, name: &OsStr) -> Option<FileId> {
     let status = fs::symlink_metadata(path.join(name)).ok()?;
-    status.file_type().is_socket().then(|| (status.dev(), status.ino()))
+    status.file_type().is_socket().then(|| FileId::of(&status))
 }
 
-fn identity(path: &Path) -> Option<Identity> {
-    fs::metadata(path).ok().map(|status| (status.dev(), status.ino()))
+fn identity(path: &Path) -> Option<FileId> {
+    fs::metadata(path).ok().map(|status| FileId::of(&status))
 }
 
 /// What has changed in a directory.
@@ -54,7 +51,7 @@ pub(crate) enum Change<'a> {
 pub(crate) struct Watch {
     inotify: OwnedFd,
     /// The directory.
-    identity: Option<Identity>,
+    identity: Option<FileId>,
 }
 
 impl AsFd for Watch {

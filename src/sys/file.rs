@@ -1,12 +1,12 @@
 //! Files by name in a directory that is held open.
 
 use std::ffi::CString;
-use std::fs::OpenOptions;
+use std::fs::{Metadata, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::retry;
@@ -16,6 +16,12 @@ use super::retry;
 pub(crate) struct FileId {
     device: u64,
     inode: u64,
+}
+
+impl FileId {
+    pub(super) fn of(status: &Metadata) -> FileId {
+        FileId { device: status.dev(), inode: status.ino() }
+    }
 }
 
 /// A file's identity, its owner, whether it is a socket, and its permission bits.
