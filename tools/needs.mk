@@ -173,6 +173,9 @@ need-targets:
 	@$(NEED) libc6-i386 test -e /lib/ld-linux.so.2
 	@$(NEED) lib32gcc-s1 test -e /usr/lib32/libgcc_s.so.1
 
+need-msrv:
+	@$(NEED) rust-toolchain:$(MSRV) rustc +$(MSRV) --version
+
 need-all-targets:
 	@$(NEED) musl-tools musl-gcc --version
 	@$(NEED) qemu-user qemu-s390x --version
@@ -186,9 +189,6 @@ need-all-targets:
 	    $(NEED) gcc-$$gnu $$gnu-gcc --version; \
 	    $(NEED) libc6-dev-$$debian-cross $(CAN_MAKE) $$gnu-gcc; \
 	done
-
-need-all-msrv:
-	@$(NEED) rust-toolchain:$(MSRV) rustc +$(MSRV) --version
 
 # ---- to compare with other ways ------------------------------------------------------------------
 
