@@ -448,6 +448,29 @@ static void name_that_is_too_long_is_an_error_until_it_goes(void **state)
     await_backends(1);
 }
 
+static void socket_for_which_there_was_no_place_gets_one_when_another_goes(void **state)
+{
+    (void)state;
+    enum { MOST = 1024, FULL_PAUSE_MS = 10000 };
+    char path[100];
+    handoff_backend_state found;
+    /* Nobody listens at these. */
+    for (int i = 0; i < MOST; i++) {
+        snprintf(path, sizeof path, "%sdead-%d", place, i);
+        assert_int_equal(mknod(path, S_IFSOCK | 0600, 0), 0);
+    }
+    open_broker();
+    until(&fleet, count_backends(fleet.broker) == MOST);
+    listen_at(&fleet, 0, NULL);
+    until(&fleet, find_state(fleet.broker, place, &found));
+    assert_int_equal(found.error, ENOSPC);
+    assert_false(find_state(fleet.broker, fleet.paths[0], &found));
+    assert_int_equal(unlink(path), 0);
+    for (uint64_t start = now_ns(); !is_in_state(&fleet, 0, HANDOFF_BACKEND_READY); turn(&fleet))
+        assert_in_range(ms_since(start), 0, FULL_PAUSE_MS + PATIENCE_MS);
+    assert_false(find_state(fleet.broker, place, &found));
+}
+
 static void path_without_room_for_a_name_is_refused(void **state)
 {
     (void)state;
@@ -574,6 +597,7 @@ int main(void)
         PLACE_TEST(backend_that_is_removed_with_offers_in_flight_stays_away),
         PLACE_TEST(backend_that_had_its_own_name_is_the_directorys_again),
         PLACE_TEST(name_that_is_too_long_is_an_error_until_it_goes),
+        PLACE_TEST(socket_for_which_there_was_no_place_gets_one_when_another_goes),
         PLACE_TEST(path_without_room_for_a_name_is_refused),
         PLACE_TEST(abstract_name_may_end_in_a_slash),
         PLACE_TEST(successor_of_a_backend_that_was_killed_is_used_at_once),
