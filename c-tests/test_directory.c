@@ -356,17 +356,15 @@ static void backend_that_was_added_by_its_path_stays_when_its_file_goes(void **s
 static void backend_that_is_removed_stays_away_until_its_file_comes_anew(void **state)
 {
     (void)state;
-    handoff_broker_backend other = backend_at(fleet.paths[1]), all = backend_at(place);
+    handoff_broker_backend own = backend_at(fleet.paths[0]), all = backend_at(place);
     listen_at(&fleet, 0, NULL);
     listen_at(&fleet, 1, NULL);
     open_broker();
     for (all.weight = 2; all.weight < 5; all.weight++) {
         await_backends(2);
-        /* Whatever has the directory read again. */
         assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
-        assert_ok(handoff_broker_add(fleet.broker, &other));
-        assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[1]));
         await_backends(1);
+        /* The directory is read again. */
         assert_ok(handoff_broker_add(fleet.broker, &all));
         until(&fleet, state_of(fleet.broker, fleet.paths[1]).weight == all.weight);
         assert_int_equal(count_backends(fleet.broker), 1);
@@ -375,13 +373,11 @@ static void backend_that_is_removed_stays_away_until_its_file_comes_anew(void **
     }
     await_backends(2);
     /* Or it is added by its own name. */
-    other.path = fleet.paths[0];
     assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
-    assert_ok(handoff_broker_add(fleet.broker, &other));
+    assert_ok(handoff_broker_add(fleet.broker, &own));
     await_backends(2);
     assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
-    await_backends(2);
-    assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
+    await_backends(1);
     assert_ok(handoff_broker_remove(fleet.broker, place));
     assert_ok(handoff_broker_add(fleet.broker, &all));
     await_backends(2);
@@ -405,7 +401,36 @@ static void backend_that_is_removed_with_offers_in_flight_stays_away(void **stat
     await_backends(0);
 }
 
-static void backend_that_had_its_own_name_is_the_directorys_again(void **state)
+/* Whether it was added by that before the directory had it, or after. */
+static void backend_with_its_own_name_stays_away_too_when_it_is_removed(void **state)
+{
+    (void)state;
+    handoff_broker_backend own = backend_at(fleet.paths[0]), all = backend_at(place);
+    own.weight = 5;
+    listen_at(&fleet, 0, NULL);
+    listen_at(&fleet, 1, NULL);
+    open_broker();
+    await_backends(2);
+    assert_ok(handoff_broker_add(fleet.broker, &own));
+    assert_int_equal(state_of(fleet.broker, fleet.paths[0]).weight, 5);
+    assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
+    await_backends(1);
+    assert_ok(handoff_broker_remove(fleet.broker, place));
+    assert_int_equal(count_backends(fleet.broker), 0);
+    assert_ok(handoff_broker_add(fleet.broker, &own));
+    assert_ok(handoff_broker_add(fleet.broker, &all));
+    await_backends(2);
+    assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
+    assert_ok(handoff_broker_add(fleet.broker, &all));
+    await_backends(1);
+    free_backend(&fleet, 0);
+    listen_at(&fleet, 0, NULL);
+    await_backends(2);
+    assert_int_equal(state_of(fleet.broker, fleet.paths[0]).weight, 1);
+}
+
+/* It is removed while an offer is in flight there, and its successor listens before that ends. */
+static void successor_of_a_backend_with_its_own_name_is_the_directorys(void **state)
 {
     (void)state;
     uint64_t id = 0;
@@ -415,16 +440,18 @@ static void backend_that_had_its_own_name_is_the_directorys_again(void **state)
     open_broker();
     await_backends(1);
     assert_ok(handoff_broker_add(fleet.broker, &own));
-    assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
-    await_backends(1);
-    assert_int_equal(state_of(fleet.broker, fleet.paths[0]).weight, 1);
-    assert_ok(handoff_broker_add(fleet.broker, &own));
-    await_backends(1);
     offer_client(&fleet);
     assert_int_equal(find_arrival(&fleet, &id), 0);
     assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
     assert_true(is_in_state(&fleet, 0, HANDOFF_BACKEND_DRAINING));
-    adopt_at(&fleet, 0, id);
+    assert_ok(handoff_backend_drain(fleet.backends[0]));
+    handoff_backend *before = fleet.backends[0];
+    listen_at(&fleet, 0, NULL);
+    until(&fleet, count_ready() == 1);
+    int fd = -1;
+    assert_ok(handoff_backend_adopt(before, id, &fd));
+    close(fd);
+    handoff_backend_free(before);
     assert_int_equal(await_verdict(&fleet).outcome, HANDOFF_ADOPTED);
     await_backends(1);
     assert_int_equal(state_of(fleet.broker, fleet.paths[0]).weight, 1);
@@ -595,7 +622,8 @@ int main(void)
         PLACE_TEST(backend_that_was_added_by_its_path_stays_when_its_file_goes),
         PLACE_TEST(backend_that_is_removed_stays_away_until_its_file_comes_anew),
         PLACE_TEST(backend_that_is_removed_with_offers_in_flight_stays_away),
-        PLACE_TEST(backend_that_had_its_own_name_is_the_directorys_again),
+        PLACE_TEST(backend_with_its_own_name_stays_away_too_when_it_is_removed),
+        PLACE_TEST(successor_of_a_backend_with_its_own_name_is_the_directorys),
         PLACE_TEST(name_that_is_too_long_is_an_error_until_it_goes),
         PLACE_TEST(socket_for_which_there_was_no_place_gets_one_when_another_goes),
         PLACE_TEST(path_without_room_for_a_name_is_refused),

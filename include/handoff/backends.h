@@ -69,7 +69,8 @@ handoff_status handoff_broker_backend_init(handoff_broker_backend *backend,
 
 /**
  * Adds a backend, or a directory of backends, to a broker. If the broker has it already, its weight
- * and flags change now, and its limits with its next channel.
+ * and flags change now, and its limits with its next channel. Two paths to one socket, such as `a/b` and
+ * `./a/b`, are two backends.
  *
  * An offer goes to the backend with the fewest offers in flight for its weight, among those that
  * can take it now. If that one is busy, draining or gone, or has not answered after
@@ -93,12 +94,13 @@ handoff_status handoff_broker_add(handoff_broker *broker,
                                   const handoff_broker_backend *backend) HANDOFF_NOEXCEPT;
 
 /**
- * Removes a backend, or a directory with the backends in it. It gets no more offers. Those in flight
- * end as they would, then the channel is closed.
+ * Removes a backend, or a directory with the backends that were found in it. It gets no more offers.
+ * Those in flight end as they would, then the channel is closed.
  *
  * @param broker  the broker
- * @param path    the path with which it was added. A backend that was found in a directory stays
- *                removed until its file comes anew
+ * @param path    the path with which it was added, or that it has in a directory: there it stays
+ *                removed until its file comes anew. Backends in a directory that were also added by
+ *                their own paths stay when the directory is removed
  * @return HANDOFF_OK; HANDOFF_NOTHING if the broker has no such backend;
  *         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL; HANDOFF_ERR_WRONG_PROCESS;
  *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_SYSTEM if no timer could be set: the backend is removed,

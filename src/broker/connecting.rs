@@ -48,7 +48,7 @@ impl Broker {
             _ => {}
         }
         if self.members[index].leaving && self.members[index].in_flight() == 0 {
-            self.forget(index, now);
+            self.forget(index);
         }
         self.touch(index);
     }

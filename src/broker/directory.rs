@@ -180,7 +180,8 @@ impl Broker {
         let before = self.number(&self.directories[number].path.join(name));
         let here = |index: &usize| {
             let member = &self.members[*index];
-            member.directory == Some(number as u32) && matches!(member.link, Link::Up(_))
+            (member.directory == Some(number as u32) || member.leaving)
+                && matches!(member.link, Link::Up(_))
         };
         if let Some(index) = before.filter(here) {
             self.gone(index, now);
@@ -216,7 +217,11 @@ impl Broker {
             return None;
         }
         let known = self.number(&path);
-        if known.is_some_and(|index| self.members[index].directory.is_none()) {
+        let own = |index: usize| {
+            let member = &self.members[index];
+            member.directory.is_none() && !member.leaving
+        };
+        if known.is_some_and(own) {
             // It was added by its own name, which stands.
             return known;
         }
@@ -295,10 +300,10 @@ impl Broker {
         self.stop_watching(number);
     }
 
-    /// A backend is removed by name from the directory in which it was found.
-    pub(super) fn unwant(&mut self, number: usize, path: &Path) {
+    /// A backend is removed by name: it stays out of the directory in which it is.
+    pub(super) fn unwant(&mut self, path: &Path) {
+        let (Some(number), Some(name)) = (self.directory_of(path), path.file_name()) else { return };
         let directory = &mut self.directories[number];
-        let Some(name) = path.file_name() else { return };
         if let Some(socket) = directory::socket(&directory.path, name) {
             directory.want(name);
             directory.unwanted.push((name.into(), socket));
@@ -316,16 +321,6 @@ impl Broker {
     pub(super) fn want_by_name(&mut self, path: &Path) {
         if let (Some(number), Some(name)) = (self.directory_of(path), path.file_name()) {
             self.directories[number].want(name);
-        }
-    }
-
-    /// A backend that was added by its own name is forgotten: if it is in a directory that the broker has,
-    /// it is one of those again.
-    pub(super) fn reread_for(&mut self, path: &Path, now: Instant) {
-        if let Some(number) = self.directory_of(path) {
-            self.directories[number].read_at(now);
-            // If no timer can be set, the handle tries again.
-            let _ = self.handle.wake_at(now, now);
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::ffi::CStr;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::directory::Directory;
@@ -94,7 +93,7 @@ impl Broker {
         }
         self.listed.push(index as u32);
         if self.handle.is_open() {
-            self.reserve().inspect_err(|_| self.forget(index, now))?;
+            self.reserve().inspect_err(|_| self.forget(index))?;
             self.tick(index, now);
         }
         Ok(())
@@ -193,9 +192,7 @@ impl Broker {
             }
         } else if let Some(index) = self.number(path) {
             removed = !self.members[index].leaving;
-            if let Some(number) = self.members[index].directory {
-                self.unwant(number as usize, path);
-            }
+            self.unwant(path);
             self.leave(index, now);
         }
         if self.handle.is_open() {
@@ -213,21 +210,17 @@ impl Broker {
         self.members[index].leaving = true;
         if self.members[index].in_flight() == 0 {
             self.hang_up(index, Reason::BrokerClosed, now);
-            self.forget(index, now);
+            self.forget(index);
         } else {
             self.touch(index);
         }
     }
 
     /// Forgets a backend without a channel. Its name stays until its number is used again.
-    pub(super) fn forget(&mut self, index: usize, now: Instant) {
+    pub(super) fn forget(&mut self, index: usize) {
         let member = &mut self.members[index];
         (member.gone, member.leaving) = (true, true);
         self.listed.retain(|listed| *listed as usize != index);
-        if self.members[index].directory.is_none() {
-            let path = Arc::clone(&self.members[index].path);
-            self.reread_for(&path, now);
-        }
         // It can only become less.
         let _ = self.reserve();
     }
