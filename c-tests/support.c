@@ -3,6 +3,7 @@
 #include "support.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/filter.h>
@@ -204,6 +205,28 @@ void check_status(handoff_status got, handoff_status want, const char *call, con
     print_error("%s: %s instead of %s (%s)\n", call, handoff_status_name(got),
                 handoff_status_name(want), handoff_last_error());
     _fail(file, line);
+}
+
+/* What errno is before a call, and what it was before that, which tests of errno look at. */
+enum { MARKED_ERRNO = 4321 };
+static int unmarked_errno;
+
+void mark_errno(void)
+{
+    unmarked_errno = errno;
+    errno = MARKED_ERRNO;
+}
+
+void check_call(handoff_status got, handoff_status want, const char *call, const char *file,
+                int line)
+{
+    if (errno == MARKED_ERRNO) {
+        errno = unmarked_errno;
+    } else if (got > HANDOFF_OK) {
+        print_error("%s: %s, but errno is %d\n", call, handoff_status_name(got), errno);
+        _fail(file, line);
+    }
+    check_status(got, want, call, file, line);
 }
 
 uint64_t now_ns(void)

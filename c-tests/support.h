@@ -58,8 +58,13 @@ int run_program(const char *file, const struct CMUnitTest *tests, size_t count);
 /** How long a test waits for something that must happen. Only a fault takes so long. */
 enum { PATIENCE_MS = 60000 };
 
-/** Asserts a status; on failure prints both names and handoff_last_error(). */
-#define assert_status(call, expected) check_status((call), (expected), #call, __FILE__, __LINE__)
+/**
+ * Asserts a status, and that errno is left alone if that is neither an error nor HANDOFF_OK. On failure
+ * prints both names and handoff_last_error().
+ */
+#define assert_status(call, expected) assert_status_at(call, expected, __FILE__, __LINE__)
+#define assert_status_at(call, expected, file, line) \
+    (mark_errno(), check_call((call), (expected), #call, (file), (line)))
 #define assert_ok(call) assert_status(call, HANDOFF_OK)
 #define assert_invalid(call) assert_status(call, HANDOFF_ERR_INVALID_ARGUMENT)
 
@@ -74,6 +79,9 @@ enum { PATIENCE_MS = 60000 };
 void check_message(const char *text, const char *call, const char *file, int line);
 void check_status(handoff_status got, handoff_status want, const char *call, const char *file,
                   int line);
+void mark_errno(void);
+void check_call(handoff_status got, handoff_status want, const char *call, const char *file,
+                int line);
 
 /** CLOCK_MONOTONIC in nanoseconds, and the milliseconds that have passed since then. */
 uint64_t now_ns(void);

@@ -37,8 +37,8 @@ static void check_wait_fails(const struct wire *wire, uint64_t timeout_ms,
                              handoff_status expected, const char *file, int line)
 {
     handoff_raw_ack ack = any_ack(), untouched = ack;
-    check_status(handoff_raw_ack_wait(wire->broker, &wire->token, timeout_ms, &ack), expected,
-                 "handoff_raw_ack_wait", file, line);
+    assert_status_at(handoff_raw_ack_wait(wire->broker, &wire->token, timeout_ms, &ack), expected,
+                     file, line);
     assert_memory_equal(&ack, &untouched, sizeof ack);
     assert_true(strlen(handoff_last_error()) > 0);
 }

@@ -18,8 +18,8 @@ static void check_receives(const struct wire *wire, int timeout_ms, handoff_stat
     handoff_raw_token token = {{42}};
     const handoff_raw_token untouched = token;
     int fd = -7;
-    check_status(handoff_raw_receive(wire->backend, timeout_ms, &token, &fd), expected,
-                 "handoff_raw_receive", file, line);
+    assert_status_at(handoff_raw_receive(wire->backend, timeout_ms, &token, &fd), expected, file,
+                     line);
     assert_int_equal(fd, -7);
     assert_memory_equal(&token, &untouched, sizeof token);
     if (expected < HANDOFF_OK)

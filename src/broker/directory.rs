@@ -302,7 +302,9 @@ impl Broker {
 
     /// A backend is removed by name: it stays out of the directory in which it is.
     pub(super) fn unwant(&mut self, path: &Path) {
-        let (Some(number), Some(name)) = (self.directory_of(path), path.file_name()) else { return };
+        let (Some(number), Some(name)) = (self.directory_of(path), path.file_name()) else {
+            return;
+        };
         let directory = &mut self.directories[number];
         if let Some(socket) = directory::socket(&directory.path, name) {
             directory.want(name);

@@ -29,11 +29,19 @@ impl<E: Into<Error>> From<E> for Failure {
 }
 
 impl Failure {
-    /// The status, after setting errno and the thread's message if it is an error. Out of line, so
-    /// that calls that succeed stay small and close together.
+    /// The status, after setting errno and the thread's message if it is an error, and errno to what it
+    /// was before the call if not. Out of line, so that calls that succeed stay small and close together.
     #[cold]
     #[inline(never)]
-    fn report(self) -> handoff_status {
+    fn report(self, errno: i32) -> handoff_status {
+        let status = self.remember();
+        if status >= HANDOFF_OK {
+            sys::set_errno(errno);
+        }
+        status
+    }
+
+    fn remember(self) -> handoff_status {
         match self {
             Failure::Error(error) => report_error(&error),
             Failure::Argument(name, problem) => {
@@ -59,9 +67,10 @@ pub(super) fn report_error(error: &Error) -> handoff_status {
 
 /// Runs the body of a C call.
 pub(super) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> handoff_status {
+    let errno = sys::errno();
     guard_or(status_of(ErrorKind::Internal), || match body() {
         Ok(()) => HANDOFF_OK,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(errno),
     })
 }
 
