@@ -328,6 +328,55 @@ static void each_copy_of_a_broker_is_a_broker_of_its_own(void **state)
     assert_false(exists(path));
 }
 
+/* Such as a helper, forked while the handle was in use, which never calls the library. */
+static void channels_end_although_a_child_has_copies_of_them(void **state)
+{
+    (void)state;
+    int helper[2], client[2];
+    handoff_broker *broker;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    make_pair(SOCK_STREAM, helper);
+    make_pair(SOCK_STREAM, client);
+    handoff_offer offer = offer_of(client[0]);
+    offer.timeout_ms = PATIENCE_MS;
+    assert_ok(handoff_broker_new(path, NULL, &broker));
+    connect_broker(broker, backend);
+    pid_t child = start_child();
+    if (child == 0) {
+        await(helper[1]);
+        _exit(0);
+    }
+    uint64_t start = now_ns();
+    assert_ok(handoff_broker_offer(broker, &offer, NULL));
+    handoff_backend_free(backend);
+    while (!next_verdict(broker, &verdict)) {
+        await_readable(handoff_broker_fd(broker));
+        assert_ok(handoff_broker_dispatch(broker));
+    }
+    assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
+    assert_int_equal(verdict.reason, HANDOFF_REASON_BACKEND_UNAVAILABLE);
+    assert_in_range(ms_since(start), 0, PATIENCE_MS / 2);
+    assert_ok(handoff_backend_listen(path, NULL, &backend));
+    handoff_broker_free(broker);
+    assert_ok(handoff_broker_new(path, NULL, &broker));
+    connect_broker(broker, backend);
+    pid_t other = start_child();
+    if (other == 0) {
+        await(helper[1]);
+        _exit(0);
+    }
+    handoff_broker_free(broker);
+    assert_ok(handoff_backend_dispatch(backend));
+    assert_int_equal(backend_statistics(backend).channels, 0);
+    say(helper[0]);
+    say(helper[0]);
+    assert_child_succeeds(child);
+    assert_child_succeeds(other);
+    handoff_backend_free(backend);
+    close_pair(helper);
+    close_pair(client);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -340,6 +389,7 @@ int main(void)
         FORK_TEST(second_child_is_told_that_a_handle_on_a_given_socket_is_the_first_ones),
         FORK_TEST(of_children_that_use_it_together_one_has_it),
         FORK_TEST(each_copy_of_a_broker_is_a_broker_of_its_own),
+        FORK_TEST(channels_end_although_a_child_has_copies_of_them),
     };
     return RUN_TESTS(tests);
 }

@@ -535,14 +535,19 @@ impl Backend {
 }
 
 impl Drop for Backend {
-    /// Sends the verdicts that wait: brokers shall not think that this process died. In another
-    /// process than the handle's it closes that process's copies only.
+    /// Sends the verdicts that wait, so that brokers do not think that this process died, and ends the
+    /// channels. In another process than the handle's it closes that process's copies only.
     fn drop(&mut self) {
         if self.handle.is_for_others() {
             self.accepting.removes_file(false);
         }
         if !self.handle.is_elsewhere() {
             self.flush();
+            if let Some(events) = self.handle.events() {
+                for channel in &mut self.channels {
+                    channel.close(events);
+                }
+            }
             return;
         }
         for slots in self.channels.iter_mut().filter_map(|channel| channel.slots.as_mut()) {

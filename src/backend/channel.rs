@@ -174,6 +174,7 @@ impl Channel {
     pub(super) fn close(&mut self, events: &Events) -> bool {
         let Some(socket) = self.socket.take() else { return false };
         events.remove(socket.descriptor.as_fd());
+        packet::end(socket.descriptor.as_fd());
         true
     }
 

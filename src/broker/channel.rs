@@ -128,9 +128,10 @@ impl Channel {
         events.add(self.socket.as_fd(), self.key)
     }
 
-    /// To be called before the channel is dropped.
-    pub(super) fn unwatch(&self, events: &Events) {
+    /// To be called before the channel is dropped, but not in another process.
+    pub(super) fn end(&self, events: &Events) {
         events.remove(self.socket.as_fd());
+        packet::end(self.socket.as_fd());
     }
 
     /// Whether so many offers wait to be sent that they should not wait for more. `sleeps`: both sides

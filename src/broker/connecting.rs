@@ -132,7 +132,7 @@ impl Broker {
                 member.successor_at = member.next_attempt(&self.options, now);
                 let before = std::mem::replace(&mut member.link, next);
                 if let (Link::Up(channel), Some(events)) = (before, self.handle.events()) {
-                    channel.unwatch(events);
+                    channel.end(events);
                 }
             }
             Err(_) => {
@@ -162,7 +162,7 @@ impl Broker {
             }
             channel.settle_all(reason, &mut ledger);
             if let Some(events) = self.handle.events() {
-                channel.unwatch(events);
+                channel.end(events);
             }
         }
         self.touch(index);

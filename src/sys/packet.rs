@@ -288,6 +288,14 @@ pub(crate) fn set_nonblocking(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Ends a connection at both ends, also if other processes have copies of the socket, as the children of
+/// fork(2) do. What was sent before can still be received.
+pub(crate) fn end(socket: BorrowedFd<'_>) {
+    // It fails only if there is no connection any more.
+    // SAFETY: shutdown(2) takes no pointers.
+    unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
+}
+
 /// Takes a connection that waits at a listening socket: non-blocking and close-on-exec.
 pub(crate) fn accept_nonblocking(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     super::accept_with(listener, libc::SOCK_NONBLOCK)
