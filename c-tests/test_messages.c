@@ -370,6 +370,21 @@ static void calls_with_a_path_name_the_path(void **state)
     remove_directory(place.directory);
 }
 
+/* And nothing that only a programmer in Rust would know. */
+static void what_the_system_says_ends_the_message_as_strerror_has_it(void **state)
+{
+    (void)state;
+    int fd;
+    char text[200];
+    assert_status(handoff_raw_connect("/nonexistent/socket", &fd),
+                  HANDOFF_ERR_BACKEND_UNAVAILABLE);
+    assert_int_equal(errno, ENOENT);
+    snprintf(text, sizeof text, ": %s", strerror(ENOENT));
+    const char *said = strstr(handoff_last_error(), text);
+    assert_non_null(said);
+    assert_string_equal(said, text);
+}
+
 /* ---- names that others choose ----------------------------------------------------------------- */
 
 static void assert_printable(const char *text)
@@ -449,6 +464,8 @@ int main(void)
         WIRE_TEST(sending_over_what_cannot_carry_it_is_refused_and_sends_nothing),
         TEST(receiving_and_asking_say_what_the_descriptor_is),
         WIRE_TEST(calls_with_a_path_name_the_path),
+        TEST(what_the_system_says_ends_the_message_as_strerror_has_it),
+        TEST(what_the_system_says_ends_the_message_as_strerror_has_it),
         TEST(name_of_a_socket_forges_no_line_and_reaches_no_terminal),
     };
     return RUN_TESTS(tests);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::kind::ErrorKind;
-use crate::sys::{self, Address, AddressError, MAX_PATH_LEN, SocketKind};
+use crate::sys::{self, Address, AddressError, MAX_PATH_LEN, Said, SocketKind};
 
 /// Whether a path names a directory of handoff sockets: it ends in `/`, and is no abstract name.
 pub(crate) fn is_directory(path: &Path) -> bool {
@@ -99,7 +99,7 @@ pub enum TransportError {
         problem: PathProblem,
     },
     /// The socket is not open, or not of the kind that the call needs.
-    #[error("{socket} is {is}: {source}")]
+    #[error("{socket} is {is}: {said}", said = Said(source))]
     InvalidSocket {
         /// The socket that was used.
         socket: Socket,
@@ -125,7 +125,7 @@ pub enum TransportError {
         socket: Socket,
     },
     /// This system has no such sockets.
-    #[error("{socket}: this system has no such sockets: {source}")]
+    #[error("{socket}: this system has no such sockets: {said}", said = Said(source))]
     Unsupported {
         /// The socket that was used.
         socket: Socket,
@@ -133,7 +133,7 @@ pub enum TransportError {
         source: io::Error,
     },
     /// The file's permissions or a security module refuse it.
-    #[error("{socket}: no permission, see the socket's mode and owner: {source}")]
+    #[error("{socket}: no permission, see the socket's mode and owner: {said}", said = Said(source))]
     PermissionDenied {
         /// The socket that was used.
         socket: Socket,
@@ -141,7 +141,7 @@ pub enum TransportError {
         source: io::Error,
     },
     /// Nobody listens there, or the peer has gone.
-    #[error("{socket}: the backend is not available: {source}")]
+    #[error("{socket}: the backend is not available: {said}", said = Said(source))]
     BackendUnavailable {
         /// The socket that was used.
         socket: Socket,
@@ -165,7 +165,7 @@ pub enum TransportError {
         socket: Socket,
     },
     /// A limit on descriptors: open in this process, or in flight for this user.
-    #[error("{socket}: {limit}: {source}", limit = ErrorKind::which_limit(source))]
+    #[error("{socket}: {limit}: {said}", limit = ErrorKind::which_limit(source), said = Said(source))]
     DescriptorPressure {
         /// The socket that was used.
         socket: Socket,
@@ -173,7 +173,7 @@ pub enum TransportError {
         source: io::Error,
     },
     /// The message was not sent, for a reason that has no name here.
-    #[error("{socket}: cannot send{}: {source}", Sent("", *descriptor))]
+    #[error("{socket}: cannot send{}: {said}", Sent("", *descriptor), said = Said(source))]
     SendFailed {
         /// The socket that was used.
         socket: Socket,
@@ -193,7 +193,7 @@ pub enum TransportError {
         len: usize,
     },
     /// Receiving failed, for a reason that has no name here.
-    #[error("{socket}: cannot receive: {source}")]
+    #[error("{socket}: cannot receive: {said}", said = Said(source))]
     ReceiveFailed {
         /// The socket that was used.
         socket: Socket,

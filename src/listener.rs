@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::address::{self, TransportError};
 use crate::kind::ErrorKind;
 use crate::peer::{self, PeerError, Policy};
-use crate::sys;
+use crate::sys::{self, Said};
 
 use place::SocketFile;
 
@@ -55,8 +55,8 @@ pub enum ListenerError {
         mode: u32,
     },
     /// The directory or what is in it may not be used.
-    #[error("{path}: no permission to use this socket or its directory: {source}",
-        path = .path.display())]
+    #[error("{path}: no permission to use this socket or its directory: {said}",
+        path = .path.display(), said = Said(source))]
     PermissionDenied {
         /// The path that was to become a socket.
         path: PathBuf,
@@ -85,8 +85,8 @@ pub enum ListenerError {
         path: PathBuf,
     },
     /// A limit on descriptors or memory.
-    #[error("{path}: {limit}: {source}", path = .path.display(),
-        limit = ErrorKind::which_limit(source))]
+    #[error("{path}: {limit}: {said}", path = .path.display(),
+        limit = ErrorKind::which_limit(source), said = Said(source))]
     DescriptorPressure {
         /// The path that was to become a socket.
         path: PathBuf,
@@ -94,7 +94,7 @@ pub enum ListenerError {
         source: io::Error,
     },
     /// Something else failed.
-    #[error("{path}: cannot {action}: {source}", path = .path.display())]
+    #[error("{path}: cannot {action}: {said}", path = .path.display(), said = Said(source))]
     Failed {
         /// The path that was to become a socket.
         path: PathBuf,

@@ -7,11 +7,11 @@ use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
 use std::io;
 
 use crate::kind::ErrorKind;
-use crate::sys;
+use crate::sys::{self, Said};
 
 /// There is no memory for something.
 #[derive(Debug, thiserror::Error)]
-#[error("no memory for {what}: {source}")]
+#[error("no memory for {what}: {said}", said = Said(source))]
 pub struct NoMemory {
     /// What it was for.
     pub what: &'static str,

@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::address::Socket;
 use crate::kind::ErrorKind;
-use crate::sys::{self, Address, user};
+use crate::sys::{self, Address, Said, user};
 
 /// A peer's credentials as they were when it connected; those of a listener's process as they were
 /// when it called listen(2).
@@ -37,7 +37,7 @@ pub struct Policy<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
     /// The system does not tell who the peer is.
-    #[error("{socket}: the system does not say who the peer is: {source}")]
+    #[error("{socket}: the system does not say who the peer is: {said}", said = Said(source))]
     Unknown {
         /// The socket that was asked about.
         socket: Socket,
@@ -45,7 +45,7 @@ pub enum PeerError {
         source: io::Error,
     },
     /// The descriptor is not open or not a socket.
-    #[error("{socket} is {is}: {source}")]
+    #[error("{socket} is {is}: {said}", said = Said(source))]
     InvalidDescriptor {
         /// The socket that was asked about.
         socket: Socket,

@@ -10,7 +10,7 @@ use crate::claim::ClaimTable;
 use crate::kind::ErrorKind;
 use crate::sys::event::{Alarm, Events, Part};
 use crate::sys::shared::Step;
-use crate::sys::{self, SocketKind};
+use crate::sys::{self, Said, SocketKind};
 
 /// Whether the library works on the system that it is built for: it is not built for any other.
 /// [`supported`] asks the system that runs.
@@ -96,10 +96,11 @@ impl SupportError {
 impl fmt::Display for SupportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, source) = (self.need.name(), &self.source);
+        let said = Said(source);
         if !self.is_shortage() {
-            return write!(f, "this system has no {name}, or does not permit it: {source}");
+            return write!(f, "this system has no {name}, or does not permit it: {said}");
         }
-        write!(f, "cannot get {name} now: {source}")?;
+        write!(f, "cannot get {name} now: {said}")?;
         match source.raw_os_error() {
             Some(libc::EFBIG) => {
                 f.write_str(": it counts as a file: raise RLIMIT_FSIZE (ulimit -f, LimitFSIZE=)")

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::kind::ErrorKind;
-use crate::sys::{self, tls as kernel, tls::Direction};
+use crate::sys::{self, Said, tls as kernel, tls::Direction};
 
 /// Content types of records, RFC 8446, section 5.1.
 mod content {
@@ -67,7 +67,7 @@ pub enum TlsError {
         content: u8,
     },
     /// What came is no record under the connection's key.
-    #[error("what has come in is no TLS record of this connection: {source}")]
+    #[error("what has come in is no TLS record of this connection: {said}", said = Said(source))]
     NoRecord {
         /// What the system said.
         source: io::Error,
@@ -79,13 +79,13 @@ pub enum TlsError {
     #[error("the time is up")]
     TimedOut,
     /// Receiving failed.
-    #[error("cannot receive: {source}")]
+    #[error("cannot receive: {said}", said = Said(source))]
     Receive {
         /// What the system said.
         source: io::Error,
     },
     /// Sending failed.
-    #[error("cannot end the connection: {source}")]
+    #[error("cannot end the connection: {said}", said = Said(source))]
     Send {
         /// What the system said.
         source: io::Error,

@@ -10,8 +10,8 @@ use std::hint::black_box;
 use std::io;
 
 use crate::kind::ErrorKind;
-use crate::sys;
 use crate::sys::process;
+use crate::sys::{self, Said};
 
 /// A one-time token of 128 bits. Comparison takes the same time for all values, and `Debug` does
 /// not show them.
@@ -103,7 +103,7 @@ impl fmt::Debug for RandomTokens {
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// The system has no randomness to give.
-    #[error("the system has no randomness to give: {0}")]
+    #[error("the system has no randomness to give: {said}", said = Said(.0))]
     Random(#[source] io::Error),
     /// The token presented is not the one expected. Neither was consumed.
     #[error("the token presented is not the one expected")]

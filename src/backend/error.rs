@@ -7,6 +7,7 @@ use crate::kind::ErrorKind;
 use crate::listener::ListenerError;
 use crate::memory::NoMemory;
 use crate::support::SupportError;
+use crate::sys::Said;
 
 /// Why a call of a [`Backend`](super::Backend) did nothing.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +57,7 @@ pub enum BackendError {
     #[error("the wait was ended")]
     Woken,
     /// The system refused what every backend needs.
-    #[error("cannot {action}: {source}")]
+    #[error("cannot {action}: {said}", said = Said(source))]
     System {
         /// What was tried.
         action: &'static str,

@@ -13,6 +13,7 @@ use crate::handle::HandleError;
 use crate::kind::ErrorKind;
 use crate::memory::NoMemory;
 use crate::support::SupportError;
+use crate::sys::Said;
 use crate::tls::TlsError;
 use crate::wire::Refusal;
 
@@ -80,8 +81,8 @@ pub enum BrokerError {
         path: Arc<Path>,
     },
     /// There is no channel to the backend now, or it is draining.
-    #[error("{path}: no channel to the backend now{why}: {source}", path = .path.display(),
-        why = why_unavailable(source))]
+    #[error("{path}: no channel to the backend now{why}: {said}", path = .path.display(),
+        why = why_unavailable(source), said = Said(source))]
     Unavailable {
         /// The handoff socket.
         path: Arc<Path>,
@@ -153,7 +154,7 @@ pub enum BrokerError {
         allowed: Allowed,
     },
     /// The system does not tell who listens at the path. Nothing was sent there.
-    #[error("{path}: cannot tell who listens there: {source}", path = .path.display())]
+    #[error("{path}: cannot tell who listens there: {said}", path = .path.display(), said = Said(source))]
     Unknown {
         /// The handoff socket.
         path: Arc<Path>,
@@ -193,7 +194,7 @@ pub enum BrokerError {
     #[error("the wait was ended, and the offer taken back")]
     Woken,
     /// The system refused what every broker needs.
-    #[error("cannot {action}: {source}")]
+    #[error("cannot {action}: {said}", said = Said(source))]
     System {
         /// What was tried.
         action: &'static str,
@@ -237,7 +238,7 @@ struct Suffix<'a>(&'a Option<io::Error>);
 
 impl fmt::Display for Suffix<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.as_ref().map_or(Ok(()), |source| write!(f, ": {source}"))
+        self.0.as_ref().map_or(Ok(()), |source| write!(f, ": {}", Said(source)))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::address::{Socket, TransportError, receive_error};
 use crate::kind::ErrorKind;
 use crate::raw::transport::bare_send_error;
 use crate::reason::Reason;
-use crate::sys;
+use crate::sys::{self, Said};
 use crate::token::Token;
 
 /// What the backend says about one message.
@@ -61,7 +61,7 @@ pub enum AckError {
     },
     /// Receiving failed, so the message was taken back. The connection takes no acknowledgement any
     /// more.
-    #[error("{socket}: cannot receive, so the message was taken back: {source}")]
+    #[error("{socket}: cannot receive, so the message was taken back: {said}", said = Said(source))]
     TakenBack {
         /// The socket that was waited for.
         socket: Socket,

@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::{HEADER_LEN, Kind, Reader, VERSION, WireError, header};
 use crate::kind::ErrorKind;
+use crate::sys::Said;
 
 /// Bytes in the frame behind its header.
 pub(crate) const REFUSAL_LEN: usize = 16;
@@ -160,7 +161,8 @@ impl fmt::Display for Refusal {
             cause::DRAINING => f.write_str("the backend drains: it takes no more brokers"),
             cause::SHORT => {
                 let error = std::io::Error::from_raw_os_error(*most as i32);
-                write!(f, "the backend is at a limit of its descriptors or memory: {error}")
+                let said = Said(&error);
+                write!(f, "the backend is at a limit of its descriptors or memory: {said}")
             }
             unknown => write!(f, "the backend turns this broker away, for cause {unknown}"),
         }
@@ -209,7 +211,8 @@ mod tests {
         says(Refusal::DRAINING, unavailable, "the backend drains: it takes no more brokers");
         // The C library's words.
         let error = std::io::Error::from_raw_os_error(libc::EMFILE);
-        let short = format!("the backend is at a limit of its descriptors or memory: {error}");
+        let said = Said(&error);
+        let short = format!("the backend is at a limit of its descriptors or memory: {said}");
         says(Refusal::short(libc::EMFILE), unavailable, &short);
         let later = "the backend turns this broker away, for cause 77";
         says(Refusal::of(77), unavailable, later);
