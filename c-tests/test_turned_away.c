@@ -476,8 +476,8 @@ static void who_does_not_speak_is_no_backend(void **state)
 {
     (void)state;
     assert_answer_is_told(SILENCE, HANDOFF_ERR_BACKEND_UNAVAILABLE, ETIMEDOUT,
-                          "whoever listens there did not say welcome within 1 s: is it a handoff "
-                          "backend?");
+                          "whoever listens there did not answer within 1 s: is it a handoff "
+                          "backend, and does it run?");
     assert_answer_is_told(END, HANDOFF_ERR_BACKEND_UNAVAILABLE, ECONNRESET,
                           "whoever listens there closed the channel without a word: is it a "
                           "handoff backend?");
@@ -493,7 +493,8 @@ static void silence_ends_the_channel_after_5_seconds_and_is_told_from_then_on(vo
     struct outcome outcome = end_of(start_broker(0, 7000));
     stop_answering(backend);
     assert_told(outcome, HANDOFF_ERR_BACKEND_UNAVAILABLE, ETIMEDOUT,
-                "whoever listens there did not say welcome within 5 s: is it a handoff backend?");
+                "whoever listens there did not answer within 5 s: is it a handoff backend, and "
+                "does it run?");
     assert_in_range(outcome.ms, 5000, PATIENCE_MS);
 }
 

@@ -7,6 +7,7 @@ import sys
 
 import header as c_header
 
+STATUS = r"HANDOFF_(?:OK|NOTHING|TIMED_OUT|WOKEN|ERR_\w+)"
 NAME = re.compile(r"(HANDOFF_[A-Z_]+\b\*?|handoff_\w+(?:\(\))?|\b[a-z]\w*\(\d\)|`[^`]+`)")
 
 
@@ -53,6 +54,15 @@ def split_call(doc: str) -> tuple[list[str], list[tuple[str, str]], str, list[st
     arguments = re.findall(r"^@param(?:\[out\])? +(\w+) +((?:.|\n(?!@))*)", tags, flags=re.M)
     result = re.search(r"^@return +((?:.|\n(?!@))*)", tags, flags=re.M)
     return paragraphs(before), arguments, result.group(1) if result else "", notes
+
+
+# What a header says once about all of its calls that take this.
+THREADS = {
+    "handoff_broker": "One thread at a time may use a broker, and one process, unless it is made with "
+    "HANDOFF_BROKER_SHARED: handoff(7), THREADS, FORK AND SIGNALS.",
+    "handoff_backend": "One thread at a time may use a backend, and one process: handoff(7), "
+    "THREADS, FORK AND SIGNALS.",
+}
 
 
 def unstarred(code: str) -> str:
@@ -126,6 +136,31 @@ class Manual:
         pages = [f".BR {escape(name)} (3)," for name in sorted(names - {own})]
         return [".SH SEE ALSO", *pages, ".BR handoff (7)"]
 
+    def returned(self, result: str) -> list[str]:
+        """The return value: if that is several statuses, each with what it means here."""
+        items = re.split(rf"[;:.] (?={STATUS})", " ".join(result.split()))
+        if len(items) < 3:
+            return [running(result)]
+        lines = []
+        for item in items:
+            some = rf"{STATUS}(?:(?:,|,? or) {STATUS})*"
+            status, end, meaning = re.fullmatch(rf"({some})?([.:,]?) ?(.*)", item).groups()
+            if status:
+                lines += [".TP", running(status)]
+            if status in self.header.constants and (end == "." or not meaning):
+                lines += [running(re.split(r"(?<=[.])\s", self.header.constants[status].doc)[0])]
+                status = None
+            if meaning:
+                lines += [] if status else [".PP"]
+                lines += [running(meaning.rstrip(".") + ".")]
+        return lines
+
+    def threads(self, function: c_header.Item) -> list[str]:
+        handle = re.search(r"\((?:const )?(handoff_\w+) \*", function.code)
+        said = re.search(r"\bthread", function.doc)
+        rule = THREADS.get(handle[1]) if handle and not said else None
+        return [".SH THREADS AND FORK", running(rule)] if rule else []
+
     def call(self, name: str) -> None:
         function = self.header.functions[name]
         before, arguments, result, notes = split_call(function.doc)
@@ -136,9 +171,10 @@ class Manual:
             for argument, meaning in arguments:
                 page += [".TP", rf"\fI{argument}\fP", running(meaning)]
         if result:
-            page += [".SH RETURN VALUE", running(result)]
+            page += [".SH RETURN VALUE", *self.returned(result)]
         if notes:
             page += [".SH NOTES", "\n.PP\n".join(map(running, notes))]
+        page += self.threads(function)
         page += self.section("CONSTANTS", self.others(function.doc))
         self.write(name, page + self.see_also(name, function.doc + function.code))
 

@@ -81,8 +81,8 @@ pub enum BrokerError {
         path: Arc<Path>,
     },
     /// There is no channel to the backend now, or it is draining.
-    #[error("{path}: no channel to the backend now{why}: {said}", path = .path.display(),
-        why = why_unavailable(source), said = Said(source))]
+    #[error("{path}: no channel to the backend now{why}", path = .path.display(),
+        why = WhyUnavailable(source))]
     Unavailable {
         /// The handoff socket.
         path: Arc<Path>,
@@ -132,7 +132,7 @@ pub enum BrokerError {
         refusal: Refusal,
     },
     /// Who listens at the path accepts connections, but no backend that works says this.
-    #[error("{path}: whoever listens there {did}: is it a handoff backend?", path = .path.display())]
+    #[error("{path}: whoever listens there {did}", path = .path.display())]
     NoWelcome {
         /// The handoff socket.
         path: Arc<Path>,
@@ -242,9 +242,21 @@ impl fmt::Display for Suffix<'_> {
     }
 }
 
-/// What an error number says here, where the system's words for it say something else.
-fn why_unavailable(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
+/// What an error number says here, and then the system's words for it, unless it is not the system's.
+struct WhyUnavailable<'a>(&'a io::Error);
+
+impl fmt::Display for WhyUnavailable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.raw_os_error() {
+            Some(libc::ENOTCONN) => f.write_str(", the backend has not answered yet"),
+            Some(libc::ESHUTDOWN) => f.write_str(", the backend drains"),
+            code => write!(f, "{}: {}", hint(code), Said(self.0)),
+        }
+    }
+}
+
+fn hint(code: Option<i32>) -> &'static str {
+    match code {
         Some(libc::ENOENT) => ", there is no such socket",
         Some(libc::EISDIR) => ", end the path of a directory with '/'",
         Some(libc::ECONNREFUSED) => ", nobody listens",
@@ -253,9 +265,7 @@ fn why_unavailable(source: &io::Error) -> &'static str {
             ", see the mode and owner of the socket, and of each directory on the way"
         }
         Some(libc::EAGAIN) => ", too many brokers wait to be accepted",
-        Some(libc::ENOTCONN) => ", the backend has not said welcome yet",
         Some(libc::ECONNRESET) => ", it has ended",
-        Some(libc::ESHUTDOWN) => ", the backend drains",
         Some(libc::ETOOMANYREFS | libc::EMFILE | libc::ENFILE) => ", too many descriptors",
         _ => "",
     }
@@ -279,9 +289,18 @@ pub enum NoWelcome {
 impl fmt::Display for NoWelcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            NoWelcome::Silent { seconds } => write!(f, "did not say welcome within {seconds} s"),
-            NoWelcome::Closed => f.write_str("closed the channel without a word"),
-            NoWelcome::Foreign => f.write_str("does not speak the protocol"),
+            NoWelcome::Silent { seconds } => {
+                write!(
+                    f,
+                    "did not answer within {seconds} s: is it a handoff backend, and does it run?"
+                )
+            }
+            NoWelcome::Closed => {
+                f.write_str("closed the channel without a word: is it a handoff backend?")
+            }
+            NoWelcome::Foreign => {
+                f.write_str("does not speak the protocol: is it a handoff backend?")
+            }
         }
     }
 }
