@@ -312,7 +312,7 @@ handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCE
  * @param backend       the backend
  * @param[out] arrival  what arrived; its `fd` is -1
  * @return HANDOFF_OK; HANDOFF_NOTHING; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or
- *         `arrival->size` is wrong; HANDOFF_ERR_WRONG_PROCESS.
+ *         `arrival->size` is wrong: the next call returns the arrival; HANDOFF_ERR_WRONG_PROCESS.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_next(handoff_backend *backend,
@@ -337,8 +337,8 @@ handoff_status handoff_backend_next(handoff_backend *backend,
  *                 are as the broker set them, O_NONBLOCK too. Before close(2), take it out of your
  *                 epoll set, EPOLL_CTL_DEL: while the broker has its copy, close(2) does not.
  * @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke the protocol: the
- *         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held;
- *         HANDOFF_ERR_WRONG_PROCESS. If the broker has died without taking it back, you can still
+ *         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, after which it is
+ *         still held, or no such arrival is; HANDOFF_ERR_WRONG_PROCESS. If the broker has died without taking it back, you can still
  *         adopt it: nobody else has the client then.
  */
 HANDOFF_MUST_USE
@@ -359,8 +359,9 @@ handoff_status handoff_backend_adopt(handoff_backend *backend,
  *                 goes to the next one after HANDOFF_REASON_BACKEND_BUSY, _BACKEND_UNAVAILABLE,
  *                 _DESCRIPTOR_PRESSURE, _ACK_TIMEOUT and _INTEGRITY_MISMATCH. Any other is final.
  *                 HANDOFF_REASON_ACK_TIMEOUT counts as a failure of this backend.
- * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if no such arrival is held, or for a wrong
- *         `reason`, after which it still is; HANDOFF_ERR_WRONG_PROCESS.
+ * @return HANDOFF_OK, also if the broker has taken it back; HANDOFF_ERR_INVALID_ARGUMENT, also if no
+ *         such arrival is held, or for a wrong `reason`, after which it still is;
+ *         HANDOFF_ERR_WRONG_PROCESS.
  */
 handoff_status handoff_backend_reject(handoff_backend *backend,
                                       uint64_t id,
@@ -447,7 +448,6 @@ typedef struct handoff_backend_statistics {
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `statistics->size` is
  *         wrong.
  */
-HANDOFF_MUST_USE
 handoff_status handoff_backend_get_statistics(handoff_backend *backend,
                                               handoff_backend_statistics *statistics) HANDOFF_NOEXCEPT;
 

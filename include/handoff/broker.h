@@ -40,7 +40,8 @@ typedef struct handoff_broker_options {
     size_t max_in_flight;
     /**
      * How long an offer may wait for its verdict, in milliseconds, unless the offer says
-     * otherwise: default 5000; HANDOFF_NO_TIMEOUT.
+     * otherwise: default 5000; HANDOFF_NO_TIMEOUT. It is taken back by the first dispatch after that,
+     * for which the descriptor becomes readable.
      */
     uint64_t timeout_ms;
     /**
@@ -487,7 +488,6 @@ typedef struct handoff_broker_statistics {
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `statistics->size` is
  *         wrong.
  */
-HANDOFF_MUST_USE
 handoff_status handoff_broker_get_statistics(handoff_broker *broker,
                                              handoff_broker_statistics *statistics) HANDOFF_NOEXCEPT;
 

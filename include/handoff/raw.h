@@ -227,9 +227,10 @@ handoff_status handoff_raw_connect(const char *path, int *socket) HANDOFF_NOEXCE
  * Sends a descriptor and its token over a connected socket in one message, or not at all. It never
  * blocks.
  *
- * @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. A TCP socket
- *                is refused. Over other sockets the system sends the token without the descriptor,
- *                and no error says so.
+ * @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. One of two
+ *                datagram sockets, socketpair(2), will do, but who waits there does not see that the
+ *                other is closed. A TCP socket is refused. Over any other the system sends the token
+ *                without the descriptor, and no error says so.
  * @param fd      the descriptor to send, not `socket` itself. It stays yours, open and unchanged,
  *                and you may close it when this returns.
  * @param token   its token

@@ -60,8 +60,8 @@ extern "C" {
  * What a call returns: HANDOFF_OK, a positive number if there is no result but also no error, or
  * a negative HANDOFF_ERR_*.
  *
- * After an error errno is the system's error, or 0 if the system had no part in it, and
- * handoff_last_error() returns a message. Out parameters are untouched unless the status is
+ * After an error errno is the system's error. If the system had no part in it, it is 0, or a number that
+ * says the same, see `error` in handoff_backend_state. handoff_last_error() returns a message. Out parameters are untouched unless the status is
  * HANDOFF_OK. A number never changes its meaning.
  */
 typedef int32_t handoff_status;
@@ -101,7 +101,7 @@ const char *handoff_last_error(void) HANDOFF_NOEXCEPT;
 /**
  * Returns errno of this thread's last error, for languages that cannot read errno right after a call.
  *
- * @return the system's error, errno(3); 0 if the system had no part in it, or no call has failed yet.
+ * @return what errno(3) was then; 0 also if no call has failed yet.
  *
  * Each thread has its own, as of handoff_last_error().
  */
@@ -276,7 +276,7 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_REASON_BACKEND_DIED 14
 
 /**
- * The client is gone: its connection has ended. Also if you closed the descriptor before the verdict.
+ * The client is gone: its connection has ended. Also if you closed the descriptor before it was sent.
  * There is nobody to serve, unless a backend rejected it for this reason and was wrong.
  */
 #define HANDOFF_REASON_CLIENT_GONE 15

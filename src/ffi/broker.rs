@@ -56,7 +56,8 @@ pub struct handoff_broker_options {
     /// at the backend, too.
     pub max_in_flight: usize,
     /// How long an offer may wait for its verdict, in milliseconds, unless the offer says
-    /// otherwise: default 5000; HANDOFF_NO_TIMEOUT.
+    /// otherwise: default 5000; HANDOFF_NO_TIMEOUT. It is taken back by the first dispatch after that,
+    /// for which the descriptor becomes readable.
     pub timeout_ms: u64,
     /// With several backends: how long one of them may take to answer, in milliseconds: default
     /// 1000; HANDOFF_NO_TIMEOUT. Then the offer is taken back and goes to another one that can take
@@ -779,7 +780,6 @@ unsafe impl Growing for handoff_broker_statistics {
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `statistics->size` is
 ///         wrong.
 #[unsafe(no_mangle)]
-#[must_use]
 pub extern "C" fn handoff_broker_get_statistics(
     broker: *mut handoff_broker,
     statistics: *mut handoff_broker_statistics,

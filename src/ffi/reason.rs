@@ -140,7 +140,7 @@ pub const HANDOFF_REASON_BROKER_CLOSED: handoff_reason = 13;
 /// With HANDOFF_ADOPTED: the backend adopted the connection, but the channel ended before its
 /// verdict arrived. Usually the backend died.
 pub const HANDOFF_REASON_BACKEND_DIED: handoff_reason = 14;
-/// The client is gone: its connection has ended. Also if you closed the descriptor before the verdict.
+/// The client is gone: its connection has ended. Also if you closed the descriptor before it was sent.
 /// There is nobody to serve, unless a backend rejected it for this reason and was wrong.
 pub const HANDOFF_REASON_CLIENT_GONE: handoff_reason = 15;
 /// More bytes go with the connection than the backend, the protocol or the socket's buffer takes.
@@ -153,7 +153,10 @@ pub const HANDOFF_REASON_TOO_MANY_CHANNELS: handoff_reason = 18;
 
 /// A reason that C passes.
 pub(super) fn reason(value: handoff_reason) -> Result<Reason, Failure> {
-    let problem = Problem::Is("is not one of HANDOFF_REASON_*");
+    let problem = Problem::Is(match value {
+        HANDOFF_REASON_NONE => "is HANDOFF_REASON_NONE, which says nothing",
+        _ => "is not one of HANDOFF_REASON_*",
+    });
     Reason::try_from(value).map_err(|()| Failure::Argument("reason", problem))
 }
 

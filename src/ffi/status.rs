@@ -10,8 +10,8 @@ use crate::support;
 /// What a call returns: HANDOFF_OK, a positive number if there is no result but also no error, or
 /// a negative HANDOFF_ERR_*.
 ///
-/// After an error errno is the system's error, or 0 if the system had no part in it, and
-/// handoff_last_error() returns a message. Out parameters are untouched unless the status is
+/// After an error errno is the system's error. If the system had no part in it, it is 0, or a number that
+/// says the same, see `error` in handoff_backend_state. handoff_last_error() returns a message. Out parameters are untouched unless the status is
 /// HANDOFF_OK. A number never changes its meaning.
 pub type handoff_status = i32;
 
@@ -49,7 +49,7 @@ pub extern "C" fn handoff_last_error() -> *const c_char {
 
 /// Returns errno of this thread's last error, for languages that cannot read errno right after a call.
 ///
-/// @return the system's error, errno(3); 0 if the system had no part in it, or no call has failed yet.
+/// @return what errno(3) was then; 0 also if no call has failed yet.
 ///
 /// Each thread has its own, as of handoff_last_error().
 #[unsafe(no_mangle)]
