@@ -12,7 +12,11 @@ UNITSDIR   := $(DOCDIR)/systemd
 # Each goes where the tree has it, so that the links between them lead somewhere.
 DOCS       := $(wildcard *.md docs/*.md integrations/*/*.md bindings/*/README.md \
     examples/*/README.md $(filter-out %/test_tokens.py,$(wildcard examples/python/tokens/*)) \
+    examples/*.c examples/*.cc examples/python_peer.py examples/python/*_backend.py examples/go/* examples/node/* \
     bench/README.md bench/results/*.md bench/results/*.svg)
+
+# Packages have a place of their own for these.
+LICENSES   := $(wildcard LICENSE-*)
 
 # Fills in a template: the paths as a program at run time sees them, without DESTDIR.
 SUBSTITUTE = sed -e 's|@PREFIX@|$(PREFIX)|' \
@@ -57,6 +61,7 @@ install: all install-docs
 	install -m 644 $(MAN_BUILD)/man1/handoff.1 '$(DESTDIR)$(MANDIR)/man1'
 	install -m 644 $(MAN_BUILD)/man3/*.3 '$(DESTDIR)$(MANDIR)/man3'
 	install -m 644 $(MAN_BUILD)/man7/handoff.7 '$(DESTDIR)$(MANDIR)/man7'
+	install -m 644 $(LICENSES) '$(DESTDIR)$(DOCDIR)'
 	install -d '$(DESTDIR)$(UNITSDIR)'
 	@set -e; for unit in $(notdir $(UNITS)); do \
 	    echo "packaging/systemd/$$unit > $(DESTDIR)$(UNITSDIR)/$$unit"; \
@@ -80,7 +85,7 @@ uninstall: $(MAN_BUILD)/stamp
 	    '$(DESTDIR)$(CMAKEDIR)/handoff-config.cmake' \
 	    '$(DESTDIR)$(CMAKEDIR)/handoff-config-version.cmake' \
 	    '$(DESTDIR)$(MANDIR)/man1/handoff.1' '$(DESTDIR)$(MANDIR)/man7/handoff.7' \
-	    $(DOCS:%='$(DESTDIR)$(DOCDIR)/%') \
+	    $(foreach file,$(DOCS) $(LICENSES),'$(DESTDIR)$(DOCDIR)/$(file)') \
 	    $(patsubst packaging/systemd/%,'$(DESTDIR)$(UNITSDIR)/%',$(UNITS))
 	@cd $(MAN_BUILD)/man3 && for page in *.3; do rm -f '$(DESTDIR)$(MANDIR)/man3/'"$$page"; done
 	@[ ! -d '$(DESTDIR)$(DOCDIR)' ] || cd '$(DESTDIR)$(DOCDIR)' && for directory in \

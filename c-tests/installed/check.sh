@@ -31,7 +31,11 @@ real=$(readlink "$here/$soname")
 [ "$(stat -c %a "$here/$real")" = 755 ] || fail "$real is not of mode 755"
 [ -f "$stage$prefix/share/man/man7/handoff.7" ] || fail "no handoff(7)"
 [ -f "$stage$prefix/share/man/man1/handoff.1" ] || fail "no handoff(1)"
-tools/check_links.py "$stage$prefix/share/doc/handoff" || fail "documents with dead links"
+docs=$stage$prefix/share/doc/handoff
+tools/check_links.py "$docs" || fail "documents with dead links"
+for file in $(grep -oh '`examples/[^` ]*`' "$docs/README.md" "$docs"/docs/*.md | tr -d '`') LICENSE-MIT LICENSE-APACHE; do
+    [ -e "$docs/$file" ] || fail "a document names $file, which is not installed"
+done
 calls=$(tools/exports) || die "no list of calls"
 for call in $calls; do
     [ -f "$stage$prefix/share/man/man3/$call.3" ] || fail "no $call(3)"
@@ -69,6 +73,11 @@ for row in "c $CC -std=c99 use.c" "cc $CXX -std=c++11 use.cc" "hpp $CXX -std=c++
         program "fully_static_$language" $compile $flags -static \
             $(pkg-config --static --cflags --libs handoff)
     }
+done
+for example in "$docs"/examples/*.c; do
+    # shellcheck disable=SC2046,SC2086
+    $CC -std=c11 $flags -pthread "$example" $(pkg-config --cflags --libs handoff) -o example ||
+        fail "$example does not compile"
 done
 version=$(pkg-config --modversion handoff)
 grep -qxF "version = \"$version\"" "$tree/Cargo.toml" ||
