@@ -188,7 +188,8 @@ static int expire(void)
 
 static void dispatch(void)
 {
-    check_handoff(handoff_backend_dispatch(backend) == HANDOFF_OK, "handoff_backend_dispatch");
+    if (handoff_backend_dispatch(backend) != HANDOFF_OK)
+        fprintf(stderr, "backend: %s\n", handoff_last_error()); /* the next one tries again */
     take_arrivals();
 }
 

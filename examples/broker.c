@@ -63,6 +63,13 @@ static void check_handoff(int ok, const char *call)
     exit(1);
 }
 
+/* For what the next call tries again. */
+static void complain(handoff_status status)
+{
+    if (status != HANDOFF_OK)
+        fprintf(stderr, "broker: %s\n", handoff_last_error());
+}
+
 static int64_t now_ms(void)
 {
     struct timespec now;
@@ -102,9 +109,11 @@ static void accept_clients(void)
         append(&waiting, client);
         watch(fd, client);
     }
-    /* None is left, one has gone, or there is no descriptor for it now. */
-    check(errno == EAGAIN || errno == ECONNABORTED || errno == EMFILE || errno == ENFILE,
-          "accept4");
+    if (errno == EAGAIN || errno == ECONNABORTED)
+        return;
+    /* Perhaps there is no descriptor for it now: the listener stays readable, so not again at once. */
+    perror("broker: accept4");
+    usleep(10000);
 }
 
 /* Forgets a client. After an adoption this must not be shutdown(2), which would end the backend's
@@ -282,14 +291,13 @@ int main(int argc, char **argv)
             else if (what == &listener)
                 accept_clients();
             else if (what == &broker)
-                check_handoff(handoff_broker_dispatch(broker) == HANDOFF_OK,
-                              "handoff_broker_dispatch");
+                complain(handoff_broker_dispatch(broker));
             else
                 read_request(what);
         }
         take_verdicts();
         offer_queue();
-        check_handoff(handoff_broker_flush(broker) == HANDOFF_OK, "handoff_broker_flush");
+        complain(handoff_broker_flush(broker));
     }
 
     /* This takes back what the backend has not adopted, so every offer has its verdict now. */
