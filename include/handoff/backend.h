@@ -338,8 +338,8 @@ handoff_status handoff_backend_next(handoff_backend *backend,
  *                 epoll set, EPOLL_CTL_DEL: while the broker has its copy, close(2) does not.
  * @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke the protocol: the
  *         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, after which it is
- *         still held, or no such arrival is; HANDOFF_ERR_WRONG_PROCESS. If the broker has died without taking it back, you can still
- *         adopt it: nobody else has the client then.
+ *         still held, or no such arrival is; HANDOFF_ERR_WRONG_PROCESS. If the broker has died
+ *         without taking it back, you can still adopt it: nobody else has the client then.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_adopt(handoff_backend *backend,

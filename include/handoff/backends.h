@@ -72,12 +72,13 @@ handoff_status handoff_broker_backend_init(handoff_broker_backend *backend,
  * and flags change now, and its limits with its next channel. Two paths to one socket, such as `a/b` and
  * `./a/b`, are two backends.
  *
- * An offer goes to the backend with the fewest offers in flight for its weight, among those that
- * can take it now. Only offers without a verdict are in flight: what a backend has adopted does not count,
- * so one with enough to do rejects with HANDOFF_REASON_BACKEND_BUSY. If that one is busy, draining or gone, or has not answered after
- * `attempt_timeout_ms`, the offer is taken back and goes to the next one: until one adopts it, each
- * has had it once, or the offer's timeout passes. Rejections for other reasons are about the client and
- * final: handoff_backend_reject() lists those that are not. There is one verdict, about the last attempt.
+ * An offer goes to the backend with the fewest offers in flight for its weight, among those that can take
+ * it now. Only offers without a verdict are in flight: what a backend has adopted does not count, so one
+ * with enough to do rejects with HANDOFF_REASON_BACKEND_BUSY. If that one is busy, draining or gone, or
+ * has not answered after `attempt_timeout_ms`, the offer is taken back and goes to the next one: until one
+ * adopts it, each has had it once, or the offer's timeout passes. Rejections for other reasons are about
+ * the client and final: handoff_backend_reject() lists those that are not. There is one verdict, about the
+ * last attempt.
  *
  * @param broker   the broker
  * @param backend  the backend; read during the call only

@@ -60,9 +60,9 @@ extern "C" {
  * What a call returns: HANDOFF_OK, a positive number if there is no result but also no error, or
  * a negative HANDOFF_ERR_*.
  *
- * After an error errno is the system's error. If the system had no part in it, it is 0, or a number that
- * says the same, see `error` in handoff_backend_state. handoff_last_error() returns a message. Out parameters are untouched unless the status is
- * HANDOFF_OK. A number never changes its meaning.
+ * After an error errno is the system's error. If the system had no part in it, it is 0, or a number
+ * that says the same, see `error` in handoff_backend_state. handoff_last_error() returns a message.
+ * Out parameters are untouched unless the status is HANDOFF_OK. A number never changes its meaning.
  */
 typedef int32_t handoff_status;
 

@@ -442,8 +442,8 @@ pub extern "C" fn handoff_backend_next(
 ///                 epoll set, EPOLL_CTL_DEL: while the broker has its copy, close(2) does not.
 /// @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke the protocol: the
 ///         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, after which it is
-///         still held, or no such arrival is; HANDOFF_ERR_WRONG_PROCESS. If the broker has died without taking it back, you can still
-///         adopt it: nobody else has the client then.
+///         still held, or no such arrival is; HANDOFF_ERR_WRONG_PROCESS. If the broker has died
+///         without taking it back, you can still adopt it: nobody else has the client then.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_adopt(

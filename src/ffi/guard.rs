@@ -34,15 +34,7 @@ impl Failure {
     #[cold]
     #[inline(never)]
     fn report(self, errno: i32) -> handoff_status {
-        let status = self.remember();
-        if status >= HANDOFF_OK {
-            sys::set_errno(errno);
-        }
-        status
-    }
-
-    fn remember(self) -> handoff_status {
-        match self {
+        let status = match self {
             Failure::Error(error) => report_error(&error),
             Failure::Argument(name, problem) => {
                 let what = match problem.kind() {
@@ -53,7 +45,11 @@ impl Failure {
                 status_of(problem.kind())
             }
             Failure::Nothing => HANDOFF_NOTHING,
+        };
+        if status >= HANDOFF_OK {
+            sys::set_errno(errno);
         }
+        status
     }
 }
 
