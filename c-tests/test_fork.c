@@ -328,8 +328,17 @@ static void each_copy_of_a_broker_is_a_broker_of_its_own(void **state)
     assert_false(exists(path));
 }
 
-/* Such as a helper, forked while the handle was in use, which never calls the library. */
-static void channels_end_although_a_child_has_copies_of_them(void **state)
+/* Forked while handles are in use, it never calls the library, and ends when it is told. */
+static pid_t start_helper(int socket)
+{
+    pid_t child = start_child();
+    if (child != 0)
+        return child;
+    await(socket);
+    _exit(0);
+}
+
+static void channels_end_although_a_helper_has_copies_of_them(void **state)
 {
     (void)state;
     int helper[2], client[2];
@@ -341,11 +350,7 @@ static void channels_end_although_a_child_has_copies_of_them(void **state)
     offer.timeout_ms = PATIENCE_MS;
     assert_ok(handoff_broker_new(path, NULL, &broker));
     connect_broker(broker, backend);
-    pid_t child = start_child();
-    if (child == 0) {
-        await(helper[1]);
-        _exit(0);
-    }
+    pid_t first = start_helper(helper[1]);
     uint64_t start = now_ns();
     assert_ok(handoff_broker_offer(broker, &offer, NULL));
     handoff_backend_free(backend);
@@ -360,18 +365,14 @@ static void channels_end_although_a_child_has_copies_of_them(void **state)
     handoff_broker_free(broker);
     assert_ok(handoff_broker_new(path, NULL, &broker));
     connect_broker(broker, backend);
-    pid_t other = start_child();
-    if (other == 0) {
-        await(helper[1]);
-        _exit(0);
-    }
+    pid_t second = start_helper(helper[1]);
     handoff_broker_free(broker);
     assert_ok(handoff_backend_dispatch(backend));
     assert_int_equal(backend_statistics(backend).channels, 0);
     say(helper[0]);
     say(helper[0]);
-    assert_child_succeeds(child);
-    assert_child_succeeds(other);
+    assert_child_succeeds(first);
+    assert_child_succeeds(second);
     handoff_backend_free(backend);
     close_pair(helper);
     close_pair(client);
@@ -389,7 +390,7 @@ int main(void)
         FORK_TEST(second_child_is_told_that_a_handle_on_a_given_socket_is_the_first_ones),
         FORK_TEST(of_children_that_use_it_together_one_has_it),
         FORK_TEST(each_copy_of_a_broker_is_a_broker_of_its_own),
-        FORK_TEST(channels_end_although_a_child_has_copies_of_them),
+        FORK_TEST(channels_end_although_a_helper_has_copies_of_them),
     };
     return RUN_TESTS(tests);
 }
