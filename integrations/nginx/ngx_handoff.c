@@ -221,7 +221,7 @@ ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
     prepared.flags |= c->ssl ? HANDOFF_OFFER_TLS : 0;
 #endif
     prepared.user_data = slot;
-    prepared.timeout_ms = ngx_max(offer->conf->timeout, 1);   /* 0 is the default */
+    prepared.timeout_ms = offer->conf->timeout;
 
     status = handoff_broker_offer(broker->broker, &prepared, &offer->id);
 

@@ -127,6 +127,7 @@ struct ngx_handoff_broker_s {
     ngx_uint_t                max_fails;
     ngx_msec_t                fail_timeout;
     ngx_msec_t                attempt_timeout;
+    ngx_uint_t                warned;    /* unsigned warned:1; that no offer goes to another backend */
 
     /* Each worker's own. */
     ngx_uint_t                begun;     /* unsigned begun:1; what follows is initialised */
@@ -269,6 +270,7 @@ void ngx_handoff_exit_worker(ngx_handoff_main_conf_t *main);
 
 extern ngx_conf_num_bounds_t  ngx_handoff_in_flight;
 extern ngx_conf_num_bounds_t  ngx_handoff_fails;
+extern ngx_conf_post_t  ngx_handoff_time;
 
 ngx_handoff_main_conf_t *ngx_handoff_create_main_conf(ngx_conf_t *cf, char *module);
 void ngx_handoff_init_conf(ngx_handoff_conf_t *conf);
@@ -390,15 +392,15 @@ ngx_int_t ngx_handoff_get_variable(ngx_connection_t *c, ngx_pool_t *pool, ngx_va
  */
 #define NGX_HANDOFF_COMMANDS(where, conf, set_text, set_metadata)                                               \
     { ngx_string("handoff_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,                \
-      conf, offsetof(ngx_handoff_conf_t, timeout), NULL },                                        \
+      conf, offsetof(ngx_handoff_conf_t, timeout), &ngx_handoff_time },                           \
     { ngx_string("handoff_attempt_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,        \
-      conf, offsetof(ngx_handoff_conf_t, attempt_timeout), NULL },                                \
+      conf, offsetof(ngx_handoff_conf_t, attempt_timeout), &ngx_handoff_time },                   \
     { ngx_string("handoff_max_in_flight"), where|NGX_CONF_TAKE1, ngx_conf_set_num_slot,           \
       conf, offsetof(ngx_handoff_conf_t, max_in_flight), &ngx_handoff_in_flight },                \
     { ngx_string("handoff_max_fails"), where|NGX_CONF_TAKE1, ngx_conf_set_num_slot,               \
       conf, offsetof(ngx_handoff_conf_t, max_fails), &ngx_handoff_fails },                        \
     { ngx_string("handoff_fail_timeout"), where|NGX_CONF_TAKE1, ngx_conf_set_msec_slot,           \
-      conf, offsetof(ngx_handoff_conf_t, fail_timeout), NULL },                                   \
+      conf, offsetof(ngx_handoff_conf_t, fail_timeout), &ngx_handoff_time },                      \
     { ngx_string("handoff_queue"), where|NGX_CONF_TAKE12, ngx_handoff_set_queue,                  \
       conf, 0, NULL },                                                                            \
     { ngx_string("handoff_service"), where|NGX_CONF_TAKE1, set_text,                              \

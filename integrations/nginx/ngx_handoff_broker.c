@@ -84,11 +84,10 @@ ngx_handoff_make(ngx_handoff_broker_t *broker)
     handoff_broker         *handle;
     handoff_broker_options  options = HANDOFF_BROKER_OPTIONS_INIT;
 
-    /* 0 is the library's default. */
     options.max_in_flight = broker->max_in_flight;
-    options.attempt_timeout_ms = ngx_max(broker->attempt_timeout, 1);
+    options.attempt_timeout_ms = broker->attempt_timeout;
     options.max_failures = broker->max_fails ? broker->max_fails : HANDOFF_NO_LIMIT;
-    options.failure_period_ms = ngx_max(broker->fail_timeout, 1);
+    options.failure_period_ms = broker->fail_timeout;
 
     path = broker->target->servers ? NULL : (char *) broker->target->name.data + 5;
 
@@ -126,7 +125,7 @@ ngx_handoff_add_backends(ngx_handoff_broker_t *broker, handoff_broker *handle)
         backend.flags = (server[i].backup ? HANDOFF_BACKEND_BACKUP : 0)
                         | (server[i].down ? HANDOFF_BACKEND_OFF : 0);
         backend.max_failures = server[i].max_fails ? server[i].max_fails : HANDOFF_NO_LIMIT;
-        backend.failure_period_ms = ngx_max(server[i].fail_timeout, 1);
+        backend.failure_period_ms = ngx_max(server[i].fail_timeout, 1);    /* 0 is the default */
 
         status = handoff_broker_add(handle, &backend);
         if (status != HANDOFF_OK) {

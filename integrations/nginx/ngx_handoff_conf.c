@@ -22,10 +22,13 @@
 /* The most offers that may wait in a queue: as many connections as a worker could have. */
 #define NGX_HANDOFF_MAX_QUEUE        1048576
 
-/* The most that the library takes. */
+/* The most that the library takes. A time of so many seconds or more is cut off there. */
 #define NGX_HANDOFF_MAX_WEIGHT       65535
+#define NGX_HANDOFF_MAX_SECONDS      0xffffffff
 
 
+static char *ngx_handoff_check_time(ngx_conf_t *cf, void *post, void *data);
+static ngx_int_t ngx_handoff_has_several(ngx_handoff_target_t *target);
 static ngx_int_t ngx_handoff_is_path(ngx_str_t *name);
 static ngx_int_t ngx_handoff_is_absolute(ngx_str_t *path);
 static ngx_handoff_target_t *ngx_handoff_find_target(ngx_handoff_main_conf_t *main,
@@ -39,6 +42,7 @@ static ngx_handoff_broker_t *ngx_handoff_get_broker(ngx_pool_t *pool,
 /* The ranges in which the library takes these limits; without a limit of failures for 0. */
 ngx_conf_num_bounds_t  ngx_handoff_in_flight = { ngx_conf_check_num_bounds, 1, 4096 };
 ngx_conf_num_bounds_t  ngx_handoff_fails = { ngx_conf_check_num_bounds, 0, 4096 };
+ngx_conf_post_t  ngx_handoff_time = { ngx_handoff_check_time };
 
 
 ngx_handoff_main_conf_t *
@@ -157,6 +161,16 @@ ngx_handoff_merge_conf(ngx_conf_t *cf, ngx_handoff_main_conf_t *main, ngx_handof
         return NGX_CONF_ERROR;
     }
 
+    if (conf->attempt_timeout >= conf->timeout && !conf->broker->warned
+        && ngx_handoff_has_several(target))
+    {
+        conf->broker->warned = 1;
+        ngx_log_error(NGX_LOG_WARN, cf->log, 0, "\"handoff_pass\" in %s:%ui: an offer that a backend "
+                      "does not answer goes to no other one, because \"handoff_attempt_timeout\", "
+                      "%Mms, is not less than \"handoff_timeout\", %Mms", conf->file, conf->line,
+                      conf->attempt_timeout, conf->timeout);
+    }
+
     if (ngx_handoff_check(conf->broker) != NGX_OK) {
         ngx_log_error(NGX_LOG_EMERG, cf->log, 0, "\"handoff_pass\" in %s:%ui: %s", conf->file,
                       conf->line, handoff_last_error());
@@ -257,8 +271,11 @@ ngx_handoff_set_queue(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     time.len = value[2].len - 8;
 
     hcf->queue_timeout = ngx_parse_time(&time, 0);
-    if (hcf->queue_timeout == (ngx_msec_t) NGX_ERROR || hcf->queue_timeout == 0) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid time \"%V\"", &value[2]);
+    if (hcf->queue_timeout == (ngx_msec_t) NGX_ERROR
+        || ngx_handoff_check_time(cf, NULL, &hcf->queue_timeout) != NGX_CONF_OK)
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid time \"%V\", it is at least 1ms and less "
+                           "than 136 years", &value[2]);
         return NGX_CONF_ERROR;
     }
 
@@ -266,7 +283,42 @@ ngx_handoff_set_queue(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 }
 
 
+/* Beyond that nginx's own timers overflow. */
+static char *
+ngx_handoff_check_time(ngx_conf_t *cf, void *post, void *data)
+{
+    ngx_msec_t  *time = data;
+
+    if (*time == 0 || *time / 1000 >= NGX_HANDOFF_MAX_SECONDS) {
+        return "takes at least 1ms and less than 136 years";
+    }
+
+    return NGX_CONF_OK;
+}
+
+
 /* ---- targets ---- */
+
+/* Whether it can have more than one backend. */
+static ngx_int_t
+ngx_handoff_has_several(ngx_handoff_target_t *target)
+{
+    ngx_str_t             *path = &target->name;
+    ngx_handoff_server_t  *server;
+
+    if (target->servers) {
+
+        if (target->servers->nelts > 1) {
+            return 1;
+        }
+
+        server = target->servers->elts;
+        path = &server->path;
+    }
+
+    return path->data[path->len - 1] == '/';
+}
+
 
 static ngx_int_t
 ngx_handoff_is_path(ngx_str_t *name)

@@ -346,7 +346,7 @@ class Failover:
         count = 20
         self.start_one("a", "-n")
         self.start_fleet({"b": ""}, upstreams=self.upstream({"a": "", "b": "backup"}),
-                         server="handoff_attempt_timeout 1h;")
+                         server="handoff_attempt_timeout 59m;")
         self.wait_for("a")
         identities = [new_identity() for _ in range(count)]
 

@@ -405,6 +405,13 @@ class Configuration(Case):
                 ('invalid number "-1" of offers in a queue', passing + "handoff_queue -1;"),
                 ('unknown parameter "time=1s"', passing + "handoff_queue 1 time=1s;"),
                 ('invalid time "timeout=0"', passing + "handoff_queue 1 timeout=0;"),
+                ('less than 136 years', passing + "handoff_queue 1 timeout=4294967295s;"),
+                ('"handoff_timeout" directive takes at least 1ms', passing + "handoff_timeout 0;"),
+                ('less than 136 years', passing + "handoff_timeout 4294967295s;"),
+                ('"handoff_attempt_timeout" directive takes at least 1ms',
+                 passing + "handoff_attempt_timeout 0s;"),
+                ('"handoff_fail_timeout" directive takes at least 1ms',
+                 passing + "handoff_fail_timeout 0;"),
                 ('invalid time "timeout=soon"', passing + "handoff_queue 1 timeout=soon;"),
                 ('"handoff_queue" directive is duplicate',
                  passing + "handoff_queue 1; handoff_queue 1;"),
@@ -494,6 +501,23 @@ class Configuration(Case):
                                   + self.location("handoff_pass u;"))
         self.assertTrue(good, output)
         self.assertIn('the balancing method of upstream "u" does not apply', output)
+
+    def test_attempt_that_takes_all_the_time_is_warned_of_where_it_matters(self):
+        upstreams = "upstream u { server unix:/a; server unix:/b; } upstream one { server unix:/a; }"
+        said = '"handoff_attempt_timeout", 1000ms, is not less than "handoff_timeout", '
+        for warned, directives in [
+                (True, "handoff_pass u; handoff_timeout 500ms;"),
+                (True, "handoff_pass u; handoff_timeout 1s;"),
+                (True, "handoff_pass unix:/a/; handoff_timeout 1s;"),
+                (False, "handoff_pass u; handoff_timeout 500ms; handoff_attempt_timeout 400ms;"),
+                (False, "handoff_pass one; handoff_timeout 500ms;"),
+                (False, "handoff_pass unix:/a; handoff_timeout 500ms;"),
+                (False, "handoff_timeout 500ms; return 200;"),
+                (False, "handoff_pass u;")]:
+            with self.subTest(directives):
+                good, output = Nginx.test(self.directory, http=upstreams + self.location(directives))
+                self.assertTrue(good, output)
+                self.assertEqual(output.count(said), int(warned), output)
 
     def test_sample_loads(self):
         with open("../handoff.conf.sample", encoding="ascii") as file:

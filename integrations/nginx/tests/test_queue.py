@@ -218,7 +218,7 @@ class Queue:
         self.start_one("b", "-n")
         self.start_fleet({"a": ""}, "-n", upstreams=self.upstream({"a": "", "b": ""}), server=(
             f"handoff_max_in_flight {LIMIT}; handoff_queue 1000 timeout=1h;"
-            "handoff_attempt_timeout 1h;"))
+            "handoff_attempt_timeout 59m;"))
         self.wait_for("b")
         count = 2 * BURST
 

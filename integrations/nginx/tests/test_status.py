@@ -157,7 +157,7 @@ class Counts:
 
     def test_in_flight_counts_nothing_of_a_worker_that_was_killed(self):
         self.expected.append(r"\[alert\] .*worker process \d+ exited on signal 9")
-        self.start_fleet({"a": ""}, "-n", server="handoff_attempt_timeout 1h;")
+        self.start_fleet({"a": ""}, "-n", server="handoff_attempt_timeout 59m;")
 
         async def all_of_it():
             await self.hold(20)
@@ -180,7 +180,7 @@ class Counts:
 
     def test_one_of_two_workers_is_killed(self):
         self.expected.append(r"\[alert\] .*worker process \d+ exited on signal 9")
-        self.start_fleet({"a": ""}, "-n", server="handoff_attempt_timeout 1h;")
+        self.start_fleet({"a": ""}, "-n", server="handoff_attempt_timeout 59m;")
 
         async def all_of_it():
             one, other = self.nginx.workers()
@@ -214,7 +214,7 @@ class Counts:
         self.assertEqual(backend["states"], {"ready": 2})
 
     def test_old_worker_that_has_offers_in_flight_is_still_counted(self):
-        self.start_fleet({"a": ""}, "-n", server="handoff_attempt_timeout 1h;")
+        self.start_fleet({"a": ""}, "-n", server="handoff_attempt_timeout 59m;")
 
         async def all_of_it():
             await self.hold(20)
