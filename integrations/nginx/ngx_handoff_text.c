@@ -12,6 +12,7 @@ typedef struct {
 
 static ngx_int_t ngx_handoff_add_member(ngx_conf_t *cf, ngx_str_t *source,
     ngx_handoff_index_pt index, ngx_handoff_text_t *text);
+static size_t ngx_handoff_name_len(ngx_str_t *source);
 static ngx_int_t ngx_handoff_add_part(ngx_handoff_text_t *text, ngx_str_t *literal,
     ngx_int_t index);
 static ngx_int_t ngx_handoff_parse_text(ngx_conf_t *cf, ngx_str_t *source,
@@ -93,6 +94,14 @@ ngx_handoff_set_text(ngx_conf_t *cf, ngx_handoff_index_pt index, ngx_handoff_kno
         i = 2;
     }
 
+    /* A name alone, or before "name=string", is no text that a backend could read. */
+    if (known && i == 1 && args[1].len && ngx_handoff_name_len(&args[1]) == args[1].len
+        && (cf->args->nelts == 2 || args[2].data[ngx_handoff_name_len(&args[2])] == '='))
+    {
+        ngx_conf_log_error(NGX_LOG_WARN, cf, 0, "backends get the word \"%V\" as their metadata; what "
+                           "nginx knows of a connection is \"handoff_metadata default\"", &args[1]);
+    }
+
     for ( /* void */ ; i < cf->args->nelts; i++) {
         if (ngx_handoff_parse_text(cf, &args[i], index, text) != NGX_OK) {
             return NGX_CONF_ERROR;
@@ -104,16 +113,11 @@ ngx_handoff_set_text(ngx_conf_t *cf, ngx_handoff_index_pt index, ngx_handoff_kno
 }
 
 
-/* "name=string": another member of the standard metadata. */
-static ngx_int_t
-ngx_handoff_add_member(ngx_conf_t *cf, ngx_str_t *source, ngx_handoff_index_pt index,
-    ngx_handoff_text_t *text)
+/* How many bytes at its beginning can be those of a name. */
+static size_t
+ngx_handoff_name_len(ngx_str_t *source)
 {
-    u_char     *p, *end;
-    ngx_str_t   name, value, begin, quote = ngx_string("\"");
-
-    p = source->data;
-    end = p + source->len;
+    u_char  *p = source->data, *end = source->data + source->len;
 
     while (p < end
            && ((*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9')
@@ -122,8 +126,23 @@ ngx_handoff_add_member(ngx_conf_t *cf, ngx_str_t *source, ngx_handoff_index_pt i
         p++;
     }
 
+    return p - source->data;
+}
+
+
+/* "name=string": another member of the standard metadata. */
+static ngx_int_t
+ngx_handoff_add_member(ngx_conf_t *cf, ngx_str_t *source, ngx_handoff_index_pt index,
+    ngx_handoff_text_t *text)
+{
+    u_char     *p, *end;
+    ngx_str_t   name, value, begin, *other, quote = ngx_string("\"");
+
     name.data = source->data;
-    name.len = p - source->data;
+    name.len = ngx_handoff_name_len(source);
+
+    p = source->data + name.len;
+    end = source->data + source->len;
 
     if (name.len == 0 || p == end || *p != '=') {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "\"%V\" is not \"name=string\"", source);
@@ -133,6 +152,16 @@ ngx_handoff_add_member(ngx_conf_t *cf, ngx_str_t *source, ngx_handoff_index_pt i
     if (ngx_handoff_is_member(&name)) {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "\"%V\" is a member of \"default\"", &name);
         return NGX_ERROR;
+    }
+
+    for (other = (ngx_str_t *) cf->args->elts + 2; other < source; other++) {
+        if (ngx_handoff_name_len(other) == name.len
+            && ngx_strncmp(other->data, name.data, name.len) == 0)
+        {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "there is another \"%V\" before \"%V\"", &name,
+                               source);
+            return NGX_ERROR;
+        }
     }
 
     p++;

@@ -435,6 +435,8 @@ class Configuration(Case):
                  passing + "handoff_metadata a; handoff_metadata b;"),
                 ('unknown "nonsense" variable', passing + "handoff_service $nonsense;"),
                 ('invalid variable name', passing + "handoff_service ${;"),
+                ('there is another "a" before "a=2"',
+                 passing + "handoff_metadata default a=1 b=$uri a=2;"),
                 ('unknown escaping "escape=xml"', passing + "handoff_metadata escape=xml a;"),
                 ('invalid number of arguments in "handoff_metadata"', "handoff_metadata;")]:
             with self.subTest(directives):
@@ -518,6 +520,23 @@ class Configuration(Case):
                 good, output = Nginx.test(self.directory, http=upstreams + self.location(directives))
                 self.assertTrue(good, output)
                 self.assertEqual(output.count(said), int(warned), output)
+
+    def test_word_that_is_no_metadata_is_warned_of(self):
+        for warned, metadata in [
+                (True, "defualt"), (True, "off"), (False, "escape=none default"),
+                (True, "defualt user=$remote_user"),
+                (False, "default"), (False, "default user=$remote_user"), (False, "$uri"),
+                (False, "request $uri"), (False, "user=$remote_user"), (False, "''"),
+                (False, """'{"role":"edge"}'""")]:
+            with self.subTest(metadata):
+                good, output = Nginx.test(self.directory, http=self.location(
+                    f"handoff_pass unix:/a.sock; handoff_metadata {metadata};"))
+                self.assertTrue(good, output)
+                self.assertEqual("as their metadata" in output, warned, output)
+        # These are a word, most of the time.
+        good, output = Nginx.test(self.directory, http=self.location(
+            "handoff_pass unix:/a.sock; handoff_service app; handoff_correlation app;"))
+        self.assertTrue(good and "warn" not in output, output)
 
     def test_sample_loads(self):
         with open("../handoff.conf.sample", encoding="ascii") as file:

@@ -155,10 +155,10 @@ class Http(Metadata):
 
     def test_inherited_and_shared_by_locations(self):
         self.begin("", more="handoff_metadata default;",
-                   locations="location /arrival/own {{ handoff_metadata own;"
+                   locations="location /arrival/own {{ handoff_metadata 'its own';"
                              "handoff_pass unix:{directory}/handoff.sock; }}")
         self.assertIn("client", self.parsed()[0])
-        self.assertEqual(self.get("/arrival/own")[0], b"own")
+        self.assertEqual(self.get("/arrival/own")[0], b"its own")
 
 
 # nginx lets a configuration set what it says of TLS. So this needs no TLS that can be handed over.
