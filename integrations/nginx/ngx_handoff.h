@@ -63,7 +63,7 @@ typedef struct {
 typedef struct {
     ngx_str_t                 name;      /* of the upstream, or "unix:" and the path */
     ngx_array_t              *servers;   /* of ngx_handoff_server_t; NULL if it is a path */
-    ngx_uint_t                method;    /* unsigned method:1; a balancing method is set */
+    ngx_uint_t                method;    /* unsigned method:1; a balancing method, or keepalive, is set */
     char                     *mistake;   /* why nothing can be handed over to it, or NULL */
     ngx_str_t                 culprit;   /* the server that is the mistake */
 } ngx_handoff_target_t;

@@ -31,6 +31,7 @@ static char *ngx_handoff_check_time(ngx_conf_t *cf, void *post, void *data);
 static ngx_int_t ngx_handoff_has_several(ngx_handoff_target_t *target);
 static ngx_int_t ngx_handoff_is_path(ngx_str_t *name);
 static ngx_int_t ngx_handoff_is_absolute(ngx_str_t *path);
+static ngx_int_t ngx_handoff_has_uri(ngx_str_t *path);
 static ngx_handoff_target_t *ngx_handoff_find_target(ngx_handoff_main_conf_t *main,
     ngx_str_t *name);
 static ngx_handoff_broker_t *ngx_handoff_get_broker(ngx_pool_t *pool,
@@ -151,8 +152,8 @@ ngx_handoff_merge_conf(ngx_conf_t *cf, ngx_handoff_main_conf_t *main, ngx_handof
 
     if (target->method) {
         target->method = 0;
-        ngx_log_error(NGX_LOG_WARN, cf->log, 0, "the balancing method of upstream \"%V\" does not "
-                      "apply to the \"handoff_pass\" in %s:%ui", &target->name, conf->file,
+        ngx_log_error(NGX_LOG_WARN, cf->log, 0, "the balancing method, or \"keepalive\", of upstream "
+                      "\"%V\" does not apply to the \"handoff_pass\" in %s:%ui", &target->name, conf->file,
                       conf->line);
     }
 
@@ -204,6 +205,12 @@ ngx_handoff_set_pass(ngx_conf_t *cf, ngx_handoff_conf_t *conf)
     {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid handoff socket \"%V\": it is not an absolute "
                            "path", &value[1]);
+        return NGX_CONF_ERROR;
+    }
+
+    if (ngx_handoff_is_path(&value[1]) && ngx_handoff_has_uri(&value[1])) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid handoff socket \"%V\": it has no \":/uri\" as "
+                           "\"proxy_pass\" has it, backends get the client's own", &value[1]);
         return NGX_CONF_ERROR;
     }
 
@@ -335,6 +342,22 @@ ngx_handoff_is_absolute(ngx_str_t *path)
 }
 
 
+/* A name in a path may have a colon in it. One that ends with a colon is a mistake. */
+static ngx_int_t
+ngx_handoff_has_uri(ngx_str_t *path)
+{
+    size_t  i;
+
+    for (i = 6; path->data[5] == '/' && i < path->len; i++) {
+        if (path->data[i] == ':' && (i + 1 == path->len || path->data[i + 1] == '/')) {
+            return 1;
+        }
+    }
+
+    return 0;
+}
+
+
 /* `name` is as in handoff_pass. Of an upstream the case does not matter, as for proxy_pass. */
 static ngx_handoff_target_t *
 ngx_handoff_find_target(ngx_handoff_main_conf_t *main, ngx_str_t *name)
@@ -406,6 +429,9 @@ ngx_handoff_add_server(ngx_conf_t *cf, ngx_handoff_target_t *target, ngx_handoff
 
     } else if (!ngx_handoff_is_absolute(&server->path)) {
         mistake = "is not an absolute path";
+
+    } else if (ngx_handoff_has_uri(&server->path)) {
+        mistake = "has a \":/uri\", but backends get the client's own";
 
     } else if (max_conns) {
         mistake = "has \"max_conns\", but nginx does not see how many connections a backend has; "

@@ -421,6 +421,11 @@ class Configuration(Case):
                 ('invalid handoff socket "unix:"', "handoff_pass unix:;"),
                 ('invalid handoff socket "unix:a.sock": it is not an absolute path',
                  "handoff_pass unix:a.sock;"),
+                ('invalid handoff socket "unix:/run/a.sock:/uri": it has no ":/uri"',
+                 "handoff_pass unix:/run/a.sock:/uri;"),
+                ('it has no ":/uri"', "handoff_pass unix:/run/a.sock:/;"),
+                ('it has no ":/uri"', "handoff_pass unix:/run/a.sock:;"),
+                ('it has no ":/uri"', "handoff_pass unix:/run/$host.sock:/uri;"),
                 ('invalid handoff socket "unix:run/": it is not an absolute path',
                  "handoff_pass unix:run/;"),
                 ('invalid handoff socket "unix:run/$host.sock": it is not an absolute path',
@@ -484,6 +489,8 @@ class Configuration(Case):
                 ('server "127.0.0.1:1" of upstream "u" is not a handoff socket',
                  "server unix:/a.sock; server 127.0.0.1:1;"),
                 ('server "unix:a.sock" of upstream "u" is not an absolute path', "server unix:a.sock;"),
+                ('server "unix:/a.sock:/uri" of upstream "u" has a ":/uri"',
+                 "server unix:/a.sock:/uri;"),
                 ('server "unix:/a.sock" of upstream "u" has "max_conns"',
                  "server unix:/a.sock max_conns=5;"),
                 ('server "unix:/a.sock" of upstream "u" has a weight of more than 65535',
@@ -499,10 +506,12 @@ class Configuration(Case):
         good, output = Nginx.test(self.directory, http="upstream u { server 127.0.0.1:1; }"
                                   + self.location("handoff_pass unix:/a.sock;"))
         self.assertTrue(good, output)
-        good, output = Nginx.test(self.directory, http="upstream u { ip_hash; server unix:/a; }"
-                                  + self.location("handoff_pass u;"))
-        self.assertTrue(good, output)
-        self.assertIn('the balancing method of upstream "u" does not apply', output)
+        for line in "ip_hash; server unix:/a;", "server unix:/a; keepalive 3;":
+            good, output = Nginx.test(self.directory, http=f"upstream u {{ {line} }}"
+                                      + self.location("handoff_pass u;"))
+            self.assertTrue(good, output)
+            self.assertIn('the balancing method, or "keepalive", of upstream "u" does not apply',
+                          output)
 
     def test_attempt_that_takes_all_the_time_is_warned_of_where_it_matters(self):
         upstreams = "upstream u { server unix:/a; server unix:/b; } upstream one { server unix:/a; }"
@@ -563,6 +572,7 @@ class Configuration(Case):
                  "upstream later { server unix:/a/ weight=2; server unix:@b backup; server unix:/c "
                  "down; } server { listen 127.0.0.1:4; handoff_queue 10 timeout=1ms; "
                  "location / { handoff_pass LATER; } location /d { handoff_pass unix:/d/; } "
+                 "location /c { handoff_pass unix:/a:b/c:d; } location /@ { handoff_pass unix:@a:/; } "
                  "location /v { handoff_pass unix:/$host/; } location = /s { handoff_status; } }"
                  "handoff_timeout 1s; handoff_max_in_flight 4096; handoff_max_fails 0;"
                  "handoff_fail_timeout 1ms; handoff_service $host; handoff_correlation $request_id;"
