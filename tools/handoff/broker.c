@@ -21,6 +21,7 @@
 
 enum {
     PREREAD_MOST = 131000,
+    SERVICE_MOST = 255, /* bytes, of handoff_offer */
     PAUSE_US = 20000, /* before a backend that was busy is asked again */
     EVENTS = 64
 };
@@ -455,6 +456,10 @@ int broker_main(int argc, char **argv)
             }
             break;
         case 's':
+            if (strlen(optarg) > SERVICE_MOST) {
+                complain("--service takes a name of at most %d bytes", SERVICE_MOST);
+                return usage(how);
+            }
             service = optarg;
             break;
         case 'm':
@@ -470,6 +475,9 @@ int broker_main(int argc, char **argv)
         return usage(how);
     sockets = argv + optind + 1;
     sockets_len = argc - optind - 1;
+    for (int i = 0; i < sockets_len; i++)
+        if (is_of_nginx(sockets[i]))
+            return usage(how);
     int code = start_and_run(argv[optind]);
     return code == USAGE ? usage(how) : code;
 }

@@ -8,6 +8,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <getopt.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +23,7 @@
 struct listener {
     pid_t pid;
     char user[USER_LEN], command[32];
-    bool stopped;
+    bool stopped, ended;
 };
 
 static int timeout_ms = 2000;
@@ -51,6 +52,8 @@ static void look_at_process(struct listener *listener)
     /* The state comes after the name, which can have anything in it: proc_pid_stat(5). */
     const char *end = strrchr(stat, ')');
     listener->stopped = end != NULL && (end[2] == 'T' || end[2] == 't');
+    /* One that /proc hides is there all the same: EPERM. */
+    listener->ended = listener->pid > 0 && kill(listener->pid, 0) == -1 && errno == ESRCH;
 }
 
 /* "process 4242 (app), user app (1001)" */
@@ -59,8 +62,8 @@ static void describe_listener(const struct listener *listener, char *text, size_
     if (listener->pid == 0)
         snprintf(text, size, "a process in another PID namespace, user %s", listener->user);
     else if (*listener->command == '\0')
-        snprintf(text, size, "process %ld, which has ended or cannot be seen, user %s",
-                 (long)listener->pid, listener->user);
+        snprintf(text, size, "process %ld, which %s, user %s", (long)listener->pid,
+                 listener->ended ? "has ended" : "cannot be seen", listener->user);
     else
         snprintf(text, size, "process %ld (%s), user %s", (long)listener->pid, listener->command,
                  listener->user);
@@ -236,6 +239,10 @@ static void check_channel(struct report *report, const char *path, struct listen
                     listener->stopped ? ": it is stopped" : "");
         if (listener->stopped)
             advise(report, "Let it go on: kill -CONT %ld.", (long)listener->pid);
+        else if (listener->ended)
+            advise(report, "Another process has a copy of its socket, most likely a child that it "
+                           "started: `ss -xlp' or lsof(8), as root, shows which. End that process if it "
+                           "is no backend; if it is one, find out what it does instead.");
         else
             advise(report, "Find out what it does instead, for instance with strace -p %ld: a "
                            "backend answers in handoff_backend_dispatch() and "
@@ -419,6 +426,8 @@ int check_main(int argc, char **argv)
     if (argc - optind != 1)
         return usage(how);
     const char *path = argv[optind];
+    if (is_of_nginx(path))
+        return usage(how);
     struct stat file;
     size_t len = strlen(path);
     int code;

@@ -58,6 +58,10 @@ void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Says how the subcommand is called; its result is USAGE. */
 int usage(const char *text);
 
+/* Whether the path has nginx's "unix:" before it, which it says. Without that check it would be the path
+ * of a directory "unix:". */
+bool is_of_nginx(const char *path);
+
 /* Ends the program if something failed that cannot fail in normal operation; errno says why. */
 void must(bool ok, const char *what);
 /* The same for a call of libhandoff. */

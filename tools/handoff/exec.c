@@ -293,7 +293,7 @@ int exec_main(int argc, char **argv)
             break;
         case 'm':
             if (!parse_mode(optarg)) {
-                complain("--mode takes permissions as chmod(1) does, such as 0660");
+                complain("--mode takes permissions in octal, such as 0660: more than 0, at most 0777");
                 return usage(how);
             }
             break;
@@ -330,6 +330,8 @@ int exec_main(int argc, char **argv)
         count--;
     }
     if (count < 2)
+        return usage(how);
+    if (is_of_nginx(operands[0]))
         return usage(how);
     int code = start_and_serve(operands[0], operands + 1);
     return code == USAGE ? usage(how) : code;

@@ -19,12 +19,12 @@ static const struct {
      "                 ADDRESS SOCKET...\n"
      "      Accepts clients at ADDRESS (HOST:PORT, [HOST]:PORT, unix:PATH, or fd:NUMBER for a\n"
      "      socket that listens already) and hands them over.\n"
-     "      Closes those that no backend adopts in time. Does no TLS, as nginx's modules do.\n"
+     "      Closes those that no backend adopts in time. Does no TLS; nginx with its modules does.\n"
      "      SIGTERM ends it, with a summary.\n"
      "        -v, --verbose    print each verdict\n"
      "        --wait MS        how long a client waits to be adopted; default 5000\n"
      "        --preread BYTES  first read what the client sends, at most so many bytes\n"
-     "        --service NAME, --metadata TEXT    tell the backend\n"},
+     "        --service NAME, --metadata TEXT    tell the backend; NAME has at most 255 bytes\n"},
     {"exec",
      "  handoff exec [-v] [--max N] [--mode MODE] [--group GROUP] [--allow USER]... SOCKET\n"
      "               -- COMMAND [ARGUMENT...]\n"

@@ -37,6 +37,8 @@ int main(int argc, char **argv)
             printf(" (with libhandoff %s)", handoff_version());
         putchar('\n');
     } else {
+        if (argc > 1)
+            complain("there is no %s %s", *name == '-' ? "option" : "subcommand", name);
         return usage("handoff check|broker|exec ...");
     }
     return finish_output() ? DONE : FAILED;

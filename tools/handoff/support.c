@@ -53,6 +53,14 @@ int usage(const char *text)
     return USAGE;
 }
 
+bool is_of_nginx(const char *path)
+{
+    if (strncmp(path, "unix:", 5) != 0)
+        return false;
+    complain("\"unix:\" belongs to nginx's configuration, write %s", path + 5);
+    return true;
+}
+
 void must(bool ok, const char *what)
 {
     if (ok)

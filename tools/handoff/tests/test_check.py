@@ -187,6 +187,18 @@ class WhatWorks(Test):
             self.assertIn("usage: handoff ", result.stderr)
             self.assertEqual(result.stdout, "")
 
+    def test_wrong_usage_is_named(self):
+        for said, arguments in (
+                ("there is no subcommand chek", ["chek"]), ("there is no option --chek", ["--chek"]),
+                ("a name of at most 255 bytes", ["broker", "--service", 256 * "x", "127.0.0.1:0", "a"]),
+                ("at most 0777", ["exec", "--mode", "1777", "a", "cat"]),
+                ("write /run/a.sock", ["check", "unix:/run/a.sock"]),
+                ("write /run/a.sock", ["broker", "127.0.0.1:0", "/run/b.sock", "unix:/run/a.sock"]),
+                ("write /run/a.sock", ["exec", "unix:/run/a.sock", "cat"])):
+            result = self.run_command(*arguments)
+            self.assertEqual((result.returncode, result.stdout), (2, ""), arguments)
+            self.assertIn(said, result.stderr)
+
     def test_help_is_one_screen_and_the_version_is_the_librarys(self):
         printed = self.run_command("--help").stdout
         self.assertLessEqual(len(printed.splitlines()), 40)
@@ -392,6 +404,17 @@ class WhatIsBroken(Test):
                 os.waitpid(child, 0)
 
     @contextlib.contextmanager
+    def child_that_has_the_socket_of_a_process_that_has_ended(self):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(self.path)
+            parent = os.fork()
+            if parent == 0:
+                listener.listen()
+                os._exit(0)
+            os.waitpid(parent, 0)
+            yield {"options": ("--timeout", "300")}
+
+    @contextlib.contextmanager
     def backend_without_room(self):
         welcome = frame(WELCOME, struct.pack("<II8x", 1, 65536))
         with listening(self.path, answer=welcome, stay=True):
@@ -424,6 +447,8 @@ class WhatIsBroken(Test):
          "HANDOFF_ERR_BACKEND_UNAVAILABLE in handoff_status(3)"),
         ("backend_that_hangs", 14, "did not answer within 300 ms", "strace"),
         ("backend_that_hangs", 14, "did not answer", "Or something else listens there"),
+        ("child_that_has_the_socket_of_a_process_that_has_ended", 14, ", which has ended, user",
+         "`ss -xlp'"),
         ("abstract_name_that_nobody_listens_at", 6, "nobody listens", "correct the name"),
         ("abstract_name_at_which_a_stranger_listens", 15, "may not be the backend",
          "Run the backend as the broker's user or as root"),
