@@ -13,17 +13,31 @@ from typing import Any, Sequence
 
 OK, NOTHING, TIMED_OUT = 0, 1, 2
 ADOPTED, OFFER_MORE, OFFER_TLS, BACKEND_BACKUP = 1, 1, 2, 1
-ERR_INVALID_ARGUMENT, ERR_WRONG_PROCESS = -1, -34
-ERR_FULL, ERR_CLOSED, ERR_TAKEN_BACK = -23, -35, -36
+ERR_FULL, ERR_WRONG_PROCESS, ERR_CLOSED, ERR_TAKEN_BACK = -23, -34, -35, -36
 
 
 # ---- the structs, with the members of the headers ------------------------------------------------
 
 
-def fits(what: str, given: Any, kept: Any) -> None:
-    """ctypes keeps only the bits of a number that there is room for."""
-    if given != kept:
-        raise ValueError(f"{what} cannot be {given!r}")
+def put(struct: ctypes.Structure, name: str, number: int) -> None:
+    """Sets a member. ctypes would keep only the bits that there is room for, and would not say which
+    member it is."""
+    try:
+        setattr(struct, name, number)
+    except TypeError:
+        raise TypeError(f"{name} cannot be {number!r}: it takes a whole number") from None
+    if getattr(struct, name) != number:
+        raise ValueError(f"{name} cannot be {number!r}")
+
+
+def numbers(what: str, ids: Sequence[int]) -> ctypes.Array[c_uint32]:
+    """The same for the ids of users or groups."""
+    for number in ids:
+        if not isinstance(number, int):
+            raise TypeError(f"one of {what} cannot be {number!r}: ids are numbers")
+        if c_uint32(number).value != number:
+            raise ValueError(f"one of {what} cannot be {number!r}")
+    return (c_uint32 * len(ids))(*ids)
 
 
 class PeerPolicy(ctypes.Structure):
@@ -34,12 +48,9 @@ class PeerPolicy(ctypes.Structure):
     ]
 
     def __init__(self, users: Sequence[int], groups: Sequence[int]) -> None:
-        for number in (*users, *groups):
-            fits("a user or group", number, c_uint32(number).value)
         super().__init__(
             ctypes.sizeof(PeerPolicy),
-            (c_uint32 * len(users))(*users), len(users),
-            (c_uint32 * len(groups))(*groups), len(groups),
+            numbers("users", users), len(users), numbers("groups", groups), len(groups),
         )
 
 
@@ -56,8 +67,7 @@ class Sized(ctypes.Structure):
         for name, value in options.items():
             if name not in names:
                 raise TypeError(f"there is no option {name!r}, but {', '.join(sorted(names))}")
-            setattr(self, name, value)
-            fits(name, value, getattr(self, name))
+            put(self, name, value)
         if users or groups:
             setattr(self, "policy", ctypes.pointer(PeerPolicy(users, groups)))
 
@@ -233,10 +243,14 @@ class HandoffError(Exception):
     """A call failed. `status` is what it returned, or None if it returns no status. `errno` is the
     system's error, or 0 if the system had no part in it."""
 
-    def __init__(self, status: int | None) -> None:
+    def __init__(self, status: int | None, sentence: str | None = None) -> None:
         self.status = status
-        self.errno = ctypes.get_errno()  # first, because the next call changes it
-        super().__init__(library.handoff_last_error().decode(errors="backslashreplace"))
+        if sentence is None:
+            self.errno = ctypes.get_errno()  # first, because the next call changes it
+            sentence = library.handoff_last_error().decode(errors="backslashreplace")
+        else:
+            self.errno = 0
+        super().__init__(sentence)
 
     @property
     def is_fallback_safe(self) -> bool:
@@ -292,7 +306,6 @@ def reason_name(reason: int) -> str:
 
 for _name, _struct in STRUCTS.items():
     check_layout(_struct, _name)
-for _name in ("OK", "NOTHING", "TIMED_OUT", "ERR_INVALID_ARGUMENT", "ERR_WRONG_PROCESS", "ERR_FULL",
-              "ERR_CLOSED", "ERR_TAKEN_BACK", "ADOPTED", "OFFER_MORE", "OFFER_TLS",
-              "BACKEND_BACKUP"):
+for _name in ("OK", "NOTHING", "TIMED_OUT", "ERR_FULL", "ERR_WRONG_PROCESS", "ERR_CLOSED",
+              "ERR_TAKEN_BACK", "ADOPTED", "OFFER_MORE", "OFFER_TLS", "BACKEND_BACKUP"):
     check_constant(f"HANDOFF_{_name}", globals()[_name])

@@ -15,7 +15,7 @@ import os
 import socket
 from typing import Any, Awaitable, Callable, Optional
 
-from ._library import ERR_INVALID_ARGUMENT, ERR_WRONG_PROCESS, HandoffError, TakenBack
+from ._library import ERR_CLOSED, ERR_WRONG_PROCESS, HandoffError, TakenBack
 from .backend import Arrival, Backend
 from .reason import Reason
 from .tls import TlsSocket
@@ -92,7 +92,7 @@ class Listener:
         try:
             self.backend.dispatch()
         except HandoffError as error:
-            if error.status in (ERR_INVALID_ARGUMENT, ERR_WRONG_PROCESS):
+            if error.status in (ERR_CLOSED, ERR_WRONG_PROCESS):
                 raise
             if not self._failing:
                 self._loop.call_exception_handler({

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 import os
 import socket
-import threading
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import Callable, NamedTuple, Sequence
 
+from ._handle import Handle
 from ._library import (NOTHING, TIMED_OUT, BackendOptions, BackendStatistics, CArrival,
                        HandoffError, check, check_constant, library, path_string)
 from .reason import Reason
@@ -54,7 +53,7 @@ class Arrival:
         return self._connection
 
 
-class Backend:
+class Backend(Handle):
     """The backend's end of the channels of one handoff socket.
 
         with handoff.Backend.listen("/run/app/handoff.sock") as backend:
@@ -62,14 +61,11 @@ class Backend:
                 arrival = backend.accept()
                 serve(arrival.connection, arrival.preread)
 
-    One thread at a time uses it; a second one gets a RuntimeError. ctypes lets other threads run
-    during a call, so nothing else would keep them apart. And it belongs to one process: the one
-    that uses it first.
+    One thread at a time uses it; a second one gets a RuntimeError. And it belongs to one process:
+    the one that uses it first.
     """
 
-    def __init__(self, handle: ctypes.c_void_p) -> None:
-        self._handle: ctypes.c_void_p | None = handle
-        self._lock = threading.Lock()
+    _what = "backend"
 
     @classmethod
     def listen(cls, path: str | os.PathLike[str], *, users: Sequence[int] = (),
@@ -97,8 +93,7 @@ class Backend:
     def close(self) -> None:
         """Frees the backend. What you adopted stays open. The brokers serve the rest."""
         with self._alone():
-            library.handoff_backend_free(self._handle)
-            self._handle = None  # from now on every call returns HANDOFF_ERR_INVALID_ARGUMENT
+            self._close()
 
     def __enter__(self) -> Backend:
         return self
@@ -175,14 +170,8 @@ class Backend:
             check(library.handoff_backend_get_statistics(self._handle, ctypes.byref(statistics)))
         return {name: getattr(statistics, name) for name, *_ in statistics._fields_[1:]}
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("this backend is in use: one thread at a time may use it")
-        try:
-            yield
-        finally:
-            self._lock.release()
+    def _free(self, pointer: ctypes.c_void_p) -> None:
+        library.handoff_backend_free(pointer)
 
 
 def _copy(arrival: CArrival) -> Arrival:

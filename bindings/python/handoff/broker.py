@@ -3,18 +3,17 @@ does."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import socket
-import threading
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Iterator, Sequence
+from typing import Any, Sequence
 
+from ._handle import Handle
 from ._library import (ADOPTED, BACKEND_BACKUP, ERR_CLOSED, ERR_WRONG_PROCESS, NOTHING, OFFER_MORE,
                        OFFER_TLS, BrokerBackend, BrokerOptions, CVerdict, HandoffError, Offer,
-                       check, fits, library, path_string, string)
+                       check, library, path_string, put, string)
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Verdict:
     kind: int
 
 
-class Broker:
+class Broker(Handle):
     """The broker's end of the channels to its backends.
 
         with handoff.Broker("/run/app/handoff.sock") as broker:
@@ -52,6 +51,8 @@ class Broker:
     One thread at a time uses it, and one process: as a Backend.
     """
 
+    _what = "broker"
+
     def __init__(self, path: str | os.PathLike[str] | None = None, *, users: Sequence[int] = (),
                  groups: Sequence[int] = (), **options: int) -> None:
         """Root, this user and the owner of the socket's file may be the backend, or instead `users`
@@ -59,25 +60,24 @@ class Broker:
         `timeout_ms`, `max_in_flight` ... Zero is the default."""
         members = BrokerOptions()
         members.set(options, users, groups)
-        self._handle: ctypes.c_void_p | None = ctypes.c_void_p()
-        self._lock = threading.Lock()
-        self._user_data: dict[int, Any] = {}  # of the offers in flight
+        pointer = ctypes.c_void_p()
         check(library.handoff_broker_new(None if path is None else path_string(path),
-                                         ctypes.byref(members), ctypes.byref(self._handle)))
+                                         ctypes.byref(members), ctypes.byref(pointer)))
+        super().__init__(pointer)
+        self._user_data: dict[int, Any] = {}  # of the offers in flight
 
     def close(self) -> list[Verdict]:
         """Takes every offer back, closes the channels, and frees the broker. Returns the verdicts
         that you have not taken: each offer has one. In a child of fork() it closes this process's
         copies only: the offers stay the parent's."""
         with self._alone():
-            if self._handle is None:
+            if self._pointer is None:
                 return []
             status = library.handoff_broker_close(self._handle)
             if status not in (ERR_CLOSED, ERR_WRONG_PROCESS):
                 check(status)
             verdicts = [] if status == ERR_WRONG_PROCESS else list(iter(self._next, None))
-            library.handoff_broker_free(self._handle)
-            self._handle = None  # from now on every call returns HANDOFF_ERR_INVALID_ARGUMENT
+            self._close()
             return verdicts
 
     def __enter__(self) -> Broker:
@@ -180,14 +180,8 @@ class Broker:
                        bool(verdict.may_have_reached_backend), verdict.tries,
                        os.fsdecode(verdict.backend or b""), verdict.kind)
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("this broker is in use: one thread at a time may use it")
-        try:
-            yield
-        finally:
-            self._lock.release()
+    def _free(self, pointer: ctypes.c_void_p) -> None:
+        library.handoff_broker_free(pointer)
 
 
 def _offer(connection: socket.socket, preread: bytes, metadata: bytes, service: bytes | None,
@@ -199,6 +193,5 @@ def _offer(connection: socket.socket, preread: bytes, metadata: bytes, service: 
     offer.metadata, offer.metadata_len = metadata, len(metadata)
     offer.service = None if service is None else string("service", service)
     offer.correlation = None if correlation is None else string("correlation", correlation)
-    offer.timeout_ms = timeout_ms
-    fits("timeout_ms", timeout_ms, offer.timeout_ms)
+    put(offer, "timeout_ms", timeout_ms)
     return offer

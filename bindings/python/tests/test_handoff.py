@@ -4,6 +4,7 @@
 import ctypes
 import errno
 import os
+import pickle
 import select
 import shlex
 import socket
@@ -28,8 +29,8 @@ NUMBERS = {
     **{f"HANDOFF_{name}": getattr(handoff, name) for name in (
         "KIND_STREAM", "KIND_SEQPACKET", "KIND_DATAGRAM", "KIND_UNCONNECTED", "KIND_ANY")},
     **{f"HANDOFF_{name}": getattr(_library, name) for name in (
-        "OK", "NOTHING", "TIMED_OUT", "ERR_INVALID_ARGUMENT", "ERR_FULL", "ERR_WRONG_PROCESS",
-        "ERR_CLOSED", "ERR_TAKEN_BACK", "ADOPTED", "OFFER_MORE", "OFFER_TLS", "BACKEND_BACKUP")},
+        "OK", "NOTHING", "TIMED_OUT", "ERR_FULL", "ERR_WRONG_PROCESS", "ERR_CLOSED",
+        "ERR_TAKEN_BACK", "ADOPTED", "OFFER_MORE", "OFFER_TLS", "BACKEND_BACKUP")},
 }
 
 
@@ -265,6 +266,16 @@ class TheBackend(Ends):
                      lambda: self.broker.offer(self.accepted, timeout_ms=2**64)):
             self.assertRaisesRegex(ValueError, "cannot be", call)
 
+    def test_what_is_no_number_is_refused_with_the_name_of_its_option(self):
+        self.listen()
+        for name, call in (
+                ("mode", lambda: handoff.Backend.listen(self.path + "2", mode="660")),
+                ("groups", lambda: handoff.Backend.listen(self.path + "2", groups=["www-data"])),
+                ("users", lambda: handoff.Broker(self.path, users=["root"])),
+                ("weight", lambda: self.broker.add(self.path + "2", weight=1.5)),
+                ("timeout_ms", lambda: self.broker.offer(self.accepted, timeout_ms="5"))):
+            self.assertRaisesRegex(TypeError, rf"\b{name} cannot be .* numbers?$", call)
+
     def test_nul_in_a_name_or_path_is_refused(self):
         self.listen()
         for call in (lambda: handoff.Backend.listen(self.path + "2\0.other"),
@@ -277,13 +288,22 @@ class TheBackend(Ends):
             self.assertRaisesRegex(ValueError, "has a NUL", call)
         self.assertEqual(os.listdir(os.path.dirname(self.path)), ["handoff.sock"])
 
-    def test_closed_backend_raises_instead_of_crashing_or_finding_nothing(self):
+    def test_closed_backend_says_so_instead_of_crashing_or_finding_nothing(self):
         self.listen()
         self.backend.close()
         self.backend.close()
         for call in (self.backend.dispatch, self.backend.next, self.backend.fileno,
                      lambda: self.backend.accept(timeout=0), self.backend.get_statistics):
-            self.assertRaises(handoff.HandoffError, call)
+            with self.assertRaises(handoff.HandoffError) as raised:
+                call()
+            self.assertEqual(str(raised.exception), "HANDOFF_ERR_CLOSED: this backend is closed")
+            self.assertEqual(raised.exception.errno, 0)
+
+    def test_pickling_says_what_to_do(self):
+        self.listen()
+        for end in self.backend, self.broker:
+            self.assertRaisesRegex(TypeError, "cannot be pickled: make it in the process that uses",
+                                   lambda: pickle.dumps(end))
 
     def test_second_thread_is_refused_during_a_call(self):
         self.listen()
@@ -339,7 +359,9 @@ class TheBroker(Ends):
         self.assertEqual((verdict.id, verdict.user_data, verdict.adopted, verdict.reason),
                          (number, "client", False, handoff.Reason.BROKER_CLOSED))
         self.assertEqual(self.broker.close(), [])
-        self.assertRaises(handoff.HandoffError, self.broker.fileno)
+        with self.assertRaises(handoff.HandoffError) as raised:
+            self.broker.offer(self.accepted)
+        self.assertEqual(str(raised.exception), "HANDOFF_ERR_CLOSED: this broker is closed")
 
     def test_close_in_a_child_of_fork_frees_its_copies_and_leaves_the_offers_alone(self):
         self.listen()
