@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import select
 import socket
+import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Callable, NamedTuple, Sequence
@@ -67,6 +69,10 @@ class Backend(Handle):
 
     _what = "backend"
 
+    def __init__(self, pointer: ctypes.c_void_p, spins: bool = False) -> None:
+        super().__init__(pointer)
+        self._spins = spins
+
     @classmethod
     def listen(cls, path: str | os.PathLike[str], *, users: Sequence[int] = (),
                groups: Sequence[int] = (), **options: int) -> Backend:
@@ -88,7 +94,7 @@ class Backend(Handle):
         options, handle = BackendOptions(), ctypes.c_void_p()
         options.set(members, users, groups)
         check(make(place, ctypes.byref(options), ctypes.byref(handle)))
-        return cls(handle)
+        return cls(handle, options.spin_us > 0)
 
     def close(self) -> None:
         """Frees the backend. What you adopted stays open. The brokers serve the rest."""
@@ -105,10 +111,7 @@ class Backend(Handle):
     def fileno(self) -> int:
         """Returns the descriptor to watch. When it is readable, call dispatch(), then next()."""
         with self._alone():
-            fd = int(library.handoff_backend_fd(self._handle))
-            if fd == -1:
-                raise HandoffError(None)
-            return fd
+            return self._fd()
 
     def dispatch(self) -> None:
         """Does the pending work. It does not wait."""
@@ -142,21 +145,18 @@ class Backend(Handle):
     def accept(self, timeout: float | None = None) -> Arrival | None:
         """Waits for an arrival and adopts it. Returns None if none arrived in so many seconds.
 
-        Python's signal handlers run only when it returns. A program with handlers waits for
-        fileno() and signal.set_wakeup_fd() together.
+        Signal handlers run while it waits. One that raises, as Python's own does on Ctrl-C, ends the
+        wait, and no client is adopted.
         """
-        milliseconds = -1 if timeout is None else min(math.ceil(timeout * 1000), 2**31 - 1)
-        arrival = CArrival()
+        end = math.inf if timeout is None or timeout < 0 else time.monotonic() + timeout
         with self._alone():
-            status = library.handoff_backend_accept(self._handle, milliseconds,
-                                                    ctypes.byref(arrival))
-            if status == TIMED_OUT:
-                return None
-            check(status)
-            connection = _adopted(arrival.fd, arrival.tls)
-            copy = _copy(arrival)
-        copy._connection = connection
-        return copy
+            while (arrival := self._accept_now()) is None and time.monotonic() < end:
+                if self._spins:  # which accept() does only when it waits
+                    check(library.handoff_backend_dispatch(self._handle))
+                    if (arrival := self._accept_now()) is not None:
+                        break
+                self._wait(end)
+            return arrival
 
     def drain(self) -> None:
         """Stops listening and takes no more offers. What has arrived can still be adopted."""
@@ -169,6 +169,31 @@ class Backend(Handle):
         with self._alone():
             check(library.handoff_backend_get_statistics(self._handle, ctypes.byref(statistics)))
         return {name: getattr(statistics, name) for name, *_ in statistics._fields_[1:]}
+
+    def _accept_now(self) -> Arrival | None:
+        arrival = CArrival()
+        status = library.handoff_backend_accept(self._handle, 0, ctypes.byref(arrival))
+        if status == TIMED_OUT:
+            return None
+        check(status)
+        connection = _adopted(arrival.fd, arrival.tls)
+        copy = _copy(arrival)
+        copy._connection = connection
+        return copy
+
+    def _wait(self, end: float) -> None:
+        """Waits until there may be an arrival. Here and not in the library, which Python's signal
+        handlers have to wait for: then a client could be adopted first, and lost if one raises."""
+        poll = select.poll()
+        poll.register(self._fd(), select.POLLIN)
+        left = end - time.monotonic()
+        poll.poll(None if left == math.inf else math.ceil(max(0, min(left * 1000, 2**31 - 1))))
+
+    def _fd(self) -> int:
+        fd = int(library.handoff_backend_fd(self._handle))
+        if fd == -1:
+            raise HandoffError(None)
+        return fd
 
     def _free(self, pointer: ctypes.c_void_p) -> None:
         library.handoff_backend_free(pointer)

@@ -141,8 +141,11 @@ class Broker(Handle):
                        correlation: bytes | None = None, tls: bool = False,
                        timeout_ms: int = 0) -> Verdict:
         """Offers a connection and waits for its verdict, also for a channel and for room. After any
-        error but HANDOFF_ERR_INTERNAL, a bug in the library, the connection is still yours. Python's
-        signal handlers run only when it returns."""
+        error but HANDOFF_ERR_INTERNAL, a bug in the library, the connection is still yours.
+
+        Python's signal handlers run only when it is done. If one raises, the verdict is lost: close
+        the connection, because it may be the backend's.
+        """
         offer = _offer(connection, preread, metadata, service, correlation, tls, False, timeout_ms)
         verdict = CVerdict()
         with self._alone():

@@ -7,6 +7,7 @@ import os
 import pickle
 import select
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -21,8 +22,7 @@ from handoff import _library
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
 sys.path.insert(0, os.path.join(ROOT, "tools"))
 import header as c_header  # noqa: E402
-
-PATIENCE = 60  # seconds, for anything that should happen at once: only a fault takes so long
+from waiting import PATIENCE, wait_until  # noqa: E402
 
 NUMBERS = {
     **{f"HANDOFF_REASON_{reason.name}": int(reason) for reason in handoff.Reason},
@@ -111,6 +111,14 @@ class Ends(unittest.TestCase):
         self.backend = handoff.Backend.listen(self.path, **options)
         self.addCleanup(self.backend.close)
         self.connect()
+
+    def start(self, program):
+        process = subprocess.Popen([sys.executable, "-B", "-c", program, self.path],
+                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        return process
 
     def connect(self):
         self.broker = handoff.Broker(self.path, timeout_ms=PATIENCE * 1000)
@@ -209,6 +217,46 @@ class TheBackend(Ends):
         with arrival.connection:
             self.assertEqual(arrival.preread, b"x")
         self.assertEqual(self.backend.get_statistics()["adopted"], 1)
+
+    def test_accept_with_a_time_to_spin_does_the_same(self):
+        self.listen(spin_us=100)
+        self.offer(preread=b"x")
+        with self.backend.accept().connection:
+            self.assertIsNone(self.backend.accept(timeout=0.01))
+
+    def test_signal_handlers_run_during_accept_and_do_not_put_off_its_end(self):
+        self.listen()
+        signals = []
+        before = signal.signal(signal.SIGALRM, lambda *_: signals.append(time.monotonic()))
+        self.addCleanup(signal.signal, signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        start = time.monotonic()
+        try:
+            self.assertIsNone(self.backend.accept(timeout=0.2))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        self.assertGreaterEqual(time.monotonic() - start, 0.2)
+        self.assertTrue(any(when - start < 0.2 for when in signals), signals)
+
+    def test_ctrl_c_ends_an_idle_accept_and_the_next_client_stays_the_brokers(self):
+        process = self.start("""if True:
+            import handoff, signal, sys
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
+            with handoff.Backend.listen(sys.argv[1]) as backend:
+                arrival = backend.accept()
+                arrival.connection.close()
+                print(arrival.preread, flush=True)
+                backend.accept()
+            """)
+        self.connect()
+        wait_until(lambda: os.path.exists(self.path), "it listens")
+        self.assertTrue(self.broker.offer_and_wait(self.accepted, preread=b"first").adopted)
+        self.assertEqual(process.stdout.readline(), "b'first'\n")
+        process.send_signal(signal.SIGINT)
+        self.assertEqual(process.wait(PATIENCE), -signal.SIGINT)
+        with self.assertRaises(handoff.HandoffError) as raised:
+            self.broker.offer_and_wait(self.accepted)
+        self.assertTrue(raised.exception.is_fallback_safe)
 
     def test_drained_backend_frees_the_path_and_still_adopts_what_has_arrived(self):
         self.listen()
