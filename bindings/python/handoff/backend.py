@@ -187,13 +187,20 @@ class Backend(Handle):
         poll = select.poll()
         poll.register(self._fd(), select.POLLIN)
         left = end - time.monotonic()
-        poll.poll(None if left == math.inf else math.ceil(max(0, min(left * 1000, 2**31 - 1))))
+        self._waiting = True
+        try:
+            poll.poll(None if left == math.inf else math.ceil(max(0, min(left * 1000, 2**31 - 1))))
+        finally:
+            self._waiting = False
 
     def _fd(self) -> int:
         fd = int(library.handoff_backend_fd(self._handle))
         if fd == -1:
             raise HandoffError(None)
         return fd
+
+    def _status_of_next(self) -> int:
+        return int(library.handoff_backend_next(self._pointer, ctypes.byref(CArrival())))
 
     def _free(self, pointer: ctypes.c_void_p) -> None:
         library.handoff_backend_free(pointer)

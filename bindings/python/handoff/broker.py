@@ -183,6 +183,9 @@ class Broker(Handle):
                        bool(verdict.may_have_reached_backend), verdict.tries,
                        os.fsdecode(verdict.backend or b""), verdict.kind)
 
+    def _status_of_next(self) -> int:
+        return int(library.handoff_broker_next(self._pointer, ctypes.byref(CVerdict())))
+
     def _free(self, pointer: ctypes.c_void_p) -> None:
         library.handoff_broker_free(pointer)
 

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import unittest
+import warnings
 
 import handoff
 from handoff import _library
@@ -385,6 +386,66 @@ class TheBackend(Ends):
         self.assertTrue(os.path.exists(self.path))
         self.arrive()
 
+    def test_child_of_fork_has_no_copy_also_if_a_thread_waits_for_an_arrival(self):
+        self.listen()
+        accepted = []
+        thread = threading.Thread(target=lambda: accepted.append(self.backend.accept(PATIENCE)))
+        thread.start()
+        wait_until(lambda: self.backend._waiting, "it waits")
+        before = len(os.listdir("/proc/self/fd"))
+        with warnings.catch_warnings():  # of Python 3.12, about threads
+            warnings.simplefilter("ignore")
+            child = os.fork()
+        if child == 0:
+            try:
+                self.backend.accept()
+            except handoff.HandoffError as error:
+                freed = before - len(os.listdir("/proc/self/fd"))
+                os._exit(0 if error.status == _library.ERR_WRONG_PROCESS and freed > 0 else 1)
+            finally:
+                os._exit(2)
+        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
+        self.assertTrue(self.broker.offer_and_wait(self.accepted).adopted)
+        thread.join()
+        accepted[0].connection.close()
+
+    def test_backend_that_is_not_used_yet_works_in_the_child_that_uses_it_first(self):
+        self.listen()
+        child = os.fork()
+        if child == 0:
+            try:
+                self.backend.accept().connection.close()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        self.assertTrue(self.broker.offer_and_wait(self.accepted).adopted)
+        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
+        self.assertRaisesRegex(handoff.HandoffError, "WRONG_PROCESS", self.backend.dispatch)
+
+    def test_killed_backend_is_gone_though_a_child_of_its_process_lives(self):
+        process = self.start("""if True:
+            import handoff, os, signal, sys
+            backend = handoff.Backend.listen(sys.argv[1])
+            backend.accept().connection.close()
+            if os.fork() == 0:
+                print(os.getpid(), flush=True)
+                signal.pause()
+            backend.accept()
+            """)
+        self.connect()
+        wait_until(lambda: os.path.exists(self.path), "it listens")
+        self.assertTrue(self.broker.offer_and_wait(self.accepted).adopted)
+        self.addCleanup(os.kill, int(process.stdout.readline()), signal.SIGKILL)
+        process.kill()
+        process.wait()
+        start = time.monotonic()
+        try:
+            self.assertFalse(self.broker.offer_and_wait(self.accepted).adopted)
+        except handoff.HandoffError as error:
+            self.assertTrue(error.is_fallback_safe)
+        self.assertLess(time.monotonic() - start, PATIENCE / 2)
+        handoff.Backend.listen(self.path).close()
+
 
 class TheBroker(Ends):
     """What only a broker does."""
@@ -414,11 +475,10 @@ class TheBroker(Ends):
     def test_close_in_a_child_of_fork_frees_its_copies_and_leaves_the_offers_alone(self):
         self.listen()
         number = self.offer(user_data="client")
+        before = len(os.listdir("/proc/self/fd"))
         child = os.fork()
         if child == 0:
             try:
-                self.backend.close()
-                before = len(os.listdir("/proc/self/fd"))
                 verdicts = self.broker.close()
                 freed = before - len(os.listdir("/proc/self/fd"))
                 os._exit(0 if verdicts == [] and freed > 0 else 1)
@@ -429,6 +489,30 @@ class TheBroker(Ends):
         self.backend.next()
         verdict = self.wait(self.broker.next)
         self.assertEqual((verdict.id, verdict.user_data, verdict.adopted), (number, "client", True))
+
+    def test_killed_broker_is_gone_though_a_child_of_its_process_lives(self):
+        self.listen()
+        for flags in 0, 1:  # HANDOFF_BROKER_SHARED
+            process = self.start(f"""if True:
+                import handoff, os, select, signal, sys
+                broker = handoff.Broker(sys.argv[1], flags={flags})
+                while broker.room() == 0:
+                    select.select([broker], [], [])
+                    broker.dispatch()
+                if os.fork() == 0:
+                    print(os.getpid(), flush=True)
+                    signal.pause()
+                signal.pause()
+                """)
+
+            def has_channels(count):
+                self.backend.dispatch()
+                return self.backend.get_statistics()["channels"] == count
+            wait_until(lambda: has_channels(1), "it connects")
+            self.addCleanup(os.kill, int(process.stdout.readline()), signal.SIGKILL)
+            process.kill()
+            process.wait()
+            wait_until(lambda: has_channels(0), "its channel ends")
 
     def test_no_room_is_an_error_of_its_own(self):
         self.listen(max_in_flight=1)
