@@ -39,7 +39,8 @@ class Handle:
     def _alone(self) -> Iterator[None]:
         lock = self._lock  # a child of fork() gets another one
         if not lock.acquire(blocking=False):
-            raise RuntimeError(f"this {self._what} is in use: one thread at a time may use it")
+            raise RuntimeError(f"this {self._what} is in use: one thread at a time may use it, "
+                               "and a signal handler not during a call")
         try:
             yield
         finally:
