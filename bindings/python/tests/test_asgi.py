@@ -287,6 +287,7 @@ class Workers(Asgi):
         with self.front.hand_over(GET) as client:  # the other one takes it
             self.assertEqual(self.told(client)["path"], "/hello")
         wait_until(lambda: len(self.pids()) == 2 and self.pids() != first, "there are two again")
+        self.assertIn("was killed by signal 9: started again in ", self.workers.errors())
         wait_until(lambda: self.workers.errors().count("listening on ") == 3, "it listens")
         self.assertEqual(self.workers.stop(), 0)
         self.assertFalse(any(map(os.path.exists, self.paths)))

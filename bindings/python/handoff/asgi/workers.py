@@ -52,7 +52,8 @@ class Worker:
 
     def start_again_if_ended(self) -> None:
         if self.again_at is None and self.process is not None and self.process.poll() is not None:
-            self.wait_after(f"ended with {self.process.returncode}")
+            code = self.process.returncode
+            self.wait_after(f"was killed by signal {-code}" if code < 0 else f"ended with {code}")
         if self.again_at is not None and time.monotonic() >= self.again_at:
             self.start()
 
