@@ -12,8 +12,11 @@ const { Bench, until } = require('./broker');
 const README = fs.readFileSync(path.join(__dirname, '../README.md'), 'utf8');
 const PROGRAMS = [...README.matchAll(/^```js\n(.*?)^```$/gms)].map(([, program]) => program);
 
-for (const [number, program] of PROGRAMS.entries()) {
-  test(`program ${number + 1} of README.md`, { timeout: 60000 }, async (t) => {
+const CASES = [...PROGRAMS.entries()].flatMap(([number, program]) =>
+  ['SIGTERM', 'SIGINT'].map((signal) => [number, program, signal]));
+
+for (const [number, program, signal] of CASES) {
+  test(`program ${number + 1} of README.md until ${signal}`, { timeout: 60000 }, async (t) => {
     const bench = await Bench.start(t);
     fs.mkdirSync(path.join(bench.directory, 'node_modules'));
     fs.symlinkSync(path.join(__dirname, '..'), path.join(bench.directory, 'node_modules/handoff'));
@@ -30,8 +33,9 @@ for (const [number, program] of PROGRAMS.entries()) {
     assert.match(await client.rest(), /hello 2001:db8::7\n$/);
     client.socket.destroy();
     const exit = once(backend, 'exit');
-    backend.kill('SIGTERM');
+    backend.kill(signal);
     assert.deepStrictEqual(await exit, [0, null]);
+    assert.ok(!fs.existsSync(bench.path));
   });
 }
 
