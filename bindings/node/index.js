@@ -7,6 +7,7 @@
  *   lib/backend.js     the backend and its arrivals
  */
 
+const net = require('net');
 const { Backend } = require('./lib/backend');
 const { Connection } = require('./lib/connection');
 const { HandoffError, version } = require('./lib/library');
@@ -19,6 +20,10 @@ function listen(place, options, onArrival) {
 
 /** Lets a server serve all that arrives. Closing the server closes the backend, too. */
 function serve(server, place, options) {
+  if (!(server instanceof net.Server)) {
+    throw new TypeError('serve() takes a server of http, https or net first: for an Express app ' +
+      'http.createServer(app)');
+  }
   const backend = listen(place, options, (arrival) => arrival.serve(server));
   server.once('close', () => backend.close());
   return backend;

@@ -125,6 +125,7 @@ class Backend extends EventEmitter {
   #handle;
   #poll;
   #due = false;
+  #warned = false;
   #closed = null;
   #connections = new Set();
   #servers = new Map(); // and the listener that each has for its requests
@@ -137,8 +138,11 @@ class Backend extends EventEmitter {
     if (typeof place === 'string') {
       if (place.includes('\0')) throw new TypeError('a path has no NUL');
       c.check(c.backendListen(place, toC(options), handle));
+    } else if (typeof place?.fd === 'number') {
+      c.check(c.backendListenOn(number('fd', place.fd, 0x7fffffff), toC(options), handle));
     } else {
-      c.check(c.backendListenOn(number('fd', place?.fd, 0x7fffffff), toC(options), handle));
+      throw new TypeError("the place to listen at is to be a path, such as '/run/app/handoff.sock', " +
+        'or { fd }');
     }
     this.#handle = handle[0];
     try {
@@ -203,6 +207,11 @@ class Backend extends EventEmitter {
     } finally {
       // Nobody will decide about it now; if the listener has done so before it threw, this does nothing.
       if (!told) c.backendReject(this.#handle, arrival.id, REJECTED);
+    }
+    if (!told && !this.#warned) {
+      this.#warned = true;
+      process.emitWarning("arrivals are rejected, because nobody listens to the backend's 'arrival': " +
+        'give listen() a function');
     }
   }
 

@@ -105,9 +105,18 @@ test('a rejection has its reason', LIMIT, async (t) => {
   assert.strictEqual((await bench.handOver('', { service: 'TOO_LARGE' })).verdict, 'too large');
 });
 
-test('what nobody listens to is rejected', LIMIT, async (t) => {
+test('what nobody listens to is rejected, with one warning', LIMIT, async (t) => {
+  const warnings = [];
+  const tell = ({ message }) => warnings.push(message);
+  process.on('warning', tell);
+  t.after(() => process.off('warning', tell));
   const bench = await start(t);
-  assert.strictEqual((await bench.handOver()).verdict, 'rejected');
+  for (let number = 0; number < 2; number++) {
+    assert.strictEqual((await bench.handOver()).verdict, 'rejected');
+  }
+  await until(() => warnings.length > 0, () => 'no warning');
+  assert.deepStrictEqual(warnings.filter((message) => !message.includes("'arrival'")), []);
+  assert.strictEqual(warnings.length, 1);
 });
 
 test('destroy() ends the connection though the broker keeps its copy', LIMIT, async (t) => {
@@ -272,8 +281,20 @@ test('what cannot be listened at has its code and its message', LIMIT, async (t)
   assert.throws(() => handoff.listen(`${bench.path}\0x`), TypeError);
   assert.throws(() => handoff.listen({ fd: 0 }), { code: 'HANDOFF_ERR_INVALID_ARGUMENT' });
   for (const place of [undefined, null, {}, 7]) {
-    assert.throws(() => handoff.listen(place), RangeError);
+    const message = /^the place to listen at is to be a path/;
+    assert.throws(() => handoff.listen(place), { name: 'TypeError', message });
+    assert.throws(() => handoff.serve(net.createServer(), place), { name: 'TypeError', message });
   }
+  assert.throws(() => handoff.listen({ fd: -1 }), RangeError);
+});
+
+test('what is no server cannot serve, and nobody listens then', LIMIT, async (t) => {
+  const bench = await Bench.start(t);
+  for (const server of [undefined, {}, () => {}, bench.path]) {
+    assert.throws(() => handoff.serve(server, bench.path),
+      { name: 'TypeError', message: /^serve\(\) takes a server/ });
+  }
+  assert.ok(!fs.existsSync(bench.path));
 });
 
 test('options', LIMIT, async (t) => {
