@@ -492,7 +492,13 @@ class TheBroker(Ends):
 
     def test_killed_broker_is_gone_though_a_child_of_its_process_lives(self):
         self.listen()
-        for flags in 0, 1:  # HANDOFF_BROKER_SHARED
+
+        def brokers():
+            """How many have said hello, and how many channels there are."""
+            self.backend.dispatch()
+            statistics = self.backend.get_statistics()
+            return statistics["accepted"], statistics["channels"]
+        for number, flags in (1, 0), (2, 1):  # HANDOFF_BROKER_SHARED
             process = self.start(f"""if True:
                 import handoff, os, select, signal, sys
                 broker = handoff.Broker(sys.argv[1], flags={flags})
@@ -504,15 +510,11 @@ class TheBroker(Ends):
                     signal.pause()
                 signal.pause()
                 """)
-
-            def has_channels(count):
-                self.backend.dispatch()
-                return self.backend.get_statistics()["channels"] == count
-            wait_until(lambda: has_channels(1), "it connects")
+            wait_until(lambda: brokers() == (number, 1), "it connects")
             self.addCleanup(os.kill, int(process.stdout.readline()), signal.SIGKILL)
             process.kill()
             process.wait()
-            wait_until(lambda: has_channels(0), "its channel ends")
+            wait_until(lambda: brokers() == (number, 0), "its channel ends")
 
     def test_no_room_is_an_error_of_its_own(self):
         self.listen(max_in_flight=1)
