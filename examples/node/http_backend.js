@@ -52,4 +52,4 @@ if (process.argv.length !== 3) {
 }
 const backend = handoff.serve(server, process.argv[2]);
 console.log(`listening on ${process.argv[2]}`);
-process.once('SIGTERM', () => backend.close());
+for (const signal of ['SIGTERM', 'SIGINT']) process.once(signal, () => backend.close());
