@@ -7,7 +7,7 @@
  *   POST /echo             the body
  *   GET /events?n=N&ms=M   N server-sent events, each M milliseconds after the one before
  *
- * SIGTERM: it takes no more, finishes what it has begun, and exits with 0. A second one ends it at
+ * SIGTERM or SIGINT: it takes no more, finishes what it has begun, and exits with 0. The same again ends it at
  * once.
  */
 
