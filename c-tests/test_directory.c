@@ -457,6 +457,42 @@ static void successor_of_a_backend_with_its_own_name_is_the_directorys(void **st
     assert_int_equal(state_of(fleet.broker, fleet.paths[0]).weight, 1);
 }
 
+/* Others see the file's name only, and the directory is read before they are told of a change. */
+static void socket_that_is_replaced_is_followed_although_the_directory_is_read_anew(void **state)
+{
+    (void)state;
+    char hidden[100];
+    handoff_broker_backend all = backend_at(place);
+    snprintf(hidden, sizeof hidden, "%s.new", place);
+    listen_at(&fleet, 0, NULL);
+    open_broker();
+    await_backends(1);
+    assert_ok(handoff_backend_listen(hidden, NULL, &fleet.backends[1]));
+    assert_int_equal(rename(hidden, fleet.paths[0]), 0);
+    assert_ok(handoff_broker_add(fleet.broker, &all));
+    until(&fleet, backend_statistics(fleet.backends[1]).channels == 1);
+    until(&fleet, backend_statistics(fleet.backends[0]).channels == 0);
+    await_backends(1);
+}
+
+static void two_paths_to_a_directory_are_two_directories(void **state)
+{
+    (void)state;
+    char again[100], path[180];
+    handoff_broker_backend one = backend_at(place), other = backend_at(again);
+    snprintf(again, sizeof again, "%s/", place);
+    snprintf(path, sizeof path, "%s%s", again, fleet.paths[0] + strlen(place));
+    listen_at(&fleet, 0, NULL);
+    open_broker();
+    assert_ok(handoff_broker_add(fleet.broker, &other));
+    await_backends(2);
+    assert_ok(handoff_broker_remove(fleet.broker, path));
+    assert_ok(handoff_broker_add(fleet.broker, &one));
+    assert_ok(handoff_broker_add(fleet.broker, &other));
+    await_backends(1);
+    assert_true(is_in_state(&fleet, 0, HANDOFF_BACKEND_READY));
+}
+
 static void name_that_is_too_long_is_an_error_until_it_goes(void **state)
 {
     (void)state;
@@ -624,6 +660,8 @@ int main(void)
         PLACE_TEST(backend_that_is_removed_with_offers_in_flight_stays_away),
         PLACE_TEST(backend_with_its_own_name_stays_away_too_when_it_is_removed),
         PLACE_TEST(successor_of_a_backend_with_its_own_name_is_the_directorys),
+        PLACE_TEST(socket_that_is_replaced_is_followed_although_the_directory_is_read_anew),
+        PLACE_TEST(two_paths_to_a_directory_are_two_directories),
         PLACE_TEST(name_that_is_too_long_is_an_error_until_it_goes),
         PLACE_TEST(socket_for_which_there_was_no_place_gets_one_when_another_goes),
         PLACE_TEST(path_without_room_for_a_name_is_refused),

@@ -415,6 +415,21 @@ impl Channel {
         Ok(false)
     }
 
+    /// Receives what is left at the end: no more than a verdict and a token for each slot, in frames of their
+    /// own, and what has no slot.
+    pub(super) fn receive_last(
+        &mut self,
+        buffer: &mut [MaybeUninit<u8>],
+        ledger: &mut Ledger<'_>,
+    ) -> Result<bool, Reason> {
+        for _ in 0..2 * self.offers.count() as usize / MAX_FRAMES {
+            if self.receive_frames(buffer, true, ledger)? {
+                return Ok(true);
+            }
+        }
+        self.receive_frames(buffer, true, ledger)
+    }
+
     fn take_packet(
         &mut self,
         received: &Received,

@@ -154,7 +154,7 @@ impl Broker {
             let mut last = Err(reason);
             if reason != Reason::IntegrityMismatch {
                 // What the backend said last may be here already.
-                last = channel.receive_frames(self.buffer.spare_capacity_mut(), true, &mut ledger);
+                last = channel.receive_last(self.buffer.spare_capacity_mut(), &mut ledger);
             }
             member.why_down = Some(channel.why_ended(last));
             if channel.welcome.is_err() && reason != Reason::BrokerClosed {

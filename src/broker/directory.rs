@@ -117,11 +117,14 @@ impl Broker {
                 continue;
             }
             if directory.look_at.is_some_and(|at| at <= now) {
-                let at = |watch: &Watch| watch.is_at(&directory.path);
-                if directory.is_read && directory.watch.as_ref().is_some_and(at) {
+                let watched = directory.watch.as_ref().is_some_and(|it| it.is_at(&directory.path));
+                if directory.is_read && watched {
                     self.directories[number].look_at = Some(now + CHECK_PAUSE);
                 } else {
-                    self.stop_watching(number);
+                    // What a watch has still to tell happened before this reading, or is not seen by it.
+                    if !watched {
+                        self.stop_watching(number);
+                    }
                     self.read_directory(number, now);
                 }
             }
@@ -312,10 +315,12 @@ impl Broker {
         }
     }
 
-    /// The directory in which a path is, if the broker has it.
+    /// The directory in which a path is, if the broker has it: as bytes, as [`number`](Broker::number) has it.
     fn directory_of(&self, path: &Path) -> Option<usize> {
-        let here =
-            |directory: &Directory| !directory.removed && path.parent() == Some(&*directory.path);
+        let name = path.file_name()?;
+        let here = |directory: &Directory| {
+            !directory.removed && directory.path.join(name).as_os_str() == path.as_os_str()
+        };
         self.directories.iter().position(here)
     }
 
