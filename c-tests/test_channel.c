@@ -520,6 +520,42 @@ static void close_tells_what_became_of_every_offer(void **state)
     assert_no_arrival(&channel);
 }
 
+/* More frames than the broker receives in a turn. */
+static void everything_that_the_backend_said_counts_at_the_end(void **state)
+{
+    (void)state;
+    enum { OFFERS = 200 };
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    for (int rejects = 0; rejects < 2; rejects++) {
+        for (int i = 0; i < OFFERS; i++) {
+            offer_fd(&channel, client[0]);
+            arrival = arrival_of(&channel);
+            if (rejects)
+                assert_ok(handoff_backend_reject(channel.backend, arrival.id,
+                                                 HANDOFF_REASON_BACKEND_BUSY));
+            else
+                adopt(&channel, arrival.id);
+        }
+        assert_false(next_arrival(channel.backend, &arrival));
+        if (rejects) {
+            assert_ok(handoff_broker_close(channel.broker));
+        } else {
+            handoff_offer offer = offer_of(client[0]);
+            handoff_backend_free(channel.backend);
+            channel.backend = NULL;
+            assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+        }
+        for (int i = 0; i < OFFERS; i++) {
+            assert_true(next_verdict(channel.broker, &verdict));
+            assert_int_equal(verdict.outcome, rejects ? HANDOFF_FALLBACK : HANDOFF_ADOPTED);
+            assert_int_equal(verdict.reason,
+                             rejects ? HANDOFF_REASON_BACKEND_BUSY : HANDOFF_REASON_NONE);
+        }
+        open_again(NULL, NULL);
+    }
+}
+
 static void freed_broker_takes_back_what_is_in_flight(void **state)
 {
     (void)state;
@@ -608,6 +644,7 @@ int main(void)
         CHANNEL_TEST(taking_back_is_too_late_after_the_adoption_and_after_the_verdict),
         CHANNEL_TEST(rejection_tells_the_broker_its_reason),
         CHANNEL_TEST(close_tells_what_became_of_every_offer),
+        CHANNEL_TEST(everything_that_the_backend_said_counts_at_the_end),
         CHANNEL_TEST(freed_broker_takes_back_what_is_in_flight),
         CHANNEL_TEST(statistics_of_both_ends_add_up),
     };

@@ -242,7 +242,7 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         HANDOFF_ERR_WOULD_BLOCK if there is none because too many brokers wait to be accepted;
  *         HANDOFF_ERR_PERMISSION_DENIED if there is none because this process may not connect, or
  *         the backend does not allow its user;
- *         HANDOFF_ERR_PEER_NOT_ALLOWED if the user who listens at the path may not be the backend,
+ *         HANDOFF_ERR_PEER_NOT_ALLOWED if the user who listens at the path may not be the backend;
  *         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
  *         HANDOFF_ERR_FULL if the limit of offers in flight (with those taken back, or seen to be
  *         adopted, that the backend has not answered) or of queued bytes is reached, too many
@@ -486,7 +486,7 @@ typedef struct handoff_broker_statistics {
  * @param broker           the broker
  * @param[out] statistics  the counts
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `statistics->size` is
- *         wrong.
+ *         wrong; HANDOFF_ERR_WRONG_PROCESS of a broker with HANDOFF_BROKER_SHARED.
  */
 handoff_status handoff_broker_get_statistics(handoff_broker *broker,
                                              handoff_broker_statistics *statistics) HANDOFF_NOEXCEPT;

@@ -237,7 +237,7 @@ handoff_status handoff_raw_connect(const char *path, int *socket) HANDOFF_NOEXCE
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_WOULD_BLOCK if the socket's
  *         buffer is full; HANDOFF_ERR_BACKEND_UNAVAILABLE if the other end is closed;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE if this user has too many descriptors in flight;
- *         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_SEND_FAILED. In all these cases nothing was
+ *         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_SEND_FAILED. After these errors nothing was
  *         sent. HANDOFF_ERR_SHORT_WRITE: the descriptor was sent, but only a part of its token.
  */
 HANDOFF_MUST_USE
@@ -272,8 +272,8 @@ handoff_status handoff_raw_send_path(const char *path,
  * @param wait_ms     how long to wait, in milliseconds, as in poll(2)
  * @param[out] token  the token, for the acknowledgement; may be NULL
  * @param[out] fd     the descriptor, close-on-exec; close(2) it
- * @return HANDOFF_OK; what handoff_raw_receive() returns; HANDOFF_ERR_TOKEN_MISMATCH if it is not
- *         `expected`; HANDOFF_ERR_TOKEN_EXPIRED; HANDOFF_ERR_TOKEN_NOT_PENDING if the store never
+ * @return HANDOFF_OK, or another status of handoff_raw_receive(); HANDOFF_ERR_TOKEN_MISMATCH if it is
+ *         not `expected`; HANDOFF_ERR_TOKEN_EXPIRED; HANDOFF_ERR_TOKEN_NOT_PENDING if the store never
  *         held it or it was already used.
  *
  * After an error no descriptor that came stays open, and you must close the socket.
@@ -318,7 +318,8 @@ handoff_status handoff_raw_receive(int socket,
  * @param token   a token that the store holds
  * @return HANDOFF_OK; HANDOFF_ERR_END_OF_STREAM if the broker closed the connection;
  *         HANDOFF_ERR_WOULD_BLOCK if it does not read what it is sent;
- *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_SEND_FAILED.
+ *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE if only a part was sent;
+ *         HANDOFF_ERR_SEND_FAILED.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_token_send(int socket, const handoff_raw_token *token) HANDOFF_NOEXCEPT;
@@ -349,7 +350,8 @@ handoff_status handoff_raw_token_receive(int socket,
  * @return HANDOFF_OK: the connection is yours. After an error it is not: close the descriptor and
  *         serve nothing. HANDOFF_ERR_END_OF_STREAM if the broker took it back or is gone;
  *         HANDOFF_ERR_WOULD_BLOCK if it does not read its acknowledgements;
- *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_SEND_FAILED.
+ *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE if only a part was sent;
+ *         HANDOFF_ERR_SEND_FAILED.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_ack_accept(int socket, const handoff_raw_token *token) HANDOFF_NOEXCEPT;
@@ -392,8 +394,8 @@ typedef struct handoff_raw_ack {
  * @param[out] ack    the acknowledgement: adopted, or rejected with a reason
  * @return HANDOFF_OK; HANDOFF_ERR_ACK_TIMEOUT; HANDOFF_ERR_END_OF_STREAM if the backend closed the
  *         connection, or receiving failed and the message was taken back;
- *         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED. After these the connection is
- *         yours. HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable:
+ *         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED. After these errors the connection
+ *         is yours. HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable:
  *         the message could not be taken back, so the backend may own the connection, and you must
  *         not serve it.
  */

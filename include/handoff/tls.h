@@ -99,8 +99,7 @@ handoff_status handoff_tls_get_session(int fd, handoff_tls_session *session) HAN
  * @param wait_ms        how long to wait, in milliseconds, as in poll(2)
  * @param[out] received  how many bytes; 0 is the end of the stream: close_notify or, on a plain
  *                       socket, the end of the connection. Do not receive again.
- * @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing came in that time: also with a `wait_ms` of 0.
- *         After an error nothing more can be received; close(2) `fd`:
+ * @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing came in that time, also with a `wait_ms` of 0;
  *         HANDOFF_ERR_END_OF_STREAM if the client closed a connection with TLS without
  *         close_notify. Many do. Take what you have for whole only if its own form says so, as an
  *         HTTP request's does;
@@ -111,6 +110,8 @@ handoff_status handoff_tls_get_session(int fd, handoff_tls_session *session) HAN
  *         HANDOFF_ERR_RECEIVE_FAILED with errno as of recv(2), such as ECONNRESET;
  *         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, or `len` is 0 or more than there can
  *         be.
+ *
+ * After an error nothing more can be received: close(2) `fd`.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_tls_receive(int fd,

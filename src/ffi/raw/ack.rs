@@ -29,7 +29,8 @@ pub(super) fn ack_timeout(timeout_ms: u64) -> Option<Duration> {
 /// @return HANDOFF_OK: the connection is yours. After an error it is not: close the descriptor and
 ///         serve nothing. HANDOFF_ERR_END_OF_STREAM if the broker took it back or is gone;
 ///         HANDOFF_ERR_WOULD_BLOCK if it does not read its acknowledgements;
-///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_SEND_FAILED.
+///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE if only a part was sent;
+///         HANDOFF_ERR_SEND_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_ack_accept(
@@ -97,8 +98,8 @@ fn ack_of(token: handoff_raw_token, answer: Answer) -> handoff_raw_ack {
 /// @param[out] ack    the acknowledgement: adopted, or rejected with a reason
 /// @return HANDOFF_OK; HANDOFF_ERR_ACK_TIMEOUT; HANDOFF_ERR_END_OF_STREAM if the backend closed the
 ///         connection, or receiving failed and the message was taken back;
-///         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED. After these the connection is
-///         yours. HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable:
+///         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED. After these errors the connection
+///         is yours. HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable:
 ///         the message could not be taken back, so the backend may own the connection, and you must
 ///         not serve it.
 #[unsafe(no_mangle)]

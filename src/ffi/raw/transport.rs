@@ -45,7 +45,7 @@ pub extern "C" fn handoff_raw_connect(path: *const c_char, socket: *mut c_int) -
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_WOULD_BLOCK if the socket's
 ///         buffer is full; HANDOFF_ERR_BACKEND_UNAVAILABLE if the other end is closed;
 ///         HANDOFF_ERR_DESCRIPTOR_PRESSURE if this user has too many descriptors in flight;
-///         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_SEND_FAILED. In all these cases nothing was
+///         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_SEND_FAILED. After these errors nothing was
 ///         sent. HANDOFF_ERR_SHORT_WRITE: the descriptor was sent, but only a part of its token.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -95,8 +95,8 @@ pub extern "C" fn handoff_raw_send_path(
 /// @param wait_ms     how long to wait, in milliseconds, as in poll(2)
 /// @param[out] token  the token, for the acknowledgement; may be NULL
 /// @param[out] fd     the descriptor, close-on-exec; close(2) it
-/// @return HANDOFF_OK; what handoff_raw_receive() returns; HANDOFF_ERR_TOKEN_MISMATCH if it is not
-///         `expected`; HANDOFF_ERR_TOKEN_EXPIRED; HANDOFF_ERR_TOKEN_NOT_PENDING if the store never
+/// @return HANDOFF_OK, or another status of handoff_raw_receive(); HANDOFF_ERR_TOKEN_MISMATCH if it is
+///         not `expected`; HANDOFF_ERR_TOKEN_EXPIRED; HANDOFF_ERR_TOKEN_NOT_PENDING if the store never
 ///         held it or it was already used.
 ///
 /// After an error no descriptor that came stays open, and you must close the socket.
@@ -166,7 +166,8 @@ pub extern "C" fn handoff_raw_receive(
 /// @param token   a token that the store holds
 /// @return HANDOFF_OK; HANDOFF_ERR_END_OF_STREAM if the broker closed the connection;
 ///         HANDOFF_ERR_WOULD_BLOCK if it does not read what it is sent;
-///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE; HANDOFF_ERR_SEND_FAILED.
+///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE if only a part was sent;
+///         HANDOFF_ERR_SEND_FAILED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_token_send(
