@@ -256,14 +256,20 @@ fn directory_that_a_link_leads_to_anew_is_the_one_that_counts() {
 }
 
 #[test]
-fn backend_that_is_removed_by_its_own_name_is_one_of_its_directory_again() {
-    let mut fleet = fleet(1, BrokerOptions::default());
+fn backend_that_is_removed_by_its_own_name_stays_out_of_its_directory() {
+    let mut fleet = fleet(2, BrokerOptions::default());
     let path = fleet.path("0");
-    let off = BackendSettings { off: true, ..BackendSettings::default() };
-    fleet.broker.add(&path, off).unwrap();
-    fleet.until(|fleet| fleet.ready() == 0);
+    let weighty = BackendSettings { weight: 9, ..BackendSettings::default() };
+    fleet.broker.add(&path, weighty).unwrap();
     assert!(fleet.broker.remove(&path).unwrap());
     fleet.until(|fleet| fleet.ready() == 1);
+    // The directory is read again.
+    fleet.broker.add(&fleet.path(""), BackendSettings::default()).unwrap();
+    fleet.broker.dispatch().unwrap();
+    assert_eq!(phases(&mut fleet), [Phase::Ready]);
+    fleet.backends.remove(0);
+    fleet.listen("0");
+    fleet.until(|fleet| fleet.ready() == 2);
 }
 
 #[test]
