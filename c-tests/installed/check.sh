@@ -33,7 +33,8 @@ real=$(readlink "$here/$soname")
 [ -f "$stage$prefix/share/man/man1/handoff.1" ] || fail "no handoff(1)"
 docs=$stage$prefix/share/doc/handoff
 tools/check_links.py "$docs" || fail "documents with dead links"
-for file in $(grep -oh '`examples/[^` ]*`' "$docs/README.md" "$docs"/docs/*.md | tr -d '`') LICENSE-MIT LICENSE-APACHE; do
+named=$(grep -oh '`examples/[^` ]*`' "$docs/README.md" "$docs"/docs/*.md | tr -d '`')
+for file in $named LICENSE-MIT LICENSE-APACHE; do
     [ -e "$docs/$file" ] || fail "a document names $file, which is not installed"
 done
 calls=$(tools/exports) || die "no list of calls"

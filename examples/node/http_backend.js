@@ -7,8 +7,8 @@
  *   POST /echo             the body
  *   GET /events?n=N&ms=M   N server-sent events, each M milliseconds after the one before
  *
- * SIGTERM or SIGINT: it takes no more, finishes what it has begun, and exits with 0. The same again ends it at
- * once.
+ * SIGTERM or SIGINT: it takes no more, finishes what it has begun, and exits with 0. The same again
+ * ends it at once.
  */
 
 const http = require('http');

@@ -121,7 +121,7 @@ impl Broker {
                 if directory.is_read && watched {
                     self.directories[number].look_at = Some(now + CHECK_PAUSE);
                 } else {
-                    // What a watch has still to tell happened before this reading, or is not seen by it.
+                    // A watch may have changes still to tell, which would be lost with it.
                     if !watched {
                         self.stop_watching(number);
                     }
