@@ -401,6 +401,22 @@ static void backend_that_is_removed_with_offers_in_flight_stays_away(void **stat
     await_backends(0);
 }
 
+/* What has happened in the directory is still to be told when the successor is removed. */
+static void successor_that_is_removed_at_once_stays_away(void **state)
+{
+    (void)state;
+    listen_at(&fleet, 0, NULL);
+    listen_at(&fleet, 1, NULL);
+    open_broker();
+    await_backends(2);
+    free_backend(&fleet, 0);
+    listen_at(&fleet, 0, NULL);
+    assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
+    assert_int_equal(count_backends(fleet.broker), 1);
+    free_backend(&fleet, 1);
+    await_backends(0);
+}
+
 /* Whether it was added by that before the directory had it, or after. */
 static void backend_with_its_own_name_stays_away_too_when_it_is_removed(void **state)
 {
@@ -658,6 +674,7 @@ int main(void)
         PLACE_TEST(backend_that_was_added_by_its_path_stays_when_its_file_goes),
         PLACE_TEST(backend_that_is_removed_stays_away_until_its_file_comes_anew),
         PLACE_TEST(backend_that_is_removed_with_offers_in_flight_stays_away),
+        PLACE_TEST(successor_that_is_removed_at_once_stays_away),
         PLACE_TEST(backend_with_its_own_name_stays_away_too_when_it_is_removed),
         PLACE_TEST(successor_of_a_backend_with_its_own_name_is_the_directorys),
         PLACE_TEST(socket_that_is_replaced_is_followed_although_the_directory_is_read_anew),

@@ -303,6 +303,14 @@ impl Broker {
         self.stop_watching(number);
     }
 
+    /// A backend is about to be removed by name: what its directory's watch has still to tell is of
+    /// before that.
+    pub(super) fn catch_up(&mut self, path: &Path, now: Instant) {
+        if let Some(number) = self.directory_of(path) {
+            self.watch_told(key(number), now);
+        }
+    }
+
     /// A backend is removed by name: it stays out of the directory in which it is.
     pub(super) fn unwant(&mut self, path: &Path) {
         let (Some(number), Some(name)) = (self.directory_of(path), path.file_name()) else {

@@ -190,10 +190,13 @@ impl Broker {
                     self.leave(index, now);
                 }
             }
-        } else if let Some(index) = self.number(path) {
-            removed = !self.members[index].leaving;
-            self.unwant(path);
-            self.leave(index, now);
+        } else {
+            self.catch_up(path, now);
+            if let Some(index) = self.number(path) {
+                removed = !self.members[index].leaving;
+                self.unwant(path);
+                self.leave(index, now);
+            }
         }
         if self.handle.is_open() {
             self.tick_directories(now);
