@@ -69,6 +69,9 @@ static const char *take_path(cmd_parms *cmd, const char *text, const char **path
     *path = apr_pstrdup(cmd->pool, text + 5);
     if (**path != '/' && **path != '@')
         return apr_psprintf(cmd->pool, "%s: \"%s\" is no absolute path", cmd->cmd->name, text);
+    if (**path == '/' && strchr(*path, '|') != NULL)
+        return apr_psprintf(cmd->pool, "%s: \"%s\" has a \"|URL\" as ProxyPass has it, backends get "
+                            "the client's own", cmd->cmd->name, text);
     const char *error = handoff_check_path(cmd->temp_pool, *path);
     return error == NULL ? NULL : apr_pstrcat(cmd->pool, cmd->cmd->name, ": ", error, NULL);
 }

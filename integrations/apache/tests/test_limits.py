@@ -285,6 +285,7 @@ class Limits(ApacheCase):
                 ("HandoffPass /run/x.sock", 'does not begin with "unix:"'),
                 ("HandoffPass unix:x.sock", "is no absolute path"),
                 ("HandoffPass unix:/" + "x" * 200, "107"),
+                ("HandoffPass unix:/run/x.sock|http://localhost/", "as ProxyPass has it"),
                 ("HandoffTimeout 0", "is no time of at least a millisecond"),
                 ("HandoffTimeout soon", "is no time"),
                 ("HandoffMaxInFlight 0", "is no number from 1 to 4096"),
