@@ -172,14 +172,20 @@ CHECKS := check-rust check-msrv-short check-crate check-layers check-header chec
     check-python-tls check-bench-tls check-bench-streams check-peers check-specs check-deb \
     bench-check demo
 
-# MAKEFLAGS names a jobserver with -j, which these makes do not get: one check after the other, because
-# some of them measure time.
+# What these count or measure depends on what else the machine does.
+ALONE := bench-check demo
+
+# MAKEFLAGS names a jobserver with -j, which these makes do not get: they have their own.
 RUN_CHECKS := MAKE='$(SUBMAKE)' tools/checks
 
-## check       run every test, one after the other
+## check       run every test, one on each processor; CHECKS='check-rust check-c': these
 .PHONY: check
 check: | check-needs
-	@$(RUN_CHECKS) $(CHECKS)
+	@$(RUN_CHECKS) --alone '$(ALONE)' $(CHECKS)
+
+BEGUN := $(shell date +%s)
+passed-%: %
+	@echo "checks: $* passed, $$(($$(date +%s) - $(BEGUN))) s after the first began"
 
 # Before the first test: a tool that is missing shall not stop the last one after minutes.
 .PHONY: check-needs
@@ -199,6 +205,8 @@ $(LONG): export HANDOFF_FAULTS_STEP := 1
 $(LONG): export HANDOFF_FAULTS_OCCURRENCES := 1000
 $(LONG): export HANDOFF_FAULTS_PAIRS := 10000
 $(LONG): export TLS_LIMIT := 3600
+$(LONG): export TLS_FULL := 1
+$(LONG): export CPP_FULL := 1
 $(LONG): export TLS_ROOTS := this-machine debian-13 debian-13+trixie-backports
 $(LONG): export LIMITS_BYTES := 268435456
 $(LONG): export NGINX_VERSIONS_TEST := $(NGINX_TEST)

@@ -13,10 +13,8 @@ deb: dist | $(DEB_NEEDS)
 deb-root: | need-deb-tests
 	@packaging/deb-root $(DEB_ROOT)
 
-# One computes while the other fetches.
 ## check-deb   the Debian packages: lintian; installed, used, upgraded, purged; the guide with them
-check-deb: | need-debs need-deb-tests need-systemd need-python
-	@$(SUBMAKE) --no-print-directory -j2 deb deb-root
+check-deb: deb deb-root | need-debs need-deb-tests need-systemd need-python
 	@$(PYTHON) -B packaging/check-deb $(DEBS) $(DEB_ROOT)
 
 ## check-specs the RPM spec and the APKBUILD; PACKAGES_BUILD=1: also builds them
