@@ -300,8 +300,8 @@ handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCE
 /**
  * Takes the next arrival. Look at it, then adopt or reject it, now or later. Meanwhile the client
  * waits. The broker takes the offer back after its `timeout_ms`, or after `attempt_timeout_ms` if
- * another of its backends can take it, and counts that as a failure of yours: see `max_failures` in
- * handoff_broker_options. Then handoff_backend_adopt() returns HANDOFF_ERR_TAKEN_BACK; nothing tells
+ * another of its backends can take it, and counts that as a failure of yours: see
+ * HANDOFF_BACKEND_RESTING. Then handoff_backend_adopt() returns HANDOFF_ERR_TAKEN_BACK; nothing tells
  * you before.
  *
  * Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
@@ -321,15 +321,10 @@ handoff_status handoff_backend_next(handoff_backend *backend,
 /**
  * Adopts an arrival. After HANDOFF_OK this process alone owns the connection.
  *
- * The verdicts on the arrivals of a packet are sent together, 64 at a time. If you adopt each right
- * after you took it, they are sent by the handoff_backend_next() that follows the last of them, and at
- * the latest by the one that returns HANDOFF_NOTHING. So a client that you serve right away has its
- * answer before the broker is woken. If you adopt one later, its verdict is sent at once, or with
- * theirs if you have still to take others of its packet. If you stop before HANDOFF_NOTHING,
- * handoff_backend_dispatch() sends it; where the broker may need it to offer more, the descriptor
- * becomes readable for that after 1 ms. To know of an adoption the broker need not wait for the verdict:
- * it also looks at the shared memory: 10 ms after the offer, or 100 ms if that is alone, and again when it
- * has waited twice as long.
+ * The verdict is sent with the handoff_backend_next() that returns HANDOFF_NOTHING, at the latest: so a
+ * client that you serve right away has its answer before the broker is woken. If you stop before that,
+ * handoff_backend_dispatch() sends it. If you adopt later, it is sent at once, unless you have still to
+ * take others that came with it.
  *
  * @param backend  the backend
  * @param id       the arrival's id

@@ -42,7 +42,7 @@ typedef struct handoff_broker_backend {
     size_t max_in_flight;
     /**
      * It rests after this many failures: 1 to 4096, default the broker's; HANDOFF_NO_LIMIT: it never
-     * rests. See `max_failures` in handoff_broker_options.
+     * rests.
      */
     size_t max_failures;
     /** How long a failure counts, in milliseconds: default the broker's. */
@@ -140,8 +140,14 @@ size_t handoff_broker_room(handoff_broker *broker) HANDOFF_NOEXCEPT;
 #define HANDOFF_BACKEND_DRAINING 3
 
 /**
- * In `state`: it rests, because it failed too often or has no place left for what timed out. See
- * `max_failures` in handoff_broker_options.
+ * In `state`: it rests, because it failed too often. Offers are refused with
+ * HANDOFF_ERR_RATE_LIMITED, unless another backend can take them.
+ *
+ * Meanwhile one offer at a time is taken, as a trial: the first after 1 second, then after pauses of
+ * 2, 4, 8, 8 ... seconds, at most `failure_period_ms`. An adoption or a new channel ends the rest and
+ * resets the count of failures. What timed out keeps its place until the backend answers: while it
+ * has no place left, there is no trial, and if nothing is in flight there either, it rests although it
+ * has not failed so often.
  */
 #define HANDOFF_BACKEND_RESTING 4
 

@@ -64,12 +64,7 @@ typedef struct handoff_broker_options {
     /**
      * The backend rests after this many failures within `failure_period_ms`: 1 to 4096, default 8;
      * HANDOFF_NO_LIMIT: it never rests. A failure is an offer that was sent and timed out, also after
-     * `attempt_timeout_ms`. An adoption or a new channel ends the rest and resets the count. Meanwhile
-     * one offer at a time is taken, as a trial: the first after 1 second, then after pauses of 2, 4, 8,
-     * 8 ... seconds, at most `failure_period_ms`. All other offers are refused. What timed out keeps its
-     * place until the backend answers: while there is no place, there is no trial. A backend that has
-     * no place left for that reason, and nothing in flight, rests before it has failed so often, until it
-     * answers.
+     * `attempt_timeout_ms`. See HANDOFF_BACKEND_RESTING.
      */
     size_t max_failures;
     /** How long a failure counts, in milliseconds: default 30000. */
@@ -230,12 +225,13 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  * Offers a connection to the backend, or to one of several: see handoff_broker_add(). It never
  * blocks: while the socket is full, the offer is queued.
  *
+ * After HANDOFF_OK, handoff_broker_next() will return its verdict. After any error except
+ * HANDOFF_ERR_INTERNAL nothing was sent and there is no verdict: serve the client another way.
+ *
  * @param broker   the broker
  * @param offer    the connection and what goes with it; everything but `fd` is copied
  * @param[out] id  names the offer for handoff_broker_take_back(); may be NULL
- * @return HANDOFF_OK: handoff_broker_next() will return its verdict. After any error except
- *         HANDOFF_ERR_INTERNAL nothing was sent and there is no verdict, so serve the client
- *         another way:
+ * @return HANDOFF_OK;
  *         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, also if the backend is draining:
  *         handoff_last_error() says why;
  *         HANDOFF_ERR_TOO_MANY_CHANNELS if there is none because the backend has as many as it may;
@@ -249,7 +245,7 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         verdicts are not taken, or the backend has not granted its places yet: on a new channel
  *         they come in a moment, and not all at once. handoff_last_error() says which;
  *         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or what timed out has
- *         taken all its places, see `max_failures` in handoff_broker_options;
+ *         taken all its places, see HANDOFF_BACKEND_RESTING;
  *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
  *         `correlation` is too long;
  *         HANDOFF_ERR_NOT_TLS with HANDOFF_OFFER_TLS, if the kernel does not do the TLS of `fd` in

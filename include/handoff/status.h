@@ -425,9 +425,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_INTERNAL (-30)
 
 /**
- * The backend rests: it failed too often, or what timed out has taken all its places. Only one trial at
- * a time is made, after pauses. See
- * `max_failures` in handoff_broker_options. Serve the client another way.
+ * The backend rests: it failed too often, or what timed out has taken all its places. Serve the
+ * client another way. See HANDOFF_BACKEND_RESTING.
  */
 #define HANDOFF_ERR_RATE_LIMITED (-32)
 

@@ -31,7 +31,7 @@ pub struct handoff_broker_backend {
     /// The most offers in flight at it: 1 to 4096, default the broker's.
     pub max_in_flight: usize,
     /// It rests after this many failures: 1 to 4096, default the broker's; HANDOFF_NO_LIMIT: it never
-    /// rests. See `max_failures` in handoff_broker_options.
+    /// rests.
     pub max_failures: usize,
     /// How long a failure counts, in milliseconds: default the broker's.
     pub failure_period_ms: u64,
@@ -163,8 +163,14 @@ pub const HANDOFF_BACKEND_READY: u32 = 2;
 /// In `state`: it takes no more offers, because it drains, or was removed or switched off. The
 /// channel stays for what is in flight.
 pub const HANDOFF_BACKEND_DRAINING: u32 = 3;
-/// In `state`: it rests, because it failed too often or has no place left for what timed out. See
-/// `max_failures` in handoff_broker_options.
+/// In `state`: it rests, because it failed too often. Offers are refused with
+/// HANDOFF_ERR_RATE_LIMITED, unless another backend can take them.
+///
+/// Meanwhile one offer at a time is taken, as a trial: the first after 1 second, then after pauses of
+/// 2, 4, 8, 8 ... seconds, at most `failure_period_ms`. An adoption or a new channel ends the rest and
+/// resets the count of failures. What timed out keeps its place until the backend answers: while it
+/// has no place left, there is no trial, and if nothing is in flight there either, it rests although it
+/// has not failed so often.
 pub const HANDOFF_BACKEND_RESTING: u32 = 4;
 /// In `state`: there is no channel. `status` and `message` say why.
 pub const HANDOFF_BACKEND_DOWN: u32 = 5;
