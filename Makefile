@@ -183,10 +183,6 @@ RUN_CHECKS := MAKE='$(SUBMAKE)' tools/checks
 check: | check-needs
 	@$(RUN_CHECKS) --alone '$(ALONE)' $(CHECKS)
 
-BEGUN := $(shell date +%s)
-passed-%: %
-	@echo "checks: $* passed, $$(($$(date +%s) - $(BEGUN))) s after the first began"
-
 # Before the first test: a tool that is missing shall not stop the last one after minutes.
 .PHONY: check-needs
 check-needs: git-checkout $(filter-out need-wrk,$(NEEDS))
