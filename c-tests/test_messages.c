@@ -305,6 +305,12 @@ static void sending_over_what_cannot_carry_it_is_refused_and_sends_nothing(void 
         int other = i == 0 ? wire->client : wire->connection;
         assert_invalid(handoff_raw_send(tcp, wire->broker, &wire->token));
         assert_message_of("socket", tcp, " is not a Unix socket");
+        assert_invalid(handoff_raw_token_send(tcp, &wire->token));
+        assert_message_of("socket", tcp, " is not a Unix socket");
+        assert_invalid(handoff_raw_ack_accept(tcp, &wire->token));
+        assert_message_of("socket", tcp, " is not a Unix socket");
+        assert_invalid(handoff_raw_ack_reject(tcp, &wire->token, HANDOFF_REASON_REJECTED));
+        assert_message_of("socket", tcp, " is not a Unix socket");
         assert_int_equal(recv(other, &byte, 1, MSG_DONTWAIT), -1);
         assert_int_equal(errno, EAGAIN);
         assert_int_equal(send(tcp, "x", 1, 0), 1);

@@ -178,6 +178,23 @@ static void message_of_which_only_a_part_came_is_of_the_wrong_length(void **stat
     assert_client_sees_end(wire);
 }
 
+/* A flag that asks for the length of a whole packet makes TCP throw the bytes away, tcp(7). */
+static void what_is_received_over_tcp_by_mistake_is_what_was_sent(void **state)
+{
+    struct wire *wire = *state;
+    unsigned char sent[20];
+    handoff_raw_token token;
+    handoff_raw_ack ack = HANDOFF_RAW_ACK_INIT;
+    memcpy(sent, wire->token.bytes, HANDOFF_RAW_TOKEN_LEN);
+    memcpy(sent + HANDOFF_RAW_TOKEN_LEN, "\1\0\0", 4);
+    assert_int_equal(write(wire->client, sent, HANDOFF_RAW_TOKEN_LEN), HANDOFF_RAW_TOKEN_LEN);
+    assert_ok(handoff_raw_token_receive(wire->connection, PATIENCE_MS, &token));
+    assert_true(handoff_raw_token_equal(&token, &wire->token));
+    assert_int_equal(write(wire->client, sent, sizeof sent), sizeof sent);
+    assert_ok(handoff_raw_ack_wait(wire->connection, &wire->token, PATIENCE_MS, &ack));
+    assert_int_equal(ack.outcome, HANDOFF_ADOPTED);
+}
+
 static void token_split_over_two_writes_is_never_put_together(void **state)
 {
     struct wire *wire = *state;
@@ -431,6 +448,7 @@ int main(void)
         WIRE_TEST(message_is_received_from_a_peer_that_closed_after_it),
         WIRE_TEST(message_is_received_from_a_peer_that_closed_with_bytes_unread),
         WIRE_TEST(message_of_which_only_a_part_came_is_of_the_wrong_length),
+        STREAM_TEST(what_is_received_over_tcp_by_mistake_is_what_was_sent),
         WIRE_TEST(token_split_over_two_writes_is_never_put_together),
         SEQPACKET_TEST(packet_longer_than_a_token_is_of_the_wrong_length),
         SEQPACKET_TEST(empty_packet_with_a_descriptor_is_of_the_wrong_length),

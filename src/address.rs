@@ -410,9 +410,15 @@ pub(crate) fn receive_error(descriptor: BorrowedFd<'_>, source: io::Error) -> Tr
         Some(libc::ECONNRESET | libc::EPIPE) => {
             TransportError::EndOfStream { socket, source: Some(source) }
         }
-        Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL | libc::ENOTCONN | libc::EOPNOTSUPP) => {
-            TransportError::InvalidSocket { socket, is: sys::not_usable(descriptor), source }
-        }
+        // EISCONN is what a TCP socket says to a token, see `sys::send`.
+        Some(
+            libc::EBADF
+            | libc::ENOTSOCK
+            | libc::EINVAL
+            | libc::ENOTCONN
+            | libc::EOPNOTSUPP
+            | libc::EISCONN,
+        ) => TransportError::InvalidSocket { socket, is: sys::not_usable(descriptor), source },
         Some(libc::EMFILE | libc::ENFILE) => TransportError::DescriptorPressure { socket, source },
         _ => TransportError::ReceiveFailed { socket, source },
     }

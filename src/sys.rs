@@ -215,11 +215,25 @@ fn accept_with(listener: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<Owned
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Sends without blocking and without SIGPIPE.
+/// Sends without blocking and without SIGPIPE. A TCP socket refuses it, EISCONN.
 pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    send_but_over_tcp(|flags| {
+        // SAFETY: the pointer and the length describe `bytes`, which send(2) only reads.
+        unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) }
+    })
+}
+
+/// Makes a call that sends a token, with flags that make a TCP socket refuse it, EISCONN: TCP would
+/// send it, which is a secret, to somebody's client.
+///
+/// TCP refuses to connect anew with the first bytes, tcp(7), and a Unix socket does not know the flag
+/// and ignores it. A sandbox may refuse flags that it does not know.
+fn send_but_over_tcp(mut send: impl FnMut(libc::c_int) -> isize) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the pointer and the length describe `bytes`, which send(2) only reads.
-    retry(|| unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) })
+    retry(|| send(flags | libc::MSG_FASTOPEN)).or_else(|error| match error.raw_os_error() {
+        Some(libc::EINVAL) => retry(|| send(flags)),
+        _ => Err(error),
+    })
 }
 
 /// Sends `bytes` with one descriptor attached, without blocking and without SIGPIPE. A TCP socket
@@ -250,18 +264,10 @@ pub(crate) fn send_with_descriptor(
         (*header).cmsg_len = libc::CMSG_LEN(PAYLOAD) as _;
         ptr::write_unaligned(libc::CMSG_DATA(header).cast(), descriptor.as_raw_fd());
     }
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    let send = |flags| {
+    send_but_over_tcp(|flags| {
         // SAFETY: `message` points to `iov` and `control`, which outlive the call; sendmsg(2) only
         // reads `bytes`.
-        retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
-    };
-    // TCP ignores SCM_RIGHTS and would send the bytes, which are a secret, to somebody's client. It
-    // refuses to connect anew with the first bytes, tcp(7), and a Unix socket does not know the flag
-    // and ignores it. A sandbox may refuse flags that it does not know.
-    send(flags | libc::MSG_FASTOPEN).or_else(|error| match error.raw_os_error() {
-        Some(libc::EINVAL) => send(flags),
-        _ => Err(error),
+        unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) }
     })
 }
 
@@ -374,13 +380,17 @@ fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(Arrived)) {
     }
 }
 
-/// Receives bytes alone; `wait` lets a blocking socket block. Of a packet longer than the buffer
-/// the length is the packet's. Descriptors that were attached are closed.
-pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
-    let flags = libc::MSG_TRUNC | if wait { 0 } else { libc::MSG_DONTWAIT };
+/// Receives bytes alone; `wait` lets a blocking socket block. Descriptors that were attached are
+/// counted and closed.
+pub(crate) fn receive(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    wait: bool,
+) -> io::Result<Received> {
+    let flags = if wait { 0 } else { libc::MSG_DONTWAIT };
     // With room for descriptors: without it the kernel would drop them, which can wait as close(2)
     // can.
-    receive_message(socket, buffer, flags, drop).map(|received| received.len)
+    receive_message(socket, buffer, flags, drop)
 }
 
 /// Waits until `socket` is readable, closed or in error: true; or the deadline is past: false.

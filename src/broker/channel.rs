@@ -562,7 +562,7 @@ fn why_hello_failed(socket: &OwnedFd, error: io::Error) -> WhyDown {
     }
     let mut packet = [0; wire::HEADER_LEN + REFUSAL_LEN + 1];
     // An error that the socket had is told by now.
-    let received = packet::receive_bare_packet(socket.as_fd(), &mut packet);
+    let received = sys::receive(socket.as_fd(), &mut packet, false);
     let Ok(received) = received else { return WhyDown::NoWelcome(NoWelcome::Closed) };
     match wire::decode(&packet[..received.len], received.descriptors) {
         Ok(Frame::Refusal(refusal)) => WhyDown::TurnedAway(refusal),

@@ -181,15 +181,15 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Ack, AckError> {
 
 fn take(socket: BorrowedFd<'_>, wait: bool) -> Result<Ack, AckError> {
     let mut bytes = [0; Ack::LEN];
-    let len = match sys::receive(socket, &mut bytes, wait) {
+    let received = match sys::receive(socket, &mut bytes, wait) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             return Err(AckError::Nothing { socket: socket.into() });
         }
         result => result.map_err(|source| receive_error(socket, source))?,
     };
-    match len {
+    match received.len {
         0 => Err(TransportError::EndOfStream { socket: socket.into(), source: None }.into()),
-        Ack::LEN => Ack::from_bytes(&bytes)
+        Ack::LEN if !received.payload_truncated => Ack::from_bytes(&bytes)
             .map_err(|problem| AckError::Malformed { socket: socket.into(), problem }),
         _ => Err(AckError::Malformed { socket: socket.into(), problem: "wrong length" }),
     }

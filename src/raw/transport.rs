@@ -100,13 +100,15 @@ pub fn receive_token(
     timeout: Option<Duration>,
 ) -> Result<Token, TransportError> {
     let mut bytes = [0; Token::LEN];
-    let len = in_time(socket, timeout, |wait| sys::receive(socket, &mut bytes, wait))?;
+    let received = in_time(socket, timeout, |wait| sys::receive(socket, &mut bytes, wait))?;
     let socket = socket.into();
-    match len {
+    match received.len {
+        _ if received.payload_truncated => {
+            Err(TransportError::WrongLength { socket, problem: "longer" })
+        }
         Token::LEN => Ok(Token::from_bytes(bytes)),
         0 => Err(TransportError::EndOfStream { socket, source: None }),
-        1..Token::LEN => Err(TransportError::WrongLength { socket, problem: "shorter" }),
-        _ => Err(TransportError::WrongLength { socket, problem: "longer" }),
+        _ => Err(TransportError::WrongLength { socket, problem: "shorter" }),
     }
 }
 

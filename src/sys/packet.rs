@@ -7,10 +7,7 @@ use std::ptr;
 use std::slice;
 
 use super::arrived::Arrived;
-use super::{
-    CONTROL_LEN, Received, level_option, receive_message, received, retry, retry_receive,
-    socket_option,
-};
+use super::{CONTROL_LEN, Received, level_option, received, retry, retry_receive, socket_option};
 
 /// The most descriptors in a packet: one less than the kernel's SCM_MAX_FD, which is safe with every
 /// libc.
@@ -136,17 +133,6 @@ pub(crate) fn receive_packets<'a>(
         Some((received, unsafe { slice::from_raw_parts(part(index), len.min(part_len)) }))
     });
     Ok(Packets { packets, all: all && count < AT_ONCE })
-}
-
-/// Receives one packet from a peer that has no descriptors to send. Those that come are counted and
-/// closed.
-pub(crate) fn receive_bare_packet(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-) -> io::Result<Received> {
-    // With room for descriptors: without it the kernel would drop them, which can wait as close(2)
-    // can.
-    receive_message(socket, buffer, libc::MSG_DONTWAIT, drop)
 }
 
 /// Refuses descriptors on a socket, where the kernel can (Linux 6.16): a sender's sendmsg(2) fails.

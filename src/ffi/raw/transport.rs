@@ -162,7 +162,7 @@ pub extern "C" fn handoff_raw_receive(
 /// A token that comes back with a descriptor proves that this backend allowed the message. The call
 /// never blocks.
 ///
-/// @param socket  a connected Unix socket, blocking or not
+/// @param socket  a connected Unix socket, blocking or not. A TCP socket is refused.
 /// @param token   a token that the store holds
 /// @return HANDOFF_OK; HANDOFF_ERR_END_OF_STREAM if the broker closed the connection;
 ///         HANDOFF_ERR_WOULD_BLOCK if it does not read what it is sent;
