@@ -51,7 +51,7 @@ handoff_status handoff_raw_token_generate(handoff_raw_token *token) HANDOFF_NOEX
  * @param[out] token  the token
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `len` is wrong.
  *
- * Safe in any thread, after fork() and in a signal handler.
+ * Safe in any thread and after fork().
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_token_from_bytes(const void *bytes,

@@ -206,6 +206,8 @@ pub(super) fn last_errno() -> i32 {
 mod tests {
     use super::*;
     use std::ffi::CStr;
+    use std::fs;
+    use std::path::{Path, PathBuf};
 
     fn message() -> String {
         // SAFETY: the message ends in NUL and is this thread's.
@@ -218,6 +220,32 @@ mod tests {
         assert_eq!(message(), "internal error: lost count");
         assert_eq!(guard_or(7, || panic!("plain")), 7);
         assert_eq!(message(), "internal error: plain");
+    }
+
+    /// The texts of the modules in a directory.
+    fn sources(directory: &Path) -> Vec<String> {
+        let read = |path: PathBuf| {
+            if path.is_dir() { sources(&path) } else { vec![fs::read_to_string(path).unwrap()] }
+        };
+        fs::read_dir(directory).unwrap().flat_map(|entry| read(entry.unwrap().path())).collect()
+    }
+
+    #[test]
+    fn calls_for_signal_handlers_have_no_guard() {
+        let mut calls = 0;
+        for source in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ffi")) {
+            // The parts between two calls: the body of the one, and the description of the other.
+            let parts: Vec<_> = source.split("#[unsafe(no_mangle)]").collect();
+            for pair in parts.windows(2) {
+                let description = pair[0].rsplit("\n\n").next().unwrap();
+                let body = pair[1].split("\n}\n").next().unwrap();
+                if description.contains("in a signal handler") {
+                    calls += 1;
+                    assert!(!body.contains("guard(") && !body.contains("guard_or("), "{body}");
+                }
+            }
+        }
+        assert!(calls >= 10, "{calls}");
     }
 
     #[test]
