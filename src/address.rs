@@ -390,8 +390,9 @@ pub(crate) fn in_time<T>(
         }
         if let Some(timeout) = timeout {
             let now = Instant::now();
-            let end = *deadline.get_or_insert_with(|| now.checked_add(timeout).unwrap_or(now));
-            if now >= end {
+            // What is too far away to be a time is never.
+            deadline = deadline.or_else(|| now.checked_add(timeout));
+            if deadline.is_some_and(|end| now >= end) {
                 return Err(TransportError::TimedOut { socket: socket.into() });
             }
         }

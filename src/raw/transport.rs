@@ -172,6 +172,20 @@ mod tests {
     use crate::kind::ErrorKind;
     use crate::raw::ack::{self, Ack, Answer};
     use std::net::UdpSocket;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn longest_timeout_is_waited_for() {
+        let (socket, peer) = UnixStream::pair().unwrap();
+        let token = Token::from_bytes([1; Token::LEN]);
+        let sender = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            send_token(peer.as_fd(), &token)
+        });
+        let received = receive_token(socket.as_fd(), Some(Duration::MAX));
+        sender.join().unwrap().unwrap();
+        assert!(received.is_ok_and(|received| received == token));
+    }
 
     #[test]
     fn error_that_only_sending_can_give_is_not_reported_as_one_of_receiving() {
@@ -185,7 +199,7 @@ mod tests {
         assert_eq!(sent.unwrap_err().kind(), ErrorKind::SendFailed);
         let sent = send(socket.as_fd(), std::io::stderr().as_fd(), &token).unwrap_err();
         assert!(sent.to_string().contains(": cannot send descriptor 2: "), "{sent}");
-        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (socket, _peer) = UnixStream::pair().unwrap();
         let closed = io::Error::from_raw_os_error(libc::EBADF);
         let sent = send_error(socket.as_fd(), std::io::stderr().as_fd(), closed).to_string();
         assert!(sent.contains(": descriptor 2, which was to be sent, is not open"), "{sent}");
