@@ -191,6 +191,70 @@ static void assert_is_another_processes(void)
     child_assert(handoff_backend_wake(backend) == wrong);
 }
 
+/* Draining is a use, because the socket is gone then. It opens nothing: neither a limit of descriptors
+ * nor one of memory keeps a place from being given free. */
+static void process_that_only_drains_it_has_the_handle(void **state)
+{
+    (void)state;
+    int pair[2];
+    make_pair(SOCK_STREAM, pair);
+    pid_t child = start_child();
+    if (child == 0) {
+        await(pair[1]);
+        assert_is_another_processes();
+        handoff_backend_free(backend);
+        _exit(0);
+    }
+    rlim_t limit = allow_no_more_descriptors();
+    assert_ok(handoff_backend_drain(backend));
+    allow_descriptors(limit);
+    assert_false(exists(path));
+    say(pair[0]);
+    assert_child_succeeds(child);
+    assert_ok(handoff_backend_drain(backend));
+    assert_ok(handoff_backend_dispatch(backend));
+    handoff_backend_free(backend);
+    close_pair(pair);
+}
+
+static void child_that_only_drains_it_has_the_handle_and_its_file(void **state)
+{
+    (void)state;
+    pid_t child = start_child();
+    if (child == 0) {
+        child_assert(handoff_backend_drain(backend) == HANDOFF_OK && !exists(path));
+        handoff_backend_free(backend);
+        _exit(0);
+    }
+    assert_child_succeeds(child);
+    assert_is_another_processes();
+    handoff_backend_free(backend);
+}
+
+static void id_of_nothing_leaves_the_handle_unused(void **state)
+{
+    (void)state;
+    handoff_broker *broker;
+    int fd = -7;
+    assert_ok(handoff_broker_new(path, NULL, &broker));
+    rlim_t limit = allow_no_more_descriptors();
+    assert_invalid(handoff_backend_adopt(backend, 1, &fd));
+    assert_invalid(handoff_backend_reject(backend, 1, HANDOFF_REASON_REJECTED));
+    assert_status(handoff_broker_take_back(broker, 1), HANDOFF_ERR_TOO_LATE);
+    assert_ok(handoff_broker_close(broker));
+    assert_status(handoff_broker_take_back(broker, 1), HANDOFF_ERR_CLOSED);
+    allow_descriptors(limit);
+    handoff_broker_free(broker);
+    pid_t child = start_child();
+    if (child == 0) {
+        child_assert(handoff_backend_dispatch(backend) == HANDOFF_OK);
+        handoff_backend_free(backend);
+        _exit(0);
+    }
+    assert_child_succeeds(child);
+    handoff_backend_free(backend);
+}
+
 /* One child uses it; then neither its sibling nor the parent can, also after its end. */
 static void use_in_one_child_only(void)
 {
@@ -386,6 +450,9 @@ int main(void)
         FORK_TEST(file_goes_with_the_child_that_uses_it_and_a_successor_can_listen),
         FORK_TEST(file_goes_with_a_handle_that_nobody_uses),
         FORK_TEST(child_that_frees_its_copy_leaves_the_handle_to_the_parent),
+        FORK_TEST(process_that_only_drains_it_has_the_handle),
+        FORK_TEST(child_that_only_drains_it_has_the_handle_and_its_file),
+        FORK_TEST(id_of_nothing_leaves_the_handle_unused),
         FORK_TEST(second_child_is_told_that_the_handle_is_the_first_ones),
         FORK_TEST(second_child_is_told_that_a_handle_on_a_given_socket_is_the_first_ones),
         FORK_TEST(of_children_that_use_it_together_one_has_it),

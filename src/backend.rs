@@ -418,7 +418,7 @@ impl Backend {
     /// done as soon as it was taken. The arrival's bytes can be read until the next
     /// [`dispatch`](Backend::dispatch).
     pub fn adopt(&mut self, id: u64) -> Result<OwnedFd, BackendError> {
-        self.enter()?;
+        self.check_process()?;
         let place = Place::of(id);
         let claimed = self.held(place).map(|slots| slots.claim(place.slot));
         match claimed.ok_or(BackendError::Unknown { id })? {
@@ -447,7 +447,7 @@ impl Backend {
 
     /// Rejects an arrival: its descriptor is closed, and the broker serves the client another way.
     pub fn reject(&mut self, id: u64, reason: Reason) -> Result<(), BackendError> {
-        self.enter()?;
+        self.check_process()?;
         let place = Place::of(id);
         let slots = self.held(place).ok_or(BackendError::Unknown { id })?;
         let taken_back = slots.is_taken_back(place.slot);
@@ -479,10 +479,14 @@ impl Backend {
         descriptor
     }
 
-    /// Grants nothing from now on and accepts no broker: those that wait are told so. Arrivals that are held can still be adopted,
-    /// and so can those that come with tokens granted before.
+    /// Grants nothing from now on and accepts no broker: those that wait are told so. Arrivals that
+    /// are held can still be adopted, and so can those that come with tokens granted before.
+    ///
+    /// It is a use of the handle, so no copy in another process serves brokers from now on. It does not
+    /// open it: what is short where nothing is served must not keep it from giving its place free.
     pub fn drain(&mut self) -> Result<(), BackendError> {
-        self.enter()?;
+        self.handle.own()?;
+        self.accepting.removes_file(true);
         self.arrivals.draining = true;
         self.stop_accepting();
         for index in 0..self.channels.len() {

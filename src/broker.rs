@@ -631,7 +631,8 @@ impl Broker {
     /// Takes an offer back. After `Ok` the connection is the broker's and no verdict comes for it.
     pub fn take_back(&mut self, id: u64) -> Result<(), BrokerError> {
         let now = Instant::now();
-        self.enter(now)?;
+        // No offer is in flight in a handle that is not open, so this does not open it.
+        self.check()?;
         if let Some(kept) = self.kept(id).filter(|(_, copy)| copy.waits).map(|(kept, _)| kept) {
             self.outcomes.kept.forget(kept);
             self.outcomes.statistics.taken_back += 1;
@@ -757,6 +758,14 @@ impl Broker {
         Ok(self.handle.check_process()?)
     }
 
+    /// Fails if the broker is closed, or another process's.
+    fn check(&self) -> Result<(), BrokerError> {
+        if self.closed {
+            return Err(BrokerError::Closed { path: self.path.clone() });
+        }
+        self.check_process()
+    }
+
     /// Opens the handle at its first use, and checks that this is the process that did.
     #[inline(always)]
     fn enter(&mut self, now: Instant) -> Result<(), BrokerError> {
@@ -765,10 +774,7 @@ impl Broker {
 
     #[cold]
     fn open(&mut self, now: Instant) -> Result<(), BrokerError> {
-        if self.closed {
-            return Err(BrokerError::Closed { path: self.path.clone() });
-        }
-        self.handle.check_process()?;
+        self.check()?;
         if self.handle.is_open() {
             return Ok(());
         }

@@ -77,7 +77,11 @@ impl Owner {
 
     /// Whether it does now.
     fn take(&self, process: u64) -> bool {
-        self.word().compare_exchange(0, process, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        let word = self.word();
+        match word.compare_exchange(0, process, Ordering::SeqCst, Ordering::SeqCst) {
+            Ok(_) => true,
+            Err(owner) => owner == process,
+        }
     }
 }
 
@@ -168,6 +172,12 @@ impl Handle {
 
     pub(crate) fn is_open(&self) -> bool {
         self.opened.is_some()
+    }
+
+    /// Makes the handle this process's as [`open`](Handle::open) does, but opens nothing.
+    pub(crate) fn own(&self) -> Result<(), HandleError> {
+        let ours = self.waker.0.owner.take(process::current());
+        if ours { Ok(()) } else { Err(HandleError::WrongProcess) }
     }
 
     /// Makes what a handle watches, to be given to [`open`](Handle::open).
