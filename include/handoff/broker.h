@@ -57,8 +57,8 @@ typedef struct handoff_broker_options {
      */
     size_t failover_bytes;
     /**
-     * The most bytes of offers queued while the socket is full, but for the last one: at least 131072,
-     * default 1048576; HANDOFF_NO_LIMIT.
+     * The most bytes of offers queued while the socket is full: at least 131072, default 1048576;
+     * HANDOFF_NO_LIMIT.
      */
     size_t queue_bytes;
     /**

@@ -144,7 +144,8 @@ const char *handoff_version(void) HANDOFF_NOEXCEPT;
  *
  * @return HANDOFF_OK; HANDOFF_ERR_UNSUPPORTED if something is missing, and handoff_last_error()
  *         names it; HANDOFF_ERR_DESCRIPTOR_PRESSURE if it cannot tell, because this process or
- *         the system is out of descriptors.
+ *         the system is out of descriptors; HANDOFF_ERR_SYSTEM if it cannot tell because of another
+ *         limit: errno is ENOMEM, for example, or EFBIG for RLIMIT_FSIZE.
  *
  * Safe in any thread and after fork(). Opens and closes a few descriptors.
  */

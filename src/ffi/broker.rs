@@ -67,8 +67,8 @@ pub struct handoff_broker_options {
     /// backend can have them: default 16777216; HANDOFF_NO_LIMIT. An offer beyond that goes to one
     /// backend only.
     pub failover_bytes: usize,
-    /// The most bytes of offers queued while the socket is full, but for the last one: at least 131072,
-    /// default 1048576; HANDOFF_NO_LIMIT.
+    /// The most bytes of offers queued while the socket is full: at least 131072, default 1048576;
+    /// HANDOFF_NO_LIMIT.
     pub queue_bytes: usize,
     /// The backend rests after this many failures within `failure_period_ms`: 1 to 4096, default 8;
     /// HANDOFF_NO_LIMIT: it never rests. A failure is an offer that was sent and timed out, also after

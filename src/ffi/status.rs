@@ -115,7 +115,8 @@ pub extern "C" fn handoff_version() -> *const c_char {
 ///
 /// @return HANDOFF_OK; HANDOFF_ERR_UNSUPPORTED if something is missing, and handoff_last_error()
 ///         names it; HANDOFF_ERR_DESCRIPTOR_PRESSURE if it cannot tell, because this process or
-///         the system is out of descriptors.
+///         the system is out of descriptors; HANDOFF_ERR_SYSTEM if it cannot tell because of another
+///         limit: errno is ENOMEM, for example, or EFBIG for RLIMIT_FSIZE.
 ///
 /// Safe in any thread and after fork(). Opens and closes a few descriptors.
 #[unsafe(no_mangle)]
