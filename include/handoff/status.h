@@ -420,8 +420,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_LISTEN_FAILED (-29)
 
 /**
- * A bug in the library. The library stays usable, but what the call did is not known. Please report
- * it, with the text of handoff_last_error().
+ * A bug in the library. What the call did is not known: free the handle that it had. Others stay
+ * usable. Please report it, with the text of handoff_last_error().
  */
 #define HANDOFF_ERR_INTERNAL (-30)
 

@@ -77,8 +77,8 @@ pub const HANDOFF_ERR_ADDRESS_IN_USE: handoff_status = -27;
 pub const HANDOFF_ERR_NOT_A_SOCKET: handoff_status = -28;
 /// The handoff socket could not be made, for a cause that has no status of its own; see errno.
 pub const HANDOFF_ERR_LISTEN_FAILED: handoff_status = -29;
-/// A bug in the library. The library stays usable, but what the call did is not known. Please report
-/// it, with the text of handoff_last_error().
+/// A bug in the library. What the call did is not known: free the handle that it had. Others stay
+/// usable. Please report it, with the text of handoff_last_error().
 pub const HANDOFF_ERR_INTERNAL: handoff_status = -30;
 /// The backend rests: it failed too often, or what timed out has taken all its places. Serve the
 /// client another way. See HANDOFF_BACKEND_RESTING.

@@ -83,8 +83,8 @@ pub(super) fn wake(wake: impl FnOnce() -> bool) -> handoff_status {
 pub(super) fn guard_or<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
     quiet_panics();
     let _not_cancelled = sys::NotCancelled::new();
-    // What the caller sees after a panic is HANDOFF_ERR_INTERNAL, and no state is left half
-    // changed: see the locks of the modules.
+    // After a panic the state of the handle is not known, but safe to use: HANDOFF_ERR_INTERNAL tells
+    // the caller to free it.
     panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
         report_panic(&*payload);
         otherwise

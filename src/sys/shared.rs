@@ -23,7 +23,9 @@ unsafe impl Sync for SharedWords {}
 impl SharedWords {
     pub(crate) fn as_slice(&self) -> &[AtomicU64] {
         // SAFETY: `start` maps `len` words until `self` is dropped, and the file cannot shrink. The
-        // other process may write at any time, which atomics allow.
+        // other process may write at any time, which atomics allow. It may also punch holes: touching
+        // one makes a new page, or raises SIGBUS, which is no access, if the host has no memory for it
+        // (docs/security.md).
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
