@@ -455,8 +455,30 @@ pub(crate) fn shutdown_read(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// A type of which any bytes are a value.
+///
+/// # Safety
+///
+/// They are: so it has no padding, no reference and nothing like `bool`.
+unsafe trait Plain {}
+
+// SAFETY: integers.
+unsafe impl Plain for u8 {}
+// SAFETY: integers.
+unsafe impl Plain for u16 {}
+// SAFETY: integers.
+unsafe impl Plain for u32 {}
+// SAFETY: integers.
+unsafe impl Plain for u64 {}
+// SAFETY: integers.
+unsafe impl Plain for i32 {}
+// SAFETY: three integers of 32 bits.
+unsafe impl Plain for libc::ucred {}
+// SAFETY: two integers of 32 bits.
+unsafe impl Plain for libc::linger {}
+
 /// Reads a socket option of SOL_SOCKET whose value is plain data.
-fn socket_option<T: Copy>(
+fn socket_option<T: Plain>(
     socket: BorrowedFd<'_>,
     option: libc::c_int,
     value: &mut [T],
@@ -464,16 +486,15 @@ fn socket_option<T: Copy>(
     level_option(socket, libc::SOL_SOCKET, option, value)
 }
 
-/// Reads a socket option of some level whose value is plain data: integers, and says how many.
-fn level_option<T: Copy>(
+/// Reads a socket option of some level whose value is plain data, and says how many there are.
+fn level_option<T: Plain>(
     socket: BorrowedFd<'_>,
     level: libc::c_int,
     option: libc::c_int,
     value: &mut [T],
 ) -> io::Result<usize> {
     let mut len = mem::size_of_val(value) as libc::socklen_t;
-    // SAFETY: the pointer and `len` describe `value`; every caller's T is integers, of which any
-    // bytes are a value.
+    // SAFETY: the pointer and `len` describe `value`, and whatever bytes come are values of its type.
     retry(|| unsafe {
         let value = value.as_mut_ptr().cast();
         libc::getsockopt(socket.as_raw_fd(), level, option, value, &raw mut len) as isize
