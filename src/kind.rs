@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::reason::{AttemptFailure, Reason};
+use crate::reason::Reason;
 
 /// The kinds of error, one for each thing that a caller can do about it. The C status of a kind is
 /// its number, negated.
@@ -104,7 +104,7 @@ impl ErrorKind {
             ErrorKind::NotTls => Some(Reason::ClientUnsupported),
             ErrorKind::TooManyChannels => Some(Reason::TooManyChannels),
             ErrorKind::System | ErrorKind::NoMemory => Some(Reason::BackendUnavailable),
-            kind => kind.attempt_failure().map(AttemptFailure::reason),
+            kind => kind.attempt_reason(),
         }
     }
 
@@ -131,8 +131,8 @@ impl ErrorKind {
         )
     }
 
-    /// How an attempt of the raw layer that ended so failed; none where no attempt does.
-    pub fn attempt_failure(self) -> Option<AttemptFailure> {
+    /// Why an attempt of the raw layer that ended so failed; none where no attempt does.
+    pub fn attempt_reason(self) -> Option<Reason> {
         Some(match self {
             ErrorKind::Nothing
             | ErrorKind::TimedOut
@@ -152,9 +152,9 @@ impl ErrorKind {
             | ErrorKind::TlsAlert
             | ErrorKind::TlsRecord
             | ErrorKind::TooManyChannels => return None,
-            ErrorKind::Unsupported => AttemptFailure::UnsupportedPlatform,
+            ErrorKind::Unsupported => Reason::UnsupportedPlatform,
             ErrorKind::PermissionDenied | ErrorKind::PeerUnknown | ErrorKind::PeerNotAllowed => {
-                AttemptFailure::PermissionDenied
+                Reason::PermissionDenied
             }
             ErrorKind::BackendUnavailable
             | ErrorKind::SendFailed
@@ -163,12 +163,12 @@ impl ErrorKind {
             | ErrorKind::Random
             | ErrorKind::AddressInUse
             | ErrorKind::NotASocket
-            | ErrorKind::ListenFailed => AttemptFailure::BackendUnavailable,
-            ErrorKind::WouldBlock | ErrorKind::Full => AttemptFailure::BackendBusy,
+            | ErrorKind::ListenFailed => Reason::BackendUnavailable,
+            ErrorKind::WouldBlock | ErrorKind::Full => Reason::BackendBusy,
             ErrorKind::DescriptorPressure | ErrorKind::ControlTruncated => {
-                AttemptFailure::DescriptorPressure
+                Reason::DescriptorPressure
             }
-            ErrorKind::AckTimeout => AttemptFailure::AckTimeout,
+            ErrorKind::AckTimeout => Reason::AckTimeout,
             ErrorKind::ShortWrite
             | ErrorKind::AckMismatch
             | ErrorKind::AckMalformed
@@ -179,7 +179,7 @@ impl ErrorKind {
             | ErrorKind::TokenExpired
             | ErrorKind::TokenNotPending
             | ErrorKind::TokenAlreadyPending
-            | ErrorKind::TokenCollision => AttemptFailure::IntegrityMismatch,
+            | ErrorKind::TokenCollision => Reason::IntegrityMismatch,
         })
     }
 }

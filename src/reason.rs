@@ -1,4 +1,4 @@
-//! Why a connection was not handed over, and how an attempt failed.
+//! Why a connection was not handed over.
 
 /// Why a connection was not handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,87 +42,62 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason, in the order of the numbers.
+    const ALL: [Reason; 18] = [
+        Reason::ClientUnsupported,
+        Reason::PolicyDisabled,
+        Reason::DescriptorPressure,
+        Reason::RateLimited,
+        Reason::PermissionDenied,
+        Reason::IntegrityMismatch,
+        Reason::AckTimeout,
+        Reason::ForeignBackend,
+        Reason::BackendUnavailable,
+        Reason::BackendBusy,
+        Reason::Rejected,
+        Reason::UnsupportedPlatform,
+        Reason::BrokerClosed,
+        Reason::BackendDied,
+        Reason::ClientGone,
+        Reason::TooLarge,
+        Reason::Kind,
+        Reason::TooManyChannels,
+    ];
+
     /// One more than the highest number.
-    pub const COUNT: usize = 19;
+    pub const COUNT: usize = Reason::ALL.len() + 1;
+
+    /// Whether an attempt of the raw layer fails for this reason. A rejection is no failure of the
+    /// backend.
+    pub fn is_attempt_failure(self) -> bool {
+        matches!(
+            self,
+            Reason::PermissionDenied
+                | Reason::IntegrityMismatch
+                | Reason::AckTimeout
+                | Reason::BackendUnavailable
+                | Reason::BackendBusy
+                | Reason::DescriptorPressure
+                | Reason::UnsupportedPlatform
+        )
+    }
 }
+
+// Where a number stands in the list, which a new reason must be added to.
+const _: () = {
+    let mut index = 0;
+    while index < Reason::ALL.len() {
+        assert!(Reason::ALL[index] as usize == index + 1);
+        index += 1;
+    }
+};
 
 impl TryFrom<u32> for Reason {
     type Error = ();
 
     fn try_from(value: u32) -> Result<Reason, ()> {
-        Ok(match value {
-            1 => Reason::ClientUnsupported,
-            2 => Reason::PolicyDisabled,
-            3 => Reason::DescriptorPressure,
-            4 => Reason::RateLimited,
-            5 => Reason::PermissionDenied,
-            6 => Reason::IntegrityMismatch,
-            7 => Reason::AckTimeout,
-            8 => Reason::ForeignBackend,
-            9 => Reason::BackendUnavailable,
-            10 => Reason::BackendBusy,
-            11 => Reason::Rejected,
-            12 => Reason::UnsupportedPlatform,
-            13 => Reason::BrokerClosed,
-            14 => Reason::BackendDied,
-            15 => Reason::ClientGone,
-            16 => Reason::TooLarge,
-            17 => Reason::Kind,
-            18 => Reason::TooManyChannels,
-            _ => return Err(()),
-        })
-    }
-}
-
-/// How an attempt failed, as far as the fallback policy cares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttemptFailure {
-    /// The handoff socket or the peer's credentials refuse.
-    PermissionDenied,
-    /// A token or a message was not what it should be.
-    IntegrityMismatch,
-    /// No acknowledgement came by the deadline.
-    AckTimeout,
-    /// Nobody listens on the handoff socket, or the backend went away before it answered.
-    BackendUnavailable,
-    /// The backend's queue is full.
-    BackendBusy,
-    /// One side is short of descriptors.
-    DescriptorPressure,
-    /// This system cannot hand connections over.
-    UnsupportedPlatform,
-}
-
-impl AttemptFailure {
-    /// The reason that this failure gives for a fallback.
-    pub fn reason(self) -> Reason {
-        match self {
-            AttemptFailure::PermissionDenied => Reason::PermissionDenied,
-            AttemptFailure::IntegrityMismatch => Reason::IntegrityMismatch,
-            AttemptFailure::AckTimeout => Reason::AckTimeout,
-            AttemptFailure::BackendUnavailable => Reason::BackendUnavailable,
-            AttemptFailure::BackendBusy => Reason::BackendBusy,
-            AttemptFailure::DescriptorPressure => Reason::DescriptorPressure,
-            AttemptFailure::UnsupportedPlatform => Reason::UnsupportedPlatform,
-        }
-    }
-}
-
-impl TryFrom<Reason> for AttemptFailure {
-    type Error = ();
-
-    /// Fails for a reason that is no failure of the backend, such as a rejection.
-    fn try_from(reason: Reason) -> Result<AttemptFailure, ()> {
-        Ok(match reason {
-            Reason::PermissionDenied => AttemptFailure::PermissionDenied,
-            Reason::IntegrityMismatch => AttemptFailure::IntegrityMismatch,
-            Reason::AckTimeout => AttemptFailure::AckTimeout,
-            Reason::BackendUnavailable => AttemptFailure::BackendUnavailable,
-            Reason::BackendBusy => AttemptFailure::BackendBusy,
-            Reason::DescriptorPressure => AttemptFailure::DescriptorPressure,
-            Reason::UnsupportedPlatform => AttemptFailure::UnsupportedPlatform,
-            _ => return Err(()),
-        })
+        let index = (value as usize).wrapping_sub(1);
+        Reason::ALL.get(index).copied().ok_or(())
     }
 }
 
@@ -137,15 +112,5 @@ mod tests {
             let known = value != 0 && (value as usize) < Reason::COUNT;
             assert_eq!(reason, if known { Ok(value) } else { Err(()) });
         }
-    }
-
-    #[test]
-    fn failures_survive_conversion_to_their_reasons_and_back() {
-        let reasons = (0..300).filter_map(|value| Reason::try_from(value).ok());
-        let failures: Vec<_> = reasons
-            .filter_map(|reason| Some((AttemptFailure::try_from(reason).ok()?, reason)))
-            .collect();
-        assert_eq!(failures.len(), 7);
-        assert!(failures.iter().all(|(failure, reason)| failure.reason() == *reason));
     }
 }

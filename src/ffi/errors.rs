@@ -221,6 +221,16 @@ pub(super) fn entry(status: handoff_status) -> Option<&'static Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reason::Reason;
+
+    #[test]
+    fn attempts_fail_for_the_reasons_that_are_counted() {
+        let reasons = || ENTRIES.iter().filter_map(|entry| entry.kind.attempt_reason());
+        assert!(reasons().all(Reason::is_attempt_failure));
+        for reason in (1..).map_while(|number| Reason::try_from(number).ok()) {
+            assert_eq!(reasons().any(|it| it == reason), reason.is_attempt_failure(), "{reason:?}");
+        }
+    }
 
     #[test]
     fn every_kind_of_error_has_one_number_and_all_are_negative() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::address::TransportError;
 use crate::raw::ack::{self, AckError, Answer};
 use crate::raw::transport;
-use crate::reason::{AttemptFailure, Reason};
+use crate::reason::Reason;
 use crate::token::Token;
 
 /// What became of an offer.
@@ -66,10 +66,10 @@ pub fn attempt_path(
 
 fn not_sent(error: TransportError) -> Result<Verdict, AckError> {
     let kind = error.kind();
-    match kind.attempt_failure() {
+    match kind.attempt_reason() {
         None => Err(error.into()),
-        Some(failure) => Ok(Verdict::Fallback {
-            reason: failure.reason(),
+        Some(reason) => Ok(Verdict::Fallback {
+            reason,
             cause: Some(error.into()),
             may_have_reached: kind.may_have_reached_backend(),
         }),
@@ -83,8 +83,7 @@ fn after_sending(answer: Result<Answer, AckError>) -> Verdict {
         Ok(Answer::Rejected(reason)) => Verdict::Fallback { reason, cause: None, may_have_reached },
         Err(cause @ AckError::Unsettled { .. }) => Verdict::Unknown { cause },
         Err(cause) => {
-            let failure = cause.kind().attempt_failure();
-            let reason = failure.map_or(Reason::BackendUnavailable, AttemptFailure::reason);
+            let reason = cause.kind().attempt_reason().unwrap_or(Reason::BackendUnavailable);
             Verdict::Fallback { reason, cause: Some(cause), may_have_reached }
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::failures::{Attempt, FailureCounter};
 use crate::memory::{self, Map, NoMemory};
-use crate::reason::{AttemptFailure, Reason};
+use crate::reason::Reason;
 
 /// What the broker knows about a connection and its backend before it tries. Each field that is
 /// true is a reason not to try.
@@ -124,19 +124,15 @@ impl Failures {
     /// Counts a failed attempt and says what follows: the reason for this fallback and, if the
     /// backend rests now, how long it is until the next trial. If a trial is out, the failure is
     /// taken for the trial's. Allocates for a backend's first failure.
-    pub fn record_failure(
-        &self,
-        backend: &[u8],
-        failure: AttemptFailure,
-    ) -> Result<Decision, NoMemory> {
-        self.record_failure_at(backend, failure, Instant::now())
+    pub fn record_failure(&self, backend: &[u8], reason: Reason) -> Result<Decision, NoMemory> {
+        self.record_failure_at(backend, reason, Instant::now())
     }
 
     /// [`record_failure`](Failures::record_failure) at a given time.
     pub fn record_failure_at(
         &self,
         backend: &[u8],
-        failure: AttemptFailure,
+        reason: Reason,
         now: Instant,
     ) -> Result<Decision, NoMemory> {
         let mut backends = self.lock();
@@ -148,7 +144,7 @@ impl Failures {
             counted.failures.record_trial(now);
             counted.failures.time_left(now)
         });
-        Ok(Decision::Fallback { reason: failure.reason(), retry_after })
+        Ok(Decision::Fallback { reason, retry_after })
     }
 
     /// Forgets a backend's failures: it works again.
@@ -266,7 +262,7 @@ mod tests {
     }
 
     fn fail(state: &Failures, now: Instant) {
-        state.record_failure_at(b"app", AttemptFailure::AckTimeout, now).unwrap();
+        state.record_failure_at(b"app", Reason::AckTimeout, now).unwrap();
     }
 
     #[test]
@@ -307,7 +303,7 @@ mod tests {
     fn failures_of_one_backend_do_not_limit_another() {
         let state = state(1, 8);
         let now = Instant::now();
-        state.record_failure_at(b"other", AttemptFailure::AckTimeout, now).unwrap();
+        state.record_failure_at(b"other", Reason::AckTimeout, now).unwrap();
         assert_eq!(decide(&state, now), Decision::Attempt);
         assert_eq!(state.failed_count_at(b"app", now), 0);
     }
@@ -332,7 +328,7 @@ mod tests {
     fn failed_attempt_names_its_own_reason_even_when_it_is_the_last_one_allowed() {
         let state = state(1, 8);
         let now = Instant::now();
-        let decision = state.record_failure_at(b"app", AttemptFailure::AckTimeout, now).unwrap();
+        let decision = state.record_failure_at(b"app", Reason::AckTimeout, now).unwrap();
         let retry_after = Some(FailureCounter::FIRST_PAUSE);
         assert_eq!(decision, Decision::Fallback { reason: Reason::AckTimeout, retry_after });
     }
@@ -345,7 +341,7 @@ mod tests {
             state
                 .record_failure_at(
                     backend,
-                    AttemptFailure::AckTimeout,
+                    Reason::AckTimeout,
                     start + Duration::from_secs(second as u64),
                 )
                 .unwrap();
@@ -361,7 +357,7 @@ mod tests {
         let start = Instant::now();
         for second in 0..1000 {
             let now = start + Duration::from_secs(second);
-            state.record_failure_at(b"app", AttemptFailure::AckTimeout, now).unwrap();
+            state.record_failure_at(b"app", Reason::AckTimeout, now).unwrap();
             state.record_success(b"app");
         }
         assert!(state.lock().oldest.len() < 32);
@@ -381,7 +377,7 @@ mod tests {
                 now += Duration::from_millis(1 + seconds);
                 let known = model.iter().position(|(name, _)| *name == backend);
                 if fails {
-                    state.record_failure_at(&[backend], AttemptFailure::AckTimeout, now).unwrap();
+                    state.record_failure_at(&[backend], Reason::AckTimeout, now).unwrap();
                     if known.is_none() && model.len() == max_backends {
                         model.sort_by_key(|(_, time)| *time);
                         model.remove(0);

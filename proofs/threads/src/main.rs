@@ -15,7 +15,7 @@ use handoff::broker::{Broker, BrokerError, BrokerOptions, Offer, SharedBroker};
 use handoff::raw::failures::{Failures, FailuresOptions};
 use handoff::raw::pending::{PendingAcks, PendingAcksOptions};
 use handoff::raw::store::{TokenStore, TokenStoreOptions};
-use handoff::reason::AttemptFailure;
+use handoff::reason::Reason;
 
 const PAIRS: usize = 4;
 const OFFERS: usize = 500;
@@ -140,7 +140,7 @@ fn hand_over(broker: &mut Broker, connection: &UnixStream) {
 fn share(store: &TokenStore, pending: &PendingAcks, failures: &Failures, number: usize) {
     let token = store.issue().unwrap();
     pending.register(&token, number).unwrap();
-    failures.record_failure(b"backend", AttemptFailure::AckTimeout).unwrap();
+    failures.record_failure(b"backend", Reason::AckTimeout).unwrap();
     assert_eq!(pending.acknowledge(&token).unwrap(), number);
     assert!(store.redeem(&token).is_err(), "the acknowledgement ends the token's life");
     failures.record_success(b"backend");

@@ -10,7 +10,6 @@ use crate::ffi::guard::{Failure, guard, guard_or};
 use crate::ffi::reason::{HANDOFF_REASON_NONE, handoff_reason, reason};
 use crate::ffi::status::handoff_status;
 use crate::raw::failures::{Decision, Failures, FailuresOptions, Inputs};
-use crate::reason::AttemptFailure;
 
 /// The recent failures of each backend, and which of them rest, for a broker that uses the raw layer. A channel counts its
 /// backend's failures itself.
@@ -230,12 +229,13 @@ pub extern "C" fn handoff_raw_failures_record_failure(
 ) -> handoff_status {
     guard(|| {
         let (failures, backend) = (self::failures(failures)?, string(backend, "backend")?);
-        let wrong = |()| {
-            Failure::Argument("reason", Problem::Is("is not a reason for which an attempt fails"))
-        };
-        let failure = AttemptFailure::try_from(self::reason(reason)?).map_err(wrong)?;
+        let reason = self::reason(reason)?;
+        if !reason.is_attempt_failure() {
+            let problem = Problem::Is("is not a reason for which an attempt fails");
+            return Err(Failure::Argument("reason", problem));
+        }
         let out = if decision.is_null() { None } else { Some(Fill::new(decision, "decision")?) };
-        let decision = failures.record_failure(backend, failure)?;
+        let decision = failures.record_failure(backend, reason)?;
         if let Some(out) = out {
             out.set(decision.into());
         }
