@@ -213,50 +213,52 @@ pub fn wait(
     timeout: Option<Duration>,
 ) -> Result<Answer, AckError> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let at = || Socket::from(socket);
+    let problem = match wait_until(socket, token, deadline) {
+        Ok(answer) => return Ok(answer),
+        // Nothing more comes: the acknowledgement is not there.
+        Err(end @ AckError::Transport(TransportError::EndOfStream { .. })) => return Err(end),
+        Err(problem) => problem,
+    };
+    take_back(socket)?;
+    loop {
+        match take(socket, false) {
+            Ok(ack) if ack.token == *token => return Ok(ack.answer),
+            Err(
+                AckError::Nothing { .. } | AckError::Transport(TransportError::EndOfStream { .. }),
+            ) => return Err(problem.after_taking_back()),
+            Err(AckError::Transport(cause)) => return Err(AckError::Unsettled { cause }),
+            // The acknowledgement may be behind it.
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+/// Waits until the acknowledgement of `token` is there, or something that ends the wait.
+fn wait_until(
+    socket: BorrowedFd<'_>,
+    token: &Token,
+    deadline: Option<Instant>,
+) -> Result<Answer, AckError> {
     // The answer takes the backend a while, so with a deadline poll(2) comes before recv(2).
     let mut look = deadline.is_none();
-    // Set once the message is taken back: what to report if its acknowledgement is not there.
-    let mut failure: Option<AckError> = None;
     loop {
-        let mut problem = None;
-        if !look && failure.is_none() {
-            problem = match sys::wait_readable(socket, deadline) {
-                Ok(true) => None,
-                Ok(false) => Some(AckError::Timeout { socket: at() }),
-                Err(source) => Some(receive_error(socket, source).into()),
-            };
+        if !look {
+            let ready = sys::wait_readable(socket, deadline);
+            if !ready.map_err(|source| receive_error(socket, source))? {
+                return Err(AckError::Timeout { socket: socket.into() });
+            }
         }
-        look = true;
-        if problem.is_none() {
-            problem = match take(socket, deadline.is_none() && failure.is_none()) {
-                Ok(ack) if ack.token == *token => return Ok(ack.answer),
-                Ok(_) => Some(AckError::OtherToken { socket: at() }),
-                // Of a datagram socket that was shut down poll(2) says each time that there is something.
-                Err(AckError::Nothing { .. })
-                    if failure.is_none() && deadline.is_none_or(|at| Instant::now() < at) =>
-                {
-                    look = false;
-                    continue;
-                }
-                Err(AckError::Nothing { .. }) if failure.is_none() => {
-                    Some(AckError::Timeout { socket: at() })
-                }
-                // Nothing more comes: the acknowledgement is not there.
-                Err(
-                    error @ (AckError::Nothing { .. }
-                    | AckError::Transport(TransportError::EndOfStream { .. })),
-                ) => return Err(failure.map_or(error, AckError::after_taking_back)),
-                Err(AckError::Transport(cause)) if failure.is_some() => {
-                    return Err(AckError::Unsettled { cause });
-                }
-                Err(error) => Some(error),
-            };
+        match take(socket, deadline.is_none()) {
+            Ok(ack) if ack.token == *token => return Ok(ack.answer),
+            Ok(_) => return Err(AckError::OtherToken { socket: socket.into() }),
+            Err(AckError::Nothing { .. }) => {}
+            Err(error) => return Err(error),
         }
-        if failure.is_none() {
-            failure = problem;
-            take_back(socket)?;
+        // Of a datagram socket that was shut down poll(2) says each time that there is something.
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(AckError::Timeout { socket: socket.into() });
         }
+        look = false;
     }
 }
 
