@@ -16,12 +16,13 @@ pub(crate) mod user;
 
 use std::ffi::CStr;
 use std::fmt::{self, Write};
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
+use std::slice;
 use std::time::{Duration, Instant};
 
 use arrived::Arrived;
@@ -218,21 +219,10 @@ fn accept_with(listener: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<Owned
 /// Sends without blocking and without SIGPIPE. A TCP socket refuses it, EISCONN.
 pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     send_but_over_tcp(|flags| {
+        let flags = flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let (start, len) = (bytes.as_ptr().cast(), bytes.len());
         // SAFETY: the pointer and the length describe `bytes`, which send(2) only reads.
-        unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) }
-    })
-}
-
-/// Makes a call that sends a token, with flags that make a TCP socket refuse it, EISCONN: TCP would
-/// send it, which is a secret, to somebody's client.
-///
-/// TCP refuses to connect anew with the first bytes, tcp(7), and a Unix socket does not know the flag
-/// and ignores it. A sandbox may refuse flags that it does not know.
-fn send_but_over_tcp(mut send: impl FnMut(libc::c_int) -> isize) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    retry(|| send(flags | libc::MSG_FASTOPEN)).or_else(|error| match error.raw_os_error() {
-        Some(libc::EINVAL) => retry(|| send(flags)),
-        _ => Err(error),
+        retry(|| unsafe { libc::send(socket.as_raw_fd(), start, len, flags) })
     })
 }
 
@@ -243,31 +233,19 @@ pub(crate) fn send_with_descriptor(
     bytes: &[u8],
     descriptor: BorrowedFd<'_>,
 ) -> io::Result<usize> {
-    const PAYLOAD: libc::c_uint = mem::size_of::<RawFd>() as libc::c_uint;
-    // SAFETY: CMSG_SPACE computes a size from a size.
-    const SPACE: usize = unsafe { libc::CMSG_SPACE(PAYLOAD) } as usize;
-    // Of u64, so that it is aligned for a cmsghdr.
-    let mut control = [0u64; SPACE.div_ceil(8)];
-    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    // SAFETY: msghdr is integers and pointers; all zero is a value of it.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_iov = &raw mut iov;
-    message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = SPACE as _;
-    // SAFETY: `msg_control` points to SPACE aligned bytes, room for one header and one descriptor,
-    // so CMSG_FIRSTHDR is not NULL and CMSG_DATA lies inside; RawFd is written unaligned.
-    unsafe {
-        let header = libc::CMSG_FIRSTHDR(&raw const message);
-        (*header).cmsg_level = libc::SOL_SOCKET;
-        (*header).cmsg_type = libc::SCM_RIGHTS;
-        (*header).cmsg_len = libc::CMSG_LEN(PAYLOAD) as _;
-        ptr::write_unaligned(libc::CMSG_DATA(header).cast(), descriptor.as_raw_fd());
-    }
-    send_but_over_tcp(|flags| {
-        // SAFETY: `message` points to `iov` and `control`, which outlive the call; sendmsg(2) only
-        // reads `bytes`.
-        unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) }
+    let (parts, descriptors) = ([IoSlice::new(bytes)], [descriptor.as_raw_fd()]);
+    send_but_over_tcp(|flags| packet::send_message(socket, &parts, &descriptors, flags))
+}
+
+/// Makes a call that sends a token, with a flag that makes a TCP socket refuse it, EISCONN: TCP
+/// ignores SCM_RIGHTS and would send the token, which is a secret, to somebody's client.
+///
+/// TCP refuses to connect anew with the first bytes, tcp(7), and a Unix socket does not know the flag
+/// and ignores it. A sandbox may refuse flags that it does not know.
+fn send_but_over_tcp(send: impl Fn(libc::c_int) -> io::Result<usize>) -> io::Result<usize> {
+    send(libc::MSG_FASTOPEN).or_else(|error| match error.raw_os_error() {
+        Some(libc::EINVAL) => send(0),
+        _ => Err(error),
     })
 }
 
@@ -348,8 +326,29 @@ const SCM_PIDFD: libc::c_int = 4;
 
 /// Gives every descriptor that recvmsg(2) installed to `take`, once. Those that are not of a
 /// connection (a pidfd of the sender) are closed here.
-#[allow(clippy::unnecessary_cast, reason = "the integers' widths differ between C libraries")]
 fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(Arrived)) {
+    for_each_control(message, |level, kind, data| {
+        let is_rights = kind == libc::SCM_RIGHTS;
+        if level != libc::SOL_SOCKET || !(is_rights || kind == SCM_PIDFD) {
+            return;
+        }
+        for number in data.chunks_exact(mem::size_of::<RawFd>()) {
+            let fd = number.try_into().map_or(-1, RawFd::from_ne_bytes);
+            if fd < 0 {
+                continue;
+            }
+            // SAFETY: the kernel installed this descriptor for us, and each is read once.
+            let descriptor = unsafe { OwnedFd::from_raw_fd(fd) };
+            if is_rights {
+                take(Arrived::new(descriptor));
+            }
+        }
+    });
+}
+
+/// Gives the level, the type and the data of every control message that recvmsg(2) wrote to `look`.
+#[allow(clippy::unnecessary_cast, reason = "the integers' widths differ between C libraries")]
+fn for_each_control(message: &libc::msghdr, mut look: impl FnMut(libc::c_int, libc::c_int, &[u8])) {
     let end = message.msg_control as usize + message.msg_controllen as usize;
     // SAFETY: recvmsg(2) filled `msg_control` and set `msg_controllen` to what it wrote there.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(ptr::from_ref(message)) };
@@ -361,20 +360,8 @@ fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(Arrived)) {
         let data = unsafe { libc::CMSG_DATA(header) };
         // Never read past the buffer, even if cmsg_len says more than arrived.
         let len = (header as usize).saturating_add(len).min(end).saturating_sub(data as usize);
-        let is_rights = kind == libc::SCM_RIGHTS;
-        if level == libc::SOL_SOCKET && (is_rights || kind == SCM_PIDFD) {
-            for index in 0..len / mem::size_of::<RawFd>() {
-                // SAFETY: `index` counts whole descriptors inside the `len` bytes at `data`.
-                let fd = unsafe { ptr::read_unaligned(data.cast::<RawFd>().add(index)) };
-                if fd >= 0 {
-                    // SAFETY: the kernel installed this descriptor for us, and each is read once.
-                    let descriptor = unsafe { OwnedFd::from_raw_fd(fd) };
-                    if is_rights {
-                        take(Arrived::new(descriptor));
-                    }
-                }
-            }
-        }
+        // SAFETY: recvmsg(2) wrote these `len` bytes at `data`, inside the buffer.
+        look(level, kind, unsafe { slice::from_raw_parts(data, len) });
         // SAFETY: `header` lies in the buffer that `message` describes.
         header = unsafe { libc::CMSG_NXTHDR(ptr::from_ref(message), header) };
     }
@@ -568,14 +555,8 @@ pub(crate) const A_SOCKET: &str = "a socket";
 /// What a descriptor is, for the sentence about one that cannot be used: fstat(2).
 #[cold]
 pub(crate) fn what_is(descriptor: BorrowedFd<'_>) -> &'static str {
-    let mut status = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: `status` has room for one stat, written on success.
-    let result = unsafe { libc::fstat(descriptor.as_raw_fd(), status.as_mut_ptr()) };
-    if result != 0 {
-        return "not open";
-    }
-    // SAFETY: the call succeeded.
-    match unsafe { status.assume_init() }.st_mode & libc::S_IFMT {
+    let Ok(status) = file::status_of(descriptor) else { return "not open" };
+    match status.kind {
         libc::S_IFSOCK => A_SOCKET,
         libc::S_IFIFO => "a pipe",
         libc::S_IFREG => "a regular file",

@@ -31,7 +31,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::{ListenerError, ListenerOptions, failed};
@@ -149,8 +149,8 @@ impl<'a> Place<'a> {
     /// What is at the path, unless it must stay.
     fn examine(&self) -> Result<Found, ListenerError> {
         match file::status_at(&self.directory, &self.name) {
-            Ok(status) if status.is_socket => {}
-            Ok(status) if status.is_directory => {
+            Ok(status) if status.is_socket() => {}
+            Ok(status) if status.is_directory() => {
                 return Err(ListenerError::Directory { path: self.path.to_owned() });
             }
             Ok(_) => return Err(ListenerError::NotASocket { path: self.path.to_owned() }),
@@ -185,7 +185,7 @@ impl<'a> Place<'a> {
     /// allowed to change the path: in a sticky directory such as /tmp.
     fn is_strangers(&self, directory: &Path) -> bool {
         const STICKY: u32 = 0o1000;
-        let around = file::status_of(&self.directory);
+        let around = file::status_of(self.directory.as_fd());
         let (Ok(around), Ok(it)) = (around, file::status_at(&self.directory, directory)) else {
             return false;
         };
@@ -242,7 +242,7 @@ impl<'a> Draft<'a> {
         // Where nobody can put a link in its place.
         self.make_private()?;
         let status = file::status_at(directory, &self.file)?;
-        if !status.is_socket {
+        if !status.is_socket() {
             return Err(io::Error::from_raw_os_error(libc::ENOTSOCK));
         }
         file::set_mode_at(directory, &self.file, mode)?;
@@ -332,7 +332,7 @@ impl<'a> Draft<'a> {
         for entry in entries {
             let file = lock.join(entry?.file_name());
             let stale = || {
-                if !file::status_at(&self.place.directory, &file)?.is_socket {
+                if !file::status_at(&self.place.directory, &file)?.is_socket() {
                     return Err(io::Error::from_raw_os_error(libc::ENOTSOCK));
                 }
                 if self.place.is_bound(&file)? {

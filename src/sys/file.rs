@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::fs::{Metadata, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -24,13 +24,25 @@ impl FileId {
     }
 }
 
-/// A file's identity, its owner, whether it is a socket, and its permission bits.
+/// What stat(2) says of a file.
 pub(crate) struct FileStatus {
     pub id: FileId,
     pub owner: u32,
-    pub is_socket: bool,
-    pub is_directory: bool,
+    /// One of S_IF*.
+    pub kind: libc::mode_t,
+    /// The permission bits.
     pub mode: u32,
+    pub size: u64,
+}
+
+impl FileStatus {
+    pub(crate) fn is_socket(&self) -> bool {
+        self.kind == libc::S_IFSOCK
+    }
+
+    pub(crate) fn is_directory(&self) -> bool {
+        self.kind == libc::S_IFDIR
+    }
 }
 
 /// Opens a directory to name files in it, which takes no permission to read it.
@@ -55,7 +67,7 @@ pub(crate) fn status_at(directory: &OwnedFd, name: &Path) -> io::Result<FileStat
 }
 
 /// fstat(2).
-pub(crate) fn status_of(file: &OwnedFd) -> io::Result<FileStatus> {
+pub(crate) fn status_of(file: BorrowedFd<'_>) -> io::Result<FileStatus> {
     // SAFETY: `status` is where a stat goes.
     status(|status| unsafe { libc::fstat(file.as_raw_fd(), status) })
 }
@@ -70,9 +82,9 @@ pub(super) fn status(call: impl Fn(*mut libc::stat) -> libc::c_int) -> io::Resul
     Ok(FileStatus {
         id: FileId { device: status.st_dev as u64, inode: status.st_ino as u64 },
         owner: status.st_uid,
-        is_socket: status.st_mode & libc::S_IFMT == libc::S_IFSOCK,
-        is_directory: status.st_mode & libc::S_IFMT == libc::S_IFDIR,
+        kind: status.st_mode & libc::S_IFMT,
         mode: status.st_mode as u32 & 0o7777,
+        size: status.st_size as u64,
     })
 }
 

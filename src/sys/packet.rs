@@ -20,6 +20,16 @@ pub(crate) fn send_packet(
     parts: &[IoSlice<'_>],
     descriptors: &[RawFd],
 ) -> io::Result<usize> {
+    send_message(socket, parts, descriptors, 0)
+}
+
+/// [`send_packet`], with flags of sendmsg(2) besides.
+pub(super) fn send_message(
+    socket: BorrowedFd<'_>,
+    parts: &[IoSlice<'_>],
+    descriptors: &[RawFd],
+    flags: libc::c_int,
+) -> io::Result<usize> {
     const MOST: usize = MAX_DESCRIPTORS;
     // SAFETY: CMSG_SPACE computes a size from a size.
     const SPACE: usize =
@@ -49,7 +59,7 @@ pub(crate) fn send_packet(
             ptr::copy_nonoverlapping(descriptors.as_ptr().cast::<u8>(), data, len as usize);
         }
     }
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let flags = flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: `message` points to `parts` and `control`, which outlive the call; sendmsg(2) only
     // reads the bytes.
     retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })

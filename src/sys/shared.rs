@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::AtomicU64;
 
-use super::retry;
+use super::{file, retry};
 
 /// Atomic words in memory that two processes share.
 #[derive(Debug)]
@@ -151,13 +151,7 @@ pub(crate) fn map_shared_words(file: BorrowedFd<'_>, len: usize) -> io::Result<S
     if file_system.f_type as u64 & 0xffff_ffff == HUGETLBFS_MAGIC {
         return Err(refused());
     }
-    let mut status = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: `status` has room for one stat, written on success.
-    let status = unsafe {
-        retry(|| libc::fstat(file.as_raw_fd(), status.as_mut_ptr()) as isize)?;
-        status.assume_init()
-    };
-    let size = usize::try_from(status.st_size).unwrap_or(usize::MAX);
+    let size = usize::try_from(file::status_of(file)?.size).unwrap_or(usize::MAX);
     let least = len * size_of::<AtomicU64>();
     if size < least || size > least.next_multiple_of(page_size()) {
         return Err(refused());

@@ -6,9 +6,8 @@
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr;
 
-use super::{CONTROL_LEN, for_each_descriptor, level_option, retry};
+use super::{CONTROL_LEN, for_each_control, for_each_descriptor, level_option, retry};
 
 const SOL_TLS: libc::c_int = 282;
 const TCP_ULP: libc::c_int = 31;
@@ -90,24 +89,14 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<R
 }
 
 /// The content type among the control messages that recvmsg(2) wrote.
-#[allow(clippy::unnecessary_cast, reason = "the integers' widths differ between C libraries")]
 fn content_type(message: &libc::msghdr) -> Option<u8> {
-    // SAFETY: recvmsg(2) filled `msg_control` and set `msg_controllen` to what it wrote there.
-    let mut header = unsafe { libc::CMSG_FIRSTHDR(ptr::from_ref(message)) };
-    while !header.is_null() {
-        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR only return headers that lie in the buffer.
-        let (level, kind, len) =
-            unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len as usize) };
-        // SAFETY: CMSG_LEN computes a size from a size.
-        let least = unsafe { libc::CMSG_LEN(1) } as usize;
-        if level == SOL_TLS && kind == TLS_GET_RECORD_TYPE && len >= least {
-            // SAFETY: the message has one byte at the least.
-            return Some(unsafe { *libc::CMSG_DATA(header) });
+    let mut content = None;
+    for_each_control(message, |level, kind, data| {
+        if level == SOL_TLS && kind == TLS_GET_RECORD_TYPE {
+            content = content.or(data.first().copied());
         }
-        // SAFETY: `header` lies in the buffer that `message` describes.
-        header = unsafe { libc::CMSG_NXTHDR(ptr::from_ref(message), header) };
-    }
-    None
+    });
+    content
 }
 
 /// Sends a record of a content type, whole or not at all, without waiting and without SIGPIPE. The
