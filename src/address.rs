@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::kind::ErrorKind;
-use crate::sys::{self, Address, AddressError, MAX_PATH_LEN, Said, SocketKind};
+use crate::sys::{self, Address, AddressError, Said, SocketKind};
 
 /// Whether a path names a directory of handoff sockets: it ends in `/`, and is no abstract name.
 pub(crate) fn is_directory(path: &Path) -> bool {
@@ -43,7 +43,7 @@ struct Shortened<'a>(&'a Path);
 impl fmt::Display for Shortened<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.0.as_os_str().as_bytes();
-        if bytes.len() <= MAX_PATH_LEN {
+        if bytes.len() <= Address::MAX_PATH {
             return self.0.display().fmt(f);
         }
         for chunk in bytes[..SHOWN_LEN].utf8_chunks() {
@@ -249,7 +249,10 @@ pub enum PathProblem {
     #[error("the path is empty")]
     Empty,
     /// It has too many bytes.
-    #[error("the path has {len} bytes, and a Unix socket's has {MAX_PATH_LEN} at the most")]
+    #[error(
+        "the path has {len} bytes, and a Unix socket's has {most} at the most",
+        most = Address::MAX_PATH
+    )]
     TooLong {
         /// How many it has.
         len: usize,

@@ -107,11 +107,6 @@ pub(crate) fn socket(kind: SocketKind) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// The most bytes in a path, or in an abstract name with its `@`. Such a name has no NUL at its end
-/// but one at its front, so both kinds lose a byte.
-pub(crate) const MAX_PATH_LEN: usize =
-    mem::size_of::<libc::sockaddr_un>() - mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
-
 /// A Unix socket address, unix(7): a path or, behind a leading `@`, an abstract name.
 pub(crate) struct Address {
     raw: libc::sockaddr_un,
@@ -127,8 +122,10 @@ pub(crate) enum AddressError {
 }
 
 impl Address {
-    /// The most bytes of a path.
-    pub(crate) const MAX_PATH: usize = 107;
+    /// The most bytes of a path, or of an abstract name with its `@`: 107. Such a name has no NUL at its
+    /// end but one at its front, so both kinds lose a byte.
+    pub(crate) const MAX_PATH: usize =
+        mem::size_of::<libc::sockaddr_un>() - mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
 
     pub(crate) fn new(path: &Path) -> Result<Address, AddressError> {
         let bytes = path.as_os_str().as_bytes();
@@ -138,7 +135,7 @@ impl Address {
         if bytes.contains(&0) {
             return Err(AddressError::HasNul);
         }
-        if bytes.len() > MAX_PATH_LEN {
+        if bytes.len() > Address::MAX_PATH {
             return Err(AddressError::TooLong);
         }
         for (to, from) in raw.sun_path.iter_mut().zip(bytes) {

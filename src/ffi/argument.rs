@@ -161,7 +161,8 @@ pub(super) fn wait(milliseconds: i32) -> Option<Duration> {
     u64::try_from(milliseconds).ok().map(Duration::from_millis)
 }
 
-/// When an offer is given up: 0 is the default, which is `otherwise`; the largest is never.
+/// A timeout, a lifetime or a pause: 0 is the default, which is `otherwise`; the largest is without
+/// end.
 pub(super) fn timeout(milliseconds: u64, otherwise: Duration) -> Duration {
     match milliseconds {
         0 => otherwise,

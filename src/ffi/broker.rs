@@ -181,12 +181,11 @@ pub extern "C" fn handoff_broker_new(
 fn core_options(options: handoff_broker_options) -> Result<BrokerOptions, Failure> {
     let policy = policy(options.policy)?;
     let defaults = BrokerOptions::default();
-    let or_default = |milliseconds, default| timeout(milliseconds, default);
-    let reconnect_min = or_default(options.reconnect_min_ms, defaults.reconnect_min);
+    let reconnect_min = timeout(options.reconnect_min_ms, defaults.reconnect_min);
     Ok(BrokerOptions {
         max_in_flight: nonzero(options.max_in_flight, defaults.max_in_flight),
         timeout: timeout(options.timeout_ms, defaults.timeout),
-        attempt_timeout: or_default(options.attempt_timeout_ms, defaults.attempt_timeout),
+        attempt_timeout: timeout(options.attempt_timeout_ms, defaults.attempt_timeout),
         failover_bytes: nonzero(options.failover_bytes, defaults.failover_bytes),
         queue_bytes: nonzero(options.queue_bytes, defaults.queue_bytes),
         max_failures: match options.max_failures {
@@ -194,12 +193,9 @@ fn core_options(options: handoff_broker_options) -> Result<BrokerOptions, Failur
             usize::MAX => None,
             most => Some(most),
         },
-        failure_period: or_default(options.failure_period_ms, defaults.failure_period),
+        failure_period: timeout(options.failure_period_ms, defaults.failure_period),
         reconnect_min,
-        reconnect_max: or_default(
-            options.reconnect_max_ms,
-            defaults.reconnect_max.max(reconnect_min),
-        ),
+        reconnect_max: timeout(options.reconnect_max_ms, defaults.reconnect_max.max(reconnect_min)),
         spin: Duration::from_micros(options.spin_us.into()),
         users: memory::copy(policy.users, "the policy")?,
         groups: memory::copy(policy.groups, "the policy")?,

@@ -169,7 +169,8 @@ impl PendingAcks {
         self.leave(token)
     }
 
-    fn leave(&self, token: &Token) -> Result<usize, PendingError> {
+    /// Takes an entry, however its message ended.
+    pub(crate) fn leave(&self, token: &Token) -> Result<usize, PendingError> {
         let Entries { places, pending } = &mut *self.lock();
         let Entry::Occupied(place) = places.entry(*token) else {
             return Err(PendingError::NotPending);

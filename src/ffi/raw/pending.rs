@@ -12,7 +12,6 @@ use crate::ffi::growing::{Growing, Input, initialize, read_or_default};
 use crate::ffi::guard::{Failure, guard, guard_or};
 use crate::ffi::status::handoff_status;
 use crate::raw::pending::{PendingAcks, PendingAcksOptions};
-use crate::token::Token;
 
 /// The acknowledgements that a broker waits for. An entry is removed exactly once: acknowledged in
 /// time, abandoned or expired. The call that removes it returns its `user_data` and revokes its
@@ -128,7 +127,7 @@ pub extern "C" fn handoff_raw_pending_acknowledge(
     token: *const handoff_raw_token,
     user_data: *mut *mut c_void,
 ) -> handoff_status {
-    guard(|| leave(pending, token, user_data, |pending, token| Ok(pending.acknowledge(token)?)))
+    guard(|| leave(pending, token, user_data))
 }
 
 /// Removes the entry of a message that you take back or could not send.
@@ -145,18 +144,17 @@ pub extern "C" fn handoff_raw_pending_abandon(
     token: *const handoff_raw_token,
     user_data: *mut *mut c_void,
 ) -> handoff_status {
-    guard(|| leave(pending, token, user_data, |pending, token| Ok(pending.abandon(token)?)))
+    guard(|| leave(pending, token, user_data))
 }
 
 fn leave(
     pending: *const handoff_raw_pending,
     token: *const handoff_raw_token,
     user_data: *mut *mut c_void,
-    leave: impl FnOnce(&PendingAcks, &Token) -> Result<usize, Failure>,
 ) -> Result<(), Failure> {
     let (pending, token) = (self::pending(pending)?, self::token(token, "token")?);
     let out = Out::optional(user_data, "user_data")?;
-    let user_data = leave(pending, &token)?;
+    let user_data = pending.leave(&token)?;
     if let Some(out) = out {
         out.set(std::ptr::with_exposed_provenance_mut(user_data));
     }
