@@ -338,6 +338,52 @@ static void refusals_are_counted_at_the_backend_and_by_the_broker(void **state)
     assert_int_equal(broker_statistics(fleet.broker).refusals[-HANDOFF_ERR_FULL], 3);
 }
 
+/* Refusals that are because of a backend, since the broker was made. */
+static uint64_t refusals_at(int which)
+{
+    return sum(state_of(fleet.broker, fleet.paths[which]).refusals, 64);
+}
+
+static void refusal_by_a_closed_broker_is_counted_at_no_backend(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(fleet.client[0]);
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    open_fleet(&fleet, 1, NULL, NULL);
+    free_backend(&fleet, 0);
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_DOWN));
+    assert_status(handoff_broker_offer(fleet.broker, &offer, NULL),
+                  HANDOFF_ERR_BACKEND_UNAVAILABLE);
+    assert_int_equal(refusals_at(0), 1);
+    assert_ok(handoff_broker_close(fleet.broker));
+    assert_status(handoff_broker_offer_and_wait(fleet.broker, &offer, &verdict),
+                  HANDOFF_ERR_CLOSED);
+    assert_int_equal(broker_statistics(fleet.broker).refused, 2);
+    assert_int_equal(refusals_at(0), 1);
+}
+
+static void verdicts_that_were_not_taken_are_no_refusal_of_a_backend(void **state)
+{
+    (void)state;
+    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+    handoff_offer offer = offer_of(fleet.client[0]);
+    options.max_in_flight = 1;
+    open_fleet(&fleet, 2, &options, NULL);
+    offer_client(&fleet);
+    offer_client(&fleet);
+    for (int i = 0; i < 2; i++) {
+        uint64_t id = 0;
+        assert_int_equal(arrivals_at(&fleet, i, &id), 1);
+        reject_at(&fleet, i, id, HANDOFF_REASON_REJECTED);
+    }
+    turn(&fleet);
+    assert_status(handoff_broker_offer(fleet.broker, &offer, NULL), HANDOFF_ERR_FULL);
+    assert_string_equal(handoff_last_error(),
+                        "the limit of verdicts that were not taken is reached: 2");
+    assert_int_equal(broker_statistics(fleet.broker).refusals[-HANDOFF_ERR_FULL], 1);
+    assert_int_equal(refusals_at(0) + refusals_at(1), 0);
+}
+
 /* A program that was compiled for an older or for a newer header. */
 static void state_of_a_newer_header_is_filled_and_one_without_all_fields_is_not(void **state)
 {
@@ -418,6 +464,8 @@ int main(void)
         FLEET_TEST(counts_of_all_backends_are_those_of_the_broker),
         FLEET_TEST(histogram_counts_by_powers_of_two),
         FLEET_TEST(refusals_are_counted_at_the_backend_and_by_the_broker),
+        FLEET_TEST(refusal_by_a_closed_broker_is_counted_at_no_backend),
+        FLEET_TEST(verdicts_that_were_not_taken_are_no_refusal_of_a_backend),
         FLEET_TEST(state_of_a_newer_header_is_filled_and_one_without_all_fields_is_not),
         FLEET_TEST(path_and_message_are_valid_until_the_next_call),
         FLEET_TEST(states_of_a_thousand_backends_can_be_read_each_second),

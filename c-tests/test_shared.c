@@ -285,6 +285,75 @@ static void thread_without_a_backend_is_refused_at_once(void **state)
         assert_int_equal(offerers[i].status, HANDOFF_ERR_BACKEND_UNAVAILABLE);
 }
 
+/* ---- counts -------------------------------------------------------------------------------------- */
+
+enum { REFUSED_EACH = 2000 };
+
+/* What the backend has no part in, or what it alone has. */
+static void *be_refused(void *argument)
+{
+    struct offerer *self = argument;
+    handoff_offer offer = offer_of(self->fd);
+    offer.timeout_ms = HANDOFF_NO_TIMEOUT;
+    offer.flags = self->status == HANDOFF_ERR_NOT_TLS ? HANDOFF_OFFER_TLS : 0;
+    for (int i = 0; i < REFUSED_EACH; i++) {
+        handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+        handoff_status status = handoff_broker_offer_and_wait(self->broker, &offer, &verdict);
+        if (status != self->status) {
+            self->status = status;
+            break;
+        }
+    }
+    return NULL;
+}
+
+static void refusals_of_many_threads_are_counted_where_they_belong(void **state)
+{
+    (void)state;
+    handoff_backend_state counted = HANDOFF_BACKEND_STATE_INIT;
+    static const handoff_status refusals[] = {HANDOFF_ERR_NOT_TLS, HANDOFF_ERR_BACKEND_UNAVAILABLE};
+    handoff_backend_free(channel.backend);
+    channel.backend = NULL;
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    for (int i = 0; i < 4; i++) {
+        struct offerer *self = &offerers[i];
+        *self = (struct offerer){.broker = channel.broker, .fd = client[0],
+                                 .status = refusals[i % 2]};
+        assert_int_equal(pthread_create(&self->thread, NULL, be_refused, self), 0);
+    }
+    join_offerers(0, 4);
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(offerers[i].status, refusals[i % 2]);
+    handoff_broker_statistics statistics = broker_statistics(channel.broker);
+    assert_ok(handoff_broker_get_state(channel.broker, 0, &counted));
+    assert_int_equal(statistics.refused, 4 * REFUSED_EACH);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(statistics.refusals[-refusals[i]], 2 * REFUSED_EACH);
+    assert_int_equal(counted.refusals[-HANDOFF_ERR_NOT_TLS], 0);
+    assert_int_equal(counted.refusals[-HANDOFF_ERR_BACKEND_UNAVAILABLE], 2 * REFUSED_EACH);
+}
+
+/* Whatever another thread was refused because of before. */
+static void refusal_by_a_closed_broker_is_not_the_backends(void **state)
+{
+    (void)state;
+    handoff_backend_state counted = HANDOFF_BACKEND_STATE_INIT;
+    handoff_backend_free(channel.backend);
+    channel.backend = NULL;
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    start_offerer(0, HANDOFF_NO_TIMEOUT);
+    join_offerers(0, 1);
+    assert_int_equal(offerers[0].status, HANDOFF_ERR_BACKEND_UNAVAILABLE);
+    assert_ok(handoff_broker_close(channel.broker));
+    start_offerer(1, HANDOFF_NO_TIMEOUT);
+    join_offerers(1, 2);
+    assert_int_equal(offerers[1].status, HANDOFF_ERR_CLOSED);
+    assert_int_equal(broker_statistics(channel.broker).refusals[-HANDOFF_ERR_CLOSED], 1);
+    assert_ok(handoff_broker_get_state(channel.broker, 0, &counted));
+    assert_int_equal(counted.refusals[-HANDOFF_ERR_BACKEND_UNAVAILABLE], 1);
+    assert_int_equal(counted.refusals[-HANDOFF_ERR_CLOSED], 0);
+}
+
 /* ---- ends ---------------------------------------------------------------------------------------- */
 
 static void wake_ends_every_wait_and_each_offer_is_taken_back(void **state)
@@ -620,6 +689,8 @@ int main(void)
         SHARED_TEST(thread_without_room_is_refused_when_its_time_is_up),
         SHARED_TEST(later_offers_with_earlier_deadlines_fall_back_in_time),
         SHARED_TEST(thread_without_a_backend_is_refused_at_once),
+        SHARED_TEST(refusals_of_many_threads_are_counted_where_they_belong),
+        SHARED_TEST(refusal_by_a_closed_broker_is_not_the_backends),
         SHARED_TEST(wake_ends_every_wait_and_each_offer_is_taken_back),
         SHARED_TEST(one_wake_ends_all_waits_that_run_and_none_after_them),
         SHARED_TEST(wake_before_a_wait_ends_that_wait_and_no_other),

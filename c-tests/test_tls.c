@@ -118,6 +118,17 @@ static void plain_connection_is_not_offered_as_tls(void **state)
     assert_true(handoff_status_is_fallback_safe(HANDOFF_ERR_NOT_TLS));
     offer.flags = 4;
     assert_invalid(handoff_broker_offer(channel.broker, &offer, NULL));
+    /* Who may not offer at all learns that first. */
+    offer.flags = HANDOFF_OFFER_TLS;
+    pid_t child = start_child();
+    if (child == 0) {
+        child_assert(handoff_broker_offer(channel.broker, &offer, NULL) ==
+                     HANDOFF_ERR_WRONG_PROCESS);
+        _exit(0);
+    }
+    assert_child_succeeds(child);
+    assert_ok(handoff_broker_close(channel.broker));
+    assert_status(handoff_broker_offer(channel.broker, &offer, NULL), HANDOFF_ERR_CLOSED);
     close(ends[0]);
     close(ends[1]);
     close_channel(&channel);

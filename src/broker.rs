@@ -94,7 +94,7 @@ use crate::wire::{
 use choosing::{Load, Placing};
 use directory::Directory;
 use kept::NOT_KEPT;
-use member::{Link, Member, Needs, Obstacle, PARTS};
+use member::{Link, Member, Needs, PARTS};
 use offers::Parts;
 use options::MAX_TIMEOUT;
 use outcomes::{Again, Ledger, Outcomes};
@@ -183,6 +183,20 @@ pub struct Verdict {
     pub kind: u8,
 }
 
+/// Why an offer is refused.
+#[derive(Debug)]
+struct Refused {
+    error: BrokerError,
+    /// The number of the backend because of which it is; none if it is because of none.
+    by: Option<u32>,
+}
+
+impl From<BrokerError> for Refused {
+    fn from(error: BrokerError) -> Refused {
+        Refused { error, by: None }
+    }
+}
+
 /// What a [`Broker`] has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BrokerStatistics {
@@ -250,8 +264,6 @@ pub struct Broker {
     outcomes: Outcomes,
     next_id: u64,
     closed: bool,
-    /// The backend because of which the last offer was refused, if it was.
-    refused_by: Option<u32>,
     /// An offer of so many bytes was refused: the descriptor is to be readable when one would be taken.
     wanted: Option<usize>,
     /// The descriptor will be readable for the verdicts that are left.
@@ -290,7 +302,6 @@ impl Broker {
             next_id: 1,
             closed: false,
             wanted: None,
-            refused_by: None,
             rest_told: false,
             buffer: Vec::new(),
             descriptors: Vec::new(),
@@ -319,7 +330,7 @@ impl Broker {
         let now = Instant::now();
         let id = match self.queue(offer, self.most_verdicts, now) {
             Ok(id) => id,
-            Err(error) => return Err(self.counted(error)),
+            Err(refused) => return Err(self.counted(refused)),
         };
         if !offer.more || self.part_waits(id) {
             // The offer is taken: if sending it fails, its verdict says so.
@@ -339,15 +350,15 @@ impl Broker {
         matches!(member, Some(Link::Up(channel)) if channel.offers.queued() == 0)
     }
 
-    /// Counts the error of an offer that is refused.
+    /// Counts an offer that is refused, and returns why it is.
     #[cold]
-    fn counted(&mut self, error: BrokerError) -> BrokerError {
+    fn counted(&mut self, Refused { error, by }: Refused) -> BrokerError {
         let statistics = &mut self.outcomes.statistics;
         statistics.refused += 1;
         if let Some(count) = statistics.refusals.get_mut(error.kind() as usize) {
             *count += 1;
         }
-        if let Some(index) = self.refused_by {
+        if let Some(index) = by {
             self.members[index as usize].tally.refused(error.kind());
         }
         error
@@ -359,50 +370,17 @@ impl Broker {
         offer: &Offer<'_>,
         most_verdicts: usize,
         now: Instant,
-    ) -> Result<u64, BrokerError> {
-        // Apart, so that an offer without TLS pays nothing for it.
-        if offer.tls {
-            self.queue_with_tls(offer, most_verdicts, now)
-        } else {
-            self.queue_as(offer, most_verdicts, false, now)
-        }
-    }
-
-    /// Queues an offer of a connection if the kernel does its TLS.
-    #[cold]
-    #[inline(never)]
-    fn queue_with_tls(
-        &mut self,
-        offer: &Offer<'_>,
-        most_verdicts: usize,
-        now: Instant,
-    ) -> Result<u64, BrokerError> {
-        self.refused_by = None;
-        tls::check(offer.descriptor).map_err(|source| {
-            let descriptor = offer.descriptor.as_raw_fd();
-            BrokerError::WithoutTls { descriptor, source }
-        })?;
-        self.queue_as(offer, most_verdicts, true, now)
-    }
-
-    #[inline(always)]
-    fn queue_as(
-        &mut self,
-        offer: &Offer<'_>,
-        most_verdicts: usize,
-        tls: bool,
-        now: Instant,
-    ) -> Result<u64, BrokerError> {
-        self.refused_by = None;
+    ) -> Result<u64, Refused> {
         self.enter(now)?;
         let len = variable_len(offer)?;
-        let chosen = match self.outcomes.verdicts.len() {
-            untaken if untaken >= most_verdicts && most_verdicts > 0 => {
-                Err(Some((self.listed[0] as usize, Obstacle::Full(Limit::Verdicts { untaken }))))
-            }
-            _ => self.choose(Needs { len, tls }, NOT_KEPT, now),
-        };
-        let chosen = match chosen {
+        if offer.tls {
+            check_tls(offer)?;
+        }
+        let untaken = self.outcomes.verdicts.len();
+        if untaken >= most_verdicts && most_verdicts > 0 {
+            return Err(self.too_many_verdicts(untaken, len, now));
+        }
+        let chosen = match self.choose(Needs { len, tls: offer.tls }, NOT_KEPT, now) {
             Ok(chosen) => chosen,
             Err(why) => {
                 self.want(len, now);
@@ -414,7 +392,8 @@ impl Broker {
         let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = now.checked_add(timeout).unwrap_or(now);
         let Offer { service, correlation, metadata, preread, user_data, .. } = *offer;
-        let parts = &Parts { names: [service, correlation, metadata], preread, tls };
+        let names = [service, correlation, metadata];
+        let parts = &Parts { names, preread, tls: offer.tls };
         let descriptor = offer.descriptor.as_raw_fd();
         let (id, kept) = (0, NOT_KEPT);
         let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
@@ -426,6 +405,14 @@ impl Broker {
         };
         self.outcomes.statistics.offered += 1;
         Ok(id)
+    }
+
+    /// Of the verdicts of all backends: none of them has refused the offer.
+    #[cold]
+    fn too_many_verdicts(&mut self, untaken: usize, len: usize, now: Instant) -> Refused {
+        self.want(len, now);
+        let limit = Limit::Verdicts { untaken };
+        Refused::from(BrokerError::Full { path: self.path.clone(), limit })
     }
 
     /// An offer was refused: sets the timers that tell when one would be taken.
@@ -789,6 +776,16 @@ impl Broker {
         self.tick_all(now);
         self.flush_at(now)
     }
+}
+
+/// Fails unless the kernel does a connection's TLS. Apart, so that an offer without TLS pays nothing for it.
+#[cold]
+#[inline(never)]
+fn check_tls(offer: &Offer<'_>) -> Result<(), BrokerError> {
+    tls::check(offer.descriptor).map_err(|source| {
+        let descriptor = offer.descriptor.as_raw_fd();
+        BrokerError::WithoutTls { descriptor, source }
+    })
 }
 
 #[cold]

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::kept::NOT_KEPT;
 use super::member::Member;
 use super::options::MAX_TIMEOUT;
-use super::{Broker, BrokerError, Offer, Verdict};
+use super::{Broker, BrokerError, Offer, Refused, Verdict};
 use crate::reason::Reason;
 use crate::sys::event::Wait;
 
@@ -28,7 +28,7 @@ impl Broker {
 
     fn offer_and_take(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
         let queued = self.queue_in_time(offer);
-        let id = queued.map_err(|error| self.counted(error))?;
+        let id = queued.map_err(|refused| self.counted(refused))?;
         // Its verdict comes behind those that wait now, and each that comes is looked at once.
         let mut seen = self.outcomes.verdicts.len();
         self.verdict_in_time(id, &mut seen).or_else(|error| {
@@ -101,7 +101,7 @@ impl Broker {
         verdicts.remove(*seen)
     }
 
-    fn queue_in_time(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
+    fn queue_in_time(&mut self, offer: &Offer<'_>) -> Result<u64, Refused> {
         let start = Instant::now();
         let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = start.checked_add(timeout).unwrap_or(start);
@@ -112,22 +112,22 @@ impl Broker {
             let offer = Offer { timeout: Some(left), ..*offer };
             // No limit of verdicts: this offer's is taken as it comes, and the caller cannot take
             // the others meanwhile.
-            let error = match self.queue(&offer, usize::MAX, Instant::now()) {
+            let refused = match self.queue(&offer, usize::MAX, Instant::now()) {
                 Ok(id) => return Ok(id),
-                Err(error) => error,
+                Err(refused) => refused,
             };
-            if !self.is_worth_waiting(&error) || left.is_zero() {
-                return Err(error);
+            if !self.is_worth_waiting(&refused) || left.is_zero() {
+                return Err(refused);
             }
             if self.handle.woken() {
-                return Err(BrokerError::Woken);
+                return Err(BrokerError::Woken.into());
             }
             self.dispatch_after(Wait::Until(deadline))?;
         }
     }
 
     /// Whether there may soon be room for an offer that was refused.
-    pub(super) fn is_worth_waiting(&self, error: &BrokerError) -> bool {
-        error.is_full() || (!self.closed && self.members.iter().any(Member::is_connecting))
+    pub(super) fn is_worth_waiting(&self, refused: &Refused) -> bool {
+        refused.error.is_full() || (!self.closed && self.members.iter().any(Member::is_connecting))
     }
 }

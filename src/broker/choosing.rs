@@ -14,7 +14,7 @@ use std::time::Instant;
 use super::kept::NOT_KEPT;
 use super::member::{Link, Member, Needs, Obstacle, Place};
 use super::offers::{Facts, Parts, queued_len};
-use super::{BackendSettings, Broker, BrokerError, ID_BITS, KEPT_ID, SLOT_BITS};
+use super::{BackendSettings, Broker, BrokerError, ID_BITS, KEPT_ID, Refused, SLOT_BITS};
 use crate::claim;
 use crate::wire::LARGE_LEN;
 
@@ -196,16 +196,17 @@ impl Broker {
         now.checked_add(self.options.attempt_timeout).map_or(deadline, |end| end.min(deadline))
     }
 
-    /// The error of an offer that no backend takes.
+    /// No backend takes an offer.
     #[cold]
-    pub(super) fn refused(&mut self, why: Option<(usize, Obstacle)>) -> BrokerError {
+    pub(super) fn refused(&self, why: Option<(usize, Obstacle)>) -> Refused {
         let Some((index, obstacle)) = why.filter(|(index, _)| !self.members[*index].gone) else {
-            return self.no_backend();
+            return self.no_backend().into();
         };
-        self.refused_by = Some(index as u32);
         let error = self.members[index].error(obstacle, &self.options);
         let count = self.listed.len();
-        if count == 1 { error } else { BrokerError::AllRefused { count, first: Box::new(error) } }
+        let all = |error| BrokerError::AllRefused { count, first: Box::new(error) };
+        let error = if count == 1 { error } else { all(error) };
+        Refused { error, by: Some(index as u32) }
     }
 
     fn no_backend(&self) -> BrokerError {

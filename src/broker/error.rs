@@ -171,9 +171,9 @@ pub enum BrokerError {
         left: Option<Duration>,
     },
     /// A limit is reached.
-    #[error("{path}: {limit}", path = .path.display())]
+    #[error("{path}{limit}", path = Prefix(path))]
     Full {
-        /// The handoff socket.
+        /// The handoff socket; what the broker was made with, or empty, if the limit is the broker's.
         path: Arc<Path>,
         /// Which.
         limit: Limit,

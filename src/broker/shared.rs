@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::options::MAX_TIMEOUT;
-use super::{Broker, BrokerError, Offer, Verdict};
+use super::{Broker, BrokerError, Offer, Refused, Verdict};
 use crate::handle::{HandleError, Waker};
 use crate::support;
 use crate::sys::event::{self, Alarm, Events};
@@ -127,7 +127,6 @@ impl SharedBroker {
         let start = Instant::now();
         let timeout = offer.timeout.unwrap_or(self.timeout).min(MAX_TIMEOUT);
         let deadline = start.checked_add(timeout).unwrap_or(start);
-        let mut offered = false;
         let attempt = |broker: &mut Broker, seat| {
             let now = Instant::now();
             let left = deadline.saturating_duration_since(now);
@@ -136,21 +135,14 @@ impl SharedBroker {
             let result = broker.queue(&offer, usize::MAX, now);
             self.crew.watch.see(broker);
             match result {
-                Ok(id) => {
-                    offered = true;
-                    Attempt::Offered(id)
-                }
-                Err(error) if broker.is_worth_waiting(&error) => Attempt::Later(error),
-                Err(error) => Attempt::Refused(error),
+                Ok(id) => Attempt::Offered(id),
+                Err(refused) if broker.is_worth_waiting(&refused) => Attempt::Later(refused),
+                Err(refused) => Attempt::Refused(refused),
             }
         };
-        let result = self.crew.offer_and_wait(Some(deadline), attempt, |broker, verdict| {
+        self.crew.offer_and_wait(Some(deadline), attempt, |broker, verdict| {
             finish(broker, Verdict { user_data: offer.user_data, ..verdict })
-        });
-        match result {
-            Err(error) if !offered => Err(self.crew.with(|broker| broker.counted(error))),
-            result => result,
-        }
+        })
     }
 
     /// As [`Broker::take_back`]. The offers of threads that wait are theirs: it is too late for
@@ -241,6 +233,7 @@ impl Watch<Broker> for Descriptor {
 impl Desk for Broker {
     type Verdict = Verdict;
     type Error = BrokerError;
+    type Refused = Refused;
 
     fn dispatch(&mut self) -> Result<(), BrokerError> {
         self.dispatch_after(event::Wait::No)
@@ -256,6 +249,10 @@ impl Desk for Broker {
 
     fn end(&mut self, id: u64) {
         self.end_here(id);
+    }
+
+    fn refused(&mut self, refused: Refused) -> BrokerError {
+        self.counted(refused)
     }
 
     fn after_wait(&mut self) {

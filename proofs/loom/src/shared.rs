@@ -85,6 +85,7 @@ impl Model {
 impl Desk for Model {
     type Verdict = Verdict;
     type Error = Refused;
+    type Refused = Refused;
 
     fn dispatch(&mut self) -> Result<(), Refused> {
         let adopted = {
@@ -112,6 +113,10 @@ impl Desk for Model {
 
     fn end(&mut self, id: u64) {
         self.settle(id, false);
+    }
+
+    fn refused(&mut self, refused: Refused) -> Refused {
+        refused
     }
 
     fn after_wait(&mut self) {}

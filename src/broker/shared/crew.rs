@@ -24,6 +24,8 @@ use super::{Arc, Condvar, Mutex, MutexGuard, Wait, Waits};
 pub(super) trait Desk {
     type Verdict: Debug;
     type Error;
+    /// Why an offer is refused: an error, and what the desk notes with it.
+    type Refused: From<Self::Error>;
 
     /// Does what is due, without waiting.
     fn dispatch(&mut self) -> Result<(), Self::Error>;
@@ -44,6 +46,9 @@ pub(super) trait Desk {
         from: &mut usize,
         wanted: impl Fn(usize, u64) -> bool,
     ) -> Option<(usize, Self::Verdict)>;
+
+    /// An offer is refused: before anybody else has the desk, so that it can be noted.
+    fn refused(&mut self, refused: Self::Refused) -> Self::Error;
 
     /// A thread has ended its wait: those who wait for the descriptor may have to be told.
     fn after_wait(&mut self);
@@ -68,12 +73,12 @@ pub(super) trait Watch<D: Desk> {
 }
 
 /// What came of an attempt to offer.
-pub(super) enum Attempt<E> {
+pub(super) enum Attempt<R> {
     /// It is offered, with this id.
     Offered(u64),
     /// There may be room soon.
-    Later(E),
-    Refused(E),
+    Later(R),
+    Refused(R),
 }
 
 #[derive(Debug)]
@@ -287,7 +292,7 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
     pub(super) fn offer_and_wait<T>(
         &self,
         deadline: Option<Instant>,
-        attempt: impl FnMut(&mut D, usize) -> Attempt<D::Error>,
+        attempt: impl FnMut(&mut D, usize) -> Attempt<D::Refused>,
         finish: impl FnOnce(&D, D::Verdict) -> T,
     ) -> Result<T, D::Error> {
         let wait = self.waits.begin();
@@ -333,34 +338,59 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
 
     fn offer_and_wait(
         &mut self,
+        state: Held<'a, D>,
+        deadline: Option<Instant>,
+        attempt: impl FnMut(&mut D, usize) -> Attempt<D::Refused>,
+    ) -> (Held<'a, D>, Result<D::Verdict, D::Error>) {
+        let (mut state, offered) = self.offer(state, deadline, attempt);
+        let id = match offered {
+            Ok(id) => id,
+            Err(refused) => {
+                let error = state.desk.refused(refused);
+                return (state, Err(error));
+            }
+        };
+        state.seats[self.seat].offer = Some(id);
+        state.leave_room(self.seat);
+        let flushed = state.desk.flush();
+        state.hand_out();
+        match flushed {
+            Ok(()) => self.verdict(state, id),
+            Err(error) => self.give_up(state, id, error),
+        }
+    }
+
+    /// Offers, and before that waits for room.
+    fn offer(
+        &mut self,
         mut state: Held<'a, D>,
         deadline: Option<Instant>,
-        mut attempt: impl FnMut(&mut D, usize) -> Attempt<D::Error>,
-    ) -> (Held<'a, D>, Result<D::Verdict, D::Error>) {
+        mut attempt: impl FnMut(&mut D, usize) -> Attempt<D::Refused>,
+    ) -> (Held<'a, D>, Result<u64, D::Refused>) {
         let seat = self.seat;
         if state.leader.is_none() {
             // Connects, if it is time for that. Otherwise the leader has done it.
             if let Err(error) = state.desk.dispatch() {
-                return (state, Err(error));
+                return (state, Err(error.into()));
             }
             state.hand_out();
         }
         let mut queues = false;
-        let id = loop {
+        loop {
             let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
             if late || state.room.front().is_none_or(|first| *first == seat) {
-                let error = match attempt(&mut state.desk, seat) {
-                    Attempt::Offered(id) => break id,
-                    Attempt::Refused(error) => return (state, Err(error)),
-                    Attempt::Later(error) => error,
+                let refused = match attempt(&mut state.desk, seat) {
+                    Attempt::Offered(id) => return (state, Ok(id)),
+                    Attempt::Refused(refused) => return (state, Err(refused)),
+                    Attempt::Later(refused) => refused,
                 };
                 if late {
-                    return (state, Err(error));
+                    return (state, Err(refused));
                 }
             }
             if self.crew.waits.is_woken(self.wait) {
                 self.woken = true;
-                return (state, Err(D::woken()));
+                return (state, Err(D::woken().into()));
             }
             if !mem::replace(&mut queues, true) {
                 state.room.push_back(seat);
@@ -368,16 +398,8 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
             let result;
             (state, result) = self.pause(state, deadline);
             if let Err(error) = result {
-                return (state, Err(error));
+                return (state, Err(error.into()));
             }
-        };
-        state.seats[seat].offer = Some(id);
-        state.leave_room(seat);
-        let flushed = state.desk.flush();
-        state.hand_out();
-        match flushed {
-            Ok(()) => self.verdict(state, id),
-            Err(error) => self.give_up(state, id, error),
         }
     }
 
