@@ -5,8 +5,12 @@
 #define _GNU_SOURCE
 #include "channel.h"
 
+#include <dirent.h>
+#include <errno.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 
 static char directory[64], path[80];
 static handoff_backend *backend;
@@ -27,6 +31,30 @@ static int remove_all(void **state)
 }
 
 #define FORK_TEST(function) cmocka_unit_test_setup_teardown(function, listen_in_directory, remove_all)
+
+/* As with /proc/sys/fs/epoll/max_user_watches reached. */
+static bool no_watches;
+
+/* Takes the place of the C library's. */
+int epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event)
+{
+    if (no_watches && operation == EPOLL_CTL_ADD) {
+        errno = ENOSPC;
+        return -1;
+    }
+    return (int)syscall(SYS_epoll_ctl, epoll, operation, fd, event);
+}
+
+static int count_descriptors(void)
+{
+    int count = 0;
+    DIR *all = opendir("/proc/self/fd");
+    assert_non_null(all);
+    while (readdir(all) != NULL)
+        count++;
+    closedir(all);
+    return count;
+}
 
 static bool exists(const char *file)
 {
@@ -392,6 +420,34 @@ static void each_copy_of_a_broker_is_a_broker_of_its_own(void **state)
     assert_false(exists(path));
 }
 
+/* What it would leave open, a timer, would be one for all copies. */
+static void first_use_that_fails_leaves_nothing_to_share(void **state)
+{
+    (void)state;
+    handoff_broker *broker;
+    int before;
+    assert_ok(handoff_broker_new(path, NULL, &broker));
+    before = count_descriptors();
+    no_watches = true;
+    assert_int_equal(handoff_broker_fd(broker), -1);
+    assert_int_equal(errno, ENOSPC);
+    assert_int_equal(handoff_backend_fd(backend), -1);
+    assert_int_equal(errno, ENOSPC);
+    no_watches = false;
+    assert_int_equal(count_descriptors(), before);
+    pid_t child = start_child();
+    if (child == 0) {
+        child_assert(hand_over(broker));
+        handoff_broker_free(broker);
+        _exit(0);
+    }
+    assert_ok(accept_one());
+    assert_child_succeeds(child);
+    connect_broker(broker, backend);
+    handoff_broker_free(broker);
+    handoff_backend_free(backend);
+}
+
 /* Forked while handles are in use, it never calls the library, and ends when it is told. */
 static pid_t start_helper(int socket)
 {
@@ -457,6 +513,7 @@ int main(void)
         FORK_TEST(second_child_is_told_that_a_handle_on_a_given_socket_is_the_first_ones),
         FORK_TEST(of_children_that_use_it_together_one_has_it),
         FORK_TEST(each_copy_of_a_broker_is_a_broker_of_its_own),
+        FORK_TEST(first_use_that_fails_leaves_nothing_to_share),
         FORK_TEST(channels_end_although_a_helper_has_copies_of_them),
     };
     return RUN_TESTS(tests);

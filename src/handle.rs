@@ -192,6 +192,7 @@ impl Handle {
         if !self.waker.0.owner.take(process) {
             return Err(HandleError::WrongProcess);
         }
+        events.publish_timer();
         self.opened = Some(Opened { process, events });
         Ok(())
     }

@@ -83,6 +83,8 @@ pub(crate) struct Events {
     epoll: Arc<OwnedFd>,
     /// An eventfd that is written to for an edge.
     edge: Option<OwnedFd>,
+    /// Shared with the alarm, once that may fire it.
+    timer: Arc<OwnedFd>,
     alarm: Arc<Alarm>,
     /// When the timer will fire, if it will.
     armed: Option<Instant>,
@@ -106,11 +108,12 @@ pub(crate) enum Part {
     Timer,
 }
 
-/// The timer of an [`Events`], which any thread and a signal handler can fire to end a wait. It is
-/// made when the set is.
+/// What fires the timer of an [`Events`] to end a wait, in any thread and in a signal handler. It outlives
+/// the set.
 #[derive(Debug, Default)]
 pub(crate) struct Alarm {
-    timer: OnceLock<OwnedFd>,
+    /// From [`publish_timer`](Events::publish_timer) on.
+    timer: OnceLock<Arc<OwnedFd>>,
     /// A wait is to end, the one that runs or the next one.
     ringing: AtomicBool,
     /// How often the timer was fired by others: it may be readable before its time.
@@ -128,6 +131,10 @@ impl Alarm {
     /// Makes the set readable now. Safe in a signal handler; errno may change.
     pub(crate) fn fire(&self) {
         self.fired.fetch_add(1, Ordering::SeqCst);
+        self.fire_timer();
+    }
+
+    fn fire_timer(&self) {
         if let Some(timer) = self.timer.get() {
             // It can fail for no valid timer; and the flag is there.
             let _ = set_timer(timer, Duration::from_nanos(1));
@@ -176,19 +183,18 @@ const EDGE: u64 = u64::MAX - 1;
 pub(crate) const HIGHEST_KEY: u64 = u64::MAX - 2;
 
 impl Events {
-    /// Makes a set with nothing to watch but a timer. An error comes with the part that failed.
+    /// Makes a set with nothing to watch but a timer, which the alarm cannot fire yet. An error comes
+    /// with the part that failed.
     pub(crate) fn new(alarm: &Arc<Alarm>) -> Result<Events, (Part, io::Error)> {
         let failed = |part| move |error| (part, error);
         // Before there is a timer: a later alarm counts.
         let seen = alarm.fired.load(Ordering::SeqCst);
         let epoll = new_epoll().map_err(failed(Part::Epoll))?;
-        if alarm.timer.get().is_none() {
-            // Nobody else makes a set for this alarm.
-            let _ = alarm.timer.set(new_timer().map_err(failed(Part::Timer))?);
-        }
+        let timer = new_timer().map_err(failed(Part::Timer))?;
         let events = Events {
             epoll: Arc::new(epoll),
             edge: None,
+            timer: Arc::new(timer),
             alarm: Arc::clone(alarm),
             armed: None,
             may_wait: false,
@@ -198,12 +204,21 @@ impl Events {
             seen,
             spin: Duration::ZERO,
         };
-        if let Some(timer) = events.alarm.timer.get() {
-            let added =
-                events.control(libc::EPOLL_CTL_ADD, timer.as_raw_fd(), TIMER, libc::EPOLLIN);
-            added.map_err(failed(Part::Epoll))?;
-        }
+        let timer = events.timer.as_raw_fd();
+        let added = events.control(libc::EPOLL_CTL_ADD, timer, TIMER, libc::EPOLLIN);
+        added.map_err(failed(Part::Epoll))?;
         Ok(events)
+    }
+
+    /// Lets the alarm fire the timer, as it would have before. Call it when the set is sure to be used, and
+    /// by this process: a timer that the alarm has would be shared with children of fork(2).
+    pub(crate) fn publish_timer(&self) {
+        // Nobody else makes a set for this alarm.
+        let _ = self.alarm.timer.set(Arc::clone(&self.timer));
+        // It is written as well, so that who fires later finds the timer.
+        if self.alarm.fired.fetch_add(0, Ordering::SeqCst) != self.seen {
+            self.alarm.fire_timer();
+        }
     }
 
     /// The one descriptor.
@@ -323,12 +338,11 @@ impl Events {
             return;
         }
         let mut expirations = 0u64;
-        let timer = self.alarm.timer.get().map_or(-1, AsRawFd::as_raw_fd);
         // SAFETY: the pointer is to 8 bytes, as timerfd_create(2) asks. If it fails, the timer fires
         // once more for nothing.
         unsafe {
             let buffer = (&raw mut expirations).cast();
-            libc::read(timer, buffer, size_of::<u64>());
+            libc::read(self.timer.as_raw_fd(), buffer, size_of::<u64>());
         }
     }
 
@@ -373,12 +387,12 @@ impl Events {
         // Zero would disarm it.
         let left = when.saturating_duration_since(now).max(Duration::from_nanos(1));
         self.missed = true;
-        self.set_timer(left)?;
+        set_timer(&self.timer, left)?;
         self.missed = false;
         (self.armed, self.fired) = (Some(when), false);
         if self.alarm.fired.load(Ordering::SeqCst) != self.seen {
             // Others fired it, which that has undone.
-            self.set_timer(Duration::from_nanos(1))?;
+            set_timer(&self.timer, Duration::from_nanos(1))?;
         }
         Ok(())
     }
@@ -386,10 +400,6 @@ impl Events {
     /// Whether the timer could not be set: nothing may tell when something is due.
     pub(crate) fn missed(&self) -> bool {
         self.missed
-    }
-
-    fn set_timer(&self, left: Duration) -> io::Result<()> {
-        self.alarm.timer.get().map_or(Ok(()), |timer| set_timer(timer, left))
     }
 
     /// Whether the timer may have fired, or could not be set: then [`take`](Events::take) must look.
@@ -408,7 +418,7 @@ impl Events {
     /// Sets no timer.
     pub(crate) fn cancel(&mut self) {
         // If it could not be, it would fire for nothing.
-        if self.set_timer(Duration::ZERO).is_ok() {
+        if set_timer(&self.timer, Duration::ZERO).is_ok() {
             (self.armed, self.fired) = (None, false);
             (self.may_wait, self.not_after) = (false, None);
         }
@@ -526,6 +536,7 @@ mod tests {
     fn timer_that_others_fired_is_not_set_for_later() {
         let alarm = Arc::new(Alarm::default());
         let mut events = Events::new(&alarm).unwrap();
+        events.publish_timer();
         for put_off in [false, true] {
             alarm.fire();
             let now = Instant::now();
@@ -557,6 +568,18 @@ mod tests {
     }
 
     #[test]
+    fn alarm_that_rang_before_it_had_the_timer_makes_the_set_readable() {
+        let alarm = Arc::new(Alarm::default());
+        let mut events = Events::new(&alarm).unwrap();
+        alarm.fire();
+        assert_eq!(take(&mut events, Wait::Until(Instant::now() + Duration::from_millis(5))), 0);
+        events.publish_timer();
+        assert_eq!(take(&mut events, Wait::Until(Instant::now() + Duration::from_secs(60))), 1);
+        events.done();
+        assert!(!events.is_due(Instant::now()));
+    }
+
+    #[test]
     fn alarm_ends_the_wait_that_runs_and_one_that_begins_later() {
         let alarm = Arc::new(Alarm::default());
         // Before there is anything to fire.
@@ -564,6 +587,7 @@ mod tests {
         let mut events = Events::new(&alarm).unwrap();
         assert_eq!(take(&mut events, Wait::Forever), 0);
         assert!(alarm.stop() && !alarm.stop());
+        events.publish_timer();
 
         let other = Arc::clone(&alarm);
         let thread = std::thread::spawn(move || {
