@@ -356,6 +356,16 @@ static void rejected_after_the_claim_is_adopted_and_ends_the_channel(void)
     end(&channel);
 }
 
+/* An adoption has no kind of socket that was not taken. */
+static void rejected_for_its_kind_after_the_claim_is_adopted_without_a_kind(void)
+{
+    struct channel channel = open_channel(1);
+    struct arrival arrival = receive_offer(&channel);
+    set_word(&channel, &arrival, ADOPTED);
+    send_verdict(&channel, &arrival, 64 | HANDOFF_KIND_STREAM);
+    end(&channel);
+}
+
 /* Waits, in the peer, until the broker has taken its offer back. */
 static void wait_for_revocation(const struct channel *channel, const struct arrival *arrival)
 {
@@ -752,6 +762,7 @@ static bool survive_once(const struct attack *attack, uint64_t timeout_ms)
             if (verdict.outcome != attack->outcome || verdict.reason != attack->reason)
                 other = verdict;
             assert_true(verdict.may_have_reached_backend);
+            assert_int_equal(verdict.kind, 0);
             assert_int_not_equal(pair[0], -1);
             close(pair[0]);
             close(pair[1]);
@@ -1149,6 +1160,7 @@ int main(void)
         ATTACK(adopted_without_the_claim_falls_back_and_ends_the_channel,
                FALLBACK(INTEGRITY_MISMATCH)),
         ATTACK(rejected_after_the_claim_is_adopted_and_ends_the_channel, ADOPTION(NONE)),
+        ATTACK(rejected_for_its_kind_after_the_claim_is_adopted_without_a_kind, ADOPTION(NONE)),
         ATTACK(adopted_after_the_deadline_is_a_fallback_and_ends_the_channel,
                FALLBACK(ACK_TIMEOUT), .timeout_ms = 100),
         ATTACK(claim_scribbled_on_after_the_deadline_is_a_fallback, FALLBACK(ACK_TIMEOUT),

@@ -261,24 +261,23 @@ impl Channel {
         why: impl Into<Rejection>,
         ledger: &mut Ledger<'_>,
     ) -> Result<bool, Reason> {
-        let Rejection { reason, kind } = why.into();
         let Some(found) = self.offers.slot(slot) else {
             return Err(Reason::IntegrityMismatch);
         };
         let (facts, generation) = (found.facts, found.generation);
         let sent = found.state == State::Sent;
         let broken = Reason::IntegrityMismatch;
-        let (adopted, reason, result) =
-            match claim::revoke(self.claims.slot(slot as usize), generation) {
-                Ok(()) => (false, Some(reason), Ok(false)),
-                // Only this process has the descriptor, no matter what the word says.
-                Err(_) if !sent => (false, Some(broken), Err(broken)),
-                Err(Lost::TooLate) => (true, None, Ok(true)),
-                // Perhaps it is adopted, so it must not be served here.
-                Err(Lost::Impossible) => (true, Some(broken), Err(broken)),
-            };
-        self.offers.settle(slot, adopted);
-        ledger.ended(&facts, End { adopted, reason, may_have_reached: sent, kind });
+        let fallback = |why| End::Fallback { why, may_have_reached: sent };
+        let (end, result) = match claim::revoke(self.claims.slot(slot as usize), generation) {
+            Ok(()) => (fallback(why.into()), Ok(false)),
+            // Only this process has the descriptor, no matter what the word says.
+            Err(_) if !sent => (fallback(broken.into()), Err(broken)),
+            Err(Lost::TooLate) => (End::Adopted(None), Ok(true)),
+            // Perhaps it is adopted, so it must not be served here.
+            Err(Lost::Impossible) => (End::Adopted(Some(broken)), Err(broken)),
+        };
+        self.offers.settle(slot, matches!(end, End::Adopted(_)));
+        ledger.ended(&facts, end);
         result
     }
 
@@ -336,8 +335,7 @@ impl Channel {
     fn adopted(&mut self, slot: u32, facts: &Facts, ledger: &mut Ledger<'_>) {
         self.offers.settle(slot, true);
         self.answered_in = ledger.now.saturating_duration_since(facts.offered_at);
-        let end = End { adopted: true, reason: None, may_have_reached: true, kind: 0 };
-        ledger.ended(facts, end);
+        ledger.ended(facts, End::Adopted(None));
     }
 
     /// The offer whose deadline is past.

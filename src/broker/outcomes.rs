@@ -11,6 +11,7 @@ use crate::failures::FailureCounter;
 use crate::kind::ErrorKind;
 use crate::memory::NoMemory;
 use crate::reason::Reason;
+use crate::wire::Rejection;
 
 /// Verdicts that wait to be taken, and offers that wait for another backend.
 #[derive(Debug)]
@@ -108,13 +109,14 @@ pub(super) struct Ledger<'a> {
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct End {
-    pub adopted: bool,
-    pub reason: Option<Reason>,
-    /// Whether this backend may hold the descriptor.
-    pub may_have_reached: bool,
-    /// The kind of socket that it does not take.
-    pub kind: u8,
+pub(super) enum End {
+    /// The backend has it; and what else happened.
+    Adopted(Option<Reason>),
+    Fallback {
+        why: Rejection,
+        /// Whether this backend may hold the descriptor.
+        may_have_reached: bool,
+    },
 }
 
 impl Outcomes {
@@ -159,8 +161,8 @@ impl<'a> Ledger<'a> {
             }
             _ => self.took(facts.offered_at),
         }
-        if !end.adopted {
-            return self.not_adopted(facts, end);
+        if let End::Fallback { why, may_have_reached } = end {
+            return self.not_adopted(facts, why, may_have_reached);
         }
         self.tally.adopted += 1;
         self.outcomes.statistics.adopted += 1;
@@ -181,10 +183,10 @@ impl<'a> Ledger<'a> {
     }
 
     #[cold]
-    fn not_adopted(&mut self, facts: &Facts, end: End) {
-        let Some(reason) = end.reason else { return };
+    fn not_adopted(&mut self, facts: &Facts, why: Rejection, may_have_reached: bool) {
+        let reason = why.reason;
         self.tally.fallbacks[reason as usize] += 1;
-        let sent = end.may_have_reached;
+        let sent = may_have_reached;
         if let Some(failures) = &mut self.tally.failures {
             match reason {
                 // A rejection is an answer, and the end of a channel is followed by a welcome.
@@ -196,19 +198,24 @@ impl<'a> Ledger<'a> {
             }
         }
         if let Some(copy) = self.outcomes.kept.get_mut(facts.kept).filter(|_| goes_on(reason)) {
-            copy.may_have_reached |= end.may_have_reached;
+            copy.may_have_reached |= may_have_reached;
             self.outcomes.again.push_back(Again { id: facts.id, kept: facts.kept, reason });
             return;
         }
         self.outcomes.statistics.fallbacks[reason as usize] += 1;
-        self.verdict(facts, end);
+        self.verdict(facts, End::Fallback { why, may_have_reached });
     }
 
     /// The verdict on an offer that no other backend gets.
     #[inline(always)]
     fn verdict(&mut self, facts: &Facts, end: End) {
         let Facts { id, user_data, kept, .. } = *facts;
-        let End { adopted, reason, may_have_reached, kind } = end;
+        let (adopted, reason, may_have_reached, kind) = match end {
+            End::Adopted(reason) => (true, reason, true, 0),
+            End::Fallback { why, may_have_reached } => {
+                (false, Some(why.reason), may_have_reached, why.kind)
+            }
+        };
         let (backend, tries) = (self.backend, 1);
         let mut verdict =
             Verdict { id, user_data, adopted, reason, may_have_reached, kind, backend, tries };
