@@ -55,8 +55,8 @@ impl Broker {
         now: Instant,
     ) -> Result<Chosen, Option<(usize, Obstacle)>> {
         if let ([only], NOT_KEPT) = (&self.members[..], kept) {
-            return match only.takes(needs, self.options.queue_bytes, now) {
-                Ok(place) => Ok(Chosen { index: 0, place }),
+            return match only.would_take(needs, self.options.queue_bytes, now) {
+                Ok((_, place)) => Ok(Chosen { index: 0, place }),
                 Err(why) => Err(Some((0, why))),
             };
         }
@@ -96,8 +96,8 @@ impl Broker {
         }
         let limit = fewest.ok_or(refused)?;
         let index = self.take_turns(limit, weights[usize::from(limit.backup)]);
-        let place = self.members[index].takes(needs, queue_bytes, now);
-        place.map(|place| Chosen { index, place }).map_err(|why| Some((index, why)))
+        let taken = self.members[index].would_take(needs, queue_bytes, now);
+        taken.map(|(_, place)| Chosen { index, place }).map_err(|why| Some((index, why)))
     }
 
     /// The one whose turn it is among the candidates with less than this load. `total` is the weight

@@ -245,29 +245,14 @@ impl Member {
         !self.leaving && !self.gone && !self.settings.off
     }
 
-    /// Where it takes an offer now.
-    #[inline(always)]
-    pub(super) fn takes(
-        &self,
-        needs: Needs,
-        queue_bytes: usize,
-        now: Instant,
-    ) -> Result<Place, Obstacle> {
-        let (channel, trial) = self.would_take(needs, queue_bytes, now)?;
-        match channel.offers.next_slot() {
-            Some((slot, generation)) => Ok(Place { slot, generation, trial }),
-            None => Err(self.no_room(channel, channel.limit())),
-        }
-    }
-
-    /// Whether it takes an offer now: over which channel, and whether as its trial.
+    /// Whether it takes an offer now: over which channel, and where.
     #[inline(always)]
     pub(super) fn would_take(
         &self,
         Needs { len, tls }: Needs,
         queue_bytes: usize,
         now: Instant,
-    ) -> Result<(&Channel, bool), Obstacle> {
+    ) -> Result<(&Channel, Place), Obstacle> {
         if !self.is_wanted() {
             return Err(Obstacle::Off);
         }
@@ -294,10 +279,10 @@ impl Member {
         if queued > queue_bytes {
             return Err(self.no_room(channel, Limit::QueuedBytes { queued, most: queue_bytes }));
         }
-        if channel.offers.granted() == 0 {
-            return Err(self.no_room(channel, channel.limit()));
+        match channel.offers.next_slot() {
+            Some((slot, generation)) => Ok((channel, Place { slot, generation, trial })),
+            None => Err(self.no_room(channel, channel.limit())),
         }
-        Ok((channel, trial))
     }
 
     /// Room that may not come before a hung backend goes on is nothing to wait for.
@@ -317,8 +302,8 @@ impl Member {
     /// How many small offers it takes now.
     pub(super) fn room(&self, queue_bytes: usize, now: Instant) -> usize {
         match self.would_take(SMALLEST, queue_bytes, now) {
-            Ok((_, true)) => 1,
-            Ok((channel, false)) => channel.offers.granted(),
+            Ok((_, Place { trial: true, .. })) => 1,
+            Ok((channel, _)) => channel.offers.granted(),
             Err(_) => 0,
         }
     }
@@ -426,7 +411,7 @@ mod tests {
         backend.dispatch().unwrap();
         broker.dispatch().unwrap();
         let takes = |member: &Member, tls| {
-            member.takes(Needs { len: 0, tls }, usize::MAX, Instant::now()).map(|_| ())
+            member.would_take(Needs { len: 0, tls }, usize::MAX, Instant::now()).map(|_| ())
         };
         let options = BrokerOptions::default();
         let member = &mut broker.members[0];
