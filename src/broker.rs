@@ -103,6 +103,7 @@ pub use crate::wire::Refusal;
 pub use error::{BrokerError, Limit, NoWelcome};
 pub use member::Phase;
 pub use options::BrokerOptions;
+pub use outcomes::BackendCounts;
 pub use peer::{Allowed, Numbers};
 pub use settings::BackendSettings;
 pub use shared::SharedBroker;

@@ -150,7 +150,7 @@ impl Broker {
         if let Some(failures) = member.tally.failures.as_mut().filter(|_| trial) {
             failures.begin_trial(now);
         }
-        member.tally.offered += 1;
+        member.tally.counts.offered += 1;
         // Before the descriptor can be sent, so that the backend finds it on offer.
         claim::offer(channel.claims.slot(slot as usize), generation);
         let facts = Facts { id, user_data, descriptor, kept, offered_at: now, trial };

@@ -108,7 +108,7 @@ impl Broker {
     fn failed(&mut self, index: usize, why_down: WhyDown, now: Instant) -> Instant {
         let member = &mut self.members[index];
         member.why_down = Some(why_down);
-        member.tally.failed_connects += 1;
+        member.tally.counts.failed_connects += 1;
         member.next_attempt(&self.options, now)
     }
 
@@ -158,7 +158,7 @@ impl Broker {
             }
             member.why_down = Some(channel.why_ended(last));
             if channel.welcome.is_err() && reason != Reason::BrokerClosed {
-                ledger.tally.failed_connects += 1;
+                ledger.tally.counts.failed_connects += 1;
             }
             channel.settle_all(reason, &mut ledger);
             if let Some(events) = self.handle.events() {

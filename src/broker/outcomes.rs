@@ -32,31 +32,33 @@ pub(super) struct Again {
     pub reason: Reason,
 }
 
-/// So many counts of times: [`Tally::times`].
-pub(super) const TIMES: usize = 32;
+/// So many counts of times: [`BackendCounts::times`].
+const TIMES: usize = 32;
 
-/// What was done with one backend.
-#[derive(Debug)]
-pub(super) struct Tally {
-    /// None: failures never refuse an offer.
-    pub failures: Option<FailureCounter>,
+/// What one backend has done.
+#[derive(Clone, Copy, Debug)]
+pub struct BackendCounts {
+    /// Channels that were set up.
     pub connects: u64,
+    /// Attempts to connect that failed.
     pub failed_connects: u64,
+    /// Offers that it got, those from failover included.
     pub offered: u64,
+    /// Those that it adopted.
     pub adopted: u64,
+    /// Those that the caller took back.
     pub taken_back: u64,
+    /// Those that it did not adopt, by the number of the reason.
     pub fallbacks: [u64; Reason::COUNT],
-    /// By the number of their kind.
+    /// Offers that were refused because of it, by the number of the error's kind.
     pub refusals: [u64; ErrorKind::COUNT],
-    /// How long it took from offer to verdict: the first counts those under a microsecond, each of
-    /// the others those that took up to twice as long as the one before, the last all longer ones.
+    /// Times from offer to verdict: under 1 microsecond, under 2, 4, 8 and so on; in the last all others.
     pub times: [u64; TIMES],
 }
 
-impl Tally {
-    pub(super) fn new(limits: FailureLimits) -> Result<Tally, NoMemory> {
-        Ok(Tally {
-            failures: limits.counter()?,
+impl Default for BackendCounts {
+    fn default() -> BackendCounts {
+        BackendCounts {
             connects: 0,
             failed_connects: 0,
             offered: 0,
@@ -65,19 +67,33 @@ impl Tally {
             fallbacks: [0; Reason::COUNT],
             refusals: [0; ErrorKind::COUNT],
             times: [0; TIMES],
-        })
+        }
+    }
+}
+
+/// What was done with one backend.
+#[derive(Debug)]
+pub(super) struct Tally {
+    /// None: failures never refuse an offer.
+    pub failures: Option<FailureCounter>,
+    pub counts: BackendCounts,
+}
+
+impl Tally {
+    pub(super) fn new(limits: FailureLimits) -> Result<Tally, NoMemory> {
+        Ok(Tally { failures: limits.counter()?, counts: BackendCounts::default() })
     }
 
     /// An offer was refused because of this backend.
     pub(super) fn refused(&mut self, kind: ErrorKind) {
-        if let Some(count) = self.refusals.get_mut(kind as usize) {
+        if let Some(count) = self.counts.refusals.get_mut(kind as usize) {
             *count += 1;
         }
     }
 
     /// The caller took an offer back.
     pub(super) fn took_back(&mut self, facts: &Facts, now: Instant) {
-        self.taken_back += 1;
+        self.counts.taken_back += 1;
         if let Some(failures) = self.failures.as_mut().filter(|_| facts.trial) {
             failures.end_trial(now);
         }
@@ -90,7 +106,7 @@ impl Tally {
             time.as_secs().saturating_mul(1_000_000) + u64::from(time.subsec_micros());
         let doublings = (u64::BITS - microseconds.leading_zeros()) as usize;
         let index = doublings.min(TIMES - 1);
-        self.times[index] += 1;
+        self.counts.times[index] += 1;
         index
     }
 }
@@ -144,7 +160,7 @@ impl<'a> Ledger<'a> {
     /// The backend has said welcome. It may be another process than the one that failed.
     pub(super) fn welcomed(&mut self) {
         self.outcomes.statistics.connects += 1;
-        self.tally.connects += 1;
+        self.tally.counts.connects += 1;
         if let Some(failures) = &mut self.tally.failures {
             failures.clear();
         }
@@ -157,14 +173,14 @@ impl<'a> Ledger<'a> {
             Some((index, after, until))
                 if after < facts.offered_at && facts.offered_at <= until =>
             {
-                self.tally.times[index] += 1;
+                self.tally.counts.times[index] += 1;
             }
             _ => self.took(facts.offered_at),
         }
         if let End::Fallback { why, may_have_reached } = end {
             return self.not_adopted(facts, why, may_have_reached);
         }
-        self.tally.adopted += 1;
+        self.tally.counts.adopted += 1;
         self.outcomes.statistics.adopted += 1;
         if let Some(failures) = self.tally.failures.as_mut().filter(|failures| failures.any()) {
             failures.clear();
@@ -185,7 +201,7 @@ impl<'a> Ledger<'a> {
     #[cold]
     fn not_adopted(&mut self, facts: &Facts, why: Rejection, may_have_reached: bool) {
         let reason = why.reason;
-        self.tally.fallbacks[reason as usize] += 1;
+        self.tally.counts.fallbacks[reason as usize] += 1;
         let sent = may_have_reached;
         if let Some(failures) = &mut self.tally.failures {
             match reason {

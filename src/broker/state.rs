@@ -6,10 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::directory::Directory;
 use super::member::{Link, Member, Obstacle, Phase, SMALLEST};
-use super::outcomes::TIMES;
-use super::{BackendSettings, Broker, BrokerError, BrokerOptions};
-use crate::kind::ErrorKind;
-use crate::reason::Reason;
+use super::{BackendCounts, BackendSettings, Broker, BrokerError, BrokerOptions};
 
 /// What one backend does and has done.
 #[derive(Debug)]
@@ -30,22 +27,8 @@ pub struct BackendState<'a> {
     pub in_flight: usize,
     /// How many small offers it would take now.
     pub room: usize,
-    /// Channels that were set up.
-    pub connects: u64,
-    /// Attempts to connect that failed.
-    pub failed_connects: u64,
-    /// Offers that it got, those from failover included.
-    pub offered: u64,
-    /// Those that it adopted.
-    pub adopted: u64,
-    /// Those that the caller took back.
-    pub taken_back: u64,
-    /// Those that it did not adopt, by the number of the reason.
-    pub fallbacks: [u64; Reason::COUNT],
-    /// Offers that were refused because of it, by the number of the error's kind.
-    pub refusals: [u64; ErrorKind::COUNT],
-    /// Times from offer to verdict: under 1 microsecond, under 2, 4, 8 and so on; in the last all others.
-    pub times: [u64; TIMES],
+    /// What it has done since it was added.
+    pub counts: BackendCounts,
 }
 
 impl Broker {
@@ -87,7 +70,6 @@ fn state<'a>(member: &'a Member, options: &BrokerOptions, now: Instant) -> Backe
         }
         _ => (None, None),
     };
-    let tally = &member.tally;
     BackendState {
         name: member.name(),
         settings: member.settings,
@@ -97,14 +79,7 @@ fn state<'a>(member: &'a Member, options: &BrokerOptions, now: Instant) -> Backe
         next,
         in_flight: member.in_flight(),
         room: member.room(options.queue_bytes, now),
-        connects: tally.connects,
-        failed_connects: tally.failed_connects,
-        offered: tally.offered,
-        adopted: tally.adopted,
-        taken_back: tally.taken_back,
-        fallbacks: tally.fallbacks,
-        refusals: tally.refusals,
-        times: tally.times,
+        counts: member.tally.counts,
     }
 }
 
@@ -119,13 +94,6 @@ fn state_of_directory(directory: &Directory, error: i32, now: Instant) -> Backen
         next: directory.look_at.map(|at| at.saturating_duration_since(now)),
         in_flight: 0,
         room: 0,
-        connects: 0,
-        failed_connects: 0,
-        offered: 0,
-        adopted: 0,
-        taken_back: 0,
-        fallbacks: [0; Reason::COUNT],
-        refusals: [0; ErrorKind::COUNT],
-        times: [0; TIMES],
+        counts: BackendCounts::default(),
     }
 }

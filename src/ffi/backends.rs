@@ -292,10 +292,11 @@ fn c_state(
     }
     let backup = if state.settings.backup { HANDOFF_BACKEND_BACKUP } else { 0 };
     let off = if state.settings.off { HANDOFF_BACKEND_OFF } else { 0 };
+    let counts = &state.counts;
     let mut fallbacks = [0; 32];
-    fallbacks[..Reason::COUNT].copy_from_slice(&state.fallbacks);
+    fallbacks[..Reason::COUNT].copy_from_slice(&counts.fallbacks);
     let mut refusals = [0; 64];
-    refusals[..state.refusals.len()].copy_from_slice(&state.refusals);
+    refusals[..counts.refusals.len()].copy_from_slice(&counts.refusals);
     handoff_backend_state {
         size: size_of::<handoff_backend_state>(),
         path: lasting(state.name, name),
@@ -310,13 +311,13 @@ fn c_state(
         next_ms: state.next.map_or(u64::MAX, milliseconds),
         in_flight: state.in_flight as u64,
         room: state.room as u64,
-        connects: state.connects,
-        failed_connects: state.failed_connects,
-        offered: state.offered,
-        adopted: state.adopted,
-        taken_back: state.taken_back,
+        connects: counts.connects,
+        failed_connects: counts.failed_connects,
+        offered: counts.offered,
+        adopted: counts.adopted,
+        taken_back: counts.taken_back,
         fallbacks,
         refusals,
-        histogram: state.times,
+        histogram: counts.times,
     }
 }

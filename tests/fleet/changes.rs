@@ -149,7 +149,7 @@ fn offer_that_waited_for_room_counts_as_no_refusal() {
     fleet.broker.offer_and_wait(&long).unwrap();
     fleet.backends.push(thread.join().unwrap());
     assert_eq!(fleet.broker.statistics().refused, 0);
-    let refusals: u64 = fleet.broker.backend_state(0).unwrap().refusals.iter().sum();
+    let refusals: u64 = fleet.broker.backend_state(0).unwrap().counts.refusals.iter().sum();
     assert_eq!(refusals, 0);
 }
 
