@@ -580,7 +580,7 @@ impl Broker {
         let received =
             channel.receive(self.buffer.spare_capacity_mut(), may_have_ended, &mut ledger);
         if channel.welcome.is_ok() {
-            member.is_new(&self.options);
+            member.reset_pause(&self.options);
         }
         self.touch(index);
         match received {
@@ -658,7 +658,7 @@ impl Broker {
     }
 
     /// The copy of an offer, if it has one, and the number of that.
-    fn kept(&self, id: u64) -> Option<(u32, &kept::Copy)> {
+    fn kept(&self, id: u64) -> Option<(u32, &kept::KeptOffer)> {
         let number = u32::try_from(id & (KEPT_ID - 1)).ok().filter(|_| id & KEPT_ID != 0)?;
         let copy = self.outcomes.kept.get(number).filter(|copy| copy.id == id)?;
         Some((number, copy))

@@ -155,7 +155,7 @@ impl Listener {
     /// it is the one that made it.
     pub(crate) fn removes_file(&mut self, removes: bool) {
         if let Some(file) = &mut self.file {
-            file.is_ours(removes);
+            file.set_remover(removes);
         }
     }
 

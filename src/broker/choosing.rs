@@ -12,7 +12,7 @@ use std::os::fd::RawFd;
 use std::time::Instant;
 
 use super::kept::NOT_KEPT;
-use super::member::{Link, Member, Needs, Obstacle, Place};
+use super::member::{Link, Member, Needs, Obstacle, Vacancy};
 use super::offers::{Facts, Parts, queued_len};
 use super::{BackendSettings, Broker, BrokerError, ID_BITS, KEPT_ID, Refused, SLOT_BITS};
 use crate::claim;
@@ -40,7 +40,7 @@ pub(super) struct Placing<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Chosen {
     pub index: usize,
-    pub place: Place,
+    pub place: Vacancy,
 }
 
 impl Broker {
@@ -128,7 +128,7 @@ impl Broker {
         placing: &Placing<'_>,
         now: Instant,
     ) -> Result<u64, BrokerError> {
-        let Chosen { index, place: Place { slot, generation, trial } } = chosen;
+        let Chosen { index, place: Vacancy { slot, generation, trial } } = chosen;
         let Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline } = *placing;
         let member = &mut self.members[index];
         let Link::Up(channel) = &mut member.link else {

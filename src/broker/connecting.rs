@@ -117,7 +117,7 @@ impl Broker {
         let member = &mut self.members[index];
         if let Link::Down { retry_at, .. } = &mut member.link {
             *retry_at = now;
-            member.is_new(&self.options);
+            member.reset_pause(&self.options);
             self.tick(index, now);
         }
     }

@@ -6,8 +6,8 @@
 use std::time::Instant;
 
 use super::choosing::{Chosen, Placing};
-use super::kept::Copy;
-use super::member::{Obstacle, Place};
+use super::kept::KeptOffer;
+use super::member::{Obstacle, Vacancy};
 use super::outcomes::Again;
 use super::{Broker, Verdict};
 use crate::reason::Reason;
@@ -117,10 +117,10 @@ impl Broker {
             Err(Some((_, Obstacle::Full(_)))) => return Next::Waits,
             Err(_) => return Next::Nobody,
         };
-        let Chosen { index, place: Place { slot, .. } } = chosen;
+        let Chosen { index, place: Vacancy { slot, .. } } = chosen;
         // Out of its place while it is read.
         let Some(copy) = self.outcomes.kept.take(kept) else { return Next::Nobody };
-        let Copy { id, user_data, descriptor, cookie, .. } = copy;
+        let KeptOffer { id, user_data, descriptor, cookie, .. } = copy;
         let deadline = self.attempt_deadline(copy.deadline, now);
         let placed = copy.with_parts(|parts| {
             let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };

@@ -16,7 +16,7 @@ pub(super) const NOT_KEPT: u32 = u32::MAX;
 
 /// A copy of an offer.
 #[derive(Debug)]
-pub(super) struct Copy {
+pub(super) struct KeptOffer {
     /// 0 if it is not in use.
     pub id: u64,
     pub user_data: usize,
@@ -41,9 +41,9 @@ pub(super) struct Copy {
     ends: [usize; 3],
 }
 
-impl Copy {
-    fn unused(now: Instant) -> Copy {
-        Copy {
+impl KeptOffer {
+    fn unused(now: Instant) -> KeptOffer {
+        KeptOffer {
             id: 0,
             user_data: 0,
             descriptor: -1,
@@ -96,7 +96,7 @@ impl Tried {
 /// The copies of a broker.
 #[derive(Debug)]
 pub(super) struct Kept {
-    copies: Vec<Copy>,
+    copies: Vec<KeptOffer>,
     unused: Vec<u32>,
     /// Bytes of memory that the copies have, used or not, and the most that they may have.
     bytes: usize,
@@ -109,11 +109,11 @@ impl Kept {
         Kept { copies: Vec::new(), unused: Vec::new(), bytes: 0, most }
     }
 
-    pub(super) fn get(&self, number: u32) -> Option<&Copy> {
+    pub(super) fn get(&self, number: u32) -> Option<&KeptOffer> {
         self.copies.get(number as usize).filter(|copy| copy.id != 0)
     }
 
-    pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut Copy> {
+    pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut KeptOffer> {
         self.copies.get_mut(number as usize).filter(|copy| copy.id != 0)
     }
 
@@ -158,12 +158,12 @@ impl Kept {
         self.copies.try_reserve(1).ok()?;
         self.unused.try_reserve(self.copies.len() + 1).ok()?;
         self.unused.push(u32::try_from(self.copies.len()).ok()?);
-        self.copies.push(Copy::unused(now));
+        self.copies.push(KeptOffer::unused(now));
         Some(())
     }
 
     /// Copies an offer to the place that [`place`](Kept::place) returned for it.
-    pub(super) fn keep(&mut self, parts: &Parts<'_>, fill: impl FnOnce(&mut Copy)) {
+    pub(super) fn keep(&mut self, parts: &Parts<'_>, fill: impl FnOnce(&mut KeptOffer)) {
         let Some(number) = self.unused.pop() else { return };
         let copy = &mut self.copies[number as usize];
         copy.bytes.clear();
@@ -182,13 +182,13 @@ impl Kept {
     }
 
     /// Takes a copy out of its place, to be [`put`](Kept::put) back.
-    pub(super) fn take(&mut self, number: u32) -> Option<Copy> {
+    pub(super) fn take(&mut self, number: u32) -> Option<KeptOffer> {
         let copy = self.get_mut(number)?;
-        let unused = Copy::unused(copy.deadline);
+        let unused = KeptOffer::unused(copy.deadline);
         Some(std::mem::replace(copy, unused))
     }
 
-    pub(super) fn put(&mut self, number: u32, copy: Copy) {
+    pub(super) fn put(&mut self, number: u32, copy: KeptOffer) {
         if let Some(place) = self.copies.get_mut(number as usize) {
             *place = copy;
         }

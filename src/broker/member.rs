@@ -112,7 +112,7 @@ impl Needs {
 
 /// Where a backend takes an offer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct Vacancy {
     pub slot: u32,
     pub generation: u64,
     /// It is the trial of a backend that rests.
@@ -219,7 +219,7 @@ impl Member {
     }
 
     /// It has said welcome, or there is another one: the next pause is the shortest again.
-    pub(super) fn is_new(&mut self, options: &BrokerOptions) {
+    pub(super) fn reset_pause(&mut self, options: &BrokerOptions) {
         self.next_pause = options.reconnect_min;
     }
 
@@ -252,7 +252,7 @@ impl Member {
         Needs { len, tls }: Needs,
         queue_bytes: usize,
         now: Instant,
-    ) -> Result<(&Channel, Place), Obstacle> {
+    ) -> Result<(&Channel, Vacancy), Obstacle> {
         if !self.is_wanted() {
             return Err(Obstacle::Off);
         }
@@ -280,7 +280,7 @@ impl Member {
             return Err(self.no_room(channel, Limit::QueuedBytes { queued, most: queue_bytes }));
         }
         match channel.offers.next_slot() {
-            Some((slot, generation)) => Ok((channel, Place { slot, generation, trial })),
+            Some((slot, generation)) => Ok((channel, Vacancy { slot, generation, trial })),
             None => Err(self.no_room(channel, channel.limit())),
         }
     }
@@ -302,7 +302,7 @@ impl Member {
     /// How many small offers it takes now.
     pub(super) fn room(&self, queue_bytes: usize, now: Instant) -> usize {
         match self.would_take(SMALLEST, queue_bytes, now) {
-            Ok((_, Place { trial: true, .. })) => 1,
+            Ok((_, Vacancy { trial: true, .. })) => 1,
             Ok((channel, _)) => channel.offers.granted(),
             Err(_) => 0,
         }

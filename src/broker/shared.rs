@@ -18,7 +18,7 @@ use crate::handle::{HandleError, Waker};
 use crate::support;
 use crate::sys::event::{self, Alarm, Events};
 
-use crew::{Attempt, Crew, Desk, Watch};
+use crew::{Crew, Desk, Tried, Watch};
 use waits::{Wait, Waits};
 
 /// A [`Broker`] for any number of threads at once.
@@ -135,9 +135,9 @@ impl SharedBroker {
             let result = broker.queue(&offer, usize::MAX, now);
             self.crew.watch.see(broker);
             match result {
-                Ok(id) => Attempt::Offered(id),
-                Err(refused) if broker.is_worth_waiting(&refused) => Attempt::Later(refused),
-                Err(refused) => Attempt::Refused(refused),
+                Ok(id) => Tried::Offered(id),
+                Err(refused) if broker.is_worth_waiting(&refused) => Tried::Later(refused),
+                Err(refused) => Tried::Refused(refused),
             }
         };
         self.crew.offer_and_wait(Some(deadline), attempt, |broker, verdict| {

@@ -49,13 +49,13 @@ pub(super) struct SocketFile {
     name: PathBuf,
     id: FileId,
     /// The process that removes it. That is the one that made it, and not a child of fork(2), unless
-    /// [`is_ours`](SocketFile::is_ours) says otherwise.
+    /// [`set_remover`](SocketFile::set_remover) says otherwise.
     remover: Option<u64>,
 }
 
 impl SocketFile {
-    /// Whether this process is the one that removes the file.
-    pub(super) fn is_ours(&mut self, ours: bool) {
+    /// Sets whether this process removes the file.
+    pub(super) fn set_remover(&mut self, ours: bool) {
         self.remover = ours.then(process::current);
     }
 }

@@ -12,7 +12,7 @@ mod crew;
 #[path = "../../../src/broker/shared/waits.rs"]
 mod waits;
 
-use crew::{Attempt, Crew, Desk, Watch};
+use crew::{Tried, Crew, Desk, Watch};
 use waits::{Wait, Waits};
 
 #[derive(Debug, PartialEq)]
@@ -57,12 +57,12 @@ impl Model {
         }
     }
 
-    fn offer(&mut self, seat: usize) -> Attempt<Refused> {
+    fn offer(&mut self, seat: usize) -> Tried<Refused> {
         if self.closed {
-            return Attempt::Refused(Refused::Closed);
+            return Tried::Refused(Refused::Closed);
         }
         if self.in_flight.len() == self.room {
-            return Attempt::Later(Refused::Full);
+            return Tried::Later(Refused::Full);
         }
         self.next_id += 1;
         self.in_flight.push((seat, self.next_id));
@@ -71,7 +71,7 @@ impl Model {
         // Its deadline sets the timer anew: it has not fired then.
         wire.fired = false;
         self.wire.changed.notify_all();
-        Attempt::Offered(self.next_id)
+        Tried::Offered(self.next_id)
     }
 
     fn close(&mut self) {

@@ -73,7 +73,7 @@ pub(super) trait Watch<D: Desk> {
 }
 
 /// What came of an attempt to offer.
-pub(super) enum Attempt<R> {
+pub(super) enum Tried<R> {
     /// It is offered, with this id.
     Offered(u64),
     /// There may be room soon.
@@ -292,7 +292,7 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
     pub(super) fn offer_and_wait<T>(
         &self,
         deadline: Option<Instant>,
-        attempt: impl FnMut(&mut D, usize) -> Attempt<D::Refused>,
+        attempt: impl FnMut(&mut D, usize) -> Tried<D::Refused>,
         finish: impl FnOnce(&D, D::Verdict) -> T,
     ) -> Result<T, D::Error> {
         let wait = self.waits.begin();
@@ -340,7 +340,7 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
         &mut self,
         state: Held<'a, D>,
         deadline: Option<Instant>,
-        attempt: impl FnMut(&mut D, usize) -> Attempt<D::Refused>,
+        attempt: impl FnMut(&mut D, usize) -> Tried<D::Refused>,
     ) -> (Held<'a, D>, Result<D::Verdict, D::Error>) {
         let (mut state, offered) = self.offer(state, deadline, attempt);
         let id = match offered {
@@ -365,7 +365,7 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
         &mut self,
         mut state: Held<'a, D>,
         deadline: Option<Instant>,
-        mut attempt: impl FnMut(&mut D, usize) -> Attempt<D::Refused>,
+        mut attempt: impl FnMut(&mut D, usize) -> Tried<D::Refused>,
     ) -> (Held<'a, D>, Result<u64, D::Refused>) {
         let seat = self.seat;
         if state.leader.is_none() {
@@ -380,9 +380,9 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
             let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
             if late || state.room.front().is_none_or(|first| *first == seat) {
                 let refused = match attempt(&mut state.desk, seat) {
-                    Attempt::Offered(id) => return (state, Ok(id)),
-                    Attempt::Refused(refused) => return (state, Err(refused)),
-                    Attempt::Later(refused) => refused,
+                    Tried::Offered(id) => return (state, Ok(id)),
+                    Tried::Refused(refused) => return (state, Err(refused)),
+                    Tried::Later(refused) => refused,
                 };
                 if late {
                     return (state, Err(refused));
