@@ -59,6 +59,7 @@ mod channel;
 mod choosing;
 mod connecting;
 mod directory;
+mod down;
 mod error;
 mod failover;
 mod kept;

@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::down::WhyDown;
 use super::offers::{Facts, Offers, State};
 use super::outcomes::{End, Ledger};
-use super::peer::{self, WhyDown};
+use super::peer;
 use super::{BrokerOptions, NoWelcome};
 use crate::address;
 use crate::claim::{self, ClaimTable, Lost, ability};

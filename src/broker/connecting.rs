@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use super::channel::Channel;
+use super::down::WhyDown;
 use super::member::Link;
 use super::outcomes::Ledger;
-use super::peer::WhyDown;
 use super::{Broker, BrokerError};
 use crate::reason::Reason;
 

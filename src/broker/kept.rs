@@ -82,6 +82,8 @@ pub(super) struct Tried {
     pub count: u32,
 }
 
+const _: () = assert!(MAX_BACKENDS % 64 == 0);
+
 impl Tried {
     pub(super) fn add(&mut self, backend: usize) {
         self.bits[backend / 64] |= 1 << (backend % 64);

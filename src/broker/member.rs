@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
+use super::down::WhyDown;
 use super::offers::queued_len;
 use super::outcomes::Tally;
-use super::peer::WhyDown;
 use super::settings::{BackendSettings, FailureLimits};
 use super::{BrokerError, BrokerOptions, Limit, NoWelcome};
 use crate::failures::Attempt;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{BrokerOptions, MAX_BACKENDS};
+use super::BrokerOptions;
 use crate::failures::FailureCounter;
 use crate::memory::NoMemory;
 use crate::wire::MAX_SLOTS;
@@ -73,5 +73,3 @@ impl FailureLimits {
         self.most.map(|most| FailureCounter::new(most, self.period)).transpose()
     }
 }
-
-const _: () = assert!(MAX_BACKENDS % 64 == 0);
