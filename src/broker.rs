@@ -780,7 +780,8 @@ impl Broker {
     }
 }
 
-/// Fails unless the kernel does a connection's TLS. Apart, so that an offer without TLS pays nothing for it.
+/// Fails unless the kernel does a connection's TLS. Apart, so that an offer without TLS pays nothing
+/// for it.
 #[cold]
 #[inline(never)]
 fn check_tls(offer: &Offer<'_>) -> Result<(), BrokerError> {

@@ -22,9 +22,8 @@ pub(crate) const MAX_SPIN: Duration = Duration::from_millis(10);
 pub(crate) const MAX_ROUNDS: usize = 64;
 /// How long a peer may take to say its first word.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// When a caller is woken for what it has not taken, the first time that it stops before the end.
-/// Nobody knows whether it will stop, and most do not: a timer that is put off now and then costs less
-/// than one in each batch.
+/// How soon the descriptor becomes readable for what the caller has left. Most callers take
+/// everything, so one timer that is put off now and then is cheaper than one for each batch.
 pub(crate) const REST_PAUSE: Duration = Duration::from_millis(1);
 /// When to send again what the system was short of memory for. poll(2) would say at once that there
 /// is room.
@@ -75,7 +74,7 @@ impl Owner {
         process == 0 || process == process::current()
     }
 
-    /// Whether it does now.
+    /// Takes ownership for this process; false if another one was first.
     fn take(&self, process: u64) -> bool {
         let word = self.word();
         match word.compare_exchange(0, process, Ordering::SeqCst, Ordering::SeqCst) {

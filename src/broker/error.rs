@@ -173,7 +173,7 @@ pub enum BrokerError {
     /// A limit is reached.
     #[error("{path}{limit}", path = Prefix(path))]
     Full {
-        /// The handoff socket; what the broker was made with, or empty, if the limit is the broker's.
+        /// The handoff socket; if the limit is the broker's, what that was made with, or empty.
         path: Arc<Path>,
         /// Which.
         limit: Limit,

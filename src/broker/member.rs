@@ -218,7 +218,7 @@ impl Member {
         }
     }
 
-    /// It has said welcome, or there is another one: the next pause is the shortest again.
+    /// Resets the pause before the next attempt to connect: after a welcome, or for a new backend.
     pub(super) fn reset_pause(&mut self, options: &BrokerOptions) {
         self.next_pause = options.reconnect_min;
     }

@@ -140,8 +140,7 @@ impl Offers {
         self.queue.len()
     }
 
-    /// How many are in flight at a time, as far as that is known: since something was last received, if
-    /// anything was.
+    /// The largest recent number in flight; none before something was received.
     pub(super) fn usual(&self) -> Option<usize> {
         (self.usual > 0).then(|| self.usual.max(self.in_flight))
     }

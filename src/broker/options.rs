@@ -26,7 +26,8 @@ pub struct BrokerOptions {
     /// Bytes of offers that may wait for room in the socket: 128 KiB at least, 1 MiB by default.
     pub queue_bytes: usize,
     /// Failures within `failure_period` after which offers are refused: 1 to
-    /// [`FailureCounter::MAX_FAILURES`](crate::failures::FailureCounter::MAX_FAILURES), 8 by default. None: failures never refuse an offer.
+    /// [`FailureCounter::MAX_FAILURES`](crate::failures::FailureCounter::MAX_FAILURES), 8 by default.
+    /// None: failures never refuse an offer.
     pub max_failures: Option<usize>,
     /// How long a failure counts: a millisecond at least, 30 seconds by default.
     pub failure_period: Duration,

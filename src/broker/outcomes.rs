@@ -52,7 +52,8 @@ pub struct BackendCounts {
     pub fallbacks: [u64; Reason::COUNT],
     /// Offers that were refused because of it, by the number of the error's kind.
     pub refusals: [u64; ErrorKind::COUNT],
-    /// Times from offer to verdict: under 1 microsecond, under 2, 4, 8 and so on; in the last all others.
+    /// Times from offer to verdict: under 1 microsecond, under 2, 4, 8 and so on; in the last all
+    /// others.
     pub times: [u64; TIMES],
 }
 

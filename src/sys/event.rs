@@ -45,7 +45,7 @@ impl Happened {
 
     /// What has happened to the descriptors that were added.
     pub(crate) fn events(&self) -> impl Iterator<Item = Event> {
-        // An edge is told once, and need not be read.
+        // The eventfd is watched edge-triggered: it is reported once, and never read.
         let added = self.all().filter(|event| event.u64 <= HIGHEST_KEY);
         added.map(|event| {
             let (key, flags) = (event.u64, event.events as i32);
@@ -108,8 +108,8 @@ pub(crate) enum Part {
     Timer,
 }
 
-/// What fires the timer of an [`Events`] to end a wait, in any thread and in a signal handler. It outlives
-/// the set.
+/// What fires the timer of an [`Events`] to end a wait, in any thread and in a signal handler. It
+/// outlives the set.
 #[derive(Debug, Default)]
 pub(crate) struct Alarm {
     /// From [`publish_timer`](Events::publish_timer) on.
@@ -153,7 +153,7 @@ impl Alarm {
         self.ringing.load(Ordering::SeqCst)
     }
 
-    /// Whether it rang; it does no more.
+    /// Clears the flag, and returns what it was.
     pub(crate) fn stop(&self) -> bool {
         self.ringing.swap(false, Ordering::SeqCst)
     }
@@ -183,8 +183,8 @@ const EDGE: u64 = u64::MAX - 1;
 pub(crate) const HIGHEST_KEY: u64 = u64::MAX - 2;
 
 impl Events {
-    /// Makes a set with nothing to watch but a timer, which the alarm cannot fire yet. An error comes
-    /// with the part that failed.
+    /// Makes a set with nothing to watch but a timer, which the alarm cannot fire yet. An error says
+    /// which part failed.
     pub(crate) fn new(alarm: &Arc<Alarm>) -> Result<Events, (Part, io::Error)> {
         let failed = |part| move |error| (part, error);
         // Before there is a timer: a later alarm counts.
@@ -210,8 +210,8 @@ impl Events {
         Ok(events)
     }
 
-    /// Lets the alarm fire the timer, as it would have before. Call it when the set is sure to be used, and
-    /// by this process: a timer that the alarm has would be shared with children of fork(2).
+    /// Lets the alarm fire the timer, and does so if it would have before. Call it when the set is sure
+    /// to be used, and by this process: children of fork(2) share a timer that the alarm has.
     pub(crate) fn publish_timer(&self) {
         // Nobody else makes a set for this alarm.
         let _ = self.alarm.timer.set(Arc::clone(&self.timer));

@@ -151,7 +151,7 @@ impl<'a> Offer<'a> {
     }
 }
 
-/// Whether a name cannot be one.
+/// Whether a name contains a NUL, which is not allowed.
 pub(crate) fn has_nul(name: &[u8]) -> bool {
     name.contains(&0)
 }
