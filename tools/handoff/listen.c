@@ -12,19 +12,26 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 enum { BACKLOG = 4096 };
 
-/* A socket file that nobody listens on any more is replaced, as a backend does it. */
+/* A socket file that nobody listens on any more is replaced, as a backend does it. Any other file
+ * stays; connect(2) would say of it, too, that nobody listens. */
 static int bind_unix(int fd, const struct sockaddr_un *address)
 {
     const struct sockaddr *at = (const struct sockaddr *)address;
+    struct stat file;
     if (bind(fd, at, sizeof *address) == 0)
         return 0;
     if (errno != EADDRINUSE)
         return -1;
+    if (lstat(address->sun_path, &file) == 0 && !S_ISSOCK(file.st_mode)) {
+        errno = ENOTSOCK;
+        return -1;
+    }
     int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (probe == -1)
         return -1;
@@ -49,7 +56,8 @@ static int listen_unix(const char *path)
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd != -1 && bind_unix(fd, &address) == 0 && listen(fd, BACKLOG) == 0)
         return fd;
-    complain("unix:%s: %s", path, strerror(errno));
+    complain("unix:%s: %s", path,
+             errno == ENOTSOCK ? "the file is not a socket" : strerror(errno));
     if (fd != -1)
         close(fd);
     return -1;

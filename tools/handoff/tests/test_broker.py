@@ -14,6 +14,24 @@ class Sayings(Test):
             self.assertEqual(result.returncode, 1, address)
             self.assertRegex(result.stderr, "^handoff broker: .*\n$")
 
+    def test_file_that_is_no_socket_is_not_replaced(self):
+        target, link = (os.path.join(self.directory, name) for name in ("target", "link"))
+        with socket.socket(socket.AF_UNIX) as nobody_listens:
+            nobody_listens.bind(target)
+        os.symlink(target, link)
+        fifo = os.path.join(self.directory, "fifo")
+        os.mkfifo(fifo)
+        file = os.path.join(self.directory, "file")
+        with open(file, "w", encoding="ascii") as content:
+            content.write("content")
+        for path in link, fifo, file, self.directory:
+            before = os.lstat(path).st_ino
+            result = self.run_command("broker", f"unix:{path}", self.path)
+            self.assertEqual((result.returncode, result.stdout), (1, ""), path)
+            self.assertEqual(result.stderr,
+                             f"handoff broker: unix:{path}: the file is not a socket\n")
+            self.assertEqual(os.lstat(path).st_ino, before)
+
     def test_address_that_is_none_is_wrong_usage(self):
         for address in ("nonsense", "127.0.0.1:http:x", "127.0.0.1:99999", "unix:", "fd:", "fd:x",
                         "fd:0", "fd:77"):
