@@ -356,7 +356,14 @@ def three_ways(build, directory):
     global address
     results.clear()
     handoff_socket, proxies_socket = f"{directory}/handoff.sock", f"{directory}/proxies.sock"
-    backend = Process(f"{build}/threaded_backend", handoff_socket, proxies_socket)
+    threaded_backend = [f"{build}/threaded_backend", handoff_socket, proxies_socket]
+    with open(proxies_socket, "w", encoding="ascii"):
+        pass  # somebody's file
+    refused = subprocess.run(threaded_backend, stderr=subprocess.PIPE, timeout=PATIENCE)
+    expect(refused.returncode == 1 and os.path.isfile(proxies_socket),
+           "threaded_backend replaces a file that is no socket")
+    os.unlink(proxies_socket)
+    backend = Process(*threaded_backend)
     broker = Process(f"{build}/broker", "0", handoff_socket, str(1000 * PATIENCE))
     alone = Process(f"{build}/broker", "0", f"{directory}/none.sock")
     proxy = Process(f"{build}/proxy", "0", proxies_socket)

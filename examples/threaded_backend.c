@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -145,9 +146,12 @@ static void *take_from_proxies(void *unused)
 static void listen_unix(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct stat file;
     check(strlen(path) < sizeof address.sun_path, path, "too long");
     strcpy(address.sun_path, path);
-    unlink(path);
+    /* One that was killed has left its socket. Whoever has made another file wants to keep it. */
+    if (lstat(path, &file) == 0 && S_ISSOCK(file.st_mode))
+        unlink(path);
     listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     check(listener != -1 &&
           bind(listener, (struct sockaddr *)&address, sizeof address) == 0 &&
@@ -179,11 +183,11 @@ int main(int argc, char **argv)
     fflush(stdout);
 
     sigwait(&stop_signals, &number);
+    unlink(argv[2]); /* a successor can listen as soon as the backend no longer does */
     handoff_backend_wake(backend);
     shutdown(listener, SHUT_RD);
     pthread_join(brokers, NULL);
     pthread_join(proxies, NULL);
-    unlink(argv[2]);
     pthread_mutex_lock(&lock);
     while (clients > 0)
         pthread_cond_wait(&none_left, &lock);
