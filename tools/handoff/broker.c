@@ -316,6 +316,7 @@ static void stop(void)
     while (read(signals, &signal, sizeof signal) == sizeof signal) {
         if (listener != -1) {
             accept_no_more();
+            remove_file(); /* a successor can listen at once, and keeps its own */
             close(listener);
             listener = -1;
             continue;
@@ -388,7 +389,6 @@ static int add_backend(const char *path)
 
 static int start_and_run(const char *address)
 {
-    const char *file;
     struct sockaddr_storage bound;
     socklen_t len = sizeof bound;
     char text[128];
@@ -396,7 +396,7 @@ static int start_and_run(const char *address)
     int code = DONE;
     for (int i = 0; i < sockets_len && code == DONE; i++)
         code = add_backend(sockets[i]);
-    if (code == DONE && (listener = listen_at(address, &file)) < 0)
+    if (code == DONE && (listener = listen_at(address)) < 0)
         code = listener == WRONG_ADDRESS ? USAGE : FAILED;
     if (code != DONE) {
         handoff_broker_free(broker);
@@ -422,8 +422,6 @@ static int start_and_run(const char *address)
     handoff_broker_free(broker);
     close(epoll);
     close(signals);
-    if (file != NULL && unlink(file) == -1)
-        complain("%s: %s", file, strerror(errno));
     return finish_output() ? DONE : FAILED;
 }
 

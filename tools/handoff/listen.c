@@ -18,17 +18,20 @@
 
 enum { BACKLOG = 4096 };
 
+static const char *file; /* NULL: none to remove */
+static struct stat made;
+
 /* A socket file that nobody listens on any more is replaced, as a backend does it. Any other file
  * stays; connect(2) would say of it, too, that nobody listens. */
 static int bind_unix(int fd, const struct sockaddr_un *address)
 {
     const struct sockaddr *at = (const struct sockaddr *)address;
-    struct stat file;
+    struct stat found;
     if (bind(fd, at, sizeof *address) == 0)
         return 0;
     if (errno != EADDRINUSE)
         return -1;
-    if (lstat(address->sun_path, &file) == 0 && !S_ISSOCK(file.st_mode)) {
+    if (lstat(address->sun_path, &found) == 0 && !S_ISSOCK(found.st_mode)) {
         errno = ENOTSOCK;
         return -1;
     }
@@ -54,8 +57,11 @@ static int listen_unix(const char *path)
     }
     strcpy(address.sun_path, path);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd != -1 && bind_unix(fd, &address) == 0 && listen(fd, BACKLOG) == 0)
+    if (fd != -1 && bind_unix(fd, &address) == 0 && listen(fd, BACKLOG) == 0 &&
+        lstat(path, &made) == 0) {
+        file = path;
         return fd;
+    }
     complain("unix:%s: %s", path,
              errno == ENOTSOCK ? "the file is not a socket" : strerror(errno));
     if (fd != -1)
@@ -115,17 +121,22 @@ static int take_passed(const char *number)
     return (int)fd;
 }
 
-int listen_at(const char *address, const char **file)
+void remove_file(void)
+{
+    struct stat found;
+    if (file == NULL || lstat(file, &found) == -1 || found.st_dev != made.st_dev ||
+        found.st_ino != made.st_ino)
+        return;
+    if (unlink(file) == -1)
+        complain("%s: %s", file, strerror(errno));
+}
+
+int listen_at(const char *address)
 {
     static const char unix_prefix[] = "unix:", fd_prefix[] = "fd:";
     char host[256];
-    *file = NULL;
-    if (strncmp(address, unix_prefix, sizeof unix_prefix - 1) == 0) {
-        const char *path = address + sizeof unix_prefix - 1;
-        int fd = listen_unix(path);
-        *file = fd < 0 ? NULL : path;
-        return fd;
-    }
+    if (strncmp(address, unix_prefix, sizeof unix_prefix - 1) == 0)
+        return listen_unix(address + sizeof unix_prefix - 1);
     if (strncmp(address, fd_prefix, sizeof fd_prefix - 1) == 0)
         return take_passed(address + sizeof fd_prefix - 1);
     const char *colon = strrchr(address, ':');

@@ -209,6 +209,32 @@ class BrokerAndExec(Test):
         self.assertGreaterEqual(summary["clients"], 1)
         self.assertEqual(summary["adopted"], 0)
 
+    def test_broker_that_ends_leaves_the_socket_of_its_successor(self):
+        self.exec("cat")
+        at = os.path.join(self.directory, "clients")
+        first = self.broker(os.path.join(self.directory, "none"), address=f"unix:{at}",
+                            options=["--wait", "3600000"])
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(at)
+            first.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: not connects_to(at), "it stops listening")
+            self.assertFalse(os.path.exists(at))
+            second = self.broker(address=f"unix:{at}")
+            self.assertIsNone(first.process.poll())
+            first.stop()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            client.connect(at)
+            client.sendall(b"x")
+            client.shutdown(socket.SHUT_WR)
+            self.assertEqual(read_all(client), b"x")
+        # Nor what somebody has put there meanwhile.
+        os.unlink(at)
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(at)
+        second.stop()
+        self.assertTrue(os.path.exists(at))
+
     def test_descriptors_are_closed(self):
         backend = self.exec("cat")
         between = self.broker(options=["--preread", "10"])
@@ -228,6 +254,11 @@ def can_connect(port):
         connect(port).close()
         return True
     return False
+
+
+def connects_to(path):
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == 0
 
 
 def children(running):
