@@ -26,6 +26,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -80,13 +81,29 @@ static void leave(struct run **list, struct run *run)
         run->next->before = run->before;
 }
 
+/* Whether it can be executed; otherwise errno is as execve(2) leaves it. access(2) alone says yes to a
+ * directory, too. */
+static bool is_executable(const char *path)
+{
+    struct stat file;
+    if (access(path, X_OK) == -1 || stat(path, &file) == -1)
+        return false;
+    if (!S_ISREG(file.st_mode))
+        errno = EACCES;
+    return S_ISREG(file.st_mode);
+}
+
 int run_find(const char *command)
 {
     char path[4096];
     int code = NOT_FOUND;
     const char *list = getenv("PATH"), *end;
+    if (*command == '\0') {
+        complain("the command has no name");
+        return NOT_FOUND;
+    }
     if (strchr(command, '/') != NULL) {
-        if (access(command, X_OK) == 0)
+        if (is_executable(command))
             return DONE;
         complain("%s: %s", command, strerror(errno));
         return errno == EACCES ? NOT_EXECUTABLE : NOT_FOUND;
@@ -95,7 +112,7 @@ int run_find(const char *command)
         end = strchrnul(list, ':');
         snprintf(path, sizeof path, "%.*s%s%s", (int)(end - list), list, end > list ? "/" : "",
                  command);
-        if (access(path, X_OK) == 0)
+        if (is_executable(path))
             return DONE;
         if (access(path, F_OK) == 0)
             code = NOT_EXECUTABLE;

@@ -448,10 +448,14 @@ class Exec(Test):
     def test_command_that_is_not_there_is_found_out_at_the_start(self):
         file = os.path.join(self.directory, "file")
         open(file, "w", encoding="ascii").close()
+        os.mkdir(os.path.join(self.directory, "a-directory-in-path"))
+        self.environment = {**self.environment,
+                            "PATH": f"{os.environ['PATH']}:{self.directory}"}
         for command, code in (("no-such-command-anywhere", 127), ("/no/such/command", 127),
-                              (file, 126)):
+                              ("", 127), (file, 126), (self.directory, 126), ("./", 126),
+                              ("a-directory-in-path", 126)):
             result = self.run_command("exec", self.path, "--", command)
-            self.assertEqual((result.returncode, result.stdout), (code, ""))
+            self.assertEqual((result.returncode, result.stdout), (code, ""), command)
             self.assertIn(command, result.stderr)
         self.assertFalse(os.path.exists(self.path))
 
