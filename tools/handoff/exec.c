@@ -216,6 +216,10 @@ static int listen_at_socket(const char *path)
     options.mode = mode == 0 && has_group ? 0660 : mode;
     options.policy = allowed_len > 0 ? &policy : NULL;
     options.max_offer_bytes = OFFER_BYTES;
+    if (*path == '@' && (mode != 0 || has_group)) {
+        complain("--mode and --group are those of a file, and the abstract name %s has none", path);
+        return USAGE;
+    }
     int passed = passed_socket(path);
     if (passed == -2)
         return FAILED;

@@ -78,6 +78,12 @@ class Sayings(Test):
         for output in outputs:
             self.assertNotRegex(output, r"(?m)^adopted by root|\x1b")
 
+    def test_abstract_name_has_no_group_and_no_mode(self):
+        for option, value in ("--group", str(os.getgid())), ("--mode", "0666"):
+            result = self.run_command("exec", option, value, f"@{self.path}", "--", "cat")
+            self.assertEqual((result.returncode, result.stdout), (2, ""))
+            self.assertRegex(result.stderr, "^handoff exec: .*the abstract name @.* has none\nusage: ")
+
     @needs_root
     def test_client_that_is_closed_is_counted_by_why_there_is_no_channel(self):
         self.exec("cat")
