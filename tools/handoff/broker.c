@@ -363,7 +363,7 @@ static void run(void)
         take_verdicts(now);
         if (stopping)
             stop();
-        fflush(stdout);
+        flush_output();
     }
 }
 
@@ -415,7 +415,7 @@ static int start_and_run(const char *address)
     must(getsockname(listener, (struct sockaddr *)&bound, &len) == 0, "getsockname");
     describe_address((struct sockaddr *)&bound, len, text, sizeof text);
     printf("listening on %s\n", text);
-    fflush(stdout);
+    flush_output();
 
     run();
     print_summary(broker, accepted);

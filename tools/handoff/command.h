@@ -88,7 +88,9 @@ void keep_standard_descriptors(void);
 void raise_descriptor_limit(void);
 void restore_descriptor_limit(void);
 
-/* Flushes standard output. False, with a message, if something that was printed is lost. */
+/* Flushes standard output; finish_output() says what went wrong. */
+void flush_output(void);
+/* Flushes it for the last time. False, with a message, if something that was printed is lost. */
 bool finish_output(void);
 
 #endif

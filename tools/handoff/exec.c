@@ -154,7 +154,7 @@ static void serve(void)
         run_tick();
         if (stopping && backend != NULL)
             drain();
-        fflush(stdout);
+        flush_output();
     }
 }
 
@@ -256,7 +256,7 @@ static int start_and_serve(const char *path, char **command)
     run_epoll = epoll_create1(EPOLL_CLOEXEC);
     must(run_epoll != -1, "epoll_create1");
     printf("listening on %s\n", path);
-    fflush(stdout);
+    flush_output();
     serve();
     close(run_epoll);
     close(signals);

@@ -44,7 +44,7 @@ static void add_step(struct report *report, const char *name, bool ok, const cha
         return;
     printf("%-6s  %-11s  ", ok ? "ok" : "FAILED", name);
     print_line(step->text);
-    fflush(stdout); /* the next step may take its time */
+    flush_output(); /* the next step may take its time */
 }
 
 void step_ok(struct report *report, const char *name, const char *format, ...)

@@ -165,10 +165,22 @@ void restore_descriptor_limit(void)
     setrlimit(RLIMIT_NOFILE, &now);
 }
 
+/* The error of the first flush that failed: later ones may succeed, without what was lost. */
+static int output_error;
+
+void flush_output(void)
+{
+    if (fflush(stdout) != 0 && output_error == 0)
+        output_error = errno;
+}
+
 bool finish_output(void)
 {
-    if (fflush(stdout) == 0 && !ferror(stdout))
+    flush_output();
+    if (!ferror(stdout))
         return true;
-    complain("standard output: %s", strerror(errno));
+    /* printf(3) writes, too, when its buffer is full. */
+    complain("standard output: %s", output_error != 0 ? strerror(output_error)
+                                                      : "not all could be written");
     return false;
 }

@@ -1,10 +1,20 @@
 """What handoff broker and handoff exec say: of addresses, backends, and what is missing."""
 
+import errno
 import os
+import re
+import signal
 import socket
+import subprocess
 
-from command import STRANGER, Test, counts, needs_root
+from command import PATIENCE, STRANGER, Test, counts, needs_root, wait_until
 from test_serving import ask, ask_all
+
+
+def blocks_sigterm(pid):
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        blocked = int(re.search(r"SigBlk:\s*([0-9a-f]+)", status.read())[1], 16)
+    return blocked >> (signal.SIGTERM - 1) & 1
 
 
 class Sayings(Test):
@@ -77,6 +87,21 @@ class Sayings(Test):
         self.assertIn("x?adopted by root: 999?[31m", outputs[2])
         for output in outputs:
             self.assertNotRegex(output, r"(?m)^adopted by root|\x1b")
+
+    def test_output_that_is_lost_is_said_with_the_first_error(self):
+        with open("/dev/full", "w", encoding="ascii") as full:
+            for subcommand, *rest in (("broker", "127.0.0.1:0", self.path),
+                                      ("exec", self.path, "--", "cat")):
+                process = subprocess.Popen([self.command, subcommand, *rest], text=True,
+                                           env=self.environment, stdin=subprocess.DEVNULL,
+                                           stdout=full, stderr=subprocess.PIPE)
+                self.addCleanup(process.kill)
+                wait_until(lambda: blocks_sigterm(process.pid), "it takes signals its own way")
+                process.terminate()
+                self.assertEqual(process.communicate(timeout=PATIENCE)[1],
+                                 f"handoff {subcommand}: standard output: "
+                                 f"{os.strerror(errno.ENOSPC)}\n")
+                self.assertEqual(process.returncode, 1)
 
     def test_abstract_name_has_no_group_and_no_mode(self):
         for option, value in ("--group", str(os.getgid())), ("--mode", "0666"):
