@@ -299,7 +299,10 @@ static int expire(int64_t now)
 
 static void take_signals(void)
 {
+    const struct sigaction ignore = {.sa_handler = SIG_IGN};
     sigset_t stop;
+    /* A log that nobody reads any more costs no client. */
+    must(sigaction(SIGPIPE, &ignore, NULL) == 0, "SIGPIPE");
     sigemptyset(&stop);
     sigaddset(&stop, SIGTERM);
     sigaddset(&stop, SIGINT);

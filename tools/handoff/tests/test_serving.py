@@ -235,6 +235,19 @@ class BrokerAndExec(Test):
         second.stop()
         self.assertTrue(os.path.exists(at))
 
+    def test_log_that_nobody_reads_any_more_ends_neither(self):
+        backend = self.exec("cat", options=["-v"])
+        between = self.broker(options=["-v"])
+        for running in backend, between:
+            running.process.stdout.close()
+        for _ in range(3):
+            self.assertEqual(ask(between.port, b"x"), b"x")
+            wait_until(lambda: not children(backend), "cat has ended, and that is printed")
+        for running in between, backend:
+            running.process.terminate()
+            self.assertEqual(running.process.wait(timeout=PATIENCE), 1)
+            self.assertIn("standard output: Broken pipe", running.process.stderr.read())
+
     def test_descriptors_are_closed(self):
         backend = self.exec("cat")
         between = self.broker(options=["--preread", "10"])
