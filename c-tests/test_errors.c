@@ -429,7 +429,13 @@ static void assert_named(int fd, int error)
     handoff_raw_ack ack = HANDOFF_RAW_ACK_INIT;
     handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
     handoff_raw_peer peer = HANDOFF_RAW_PEER_INIT;
+    handoff_raw_store *store;
+    handoff_backend *none = NULL;
+    handoff_tls_session session = HANDOFF_TLS_SESSION_INIT;
+    char byte;
+    size_t len;
     make_pair(SOCK_STREAM, pair);
+    assert_ok(handoff_raw_store_new(NULL, &store));
 #define NAMED(call)                          \
     do {                                     \
         assert_invalid_because(call, "777"); \
@@ -439,16 +445,38 @@ static void assert_named(int fd, int error)
     NAMED(handoff_raw_receive(fd, 0, &token, &out));
     NAMED(handoff_raw_receive(fd, 1, &token, &out));
     NAMED(handoff_raw_receive(fd, -1, &token, &out));
+    NAMED(handoff_raw_receive_verified(fd, store, NULL, 0, &token, &out));
+    NAMED(handoff_raw_receive_verified(fd, store, NULL, 1, &token, &out));
     NAMED(handoff_raw_token_send(fd, &token));
+    NAMED(handoff_raw_token_receive(fd, 0, &token));
     NAMED(handoff_raw_token_receive(fd, 1, &token));
     NAMED(handoff_raw_ack_accept(fd, &token));
+    NAMED(handoff_raw_ack_reject(fd, &token, HANDOFF_REASON_REJECTED));
     NAMED(handoff_raw_ack_wait(fd, &token, 1, &ack));
     NAMED(handoff_raw_ack_receive(fd, &ack));
     NAMED(handoff_raw_take_back(fd));
     NAMED(handoff_raw_attempt(fd, pair[0], &token, 1, &verdict));
     NAMED(handoff_raw_peer_check(fd, NULL, &peer));
     NAMED(handoff_raw_peer_credentials(fd, &peer));
+    NAMED(handoff_backend_listen_on(fd, NULL, &none));
+    NAMED(handoff_tls_get_session(fd, &session));
+    NAMED(handoff_tls_receive(fd, &byte, 1, 0, &len));
+    NAMED(handoff_tls_receive(fd, &byte, 1, 1, &len));
+    NAMED(handoff_tls_shutdown(fd, 0));
+    NAMED(handoff_tls_shutdown(fd, 1));
+    if (error == EBADF) { /* what is no socket can be sent */
+        handoff_raw_listener *listener;
+        char name[64];
+        snprintf(name, sizeof name, "@handoff-test-errors-%d", (int)getpid());
+        assert_ok(handoff_raw_listener_new(name, NULL, &listener));
+        NAMED(handoff_raw_send(pair[0], fd, &token));
+        NAMED(handoff_raw_send_path(name, fd, &token, &out));
+        NAMED(handoff_raw_attempt(pair[0], fd, &token, 1, &verdict));
+        NAMED(handoff_raw_attempt_path(name, fd, &token, 1, &verdict));
+        handoff_raw_listener_free(listener);
+    }
 #undef NAMED
+    handoff_raw_store_free(store);
     close(pair[0]);
     close(pair[1]);
 }
@@ -473,13 +501,21 @@ static void offered_descriptor_that_is_not_a_socket_is_named(void **state)
 {
     (void)state;
     connect_broker(broker, backend);
-    int fd = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 777);
-    handoff_offer offer = offer_of(fd);
-    assert_invalid_because(handoff_broker_offer(broker, &offer, NULL), "777");
-    assert_int_equal(errno, ENOTSOCK);
-    close(fd);
-    assert_invalid_because(handoff_broker_offer(broker, &offer, NULL), "777");
-    assert_int_equal(errno, EBADF);
+    for (uint32_t flags = 0; flags <= HANDOFF_OFFER_TLS; flags += HANDOFF_OFFER_TLS) {
+        int fd = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 777);
+        handoff_offer offer = offer_of(fd);
+        handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+        offer.flags = flags;
+        for (int error = ENOTSOCK;; error = EBADF) {
+            assert_invalid_because(handoff_broker_offer(broker, &offer, NULL), "777");
+            assert_int_equal(errno, error);
+            assert_invalid_because(handoff_broker_offer_and_wait(broker, &offer, &verdict), "777");
+            assert_int_equal(errno, error);
+            if (error == EBADF)
+                break;
+            close(fd);
+        }
+    }
 }
 
 /* ---- what is not an error -------------------------------------------------------------------- */

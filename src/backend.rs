@@ -200,8 +200,9 @@ impl Backend {
         options: BackendOptions,
     ) -> Result<Backend, BackendError> {
         let options = options.checked()?;
-        if let Some(is) = packet::is_no_listener(listener) {
-            return Err(BackendError::NotAListener { descriptor: listener.as_raw_fd(), is });
+        if let Some((is, source)) = packet::is_no_listener(listener) {
+            let descriptor = listener.as_raw_fd();
+            return Err(BackendError::NotAListener { descriptor, is, source });
         }
         support::credentials(listener)?;
         let duplicate = listener.try_clone_to_owned();

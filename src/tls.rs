@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::kind::ErrorKind;
-use crate::sys::{self, Said, tls as kernel, tls::Direction};
+use crate::sys::{self, Said, packet, tls as kernel, tls::Direction};
 
 /// Content types of records, RFC 8446, section 5.1.
 mod content {
@@ -143,10 +143,9 @@ impl Session {
 /// What the kernel tells of a socket's TLS; none if it does none there.
 pub fn session(socket: BorrowedFd<'_>) -> Result<Option<Session>, TlsError> {
     if !kernel::is_above_tcp(socket) {
-        return match sys::what_is(socket) {
-            sys::A_SOCKET => Ok(None),
-            is => Err(invalid(socket, is, io::Error::from_raw_os_error(libc::ENOTSOCK))),
-        };
+        // A socket of any other kind has a type.
+        let is_socket = packet::socket_type(socket).map_err(|e| not_received(socket, e));
+        return is_socket.map(|_| None);
     }
     let ask = |direction| {
         kernel::direction(socket, direction).map_err(|source| TlsError::Receive { source })

@@ -28,6 +28,8 @@ pub enum BackendError {
         descriptor: i32,
         /// What it is.
         is: &'static str,
+        /// What the system said, if it is no socket.
+        source: Option<io::Error>,
     },
     /// The handle was first used in another process.
     #[error("this backend belongs to another process, which used it first: use it only there")]

@@ -256,19 +256,23 @@ pub(crate) fn has_ended(socket: BorrowedFd<'_>) -> bool {
     found.is_ok_and(|count| count == info.len()) && state == TCP_CLOSE && info[SEGMENTS_IN] > 0
 }
 
-/// What a descriptor is, if it is not a listening Unix socket of sequenced packets.
-pub(crate) fn is_no_listener(socket: BorrowedFd<'_>) -> Option<&'static str> {
+/// What a descriptor is, if it is not a listening Unix socket of sequenced packets, and what the system
+/// says of one that is no socket.
+pub(crate) fn is_no_listener(socket: BorrowedFd<'_>) -> Option<(&'static str, Option<io::Error>)> {
     let ask = |option| {
         let mut value = [0i32];
         socket_option(socket, option, &mut value).map(|_| value[0])
     };
-    let Ok(kind) = socket_type(socket) else { return Some(super::what_is(socket)) };
+    let kind = match socket_type(socket) {
+        Ok(kind) => kind,
+        Err(error) => return Some((super::what_is(socket), Some(error))),
+    };
     if !ask(libc::SO_DOMAIN).is_ok_and(|domain| domain == libc::AF_UNIX) {
-        Some("a socket of another family")
+        Some(("a socket of another family", None))
     } else if kind != libc::SOCK_SEQPACKET {
-        Some("a Unix socket of another type")
+        Some(("a Unix socket of another type", None))
     } else if !ask(libc::SO_ACCEPTCONN).is_ok_and(|listening| listening != 0) {
-        Some("a Unix socket that does not listen")
+        Some(("a Unix socket that does not listen", None))
     } else {
         None
     }
