@@ -38,10 +38,14 @@ $(MAN_BUILD)/stamp: $(HEADERS) docs/man/handoff.1 docs/man/handoff.7 tools/man.p
 	    > $(MAN_BUILD)/man$$section/handoff.$$section || exit 1; done
 	@touch $@
 
-.PHONY: install install-docs uninstall
+.PHONY: install install-docs install-paths uninstall
+
+install-paths:
+	@packaging/check-paths 'PREFIX=$(PREFIX)' 'BINDIR=$(BINDIR)' 'LIBDIR=$(LIBDIR)' \
+	    'INCLUDEDIR=$(INCLUDEDIR)' 'MANDIR=$(MANDIR)' 'DOCDIR=$(DOCDIR)'
 
 ## install     install below PREFIX (/usr/local); also BINDIR, LIBDIR, INCLUDEDIR, MANDIR, DOCDIR, DESTDIR
-install: all install-docs
+install: install-paths all install-docs
 	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(INCLUDEDIR)/handoff' '$(DESTDIR)$(PKGCONFDIR)' \
 	    '$(DESTDIR)$(CMAKEDIR)' $(if $(KEEP_DEBUG),,'$(DESTDIR)$(DEBUGDIR)') \
 	    '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(MANDIR)/man7'
@@ -69,14 +73,14 @@ install: all install-docs
 	        install -m 644 /dev/stdin '$(DESTDIR)$(UNITSDIR)'/"$$unit"; \
 	done
 
-install-docs:
+install-docs: install-paths
 	@echo "documents > $(DESTDIR)$(DOCDIR)"
 	@set -e; for doc in $(DOCS); do install -D -m 644 "$$doc" '$(DESTDIR)$(DOCDIR)'/"$$doc"; done
 
 # Of the directories only the library's own go, and only if they are empty: whether somebody else
 # wants the others, such as pkgconfig, cannot be known.
 ## uninstall   remove what `make install` with the same variables put there
-uninstall: $(MAN_BUILD)/stamp
+uninstall: install-paths $(MAN_BUILD)/stamp
 	rm -f '$(DESTDIR)$(BINDIR)/handoff' '$(DESTDIR)$(LIBDIR)/$(SHARED)' '$(DESTDIR)$(LIBDIR)/$(SONAME)' \
 	    '$(DESTDIR)$(DEBUGDIR)/$(SHARED).debug' \
 	    '$(DESTDIR)$(LIBDIR)/libhandoff.so' '$(DESTDIR)$(LIBDIR)/libhandoff.a' \

@@ -24,6 +24,15 @@ make_quietly install CARGO=false
 find include src build/lib build/bin build/man build/*.o build/*.stamp -newer "$work/before" > "$work/written"
 [ -s "$work/written" ] && fail "make install wrote: $(cat "$work/written")"
 
+# Where nothing could be found again, nothing is installed.
+for path in PREFIX=rel BINDIR=bin LIBDIR=lib INCLUDEDIR=./include MANDIR= DOCDIR=doc 'PREFIX=/p x' \
+    'LIBDIR=/a$$b'; do
+    "$MAKE" -s install CARGO=false DESTDIR="$work/refused/" "$path" > "$work/log" 2>&1 &&
+        fail "make install $path is not refused"
+    [ "$(grep -c "^error: ${path%%=*}='" "$work/log")" = 1 ] || fail "$path: $(cat "$work/log")"
+    [ -e "$work/refused" ] && fail "make install $path has installed something"
+done
+
 here=$stage$libdir
 soname=libhandoff.so.0
 real=$(readlink "$here/$soname")

@@ -39,7 +39,7 @@ $(NGINX_BUILD)/stamp: $(NGINX_BUILD)/configured $(wildcard integrations/nginx/ng
 
 ## install-nginx  install the nginx modules, the lines that load them, and a sample configuration
 .PHONY: install-nginx
-install-nginx: nginx
+install-nginx: install-paths nginx
 	install -d '$(DESTDIR)$(NGINX_MODULESDIR)' '$(DESTDIR)$(NGINX_LOADDIR)' '$(DESTDIR)$(DOCDIR)'
 	install -m 644 $(NGINX_MODULES) '$(DESTDIR)$(NGINX_MODULESDIR)'
 	@set -e; for kind in http stream; do \
@@ -51,7 +51,7 @@ install-nginx: nginx
 
 ## uninstall-nginx  remove what `make install-nginx` with the same variables put there
 .PHONY: uninstall-nginx
-uninstall-nginx:
+uninstall-nginx: install-paths
 	rm -f $(foreach kind,http stream,'$(DESTDIR)$(NGINX_MODULESDIR)/ngx_$(kind)_handoff_module.so' \
 	    '$(DESTDIR)$(NGINX_LOADDIR)/mod-$(kind)-handoff.conf') \
 	    '$(DESTDIR)$(DOCDIR)/nginx.conf.sample'
