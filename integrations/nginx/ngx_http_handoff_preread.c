@@ -18,6 +18,7 @@ static void ngx_http_handoff_restore(ngx_http_request_t *r, ngx_buf_t *b, u_char
     u_char *end, u_char *head_end, u_char *copy);
 static u_char ngx_http_handoff_line_end(ngx_http_request_t *r, ngx_str_t *value, u_char *end,
     u_char *head_end);
+static ngx_uint_t ngx_http_handoff_has_discarded(ngx_http_request_t *r);
 static char *ngx_http_handoff_body(ngx_http_request_t *r, ngx_handoff_content_t *content);
 static char *ngx_http_handoff_body_buf(ngx_buf_t *b, ngx_handoff_content_t *content);
 
@@ -31,6 +32,10 @@ ngx_http_handoff_rebuild(ngx_http_request_t *r, u_char *head_end, ngx_handoff_co
     why = ngx_http_handoff_head(r, head_end, content);
     if (why) {
         return why;
+    }
+
+    if (ngx_http_handoff_has_discarded(r)) {
+        return "nginx has discarded its body";
     }
 
     if (rb && rb->rest == 0 && rb->last_saved && !r->request_body_no_buffering) {
@@ -239,6 +244,25 @@ ngx_http_handoff_line_end(ngx_http_request_t *r, ngx_str_t *value, u_char *end, 
     line_end = r->request_line.data + r->request_line.len;
 
     return (nul[1] == LF && *line_end == CR) ? CR : ' ';
+}
+
+
+/*
+ * nginx discards a body before an error_page. If all of it has come, nothing says so afterwards but
+ * what is left of the length. A chunked body leaves a request_body that was never read to its end.
+ */
+static ngx_uint_t
+ngx_http_handoff_has_discarded(ngx_http_request_t *r)
+{
+    ngx_str_t  *value;
+
+    if (r->headers_in.content_length == NULL) {
+        return 0;
+    }
+
+    value = &r->headers_in.content_length->value;
+
+    return ngx_atoof(value->data, value->len) != r->headers_in.content_length_n;
 }
 
 

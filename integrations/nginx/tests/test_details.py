@@ -7,7 +7,7 @@ import socket
 import subprocess
 import unittest
 
-from client import Connection, drive, gather, new_identity, request, run
+from client import Connection, chunked, drive, gather, new_identity, request, run
 from harness import HANDED_OVER, STREAM, Case, Nginx, make_certificate, wait_until
 
 FALLBACK = """
@@ -126,6 +126,35 @@ class NotEligible(Details):
         answer = ask(self.port, request("a", method="POST", body=b"x" * 20000))
         self.assertEqual((answer.status, answer.body), (200, b"nginx said"))
         self.assertEqual(self.answered(), {})
+
+    def test_body_that_nginx_has_discarded(self):
+        """All of it is in the socket when nginx does so, before the error_page: the head fills the
+        buffer. A proxy that is tried in between finds an empty body."""
+        self.expected.append(r"\[error\] .* client intended to send too large body")
+        self.expected.append(r"\[crit\] .* connect\(\) to unix:\S+/none\.sock failed")
+        self.start(http=server("""
+            client_header_buffer_size 1k; recursive_error_pages on;
+            location /large { client_max_body_size 10; error_page 413 = @pass; }
+            location /proxied { client_max_body_size 10; error_page 413 = @proxy; }
+            location /gone { memcached_pass unix:{directory}/none.sock; set $memcached_key a;
+                error_page 502 = @pass; }
+            location @proxy { client_max_body_size 0; error_page 502 = @pass;
+                proxy_pass http://unix:{directory}/none.sock; }
+            location @pass { client_max_body_size 0; handoff_pass unix:{directory}/handoff.sock;
+                error_page 502 504 =200 /nginx?id=said; }"""))
+        body = b"x" * 100
+        for what, method, headers, bytes_ in [
+                ("large", "POST", ["Content-Length: 100"], body),
+                ("proxied", "POST", ["Content-Length: 100"], body),
+                ("gone", "GET", ["Content-Length: 100"], body),
+                ("gone", "GET", ["Transfer-Encoding: chunked"], chunked(body, 30))]:
+            pad = 1024 - len(request("a", what, method, [*headers, "X: "]))
+            data = request("a", what, method, [*headers, "X: " + "x" * pad])
+            with self.subTest(what, headers=headers):
+                answer = ask(self.port, data + bytes_)
+                self.assertEqual((answer.status, answer.body), (200, b"nginx said"))
+                self.check_access(f"^/{what}/a 200 " + self.UNSUPPORTED)
+        self.assertEqual(self.backend.statistics()["arrived"], 0)
 
     def test_request_that_is_larger_than_the_backend_takes(self):
         self.expected.append(self.FALLBACK)
