@@ -22,6 +22,8 @@ static ngx_handoff_slot_t *ngx_handoff_get_slot(ngx_handoff_broker_t *broker);
 static handoff_reason ngx_handoff_refusal(handoff_status status);
 static handoff_reason ngx_handoff_prepare(ngx_handoff_offer_t *offer,
     ngx_handoff_content_t *content, handoff_offer *prepared);
+static char *ngx_handoff_write_name(ngx_handoff_offer_t *offer, ngx_handoff_text_t *text,
+    ngx_handoff_content_t *content, char **name);
 static void ngx_handoff_collect(ngx_handoff_broker_t *broker, ngx_log_t *log);
 static void ngx_handoff_note(ngx_handoff_offer_t *offer, handoff_verdict *verdict);
 static void ngx_handoff_land(ngx_handoff_broker_t *broker);
@@ -299,8 +301,8 @@ static handoff_reason
 ngx_handoff_prepare(ngx_handoff_offer_t *offer, ngx_handoff_content_t *content,
     handoff_offer *prepared)
 {
-    char                *why;
-    ngx_str_t            metadata, service, correlation;
+    char                *why, *service, *correlation;
+    ngx_str_t            metadata;
     handoff_reason       reason;
     ngx_handoff_conf_t  *conf = offer->conf;
 
@@ -316,10 +318,8 @@ ngx_handoff_prepare(ngx_handoff_offer_t *offer, ngx_handoff_content_t *content,
     }
 
     if ((why = ngx_handoff_write_metadata(offer, content, &metadata))
-        || (why = ngx_handoff_write_text(conf->service, offer->value, offer->session, content,
-                                         &service))
-        || (why = ngx_handoff_write_text(conf->correlation, offer->value, offer->session, content,
-                                         &correlation)))
+        || (why = ngx_handoff_write_name(offer, conf->service, content, &service))
+        || (why = ngx_handoff_write_name(offer, conf->correlation, content, &correlation)))
     {
         ngx_log_error(NGX_LOG_WARN, offer->connection->log, 0, "handoff to \"%V\" failed: %s",
                       &offer->broker->target->name, why);
@@ -330,10 +330,33 @@ ngx_handoff_prepare(ngx_handoff_offer_t *offer, ngx_handoff_content_t *content,
     prepared->preread_iov_len = content->preread.nelts;
     prepared->metadata = metadata.data;
     prepared->metadata_len = metadata.len;
-    prepared->service = service.len ? (char *) service.data : NULL;
-    prepared->correlation = correlation.len ? (char *) correlation.data : NULL;
+    prepared->service = service;
+    prepared->correlation = correlation;
 
     return HANDOFF_REASON_NONE;
+}
+
+
+/*
+ * A service or a correlation; NULL if it is empty. A client can put a NUL into what it is made of, such
+ * as a TLS server name: the backend would see another name than nginx has looked at.
+ */
+static char *
+ngx_handoff_write_name(ngx_handoff_offer_t *offer, ngx_handoff_text_t *text,
+    ngx_handoff_content_t *content, char **name)
+{
+    char       *why;
+    ngx_str_t   written;
+
+    why = ngx_handoff_write_text(text, offer->value, offer->session, content, &written);
+    if (why) {
+        return why;
+    }
+
+    *name = written.len ? (char *) written.data : NULL;
+
+    return (*name && memchr(*name, '\0', written.len))
+           ? "there is a NUL in its service or correlation" : NULL;
 }
 
 

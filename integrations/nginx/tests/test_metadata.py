@@ -372,6 +372,30 @@ class Stream(Metadata):
         self.assertEqual(violations(found, schema()), [])
         self.assertEqual(found["tls"], {"sni": "test.example"})
 
+    def test_name_with_a_nul_is_no_service_or_correlation(self):
+        """It would end there for the backend. In the metadata it is escaped."""
+        hello = client_hello("admin.evil.example").replace(b"admin.", b"admin\0")
+        for where in "handoff_service", "handoff_correlation", "handoff_metadata default name=":
+            good = where.endswith("=")
+            with self.subTest(where):
+                backend = self.begin_python()
+                self.start_nginx(stream=STREAM.replace("{listen}", "127.0.0.1:{port}").replace(
+                    "{server}", "ssl_preread on; handoff_attempt_timeout 30m; " + where + ("" if good else " ")
+                    + "a$ssl_preread_server_name;"))
+                with socket.create_connection(("127.0.0.1", self.stream_port), PATIENCE) as client:
+                    client.sendall(hello)
+                    if good:
+                        arrival = backend.accept(PATIENCE)
+                        arrival.connection.close()
+                        self.assertEqual(json.loads(arrival.metadata)["name"],
+                                         "aadmin\0evil.example")
+                    else:
+                        self.assertEqual(client.recv(1), b"")
+                        self.assertRegex(self.nginx.log()[-1], self.FALLBACK + "there is a NUL in")
+                        self.expected.append(self.FALLBACK + "there is a NUL in")
+                backend.close()
+                self.stop_all()
+
     def begin_python(self):
         import handoff  # pylint: disable=import-outside-toplevel
         return handoff.Backend.listen(f"{self.directory}/handoff.sock")
