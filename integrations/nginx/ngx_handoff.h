@@ -26,6 +26,8 @@
 /* nginx loads modules with RTLD_GLOBAL: what both have must not meet in one. */
 #pragma GCC visibility push(hidden)
 
+typedef struct ngx_handoff_main_conf_s  ngx_handoff_main_conf_t;
+typedef struct ngx_handoff_conf_s     ngx_handoff_conf_t;
 typedef struct ngx_handoff_broker_s   ngx_handoff_broker_t;
 typedef struct ngx_handoff_offer_s    ngx_handoff_offer_t;
 typedef struct ngx_handoff_slot_s     ngx_handoff_slot_t;
@@ -70,8 +72,10 @@ typedef struct {
 
 
 /* The main configuration of each module. */
-typedef struct {
+struct ngx_handoff_main_conf_s {
     char                     *module;    /* "http" or "stream" */
+    ngx_cycle_t              *cycle;
+    ngx_handoff_main_conf_t  *next;      /* the other module's, in the list of the zone */
     ngx_array_t               targets;   /* of ngx_handoff_target_t * */
     ngx_array_t               brokers;   /* of ngx_handoff_broker_t * */
     size_t                    zone_size; /* 0: the default */
@@ -79,11 +83,12 @@ typedef struct {
     ngx_uint_t                used;      /* unsigned used:1; */
     ngx_uint_t                realip;    /* ctx_index of nginx's realip module, or UNSET */
     ngx_uint_t                warned;    /* unsigned warned:1; that the kernel has no TLS */
-} ngx_handoff_main_conf_t;
+    ngx_handoff_conf_t       *hasty;     /* one with variables whose attempts have all the time */
+};
 
 
 /* The settings of a location or of a stream server. */
-typedef struct {
+struct ngx_handoff_conf_s {
     ngx_str_t                 pass;      /* empty without handoff_pass */
     void                     *value;     /* of a handoff_pass with variables, the module's own */
     ngx_handoff_broker_t     *broker;    /* of one without */
@@ -100,7 +105,7 @@ typedef struct {
     ngx_handoff_text_t       *service;
     ngx_handoff_text_t       *correlation;
     ngx_handoff_text_t       *metadata;
-} ngx_handoff_conf_t;
+};
 
 
 /* Counts for handoff_status; each is a uint64_t, so that they can be added as an array. */
@@ -276,6 +281,7 @@ ngx_handoff_main_conf_t *ngx_handoff_create_main_conf(ngx_conf_t *cf, char *modu
 void ngx_handoff_init_conf(ngx_handoff_conf_t *conf);
 char *ngx_handoff_merge_conf(ngx_conf_t *cf, ngx_handoff_main_conf_t *main,
     ngx_handoff_conf_t *prev, ngx_handoff_conf_t *conf);
+ngx_int_t ngx_handoff_check_conf(ngx_handoff_main_conf_t *main);
 char *ngx_handoff_set_pass(ngx_conf_t *cf, ngx_handoff_conf_t *conf);
 char *ngx_handoff_set_queue(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 

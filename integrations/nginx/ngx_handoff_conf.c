@@ -27,6 +27,8 @@
 #define NGX_HANDOFF_MAX_SECONDS      0xffffffff
 
 
+static void ngx_handoff_warn_of_attempts(ngx_handoff_conf_t *conf, ngx_log_t *log);
+static void ngx_handoff_check_hasty(ngx_handoff_main_conf_t *main);
 static char *ngx_handoff_check_time(ngx_conf_t *cf, void *post, void *data);
 static ngx_int_t ngx_handoff_has_several(ngx_handoff_target_t *target);
 static ngx_int_t ngx_handoff_is_path(ngx_str_t *name);
@@ -65,6 +67,7 @@ ngx_handoff_create_main_conf(ngx_conf_t *cf, char *module)
     }
 
     main->module = module;
+    main->cycle = cf->cycle;
     main->realip = NGX_CONF_UNSET_UINT;
 
     name = ngx_strcmp(module, "http") == 0 ? "ngx_http_realip_module" : "ngx_stream_realip_module";
@@ -123,7 +126,15 @@ ngx_handoff_merge_conf(ngx_conf_t *cf, ngx_handoff_main_conf_t *main, ngx_handof
     ngx_conf_merge_ptr_value(conf->correlation, prev->correlation, NULL);
     ngx_conf_merge_ptr_value(conf->metadata, prev->metadata, NULL);
 
-    if (conf->pass.len == 0 || conf->value) {
+    if (conf->pass.len == 0) {
+        return NGX_CONF_OK;
+    }
+
+    if (conf->value) {
+        if (conf->attempt_timeout >= conf->timeout && main->hasty == NULL) {
+            main->hasty = conf;
+        }
+
         return NGX_CONF_OK;
     }
 
@@ -166,10 +177,7 @@ ngx_handoff_merge_conf(ngx_conf_t *cf, ngx_handoff_main_conf_t *main, ngx_handof
         && ngx_handoff_has_several(target))
     {
         conf->broker->warned = 1;
-        ngx_log_error(NGX_LOG_WARN, cf->log, 0, "\"handoff_pass\" in %s:%ui: an offer that a backend "
-                      "does not answer goes to no other one, because \"handoff_attempt_timeout\", "
-                      "%Mms, is not less than \"handoff_timeout\", %Mms", conf->file, conf->line,
-                      conf->attempt_timeout, conf->timeout);
+        ngx_handoff_warn_of_attempts(conf, cf->log);
     }
 
     if (ngx_handoff_check(conf->broker) != NGX_OK) {
@@ -179,6 +187,44 @@ ngx_handoff_merge_conf(ngx_conf_t *cf, ngx_handoff_main_conf_t *main, ngx_handof
     }
 
     return NGX_CONF_OK;
+}
+
+
+static void
+ngx_handoff_warn_of_attempts(ngx_handoff_conf_t *conf, ngx_log_t *log)
+{
+    ngx_log_error(NGX_LOG_WARN, log, 0, "\"handoff_pass\" in %s:%ui: an offer that a backend does not "
+                  "answer goes to no other one, because \"handoff_attempt_timeout\", %Mms, is not less "
+                  "than \"handoff_timeout\", %Mms", conf->file, conf->line, conf->attempt_timeout,
+                  conf->timeout);
+}
+
+
+/* What can be told only when all of the configuration has been read. `main` is the zone's first. */
+ngx_int_t
+ngx_handoff_check_conf(ngx_handoff_main_conf_t *main)
+{
+    for ( /* void */ ; main; main = main->next) {
+        ngx_handoff_check_hasty(main);
+    }
+
+    return NGX_OK;
+}
+
+
+/* A value may name any target, also one that comes later. */
+static void
+ngx_handoff_check_hasty(ngx_handoff_main_conf_t *main)
+{
+    ngx_uint_t              i;
+    ngx_handoff_target_t  **target = main->targets.elts;
+
+    for (i = 0; main->hasty && i < main->targets.nelts; i++) {
+        if (target[i]->mistake == NULL && ngx_handoff_has_several(target[i])) {
+            ngx_handoff_warn_of_attempts(main->hasty, main->cycle->log);
+            return;
+        }
+    }
 }
 
 

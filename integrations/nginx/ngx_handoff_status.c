@@ -78,6 +78,10 @@ ngx_handoff_add_zone(ngx_conf_t *cf, ngx_handoff_main_conf_t *main)
         zone->shm.size = NGX_HANDOFF_ZONE_SIZE;
     }
 
+    /* Until the zone is made. */
+    main->next = zone->data;
+    zone->data = main;
+
     zone->init = ngx_handoff_init_zone;
     main->zone = zone;
 
@@ -90,6 +94,10 @@ ngx_handoff_init_zone(ngx_shm_zone_t *zone, void *data)
 {
     ngx_slab_pool_t      *pool = (ngx_slab_pool_t *) zone->shm.addr;
     ngx_handoff_table_t  *table;
+
+    if (ngx_handoff_check_conf(zone->data) != NGX_OK) {
+        return NGX_ERROR;
+    }
 
     if (data || zone->shm.exists) {
         /* That of the configuration before. */

@@ -553,11 +553,29 @@ class Configuration(Case):
                 (False, "handoff_pass one; handoff_timeout 500ms;"),
                 (False, "handoff_pass unix:/a; handoff_timeout 500ms;"),
                 (False, "handoff_timeout 500ms; return 200;"),
+                (True, "handoff_pass $arg_a; handoff_timeout 500ms;"),
+                (True, "handoff_pass unix:/$arg_a/; handoff_timeout 500ms;"),
+                (True, "if ($arg_b) { handoff_pass $arg_a; } handoff_timeout 500ms;"),
+                (False, "handoff_pass $arg_a;"),
                 (False, "handoff_pass u;")]:
             with self.subTest(directives):
                 good, output = Nginx.test(self.directory, http=upstreams + self.location(directives))
                 self.assertTrue(good, output)
                 self.assertEqual(output.count(said), int(warned), output)
+
+    def test_attempt_that_takes_all_the_time_of_what_a_variable_names(self):
+        """It may come later, and not every upstream is for handoffs."""
+        hasty = "location /v { handoff_pass $arg_a; handoff_timeout 500ms; }"
+        for warned, where in [
+                (True, "location /d { handoff_pass unix:/d/; }"),
+                (False, "location /d { handoff_pass unix:/d; }"),
+                (False, "location /d { return 200; } } "
+                        "upstream web { server 127.0.0.1:1; server 127.0.0.1:2;")]:
+            with self.subTest(where):
+                good, output = Nginx.test(self.directory, http="server { listen 127.0.0.1:1; "
+                                          + hasty + where + " }")
+                self.assertTrue(good, output)
+                self.assertEqual("goes to no other one" in output, warned, output)
 
     def test_word_that_is_no_metadata_is_warned_of(self):
         for warned, metadata in [
