@@ -194,7 +194,7 @@ ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
         return NGX_OK;
     }
 
-    if (broker->broker == NULL && ngx_exiting) {
+    if (broker->broker == NULL) {
         (void) ngx_handoff_open((ngx_cycle_t *) ngx_cycle, broker);
     }
 

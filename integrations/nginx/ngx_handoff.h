@@ -137,6 +137,8 @@ struct ngx_handoff_broker_s {
     /* Each worker's own. */
     ngx_uint_t                begun;     /* unsigned begun:1; what follows is initialised */
     handoff_broker           *broker;    /* NULL if it is not open */
+    ngx_uint_t                failed;    /* unsigned failed:1; it could not be opened */
+    ngx_msec_t                opened;    /* when that was tried */
     ngx_connection_t         *connection;  /* its descriptor's in the event loop, while it is open */
     ngx_queue_t               waiting;   /* of ngx_handoff_offer_t, for the iteration's end */
     ngx_event_t               flush;
@@ -147,7 +149,6 @@ struct ngx_handoff_broker_s {
     /* ngx_handoff_queue.c's own. */
     ngx_queue_t               queue;     /* of ngx_handoff_offer_t, for room */
     ngx_uint_t                queued;    /* how many those are */
-    ngx_msec_t                opened;    /* when */
     ngx_uint_t                settled;   /* unsigned settled:1; it is not new any more */
 
     /* ngx_handoff_status.c's own. */

@@ -8,16 +8,26 @@ static handoff_status ngx_handoff_add_backends(ngx_handoff_broker_t *broker,
     handoff_broker *handle);
 static ngx_int_t ngx_handoff_watch_broker(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker, int fd);
 static void ngx_handoff_unwatch_broker(ngx_handoff_broker_t *broker);
+static void ngx_handoff_free_connection(ngx_connection_t *c);
 
 
-/* Makes the broker and begins to connect. If that fails every offer is refused. */
+/* How long no other try follows one that has failed: each of them is logged. */
+#define NGX_HANDOFF_REOPEN  1000
+
+
+/*
+ * Makes the broker and begins to connect. If that fails, offers are refused until one of them tries
+ * again with success: what was missing, such as descriptors, may be there by then.
+ */
 ngx_int_t
 ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker)
 {
     int              fd;
     handoff_broker  *handle;
 
-    if (broker->broker) {
+    if (broker->broker
+        || (broker->failed && ngx_current_msec - broker->opened < NGX_HANDOFF_REOPEN))
+    {
         return NGX_OK;
     }
 
@@ -41,6 +51,7 @@ ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker)
     }
 
     broker->opened = ngx_current_msec;
+    broker->failed = 1;
 
     handle = ngx_handoff_make(broker);
 
@@ -57,6 +68,7 @@ ngx_handoff_open(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker)
     }
 
     broker->broker = handle;
+    broker->failed = 0;
     ngx_handoff_publish(broker);
 
     return NGX_OK;
@@ -172,7 +184,16 @@ ngx_handoff_watch_broker(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker, int f
     ngx_connection_t  *c;
 
     c = ngx_get_connection(fd, cycle->log);
+
+    /* The last one is for the channel from the master process: without it a new worker exits. */
+    if (c && ngx_cycle->free_connection_n == 0) {
+        ngx_handoff_free_connection(c);
+        c = NULL;
+    }
+
     if (c == NULL) {
+        ngx_log_error(NGX_LOG_ALERT, cycle->log, 0, "no broker for \"%V\": there are not enough "
+                      "worker_connections", &broker->target->name);
         return NGX_ERROR;
     }
 
@@ -183,8 +204,7 @@ ngx_handoff_watch_broker(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker, int f
     c->read->handler = ngx_handoff_dispatch_handler;
 
     if (ngx_add_event(c->read, NGX_READ_EVENT, NGX_LEVEL_EVENT) != NGX_OK) {
-        ngx_free_connection(c);
-        c->fd = (ngx_socket_t) -1;
+        ngx_handoff_free_connection(c);
         return NGX_ERROR;
     }
 
@@ -203,9 +223,16 @@ ngx_handoff_unwatch_broker(ngx_handoff_broker_t *broker)
     ngx_connection_t  *c = broker->connection;
 
     (void) ngx_del_event(c->read, NGX_READ_EVENT, 0);
+    ngx_handoff_free_connection(c);
+    broker->connection = NULL;
+}
+
+
+static void
+ngx_handoff_free_connection(ngx_connection_t *c)
+{
     ngx_free_connection(c);
     c->fd = (ngx_socket_t) -1;
-    broker->connection = NULL;
 }
 
 

@@ -29,6 +29,7 @@
 
 static void ngx_handoff_warn_of_attempts(ngx_handoff_conf_t *conf, ngx_log_t *log);
 static void ngx_handoff_check_hasty(ngx_handoff_main_conf_t *main);
+static ngx_uint_t ngx_handoff_sockets(ngx_cycle_t *cycle);
 static char *ngx_handoff_check_time(ngx_conf_t *cf, void *post, void *data);
 static ngx_int_t ngx_handoff_has_several(ngx_handoff_target_t *target);
 static ngx_int_t ngx_handoff_is_path(ngx_str_t *name);
@@ -204,11 +205,50 @@ ngx_handoff_warn_of_attempts(ngx_handoff_conf_t *conf, ngx_log_t *log)
 ngx_int_t
 ngx_handoff_check_conf(ngx_handoff_main_conf_t *main)
 {
+    ngx_uint_t    sockets, brokers, needed;
+    ngx_cycle_t  *cycle = main->cycle;
+
+    brokers = 0;
+
     for ( /* void */ ; main; main = main->next) {
         ngx_handoff_check_hasty(main);
+        brokers += main->brokers.nelts;
+    }
+
+    sockets = ngx_handoff_sockets(cycle);
+
+    /* Without one for the channel from its master a new worker exits, and the next one, too. */
+    needed = sockets + brokers + 2;
+
+    if (brokers && cycle->connection_n < needed) {
+        ngx_log_error(NGX_LOG_EMERG, cycle->log, 0, "%ui worker_connections are not enough for %ui "
+                      "listening sockets, %ui targets of \"handoff_pass\", the master process and a "
+                      "client: at least %ui are needed", cycle->connection_n, sockets, brokers, needed);
+        return NGX_ERROR;
     }
 
     return NGX_OK;
+}
+
+
+/* How many listening sockets each worker has. */
+static ngx_uint_t
+ngx_handoff_sockets(ngx_cycle_t *cycle)
+{
+    ngx_uint_t        i, n = 0;
+    ngx_listening_t  *ls = cycle->listening.elts;
+
+    for (i = 0; i < cycle->listening.nelts; i++) {
+#if (NGX_HAVE_REUSEPORT)
+        /* Of these there is one for each worker. */
+        if (ls[i].reuseport && ls[i].worker != 0) {
+            continue;
+        }
+#endif
+        n++;
+    }
+
+    return n;
 }
 
 

@@ -31,11 +31,11 @@ CONFIGURATION = """
 {user}
 daemon off;
 worker_processes 2;
-worker_rlimit_nofile {descriptors};
+{limit}
 pid nginx.pid;
 error_log error.log warn;
 {main}
-events {{ worker_connections {descriptors}; }}
+events {{ worker_connections {connections}; }}
 """
 
 HTTP = """
@@ -183,7 +183,8 @@ class Nginx(Process):
     under = UNDER
 
     def __init__(self, directory, **parts):
-        """`parts` fill the configuration: http, stream, main, root's workers' user, descriptors."""
+        """`parts` fill the configuration: http, stream, main, root's workers' user, descriptors (""
+        for as many as this process may have), connections."""
         self.configure(directory, **parts)
         super().__init__(self.command(directory), directory)
 
@@ -192,12 +193,15 @@ class Nginx(Process):
         return [*cls.under, NGINX, "-p", directory, "-c", "nginx.conf", "-e", "error.log"]
 
     @staticmethod
-    def configure(directory, http="", stream="", main="", user="root", descriptors=DESCRIPTORS):
+    def configure(directory, http="", stream="", main="", user="root", descriptors=DESCRIPTORS,
+                  connections=None):
         """Without a part its block is left out, though its module is loaded."""
         with open(f"{directory}/nginx.conf", "w", encoding="ascii") as file:
             file.write(CONFIGURATION.format(
                 load="\n".join(f"load_module {path};" for path in LOAD), main=main,
-                user=f"user {user};" if os.getuid() == 0 else "", descriptors=descriptors))
+                user=f"user {user};" if os.getuid() == 0 else "",
+                limit=descriptors and f"worker_rlimit_nofile {descriptors};",
+                connections=connections or descriptors))
             if http:
                 file.write(HTTP.format(http=http))
             if stream:

@@ -577,6 +577,30 @@ class Configuration(Case):
                 self.assertTrue(good, output)
                 self.assertEqual("goes to no other one" in output, warned, output)
 
+    def test_connections_are_enough_for_targets_and_a_client(self):
+        """Those of both modules, and what listens, but not what only a variable may name. Of what
+        has reuseport each worker has one."""
+        http = ("upstream u { server unix:/u; } server { listen 127.0.0.1:1 reuseport; "
+                "listen unix:b.sock; location /v { handoff_pass $arg_a; } "
+                "location /a { handoff_pass unix:/a; } location /again { handoff_pass unix:/a; } "
+                "location /limits { handoff_pass unix:/a; handoff_max_in_flight 1; } }")
+        stream = "server { listen 127.0.0.1:3; handoff_pass unix:/a; }"
+        for parts, sockets, targets in [
+                ({"http": http}, 2, 2), ({"stream": stream}, 1, 1),
+                ({"http": http, "stream": stream}, 3, 3)]:
+            with self.subTest(parts):
+                needed = sockets + targets + 2
+                good, output = Nginx.test(self.directory, **parts, connections=needed)
+                self.assertTrue(good, output)
+                good, output = Nginx.test(self.directory, **parts, connections=needed - 1)
+                self.assertFalse(good, output)
+                self.assertIn(f"{needed - 1} worker_connections are not enough for {sockets} "
+                              f"listening sockets, {targets} targets of \"handoff_pass\"", output)
+                self.assertIn(f"at least {needed} are needed", output)
+        good, output = Nginx.test(self.directory, connections=4, http="upstream u { server unix:/u; } "
+                                  + self.location("handoff_pass $arg_a;"))
+        self.assertTrue(good, output)
+
     def test_word_that_is_no_metadata_is_warned_of(self):
         for warned, metadata in [
                 (True, "defualt"), (True, "off"), (False, "escape=none default"),

@@ -6,6 +6,8 @@ import collections
 import contextlib
 import glob
 import os
+import re
+import resource
 import signal
 import time
 import unittest
@@ -356,6 +358,75 @@ class Processes(Case):
         time.sleep(0.5)
         nginx.signal(signal.SIGQUIT)
         self.assertEqual(nginx.wait(), 0)
+
+
+class Lack(Case):
+    """Of connections or descriptors, for the brokers themselves."""
+    NO_BROKER = r"\[alert\] .* no broker for \"([^\"]+)\": "
+
+    def server(self, count, more=""):
+        return "server {{ listen 127.0.0.1:{port};" + more + """
+            location = /nginx {{ return 200 "nginx"; }}
+            location @fallback {{ return 200 "nginx"; }} """ + "".join(f"""
+            location /t{n}/ {{{{ handoff_pass unix:{{directory}}/t{n}.sock;
+                error_page 502 504 = @fallback; }}}}""" for n in range(count)) + "}}"
+
+    def way(self, data):
+        async def one():
+            return await (await Connection.open(self.port)).ask(data)
+
+        answer = drive(one())
+        self.assertEqual(answer.status, 200)
+        return answer.headers.get("x-served-by", "nginx")
+
+    def test_reload_with_too_few_connections_changes_nothing(self):
+        self.start_nginx(self.server(3), connections=64)
+        before = self.nginx.workers()
+        self.parts["http"] = self.server(64).format(port=self.port, directory=self.directory)
+        Nginx.configure(self.directory, **self.parts)
+        self.nginx.signal(signal.SIGHUP)
+        self.expected.append(r"\[emerg\] .* 64 worker_connections are not enough for 1 listening")
+        wait_until(self.nginx.log, "nginx has read its configuration")
+        self.assertEqual(self.get("/nginx"), b"nginx")
+        self.assertEqual(self.nginx.workers(), before)
+
+    def test_broker_that_would_take_the_last_connection_is_not_made(self):
+        """Nor one for which there is none at all, but only the second is an alert of nginx, too."""
+        self.expected += [self.NO_BROKER + "there are not enough worker_connections",
+                          r"\[alert\] .* worker_connections are not enough",
+                          r"\[warn\] .* handoff to \"u\" failed: there is no broker"]
+        for connections in 4, 5:
+            with self.subTest(connections=connections):
+                self.start_backend()
+                self.start_nginx("upstream u {{ server unix:{directory}/handoff.sock; }}"
+                                 + self.server(1, """ location /r/ {{ handoff_pass $arg_to;
+                                     error_page 502 504 = @fallback; }} """),
+                                 connections=connections)
+                self.assertEqual(self.way(request("a", argument="?to=u")), "nginx")
+                self.assertEqual(sum(re.search(self.NO_BROKER, line) is not None
+                                     for line in self.nginx.log()), 1)
+                self.stop_all()
+
+    def test_broker_that_could_not_be_made_is_tried_again(self):
+        self.expected += [self.NO_BROKER, self.FALLBACK + "there is no broker"]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
+        try:
+            self.start_nginx(self.server(30), descriptors="", connections=40)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        def without():
+            return [found[1] for found in (re.search(self.NO_BROKER, line)
+                                           for line in self.nginx.log()) if found]
+
+        # In this order they were tried, so there are no descriptors for the last in either worker.
+        last = "unix:" + self.directory + "/t29.sock"
+        wait_until(lambda: without().count(last) == 2, "both workers lack descriptors")
+        self.start_backend(sockets=("t29.sock", "echo.sock"))
+        for worker in self.nginx.workers():
+            resource.prlimit(worker, resource.RLIMIT_NOFILE, (soft, hard))
+        wait_until(lambda: self.way(request("a", what="t29")) == "handoff", "it is handed over")
 
 
 if __name__ == "__main__":
