@@ -205,6 +205,8 @@ ngx_handoff_watch_broker(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker, int f
 
     if (ngx_add_event(c->read, NGX_READ_EVENT, NGX_LEVEL_EVENT) != NGX_OK) {
         ngx_handoff_free_connection(c);
+        ngx_log_error(NGX_LOG_ALERT, cycle->log, 0, "no broker for \"%V\": its descriptor cannot be "
+                      "watched", &broker->target->name);
         return NGX_ERROR;
     }
 
