@@ -8,19 +8,21 @@ import os
 import select
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Callable, NamedTuple, Sequence
 
-from ._handle import Handle
-from ._library import (NOTHING, TIMED_OUT, BackendOptions, BackendStatistics, CArrival,
-                       HandoffError, check, check_constant, library, path_string)
+from ._handle import Handle, alone
+from ._library import (ERR_TAKEN_BACK, NOTHING, OK, TIMED_OUT, BackendOptions, BackendStatistics,
+                       CArrival, HandoffError, check, check_constant, library, path_string)
 from .reason import Reason
 from .tls import TlsSocket
 
 KIND_STREAM, KIND_SEQPACKET, KIND_DATAGRAM, KIND_UNCONNECTED, KIND_ANY = 1, 2, 4, 8, 15
 for _name in "KIND_STREAM", "KIND_SEQPACKET", "KIND_DATAGRAM", "KIND_UNCONNECTED", "KIND_ANY":
     check_constant(f"HANDOFF_{_name}", globals()[_name])
+
+_SETTLED = -2  # in a CArrival's fd, where the library has written -1 or a descriptor
 
 
 class Peer(NamedTuple):
@@ -46,16 +48,32 @@ class Arrival:
     broker: Peer
     tls: bool = False  # the kernel does the client's TLS: the connection is a TlsSocket
     _connection: socket.socket | None = None
+    # What is adopted, until the connection has it: the library writes it here.
+    _fd: ctypes.c_int = field(default_factory=lambda: ctypes.c_int(-1), repr=False, compare=False)
 
     @property
     def connection(self) -> socket.socket:
         """The client's connection, once you have adopted it."""
+        if self._fd.value != -1:
+            self._connect()
         if self._connection is None:
             raise ValueError("this arrival is not adopted")
         return self._connection
 
+    def _connect(self) -> None:
+        """If a signal handler ends it, the next call does it again: before the socket has the
+        descriptor or after that, it is the same one."""
+        if self._connection is None:
+            kind = TlsSocket if self.tls else socket.socket
+            self._connection = kind.__new__(kind)
+        socket.socket.__init__(self._connection, fileno=self._fd.value)
+        # O_NONBLOCK is as the broker left it, and Python does not look. The connection is ours now:
+        # make it as accept() of a listener would.
+        self._connection.settimeout(socket.getdefaulttimeout())
+        self._fd.value = -1
 
-class Backend(Handle):
+
+class Backend(Handle[Arrival]):
     """The backend's end of the channels of one handoff socket.
 
         with handoff.Backend.listen("/run/app/handoff.sock") as backend:
@@ -69,9 +87,17 @@ class Backend(Handle):
 
     _what = "backend"
 
-    def __init__(self, pointer: ctypes.c_void_p, spins: bool = False) -> None:
-        super().__init__(pointer)
-        self._spins = spins
+    _free = library.handoff_backend_free
+
+    def __init__(self, make: Callable[..., int], place: bytes | int,
+                 options: BackendOptions) -> None:
+        """For listen() and listen_on()."""
+        super().__init__()
+        self._arrival = CArrival()
+        self._arrival.fd = _SETTLED
+        self._adopting: list[Arrival] = []
+        self._spins = options.spin_us > 0
+        check(make(place, ctypes.byref(options), ctypes.byref(self._pointer)))
 
     @classmethod
     def listen(cls, path: str | os.PathLike[str], *, users: Sequence[int] = (),
@@ -91,15 +117,14 @@ class Backend(Handle):
     @classmethod
     def _new(cls, make: Callable[..., int], place: bytes | int, users: Sequence[int],
              groups: Sequence[int], members: dict[str, int]) -> Backend:
-        options, handle = BackendOptions(), ctypes.c_void_p()
+        options = BackendOptions()
         options.set(members, users, groups)
-        check(make(place, ctypes.byref(options), ctypes.byref(handle)))
-        return cls(handle, options.spin_us > 0)
+        return cls(make, place, options)
 
+    @alone
     def close(self) -> None:
         """Frees the backend. What you adopted stays open. The brokers serve the rest."""
-        with self._alone():
-            self._close()
+        self._close()
 
     def __enter__(self) -> Backend:
         return self
@@ -108,78 +133,115 @@ class Backend(Handle):
                  trace: TracebackType | None) -> None:
         self.close()
 
+    @alone
     def fileno(self) -> int:
         """Returns the descriptor to watch. When it is readable, call dispatch(), then next()."""
-        with self._alone():
-            return self._fd()
+        return self._fd()
 
+    @alone
     def dispatch(self) -> None:
         """Does the pending work. It does not wait."""
-        with self._alone():
-            check(library.handoff_backend_dispatch(self._handle))
+        check(library.handoff_backend_dispatch(self._handle))
 
     def next(self) -> Arrival | None:
         """Returns the next arrival, to adopt or reject, or None. Call it until it returns None:
         `for arrival in iter(backend.next, None)`."""
-        arrival = CArrival()
-        with self._alone():
-            status = library.handoff_backend_next(self._handle, ctypes.byref(arrival))
-            if status == NOTHING:
-                return None
-            check(status)
-            return _copy(arrival)
+        self._take()
+        return self._give()
 
     def adopt(self, arrival: Arrival) -> socket.socket:
-        """Adopts an arrival and returns its socket. Raises TakenBack if the broker was faster."""
-        fd = ctypes.c_int()
-        with self._alone():
-            check(library.handoff_backend_adopt(self._handle, arrival.id, ctypes.byref(fd)))
-        arrival._connection = _adopted(fd.value, arrival.tls)
-        return arrival._connection
+        """Adopts an arrival and returns its socket. Raises TakenBack if the broker was faster. If a
+        signal handler raises, it may be adopted: `arrival.connection` says."""
+        self._adopt_alone(arrival)
+        return arrival.connection
 
+    @alone
     def reject(self, arrival: Arrival, reason: Reason = Reason.REJECTED) -> None:
         """Rejects an arrival. The broker serves the client another way."""
-        with self._alone():
-            check(library.handoff_backend_reject(self._handle, arrival.id, reason))
+        check(library.handoff_backend_reject(self._handle, arrival.id, reason))
 
     def accept(self, timeout: float | None = None) -> Arrival | None:
         """Waits for an arrival and adopts it. Returns None if none arrived in so many seconds.
 
         Signal handlers run while it waits. One that raises, as Python's own does on Ctrl-C, ends the
-        wait, and no client is adopted.
+        wait, and no client is lost: one that was adopted at this very moment is what the next
+        accept() returns. close() ends its connection.
         """
         end = math.inf if timeout is None or timeout < 0 else time.monotonic() + timeout
-        with self._alone():
-            while (arrival := self._accept_now()) is None and time.monotonic() < end:
-                if self._spins:  # which accept() does only when it waits
-                    check(library.handoff_backend_dispatch(self._handle))
-                    if (arrival := self._accept_now()) is not None:
-                        break
-                self._wait(end)
-            return arrival
+        while True:
+            self._accept(end)
+            arrival = self._give()
+            # A signal handler may have been given it just now.
+            if arrival is not None or time.monotonic() >= end:
+                return arrival
 
+    @alone
     def drain(self) -> None:
         """Stops listening and takes no more offers. What has arrived can still be adopted."""
-        with self._alone():
-            check(library.handoff_backend_drain(self._handle))
+        check(library.handoff_backend_drain(self._handle))
 
+    @alone
     def get_statistics(self) -> dict[str, int]:
         """Returns what it has done so far: handoff_backend_statistics as a dict."""
         statistics = BackendStatistics()
-        with self._alone():
-            check(library.handoff_backend_get_statistics(self._handle, ctypes.byref(statistics)))
+        check(library.handoff_backend_get_statistics(self._handle, ctypes.byref(statistics)))
         return {name: getattr(statistics, name) for name, *_ in statistics._fields_[1:]}
 
-    def _accept_now(self) -> Arrival | None:
-        arrival = CArrival()
-        status = library.handoff_backend_accept(self._handle, 0, ctypes.byref(arrival))
-        if status == TIMED_OUT:
-            return None
-        check(status)
-        connection = _adopted(arrival.fd, arrival.tls)
-        copy = _copy(arrival)
-        copy._connection = connection
-        return copy
+    @alone
+    def _take(self) -> None:
+        if not self._left:
+            status = library.handoff_backend_next(self._handle, ctypes.byref(self._arrival))
+            if status != NOTHING:
+                check(status)
+                self._settle()
+
+    @alone
+    def _adopt_alone(self, arrival: Arrival) -> None:
+        check(self._adopt(arrival))
+
+    @alone
+    def _accept(self, end: float) -> None:
+        while not self._accept_now() and time.monotonic() < end:
+            if self._spins:  # which accept() does only when it waits
+                check(library.handoff_backend_dispatch(self._handle))
+                if self._accept_now():
+                    break
+            self._wait(end)
+
+    def _accept_now(self) -> bool:
+        if not self._left:
+            status = library.handoff_backend_accept(self._handle, 0, ctypes.byref(self._arrival))
+            if status == TIMED_OUT:
+                return False
+            check(status)
+            self._settle()
+        arrival = self._left[0]
+        if arrival._connection is None:  # it is from a next() that a signal handler ended
+            status = self._adopt(arrival)
+            if status != OK:
+                self._left = []
+                if status == ERR_TAKEN_BACK:
+                    return self._accept_now()
+                check(status)
+        return True
+
+    def _adopt(self, arrival: Arrival) -> int:
+        self._adopting = [arrival]
+        status = int(library.handoff_backend_adopt(self._handle, arrival.id,
+                                                   ctypes.byref(arrival._fd)))
+        self._settle()
+        return status
+
+    def _settle(self) -> None:
+        given = self._arrival
+        if given.fd != _SETTLED:
+            arrival = _copy(given)
+            self._left = [arrival]
+            given.fd, arrival._fd.value = _SETTLED, given.fd
+        for arrival in self._adopting + self._left:
+            if arrival._fd.value != -1:
+                arrival._connect()
+        self._adopting = []
 
     def _wait(self, end: float) -> None:
         """Waits until there may be an arrival. Here and not in the library, which Python's signal
@@ -202,8 +264,13 @@ class Backend(Handle):
     def _status_of_next(self) -> int:
         return int(library.handoff_backend_next(self._pointer, ctypes.byref(CArrival())))
 
-    def _free(self, pointer: ctypes.c_void_p) -> None:
-        library.handoff_backend_free(pointer)
+    def _close(self) -> None:
+        self._settle()
+        super()._close()
+        for arrival in self._left:
+            if arrival._connection is not None:
+                arrival._connection.close()
+        self._left = []
 
 
 def _copy(arrival: CArrival) -> Arrival:
@@ -216,15 +283,3 @@ def _copy(arrival: CArrival) -> Arrival:
         Peer(arrival.broker_pid, arrival.broker_uid, arrival.broker_gid),
         bool(arrival.tls),
     )
-
-
-def _adopted(fd: int, tls: bool) -> socket.socket:
-    try:
-        connection = (TlsSocket if tls else socket.socket)(fileno=fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    # O_NONBLOCK is as the broker left it, and Python does not look. The connection is ours now:
-    # make it as accept() of a listener would.
-    connection.settimeout(socket.getdefaulttimeout())
-    return connection

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Sequence
 
-from ._handle import Handle
+from ._handle import Handle, alone
 from ._library import (ADOPTED, BACKEND_BACKUP, ERR_CLOSED, ERR_WRONG_PROCESS, NOTHING, OFFER_MORE,
-                       OFFER_TLS, BrokerBackend, BrokerOptions, CVerdict, HandoffError, Offer,
+                       OFFER_TLS, OK, BrokerBackend, BrokerOptions, CVerdict, HandoffError, Offer,
                        check, library, path_string, put, string)
+
+_SETTLED = 0  # in a CVerdict's outcome, where the library has written another number
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Verdict:
     kind: int
 
 
-class Broker(Handle):
+class Broker(Handle[Verdict]):
     """The broker's end of the channels to its backends.
 
         with handoff.Broker("/run/app/handoff.sock") as broker:
@@ -52,6 +54,7 @@ class Broker(Handle):
     """
 
     _what = "broker"
+    _free = library.handoff_broker_free
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, users: Sequence[int] = (),
                  groups: Sequence[int] = (), **options: int) -> None:
@@ -60,25 +63,21 @@ class Broker(Handle):
         `timeout_ms`, `max_in_flight` ... Zero is the default."""
         members = BrokerOptions()
         members.set(options, users, groups)
-        pointer = ctypes.c_void_p()
-        check(library.handoff_broker_new(None if path is None else path_string(path),
-                                         ctypes.byref(members), ctypes.byref(pointer)))
-        super().__init__(pointer)
+        super().__init__()
         self._user_data: dict[int, Any] = {}  # of the offers in flight
+        self._offering: tuple[ctypes.c_uint64, Any] | None = None
+        self._taking_back: tuple[int, list[int]] | None = None
+        self._verdict = CVerdict()
+        check(library.handoff_broker_new(None if path is None else path_string(path),
+                                         ctypes.byref(members), ctypes.byref(self._pointer)))
 
     def close(self) -> list[Verdict]:
         """Takes every offer back, closes the channels, and frees the broker. Returns the verdicts
         that you have not taken: each offer has one. In a child of fork() it closes this process's
         copies only: the offers stay the parent's."""
-        with self._alone():
-            if self._pointer is None:
-                return []
-            status = library.handoff_broker_close(self._handle)
-            if status not in (ERR_CLOSED, ERR_WRONG_PROCESS):
-                check(status)
-            verdicts = [] if status == ERR_WRONG_PROCESS else list(iter(self._next, None))
-            self._close()
-            return verdicts
+        self._close_alone()
+        verdicts, self._left = self._left, []
+        return verdicts
 
     def __enter__(self) -> Broker:
         return self
@@ -93,31 +92,41 @@ class Broker(Handle):
         backend = BrokerBackend()
         backend.set({"flags": BACKEND_BACKUP if backup else 0, **options})
         backend.path = path_string(path)
-        with self._alone():
-            check(library.handoff_broker_add(self._handle, ctypes.byref(backend)))
+        self._add(backend)
 
+    @alone
+    def _add(self, backend: BrokerBackend) -> None:
+        check(library.handoff_broker_add(self._handle, ctypes.byref(backend)))
+
+    @alone
     def remove(self, path: str | os.PathLike[str]) -> bool:
         """Removes what add() has added. False if there is no such backend."""
-        with self._alone():
-            status = library.handoff_broker_remove(self._handle, path_string(path))
-            if status == NOTHING:
-                return False
-            check(status)
-            return True
+        status = library.handoff_broker_remove(self._handle, path_string(path))
+        if status == NOTHING:
+            return False
+        check(status)
+        return True
 
+    @alone
     def fileno(self) -> int:
         """Returns the descriptor to watch, and starts to connect. When it is readable, call
         dispatch(), then next()."""
-        with self._alone():
-            fd = int(library.handoff_broker_fd(self._handle))
-            if fd == -1:
-                raise HandoffError(None)
-            return fd
+        fd = int(library.handoff_broker_fd(self._handle))
+        if fd == -1:
+            raise HandoffError(None)
+        return fd
 
+    @alone
     def room(self) -> int:
         """Returns how many offers would be taken now, if they are small."""
-        with self._alone():
-            return int(library.handoff_broker_room(self._handle))
+        return int(library.handoff_broker_room(self._handle))
+
+    @alone
+    def in_flight(self) -> dict[int, Any]:
+        """Returns the ids of the offers whose verdict you have still to take, with their user_data.
+        It says what a call has done that a signal handler ended."""
+        self._handle  # raises in a child of fork(): the offers are the parent's
+        return {**{verdict.id: verdict.user_data for verdict in self._left}, **self._user_data}
 
     def offer(self, connection: socket.socket, *, preread: bytes = b"", metadata: bytes = b"",
               service: bytes | None = None, correlation: bytes | None = None, tls: bool = False,
@@ -127,14 +136,12 @@ class Broker(Handle):
         Keep the connection open, and do not use it, until next() returns the verdict with
         `user_data`. After an error there will be none: serve the client yourself, or after Full
         offer it again when the descriptor is readable. With `tls` the kernel does its TLS.
+
+        What a signal handler raises is no such error: the client may be offered. in_flight() says
+        whether it is, and after close() whether there is a verdict.
         """
         offer = _offer(connection, preread, metadata, service, correlation, tls, more, timeout_ms)
-        number = ctypes.c_uint64()
-        with self._alone():
-            check(library.handoff_broker_offer(self._handle, ctypes.byref(offer),
-                                               ctypes.byref(number)))
-            self._user_data[number.value] = user_data
-        return number.value
+        return self._offer(offer, user_data)
 
     def offer_and_wait(self, connection: socket.socket, *, preread: bytes = b"",
                        metadata: bytes = b"", service: bytes | None = None,
@@ -147,47 +154,97 @@ class Broker(Handle):
         the connection, because it may be the backend's.
         """
         offer = _offer(connection, preread, metadata, service, correlation, tls, False, timeout_ms)
-        verdict = CVerdict()
-        with self._alone():
-            check(library.handoff_broker_offer_and_wait(self._handle, ctypes.byref(offer),
-                                                        ctypes.byref(verdict)))
-            return self._copy(verdict)
+        return self._offer_and_wait(offer)
 
+    @alone
     def dispatch(self) -> None:
         """Does the pending work. It does not wait."""
-        with self._alone():
-            check(library.handoff_broker_dispatch(self._handle))
+        check(library.handoff_broker_dispatch(self._handle))
 
     def next(self) -> Verdict | None:
         """Returns the next verdict, or None. Call it until it returns None."""
-        with self._alone():
-            return self._next()
+        self._take()
+        return self._give()
 
+    @alone
     def take_back(self, number: int) -> None:
-        """Takes an offer back: the connection is yours, and there will be no verdict."""
-        with self._alone():
-            check(library.handoff_broker_take_back(self._handle, number))
-            self._user_data.pop(number, None)
+        """Takes an offer back: the connection is yours, and there will be no verdict. If a signal
+        handler raises, in_flight() says whether it is still offered."""
+        statuses: list[int] = []
+        self._taking_back = number, statuses
+        # In one step, so that the status is not lost: it is the only sign.
+        statuses.extend(map(library.handoff_broker_take_back, (self._handle,), (number,)))
+        self._settle()
+        check(statuses[0])
 
-    def _next(self) -> Verdict | None:
-        verdict = CVerdict()
-        status = library.handoff_broker_next(self._handle, ctypes.byref(verdict))
-        if status == NOTHING:
-            return None
+    @alone
+    def _offer(self, offer: Offer, user_data: Any) -> int:
+        number = ctypes.c_uint64()  # no offer's number is 0
+        self._offering = number, user_data
+        status = library.handoff_broker_offer(self._handle, ctypes.byref(offer),
+                                              ctypes.byref(number))
+        self._settle()
         check(status)
-        return self._copy(verdict)
+        return number.value
 
-    def _copy(self, verdict: CVerdict) -> Verdict:
-        return Verdict(verdict.id, self._user_data.pop(verdict.id, None),
-                       verdict.outcome == ADOPTED, verdict.reason,
-                       bool(verdict.may_have_reached_backend), verdict.tries,
-                       os.fsdecode(verdict.backend or b""), verdict.kind)
+    @alone
+    def _offer_and_wait(self, offer: Offer) -> Verdict:
+        verdict = CVerdict()
+        check(library.handoff_broker_offer_and_wait(self._handle, ctypes.byref(offer),
+                                                    ctypes.byref(verdict)))
+        return _copy(verdict, None)
+
+    @alone
+    def _take(self) -> None:
+        if not self._left:
+            self._take_one()
+
+    @alone
+    def _close_alone(self) -> None:
+        if not self._pointer:
+            return
+        status = library.handoff_broker_close(self._handle)
+        if status not in (ERR_CLOSED, ERR_WRONG_PROCESS):
+            check(status)
+        while status != ERR_WRONG_PROCESS and self._take_one():
+            pass
+        self._close()
+
+    def _take_one(self) -> bool:
+        status = library.handoff_broker_next(self._handle, ctypes.byref(self._verdict))
+        if status == NOTHING:
+            return False
+        check(status)
+        self._settle()
+        return True
+
+    def _settle(self) -> None:
+        if self._offering is not None:
+            number, user_data = self._offering
+            if number.value != 0:
+                self._user_data[number.value] = user_data
+            self._offering = None
+        if self._taking_back is not None:
+            taken, statuses = self._taking_back
+            if statuses == [OK]:
+                self._user_data.pop(taken, None)
+            self._taking_back = None
+        given = self._verdict
+        if given.outcome != _SETTLED:
+            verdict = _copy(given, self._user_data.get(given.id))
+            drop = self._user_data.pop
+            self._left += [verdict]
+            given.outcome = _SETTLED
+            drop(verdict.id, None)
 
     def _status_of_next(self) -> int:
         return int(library.handoff_broker_next(self._pointer, ctypes.byref(CVerdict())))
 
-    def _free(self, pointer: ctypes.c_void_p) -> None:
-        library.handoff_broker_free(pointer)
+
+def _copy(verdict: CVerdict, user_data: Any) -> Verdict:
+    return Verdict(verdict.id, user_data, verdict.outcome == ADOPTED, verdict.reason,
+                   bool(verdict.may_have_reached_backend), verdict.tries,
+                   os.fsdecode(verdict.backend or b""), verdict.kind)
 
 
 def _offer(connection: socket.socket, preread: bytes, metadata: bytes, service: bytes | None,

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import unittest
+import unittest.mock
 import warnings
 
 import handoff
@@ -360,7 +361,7 @@ class TheBackend(Ends):
         thread = threading.Thread(target=lambda: accepted.append(self.backend.accept(PATIENCE)))
         thread.start()
         end = time.monotonic() + PATIENCE
-        while not self.backend._lock.locked() and time.monotonic() < end:
+        while not self.backend._calls and time.monotonic() < end:
             time.sleep(0)  # lets the thread begin
         self.assertRaises(RuntimeError, self.backend.get_statistics)
         verdict = self.broker.offer_and_wait(self.accepted)
@@ -445,6 +446,181 @@ class TheBackend(Ends):
             self.assertTrue(error.is_fallback_safe)
         self.assertLess(time.monotonic() - start, PATIENCE / 2)
         handoff.Backend.listen(self.path).close()
+
+
+class Interruption(Exception):
+    """What a signal handler raises."""
+
+
+class Places:
+    """The places in a call where a signal handler can run: where a function begins and where a C call
+    returns. An exception is raised in one of them."""
+
+    def __init__(self, number):
+        self.left = number
+
+    def __call__(self, frame, event, _):
+        if event in ("call", "c_return", "c_exception") or (
+                event == "return" and frame.f_code.co_name == "ctypes_call"):
+            self.left -= 1
+            if self.left == 0:
+                raise Interruption
+
+    def run(self, call):
+        """What the call returns, or None if it is interrupted."""
+        try:
+            sys.setprofile(self)
+            return call()
+        except Interruption:
+            return None
+        finally:
+            sys.setprofile(None)
+
+
+class Library:
+    """The C library for ends whose calls are interrupted: the interpreter tells a profile function of C
+    calls, but not of those of ctypes."""
+
+    def __getattr__(self, name):
+        function = getattr(_library.library, name)
+
+        def ctypes_call(*arguments):
+            return function(*arguments)
+        # Which Python does not call itself.
+        return function if name == "handoff_broker_take_back" else ctypes_call
+
+
+class SignalHandlers(Ends):
+    """A signal handler that raises, wherever that is, loses no client and locks no handle."""
+
+    def setUp(self):
+        super().setUp()
+        for module in handoff.backend, handoff.broker:
+            patch = unittest.mock.patch.object(module, "library", Library())
+            patch.start()
+            self.addCleanup(patch.stop)
+        self.listen()
+        self.broker.fileno()
+        self.wait(lambda: self.broker.room() or None)
+
+    def places(self):
+        """One after the other, until a call has had no more. No descriptor is left by any."""
+        for number in range(1, 1000):
+            before = len(os.listdir("/proc/self/fd"))
+            places = Places(number)
+            yield places
+            self.assertEqual(len(os.listdir("/proc/self/fd")), before, number)
+            if places.left > 0:
+                self.assertGreater(number, 5)
+                return
+        self.fail("it does not end")
+
+    def serve(self, arrival, client):
+        """Is the connection the client's, and does the broker know?"""
+        with arrival.connection as connection:
+            connection.sendall(client.encode())
+        self.assertEqual(self.client.recv(100), client.encode())
+        verdict = self.wait(self.broker.next)
+        self.assertEqual((verdict.user_data, verdict.adopted), (client, True))
+
+    def drop(self, arrival):
+        self.assertRaises(handoff.TakenBack, lambda: self.backend.adopt(arrival))
+
+    def test_accept(self):
+        for number, places in enumerate(self.places()):
+            self.broker.offer(self.accepted, preread=b"%d" % number, user_data=str(number))
+            arrival = places.run(lambda: self.backend.accept(PATIENCE)) or self.backend.accept(PATIENCE)
+            self.assertEqual(arrival.preread, b"%d" % number)
+            self.serve(arrival, str(number))
+
+    def test_next_and_then_accept(self):
+        for places in self.places():
+            self.broker.offer(self.accepted, preread=b"pre", user_data="client")
+            self.wait(lambda: self.backend.get_statistics()["held"] or None)
+            arrival = places.run(self.backend.next)
+            if arrival is not None:
+                self.backend.adopt(arrival)
+            else:
+                arrival = self.backend.accept(PATIENCE)
+            self.assertEqual(arrival.preread, b"pre")
+            self.serve(arrival, "client")
+
+    def test_adopt(self):
+        for places in self.places():
+            self.broker.offer(self.accepted, user_data="client")
+            arrival = self.wait(self.backend.next)
+            places.run(lambda: self.backend.adopt(arrival))
+            try:
+                arrival.connection
+            except ValueError:
+                self.backend.adopt(arrival)
+            self.serve(arrival, "client")
+
+    def test_offer(self):
+        for places in self.places():
+            self.broker.room()
+            places.run(lambda: self.broker.offer(self.accepted, user_data="client"))
+            if "client" not in self.broker.in_flight().values():
+                self.backend.dispatch()
+                self.assertIsNone(self.backend.next())
+                self.broker.offer(self.accepted, user_data="client")
+            self.serve(self.backend.accept(PATIENCE), "client")
+            self.assertEqual(self.broker.in_flight(), {})
+
+    def test_verdict(self):
+        for places in self.places():
+            number = self.broker.offer(self.accepted, user_data="client")
+            self.backend.accept(PATIENCE).connection.close()
+            self.assertIsNone(self.backend.next())  # which sends the verdict
+            self.broker.dispatch()
+            verdict = places.run(self.broker.next)
+            if verdict is None:
+                self.assertEqual(self.broker.in_flight(), {number: "client"})
+                verdict = self.broker.next()
+            self.assertEqual((verdict.user_data, verdict.adopted), ("client", True))
+            self.assertEqual(self.broker.in_flight(), {})
+
+    def test_take_back(self):
+        for places in self.places():
+            number = self.broker.offer(self.accepted, user_data="client")
+            arrival = self.wait(self.backend.next)
+            places.run(lambda: self.broker.take_back(number))
+            if number in self.broker.in_flight():
+                self.broker.take_back(number)
+            self.assertRaisesRegex(handoff.HandoffError, "TOO_LATE",
+                                   lambda: self.broker.take_back(number))
+            self.assertIsNone(self.broker.next())
+            self.drop(arrival)
+
+    def test_close_of_the_broker(self):
+        for places in self.places():
+            broker = handoff.Broker(self.path)
+
+            def connected():
+                broker.dispatch()
+                self.backend.dispatch()
+                return broker.room() > 1
+            wait_until(connected, "it is connected")
+            for client in "one", "two":
+                broker.offer(self.accepted, user_data=client)
+            self.assertEqual(list(broker.in_flight().values()), ["one", "two"])
+            verdicts = places.run(broker.close) or broker.close()
+            self.assertEqual([verdict.user_data for verdict in verdicts], ["one", "two"])
+
+            def closed():
+                self.backend.dispatch()
+                for arrival in iter(self.backend.next, None):
+                    self.drop(arrival)
+                return self.backend.get_statistics()["channels"] == 1
+            wait_until(closed, "its channel is closed")
+
+    def test_close(self):
+        path = self.path + "2"
+        for places in self.places():
+            backend = handoff.Backend.listen(path)
+            places.run(backend.close)
+            backend.close()
+            self.assertFalse(os.path.exists(path))
 
 
 class TheBroker(Ends):
