@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import warnings
 import weakref
 from typing import Any, Callable, Generic, NoReturn, TypeVar, cast
 
@@ -44,9 +45,10 @@ class Handle(Generic[_Result]):
 
     _what: str
     _free: Callable[[ctypes.c_void_p], None]
+    _pointer = ctypes.c_void_p()
 
     def __init__(self) -> None:
-        self._pointer = ctypes.c_void_p()  # the library writes it here
+        self._pointer = ctypes.c_void_p()  # the library writes it here, and __del__() finds it
         self._ended = ERR_CLOSED, f"this {self._what} is closed"  # why it has none
         self._calls: dict[object, None] = {}  # the first one has the handle
         self._waiting = False  # a call has it, but is outside of the library
@@ -56,6 +58,13 @@ class Handle(Generic[_Result]):
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} cannot be pickled: "
                         "make it in the process that uses it")
+
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        if self._pointer:
+            try:
+                warn(f"unclosed {self!r}", ResourceWarning, source=self)
+            finally:
+                self._close()
 
     @property
     def _handle(self) -> ctypes.c_void_p:

@@ -3,6 +3,7 @@
 
 import ctypes
 import errno
+import gc
 import os
 import pickle
 import select
@@ -448,6 +449,57 @@ class TheBackend(Ends):
         handoff.Backend.listen(self.path).close()
 
 
+class Dropped(Ends):
+    """A handle that nobody closes is freed, as a socket is."""
+
+    def drop(self, handle):
+        """The warnings, of which each says that a handle is unclosed."""
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            handle.pop()
+            gc.collect()
+        return [str(warning.message)[:9] for warning in told]
+
+    def test_it_is_freed_with_a_warning(self):
+        before = len(os.listdir("/proc/self/fd"))
+        for make in (lambda: handoff.Backend.listen(self.path), lambda: handoff.Broker(self.path)):
+            handle = [make()]
+            handle[0].fileno()
+            self.assertGreater(len(os.listdir("/proc/self/fd")), before)
+            self.assertEqual(self.drop(handle), ["unclosed "])
+            self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        handoff.Backend.listen(self.path).close()
+
+    def test_one_that_could_not_be_made_and_one_that_is_closed_say_nothing(self):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for wrong in (lambda: handoff.Backend.listen(self.path + "/none"),
+                          lambda: handoff.Broker(self.path, nothing=1),
+                          lambda: handoff.Broker("x" * 200)):
+                self.assertRaises((handoff.HandoffError, TypeError), wrong)
+            handoff.Broker(self.path).close()
+            gc.collect()
+        self.assertEqual(told, [])
+
+    def test_child_of_fork_drops_its_copy_and_leaves_the_backend_alone(self):
+        self.listen()
+        self.broker.fileno()
+        self.backend.dispatch()
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(len(self.drop([self.__dict__.pop("backend")])))
+            finally:
+                os._exit(9)
+        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
+        self.arrive()
+
+    def test_the_end_of_the_program_frees_it(self):
+        process = self.start("import handoff, sys; backend = handoff.Backend.listen(sys.argv[1])")
+        self.assertEqual(process.wait(PATIENCE), 0)
+        self.assertFalse(os.path.exists(self.path))
+
+
 class Interruption(Exception):
     """What a signal handler raises."""
 
@@ -614,8 +666,13 @@ class SignalHandlers(Ends):
                 return self.backend.get_statistics()["channels"] == 1
             wait_until(closed, "its channel is closed")
 
-    def test_close(self):
+    def test_listen_and_close(self):
         path = self.path + "2"
+        for places in self.places():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                backend = places.run(lambda: handoff.Backend.listen(path))
+            handoff.Backend.listen(path).close() if backend is None else backend.close()
         for places in self.places():
             backend = handoff.Backend.listen(path)
             places.run(backend.close)
