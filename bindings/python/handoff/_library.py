@@ -252,6 +252,10 @@ class HandoffError(Exception):
             self.errno = 0
         super().__init__(sentence)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # errno is no member of __dict__ in a TlsError, which is an OSError.
+        return type(self), (self.status, self.args[0]), {**self.__dict__, "errno": self.errno}
+
     @property
     def is_fallback_safe(self) -> bool:
         """Of offer() and offer_and_wait(): whether the connection is certainly yours, and serving it

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Tests of the two ends: they agree with the header, and do what they say."""
 
+import copy
 import ctypes
 import errno
 import gc
@@ -287,6 +288,21 @@ class TheBackend(Ends):
         self.assertEqual(raised.exception.errno, errno.ENOENT)
         self.assertIn("HANDOFF_ERR_LISTEN_FAILED", str(raised.exception))
         self.assertIn(path, str(raised.exception))
+
+    def test_error_is_the_same_in_another_process(self):
+        path = os.path.join(self.path, "no")
+        with self.assertRaises(handoff.HandoffError) as raised:
+            handoff.Backend.listen(path)
+        with socket.socket() as plain:
+            tls = handoff.TlsSocket(fileno=plain.detach())
+        with tls, self.assertRaises(handoff.TlsError) as of_tls:
+            tls.recv(1)
+        self.assertRaises(handoff.HandoffError, lambda: handoff.Backend.listen(""))
+        for error in raised.exception, of_tls.exception, handoff.TakenBack(_library.ERR_TAKEN_BACK, "x"):
+            for same in pickle.loads(pickle.dumps(error)), copy.copy(error):
+                self.assertIs(type(same), type(error))
+                self.assertEqual((str(same), same.status, same.errno),
+                                 (str(error), error.status, error.errno))
 
     def test_error_without_the_system_has_errno_0(self):
         ctypes.set_errno(errno.EIO)
