@@ -30,13 +30,18 @@ def put(struct: ctypes.Structure, name: str, number: int) -> None:
         raise ValueError(f"{name} cannot be {number!r}")
 
 
+def fitting(kind: Any, what: str, number: int) -> int:
+    """The same for an argument of a call."""
+    if not isinstance(number, int):
+        raise TypeError(f"{what} cannot be {number!r}: it takes a whole number")
+    if kind(number).value != number:
+        raise ValueError(f"{what} cannot be {number!r}")
+    return number
+
+
 def numbers(what: str, ids: Sequence[int]) -> ctypes.Array[c_uint32]:
-    """The same for the ids of users or groups."""
     for number in ids:
-        if not isinstance(number, int):
-            raise TypeError(f"one of {what} cannot be {number!r}: ids are numbers")
-        if c_uint32(number).value != number:
-            raise ValueError(f"one of {what} cannot be {number!r}")
+        fitting(c_uint32, f"one of {what}", number)
     return (c_uint32 * len(ids))(*ids)
 
 
@@ -301,11 +306,11 @@ def version() -> str:
 
 
 def status_name(status: int) -> str:
-    return str(library.handoff_status_name(status).decode())
+    return str(library.handoff_status_name(fitting(c_int32, "a status", status)).decode())
 
 
 def reason_name(reason: int) -> str:
-    return str(library.handoff_reason_name(reason).decode())
+    return str(library.handoff_reason_name(fitting(c_uint32, "a reason", reason)).decode())
 
 
 for _name, _struct in STRUCTS.items():

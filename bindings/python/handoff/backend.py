@@ -14,7 +14,8 @@ from typing import Callable, NamedTuple, Sequence
 
 from ._handle import Handle, alone
 from ._library import (ERR_TAKEN_BACK, NOTHING, OK, TIMED_OUT, BackendOptions, BackendStatistics,
-                       CArrival, HandoffError, check, check_constant, library, path_string)
+                       CArrival, HandoffError, check, check_constant, fitting, library,
+                       path_string)
 from .reason import Reason
 from .tls import TlsSocket
 
@@ -158,7 +159,9 @@ class Backend(Handle[Arrival]):
     @alone
     def reject(self, arrival: Arrival, reason: Reason = Reason.REJECTED) -> None:
         """Rejects an arrival. The broker serves the client another way."""
-        check(library.handoff_backend_reject(self._handle, arrival.id, reason))
+        check(library.handoff_backend_reject(
+            self._handle, fitting(ctypes.c_uint64, "an arrival's id", arrival.id),
+            fitting(ctypes.c_uint32, "the reason", reason)))
 
     def accept(self, timeout: float | None = None) -> Arrival | None:
         """Waits for an arrival and adopts it. Returns None if none arrived in so many seconds.
@@ -226,8 +229,9 @@ class Backend(Handle[Arrival]):
         return True
 
     def _adopt(self, arrival: Arrival) -> int:
+        number = fitting(ctypes.c_uint64, "an arrival's id", arrival.id)
         self._adopting = [arrival]
-        status = int(library.handoff_backend_adopt(self._handle, arrival.id,
+        status = int(library.handoff_backend_adopt(self._handle, number,
                                                    ctypes.byref(arrival._fd)))
         self._settle()
         return status

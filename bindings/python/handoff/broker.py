@@ -13,7 +13,7 @@ from typing import Any, Sequence
 from ._handle import Handle, alone
 from ._library import (ADOPTED, BACKEND_BACKUP, ERR_CLOSED, ERR_WRONG_PROCESS, NOTHING, OFFER_MORE,
                        OFFER_TLS, OK, BrokerBackend, BrokerOptions, CVerdict, HandoffError, Offer,
-                       check, library, path_string, put, string)
+                       check, fitting, library, path_string, put, string)
 
 _SETTLED = 0  # in a CVerdict's outcome, where the library has written another number
 
@@ -170,6 +170,7 @@ class Broker(Handle[Verdict]):
     def take_back(self, number: int) -> None:
         """Takes an offer back: the connection is yours, and there will be no verdict. If a signal
         handler raises, in_flight() says whether it is still offered."""
+        number = fitting(ctypes.c_uint64, "an offer's id", number)
         statuses: list[int] = []
         self._taking_back = number, statuses
         # In one step, so that the status is not lost: it is the only sign.

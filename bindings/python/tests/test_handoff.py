@@ -3,6 +3,7 @@
 
 import copy
 import ctypes
+import dataclasses
 import errno
 import gc
 import os
@@ -332,6 +333,21 @@ class TheBackend(Ends):
                      lambda: self.broker.add(self.path + "2", weight=2**32 + 1),
                      lambda: self.broker.offer(self.accepted, timeout_ms=2**64)):
             self.assertRaisesRegex(ValueError, "cannot be", call)
+
+    def test_number_that_does_not_fit_does_nothing(self):
+        self.listen()
+        number, arrival = self.arrive(user_data="client")
+        for call in (lambda: self.broker.take_back(2**64 + number),
+                     lambda: self.broker.take_back(-1),
+                     lambda: self.backend.reject(arrival, 2**32 + handoff.Reason.REJECTED),
+                     lambda: self.backend.reject(dataclasses.replace(arrival, id=arrival.id + 2**64)),
+                     lambda: self.backend.adopt(dataclasses.replace(arrival, id=arrival.id + 2**64)),
+                     lambda: handoff.reason_name(2**32 + 9),
+                     lambda: handoff.status_name(2**32)):
+            self.assertRaisesRegex(ValueError, "cannot be", call)
+        self.assertRaisesRegex(TypeError, "id cannot be", lambda: self.broker.take_back("1"))
+        self.assertEqual(self.broker.in_flight(), {number: "client"})
+        self.backend.adopt(arrival).close()
 
     def test_what_is_no_number_is_refused_with_the_name_of_its_option(self):
         self.listen()
