@@ -13,6 +13,10 @@ const { Connection } = require('./lib/connection');
 const { HandoffError, version } = require('./lib/library');
 
 function listen(place, options, onArrival) {
+  // First: who has no backend cannot close one.
+  if (onArrival !== undefined && typeof onArrival !== 'function') {
+    throw new TypeError('what listen() takes third is to be a function, which is given the arrivals');
+  }
   const backend = new Backend(place, options);
   if (onArrival) backend.on('arrival', onArrival);
   return backend;

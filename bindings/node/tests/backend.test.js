@@ -297,6 +297,15 @@ test('what is no server cannot serve, and nobody listens then', LIMIT, async (t)
   assert.ok(!fs.existsSync(bench.path));
 });
 
+test('what is no function cannot be told of arrivals, and nobody listens then', LIMIT, async (t) => {
+  const bench = await Bench.start(t);
+  for (const listener of [5, {}, null, 'listener']) {
+    assert.throws(() => handoff.listen(bench.path, {}, listener),
+      { name: 'TypeError', message: /^what listen\(\) takes third is to be a function/ });
+  }
+  assert.ok(!fs.existsSync(bench.path));
+});
+
 test('options', LIMIT, async (t) => {
   const { path: place } = await Bench.start(t);
   assert.throws(() => handoff.listen(place, { maxchannels: 1 }), TypeError);
