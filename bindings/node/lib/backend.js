@@ -42,23 +42,29 @@ function number(name, value, max) {
 }
 
 function ids(name, list) {
+  if (!Array.isArray(list)) throw new TypeError(`${name} is to be an array of numbers`);
   return Uint32Array.from(list, (id) => number(`each of ${name}`, id, 0xffffffff));
 }
 
-function toC({ users = [], groups = [], ...limits } = {}) {
+function toC(given = {}) {
+  if (given === null || typeof given !== 'object' || Array.isArray(given)) {
+    throw new TypeError('the options are to be an object, such as { maxInFlight: 64 }');
+  }
+  const { users = [], groups = [], ...limits } = given;
+  const [userIds, groupIds] = [ids('users', users), ids('groups', groups)];
   const options = c.empty(c.BackendOptions);
   for (const [name, value] of Object.entries(limits)) {
     if (!Object.hasOwn(LIMITS, name)) throw new TypeError(`there is no option ${name}`);
     options[LIMITS[name]] = value === Infinity && MAYBE_UNLIMITED.includes(name)
       ? c.NO_LIMIT : number(name, value ?? 0, 0x7fffffff);
   }
-  if (users.length > 0 || groups.length > 0) {
+  if (userIds.length > 0 || groupIds.length > 0) {
     options.policy = {
       ...c.empty(c.PeerPolicy),
-      users: ids('users', users),
-      users_len: users.length,
-      groups: ids('groups', groups),
-      groups_len: groups.length,
+      users: userIds,
+      users_len: userIds.length,
+      groups: groupIds,
+      groups_len: groupIds.length,
     };
   }
   return options;

@@ -313,6 +313,16 @@ test('options', LIMIT, async (t) => {
     { maxChannels: Infinity }, { users: [-1] }, { groups: ['staff'] }, { mode: NaN }]) {
     assert.throws(() => handoff.listen(place, options), RangeError);
   }
+  for (const list of [33, '33', new Set([33]), {}, null]) {
+    assert.throws(() => handoff.listen(place, { users: list }),
+      { name: 'TypeError', message: 'users is to be an array of numbers' });
+    assert.throws(() => handoff.listen(place, { groups: list }),
+      { name: 'TypeError', message: 'groups is to be an array of numbers' });
+  }
+  for (const options of [5, 'x', null, () => {}, [33]]) {
+    assert.throws(() => handoff.listen(place, options),
+      { name: 'TypeError', message: /^the options are to be an object/ });
+  }
   assert.throws(() => handoff.listen(place, { mode: 0o1000 }), { code: 'HANDOFF_ERR_INVALID_ARGUMENT' });
 
   const backend = handoff.listen(place, { mode: 0o640, maxHeldBytes: Infinity, users: [0xfffffffe] },
