@@ -64,7 +64,7 @@ type BrokerOptions struct {
 	MaxInFlight    int           // offers in flight at each backend: default 256
 	Timeout        time.Duration // until an offer is taken back: default 5 seconds
 	AttemptTimeout time.Duration // for one of several backends: default 1 second
-	MaxFailures    int           // after which a backend rests: default 8
+	MaxFailures    int           // after which a backend rests: default 8; -1: it never does
 	FailurePeriod  time.Duration // how long a failure counts: default 30 seconds
 	Policy         Policy        // who may be the backend
 	// Wait is how long a connection may wait for a backend that has room, before it is offered: default
@@ -152,6 +152,14 @@ func NewBroker(path string, options *BrokerOptions) (*Broker, error) {
 		options = &BrokerOptions{}
 	}
 	if err := checkString("path", path); err != nil {
+		return nil, err
+	}
+	if err := checkNumbers(map[string]int{"MaxInFlight": options.MaxInFlight,
+		"MaxFailures": limit(options.MaxFailures)}); err != nil {
+		return nil, err
+	}
+	if err := checkNumbers(map[string]time.Duration{"Timeout": options.Timeout,
+		"AttemptTimeout": options.AttemptTimeout, "FailurePeriod": options.FailurePeriod}); err != nil {
 		return nil, err
 	}
 	name := C.CString(path)
@@ -431,6 +439,28 @@ func checkString(what, s string) error {
 		return nil
 	}
 	return fmt.Errorf("handoff: the %s has a NUL: %q: %w", what, s, ErrInvalidArgument)
+}
+
+// checkNumbers refuses what C would take for a very large number, or nothing at all.
+func checkNumbers[T int | time.Duration](options map[string]T) error {
+	for name, value := range options {
+		if value < 0 {
+			return unfit(name, value)
+		}
+	}
+	return nil
+}
+
+// limit is for an option of which -1 is HANDOFF_NO_LIMIT.
+func limit(n int) int {
+	if n == -1 {
+		return 0
+	}
+	return n
+}
+
+func unfit(option string, value any) error {
+	return fmt.Errorf("handoff: %s cannot be %v: %w", option, value, ErrInvalidArgument)
 }
 
 // cString is a string for C, or NULL for an empty one.

@@ -44,6 +44,7 @@ import "C"
 import (
 	"errors"
 	"io/fs"
+	"math"
 	"net"
 	"os"
 	"sync"
@@ -61,7 +62,7 @@ type ListenOptions struct {
 	MaxChannels   int         // brokers at once: default 64
 	MaxInFlight   int         // offers in flight on each channel: default 256
 	MaxOfferBytes int         // preread, metadata and names of one offer: default 65536
-	MaxHeldBytes  int         // bytes of arrivals that are held at once: default 64 MiB
+	MaxHeldBytes  int         // bytes of arrivals that are held at once: default 64 MiB; -1: no limit
 	// Admit, if not nil, is asked about each arrival before it is adopted. Where it returns an error, the
 	// arrival is rejected and the broker serves the client another way. The error may be a Reason:
 	// ReasonBackendBusy makes the broker ask another backend. It is ReasonRejected otherwise.
@@ -116,6 +117,14 @@ func ListenFile(file *os.File, options *ListenOptions) (*Listener, error) {
 func listen(path *C.char, fd C.int, name string, options *ListenOptions) (*Listener, error) {
 	if options == nil {
 		options = &ListenOptions{}
+	}
+	if err := checkNumbers(map[string]int{"Backlog": options.Backlog, "MaxChannels": options.MaxChannels,
+		"MaxInFlight": options.MaxInFlight, "MaxOfferBytes": options.MaxOfferBytes,
+		"MaxHeldBytes": limit(options.MaxHeldBytes)}); err != nil {
+		return nil, err
+	}
+	if options.Backlog > math.MaxInt32 {
+		return nil, unfit("Backlog", options.Backlog)
 	}
 	listener := &Listener{addr: net.UnixAddr{Name: name, Net: "unixpacket"}, admit: options.Admit,
 		spare: -1}

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -206,6 +208,39 @@ func TestErrorsAreOfTheirKind(t *testing.T) {
 	if !errors.Is(err, handoff.ErrInvalidArgument) {
 		t.Error(err)
 	}
+}
+
+func TestNumberThatDoesNotFitIsRefused(t *testing.T) {
+	path := socketPath(t)
+	refused := func(what string, err error) {
+		if !errors.Is(err, handoff.ErrInvalidArgument) || !strings.Contains(err.Error(), what+" cannot be") {
+			t.Error(what, err)
+		}
+	}
+	for what, options := range map[string]handoff.ListenOptions{
+		"Backlog": {Backlog: -1}, "MaxChannels": {MaxChannels: -1}, "MaxInFlight": {MaxInFlight: -1},
+		"MaxOfferBytes": {MaxOfferBytes: -1}, "MaxHeldBytes": {MaxHeldBytes: -2},
+	} {
+		_, err := handoff.Listen(path, &options)
+		refused(what, err)
+	}
+	if large := math.MaxInt32; strconv.IntSize > 32 {
+		_, err := handoff.Listen(path, &handoff.ListenOptions{Backlog: 2 * (large + 1)})
+		refused("Backlog", err)
+	}
+	for what, options := range map[string]handoff.BrokerOptions{
+		"MaxInFlight": {MaxInFlight: -1}, "MaxFailures": {MaxFailures: -2}, "Timeout": {Timeout: -1},
+		"AttemptTimeout": {AttemptTimeout: -1}, "FailurePeriod": {FailurePeriod: -1},
+	} {
+		_, err := handoff.NewBroker(path, &options)
+		refused(what, err)
+	}
+	listener, err := handoff.Listen(path, &handoff.ListenOptions{MaxHeldBytes: -1})
+	must(t, err)
+	defer listener.Close()
+	broker, err := handoff.NewBroker(path, &handoff.BrokerOptions{MaxFailures: -1})
+	must(t, err)
+	broker.Close()
 }
 
 func TestNULIsRefused(t *testing.T) {
