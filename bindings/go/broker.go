@@ -146,7 +146,8 @@ func (r Reason) Error() string {
 }
 
 // NewBroker makes a broker for the backend that listens at path, and begins to connect. If the path ends
-// in "/", every socket in that directory is a backend. The options may be nil. Close frees it.
+// in "/", every socket in that directory is a backend. The options may be nil. Close frees it;
+// nothing else does, because until then it gives verdicts and connects again.
 func NewBroker(path string, options *BrokerOptions) (*Broker, error) {
 	if options == nil {
 		options = &BrokerOptions{}

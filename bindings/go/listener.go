@@ -47,6 +47,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -156,6 +157,8 @@ func listen(path *C.char, fd C.int, name string, options *ListenOptions) (*Liste
 		listener.Close()
 		return nil, err
 	}
+	// As the listeners of package net have one: nobody else can listen at the path before.
+	runtime.SetFinalizer(listener, (*Listener).Close)
 	return listener, nil
 }
 
@@ -302,6 +305,7 @@ func (l *Listener) closed() error {
 // Close stops listening and ends every Accept. The brokers keep, and serve another way, what was not
 // adopted yet; connections that were stay open. http.Server.Shutdown calls it, and then waits for these.
 func (l *Listener) Close() error {
+	runtime.SetFinalizer(l, nil)
 	l.mu.Lock()
 	handle := l.handle
 	l.handle = nil

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -186,6 +187,19 @@ func TestCloseEndsAccept(t *testing.T) {
 	if _, err := os.Stat(listener.Addr().String()); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
+}
+
+func TestListenerThatIsDroppedIsClosed(t *testing.T) {
+	before := descriptors(t)
+	path := socketPath(t)
+	_, err := handoff.Listen(path, nil)
+	must(t, err)
+	waitUntil(t, "it is closed", func() bool {
+		runtime.GC()
+		_, err := os.Stat(path)
+		return errors.Is(err, os.ErrNotExist) && descriptors(t) <= before
+	})
+	listen(t, path)
 }
 
 func TestErrorsAreOfTheirKind(t *testing.T) {
