@@ -65,6 +65,8 @@ mod failover;
 mod kept;
 mod member;
 mod members;
+mod offer;
+mod offering;
 mod offers;
 mod options;
 mod outcomes;
@@ -74,8 +76,7 @@ mod shared;
 mod state;
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -86,23 +87,18 @@ use crate::kind::ErrorKind;
 use crate::memory;
 use crate::reason::Reason;
 use crate::sys::event::{Event, Happened, Wait};
-use crate::sys::{self, packet};
-use crate::tls;
-use crate::wire::{
-    MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_NAME_LEN, MAX_OFFER_BYTES, MAX_SLOTS, has_nul,
-};
+use crate::sys::packet;
+use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_SLOTS};
 
-use choosing::{Load, Placing};
+use choosing::Load;
 use directory::Directory;
-use kept::NOT_KEPT;
-use member::{Link, Member, Needs, PARTS};
-use offers::Parts;
-use options::MAX_TIMEOUT;
+use member::{Link, Member, Needs};
 use outcomes::{Again, Ledger, Outcomes};
 
 pub use crate::wire::Refusal;
 pub use error::{BrokerError, Limit, NoWelcome};
 pub use member::Phase;
+pub use offer::{Offer, Verdict};
 pub use options::BrokerOptions;
 pub use outcomes::BackendCounts;
 pub use peer::{Allowed, Numbers};
@@ -119,85 +115,6 @@ const ID_BITS: u32 = 23;
 const KEPT_ID: u64 = 1 << (ID_BITS - 1);
 const SLOT_BITS: u32 = 12;
 const _: () = assert!(MAX_SLOTS == 1 << SLOT_BITS && MAX_SLOTS * MAX_BACKENDS == KEPT_ID as usize);
-
-/// One connection to hand over.
-#[derive(Clone, Copy, Debug)]
-pub struct Offer<'a> {
-    /// The client's connection. It stays the caller's, who keeps it open until the verdict.
-    pub descriptor: BorrowedFd<'a>,
-    /// Bytes that were already read from it, in one part or several; copied.
-    pub preread: &'a [IoSlice<'a>],
-    /// Anything for the backend; copied.
-    pub metadata: &'a [u8],
-    /// The service that is meant, 255 bytes at most, without a NUL; copied.
-    pub service: &'a [u8],
-    /// What the connection is called in logs, 255 bytes at most, without a NUL; copied.
-    pub correlation: &'a [u8],
-    /// Comes back with the verdict.
-    pub user_data: usize,
-    /// How long it may wait for its verdict; none for the timeout of the options.
-    pub timeout: Option<Duration>,
-    /// The kernel does the connection's TLS, in both directions: see [`tls`]. It is asked
-    /// whether it does.
-    pub tls: bool,
-    /// More offers follow at once: sending is left to the last of them, to [`Broker::flush`] or to
-    /// [`Broker::dispatch`], unless what waits makes a good packet by itself.
-    pub more: bool,
-}
-
-impl<'a> Offer<'a> {
-    /// An offer of a connection, and of nothing else.
-    pub fn new(descriptor: BorrowedFd<'a>) -> Offer<'a> {
-        Offer {
-            descriptor,
-            preread: &[],
-            metadata: &[],
-            service: &[],
-            correlation: &[],
-            user_data: 0,
-            timeout: None,
-            tls: false,
-            more: false,
-        }
-    }
-}
-
-/// What became of an offer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
-    /// The offer.
-    pub id: u64,
-    /// What came with it.
-    pub user_data: usize,
-    /// The backend owns the connection: close the copy, and never shut it down. Otherwise it is
-    /// still the broker's.
-    pub adopted: bool,
-    /// Why it is a fallback, or what else happened to an adoption.
-    pub reason: Option<Reason>,
-    /// Whether the descriptor may have reached a backend.
-    pub may_have_reached: bool,
-    /// The number of the backend that had it last: see [`Broker::backend_name`].
-    pub backend: u32,
-    /// How many backends it was offered to.
-    pub tries: u32,
-    /// With [`Reason::Kind`]: the kind of the socket, 1 for streams, 2 for sequenced packets, 4 for
-    /// datagrams, 8 for a socket without a peer. Otherwise, and if the backend does not tell, 0.
-    pub kind: u8,
-}
-
-/// Why an offer is refused.
-#[derive(Debug)]
-struct Refused {
-    error: BrokerError,
-    /// The number of the backend because of which it is; none if it is because of none.
-    by: Option<u32>,
-}
-
-impl From<BrokerError> for Refused {
-    fn from(error: BrokerError) -> Refused {
-        Refused { error, by: None }
-    }
-}
 
 /// What a [`Broker`] has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -324,111 +241,6 @@ impl Broker {
     /// What ends a wait of this broker.
     pub fn waker(&self) -> Waker {
         self.handle.waker().clone()
-    }
-
-    /// Offers a connection, at once unless more follow. Returns its id; the verdict comes from
-    /// [`next_verdict`](Broker::next_verdict). After an error nothing was sent and no verdict comes.
-    pub fn offer(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
-        let now = Instant::now();
-        let id = match self.queue(offer, self.most_verdicts, now) {
-            Ok(id) => id,
-            Err(refused) => return Err(self.counted(refused)),
-        };
-        if !offer.more || self.part_waits(id) {
-            // The offer is taken: if sending it fails, its verdict says so.
-            let _ = self.flush_at(now);
-        }
-        Ok(id)
-    }
-
-    /// Whether so many offers wait that the backend should have them before more come, or this one, the
-    /// last, was sent by itself. Several backends work while others get theirs anyway.
-    #[inline(always)]
-    fn part_waits(&self, id: u64) -> bool {
-        if let [Member { link: Link::Up(channel), .. }] = &self.members[..] {
-            return channel.part_waits(self.options.spin.is_zero());
-        }
-        let member = self.find(id).map(|(index, _)| &self.members[index].link);
-        matches!(member, Some(Link::Up(channel)) if channel.offers.queued() == 0)
-    }
-
-    /// Counts an offer that is refused, and returns why it is.
-    #[cold]
-    fn counted(&mut self, Refused { error, by }: Refused) -> BrokerError {
-        let statistics = &mut self.outcomes.statistics;
-        statistics.refused += 1;
-        if let Some(count) = statistics.refusals.get_mut(error.kind() as usize) {
-            *count += 1;
-        }
-        if let Some(index) = by {
-            self.members[index as usize].tally.refused(error.kind());
-        }
-        error
-    }
-
-    /// Queues an offer, unless `most_verdicts` wait to be taken.
-    fn queue(
-        &mut self,
-        offer: &Offer<'_>,
-        most_verdicts: usize,
-        now: Instant,
-    ) -> Result<u64, Refused> {
-        self.enter(now)?;
-        let len = variable_len(offer)?;
-        if offer.tls {
-            check_tls(offer)?;
-        }
-        let untaken = self.outcomes.verdicts.len();
-        if untaken >= most_verdicts && most_verdicts > 0 {
-            return Err(self.too_many_verdicts(untaken, len, now));
-        }
-        let chosen = match self.choose(Needs { len, tls: offer.tls }, NOT_KEPT, now) {
-            Ok(chosen) => chosen,
-            Err(why) => {
-                self.want(len, now);
-                return Err(self.refused(why));
-            }
-        };
-        let cookie = packet::cookie(offer.descriptor)
-            .map_err(|source| not_a_socket(offer.descriptor, source))?;
-        let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
-        let deadline = now.checked_add(timeout).unwrap_or(now);
-        let Offer { service, correlation, metadata, preread, user_data, .. } = *offer;
-        let names = [service, correlation, metadata];
-        let parts = &Parts { names, preread, tls: offer.tls };
-        let descriptor = offer.descriptor.as_raw_fd();
-        let (id, kept) = (0, NOT_KEPT);
-        let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
-        // With one backend there is no other that could get it next.
-        let id = if self.listed.len() > 1 {
-            self.place_one_of_many(chosen, placing, now)?
-        } else {
-            self.place(chosen, &placing, now)?
-        };
-        self.outcomes.statistics.offered += 1;
-        Ok(id)
-    }
-
-    /// Of the verdicts of all backends: none of them has refused the offer.
-    #[cold]
-    fn too_many_verdicts(&mut self, untaken: usize, len: usize, now: Instant) -> Refused {
-        self.want(len, now);
-        let limit = Limit::Verdicts { untaken };
-        Refused::from(BrokerError::Full { path: self.path.clone(), limit })
-    }
-
-    /// An offer was refused: sets the timers that tell when one would be taken.
-    #[cold]
-    fn want(&mut self, len: usize, now: Instant) {
-        self.handle.wake_if_missed();
-        let before = self.wanted;
-        self.wanted = Some(before.map_or(len, |before| before.min(len)));
-        if before.is_none() {
-            for index in 0..self.members.len() {
-                // If no timer can be set, something else wakes the caller.
-                let _ = self.arm(index, now);
-            }
-        }
     }
 
     /// Sends what waits to be sent.
@@ -707,41 +519,6 @@ impl Broker {
         statistics
     }
 
-    /// How many small offers would be taken now.
-    pub fn room(&mut self) -> Result<usize, BrokerError> {
-        let now = Instant::now();
-        self.enter(now)?;
-        let room = self.room_at(now);
-        if room == 0 {
-            self.want(0, now);
-        }
-        Ok(room)
-    }
-
-    fn room_at(&self, now: Instant) -> usize {
-        let untaken = self.outcomes.verdicts.len();
-        let queue_bytes = self.options.queue_bytes;
-        let room = self.members.iter().map(|member| member.room(queue_bytes, now)).sum::<usize>();
-        room.min(self.most_verdicts.saturating_sub(untaken))
-    }
-
-    /// Whether an offer of so many bytes would be taken now.
-    fn would_take(&self, len: usize, now: Instant) -> bool {
-        let queue_bytes = self.options.queue_bytes;
-        let needs = Needs { len, tls: false };
-        self.outcomes.verdicts.len() < self.most_verdicts
-            && self.members.iter().any(|it| it.would_take(needs, queue_bytes, now).is_ok())
-    }
-
-    /// Makes the descriptor readable if an offer was refused and one would be taken now.
-    fn tell_of_room(&mut self, now: Instant) {
-        if self.wanted.is_some_and(|len| self.would_take(len, now)) {
-            self.wanted = None;
-            // If no timer can be set, something else wakes the caller.
-            let _ = self.handle.wake_at(now, now);
-        }
-    }
-
     /// Fails in another process than the one that used the handle first.
     pub fn check_process(&self) -> Result<(), BrokerError> {
         Ok(self.handle.check_process()?)
@@ -778,47 +555,6 @@ impl Broker {
         self.tick_all(now);
         self.flush_at(now)
     }
-}
-
-/// Fails unless the kernel does a connection's TLS. Apart, so that an offer without TLS pays nothing
-/// for it.
-#[cold]
-#[inline(never)]
-fn check_tls(offer: &Offer<'_>) -> Result<(), BrokerError> {
-    tls::check(offer.descriptor).map_err(|source| {
-        let descriptor = offer.descriptor.as_raw_fd();
-        BrokerError::WithoutTls { descriptor, source }
-    })
-}
-
-#[cold]
-fn not_a_socket(descriptor: BorrowedFd<'_>, source: io::Error) -> BrokerError {
-    match sys::what_is(descriptor) {
-        sys::A_SOCKET => BrokerError::System { action: "ask which socket it is", source },
-        is => BrokerError::NotASocket { descriptor: descriptor.as_raw_fd(), is, source },
-    }
-}
-
-/// Bytes of an offer beside its fixed part.
-#[inline(always)]
-fn variable_len(offer: &Offer<'_>) -> Result<usize, BrokerError> {
-    let Offer { preread, metadata, service, correlation, .. } = offer;
-    for (what, name) in [("service", service), ("correlation", correlation)] {
-        if name.is_empty() {
-            continue;
-        }
-        if name.len() > MAX_NAME_LEN {
-            return Err(BrokerError::TooLarge { what, len: name.len(), most: MAX_NAME_LEN });
-        }
-        if has_nul(name) {
-            return Err(BrokerError::NameWithNul);
-        }
-    }
-    let len = metadata.len().saturating_add(service.len() + correlation.len());
-    let len = preread.iter().fold(len, |len, part| len.saturating_add(part.len()));
-    // What no backend takes is refused before one is asked.
-    let (what, most) = (PARTS, MAX_OFFER_BYTES);
-    if len > most { Err(BrokerError::TooLarge { what, len, most }) } else { Ok(len) }
 }
 
 impl Drop for Broker {

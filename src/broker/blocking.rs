@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use super::kept::NOT_KEPT;
 use super::member::Member;
+use super::offer::Refused;
 use super::options::MAX_TIMEOUT;
-use super::{Broker, BrokerError, Offer, Refused, Verdict};
+use super::{Broker, BrokerError, Offer, Verdict};
 use crate::reason::Reason;
 use crate::sys::event::Wait;
 

@@ -13,8 +13,9 @@ use std::time::Instant;
 
 use super::kept::NOT_KEPT;
 use super::member::{Link, Member, Needs, Obstacle, Vacancy};
+use super::offer::Refused;
 use super::offers::{Facts, Parts, queued_len};
-use super::{BackendSettings, Broker, BrokerError, ID_BITS, KEPT_ID, Refused, SLOT_BITS};
+use super::{BackendSettings, Broker, BrokerError, ID_BITS, KEPT_ID, SLOT_BITS};
 use crate::claim;
 use crate::wire::LARGE_LEN;
 

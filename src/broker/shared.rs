@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::offer::Refused;
 use super::options::MAX_TIMEOUT;
-use super::{Broker, BrokerError, Offer, Refused, Verdict};
+use super::{Broker, BrokerError, Offer, Verdict};
 use crate::handle::{HandleError, Waker};
 use crate::support;
 use crate::sys::event::{self, Alarm, Events};

@@ -1,0 +1,153 @@
+//! Offering: what is checked, queued or refused, and how many offers would be taken.
+
+use std::os::fd::AsRawFd;
+use std::time::Instant;
+
+use super::choosing::Placing;
+use super::kept::NOT_KEPT;
+use super::member::{Link, Member, Needs};
+use super::offer::{Offer, Refused};
+use super::offers::Parts;
+use super::options::MAX_TIMEOUT;
+use super::{Broker, BrokerError, Limit};
+
+impl Broker {
+    /// Offers a connection, at once unless more follow. Returns its id; the verdict comes from
+    /// [`next_verdict`](Broker::next_verdict). After an error nothing was sent and no verdict comes.
+    pub fn offer(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
+        let now = Instant::now();
+        let id = match self.queue(offer, self.most_verdicts, now) {
+            Ok(id) => id,
+            Err(refused) => return Err(self.counted(refused)),
+        };
+        if !offer.more || self.part_waits(id) {
+            // The offer is taken: if sending it fails, its verdict says so.
+            let _ = self.flush_at(now);
+        }
+        Ok(id)
+    }
+
+    /// Whether so many offers wait that the backend should have them before more come, or this one, the
+    /// last, was sent by itself. Several backends work while others get theirs anyway.
+    #[inline(always)]
+    fn part_waits(&self, id: u64) -> bool {
+        if let [Member { link: Link::Up(channel), .. }] = &self.members[..] {
+            return channel.part_waits(self.options.spin.is_zero());
+        }
+        let member = self.find(id).map(|(index, _)| &self.members[index].link);
+        matches!(member, Some(Link::Up(channel)) if channel.offers.queued() == 0)
+    }
+
+    /// Counts an offer that is refused, and returns why it is.
+    #[cold]
+    pub(super) fn counted(&mut self, Refused { error, by }: Refused) -> BrokerError {
+        let statistics = &mut self.outcomes.statistics;
+        statistics.refused += 1;
+        if let Some(count) = statistics.refusals.get_mut(error.kind() as usize) {
+            *count += 1;
+        }
+        if let Some(index) = by {
+            self.members[index as usize].tally.refused(error.kind());
+        }
+        error
+    }
+
+    /// Queues an offer, unless `most_verdicts` wait to be taken.
+    pub(super) fn queue(
+        &mut self,
+        offer: &Offer<'_>,
+        most_verdicts: usize,
+        now: Instant,
+    ) -> Result<u64, Refused> {
+        self.enter(now)?;
+        let len = offer.checked_len()?;
+        if offer.tls {
+            offer.check_tls()?;
+        }
+        let untaken = self.outcomes.verdicts.len();
+        if untaken >= most_verdicts && most_verdicts > 0 {
+            return Err(self.too_many_verdicts(untaken, len, now));
+        }
+        let chosen = match self.choose(Needs { len, tls: offer.tls }, NOT_KEPT, now) {
+            Ok(chosen) => chosen,
+            Err(why) => {
+                self.want(len, now);
+                return Err(self.refused(why));
+            }
+        };
+        let cookie = offer.cookie()?;
+        let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
+        let deadline = now.checked_add(timeout).unwrap_or(now);
+        let Offer { service, correlation, metadata, preread, user_data, .. } = *offer;
+        let names = [service, correlation, metadata];
+        let parts = &Parts { names, preread, tls: offer.tls };
+        let descriptor = offer.descriptor.as_raw_fd();
+        let (id, kept) = (0, NOT_KEPT);
+        let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
+        // With one backend there is no other that could get it next.
+        let id = if self.listed.len() > 1 {
+            self.place_one_of_many(chosen, placing, now)?
+        } else {
+            self.place(chosen, &placing, now)?
+        };
+        self.outcomes.statistics.offered += 1;
+        Ok(id)
+    }
+
+    /// Of the verdicts of all backends: none of them has refused the offer.
+    #[cold]
+    fn too_many_verdicts(&mut self, untaken: usize, len: usize, now: Instant) -> Refused {
+        self.want(len, now);
+        let limit = Limit::Verdicts { untaken };
+        Refused::from(BrokerError::Full { path: self.path.clone(), limit })
+    }
+
+    /// An offer was refused: sets the timers that tell when one would be taken.
+    #[cold]
+    fn want(&mut self, len: usize, now: Instant) {
+        self.handle.wake_if_missed();
+        let before = self.wanted;
+        self.wanted = Some(before.map_or(len, |before| before.min(len)));
+        if before.is_none() {
+            for index in 0..self.members.len() {
+                // If no timer can be set, something else wakes the caller.
+                let _ = self.arm(index, now);
+            }
+        }
+    }
+
+    /// How many small offers would be taken now.
+    pub fn room(&mut self) -> Result<usize, BrokerError> {
+        let now = Instant::now();
+        self.enter(now)?;
+        let room = self.room_at(now);
+        if room == 0 {
+            self.want(0, now);
+        }
+        Ok(room)
+    }
+
+    fn room_at(&self, now: Instant) -> usize {
+        let untaken = self.outcomes.verdicts.len();
+        let queue_bytes = self.options.queue_bytes;
+        let room = self.members.iter().map(|member| member.room(queue_bytes, now)).sum::<usize>();
+        room.min(self.most_verdicts.saturating_sub(untaken))
+    }
+
+    /// Whether an offer of so many bytes would be taken now.
+    pub(super) fn would_take(&self, len: usize, now: Instant) -> bool {
+        let queue_bytes = self.options.queue_bytes;
+        let needs = Needs { len, tls: false };
+        self.outcomes.verdicts.len() < self.most_verdicts
+            && self.members.iter().any(|it| it.would_take(needs, queue_bytes, now).is_ok())
+    }
+
+    /// Makes the descriptor readable if an offer was refused and one would be taken now.
+    pub(super) fn tell_of_room(&mut self, now: Instant) {
+        if self.wanted.is_some_and(|len| self.would_take(len, now)) {
+            self.wanted = None;
+            // If no timer can be set, something else wakes the caller.
+            let _ = self.handle.wake_at(now, now);
+        }
+    }
+}
