@@ -25,7 +25,7 @@ const PARTS: [Part; 8] = [
     Part {
         name: "broker",
         includes: &["<sys/uio.h>", "\"peer.h\"", "\"status.h\""],
-        sources: &["broker"],
+        sources: &["broker/handle", "broker"],
     },
     Part { name: "backends", includes: &["\"broker.h\"", "\"status.h\""], sources: &["backends"] },
     Part { name: "backend", includes: &["\"peer.h\"", "\"status.h\""], sources: &["backend"] },

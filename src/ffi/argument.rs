@@ -171,6 +171,11 @@ pub(super) fn timeout(milliseconds: u64, otherwise: Duration) -> Duration {
     }
 }
 
+/// A limit: 0 is the default.
+pub(super) fn nonzero(value: usize, default: usize) -> usize {
+    if value == 0 { default } else { value }
+}
+
 /// Frees a handle that [`Out::give`] gave; NULL is allowed.
 pub(super) fn free<T>(handle: *mut T) {
     guard_or((), || {

@@ -4,8 +4,9 @@ use std::ffi::{c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::time::Duration;
 
-use super::argument::{Out, Problem, check, descriptor, exclusive, free, path, reference, wait};
-use super::broker::nonzero;
+use super::argument::{
+    Out, Problem, check, descriptor, exclusive, free, nonzero, path, reference, wait,
+};
 use super::growing::{Fill, Growing, Input, initialize, read_or_default};
 use super::guard::{Failure, Message, guard, guard_or, wake};
 use super::peer::{handoff_peer_policy, policy};

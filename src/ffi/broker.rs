@@ -1,7 +1,9 @@
 //! The broker's end of a channel.
 
+mod handle;
+
 use std::borrow::Cow;
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::io::IoSlice;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -9,41 +11,22 @@ use std::time::Duration;
 use libc::iovec;
 
 use super::argument::{
-    Out, Problem, bytes, check, descriptor, exclusive, free, path, reference, slice, string,
-    timeout,
+    Out, Problem, bytes, descriptor, free, nonzero, path, slice, string, timeout,
 };
 use super::growing::{Fill, Growing, Input, initialize, read, read_or_default};
-use super::guard::{Failure, Message, guard, guard_or, last_message, wake};
+use super::guard::{Failure, Message, guard};
 use super::peer::{handoff_peer_policy, policy};
 use super::reason::{
     HANDOFF_ADOPTED, HANDOFF_FALLBACK, HANDOFF_REASON_NONE, handoff_outcome, handoff_reason,
 };
-use super::status::{HANDOFF_OK, handoff_status, status_of};
-use crate::broker::{Broker, BrokerOptions, BrokerStatistics, Offer, SharedBroker, Verdict};
-use crate::handle::Waker;
-use crate::kind::ErrorKind;
+use super::status::{HANDOFF_OK, handoff_status};
+use crate::broker::{Broker, BrokerOptions, BrokerStatistics, Offer, Verdict};
 use crate::memory;
 use crate::reason::Reason;
 
-/// The broker's end of the channels to its backends.
-///
-/// It belongs to the process that uses it first. You can make it before fork(): until its first use,
-/// each copy that a child gets becomes a broker of its own.
-pub struct handoff_broker {
-    broker: Kind,
-    /// What ends a wait. None: threads share the broker, and it is that which does.
-    waker: Option<Waker>,
-    last_error: Message,
-    /// About a backend: see handoff_broker_get_state().
-    state: Message,
-}
+use handle::{NAME, keep_error, shared, single};
 
-#[allow(clippy::large_enum_variant, reason = "it is behind a pointer, and stays there")]
-enum Kind {
-    /// Used by one thread at a time.
-    Single(Broker),
-    Shared(SharedBroker),
-}
+pub(super) use handle::{handoff_broker, lasting, with, with_message};
 
 /// The limits of a broker. Zero is the default in every field. Out-of-range values are clamped.
 #[repr(C)]
@@ -166,14 +149,7 @@ pub extern "C" fn handoff_broker_new(
             Some(path) => Broker::new(path, options)?,
             None => Broker::without_backends(options)?,
         };
-        let (broker, waker) = if is_shared {
-            (Kind::Shared(SharedBroker::new(broker)), None)
-        } else {
-            let waker = broker.waker();
-            (Kind::Single(broker), Some(waker))
-        };
-        let (last_error, state) = (Message::new(), Message::new());
-        out.give(handoff_broker { broker, waker, last_error, state });
+        out.give(handoff_broker::new(broker, is_shared));
         Ok(())
     })
 }
@@ -200,94 +176,6 @@ fn core_options(options: handoff_broker_options) -> Result<BrokerOptions, Failur
         users: memory::copy(policy.users, "the policy")?,
         groups: memory::copy(policy.groups, "the policy")?,
     })
-}
-
-pub(super) fn nonzero(value: usize, default: usize) -> usize {
-    if value == 0 { default } else { value }
-}
-
-/// Runs the body of a call of a broker, and keeps its error with the broker.
-pub(super) fn with(
-    broker: *mut handoff_broker,
-    body: impl FnOnce(&mut Broker) -> Result<(), Failure>,
-) -> handoff_status {
-    let status = guard(|| match shared(broker)? {
-        Some(shared) => shared.with(body)?,
-        None => body(single(broker)?),
-    });
-    keep_error(broker, status)
-}
-
-/// The same, with the message about a backend: the handle's or, if threads share it, the thread's.
-/// In that case it comes with room for a name, which another thread's call could change.
-pub(super) fn with_message(
-    broker: *mut handoff_broker,
-    body: impl FnOnce(&mut Broker, &Message, Option<&Message>) -> Result<(), Failure>,
-) -> handoff_status {
-    let status = guard(|| match shared(broker)? {
-        Some(shared) => STATE.with(|state| {
-            NAME.with(|name| shared.with(|broker| body(broker, state, Some(name))))
-        })?,
-        None => {
-            let core = single(broker)?;
-            // SAFETY: `single` has checked the pointer, and only calls by this thread use this.
-            body(core, unsafe { &(*broker).state }, None)
-        }
-    });
-    keep_error(broker, status)
-}
-
-thread_local! {
-    /// What a call with a shared broker told this thread of a backend: a sentence, and a name.
-    static STATE: Message = const { Message::new() };
-    static NAME: Message = const { Message::new() };
-}
-
-/// A backend's name as a string that is valid until the next call. `room` is for that of a broker
-/// that threads share.
-pub(super) fn lasting(name: &CStr, room: Option<&Message>) -> *const c_char {
-    match room {
-        Some(room) => {
-            room.set_bytes(name.to_bytes());
-            room.as_ptr()
-        }
-        None => name.as_ptr(),
-    }
-}
-
-/// The broker, if threads share it.
-fn shared<'a>(broker: *mut handoff_broker) -> Result<Option<&'a SharedBroker>, Failure> {
-    check(broker, "broker")?;
-    // SAFETY: not NULL and aligned. Nobody changes this after handoff_broker_new().
-    if unsafe { &(*broker).waker }.is_some() {
-        return Ok(None);
-    }
-    // SAFETY: as above; no thread borrows a shared broker exclusively.
-    match unsafe { &(*broker).broker } {
-        Kind::Shared(shared) => Ok(Some(shared)),
-        Kind::Single(_) => Ok(None),
-    }
-}
-
-/// The broker, if one thread uses it at a time.
-fn single<'a>(broker: *mut handoff_broker) -> Result<&'a mut Broker, Failure> {
-    // Not the whole handle: another thread may use its waker.
-    // SAFETY: the caller has checked that it is not NULL and aligned; projecting a pointer reads
-    // nothing.
-    match exclusive(unsafe { &raw mut (*broker).broker }, "broker")? {
-        Kind::Single(broker) => Ok(broker),
-        Kind::Shared(_) => Err(Failure::Argument("broker", Problem::Is("is shared"))),
-    }
-}
-
-/// Keeps the error of a call with the broker. That of a shared one is the thread's only.
-fn keep_error(broker: *mut handoff_broker, status: handoff_status) -> handoff_status {
-    if status < HANDOFF_OK && matches!(shared(broker), Ok(None)) {
-        if let Ok(broker) = reference(broker, "broker") {
-            broker.last_error.copy_from_thread();
-        }
-    }
-    status
 }
 
 /// A connection to hand over. Set at least `fd`.
@@ -682,19 +570,7 @@ pub extern "C" fn handoff_broker_offer_and_wait(
 /// Safe in any thread and in a signal handler, also while another thread uses the broker.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_broker_wake(broker: *const handoff_broker) -> handoff_status {
-    if check(broker, "broker").is_err() {
-        return status_of(ErrorKind::InvalidArgument);
-    }
-    // SAFETY: not NULL and aligned. Only the waker is borrowed, which calls in other threads borrow
-    // in the same way or not at all.
-    match unsafe { &(*broker).waker } {
-        Some(waker) => wake(|| waker.wake()),
-        // SAFETY: the same of a broker that threads share, which none borrows exclusively.
-        None => match unsafe { &(*broker).broker } {
-            Kind::Shared(shared) => wake(|| shared.wake()),
-            Kind::Single(_) => status_of(ErrorKind::Internal),
-        },
-    }
+    handle::wake(broker)
 }
 
 /// Takes an offer back.
@@ -819,11 +695,7 @@ pub extern "C" fn handoff_broker_get_statistics(
 ///         until the broker's next error or its end.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_broker_last_error(broker: *const handoff_broker) -> *const c_char {
-    guard_or(c"".as_ptr(), || match (reference(broker, "broker"), shared(broker.cast_mut())) {
-        (Ok(_), Ok(Some(_))) => last_message(),
-        (Ok(broker), _) => broker.last_error.as_ptr(),
-        (Err(_), _) => c"".as_ptr(),
-    })
+    handle::last_error(broker)
 }
 
 /// Takes every offer back, closes the channels and frees the broker.

@@ -3,8 +3,7 @@
 use std::ffi::c_char;
 use std::time::Duration;
 
-use crate::ffi::argument::{Out, Problem, free, reference, string, timeout};
-use crate::ffi::broker::nonzero;
+use crate::ffi::argument::{Out, Problem, free, nonzero, reference, string, timeout};
 use crate::ffi::growing::{Fill, Growing, Input, initialize, read_or_default};
 use crate::ffi::guard::{Failure, guard, guard_or};
 use crate::ffi::reason::{HANDOFF_REASON_NONE, handoff_reason, reason};

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use super::token::{handoff_raw_token, token};
-use crate::ffi::argument::{Out, free, reference, timeout};
-use crate::ffi::broker::nonzero;
+use crate::ffi::argument::{Out, free, nonzero, reference, timeout};
 use crate::ffi::growing::{Growing, Input, initialize, read_or_default};
 use crate::ffi::guard::{Failure, guard, guard_or};
 use crate::ffi::status::handoff_status;
