@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::kind::ErrorKind;
-use crate::sys::{self, Address, AddressError, Said, SocketKind};
+use crate::sys::address::{Address, AddressError};
+use crate::sys::errno::Said;
+use crate::sys::{self, socket::SocketKind};
 
 /// Whether a path names a directory of handoff sockets: it ends in `/`, and is no abstract name.
 pub(crate) fn is_directory(path: &Path) -> bool {
@@ -319,16 +321,16 @@ impl TransportError {
 pub fn connect(path: &Path) -> Result<OwnedFd, TransportError> {
     let address = address(path)?;
     let failed = |source| connect_error(path, source);
-    let socket = sys::socket(SocketKind::Stream).map_err(failed)?;
-    match sys::connect(&socket, &address) {
+    let socket = sys::socket::new(SocketKind::Stream).map_err(failed)?;
+    match sys::address::connect(&socket, &address) {
         // The kernel says EPROTOTYPE for a path that has a socket of the other kind, but looks
         // for abstract names only among the sockets of one kind (net/unix/af_unix.c).
         Err(error)
             if error.raw_os_error() == Some(libc::EPROTOTYPE)
                 || error.raw_os_error() == Some(libc::ECONNREFUSED) && address.is_abstract() =>
         {
-            let socket = sys::socket(SocketKind::SeqPacket).map_err(failed)?;
-            sys::connect(&socket, &address).map_err(failed)?;
+            let socket = sys::socket::new(SocketKind::SeqPacket).map_err(failed)?;
+            sys::address::connect(&socket, &address).map_err(failed)?;
             Ok(socket)
         }
         result => result.map(|()| socket).map_err(failed),
@@ -422,7 +424,11 @@ pub(crate) fn receive_error(descriptor: BorrowedFd<'_>, source: io::Error) -> Tr
             | libc::ENOTCONN
             | libc::EOPNOTSUPP
             | libc::EISCONN,
-        ) => TransportError::InvalidSocket { socket, is: sys::not_usable(descriptor), source },
+        ) => TransportError::InvalidSocket {
+            socket,
+            is: sys::socket::not_usable(descriptor),
+            source,
+        },
         Some(libc::EMFILE | libc::ENFILE) => TransportError::DescriptorPressure { socket, source },
         _ => TransportError::ReceiveFailed { socket, source },
     }

@@ -82,7 +82,7 @@ use crate::reason::Reason;
 use crate::support;
 use crate::sys::arrived::Arrived;
 use crate::sys::event::{Event, Happened, Wait};
-use crate::sys::{SocketKind, packet};
+use crate::sys::socket::{self, SocketKind};
 use crate::wire::{Refusal, Rejection};
 
 use accepting::{Accepting, LISTENER, Source};
@@ -200,14 +200,14 @@ impl Backend {
         options: BackendOptions,
     ) -> Result<Backend, BackendError> {
         let options = options.checked()?;
-        if let Some((is, source)) = packet::is_no_listener(listener) {
+        if let Some((is, source)) = socket::is_no_listener(listener) {
             let descriptor = listener.as_raw_fd();
             return Err(BackendError::NotAListener { descriptor, is, source });
         }
         support::credentials(listener)?;
         let duplicate = listener.try_clone_to_owned();
         let listener = duplicate.map_err(HandleError::system("duplicate the descriptor"))?;
-        packet::set_nonblocking(listener.as_fd()).map_err(HandleError::system("use the socket"))?;
+        socket::set_nonblocking(listener.as_fd()).map_err(HandleError::system("use the socket"))?;
         Ok(Backend::new(Handle::one_for_all()?, Source::Given(listener), options))
     }
 

@@ -14,11 +14,11 @@ use std::time::Duration;
 use crate::address::{self, TransportError};
 use crate::kind::ErrorKind;
 use crate::peer::{self, PeerError, Policy};
-use crate::sys::{self, Said};
+use crate::sys::{self, errno::Said};
 
 use place::SocketFile;
 
-pub use crate::sys::SocketKind;
+pub use crate::sys::socket::SocketKind;
 
 /// How a handoff socket is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,13 +141,13 @@ impl Listener {
         }
         let address = address::address(path)?;
         let failed = |action| move |source| failed(path, action, source);
-        let socket = sys::socket(options.kind).map_err(failed("make a socket"))?;
+        let socket = sys::socket::new(options.kind).map_err(failed("make a socket"))?;
         if !address.is_abstract() {
             let file = place::listen_at(&socket, path, &address, options)?;
             return Ok(Listener { file: Some(file), socket });
         }
-        sys::bind(&socket, &address).map_err(failed("bind"))?;
-        sys::listen(&socket, options.backlog.max(1)).map_err(failed("listen"))?;
+        sys::address::bind(&socket, &address).map_err(failed("bind"))?;
+        sys::socket::listen(&socket, options.backlog.max(1)).map_err(failed("listen"))?;
         Ok(Listener { file: None, socket })
     }
 
@@ -168,9 +168,11 @@ impl Listener {
         policy: &Policy<'_>,
     ) -> Result<OwnedFd, ListenerError> {
         let listener = self.socket.as_fd();
-        let accept = |_| match sys::accept(listener) {
+        let accept = |_| match sys::socket::accept(listener) {
             // After shutdown(2) there is nothing to accept but poll(2) says that there is.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && sys::hung_up(listener) => {
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock && sys::socket::hung_up(listener) =>
+            {
                 Err(io::Error::from_raw_os_error(libc::EINVAL))
             }
             result => result,

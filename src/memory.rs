@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
 use std::io;
 
 use crate::kind::ErrorKind;
-use crate::sys::{self, Said};
+use crate::sys::{self, errno::Said};
 
 /// There is no memory for something.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,9 @@ use std::os::fd::BorrowedFd;
 
 use crate::address::Socket;
 use crate::kind::ErrorKind;
-use crate::sys::{self, Address, Said, user};
+use crate::sys::address::Address;
+use crate::sys::errno::Said;
+use crate::sys::{self, user};
 
 /// A peer's credentials as they were when it connected; those of a listener's process as they were
 /// when it called listen(2).
@@ -100,7 +102,8 @@ impl PeerError {
 
 /// Tells who is at the other end of a connected Unix socket.
 pub fn credentials(socket: BorrowedFd<'_>) -> Result<Credentials, PeerError> {
-    let (process, user, group) = sys::peer_credentials(socket).map_err(|e| unknown(socket, e))?;
+    let (process, user, group) =
+        sys::socket::peer_credentials(socket).map_err(|e| unknown(socket, e))?;
     // Linux says "nobody" (-1) for a Unix socket without a peer and for other kinds of socket.
     if user == u32::MAX {
         return Err(unknown(socket, io::Error::from_raw_os_error(libc::ENOTCONN)));
@@ -130,7 +133,7 @@ pub(crate) fn check_backend(
     policy: &Policy<'_>,
     address: &Address,
 ) -> Result<Credentials, PeerError> {
-    check_with(socket, policy, || sys::owner(address))
+    check_with(socket, policy, || sys::address::owner(address))
 }
 
 fn check_with(
@@ -153,7 +156,7 @@ fn check_with(
     let by_group = |group| named(group) && user::names_one_group(group);
     let unknown = |error| unknown(socket, error);
     if by_group(group)
-        || !groups.is_empty() && sys::any_peer_group(socket, by_group).map_err(unknown)?
+        || !groups.is_empty() && sys::socket::any_peer_group(socket, by_group).map_err(unknown)?
     {
         return Ok(credentials);
     }

@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use crate::claim::ClaimTable;
 use crate::kind::ErrorKind;
+use crate::sys::errno::Said;
 use crate::sys::event::{Alarm, Events, Part};
 use crate::sys::shared::Step;
-use crate::sys::{self, Said, SocketKind};
+use crate::sys::socket::{self, SocketKind};
 
 /// Whether the library works on the system that it is built for: it is not built for any other.
 /// [`supported`] asks the system that runs.
@@ -127,12 +128,12 @@ pub fn supported() -> Result<(), SupportError> {
 
 /// Makes a Unix socket of sequenced packets.
 pub(crate) fn seq_packet_socket() -> Result<OwnedFd, SupportError> {
-    sys::socket(SocketKind::SeqPacket).map_err(SupportError::of(Need::SeqPackets))
+    socket::new(SocketKind::SeqPacket).map_err(SupportError::of(Need::SeqPackets))
 }
 
 /// Asks whether the system tells who the peer of a Unix socket is. Any such socket will do.
 pub(crate) fn credentials(socket: BorrowedFd<'_>) -> Result<(), SupportError> {
-    sys::tells_credentials(socket).map_err(SupportError::of(Need::Credentials))
+    socket::tells_credentials(socket).map_err(SupportError::of(Need::Credentials))
 }
 
 /// Makes a claim table.

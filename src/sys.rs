@@ -2,25 +2,25 @@
 //!
 //! Each function is one call with EINTR retried, descriptors owned from the moment they exist and
 //! close-on-exec set by the call that makes them. The callers say what an error means.
-//! What a channel needs beyond that is in the modules below.
+//! Here is what sends, receives and waits; the modules below have one subject each.
 
+pub(crate) mod address;
 pub(crate) mod arrived;
 pub(crate) mod directory;
+pub(crate) mod errno;
 pub(crate) mod event;
 pub(crate) mod file;
 pub(crate) mod packet;
 pub(crate) mod process;
 pub(crate) mod shared;
+pub(crate) mod socket;
+pub(crate) mod thread;
 pub(crate) mod tls;
 pub(crate) mod user;
 
-use std::ffi::CStr;
-use std::fmt::{self, Write};
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::ptr;
 use std::slice;
 use std::time::{Duration, Instant};
@@ -78,139 +78,6 @@ pub(crate) fn secret() -> [u8; 16] {
         }
     }
     secret
-}
-
-/// The two kinds of Unix socket that keep the order of what is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SocketKind {
-    /// A byte stream, SOCK_STREAM.
-    Stream,
-    /// Sequenced packets, SOCK_SEQPACKET.
-    SeqPacket,
-}
-
-impl SocketKind {
-    fn raw(self) -> libc::c_int {
-        match self {
-            SocketKind::Stream => libc::SOCK_STREAM,
-            SocketKind::SeqPacket => libc::SOCK_SEQPACKET,
-        }
-    }
-}
-
-/// Makes a non-blocking, close-on-exec Unix socket.
-pub(crate) fn socket(kind: SocketKind) -> io::Result<OwnedFd> {
-    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: socket(2) takes no pointers.
-    let fd = retry(|| unsafe { libc::socket(libc::AF_UNIX, kind.raw() | flags, 0) as isize })?;
-    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-}
-
-/// A Unix socket address, unix(7): a path or, behind a leading `@`, an abstract name.
-pub(crate) struct Address {
-    raw: libc::sockaddr_un,
-    len: libc::socklen_t,
-}
-
-/// Why a path cannot be a socket's address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AddressError {
-    Empty,
-    TooLong,
-    HasNul,
-}
-
-impl Address {
-    /// The most bytes of a path, or of an abstract name with its `@`: 107. Such a name has no NUL at its
-    /// end but one at its front, so both kinds lose a byte.
-    pub(crate) const MAX_PATH: usize =
-        mem::size_of::<libc::sockaddr_un>() - mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
-
-    pub(crate) fn new(path: &Path) -> Result<Address, AddressError> {
-        let bytes = path.as_os_str().as_bytes();
-        // SAFETY: sockaddr_un is integers and an array of integers; all zero is a value of it.
-        let mut raw: libc::sockaddr_un = unsafe { mem::zeroed() };
-        raw.sun_family = libc::AF_UNIX as libc::sa_family_t;
-        if bytes.contains(&0) {
-            return Err(AddressError::HasNul);
-        }
-        if bytes.len() > Address::MAX_PATH {
-            return Err(AddressError::TooLong);
-        }
-        for (to, from) in raw.sun_path.iter_mut().zip(bytes) {
-            *to = *from as libc::c_char;
-        }
-        let used = match bytes {
-            [] | [b'@'] => return Err(AddressError::Empty),
-            [b'@', ..] => {
-                raw.sun_path[0] = 0;
-                bytes.len()
-            }
-            _ => bytes.len() + 1,
-        };
-        let len = (mem::offset_of!(libc::sockaddr_un, sun_path) + used) as libc::socklen_t;
-        Ok(Address { raw, len })
-    }
-
-    pub(crate) fn is_abstract(&self) -> bool {
-        self.raw.sun_path[0] == 0
-    }
-
-    fn as_ptr(&self) -> *const libc::sockaddr {
-        ptr::from_ref(&self.raw).cast()
-    }
-}
-
-pub(crate) fn connect(socket: &OwnedFd, address: &Address) -> io::Result<()> {
-    // SAFETY: `address` holds a sockaddr_un of which `len` bytes are initialised.
-    retry(|| unsafe { libc::connect(socket.as_raw_fd(), address.as_ptr(), address.len) as isize })?;
-    Ok(())
-}
-
-/// Whether a socket is bound to the file at a path, connected or not, listening or not. If none is,
-/// none ever will be: bind(2) makes a new file. Whoever listens there does not notice.
-pub(crate) fn is_bound(address: &Address) -> io::Result<bool> {
-    let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: socket(2) takes no pointers.
-    let fd = retry(|| unsafe { libc::socket(libc::AF_UNIX, flags, 0) as isize })?;
-    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
-    // The kernel looks for the socket, then at its type (unix_find_bsd in net/unix/af_unix.c).
-    match connect(&socket, address) {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-pub(crate) fn bind(socket: &OwnedFd, address: &Address) -> io::Result<()> {
-    // SAFETY: `address` holds a sockaddr_un of which `len` bytes are initialised.
-    retry(|| unsafe { libc::bind(socket.as_raw_fd(), address.as_ptr(), address.len) as isize })?;
-    Ok(())
-}
-
-pub(crate) fn listen(socket: &OwnedFd, backlog: i32) -> io::Result<()> {
-    // SAFETY: listen(2) takes no pointers.
-    retry(|| unsafe { libc::listen(socket.as_raw_fd(), backlog) as isize })?;
-    Ok(())
-}
-
-/// Takes a connection that waits at a listening socket: blocking and close-on-exec, as accept(2)
-/// has it.
-pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    accept_with(listener, 0)
-}
-
-fn accept_with(listener: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<OwnedFd> {
-    let flags = flags | libc::SOCK_CLOEXEC;
-    // SAFETY: accept4(2) takes NULL for an address that nobody wants.
-    let fd = retry(|| unsafe {
-        libc::accept4(listener.as_raw_fd(), ptr::null_mut(), ptr::null_mut(), flags) as isize
-    })?;
-    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
 /// Sends without blocking and without SIGPIPE. A TCP socket refuses it, EISCONN.
@@ -407,13 +274,6 @@ fn wait_for(
     Ok(ready > 0)
 }
 
-/// Whether both directions of a connection are closed, or a listening socket was shut down.
-pub(crate) fn hung_up(socket: BorrowedFd<'_>) -> bool {
-    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
-    // SAFETY: `poll` is one pollfd, which outlives the call.
-    unsafe { libc::poll(&raw mut poll, 1, 0) > 0 && poll.revents & libc::POLLHUP != 0 }
-}
-
 /// The time of the system's last tick, of which there is one every few milliseconds: far cheaper to read
 /// than the time itself, CLOCK_MONOTONIC_COARSE of clock_gettime(2).
 pub(crate) fn tick() -> Duration {
@@ -429,115 +289,6 @@ fn poll_timeout(deadline: Instant, now: Instant) -> libc::c_int {
     let part = u64::from(left.subsec_nanos().div_ceil(1_000_000));
     let milliseconds = left.as_secs().saturating_mul(1000).saturating_add(part);
     libc::c_int::try_from(milliseconds).unwrap_or(libc::c_int::MAX)
-}
-
-/// Ends the receiving direction. What was queued before can still be received, and the peer's sends
-/// fail with EPIPE from now on, both decided under one lock (net/unix/af_unix.c).
-pub(crate) fn shutdown_read(socket: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: shutdown(2) takes no pointers.
-    retry(|| unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RD) as isize })?;
-    Ok(())
-}
-
-/// A type of which any bytes are a value.
-///
-/// # Safety
-///
-/// They are: so it has no padding, no reference and nothing like `bool`.
-unsafe trait Plain {}
-
-// SAFETY: integers.
-unsafe impl Plain for u8 {}
-// SAFETY: integers.
-unsafe impl Plain for u16 {}
-// SAFETY: integers.
-unsafe impl Plain for u32 {}
-// SAFETY: integers.
-unsafe impl Plain for u64 {}
-// SAFETY: integers.
-unsafe impl Plain for i32 {}
-// SAFETY: three integers of 32 bits.
-unsafe impl Plain for libc::ucred {}
-// SAFETY: two integers of 32 bits.
-unsafe impl Plain for libc::linger {}
-
-/// Reads a socket option of SOL_SOCKET whose value is plain data.
-fn socket_option<T: Plain>(
-    socket: BorrowedFd<'_>,
-    option: libc::c_int,
-    value: &mut [T],
-) -> io::Result<usize> {
-    level_option(socket, libc::SOL_SOCKET, option, value)
-}
-
-/// Reads a socket option of some level whose value is plain data, and says how many there are.
-fn level_option<T: Plain>(
-    socket: BorrowedFd<'_>,
-    level: libc::c_int,
-    option: libc::c_int,
-    value: &mut [T],
-) -> io::Result<usize> {
-    let mut len = mem::size_of_val(value) as libc::socklen_t;
-    // SAFETY: the pointer and `len` describe `value`, and whatever bytes come are values of its type.
-    retry(|| unsafe {
-        let value = value.as_mut_ptr().cast();
-        libc::getsockopt(socket.as_raw_fd(), level, option, value, &raw mut len) as isize
-    })?;
-    Ok(len as usize / mem::size_of::<T>())
-}
-
-/// SO_PEERCRED, unix(7): process, user and group of the peer as they were when it connected.
-pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(i32, u32, u32)> {
-    // A listening socket has no peer, but listen(2) makes SO_PEERCRED the listener's own.
-    let mut listens = [0 as libc::c_int];
-    socket_option(socket, libc::SO_ACCEPTCONN, &mut listens)?;
-    if listens != [0] {
-        return Err(io::Error::from_raw_os_error(libc::ENOTCONN));
-    }
-    let mut credentials = [libc::ucred { pid: 0, uid: 0, gid: 0 }];
-    socket_option(socket, libc::SO_PEERCRED, &mut credentials)?;
-    let [libc::ucred { pid, uid, gid }] = credentials;
-    Ok((pid, uid, gid))
-}
-
-/// Whether SO_PEERCRED can be asked of a Unix socket: it has an answer even without a peer.
-pub(crate) fn tells_credentials(socket: BorrowedFd<'_>) -> io::Result<()> {
-    let mut credentials = [libc::ucred { pid: 0, uid: 0, gid: 0 }];
-    socket_option(socket, libc::SO_PEERCRED, &mut credentials).map(drop)
-}
-
-/// Whether one of the peer's supplementary groups as they were when it connected, SO_PEERGROUPS of
-/// include/uapi/asm-generic/socket.h in the kernel (man-pages 6.03 do not have it), is
-/// one that is looked for.
-pub(crate) fn any_peer_group(
-    socket: BorrowedFd<'_>,
-    looked_for: impl Fn(u32) -> bool,
-) -> io::Result<bool> {
-    let mut few = [0u32; 256];
-    match socket_option(socket, libc::SO_PEERGROUPS, &mut few) {
-        Err(error) if error.raw_os_error() == Some(libc::ERANGE) => {}
-        count => return Ok(few[..count?].iter().any(|group| looked_for(*group))),
-    }
-    // NGROUPS_MAX bounds the list.
-    const MOST: usize = 65536;
-    let mut many = Vec::new();
-    let no_memory = |_| io::Error::from_raw_os_error(libc::ENOMEM);
-    many.try_reserve_exact(MOST).map_err(no_memory)?;
-    many.resize(MOST, 0u32);
-    let count = socket_option(socket, libc::SO_PEERGROUPS, &mut many)?;
-    Ok(many[..count].iter().any(|group| looked_for(*group)))
-}
-
-/// The owner of the file at a path; none for an abstract name.
-pub(crate) fn owner(address: &Address) -> Option<u32> {
-    if address.is_abstract() {
-        return None;
-    }
-    // SAFETY: the path ends in NUL, because it is shorter than its array, which was zeroed;
-    // `status` is where a stat goes.
-    let status =
-        file::status(|status| unsafe { libc::stat(address.raw.sun_path.as_ptr(), status) });
-    Some(status.ok()?.owner)
 }
 
 /// The effective user of this process.
@@ -570,90 +321,9 @@ pub(crate) fn is_open(descriptor: BorrowedFd<'_>) -> bool {
     unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_GETFD) != -1 }
 }
 
-/// What a descriptor is, for the sentence about a socket that cannot be used.
-#[cold]
-pub(crate) fn not_usable(socket: BorrowedFd<'_>) -> &'static str {
-    let mut family = [0 as libc::c_int];
-    match what_is(socket) {
-        A_SOCKET => match socket_option(socket, libc::SO_DOMAIN, &mut family) {
-            Ok(_) if family != [libc::AF_UNIX] => "not a Unix socket",
-            _ => "a Unix socket in the wrong state",
-        },
-        other => other,
-    }
-}
-
-unsafe extern "C" {
-    /// pthread_setcancelstate(3), which the libc crate leaves out.
-    safe fn pthread_setcancelstate(
-        state: libc::c_int,
-        old: Option<&mut libc::c_int>,
-    ) -> libc::c_int;
-}
-
-/// Keeps the calling thread from being cancelled, pthread_cancel(3): that would unwind through frames
-/// of Rust, which aborts the process. A cancellation that was asked for meanwhile comes after.
-pub(crate) struct NotCancelled {
-    before: libc::c_int,
-}
-
-impl NotCancelled {
-    pub(crate) fn new() -> NotCancelled {
-        // The same number in glibc and musl.
-        const PTHREAD_CANCEL_DISABLE: libc::c_int = 1;
-        let mut before = 0;
-        // It fails for a bad state only.
-        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, Some(&mut before));
-        NotCancelled { before }
-    }
-}
-
-impl Drop for NotCancelled {
-    fn drop(&mut self) {
-        pthread_setcancelstate(self.before, None);
-    }
-}
-
-/// The last error number of this thread.
-pub(crate) fn errno() -> i32 {
-    // SAFETY: the address of this thread's errno is valid as long as the thread is.
-    unsafe { *libc::__errno_location() }
-}
-
-/// What the system says of an error, as strerror(3) has it: the number is in errno.
-pub(crate) struct Said<'a>(pub &'a io::Error);
-
-impl fmt::Display for Said<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(code) = self.0.raw_os_error() else { return self.0.fmt(f) };
-        let mut text = [0; 128];
-        // SAFETY: the pointer and the length describe `text`. It ends in NUL before the call and after it.
-        let text = unsafe {
-            libc::strerror_r(code, text.as_mut_ptr(), text.len());
-            CStr::from_ptr(text.as_ptr())
-        };
-        // Without allocating: memory may be what there is none of.
-        text.to_bytes().utf8_chunks().try_for_each(|chunk| {
-            f.write_str(chunk.valid())?;
-            if chunk.invalid().is_empty() {
-                Ok(())
-            } else {
-                f.write_char(char::REPLACEMENT_CHARACTER)
-            }
-        })
-    }
-}
-
-/// Sets errno for a caller in C.
-pub(crate) fn set_errno(error: i32) {
-    // SAFETY: the address of this thread's errno is valid as long as the thread is.
-    unsafe { *libc::__errno_location() = error };
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn poll_timeout_is_rounded_up_and_bounded() {
@@ -663,15 +333,5 @@ mod tests {
         assert_eq!(poll_timeout(now + Duration::from_nanos(1), now), 1);
         assert_eq!(poll_timeout(now + Duration::from_micros(1001), now), 2);
         assert_eq!(poll_timeout(now + Duration::from_secs(1 << 40), now), libc::c_int::MAX);
-    }
-
-    #[test]
-    fn address_refuses_what_the_kernel_could_not_tell_apart() {
-        let long = "x".repeat(Address::MAX_PATH + 1);
-        assert_eq!(Address::new(Path::new("")).err(), Some(AddressError::Empty));
-        assert_eq!(Address::new(Path::new("@")).err(), Some(AddressError::Empty));
-        assert_eq!(Address::new(Path::new(&long)).err(), Some(AddressError::TooLong));
-        assert_eq!(Address::new(Path::new("a\0b")).err(), Some(AddressError::HasNul));
-        assert!(Address::new(Path::new(&long[..Address::MAX_PATH])).is_ok());
     }
 }

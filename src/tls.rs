@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::kind::ErrorKind;
-use crate::sys::{self, Said, packet, tls as kernel, tls::Direction};
+use crate::sys::{self, errno::Said, tls as kernel, tls::Direction};
 
 /// Content types of records, RFC 8446, section 5.1.
 mod content {
@@ -144,7 +144,7 @@ impl Session {
 pub fn session(socket: BorrowedFd<'_>) -> Result<Option<Session>, TlsError> {
     if !kernel::is_above_tcp(socket) {
         // A socket of any other kind has a type.
-        let is_socket = packet::socket_type(socket).map_err(|e| not_received(socket, e));
+        let is_socket = sys::socket::socket_type(socket).map_err(|e| not_received(socket, e));
         return is_socket.map(|_| None);
     }
     let ask = |direction| {

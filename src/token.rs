@@ -11,7 +11,7 @@ use std::io;
 
 use crate::kind::ErrorKind;
 use crate::sys::process;
-use crate::sys::{self, Said};
+use crate::sys::{self, errno::Said};
 
 /// A one-time token of 128 bits. Comparison takes the same time for all values, and `Debug` does
 /// not show them.

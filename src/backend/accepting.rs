@@ -11,7 +11,7 @@ use crate::handle::GREETING_TIMEOUT;
 use crate::listener::Listener;
 use crate::peer::{self, PeerError, Policy};
 use crate::sys::event::{self, Events};
-use crate::sys::{self, packet, user};
+use crate::sys::{self, socket, user};
 use crate::wire::Refusal;
 
 /// The key of the listening socket among the events; those of the channels are their indices.
@@ -108,11 +108,11 @@ impl Accepting {
         };
         while self.accepts_left > 0 {
             self.accepts_left -= 1;
-            match packet::accept_nonblocking(listener.as_fd()) {
+            match socket::accept_nonblocking(listener.as_fd()) {
                 Ok(descriptor) => return Ok(Some(descriptor)),
                 // After shutdown(2) there is nothing to accept but epoll(7) says that there is.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if sys::hung_up(listener.as_fd()) {
+                    if socket::hung_up(listener.as_fd()) {
                         return Err(io::Error::from_raw_os_error(libc::EINVAL));
                     }
                     break;
@@ -273,7 +273,7 @@ impl Backend {
             return;
         }
         for _ in 0..MAX_LAST_ACCEPTS {
-            let Ok(descriptor) = packet::accept_nonblocking(listener.as_fd()) else { return };
+            let Ok(descriptor) = socket::accept_nonblocking(listener.as_fd()) else { return };
             self.refuse(descriptor, Refusal::DRAINING);
         }
     }

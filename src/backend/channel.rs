@@ -13,7 +13,7 @@ use crate::peer::Credentials;
 use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
 use crate::sys::event::Events;
-use crate::sys::{Received, packet};
+use crate::sys::{Received, packet, socket};
 use crate::wire::{self, Frame, GRANT_LEN, Kind, Refusal, VERDICT_LEN, Welcome, WireError};
 
 /// How many tokens are granted in one frame. It is made on the stack, of which a thread may have
@@ -174,7 +174,7 @@ impl Channel {
     pub(super) fn close(&mut self, events: &Events) -> bool {
         let Some(socket) = self.socket.take() else { return false };
         events.remove(socket.descriptor.as_fd());
-        packet::end(socket.descriptor.as_fd());
+        socket::end(socket.descriptor.as_fd());
         true
     }
 

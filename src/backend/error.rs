@@ -7,7 +7,7 @@ use crate::kind::ErrorKind;
 use crate::listener::ListenerError;
 use crate::memory::NoMemory;
 use crate::support::SupportError;
-use crate::sys::Said;
+use crate::sys::errno::Said;
 
 /// Why a call of a [`Backend`](super::Backend) did nothing.
 #[derive(Debug, thiserror::Error)]

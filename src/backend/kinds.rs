@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
-use crate::sys::packet::{self, MAX_DESCRIPTORS};
+use crate::sys::packet::MAX_DESCRIPTORS;
+use crate::sys::socket;
 use crate::tls;
 use crate::wire::{Rejection, kind};
 
@@ -50,7 +51,7 @@ impl Inspector {
     /// Which descriptors of a packet are certainly connections over TCP, if that will be of use.
     pub(super) fn look(&self, descriptors: &[Arrived]) -> [bool; MAX_DESCRIPTORS] {
         if self.expect_tcp && self.kinds.stream && !self.kinds.unconnected {
-            packet::connected_over_tcp(descriptors)
+            socket::connected_over_tcp(descriptors)
         } else {
             [false; MAX_DESCRIPTORS]
         }
@@ -72,7 +73,7 @@ impl Inspector {
         }
         // What arrived is a socket, and the one that was offered, as far as both sides can tell. The
         // kernel does its TLS if the broker says so.
-        let found = packet::cookie(descriptor);
+        let found = socket::cookie(descriptor);
         let same = found.is_ok_and(|found| found == cookie || found == 0 || cookie == 0);
         (!same).then_some(Reason::IntegrityMismatch.into())
     }
@@ -98,7 +99,7 @@ impl Inspector {
         if stream && seqpacket && datagram && unconnected {
             return Ok(());
         }
-        let found = packet::socket_type(descriptor);
+        let found = socket::socket_type(descriptor);
         let (allowed, number) = match found {
             Ok(libc::SOCK_STREAM) => (stream, kind::STREAM),
             Ok(libc::SOCK_SEQPACKET) => (seqpacket, kind::SEQPACKET),
@@ -111,8 +112,8 @@ impl Inspector {
         if unconnected {
             return Ok(());
         }
-        let Some(family) = packet::peer_family(descriptor) else {
-            return Err(if packet::has_ended(descriptor) {
+        let Some(family) = socket::peer_family(descriptor) else {
+            return Err(if socket::has_ended(descriptor) {
                 Reason::ClientGone.into()
             } else {
                 Rejection::of_kind(kind::UNCONNECTED)
@@ -145,7 +146,7 @@ mod tests {
     /// Whether streams with a peer, and nothing else, take this: whatever came before it.
     fn taken(socket: impl Into<OwnedFd>) -> bool {
         let socket = [Arrived::new(socket.into())];
-        let cookie = packet::cookie(socket[0].as_fd()).unwrap_or(0);
+        let cookie = socket::cookie(socket[0].as_fd()).unwrap_or(0);
         let [expecting, not] = [true, false].map(|expect_tcp| {
             let mut inspector = Inspector { kinds: STREAMS, expect_tcp };
             let over_tcp = inspector.look(&socket)[0];
@@ -180,7 +181,7 @@ mod tests {
     #[test]
     fn connected_streams_are_taken_in_every_state() {
         let (client, _server) = tcp();
-        assert!(packet::is_tcp(client.as_fd()));
+        assert!(socket::is_tcp(client.as_fd()));
         assert!(taken(client));
 
         let (mut full, _server) = tcp();
@@ -241,7 +242,7 @@ mod tests {
             (libc::AF_VSOCK, libc::SOCK_STREAM),
         ] {
             // A system without the family has no such sockets.
-            if let Ok(socket) = packet::tests::new_socket(family, kind) {
+            if let Ok(socket) = socket::tests::new_socket(family, kind) {
                 assert!(!taken(socket), "family {family}, kind {kind}");
             }
         }
@@ -250,8 +251,8 @@ mod tests {
     #[test]
     fn connection_that_waits_for_its_first_bytes_to_connect_is_not_taken() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let socket = packet::tests::connect_with_first_bytes(listener.local_addr().unwrap());
-        assert!(!packet::is_tcp(socket.as_fd()));
+        let socket = socket::tests::connect_with_first_bytes(listener.local_addr().unwrap());
+        assert!(!socket::is_tcp(socket.as_fd()));
         assert!(!taken(socket));
     }
 }

@@ -17,7 +17,7 @@ use crate::handle::{GREETING_TIMEOUT, MEMORY_PAUSE};
 use crate::reason::Reason;
 use crate::support;
 use crate::sys::event::Events;
-use crate::sys::{self, Received, packet};
+use crate::sys::{self, Received, packet, socket};
 use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, Refusal, Rejection, WireError};
 
 /// What may be in flight is sent in so many parts, so that the backend works on one while the broker
@@ -82,8 +82,8 @@ impl Channel {
         let address = address::address(path).map_err(|_| WhyDown::NoBackend(libc::EINVAL))?;
         let socket = support::seq_packet_socket()?;
         // Before connecting: later could be too late.
-        packet::refuse_descriptors(&socket);
-        sys::connect(&socket, &address).map_err(|error| why_not_connected(path, error))?;
+        socket::refuse_descriptors(&socket);
+        sys::address::connect(&socket, &address).map_err(|error| why_not_connected(path, error))?;
         // A backend that cannot ask either closes the channel, and nobody would know why.
         support::credentials(socket.as_fd())?;
         peer::check(&socket, &address, options)?;
@@ -132,7 +132,7 @@ impl Channel {
     /// To be called before the channel is dropped, but not in another process.
     pub(super) fn end(&self, events: &Events) {
         events.remove(self.socket.as_fd());
-        packet::end(self.socket.as_fd());
+        socket::end(self.socket.as_fd());
     }
 
     /// Whether so many offers wait to be sent that they should not wait for more. `sleeps`: both sides

@@ -13,7 +13,7 @@ use crate::handle::HandleError;
 use crate::kind::ErrorKind;
 use crate::memory::NoMemory;
 use crate::support::SupportError;
-use crate::sys::Said;
+use crate::sys::errno::Said;
 use crate::tls::TlsError;
 use crate::wire::Refusal;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::BrokerError;
 use super::member::PARTS;
 use crate::reason::Reason;
-use crate::sys::{self, packet};
+use crate::sys::{self, socket};
 use crate::tls;
 use crate::wire::{MAX_NAME_LEN, MAX_OFFER_BYTES, has_nul};
 
@@ -89,7 +89,7 @@ impl<'a> Offer<'a> {
     /// The number that the connection's socket has in every process. Fails if it is no socket.
     #[inline(always)]
     pub(super) fn cookie(&self) -> Result<u64, BrokerError> {
-        packet::cookie(self.descriptor).map_err(|source| not_a_socket(self.descriptor, source))
+        socket::cookie(self.descriptor).map_err(|source| not_a_socket(self.descriptor, source))
     }
 }
 

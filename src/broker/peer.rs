@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use super::BrokerOptions;
 use super::down::WhyDown;
 use crate::peer::{self, PeerError, Policy};
-use crate::sys::{self, Address};
+use crate::sys::{self, address::Address};
 
 /// Who may be the backend, as part of a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +89,7 @@ pub(super) fn check(
     let BrokerOptions { users, groups, .. } = options;
     let checked = peer::check_backend(socket.as_fd(), &Policy { users, groups }, address);
     let refused = |user, nameless| {
-        let (own, owner) = (sys::effective_user(), sys::owner(address));
+        let (own, owner) = (sys::effective_user(), sys::address::owner(address));
         WhyDown::NotAllowed { user, nameless, own, owner }
     };
     checked.map(drop).map_err(|error| match error {

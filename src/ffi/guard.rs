@@ -11,7 +11,8 @@ use super::argument::Problem;
 use super::status::{HANDOFF_NOTHING, HANDOFF_OK, handoff_status, status_of};
 use crate::error::Error;
 use crate::kind::ErrorKind;
-use crate::sys;
+use crate::sys::errno;
+use crate::sys::thread::NotCancelled;
 
 /// Why a C call does not return `HANDOFF_OK`.
 pub(super) enum Failure {
@@ -47,7 +48,7 @@ impl Failure {
             Failure::Nothing => HANDOFF_NOTHING,
         };
         if status >= HANDOFF_OK {
-            sys::set_errno(errno);
+            errno::set(errno);
         }
         status
     }
@@ -63,7 +64,7 @@ pub(super) fn report_error(error: &Error) -> handoff_status {
 
 /// Runs the body of a C call.
 pub(super) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> handoff_status {
-    let errno = sys::errno();
+    let errno = errno::last();
     guard_or(status_of(ErrorKind::Internal), || match body() {
         Ok(()) => HANDOFF_OK,
         Err(failure) => failure.report(errno),
@@ -73,16 +74,16 @@ pub(super) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> handoff_statu
 /// Ends a wait. Without a guard around it, which a signal handler may not use: nothing here panics,
 /// allocates, locks or sets a message.
 pub(super) fn wake(wake: impl FnOnce() -> bool) -> handoff_status {
-    let errno = sys::errno();
+    let errno = errno::last();
     let ours = wake();
-    sys::set_errno(errno);
+    errno::set(errno);
     if ours { HANDOFF_OK } else { status_of(ErrorKind::WrongProcess) }
 }
 
 /// Runs the body of a C call that returns no status. `otherwise` is what it returns after a panic.
 pub(super) fn guard_or<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
     quiet_panics();
-    let _not_cancelled = sys::NotCancelled::new();
+    let _not_cancelled = NotCancelled::new();
     // After a panic the state of the handle is not known, but safe to use: HANDOFF_ERR_INTERNAL tells
     // the caller to free it.
     panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
@@ -191,7 +192,7 @@ impl fmt::Write for &Message {
 fn remember(text: fmt::Arguments<'_>, errno: i32) {
     THREAD.with(|message| message.set(text));
     THREAD_ERRNO.set(errno);
-    sys::set_errno(errno);
+    errno::set(errno);
 }
 
 pub(super) fn last_message() -> *const c_char {

@@ -36,8 +36,9 @@ use std::path::{Path, PathBuf};
 
 use super::{ListenerError, ListenerOptions, failed};
 use crate::address;
+use crate::sys::address::Address;
 use crate::sys::file::{self, FileId};
-use crate::sys::{self, Address, process, user};
+use crate::sys::{self, process, user};
 
 /// How often something is tried again that only others' progress can make fail.
 const TRIES: usize = 1000;
@@ -86,7 +87,7 @@ pub(super) fn listen_at(
     let failed = |action| move |error| failed(path, action, error);
     let mut draft = Draft::bind(&place, socket, options.mode)?;
     let id = draft.set_mode(options.mode).map_err(failed("set the mode of the socket"))?;
-    sys::listen(socket, options.backlog.max(1)).map_err(failed("listen"))?;
+    sys::socket::listen(socket, options.backlog.max(1)).map_err(failed("listen"))?;
     draft.publish()?;
     drop(draft);
     let Place { directory, name, .. } = place;
@@ -157,7 +158,7 @@ impl<'a> Place<'a> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
             Err(error) => return Err(failed(self.path, "examine what is there", error)),
         }
-        match sys::is_bound(self.address) {
+        match sys::address::is_bound(self.address) {
             Ok(true) => Err(self.in_use()),
             Ok(false) => Ok(Found::StaleSocket),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
@@ -168,7 +169,7 @@ impl<'a> Place<'a> {
     /// Whether a socket is bound to a file of the directory.
     fn is_bound(&self, name: &Path) -> io::Result<bool> {
         if let Ok(address) = address::address(&self.path.with_file_name(name)) {
-            return sys::is_bound(&address);
+            return sys::address::is_bound(&address);
         }
         // The name is too long for an address, so it gets a short one for a moment.
         let (directory, random) = (&self.directory, random_name()?);
@@ -176,7 +177,7 @@ impl<'a> Place<'a> {
         file::link_at(directory, name, &short)?;
         let too_long = |_| io::Error::from_raw_os_error(libc::ENAMETOOLONG);
         let address = address::address(&self.path.with_file_name(&short)).map_err(too_long);
-        let bound = address.and_then(|address| sys::is_bound(&address));
+        let bound = address.and_then(|address| sys::address::is_bound(&address));
         let _ = file::unlink_at(directory, &short);
         bound
     }
@@ -220,7 +221,7 @@ impl<'a> Draft<'a> {
                 continue;
             }
             let address = address::address(&place.path.with_file_name(&file))?;
-            match sys::bind(socket, &address) {
+            match sys::address::bind(socket, &address) {
                 Ok(()) => {
                     return Ok(Draft { place, random, file, published: false, private: None });
                 }
@@ -414,7 +415,7 @@ mod tests {
         let (directory, path, _) = stale();
         let address = address::address(&path).unwrap();
         let place = Place::open(&path, &address).unwrap();
-        let socket = sys::socket(sys::SocketKind::Stream).unwrap();
+        let socket = sys::socket::new(sys::socket::SocketKind::Stream).unwrap();
         let mut draft = Draft::bind(&place, &socket, 0o600).unwrap();
         draft.set_mode(0o600).unwrap();
         let _winner = listen(&path).unwrap();
@@ -487,8 +488,8 @@ mod tests {
             drop(listen(&path).unwrap());
             let address = address::address(&path).unwrap();
             for _ in 0..20 {
-                let socket = sys::socket(sys::SocketKind::Stream).unwrap();
-                sys::bind(&socket, &address).unwrap();
+                let socket = sys::socket::new(sys::socket::SocketKind::Stream).unwrap();
+                sys::address::bind(&socket, &address).unwrap();
                 // One that died with the lock, whose name there is too long for an address.
                 let place = Place::open(&path, &address).unwrap();
                 let lock = parent.join(place.beside("starting"));

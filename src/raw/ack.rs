@@ -14,7 +14,7 @@ use crate::address::{Socket, TransportError, receive_error};
 use crate::kind::ErrorKind;
 use crate::raw::transport::bare_send_error;
 use crate::reason::Reason;
-use crate::sys::{self, Said};
+use crate::sys::{self, errno::Said};
 use crate::token::Token;
 
 /// What the backend says about one message.
@@ -199,7 +199,7 @@ fn take(socket: BorrowedFd<'_>, wait: bool) -> Result<Ack, AckError> {
 /// before can still be received, and every later one fails at the backend, which then does not
 /// serve.
 pub fn take_back(socket: BorrowedFd<'_>) -> Result<(), AckError> {
-    sys::shutdown_read(socket)
+    sys::socket::shutdown_read(socket)
         .map_err(|source| AckError::Unsettled { cause: receive_error(socket, source) })
 }
 

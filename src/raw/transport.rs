@@ -60,7 +60,7 @@ fn send_error(
             TransportError::InvalidDescriptor { socket, descriptor, source }
         }
         Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL | libc::EOPNOTSUPP | libc::EISCONN) => {
-            TransportError::InvalidSocket { socket, is: sys::not_usable(over), source }
+            TransportError::InvalidSocket { socket, is: sys::socket::not_usable(over), source }
         }
         _ => TransportError::SendFailed { socket, descriptor: Some(descriptor), source },
     }

@@ -8,7 +8,7 @@ use std::mem::{self, ManuallyDrop};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
-use super::socket_option;
+use super::socket::socket_option;
 
 /// A descriptor that a peer sent and that nobody has accepted yet. Dropping it closes it.
 #[derive(Debug)]

@@ -7,7 +7,8 @@ use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::{CONTROL_LEN, for_each_control, for_each_descriptor, level_option, retry};
+use super::socket::level_option;
+use super::{CONTROL_LEN, for_each_control, for_each_descriptor, retry};
 
 const SOL_TLS: libc::c_int = 282;
 const TCP_ULP: libc::c_int = 31;

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{HEADER_LEN, Kind, Reader, VERSION, WireError, header};
 use crate::kind::ErrorKind;
-use crate::sys::Said;
+use crate::sys::errno::Said;
 
 /// Bytes in the frame behind its header.
 pub(crate) const REFUSAL_LEN: usize = 16;
