@@ -487,7 +487,7 @@ impl Backend {
     /// open it: what is short where nothing is served must not keep it from giving its place free.
     pub fn drain(&mut self) -> Result<(), BackendError> {
         self.handle.own()?;
-        self.accepting.removes_file(true);
+        self.accepting.set_remover(true);
         self.arrivals.draining = true;
         self.stop_accepting();
         for index in 0..self.channels.len() {
@@ -534,7 +534,7 @@ impl Backend {
         self.arrivals.reserve(self.arrivals.options.max_in_flight)?;
         self.accepting.watch(&events).map_err(HandleError::system("watch the socket"))?;
         self.handle.open(events, self.arrivals.options.spin)?;
-        self.accepting.removes_file(true);
+        self.accepting.set_remover(true);
         Ok(())
     }
 }
@@ -544,7 +544,7 @@ impl Drop for Backend {
     /// channels. In another process than the handle's it closes that process's copies only.
     fn drop(&mut self) {
         if self.handle.is_for_others() {
-            self.accepting.removes_file(false);
+            self.accepting.set_remover(false);
         }
         if !self.handle.is_elsewhere() {
             self.flush();

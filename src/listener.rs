@@ -151,11 +151,11 @@ impl Listener {
         Ok(Listener { file: None, socket })
     }
 
-    /// Whether this process removes the file, of all that have a copy of the socket. Without this call
-    /// it is the one that made it.
-    pub(crate) fn removes_file(&mut self, removes: bool) {
+    /// Sets whether this process removes the file, of all that have a copy of the socket. Without this
+    /// call it is the one that made it.
+    pub(crate) fn set_remover(&mut self, ours: bool) {
         if let Some(file) = &mut self.file {
-            file.set_remover(removes);
+            file.set_remover(ours);
         }
     }
 

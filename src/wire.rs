@@ -110,7 +110,7 @@ impl<'a> Entries<'a> {
     }
 
     /// How many bytes they have.
-    pub(crate) fn len(&self) -> usize {
+    pub(crate) fn bytes_len(&self) -> usize {
         self.bytes.len()
     }
 

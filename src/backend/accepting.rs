@@ -76,10 +76,10 @@ impl Accepting {
         }
     }
 
-    /// Whether this process removes the socket's file, of all that have a copy of the handle.
-    pub(super) fn removes_file(&mut self, removes: bool) {
+    /// Sets whether this process removes the socket's file, of all that have a copy of the handle.
+    pub(super) fn set_remover(&mut self, ours: bool) {
         if let Some(Source::Made(listener)) = &mut self.listener {
-            listener.removes_file(removes);
+            listener.set_remover(ours);
         }
     }
 

@@ -288,7 +288,7 @@ impl Channel {
             (Frame::Offers(offers), Some(slots)) => {
                 let over_tcp = arrivals.inspector.look(descriptors);
                 let mut arrived = descriptors.drain(..).zip(over_tcp);
-                let (len, mut last) = (offers.len(), 0);
+                let (len, mut last) = (offers.bytes_len(), 0);
                 for offer in offers.offers() {
                     arrive(index, slots, &offer, arrived.next(), arrivals)?;
                     last = offer.head.slot;
