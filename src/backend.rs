@@ -484,7 +484,7 @@ impl Backend {
     /// are held can still be adopted, and so can those that come with tokens granted before.
     ///
     /// It is a use of the handle, so no copy in another process serves brokers from now on. It does not
-    /// open it: what is short where nothing is served must not keep it from giving its place free.
+    /// open the handle, so that a lack of descriptors or memory cannot keep it from freeing its path.
     pub fn drain(&mut self) -> Result<(), BackendError> {
         self.handle.own()?;
         self.accepting.set_remover(true);
