@@ -22,34 +22,35 @@
  * - Status. A call that can fail returns a handoff_status: HANDOFF_OK (0); a positive number if
  *   there is no result but also no error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT, HANDOFF_WOKEN); or a
  *   negative HANDOFF_ERR_*. After an error, errno is the system's error, or 0 if the system had no
- *   part in it and no number says the same, and handoff_last_error() returns a message for this thread.
+ *   part in it and no number says the same, and handoff_last_error() returns a message for this
+ *   thread.
  * - Arguments. A NULL or misaligned pointer, a bad descriptor or a path that is too long is
  *   HANDOFF_ERR_INVALID_ARGUMENT, not a crash. The library cannot check where a pointer points.
  *   Out parameters come last and are written only on HANDOFF_OK.
  * - Structs. Initialise each with its _INIT macro. In a language without macros, call the _init()
  *   function of a struct that you fill, and set `size` to the struct's size in one that the library
- *   fills; layout.h says sizes, offsets and values. You need not do that again between calls. Zero is
- *   the default in every field. Out-of-range values are clamped; combinations that cannot work are
- *   refused. A struct larger than the library knows is accepted if the rest is zero, else
+ *   fills; layout.h says sizes, offsets and values. You need not do that again between calls. Zero
+ *   is the default in every field. Out-of-range values are clamped; combinations that cannot work
+ *   are refused. A struct larger than the library knows is accepted if the rest is zero, else
  *   HANDOFF_ERR_UNSUPPORTED. A `size` that the struct has in no release is
  *   HANDOFF_ERR_INVALID_ARGUMENT.
  * - Descriptors. One that you pass in stays yours, open and unchanged unless the call says
  *   otherwise. One in an out parameter is yours to close, and is close-on-exec. The one that a
  *   handle returns for polling stays the handle's: remove it from your event loop before you free
- *   the handle. Keep 0, 1 and 2 open, if only on /dev/null: else the library's may get these numbers,
- *   and what is written to standard error goes into a channel.
+ *   the handle. Keep 0, 1 and 2 open, if only on /dev/null: else the library's may get these
+ *   numbers, and what is written to standard error goes into a channel.
  * - Time, in milliseconds. `wait_ms` is how long a call may wait, as in poll(2): 0 does not wait,
  *   a negative number waits without limit. A signal does not end a wait; handoff_broker_wake() and
  *   handoff_backend_wake() do. `timeout_ms` is when an offer is taken back: 0 is the default,
  *   HANDOFF_NO_TIMEOUT is never.
  * - Threads and fork(). A broker or a backend is used by one thread at a time, except a broker with
- *   HANDOFF_BROKER_SHARED, and by one process: the one that uses it first. Making it is not a use, so
- *   you can make it before fork(). Then each process that uses its copy of a broker has a broker of
- *   its own; the copies of a backend stay one, and only the first process that uses it has it.
+ *   HANDOFF_BROKER_SHARED, and by one process: the one that uses it first. Making it is not a use,
+ *   so you can make it before fork(). Then each process that uses its copy of a broker has a broker
+ *   of its own; the copies of a backend stay one, and only the first process that uses it has it.
  *   A child that goes on without execve(2) frees what it has copies of: in another process than the
- *   handle's, handoff_broker_free() and handoff_backend_free() close its copies and do nothing else. With
- *   the copies open, the other end does not see that this process was killed before the child ends.
- *   Different handles are independent. raw.h has its own rules.
+ *   handle's, handoff_broker_free() and handoff_backend_free() close its copies and do nothing
+ *   else. With the copies open, the other end does not see that this process was killed before the
+ *   child ends. Different handles are independent. raw.h has its own rules.
  * - The library starts no thread, installs no signal handler, raises no SIGPIPE, writes nothing to
  *   standard error, and does not change signal masks, the umask or the working directory. Its calls
  *   are no cancellation points, pthread_cancel(3).

@@ -248,7 +248,8 @@ impl Backend {
         let spins = !left && !self.arrivals.options.spin.is_zero() && self.accepting.connected > 0;
         self.dispatch_after(if spins { Wait::Spin } else { Wait::No })?;
         if left {
-            // The caller stops before the end of a batch: it goes on at once, but not if it takes nothing.
+            // The caller stops before the end of a batch: it goes on at once, but not if it takes
+            // nothing.
             let now = Instant::now();
             let pause = if takes { Duration::ZERO } else { REST_PAUSE };
             self.handle.wake_at(now + pause, now)?;
@@ -268,8 +269,8 @@ impl Backend {
         self.flush();
         self.receive_last();
         let handled = self.handle_events(wait);
-        // After the wait: what was due before and is not done is asked for again. If one of these fails,
-        // the others are done nevertheless.
+        // After the wait: what was due before and is not done is asked for again. If one of these
+        // fails, the others are done nevertheless.
         let resumed = self.resume_accepting();
         let expired = self.expire_hellos();
         let watched = self.watch_again();
@@ -415,8 +416,8 @@ impl Backend {
     }
 
     /// Adopts an arrival. After `Ok` the connection is this process's, and the broker never serves
-    /// it. The verdict is sent when the next arrival is taken, or there is none; at once if this is not
-    /// done as soon as it was taken. The arrival's bytes can be read until the next
+    /// it. The verdict is sent when the next arrival is taken, or there is none; at once if this is
+    /// not done as soon as it was taken. The arrival's bytes can be read until the next
     /// [`dispatch`](Backend::dispatch).
     pub fn adopt(&mut self, id: u64) -> Result<OwnedFd, BackendError> {
         self.check_process()?;
@@ -467,7 +468,8 @@ impl Backend {
         if connected {
             slots.answer(place.slot, reason.map(Rejection::from), self.arrivals.next_token());
             let complete = !slots.others_follow(place.slot);
-            // Of an adoption the words tell, too, and a broker with other tokens can wait for this one.
+            // Of an adoption the words tell, too, and a broker with other tokens can wait for this
+            // one.
             let may_wait = reason.is_none() && slots.broker_has_tokens();
             self.batch.complete |= complete;
             self.mark_dirty(place.channel);
@@ -483,8 +485,9 @@ impl Backend {
     /// Grants nothing from now on and accepts no broker: those that wait are told so. Arrivals that
     /// are held can still be adopted, and so can those that come with tokens granted before.
     ///
-    /// It is a use of the handle, so no copy in another process serves brokers from now on. It does not
-    /// open the handle, so that a lack of descriptors or memory cannot keep it from freeing its path.
+    /// It is a use of the handle, so no copy in another process serves brokers from now on. It does
+    /// not open the handle, so that a lack of descriptors or memory cannot keep it from freeing its
+    /// path.
     pub fn drain(&mut self) -> Result<(), BackendError> {
         self.handle.own()?;
         self.accepting.set_remover(true);
@@ -540,8 +543,8 @@ impl Backend {
 }
 
 impl Drop for Backend {
-    /// Sends the verdicts that wait, so that brokers do not think that this process died, and ends the
-    /// channels. In another process than the handle's it closes that process's copies only.
+    /// Sends the verdicts that wait, so that brokers do not think that this process died, and ends
+    /// the channels. In another process than the handle's it closes that process's copies only.
     fn drop(&mut self) {
         if self.handle.is_for_others() {
             self.accepting.set_remover(false);

@@ -1,10 +1,10 @@
 //! The broker's end of a channel.
 //!
-//! A [`Broker`] has one backend or several. It connects to their handoff sockets by itself, again and
-//! again if need be, offers connections, and tells what became of each: adopted, or fallback with a
-//! reason. It never blocks, except in the calls that say so. Every offer gets exactly one verdict,
-//! even if a backend dies, and a verdict of fallback means that no backend can adopt the connection
-//! any more: see `claim.rs`.
+//! A [`Broker`] has one backend or several. It connects to their handoff sockets by itself, again
+//! and again if need be, offers connections, and tells what became of each: adopted, or fallback
+//! with a reason. It never blocks, except in the calls that say so. Every offer gets exactly one
+//! verdict, even if a backend dies, and a verdict of fallback means that no backend can adopt the
+//! connection any more: see `claim.rs`.
 //!
 //! A broker without an event loop, and with one backend, which is the example of
 //! [`backend`](crate::backend):
@@ -183,7 +183,8 @@ pub struct Broker {
     outcomes: Outcomes,
     next_id: u64,
     closed: bool,
-    /// An offer of so many bytes was refused: the descriptor is to be readable when one would be taken.
+    /// An offer of so many bytes was refused: the descriptor is to be readable when one would be
+    /// taken.
     wanted: Option<usize>,
     /// The descriptor will be readable for the verdicts that are left.
     rest_told: bool,
@@ -254,8 +255,9 @@ impl Broker {
         self.flush_and_tell(self.outcomes.verdicts.len(), now)
     }
 
-    /// Sends what waits to be sent. Makes the descriptor readable if there are more than `known` verdicts
-    /// then: of those that come outside dispatch nothing else would tell the caller's loop.
+    /// Sends what waits to be sent. Makes the descriptor readable if there are more than `known`
+    /// verdicts then: of those that come outside dispatch nothing else would tell the caller's
+    /// loop.
     fn flush_and_tell(&mut self, known: usize, now: Instant) -> Result<(), BrokerError> {
         let mut armed = Ok(());
         loop {
@@ -312,15 +314,15 @@ impl Broker {
         self.members.iter().any(|member| member.in_flight() > 0)
     }
 
-    /// Makes the descriptor readable for the verdicts that wait, should the caller stop here. If no timer
-    /// can be set, something else wakes it.
+    /// Makes the descriptor readable for the verdicts that wait, should the caller stop here. If no
+    /// timer can be set, something else wakes it.
     fn tell_of_rest(&mut self) {
         self.rest_told = true;
         let _ = self.handle.wake_for_rest(Instant::now());
     }
 
-    /// The same for verdicts that the caller does not take now, of which it may have been told before: what
-    /// it does meanwhile puts nothing off.
+    /// The same for verdicts that the caller does not take now, of which it may have been told
+    /// before: what it does meanwhile puts nothing off.
     fn tell_of_others(&mut self, now: Instant) {
         let pause = if self.rest_told { Duration::ZERO } else { REST_PAUSE };
         self.rest_told = true;

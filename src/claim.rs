@@ -35,8 +35,8 @@ impl ClaimTable {
 
     /// Backend: maps the table that a broker passed. It is refused with EINVAL unless its size is
     /// sealed and is that of `slots` words, so that there are words to touch, and touching one does
-    /// not wait. A broker that punches holes into it makes impossible words, which are refused; if the
-    /// host has no memory left for their pages, touching them raises SIGBUS (docs/security.md).
+    /// not wait. A broker that punches holes into it makes impossible words, which are refused; if
+    /// the host has no memory left for their pages, touching them raises SIGBUS (docs/security.md).
     pub(crate) fn open(file: BorrowedFd<'_>, slots: usize) -> io::Result<ClaimTable> {
         Ok(ClaimTable { words: shared::map_shared_words(file, slots)? })
     }

@@ -1,6 +1,6 @@
-//! The failure counter of one backend: when it failed recently, and whether it rests. A backend that
-//! fails too often rests: it is not tried, but for one trial at a time, after pauses that grow. No
-//! I/O: the time is an argument.
+//! The failure counter of one backend: when it failed recently, and whether it rests. A backend
+//! that fails too often rests: it is not tried, but for one trial at a time, after pauses that
+//! grow. No I/O: the time is an argument.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

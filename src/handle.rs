@@ -1,8 +1,9 @@
 //! What the handles of both ends do alike: they open at their first use, belong to the process that
 //! used them first, and have one descriptor to watch and one timer.
 //!
-//! If a process calls fork(2) before that, parent and child have a copy each. The copies of a broker
-//! are handles of their own. Those of a backend are one: they have one socket, so one of them gets it.
+//! If a process calls fork(2) before that, parent and child have a copy each. The copies of a
+//! broker are handles of their own. Those of a backend are one: they have one socket, so one of
+//! them gets it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -85,8 +86,8 @@ impl Owner {
 }
 
 impl Waker {
-    /// Ends the wait that runs, or the next one. Returns false, and does nothing, in another process
-    /// than the handle's. Safe in a signal handler, but that it may change errno.
+    /// Ends the wait that runs, or the next one. Returns false, and does nothing, in another
+    /// process than the handle's. Safe in a signal handler, but that it may change errno.
     pub fn wake(&self) -> bool {
         let ours = self.is_ours();
         if ours {
@@ -245,8 +246,8 @@ impl Handle {
         events.wake_at(when, now).map_err(HandleError::system("set a timer"))
     }
 
-    /// Makes sure that the descriptor is readable after [`REST_PAUSE`], or before, should the caller stop
-    /// before it has taken all.
+    /// Makes sure that the descriptor is readable after [`REST_PAUSE`], or before, should the
+    /// caller stop before it has taken all.
     pub(crate) fn wake_for_rest(&mut self, now: Instant) -> Result<(), HandleError> {
         let Some(events) = self.events() else { return Ok(()) };
         events.wake_after(REST_PAUSE, now).map_err(HandleError::system("set a timer"))

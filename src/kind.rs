@@ -84,8 +84,9 @@ impl ErrorKind {
         }
     }
 
-    /// Whether a broker may hide this behind a fallback: the connection is certainly its own, wherever
-    /// this can come up, and nobody need be told. A misuse of the library must not be hidden.
+    /// Whether a broker may hide this behind a fallback: the connection is certainly its own,
+    /// wherever this can come up, and nobody need be told. A misuse of the library must not be
+    /// hidden.
     pub fn is_fallback_safe(self) -> bool {
         match self {
             // An acknowledgement that could not be received, or one whose entry has left: the

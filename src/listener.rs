@@ -1,8 +1,8 @@
 //! The handoff socket that a backend listens on.
 //!
-//! The socket has its mode before anybody can connect. A stale socket is replaced, and nothing else;
-//! the file is removed when the listener is dropped. `place.rs` says how. Who may connect is for
-//! [`crate::peer`].
+//! The socket has its mode before anybody can connect. A stale socket is replaced, and nothing
+//! else; the file is removed when the listener is dropped. `place.rs` says how. Who may connect is
+//! for [`crate::peer`].
 
 mod place;
 
@@ -151,8 +151,8 @@ impl Listener {
         Ok(Listener { file: None, socket })
     }
 
-    /// Sets whether this process removes the file, of all that have a copy of the socket. Without this
-    /// call it is the one that made it.
+    /// Sets whether this process removes the file, of all that have a copy of the socket. Without
+    /// this call it is the one that made it.
     pub(crate) fn set_remover(&mut self, ours: bool) {
         if let Some(file) = &mut self.file {
             file.set_remover(ours);

@@ -55,8 +55,8 @@ pub(crate) fn queue<T>(capacity: usize, what: &'static str) -> Result<VecDeque<T
 /// A map whose keys are found by SipHash, under a key of its own.
 pub(crate) type Map<K, V> = HashMap<K, V, Keyed>;
 
-/// A hasher that has read a secret. The standard library's own panics if the system has no randomness
-/// to give, or keeps a descriptor open.
+/// A hasher that has read a secret. The standard library's own panics if the system has no
+/// randomness to give, or keeps a descriptor open.
 #[derive(Clone)]
 pub(crate) struct Keyed(DefaultHasher);
 

@@ -1,8 +1,8 @@
 //! Who is at the other end of a Unix socket, and whether they may be.
 //!
-//! The kernel vouches for a peer's user and groups as they were when it connected, or began to listen.
-//! A number that may stand for several users allows none of them. The process number is for logs
-//! only: by the time it is looked at, it may belong to another process.
+//! The kernel vouches for a peer's user and groups as they were when it connected, or began to
+//! listen. A number that may stand for several users allows none of them. The process number is for
+//! logs only: by the time it is looked at, it may belong to another process.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -25,8 +25,8 @@ pub struct Credentials {
     pub group: u32,
 }
 
-/// Who may be at the other end. Empty, which is the default: the user that this process runs as, and
-/// root. Otherwise: these users, and members of these groups, and nobody else.
+/// Who may be at the other end. Empty, which is the default: the user that this process runs as,
+/// and root. Otherwise: these users, and members of these groups, and nobody else.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Policy<'a> {
     /// Users, by number.

@@ -1,9 +1,10 @@
 //! The raw layer: one descriptor and its token in one message, over a socket that you own.
 //!
 //! Stateless calls, for programs that cannot keep a channel: send and receive a message, check its
-//! token against a store, acknowledge it, wait for the acknowledgement until a deadline. The message
-//! is the 16 bytes of a token with one descriptor attached, so any program that can call sendmsg(2)
-//! can take part. The channel ([`crate::broker`], [`crate::backend`]) does not use this layer.
+//! token against a store, acknowledge it, wait for the acknowledgement until a deadline. The
+//! message is the 16 bytes of a token with one descriptor attached, so any program that can call
+//! sendmsg(2) can take part. The channel ([`crate::broker`], [`crate::backend`]) does not use this
+//! layer.
 //!
 //! | module | what it is for |
 //! |---|---|

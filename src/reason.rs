@@ -33,7 +33,8 @@ pub enum Reason {
     BackendDied = 14,
     /// The connection has ended, or its descriptor is closed: there is no client any more.
     ClientGone = 15,
-    /// More bytes go with the connection than the backend, the protocol or the socket's buffer takes.
+    /// More bytes go with the connection than the backend, the protocol or the socket's buffer
+    /// takes.
     TooLarge = 16,
     /// The backend does not take sockets of this kind.
     Kind = 17,

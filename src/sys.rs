@@ -66,8 +66,8 @@ pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// 16 bytes that strangers do not know, for the keys of hash tables. If the random source fails, those
-/// that the kernel gave to the program when it was started, getauxval(3).
+/// 16 bytes that strangers do not know, for the keys of hash tables. If the random source fails,
+/// those that the kernel gave to the program when it was started, getauxval(3).
 pub(crate) fn secret() -> [u8; 16] {
     let mut secret = [0; 16];
     if random(&mut secret).is_err() {
@@ -104,8 +104,8 @@ pub(crate) fn send_with_descriptor(
 /// Makes a call that sends a token, with a flag that makes a TCP socket refuse it, EISCONN: TCP
 /// ignores SCM_RIGHTS and would send the token, which is a secret, to somebody's client.
 ///
-/// TCP refuses to connect anew with the first bytes, tcp(7), and a Unix socket does not know the flag
-/// and ignores it. A sandbox may refuse flags that it does not know.
+/// TCP refuses to connect anew with the first bytes, tcp(7), and a Unix socket does not know the
+/// flag and ignores it. A sandbox may refuse flags that it does not know.
 fn send_but_over_tcp(send: impl Fn(libc::c_int) -> io::Result<usize>) -> io::Result<usize> {
     send(libc::MSG_FASTOPEN).or_else(|error| match error.raw_os_error() {
         Some(libc::EINVAL) => send(0),
@@ -274,8 +274,8 @@ fn wait_for(
     Ok(ready > 0)
 }
 
-/// The time of the system's last tick, of which there is one every few milliseconds: far cheaper to read
-/// than the time itself, CLOCK_MONOTONIC_COARSE of clock_gettime(2).
+/// The time of the system's last tick, of which there is one every few milliseconds: far cheaper to
+/// read than the time itself, CLOCK_MONOTONIC_COARSE of clock_gettime(2).
 pub(crate) fn tick() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a timespec. If it fails, which it cannot, the time is 0.

@@ -1,8 +1,8 @@
 //! Connections whose TLS the kernel does (kTLS): what is known of them, and their two ends.
 //!
 //! Such a socket is read and written like any other, but for two things. A record that is no data
-//! makes a plain read fail with EIO, so [`receive`] asks for the type of each record. And the peer is
-//! to be told of the end in a record, which [`shutdown`] sends before the FIN. Both do the plain
+//! makes a plain read fail with EIO, so [`receive`] asks for the type of each record. And the peer
+//! is to be told of the end in a record, which [`shutdown`] sends before the FIN. Both do the plain
 //! thing on a plain socket. The keys stay in the kernel.
 
 use std::io;
@@ -181,11 +181,11 @@ fn look(content: Option<u8>, bytes: &[u8]) -> Result<Received, TlsError> {
 }
 
 /// Receives data into `buffer`, which has room for a byte at the least, until a deadline; without
-/// one it waits forever, whatever O_NONBLOCK says. Returns how many bytes; 0 is the end of the stream:
-/// close_notify or, on a plain socket, the FIN.
+/// one it waits forever, whatever O_NONBLOCK says. Returns how many bytes; 0 is the end of the
+/// stream: close_notify or, on a plain socket, the FIN.
 ///
-/// After an error but [`TlsError::TimedOut`] nothing more can be received. What is in `buffer` then,
-/// and after 0, is nothing.
+/// After an error but [`TlsError::TimedOut`] nothing more can be received. What is in `buffer`
+/// then, and after 0, is nothing.
 pub fn receive(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
@@ -225,8 +225,8 @@ pub fn receive(
 }
 
 /// poll(2) has said so many times that something can be done, and it could not: Linux 6.1 calls a
-/// socket readable that has a part of a record. So this is where the time is up then, and where a loop
-/// rests.
+/// socket readable that has a part of a record. So this is where the time is up then, and where a
+/// loop rests.
 fn pause(waits: u32, deadline: Option<Instant>) -> Result<(), TlsError> {
     if waits == 0 {
         return Ok(());
@@ -259,9 +259,9 @@ fn not_received(socket: BorrowedFd<'_>, source: io::Error) -> TlsError {
     }
 }
 
-/// Ends the sending direction: with close_notify, if the kernel does the TLS of what is sent, and then
-/// with the FIN. It waits until a deadline for room in the socket's buffer; without one forever. After
-/// [`TlsError::TimedOut`] nothing was sent.
+/// Ends the sending direction: with close_notify, if the kernel does the TLS of what is sent, and
+/// then with the FIN. It waits until a deadline for room in the socket's buffer; without one
+/// forever. After [`TlsError::TimedOut`] nothing was sent.
 ///
 /// The socket stays open: what the client still sends can be received.
 pub fn shutdown(socket: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<(), TlsError> {
@@ -283,8 +283,8 @@ fn send_close_notify(
     not_sent: impl Fn(io::Error) -> TlsError,
 ) -> Result<(), TlsError> {
     let mut waits = 0;
-    // Also before the first attempt: with much room, the kernel passes on at once what it has encrypted
-    // and TCP had no room for, which the FIN would cut off.
+    // Also before the first attempt: with much room, the kernel passes on at once what it has
+    // encrypted and TCP had no room for, which the FIN would cut off.
     while sys::wait_writable(socket, deadline).map_err(&not_sent)? {
         match kernel::send(socket, content::ALERT, &CLOSE_NOTIFY) {
             Ok(_) => return Ok(()),

@@ -1,8 +1,8 @@
 //! Tokens: 16 bytes each, from the operating system's random source.
 //!
 //! How a token travels, and who may know it, is for the callers. In the raw layer a
-//! [store](crate::raw::store) says which tokens may still be presented; on a channel each belongs to
-//! one slot of the claim table.
+//! [store](crate::raw::store) says which tokens may still be presented; on a channel each belongs
+//! to one slot of the claim table.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};

@@ -1,9 +1,9 @@
 //! The frames of a channel: bytes to values and back, without I/O.
 //!
 //! One packet is one frame. A frame begins with a header that declares its length, its kind and
-//! its counts of entries and descriptors; [`decode`] accepts a packet only if it matches its header.
-//! Which kinds it may receive is for each end to check. docs/protocol.md describes the format byte
-//! by byte.
+//! its counts of entries and descriptors; [`decode`] accepts a packet only if it matches its
+//! header. Which kinds it may receive is for each end to check. docs/protocol.md describes the
+//! format byte by byte.
 
 mod entries;
 mod refusal;
@@ -29,8 +29,8 @@ pub(crate) const HEADER_LEN: usize = 16;
 pub(crate) const MAX_SLOTS: usize = 4096;
 /// The most bytes in a frame.
 pub(crate) const MAX_FRAME_LEN: usize = 128 * 1024;
-/// A socket holds few packets of so many bytes: such an offer is sent by itself and from the caller's
-/// memory, and such packets are received together.
+/// A socket holds few packets of so many bytes: such an offer is sent by itself and from the
+/// caller's memory, and such packets are received together.
 pub(crate) const LARGE_LEN: usize = MAX_FRAME_LEN / 4;
 /// Bytes in the fixed part of an offer.
 pub(crate) const OFFER_LEN: usize = 56;

@@ -23,11 +23,11 @@ extern "C" {
  * The backend's end of the channels of one handoff socket.
  *
  * It belongs to the process that uses it first. Listening is not a use, so you can listen before
- * fork() and use it in one child. The parent and other children get HANDOFF_ERR_WRONG_PROCESS then;
- * free their copies, which keep the socket open. Several children need one each.
+ * fork() and use it in one child. The parent and other children get HANDOFF_ERR_WRONG_PROCESS
+ * then; free their copies, which keep the socket open. Several children need one each.
  *
- * Once it runs, it allocates only for new channels, and for arrivals whose bytes do not fit into the
- * memory that it keeps.
+ * Once it runs, it allocates only for new channels, and for arrivals whose bytes do not fit into
+ * the memory that it keeps.
  *
  * Its calls wait for no broker, but for those that have a `wait_ms`. Yet a hostile broker can send
  * descriptors whose close(2) takes long, see docs/security.md: allow only users that you trust not
@@ -53,8 +53,8 @@ typedef struct handoff_backend_options {
     const handoff_peer_policy *policy;
     /**
      * The most channels at once: 1 to 65535, default 64. Each takes about 200 bytes of memory for
-     * each offer that may be in flight. It counts until its broker has gone and you hold no arrival
-     * of it.
+     * each offer that may be in flight. It counts until its broker has gone and you hold no
+     * arrival of it.
      */
     size_t max_channels;
     /** The most offers in flight on each channel: 1 to 4096, default 256. */
@@ -66,8 +66,8 @@ typedef struct handoff_backend_options {
     size_t max_offer_bytes;
     /**
      * The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
-     * are rejected with HANDOFF_REASON_BACKEND_BUSY. What arrivals take of memory is bounded by this
-     * and `max_kept_bytes` together.
+     * are rejected with HANDOFF_REASON_BACKEND_BUSY. What arrivals take of memory is bounded by
+     * this and `max_kept_bytes` together.
      */
     size_t max_held_bytes;
     /**
@@ -89,11 +89,12 @@ typedef struct handoff_backend_options {
     size_t max_kept_bytes;
     /**
      * How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps, and
-     * handoff_backend_dispatch() before it returns with nothing new while a broker is connected: at
-     * most 10000, default 0. It saves the time to wake up if backend and broker have a processor each
-     * with little else to do. If they don't, it keeps the other from running, and each side that does it
-     * makes a handoff take up to so much longer. To make use of it in an event loop, call dispatch again
-     * as long as handoff_backend_next() returned anything after it, and wait otherwise.
+     * handoff_backend_dispatch() before it returns with nothing new while a broker is connected:
+     * at most 10000, default 0. It saves the time to wake up if backend and broker have a
+     * processor each with little else to do. If they don't, it keeps the other from running, and
+     * each side that does it makes a handoff take up to so much longer. To make use of it in an
+     * event loop, call dispatch again as long as handoff_backend_next() returned anything after
+     * it, and wait otherwise.
      */
     uint32_t spin_us;
     /** Reserved: always 0. */
@@ -115,8 +116,8 @@ typedef struct handoff_backend_options {
 #define HANDOFF_KIND_UNCONNECTED 8
 
 /**
- * Any socket. The backend asks the kernel nothing about the kind of what arrives, which saves time.
- * Use it only if you trust your brokers.
+ * Any socket. The backend asks the kernel nothing about the kind of what arrives, which saves
+ * time. Use it only if you trust your brokers.
  */
 #define HANDOFF_KIND_ANY 15
 
@@ -147,8 +148,8 @@ handoff_status handoff_backend_options_init(handoff_backend_options *options,
  *         HANDOFF_ERR_PERMISSION_DENIED; HANDOFF_ERR_INVALID_ARGUMENT, also if the path cannot be
  *         a socket's, `mode` is more than 0777, `max_offer_bytes` is more than `max_held_bytes`
  *         or `kinds` is HANDOFF_KIND_UNCONNECTED alone or has an unknown kind;
- *         HANDOFF_ERR_UNSUPPORTED if this system lacks what a backend needs, or this library does not
- *         know a field that is set;
+ *         HANDOFF_ERR_UNSUPPORTED if this system lacks what a backend needs, or this library does
+ *         not know a field that is set;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_LISTEN_FAILED.
  */
 HANDOFF_MUST_USE
@@ -166,8 +167,8 @@ handoff_status handoff_backend_listen(const char *path,
  *                      `backlog` have no effect.
  * @param[out] backend  the backend; free it with handoff_backend_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is no such socket or for options
- *         as in handoff_backend_listen(); HANDOFF_ERR_UNSUPPORTED; HANDOFF_ERR_DESCRIPTOR_PRESSURE;
- *         HANDOFF_ERR_NO_MEMORY;
+ *         as in handoff_backend_listen(); HANDOFF_ERR_UNSUPPORTED;
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
  *         HANDOFF_ERR_SYSTEM.
  */
 HANDOFF_MUST_USE
@@ -251,9 +252,10 @@ handoff_status handoff_backend_accept(handoff_backend *backend,
                                       handoff_arrival *arrival) HANDOFF_NOEXCEPT;
 
 /**
- * Ends a wait in handoff_backend_accept(). The call that waits returns HANDOFF_WOKEN. If none waits,
- * later calls first return the arrivals that were received before. The next one returns
- * HANDOFF_WOKEN, even if offers are in the socket. Calls with a `wait_ms` of 0 first take these, too.
+ * Ends a wait in handoff_backend_accept(). The call that waits returns HANDOFF_WOKEN. If none
+ * waits, later calls first return the arrivals that were received before. The next one returns
+ * HANDOFF_WOKEN, even if offers are in the socket. Calls with a `wait_ms` of 0 first take these,
+ * too.
  *
  * @param backend  the backend; nobody may free it meanwhile
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -265,9 +267,9 @@ handoff_status handoff_backend_wake(const handoff_backend *backend) HANDOFF_NOEX
 
 /**
  * Returns the backend's descriptor, for your event loop. It is readable whenever
- * handoff_backend_dispatch() has work, and after at most a millisecond if handoff_backend_next() has
- * left arrivals. If handoff_backend_accept() with a `wait_ms` of 0 has left some, it is readable for a
- * level-triggered watch only.
+ * handoff_backend_dispatch() has work, and after at most a millisecond if handoff_backend_next()
+ * has left arrivals. If handoff_backend_accept() with a `wait_ms` of 0 has left some, it is
+ * readable for a level-triggered watch only.
  *
  * It stays the same for the backend's life. You may watch it level- or edge-triggered. This is a
  * use: the backend belongs to this process.
@@ -282,10 +284,10 @@ int handoff_backend_fd(handoff_backend *backend) HANDOFF_NOEXCEPT;
 /**
  * Does a backend's pending work: accepts brokers, receives offers, sends verdicts.
  *
- * It does not wait, but for `spin_us`, and does a bounded amount of work: each channel has its turn
- * once, and a few new brokers. Call it once when the descriptor is readable, then call
- * handoff_backend_next(). It may leave offers in the socket; then the descriptor is readable again,
- * also for an edge-triggered watch.
+ * It does not wait, but for `spin_us`, and does a bounded amount of work: each channel has its
+ * turn once, and a few new brokers. Call it once when the descriptor is readable, then call
+ * handoff_backend_next(). It may leave offers in the socket; then the descriptor is readable
+ * again, also for an edge-triggered watch.
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
@@ -301,12 +303,12 @@ handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCE
  * Takes the next arrival. Look at it, then adopt or reject it, now or later. Meanwhile the client
  * waits. The broker takes the offer back after its `timeout_ms`, or after `attempt_timeout_ms` if
  * another of its backends can take it, and counts that as a failure of yours: see
- * HANDOFF_BACKEND_RESTING. Then handoff_backend_adopt() returns HANDOFF_ERR_TAKEN_BACK; nothing tells
- * you before.
+ * HANDOFF_BACKEND_RESTING. Then handoff_backend_adopt() returns HANDOFF_ERR_TAKEN_BACK; nothing
+ * tells you before.
  *
  * Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
- * rejected. A loop with a budget may stop earlier, but not before the first: the descriptor becomes
- * readable for the rest within 1 ms. If you can serve no more for a while, reject with
+ * rejected. A loop with a budget may stop earlier, but not before the first: the descriptor
+ * becomes readable for the rest within 1 ms. If you can serve no more for a while, reject with
  * HANDOFF_REASON_BACKEND_BUSY.
  *
  * @param backend       the backend
@@ -321,10 +323,10 @@ handoff_status handoff_backend_next(handoff_backend *backend,
 /**
  * Adopts an arrival. After HANDOFF_OK this process alone owns the connection.
  *
- * The verdict is sent with the handoff_backend_next() that returns HANDOFF_NOTHING, at the latest: so a
- * client that you serve right away has its answer before the broker is woken. If you stop before that,
- * handoff_backend_dispatch() sends it. If you adopt later, it is sent at once, unless you have still to
- * take others that came with it.
+ * The verdict is sent with the handoff_backend_next() that returns HANDOFF_NOTHING, at the latest:
+ * so a client that you serve right away has its answer before the broker is woken. If you stop
+ * before that, handoff_backend_dispatch() sends it. If you adopt later, it is sent at once, unless
+ * you have still to take others that came with it.
  *
  * @param backend  the backend
  * @param id       the arrival's id
@@ -332,8 +334,8 @@ handoff_status handoff_backend_next(handoff_backend *backend,
  *                 are as the broker set them, O_NONBLOCK too. Before close(2), take it out of your
  *                 epoll set, EPOLL_CTL_DEL: while the broker has its copy, close(2) does not.
  * @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke the protocol: the
- *         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, after which it is
- *         still held, or no such arrival is; HANDOFF_ERR_WRONG_PROCESS. If the broker has died
+ *         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, after which it
+ *         is still held, or no such arrival is; HANDOFF_ERR_WRONG_PROCESS. If the broker has died
  *         without taking it back, you can still adopt it: nobody else has the client then.
  */
 HANDOFF_MUST_USE
@@ -344,8 +346,8 @@ handoff_status handoff_backend_adopt(handoff_backend *backend,
 /**
  * Rejects an arrival. Its descriptor is closed, and the broker serves the client another way. If
  * its SO_LINGER, socket(7), has a time, that is turned off first for both copies, because close(2)
- * could wait. The same happens to every arrival that is not adopted. The verdict is sent at once, or,
- * if you have still to take others of its packet, with theirs.
+ * could wait. The same happens to every arrival that is not adopted. The verdict is sent at once,
+ * or, if you have still to take others of its packet, with theirs.
  *
  * @param backend  the backend
  * @param id       the arrival's id
@@ -354,8 +356,8 @@ handoff_status handoff_backend_adopt(handoff_backend *backend,
  *                 goes to the next one after HANDOFF_REASON_BACKEND_BUSY, _BACKEND_UNAVAILABLE,
  *                 _DESCRIPTOR_PRESSURE, _ACK_TIMEOUT and _INTEGRITY_MISMATCH. Any other is final.
  *                 HANDOFF_REASON_ACK_TIMEOUT counts as a failure of this backend.
- * @return HANDOFF_OK, also if the broker has taken it back; HANDOFF_ERR_INVALID_ARGUMENT, also if no
- *         such arrival is held, or for a wrong `reason`, after which it still is;
+ * @return HANDOFF_OK, also if the broker has taken it back; HANDOFF_ERR_INVALID_ARGUMENT, also if
+ *         no such arrival is held, or for a wrong `reason`, after which it still is;
  *         HANDOFF_ERR_WRONG_PROCESS.
  */
 handoff_status handoff_backend_reject(handoff_backend *backend,
@@ -363,14 +365,15 @@ handoff_status handoff_backend_reject(handoff_backend *backend,
                                       handoff_reason reason) HANDOFF_NOEXCEPT;
 
 /**
- * Stops listening and tells the brokers to offer no more, also those that it has not accepted yet. A
- * successor can then listen at the path.
+ * Stops listening and tells the brokers to offer no more, also those that it has not accepted yet.
+ * A successor can then listen at the path.
  *
- * Go on: dispatch, take every arrival with next, adopt or reject it. When a dispatch leaves `held` in the
- * statistics at 0, free the backend at once: the brokers take back what has not arrived, and
- * only then connect to the successor. What you adopted stays yours. A program without an event
+ * Go on: dispatch, take every arrival with next, adopt or reject it. When a dispatch leaves `held`
+ * in the statistics at 0, free the backend at once: the brokers take back what has not arrived,
+ * and only then connect to the successor. What you adopted stays yours. A program without an event
  * loop calls handoff_backend_accept() with a `wait_ms` of 0 until it does not return HANDOFF_OK,
- * then handoff_backend_free(). With a negative `wait_ms`, handoff_backend_accept() may now wait forever.
+ * then handoff_backend_free(). With a negative `wait_ms`, handoff_backend_accept() may now wait
+ * forever.
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.
@@ -460,9 +463,9 @@ const char *handoff_backend_last_error(const handoff_backend *backend) HANDOFF_N
  *
  * It sends the verdicts that wait, and closes every channel and every connection that was not
  * adopted. What you adopted is yours and stays open. The socket's file is removed if it is still
- * the one that was made. In another process than the one that used the backend first, the call closes
- * that process's copies only. If none has used it, the one that made it removes the file, unless it has
- * called fork() since: a child may use it.
+ * the one that was made. In another process than the one that used the backend first, the call
+ * closes that process's copies only. If none has used it, the one that made it removes the file,
+ * unless it has called fork() since: a child may use it.
  *
  * @param backend  the backend, or NULL, which does nothing
  */

@@ -1,6 +1,6 @@
 /*
- * handoff/backends.h: several backends of one broker, and the state of each. The rules that hold for
- * every call are in handoff.h.
+ * handoff/backends.h: several backends of one broker, and the state of each. The rules that hold
+ * for every call are in handoff.h.
  *
  * A broker has the backend that it was made with, and those that you add. If it is made with a
  * directory, each worker that listens there is a backend. Offer, and take verdicts, as with one
@@ -41,8 +41,8 @@ typedef struct handoff_broker_backend {
     /** The most offers in flight at it: 1 to 4096, default the broker's. */
     size_t max_in_flight;
     /**
-     * It rests after this many failures: 1 to 4096, default the broker's; HANDOFF_NO_LIMIT: it never
-     * rests.
+     * It rests after this many failures: 1 to 4096, default the broker's; HANDOFF_NO_LIMIT: it
+     * never rests.
      */
     size_t max_failures;
     /** How long a failure counts, in milliseconds: default the broker's. */
@@ -68,17 +68,17 @@ handoff_status handoff_broker_backend_init(handoff_broker_backend *backend,
                                            size_t size) HANDOFF_NOEXCEPT;
 
 /**
- * Adds a backend, or a directory of backends, to a broker. If the broker has it already, its weight
- * and flags change now, and its limits with its next channel. Two paths to one socket, such as `a/b` and
- * `./a/b`, are two backends.
+ * Adds a backend, or a directory of backends, to a broker. If the broker has it already, its
+ * weight and flags change now, and its limits with its next channel. Two paths to one socket, such
+ * as `a/b` and `./a/b`, are two backends.
  *
- * An offer goes to the backend with the fewest offers in flight for its weight, among those that can take
- * it now. Only offers without a verdict are in flight: what a backend has adopted does not count, so one
- * with enough to do rejects with HANDOFF_REASON_BACKEND_BUSY. If that one is busy, draining or gone, or
- * has not answered after `attempt_timeout_ms`, the offer is taken back and goes to the next one: until one
- * adopts it, each has had it once, or the offer's timeout passes. Rejections for other reasons are about
- * the client and final: handoff_backend_reject() lists those that are not. There is one verdict, about the
- * last attempt.
+ * An offer goes to the backend with the fewest offers in flight for its weight, among those that
+ * can take it now. Only offers without a verdict are in flight: what a backend has adopted does
+ * not count, so one with enough to do rejects with HANDOFF_REASON_BACKEND_BUSY. If that one is
+ * busy, draining or gone, or has not answered after `attempt_timeout_ms`, the offer is taken back
+ * and goes to the next one: until one adopts it, each has had it once, or the offer's timeout
+ * passes. Rejections for other reasons are about the client and final: handoff_backend_reject()
+ * lists those that are not. There is one verdict, about the last attempt.
  *
  * @param broker   the broker
  * @param backend  the backend; read during the call only
@@ -96,13 +96,13 @@ handoff_status handoff_broker_add(handoff_broker *broker,
                                   const handoff_broker_backend *backend) HANDOFF_NOEXCEPT;
 
 /**
- * Removes a backend, or a directory with the backends that were found in it. It gets no more offers.
- * Those in flight end as they would, then the channel is closed.
+ * Removes a backend, or a directory with the backends that were found in it. It gets no more
+ * offers. Those in flight end as they would, then the channel is closed.
  *
  * @param broker  the broker
  * @param path    the path with which it was added, or that it has in a directory: there it stays
- *                removed until its file comes anew. Backends in a directory that were also added by
- *                their own paths stay when the directory is removed
+ *                removed until its file comes anew. Backends in a directory that were also added
+ *                by their own paths stay when the directory is removed
  * @return HANDOFF_OK; HANDOFF_NOTHING if the broker has no such backend;
  *         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL; HANDOFF_ERR_WRONG_PROCESS;
  *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_SYSTEM if no timer could be set: the backend is removed,
@@ -114,11 +114,11 @@ handoff_status handoff_broker_remove(handoff_broker *broker, const char *path) H
 /**
  * Returns how many offers without preread and metadata would be taken now.
  *
- * After HANDOFF_ERR_FULL, or another refusal that is about the backend, you may keep the client in a
- * queue of your own. The descriptor becomes readable when an offer would be taken again: call
- * handoff_broker_dispatch(), take the verdicts, and offer until HANDOFF_ERR_FULL comes again: a long
- * preread can be refused while there is room for an offer without. Serve a client yourself if it has
- * waited too long in the queue.
+ * After HANDOFF_ERR_FULL, or another refusal that is about the backend, you may keep the client in
+ * a queue of your own. The descriptor becomes readable when an offer would be taken again: call
+ * handoff_broker_dispatch(), take the verdicts, and offer until HANDOFF_ERR_FULL comes again: a
+ * long preread can be refused while there is room for an offer without. Serve a client yourself if
+ * it has waited too long in the queue.
  *
  * @param broker  the broker
  * @return the number; 0 if none would be taken, and on error, with errno and handoff_last_error()
@@ -143,11 +143,11 @@ size_t handoff_broker_room(handoff_broker *broker) HANDOFF_NOEXCEPT;
  * In `state`: it rests, because it failed too often. Offers are refused with
  * HANDOFF_ERR_RATE_LIMITED, unless another backend can take them.
  *
- * Meanwhile one offer at a time is taken, as a trial: the first after 1 second, then after pauses of
- * 2, 4, 8, 8 ... seconds, at most `failure_period_ms`. An adoption or a new channel ends the rest and
- * resets the count of failures. What timed out keeps its place until the backend answers: while it
- * has no place left, there is no trial, and if nothing is in flight there either, it rests although it
- * has not failed so often.
+ * Meanwhile one offer at a time is taken, as a trial: the first after 1 second, then after pauses
+ * of 2, 4, 8, 8 ... seconds, at most `failure_period_ms`. An adoption or a new channel ends the
+ * rest and resets the count of failures. What timed out keeps its place until the backend answers:
+ * while it has no place left, there is no trial, and if nothing is in flight there either, it
+ * rests although it has not failed so often.
  */
 #define HANDOFF_BACKEND_RESTING 4
 
@@ -159,8 +159,8 @@ typedef struct handoff_backend_state {
     /** Set by HANDOFF_BACKEND_STATE_INIT. */
     size_t size;
     /**
-     * Its path. In a directory it can have any byte in it but 0: replace control characters before you
-     * print it. Valid until the next call with this broker.
+     * Its path. In a directory it can have any byte in it but 0: replace control characters before
+     * you print it. Valid until the next call with this broker.
      */
     const char *path;
     /**
@@ -178,24 +178,25 @@ typedef struct handoff_backend_state {
      */
     handoff_status status;
     /**
-     * The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if the
-     * backend has too many channels, ESHUTDOWN if it drains, ENOSR if it is at a limit of its
-     * descriptors or memory; ETIMEDOUT, ECONNRESET or EPROTO if whoever listens is silent, hangs up, or
-     * speaks something else.
+     * The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if
+     * the backend has too many channels, ESHUTDOWN if it drains, ENOSR if it is at a limit of its
+     * descriptors or memory; ETIMEDOUT, ECONNRESET or EPROTO if whoever listens is silent, hangs
+     * up, or speaks something else.
      */
     int error;
     /** Reserved: always 0. */
     uint32_t reserved;
     /**
-     * A sentence about it, or "", as of handoff_last_error(). Valid until the next call with this broker.
+     * A sentence about it, or "", as of handoff_last_error(). Valid until the next call with this
+     * broker.
      */
     const char *message;
     /** How long it has been in this state, in milliseconds. */
     uint64_t since_ms;
     /**
-     * How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it does
-     * already; HANDOFF_NO_TIMEOUT: neither is planned, as at a backend that rests and, when its trial
-     * is due, has no place for it until it answers.
+     * How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it
+     * does already; HANDOFF_NO_TIMEOUT: neither is planned, as at a backend that rests and, when
+     * its trial is due, has no place for it until it answers.
      */
     uint64_t next_ms;
     /** Offers in flight at it. */
@@ -207,7 +208,8 @@ typedef struct handoff_backend_state {
     /** Attempts to connect that failed. */
     uint64_t failed_connects;
     /**
-     * Offers that it was chosen for, first or after another backend, also if they were not sent in time.
+     * Offers that it was chosen for, first or after another backend, also if they were not sent in
+     * time.
      */
     uint64_t offered;
     /** Those that it adopted. */
@@ -215,8 +217,8 @@ typedef struct handoff_backend_state {
     /** Those that you took back. */
     uint64_t taken_back;
     /**
-     * Those that it did not adopt, by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on. Another
-     * backend may have adopted them.
+     * Those that it did not adopt, by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on.
+     * Another backend may have adopted them.
      */
     uint64_t fallbacks[32];
     /**
@@ -237,8 +239,8 @@ typedef struct handoff_backend_state {
 
 /**
  * Gets the state of one of a broker's backends. For all of them, call it with 0, 1, 2 and so on
- * until it returns HANDOFF_NOTHING. It makes no system call. The last ones are the directories that
- * cannot be read, HANDOFF_BACKEND_DOWN.
+ * until it returns HANDOFF_NOTHING. It makes no system call. The last ones are the directories
+ * that cannot be read, HANDOFF_BACKEND_DOWN.
  *
  * @param broker      the broker
  * @param index       which backend: they are numbered from 0 in the order in which they came, and

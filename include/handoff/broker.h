@@ -23,8 +23,8 @@ extern "C" {
 /**
  * The broker's end of the channels to its backends.
  *
- * It belongs to the process that uses it first. You can make it before fork(): until its first use,
- * each copy that a child gets becomes a broker of its own.
+ * It belongs to the process that uses it first. You can make it before fork(): until its first
+ * use, each copy that a child gets becomes a broker of its own.
  */
 typedef struct handoff_broker handoff_broker;
 
@@ -33,15 +33,15 @@ typedef struct handoff_broker_options {
     /** Set by HANDOFF_BROKER_OPTIONS_INIT. */
     size_t size;
     /**
-     * The most offers in flight at each backend: 1 to 4096, default 256. A backend may allow fewer:
-     * to have more, set it at both ends; with long prereads `queue_bytes` here and `max_held_bytes`
-     * at the backend, too.
+     * The most offers in flight at each backend: 1 to 4096, default 256. A backend may allow
+     * fewer: to have more, set it at both ends; with long prereads `queue_bytes` here and
+     * `max_held_bytes` at the backend, too.
      */
     size_t max_in_flight;
     /**
      * How long an offer may wait for its verdict, in milliseconds, unless the offer says
-     * otherwise: default 5000; HANDOFF_NO_TIMEOUT. It is taken back by the first dispatch after that,
-     * for which the descriptor becomes readable.
+     * otherwise: default 5000; HANDOFF_NO_TIMEOUT. It is taken back by the first dispatch after
+     * that, for which the descriptor becomes readable.
      */
     uint64_t timeout_ms;
     /**
@@ -63,8 +63,8 @@ typedef struct handoff_broker_options {
     size_t queue_bytes;
     /**
      * The backend rests after this many failures within `failure_period_ms`: 1 to 4096, default 8;
-     * HANDOFF_NO_LIMIT: it never rests. A failure is an offer that was sent and timed out, also after
-     * `attempt_timeout_ms`. See HANDOFF_BACKEND_RESTING.
+     * HANDOFF_NO_LIMIT: it never rests. A failure is an offer that was sent and timed out, also
+     * after `attempt_timeout_ms`. See HANDOFF_BACKEND_RESTING.
      */
     size_t max_failures;
     /** How long a failure counts, in milliseconds: default 30000. */
@@ -87,12 +87,13 @@ typedef struct handoff_broker_options {
     /** HANDOFF_BROKER_SHARED, or 0. */
     uint32_t flags;
     /**
-     * How many microseconds handoff_broker_offer_and_wait() keeps a processor busy before it sleeps,
-     * and handoff_broker_dispatch() before it returns with nothing new while offers are in flight: at
-     * most 10000, default 0. It saves the time to wake up if backend and broker have a processor each
-     * with little else to do. If they don't, it keeps the other from running, and each side that does it
-     * makes a handoff take up to so much longer. To make use of it in an event loop, call dispatch again
-     * as long as handoff_broker_next() returned anything after it, and wait otherwise.
+     * How many microseconds handoff_broker_offer_and_wait() keeps a processor busy before it
+     * sleeps, and handoff_broker_dispatch() before it returns with nothing new while offers are in
+     * flight: at most 10000, default 0. It saves the time to wake up if backend and broker have a
+     * processor each with little else to do. If they don't, it keeps the other from running, and
+     * each side that does it makes a handoff take up to so much longer. To make use of it in an
+     * event loop, call dispatch again as long as handoff_broker_next() returned anything after it,
+     * and wait otherwise.
      * It has no effect with HANDOFF_BROKER_SHARED.
      */
     uint32_t spin_us;
@@ -132,16 +133,16 @@ handoff_status handoff_broker_options_init(handoff_broker_options *options,
  * It does no I/O and opens nothing. The first use starts to connect; after that the broker
  * reconnects by itself whenever the channel ends.
  *
- * @param path         the handoff socket's path, at most 107 bytes; "@" starts an abstract name. If
- *                     it ends in '/', every socket in that directory is a backend: see
+ * @param path         the handoff socket's path, at most 107 bytes; "@" starts an abstract name.
+ *                     If it ends in '/', every socket in that directory is a backend: see
  *                     handoff_broker_backend. NULL: no backend yet
  * @param options      the limits, or NULL for the defaults; read during the call only
  * @param[out] broker  the broker; free it with handoff_broker_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL, the path cannot be a
  *         socket's, the `size` of the options or of their `policy` is wrong, a list of the policy
  *         is NULL but not empty, `flags` has an unknown bit, or `reconnect_min_ms` is more than
- *         `reconnect_max_ms`; HANDOFF_ERR_UNSUPPORTED if this library does not know a field that is
- *         set; HANDOFF_ERR_NO_MEMORY.
+ *         `reconnect_max_ms`; HANDOFF_ERR_UNSUPPORTED if this library does not know a field that
+ *         is set; HANDOFF_ERR_NO_MEMORY.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_new(const char *path,
@@ -197,18 +198,19 @@ typedef struct handoff_offer {
 
 /**
  * In handoff_offer.flags: more offers follow, so this one need not be sent yet. Call
- * handoff_broker_flush() before you wait, also after HANDOFF_ERR_FULL: the descriptor does not become
- * readable for what is unsent, and that takes room and times out like any offer. What waits is also
- * sent by the next accepted offer without the flag, by handoff_broker_dispatch(), and as soon as it
- * makes a good packet by itself.
+ * handoff_broker_flush() before you wait, also after HANDOFF_ERR_FULL: the descriptor does not
+ * become readable for what is unsent, and that takes room and times out like any offer. What waits
+ * is also sent by the next accepted offer without the flag, by handoff_broker_dispatch(), and as
+ * soon as it makes a good packet by itself.
  */
 #define HANDOFF_OFFER_MORE 1
 
 /**
- * In handoff_offer.flags: the kernel does this connection's TLS, in both directions (kTLS). The library
- * asks it whether it does. Preread is what your TLS library has decrypted; nothing undecrypted may be
- * left there, nor may there be a record that it has begun to read or write. After the verdict
- * HANDOFF_ADOPTED free its object without a close_notify or another byte on the connection.
+ * In handoff_offer.flags: the kernel does this connection's TLS, in both directions (kTLS). The
+ * library asks it whether it does. Preread is what your TLS library has decrypted; nothing
+ * undecrypted may be left there, nor may there be a record that it has begun to read or write.
+ * After the verdict HANDOFF_ADOPTED free its object without a close_notify or another byte on the
+ * connection.
  */
 #define HANDOFF_OFFER_TLS 2
 
@@ -234,7 +236,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  * @return HANDOFF_OK;
  *         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, also if the backend is draining:
  *         handoff_last_error() says why;
- *         HANDOFF_ERR_TOO_MANY_CHANNELS if there is none because the backend has as many as it may;
+ *         HANDOFF_ERR_TOO_MANY_CHANNELS if there is none because the backend has as many as it
+ *         may;
  *         HANDOFF_ERR_WOULD_BLOCK if there is none because too many brokers wait to be accepted;
  *         HANDOFF_ERR_PERMISSION_DENIED if there is none because this process may not connect, or
  *         the backend does not allow its user;
@@ -244,8 +247,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         adopted, that the backend has not answered) or of queued bytes is reached, too many
  *         verdicts are not taken, or the backend has not granted its places yet: on a new channel
  *         they come in a moment, and not all at once. handoff_last_error() says which;
- *         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or what timed out has
- *         taken all its places, see HANDOFF_BACKEND_RESTING;
+ *         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or what timed out
+ *         has taken all its places, see HANDOFF_BACKEND_RESTING;
  *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
  *         `correlation` is too long;
  *         HANDOFF_ERR_NOT_TLS with HANDOFF_OFFER_TLS, if the kernel does not do the TLS of `fd` in
@@ -254,8 +257,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         or both forms of preread are set;
  *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_UNSUPPORTED if this
- *         system lacks what a channel needs, the backend speaks another version of the protocol, or
- *         its library is too old for HANDOFF_OFFER_TLS;
+ *         system lacks what a channel needs, the backend speaks another version of the protocol,
+ *         or its library is too old for HANDOFF_OFFER_TLS;
  *         HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG is RLIMIT_FSIZE, for the memory
  *         that the two ends share counts as a file.
  *
@@ -263,8 +266,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  * take one soon.
  *
  * After a refusal that is about the backend and not about this offer (HANDOFF_ERR_FULL,
- * _RATE_LIMITED, _BACKEND_UNAVAILABLE, _TOO_MANY_CHANNELS and so on) the descriptor becomes readable
- * when an offer would be taken again, if nothing waits for handoff_broker_flush(): see
+ * _RATE_LIMITED, _BACKEND_UNAVAILABLE, _TOO_MANY_CHANNELS and so on) the descriptor becomes
+ * readable when an offer would be taken again, if nothing waits for handoff_broker_flush(): see
  * handoff_broker_room().
  *
  * After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
@@ -315,8 +318,8 @@ int handoff_broker_fd(handoff_broker *broker) HANDOFF_NOEXCEPT;
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
  *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
  *         HANDOFF_ERR_UNSUPPORTED at the first use; HANDOFF_ERR_SYSTEM. After an error call it
- *         again. A problem with the backend is not an error here: it is the reason in the verdicts,
- *         and the status of the next offer.
+ *         again. A problem with the backend is not an error here: it is the reason in the
+ *         verdicts, and the status of the next offer.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_dispatch(handoff_broker *broker) HANDOFF_NOEXCEPT;
@@ -334,8 +337,8 @@ typedef struct handoff_verdict {
     /**
      * Why it is a fallback. With HANDOFF_ADOPTED: HANDOFF_REASON_NONE;
      * HANDOFF_REASON_BACKEND_DIED; or HANDOFF_REASON_INTEGRITY_MISMATCH if the backend broke the
-     * protocol: it may have adopted the connection, so do not serve it. Without a reason the backend
-     * may have died since.
+     * protocol: it may have adopted the connection, so do not serve it. Without a reason the
+     * backend may have died since.
      */
     handoff_reason reason;
     /**
@@ -349,9 +352,9 @@ typedef struct handoff_verdict {
     /** How many backends it was offered to. */
     uint32_t tries;
     /**
-     * The path of the backend that adopted it, or of the last one that had it. In a directory it can
-     * have any byte in it but 0: replace control characters before you print it. Valid until the next
-     * call with this broker.
+     * The path of the backend that adopted it, or of the last one that had it. In a directory it
+     * can have any byte in it but 0: replace control characters before you print it. Valid until
+     * the next call with this broker.
      */
     const char *backend;
     /**
@@ -383,9 +386,9 @@ handoff_status handoff_broker_next(handoff_broker *broker,
  * Offers a connection and waits for its verdict. For programs without an event loop.
  *
  * It waits for the channel, for room and for the verdict, together at most the offer's
- * `timeout_ms`. After a channel has ended, maybe long ago, it waits for the first attempt to connect
- * again. If connecting fails or is to wait for the next attempt, if the backend turns this broker
- * away, and while it drains, it returns the error at once.
+ * `timeout_ms`. After a channel has ended, maybe long ago, it waits for the first attempt to
+ * connect again. If connecting fails or is to wait for the next attempt, if the backend turns this
+ * broker away, and while it drains, it returns the error at once.
  *
  * @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
  * @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect
@@ -408,8 +411,8 @@ handoff_status handoff_broker_offer_and_wait(handoff_broker *broker,
  * would wait, takes its offer back and returns HANDOFF_WOKEN.
  *
  * If the backend has adopted the connection, the call returns that verdict, and the next one is
- * woken. With HANDOFF_BROKER_SHARED it ends every wait that runs; if there is none, or each of them
- * returns a verdict, the next one is woken.
+ * woken. With HANDOFF_BROKER_SHARED it ends every wait that runs; if there is none, or each of
+ * them returns a verdict, the next one is woken.
  *
  * @param broker  the broker; nobody may free it meanwhile
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -436,8 +439,8 @@ HANDOFF_MUST_USE
 handoff_status handoff_broker_take_back(handoff_broker *broker, uint64_t id) HANDOFF_NOEXCEPT;
 
 /**
- * Takes every offer back and closes the channels. Then call handoff_broker_next() for the verdicts,
- * HANDOFF_REASON_BROKER_CLOSED unless the backend was first, and handoff_broker_free().
+ * Takes every offer back and closes the channels. Then call handoff_broker_next() for the
+ * verdicts, HANDOFF_REASON_BROKER_CLOSED unless the backend was first, and handoff_broker_free().
  *
  * The statistics and the last error can still be read. Calls that need the channel return
  * HANDOFF_ERR_CLOSED, and handoff_broker_fd() returns -1.

@@ -19,13 +19,13 @@ extern "C" {
 /**
  * Gets the value of a constant of the headers.
  *
- * HANDOFF_NO_TIMEOUT and HANDOFF_NO_LIMIT are -1: every bit of the field is set. The version and its
- * parts are the library's; as text handoff_version() has it.
+ * HANDOFF_NO_TIMEOUT and HANDOFF_NO_LIMIT are -1: every bit of the field is set. The version and
+ * its parts are the library's; as text handoff_version() has it.
  *
  * @param name        its name, such as "HANDOFF_ERR_FULL"
  * @param[out] value  its value
- * @return HANDOFF_OK; HANDOFF_NOTHING if this library has no such constant, or it is not an integer;
- *         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or misaligned.
+ * @return HANDOFF_OK; HANDOFF_NOTHING if this library has no such constant, or it is not an
+ *         integer; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or misaligned.
  *
  * Safe in any thread and after fork().
  */
@@ -35,8 +35,8 @@ handoff_status handoff_constant(const char *name, int64_t *value) HANDOFF_NOEXCE
 /**
  * Gets the size of a struct of the headers, as the library knows it.
  *
- * A binding that was written for an older library knows a smaller one. That is not an error: it sets
- * the size that it knows. Compare its fields with handoff_field().
+ * A binding that was written for an older library knows a smaller one. That is not an error: it
+ * sets the size that it knows. Compare its fields with handoff_field().
  *
  * @param name       its name, such as "handoff_offer"
  * @param[out] size  sizeof the struct, in bytes

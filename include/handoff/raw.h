@@ -77,7 +77,8 @@ bool handoff_raw_token_equal(const handoff_raw_token *a,
 typedef struct handoff_raw_store handoff_raw_store;
 
 /**
- * The limits of a token store. Zero is the default in every field. Out-of-range values are clamped.
+ * The limits of a token store. Zero is the default in every field. Out-of-range values are
+ * clamped.
  */
 typedef struct handoff_raw_store_options {
     /** Set by HANDOFF_RAW_STORE_OPTIONS_INIT. */
@@ -228,9 +229,9 @@ handoff_status handoff_raw_connect(const char *path, int *socket) HANDOFF_NOEXCE
  * blocks.
  *
  * @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. One of two
- *                datagram sockets, socketpair(2), will do, but who waits there does not see that the
- *                other is closed. A TCP socket is refused. Over any other the system sends the token
- *                without the descriptor, and no error says so.
+ *                datagram sockets, socketpair(2), will do, but who waits there does not see that
+ *                the other is closed. A TCP socket is refused. Over any other the system sends the
+ *                token without the descriptor, and no error says so.
  * @param fd      the descriptor to send, not `socket` itself. It stays yours, open and unchanged,
  *                and you may close it when this returns.
  * @param token   its token
@@ -254,7 +255,8 @@ handoff_status handoff_raw_send(int socket,
  * @param token        see handoff_raw_send()
  * @param[out] socket  the connection, on which the acknowledgement will come; non-blocking and
  *                     close-on-exec; close(2) it
- * @return as handoff_raw_connect() and handoff_raw_send(). After an error no connection stays open.
+ * @return as handoff_raw_connect() and handoff_raw_send(). After an error no connection stays
+ *         open.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_send_path(const char *path,
@@ -272,9 +274,9 @@ handoff_status handoff_raw_send_path(const char *path,
  * @param wait_ms     how long to wait, in milliseconds, as in poll(2)
  * @param[out] token  the token, for the acknowledgement; may be NULL
  * @param[out] fd     the descriptor, close-on-exec; close(2) it
- * @return HANDOFF_OK, or another status of handoff_raw_receive(); HANDOFF_ERR_TOKEN_MISMATCH if it is
- *         not `expected`; HANDOFF_ERR_TOKEN_EXPIRED; HANDOFF_ERR_TOKEN_NOT_PENDING if the store never
- *         held it or it was already used.
+ * @return HANDOFF_OK, or another status of handoff_raw_receive(); HANDOFF_ERR_TOKEN_MISMATCH if it
+ *         is not `expected`; HANDOFF_ERR_TOKEN_EXPIRED; HANDOFF_ERR_TOKEN_NOT_PENDING if the store
+ *         never held it or it was already used.
  *
  * After an error no descriptor that came stays open, and you must close the socket.
  * HANDOFF_TIMED_OUT is no error: the socket stays usable.
@@ -309,7 +311,8 @@ handoff_status handoff_raw_receive(int socket,
                                    int *fd) HANDOFF_NOEXCEPT;
 
 /**
- * Backend: sends a token without a descriptor. It allows the broker one message on this connection.
+ * Backend: sends a token without a descriptor. It allows the broker one message on this
+ * connection.
  *
  * A token that comes back with a descriptor proves that this backend allowed the message. The call
  * never blocks.
@@ -385,8 +388,8 @@ typedef struct handoff_raw_ack {
     { sizeof(handoff_raw_ack), { { 0 } }, 0, 0 }
 
 /**
- * Broker: waits for the acknowledgement of one message. When the time is up, something else arrives
- * or the wait fails, it takes the message back as handoff_raw_take_back() does.
+ * Broker: waits for the acknowledgement of one message. When the time is up, something else
+ * arrives or the wait fails, it takes the message back as handoff_raw_take_back() does.
  *
  * @param socket      the connection that the message was sent on. After an error close(2) it.
  * @param token       the message's token
@@ -395,9 +398,9 @@ typedef struct handoff_raw_ack {
  * @return HANDOFF_OK; HANDOFF_ERR_ACK_TIMEOUT; HANDOFF_ERR_END_OF_STREAM if the backend closed the
  *         connection, or receiving failed and the message was taken back;
  *         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED. After these errors the connection
- *         is yours. HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable:
- *         the message could not be taken back, so the backend may own the connection, and you must
- *         not serve it.
+ *         is yours. HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not
+ *         usable: the message could not be taken back, so the backend may own the connection, and
+ *         you must not serve it.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_ack_wait(int socket,
@@ -421,9 +424,10 @@ handoff_status handoff_raw_ack_receive(int socket, handoff_raw_ack *ack) HANDOFF
 /**
  * Broker: takes back every message of a connection that is not acknowledged yet.
  *
- * From now on handoff_raw_ack_accept() fails in the backend. Acknowledgements that were sent before
- * can still be taken with handoff_raw_ack_receive(), until it returns HANDOFF_ERR_END_OF_STREAM or
- * HANDOFF_NOTHING. From then on every other message is certainly a fallback.
+ * From now on handoff_raw_ack_accept() fails in the backend. Acknowledgements that were sent
+ * before can still be taken with handoff_raw_ack_receive(), until it returns
+ * HANDOFF_ERR_END_OF_STREAM or HANDOFF_NOTHING. From then on every other message is certainly a
+ * fallback.
  *
  * @param socket  the connection that messages were sent on. It stays open, but nothing more can be
  *                handed over on it.
@@ -546,8 +550,8 @@ handoff_status handoff_raw_listener_options_init(handoff_raw_listener_options *o
 /**
  * A listening handoff socket, and the file that it made.
  *
- * Any number of threads may accept on it, and so may children of fork(). Only the process that made
- * it removes the file.
+ * Any number of threads may accept on it, and so may children of fork(). Only the process that
+ * made it removes the file.
  */
 typedef struct handoff_raw_listener handoff_raw_listener;
 
@@ -638,7 +642,8 @@ typedef struct handoff_raw_peer {
  *         connected Unix socket; HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not a socket, a
  *         `size` is wrong or a list is NULL but not empty.
  *
- * Safe in any thread and after fork(). Allocates only to look at more than 256 supplementary groups.
+ * Safe in any thread and after fork(). Allocates only to look at more than 256 supplementary
+ * groups.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_peer_check(int socket,
@@ -796,8 +801,8 @@ size_t handoff_raw_pending_length(const handoff_raw_pending *pending) HANDOFF_NO
 void handoff_raw_pending_free(handoff_raw_pending *pending) HANDOFF_NOEXCEPT;
 
 /**
- * The recent failures of each backend, and which of them rest, for a broker that uses the raw layer. A channel counts its
- * backend's failures itself.
+ * The recent failures of each backend, and which of them rest, for a broker that uses the raw
+ * layer. A channel counts its backend's failures itself.
  *
  * Any number of threads may use one at once. After fork() in a program with several threads, make
  * a new one in the child: another thread may have held the lock.
@@ -814,8 +819,8 @@ typedef struct handoff_raw_failures_options {
     /** A backend rests after this many failures within `period_ms`: 1 to 4096, default 8. */
     size_t max_failures;
     /**
-     * How long a failure counts, in milliseconds: default 30000. Also the longest pause between two
-     * trials, if it is under 8000, and when a trial counts as over that nobody reports on.
+     * How long a failure counts, in milliseconds: default 30000. Also the longest pause between
+     * two trials, if it is under 8000, and when a trial counts as over that nobody reports on.
      */
     uint64_t period_ms;
     /**
@@ -895,9 +900,9 @@ typedef struct handoff_raw_decision {
 /**
  * Decides whether to try a backend.
  *
- * A backend that failed too often rests until handoff_raw_failures_record_success(). Meanwhile this
- * call lets one attempt at a time through, as a trial: the first after 1 second, then after pauses
- * of 2, 4, 8, 8 ... seconds. The pause begins when the trial has ended. So after
+ * A backend that failed too often rests until handoff_raw_failures_record_success(). Meanwhile
+ * this call lets one attempt at a time through, as a trial: the first after 1 second, then after
+ * pauses of 2, 4, 8, 8 ... seconds. The pause begins when the trial has ended. So after
  * HANDOFF_REASON_NONE make the attempt, and report how it ended with
  * handoff_raw_failures_record_success() or handoff_raw_failures_record_failure(). A trial that
  * nobody reports on counts as over after `period_ms`.

@@ -60,9 +60,10 @@ extern "C" {
  * What a call returns: HANDOFF_OK, a positive number if there is no result but also no error, or
  * a negative HANDOFF_ERR_*.
  *
- * After an error errno is the system's error. If the system had no part in it, it is 0, or a number
- * that says the same, see `error` in handoff_backend_state. handoff_last_error() returns a message.
- * Out parameters are untouched unless the status is HANDOFF_OK. A number never changes its meaning.
+ * After an error errno is the system's error. If the system had no part in it, it is 0, or a
+ * number that says the same, see `error` in handoff_backend_state. handoff_last_error() returns a
+ * message. Out parameters are untouched unless the status is HANDOFF_OK. A number never changes
+ * its meaning.
  */
 typedef int32_t handoff_status;
 
@@ -99,7 +100,8 @@ typedef int32_t handoff_status;
 const char *handoff_last_error(void) HANDOFF_NOEXCEPT;
 
 /**
- * Returns errno of this thread's last error, for languages that cannot read errno right after a call.
+ * Returns errno of this thread's last error, for languages that cannot read errno right after a
+ * call.
  *
  * @return what errno(3) was then; 0 also if no call has failed yet.
  *
@@ -144,8 +146,8 @@ const char *handoff_version(void) HANDOFF_NOEXCEPT;
  *
  * @return HANDOFF_OK; HANDOFF_ERR_UNSUPPORTED if something is missing, and handoff_last_error()
  *         names it; HANDOFF_ERR_DESCRIPTOR_PRESSURE if it cannot tell, because this process or
- *         the system is out of descriptors; HANDOFF_ERR_SYSTEM if it cannot tell because of another
- *         limit: errno is ENOMEM, for example, or EFBIG for RLIMIT_FSIZE.
+ *         the system is out of descriptors; HANDOFF_ERR_SYSTEM if it cannot tell because of
+ *         another limit: errno is ENOMEM, for example, or EFBIG for RLIMIT_FSIZE.
  *
  * Safe in any thread and after fork(). Opens and closes a few descriptors.
  */
@@ -176,7 +178,8 @@ typedef uint32_t handoff_reason;
  * @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, the positive statuses and
  *         unknown numbers; for errors that a fallback must not hide: HANDOFF_ERR_INVALID_ARGUMENT,
  *         HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED, HANDOFF_ERR_INTERNAL; and for
- *         HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE, which are not about an offer that failed.
+ *         HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE, which are not about an offer that
+ *         failed.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
@@ -193,8 +196,9 @@ handoff_reason handoff_status_reason(handoff_status status) HANDOFF_NOEXCEPT;
 const char *handoff_reason_name(handoff_reason reason) HANDOFF_NOEXCEPT;
 
 /**
- * Tells whether a fallback is all that an error calls for: the connection is certainly yours. Report
- * any other error as well: it is a bug in the caller or in the library, and a fallback would hide it.
+ * Tells whether a fallback is all that an error calls for: the connection is certainly yours.
+ * Report any other error as well: it is a bug in the caller or in the library, and a fallback
+ * would hide it.
  *
  * @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
  *                layer returned. What handoff_broker_dispatch(), handoff_broker_flush() and
@@ -213,13 +217,14 @@ bool handoff_status_is_fallback_safe(handoff_status status) HANDOFF_NOEXCEPT;
  * Tells whether the descriptor may have reached the backend.
  *
  * @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait(),
- *                handoff_broker_take_back() or a call of the raw layer returned, or the `cause` of a
- *                fallback in a handoff_raw_verdict
+ *                handoff_broker_take_back() or a call of the raw layer returned, or the `cause` of
+ *                a fallback in a handoff_raw_verdict
  * @return false if the descriptor was certainly not sent by that call. True for HANDOFF_OK,
  *         HANDOFF_NOTHING, HANDOFF_WOKEN, HANDOFF_ERR_SHORT_WRITE, HANDOFF_ERR_ACK_TIMEOUT,
  *         HANDOFF_ERR_ACK_MISMATCH, HANDOFF_ERR_ACK_MALFORMED, HANDOFF_ERR_RECEIVE_FAILED,
  *         HANDOFF_ERR_END_OF_STREAM, HANDOFF_ERR_TOKEN_NOT_PENDING, HANDOFF_ERR_INTERNAL,
- *         HANDOFF_ERR_TAKEN_BACK, HANDOFF_ERR_TOO_LATE, HANDOFF_ERR_SYSTEM, and for unknown numbers.
+ *         HANDOFF_ERR_TAKEN_BACK, HANDOFF_ERR_TOO_LATE, HANDOFF_ERR_SYSTEM, and for unknown
+ *         numbers.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
@@ -247,8 +252,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_REASON_INTEGRITY_MISMATCH 6
 
 /**
- * No verdict, or in the raw layer no acknowledgement, came by the deadline. Also if the offer was not
- * even sent by then, because nobody called handoff_broker_flush() or there was no room.
+ * No verdict, or in the raw layer no acknowledgement, came by the deadline. Also if the offer was
+ * not even sent by then, because nobody called handoff_broker_flush() or there was no room.
  */
 #define HANDOFF_REASON_ACK_TIMEOUT 7
 
@@ -277,8 +282,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_REASON_BACKEND_DIED 14
 
 /**
- * The client is gone: its connection has ended. Also if you closed the descriptor before it was sent.
- * There is nobody to serve, unless a backend rejected it for this reason and was wrong.
+ * The client is gone: its connection has ended. Also if you closed the descriptor before it was
+ * sent. There is nobody to serve, unless a backend rejected it for this reason and was wrong.
  */
 #define HANDOFF_REASON_CLIENT_GONE 15
 
@@ -298,28 +303,29 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 
 /**
  * An argument is NULL, misaligned or out of range, a path is too long for a Unix socket, or a
- * descriptor is not open or of the wrong kind; handoff_last_error() says which. This is a bug in the
- * caller.
+ * descriptor is not open or of the wrong kind; handoff_last_error() says which. This is a bug in
+ * the caller.
  */
 #define HANDOFF_ERR_INVALID_ARGUMENT (-1)
 
 /**
- * The system lacks something, a struct sets a field that this version does not have, or the backend
- * speaks another version of the protocol or does not know offers with TLS; handoff_last_error() says
- * what. Serve the client another way. Trying again does not help.
+ * The system lacks something, a struct sets a field that this version does not have, or the
+ * backend speaks another version of the protocol or does not know offers with TLS;
+ * handoff_last_error() says what. Serve the client another way. Trying again does not help.
  */
 #define HANDOFF_ERR_UNSUPPORTED (-2)
 
 /**
  * The permissions of the socket's file or directory, a security module, or the backend's policy do
- * not allow it; handoff_last_error() says which. Check the socket's mode and owner, and the policy.
+ * not allow it; handoff_last_error() says which. Check the socket's mode and owner, and the
+ * policy.
  */
 #define HANDOFF_ERR_PERMISSION_DENIED (-3)
 
 /**
  * Nobody listens on the handoff socket, or the other end closed it. Usual while a backend
- * restarts. Or the backend is at a limit of its descriptors or memory; handoff_last_error() says so.
- * Serve the client another way.
+ * restarts. Or the backend is at a limit of its descriptors or memory; handoff_last_error() says
+ * so. Serve the client another way.
  */
 #define HANDOFF_ERR_BACKEND_UNAVAILABLE (-4)
 
@@ -352,8 +358,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_ACK_MALFORMED (-11)
 
 /**
- * Receiving failed with an error that has no status of its own; see errno. After a message was sent,
- * the backend may own the connection: close(2) your copy and serve nothing.
+ * Receiving failed with an error that has no status of its own; see errno. After a message was
+ * sent, the backend may own the connection: close(2) your copy and serve nothing.
  */
 #define HANDOFF_ERR_RECEIVE_FAILED (-12)
 
@@ -462,8 +468,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_NO_MEMORY (-39)
 
 /**
- * The kernel does not do this connection's TLS in both directions; handoff_last_error() says in which
- * it does not. Serve the client another way.
+ * The kernel does not do this connection's TLS in both directions; handoff_last_error() says in
+ * which it does not. Serve the client another way.
  */
 #define HANDOFF_ERR_NOT_TLS (-40)
 
@@ -471,8 +477,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_TLS_KEY_UPDATE (-41)
 
 /**
- * The client has sent a TLS alert other than close_notify; handoff_last_error() says which. Close the
- * connection.
+ * The client has sent a TLS alert other than close_notify; handoff_last_error() says which. Close
+ * the connection.
  */
 #define HANDOFF_ERR_TLS_ALERT (-42)
 

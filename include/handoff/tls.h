@@ -1,28 +1,30 @@
 /*
- * handoff/tls.h: connections whose TLS the kernel does (kTLS of Linux). The rules that hold for every
- * call are in handoff.h.
+ * handoff/tls.h: connections whose TLS the kernel does (kTLS of Linux). The rules that hold for
+ * every call are in handoff.h.
  *
  * The client speaks TLS, and you read and write plain bytes on its socket: send(2), writev(2) and
- * sendfile(2) as on any socket. Two things are different. A record that is no data makes read(2) and
- * recv(2) fail with EIO, so receive with handoff_tls_receive(). And a client may take the end for an
- * attack without an alert, close_notify, so end with handoff_tls_shutdown(). Both do the plain thing
- * on a plain socket, so that one piece of code serves both.
+ * sendfile(2) as on any socket. Two things are different. A record that is no data makes read(2)
+ * and recv(2) fail with EIO, so receive with handoff_tls_receive(). And a client may take the end
+ * for an attack without an alert, close_notify, so end with handoff_tls_shutdown(). Both do the
+ * plain thing on a plain socket, so that one piece of code serves both.
  *
- * In an event loop call handoff_tls_receive() with a wait_ms of 0 until it returns HANDOFF_TIMED_OUT, and
- * with epoll(7) use EPOLLET. Some kernels, such as 6.1, call a socket readable when a part of a record
- * has come: without EPOLLET a client that sends no more would keep the loop busy. A client may also
- * send a byte at a time, so give the whole of what you wait for a deadline.
+ * In an event loop call handoff_tls_receive() with a wait_ms of 0 until it returns
+ * HANDOFF_TIMED_OUT, and with epoll(7) use EPOLLET. Some kernels, such as 6.1, call a socket
+ * readable when a part of a record has come: without EPOLLET a client that sends no more would keep
+ * the loop busy. A client may also send a byte at a time, so give the whole of what you wait for a
+ * deadline.
  *
  * A write need not fail when the client has gone: Linux 6.1 reports that once, perhaps to another
- * process with a copy, and then goes on taking what you send. So a stream that only writes must watch
- * for the end of its input, too: receive, or stop when poll(2) says POLLHUP, which it does without
- * being asked for any event.
+ * process with a copy, and then goes on taking what you send. So a stream that only writes must
+ * watch for the end of its input, too: receive, or stop when poll(2) says POLLHUP, which it does
+ * without being asked for any event.
  *
  * The calls have no state except what you pass in. Different threads may use different sockets at
  * once, and one socket may be received from in one thread and written to in another.
  *
- * You cannot continue a session whose client updates its key: close(2) the connection when you are told
- * of it, because poll(2) and epoll(7) may say nothing more. docs/platforms.md, KeyUpdate, has the rest.
+ * You cannot continue a session whose client updates its key: close(2) the connection when you are
+ * told of it, because poll(2) and epoll(7) may say nothing more. docs/platforms.md, KeyUpdate, has
+ * the rest.
  *
  * Made by cbindgen from src/ffi; do not edit.
  */
@@ -79,8 +81,8 @@ typedef struct handoff_tls_session {
  *
  * @param fd            a socket
  * @param[out] session  its TLS. The strings are constants.
- * @return HANDOFF_OK; HANDOFF_NOTHING if the kernel does no TLS on this socket: what you send is what
- *         the client gets; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket or
+ * @return HANDOFF_OK; HANDOFF_NOTHING if the kernel does no TLS on this socket: what you send is
+ *         what the client gets; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket or
  *         `session->size` is wrong; HANDOFF_ERR_RECEIVE_FAILED if the system refuses to tell.
  */
 HANDOFF_MUST_USE
@@ -93,8 +95,8 @@ handoff_status handoff_tls_get_session(int fd, handoff_tls_session *session) HAN
  * when all of it has come.
  *
  * @param fd             a connection, with TLS that the kernel does, or plain
- * @param buffer         where the data goes. If the call returns anything but HANDOFF_OK, what is there
- *                       has no meaning.
+ * @param buffer         where the data goes. If the call returns anything but HANDOFF_OK, what is
+ *                       there has no meaning.
  * @param len            the room there, at least 1; 16384 takes a whole record
  * @param wait_ms        how long to wait, in milliseconds, as in poll(2)
  * @param[out] received  how many bytes; 0 is the end of the stream: close_notify or, on a plain
@@ -105,11 +107,11 @@ handoff_status handoff_tls_get_session(int fd, handoff_tls_session *session) HAN
  *         HTTP request's does;
  *         HANDOFF_ERR_TLS_KEY_UPDATE if the client has updated its key, which cannot be followed;
  *         HANDOFF_ERR_TLS_ALERT if the client sent another alert: handoff_last_error() says which;
- *         HANDOFF_ERR_TLS_RECORD for any other record that is no data, such as a handshake (a client
- *         that renegotiates), and for what is no record of this connection;
+ *         HANDOFF_ERR_TLS_RECORD for any other record that is no data, such as a handshake (a
+ *         client that renegotiates), and for what is no record of this connection;
  *         HANDOFF_ERR_RECEIVE_FAILED with errno as of recv(2), such as ECONNRESET;
- *         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, or `len` is 0 or more than there can
- *         be.
+ *         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, or `len` is 0 or more than
+ *         there can be.
  *
  * After an error nothing more can be received: close(2) `fd`.
  */
@@ -121,18 +123,19 @@ handoff_status handoff_tls_receive(int fd,
                                    size_t *received) HANDOFF_NOEXCEPT;
 
 /**
- * Ends your direction of a connection, as shutdown(2) with SHUT_WR does. If the kernel does the TLS of
- * what you send, it sends the alert close_notify before that.
+ * Ends your direction of a connection, as shutdown(2) with SHUT_WR does. If the kernel does the
+ * TLS of what you send, it sends the alert close_notify before that.
  *
  * The descriptor stays yours and open: close(2) it next. If the client may still be sending, first
  * receive until the end of the stream: close(2) with unread bytes resets the connection, and the
  * client may lose your last ones.
  *
  * @param fd       a connection, with TLS that the kernel does, or plain
- * @param wait_ms  how long to wait for room in the socket's buffer, in milliseconds, as in poll(2),
- *                 whether the descriptor is non-blocking or not. A plain socket needs none.
- * @return HANDOFF_OK; HANDOFF_TIMED_OUT if there was no room in that time: nothing was sent; call it
- *         again when the socket is writable, or close(2) it without close_notify;
+ * @param wait_ms  how long to wait for room in the socket's buffer, in milliseconds, as in
+ *                 poll(2), whether the descriptor is non-blocking or not. A plain socket needs
+ *                 none.
+ * @return HANDOFF_OK; HANDOFF_TIMED_OUT if there was no room in that time: nothing was sent; call
+ *         it again when the socket is writable, or close(2) it without close_notify;
  *         HANDOFF_ERR_SEND_FAILED with errno as of sendmsg(2) or shutdown(2), such as EPIPE or
  *         ENOTCONN: close(2) it; HANDOFF_ERR_INVALID_ARGUMENT if `fd` is not a socket.
  */

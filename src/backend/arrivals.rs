@@ -148,8 +148,8 @@ impl Arrivals {
         }
     }
 
-    /// Holds an arrival in its slot and queues it for the caller; gives the descriptor back if there
-    /// is no memory for that.
+    /// Holds an arrival in its slot and queues it for the caller; gives the descriptor back if
+    /// there is no memory for that.
     pub(super) fn hold(
         &mut self,
         channel: usize,

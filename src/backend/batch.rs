@@ -1,8 +1,9 @@
-//! The batch: arrivals that the caller takes one after the other. Verdicts are sent together, those of a
-//! packet when the caller takes what follows: by then it has served the client whose bytes it read, and
-//! sending first would make that client wait while the broker is woken. Those of a packet are sent at once
-//! if the last one is a rejection, or comes later than at once. If the caller stops before the end and a
-//! broker may need the verdicts, a timer wakes it and they are sent then.
+//! The batch: arrivals that the caller takes one after the other. Verdicts are sent together, those
+//! of a packet when the caller takes what follows: by then it has served the client whose bytes it
+//! read, and sending first would make that client wait while the broker is woken. Those of a packet
+//! are sent at once if the last one is a rejection, or comes later than at once. If the caller
+//! stops before the end and a broker may need the verdicts, a timer wakes it and they are sent
+//! then.
 
 use std::time::{Duration, Instant};
 

@@ -178,10 +178,10 @@ impl Channel {
         true
     }
 
-    /// Receives the frames of a turn: a few, so that their verdicts are sent before others are received,
-    /// or all, if they bring many offers or the channel has `ended`. Says whether there may be more. An
-    /// error is the end of the channel, which may be hidden if `ended` is false. `index` is the place of
-    /// this channel among the handle's.
+    /// Receives the frames of a turn: a few, so that their verdicts are sent before others are
+    /// received, or all, if they bring many offers or the channel has `ended`. Says whether there
+    /// may be more. An error is the end of the channel, which may be hidden if `ended` is false.
+    /// `index` is the place of this channel among the handle's.
     pub(super) fn receive(
         &mut self,
         index: usize,
@@ -211,7 +211,8 @@ impl Channel {
                 // Kept only behind an arrival that is held: who drains ends when nothing is.
                 let others_wait = arrivals.statistics.arrived > before && arrivals.has_waiting();
                 let may_wait = others_wait && !(ended || many || large || packet.is_empty());
-                // So many as a broker that keeps to its tokens can have offered beside what is held.
+                // So many as a broker that keeps to its tokens can have offered beside what is
+                // held.
                 let most = self.slots.as_ref().map_or(0, |slots| slots.count() - slots.held());
                 if may_wait && kept.keep(index, received, packet, descriptors, most) {
                     continue;
@@ -302,8 +303,8 @@ impl Channel {
         }
     }
 
-    /// Sends what waits: the welcome, verdicts, tokens, and that the backend drains. An error is the
-    /// end of the channel.
+    /// Sends what waits: the welcome, verdicts, tokens, and that the backend drains. An error is
+    /// the end of the channel.
     pub(super) fn flush(
         &mut self,
         key: u64,
@@ -330,7 +331,8 @@ impl Channel {
     }
 }
 
-/// Tells who connected why it is turned away, if that can be sent at once: nobody waits for a stranger.
+/// Tells who connected why it is turned away, if that can be sent at once: nobody waits for a
+/// stranger.
 pub(super) fn say(socket: BorrowedFd<'_>, refusal: &Refusal) {
     let _ = send(socket, &Refusal::header(), &refusal.body());
 }

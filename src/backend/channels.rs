@@ -80,8 +80,8 @@ impl Backend {
         match flushed {
             Err(end) => self.end(index, end),
             Ok(()) if channel.is_deaf() => {
-                // In the next dispatch: until then the caller may read the bytes of what it has adopted,
-                // in slots that the broker may have used again.
+                // In the next dispatch: until then the caller may read the bytes of what it has
+                // adopted, in slots that the broker may have used again.
                 self.is_unheard = true;
                 let _ = self.wake_now();
             }
@@ -113,8 +113,8 @@ impl Backend {
         }
     }
 
-    /// Watches again what the system was short of memory to receive. Called after a wait, so that it is
-    /// told of in the next one.
+    /// Watches again what the system was short of memory to receive. Called after a wait, so that
+    /// it is told of in the next one.
     pub(super) fn watch_again(&mut self) -> Result<(), BackendError> {
         if !std::mem::take(&mut self.is_unreceived) {
             return Ok(());
@@ -169,8 +169,9 @@ impl Backend {
         });
     }
 
-    /// Frees what the last arrivals leave behind: room that is not kept, and channels whose broker has
-    /// gone and of which nothing is held. Not at once, because the caller may still read the bytes.
+    /// Frees what the last arrivals leave behind: room that is not kept, and channels whose broker
+    /// has gone and of which nothing is held. Not at once, because the caller may still read the
+    /// bytes.
     pub(super) fn clear_up(&mut self) {
         let (rooms, channels) = (&mut self.arrivals.rooms, &mut self.channels);
         if rooms.has_surplus() {

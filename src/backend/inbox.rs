@@ -1,6 +1,7 @@
-//! Where packets are received. Of some small ones those behind the first are looked at when the arrivals of
-//! what came before are taken: so verdicts on those go out before others are checked, and the broker has
-//! something to do meanwhile. All came before any of these verdicts, so none reuses a slot of another.
+//! Where packets are received. Of some small ones those behind the first are looked at when the
+//! arrivals of what came before are taken: so verdicts on those go out before others are checked,
+//! and the broker has something to do meanwhile. All came before any of these verdicts, so none
+//! reuses a slot of another.
 
 use crate::memory::{self, NoMemory};
 use crate::sys::arrived::Arrived;
@@ -60,8 +61,9 @@ impl Kept {
         self.opened == self.count
     }
 
-    /// Keeps a packet if it is small, and there is a place; says whether it does. Those of another channel
-    /// are taken first. All that are kept have at most so many descriptors, which nobody has checked.
+    /// Keeps a packet if it is small, and there is a place; says whether it does. Those of another
+    /// channel are taken first. All that are kept have at most so many descriptors, which nobody
+    /// has checked.
     pub(super) fn keep(
         &mut self,
         channel: usize,

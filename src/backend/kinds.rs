@@ -71,15 +71,15 @@ impl Inspector {
         if let Err(rejection) = checked {
             return Some(rejection);
         }
-        // What arrived is a socket, and the one that was offered, as far as both sides can tell. The
-        // kernel does its TLS if the broker says so.
+        // What arrived is a socket, and the one that was offered, as far as both sides can tell.
+        // The kernel does its TLS if the broker says so.
         let found = socket::cookie(descriptor);
         let same = found.is_ok_and(|found| found == cookie || found == 0 || cookie == 0);
         (!same).then_some(Reason::IntegrityMismatch.into())
     }
 
-    /// Whether a descriptor is of an allowed kind. What is no socket, or of a kind without a name, is
-    /// not supported.
+    /// Whether a descriptor is of an allowed kind. What is no socket, or of a kind without a name,
+    /// is not supported.
     ///
     /// Of a TCP socket [`look`](Inspector::look) tells the same with one call instead of two. Where
     /// it does not tell, SO_TYPE and getpeername(2) have the last word, as they have for all other

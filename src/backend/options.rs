@@ -38,8 +38,8 @@ pub struct BackendOptions {
     /// Beyond that, an arrival's memory is freed at the dispatch after it was adopted or rejected.
     pub max_kept_bytes: usize,
     /// How long [`accept`](super::Backend::accept) keeps a processor busy before it sleeps, and
-    /// [`dispatch`](super::Backend::dispatch) before it returns with nothing: 10 milliseconds at most,
-    /// not at all by default.
+    /// [`dispatch`](super::Backend::dispatch) before it returns with nothing: 10 milliseconds at
+    /// most, not at all by default.
     pub spin: Duration,
     /// Which sockets to take. It is an error if they are `unconnected` ones alone.
     pub kinds: Kinds,

@@ -1,7 +1,7 @@
 //! Room for the bytes of arrivals.
 //!
-//! A slot's room stays with the slot for its next arrival, so that none is allocated in the long run.
-//! Two limits bound it: what is held, and what is kept beyond that.
+//! A slot's room stays with the slot for its next arrival, so that none is allocated in the long
+//! run. Two limits bound it: what is held, and what is kept beyond that.
 
 use std::mem;
 

@@ -1,5 +1,5 @@
-//! The slots of one channel as the backend keeps them: which have a token, what is held in them, and
-//! the verdicts that wait to be sent. State only; no I/O.
+//! The slots of one channel as the backend keeps them: which have a token, what is held in them,
+//! and the verdicts that wait to be sent. State only; no I/O.
 
 use super::rooms::Rooms;
 use crate::claim::{self, ClaimTable};
@@ -211,8 +211,8 @@ impl Slots {
         }
     }
 
-    /// Whether the verdict on the arrival in a slot is to be sent with others that are still to come:
-    /// those on the rest of its packet, if the caller has not seen them all, up to a limit.
+    /// Whether the verdict on the arrival in a slot is to be sent with others that are still to
+    /// come: those on the rest of its packet, if the caller has not seen them all, up to a limit.
     pub(super) fn others_follow(&self, slot: usize) -> bool {
         let few = self.verdicts.len() < MANY_VERDICTS * wire::VERDICT_LEN;
         few && self.waiting > 0 && !self.slots[slot].last
@@ -269,8 +269,8 @@ impl Slots {
         claim::is_revoked(self.claims.slot(slot), self.slots[slot].generation)
     }
 
-    /// Why the arrival in a slot, which is not on offer, cannot be adopted. The word may say something
-    /// else by now, but nobody adopts it.
+    /// Why the arrival in a slot, which is not on offer, cannot be adopted. The word may say
+    /// something else by now, but nobody adopts it.
     pub(super) fn why_lost(&self, slot: usize) -> claim::Lost {
         let closed = self.slots[slot].descriptor.is_none();
         if closed || self.is_taken_back(slot) {
@@ -288,8 +288,8 @@ impl Slots {
         claim::adopt(self.claims.slot(slot), self.slots[slot].generation)
     }
 
-    /// Releases the arrival in a slot, and returns its descriptor. Its bytes stay readable until the
-    /// slot is used again or its room is freed.
+    /// Releases the arrival in a slot, and returns its descriptor. Its bytes stay readable until
+    /// the slot is used again or its room is freed.
     pub(super) fn release(&mut self, place: (usize, usize), rooms: &mut Rooms) -> Option<Arrived> {
         let slot = &mut self.slots[place.1];
         self.waiting -= usize::from(slot.state == State::Waiting);
@@ -305,8 +305,8 @@ impl Slots {
         self.slots.len() > without
     }
 
-    /// Adds the verdict on a slot's last offer, with the slot's next token. Without one, the slot is
-    /// owed it.
+    /// Adds the verdict on a slot's last offer, with the slot's next token. Without one, the slot
+    /// is owed it.
     pub(super) fn answer(&mut self, slot: usize, why: Option<Rejection>, next: Option<Token>) {
         let generation = self.slots[slot].generation;
         let reason = why.map_or(0, Rejection::byte);

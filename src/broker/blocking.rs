@@ -43,8 +43,8 @@ impl Broker {
         })
     }
 
-    /// Gives an offer that cannot be taken back its verdict, by ending the channel of the backend that
-    /// has it. No other backend gets it.
+    /// Gives an offer that cannot be taken back its verdict, by ending the channel of the backend
+    /// that has it. No other backend gets it.
     pub(super) fn end_here(&mut self, id: u64) {
         let now = Instant::now();
         let Some((index, slot)) = self.find(id) else { return };

@@ -20,13 +20,14 @@ use crate::sys::event::Events;
 use crate::sys::{self, Received, packet, socket};
 use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, Refusal, Rejection, WireError};
 
-/// What may be in flight is sent in so many parts, so that the backend works on one while the broker
-/// makes the next: if each waited for all that the other does, both would sleep most of the time.
+/// What may be in flight is sent in so many parts, so that the backend works on one while the
+/// broker makes the next: if each waited for all that the other does, both would sleep most of the
+/// time.
 const PARTS: usize = 2;
 /// A part of so many offers is always worth a packet.
 const LARGE_PART: usize = 16;
-/// A smaller part is not, if its backend takes longer to answer: then it is busy with others, and waking
-/// it up is the smaller part of the time.
+/// A smaller part is not, if its backend takes longer to answer: then it is busy with others, and
+/// waking it up is the smaller part of the time.
 const SHORT_ANSWER: Duration = Duration::from_micros(100);
 /// The most parts of a preread that is sent by itself.
 const LARGE_PREREAD_PARTS: usize = 6;
@@ -135,8 +136,8 @@ impl Channel {
         socket::end(self.socket.as_fd());
     }
 
-    /// Whether so many offers wait to be sent that they should not wait for more. `sleeps`: both sides
-    /// may, so that small parts keep them awake.
+    /// Whether so many offers wait to be sent that they should not wait for more. `sleeps`: both
+    /// sides may, so that small parts keep them awake.
     pub(super) fn part_waits(&self, sleeps: bool) -> bool {
         let waiting = self.offers.queued();
         if waiting == 0 {
@@ -147,8 +148,9 @@ impl Channel {
             && (waiting >= LARGE_PART || (sleeps && self.answered_in < SHORT_ANSWER))
     }
 
-    /// Sends the only offer of the queue with its preread, which is the caller's still, and would take
-    /// longer to copy than a packet costs. If that fails it is copied, to be sent by the next flush.
+    /// Sends the only offer of the queue with its preread, which is the caller's still, and would
+    /// take longer to copy than a packet costs. If that fails it is copied, to be sent by the next
+    /// flush.
     pub(super) fn send_large(&mut self, preread: &[IoSlice<'_>], now: Instant) {
         let mut parts = [IoSlice::new(&[]); 2 + LARGE_PREREAD_PARTS];
         let fits = preread.len() <= LARGE_PREREAD_PARTS && !self.full && self.try_again.is_none();
@@ -232,8 +234,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Tries again if it is time for that. Until then what was not received is not watched, because it
-    /// would be told again and again: but only if a timer is set, so that it is not forgotten.
+    /// Tries again if it is time for that. Until then what was not received is not watched, because
+    /// it would be told again and again: but only if a timer is set, so that it is not forgotten.
     #[cold]
     #[inline(never)]
     fn await_memory(&mut self, again: Instant, events: &mut Events, now: Instant) {
@@ -254,8 +256,9 @@ impl Channel {
         Ok(())
     }
 
-    /// Revokes an offer in flight and writes down its end: for this reason, or adopted after all; says
-    /// whether it was adopted. An error is the end of the channel; the offer has its end then, too.
+    /// Revokes an offer in flight and writes down its end: for this reason, or adopted after all;
+    /// says whether it was adopted. An error is the end of the channel; the offer has its end then,
+    /// too.
     pub(super) fn take_back(
         &mut self,
         slot: u32,
@@ -287,8 +290,9 @@ impl Channel {
     }
 
     /// When to look at the words of all offers in flight, so that no adoption stays unknown because
-    /// the backend has not come to its verdicts yet. The verdict on an offer that is alone is late only if
-    /// the backend is busy with that client, so a timer for each of them would cost more than it brings.
+    /// the backend has not come to its verdicts yet. The verdict on an offer that is alone is late
+    /// only if the backend is busy with that client, so a timer for each of them would cost more
+    /// than it brings.
     pub(super) fn look_due(&self) -> Option<Instant> {
         let alone = self.offers.in_flight() + self.offers.unanswered() <= 1;
         self.look_at.map(|look_at| if alone { look_at + LONE_PAUSE } else { look_at })
@@ -309,7 +313,8 @@ impl Channel {
         adopted
     }
 
-    /// Looks at those that are due first, up to one that is not adopted: backends mostly adopt in order.
+    /// Looks at those that are due first, up to one that is not adopted: backends mostly adopt in
+    /// order.
     fn look_at_first(&mut self, ledger: &mut Ledger<'_>) {
         while let Some((slot, _)) = self.offers.earliest() {
             if !self.look(slot, ledger) {
@@ -318,8 +323,8 @@ impl Channel {
         }
     }
 
-    /// Looks at all of them, if it is time for that, and otherwise as after receiving. The pauses grow
-    /// while nothing is sent.
+    /// Looks at all of them, if it is time for that, and otherwise as after receiving. The pauses
+    /// grow while nothing is sent.
     pub(super) fn look_at_words(&mut self, ledger: &mut Ledger<'_>) {
         let now = ledger.now;
         if self.look_at.is_none_or(|look_at| look_at > now) {
@@ -405,7 +410,8 @@ impl Channel {
             for (received, packet) in received.packets.into_iter().flatten() {
                 self.take_packet(&received, packet, ledger)?;
             }
-            // A backend that has answered everything leaves nothing unread, so its end is not hidden.
+            // A backend that has answered everything leaves nothing unread, so its end is not
+            // hidden.
             let answered = self.offers.in_flight() + self.offers.unanswered() == 0;
             if received.all && (answered || !may_have_ended) {
                 return Ok(true);
@@ -414,8 +420,8 @@ impl Channel {
         Ok(false)
     }
 
-    /// Receives what is left at the end: no more than a verdict and a token for each slot, in frames of their
-    /// own, and what has no slot.
+    /// Receives what is left at the end: no more than a verdict and a token for each slot, in
+    /// frames of their own, and what has no slot.
     pub(super) fn receive_last(
         &mut self,
         buffer: &mut [MaybeUninit<u8>],
@@ -508,7 +514,8 @@ impl Channel {
         }
     }
 
-    /// Takes the backend's word for what became of an offer, as far as the claim table bears it out.
+    /// Takes the backend's word for what became of an offer, as far as the claim table bears it
+    /// out.
     fn settle(&mut self, verdict: &wire::Verdict, ledger: &mut Ledger<'_>) -> Result<(), Reason> {
         let broken = Err(Reason::IntegrityMismatch);
         let slot = verdict.slot;
@@ -551,8 +558,8 @@ fn why_not_connected(path: &Path, error: io::Error) -> WhyDown {
     error.into()
 }
 
-/// What a backend said that turned this broker away before its hello, if that is why sending the hello
-/// failed.
+/// What a backend said that turned this broker away before its hello, if that is why sending the
+/// hello failed.
 #[cold]
 fn why_hello_failed(socket: &OwnedFd, error: io::Error) -> WhyDown {
     let code = error.raw_os_error();

@@ -1,11 +1,11 @@
 //! Which backend gets an offer.
 //!
-//! Among those that take it, the one with the fewest offers in flight for its weight; backups only if
-//! no other takes it. Several have the fewest if each has less for its weight than any of them would
-//! have with this offer: a heavy one with one offer does not rank behind light ones with none, or few
-//! offers in flight would make all weights equal. Of these the one is next whose turn it is by the
-//! weights of all, in the smooth weighted round-robin of nginx. One that was passed over for its load
-//! gets its turns later, but not more than a few.
+//! Among those that take it, the one with the fewest offers in flight for its weight; backups only
+//! if no other takes it. Several have the fewest if each has less for its weight than any of them
+//! would have with this offer: a heavy one with one offer does not rank behind light ones with
+//! none, or few offers in flight would make all weights equal. Of these the one is next whose turn
+//! it is by the weights of all, in the smooth weighted round-robin of nginx. One that was passed
+//! over for its load gets its turns later, but not more than a few.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -45,9 +45,9 @@ pub(super) struct Chosen {
 }
 
 impl Broker {
-    /// The backend that gets an offer of so many bytes; if none does, the one that is most likely to
-    /// take one soon, and why it does not now. `kept` is the offer's copy, if backends were tried
-    /// before.
+    /// The backend that gets an offer of so many bytes; if none does, the one that is most likely
+    /// to take one soon, and why it does not now. `kept` is the offer's copy, if backends were
+    /// tried before.
     #[inline(always)]
     pub(super) fn choose(
         &mut self,
@@ -101,8 +101,8 @@ impl Broker {
         taken.map(|(_, place)| Chosen { index, place }).map_err(|why| Some((index, why)))
     }
 
-    /// The one whose turn it is among the candidates with less than this load. `total` is the weight
-    /// of all candidates that are backups as it is, or are none.
+    /// The one whose turn it is among the candidates with less than this load. `total` is the
+    /// weight of all candidates that are backups as it is, or are none.
     fn take_turns(&mut self, limit: Load, total: i64) -> usize {
         let (mut chosen, mut highest) = (0, i64::MIN);
         for (index, load) in &self.candidates {
@@ -120,8 +120,8 @@ impl Broker {
         chosen
     }
 
-    /// Puts an offer among those of a backend that takes it, and returns its id. Fails before anything
-    /// has changed.
+    /// Puts an offer among those of a backend that takes it, and returns its id. Fails before
+    /// anything has changed.
     #[inline(always)]
     pub(super) fn place(
         &mut self,

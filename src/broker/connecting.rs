@@ -122,7 +122,8 @@ impl Broker {
         }
     }
 
-    /// Connects to the successor of a backend that drains, which has finished all that was in flight.
+    /// Connects to the successor of a backend that drains, which has finished all that was in
+    /// flight.
     fn succeed(&mut self, index: usize, now: Instant) {
         match self.connect(index, now) {
             Ok(channel) => {

@@ -1,4 +1,5 @@
-//! A directory in which every handoff socket is a backend, followed as files come and go: inotify(7).
+//! A directory in which every handoff socket is a backend, followed as files come and go:
+//! inotify(7).
 //!
 //! Names that begin with a dot are left out: a backend makes its socket under such a name and then
 //! moves it into place.
@@ -176,8 +177,8 @@ impl Broker {
         }
     }
 
-    /// A socket came: it is another one than a backend of this name had before, which ends as if its
-    /// socket had gone.
+    /// A socket came: it is another one than a backend of this name had before, which ends as if
+    /// its socket had gone.
     fn came(&mut self, number: usize, name: &OsStr, settings: BackendSettings, now: Instant) {
         self.directories[number].want(name);
         let before = self.number(&self.directories[number].path.join(name));
@@ -323,7 +324,8 @@ impl Broker {
         }
     }
 
-    /// The directory in which a path is, if the broker has it: as bytes, as [`number`](Broker::number) has it.
+    /// The directory in which a path is, if the broker has it: as bytes, as
+    /// [`number`](Broker::number) has it.
     fn directory_of(&self, path: &Path) -> Option<usize> {
         let name = path.file_name()?;
         let here = |directory: &Directory| {

@@ -49,8 +49,8 @@ impl From<NoMemory> for WhyDown {
 }
 
 impl WhyDown {
-    /// Whether somebody listens there who did not say welcome. That may come up again before anything
-    /// else is known.
+    /// Whether somebody listens there who did not say welcome. That may come up again before
+    /// anything else is known.
     pub(super) fn is_no_welcome(&self) -> bool {
         matches!(self, WhyDown::TurnedAway(_) | WhyDown::NoWelcome(_))
     }

@@ -107,8 +107,8 @@ pub enum BrokerError {
         /// What the system said about the directory, if it did.
         source: Option<io::Error>,
     },
-    /// None of several backends takes the offer: why the one does not that is most likely to take one
-    /// soon.
+    /// None of several backends takes the offer: why the one does not that is most likely to take
+    /// one soon.
     #[error("none of {count} backends takes the offer; {first}")]
     AllRefused {
         /// How many there are.
@@ -242,7 +242,8 @@ impl fmt::Display for Suffix<'_> {
     }
 }
 
-/// What an error number says here, and then the system's words for it, unless it is not the system's.
+/// What an error number says here, and then the system's words for it, unless it is not the
+/// system's.
 struct WhyUnavailable<'a>(&'a io::Error);
 
 impl fmt::Display for WhyUnavailable<'_> {
@@ -308,8 +309,8 @@ impl fmt::Display for NoWelcome {
 /// A limit that an offer would exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// Offers in flight. An offer that was taken back, or seen to be adopted, after it was sent counts
-    /// until the backend has answered it.
+    /// Offers in flight. An offer that was taken back, or seen to be adopted, after it was sent
+    /// counts until the backend has answered it.
     InFlight {
         /// How many are in flight.
         in_flight: usize,

@@ -156,8 +156,8 @@ impl Broker {
         }
     }
 
-    /// Whether there is a backend that was not tried yet and takes an offer. Of offers that are late
-    /// at the same time, only the first looks at all backends in vain.
+    /// Whether there is a backend that was not tried yet and takes an offer. Of offers that are
+    /// late at the same time, only the first looks at all backends in vain.
     pub(super) fn can_fail_over(&mut self, kept: u32, now: Instant) -> bool {
         let Some(copy) = self.outcomes.kept.get(kept) else { return false };
         let (needs, tried) = (copy.needs(), &copy.tried);

@@ -154,7 +154,8 @@ impl Kept {
         }
     }
 
-    /// Makes one more place, and room in the list of those that are not used for all that there are.
+    /// Makes one more place, and room in the list of those that are not used for all that there
+    /// are.
     #[cold]
     fn grow(&mut self, now: Instant) -> Option<()> {
         self.copies.try_reserve(1).ok()?;

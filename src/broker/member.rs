@@ -231,8 +231,8 @@ impl Member {
         now.checked_add(pause).unwrap_or(now)
     }
 
-    /// Whether it has a channel and has not said welcome yet, or is to get one soon: who does not watch
-    /// the descriptor learns only when it offers that a channel has ended, maybe long ago.
+    /// Whether it has a channel and has not said welcome yet, or is to get one soon: who does not
+    /// watch the descriptor learns only when it offers that a channel has ended, maybe long ago.
     pub(super) fn is_connecting(&self) -> bool {
         match &self.link {
             Link::Up(channel) => channel.welcome.is_err(),

@@ -17,8 +17,8 @@ const BACKENDS: &str = "the backends of a broker";
 
 impl Broker {
     /// Adds a backend or, if the path ends in `/`, the handoff sockets in a directory, as they come
-    /// and go. What the broker has already gets other settings; its limits hold from its next channel
-    /// on.
+    /// and go. What the broker has already gets other settings; its limits hold from its next
+    /// channel on.
     pub fn add(&mut self, path: &Path, settings: BackendSettings) -> Result<(), BrokerError> {
         let now = Instant::now();
         if self.closed {
@@ -123,8 +123,8 @@ impl Broker {
         Ok(())
     }
 
-    /// A number for one more backend, with memory for it in every list. Numbers of those that are gone
-    /// are used again, but for those in verdicts that were not taken and of offers that go on.
+    /// A number for one more backend, with memory for it in every list. Numbers of those that are
+    /// gone are used again, but for those in verdicts that were not taken and of offers that go on.
     fn unused_number(&mut self) -> Result<usize, BrokerError> {
         let Outcomes { verdicts, kept, .. } = &self.outcomes;
         let named = |index: usize| {
@@ -147,8 +147,8 @@ impl Broker {
         Ok(all)
     }
 
-    /// Has room for a verdict of every offer that can be in flight, and for those that were not taken
-    /// when it was offered.
+    /// Has room for a verdict of every offer that can be in flight, and for those that were not
+    /// taken when it was offered.
     pub(super) fn reserve(&mut self) -> Result<(), NoMemory> {
         let of = |member: &Member| {
             member.settings.max_in_flight.unwrap_or(self.options.max_in_flight).clamp(1, MAX_SLOTS)
@@ -169,8 +169,9 @@ impl Broker {
         Ok(())
     }
 
-    /// Removes a backend, or a directory and all backends in it; false if the broker has no such one.
-    /// Nothing more is offered there. Offers in flight end as they do, and then the channel is closed.
+    /// Removes a backend, or a directory and all backends in it; false if the broker has no such
+    /// one. Nothing more is offered there. Offers in flight end as they do, and then the channel is
+    /// closed.
     pub fn remove(&mut self, path: &Path) -> Result<bool, BrokerError> {
         let now = Instant::now();
         if self.closed {

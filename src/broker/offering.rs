@@ -13,7 +13,8 @@ use super::{Broker, BrokerError, Limit};
 
 impl Broker {
     /// Offers a connection, at once unless more follow. Returns its id; the verdict comes from
-    /// [`next_verdict`](Broker::next_verdict). After an error nothing was sent and no verdict comes.
+    /// [`next_verdict`](Broker::next_verdict). After an error nothing was sent and no verdict
+    /// comes.
     pub fn offer(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
         let now = Instant::now();
         let id = match self.queue(offer, self.most_verdicts, now) {
@@ -27,8 +28,8 @@ impl Broker {
         Ok(id)
     }
 
-    /// Whether so many offers wait that the backend should have them before more come, or this one, the
-    /// last, was sent by itself. Several backends work while others get theirs anyway.
+    /// Whether so many offers wait that the backend should have them before more come, or this one,
+    /// the last, was sent by itself. Several backends work while others get theirs anyway.
     #[inline(always)]
     fn part_waits(&self, id: u64) -> bool {
         if let [Member { link: Link::Up(channel), .. }] = &self.members[..] {

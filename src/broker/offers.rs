@@ -91,7 +91,8 @@ pub(super) struct Offers {
     deadlines: Deadlines,
     /// Neither the first nor the last was taken back.
     queue: VecDeque<Queued>,
-    /// The number of the first entry of `queue`: they are numbered on from the first there ever was.
+    /// The number of the first entry of `queue`: they are numbered on from the first there ever
+    /// was.
     front: u32,
     /// The entries of `queue`, one behind the other from `sent` on.
     bytes: Vec<u8>,
@@ -201,8 +202,8 @@ impl Offers {
         Some((slot, self.slots[slot as usize].generation + 1))
     }
 
-    /// Puts an offer into the slot that [`next_slot`](Offers::next_slot) returned. Its preread is not
-    /// copied if it `follows`, of so many bytes.
+    /// Puts an offer into the slot that [`next_slot`](Offers::next_slot) returned. Its preread is
+    /// not copied if it `follows`, of so many bytes.
     pub(super) fn queue(
         &mut self,
         facts: &Facts,

@@ -20,14 +20,14 @@ pub struct BrokerOptions {
     /// How long one of several backends may take before an offer is taken back and offered to the
     /// next one: a millisecond at least, a second by default.
     pub attempt_timeout: Duration,
-    /// Bytes of offers that are kept for another backend, 16 MiB by default. An offer beyond them is
-    /// tried at one backend only.
+    /// Bytes of offers that are kept for another backend, 16 MiB by default. An offer beyond them
+    /// is tried at one backend only.
     pub failover_bytes: usize,
     /// Bytes of offers that may wait for room in the socket: 128 KiB at least, 1 MiB by default.
     pub queue_bytes: usize,
     /// Failures within `failure_period` after which offers are refused: 1 to
-    /// [`FailureCounter::MAX_FAILURES`](crate::failures::FailureCounter::MAX_FAILURES), 8 by default.
-    /// None: failures never refuse an offer.
+    /// [`FailureCounter::MAX_FAILURES`](crate::failures::FailureCounter::MAX_FAILURES), 8 by
+    /// default. None: failures never refuse an offer.
     pub max_failures: Option<usize>,
     /// How long a failure counts: a millisecond at least, 30 seconds by default.
     pub failure_period: Duration,
@@ -38,8 +38,9 @@ pub struct BrokerOptions {
     /// is shorter than `reconnect_min`.
     pub reconnect_max: Duration,
     /// How long [`offer_and_wait`](super::Broker::offer_and_wait) keeps a processor busy before it
-    /// sleeps, and [`dispatch`](super::Broker::dispatch) before it returns with nothing: 10 milliseconds
-    /// at most, not at all by default. Those of a [`SharedBroker`](super::SharedBroker) do not.
+    /// sleeps, and [`dispatch`](super::Broker::dispatch) before it returns with nothing: 10
+    /// milliseconds at most, not at all by default. Those of a
+    /// [`SharedBroker`](super::SharedBroker) do not.
     pub spin: Duration,
     /// Users that may be the backend. If this and `groups` are empty: root, the user that this
     /// process runs as and, for a path, the owner of the socket's file.

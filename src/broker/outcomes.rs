@@ -243,8 +243,8 @@ impl<'a> Ledger<'a> {
     }
 }
 
-/// Whether another backend may adopt what one did not for this reason, which is about the backend and
-/// not about the client.
+/// Whether another backend may adopt what one did not for this reason, which is about the backend
+/// and not about the client.
 fn goes_on(reason: Reason) -> bool {
     matches!(
         reason,

@@ -71,7 +71,8 @@ impl SharedBroker {
     /// Does anything with the broker that does not wait. Verdicts for threads in
     /// [`offer_and_wait`](SharedBroker::offer_and_wait) go to them.
     pub fn with<T>(&self, body: impl FnOnce(&mut Broker) -> T) -> Result<T, BrokerError> {
-        // Before the lock: in a child of fork(2), a thread that the child does not have may hold it.
+        // Before the lock: in a child of fork(2), a thread that the child does not have may hold
+        // it.
         self.check_process()?;
         Ok(self.crew.with(|broker| {
             let Some(for_loop) = self.crew.watch.for_loop.get() else { return body(broker) };

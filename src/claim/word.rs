@@ -13,9 +13,9 @@ const STATE_BITS: u32 = 2;
 /// The generations of a slot count from 1; 0 has never been offered.
 pub(crate) const MAX_GENERATION: u64 = u64::MAX >> STATE_BITS;
 
-/// What a backend writes to the first word before its welcome, and the broker reads before its first
-/// offer: bits above a state that no offer has. A backend that does not know of this leaves 0 there, and
-/// a broker that does not overwrites it.
+/// What a backend writes to the first word before its welcome, and the broker reads before its
+/// first offer: bits above a state that no offer has. A backend that does not know of this leaves 0
+/// there, and a broker that does not overwrites it.
 pub(crate) mod ability {
     /// The backend knows offers of connections whose TLS the kernel does.
     pub(crate) const TLS: u64 = 1;

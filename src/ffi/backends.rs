@@ -30,8 +30,8 @@ pub struct handoff_broker_backend {
     pub flags: u32,
     /// The most offers in flight at it: 1 to 4096, default the broker's.
     pub max_in_flight: usize,
-    /// It rests after this many failures: 1 to 4096, default the broker's; HANDOFF_NO_LIMIT: it never
-    /// rests.
+    /// It rests after this many failures: 1 to 4096, default the broker's; HANDOFF_NO_LIMIT: it
+    /// never rests.
     pub max_failures: usize,
     /// How long a failure counts, in milliseconds: default the broker's.
     pub failure_period_ms: u64,
@@ -62,17 +62,17 @@ pub extern "C" fn handoff_broker_backend_init(
     guard(|| initialize(backend, size))
 }
 
-/// Adds a backend, or a directory of backends, to a broker. If the broker has it already, its weight
-/// and flags change now, and its limits with its next channel. Two paths to one socket, such as `a/b` and
-/// `./a/b`, are two backends.
+/// Adds a backend, or a directory of backends, to a broker. If the broker has it already, its
+/// weight and flags change now, and its limits with its next channel. Two paths to one socket, such
+/// as `a/b` and `./a/b`, are two backends.
 ///
-/// An offer goes to the backend with the fewest offers in flight for its weight, among those that can take
-/// it now. Only offers without a verdict are in flight: what a backend has adopted does not count, so one
-/// with enough to do rejects with HANDOFF_REASON_BACKEND_BUSY. If that one is busy, draining or gone, or
-/// has not answered after `attempt_timeout_ms`, the offer is taken back and goes to the next one: until one
-/// adopts it, each has had it once, or the offer's timeout passes. Rejections for other reasons are about
-/// the client and final: handoff_backend_reject() lists those that are not. There is one verdict, about the
-/// last attempt.
+/// An offer goes to the backend with the fewest offers in flight for its weight, among those that
+/// can take it now. Only offers without a verdict are in flight: what a backend has adopted does
+/// not count, so one with enough to do rejects with HANDOFF_REASON_BACKEND_BUSY. If that one is
+/// busy, draining or gone, or has not answered after `attempt_timeout_ms`, the offer is taken back
+/// and goes to the next one: until one adopts it, each has had it once, or the offer's timeout
+/// passes. Rejections for other reasons are about the client and final: handoff_backend_reject()
+/// lists those that are not. There is one verdict, about the last attempt.
 ///
 /// @param broker   the broker
 /// @param backend  the backend; read during the call only
@@ -111,13 +111,13 @@ pub extern "C" fn handoff_broker_add(
     })
 }
 
-/// Removes a backend, or a directory with the backends that were found in it. It gets no more offers.
-/// Those in flight end as they would, then the channel is closed.
+/// Removes a backend, or a directory with the backends that were found in it. It gets no more
+/// offers. Those in flight end as they would, then the channel is closed.
 ///
 /// @param broker  the broker
 /// @param path    the path with which it was added, or that it has in a directory: there it stays
-///                removed until its file comes anew. Backends in a directory that were also added by
-///                their own paths stay when the directory is removed
+///                removed until its file comes anew. Backends in a directory that were also added
+///                by their own paths stay when the directory is removed
 /// @return HANDOFF_OK; HANDOFF_NOTHING if the broker has no such backend;
 ///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL; HANDOFF_ERR_WRONG_PROCESS;
 ///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_SYSTEM if no timer could be set: the backend is removed,
@@ -136,11 +136,11 @@ pub extern "C" fn handoff_broker_remove(
 
 /// Returns how many offers without preread and metadata would be taken now.
 ///
-/// After HANDOFF_ERR_FULL, or another refusal that is about the backend, you may keep the client in a
-/// queue of your own. The descriptor becomes readable when an offer would be taken again: call
-/// handoff_broker_dispatch(), take the verdicts, and offer until HANDOFF_ERR_FULL comes again: a long
-/// preread can be refused while there is room for an offer without. Serve a client yourself if it has
-/// waited too long in the queue.
+/// After HANDOFF_ERR_FULL, or another refusal that is about the backend, you may keep the client in
+/// a queue of your own. The descriptor becomes readable when an offer would be taken again: call
+/// handoff_broker_dispatch(), take the verdicts, and offer until HANDOFF_ERR_FULL comes again: a
+/// long preread can be refused while there is room for an offer without. Serve a client yourself if
+/// it has waited too long in the queue.
 ///
 /// @param broker  the broker
 /// @return the number; 0 if none would be taken, and on error, with errno and handoff_last_error()
@@ -166,11 +166,11 @@ pub const HANDOFF_BACKEND_DRAINING: u32 = 3;
 /// In `state`: it rests, because it failed too often. Offers are refused with
 /// HANDOFF_ERR_RATE_LIMITED, unless another backend can take them.
 ///
-/// Meanwhile one offer at a time is taken, as a trial: the first after 1 second, then after pauses of
-/// 2, 4, 8, 8 ... seconds, at most `failure_period_ms`. An adoption or a new channel ends the rest and
-/// resets the count of failures. What timed out keeps its place until the backend answers: while it
-/// has no place left, there is no trial, and if nothing is in flight there either, it rests although it
-/// has not failed so often.
+/// Meanwhile one offer at a time is taken, as a trial: the first after 1 second, then after pauses
+/// of 2, 4, 8, 8 ... seconds, at most `failure_period_ms`. An adoption or a new channel ends the
+/// rest and resets the count of failures. What timed out keeps its place until the backend answers:
+/// while it has no place left, there is no trial, and if nothing is in flight there either, it
+/// rests although it has not failed so often.
 pub const HANDOFF_BACKEND_RESTING: u32 = 4;
 /// In `state`: there is no channel. `status` and `message` say why.
 pub const HANDOFF_BACKEND_DOWN: u32 = 5;
@@ -181,8 +181,8 @@ pub const HANDOFF_BACKEND_DOWN: u32 = 5;
 pub struct handoff_backend_state {
     /// Set by HANDOFF_BACKEND_STATE_INIT.
     pub size: usize,
-    /// Its path. In a directory it can have any byte in it but 0: replace control characters before you
-    /// print it. Valid until the next call with this broker.
+    /// Its path. In a directory it can have any byte in it but 0: replace control characters before
+    /// you print it. Valid until the next call with this broker.
     pub path: *const c_char,
     /// HANDOFF_BACKEND_CONNECTING, HANDOFF_BACKEND_READY, HANDOFF_BACKEND_DRAINING,
     /// HANDOFF_BACKEND_RESTING or HANDOFF_BACKEND_DOWN.
@@ -194,20 +194,21 @@ pub struct handoff_backend_state {
     /// Why it is down or resting, or has been connecting for over a second, as
     /// handoff_broker_offer() would return it; else HANDOFF_OK.
     pub status: handoff_status,
-    /// The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if the
-    /// backend has too many channels, ESHUTDOWN if it drains, ENOSR if it is at a limit of its
-    /// descriptors or memory; ETIMEDOUT, ECONNRESET or EPROTO if whoever listens is silent, hangs up, or
-    /// speaks something else.
+    /// The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if
+    /// the backend has too many channels, ESHUTDOWN if it drains, ENOSR if it is at a limit of its
+    /// descriptors or memory; ETIMEDOUT, ECONNRESET or EPROTO if whoever listens is silent, hangs
+    /// up, or speaks something else.
     pub error: c_int,
     /// Reserved: always 0.
     pub reserved: u32,
-    /// A sentence about it, or "", as of handoff_last_error(). Valid until the next call with this broker.
+    /// A sentence about it, or "", as of handoff_last_error(). Valid until the next call with this
+    /// broker.
     pub message: *const c_char,
     /// How long it has been in this state, in milliseconds.
     pub since_ms: u64,
-    /// How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it does
-    /// already; HANDOFF_NO_TIMEOUT: neither is planned, as at a backend that rests and, when its trial
-    /// is due, has no place for it until it answers.
+    /// How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it
+    /// does already; HANDOFF_NO_TIMEOUT: neither is planned, as at a backend that rests and, when
+    /// its trial is due, has no place for it until it answers.
     pub next_ms: u64,
     /// Offers in flight at it.
     pub in_flight: u64,
@@ -217,14 +218,15 @@ pub struct handoff_backend_state {
     pub connects: u64,
     /// Attempts to connect that failed.
     pub failed_connects: u64,
-    /// Offers that it was chosen for, first or after another backend, also if they were not sent in time.
+    /// Offers that it was chosen for, first or after another backend, also if they were not sent in
+    /// time.
     pub offered: u64,
     /// Those that it adopted.
     pub adopted: u64,
     /// Those that you took back.
     pub taken_back: u64,
-    /// Those that it did not adopt, by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on. Another
-    /// backend may have adopted them.
+    /// Those that it did not adopt, by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on.
+    /// Another backend may have adopted them.
     pub fallbacks: [u64; 32],
     /// Offers that no backend took, by status: refusals[-HANDOFF_ERR_FULL] and so on. Of several
     /// backends, the one counts it that was most likely to take one soon.
@@ -241,8 +243,8 @@ unsafe impl Growing for handoff_backend_state {
 }
 
 /// Gets the state of one of a broker's backends. For all of them, call it with 0, 1, 2 and so on
-/// until it returns HANDOFF_NOTHING. It makes no system call. The last ones are the directories that
-/// cannot be read, HANDOFF_BACKEND_DOWN.
+/// until it returns HANDOFF_NOTHING. It makes no system call. The last ones are the directories
+/// that cannot be read, HANDOFF_BACKEND_DOWN.
 ///
 /// @param broker      the broker
 /// @param index       which backend: they are numbered from 0 in the order in which they came, and

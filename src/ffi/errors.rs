@@ -6,19 +6,20 @@ use super::status::handoff_status;
 use crate::kind::ErrorKind;
 
 /// An argument is NULL, misaligned or out of range, a path is too long for a Unix socket, or a
-/// descriptor is not open or of the wrong kind; handoff_last_error() says which. This is a bug in the
-/// caller.
+/// descriptor is not open or of the wrong kind; handoff_last_error() says which. This is a bug in
+/// the caller.
 pub const HANDOFF_ERR_INVALID_ARGUMENT: handoff_status = -1;
-/// The system lacks something, a struct sets a field that this version does not have, or the backend
-/// speaks another version of the protocol or does not know offers with TLS; handoff_last_error() says
-/// what. Serve the client another way. Trying again does not help.
+/// The system lacks something, a struct sets a field that this version does not have, or the
+/// backend speaks another version of the protocol or does not know offers with TLS;
+/// handoff_last_error() says what. Serve the client another way. Trying again does not help.
 pub const HANDOFF_ERR_UNSUPPORTED: handoff_status = -2;
 /// The permissions of the socket's file or directory, a security module, or the backend's policy do
-/// not allow it; handoff_last_error() says which. Check the socket's mode and owner, and the policy.
+/// not allow it; handoff_last_error() says which. Check the socket's mode and owner, and the
+/// policy.
 pub const HANDOFF_ERR_PERMISSION_DENIED: handoff_status = -3;
 /// Nobody listens on the handoff socket, or the other end closed it. Usual while a backend
-/// restarts. Or the backend is at a limit of its descriptors or memory; handoff_last_error() says so.
-/// Serve the client another way.
+/// restarts. Or the backend is at a limit of its descriptors or memory; handoff_last_error() says
+/// so. Serve the client another way.
 pub const HANDOFF_ERR_BACKEND_UNAVAILABLE: handoff_status = -4;
 /// The socket's buffer or the listener's backlog is full. Nothing was sent. Try again later.
 pub const HANDOFF_ERR_WOULD_BLOCK: handoff_status = -5;
@@ -37,8 +38,8 @@ pub const HANDOFF_ERR_ACK_TIMEOUT: handoff_status = -9;
 pub const HANDOFF_ERR_ACK_MISMATCH: handoff_status = -10;
 /// What was received is not an acknowledgement. Close the socket.
 pub const HANDOFF_ERR_ACK_MALFORMED: handoff_status = -11;
-/// Receiving failed with an error that has no status of its own; see errno. After a message was sent,
-/// the backend may own the connection: close(2) your copy and serve nothing.
+/// Receiving failed with an error that has no status of its own; see errno. After a message was
+/// sent, the backend may own the connection: close(2) your copy and serve nothing.
 pub const HANDOFF_ERR_RECEIVE_FAILED: handoff_status = -12;
 /// The other end closed the connection, or accepts no more acknowledgements. Close the socket.
 pub const HANDOFF_ERR_END_OF_STREAM: handoff_status = -13;
@@ -100,13 +101,13 @@ pub const HANDOFF_ERR_SYSTEM: handoff_status = -38;
 /// There is not enough memory for what the options or the peer ask for. handoff_last_error() says
 /// for what.
 pub const HANDOFF_ERR_NO_MEMORY: handoff_status = -39;
-/// The kernel does not do this connection's TLS in both directions; handoff_last_error() says in which
-/// it does not. Serve the client another way.
+/// The kernel does not do this connection's TLS in both directions; handoff_last_error() says in
+/// which it does not. Serve the client another way.
 pub const HANDOFF_ERR_NOT_TLS: handoff_status = -40;
 /// The client has updated its TLS key, which cannot be followed. Close the connection.
 pub const HANDOFF_ERR_TLS_KEY_UPDATE: handoff_status = -41;
-/// The client has sent a TLS alert other than close_notify; handoff_last_error() says which. Close the
-/// connection.
+/// The client has sent a TLS alert other than close_notify; handoff_last_error() says which. Close
+/// the connection.
 pub const HANDOFF_ERR_TLS_ALERT: handoff_status = -42;
 /// The client has sent a TLS record that is no data, or something that is no record of this
 /// connection; handoff_last_error() says what. Close the connection.

@@ -1,7 +1,8 @@
 //! Structs that may grow: their first field is a `size_t` with their size as the caller knows it,
 //! so that a program works with an older and with a newer library than it was compiled for. A size
-//! that no program can have is refused, so the fields of the first release are always there. None has
-//! padding at its end, which a later field would share with what older programs leave undefined.
+//! that no program can have is refused, so the fields of the first release are always there. None
+//! has padding at its end, which a later field would share with what older programs leave
+//! undefined.
 
 use super::argument::{Problem, check};
 use super::guard::Failure;

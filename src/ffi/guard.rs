@@ -30,8 +30,9 @@ impl<E: Into<Error>> From<E> for Failure {
 }
 
 impl Failure {
-    /// The status, after setting errno and the thread's message if it is an error, and errno to what it
-    /// was before the call if not. Out of line, so that calls that succeed stay small and close together.
+    /// The status, after setting errno and the thread's message if it is an error, and errno to
+    /// what it was before the call if not. Out of line, so that calls that succeed stay small and
+    /// close together.
     #[cold]
     #[inline(never)]
     fn report(self, errno: i32) -> handoff_status {
@@ -84,8 +85,8 @@ pub(super) fn wake(wake: impl FnOnce() -> bool) -> handoff_status {
 pub(super) fn guard_or<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
     quiet_panics();
     let _not_cancelled = NotCancelled::new();
-    // After a panic the state of the handle is not known, but safe to use: HANDOFF_ERR_INTERNAL tells
-    // the caller to free it.
+    // After a panic the state of the handle is not known, but safe to use: HANDOFF_ERR_INTERNAL
+    // tells the caller to free it.
     panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
         report_panic(&*payload);
         otherwise
@@ -113,9 +114,9 @@ fn panic_message(payload: &(dyn Any + Send)) -> &str {
     }
 }
 
-/// The message of the last error, of a thread or of a handle: one line of printable text. Its room is
-/// fixed, so that reporting an error allocates nothing; it has no destructor, so that a thread may ask
-/// until its very end.
+/// The message of the last error, of a thread or of a handle: one line of printable text. Its room
+/// is fixed, so that reporting an error allocates nothing; it has no destructor, so that a thread
+/// may ask until its very end.
 pub(super) struct Message {
     text: UnsafeCell<[u8; Message::LEN]>,
     len: Cell<usize>,
@@ -168,8 +169,8 @@ thread_local! {
 }
 
 impl fmt::Write for &Message {
-    /// Control characters become '?': whoever may make a socket in a directory chooses its name, and
-    /// that must not forge a line in a log, or reach a terminal.
+    /// Control characters become '?': whoever may make a socket in a directory chooses its name,
+    /// and that must not forge a line in a log, or reach a terminal.
     fn write_str(&mut self, part: &str) -> fmt::Result {
         // SAFETY: only this thread has the cell, and no reference to its text outlives this call.
         let text = unsafe { &mut *self.text.get() };

@@ -40,8 +40,8 @@ pub(super) trait Layout {
     /// How many of them the first release has that has the struct: 0.2.0, or a later one.
     const FIRST: usize;
 
-    /// Whether a program can have a struct of so many bytes: it has the fields of the first release,
-    /// and no field in part.
+    /// Whether a program can have a struct of so many bytes: it has the fields of the first
+    /// release, and no field in part.
     fn can_have(size: usize) -> bool {
         let is_whole =
             |field: &Field| !(field.offset + 1..field.offset + field.size).contains(&size);
@@ -263,13 +263,13 @@ structs! {
 
 /// Gets the value of a constant of the headers.
 ///
-/// HANDOFF_NO_TIMEOUT and HANDOFF_NO_LIMIT are -1: every bit of the field is set. The version and its
-/// parts are the library's; as text handoff_version() has it.
+/// HANDOFF_NO_TIMEOUT and HANDOFF_NO_LIMIT are -1: every bit of the field is set. The version and
+/// its parts are the library's; as text handoff_version() has it.
 ///
 /// @param name        its name, such as "HANDOFF_ERR_FULL"
 /// @param[out] value  its value
-/// @return HANDOFF_OK; HANDOFF_NOTHING if this library has no such constant, or it is not an integer;
-///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or misaligned.
+/// @return HANDOFF_OK; HANDOFF_NOTHING if this library has no such constant, or it is not an
+///         integer; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or misaligned.
 ///
 /// Safe in any thread and after fork().
 #[unsafe(no_mangle)]
@@ -287,8 +287,8 @@ pub extern "C" fn handoff_constant(name: *const c_char, value: *mut i64) -> hand
 
 /// Gets the size of a struct of the headers, as the library knows it.
 ///
-/// A binding that was written for an older library knows a smaller one. That is not an error: it sets
-/// the size that it knows. Compare its fields with handoff_field().
+/// A binding that was written for an older library knows a smaller one. That is not an error: it
+/// sets the size that it knows. Compare its fields with handoff_field().
 ///
 /// @param name       its name, such as "handoff_offer"
 /// @param[out] size  sizeof the struct, in bytes

@@ -28,7 +28,8 @@ pub type handoff_reason = u32;
 /// @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, the positive statuses and
 ///         unknown numbers; for errors that a fallback must not hide: HANDOFF_ERR_INVALID_ARGUMENT,
 ///         HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED, HANDOFF_ERR_INTERNAL; and for
-///         HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE, which are not about an offer that failed.
+///         HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE, which are not about an offer that
+///         failed.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
@@ -70,8 +71,9 @@ pub extern "C" fn handoff_reason_name(reason: handoff_reason) -> *const c_char {
     name.as_ptr()
 }
 
-/// Tells whether a fallback is all that an error calls for: the connection is certainly yours. Report
-/// any other error as well: it is a bug in the caller or in the library, and a fallback would hide it.
+/// Tells whether a fallback is all that an error calls for: the connection is certainly yours.
+/// Report any other error as well: it is a bug in the caller or in the library, and a fallback
+/// would hide it.
 ///
 /// @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
 ///                layer returned. What handoff_broker_dispatch(), handoff_broker_flush() and
@@ -91,13 +93,14 @@ pub extern "C" fn handoff_status_is_fallback_safe(status: handoff_status) -> boo
 /// Tells whether the descriptor may have reached the backend.
 ///
 /// @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait(),
-///                handoff_broker_take_back() or a call of the raw layer returned, or the `cause` of a
-///                fallback in a handoff_raw_verdict
+///                handoff_broker_take_back() or a call of the raw layer returned, or the `cause` of
+///                a fallback in a handoff_raw_verdict
 /// @return false if the descriptor was certainly not sent by that call. True for HANDOFF_OK,
 ///         HANDOFF_NOTHING, HANDOFF_WOKEN, HANDOFF_ERR_SHORT_WRITE, HANDOFF_ERR_ACK_TIMEOUT,
 ///         HANDOFF_ERR_ACK_MISMATCH, HANDOFF_ERR_ACK_MALFORMED, HANDOFF_ERR_RECEIVE_FAILED,
 ///         HANDOFF_ERR_END_OF_STREAM, HANDOFF_ERR_TOKEN_NOT_PENDING, HANDOFF_ERR_INTERNAL,
-///         HANDOFF_ERR_TAKEN_BACK, HANDOFF_ERR_TOO_LATE, HANDOFF_ERR_SYSTEM, and for unknown numbers.
+///         HANDOFF_ERR_TAKEN_BACK, HANDOFF_ERR_TOO_LATE, HANDOFF_ERR_SYSTEM, and for unknown
+///         numbers.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
@@ -122,8 +125,8 @@ pub const HANDOFF_REASON_RATE_LIMITED: handoff_reason = 4;
 pub const HANDOFF_REASON_PERMISSION_DENIED: handoff_reason = 5;
 /// A token or a message was not what it should be.
 pub const HANDOFF_REASON_INTEGRITY_MISMATCH: handoff_reason = 6;
-/// No verdict, or in the raw layer no acknowledgement, came by the deadline. Also if the offer was not
-/// even sent by then, because nobody called handoff_broker_flush() or there was no room.
+/// No verdict, or in the raw layer no acknowledgement, came by the deadline. Also if the offer was
+/// not even sent by then, because nobody called handoff_broker_flush() or there was no room.
 pub const HANDOFF_REASON_ACK_TIMEOUT: handoff_reason = 7;
 /// The broker uses only backends that it started, and did not start this one.
 pub const HANDOFF_REASON_FOREIGN_BACKEND: handoff_reason = 8;
@@ -140,8 +143,8 @@ pub const HANDOFF_REASON_BROKER_CLOSED: handoff_reason = 13;
 /// With HANDOFF_ADOPTED: the backend adopted the connection, but the channel ended before its
 /// verdict arrived. Usually the backend died.
 pub const HANDOFF_REASON_BACKEND_DIED: handoff_reason = 14;
-/// The client is gone: its connection has ended. Also if you closed the descriptor before it was sent.
-/// There is nobody to serve, unless a backend rejected it for this reason and was wrong.
+/// The client is gone: its connection has ended. Also if you closed the descriptor before it was
+/// sent. There is nobody to serve, unless a backend rejected it for this reason and was wrong.
 pub const HANDOFF_REASON_CLIENT_GONE: handoff_reason = 15;
 /// More bytes go with the connection than the backend, the protocol or the socket's buffer takes.
 pub const HANDOFF_REASON_TOO_LARGE: handoff_reason = 16;

@@ -10,9 +10,10 @@ use crate::support;
 /// What a call returns: HANDOFF_OK, a positive number if there is no result but also no error, or
 /// a negative HANDOFF_ERR_*.
 ///
-/// After an error errno is the system's error. If the system had no part in it, it is 0, or a number
-/// that says the same, see `error` in handoff_backend_state. handoff_last_error() returns a message.
-/// Out parameters are untouched unless the status is HANDOFF_OK. A number never changes its meaning.
+/// After an error errno is the system's error. If the system had no part in it, it is 0, or a
+/// number that says the same, see `error` in handoff_backend_state. handoff_last_error() returns a
+/// message. Out parameters are untouched unless the status is HANDOFF_OK. A number never changes
+/// its meaning.
 pub type handoff_status = i32;
 
 /// Success.
@@ -47,7 +48,8 @@ pub extern "C" fn handoff_last_error() -> *const c_char {
     guard_or(c"".as_ptr(), last_message)
 }
 
-/// Returns errno of this thread's last error, for languages that cannot read errno right after a call.
+/// Returns errno of this thread's last error, for languages that cannot read errno right after a
+/// call.
 ///
 /// @return what errno(3) was then; 0 also if no call has failed yet.
 ///
@@ -115,8 +117,8 @@ pub extern "C" fn handoff_version() -> *const c_char {
 ///
 /// @return HANDOFF_OK; HANDOFF_ERR_UNSUPPORTED if something is missing, and handoff_last_error()
 ///         names it; HANDOFF_ERR_DESCRIPTOR_PRESSURE if it cannot tell, because this process or
-///         the system is out of descriptors; HANDOFF_ERR_SYSTEM if it cannot tell because of another
-///         limit: errno is ENOMEM, for example, or EFBIG for RLIMIT_FSIZE.
+///         the system is out of descriptors; HANDOFF_ERR_SYSTEM if it cannot tell because of
+///         another limit: errno is ENOMEM, for example, or EFBIG for RLIMIT_FSIZE.
 ///
 /// Safe in any thread and after fork(). Opens and closes a few descriptors.
 #[unsafe(no_mangle)]

@@ -86,8 +86,8 @@ fn session_of(session: Session) -> handoff_tls_session {
 ///
 /// @param fd            a socket
 /// @param[out] session  its TLS. The strings are constants.
-/// @return HANDOFF_OK; HANDOFF_NOTHING if the kernel does no TLS on this socket: what you send is what
-///         the client gets; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket or
+/// @return HANDOFF_OK; HANDOFF_NOTHING if the kernel does no TLS on this socket: what you send is
+///         what the client gets; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket or
 ///         `session->size` is wrong; HANDOFF_ERR_RECEIVE_FAILED if the system refuses to tell.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -109,8 +109,8 @@ pub extern "C" fn handoff_tls_get_session(
 /// when all of it has come.
 ///
 /// @param fd             a connection, with TLS that the kernel does, or plain
-/// @param buffer         where the data goes. If the call returns anything but HANDOFF_OK, what is there
-///                       has no meaning.
+/// @param buffer         where the data goes. If the call returns anything but HANDOFF_OK, what is
+///                       there has no meaning.
 /// @param len            the room there, at least 1; 16384 takes a whole record
 /// @param wait_ms        how long to wait, in milliseconds, as in poll(2)
 /// @param[out] received  how many bytes; 0 is the end of the stream: close_notify or, on a plain
@@ -121,11 +121,11 @@ pub extern "C" fn handoff_tls_get_session(
 ///         HTTP request's does;
 ///         HANDOFF_ERR_TLS_KEY_UPDATE if the client has updated its key, which cannot be followed;
 ///         HANDOFF_ERR_TLS_ALERT if the client sent another alert: handoff_last_error() says which;
-///         HANDOFF_ERR_TLS_RECORD for any other record that is no data, such as a handshake (a client
-///         that renegotiates), and for what is no record of this connection;
+///         HANDOFF_ERR_TLS_RECORD for any other record that is no data, such as a handshake (a
+///         client that renegotiates), and for what is no record of this connection;
 ///         HANDOFF_ERR_RECEIVE_FAILED with errno as of recv(2), such as ECONNRESET;
-///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, or `len` is 0 or more than there can
-///         be.
+///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, or `len` is 0 or more than
+///         there can be.
 ///
 /// After an error nothing more can be received: close(2) `fd`.
 #[unsafe(no_mangle)]
@@ -146,18 +146,19 @@ pub extern "C" fn handoff_tls_receive(
     })
 }
 
-/// Ends your direction of a connection, as shutdown(2) with SHUT_WR does. If the kernel does the TLS of
-/// what you send, it sends the alert close_notify before that.
+/// Ends your direction of a connection, as shutdown(2) with SHUT_WR does. If the kernel does the
+/// TLS of what you send, it sends the alert close_notify before that.
 ///
 /// The descriptor stays yours and open: close(2) it next. If the client may still be sending, first
 /// receive until the end of the stream: close(2) with unread bytes resets the connection, and the
 /// client may lose your last ones.
 ///
 /// @param fd       a connection, with TLS that the kernel does, or plain
-/// @param wait_ms  how long to wait for room in the socket's buffer, in milliseconds, as in poll(2),
-///                 whether the descriptor is non-blocking or not. A plain socket needs none.
-/// @return HANDOFF_OK; HANDOFF_TIMED_OUT if there was no room in that time: nothing was sent; call it
-///         again when the socket is writable, or close(2) it without close_notify;
+/// @param wait_ms  how long to wait for room in the socket's buffer, in milliseconds, as in
+///                 poll(2), whether the descriptor is non-blocking or not. A plain socket needs
+///                 none.
+/// @return HANDOFF_OK; HANDOFF_TIMED_OUT if there was no room in that time: nothing was sent; call
+///         it again when the socket is writable, or close(2) it without close_notify;
 ///         HANDOFF_ERR_SEND_FAILED with errno as of sendmsg(2) or shutdown(2), such as EPIPE or
 ///         ENOTCONN: close(2) it; HANDOFF_ERR_INVALID_ARGUMENT if `fd` is not a socket.
 #[unsafe(no_mangle)]
@@ -182,8 +183,8 @@ fn room<'a>(buffer: *mut c_void, len: usize) -> Result<&'a mut [u8], Failure> {
     if len > isize::MAX as usize {
         return Err(Failure::Argument("len", Problem::Length(len)));
     }
-    // SAFETY: not NULL, and no longer than an object can be; the caller of the C function vouches for room of `len` bytes that nobody else
-    // uses during the call. They are only written to.
+    // SAFETY: not NULL, and no longer than an object can be; the caller of the C function vouches
+    // for room of `len` bytes that nobody else uses during the call. They are only written to.
     Ok(unsafe { std::slice::from_raw_parts_mut(buffer, len) })
 }
 

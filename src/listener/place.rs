@@ -1,10 +1,10 @@
 //! How the file of a handoff socket comes to its path, and how it goes.
 //!
-//! The socket is bound beside its path, gets its mode, and listens. Then its file moves to the path,
-//! so it is live from the first moment that anybody sees it there. No lock of the file system is
-//! used: anybody who can read a directory can hold its flock(2), and NFS may have none. /proc is not
-//! needed either: a mode that the umask cut is set in a directory of the file's own, where nobody can
-//! put a link in its place.
+//! The socket is bound beside its path, gets its mode, and listens. Then its file moves to the
+//! path, so it is live from the first moment that anybody sees it there. No lock of the file system
+//! is used: anybody who can read a directory can hold its flock(2), and NFS may have none. /proc is
+//! not needed either: a mode that the umask cut is set in a directory of the file's own, where
+//! nobody can put a link in its place.
 //!
 //! A file is stale if no socket is bound to it. That does not change any more, since only bind(2)
 //! does it, to a file that it makes. What is at the path decides:
@@ -49,8 +49,8 @@ pub(super) struct SocketFile {
     directory: OwnedFd,
     name: PathBuf,
     id: FileId,
-    /// The process that removes it. That is the one that made it, and not a child of fork(2), unless
-    /// [`set_remover`](SocketFile::set_remover) says otherwise.
+    /// The process that removes it. That is the one that made it, and not a child of fork(2),
+    /// unless [`set_remover`](SocketFile::set_remover) says otherwise.
     remover: Option<u64>,
 }
 

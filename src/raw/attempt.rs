@@ -34,9 +34,9 @@ pub enum Verdict {
 }
 
 /// Sends a connection and its token over a connected socket and waits for the acknowledgement for
-/// at most `timeout`, or forever if there is none. An error is a misuse of the call, and nothing was
-/// sent; anything else that goes wrong is in the verdict. The socket can be used for another attempt
-/// after `Adopted` and after a rejection; in every other case close it.
+/// at most `timeout`, or forever if there is none. An error is a misuse of the call, and nothing
+/// was sent; anything else that goes wrong is in the verdict. The socket can be used for another
+/// attempt after `Adopted` and after a rejection; in every other case close it.
 pub fn attempt(
     socket: BorrowedFd<'_>,
     descriptor: BorrowedFd<'_>,

@@ -70,8 +70,8 @@ pub struct Failures {
 #[derive(Debug, Default)]
 struct Backends {
     counted: Map<Box<[u8]>, Counted>,
-    /// One for each backend, with a time that is not after its last failure; and some of backends that
-    /// are not counted any more, or not since then.
+    /// One for each backend, with a time that is not after its last failure; and some of backends
+    /// that are not counted any more, or not since then.
     oldest: BinaryHeap<Reverse<Entry>>,
     next_serial: u64,
 }
@@ -210,8 +210,8 @@ impl Backends {
         Ok(())
     }
 
-    /// Forgets the backend that failed longest ago. Each turn removes an entry, or sets one to a time
-    /// that was recorded since it was last looked at: so it costs no more than recording did.
+    /// Forgets the backend that failed longest ago. Each turn removes an entry, or sets one to a
+    /// time that was recorded since it was last looked at: so it costs no more than recording did.
     fn forget_oldest(&mut self) {
         while let Some(mut entry) = self.oldest.peek_mut() {
             let Reverse((time, serial, name)) = &mut *entry;

@@ -107,8 +107,8 @@ impl Places {
 }
 
 impl PendingAcks {
-    /// Makes an empty registry for tokens of `store`. All memory that the registry needs is allocated
-    /// here.
+    /// Makes an empty registry for tokens of `store`. All memory that the registry needs is
+    /// allocated here.
     pub fn new(
         store: Arc<TokenStore>,
         options: PendingAcksOptions,
@@ -120,7 +120,8 @@ impl PendingAcks {
         let capacity = options.capacity;
         let what = "pending acknowledgements";
         let entries = Mutex::new(Entries {
-            // Twice the room: a half-empty table clears removed entries in place instead of growing.
+            // Twice the room: a half-empty table clears removed entries in place instead of
+            // growing.
             places: memory::map((capacity + 1) * 2, what)?,
             pending: Places {
                 entries: memory::vec(capacity, what)?,
@@ -158,8 +159,8 @@ impl PendingAcks {
         }
     }
 
-    /// Takes the entry of an acknowledgement that has arrived and gives its `user_data`. Also past its
-    /// deadline: the backend has decided, and serves what it has accepted.
+    /// Takes the entry of an acknowledgement that has arrived and gives its `user_data`. Also past
+    /// its deadline: the backend has decided, and serves what it has accepted.
     pub fn acknowledge(&self, token: &Token) -> Result<usize, PendingError> {
         self.leave(token)
     }
@@ -181,8 +182,8 @@ impl PendingAcks {
     }
 
     /// Takes one entry that is past its deadline and returns its token and `user_data`. Call it
-    /// until there is none, and [take back](crate::raw::ack::take_back) each message before you fall
-    /// back.
+    /// until there is none, and [take back](crate::raw::ack::take_back) each message before you
+    /// fall back.
     pub fn expire(&self) -> Option<(Token, usize)> {
         self.expire_at(Instant::now())
     }

@@ -53,8 +53,9 @@ struct Tokens {
     look_again: Option<Instant>,
 }
 
-/// Looking for expired tokens takes some nanoseconds for each token. A full store lets a millisecond go
-/// by for each of so many before it looks again, so that refusing tokens costs little.
+/// Looking for expired tokens takes some nanoseconds for each token. A full store lets a
+/// millisecond go by for each of so many before it looks again, so that refusing tokens costs
+/// little.
 const TOKENS_PER_MILLISECOND: usize = 1024;
 
 impl TokenStore {

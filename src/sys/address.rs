@@ -24,8 +24,8 @@ pub(crate) enum AddressError {
 }
 
 impl Address {
-    /// The most bytes of a path, or of an abstract name with its `@`: 107. Such a name has no NUL at its
-    /// end but one at its front, so both kinds lose a byte.
+    /// The most bytes of a path, or of an abstract name with its `@`: 107. Such a name has no NUL
+    /// at its end but one at its front, so both kinds lose a byte.
     pub(crate) const MAX_PATH: usize =
         mem::size_of::<libc::sockaddr_un>() - mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
 

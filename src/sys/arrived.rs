@@ -1,8 +1,8 @@
 //! Descriptors that a peer sent.
 //!
 //! A peer chooses what it sends, and the last copy may be the one that arrived. So nothing is done
-//! with such a descriptor that can wait for the peer before the kernel has said that it is a socket,
-//! and closing it does not linger.
+//! with such a descriptor that can wait for the peer before the kernel has said that it is a
+//! socket, and closing it does not linger.
 
 use std::mem::{self, ManuallyDrop};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -40,8 +40,8 @@ impl Drop for Arrived {
 }
 
 /// Turns SO_LINGER off if it has a time, socket(7): if this is the last copy, close(2) would wait
-/// so long for the other end, whatever O_NONBLOCK says (inet_release in net/ipv4/af_inet.c). Without
-/// it close(2) sends what is left just as well, but does not wait for that.
+/// so long for the other end, whatever O_NONBLOCK says (inet_release in net/ipv4/af_inet.c).
+/// Without it close(2) sends what is left just as well, but does not wait for that.
 fn stop_lingering(socket: BorrowedFd<'_>) {
     let mut linger = [libc::linger { l_onoff: 0, l_linger: 0 }];
     // Fails at once for what is no socket.

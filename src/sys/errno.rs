@@ -23,7 +23,8 @@ impl fmt::Display for Said<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(code) = self.0.raw_os_error() else { return self.0.fmt(f) };
         let mut text = [0; 128];
-        // SAFETY: the pointer and the length describe `text`. It ends in NUL before the call and after it.
+        // SAFETY: the pointer and the length describe `text`. It ends in NUL before the call and
+        // after it.
         let text = unsafe {
             libc::strerror_r(code, text.as_mut_ptr(), text.len());
             CStr::from_ptr(text.as_ptr())

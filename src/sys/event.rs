@@ -183,8 +183,8 @@ const EDGE: u64 = u64::MAX - 1;
 pub(crate) const HIGHEST_KEY: u64 = u64::MAX - 2;
 
 impl Events {
-    /// Makes a set with nothing to watch but a timer, which the alarm cannot fire yet. An error says
-    /// which part failed.
+    /// Makes a set with nothing to watch but a timer, which the alarm cannot fire yet. An error
+    /// says which part failed.
     pub(crate) fn new(alarm: &Arc<Alarm>) -> Result<Events, (Part, io::Error)> {
         let failed = |part| move |error| (part, error);
         // Before there is a timer: a later alarm counts.
@@ -210,8 +210,8 @@ impl Events {
         Ok(events)
     }
 
-    /// Lets the alarm fire the timer, and does so if it would have before. Call it when the set is sure
-    /// to be used, and by this process: children of fork(2) share a timer that the alarm has.
+    /// Lets the alarm fire the timer, and does so if it would have before. Call it when the set is
+    /// sure to be used, and by this process: children of fork(2) share a timer that the alarm has.
     pub(crate) fn publish_timer(&self) {
         // Nobody else makes a set for this alarm.
         let _ = self.alarm.timer.set(Arc::clone(&self.timer));
@@ -226,7 +226,8 @@ impl Events {
         &self.epoll
     }
 
-    /// Tells those who watch this set edge-triggered of what is still there; says whether that could be.
+    /// Tells those who watch this set edge-triggered of what is still there; says whether that
+    /// could be.
     pub(crate) fn tell_again(&self) -> bool {
         let Some(edge) = &self.edge else { return false };
         let one = 1u64;
@@ -262,8 +263,8 @@ impl Events {
         self.control(libc::EPOLL_CTL_MOD, descriptor.as_raw_fd(), key, events)
     }
 
-    /// Pauses watching a descriptor, or goes on with it. It keeps its place in the set, of which the
-    /// system may have none left when it goes on. Its end may still be reported, once.
+    /// Pauses watching a descriptor, or goes on with it. It keeps its place in the set, of which
+    /// the system may have none left when it goes on. Its end may still be reported, once.
     pub(crate) fn pause(
         &self,
         descriptor: BorrowedFd<'_>,
@@ -291,8 +292,8 @@ impl Events {
         Ok(())
     }
 
-    /// Says what has happened, but for the timer. Returns how many things have: there may be more if
-    /// it is [`Happened::ROOM`]. A timer that fired stays readable until it is set anew or
+    /// Says what has happened, but for the timer. Returns how many things have: there may be more
+    /// if it is [`Happened::ROOM`]. A timer that fired stays readable until it is set anew or
     /// [`done`](Events::done) is called: if what was due cannot be done, it stays due.
     pub(crate) fn take(&mut self, wait: Wait, happened: &mut Happened) -> io::Result<usize> {
         happened.count = 0;
@@ -338,8 +339,8 @@ impl Events {
             return;
         }
         let mut expirations = 0u64;
-        // SAFETY: the pointer is to 8 bytes, as timerfd_create(2) asks. If it fails, the timer fires
-        // once more for nothing.
+        // SAFETY: the pointer is to 8 bytes, as timerfd_create(2) asks. If it fails, the timer
+        // fires once more for nothing.
         unsafe {
             let buffer = (&raw mut expirations).cast();
             libc::read(self.timer.as_raw_fd(), buffer, size_of::<u64>());
@@ -347,9 +348,9 @@ impl Events {
     }
 
     /// Makes sure that the descriptor is readable at `when`, or before. A timer that is set for
-    /// earlier stays: firing for nothing costs less than setting it for every offer. It keeps one time
-    /// only, so that what is not due yet when [`take`](Events::take) finds it fired is asked for again
-    /// after that.
+    /// earlier stays: firing for nothing costs less than setting it for every offer. It keeps one
+    /// time only, so that what is not due yet when [`take`](Events::take) finds it fired is asked
+    /// for again after that.
     pub(crate) fn wake_at(&mut self, when: Instant, now: Instant) -> io::Result<()> {
         if self.armed.is_some_and(|armed| armed <= when) {
             if self.may_wait {
@@ -362,8 +363,8 @@ impl Events {
         Ok(())
     }
 
-    /// Makes sure that the descriptor is readable after `pause`, or before, for a caller who may stop. If
-    /// it goes on the timer is put off, now and then, and does not fire for nothing.
+    /// Makes sure that the descriptor is readable after `pause`, or before, for a caller who may
+    /// stop. If it goes on the timer is put off, now and then, and does not fire for nothing.
     pub(crate) fn wake_after(&mut self, pause: Duration, now: Instant) -> io::Result<()> {
         let when = now + pause;
         let (when, not_after) = match self.armed {
@@ -402,7 +403,8 @@ impl Events {
         self.missed
     }
 
-    /// Whether the timer may have fired, or could not be set: then [`take`](Events::take) must look.
+    /// Whether the timer may have fired, or could not be set: then [`take`](Events::take) must
+    /// look.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.fired
             || self.missed

@@ -9,12 +9,13 @@ use std::slice;
 use super::arrived::Arrived;
 use super::{CONTROL_LEN, Received, received, retry, retry_receive};
 
-/// The most descriptors in a packet: one less than the kernel's SCM_MAX_FD, which is safe with every
-/// libc.
+/// The most descriptors in a packet: one less than the kernel's SCM_MAX_FD, which is safe with
+/// every libc.
 pub(crate) const MAX_DESCRIPTORS: usize = 252;
 
-/// Sends one packet, made of parts, with descriptors attached; without blocking and without SIGPIPE.
-/// The descriptors are numbers because their owner is somebody else: what is not open is EBADF.
+/// Sends one packet, made of parts, with descriptors attached; without blocking and without
+/// SIGPIPE. The descriptors are numbers because their owner is somebody else: what is not open is
+/// EBADF.
 pub(crate) fn send_packet(
     socket: BorrowedFd<'_>,
     parts: &[IoSlice<'_>],
@@ -65,13 +66,13 @@ pub(super) fn send_message(
     retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
 }
 
-/// How many packets are received at once: more than are mostly there, so that one call tells that they are
-/// all there is.
+/// How many packets are received at once: more than are mostly there, so that one call tells that
+/// they are all there is.
 pub(crate) const AT_ONCE: usize = 4;
 
-/// Each packet is received where a page begins, as it does in the kernel. Large memory of malloc(3) lies
-/// 16 bytes behind that, and some processors of AMD copy several times as slowly to what lies 1 to 31 bytes
-/// behind its source, modulo a page.
+/// Each packet is received where a page begins, as it does in the kernel. Large memory of malloc(3)
+/// lies 16 bytes behind that, and some processors of AMD copy several times as slowly to what lies
+/// 1 to 31 bytes behind its source, modulo a page.
 const PAGE: usize = 4096;
 
 /// How much room [`receive_packets`] needs for packets of so many bytes, which must be whole pages.
@@ -88,8 +89,8 @@ pub(crate) struct Packets<'a> {
     pub all: bool,
 }
 
-/// Receives packets into equal parts of `room`, see [`room_len`]; each of their descriptors is given to
-/// `take`, with the number of its packet.
+/// Receives packets into equal parts of `room`, see [`room_len`]; each of their descriptors is
+/// given to `take`, with the number of its packet.
 pub(crate) fn receive_packets<'a>(
     socket: BorrowedFd<'_>,
     room: &'a mut [mem::MaybeUninit<u8>],
@@ -116,8 +117,8 @@ pub(crate) fn receive_packets<'a>(
     }
     let socket = socket.as_raw_fd();
     let mut all = true;
-    // SAFETY: `messages` points to `parts`, `room` and `controls`, which outlive the call, with their
-    // lengths; a failed call leaves `messages` as it was. No timeout is given.
+    // SAFETY: `messages` points to `parts`, `room` and `controls`, which outlive the call, with
+    // their lengths; a failed call leaves `messages` as it was. No timeout is given.
     let several = retry_receive(|| unsafe {
         let count = AT_ONCE as libc::c_uint;
         libc::recvmmsg(socket, messages.as_mut_ptr(), count, flags as _, ptr::null_mut()) as isize

@@ -48,7 +48,8 @@ fn new_mark(word: &AtomicU64) -> u64 {
     static GENERATION: AtomicU64 = AtomicU64::new(0);
     let mut bytes = [0; 8];
     let random = super::random(&mut bytes).map(|()| u64::from_ne_bytes(bytes));
-    // Without randomness counting tells it apart from its ancestors, and its number from its siblings.
+    // Without randomness counting tells it apart from its ancestors, and its number from its
+    // siblings.
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
     let counted = generation << 32 | u64::from(std::process::id());
     let mark = random.unwrap_or(counted).max(1);

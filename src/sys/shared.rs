@@ -23,9 +23,9 @@ unsafe impl Sync for SharedWords {}
 impl SharedWords {
     pub(crate) fn as_slice(&self) -> &[AtomicU64] {
         // SAFETY: `start` maps `len` words until `self` is dropped, and the file cannot shrink. The
-        // other process may write at any time, which atomics allow. It may also punch holes: touching
-        // one makes a new page, or raises SIGBUS, which is no access, if the host has no memory for it
-        // (docs/security.md).
+        // other process may write at any time, which atomics allow. It may also punch holes:
+        // touching one makes a new page, or raises SIGBUS, which is no access, if the host has no
+        // memory for it (docs/security.md).
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
@@ -101,8 +101,8 @@ fn new_memory() -> io::Result<OwnedFd> {
     })
 }
 
-/// Gives an empty file its size, and allocates it now: touching a page that cannot be had later would
-/// raise SIGBUS.
+/// Gives an empty file its size, and allocates it now: touching a page that cannot be had later
+/// would raise SIGBUS.
 fn allocate(file: &OwnedFd, size: usize) -> io::Result<()> {
     // Memory counts as a file, setrlimit(2): beyond the limit the kernel would send this thread
     // SIGXFSZ, whose default is to kill the process, before it says EFBIG.

@@ -94,8 +94,8 @@ pub(crate) fn shutdown_read(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends a connection at both ends, also if other processes have copies of the socket, as the children of
-/// fork(2) do. What was sent before can still be received.
+/// Ends a connection at both ends, also if other processes have copies of the socket, as the
+/// children of fork(2) do. What was sent before can still be received.
 pub(crate) fn end(socket: BorrowedFd<'_>) {
     // It fails only if there is no connection any more.
     // SAFETY: shutdown(2) takes no pointers.
@@ -141,7 +141,8 @@ pub(super) fn level_option<T: Plain>(
     value: &mut [T],
 ) -> io::Result<usize> {
     let mut len = mem::size_of_val(value) as libc::socklen_t;
-    // SAFETY: the pointer and `len` describe `value`, and whatever bytes come are values of its type.
+    // SAFETY: the pointer and `len` describe `value`, and whatever bytes come are values of its
+    // type.
     retry(|| unsafe {
         let value = value.as_mut_ptr().cast();
         libc::getsockopt(socket.as_raw_fd(), level, option, value, &raw mut len) as isize
@@ -191,8 +192,8 @@ pub(crate) fn peer_family(socket: BorrowedFd<'_>) -> Option<libc::c_int> {
     (result == 0).then_some(libc::c_int::from(address.ss_family))
 }
 
-/// Which of some descriptors, at most [`MAX_DESCRIPTORS`], are TCP sockets with a peer: for certain,
-/// because a "no" only says that this does not tell.
+/// Which of some descriptors, at most [`MAX_DESCRIPTORS`], are TCP sockets with a peer: for
+/// certain, because a "no" only says that this does not tell.
 ///
 /// Each is asked whether it is a TCP socket, and then one poll(2) asks all that are. Only sockets
 /// are polled: poll(2) of another file can wait for whoever serves that file.
@@ -234,13 +235,13 @@ pub(crate) fn is_tcp(socket: BorrowedFd<'_>) -> bool {
     found.is_ok_and(|count| count == 1) && later == [0]
 }
 
-/// Whether a socket that has no peer had one: a connection over TCP that has ended, by a reset or in
-/// both directions. It is closed, and segments have come in, tcp(7); none have at a listening socket
-/// or a new one. Where a connection was refused, somebody answered too.
+/// Whether a socket that has no peer had one: a connection over TCP that has ended, by a reset or
+/// in both directions. It is closed, and segments have come in, tcp(7); none have at a listening
+/// socket or a new one. Where a connection was refused, somebody answered too.
 pub(crate) fn has_ended(socket: BorrowedFd<'_>) -> bool {
     const TCP_CLOSE: u32 = 7;
-    /// Where `tcpi_segs_in` is in tcp_info, include/uapi/linux/tcp.h, in units of 4 bytes. The state
-    /// is its first byte.
+    /// Where `tcpi_segs_in` is in tcp_info, include/uapi/linux/tcp.h, in units of 4 bytes. The
+    /// state is its first byte.
     const SEGMENTS_IN: usize = 35;
     let mut info = [0u32; SEGMENTS_IN + 1];
     let found = level_option(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info);

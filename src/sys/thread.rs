@@ -8,8 +8,9 @@ unsafe extern "C" {
     ) -> libc::c_int;
 }
 
-/// Keeps the calling thread from being cancelled, pthread_cancel(3): that would unwind through frames
-/// of Rust, which aborts the process. A cancellation that was asked for meanwhile comes after.
+/// Keeps the calling thread from being cancelled, pthread_cancel(3): that would unwind through
+/// frames of Rust, which aborts the process. A cancellation that was asked for meanwhile comes
+/// after.
 pub(crate) struct NotCancelled {
     before: libc::c_int,
 }

@@ -1,7 +1,7 @@
 //! TLS that the kernel does on a socket: what it tells about it, and records that are no data.
 //!
-//! The numbers are those of include/uapi/linux/tls.h. Documentation/networking/tls.rst of the kernel
-//! describes them; man-pages do not.
+//! The numbers are those of include/uapi/linux/tls.h. Documentation/networking/tls.rst of the
+//! kernel describes them; man-pages do not.
 
 use std::io;
 use std::mem::{self, MaybeUninit};
@@ -52,8 +52,8 @@ pub(crate) fn is_above_tcp(socket: BorrowedFd<'_>) -> bool {
         && name.starts_with(b"tls\0")
 }
 
-/// What the kernel does in a direction; none if it does no TLS there. Its answer to a question of this
-/// length has no key in it (do_tls_getsockopt_conf in net/tls/tls_main.c).
+/// What the kernel does in a direction; none if it does no TLS there. Its answer to a question of
+/// this length has no key in it (do_tls_getsockopt_conf in net/tls/tls_main.c).
 pub(crate) fn direction(
     socket: BorrowedFd<'_>,
     direction: Direction,

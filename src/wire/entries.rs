@@ -156,7 +156,8 @@ pub(crate) fn has_nul(name: &[u8]) -> bool {
     name.contains(&0)
 }
 
-/// Appends the entry of an offer. Names have no NUL, are at most [`MAX_NAME_LEN`] long and all of it fits a frame.
+/// Appends the entry of an offer. Names have no NUL, are at most [`MAX_NAME_LEN`] long and all of
+/// it fits a frame.
 // The library has one caller of it, and bench.rs another, which must not slow down the first.
 #[inline(always)]
 pub(crate) fn write_offer(

@@ -1,5 +1,5 @@
-//! What a backend says to a broker that it turns away. The frame has the same layout in every version
-//! of the protocol, so a broker understands it whatever version the backend speaks.
+//! What a backend says to a broker that it turns away. The frame has the same layout in every
+//! version of the protocol, so a broker understands it whatever version the backend speaks.
 
 use std::fmt;
 
@@ -45,8 +45,8 @@ impl Refusal {
         Refusal { cause, flags: 0, versions: [VERSION; 2], user: 0, own: 0, most: 0 }
     }
 
-    /// The policy does not allow this user. `nameless`: the number stands for all users that have none
-    /// in the backend's user namespace. `listed`: the policy is a list, not the default.
+    /// The policy does not allow this user. `nameless`: the number stands for all users that have
+    /// none in the backend's user namespace. `listed`: the policy is a list, not the default.
     pub(crate) fn not_allowed(user: u32, nameless: bool, listed: bool, own: u32) -> Refusal {
         let flags = if nameless { NAMELESS } else { 0 } | if listed { LISTED } else { 0 };
         Refusal { flags, user, own, ..Refusal::of(cause::NOT_ALLOWED) }

@@ -250,8 +250,8 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To be called before the lock is released: calls the leader if there is something for it. Each
-    /// time until it has seen it, for whoever sets a timer may undo an earlier call.
+    /// To be called before the lock is released: calls the leader if there is something for it.
+    /// Each time until it has seen it, for whoever sets a timer may undo an earlier call.
     fn before_release(&self, state: &mut State<D>) {
         self.watch.before_release(&mut state.desk);
         state.pass_on(self.waits.wakes());

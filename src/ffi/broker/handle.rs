@@ -11,8 +11,8 @@ use crate::kind::ErrorKind;
 
 /// The broker's end of the channels to its backends.
 ///
-/// It belongs to the process that uses it first. You can make it before fork(): until its first use,
-/// each copy that a child gets becomes a broker of its own.
+/// It belongs to the process that uses it first. You can make it before fork(): until its first
+/// use, each copy that a child gets becomes a broker of its own.
 pub struct handoff_broker {
     broker: Kind,
     /// What ends a wait. None: threads share the broker, and it is that which does.

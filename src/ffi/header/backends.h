@@ -1,6 +1,6 @@
 /*
- * handoff/backends.h: several backends of one broker, and the state of each. The rules that hold for
- * every call are in handoff.h.
+ * handoff/backends.h: several backends of one broker, and the state of each. The rules that hold
+ * for every call are in handoff.h.
  *
  * A broker has the backend that it was made with, and those that you add. If it is made with a
  * directory, each worker that listens there is a backend. Offer, and take verdicts, as with one

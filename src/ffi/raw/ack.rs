@@ -89,8 +89,8 @@ fn ack_of(token: handoff_raw_token, answer: Answer) -> handoff_raw_ack {
     handoff_raw_ack { size: size_of::<handoff_raw_ack>(), token, outcome, reason }
 }
 
-/// Broker: waits for the acknowledgement of one message. When the time is up, something else arrives
-/// or the wait fails, it takes the message back as handoff_raw_take_back() does.
+/// Broker: waits for the acknowledgement of one message. When the time is up, something else
+/// arrives or the wait fails, it takes the message back as handoff_raw_take_back() does.
 ///
 /// @param socket      the connection that the message was sent on. After an error close(2) it.
 /// @param token       the message's token
@@ -99,9 +99,9 @@ fn ack_of(token: handoff_raw_token, answer: Answer) -> handoff_raw_ack {
 /// @return HANDOFF_OK; HANDOFF_ERR_ACK_TIMEOUT; HANDOFF_ERR_END_OF_STREAM if the backend closed the
 ///         connection, or receiving failed and the message was taken back;
 ///         HANDOFF_ERR_ACK_MISMATCH; HANDOFF_ERR_ACK_MALFORMED. After these errors the connection
-///         is yours. HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not usable:
-///         the message could not be taken back, so the backend may own the connection, and you must
-///         not serve it.
+///         is yours. HANDOFF_ERR_TOO_LATE, or HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not
+///         usable: the message could not be taken back, so the backend may own the connection, and
+///         you must not serve it.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_ack_wait(
@@ -145,9 +145,10 @@ pub extern "C" fn handoff_raw_ack_receive(
 
 /// Broker: takes back every message of a connection that is not acknowledged yet.
 ///
-/// From now on handoff_raw_ack_accept() fails in the backend. Acknowledgements that were sent before
-/// can still be taken with handoff_raw_ack_receive(), until it returns HANDOFF_ERR_END_OF_STREAM or
-/// HANDOFF_NOTHING. From then on every other message is certainly a fallback.
+/// From now on handoff_raw_ack_accept() fails in the backend. Acknowledgements that were sent
+/// before can still be taken with handoff_raw_ack_receive(), until it returns
+/// HANDOFF_ERR_END_OF_STREAM or HANDOFF_NOTHING. From then on every other message is certainly a
+/// fallback.
 ///
 /// @param socket  the connection that messages were sent on. It stays open, but nothing more can be
 ///                handed over on it.

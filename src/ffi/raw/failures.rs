@@ -10,8 +10,8 @@ use crate::ffi::reason::{HANDOFF_REASON_NONE, handoff_reason, reason};
 use crate::ffi::status::handoff_status;
 use crate::raw::failures::{Decision, Failures, FailuresOptions, Inputs};
 
-/// The recent failures of each backend, and which of them rest, for a broker that uses the raw layer. A channel counts its
-/// backend's failures itself.
+/// The recent failures of each backend, and which of them rest, for a broker that uses the raw
+/// layer. A channel counts its backend's failures itself.
 ///
 /// Any number of threads may use one at once. After fork() in a program with several threads, make
 /// a new one in the child: another thread may have held the lock.
@@ -28,8 +28,8 @@ pub struct handoff_raw_failures_options {
     pub size: usize,
     /// A backend rests after this many failures within `period_ms`: 1 to 4096, default 8.
     pub max_failures: usize,
-    /// How long a failure counts, in milliseconds: default 30000. Also the longest pause between two
-    /// trials, if it is under 8000, and when a trial counts as over that nobody reports on.
+    /// How long a failure counts, in milliseconds: default 30000. Also the longest pause between
+    /// two trials, if it is under 8000, and when a trial counts as over that nobody reports on.
     pub period_ms: u64,
     /// The most backends with failures, 1 to 65536, default 1024. Beyond that, the one that failed
     /// longest ago is forgotten.
@@ -163,9 +163,9 @@ impl From<Decision> for handoff_raw_decision {
 
 /// Decides whether to try a backend.
 ///
-/// A backend that failed too often rests until handoff_raw_failures_record_success(). Meanwhile this
-/// call lets one attempt at a time through, as a trial: the first after 1 second, then after pauses
-/// of 2, 4, 8, 8 ... seconds. The pause begins when the trial has ended. So after
+/// A backend that failed too often rests until handoff_raw_failures_record_success(). Meanwhile
+/// this call lets one attempt at a time through, as a trial: the first after 1 second, then after
+/// pauses of 2, 4, 8, 8 ... seconds. The pause begins when the trial has ended. So after
 /// HANDOFF_REASON_NONE make the attempt, and report how it ended with
 /// handoff_raw_failures_record_success() or handoff_raw_failures_record_failure(). A trial that
 /// nobody reports on counts as over after `period_ms`.

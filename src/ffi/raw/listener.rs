@@ -58,8 +58,8 @@ pub extern "C" fn handoff_raw_listener_options_init(
 
 /// A listening handoff socket, and the file that it made.
 ///
-/// Any number of threads may accept on it, and so may children of fork(). Only the process that made
-/// it removes the file.
+/// Any number of threads may accept on it, and so may children of fork(). Only the process that
+/// made it removes the file.
 pub struct handoff_raw_listener {
     listener: Listener,
 }

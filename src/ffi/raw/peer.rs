@@ -49,7 +49,8 @@ impl From<Credentials> for handoff_raw_peer {
 ///         connected Unix socket; HANDOFF_ERR_INVALID_ARGUMENT if `socket` is not a socket, a
 ///         `size` is wrong or a list is NULL but not empty.
 ///
-/// Safe in any thread and after fork(). Allocates only to look at more than 256 supplementary groups.
+/// Safe in any thread and after fork(). Allocates only to look at more than 256 supplementary
+/// groups.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_peer_check(

@@ -36,9 +36,9 @@ pub extern "C" fn handoff_raw_connect(path: *const c_char, socket: *mut c_int) -
 /// blocks.
 ///
 /// @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. One of two
-///                datagram sockets, socketpair(2), will do, but who waits there does not see that the
-///                other is closed. A TCP socket is refused. Over any other the system sends the token
-///                without the descriptor, and no error says so.
+///                datagram sockets, socketpair(2), will do, but who waits there does not see that
+///                the other is closed. A TCP socket is refused. Over any other the system sends the
+///                token without the descriptor, and no error says so.
 /// @param fd      the descriptor to send, not `socket` itself. It stays yours, open and unchanged,
 ///                and you may close it when this returns.
 /// @param token   its token
@@ -68,7 +68,8 @@ pub extern "C" fn handoff_raw_send(
 /// @param token        see handoff_raw_send()
 /// @param[out] socket  the connection, on which the acknowledgement will come; non-blocking and
 ///                     close-on-exec; close(2) it
-/// @return as handoff_raw_connect() and handoff_raw_send(). After an error no connection stays open.
+/// @return as handoff_raw_connect() and handoff_raw_send(). After an error no connection stays
+///         open.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_send_path(
@@ -95,9 +96,9 @@ pub extern "C" fn handoff_raw_send_path(
 /// @param wait_ms     how long to wait, in milliseconds, as in poll(2)
 /// @param[out] token  the token, for the acknowledgement; may be NULL
 /// @param[out] fd     the descriptor, close-on-exec; close(2) it
-/// @return HANDOFF_OK, or another status of handoff_raw_receive(); HANDOFF_ERR_TOKEN_MISMATCH if it is
-///         not `expected`; HANDOFF_ERR_TOKEN_EXPIRED; HANDOFF_ERR_TOKEN_NOT_PENDING if the store never
-///         held it or it was already used.
+/// @return HANDOFF_OK, or another status of handoff_raw_receive(); HANDOFF_ERR_TOKEN_MISMATCH if it
+///         is not `expected`; HANDOFF_ERR_TOKEN_EXPIRED; HANDOFF_ERR_TOKEN_NOT_PENDING if the store
+///         never held it or it was already used.
 ///
 /// After an error no descriptor that came stays open, and you must close the socket.
 /// HANDOFF_TIMED_OUT is no error: the socket stays usable.
@@ -157,7 +158,8 @@ pub extern "C" fn handoff_raw_receive(
     })
 }
 
-/// Backend: sends a token without a descriptor. It allows the broker one message on this connection.
+/// Backend: sends a token without a descriptor. It allows the broker one message on this
+/// connection.
 ///
 /// A token that comes back with a descriptor proves that this backend allowed the message. The call
 /// never blocks.
