@@ -234,11 +234,13 @@ check-rust: | git-checkout need-rust-tools
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	$(CARGO) test --locked --quiet
 
+# In a directory of its own: in the usual one Cargo takes the library that it builds from the crate for
+# the one of src, and sees no later change there.
 ## check-crate  the documentation of the Rust API, and the crate as crates.io would have it
 .PHONY: check-crate
 check-crate: | git-checkout
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --quiet --locked --no-deps
-	$(CARGO) package --quiet --locked --allow-dirty
+	$(CARGO) package --quiet --locked --allow-dirty --target-dir $(TARGET)/crate
 	@echo "check-crate: $$($(CARGO) package --list --allow-dirty | wc -l) files"
 
 ## check-readme  compile the programs in README.md, and follow the links of the documents

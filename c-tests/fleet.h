@@ -132,7 +132,7 @@ static inline void open_fleet(struct fleet *fleet, int count, const handoff_brok
         assert_ok(handoff_broker_add(fleet->broker, &backend));
     }
     for (int i = 0; i < count; i++)
-        until(fleet, is_in_state(fleet, i, HANDOFF_BACKEND_READY));
+        until(fleet, is_in_state(fleet, i, HANDOFF_STATE_READY));
 }
 
 static inline void close_fleet(struct fleet *fleet)

@@ -179,7 +179,7 @@ static int count_ready(void)
     handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
     handoff_status status;
     for (size_t i = 0; (status = handoff_broker_get_state(broker, i, &state)) == HANDOFF_OK; i++)
-        ready += state.state == HANDOFF_BACKEND_READY;
+        ready += state.state == HANDOFF_STATE_READY;
     check(status == HANDOFF_NOTHING);
     return ready;
 }

@@ -54,7 +54,7 @@ static void broker_that_was_not_used_yet_is_connecting(void **state)
 {
     (void)state;
     open_broker(NULL);
-    assert_state(HANDOFF_BACKEND_CONNECTING, HANDOFF_OK, 0, "");
+    assert_state(HANDOFF_STATE_CONNECTING, HANDOFF_OK, 0, "");
     assert_int_equal(only_state().failed_connects, 0);
     assert_int_equal(only_state().room, 0);
 }
@@ -65,8 +65,8 @@ static void path_without_a_listener_is_down_and_says_why(void **state)
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
     options.reconnect_min_ms = options.reconnect_max_ms = 20000;
     open_broker(&options);
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_DOWN));
-    assert_state(HANDOFF_BACKEND_DOWN, HANDOFF_ERR_BACKEND_UNAVAILABLE, ENOENT,
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_DOWN));
+    assert_state(HANDOFF_STATE_DOWN, HANDOFF_ERR_BACKEND_UNAVAILABLE, ENOENT,
                  "there is no such socket");
     assert_int_equal(only_state().failed_connects, 1);
     assert_int_equal(only_state().connects, 0);
@@ -82,8 +82,8 @@ static void socket_that_is_closed_refuses(void **state)
     assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
     close(fd);
     open_broker(NULL);
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_DOWN));
-    assert_state(HANDOFF_BACKEND_DOWN, HANDOFF_ERR_BACKEND_UNAVAILABLE, ECONNREFUSED,
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_DOWN));
+    assert_state(HANDOFF_STATE_DOWN, HANDOFF_ERR_BACKEND_UNAVAILABLE, ECONNREFUSED,
                  "nobody listens");
     until(&fleet, only_state().failed_connects >= 3);
 }
@@ -101,7 +101,7 @@ static void socket_without_permission_says_so(void **state)
         child_assert(handoff_broker_fd(fleet.broker) != -1);
         handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
         child_assert(handoff_broker_get_state(fleet.broker, 0, &found) == HANDOFF_OK);
-        child_assert(found.state == HANDOFF_BACKEND_DOWN);
+        child_assert(found.state == HANDOFF_STATE_DOWN);
         child_assert(found.status == HANDOFF_ERR_PERMISSION_DENIED && found.error == EACCES);
         child_assert(strstr(found.message, "mode and owner") != NULL);
         _exit(0);
@@ -122,7 +122,7 @@ static void backend_that_does_not_allow_the_broker_says_so(void **state)
     open_broker(NULL);
     listen_at(&fleet, 0, &options);
     until(&fleet, only_state().status == HANDOFF_ERR_PERMISSION_DENIED);
-    assert_state(HANDOFF_BACKEND_DOWN, HANDOFF_ERR_PERMISSION_DENIED, 0,
+    assert_state(HANDOFF_STATE_DOWN, HANDOFF_ERR_PERMISSION_DENIED, 0,
                  "the backend does not allow user");
 }
 
@@ -132,9 +132,9 @@ static void backend_is_ready_once_it_has_said_welcome(void **state)
     open_broker(NULL);
     listen_at(&fleet, 0, NULL);
     assert_int_not_equal(handoff_broker_fd(fleet.broker), -1);
-    assert_int_equal(only_state().state, HANDOFF_BACKEND_CONNECTING);
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_READY));
-    assert_state(HANDOFF_BACKEND_READY, HANDOFF_OK, 0, "");
+    assert_int_equal(only_state().state, HANDOFF_STATE_CONNECTING);
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_READY));
+    assert_state(HANDOFF_STATE_READY, HANDOFF_OK, 0, "");
     assert_int_equal(only_state().connects, 1);
     assert_int_equal(only_state().room, 256);
     assert_true(only_state().next_ms == HANDOFF_NO_TIMEOUT);
@@ -153,7 +153,7 @@ static void since_counts_from_the_last_change(void **state)
     assert_in_range(since, 60, 60 + ms_since(ready));
     free_backend(&fleet, 0);
     uint64_t freed = now_ns();
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_DOWN));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_DOWN));
     since = only_state().since_ms;
     assert_in_range(since, 0, ms_since(freed));
 }
@@ -166,13 +166,13 @@ static void backend_that_drains_and_holds_something_is_draining(void **state)
     offer_client(&fleet);
     assert_int_equal(arrivals_at(&fleet, 0, &id), 1);
     assert_ok(handoff_backend_drain(fleet.backends[0]));
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_DRAINING));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_DRAINING));
     assert_int_equal(only_state().in_flight, 1);
     assert_int_equal(only_state().room, 0);
     adopt_at(&fleet, 0, id);
     assert_int_equal(await_verdict(&fleet).outcome, HANDOFF_ADOPTED);
     free_backend(&fleet, 0);
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_DOWN));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_DOWN));
 }
 
 static void backend_that_hangs_rests_until_its_trial_or_a_successor(void **state)
@@ -188,7 +188,7 @@ static void backend_that_hangs_rests_until_its_trial_or_a_successor(void **state
         offer_client(&fleet);
     for (int i = 0; i < FAILURES; i++)
         assert_int_equal(await_verdict(&fleet).reason, HANDOFF_REASON_ACK_TIMEOUT);
-    assert_state(HANDOFF_BACKEND_RESTING, HANDOFF_ERR_RATE_LIMITED, 0, "failed too often");
+    assert_state(HANDOFF_STATE_RESTING, HANDOFF_ERR_RATE_LIMITED, 0, "failed too often");
     assert_in_range(only_state().next_ms, 0, 1000);
     assert_int_equal(only_state().fallbacks[HANDOFF_REASON_ACK_TIMEOUT], FAILURES);
     if (only_state().next_ms > 100) {
@@ -216,7 +216,7 @@ static void backend_that_hangs_rests_until_its_trial_or_a_successor(void **state
             adopted = true;
         }
     }
-    assert_int_equal(only_state().state, HANDOFF_BACKEND_READY);
+    assert_int_equal(only_state().state, HANDOFF_STATE_READY);
 }
 
 static void successor_of_a_backend_that_rests_is_used_at_once(void **state)
@@ -229,10 +229,10 @@ static void successor_of_a_backend_that_rests_is_used_at_once(void **state)
     open_fleet(&fleet, 1, &options, NULL);
     offer_client(&fleet);
     assert_int_equal(await_verdict(&fleet).reason, HANDOFF_REASON_ACK_TIMEOUT);
-    assert_int_equal(only_state().state, HANDOFF_BACKEND_RESTING);
+    assert_int_equal(only_state().state, HANDOFF_STATE_RESTING);
     free_backend(&fleet, 0);
     listen_at(&fleet, 0, NULL);
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_READY));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_READY));
     offer_client(&fleet);
 }
 
@@ -351,7 +351,7 @@ static void refusal_by_a_closed_broker_is_counted_at_no_backend(void **state)
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     open_fleet(&fleet, 1, NULL, NULL);
     free_backend(&fleet, 0);
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_DOWN));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_DOWN));
     assert_status(handoff_broker_offer(fleet.broker, &offer, NULL),
                   HANDOFF_ERR_BACKEND_UNAVAILABLE);
     assert_int_equal(refusals_at(0), 1);
@@ -411,7 +411,7 @@ static void path_and_message_are_valid_until_the_next_call(void **state)
     (void)state;
     handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
     open_broker(NULL);
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_DOWN));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_DOWN));
     assert_ok(handoff_broker_get_state(fleet.broker, 0, &found));
     assert_string_equal(found.path, fleet.paths[0]);
     assert_true(strlen(found.message) > strlen(fleet.paths[0]));
@@ -441,7 +441,7 @@ static void states_of_a_thousand_backends_can_be_read_each_second(void **state)
         uint64_t took = now_ns() - start;
         fastest = took < fastest ? took : fastest;
     }
-    assert_int_equal(found.state, HANDOFF_BACKEND_DOWN);
+    assert_int_equal(found.state, HANDOFF_STATE_DOWN);
     printf("states of %d backends, each with a message: %lu us\n", BACKENDS,
            (unsigned long)(fastest / 1000));
     if (getenv("HANDOFF_UNDER_VALGRIND") == NULL)

@@ -58,7 +58,7 @@ static void broker_without_backends_takes_nothing_until_one_is_added(void **stat
     fleet.count = 1;
     listen_at(&fleet, 0, NULL);
     assert_ok(handoff_broker_add(fleet.broker, &backend));
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_READY));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_READY));
     assert_int_equal(handoff_broker_room(fleet.broker), 256);
     offer_client(&fleet);
     assert_int_equal(arrivals_at(&fleet, 0, NULL), 1);
@@ -124,7 +124,7 @@ static void offers_in_flight_at_a_removed_backend_end_as_they_do(void **state)
     assert_int_equal(arrivals_at(&fleet, 0, &id), 1);
     assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
     assert_status(handoff_broker_remove(fleet.broker, fleet.paths[0]), HANDOFF_NOTHING);
-    assert_int_equal(state_of(fleet.broker, fleet.paths[0]).state, HANDOFF_BACKEND_DRAINING);
+    assert_int_equal(state_of(fleet.broker, fleet.paths[0]).state, HANDOFF_STATE_DRAINING);
     /* Nothing more goes there. */
     for (int i = 0; i < 5; i++)
         offer_client(&fleet);
@@ -147,7 +147,7 @@ static void backend_that_is_removed_and_added_again_is_a_backend_again(void **st
     for (int round = 0; round < 20; round++) {
         assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
         change(0, 1, 0);
-        until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_READY));
+        until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_READY));
     }
     /* Also while something is in flight: then it keeps its channel. */
     offer_client(&fleet);
@@ -155,7 +155,7 @@ static void backend_that_is_removed_and_added_again_is_a_backend_again(void **st
     uint64_t connects = state_of(fleet.broker, fleet.paths[0]).connects;
     assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
     change(0, 1, 0);
-    assert_int_equal(state_of(fleet.broker, fleet.paths[0]).state, HANDOFF_BACKEND_READY);
+    assert_int_equal(state_of(fleet.broker, fleet.paths[0]).state, HANDOFF_STATE_READY);
     assert_int_equal(state_of(fleet.broker, fleet.paths[0]).connects, connects);
 }
 
@@ -167,8 +167,8 @@ static void broker_with_one_path_can_have_more(void **state)
     listen_at(&fleet, 0, NULL);
     listen_at(&fleet, 1, NULL);
     change(1, 1, 0);
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_READY) &&
-                      is_in_state(&fleet, 1, HANDOFF_BACKEND_READY));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_READY) &&
+                      is_in_state(&fleet, 1, HANDOFF_STATE_READY));
     assert_spread(4, (int[]){2, 2}, 2);
     assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
 }
@@ -265,7 +265,7 @@ static void backup_has_offers_only_while_no_other_takes_them(void **state)
     assert_spread(1, (int[]){4, 4, 1}, 3);
     free_backend(&fleet, 0);
     free_backend(&fleet, 1);
-    until(&fleet, is_in_state(&fleet, 1, HANDOFF_BACKEND_DOWN));
+    until(&fleet, is_in_state(&fleet, 1, HANDOFF_STATE_DOWN));
     /* What they had goes to the backup, too, as far as it has room. */
     until(&fleet, state_of(fleet.broker, fleet.paths[2]).in_flight == 4);
 }
@@ -280,7 +280,7 @@ static void backend_that_is_off_has_no_channel_and_no_offers(void **state)
     assert_int_equal(state_of(fleet.broker, fleet.paths[1]).next_ms, HANDOFF_NO_TIMEOUT);
     assert_int_equal(state_of(fleet.broker, fleet.paths[1]).flags, HANDOFF_BACKEND_OFF);
     change(1, 1, 0);
-    until(&fleet, is_in_state(&fleet, 1, HANDOFF_BACKEND_READY));
+    until(&fleet, is_in_state(&fleet, 1, HANDOFF_STATE_READY));
     assert_spread(4, (int[]){4, 4}, 2);
 }
 
@@ -293,9 +293,9 @@ static void limit_of_one_backend_holds_there_and_from_the_next_channel_on(void *
     assert_ok(handoff_broker_add(fleet.broker, &backend));
     assert_int_equal(state_of(fleet.broker, fleet.paths[0]).room, 256);
     free_backend(&fleet, 0);
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_DOWN));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_DOWN));
     listen_at(&fleet, 0, NULL);
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_READY));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_READY));
     assert_int_equal(state_of(fleet.broker, fleet.paths[0]).room, 2);
     assert_spread(10, (int[]){2, 8}, 2);
 }
@@ -331,7 +331,7 @@ static void broker_that_refused_is_readable_when_a_backend_comes(void **state)
     handoff_offer offer = offer_of(fleet.client[0]);
     open_fleet(&fleet, 1, NULL, NULL);
     free_backend(&fleet, 0);
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_DOWN));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_DOWN));
     assert_status(handoff_broker_offer(fleet.broker, &offer, NULL),
                   HANDOFF_ERR_BACKEND_UNAVAILABLE);
     listen_at(&fleet, 0, NULL);
@@ -434,7 +434,7 @@ static void backends_belong_to_the_process_that_used_the_broker_first(void **sta
         _exit(0);
     }
     assert_child_succeeds(child);
-    assert_int_equal(state_of(fleet.broker, fleet.paths[0]).state, HANDOFF_BACKEND_READY);
+    assert_int_equal(state_of(fleet.broker, fleet.paths[0]).state, HANDOFF_STATE_READY);
 }
 
 static void broker_has_at_most_1024_backends(void **state)

@@ -35,7 +35,7 @@ static size_t count_ready(void)
     handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
     size_t ready = 0;
     for (size_t i = 0; handoff_broker_get_state(fleet.broker, i, &state) == HANDOFF_OK; i++)
-        ready += state.state == HANDOFF_BACKEND_READY;
+        ready += state.state == HANDOFF_STATE_READY;
     return ready;
 }
 
@@ -94,7 +94,7 @@ static void socket_that_goes_is_no_backend_any_more(void **state)
     offer_client(&fleet);
     assert_int_equal(find_arrival(&fleet, &id), 1);
     assert_int_equal(unlink(fleet.paths[1]), 0);
-    until(&fleet, state_of(fleet.broker, fleet.paths[1]).state == HANDOFF_BACKEND_DRAINING);
+    until(&fleet, state_of(fleet.broker, fleet.paths[1]).state == HANDOFF_STATE_DRAINING);
     adopt_at(&fleet, 1, id);
     assert_int_equal(await_verdict(&fleet).outcome, HANDOFF_ADOPTED);
     await_backends(0);
@@ -158,7 +158,7 @@ static void socket_that_is_no_handoff_socket_is_down(void **state)
     open_broker();
     until(&fleet, count_ready() == 1);
     handoff_backend_state found = state_of(fleet.broker, fleet.paths[7]);
-    assert_int_equal(found.state, HANDOFF_BACKEND_DOWN);
+    assert_int_equal(found.state, HANDOFF_STATE_DOWN);
     assert_true(found.status < 0);
     offer_client(&fleet);
     assert_int_equal(arrivals_at(&fleet, 0, NULL), 1);
@@ -178,7 +178,7 @@ static void socket_that_moves_into_the_directory_is_a_backend(void **state)
     await_backends(1);
     assert_int_equal(rename(fleet.paths[3], fleet.paths[4]), 0);
     until(&fleet, count_backends(fleet.broker) == 1 && is_in_state(&fleet, 4,
-                                                                   HANDOFF_BACKEND_READY));
+                                                                   HANDOFF_STATE_READY));
     assert_int_equal(rename(fleet.paths[4], path), 0);
     await_backends(0);
     assert_int_equal(unlink(path), 0);
@@ -207,7 +207,7 @@ static void directory_may_come_later_and_go_and_come_again(void **state)
         handoff_backend_state found;
         until(&fleet, find_state(fleet.broker, inner, &found));
         assert_int_equal(count_backends(fleet.broker), 1);
-        assert_int_equal(found.state, HANDOFF_BACKEND_DOWN);
+        assert_int_equal(found.state, HANDOFF_STATE_DOWN);
         assert_status(found.status, HANDOFF_ERR_BACKEND_UNAVAILABLE);
         assert_int_equal(found.error, ENOENT);
         assert_in_range(found.next_ms, 0, 1000);
@@ -232,7 +232,7 @@ static void directory_that_is_replaced_is_followed(void **state)
     assert_ok(handoff_backend_listen(path, NULL, &fleet.backends[1]));
     handoff_backend_state found;
     until(&fleet, count_backends(fleet.broker) == 1 && find_state(fleet.broker, path, &found)
-                      && found.state == HANDOFF_BACKEND_READY);
+                      && found.state == HANDOFF_STATE_READY);
     snprintf(path, sizeof path, "%s/a", old);
     assert_int_equal(unlink(path), 0);
     free_backend(&fleet, 1);
@@ -344,10 +344,10 @@ static void backend_that_was_added_by_its_path_stays_when_its_file_goes(void **s
     free_backend(&fleet, 0);
     free_backend(&fleet, 1);
     until(&fleet, count_backends(fleet.broker) == 1);
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_DOWN));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_DOWN));
     assert_int_equal(state_of(fleet.broker, fleet.paths[0]).weight, 5);
     listen_at(&fleet, 0, NULL);
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_READY));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_READY));
     assert_int_equal(state_of(fleet.broker, fleet.paths[0]).weight, 5);
     assert_ok(handoff_broker_remove(fleet.broker, place));
     assert_int_equal(count_backends(fleet.broker), 1);
@@ -395,7 +395,7 @@ static void backend_that_is_removed_with_offers_in_flight_stays_away(void **stat
     assert_int_equal(find_arrival(&fleet, &id), 0);
     assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
     assert_ok(handoff_broker_add(fleet.broker, &all));
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_DRAINING));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_DRAINING));
     adopt_at(&fleet, 0, id);
     assert_int_equal(await_verdict(&fleet).outcome, HANDOFF_ADOPTED);
     await_backends(0);
@@ -459,7 +459,7 @@ static void successor_of_a_backend_with_its_own_name_is_the_directorys(void **st
     offer_client(&fleet);
     assert_int_equal(find_arrival(&fleet, &id), 0);
     assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[0]));
-    assert_true(is_in_state(&fleet, 0, HANDOFF_BACKEND_DRAINING));
+    assert_true(is_in_state(&fleet, 0, HANDOFF_STATE_DRAINING));
     assert_ok(handoff_backend_drain(fleet.backends[0]));
     handoff_backend *before = fleet.backends[0];
     listen_at(&fleet, 0, NULL);
@@ -506,7 +506,7 @@ static void two_paths_to_a_directory_are_two_directories(void **state)
     assert_ok(handoff_broker_add(fleet.broker, &one));
     assert_ok(handoff_broker_add(fleet.broker, &other));
     await_backends(1);
-    assert_true(is_in_state(&fleet, 0, HANDOFF_BACKEND_READY));
+    assert_true(is_in_state(&fleet, 0, HANDOFF_STATE_READY));
 }
 
 static void name_that_is_too_long_is_an_error_until_it_goes(void **state)
@@ -545,7 +545,7 @@ static void socket_for_which_there_was_no_place_gets_one_when_another_goes(void 
     assert_int_equal(found.error, ENOSPC);
     assert_false(find_state(fleet.broker, fleet.paths[0], &found));
     assert_int_equal(unlink(path), 0);
-    for (uint64_t start = now_ns(); !is_in_state(&fleet, 0, HANDOFF_BACKEND_READY); turn(&fleet))
+    for (uint64_t start = now_ns(); !is_in_state(&fleet, 0, HANDOFF_STATE_READY); turn(&fleet))
         assert_in_range(ms_since(start), 0, FULL_PAUSE_MS + PATIENCE_MS);
     assert_false(find_state(fleet.broker, place, &found));
 }
@@ -588,7 +588,7 @@ static void successor_of_a_backend_that_was_killed_is_used_at_once(void **state)
     options.reconnect_min_ms = options.reconnect_max_ms = 30000;
     bind_by_hand("0.sock", SOCK_SEQPACKET);
     assert_ok(handoff_broker_new(place, &options, &fleet.broker));
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_DOWN));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_DOWN));
     assert_true(state_of(fleet.broker, fleet.paths[0]).next_ms > 5000);
     uint64_t start = now_ns();
     listen_at(&fleet, 0, NULL);

@@ -327,7 +327,7 @@ static void offer_that_timed_out_goes_to_a_backend_that_comes_later(void **state
     options.attempt_timeout_ms = 30;
     open_fleet(&fleet, 2, &options, NULL);
     free_backend(&fleet, 1);
-    until(&fleet, is_in_state(&fleet, 1, HANDOFF_BACKEND_DOWN));
+    until(&fleet, is_in_state(&fleet, 1, HANDOFF_STATE_DOWN));
     uint64_t start = now_ns();
     offer_client(&fleet);
     while (ms_since(start) < 100)
@@ -424,9 +424,9 @@ static void offer_goes_only_to_backends_that_take_it(void **state)
     open_fleet(&fleet, 3, &options, NULL);
     for (int i = 1; i < 3; i++) {
         free_backend(&fleet, i);
-        until(&fleet, is_in_state(&fleet, i, HANDOFF_BACKEND_DOWN));
+        until(&fleet, is_in_state(&fleet, i, HANDOFF_STATE_DOWN));
         listen_at(&fleet, i, &small);
-        until(&fleet, is_in_state(&fleet, i, HANDOFF_BACKEND_READY));
+        until(&fleet, is_in_state(&fleet, i, HANDOFF_STATE_READY));
     }
     offer.preread = preread;
     offer.preread_len = sizeof preread;
@@ -435,7 +435,7 @@ static void offer_goes_only_to_backends_that_take_it(void **state)
     reject_at(&fleet, 0, id, HANDOFF_REASON_BACKEND_BUSY);
     assert_verdict(HANDOFF_FALLBACK, HANDOFF_REASON_BACKEND_BUSY, 0, 1);
     free_backend(&fleet, 0);
-    until(&fleet, is_in_state(&fleet, 0, HANDOFF_BACKEND_DOWN));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_DOWN));
     assert_status(handoff_broker_offer(fleet.broker, &offer, NULL), HANDOFF_ERR_TOO_LARGE);
     assert_int_equal(broker_statistics(fleet.broker).refusals[-HANDOFF_ERR_TOO_LARGE], 1);
 }
@@ -479,7 +479,7 @@ static void waiting_call_goes_on_to_the_next_backend(void **state)
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     backend.flags = HANDOFF_BACKEND_BACKUP;
     assert_ok(handoff_broker_add(fleet.broker, &backend));
-    until(&fleet, is_in_state(&fleet, 1, HANDOFF_BACKEND_READY));
+    until(&fleet, is_in_state(&fleet, 1, HANDOFF_STATE_READY));
     assert_ok(handoff_broker_offer_and_wait(fleet.broker, &offer, &verdict));
     assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
     assert_int_equal(verdict.tries, 2);

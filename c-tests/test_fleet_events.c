@@ -199,7 +199,7 @@ static void look_at_states(void)
         }
         assert_int_equal(ended, timed);
         assert_int_equal(found.offered, ended + found.in_flight);
-        assert_in_range(found.state, HANDOFF_BACKEND_CONNECTING, HANDOFF_BACKEND_DOWN);
+        assert_in_range(found.state, HANDOFF_STATE_CONNECTING, HANDOFF_STATE_DOWN);
         in_flight += found.in_flight;
     }
     assert_true(in_flight <= statistics.in_flight);

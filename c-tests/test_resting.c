@@ -216,7 +216,7 @@ static void assert_rests_without_a_place(int places)
         assert_ok(handoff_broker_dispatch(channel.broker));
         assert_int_equal(handoff_broker_room(channel.broker), 0);
         assert_ok(handoff_broker_get_state(channel.broker, 0, &state));
-        assert_int_equal(state.state, HANDOFF_BACKEND_RESTING);
+        assert_int_equal(state.state, HANDOFF_STATE_RESTING);
         assert_int_equal(state.status, HANDOFF_ERR_RATE_LIMITED);
     }
     handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;

@@ -422,11 +422,11 @@ struct broker_backend {
 
 /** What a backend does: HANDOFF_BACKEND_*. */
 enum class phase : std::uint32_t {
-    connecting = HANDOFF_BACKEND_CONNECTING,
-    ready = HANDOFF_BACKEND_READY,
-    draining = HANDOFF_BACKEND_DRAINING,
-    resting = HANDOFF_BACKEND_RESTING,
-    down = HANDOFF_BACKEND_DOWN,
+    connecting = HANDOFF_STATE_CONNECTING,
+    ready = HANDOFF_STATE_READY,
+    draining = HANDOFF_STATE_DRAINING,
+    resting = HANDOFF_STATE_RESTING,
+    down = HANDOFF_STATE_DOWN,
 };
 
 /**

@@ -128,16 +128,16 @@ HANDOFF_MUST_USE
 size_t handoff_broker_room(handoff_broker *broker) HANDOFF_NOEXCEPT;
 
 /** In `state`: the broker connects to it, or waits for its welcome. */
-#define HANDOFF_BACKEND_CONNECTING 1
+#define HANDOFF_STATE_CONNECTING 1
 
 /** In `state`: it takes offers, or will in a moment. */
-#define HANDOFF_BACKEND_READY 2
+#define HANDOFF_STATE_READY 2
 
 /**
  * In `state`: it takes no more offers, because it drains, or was removed or switched off. The
  * channel stays for what is in flight.
  */
-#define HANDOFF_BACKEND_DRAINING 3
+#define HANDOFF_STATE_DRAINING 3
 
 /**
  * In `state`: it rests, because it failed too often. Offers are refused with
@@ -149,10 +149,10 @@ size_t handoff_broker_room(handoff_broker *broker) HANDOFF_NOEXCEPT;
  * while it has no place left, there is no trial, and if nothing is in flight there either, it
  * rests although it has not failed so often.
  */
-#define HANDOFF_BACKEND_RESTING 4
+#define HANDOFF_STATE_RESTING 4
 
 /** In `state`: there is no channel. `status` and `message` say why. */
-#define HANDOFF_BACKEND_DOWN 5
+#define HANDOFF_STATE_DOWN 5
 
 /** What one of a broker's backends does now, and what it has done since it was added. */
 typedef struct handoff_backend_state {
@@ -164,8 +164,8 @@ typedef struct handoff_backend_state {
      */
     const char *path;
     /**
-     * HANDOFF_BACKEND_CONNECTING, HANDOFF_BACKEND_READY, HANDOFF_BACKEND_DRAINING,
-     * HANDOFF_BACKEND_RESTING or HANDOFF_BACKEND_DOWN.
+     * HANDOFF_STATE_CONNECTING, HANDOFF_STATE_READY, HANDOFF_STATE_DRAINING,
+     * HANDOFF_STATE_RESTING or HANDOFF_STATE_DOWN.
      */
     uint32_t state;
     /** HANDOFF_BACKEND_BACKUP and HANDOFF_BACKEND_OFF, as they were set last. */
@@ -240,7 +240,7 @@ typedef struct handoff_backend_state {
 /**
  * Gets the state of one of a broker's backends. For all of them, call it with 0, 1, 2 and so on
  * until it returns HANDOFF_NOTHING. It makes no system call. The last ones are the directories
- * that cannot be read, HANDOFF_BACKEND_DOWN.
+ * that cannot be read, HANDOFF_STATE_DOWN.
  *
  * @param broker      the broker
  * @param index       which backend: they are numbered from 0 in the order in which they came, and

@@ -64,7 +64,7 @@ typedef struct handoff_broker_options {
     /**
      * The backend rests after this many failures within `failure_period_ms`: 1 to 4096, default 8;
      * HANDOFF_NO_LIMIT: it never rests. A failure is an offer that was sent and timed out, also
-     * after `attempt_timeout_ms`. See HANDOFF_BACKEND_RESTING.
+     * after `attempt_timeout_ms`. See HANDOFF_STATE_RESTING.
      */
     size_t max_failures;
     /** How long a failure counts, in milliseconds: default 30000. */
@@ -248,7 +248,7 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         verdicts are not taken, or the backend has not granted its places yet: on a new channel
  *         they come in a moment, and not all at once. handoff_last_error() says which;
  *         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or what timed out
- *         has taken all its places, see HANDOFF_BACKEND_RESTING;
+ *         has taken all its places, see HANDOFF_STATE_RESTING;
  *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
  *         `correlation` is too long;
  *         HANDOFF_ERR_NOT_TLS with HANDOFF_OFFER_TLS, if the kernel does not do the TLS of `fd` in

@@ -433,7 +433,7 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 
 /**
  * The backend rests: it failed too often, or what timed out has taken all its places. Serve the
- * client another way. See HANDOFF_BACKEND_RESTING.
+ * client another way. See HANDOFF_STATE_RESTING.
  */
 #define HANDOFF_ERR_RATE_LIMITED (-32)
 

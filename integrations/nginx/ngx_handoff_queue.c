@@ -67,7 +67,7 @@ ngx_handoff_is_new(ngx_handoff_broker_t *broker)
     }
 
     for (i = 0; handoff_broker_get_state(broker->broker, i, &state) == HANDOFF_OK; i++) {
-        under_way |= (state.failed_connects == 0 && state.state != HANDOFF_BACKEND_DOWN);
+        under_way |= (state.failed_connects == 0 && state.state != HANDOFF_STATE_DOWN);
     }
 
     broker->settled = !under_way || ngx_current_msec - broker->opened > broker->attempt_timeout;

@@ -457,15 +457,15 @@ ngx_handoff_log_state(ngx_handoff_broker_t *broker, handoff_backend_state *state
 
     switch (state->state) {
 
-    case HANDOFF_BACKEND_READY:
+    case HANDOFF_STATE_READY:
         what = "it takes connections";
         break;
 
-    case HANDOFF_BACKEND_DRAINING:
+    case HANDOFF_STATE_DRAINING:
         what = "it drains";
         break;
 
-    case HANDOFF_BACKEND_RESTING:
+    case HANDOFF_STATE_RESTING:
         what = "it has failed too often, and gets one connection at a time as a trial";
         break;
 

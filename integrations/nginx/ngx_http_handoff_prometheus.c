@@ -117,7 +117,7 @@ ngx_http_handoff_metrics(ngx_http_handoff_writer_t *w, ngx_http_handoff_report_t
                               "How many workers see the backend in this state.");
 
         NGX_HTTP_HANDOFF_EACH {
-            for (i = HANDOFF_BACKEND_CONNECTING; i < NGX_HANDOFF_STATES; i++) {
+            for (i = HANDOFF_STATE_CONNECTING; i < NGX_HANDOFF_STATES; i++) {
                 ngx_http_handoff_labels(w, s, prefix, "state");
                 ngx_http_handoff_print(w, ",state=\"%s\"} %ui\n", ngx_http_handoff_states[i],
                                        s->states[i]);

@@ -400,7 +400,7 @@ pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> han
 /// Takes the next arrival. Look at it, then adopt or reject it, now or later. Meanwhile the client
 /// waits. The broker takes the offer back after its `timeout_ms`, or after `attempt_timeout_ms` if
 /// another of its backends can take it, and counts that as a failure of yours: see
-/// HANDOFF_BACKEND_RESTING. Then handoff_backend_adopt() returns HANDOFF_ERR_TAKEN_BACK; nothing
+/// HANDOFF_STATE_RESTING. Then handoff_backend_adopt() returns HANDOFF_ERR_TAKEN_BACK; nothing
 /// tells you before.
 ///
 /// Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and

@@ -157,12 +157,12 @@ pub extern "C" fn handoff_broker_room(broker: *mut handoff_broker) -> usize {
 }
 
 /// In `state`: the broker connects to it, or waits for its welcome.
-pub const HANDOFF_BACKEND_CONNECTING: u32 = 1;
+pub const HANDOFF_STATE_CONNECTING: u32 = 1;
 /// In `state`: it takes offers, or will in a moment.
-pub const HANDOFF_BACKEND_READY: u32 = 2;
+pub const HANDOFF_STATE_READY: u32 = 2;
 /// In `state`: it takes no more offers, because it drains, or was removed or switched off. The
 /// channel stays for what is in flight.
-pub const HANDOFF_BACKEND_DRAINING: u32 = 3;
+pub const HANDOFF_STATE_DRAINING: u32 = 3;
 /// In `state`: it rests, because it failed too often. Offers are refused with
 /// HANDOFF_ERR_RATE_LIMITED, unless another backend can take them.
 ///
@@ -171,9 +171,9 @@ pub const HANDOFF_BACKEND_DRAINING: u32 = 3;
 /// rest and resets the count of failures. What timed out keeps its place until the backend answers:
 /// while it has no place left, there is no trial, and if nothing is in flight there either, it
 /// rests although it has not failed so often.
-pub const HANDOFF_BACKEND_RESTING: u32 = 4;
+pub const HANDOFF_STATE_RESTING: u32 = 4;
 /// In `state`: there is no channel. `status` and `message` say why.
-pub const HANDOFF_BACKEND_DOWN: u32 = 5;
+pub const HANDOFF_STATE_DOWN: u32 = 5;
 
 /// What one of a broker's backends does now, and what it has done since it was added.
 #[repr(C)]
@@ -184,8 +184,8 @@ pub struct handoff_backend_state {
     /// Its path. In a directory it can have any byte in it but 0: replace control characters before
     /// you print it. Valid until the next call with this broker.
     pub path: *const c_char,
-    /// HANDOFF_BACKEND_CONNECTING, HANDOFF_BACKEND_READY, HANDOFF_BACKEND_DRAINING,
-    /// HANDOFF_BACKEND_RESTING or HANDOFF_BACKEND_DOWN.
+    /// HANDOFF_STATE_CONNECTING, HANDOFF_STATE_READY, HANDOFF_STATE_DRAINING,
+    /// HANDOFF_STATE_RESTING or HANDOFF_STATE_DOWN.
     pub state: u32,
     /// HANDOFF_BACKEND_BACKUP and HANDOFF_BACKEND_OFF, as they were set last.
     pub flags: u32,
@@ -244,7 +244,7 @@ unsafe impl Growing for handoff_backend_state {
 
 /// Gets the state of one of a broker's backends. For all of them, call it with 0, 1, 2 and so on
 /// until it returns HANDOFF_NOTHING. It makes no system call. The last ones are the directories
-/// that cannot be read, HANDOFF_BACKEND_DOWN.
+/// that cannot be read, HANDOFF_STATE_DOWN.
 ///
 /// @param broker      the broker
 /// @param index       which backend: they are numbered from 0 in the order in which they came, and
@@ -269,11 +269,11 @@ pub extern "C" fn handoff_broker_get_state(
 
 fn number_of(phase: Phase) -> u32 {
     match phase {
-        Phase::Connecting => HANDOFF_BACKEND_CONNECTING,
-        Phase::Ready => HANDOFF_BACKEND_READY,
-        Phase::Draining => HANDOFF_BACKEND_DRAINING,
-        Phase::Resting => HANDOFF_BACKEND_RESTING,
-        Phase::Down => HANDOFF_BACKEND_DOWN,
+        Phase::Connecting => HANDOFF_STATE_CONNECTING,
+        Phase::Ready => HANDOFF_STATE_READY,
+        Phase::Draining => HANDOFF_STATE_DRAINING,
+        Phase::Resting => HANDOFF_STATE_RESTING,
+        Phase::Down => HANDOFF_STATE_DOWN,
     }
 }
 

@@ -82,7 +82,7 @@ pub const HANDOFF_ERR_LISTEN_FAILED: handoff_status = -29;
 /// usable. Please report it, with the text of handoff_last_error().
 pub const HANDOFF_ERR_INTERNAL: handoff_status = -30;
 /// The backend rests: it failed too often, or what timed out has taken all its places. Serve the
-/// client another way. See HANDOFF_BACKEND_RESTING.
+/// client another way. See HANDOFF_STATE_RESTING.
 pub const HANDOFF_ERR_RATE_LIMITED: handoff_status = -32;
 /// The offer has more bytes than the backend or the protocol takes.
 pub const HANDOFF_ERR_TOO_LARGE: handoff_status = -33;

@@ -49,9 +49,9 @@ static bool is_known(handoff_broker *broker, struct probe *result)
     must_handoff(handoff_broker_get_state(broker, 0, &state) == HANDOFF_OK,
                  "handoff_broker_get_state");
     result->code = result->room > 0                           ? DONE
-                   : state.state == HANDOFF_BACKEND_CONNECTING ? NO_ANSWER
-                   : state.state == HANDOFF_BACKEND_READY      ? NO_ROOM
-                   : state.state == HANDOFF_BACKEND_DRAINING   ? IS_DRAINING
+                   : state.state == HANDOFF_STATE_CONNECTING ? NO_ANSWER
+                   : state.state == HANDOFF_STATE_READY      ? NO_ROOM
+                   : state.state == HANDOFF_STATE_DRAINING   ? IS_DRAINING
                                                                : why(state.status, state.error);
     result->status = state.status != HANDOFF_OK  ? state.status
                      : result->code == NO_ANSWER   ? HANDOFF_TIMED_OUT

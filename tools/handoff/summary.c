@@ -119,11 +119,11 @@ handoff_reason why_in_vain(handoff_broker *broker, char **sockets, int len)
     size_t count = 0;
     while ((status = handoff_broker_get_state(broker, count, &state)) == HANDOFF_OK) {
         count++;
-        if (state.state == HANDOFF_BACKEND_READY)
+        if (state.state == HANDOFF_STATE_READY)
             reason = HANDOFF_REASON_BACKEND_BUSY;
         else if (reason == HANDOFF_REASON_BACKEND_UNAVAILABLE && state.status < HANDOFF_OK)
             reason = handoff_status_reason(state.status);
-        if (!said && state.state != HANDOFF_BACKEND_READY && *state.message != '\0')
+        if (!said && state.state != HANDOFF_STATE_READY && *state.message != '\0')
             complain("%s", state.message);
     }
     must_handoff(status == HANDOFF_NOTHING, "handoff_broker_get_state");
