@@ -76,6 +76,10 @@ class Handle(Generic[_Result]):
         """Moves what the library has given into what this handle keeps. Done twice, it is the same."""
         raise NotImplementedError
 
+    def _forget(self) -> None:
+        """What there is to settle is the parent's, and a thread may have been writing it."""
+        self._left = []
+
     def _give(self) -> _Result | None:
         """Outside of `alone`, and returned at once: see above."""
         if not self._left:
@@ -98,8 +102,7 @@ class Handle(Generic[_Result]):
         if not self._pointer:
             return
         if in_call or self._status_of_next() == ERR_WRONG_PROCESS:
-            self._settle()
-            self._left = []  # it is the parent's
+            self._forget()
             self._ended = ERR_WRONG_PROCESS, f"this {self._what} is used by another process"
             if in_call:  # what a thread was changing cannot be freed
                 self._pointer = ctypes.c_void_p()

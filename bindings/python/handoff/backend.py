@@ -268,6 +268,11 @@ class Backend(Handle[Arrival]):
     def _status_of_next(self) -> int:
         return int(library.handoff_backend_next(self._pointer, ctypes.byref(CArrival())))
 
+    def _forget(self) -> None:
+        self._arrival.fd = _SETTLED
+        self._adopting = []
+        super()._forget()
+
     def _close(self) -> None:
         self._settle()
         super()._close()

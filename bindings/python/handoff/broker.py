@@ -238,6 +238,11 @@ class Broker(Handle[Verdict]):
             given.outcome = _SETTLED
             drop(verdict.id, None)
 
+    def _forget(self) -> None:
+        self._verdict.outcome = _SETTLED
+        self._offering = self._taking_back = None
+        super()._forget()
+
     def _status_of_next(self) -> int:
         return int(library.handoff_broker_next(self._pointer, ctypes.byref(CVerdict())))
 

@@ -712,6 +712,24 @@ class SignalHandlers(Ends):
             self.assertFalse(os.path.exists(path))
 
 
+    def test_child_of_fork_does_not_get_what_a_call_of_its_parent_has_left(self):
+        self.broker.offer(self.accepted, user_data="client")
+        self.backend.accept(PATIENCE).connection.close()
+        self.assertIsNone(self.backend.next())
+        self.broker.dispatch()
+        status = _library.library.handoff_broker_next(self.broker._handle,
+                                                      ctypes.byref(self.broker._verdict))
+        self.assertEqual(status, _library.OK)
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(len(self.broker.close()))
+            finally:
+                os._exit(9)
+        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
+        self.assertEqual([verdict.user_data for verdict in self.broker.close()], ["client"])
+
+
 class TheBroker(Ends):
     """What only a broker does."""
 
@@ -744,6 +762,7 @@ class TheBroker(Ends):
         child = os.fork()
         if child == 0:
             try:
+                self.assertRaises(handoff.HandoffError, self.broker.in_flight)
                 verdicts = self.broker.close()
                 freed = before - len(os.listdir("/proc/self/fd"))
                 os._exit(0 if verdicts == [] and freed > 0 else 1)
