@@ -219,7 +219,10 @@ def make_debian_13(processor: str) -> Path:
         for directory in (root, part):
             shutil.rmtree(directory, ignore_errors=True)
         print("vm: Debian 13 is fetched", file=sys.stderr)
+        # It mounts /proc there. If somebody walks through the tree meanwhile, that is busy and stays
+        # mounted, unless nobody else sees it.
         run(
+            *("unshare", "--mount"),
             *("mmdebstrap", "--quiet", "--variant=extract", "--include=?essential"),
             f"--architectures={processor}",
             *(f"--include={','.join(PACKAGES)}", f"--extract-hook={FINISH}"),
