@@ -131,6 +131,12 @@ def read_head(client):
     return data
 
 
+def connect_as_given(arrival):
+    if arrival._connection is None:
+        arrival._connection = socket.socket(fileno=arrival._fd.value)
+    arrival._fd.value = -1
+
+
 class State(Case):
     """The backend is this process."""
 
@@ -139,8 +145,7 @@ class State(Case):
         with open(f"{self.directory}/file", "wb") as file:
             file.write(bytes(FILE))
         # As the library gives it, and not as Python wants it.
-        patch = mock.patch.object(handoff.backend, "_adopted",
-                                  lambda fd, _: socket.socket(fileno=fd))
+        patch = mock.patch.object(handoff.backend.Arrival, "_connect", connect_as_given)
         patch.start()
         self.addCleanup(patch.stop)
         self.python = handoff.Backend.listen(f"{self.directory}/python.sock")
