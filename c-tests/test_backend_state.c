@@ -313,15 +313,21 @@ static void histogram_counts_by_powers_of_two(void **state)
             assert_true(UINT64_C(1) << i > 20000 && UINT64_C(1) << (i - 1) <= most);
 }
 
-static void refusals_are_counted_at_the_backend_and_by_the_broker(void **state)
+/* Two backends, each with the only offer that it may have in flight. */
+static void open_full_fleet(void)
 {
-    (void)state;
     handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
-    handoff_offer offer = offer_of(fleet.client[0]);
     options.max_in_flight = 1;
     open_fleet(&fleet, 2, &options, NULL);
     offer_client(&fleet);
     offer_client(&fleet);
+}
+
+static void refusals_are_counted_at_the_backend_and_by_the_broker(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(fleet.client[0]);
+    open_full_fleet();
     for (int i = 0; i < 3; i++)
         assert_status(handoff_broker_offer(fleet.broker, &offer, NULL), HANDOFF_ERR_FULL);
     assert_last_error_has("none of 2 backends takes the offer");
@@ -365,12 +371,8 @@ static void refusal_by_a_closed_broker_is_counted_at_no_backend(void **state)
 static void verdicts_that_were_not_taken_are_no_refusal_of_a_backend(void **state)
 {
     (void)state;
-    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
     handoff_offer offer = offer_of(fleet.client[0]);
-    options.max_in_flight = 1;
-    open_fleet(&fleet, 2, &options, NULL);
-    offer_client(&fleet);
-    offer_client(&fleet);
+    open_full_fleet();
     for (int i = 0; i < 2; i++) {
         uint64_t id = 0;
         assert_int_equal(arrivals_at(&fleet, i, &id), 1);

@@ -18,9 +18,16 @@ import handoff
 CLIENTS = number("CLIENTS", 500)
 
 
-def connect(port):
-    client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+def connect(at):
+    """A client of a port, or of a path."""
+    is_path = isinstance(at, str)
+    client = socket.socket(socket.AF_UNIX if is_path else socket.AF_INET)
     client.settimeout(PATIENCE)
+    try:
+        client.connect(at if is_path else ("127.0.0.1", at))
+    except OSError:
+        client.close()
+        raise
     return client
 
 
@@ -28,9 +35,9 @@ def read_all(client):
     return b"".join(iter(lambda: client.recv(65536), b""))
 
 
-def ask(port, request=b""):
+def ask(at, request=b""):
     """What a client gets that sends this and then nothing more."""
-    with connect(port) as client:
+    with connect(at) as client:
         client.sendall(request)
         client.shutdown(socket.SHUT_WR)
         return read_all(client)
@@ -144,12 +151,7 @@ class BrokerAndExec(Test):
         for _ in range(2):  # the second one replaces what the first, which is killed, leaves
             between = self.broker(address=f"unix:{at}")
             self.assertEqual(between.address, f"unix:{at}")
-            with socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(PATIENCE)
-                client.connect(at)
-                client.sendall(b"unix")
-                client.shutdown(socket.SHUT_WR)
-                self.assertEqual(read_all(client), b"unix")
+            self.assertEqual(ask(at, b"unix"), b"unix")
             self.assertEqual(self.run_command("broker", f"unix:{at}", self.path).returncode, 1)
             between.kill()
         self.broker(address=f"unix:{at}").stop()
@@ -217,17 +219,12 @@ class BrokerAndExec(Test):
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(at)
             first.process.send_signal(signal.SIGTERM)
-            wait_until(lambda: not connects_to(at), "it stops listening")
+            wait_until(lambda: not can_connect(at), "it stops listening")
             self.assertFalse(os.path.exists(at))
             second = self.broker(address=f"unix:{at}")
             self.assertIsNone(first.process.poll())
             first.stop()
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(PATIENCE)
-            client.connect(at)
-            client.sendall(b"x")
-            client.shutdown(socket.SHUT_WR)
-            self.assertEqual(read_all(client), b"x")
+        self.assertEqual(ask(at, b"x"), b"x")
         # Nor what somebody has put there meanwhile.
         os.unlink(at)
         with socket.socket(socket.AF_UNIX) as other:
@@ -262,16 +259,11 @@ class BrokerAndExec(Test):
                    "no more descriptors than before")
 
 
-def can_connect(port):
+def can_connect(at):
     with contextlib.suppress(OSError):
-        connect(port).close()
+        connect(at).close()
         return True
     return False
-
-
-def connects_to(path):
-    with socket.socket(socket.AF_UNIX) as client:
-        return client.connect_ex(path) == 0
 
 
 def children(running):
