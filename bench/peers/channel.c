@@ -116,8 +116,9 @@ static int take_verdicts(handoff_broker *broker)
 static void dispatch(int may_wait)
 {
     /* One handle is dispatched before the loop waits for it: it may have made room, too. */
-    if (channels == 1 && (take_verdicts(brokers[0]) > 0 ||
-                          (is_full && handoff_broker_room(brokers[0]) > room_when_full)))
+    if (channels == 1 && looks_first(may_wait) &&
+        (take_verdicts(brokers[0]) > 0 ||
+         (is_full && handoff_broker_room(brokers[0]) > room_when_full)))
         return;
     need(poll(readable, (nfds_t)channels, may_wait ? -1 : 0) >= may_wait, "poll");
     for (int i = 0; i < channels; i++)
@@ -164,7 +165,7 @@ static void backend(int socket)
     for (int i = 0; i < backends; i++)
         readable[i] = (struct pollfd){.fd = handoff_backend_fd(listening[i]), .events = POLLIN};
     while (!finished) {
-        if (backends == 1 && take_arrivals(listening[0]) > 0)
+        if (backends == 1 && looks_first(1) && take_arrivals(listening[0]) > 0)
             continue;
         need(poll(readable, (nfds_t)backends, -1) > 0, "an arrival");
         for (int i = 0; i < backends; i++)

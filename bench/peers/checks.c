@@ -11,11 +11,11 @@
  *   - the backend adopts by compare-and-swap in memory that both share, and its verdict, with the
  *     slot's next token, goes with those of the same packet.
  *
- * Both sides receive what is there and then wait with poll(2), as an event loop does. With
- * BLOCKING=1 and one in flight they wait first, because something is hardly there, after asking for
- * SPIN microseconds without sleeping; with poll(2), because such a wait has a deadline and another
- * thread can end it. With EPOLL_SET=1 what they wait for is one descriptor, as an application's event
- * loop needs it: an epoll set with the channel, a timer and a waker.
+ * Both sides receive what is there and then wait with poll(2), as an event loop does; with one in
+ * flight they wait first. With BLOCKING=1 they ask for SPIN microseconds before that, without
+ * sleeping; with poll(2), because such a wait has a deadline and another thread can end it. With
+ * EPOLL_SET=1 what they wait for is one descriptor, as an application's event loop needs it: an
+ * epoll set with the channel, a timer and a waker.
  */
 #define _GNU_SOURCE
 #include "peer.h"
@@ -188,7 +188,7 @@ static void receive_each(int (*take_packet)(int index), int may_wait)
     while (until > 0 && now() < until)
         if (take_packet(0))
             return;
-    if (channels == 1 && !(blocking && may_wait) && take_packet(0))
+    if (channels == 1 && looks_first(may_wait) && take_packet(0))
         return;
     if (!may_wait && channels == 1)
         return;

@@ -364,6 +364,11 @@ int arrived(void)
     return step(&arrivals);
 }
 
+int looks_first(int may_wait)
+{
+    return !may_wait || in_flight > 1 || spin > 0;
+}
+
 /* A small answer in one piece, and the first piece of a long one. */
 void answer_bytes(char **bytes, size_t *len)
 {

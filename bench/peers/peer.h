@@ -94,6 +94,9 @@ struct client *client_of(const unsigned char token[TOKEN]);
 
 /* For backends. The first counts an arrival; not 0: it was the last. */
 int arrived(void);
+/* Whether a loop looks for what has come before it waits: with one in flight nothing can be there
+ * but the answer to what it has just sent, for which it would have to look for a while. */
+int looks_first(int may_wait);
 /* An answer of HTTP, so that nginx can stand between. */
 void answer(int fd);
 void answer_bytes(char **bytes, size_t *len);
