@@ -165,7 +165,7 @@ include bench/nginx.mk
 # From the quick to the slow, as far as that goes.
 CHECKS := check-rust check-msrv-short check-crate check-layers check-header check-symbols \
     check-abi check-c check-libc check-cpp check-valgrind check-sanitizers check-interop \
-    check-soak check-install check-man check-readme check-dist check-one-owner check-spread \
+    check-examples check-soak check-install check-man check-readme check-dist check-one-owner check-spread \
     check-faults check-limits check-claim check-model check-fuzz check-fuzz-abi check-threads \
     check-targets-short check-coverage check-python check-asgi check-go check-node check-command \
     check-guide check-nginx check-apache check-nginx-versions check-tls check-nginx-tls \

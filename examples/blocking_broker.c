@@ -112,6 +112,16 @@ static void serve(int client)
     shutdown(client, SHUT_WR);
 }
 
+/* accept(2) failed. Perhaps there is no descriptor for the client now: it still waits, so not again
+ * at once. */
+static void not_accepted(void)
+{
+    if (errno == ECONNABORTED)
+        return;
+    perror("blocking_broker: accept4");
+    usleep(10000);
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 3) {
@@ -123,7 +133,8 @@ int main(int argc, char **argv)
     while (!stopping) {
         int client = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
         if (client == -1) {
-            check(stopping || errno == ECONNABORTED, "accept4");
+            if (!stopping)
+                not_accepted();
             continue;
         }
         if (!hand_over(client))

@@ -26,6 +26,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include <netinet/in.h>
@@ -155,9 +156,11 @@ class broker {
             added.place = std::prev(waiting_.end());
             watch(added.fd.get(), &added);
         }
-        // None is left, one has gone, or there is no descriptor for it now.
-        check(errno == EAGAIN || errno == ECONNABORTED || errno == EMFILE || errno == ENFILE,
-              "accept4");
+        if (errno == EAGAIN || errno == ECONNABORTED)
+            return;
+        // Perhaps there is no descriptor for it now: the listener stays readable, so not again at once.
+        std::perror("broker: accept4");
+        std::this_thread::sleep_for(milliseconds(10));
     }
 
     /* Takes a client out of the event loop. This comes before the offer: close(2) does not do it

@@ -21,6 +21,12 @@ check-libc: $(addprefix $(C_BUILD)/,$(C_TESTS) soak one_owner spread faults limi
     | need-python
 	@CC='$(CC)' packaging/check-libc $(LIB)/$(SHARED) $(COMMAND) $^
 
+## check-examples  brokers among the examples go on after a shortage of descriptors
+.PHONY: check-examples
+check-examples: $(addprefix $(BUILD)/examples/,broker broker_cc blocking_broker threaded_broker \
+    raw_broker proxy) | need-python
+	@BUILD=$(BUILD)/examples LD_LIBRARY_PATH=$(LIB) $(PYTHON) examples/test_descriptors.py
+
 ## demo        thousands of clients through a broker to a backend that is killed on the way, and a proxy
 .PHONY: demo
 demo: $(EXAMPLES) | need-python

@@ -79,6 +79,17 @@ static void serve(int client)
         perror("listening_socket: answering a client");
 }
 
+/* accept(2) failed. Perhaps there is no descriptor for the client now: it still waits, so not again
+ * at once. */
+static void not_accepted(void)
+{
+    check(errno != EINVAL, "accept4"); /* somebody has shut the socket down */
+    if (errno == EINTR || errno == ECONNABORTED)
+        return;
+    perror("listening_socket: accept4");
+    usleep(10000);
+}
+
 static void take(const char *path)
 {
     handoff_backend *backend;
@@ -95,7 +106,7 @@ static void take(const char *path)
     for (;;) {
         int client = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
         if (client == -1) {
-            check(errno == ECONNABORTED || errno == EINTR, "accept4");
+            not_accepted();
             continue;
         }
         serve(client);

@@ -68,9 +68,11 @@ static void accept_clients(void)
         client->begin = client->end = 0;
         watch(fd, EPOLLIN, client);
     }
-    /* None is left, one has gone, or there is no descriptor for it now. */
-    check(errno == EAGAIN || errno == ECONNABORTED || errno == EMFILE || errno == ENFILE,
-          "accept4");
+    if (errno == EAGAIN || errno == ECONNABORTED)
+        return;
+    /* Perhaps there is no descriptor for it now: the listener stays readable, so not again at once. */
+    perror("proxy: accept4");
+    usleep(10000);
 }
 
 static void release(struct client *client)

@@ -131,6 +131,16 @@ static int take_signals(void)
     return signals;
 }
 
+/* accept(2) failed. Perhaps there is no descriptor for the client now: it still waits, so not again
+ * at once. */
+static void not_accepted(void)
+{
+    if (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED)
+        return;
+    perror("raw_broker: accept4");
+    usleep(10000);
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 3 || argc > 5) {
@@ -161,7 +171,7 @@ int main(int argc, char **argv)
             break;
         int client = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
         if (client == -1) {
-            check(errno == EAGAIN || errno == EINTR || errno == ECONNABORTED, "accept4");
+            not_accepted();
             continue;
         }
         handoff_reason reason = hand_over(client);

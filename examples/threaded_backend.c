@@ -133,14 +133,28 @@ static void *take_from_brokers(void *unused)
     return NULL;
 }
 
+/* accept(2) failed. Perhaps there is no descriptor for the client now: it still waits, so not again
+ * at once. */
+static void not_accepted(void)
+{
+    if (errno == ECONNABORTED)
+        return;
+    perror("threaded_backend: accept4");
+    usleep(10000);
+}
+
 static void *take_from_proxies(void *unused)
 {
-    int fd;
     (void)unused;
-    while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) != -1)
-        start(fd, NULL, 0);
-    check(errno == EINVAL, "accept4", strerror(errno)); /* the socket is shut down */
-    return NULL;
+    for (;;) {
+        int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+        if (fd != -1)
+            start(fd, NULL, 0);
+        else if (errno == EINVAL)
+            return NULL; /* the socket is shut down */
+        else
+            not_accepted();
+    }
 }
 
 static void listen_unix(const char *path)

@@ -83,6 +83,16 @@ static void serve(int client)
     shutdown(client, SHUT_WR);
 }
 
+/* accept(2) failed. Perhaps there is no descriptor for the client now: it still waits, so not again
+ * at once. */
+static void not_accepted(void)
+{
+    if (errno == ECONNABORTED)
+        return;
+    perror("threaded_broker: accept4");
+    usleep(10000);
+}
+
 static void *accept_and_serve(void *unused)
 {
     (void)unused;
@@ -91,7 +101,7 @@ static void *accept_and_serve(void *unused)
         if (client == -1 && errno == EINVAL)
             return NULL; /* the socket is shut down */
         if (client == -1) {
-            check(errno == ECONNABORTED, "accept4", strerror(errno));
+            not_accepted();
             continue;
         }
         if (!hand_over(client))
