@@ -169,12 +169,21 @@ static void full_broker_says_which_limit_is_reached(void **state)
     open_channel(&channel, &options, NULL);
     for (int i = 0; i < 3; i++)
         assert_ok(handoff_broker_offer(channel.broker, &offer, &id));
-    assert_full_because(&channel, &offer, "the limit of offers in flight is reached: 3 of 3");
+    assert_full_because(&channel, &offer, "the limit of offers in flight is reached: 3 of 3 "
+                                          "(max_in_flight of the broker)");
     /* The backend has it, and has not answered. */
     assert_ok(handoff_broker_take_back(channel.broker, id));
-    assert_full_because(&channel, &offer, "the limit of offers in flight is reached: 2 of 3, and 1 "
-                                          "more, taken back or adopted, that the backend has not "
-                                          "answered");
+    assert_full_because(&channel, &offer, "the limit of offers in flight is reached: 2 of 3 "
+                                          "(max_in_flight of the broker), and 1 more, taken back "
+                                          "or adopted, that the backend has not answered");
+    close_channel(&channel);
+
+    handoff_backend_options fewer = HANDOFF_BACKEND_OPTIONS_INIT;
+    fewer.max_in_flight = 1;
+    open_channel(&channel, &options, &fewer);
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+    assert_full_because(&channel, &offer, "the limit of offers in flight is reached: 1 of 1 "
+                                          "(max_in_flight of the backend)");
     close_channel(&channel);
 
     open_channel(&channel, &options, NULL);

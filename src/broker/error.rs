@@ -318,6 +318,8 @@ pub enum Limit {
         unanswered: usize,
         /// How many the two ends allow.
         most: usize,
+        /// The backend allows fewer than the broker.
+        of_backend: bool,
     },
     /// Bytes of offers that wait for room in the socket.
     QueuedBytes {
@@ -336,11 +338,13 @@ pub enum Limit {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Limit::InFlight { in_flight, unanswered, most } => {
+            Limit::InFlight { in_flight, unanswered, most, of_backend } => {
                 if in_flight + unanswered < *most {
                     return f.write_str("the backend has not granted any more offers yet");
                 }
+                let end = if *of_backend { "the backend" } else { "the broker" };
                 write!(f, "the limit of offers in flight is reached: {in_flight} of {most}")?;
+                write!(f, " (max_in_flight of {end})")?;
                 match unanswered {
                     0 => Ok(()),
                     more => write!(

@@ -152,10 +152,12 @@ impl Obstacle {
 impl Channel {
     #[cold]
     fn limit(&self) -> Limit {
+        let most = self.welcome.map_or(0, |welcome| welcome.slots);
         Limit::InFlight {
             in_flight: self.offers.in_flight(),
             unanswered: self.offers.unanswered(),
-            most: self.welcome.map_or(0, |welcome| welcome.slots as usize),
+            most: most as usize,
+            of_backend: most < self.offers.count(),
         }
     }
 }
