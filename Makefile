@@ -206,6 +206,7 @@ $(LONG): export CPP_FULL := 1
 $(LONG): export TLS_ROOTS := this-machine debian-13 debian-13+trixie-backports
 $(LONG): export LIMITS_BYTES := 268435456
 $(LONG): export NGINX_VERSIONS_TEST := $(NGINX_TEST)
+$(LONG): export NGINX_POLL_TEST := copies failures http stream queue
 $(LONG): export PACKAGES_BUILD := 1
 $(LONG): export NGINX_TLS_FULL := 1
 $(LONG): export APACHE_TESTS_REQUESTS := 10000

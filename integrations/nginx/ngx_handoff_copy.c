@@ -28,6 +28,7 @@ static ssize_t ngx_handoff_recv_chain(ngx_connection_t *c, ngx_chain_t *in, off_
 static ssize_t ngx_handoff_send_bytes(ngx_connection_t *c, u_char *buf, size_t size);
 static ngx_chain_t *ngx_handoff_send_chain(ngx_connection_t *c, ngx_chain_t *in, off_t limit);
 static ngx_int_t ngx_handoff_del_conn(ngx_connection_t *c, ngx_uint_t flags);
+static ngx_int_t ngx_handoff_del_events(ngx_connection_t *c, ngx_uint_t flags);
 
 
 /* By the connection's place among a worker's; NULL if no backend has a copy. */
@@ -43,7 +44,8 @@ static ngx_int_t           (*ngx_handoff_next_del_conn)(ngx_connection_t *c, ngx
  * one that is kept alive.
  *
  * nginx's ngx_close_connection() calls del_conn only to hear that the kernel takes the descriptor
- * out of epoll. So that is where a connection with a copy is really taken out and shut down.
+ * out of epoll. So that is where a connection with a copy is really taken out and shut down. Methods
+ * such as poll have no del_conn; if they get one, nginx calls it in place of del.
  */
 ngx_int_t
 ngx_handoff_init_copies(ngx_cycle_t *cycle)
@@ -57,7 +59,7 @@ ngx_handoff_init_copies(ngx_cycle_t *cycle)
     ngx_handoff_connections = cycle->connections;
     ngx_handoff_connection_n = cycle->connection_n;
 
-    if (ngx_del_conn && ngx_event_actions.del_conn != ngx_handoff_del_conn) {
+    if (ngx_event_actions.del_conn != ngx_handoff_del_conn) {
         ngx_handoff_next_del_conn = ngx_event_actions.del_conn;
         ngx_event_actions.del_conn = ngx_handoff_del_conn;
     }
@@ -247,7 +249,28 @@ ngx_handoff_del_conn(ngx_connection_t *c, ngx_uint_t flags)
         }
     }
 
-    return ngx_handoff_next_del_conn(c, flags);
+    return ngx_handoff_next_del_conn ? ngx_handoff_next_del_conn(c, flags)
+                                     : ngx_handoff_del_events(c, flags);
+}
+
+
+/* As ngx_close_connection() does it without del_conn. */
+static ngx_int_t
+ngx_handoff_del_events(ngx_connection_t *c, ngx_uint_t flags)
+{
+    ngx_int_t  rc = NGX_OK;
+
+    if (c->read->active || c->read->disabled) {
+        rc = ngx_del_event(c->read, NGX_READ_EVENT, flags);
+    }
+
+    if ((c->write->active || c->write->disabled)
+        && ngx_del_event(c->write, NGX_WRITE_EVENT, flags) != NGX_OK)
+    {
+        rc = NGX_ERROR;
+    }
+
+    return rc;
 }
 
 #pragma GCC visibility pop

@@ -23,6 +23,7 @@ from waiting import PATIENCE, wait_until  # noqa: E402
 BUILD = os.environ["NGINX_TESTS_BUILD"]  # where the test programs are
 NGINX = os.environ.get("NGINX_PROGRAM", "nginx")
 LOAD = os.environ["NGINX_LOAD"].split()  # the modules; none if they are in nginx itself
+EVENTS = os.environ.get("NGINX_EVENTS", "")  # such as "use poll;"
 UNDER = os.environ.get("NGINX_TESTS_UNDER", "").split()  # such as valgrind and its options
 DESCRIPTORS = 16384  # that each process may have, and nginx's worker for its connections
 
@@ -35,7 +36,7 @@ worker_processes 2;
 pid nginx.pid;
 error_log error.log warn;
 {main}
-events {{ worker_connections {connections}; }}
+events {{ worker_connections {connections}; {events} }}
 """
 
 HTTP = """
@@ -201,7 +202,7 @@ class Nginx(Process):
                 load="\n".join(f"load_module {path};" for path in LOAD), main=main,
                 user=f"user {user};" if os.getuid() == 0 else "",
                 limit=descriptors and f"worker_rlimit_nofile {descriptors};",
-                connections=connections or descriptors))
+                connections=connections or descriptors, events=EVENTS))
             if http:
                 file.write(HTTP.format(http=http))
             if stream:

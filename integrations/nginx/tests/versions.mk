@@ -3,12 +3,15 @@
 # What is tested with each: all in `make check-all`.
 NGINX_VERSIONS_TEST ?= details
 
+# What is tested with another event method than epoll.
+NGINX_POLL_TEST ?= copies
+
 NGINX_126 := $(NGINX_DEBIAN_13)
 NGINX_128 := $(BUILD)/nginx-1.28
 # The package of the Rust registry that has nginx's sources, whose version is its own.
 NGINX_SRC := 1.28.5+1.28.3
 
-## check-nginx-versions  the nginx modules with nginx 1.26 of Debian 13 and 1.28 from its sources
+## check-nginx-versions  the nginx modules with nginx 1.26 of Debian 13, and 1.28 from its sources, also with poll
 .PHONY: check-nginx-versions
 check-nginx-versions: nginx-debian-13 $(NGINX_126)/nginx $(NGINX_128)/nginx \
     $(NGINX_TESTS)/backend $(NGINX_TESTS)/tls_backend
@@ -21,6 +24,9 @@ check-nginx-versions: nginx-debian-13 $(NGINX_126)/nginx $(NGINX_128)/nginx \
 	@echo 'check-nginx-versions: $(NGINX_SRC), with the modules in it'
 	@$(MAKE) --no-print-directory check-nginx NGINX_TEST="$(NGINX_VERSIONS_TEST)" \
 	    NGINX_PROGRAM=$(NGINX_128)/nginx NGINX_LOAD=
+	@echo 'check-nginx-versions: $(NGINX_SRC), "use poll;"'
+	@NGINX_EVENTS="use poll;" $(MAKE) --no-print-directory check-nginx \
+	    NGINX_TEST="$(NGINX_POLL_TEST)" NGINX_PROGRAM=$(NGINX_128)/nginx NGINX_LOAD=
 
 # Debian 13's nginx with Debian 13's libraries, whatever this machine has.
 DEBIAN_13 := $(BUILD)/vm/trixie
@@ -47,7 +53,7 @@ $(NGINX_128)/nginx: $(wildcard integrations/nginx/ngx_*) integrations/nginx/conf
 	    --with-http_v3_module --with-http_stub_status_module --with-http_realip_module \
 	    --with-http_auth_request_module --with-http_dav_module --with-http_slice_module \
 	    --with-stream --with-stream_ssl_module --with-stream_ssl_preread_module \
-	    --with-stream_realip_module --add-module=$(NGINX_HERE) > configure.log || \
+	    --with-stream_realip_module --with-poll_module --with-select_module --add-module=$(NGINX_HERE) > configure.log || \
 	    { cat configure.log; exit 1; }
 	@$(MAKE) -C $(NGINX_128)/src --no-print-directory -j$$(nproc) > $(NGINX_128)/make.log 2>&1 || \
 	    { tail -n 20 $(NGINX_128)/make.log; exit 1; }
