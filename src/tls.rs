@@ -194,6 +194,9 @@ pub fn receive(
     let mut waits = 0;
     let record = loop {
         match kernel::receive(socket, buffer) {
+            // An empty record, RFC 8446, section 5.1, and behind it one that is no data, or the end:
+            // that comes next.
+            Ok(Record { len: 0, content: Some(content::DATA) }) => continue,
             Ok(record) => break record,
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
             Err(error) => return Err(not_received(socket, error)),
@@ -207,7 +210,7 @@ pub fn receive(
     };
     let got = buffer.get(..record.len).unwrap_or_default();
     match look(record.content, got)? {
-        // That there was no record at all, or no byte in the last one.
+        // That there was no record at all.
         Received::Data if got.is_empty() && receives_tls(socket) => Err(TlsError::Truncated),
         Received::Data => Ok(got.len()),
         Received::CloseNotify => Ok(0),

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -88,6 +89,47 @@ void send_record(int fd, int type, const void *bytes, size_t len)
                                       .cmsg_len = CMSG_LEN(1)};
     *CMSG_DATA(&control.header) = (unsigned char)type;
     assert_int_equal(sendmsg(fd, &message, MSG_NOSIGNAL), len);
+}
+
+size_t seal_record(void *record, const struct suite *suite, uint64_t number, int type, const void *bytes,
+                   size_t len)
+{
+    enum { TAG = 16, HEADER = 5, EXPLICIT = 8, NONCE = 12 };
+    const bool has_type_inside = suite->version == TLS_1_3_VERSION;
+    const size_t begin = HEADER + (has_type_inside ? 0 : EXPLICIT);
+    const size_t body_len = len + (has_type_inside ? 1 : 0), whole = begin + body_len + TAG;
+    unsigned char *out = record, nonce[NONCE], number_bytes[8], aad[13];
+    union keys keys;
+    int count;
+    make_keys(&keys, suite, TO_SERVER);
+    assert_int_equal(suite->cipher, TLS_CIPHER_AES_GCM_128);
+    for (int i = 0; i < 8; i++)
+        number_bytes[i] = (unsigned char)(number >> (56 - 8 * i));
+    memcpy(nonce, keys.aes_128.salt, 4);
+    memcpy(out, (unsigned char[]){(unsigned char)(has_type_inside ? DATA : type), 3, 3,
+                                  (unsigned char)((whole - HEADER) >> 8),
+                                  (unsigned char)(whole - HEADER)}, HEADER);
+    memcpy(out + begin, bytes, len);
+    if (has_type_inside) { /* RFC 8446, 5.2 and 5.3 */
+        out[begin + len] = (unsigned char)type;
+        for (int i = 0; i < 8; i++)
+            nonce[4 + i] = keys.aes_128.iv[i] ^ number_bytes[i];
+        memcpy(aad, out, HEADER);
+    } else { /* RFC 5246, 6.2.3.3, and RFC 5288 */
+        memcpy(nonce + 4, number_bytes, EXPLICIT);
+        memcpy(out + HEADER, number_bytes, EXPLICIT);
+        memcpy(aad, number_bytes, 8);
+        memcpy(aad + 8, (unsigned char[]){(unsigned char)type, 3, 3, (unsigned char)(len >> 8),
+                                          (unsigned char)len}, 5);
+    }
+    EVP_CIPHER_CTX *cipher = EVP_CIPHER_CTX_new();
+    assert_int_equal(EVP_EncryptInit_ex(cipher, EVP_aes_128_gcm(), NULL, keys.aes_128.key, nonce), 1);
+    assert_int_equal(EVP_EncryptUpdate(cipher, NULL, &count, aad, has_type_inside ? HEADER : 13), 1);
+    assert_int_equal(EVP_EncryptUpdate(cipher, out + begin, &count, out + begin, (int)body_len), 1);
+    assert_int_equal(EVP_EncryptFinal_ex(cipher, out + begin + body_len, &count), 1);
+    assert_int_equal(EVP_CIPHER_CTX_ctrl(cipher, EVP_CTRL_GCM_GET_TAG, TAG, out + begin + body_len), 1);
+    EVP_CIPHER_CTX_free(cipher);
+    return whole;
 }
 
 size_t receive_record(int fd, int *type, void *bytes, size_t room)

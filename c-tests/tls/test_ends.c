@@ -130,6 +130,43 @@ static void end_without_close_notify_is_an_error(void **state)
     (void)state;
 }
 
+static void empty_record_is_not_the_end(void **state)
+{
+    static const struct {
+        int type;
+        const char *bytes;
+        size_t len;
+        handoff_status status;
+    } cases[] = {
+        {ALERT, "\1\0", 2, HANDOFF_OK},
+        {ALERT, "\2\50", 2, HANDOFF_ERR_TLS_ALERT},
+        {HANDSHAKE, "\30\0\0\1\0", 5, HANDOFF_ERR_TLS_KEY_UPDATE},
+        {DATA, "", 0, HANDOFF_ERR_END_OF_STREAM},
+    };
+    static const size_t of_suite[] = {0, TLS_1_3_SUITE};
+    for (size_t i = 0; i < 2 * sizeof cases / sizeof *cases; i++) {
+        const struct suite *suite = &suites[of_suite[i % 2]];
+        const size_t which = i / 2;
+        struct pair pair;
+        unsigned char bytes[200];
+        size_t len, count;
+        open_pair(&pair, suite);
+        len = seal_record(bytes, suite, 0, DATA, "", 0);
+        len += seal_record(bytes + len, suite, 1, DATA, "data", 4);
+        assert_int_equal(write(pair.client, bytes, len), len);
+        expect_data(pair.server, "data", 4);
+        /* Together, so that the kernel has both when it is asked. */
+        len = seal_record(bytes, suite, 2, DATA, "", 0);
+        len += seal_record(bytes + len, suite, 3, cases[which].type, cases[which].bytes, cases[which].len);
+        assert_int_equal(write(pair.client, bytes, len), len);
+        assert_int_equal(shutdown(pair.client, SHUT_WR), 0);
+        assert_status(receive(pair.server, bytes, sizeof bytes, &count), cases[which].status);
+        assert_int_equal(count, cases[which].status == HANDOFF_OK ? 0 : 99);
+        close_pair(&pair);
+    }
+    (void)state;
+}
+
 static void no_other_record_is_data(void **state)
 {
     static const struct {
@@ -539,6 +576,7 @@ int main(void)
         TEST(close_notify_is_the_end_and_comes_after_the_data),
         TEST(alert_is_understood_with_room_for_one_byte),
         TEST(end_without_close_notify_is_an_error),
+        TEST(empty_record_is_not_the_end),
         TEST(no_other_record_is_data),
         TEST(garbage_is_no_record),
         TEST(half_a_record_is_waited_for),
