@@ -23,6 +23,7 @@ enum {
     PREREAD_MOST = 131000,
     SERVICE_MOST = 255, /* bytes, of handoff_offer */
     PAUSE_US = 20000, /* before a backend that was busy is asked again */
+    SHORTAGE_US = 1000000, /* before a client is accepted after a shortage, if none has gone */
     EVENTS = 64
 };
 
@@ -47,6 +48,7 @@ static struct clients reading, waiting;
 static handoff_broker *broker;
 static int epoll, signals, listener;
 static bool accepting;
+static int64_t accept_at_us; /* if not accepting */
 static int64_t not_before_us; /* nothing is offered earlier, because a backend was busy */
 static uint64_t accepted, now_here;
 
@@ -57,11 +59,12 @@ static const char *service, *metadata;
 static char **sockets;
 static int sockets_len;
 
-/* Watches a descriptor. Its events carry `what`: a client, &signals, &listener or &broker. */
-static void watch(int fd, void *what)
+/* Watches a descriptor, unless the system is short of something. Its events carry `what`: a client,
+ * &signals, &listener or &broker. */
+static bool watches(int fd, void *what)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = what};
-    must(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0, "EPOLL_CTL_ADD");
+    return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
 static void unwatch(int fd)
@@ -69,12 +72,21 @@ static void unwatch(int fd)
     must(epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL) == 0, "EPOLL_CTL_DEL");
 }
 
-/* Short of descriptors or memory: no client is accepted until one has gone. */
-static void accept_no_more(void)
+/* Short of descriptors or memory: no client is accepted for a while, or until one has gone. */
+static void accept_no_more(int64_t now)
 {
     if (accepting)
         unwatch(listener);
     accepting = false;
+    accept_at_us = now + SHORTAGE_US;
+}
+
+static void accept_again(int64_t now)
+{
+    if (accepting || listener == -1)
+        return;
+    accepting = watches(listener, &listener);
+    accept_at_us = now + SHORTAGE_US;
 }
 
 static void forget(struct client *client)
@@ -83,10 +95,7 @@ static void forget(struct client *client)
     free(client->preread);
     free(client);
     now_here--;
-    if (!accepting && listener != -1) {
-        watch(listener, &listener);
-        accepting = true;
-    }
+    accept_again(now_us());
 }
 
 static long long age_us(const struct client *client)
@@ -99,8 +108,10 @@ static void give_up(struct client *client, handoff_reason reason)
 {
     count_closed(reason);
     if (verbose)
-        printf("%" PRIu64 " %s: closed after %lld us: %s\n", client->number, client->address,
-               age_us(client), handoff_reason_name(reason));
+        write_plainly(stdout, "%" PRIu64 " %s: closed after %lld us: %s", client->number,
+                      client->address, age_us(client), handoff_reason_name(reason));
+    if (verbose)
+        putchar('\n');
     /* A backend may still hold a copy. While it does, close(2) does not end the connection. */
     shutdown(client->fd, SHUT_RDWR);
     forget(client);
@@ -236,8 +247,9 @@ static void accept_clients(int64_t now)
             else
                 must(errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM,
                      "accept4");
-            must(now_here > 0, "no room for one client");
-            accept_no_more();
+            if (now_here == 0)
+                complain("no room for one client: %s", strerror(errno));
+            accept_no_more(now);
             return;
         }
         now_here++;
@@ -247,12 +259,10 @@ static void accept_clients(int64_t now)
         client->fd = fd;
         describe_address((struct sockaddr *)&address, len, client->address,
                          sizeof client->address);
-        if (preread_most > 0) {
+        if (preread_most > 0 && watches(fd, client))
             insert(&reading, client, reading.last);
-            watch(fd, client);
-        } else {
+        else
             queue(client);
-        }
     }
 }
 
@@ -292,6 +302,10 @@ static int expire(int64_t now)
         next_us = client->deadline_us;
     if (client != NULL && not_before_us > now && not_before_us < next_us)
         next_us = not_before_us;
+    if (!accepting && accept_at_us <= now)
+        accept_again(now);
+    if (!accepting && listener != -1 && accept_at_us < next_us)
+        next_us = accept_at_us;
     return next_us == INT64_MAX ? -1 : (int)((next_us - now + 999) / 1000);
 }
 
@@ -318,7 +332,7 @@ static void stop(void)
     struct signalfd_siginfo signal;
     while (read(signals, &signal, sizeof signal) == sizeof signal) {
         if (listener != -1) {
-            accept_no_more();
+            accept_no_more(0);
             remove_file(); /* a successor can listen at once, and keeps its own */
             close(listener);
             listener = -1;
@@ -411,10 +425,9 @@ static int start_and_run(const char *address)
     must(epoll != -1, "epoll_create1");
     int broker_fd = handoff_broker_fd(broker); /* it connects, and reconnects by itself */
     must_handoff(broker_fd != -1, "handoff_broker_fd");
-    watch(signals, &signals);
-    watch(broker_fd, &broker);
-    watch(listener, &listener);
-    accepting = true;
+    accepting = watches(signals, &signals) && watches(broker_fd, &broker) &&
+                watches(listener, &listener);
+    must(accepting, "EPOLL_CTL_ADD");
     must(getsockname(listener, (struct sockaddr *)&bound, &len) == 0, "getsockname");
     describe_address((struct sockaddr *)&bound, len, text, sizeof text);
     printf("listening on %s\n", text);

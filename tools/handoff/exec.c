@@ -169,6 +169,8 @@ static bool is_at(int fd, const char *path)
     if (getsockname(fd, (struct sockaddr *)&address, &len) == -1 || address.sun_family != AF_UNIX)
         return false;
     size_t name_len = len - offsetof(struct sockaddr_un, sun_path);
+    if (name_len > sizeof address.sun_path) /* it counts a NUL that has no room, unix(7) */
+        name_len = sizeof address.sun_path;
     memcpy(name, address.sun_path, name_len);
     name[name_len] = '\0';
     if (name_len > 0 && name[0] == '\0')

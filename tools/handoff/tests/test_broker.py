@@ -88,6 +88,18 @@ class Sayings(Test):
         for output in outputs:
             self.assertNotRegex(output, r"(?m)^adopted by root|\x1b")
 
+    def test_address_of_a_client_forges_no_line_and_sends_no_escape(self):
+        listening = os.path.join(self.directory, "clients.sock")
+        between = self.broker(address=f"unix:{listening}", options=["-v", "--wait", "50"])
+        with socket.socket(socket.AF_UNIX) as client:
+            client.bind(os.path.join(self.directory, "c\n2 127.0.0.1:1: adopted\x1b[31m"))
+            client.connect(listening)
+            client.shutdown(socket.SHUT_WR)
+            self.assertEqual(client.recv(1), b"")
+        output, _ = between.stop()
+        self.assertIn("c?2 127.0.0.1:1: adopted?[31m: closed after", output)
+        self.assertNotRegex(output, r"(?m)^2 |\x1b")
+
     def test_output_that_is_lost_is_said_with_the_first_error(self):
         with open("/dev/full", "w", encoding="ascii") as full:
             for subcommand, *rest in (("broker", "127.0.0.1:0", self.path),

@@ -114,6 +114,22 @@ class BrokerAndExec(Test):
         self.assertEqual(ask_all(between.port, 60), [])
         self.assertEqual(counts(between.stop()[0])["adopted"], 60)
 
+    def test_broker_without_a_descriptor_for_its_only_client_goes_on(self):
+        self.exec("cat")
+        between = self.broker(options=["--wait", "60000"])
+        pid = between.process.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        highest = max(map(int, os.listdir(f"/proc/{pid}/fd")))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, before[1]))
+        with connect(between.port) as client:
+            client.sendall(b"x")
+            client.shutdown(socket.SHUT_WR)
+            self.assertIn("no room for one client: Too many open files",
+                          between.process.stderr.readline())
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+            self.assertEqual(read_all(client), b"x")
+        self.assertEqual(counts(between.stop()[0])["adopted"], 1)
+
     def test_client_without_a_backend_is_closed_when_its_time_is_up(self):
         between = self.broker(options=["--wait", "100", "-v"])
         self.assertEqual(ask(between.port), b"")
@@ -482,36 +498,51 @@ class Exec(Test):
         os.chmod(self.path, 0o666)
         self.assertFalse(self.check(user=STRANGER + 1)["ok"])
 
+    def exec_with(self, listener, path):
+        """`handoff exec` that has got its socket from a service manager."""
+        program = ("import os, sys; os.dup2(int(sys.argv[1]), 3); os.closerange(4, 1000);"
+                   "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()));"
+                   "os.execv(sys.argv[2], sys.argv[2:])")
+        script = "echo fds=$LISTEN_FDS; ls /proc/self/fd | tr '\\n' ' '"
+        return subprocess.Popen(
+            [sys.executable, "-c", program, str(listener.fileno()), self.command, "exec", path,
+             "--", "sh", "-c", script],
+            pass_fds=[listener.fileno()], env=self.environment, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def check_exec_with(self, listener, path, short_path):
+        backend = self.exec_with(listener, path)
+        with Pair() as pair:
+            pair.hand_over(short_path)
+            # 3 is the directory that ls reads.
+            self.assertEqual(read_all(pair.client), b"fds=\n0 1 2 3 ")
+        backend.terminate()
+        backend.communicate(timeout=PATIENCE)
+        self.assertEqual(backend.returncode, 0)
+        self.assertTrue(os.path.exists(path))  # it belongs to who made it
+
     def test_socket_of_a_service_manager(self):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(self.path)
             listener.listen()
-            program = ("import os, sys; os.dup2(int(sys.argv[1]), 3); os.closerange(4, 1000);"
-                       "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()));"
-                       "os.execv(sys.argv[2], sys.argv[2:])")
-            script = "echo fds=$LISTEN_FDS; ls /proc/self/fd | tr '\\n' ' '"
-
-            def start(*arguments):
-                return subprocess.Popen(
-                    [sys.executable, "-c", program, str(listener.fileno()), self.command, "exec",
-                     *arguments, "--", "sh", "-c", script],
-                    pass_fds=[listener.fileno()], env=self.environment, text=True,
-                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-            wrong = start("/another/path")
+            wrong = self.exec_with(listener, "/another/path")
             self.assertIn("none that listens at /another/path", wrong.communicate()[1])
             self.assertEqual(wrong.returncode, 1)
             linked = os.path.join(self.directory, "link")
             os.symlink(self.directory, linked)
-            backend = start(os.path.join(linked, "a.sock"))
-            with Pair() as pair:
-                pair.hand_over(self.path)
-                # 3 is the directory that ls reads.
-                self.assertEqual(read_all(pair.client), b"fds=\n0 1 2 3 ")
-            backend.terminate()
-            backend.communicate(timeout=PATIENCE)
-            self.assertEqual(backend.returncode, 0)
-            self.assertTrue(os.path.exists(self.path))  # it belongs to who made it
+            self.check_exec_with(listener, os.path.join(linked, "a.sock"), self.path)
+
+    def test_path_of_a_service_manager_that_fills_its_room(self):
+        room = 108  # of sockaddr_un
+        name = "/a.sock"
+        long = os.path.join(self.directory, "x").ljust(room - len(name), "x")
+        short = os.path.join(self.directory, "l")
+        os.mkdir(long)
+        os.symlink(long, short)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(long + name)
+            listener.listen()
+            self.check_exec_with(listener, long + name, short + name)
 
 
 def restore_signals():
