@@ -20,7 +20,8 @@ ECHO = """
       connection.on('end', () => console.log('end'));
       connection.on('error', (error) => console.log(error.code));
       connection.on('close', () => console.log('close'));
-      if (arrival.service === 'destroy') connection.destroy();
+      if (arrival.service === 'cut') connection.write(Buffer.alloc(1 << 26));
+      if (arrival.service === 'destroy' || arrival.service === 'cut') connection.destroy();
       connection.on('data', (data) => connection.write(data));
       if (!connection.encrypted) throw new Error('encrypted');
     });
@@ -85,6 +86,15 @@ class Connections(peers.Test):
             with self.subTest(version=version):
                 client = self.hand_over(version, service=b"destroy")
                 self.assertEqual(read_all(client), b"")
+                self.assert_told(process, "close")
+
+    def test_destroy_is_no_close_notify_behind_a_part_of_what_was_written(self):
+        process = self.start_echo()
+        for version in VERSIONS:
+            with self.subTest(version=version):
+                client = self.hand_over(version, service=b"cut")
+                with self.assertRaises(ssl.SSLEOFError):
+                    read_all(client)
                 self.assert_told(process, "close")
 
     def test_end_without_close_notify_has_its_name(self):

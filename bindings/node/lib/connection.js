@@ -85,8 +85,10 @@ class Connection extends net.Socket {
   }
 
   _destroy(error, callback) {
+    // Behind a part of what was written, close_notify would make it look whole.
+    const isCut = this[kTls] && this.writableLength > 0;
     // A client that has sent a reset, or does not make room for close_notify, needs no end.
-    if (this._handle && !this[kEnded] && !this[kReset]) tlsShutdown(this[kFd], 0);
+    if (this._handle && !this[kEnded] && !this[kReset] && !isCut) tlsShutdown(this[kFd], 0);
     super._destroy(error, callback);
   }
 }
