@@ -196,7 +196,7 @@ pub fn receive(
         match kernel::receive(socket, buffer) {
             // An empty record, RFC 8446, section 5.1, and behind it one that is no data, or the end:
             // that comes next.
-            Ok(Record { len: 0, content: Some(content::DATA) }) => continue,
+            Ok(kernel::Record { len: 0, content: Some(content::DATA) }) => continue,
             Ok(record) => break record,
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
             Err(error) => return Err(not_received(socket, error)),

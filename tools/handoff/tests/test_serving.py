@@ -1,12 +1,14 @@
 """handoff broker and handoff exec, with each other and with other brokers."""
 
 import contextlib
+import ctypes
 import os
 import re
 import resource
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -540,7 +542,9 @@ class Exec(Test):
         os.mkdir(long)
         os.symlink(long, short)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            listener.bind(long + name)
+            # Python wants room for a NUL.
+            address = struct.pack(f"H{room}s", socket.AF_UNIX, os.fsencode(long + name))
+            self.assertEqual(ctypes.CDLL(None).bind(listener.fileno(), address, len(address)), 0)
             listener.listen()
             self.check_exec_with(listener, long + name, short + name)
 
