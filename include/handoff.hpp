@@ -204,7 +204,10 @@ inline std::string_view bytes(const void *data, std::size_t size) noexcept
     return {static_cast<const char *>(data), size};
 }
 
-/** A descriptor and the duty to close it. */
+/**
+ * A descriptor and the duty to close it. Call shutdown() before a connection that you have adopted is
+ * closed: while the broker has its copy, close() alone does not end it for the client.
+ */
 class unique_fd {
   public:
     unique_fd() noexcept = default;
@@ -420,7 +423,7 @@ struct broker_backend {
     std::chrono::milliseconds failure_period{0};
 };
 
-/** What a backend does: HANDOFF_BACKEND_*. */
+/** What a backend does: HANDOFF_STATE_*. */
 enum class phase : std::uint32_t {
     connecting = HANDOFF_STATE_CONNECTING,
     ready = HANDOFF_STATE_READY,

@@ -47,7 +47,8 @@ typedef struct handoff_broker_options {
     /**
      * With several backends: how long one of them may take to answer, in milliseconds: default
      * 1000; HANDOFF_NO_TIMEOUT. Then the offer is taken back and goes to another one that can take
-     * it. If there is none, it stays.
+     * it. If there is none, it stays. Keep it well below `timeout_ms`: otherwise the offer ends
+     * with the attempt, and no other backend gets it.
      */
     uint64_t attempt_timeout_ms;
     /**

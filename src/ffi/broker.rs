@@ -44,7 +44,8 @@ pub struct handoff_broker_options {
     pub timeout_ms: u64,
     /// With several backends: how long one of them may take to answer, in milliseconds: default
     /// 1000; HANDOFF_NO_TIMEOUT. Then the offer is taken back and goes to another one that can take
-    /// it. If there is none, it stays.
+    /// it. If there is none, it stays. Keep it well below `timeout_ms`: otherwise the offer ends
+    /// with the attempt, and no other backend gets it.
     pub attempt_timeout_ms: u64,
     /// With several backends: the most bytes of offers in flight that are copied, so that another
     /// backend can have them: default 16777216; HANDOFF_NO_LIMIT. An offer beyond that goes to one

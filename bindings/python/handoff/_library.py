@@ -291,6 +291,8 @@ def check(status: int) -> None:
 
 def string(what: str, text: bytes) -> bytes:
     """A string for C, which would take no more than what is before a NUL."""
+    if not isinstance(text, bytes):
+        raise TypeError(f"the {what} must be bytes, not {type(text).__name__}")
     if b"\0" in text:
         raise ValueError(f"the {what} has a NUL: {text!r}")
     return text
