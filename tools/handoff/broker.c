@@ -73,20 +73,20 @@ static void unwatch(int fd)
 }
 
 /* Short of descriptors or memory: no client is accepted for a while, or until one has gone. */
-static void accept_no_more(int64_t now)
+static void accept_no_more(void)
 {
     if (accepting)
         unwatch(listener);
     accepting = false;
-    accept_at_us = now + SHORTAGE_US;
+    accept_at_us = now_us() + SHORTAGE_US;
 }
 
-static void accept_again(int64_t now)
+static void accept_again(void)
 {
     if (accepting || listener == -1)
         return;
     accepting = watches(listener, &listener);
-    accept_at_us = now + SHORTAGE_US;
+    accept_at_us = now_us() + SHORTAGE_US;
 }
 
 static void forget(struct client *client)
@@ -95,7 +95,7 @@ static void forget(struct client *client)
     free(client->preread);
     free(client);
     now_here--;
-    accept_again(now_us());
+    accept_again();
 }
 
 static long long age_us(const struct client *client)
@@ -107,11 +107,11 @@ static long long age_us(const struct client *client)
 static void give_up(struct client *client, handoff_reason reason)
 {
     count_closed(reason);
-    if (verbose)
+    if (verbose) {
         write_plainly(stdout, "%" PRIu64 " %s: closed after %lld us: %s", client->number,
                       client->address, age_us(client), handoff_reason_name(reason));
-    if (verbose)
         putchar('\n');
+    }
     /* A backend may still hold a copy. While it does, close(2) does not end the connection. */
     shutdown(client->fd, SHUT_RDWR);
     forget(client);
@@ -249,7 +249,7 @@ static void accept_clients(int64_t now)
                      "accept4");
             if (now_here == 0)
                 complain("no room for one client: %s", strerror(errno));
-            accept_no_more(now);
+            accept_no_more();
             return;
         }
         now_here++;
@@ -303,7 +303,7 @@ static int expire(int64_t now)
     if (client != NULL && not_before_us > now && not_before_us < next_us)
         next_us = not_before_us;
     if (!accepting && accept_at_us <= now)
-        accept_again(now);
+        accept_again();
     if (!accepting && listener != -1 && accept_at_us < next_us)
         next_us = accept_at_us;
     return next_us == INT64_MAX ? -1 : (int)((next_us - now + 999) / 1000);
@@ -332,7 +332,7 @@ static void stop(void)
     struct signalfd_siginfo signal;
     while (read(signals, &signal, sizeof signal) == sizeof signal) {
         if (listener != -1) {
-            accept_no_more(0);
+            accept_no_more();
             remove_file(); /* a successor can listen at once, and keeps its own */
             close(listener);
             listener = -1;
