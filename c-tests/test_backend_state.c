@@ -143,6 +143,23 @@ static void backend_is_ready_once_it_has_said_welcome(void **state)
     assert_int_equal(only_state().in_flight, 1);
 }
 
+static void closed_broker_blames_no_backend(void **state)
+{
+    (void)state;
+    open_broker(NULL); /* its first state is of a broker that was never used */
+    assert_ok(handoff_broker_close(fleet.broker));
+    assert_state(HANDOFF_STATE_DOWN, HANDOFF_ERR_CLOSED, 0, "the broker is closed");
+    handoff_broker_free(fleet.broker);
+    open_fleet(&fleet, 1, NULL, NULL);
+    assert_int_equal(only_state().state, HANDOFF_STATE_READY);
+    assert_ok(handoff_broker_close(fleet.broker));
+    assert_int_equal(only_state().state, HANDOFF_STATE_DOWN);
+    assert_status(only_state().status, HANDOFF_ERR_CLOSED);
+    assert_int_equal(only_state().room, 0);
+    assert_int_equal(only_state().next_ms, HANDOFF_NO_TIMEOUT);
+    assert_int_equal(only_state().connects, 1);
+}
+
 static void since_counts_from_the_last_change(void **state)
 {
     (void)state;
@@ -459,6 +476,7 @@ int main(void)
         FLEET_TEST(socket_without_permission_says_so),
         FLEET_TEST(backend_that_does_not_allow_the_broker_says_so),
         FLEET_TEST(backend_is_ready_once_it_has_said_welcome),
+        FLEET_TEST(closed_broker_blames_no_backend),
         FLEET_TEST(since_counts_from_the_last_change),
         FLEET_TEST(backend_that_drains_and_holds_something_is_draining),
         FLEET_TEST(backend_that_hangs_rests_until_its_trial_or_a_successor),

@@ -302,6 +302,19 @@ static void offer_without_a_backend_is_refused_at_once_and_says_why(void **state
     assert_int_equal(broker_statistics(broker).offered, 0);
 }
 
+/* A mistake in a program shows before its first backend does. */
+static void what_is_no_socket_is_refused_without_a_backend_too(void **state)
+{
+    (void)state;
+    int ends[2];
+    assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+    handoff_offer offer = offer_of(ends[0]);
+    assert_invalid_because(handoff_broker_offer(broker, &offer, NULL), "is a pipe");
+    close(ends[0]);
+    close(ends[1]);
+    assert_invalid_because(handoff_broker_offer(broker, &offer, NULL), "is not open");
+}
+
 static void offer_to_a_socket_that_nobody_listens_on_is_refused(void **state)
 {
     (void)state;
@@ -468,6 +481,7 @@ int main(void)
         BROKER_TEST(descriptor_that_cannot_be_one_is_refused_and_named),
         BROKER_TEST(unknown_flag_is_refused_and_named),
         BROKER_TEST(offer_without_a_backend_is_refused_at_once_and_says_why),
+        BROKER_TEST(what_is_no_socket_is_refused_without_a_backend_too),
         BROKER_TEST(offer_to_a_socket_that_nobody_listens_on_is_refused),
         BROKER_TEST(offer_to_a_backend_that_never_says_welcome_is_refused),
         BROKER_TEST(offer_to_a_socket_without_permission_is_refused),

@@ -391,7 +391,10 @@ typedef struct handoff_backend_statistics {
     uint64_t adopted;
     /** Arrivals rejected, by you or because they are not allowed. */
     uint64_t rejected;
-    /** Arrivals that the broker took back before they were adopted, or whose channel it broke. */
+    /**
+     * Arrivals that the broker took back before they were adopted, also because they had timed out,
+     * or whose channel it broke.
+     */
     uint64_t taken_back;
     /** Brokers that connected and said hello. */
     uint64_t accepted;

@@ -174,7 +174,8 @@ typedef struct handoff_backend_state {
     uint32_t weight;
     /**
      * Why it is down or resting, or has been connecting for over a second, as
-     * handoff_broker_offer() would return it; else HANDOFF_OK.
+     * handoff_broker_offer() would return it: HANDOFF_ERR_CLOSED after handoff_broker_close(); else
+     * HANDOFF_OK.
      */
     handoff_status status;
     /**
@@ -209,12 +210,12 @@ typedef struct handoff_backend_state {
     uint64_t failed_connects;
     /**
      * Offers that it was chosen for, first or after another backend, also if they were not sent in
-     * time.
+     * time. What it received, it counts as `arrived`.
      */
     uint64_t offered;
     /** Those that it adopted. */
     uint64_t adopted;
-    /** Those that you took back. */
+    /** Those that you took back. Those that timed out or went on to another are fallbacks. */
     uint64_t taken_back;
     /**
      * Those that it did not adopt, by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on.

@@ -46,9 +46,10 @@ typedef struct handoff_broker_options {
     uint64_t timeout_ms;
     /**
      * With several backends: how long one of them may take to answer, in milliseconds: default
-     * 1000; HANDOFF_NO_TIMEOUT. Then the offer is taken back and goes to another one that can take
-     * it. If there is none, it stays. Keep it well below `timeout_ms`: otherwise the offer ends
-     * with the attempt, and no other backend gets it.
+     * 1000, or half of `timeout_ms` if that is less; HANDOFF_NO_TIMEOUT. Then the offer is taken
+     * back and goes to another one that can take it. If there is none, it stays. Keep it well below
+     * the timeout of each offer, which otherwise ends with the attempt, and no other backend gets
+     * it.
      */
     uint64_t attempt_timeout_ms;
     /**
@@ -443,8 +444,8 @@ handoff_status handoff_broker_take_back(handoff_broker *broker, uint64_t id) HAN
  * Takes every offer back and closes the channels. Then call handoff_broker_next() for the
  * verdicts, HANDOFF_REASON_BROKER_CLOSED unless the backend was first, and handoff_broker_free().
  *
- * The statistics and the last error can still be read. Calls that need the channel return
- * HANDOFF_ERR_CLOSED, and handoff_broker_fd() returns -1.
+ * The statistics, the states and the last error can still be read. Calls that need the channel
+ * return HANDOFF_ERR_CLOSED, and handoff_broker_fd() returns -1.
  *
  * @param broker  the broker
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
@@ -458,11 +459,17 @@ typedef struct handoff_broker_statistics {
     size_t size;
     /** Offers accepted by handoff_broker_offer() and handoff_broker_offer_and_wait(). */
     uint64_t offered;
-    /** Offers refused by these calls. */
+    /**
+     * Offers refused by these calls, as often as each was made. Arguments that are wrong whatever
+     * the broker does, as a NULL pointer, are not counted.
+     */
     uint64_t refused;
     /** Offers that a backend adopted. */
     uint64_t adopted;
-    /** Offers taken back by handoff_broker_take_back() and handoff_broker_wake(). */
+    /**
+     * Offers taken back by handoff_broker_take_back() and handoff_broker_wake(). Those that timed
+     * out are fallbacks. The backend counts both as `taken_back`.
+     */
     uint64_t taken_back;
     /** Channels set up, the first included. */
     uint64_t connects;

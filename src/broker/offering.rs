@@ -62,6 +62,7 @@ impl Broker {
     ) -> Result<u64, Refused> {
         self.enter(now)?;
         let len = offer.checked_len()?;
+        let cookie = offer.cookie()?;
         if offer.tls {
             offer.check_tls()?;
         }
@@ -76,7 +77,6 @@ impl Broker {
                 return Err(self.refused(why));
             }
         };
-        let cookie = offer.cookie()?;
         let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
         let deadline = now.checked_add(timeout).unwrap_or(now);
         let Offer { service, correlation, metadata, preread, user_data, .. } = *offer;

@@ -37,14 +37,21 @@ impl Broker {
     /// behind the last one.
     pub fn backend_state(&mut self, index: usize) -> Option<BackendState<'_>> {
         let now = Instant::now();
-        let Some(number) = self.listed.get(index) else {
+        let mut state = if let Some(number) = self.listed.get(index) {
+            let member = &mut self.members[*number as usize];
+            member.note_phase(now);
+            state(member, &self.options, now)
+        } else {
             let mut failing = self.directories.iter().filter_map(|it| Some((it, it.error()?)));
             let (directory, error) = failing.nth(index - self.listed.len())?;
-            return Some(state_of_directory(directory, error, now));
+            state_of_directory(directory, error, now)
         };
-        let member = &mut self.members[*number as usize];
-        member.note_phase(now);
-        Some(state(member, &self.options, now))
+        if self.closed {
+            state.phase = Phase::Down;
+            state.error = Some(BrokerError::Closed { path: self.path.clone() });
+            (state.next, state.room) = (None, 0);
+        }
+        Some(state)
     }
 }
 

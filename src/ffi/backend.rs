@@ -510,7 +510,8 @@ pub struct handoff_backend_statistics {
     pub adopted: u64,
     /// Arrivals rejected, by you or because they are not allowed.
     pub rejected: u64,
-    /// Arrivals that the broker took back before they were adopted, or whose channel it broke.
+    /// Arrivals that the broker took back before they were adopted, also because they had timed out,
+    /// or whose channel it broke.
     pub taken_back: u64,
     /// Brokers that connected and said hello.
     pub accepted: u64,

@@ -192,7 +192,8 @@ pub struct handoff_backend_state {
     /// Its weight.
     pub weight: u32,
     /// Why it is down or resting, or has been connecting for over a second, as
-    /// handoff_broker_offer() would return it; else HANDOFF_OK.
+    /// handoff_broker_offer() would return it: HANDOFF_ERR_CLOSED after handoff_broker_close(); else
+    /// HANDOFF_OK.
     pub status: handoff_status,
     /// The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if
     /// the backend has too many channels, ESHUTDOWN if it drains, ENOSR if it is at a limit of its
@@ -219,11 +220,11 @@ pub struct handoff_backend_state {
     /// Attempts to connect that failed.
     pub failed_connects: u64,
     /// Offers that it was chosen for, first or after another backend, also if they were not sent in
-    /// time.
+    /// time. What it received, it counts as `arrived`.
     pub offered: u64,
     /// Those that it adopted.
     pub adopted: u64,
-    /// Those that you took back.
+    /// Those that you took back. Those that timed out or went on to another are fallbacks.
     pub taken_back: u64,
     /// Those that it did not adopt, by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on.
     /// Another backend may have adopted them.

@@ -43,9 +43,10 @@ pub struct handoff_broker_options {
     /// that, for which the descriptor becomes readable.
     pub timeout_ms: u64,
     /// With several backends: how long one of them may take to answer, in milliseconds: default
-    /// 1000; HANDOFF_NO_TIMEOUT. Then the offer is taken back and goes to another one that can take
-    /// it. If there is none, it stays. Keep it well below `timeout_ms`: otherwise the offer ends
-    /// with the attempt, and no other backend gets it.
+    /// 1000, or half of `timeout_ms` if that is less; HANDOFF_NO_TIMEOUT. Then the offer is taken
+    /// back and goes to another one that can take it. If there is none, it stays. Keep it well below
+    /// the timeout of each offer, which otherwise ends with the attempt, and no other backend gets
+    /// it.
     pub attempt_timeout_ms: u64,
     /// With several backends: the most bytes of offers in flight that are copied, so that another
     /// backend can have them: default 16777216; HANDOFF_NO_LIMIT. An offer beyond that goes to one
@@ -159,11 +160,13 @@ pub extern "C" fn handoff_broker_new(
 fn core_options(options: handoff_broker_options) -> Result<BrokerOptions, Failure> {
     let policy = policy(options.policy)?;
     let defaults = BrokerOptions::default();
+    let whole_timeout = timeout(options.timeout_ms, defaults.timeout);
+    let attempt_timeout = defaults.attempt_timeout.min(whole_timeout / 2);
     let reconnect_min = timeout(options.reconnect_min_ms, defaults.reconnect_min);
     Ok(BrokerOptions {
         max_in_flight: nonzero(options.max_in_flight, defaults.max_in_flight),
-        timeout: timeout(options.timeout_ms, defaults.timeout),
-        attempt_timeout: timeout(options.attempt_timeout_ms, defaults.attempt_timeout),
+        timeout: whole_timeout,
+        attempt_timeout: timeout(options.attempt_timeout_ms, attempt_timeout),
         failover_bytes: nonzero(options.failover_bytes, defaults.failover_bytes),
         queue_bytes: nonzero(options.queue_bytes, defaults.queue_bytes),
         max_failures: match options.max_failures {
@@ -601,8 +604,8 @@ pub extern "C" fn handoff_broker_take_back(broker: *mut handoff_broker, id: u64)
 /// Takes every offer back and closes the channels. Then call handoff_broker_next() for the
 /// verdicts, HANDOFF_REASON_BROKER_CLOSED unless the backend was first, and handoff_broker_free().
 ///
-/// The statistics and the last error can still be read. Calls that need the channel return
-/// HANDOFF_ERR_CLOSED, and handoff_broker_fd() returns -1.
+/// The statistics, the states and the last error can still be read. Calls that need the channel
+/// return HANDOFF_ERR_CLOSED, and handoff_broker_fd() returns -1.
 ///
 /// @param broker  the broker
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
@@ -620,11 +623,13 @@ pub struct handoff_broker_statistics {
     pub size: usize,
     /// Offers accepted by handoff_broker_offer() and handoff_broker_offer_and_wait().
     pub offered: u64,
-    /// Offers refused by these calls.
+    /// Offers refused by these calls, as often as each was made. Arguments that are wrong whatever
+    /// the broker does, as a NULL pointer, are not counted.
     pub refused: u64,
     /// Offers that a backend adopted.
     pub adopted: u64,
-    /// Offers taken back by handoff_broker_take_back() and handoff_broker_wake().
+    /// Offers taken back by handoff_broker_take_back() and handoff_broker_wake(). Those that timed
+    /// out are fallbacks. The backend counts both as `taken_back`.
     pub taken_back: u64,
     /// Channels set up, the first included.
     pub connects: u64,
@@ -727,6 +732,16 @@ mod tests {
     fn longest_pause_is_not_shorter_than_the_shortest_by_default() {
         let options = handoff_broker_options { reconnect_min_ms: 5000, ..zeroed() };
         assert_eq!(core_options(options).ok().unwrap().reconnect_max, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn attempt_leaves_time_for_another_by_default() {
+        let attempt_timeout = |timeout_ms| {
+            let options = handoff_broker_options { timeout_ms, ..zeroed() };
+            core_options(options).ok().unwrap().attempt_timeout
+        };
+        assert_eq!(attempt_timeout(800), Duration::from_millis(400));
+        assert_eq!(attempt_timeout(u64::MAX), Duration::from_secs(1));
     }
 
     #[test]
