@@ -264,6 +264,11 @@ static void broker_without_a_channel_says_why(void **state)
     assert_status(handoff_broker_offer(early, &offer, NULL), unavailable);
     assert_last_error_has("there is no such socket");
     handoff_broker_free(early);
+    assert_ok(handoff_broker_new("/dev/null", NULL, &early));
+    assert_status(handoff_broker_offer(early, &offer, NULL), unavailable);
+    assert_last_error_has("what is there is not a socket");
+    assert_int_equal(errno, ENOTSOCK);
+    handoff_broker_free(early);
     close(client[0]);
     close(client[1]);
     close_channel(&channel);

@@ -154,7 +154,10 @@ size_t handoff_broker_room(handoff_broker *broker) HANDOFF_NOEXCEPT;
 /** In `state`: there is no channel. `status` and `message` say why. */
 #define HANDOFF_STATE_DOWN 5
 
-/** What one of a broker's backends does now, and what it has done since it was added. */
+/**
+ * What one of a broker's backends does now, and what it has done since it was added. In a
+ * directory that is when its socket last appeared: one that comes back begins at 0.
+ */
 typedef struct handoff_backend_state {
     /** Set by HANDOFF_BACKEND_STATE_INIT. */
     size_t size;

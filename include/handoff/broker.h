@@ -89,14 +89,13 @@ typedef struct handoff_broker_options {
     /** HANDOFF_BROKER_SHARED, or 0. */
     uint32_t flags;
     /**
-     * How many microseconds handoff_broker_offer_and_wait() keeps a processor busy before it
-     * sleeps, and handoff_broker_dispatch() before it returns with nothing new while offers are in
-     * flight: at most 10000, default 0. It saves the time to wake up if backend and broker have a
-     * processor each with little else to do. If they don't, it keeps the other from running, and
-     * each side that does it makes a handoff take up to so much longer. To make use of it in an
-     * event loop, call dispatch again as long as handoff_broker_next() returned anything after it,
-     * and wait otherwise.
-     * It has no effect with HANDOFF_BROKER_SHARED.
+     * How long to spin for a verdict, in microseconds: at most 10000, default 0.
+     * handoff_broker_offer_and_wait() spins before it sleeps; with offers in flight,
+     * handoff_broker_dispatch() does before it returns with nothing new. That saves the time to
+     * wake up if broker and backend have a processor each with little else to do. If they share
+     * one, spinning keeps the other from running: a handoff takes up to so much longer. In an event
+     * loop call dispatch again as long as handoff_broker_next() returned anything after it, and
+     * wait otherwise. No effect with HANDOFF_BROKER_SHARED.
      */
     uint32_t spin_us;
 } handoff_broker_options;
@@ -155,7 +154,7 @@ handoff_status handoff_broker_new(const char *path,
  * A connection to hand over. Set at least `fd`.
  *
  * Preread, metadata, service and correlation together are at most the backend's `max_offer_bytes`,
- * by default 65536.
+ * by default 65536, and never more than 131000.
  */
 typedef struct handoff_offer {
     /** Set by HANDOFF_OFFER_INIT. */
@@ -163,7 +162,7 @@ typedef struct handoff_offer {
     /**
      * The client's connection, a socket. It stays yours: keep it open, and out of your event loop
      * (EPOLL_CTL_DEL), until the verdict. Do not offer it a second time before that, here or to
-     * another broker: both could be adopted.
+     * another broker: both could be adopted. After a fallback you may.
      */
     int fd;
     /** HANDOFF_OFFER_MORE, HANDOFF_OFFER_TLS or 0. */

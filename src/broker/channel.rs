@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -549,13 +550,17 @@ impl Channel {
     }
 }
 
-/// Why nobody could be connected to: a directory is refused as a socket that nobody listens on.
+/// Why nobody could be connected to: what is no socket is refused as a socket that nobody listens on.
 #[cold]
 fn why_not_connected(path: &Path, error: io::Error) -> WhyDown {
-    if error.raw_os_error() == Some(libc::ECONNREFUSED) && path.is_dir() {
-        return WhyDown::NoBackend(libc::EISDIR);
+    if error.raw_os_error() != Some(libc::ECONNREFUSED) {
+        return error.into();
     }
-    error.into()
+    match path.metadata() {
+        Ok(file) if file.is_dir() => WhyDown::NoBackend(libc::EISDIR),
+        Ok(file) if !file.file_type().is_socket() => WhyDown::NoBackend(libc::ENOTSOCK),
+        _ => error.into(),
+    }
 }
 
 /// What a backend said that turned this broker away before its hello, if that is why sending the

@@ -260,6 +260,7 @@ fn hint(code: Option<i32>) -> &'static str {
     match code {
         Some(libc::ENOENT) => ", there is no such socket",
         Some(libc::EISDIR) => ", end the path of a directory with '/'",
+        Some(libc::ENOTSOCK) => ", what is there is not a socket",
         Some(libc::ECONNREFUSED) => ", nobody listens",
         Some(libc::EPROTOTYPE) => ", the socket there is of another type than SOCK_SEQPACKET",
         Some(libc::EACCES | libc::EPERM) => {

@@ -335,10 +335,10 @@ pub extern "C" fn handoff_backend_accept(
     })
 }
 
-/// Ends a wait in handoff_backend_accept(). The call that waits returns HANDOFF_WOKEN. If none
-/// waits, later calls first return the arrivals that were received before. The next one returns
-/// HANDOFF_WOKEN, even if offers are in the socket. Calls with a `wait_ms` of 0 first take these,
-/// too.
+/// Ends a wait in handoff_backend_accept(): the call that waits returns HANDOFF_WOKEN.
+///
+/// If none waits, the next one does, once it has returned the arrivals that were already received.
+/// Offers that are still in the socket come after it; with a `wait_ms` of 0 they come before it.
 ///
 /// @param backend  the backend; nobody may free it meanwhile
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It

@@ -175,7 +175,8 @@ pub const HANDOFF_STATE_RESTING: u32 = 4;
 /// In `state`: there is no channel. `status` and `message` say why.
 pub const HANDOFF_STATE_DOWN: u32 = 5;
 
-/// What one of a broker's backends does now, and what it has done since it was added.
+/// What one of a broker's backends does now, and what it has done since it was added. In a
+/// directory that is when its socket last appeared: one that comes back begins at 0.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_backend_state {

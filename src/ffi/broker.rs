@@ -72,14 +72,13 @@ pub struct handoff_broker_options {
     pub policy: *const handoff_peer_policy,
     /// HANDOFF_BROKER_SHARED, or 0.
     pub flags: u32,
-    /// How many microseconds handoff_broker_offer_and_wait() keeps a processor busy before it
-    /// sleeps, and handoff_broker_dispatch() before it returns with nothing new while offers are in
-    /// flight: at most 10000, default 0. It saves the time to wake up if backend and broker have a
-    /// processor each with little else to do. If they don't, it keeps the other from running, and
-    /// each side that does it makes a handoff take up to so much longer. To make use of it in an
-    /// event loop, call dispatch again as long as handoff_broker_next() returned anything after it,
-    /// and wait otherwise.
-    /// It has no effect with HANDOFF_BROKER_SHARED.
+    /// How long to spin for a verdict, in microseconds: at most 10000, default 0.
+    /// handoff_broker_offer_and_wait() spins before it sleeps; with offers in flight,
+    /// handoff_broker_dispatch() does before it returns with nothing new. That saves the time to
+    /// wake up if broker and backend have a processor each with little else to do. If they share
+    /// one, spinning keeps the other from running: a handoff takes up to so much longer. In an event
+    /// loop call dispatch again as long as handoff_broker_next() returned anything after it, and
+    /// wait otherwise. No effect with HANDOFF_BROKER_SHARED.
     pub spin_us: u32,
 }
 
@@ -186,7 +185,7 @@ fn core_options(options: handoff_broker_options) -> Result<BrokerOptions, Failur
 /// A connection to hand over. Set at least `fd`.
 ///
 /// Preread, metadata, service and correlation together are at most the backend's `max_offer_bytes`,
-/// by default 65536.
+/// by default 65536, and never more than 131000.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_offer {
@@ -194,7 +193,7 @@ pub struct handoff_offer {
     pub size: usize,
     /// The client's connection, a socket. It stays yours: keep it open, and out of your event loop
     /// (EPOLL_CTL_DEL), until the verdict. Do not offer it a second time before that, here or to
-    /// another broker: both could be adopted.
+    /// another broker: both could be adopted. After a fallback you may.
     pub fd: c_int,
     /// HANDOFF_OFFER_MORE, HANDOFF_OFFER_TLS or 0.
     pub flags: u32,

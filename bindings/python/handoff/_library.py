@@ -152,6 +152,12 @@ class CVerdict(Sized):
     ]
 
 
+class BrokerStatistics(Sized):
+    _fields_ = [("size", c_size_t)] + [(name, c_uint64) for name in (
+        "offered", "refused", "adopted", "taken_back", "connects", "in_flight", "queued_bytes")] + [
+        ("fallbacks", c_uint64 * 32), ("refusals", c_uint64 * 64), ("failovers", c_uint64)]
+
+
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "handoff_peer_policy": PeerPolicy,
     "handoff_backend_options": BackendOptions,
@@ -162,6 +168,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "handoff_broker_backend": BrokerBackend,
     "handoff_offer": Offer,
     "handoff_verdict": CVerdict,
+    "handoff_broker_statistics": BrokerStatistics,
 }
 
 
@@ -203,6 +210,7 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "handoff_broker_next": (_status, _handle, POINTER(CVerdict)),
     "handoff_broker_take_back": (_status, _handle, c_uint64),
     "handoff_broker_close": (_status, _handle),
+    "handoff_broker_get_statistics": (_status, _handle, POINTER(BrokerStatistics)),
 }
 
 def load() -> ctypes.CDLL:

@@ -12,8 +12,9 @@ from typing import Any, Sequence
 
 from ._handle import Handle, alone
 from ._library import (ADOPTED, BACKEND_BACKUP, ERR_CLOSED, ERR_WRONG_PROCESS, NOTHING, OFFER_MORE,
-                       OFFER_TLS, OK, BrokerBackend, BrokerOptions, CVerdict, HandoffError, Offer,
-                       check, fitting, library, path_string, put, string)
+                       OFFER_TLS, OK, BrokerBackend, BrokerOptions, BrokerStatistics, CVerdict,
+                       HandoffError, Offer, check, fitting, library, path_string, put, reason_name,
+                       status_name, string)
 
 _SETTLED = 0  # in a CVerdict's outcome, where the library has written another number
 
@@ -127,6 +128,17 @@ class Broker(Handle[Verdict]):
         It says what a call has done that a signal handler ended."""
         self._handle  # raises in a child of fork(): the offers are the parent's
         return {**{verdict.id: verdict.user_data for verdict in self._left}, **self._user_data}
+
+    @alone
+    def get_statistics(self) -> dict[str, Any]:
+        """Returns what it has done so far: handoff_broker_statistics as a dict. `fallbacks` and
+        `refusals` are dicts, too, of the names of reasons and statuses, without those that are 0."""
+        statistics = BrokerStatistics()
+        check(library.handoff_broker_get_statistics(self._handle, ctypes.byref(statistics)))
+        counts = {name: getattr(statistics, name) for name, *_ in statistics._fields_[1:]}
+        for name, name_of in ("fallbacks", reason_name), ("refusals", lambda it: status_name(-it)):
+            counts[name] = {name_of(it): count for it, count in enumerate(counts[name]) if count}
+        return counts
 
     def offer(self, connection: socket.socket, *, preread: bytes = b"", metadata: bytes = b"",
               service: bytes | None = None, correlation: bytes | None = None, tls: bool = False,

@@ -807,6 +807,21 @@ class TheBroker(Ends):
         with self.assertRaises(handoff.Full):
             self.broker.offer(self.accepted)
 
+    def test_statistics_name_reasons_and_statuses(self):
+        self.listen(max_in_flight=1)
+        self.offer()
+        with self.assertRaises(handoff.Full):
+            self.broker.offer(self.accepted)
+        self.backend.reject(self.wait(self.backend.next))
+        self.backend.next()
+        self.wait(self.broker.next)
+        statistics = self.broker.get_statistics()
+        self.assertEqual(statistics["fallbacks"], {handoff.reason_name(handoff.Reason.REJECTED): 1})
+        # Those before there was a channel were refused, too.
+        self.assertEqual(statistics["refusals"]["HANDOFF_ERR_FULL"], 1)
+        self.assertEqual(sum(statistics["refusals"].values()), statistics["refused"])
+        self.assertEqual([statistics[name] for name in ("offered", "adopted", "connects")], [1, 0, 1])
+
     def test_more_offers_are_sent_together(self):
         self.listen()
         first = self.offer(more=True, user_data=1)
