@@ -422,12 +422,12 @@ impl Backend {
     pub fn adopt(&mut self, id: u64) -> Result<OwnedFd, BackendError> {
         self.check_process()?;
         let place = Place::of(id);
-        let claimed = self.held(place).map(|slots| slots.claim(place.slot));
-        match claimed.ok_or(BackendError::Unknown { id })? {
+        let Some(slots) = self.held(place) else { return Err(BackendError::Unknown { id }) };
+        match slots.claim(place.slot) {
             Ok(()) => {
                 self.arrivals.statistics.adopted += 1;
-                let descriptor = self.finish(place, None).ok_or(BackendError::Unknown { id })?;
-                Ok(descriptor.accept())
+                let descriptor = self.finish(place, None);
+                descriptor.map(Arrived::accept).ok_or(BackendError::Unknown { id })
             }
             Err(lost) => {
                 self.lose(place, lost);

@@ -259,7 +259,7 @@ impl Broker {
     /// verdicts then: of those that come outside dispatch nothing else would tell the caller's
     /// loop.
     fn flush_and_tell(&mut self, known: usize, now: Instant) -> Result<(), BrokerError> {
-        let mut armed = Ok(());
+        let mut unarmed = None;
         loop {
             while let Some(index) = self.touched.pop() {
                 let index = index as usize;
@@ -267,7 +267,7 @@ impl Broker {
                 if let Err(reason) = self.send(index, now) {
                     self.hang_up(index, reason, now);
                 }
-                armed = armed.and(self.arm(index, now));
+                unarmed = self.arm(index, now).err().or(unarmed);
             }
             if self.outcomes.again.is_empty() {
                 break;
@@ -277,7 +277,7 @@ impl Broker {
         if self.outcomes.verdicts.len() > known {
             self.handle.wake_at(now, now)?;
         }
-        armed
+        Ok(unarmed.map_or(Ok(()), Err)?)
     }
 
     /// Sends what waits to be sent to one backend. An error is the end of the channel.

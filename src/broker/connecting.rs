@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
+use super::Broker;
 use super::channel::Channel;
 use super::down::WhyDown;
 use super::member::Link;
 use super::outcomes::Ledger;
-use super::{Broker, BrokerError};
+use crate::handle::HandleError;
 use crate::reason::Reason;
 
 impl Broker {
@@ -179,11 +180,11 @@ impl Broker {
     }
 
     /// Makes sure that the descriptor is readable when something is due at a backend.
-    pub(super) fn arm(&mut self, index: usize, now: Instant) -> Result<(), BrokerError> {
+    pub(super) fn arm(&mut self, index: usize, now: Instant) -> Result<(), HandleError> {
         let member = &mut self.members[index];
         member.note_phase(now);
         match member.due(self.wanted.is_some(), now) {
-            Some(due) if !self.closed => Ok(self.handle.wake_at(due, now)?),
+            Some(due) if !self.closed => self.handle.wake_at(due, now),
             _ => Ok(()),
         }
     }
