@@ -550,7 +550,7 @@ impl Channel {
     }
 }
 
-/// Why nobody could be connected to: what is no socket is refused as a socket that nobody listens on.
+/// Why nobody could be connected to: what is no socket is refused like one that nobody listens on.
 #[cold]
 fn why_not_connected(path: &Path, error: io::Error) -> WhyDown {
     if error.raw_os_error() != Some(libc::ECONNREFUSED) {
