@@ -133,6 +133,7 @@ static void backend_is_ready_once_it_has_said_welcome(void **state)
     listen_at(&fleet, 0, NULL);
     assert_int_not_equal(handoff_broker_fd(fleet.broker), -1);
     assert_int_equal(only_state().state, HANDOFF_STATE_CONNECTING);
+    assert_int_equal(only_state().next_ms, 0);
     until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_READY));
     assert_state(HANDOFF_STATE_READY, HANDOFF_OK, 0, "");
     assert_int_equal(only_state().connects, 1);
@@ -141,6 +142,21 @@ static void backend_is_ready_once_it_has_said_welcome(void **state)
     offer_client(&fleet);
     assert_int_equal(only_state().room, 255);
     assert_int_equal(only_state().in_flight, 1);
+}
+
+/* A broker without an event loop may do nothing for hours. */
+static void broker_that_has_not_looked_does_not_say_that_the_backend_is_silent(void **state)
+{
+    (void)state;
+    handoff_offer offer = offer_of(fleet.client[0]);
+    open_broker(NULL);
+    listen_at(&fleet, 0, NULL);
+    assert_int_not_equal(handoff_broker_fd(fleet.broker), -1);
+    assert_int_equal(usleep(1100 * 1000), 0);
+    assert_state(HANDOFF_STATE_CONNECTING, HANDOFF_OK, 0, "");
+    assert_status(handoff_broker_offer(fleet.broker, &offer, NULL),
+                  HANDOFF_ERR_BACKEND_UNAVAILABLE);
+    assert_last_error_has("the backend has not answered yet");
 }
 
 static void closed_broker_blames_no_backend(void **state)
@@ -476,6 +492,7 @@ int main(void)
         FLEET_TEST(socket_without_permission_says_so),
         FLEET_TEST(backend_that_does_not_allow_the_broker_says_so),
         FLEET_TEST(backend_is_ready_once_it_has_said_welcome),
+        FLEET_TEST(broker_that_has_not_looked_does_not_say_that_the_backend_is_silent),
         FLEET_TEST(closed_broker_blames_no_backend),
         FLEET_TEST(since_counts_from_the_last_change),
         FLEET_TEST(backend_that_drains_and_holds_something_is_draining),

@@ -43,14 +43,17 @@
  *   a negative number waits without limit. A signal does not end a wait; handoff_broker_wake() and
  *   handoff_backend_wake() do. `timeout_ms` is when an offer is taken back: 0 is the default,
  *   HANDOFF_NO_TIMEOUT is never.
- * - Threads and fork(). A broker or a backend is used by one thread at a time, except a broker with
- *   HANDOFF_BROKER_SHARED, and by one process: the one that uses it first. Making it is not a use,
- *   so you can make it before fork(). Then each process that uses its copy of a broker has a broker
- *   of its own; the copies of a backend stay one, and only the first process that uses it has it.
- *   A child that goes on without execve(2) frees what it has copies of: in another process than the
- *   handle's, handoff_broker_free() and handoff_backend_free() close its copies and do nothing
- *   else. With the copies open, the other end does not see that this process was killed before the
- *   child ends. Different handles are independent. raw.h has its own rules.
+ * - Threads. A broker or a backend is used by one thread at a time. Threads may take turns under a
+ *   mutex of yours; two calls at once are undefined behaviour, except with HANDOFF_BROKER_SHARED and
+ *   for handoff_broker_wake() and handoff_backend_wake(). Different handles are independent. raw.h
+ *   has its own rules.
+ * - fork(). A broker or a backend is used by one process: the one that uses it first. Making it is
+ *   not a use, so you can make it before fork(). Then each process that uses its copy of a broker
+ *   has a broker of its own; the copies of a backend stay one, and only the first process that uses
+ *   it has it. A child that goes on without execve(2) frees what it has copies of: in another
+ *   process than the handle's, handoff_broker_free() and handoff_backend_free() close its copies and
+ *   do nothing else. With the copies open, the other end does not see that this process was killed
+ *   before the child ends.
  * - The library starts no thread, installs no signal handler, raises no SIGPIPE, writes nothing to
  *   standard error, and does not change signal masks, the umask or the working directory. Its calls
  *   are no cancellation points, pthread_cancel(3).

@@ -501,6 +501,8 @@ struct verdict {
     std::uint32_t tries = 0;
     /** The path of the last of them, or "". Valid until the next call with the broker. */
     std::string_view backend{};
+    /** Of offer_and_wait(), if it was refused: as in offer_result. */
+    std::error_code error{};
 };
 
 /**
@@ -565,10 +567,14 @@ class broker
         const handoff_offer raw = to_raw(what, nullptr);
         handoff_verdict got = HANDOFF_VERDICT_INIT;
         const handoff_status status = handoff_broker_offer_and_wait(get(), &raw, &got);
-        if (status != HANDOFF_OK)
+        if (status != HANDOFF_OK) {
             got.reason = reason_of(status);
+            got.may_have_reached_backend = handoff_status_may_have_reached_backend(status);
+        }
         ec = fault(status);
-        return from_raw(got);
+        verdict<T> result = from_raw(got);
+        result.error = make_error_code(status);
+        return result;
     }
 
     void flush(std::error_code &ec) noexcept { ec = make_error_code(handoff_broker_flush(get())); }
@@ -708,7 +714,7 @@ class broker
     {
         return {raw.id, static_cast<T *>(raw.user_data), raw.outcome == HANDOFF_ADOPTED,
                 static_cast<handoff::reason>(raw.reason), raw.may_have_reached_backend != 0,
-                raw.kind, raw.tries, raw.backend != nullptr ? raw.backend : ""};
+                raw.kind, raw.tries, raw.backend != nullptr ? raw.backend : "", {}};
     }
 
     // In C an offer after close() may be a bug. Here it is how a broker stops.

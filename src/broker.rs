@@ -188,6 +188,8 @@ pub struct Broker {
     wanted: Option<usize>,
     /// The descriptor will be readable for the verdicts that are left.
     rest_told: bool,
+    /// When it was last looked at what the backends say.
+    looked_at: Instant,
     /// Room for packets, and for the descriptors of one; kept so that an offer allocates nothing.
     buffer: Vec<u8>,
     descriptors: Vec<RawFd>,
@@ -223,6 +225,7 @@ impl Broker {
             closed: false,
             wanted: None,
             rest_told: false,
+            looked_at: Instant::now(),
             buffer: Vec::new(),
             descriptors: Vec::new(),
         })
@@ -359,6 +362,7 @@ impl Broker {
                     self.tick_all(now);
                 }
             }
+            self.looked_at = now;
             self.fail_over(now);
             self.fail_over_the_waiting(now);
             self.flush_at(now)?;

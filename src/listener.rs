@@ -49,7 +49,7 @@ pub enum ListenerError {
     #[error(transparent)]
     Peer(#[from] PeerError),
     /// The mode has bits that are not permission bits.
-    #[error("mode {mode:o} (octal) is more than 777")]
+    #[error("mode {mode:o} (octal) is more than 777: in C, 0666 is octal, and 666 is not")]
     InvalidMode {
         /// The mode that was asked for.
         mode: u32,
@@ -72,7 +72,7 @@ pub enum ListenerError {
         source: Option<io::Error>,
     },
     /// Something that is not a socket has that name.
-    #[error("{path}: there is a file that is not a socket", path = .path.display())]
+    #[error("{path}: there is a file that is not a socket: remove it, or choose another path", path = .path.display())]
     NotASocket {
         /// The path that was to become a socket.
         path: PathBuf,

@@ -165,6 +165,8 @@ TEST_CASE("an offer that is refused is not an error")
     CHECK(!ec);
     CHECK(!verdict.adopted);
     CHECK(verdict.reason == reason::backend_unavailable);
+    CHECK(verdict.error == errc::backend_unavailable);
+    CHECK(!verdict.may_have_reached_backend);
     CHECK(broker.statistics(ec).offered == 0);
 }
 
@@ -415,6 +417,8 @@ TEST_CASE("an offer whose wait is woken is taken back, without an error")
     CHECK(!channel.ec);
     CHECK(!verdict.adopted);
     CHECK(verdict.reason == reason::none);
+    CHECK(verdict.may_have_reached_backend);
+    CHECK(!verdict.error);
     CHECK(!channel.verdict_if_any());
     CHECK(!handoff::broker<>().wake());
 }

@@ -133,7 +133,7 @@ impl Broker {
         let Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline } = *placing;
         let member = &mut self.members[index];
         let Link::Up(channel) = &mut member.link else {
-            return Err(member.error(Obstacle::Down, &self.options));
+            return Err(member.error(Obstacle::Down, &self.options, now));
         };
         channel.offers.make_room(queued_len(len))?;
         // The last step that can fail.
@@ -203,7 +203,7 @@ impl Broker {
         let Some((index, obstacle)) = why.filter(|(index, _)| !self.members[*index].gone) else {
             return self.no_backend().into();
         };
-        let error = self.members[index].error(obstacle, &self.options);
+        let error = self.members[index].error(obstacle, &self.options, self.looked_at);
         let count = self.listed.len();
         let all = |error| BrokerError::AllRefused { count, first: Box::new(error) };
         let error = if count == 1 { error } else { all(error) };

@@ -77,8 +77,8 @@ pub(super) struct Member {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Obstacle {
     Full(Limit),
-    /// It has a channel for so long, and has not said welcome.
-    NoWelcome(Duration),
+    /// It has a channel, and has not said welcome, which is to come by then.
+    NoWelcome(Instant),
     /// It is not tried for so long; none: until it answers.
     Resting(Option<Duration>),
     TooLarge {
@@ -119,12 +119,12 @@ pub(super) struct Vacancy {
     pub trial: bool,
 }
 
-impl Obstacle {
-    /// The welcome is to come by then.
-    pub(super) fn no_welcome(by: Instant, now: Instant) -> Obstacle {
-        Obstacle::NoWelcome(GREETING_TIMEOUT.saturating_sub(by.saturating_duration_since(now)))
-    }
+/// For how long a backend was silent when the broker last looked; its welcome is to come by then.
+pub(super) fn silence(by: Instant, looked_at: Instant) -> Duration {
+    GREETING_TIMEOUT.saturating_sub(by.saturating_duration_since(looked_at))
+}
 
+impl Obstacle {
     /// Whether an offer is likely to be taken sooner than with another one.
     pub(super) fn is_sooner(self, other: Obstacle) -> bool {
         match (self, other) {
@@ -259,7 +259,7 @@ impl Member {
             return Err(Obstacle::Off);
         }
         let Link::Up(channel) = &self.link else { return Err(Obstacle::Down) };
-        let welcome = channel.welcome.map_err(|by| Obstacle::no_welcome(by, now))?;
+        let welcome = channel.welcome.map_err(Obstacle::NoWelcome)?;
         if channel.draining {
             return Err(Obstacle::Draining);
         }
@@ -310,14 +310,20 @@ impl Member {
         }
     }
 
-    /// The error of an offer that it did not take.
+    /// The error of an offer that it did not take. `looked_at`: when the broker last looked at what
+    /// its backends say.
     #[cold]
-    pub(super) fn error(&self, obstacle: Obstacle, options: &BrokerOptions) -> BrokerError {
+    pub(super) fn error(
+        &self,
+        obstacle: Obstacle,
+        options: &BrokerOptions,
+        looked_at: Instant,
+    ) -> BrokerError {
         let path = &self.path;
         let unavailable = |code| WhyDown::NoBackend(code).error(path, options);
         match obstacle {
             Obstacle::Full(limit) => BrokerError::Full { path: path.clone(), limit },
-            Obstacle::NoWelcome(waited) => match (&self.why_down, waited.as_secs()) {
+            Obstacle::NoWelcome(by) => match (&self.why_down, silence(by, looked_at).as_secs()) {
                 // Until more is known, the last attempt to connect says why.
                 (Some(why), _) if why.is_no_welcome() => why.error(path, options),
                 (_, 0) => unavailable(libc::ENOTCONN),
@@ -421,7 +427,7 @@ mod tests {
         // As with a backend of an older library, which leaves the table alone.
         member.channel().unwrap().knows_tls = false;
         assert!(takes(member, false).is_ok());
-        let error = member.error(takes(member, true).unwrap_err(), &options);
+        let error = member.error(takes(member, true).unwrap_err(), &options, Instant::now());
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains("does not know offers with TLS"), "{error}");
     }

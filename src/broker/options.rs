@@ -66,7 +66,7 @@ impl BrokerOptions {
         let BrokerOptions { reconnect_min, reconnect_max, .. } = options;
         if reconnect_min > reconnect_max {
             let problem = format!(
-                "reconnect_min ({reconnect_min:?}) is longer than reconnect_max ({reconnect_max:?})"
+                "reconnect_min_ms ({reconnect_min:?}) is more than reconnect_max_ms ({reconnect_max:?})"
             );
             return Err(BrokerError::InvalidOptions { problem });
         }

@@ -5,7 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::directory::Directory;
-use super::member::{Link, Member, Obstacle, Phase, SMALLEST};
+use super::member::{Link, Member, Obstacle, Phase, SMALLEST, silence};
 use super::{BackendCounts, BackendSettings, Broker, BrokerError, BrokerOptions};
 
 /// What one backend does and has done.
@@ -40,7 +40,7 @@ impl Broker {
         let mut state = if let Some(number) = self.listed.get(index) {
             let member = &mut self.members[*number as usize];
             member.note_phase(now);
-            state(member, &self.options, now)
+            state(member, &self.options, self.looked_at, now)
         } else {
             let mut failing = self.directories.iter().filter_map(|it| Some((it, it.error()?)));
             let (directory, error) = failing.nth(index - self.listed.len())?;
@@ -55,7 +55,12 @@ impl Broker {
     }
 }
 
-fn state<'a>(member: &'a Member, options: &BrokerOptions, now: Instant) -> BackendState<'a> {
+fn state<'a>(
+    member: &'a Member,
+    options: &BrokerOptions,
+    looked_at: Instant,
+    now: Instant,
+) -> BackendState<'a> {
     let (phase, since) = member.current_phase();
     let left = |at: Instant| at.saturating_duration_since(now);
     let (obstacle, next) = match (&member.link, phase) {
@@ -63,10 +68,9 @@ fn state<'a>(member: &'a Member, options: &BrokerOptions, now: Instant) -> Backe
         (Link::Down { retry_at, .. }, Phase::Down) => (Some(Obstacle::Down), Some(left(*retry_at))),
         (Link::Up(_), Phase::Down) => (Some(Obstacle::Down), Some(Duration::ZERO)),
         (Link::Up(channel), Phase::Connecting) => {
-            let obstacle = channel.welcome.err().map(|by| Obstacle::no_welcome(by, now));
             // It may well come in time.
-            let late = |obstacle: &Obstacle| matches!(obstacle, Obstacle::NoWelcome(waited) if waited.as_secs() > 0);
-            (obstacle.filter(late), None)
+            let late = |by: &Instant| silence(*by, looked_at).as_secs() > 0;
+            (channel.welcome.err().filter(late).map(Obstacle::NoWelcome), Some(Duration::ZERO))
         }
         (_, Phase::Resting) => {
             let next = match member.would_take(SMALLEST, options.queue_bytes, now) {
@@ -81,7 +85,7 @@ fn state<'a>(member: &'a Member, options: &BrokerOptions, now: Instant) -> Backe
         name: member.name(),
         settings: member.settings,
         phase,
-        error: obstacle.map(|obstacle| member.error(obstacle, options)),
+        error: obstacle.map(|obstacle| member.error(obstacle, options, looked_at)),
         since: now.saturating_duration_since(since),
         next,
         in_flight: member.in_flight(),

@@ -136,8 +136,8 @@ pub extern "C" fn handoff_broker_remove(
 
 /// Returns how many offers without preread and metadata would be taken now.
 ///
-/// After HANDOFF_ERR_FULL, or another refusal that is about the backend, you may keep the client in
-/// a queue of your own. The descriptor becomes readable when an offer would be taken again: call
+/// After HANDOFF_ERR_FULL, or another refusal that may pass, see handoff_broker_offer(), you may keep
+/// the client in a queue of your own. The descriptor becomes readable when an offer would be taken again: call
 /// handoff_broker_dispatch(), take the verdicts, and offer until HANDOFF_ERR_FULL comes again: a
 /// long preread can be refused while there is room for an offer without. Serve a client yourself if
 /// it has waited too long in the queue.
@@ -209,8 +209,9 @@ pub struct handoff_backend_state {
     /// How long it has been in this state, in milliseconds.
     pub since_ms: u64,
     /// How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it
-    /// does already; HANDOFF_NO_TIMEOUT: neither is planned, as at a backend that rests and, when
-    /// its trial is due, has no place for it until it answers.
+    /// does already; HANDOFF_NO_TIMEOUT: neither is planned, as before the first use, at a backend
+    /// that is ready, and at one that rests and, when its trial is due, has no place for it until it
+    /// answers.
     pub next_ms: u64,
     /// Offers in flight at it.
     pub in_flight: u64,
@@ -245,8 +246,12 @@ unsafe impl Growing for handoff_backend_state {
 }
 
 /// Gets the state of one of a broker's backends. For all of them, call it with 0, 1, 2 and so on
-/// until it returns HANDOFF_NOTHING. It makes no system call. The last ones are the directories
-/// that cannot be read, HANDOFF_STATE_DOWN.
+/// until it returns HANDOFF_NOTHING. The last ones are the directories that cannot be read,
+/// HANDOFF_STATE_DOWN.
+///
+/// It makes no system call: it tells what the broker has seen. A program without an event loop calls
+/// handoff_broker_dispatch() first, because its broker may have looked at nothing since its last
+/// offer.
 ///
 /// @param broker      the broker
 /// @param index       which backend: they are numbered from 0 in the order in which they came, and

@@ -281,7 +281,8 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         verdicts are not taken, or the backend has not granted its places yet: on a new channel
 ///         they come in a moment, and not all at once. handoff_last_error() says which;
 ///         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or what timed out
-///         has taken all its places, see HANDOFF_STATE_RESTING;
+///         has taken all its places, see HANDOFF_STATE_RESTING. All up to here are about the
+///         backend and may pass: the descriptor becomes readable when an offer would be taken;
 ///         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
 ///         `correlation` is too long;
 ///         HANDOFF_ERR_NOT_TLS with HANDOFF_OFFER_TLS, if the kernel does not do the TLS of `fd` in

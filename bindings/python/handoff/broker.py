@@ -15,6 +15,7 @@ from ._library import (ADOPTED, BACKEND_BACKUP, ERR_CLOSED, ERR_WRONG_PROCESS, N
                        OFFER_TLS, OK, BrokerBackend, BrokerOptions, BrokerStatistics, CVerdict,
                        HandoffError, Offer, check, fitting, library, path_string, put, reason_name,
                        status_name, string)
+from .reason import Reason
 
 _SETTLED = 0  # in a CVerdict's outcome, where the library has written another number
 
@@ -48,8 +49,9 @@ class Broker(Handle[Verdict]):
                 else:
                     serve(client)
 
-    A path that ends in "/" is a directory: each socket in it is a backend. It connects by itself,
-    and again after each end of a channel.
+    offer_and_wait() raises a HandoffError where there is no verdict, as without a backend: if it
+    `is_fallback_safe`, serve the client. A path that ends in "/" is a directory: each socket in it
+    is a backend. It connects by itself, and again after each end of a channel.
 
     One thread at a time uses it, and one process: as a Backend.
     """
@@ -259,8 +261,15 @@ class Broker(Handle[Verdict]):
         return int(library.handoff_broker_next(self._pointer, ctypes.byref(CVerdict())))
 
 
+def _reason(number: int) -> int:
+    try:
+        return Reason(number)
+    except ValueError:  # a newer library's
+        return number
+
+
 def _copy(verdict: CVerdict, user_data: Any) -> Verdict:
-    return Verdict(verdict.id, user_data, verdict.outcome == ADOPTED, verdict.reason,
+    return Verdict(verdict.id, user_data, verdict.outcome == ADOPTED, _reason(verdict.reason),
                    bool(verdict.may_have_reached_backend), verdict.tries,
                    os.fsdecode(verdict.backend or b""), verdict.kind)
 

@@ -814,7 +814,8 @@ class TheBroker(Ends):
             self.broker.offer(self.accepted)
         self.backend.reject(self.wait(self.backend.next))
         self.backend.next()
-        self.wait(self.broker.next)
+        verdict = self.wait(self.broker.next)
+        self.assertIs(verdict.reason, handoff.Reason.REJECTED)
         statistics = self.broker.get_statistics()
         self.assertEqual(statistics["fallbacks"], {handoff.reason_name(handoff.Reason.REJECTED): 1})
         # Those before there was a channel were refused, too.
