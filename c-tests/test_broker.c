@@ -313,6 +313,11 @@ static void what_is_no_socket_is_refused_without_a_backend_too(void **state)
     close(ends[0]);
     close(ends[1]);
     assert_invalid_because(handoff_broker_offer(broker, &offer, NULL), "is not open");
+    close(listen_in_silence());
+    offer.fd = open(path, O_PATH | O_CLOEXEC);
+    assert_int_not_equal(offer.fd, -1);
+    assert_invalid_because(handoff_broker_offer(broker, &offer, NULL), "is opened with O_PATH");
+    close(offer.fd);
 }
 
 static void offer_to_a_socket_that_nobody_listens_on_is_refused(void **state)

@@ -6,9 +6,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 
 static struct fleet fleet;
 static char place[80];
@@ -228,11 +230,11 @@ static void directory_that_is_replaced_is_followed(void **state)
     inner[strlen(inner) - 1] = '\0';
     assert_int_equal(rename(inner, old), 0);
     assert_int_equal(mkdir(inner, 0700), 0);
-    snprintf(path, sizeof path, "%s/b", inner);
+    /* Its sockets may have the same names. */
     assert_ok(handoff_backend_listen(path, NULL, &fleet.backends[1]));
-    handoff_backend_state found;
-    until(&fleet, count_backends(fleet.broker) == 1 && find_state(fleet.broker, path, &found)
-                      && found.state == HANDOFF_STATE_READY);
+    until(&fleet, backend_statistics(fleet.backends[1]).channels == 1);
+    until(&fleet, backend_statistics(fleet.backends[0]).channels == 0);
+    await_backends(1);
     snprintf(path, sizeof path, "%s/a", old);
     assert_int_equal(unlink(path), 0);
     free_backend(&fleet, 1);
@@ -622,6 +624,44 @@ static void directory_that_cannot_be_watched_is_read_again_and_again(void **stat
     await_backends(2);
 }
 
+/* Waits until one of two backends has so many channels, with a broker in another process. */
+static void await_channels(int which, size_t count)
+{
+    uint64_t start = now_ns();
+    while (backend_statistics(fleet.backends[which]).channels != count) {
+        for (int i = 0; i < 2 && fleet.backends[i] != NULL; i++)
+            assert_ok(handoff_backend_dispatch(fleet.backends[i]));
+        assert_true(ms_since(start) < PATIENCE_MS);
+        usleep(1000);
+    }
+}
+
+static void socket_that_is_replaced_is_followed_where_none_can_be_watched(void **state)
+{
+    (void)state;
+    char hidden[100];
+    snprintf(hidden, sizeof hidden, "%s.new", place);
+    listen_at(&fleet, 0, NULL);
+    pid_t child = start_child();
+    if (child == 0) {
+        handoff_broker *broker;
+        refuse_system_call(SYS_inotify_init1, EMFILE);
+        child_assert(handoff_broker_new(place, NULL, &broker) == HANDOFF_OK);
+        for (;;) {
+            struct pollfd poll_fd = {.fd = handoff_broker_fd(broker), .events = POLLIN};
+            child_assert(poll(&poll_fd, 1, PATIENCE_MS) == 1);
+            child_assert(handoff_broker_dispatch(broker) == HANDOFF_OK);
+        }
+    }
+    await_channels(0, 1);
+    assert_ok(handoff_backend_listen(hidden, NULL, &fleet.backends[1]));
+    assert_int_equal(rename(hidden, fleet.paths[0]), 0);
+    await_channels(1, 1);
+    await_channels(0, 0);
+    assert_int_equal(kill(child, SIGKILL), 0);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+}
+
 static void descriptor_tells_that_a_socket_came(void **state)
 {
     (void)state;
@@ -685,6 +725,7 @@ int main(void)
         PLACE_TEST(abstract_name_may_end_in_a_slash),
         PLACE_TEST(successor_of_a_backend_that_was_killed_is_used_at_once),
         PLACE_TEST(directory_that_cannot_be_watched_is_read_again_and_again),
+        PLACE_TEST(socket_that_is_replaced_is_followed_where_none_can_be_watched),
         PLACE_TEST(descriptor_tells_that_a_socket_came),
         PLACE_TEST(many_sockets_that_come_and_go_are_followed),
     };

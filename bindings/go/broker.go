@@ -63,7 +63,7 @@ import (
 type BrokerOptions struct {
 	MaxInFlight    int           // offers in flight at each backend: default 256
 	Timeout        time.Duration // until an offer is taken back: default 5 seconds
-	AttemptTimeout time.Duration // for one of several backends: default 1 second, or half of Timeout
+	AttemptTimeout time.Duration // for one of several backends: default 1 second, or half of what is left
 	MaxFailures    int           // after which a backend rests: default 8; -1: it never does
 	FailurePeriod  time.Duration // how long a failure counts: default 30 seconds
 	Policy         Policy        // who may be the backend

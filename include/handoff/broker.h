@@ -46,10 +46,10 @@ typedef struct handoff_broker_options {
     uint64_t timeout_ms;
     /**
      * With several backends: how long one of them may take to answer, in milliseconds: default
-     * 1000, or half of `timeout_ms` if that is less; HANDOFF_NO_TIMEOUT. Then the offer is taken
-     * back and goes to another one that can take it. If there is none, it stays. Keep it well below
-     * the timeout of each offer, which otherwise ends with the attempt, and no other backend gets
-     * it.
+     * 1000, or half of the time that the offer has left if that is less; HANDOFF_NO_TIMEOUT. Then
+     * the offer is taken back and goes to another one that can take it. If there is none, it stays.
+     * A time that you set is to be well below the timeout of each offer, which otherwise ends with
+     * the attempt, and no other backend gets it.
      */
     uint64_t attempt_timeout_ms;
     /**

@@ -371,6 +371,7 @@ ngx_uint_t ngx_handoff_is_member(ngx_str_t *name);
 char *ngx_handoff_write_metadata(ngx_handoff_offer_t *offer, ngx_handoff_content_t *content,
     ngx_str_t *written);
 size_t ngx_handoff_escape(u_char *dst, u_char *src, size_t len);
+size_t ngx_handoff_character(u_char *p, u_char *end);
 
 /* ---- ngx_handoff_text.c ---- */
 

@@ -81,7 +81,6 @@ static void ngx_handoff_json_close(ngx_handoff_json_t *json);
 static void ngx_handoff_json_string(ngx_handoff_json_t *json, char *name, ngx_str_t *value);
 static void ngx_handoff_json_address(ngx_handoff_json_t *json, char *name, ngx_str_t *address,
     ngx_str_t *port);
-static size_t ngx_handoff_character(u_char *p, u_char *end);
 
 
 /* Finds the variables, as far as there are such. NULL if there is no memory. */
@@ -430,7 +429,7 @@ ngx_handoff_escape(u_char *dst, u_char *src, size_t len)
 
 
 /* How many bytes the character at `p` has in UTF-8 (RFC 3629); 0 if there is none. */
-static size_t
+size_t
 ngx_handoff_character(u_char *p, u_char *end)
 {
     size_t  len, i;

@@ -359,30 +359,29 @@ ngx_handoff_add_present(ngx_handoff_summary_t *summary, ngx_handoff_present_t *p
 void
 ngx_handoff_copy_text(char *to, size_t size, const char *from)
 {
-    u_char  *p, *last, *start;
+    size_t   len;
+    u_char  *p, *last;
 
     p = (u_char *) from;
     last = p + ngx_strlen(from);
 
     while (p < last && size > 1) {
-        start = p;
+        len = (*p < 0x20 || *p == 0x7f) ? 0 : ngx_handoff_character(p, last);
 
-        if (*p >= 0x20 && *p < 0x7f) {
-            p++;
-
-        } else if (*p < 0x80 || ngx_utf8_decode(&p, last - p) > 0x10ffff) {
-            p = start + 1;
+        if (len == 0) {
             *to++ = '?';
+            p++;
             size--;
             continue;
         }
 
-        if ((size_t) (p - start) > size - 1) {
+        if (len > size - 1) {
             break;
         }
 
-        size -= p - start;
-        to = (char *) ngx_cpymem(to, start, p - start);
+        to = (char *) ngx_cpymem(to, p, len);
+        p += len;
+        size -= len;
     }
 
     *to = '\0';

@@ -9,7 +9,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::kept::NOT_KEPT;
 use super::member::{Link, Member, Needs, Obstacle, Vacancy};
@@ -21,6 +21,9 @@ use crate::wire::LARGE_LEN;
 
 /// How many of its turns a backend may be behind, or ahead.
 const MOST_TURNS: i64 = 2;
+/// The longest attempt at one of several backends, and the shortest, by default.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+const SHORTEST_ATTEMPT: Duration = Duration::from_millis(1);
 
 /// An offer that is to be placed.
 pub(super) struct Placing<'a> {
@@ -194,7 +197,10 @@ impl Broker {
 
     /// When one of several backends must have answered.
     pub(super) fn attempt_deadline(&self, deadline: Instant, now: Instant) -> Instant {
-        now.checked_add(self.options.attempt_timeout).map_or(deadline, |end| end.min(deadline))
+        let left = deadline.saturating_duration_since(now);
+        let timeout = self.options.attempt_timeout.unwrap_or((left / 2).min(ATTEMPT_TIMEOUT));
+        // Of a shorter time a half is not worth another attempt.
+        if timeout < left && timeout >= SHORTEST_ATTEMPT { now + timeout } else { deadline }
     }
 
     /// No backend takes an offer.

@@ -184,14 +184,21 @@ impl Broker {
         let before = self.number(&self.directories[number].path.join(name));
         let here = |index: &usize| {
             let member = &self.members[*index];
-            (member.directory == Some(number as u32) || member.leaving)
-                && matches!(member.link, Link::Up(_))
+            member.directory == Some(number as u32) || member.leaving
         };
         if let Some(index) = before.filter(here) {
-            self.gone(index, now);
+            self.replaced(index, now);
         }
         if let Some(index) = self.found(number, name, settings, now) {
             self.start_over(index, now);
+        }
+    }
+
+    /// There is another socket: a backend with a channel to the one before ends, and one without
+    /// connects to this one.
+    fn replaced(&mut self, index: usize, now: Instant) {
+        if let Link::Up(_) = self.members[index].link {
+            self.gone(index, now);
         }
     }
 
@@ -229,11 +236,26 @@ impl Broker {
             // It was added by its own name, which stands.
             return known;
         }
+        let socket = directory::socket(&self.directories[number].path, name);
+        // Of which no watch has told.
+        let is_another = |index: &usize| {
+            let member = &self.members[*index];
+            member.directory == Some(number as u32) && socket.is_some() && member.socket != socket
+        };
+        let before = known.filter(is_another);
+        if let Some(index) = before {
+            self.replaced(index, now);
+        }
         if let Err(error) = self.add_member(&path, settings, Some(number as u32), now) {
             let full = matches!(error, BrokerError::TooManyBackends { .. });
             self.directories[number].error = Some(if full { libc::ENOSPC } else { libc::ENOMEM });
         }
-        self.number(&path)
+        let index = self.number(&path)?;
+        self.members[index].socket = socket;
+        if before.is_some() {
+            self.start_over(index, now);
+        }
+        Some(index)
     }
 
     /// Something has changed in the directory with this key.

@@ -15,6 +15,7 @@ use super::{BrokerError, BrokerOptions, Limit, NoWelcome};
 use crate::failures::Attempt;
 use crate::handle::GREETING_TIMEOUT;
 use crate::memory::NoMemory;
+use crate::sys::file::FileId;
 
 /// What a backend does, as far as its broker knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,8 @@ pub(super) struct Member {
     pub why_down: Option<WhyDown>,
     /// The number of the directory that it was found in.
     pub directory: Option<u32>,
+    /// The file that was found there.
+    pub socket: Option<FileId>,
     /// It is to be removed: nothing more is offered to it.
     pub leaving: bool,
     /// Its socket has gone: another one at its path is another backend.
@@ -182,6 +185,7 @@ impl Member {
             successor_at: now,
             why_down: None,
             directory: None,
+            socket: None,
             leaving: false,
             superseded: false,
             gone: false,

@@ -95,10 +95,13 @@ impl<'a> Offer<'a> {
 
 #[cold]
 fn not_a_socket(descriptor: BorrowedFd<'_>, source: io::Error) -> BrokerError {
-    match sys::what_is(descriptor) {
-        sys::A_SOCKET => BrokerError::System { action: "ask which socket it is", source },
-        is => BrokerError::NotASocket { descriptor: descriptor.as_raw_fd(), is, source },
-    }
+    let is = match sys::what_is(descriptor) {
+        // Only the file, open(2).
+        sys::A_SOCKET if source.raw_os_error() == Some(libc::EBADF) => "opened with O_PATH",
+        sys::A_SOCKET => return BrokerError::System { action: "ask which socket it is", source },
+        is => is,
+    };
+    BrokerError::NotASocket { descriptor: descriptor.as_raw_fd(), is, source }
 }
 
 /// What became of an offer.

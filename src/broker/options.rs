@@ -18,8 +18,9 @@ pub struct BrokerOptions {
     /// least, 5 seconds by default. `Duration::MAX` is no timeout.
     pub timeout: Duration,
     /// How long one of several backends may take before an offer is taken back and offered to the
-    /// next one: a millisecond at least, a second by default.
-    pub attempt_timeout: Duration,
+    /// next one: a millisecond at least. None, the default: a second, or half of the time that the
+    /// offer has left if that is less.
+    pub attempt_timeout: Option<Duration>,
     /// Bytes of offers that are kept for another backend, 16 MiB by default. An offer beyond them
     /// is tried at one backend only.
     pub failover_bytes: usize,
@@ -56,7 +57,7 @@ impl BrokerOptions {
         let options = BrokerOptions {
             max_in_flight: self.max_in_flight.clamp(1, MAX_SLOTS),
             timeout: self.timeout.clamp(least, MAX_TIMEOUT),
-            attempt_timeout: self.attempt_timeout.clamp(least, MAX_TIMEOUT),
+            attempt_timeout: self.attempt_timeout.map(|time| time.clamp(least, MAX_TIMEOUT)),
             queue_bytes: self.queue_bytes.max(MAX_FRAME_LEN),
             reconnect_min: self.reconnect_min.clamp(least, MAX_TIMEOUT),
             reconnect_max: self.reconnect_max.clamp(least, MAX_TIMEOUT),
@@ -79,7 +80,7 @@ impl Default for BrokerOptions {
         BrokerOptions {
             max_in_flight: 256,
             timeout: Duration::from_secs(5),
-            attempt_timeout: Duration::from_secs(1),
+            attempt_timeout: None,
             failover_bytes: 16 * 1024 * 1024,
             queue_bytes: 1024 * 1024,
             max_failures: Some(8),

@@ -43,10 +43,10 @@ pub struct handoff_broker_options {
     /// that, for which the descriptor becomes readable.
     pub timeout_ms: u64,
     /// With several backends: how long one of them may take to answer, in milliseconds: default
-    /// 1000, or half of `timeout_ms` if that is less; HANDOFF_NO_TIMEOUT. Then the offer is taken
-    /// back and goes to another one that can take it. If there is none, it stays. Keep it well below
-    /// the timeout of each offer, which otherwise ends with the attempt, and no other backend gets
-    /// it.
+    /// 1000, or half of the time that the offer has left if that is less; HANDOFF_NO_TIMEOUT. Then
+    /// the offer is taken back and goes to another one that can take it. If there is none, it stays.
+    /// A time that you set is to be well below the timeout of each offer, which otherwise ends with
+    /// the attempt, and no other backend gets it.
     pub attempt_timeout_ms: u64,
     /// With several backends: the most bytes of offers in flight that are copied, so that another
     /// backend can have them: default 16777216; HANDOFF_NO_LIMIT. An offer beyond that goes to one
@@ -159,13 +159,14 @@ pub extern "C" fn handoff_broker_new(
 fn core_options(options: handoff_broker_options) -> Result<BrokerOptions, Failure> {
     let policy = policy(options.policy)?;
     let defaults = BrokerOptions::default();
-    let whole_timeout = timeout(options.timeout_ms, defaults.timeout);
-    let attempt_timeout = defaults.attempt_timeout.min(whole_timeout / 2);
     let reconnect_min = timeout(options.reconnect_min_ms, defaults.reconnect_min);
     Ok(BrokerOptions {
         max_in_flight: nonzero(options.max_in_flight, defaults.max_in_flight),
-        timeout: whole_timeout,
-        attempt_timeout: timeout(options.attempt_timeout_ms, attempt_timeout),
+        timeout: timeout(options.timeout_ms, defaults.timeout),
+        attempt_timeout: match options.attempt_timeout_ms {
+            0 => None,
+            some => Some(timeout(some, Duration::MAX)),
+        },
         failover_bytes: nonzero(options.failover_bytes, defaults.failover_bytes),
         queue_bytes: nonzero(options.queue_bytes, defaults.queue_bytes),
         max_failures: match options.max_failures {
@@ -732,16 +733,6 @@ mod tests {
     fn longest_pause_is_not_shorter_than_the_shortest_by_default() {
         let options = handoff_broker_options { reconnect_min_ms: 5000, ..zeroed() };
         assert_eq!(core_options(options).ok().unwrap().reconnect_max, Duration::from_secs(5));
-    }
-
-    #[test]
-    fn attempt_leaves_time_for_another_by_default() {
-        let attempt_timeout = |timeout_ms| {
-            let options = handoff_broker_options { timeout_ms, ..zeroed() };
-            core_options(options).ok().unwrap().attempt_timeout
-        };
-        assert_eq!(attempt_timeout(800), Duration::from_millis(400));
-        assert_eq!(attempt_timeout(u64::MAX), Duration::from_secs(1));
     }
 
     #[test]

@@ -84,7 +84,10 @@ fn offer_that_all_reject_has_one_verdict() {
 #[test]
 fn slow_backend_loses_the_offer_to_another_after_the_attempt_timeout() {
     let attempt_timeout = Duration::from_millis(20);
-    let mut fleet = fleet(2, BrokerOptions { attempt_timeout, ..BrokerOptions::default() });
+    let mut fleet = fleet(
+        2,
+        BrokerOptions { attempt_timeout: Some(attempt_timeout), ..BrokerOptions::default() },
+    );
     let (_client, connection) = client();
     fleet.broker.offer(&offer(&connection)).unwrap();
     let (slow, late) = fleet.arrival();
@@ -97,9 +100,26 @@ fn slow_backend_loses_the_offer_to_another_after_the_attempt_timeout() {
 }
 
 #[test]
+fn attempt_takes_half_of_the_time_that_an_offer_has_left_by_default() {
+    let mut fleet = fleet(2, BrokerOptions::default());
+    let (_client, connection) = client();
+    let timeout = Some(Duration::from_millis(1900));
+    fleet.broker.offer(&Offer { timeout, ..offer(&connection) }).unwrap();
+    let (hung, _) = fleet.arrival();
+    let (index, arrival) = fleet.arrival();
+    assert_ne!(index, hung);
+    drop(fleet.backends[index].adopt(arrival).unwrap());
+    let verdict = fleet.verdict();
+    assert_eq!((verdict.adopted, verdict.tries), (true, 2));
+}
+
+#[test]
 fn offer_that_no_other_takes_stays_until_its_own_time_is_up() {
     let attempt_timeout = Duration::from_millis(100);
-    let mut fleet = fleet(2, BrokerOptions { attempt_timeout, ..BrokerOptions::default() });
+    let mut fleet = fleet(
+        2,
+        BrokerOptions { attempt_timeout: Some(attempt_timeout), ..BrokerOptions::default() },
+    );
     let (_client, connection) = client();
     fleet.broker.offer(&offer(&connection)).unwrap();
     let (first, _) = fleet.arrival();

@@ -375,6 +375,7 @@ static void run(void)
                 stop_reading(what, now);
         }
         take_verdicts(now);
+        expire(now); /* what is offered has some time left */
         offer_waiting(now);
         must_handoff(handoff_broker_flush(broker) == HANDOFF_OK, "handoff_broker_flush");
         take_verdicts(now);

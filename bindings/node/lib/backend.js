@@ -19,6 +19,7 @@ const { Connection } = require('./connection');
 const NOTHING = c.constant('HANDOFF_NOTHING');
 const REJECTED = c.constant('HANDOFF_REASON_REJECTED');
 const TAKEN_BACK = c.constant('HANDOFF_ERR_TAKEN_BACK');
+const CLOSED = c.constant('HANDOFF_ERR_CLOSED');
 
 // ---- options -------------------------------------------------------------------------------------
 
@@ -161,13 +162,18 @@ class Backend extends EventEmitter {
     }
   }
 
+  get #open() {
+    if (!this.#handle) throw new c.HandoffError(CLOSED, 'this backend is closed');
+    return this.#handle;
+  }
+
   get connections() {
     return this.#connections.size;
   }
 
   get statistics() {
     const statistics = c.empty(c.BackendStatistics);
-    c.check(c.backendStatistics(this.#handle, statistics));
+    c.check(c.backendStatistics(this.#open, statistics));
     return Object.fromEntries(c.COUNTS.map((name) => [
       name.replace(/_./g, (letters) => letters[1].toUpperCase()), statistics[name]]));
   }
@@ -237,7 +243,7 @@ class Backend extends EventEmitter {
   // Not for users: an arrival's methods are.
   _adopt(arrival, options) {
     const fd = [-1];
-    const status = c.backendAdopt(this.#handle, arrival.id, fd);
+    const status = c.backendAdopt(this.#open, arrival.id, fd);
     if (this.#closed) this.#soon();
     if (status === TAKEN_BACK) return null;
     c.check(status);
@@ -259,7 +265,7 @@ class Backend extends EventEmitter {
   }
 
   _reject(arrival, reason) {
-    c.check(c.backendReject(this.#handle, arrival.id, c.constant(`HANDOFF_REASON_${reason}`)));
+    c.check(c.backendReject(this.#open, arrival.id, c.constant(`HANDOFF_REASON_${reason}`)));
     if (this.#closed) this.#soon();
   }
 

@@ -34,11 +34,11 @@ const statusName = call('handoff_status_name', 'str', 'int32_t');
  * is the system's error, negative as Node's, or 0 if the system had no part in it.
  */
 class HandoffError extends Error {
-  constructor(status) {
-    super(lastError());
+  constructor(status, sentence) {
+    super(sentence ?? lastError());
     this.name = 'HandoffError';
     this.code = statusName(status);
-    this.errno = -lastErrno() || 0;
+    this.errno = sentence ? 0 : -lastErrno() || 0;
   }
 }
 

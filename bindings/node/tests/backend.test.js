@@ -91,7 +91,10 @@ test('close() waits for an arrival that is held, and then frees the backend', LI
   assert.strictEqual((await offer).verdict, 'rejected');
   await closed;
   assert.strictEqual(fs.existsSync(bench.path), false);
-  assert.throws(() => bench.backend.statistics, { code: 'HANDOFF_ERR_INVALID_ARGUMENT' });
+  const saysClosed = { code: 'HANDOFF_ERR_CLOSED', errno: 0, message: 'this backend is closed' };
+  assert.throws(() => bench.backend.statistics, saysClosed);
+  assert.throws(() => arrivals[0].adopt(), saysClosed);
+  assert.throws(() => arrivals[0].reject(), saysClosed);
   await bench.backend.close(); // once more
 });
 

@@ -290,13 +290,15 @@ class Asked(Http, Status):
 
     def test_names_of_files_may_be_anything(self):
         self.start_fleet({}, target=f"unix:{self.folder()}/", upstreams="", wait=False)
-        for name in b'quo"te', b"back\\slash", b"new\nline", b"no utf-8 \xff", "ü".encode():
+        for name in (b'quo"te', b"back\\slash", b"new\nline", b"no utf-8 \xff", "ü".encode(),
+                     b"surrogate \xed\xa0\x80", b"too long \xc0\xaf"):
             path = os.fsencode(self.folder()) + b"/" + name
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
                 listener.bind(path)
-        wait_until(lambda: len(self.target()["backends"]) == 5, "all are there")
+        wait_until(lambda: len(self.target()["backends"]) == 7, "all are there")
         paths = {os.path.basename(backend["path"]) for backend in self.target()["backends"]}
-        self.assertEqual(paths, {'quo"te', "back\\slash", "new?line", "no utf-8 ?", "ü"})
+        self.assertEqual(paths, {'quo"te', "back\\slash", "new?line", "no utf-8 ?", "ü",
+                                 "surrogate ???", "too long ??"})
         self.prometheus()
 
     def test_backends_that_come_and_go_leave_no_rows(self):

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 
 from command import PATIENCE, STRANGER, Running, Test, counts, needs_root, number, wait_until
 
@@ -155,6 +156,36 @@ class BrokerAndExec(Test):
         self.assertEqual(ask_all(between.port, 20), [])
         backends[0].kill()
         self.assertEqual(ask_all(between.port, 20), [])
+
+    def test_clients_of_a_hung_backend_go_to_another_though_their_time_is_short(self):
+        hung, other = (os.path.join(self.directory, name) for name in ("hung.sock", "other.sock"))
+        hung = self.exec("cat", path=hung)
+        self.exec("cat", path=other)
+        between = self.broker(self.directory + "/", options=["--wait", "900"])
+        # Each has its turn.
+        for _ in range(2):
+            self.assertEqual(ask(between.port, b"hello"), b"hello")
+        hung.process.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(4):
+                self.assertEqual(ask(between.port, b"hello"), b"hello")
+        finally:
+            hung.process.send_signal(signal.SIGCONT)
+
+    def test_client_whose_time_is_up_is_not_offered(self):
+        """Else it would wait for a backend that hangs, and the broker with it."""
+        backend = self.exec("cat", options=["--max", "1"])
+        between = self.broker(options=["--wait", "500"])
+        with contextlib.ExitStack() as clients:
+            end = time.monotonic() + 1.5
+            while time.monotonic() < end:
+                clients.enter_context(connect(between.port))
+                time.sleep(0.0005)
+            backend.process.send_signal(signal.SIGSTOP)
+            try:
+                between.stop()
+            finally:
+                backend.process.send_signal(signal.SIGCONT)
 
     def test_verdicts_are_printed_with_the_backend(self):
         self.exec("cat")
