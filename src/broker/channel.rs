@@ -30,6 +30,8 @@ const LARGE_PART: usize = 16;
 /// A smaller part is not, if its backend takes longer to answer: then it is busy with others, and
 /// waking it up is the smaller part of the time.
 const SHORT_ANSWER: Duration = Duration::from_micros(100);
+/// Nor is one of so few in flight: both sides sleep as often, and a packet costs more than it saves.
+const FEW: usize = 3;
 /// The most parts of a preread that is sent by itself.
 const LARGE_PREREAD_PARTS: usize = 6;
 /// How many frames are received before others have their turn.
@@ -145,8 +147,10 @@ impl Channel {
             // It was sent by itself, and something is due for it.
             return true;
         }
-        self.offers.usual().is_some_and(|usual| PARTS * waiting >= usual)
-            && (waiting >= LARGE_PART || (sleeps && self.answered_in < SHORT_ANSWER))
+        self.offers.usual().is_some_and(|usual| {
+            let pays = usual > FEW && sleeps && self.answered_in < SHORT_ANSWER;
+            PARTS * waiting >= usual && (waiting >= LARGE_PART || pays)
+        })
     }
 
     /// Sends the only offer of the queue with its preread, which is the caller's still, and would
