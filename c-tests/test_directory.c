@@ -598,21 +598,33 @@ static void successor_of_a_backend_that_was_killed_is_used_at_once(void **state)
     assert_true(ms_since(start) < 20000);
 }
 
+/* In a child. */
+static handoff_broker *broker_without_inotify(void)
+{
+    handoff_broker *broker;
+    refuse_system_call(SYS_inotify_init1, EMFILE);
+    child_assert(handoff_broker_new(place, NULL, &broker) == HANDOFF_OK);
+    return broker;
+}
+
+static void dispatch_when_readable(handoff_broker *broker)
+{
+    struct pollfd poll_fd = {.fd = handoff_broker_fd(broker), .events = POLLIN};
+    child_assert(poll(&poll_fd, 1, PATIENCE_MS) == 1);
+    child_assert(handoff_broker_dispatch(broker) == HANDOFF_OK);
+}
+
 static void directory_that_cannot_be_watched_is_read_again_and_again(void **state)
 {
     (void)state;
     listen_at(&fleet, 0, NULL);
     pid_t child = start_child();
     if (child == 0) {
-        handoff_broker *broker;
-        refuse_system_call(SYS_inotify_init1, EMFILE);
-        child_assert(handoff_broker_new(place, NULL, &broker) == HANDOFF_OK);
+        handoff_broker *broker = broker_without_inotify();
         handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
         uint64_t start = now_ns();
         while (ms_since(start) < PATIENCE_MS) {
-            struct pollfd poll_fd = {.fd = handoff_broker_fd(broker), .events = POLLIN};
-            child_assert(poll(&poll_fd, 1, PATIENCE_MS) == 1);
-            child_assert(handoff_broker_dispatch(broker) == HANDOFF_OK);
+            dispatch_when_readable(broker);
             if (handoff_broker_get_state(broker, 1, &found) == HANDOFF_OK)
                 _exit(0);
         }
@@ -644,14 +656,9 @@ static void socket_that_is_replaced_is_followed_where_none_can_be_watched(void *
     listen_at(&fleet, 0, NULL);
     pid_t child = start_child();
     if (child == 0) {
-        handoff_broker *broker;
-        refuse_system_call(SYS_inotify_init1, EMFILE);
-        child_assert(handoff_broker_new(place, NULL, &broker) == HANDOFF_OK);
-        for (;;) {
-            struct pollfd poll_fd = {.fd = handoff_broker_fd(broker), .events = POLLIN};
-            child_assert(poll(&poll_fd, 1, PATIENCE_MS) == 1);
-            child_assert(handoff_broker_dispatch(broker) == HANDOFF_OK);
-        }
+        handoff_broker *broker = broker_without_inotify();
+        for (;;)
+            dispatch_when_readable(broker);
     }
     await_channels(0, 1);
     assert_ok(handoff_backend_listen(hidden, NULL, &fleet.backends[1]));
