@@ -270,6 +270,24 @@ fn large_part_of_what_may_be_in_flight_is_sent_before_more_offers_come() {
 }
 
 #[test]
+fn few_offers_wait_for_the_flush_however_soon_they_are_answered() {
+    let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
+    let (_client, accepted) = client();
+    for all in [2, 3].repeat(50) {
+        for id in 0..all {
+            pair.broker.offer(&Offer { more: true, ..offer(&accepted, id) }).unwrap();
+        }
+        assert_eq!(pair.arrivals().len(), 0);
+        pair.broker.flush().unwrap();
+        for id in pair.arrivals() {
+            pair.backend.adopt(id).unwrap();
+        }
+        pair.until(|pair| pair.broker.statistics().in_flight == 0);
+        while pair.broker.next_verdict().is_some() {}
+    }
+}
+
+#[test]
 fn offer_that_was_taken_back_has_no_verdict_and_cannot_be_adopted() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();
