@@ -177,8 +177,7 @@ impl Broker {
         }
     }
 
-    /// A socket came: it is another one than a backend of this name had before, which ends as if
-    /// its socket had gone.
+    /// A socket came: it is another one than a backend of this name had before.
     fn came(&mut self, number: usize, name: &OsStr, settings: BackendSettings, now: Instant) {
         self.directories[number].want(name);
         let before = self.number(&self.directories[number].path.join(name));
@@ -187,19 +186,11 @@ impl Broker {
             member.directory == Some(number as u32) || member.leaving
         };
         if let Some(index) = before.filter(here) {
-            self.replaced(index, now);
+            // Another file may have the number of the one that was there.
+            let member = &mut self.members[index];
+            (member.directory, member.socket) = (Some(number as u32), None);
         }
-        if let Some(index) = self.found(number, name, settings, now) {
-            self.start_over(index, now);
-        }
-    }
-
-    /// There is another socket: a backend with a channel to the one before ends, and one without
-    /// connects to this one.
-    fn replaced(&mut self, index: usize, now: Instant) {
-        if let Link::Up(_) = self.members[index].link {
-            self.gone(index, now);
-        }
+        self.found(number, name, settings, now);
     }
 
     /// The socket of a backend has gone.
@@ -208,7 +199,8 @@ impl Broker {
         self.leave(index, now);
     }
 
-    /// A socket was found in a directory: its number, unless it cannot be a backend.
+    /// A socket was found in a directory: its number, unless it cannot be a backend. If it is
+    /// another file than was found there before, that backend ends as if its socket had gone.
     fn found(
         &mut self,
         number: usize,
@@ -237,14 +229,14 @@ impl Broker {
             return known;
         }
         let socket = directory::socket(&self.directories[number].path, name);
-        // Of which no watch has told.
         let is_another = |index: &usize| {
             let member = &self.members[*index];
             member.directory == Some(number as u32) && socket.is_some() && member.socket != socket
         };
-        let before = known.filter(is_another);
-        if let Some(index) = before {
-            self.replaced(index, now);
+        let replaced = known.filter(is_another);
+        let has_channel = |index: &usize| matches!(self.members[*index].link, Link::Up(_));
+        if let Some(index) = replaced.filter(has_channel) {
+            self.gone(index, now);
         }
         if let Err(error) = self.add_member(&path, settings, Some(number as u32), now) {
             let full = matches!(error, BrokerError::TooManyBackends { .. });
@@ -252,7 +244,7 @@ impl Broker {
         }
         let index = self.number(&path)?;
         self.members[index].socket = socket;
-        if before.is_some() {
+        if replaced.is_some() {
             self.start_over(index, now);
         }
         Some(index)
