@@ -72,7 +72,10 @@ pub enum ListenerError {
         source: Option<io::Error>,
     },
     /// Something that is not a socket has that name.
-    #[error("{path}: there is a file that is not a socket: remove it, or choose another path", path = .path.display())]
+    #[error(
+        "{path}: there is a file that is not a socket: remove it, or choose another path",
+        path = .path.display()
+    )]
     NotASocket {
         /// The path that was to become a socket.
         path: PathBuf,

@@ -137,10 +137,10 @@ pub extern "C" fn handoff_broker_remove(
 /// Returns how many offers without preread and metadata would be taken now.
 ///
 /// After HANDOFF_ERR_FULL, or another refusal that may pass, see handoff_broker_offer(), you may keep
-/// the client in a queue of your own. The descriptor becomes readable when an offer would be taken again: call
-/// handoff_broker_dispatch(), take the verdicts, and offer until HANDOFF_ERR_FULL comes again: a
-/// long preread can be refused while there is room for an offer without. Serve a client yourself if
-/// it has waited too long in the queue.
+/// the client in a queue of your own. The descriptor becomes readable when an offer would be taken
+/// again: call handoff_broker_dispatch(), take the verdicts, and offer until HANDOFF_ERR_FULL comes
+/// again: a long preread can be refused while there is room for an offer without. Serve a client
+/// yourself if it has waited too long in the queue.
 ///
 /// @param broker  the broker
 /// @return the number; 0 if none would be taken, and on error, with errno and handoff_last_error()
