@@ -12,7 +12,9 @@ from ctypes import (POINTER, c_bool, c_char_p, c_int, c_int32, c_int64, c_size_t
 from typing import Any, Sequence
 
 OK, NOTHING, TIMED_OUT = 0, 1, 2
-ADOPTED, OFFER_MORE, OFFER_TLS, BACKEND_BACKUP = 1, 1, 2, 1
+ADOPTED, OFFER_MORE, OFFER_TLS = 1, 1, 2
+BACKEND_BACKUP, BACKEND_OFF, NO_TIMEOUT = 1, 2, 2**64 - 1
+STATE_CONNECTING, STATE_READY, STATE_DRAINING, STATE_RESTING, STATE_DOWN = range(1, 6)
 ERR_FULL, ERR_WRONG_PROCESS, ERR_CLOSED, ERR_TAKEN_BACK = -23, -34, -35, -36
 
 
@@ -158,6 +160,16 @@ class BrokerStatistics(Sized):
         ("fallbacks", c_uint64 * 32), ("refusals", c_uint64 * 64), ("failovers", c_uint64)]
 
 
+class BackendState(Sized):
+    _fields_ = [
+        ("size", c_size_t), ("path", c_char_p), ("state", c_uint32), ("flags", c_uint32),
+        ("weight", c_uint32), ("status", c_int32), ("error", c_int), ("reserved", c_uint32),
+        ("message", c_char_p)] + [(name, c_uint64) for name in (
+            "since_ms", "next_ms", "in_flight", "room", "connects", "failed_connects", "offered",
+            "adopted", "taken_back")] + [
+        ("fallbacks", c_uint64 * 32), ("refusals", c_uint64 * 64), ("histogram", c_uint64 * 32)]
+
+
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "handoff_peer_policy": PeerPolicy,
     "handoff_backend_options": BackendOptions,
@@ -169,6 +181,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "handoff_offer": Offer,
     "handoff_verdict": CVerdict,
     "handoff_broker_statistics": BrokerStatistics,
+    "handoff_backend_state": BackendState,
 }
 
 
@@ -211,6 +224,7 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "handoff_broker_take_back": (_status, _handle, c_uint64),
     "handoff_broker_close": (_status, _handle),
     "handoff_broker_get_statistics": (_status, _handle, POINTER(BrokerStatistics)),
+    "handoff_broker_get_state": (_status, _handle, c_size_t, POINTER(BackendState)),
 }
 
 def load() -> ctypes.CDLL:
@@ -326,5 +340,7 @@ def reason_name(reason: int) -> str:
 for _name, _struct in STRUCTS.items():
     check_layout(_struct, _name)
 for _name in ("OK", "NOTHING", "TIMED_OUT", "ERR_FULL", "ERR_WRONG_PROCESS", "ERR_CLOSED",
-              "ERR_TAKEN_BACK", "ADOPTED", "OFFER_MORE", "OFFER_TLS", "BACKEND_BACKUP"):
+              "ERR_TAKEN_BACK", "ADOPTED", "OFFER_MORE", "OFFER_TLS", "BACKEND_BACKUP",
+              "BACKEND_OFF", "STATE_CONNECTING", "STATE_READY", "STATE_DRAINING",
+              "STATE_RESTING", "STATE_DOWN"):
     check_constant(f"HANDOFF_{_name}", globals()[_name])

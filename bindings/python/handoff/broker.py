@@ -11,10 +11,11 @@ from types import TracebackType
 from typing import Any, Sequence
 
 from ._handle import Handle, alone
-from ._library import (ADOPTED, BACKEND_BACKUP, ERR_CLOSED, ERR_WRONG_PROCESS, NOTHING, OFFER_MORE,
-                       OFFER_TLS, OK, BrokerBackend, BrokerOptions, BrokerStatistics, CVerdict,
-                       HandoffError, Offer, check, fitting, library, path_string, put, reason_name,
-                       status_name, string)
+from ._library import (ADOPTED, BACKEND_BACKUP, BACKEND_OFF, ERR_CLOSED, ERR_WRONG_PROCESS,
+                       NO_TIMEOUT, NOTHING, OFFER_MORE, OFFER_TLS, OK, STATE_CONNECTING,
+                       STATE_DOWN, STATE_DRAINING, STATE_READY, STATE_RESTING, BackendState,
+                       BrokerBackend, BrokerOptions, BrokerStatistics, CVerdict, HandoffError, Offer,
+                       check, fitting, library, path_string, put, reason_name, status_name, string)
 from .reason import Reason
 
 _SETTLED = 0  # in a CVerdict's outcome, where the library has written another number
@@ -137,10 +138,27 @@ class Broker(Handle[Verdict]):
         `refusals` are dicts, too, of the names of reasons and statuses, without those that are 0."""
         statistics = BrokerStatistics()
         check(library.handoff_broker_get_statistics(self._handle, ctypes.byref(statistics)))
-        counts = {name: getattr(statistics, name) for name, *_ in statistics._fields_[1:]}
-        for name, name_of in ("fallbacks", reason_name), ("refusals", lambda it: status_name(-it)):
-            counts[name] = {name_of(it): count for it, count in enumerate(counts[name]) if count}
-        return counts
+        return _named(statistics)
+
+    @alone
+    def get_states(self) -> list[dict[str, Any]]:
+        """Returns what each backend does now, and what it has done since it was found:
+        handoff_backend_state as a dict, and at the end the directories that cannot be read.
+
+        `state` is "connecting", "ready", "draining", "resting" or "down", and `message` says why.
+        `status` is a name, `next_ms` None where neither an attempt nor a trial is planned, and
+        `backup` and `off` are its flags. It tells what the broker has seen: call dispatch() first
+        unless you watch fileno().
+        """
+        states: list[dict[str, Any]] = []
+        while True:
+            state = BackendState()
+            status = library.handoff_broker_get_state(self._handle, len(states),
+                                                      ctypes.byref(state))
+            if status == NOTHING:
+                return states
+            check(status)
+            states.append(_state(state))
 
     def offer(self, connection: socket.socket, *, preread: bytes = b"", metadata: bytes = b"",
               service: bytes | None = None, correlation: bytes | None = None, tls: bool = False,
@@ -272,6 +290,32 @@ def _copy(verdict: CVerdict, user_data: Any) -> Verdict:
     return Verdict(verdict.id, user_data, verdict.outcome == ADOPTED, _reason(verdict.reason),
                    bool(verdict.may_have_reached_backend), verdict.tries,
                    os.fsdecode(verdict.backend or b""), verdict.kind)
+
+
+_STATES = {STATE_CONNECTING: "connecting", STATE_READY: "ready", STATE_DRAINING: "draining",
+           STATE_RESTING: "resting", STATE_DOWN: "down"}
+
+
+def _named(struct: BrokerStatistics | BackendState) -> dict[str, Any]:
+    """Its members, with names for the numbers of reasons and statuses that are counted."""
+    members = {name: getattr(struct, name) for name, *_ in struct._fields_[1:]}
+    for name, name_of in ("fallbacks", reason_name), ("refusals", lambda it: status_name(-it)):
+        members[name] = {name_of(it): count for it, count in enumerate(members[name]) if count}
+    return members
+
+
+def _state(state: BackendState) -> dict[str, Any]:
+    members = _named(state)
+    flags, _ = members.pop("flags"), members.pop("reserved")
+    members.update(
+        path=os.fsdecode(state.path or b""),
+        state=_STATES.get(state.state, "unknown"),  # a newer library's
+        backup=bool(flags & BACKEND_BACKUP), off=bool(flags & BACKEND_OFF),
+        status=status_name(state.status),
+        message=(state.message or b"").decode(errors="backslashreplace"),
+        next_ms=None if state.next_ms == NO_TIMEOUT else state.next_ms,
+        histogram=list(state.histogram))
+    return members
 
 
 def _offer(connection: socket.socket, preread: bytes, metadata: bytes, service: bytes | None,

@@ -823,6 +823,29 @@ class TheBroker(Ends):
         self.assertEqual(sum(statistics["refusals"].values()), statistics["refused"])
         self.assertEqual([statistics[name] for name in ("offered", "adopted", "connects")], [1, 0, 1])
 
+    def test_states_tell_of_each_backend(self):
+        self.listen()
+        self.broker.add(self.path + "2", weight=3, backup=True)
+        self.offer()
+        self.backend.reject(self.wait(self.backend.next))
+        self.backend.next()
+        self.wait(self.broker.next)
+        first, second = self.broker.get_states()
+        self.assertEqual((first["path"], first["state"], first["status"], first["message"]),
+                         (self.path, "ready", "HANDOFF_OK", ""))
+        self.assertEqual((first["offered"], first["fallbacks"], sum(first["histogram"])),
+                         (1, {"rejected": 1}, 1))
+        self.assertIsNone(first["next_ms"])
+        self.assertEqual((second["path"], second["state"], second["weight"]),
+                         (self.path + "2", "down", 3))
+        self.assertTrue(second["backup"] and not second["off"])
+        self.assertEqual((second["status"], second["error"]),
+                         ("HANDOFF_ERR_BACKEND_UNAVAILABLE", errno.ENOENT))
+        self.assertIn(self.path + "2", second["message"])
+        self.assertGreaterEqual(second["next_ms"], 0)
+        self.broker.close()
+        self.assertRaises(handoff.HandoffError, self.broker.get_states)
+
     def test_more_offers_are_sent_together(self):
         self.listen()
         first = self.offer(more=True, user_data=1)
