@@ -99,7 +99,7 @@ type Offer struct {
 type Verdict struct {
 	// Adopted: the backend has the connection, and yours is closed. Otherwise it is still yours.
 	Adopted bool
-	// Reason is why it was not adopted.
+	// Reason is why it was not adopted, also if Offer returns an error of the library's.
 	Reason Reason
 	// MayHaveReachedBackend, where it was not adopted: the backend may still hold a copy, and may have
 	// changed what copies share. To end the connection, call CloseWrite before Close.
@@ -282,7 +282,7 @@ func (b *Broker) Offer(ctx context.Context, conn net.Conn, offer Offer) (Verdict
 	}
 	id, verdicts, err := b.offerWhenThereIsRoom(ctx, raw, &offer)
 	if err != nil {
-		return Verdict{}, err
+		return Verdict{Reason: reasonOf(err)}, err
 	}
 	verdict, err := b.verdict(ctx, id, verdicts)
 	if err == nil && verdict.Adopted {
@@ -321,6 +321,15 @@ func (b *Broker) offerWhenThereIsRoom(ctx context.Context, raw syscall.RawConn, 
 			return 0, nil, ctx.Err()
 		}
 	}
+}
+
+// reasonOf is the reason that fits an error: ReasonNone if it is not the library's.
+func reasonOf(err error) Reason {
+	var failed *Error
+	if !errors.As(err, &failed) {
+		return ReasonNone
+	}
+	return Reason(C.handoff_status_reason(C.handoff_status(failed.Status)))
 }
 
 // isForLater tells whether the library says when an offer would be taken again.

@@ -123,9 +123,10 @@ func TestOffersOfManyGoroutines(t *testing.T) {
 func TestWithoutABackendTheConnectionIsStillTheBrokers(t *testing.T) {
 	broker := newBroker(t, socketPath(t), &handoff.BrokerOptions{Wait: 50 * time.Millisecond})
 	client, accepted := pair(t)
-	_, err := broker.Offer(context.Background(), accepted, handoff.Offer{})
-	if !errors.Is(err, handoff.ErrBackendUnavailable) || !errors.Is(err, os.ErrNotExist) {
-		t.Error(err)
+	verdict, err := broker.Offer(context.Background(), accepted, handoff.Offer{})
+	if !errors.Is(err, handoff.ErrBackendUnavailable) || !errors.Is(err, os.ErrNotExist) ||
+		verdict.Adopted || verdict.Reason != handoff.ReasonBackendUnavailable {
+		t.Error(verdict, err)
 	}
 	stillServes(t, client, accepted)
 }

@@ -90,7 +90,7 @@ export class Backend extends EventEmitter {
   constructor(place: Place, options?: Options);
   /** How many connections there are that were adopted here. */
   readonly connections: number;
-  /** handoff_backend_statistics, in camelCase. */
+  /** handoff_backend_statistics, in camelCase. Throws after 'close'. */
   readonly statistics: Record<string, number>;
   /**
    * Takes no more, so that a successor can listen at the path. Servers answer what has begun, and end

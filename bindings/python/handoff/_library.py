@@ -219,6 +219,7 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "handoff_broker_room": (c_size_t, _handle),
     "handoff_broker_offer": (_status, _handle, POINTER(Offer), POINTER(c_uint64)),
     "handoff_broker_offer_and_wait": (_status, _handle, POINTER(Offer), POINTER(CVerdict)),
+    "handoff_broker_flush": (_status, _handle),
     "handoff_broker_dispatch": (_status, _handle),
     "handoff_broker_next": (_status, _handle, POINTER(CVerdict)),
     "handoff_broker_take_back": (_status, _handle, c_uint64),

@@ -28,9 +28,11 @@ END_S = 30  # how long a client may take nothing of what is left for it when its
 Callback = Callable[[asyncio.StreamReader, "StreamWriter"], Optional[Awaitable[None]]]
 
 
-def listen(path: str | os.PathLike[str], **options: Any) -> Listener:
+def listen(path: str | os.PathLike[str] | socket.socket, **options: Any) -> Listener:
     """Listens for brokers: `async for arrival in handoff.aio.listen(path)`. The options are those of
-    Backend.listen()."""
+    Backend.listen(), or with a socket in place of the path those of Backend.listen_on()."""
+    if isinstance(path, socket.socket):
+        return Listener(Backend.listen_on(path, **options))
     return Listener(Backend.listen(path, **options))
 
 
@@ -311,10 +313,11 @@ async def open_connection(arrival: Arrival, *,
 # ---- a server ------------------------------------------------------------------------------------
 
 
-async def start_server(callback: Callback, path: str | os.PathLike[str], *, limit: int = LIMIT,
-                       max_connections: int | None = None, **options: Any) -> Server:
+async def start_server(callback: Callback, path: str | os.PathLike[str] | socket.socket, *,
+                       limit: int = LIMIT, max_connections: int | None = None,
+                       **options: Any) -> Server:
     """Calls callback(reader, writer) for each client, as asyncio.start_server() does. More clients
-    than `max_connections` stay the brokers'. The other options are those of Backend.listen()."""
+    than `max_connections` stay the brokers'. Path and other options are those of listen()."""
     return Server(listen(path, **options), callback, limit, max_connections)
 
 

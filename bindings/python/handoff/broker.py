@@ -169,6 +169,9 @@ class Broker(Handle[Verdict]):
         `user_data`. After an error there will be none: serve the client yourself, or after Full
         offer it again when the descriptor is readable. With `tls` the kernel does its TLS.
 
+        With `more` it is not sent before flush() or dispatch(): for several offers in one turn of a
+        loop.
+
         What a signal handler raises is no such error: the client may be offered. in_flight() says
         whether it is, and after close() whether there is a verdict.
         """
@@ -187,6 +190,11 @@ class Broker(Handle[Verdict]):
         """
         offer = _offer(connection, preread, metadata, service, correlation, tls, False, timeout_ms)
         return self._offer_and_wait(offer)
+
+    @alone
+    def flush(self) -> None:
+        """Sends what was offered with `more`. Nothing else makes fileno() readable for that."""
+        check(library.handoff_broker_flush(self._handle))
 
     @alone
     def dispatch(self) -> None:

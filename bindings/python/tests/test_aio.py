@@ -46,6 +46,22 @@ class Streams(Aio):
                 return read_all(client)
         self.assertEqual(self.serve_with(echo, clients), b"first second")
 
+    def test_socket_that_somebody_else_made(self):
+        def clients():
+            with self.front.hand_over(b"hello") as client:
+                client.shutdown(socket.SHUT_WR)
+                return read_all(client)
+
+        async def run():
+            server = await handoff.aio.start_server(echo, listener, max_in_flight=1)
+            async with server:
+                return await asyncio.get_running_loop().run_in_executor(None, clients)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(self.path)
+            listener.listen()
+            self.assertEqual(asyncio.run(asyncio.wait_for(run(), PATIENCE)), b"hello")
+            self.assertTrue(os.path.exists(self.path))
+
     def test_preread_beyond_the_limit_of_the_reader_waits_for_whoever_reads(self):
         def clients():
             client = self.front.hand_over(BIG[:60000])

@@ -861,6 +861,17 @@ class TheBroker(Ends):
         self.assertIsNone(self.backend.next())
         self.assertEqual([self.wait(self.broker.next).user_data for _ in range(3)], [1, 2, 3])
 
+    def test_flush_sends_what_waits_for_more(self):
+        self.listen()
+        self.offer(more=True, timeout_ms=30000, user_data=1)
+        time.sleep(0.05)
+        self.backend.dispatch()
+        self.assertIsNone(self.backend.next())
+        self.broker.flush()
+        self.backend.adopt(self.wait(self.backend.next)).close()
+        self.assertIsNone(self.backend.next())
+        self.assertTrue(self.wait(self.broker.next).adopted)
+
     def test_backends_come_and_go(self):
         self.listen()
         self.broker.add(self.path + "2", weight=2)
