@@ -138,17 +138,22 @@ static void reject(const handoff_arrival *arrival, handoff_reason reason)
                   "handoff_backend_reject");
 }
 
+/* Does what may fail before it adopts: until then the broker can still serve the client. */
 static void adopt(const handoff_arrival *arrival)
 {
+    struct client *client = malloc(sizeof *client);
+    if (client == NULL) {
+        reject(arrival, HANDOFF_REASON_BACKEND_BUSY);
+        return;
+    }
     int fd;
     handoff_status status = handoff_backend_adopt(backend, arrival->id, &fd);
-    if (status == HANDOFF_ERR_TAKEN_BACK)
-        return; /* the broker serves it */
+    if (status == HANDOFF_ERR_TAKEN_BACK) {
+        free(client); /* the broker serves it */
+        return;
+    }
     check_handoff(status == HANDOFF_OK, "handoff_backend_adopt");
     adopted++;
-
-    struct client *client = malloc(sizeof *client);
-    check(client != NULL, "malloc");
     client->deadline_ms = now_ms() + REQUEST_MS;
     client->fd = fd;
     /* What the broker has read comes before what can still be read. */

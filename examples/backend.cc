@@ -112,7 +112,10 @@ class backend {
 
     void dispatch()
     {
-        brokers_.dispatch();
+        std::error_code error;
+        brokers_.dispatch(error);
+        if (error)
+            std::fprintf(stderr, "backend: %s\n", brokers_.last_error());  // the next one tries again
         for (auto &arrival : brokers_.arrivals()) {
             if (clients_.size() == most_clients)
                 arrival.reject(handoff::reason::backend_busy);

@@ -58,7 +58,10 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: blocking_backend SOCKET\n");
         return 2;
     }
-    if (handoff_backend_listen(argv[1], NULL, &backend) != HANDOFF_OK) {
+    /* It serves one client at a time, so each broker is to offer one: others have free backends. */
+    handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
+    options.max_in_flight = 1;
+    if (handoff_backend_listen(argv[1], &options, &backend) != HANDOFF_OK) {
         fprintf(stderr, "blocking_backend: %s\n", handoff_last_error());
         return 1;
     }

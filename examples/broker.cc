@@ -87,13 +87,15 @@ class broker {
                 else if (what == &listener_)
                     accept_clients();
                 else if (what == &backend_)
-                    backend_.dispatch();
+                    dispatch();
                 else
                     read_request(*static_cast<client *>(what));
             }
             take_verdicts();
             offer_queue();
-            backend_.flush();
+            std::error_code error;
+            backend_.flush(error);
+            complain(error);
         }
         // This takes back what the backend has not adopted, so every offer has its verdict now.
         backend_.close();
@@ -106,6 +108,20 @@ class broker {
     }
 
   private:
+    /* After an error the next dispatch or flush tries again: it costs no client. */
+    void complain(const std::error_code &error)
+    {
+        if (error)
+            std::fprintf(stderr, "broker: %s\n", backend_.last_error());
+    }
+
+    void dispatch()
+    {
+        std::error_code error;
+        backend_.dispatch(error);
+        complain(error);
+    }
+
     /* SIGTERM and SIGINT are events, too. */
     void take_signals()
     {
@@ -235,7 +251,8 @@ class broker {
         constexpr std::string_view answer = "HTTP/1.0 200 OK\r\nContent-Length: 21\r\n\r\n"
                                             "served by the broker\n";
         fallbacks_[reason]++;
-        if (send(asking.fd.get(), answer.data(), answer.size(), MSG_NOSIGNAL)
+        // The backend may have had a copy, and copies share O_NONBLOCK.
+        if (send(asking.fd.get(), answer.data(), answer.size(), MSG_DONTWAIT | MSG_NOSIGNAL)
             != static_cast<ssize_t>(answer.size()))
             std::perror("broker: answering a client");
         // The backend may still hold a copy. While it does, close(2) does not end the connection.

@@ -48,7 +48,8 @@ static void check_handoff(int ok, const char *call)
     exit(1);
 }
 
-/* Offers a client. Returns HANDOFF_REASON_NONE if the backend has adopted it, or why it did not. */
+/* Offers a client. Returns HANDOFF_REASON_NONE if the backend has adopted it, or may have, or else
+ * why it did not. */
 static handoff_reason hand_over(int client)
 {
     handoff_raw_decision decision = HANDOFF_RAW_DECISION_INIT;
@@ -63,28 +64,29 @@ static handoff_reason hand_over(int client)
         status = handoff_raw_connect(path, &backend);
     if (status == HANDOFF_OK)
         status = handoff_raw_token_receive(backend, timeout_ms, &token);
+    handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
     if (status == HANDOFF_OK) {
-        handoff_raw_verdict verdict = HANDOFF_RAW_VERDICT_INIT;
         check_handoff(handoff_raw_attempt(backend, client, &token, (uint64_t)timeout_ms,
                                           &verdict) == HANDOFF_OK, "handoff_raw_attempt");
-        status = verdict.cause;
-        if (status == HANDOFF_OK) { /* adopted or rejected: the backend works */
+        if (verdict.cause == HANDOFF_OK) { /* adopted or rejected: the backend works */
             check_handoff(handoff_raw_failures_record_success(failures, path) == HANDOFF_OK,
                           "handoff_raw_failures_record_success");
             return verdict.reason;
         }
+    } else if (status == HANDOFF_TIMED_OUT) {
+        verdict.reason = HANDOFF_REASON_BACKEND_BUSY; /* it has sent no token */
+    } else {
+        verdict.reason = handoff_status_reason(status);
     }
 
     /* After a failure this connection cannot be used again. */
     if (backend != -1)
         close(backend);
     backend = -1;
-    handoff_reason reason = handoff_status_reason(status);
-    if (status == HANDOFF_TIMED_OUT) /* the backend has sent no token */
-        reason = HANDOFF_REASON_BACKEND_BUSY;
-    check_handoff(handoff_raw_failures_record_failure(failures, path, reason, NULL) == HANDOFF_OK,
-                  "handoff_raw_failures_record_failure");
-    return reason;
+    check_handoff(handoff_raw_failures_record_failure(failures, path, verdict.reason, NULL) ==
+                  HANDOFF_OK, "handoff_raw_failures_record_failure");
+    /* Where the socket broke under an attempt, the backend may have the client: not to be served. */
+    return verdict.outcome == HANDOFF_ADOPTED ? HANDOFF_REASON_NONE : verdict.reason;
 }
 
 /* Serves a client without the backend. It reads the request first: closing a socket that has unread

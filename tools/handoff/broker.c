@@ -486,8 +486,10 @@ int broker_main(int argc, char **argv)
             return usage(how);
         }
     }
-    if (argc - optind < 2)
+    if (argc - optind < 2) {
+        complain(argc == optind ? "no ADDRESS and no SOCKET is named" : "no SOCKET is named");
         return usage(how);
+    }
     sockets = argv + optind + 1;
     sockets_len = argc - optind - 1;
     for (int i = 0; i < sockets_len; i++)

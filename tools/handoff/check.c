@@ -350,8 +350,7 @@ static int check_sockets(const char *path)
             count = 0;
         }
     }
-    if (count > 0)
-        must((inner = calloc((size_t)count, sizeof *inner)) != NULL, "calloc");
+    must((inner = calloc((size_t)count + 1, sizeof *inner)) != NULL, "calloc");
     for (int i = 0; i < count; i++) {
         size_t len = strlen(path);
         snprintf(inside, sizeof inside, "%s%s%s", path, path[len - 1] == '/' ? "" : "/",
@@ -423,8 +422,10 @@ int check_main(int argc, char **argv)
             return usage(how);
         }
     }
-    if (argc - optind != 1)
+    if (argc - optind != 1) {
+        complain(argc == optind ? "no SOCKET is named" : "one SOCKET at a time, or a directory");
         return usage(how);
+    }
     const char *path = argv[optind];
     if (is_of_nginx(path))
         return usage(how);

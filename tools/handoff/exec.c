@@ -192,7 +192,7 @@ static int passed_socket(const char *path)
     for (int fd = FIRST_PASSED; fd < FIRST_PASSED + (int)number; fd++)
         if (is_at(fd, path))
             return fd;
-    complain("the service manager has passed %s sockets (LISTEN_FDS), but none that listens at %s",
+    complain("none of the %s sockets that the service manager has passed (LISTEN_FDS) listens at %s",
              count, path);
     return -2;
 }
@@ -335,8 +335,10 @@ int exec_main(int argc, char **argv)
         operands++;
         count--;
     }
-    if (count < 2)
+    if (count < 2) {
+        complain(count == 0 ? "no SOCKET and no COMMAND is named" : "no COMMAND is named");
         return usage(how);
+    }
     if (is_of_nginx(operands[0]))
         return usage(how);
     int code = start_and_serve(operands[0], operands + 1);
