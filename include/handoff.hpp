@@ -316,7 +316,10 @@ class handle {
         return counts;
     }
 
-    /** A message about the last error of this handle, in whichever thread it was. */
+    /**
+     * A message about the last error of this handle, in whichever thread it was. Of a shared broker:
+     * about the last error of this thread.
+     */
     const char *last_error() const noexcept { return LastError(get()); }
 
 #ifdef __cpp_exceptions

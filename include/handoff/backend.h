@@ -91,10 +91,9 @@ typedef struct handoff_backend_options {
      * How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps, and
      * handoff_backend_dispatch() before it returns with nothing new while a broker is connected:
      * at most 10000, default 0. It saves the time to wake up if backend and broker have a
-     * processor each with little else to do. If they don't, it keeps the other from running, and
-     * each side that does it makes a handoff take up to so much longer. To make use of it in an
-     * event loop, call dispatch again as long as handoff_backend_next() returned anything after
-     * it, and wait otherwise.
+     * processor each with little else to do. If they share one, spinning keeps the other from
+     * running, and a handoff takes up to `spin_us` longer. In an event loop call dispatch again as
+     * long as handoff_backend_next() returned anything after it, and wait otherwise.
      */
     uint32_t spin_us;
     /** Reserved: always 0. */
@@ -161,8 +160,8 @@ handoff_status handoff_backend_listen(const char *path,
  * Listens for brokers on a socket that somebody else made, such as a service manager.
  *
  * @param fd            a listening Unix socket of sequenced packets (SOCK_SEQPACKET); duplicated.
- *                      It becomes non-blocking, and all its copies share that: leave it so, or
- *                      dispatch waits for a broker.
+ *                      It becomes non-blocking, and all its copies share that: leave it so,
+ *                      otherwise dispatch may block. Its file, if it has one, is never removed.
  * @param options       the limits, or NULL for the defaults; read during the call only. `mode` and
  *                      `backlog` have no effect.
  * @param[out] backend  the backend; free it with handoff_backend_free()
@@ -366,7 +365,8 @@ handoff_status handoff_backend_reject(handoff_backend *backend,
 
 /**
  * Stops listening and tells the brokers to offer no more, also those that it has not accepted yet.
- * A successor can then listen at the path.
+ * A successor can then listen at the path; brokers wait for it in a socket that stays open
+ * elsewhere, as one of handoff_backend_listen_on() does.
  *
  * Go on: dispatch, take every arrival with next, adopt or reject it. When a dispatch leaves `held`
  * in the statistics at 0, free the backend at once: the brokers take back what has not arrived,
@@ -396,14 +396,17 @@ typedef struct handoff_backend_statistics {
      * or whose channel it broke.
      */
     uint64_t taken_back;
-    /** Brokers that connected and said hello. */
+    /** Channels set up: brokers that connected and were let in. */
     uint64_t accepted;
     /**
      * Brokers turned away, and told why: the sum of `refused_users`, `over_limit`,
      * `refused_versions` and `refused_draining`.
      */
     uint64_t refused;
-    /** Channels ended because of a protocol error, or because no hello came in 5 seconds. */
+    /**
+     * Channels ended because of a protocol error, or because the broker said nothing in its first 5
+     * seconds.
+     */
     uint64_t broken;
     /** Channels now. */
     uint64_t channels;
@@ -427,7 +430,9 @@ typedef struct handoff_backend_statistics {
     uint64_t system_errno;
     /** Of `refused`: those whose user the policy does not allow. */
     uint64_t refused_users;
-    /** The user of the last of these, as this process sees it; 0 if there was none. */
+    /**
+     * The user of the last of these, as this process sees it; 0 is root, or means that there was none.
+     */
     uint64_t last_refused_user;
     /** Of `refused`: those that speak another version of the protocol. */
     uint64_t refused_versions;
@@ -466,7 +471,7 @@ const char *handoff_backend_last_error(const handoff_backend *backend) HANDOFF_N
  *
  * It sends the verdicts that wait, and closes every channel and every connection that was not
  * adopted. What you adopted is yours and stays open. The socket's file is removed if it is still
- * the one that was made. In another process than the one that used the backend first, the call
+ * the one that handoff_backend_listen() made. In another process than the one that used the backend first, the call
  * closes that process's copies only. If none has used it, the one that made it removes the file,
  * unless it has called fork() since: a child may use it.
  *

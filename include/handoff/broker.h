@@ -41,13 +41,13 @@ typedef struct handoff_broker_options {
     /**
      * How long an offer may wait for its verdict, in milliseconds, unless the offer says
      * otherwise: default 5000; HANDOFF_NO_TIMEOUT. It is taken back by the first dispatch after
-     * that, for which the descriptor becomes readable.
+     * that; the descriptor becomes readable then.
      */
     uint64_t timeout_ms;
     /**
      * With several backends: how long one of them may take to answer, in milliseconds: default
      * 1000, or half of the time that the offer has left if that is less; HANDOFF_NO_TIMEOUT. Then
-     * the offer is taken back and goes to another one that can take it. If there is none, it stays.
+     * the offer is taken back and goes to another one that can take it. If none can, it stays.
      * A time that you set is to be well below the timeout of each offer, which otherwise ends with
      * the attempt, and no other backend gets it.
      */
@@ -93,8 +93,8 @@ typedef struct handoff_broker_options {
      * handoff_broker_offer_and_wait() spins before it sleeps; with offers in flight,
      * handoff_broker_dispatch() does before it returns with nothing new. That saves the time to
      * wake up if broker and backend have a processor each with little else to do. If they share
-     * one, spinning keeps the other from running: a handoff takes up to so much longer. In an event
-     * loop call dispatch again as long as handoff_broker_next() returned anything after it, and
+     * one, spinning keeps the other from running, and a handoff takes up to `spin_us` longer. In an
+     * event loop call dispatch again as long as handoff_broker_next() returned anything after it, and
      * wait otherwise. No effect with HANDOFF_BROKER_SHARED.
      */
     uint32_t spin_us;
@@ -234,7 +234,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  * @param broker   the broker
  * @param offer    the connection and what goes with it; everything but `fd` is copied
  * @param[out] id  names the offer for handoff_broker_take_back(); may be NULL
- * @return HANDOFF_OK;
+ * @return HANDOFF_OK, or an error. The first eight are about the backend and may pass: the
+ *         descriptor becomes readable when an offer would be taken.
  *         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, also if the backend is draining:
  *         handoff_last_error() says why;
  *         HANDOFF_ERR_TOO_MANY_CHANNELS if there is none because the backend has as many as it
@@ -249,8 +250,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         verdicts are not taken, or the backend has not granted its places yet: on a new channel
  *         they come in a moment, and not all at once. handoff_last_error() says which;
  *         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or what timed out
- *         has taken all its places, see HANDOFF_STATE_RESTING. All up to here are about the
- *         backend and may pass: the descriptor becomes readable when an offer would be taken;
+ *         has taken all its places, see HANDOFF_STATE_RESTING.
+ *         The others are not about the backend, or do not pass by themselves:
  *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
  *         `correlation` is too long;
  *         HANDOFF_ERR_NOT_TLS with HANDOFF_OFFER_TLS, if the kernel does not do the TLS of `fd` in
@@ -330,7 +331,7 @@ handoff_status handoff_broker_dispatch(handoff_broker *broker) HANDOFF_NOEXCEPT;
 typedef struct handoff_verdict {
     /** Set by HANDOFF_VERDICT_INIT. */
     size_t size;
-    /** The offer's id from handoff_broker_offer(). */
+    /** The offer's id, as from handoff_broker_offer(). */
     uint64_t id;
     /** The offer's `user_data`. */
     void *user_data;
@@ -351,7 +352,7 @@ typedef struct handoff_verdict {
      * close(2) alone sends no FIN while there is a copy.
      */
     uint32_t may_have_reached_backend;
-    /** How many backends it was offered to. */
+    /** How many backends it was queued for or sent to. */
     uint32_t tries;
     /**
      * The path of the backend that adopted it, or of the last one that had it. In a directory it
@@ -388,9 +389,9 @@ handoff_status handoff_broker_next(handoff_broker *broker,
  * Offers a connection and waits for its verdict. For programs without an event loop.
  *
  * It waits for the channel, for room and for the verdict, together at most the offer's
- * `timeout_ms`. After a channel has ended, maybe long ago, it waits for the first attempt to
- * connect again. If connecting fails or is to wait for the next attempt, if the backend turns this
- * broker away, and while it drains, it returns the error at once.
+ * `timeout_ms`. If the channel has ended since the last call, it connects again first. It returns the
+ * error at once if connecting fails, if the next attempt is due later only, if the backend turns this
+ * broker away, and while the backend drains.
  *
  * @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
  * @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect

@@ -69,7 +69,7 @@ bool handoff_raw_token_equal(const handoff_raw_token *a,
                              const handoff_raw_token *b) HANDOFF_NOEXCEPT;
 
 /**
- * The tokens that may still be presented, each of them once. Every token in it expires.
+ * The tokens that may still be presented, each of them once.
  *
  * Any number of threads may use one at once. After fork() in a program with several threads, make
  * a new one in the child: another thread may have held the lock.
@@ -228,10 +228,10 @@ handoff_status handoff_raw_connect(const char *path, int *socket) HANDOFF_NOEXCE
  * Sends a descriptor and its token over a connected socket in one message, or not at all. It never
  * blocks.
  *
- * @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. One of two
- *                datagram sockets, socketpair(2), will do, but who waits there does not see that
- *                the other is closed. A TCP socket is refused. Over any other the system sends the
- *                token without the descriptor, and no error says so.
+ * @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. A datagram
+ *                socket of socketpair(2) works, but its receiver is not told that you have closed
+ *                yours. A TCP socket is refused. Over any other the system sends the token without
+ *                the descriptor, and no error says so.
  * @param fd      the descriptor to send, not `socket` itself. It stays yours, open and unchanged,
  *                and you may close it when this returns.
  * @param token   its token
@@ -701,7 +701,9 @@ handoff_status handoff_raw_pending_options_init(handoff_raw_pending_options *opt
 /**
  * Makes an empty registry of pending acknowledgements. It allocates all its memory here.
  *
- * @param store         the store of the tokens, which you may free before the registry
+ * @param store         the store that loses the token of each entry that is removed, if it has it:
+ *                      any one, if the tokens come from a backend. You may free it before the
+ *                      registry
  * @param options       the limits, or NULL for the defaults; read during the call only
  * @param[out] pending  the registry; free it with handoff_raw_pending_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` or `pending` is NULL or
@@ -777,7 +779,7 @@ handoff_status handoff_raw_pending_expire(handoff_raw_pending *pending,
  * Gets the time until the next entry expires, for poll(2) or a timer.
  *
  * @param pending       the registry
- * @param[out] wait_ms  the time in milliseconds, rounded up; 0 if one has expired
+ * @param[out] wait_ms  the time in milliseconds, rounded up; 0 if one has expired; INT_MAX at most
  * @return HANDOFF_OK; HANDOFF_NOTHING if there is no entry; HANDOFF_ERR_INVALID_ARGUMENT if a
  *         pointer is NULL.
  */

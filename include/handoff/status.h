@@ -61,7 +61,7 @@ extern "C" {
  * a negative HANDOFF_ERR_*.
  *
  * After an error errno is the system's error. If the system had no part in it, it is 0, or a
- * number that says the same, see `error` in handoff_backend_state. handoff_last_error() returns a
+ * number that fits, see `error` in handoff_backend_state. handoff_last_error() returns a
  * message. Out parameters are untouched unless the status is HANDOFF_OK. A number never changes
  * its meaning.
  */

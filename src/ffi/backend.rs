@@ -76,10 +76,9 @@ pub struct handoff_backend_options {
     /// How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps, and
     /// handoff_backend_dispatch() before it returns with nothing new while a broker is connected:
     /// at most 10000, default 0. It saves the time to wake up if backend and broker have a
-    /// processor each with little else to do. If they don't, it keeps the other from running, and
-    /// each side that does it makes a handoff take up to so much longer. To make use of it in an
-    /// event loop, call dispatch again as long as handoff_backend_next() returned anything after
-    /// it, and wait otherwise.
+    /// processor each with little else to do. If they share one, spinning keeps the other from
+    /// running, and a handoff takes up to `spin_us` longer. In an event loop call dispatch again as
+    /// long as handoff_backend_next() returned anything after it, and wait otherwise.
     pub spin_us: u32,
     /// Reserved: always 0.
     pub reserved: u32,
@@ -156,8 +155,8 @@ pub extern "C" fn handoff_backend_listen(
 /// Listens for brokers on a socket that somebody else made, such as a service manager.
 ///
 /// @param fd            a listening Unix socket of sequenced packets (SOCK_SEQPACKET); duplicated.
-///                      It becomes non-blocking, and all its copies share that: leave it so, or
-///                      dispatch waits for a broker.
+///                      It becomes non-blocking, and all its copies share that: leave it so,
+///                      otherwise dispatch may block. Its file, if it has one, is never removed.
 /// @param options       the limits, or NULL for the defaults; read during the call only. `mode` and
 ///                      `backlog` have no effect.
 /// @param[out] backend  the backend; free it with handoff_backend_free()
@@ -481,7 +480,8 @@ pub extern "C" fn handoff_backend_reject(
 }
 
 /// Stops listening and tells the brokers to offer no more, also those that it has not accepted yet.
-/// A successor can then listen at the path.
+/// A successor can then listen at the path; brokers wait for it in a socket that stays open
+/// elsewhere, as one of handoff_backend_listen_on() does.
 ///
 /// Go on: dispatch, take every arrival with next, adopt or reject it. When a dispatch leaves `held`
 /// in the statistics at 0, free the backend at once: the brokers take back what has not arrived,
@@ -513,12 +513,13 @@ pub struct handoff_backend_statistics {
     /// Arrivals that the broker took back before they were adopted, also because they had timed out,
     /// or whose channel it broke.
     pub taken_back: u64,
-    /// Brokers that connected and said hello.
+    /// Channels set up: brokers that connected and were let in.
     pub accepted: u64,
     /// Brokers turned away, and told why: the sum of `refused_users`, `over_limit`,
     /// `refused_versions` and `refused_draining`.
     pub refused: u64,
-    /// Channels ended because of a protocol error, or because no hello came in 5 seconds.
+    /// Channels ended because of a protocol error, or because the broker said nothing in its first 5
+    /// seconds.
     pub broken: u64,
     /// Channels now.
     pub channels: u64,
@@ -538,7 +539,7 @@ pub struct handoff_backend_statistics {
     pub system_errno: u64,
     /// Of `refused`: those whose user the policy does not allow.
     pub refused_users: u64,
-    /// The user of the last of these, as this process sees it; 0 if there was none.
+    /// The user of the last of these, as this process sees it; 0 is root, or means that there was none.
     pub last_refused_user: u64,
     /// Of `refused`: those that speak another version of the protocol.
     pub refused_versions: u64,
@@ -626,7 +627,7 @@ pub extern "C" fn handoff_backend_last_error(backend: *const handoff_backend) ->
 ///
 /// It sends the verdicts that wait, and closes every channel and every connection that was not
 /// adopted. What you adopted is yours and stays open. The socket's file is removed if it is still
-/// the one that was made. In another process than the one that used the backend first, the call
+/// the one that handoff_backend_listen() made. In another process than the one that used the backend first, the call
 /// closes that process's copies only. If none has used it, the one that made it removes the file,
 /// unless it has called fork() since: a child may use it.
 ///

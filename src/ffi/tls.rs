@@ -124,8 +124,8 @@ pub extern "C" fn handoff_tls_get_session(
 ///         HANDOFF_ERR_TLS_RECORD for any other record that is no data, such as a handshake (a
 ///         client that renegotiates), and for what is no record of this connection;
 ///         HANDOFF_ERR_RECEIVE_FAILED with errno as of recv(2), such as ECONNRESET;
-///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, or `len` is 0 or more than
-///         there can be.
+///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, or `len` is 0 or more
+///         than SSIZE_MAX.
 ///
 /// After an error nothing more can be received: close(2) `fd`.
 #[unsafe(no_mangle)]

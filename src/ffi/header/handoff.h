@@ -21,9 +21,9 @@
  *
  * - Status. A call that can fail returns a handoff_status: HANDOFF_OK (0); a positive number if
  *   there is no result but also no error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT, HANDOFF_WOKEN); or a
- *   negative HANDOFF_ERR_*. After an error, errno is the system's error, or 0 if the system had no
- *   part in it and no number says the same, and handoff_last_error() returns a message for this
- *   thread.
+ *   negative HANDOFF_ERR_*. After an error, errno is the system's error. If the system had no part in
+ *   it, it is 0, or a number that fits, see `error` in handoff_backend_state. handoff_last_error()
+ *   returns a message for this thread.
  * - Arguments. A NULL or misaligned pointer, a bad descriptor or a path that is too long is
  *   HANDOFF_ERR_INVALID_ARGUMENT, not a crash. The library cannot check where a pointer points.
  *   Out parameters come last and are written only on HANDOFF_OK.

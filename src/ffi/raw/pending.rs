@@ -57,7 +57,9 @@ pub extern "C" fn handoff_raw_pending_options_init(
 
 /// Makes an empty registry of pending acknowledgements. It allocates all its memory here.
 ///
-/// @param store         the store of the tokens, which you may free before the registry
+/// @param store         the store that loses the token of each entry that is removed, if it has it:
+///                      any one, if the tokens come from a backend. You may free it before the
+///                      registry
 /// @param options       the limits, or NULL for the defaults; read during the call only
 /// @param[out] pending  the registry; free it with handoff_raw_pending_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` or `pending` is NULL or
@@ -195,7 +197,7 @@ pub extern "C" fn handoff_raw_pending_expire(
 /// Gets the time until the next entry expires, for poll(2) or a timer.
 ///
 /// @param pending       the registry
-/// @param[out] wait_ms  the time in milliseconds, rounded up; 0 if one has expired
+/// @param[out] wait_ms  the time in milliseconds, rounded up; 0 if one has expired; INT_MAX at most
 /// @return HANDOFF_OK; HANDOFF_NOTHING if there is no entry; HANDOFF_ERR_INVALID_ARGUMENT if a
 ///         pointer is NULL.
 #[unsafe(no_mangle)]

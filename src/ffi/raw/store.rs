@@ -9,7 +9,7 @@ use crate::ffi::guard::{Failure, guard, guard_or};
 use crate::ffi::status::handoff_status;
 use crate::raw::store::{TokenStore, TokenStoreOptions};
 
-/// The tokens that may still be presented, each of them once. Every token in it expires.
+/// The tokens that may still be presented, each of them once.
 ///
 /// Any number of threads may use one at once. After fork() in a program with several threads, make
 /// a new one in the child: another thread may have held the lock.

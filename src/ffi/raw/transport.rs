@@ -35,10 +35,10 @@ pub extern "C" fn handoff_raw_connect(path: *const c_char, socket: *mut c_int) -
 /// Sends a descriptor and its token over a connected socket in one message, or not at all. It never
 /// blocks.
 ///
-/// @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. One of two
-///                datagram sockets, socketpair(2), will do, but who waits there does not see that
-///                the other is closed. A TCP socket is refused. Over any other the system sends the
-///                token without the descriptor, and no error says so.
+/// @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. A datagram
+///                socket of socketpair(2) works, but its receiver is not told that you have closed
+///                yours. A TCP socket is refused. Over any other the system sends the token without
+///                the descriptor, and no error says so.
 /// @param fd      the descriptor to send, not `socket` itself. It stays yours, open and unchanged,
 ///                and you may close it when this returns.
 /// @param token   its token
