@@ -99,6 +99,7 @@ ngx_handoff_take_back(ngx_handoff_offer_t *offer)
         }
 
         /* The backend has adopted it; or its verdict is known, and nobody will look at it. */
+        ngx_handoff_adopted(offer->connection);
         offer->slot->offer = NULL;
     }
 

@@ -16,6 +16,7 @@ typedef struct {
     ngx_recv_chain_pt    recv_chain;
     ngx_send_pt          send;
     ngx_send_chain_pt    send_chain;
+    ngx_uint_t           adopted;
 } ngx_handoff_copy_t;
 
 
@@ -89,6 +90,7 @@ ngx_handoff_add_copy(ngx_connection_t *c)
         copy->recv_chain = c->recv_chain;
         copy->send = c->send;
         copy->send_chain = c->send_chain;
+        copy->adopted = 0;
 
         c->recv = ngx_handoff_recv;
         c->recv_chain = ngx_handoff_recv_chain;
@@ -102,11 +104,18 @@ ngx_handoff_add_copy(ngx_connection_t *c)
 }
 
 
-/* A backend has adopted the connection: nothing but close(2) may happen to it here. */
+/*
+ * A backend has adopted the connection, or may have: nothing but close(2) may happen to it here. A
+ * copy is from an offer before.
+ */
 void
 ngx_handoff_adopted(ngx_connection_t *c)
 {
-    ngx_handoff_copies[c - ngx_handoff_connections] = NULL;
+    ngx_handoff_copy_t  *copy = ngx_handoff_copies[c - ngx_handoff_connections];
+
+    if (copy != NULL) {
+        copy->adopted = 1;
+    }
 }
 
 
@@ -234,15 +243,19 @@ ngx_handoff_send_chain(ngx_connection_t *c, ngx_chain_t *in, off_t limit)
 static ngx_int_t
 ngx_handoff_del_conn(ngx_connection_t *c, ngx_uint_t flags)
 {
-    ngx_connection_t  *first = ngx_handoff_connections;
+    ngx_connection_t    *first = ngx_handoff_connections;
+    ngx_handoff_copy_t  *copy;
 
     /* Some are not among them, such as those of nginx's resolver. */
     if ((flags & NGX_CLOSE_EVENT)
         && c >= first && c < first + ngx_handoff_connection_n
-        && ngx_handoff_copies[c - first])
+        && (copy = ngx_handoff_copies[c - first]) != NULL)
     {
         ngx_handoff_copies[c - first] = NULL;
-        ngx_handoff_shut_down(c);
+
+        if (!copy->adopted) {
+            ngx_handoff_shut_down(c);
+        }
 
         if (c->read->active || c->write->active) {
             flags = 0;

@@ -3,8 +3,10 @@ copies share. nginx serves this client and all others as if it had not."""
 
 import asyncio
 import os
+import time
 import unittest
 
+import handoff
 from client import Connection, drive, gather, new_identity, request, run
 from harness import NO_LIMIT, STREAM, Case, wait_until
 
@@ -134,6 +136,47 @@ class Copies(Case):
                 self.assertEqual(  # nginx sets TCP_NODELAY behind its answer
                     found.rpartition(b" ")[0], b"nonblock=1 async=0 linger=0 lowat=1 cork=0")
                 await asyncio.to_thread(self.backend.get, "/forget")
+
+        drive(all_of_it())
+
+    def test_what_another_backend_has_adopted_is_not_ended_with_the_worker(self):
+        """The worker does not know yet when its time is up: the backend has sent no verdict, and is
+        to be looked at later the longer an offer has been in flight."""
+        backend = handoff.Backend.listen(f"{self.directory}/second.sock")
+        self.addCleanup(backend.close)
+        self.start("-n", main="worker_shutdown_timeout 50ms;", server=NO_LIMIT, http="""
+    server {{
+        listen 127.0.0.1:{port};
+        {server}
+        location / {{
+            handoff_pass unix:{directory}/handoff.sock;
+            handoff_timeout 100ms;
+            error_page 504 = @second;
+        }}
+        location @second {{ handoff_pass unix:{directory}/second.sock; handoff_timeout 60s; }}
+        location = /nginx {{ return 200 "nginx $arg_id"; }}
+        location = /status {{ stub_status; }}
+    }}
+""")
+
+        def arrives():
+            backend.dispatch()
+            return backend.next()
+
+        def serve():
+            arrival = wait_until(arrives, "the client arrives")
+            time.sleep(2)
+            client = backend.adopt(arrival)
+            self.nginx.wait_for_end_of(self.nginx.reload())
+            client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nadopted")
+            return client
+
+        async def all_of_it():
+            connection = await Connection.open(self.port)
+            await connection.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+            client = await asyncio.to_thread(serve)
+            with client:
+                self.assertEqual((await connection.read_answer()).body, b"adopted")
 
         drive(all_of_it())
 
