@@ -140,8 +140,8 @@ class Copies(Case):
         drive(all_of_it())
 
     def test_what_another_backend_has_adopted_is_not_ended_with_the_worker(self):
-        """The worker does not know yet when its time is up: the backend has sent no verdict, and is
-        to be looked at later the longer an offer has been in flight."""
+        """The worker does not know yet when its time is up: the verdict waits for that on another
+        client, and the longer an offer is in flight the later its word is looked at."""
         backend = handoff.Backend.listen(f"{self.directory}/second.sock")
         self.addCleanup(backend.close)
         self.start("-n", main="worker_shutdown_timeout 50ms;", server=NO_LIMIT, http="""
@@ -159,24 +159,31 @@ class Copies(Case):
     }}
 """)
 
-        def arrives():
+        def all_arrived():
             backend.dispatch()
-            return backend.next()
+            return backend.get_statistics()["arrived"] == 4
 
         def serve():
-            arrival = wait_until(arrives, "the client arrives")
+            wait_until(all_arrived, "the clients arrive")
             time.sleep(2)
-            client = backend.adopt(arrival)
+            client = backend.adopt(backend.next())
             self.nginx.wait_for_end_of(self.nginx.reload())
             client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nadopted")
             return client
 
         async def all_of_it():
-            connection = await Connection.open(self.port)
-            await connection.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
-            client = await asyncio.to_thread(serve)
-            with client:
-                self.assertEqual((await connection.read_answer()).body, b"adopted")
+            async def ask(_):
+                connection = await Connection.open(self.port)
+                await connection.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+                return connection
+
+            async def read(connection):
+                return await connection.reader.read(1 << 16)
+
+            connections = await gather(4, 4, ask)
+            with await asyncio.to_thread(serve):
+                answers = await asyncio.gather(*map(read, connections))
+                self.assertEqual(sum(b"adopted" in answer for answer in answers), 1)
 
         drive(all_of_it())
 
