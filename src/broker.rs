@@ -113,6 +113,7 @@ pub const MAX_BACKENDS: usize = 1024;
 /// copy, or its backend and its slot there.
 const ID_BITS: u32 = 23;
 const KEPT_ID: u64 = 1 << (ID_BITS - 1);
+const MAX_NUMBER: u64 = u64::MAX >> ID_BITS;
 const SLOT_BITS: u32 = 12;
 const _: () = assert!(MAX_SLOTS == 1 << SLOT_BITS && MAX_SLOTS * MAX_BACKENDS == KEPT_ID as usize);
 
@@ -188,6 +189,9 @@ pub struct Broker {
     wanted: Option<usize>,
     /// The descriptor will be readable for the verdicts that are left.
     rest_told: bool,
+    /// Verdicts that were taken, and offers whose verdicts are for threads that wait for them.
+    taken: usize,
+    set_apart: Vec<u64>,
     /// When it was last looked at what the backends say.
     looked_at: Instant,
     /// Room for packets, and for the descriptors of one; kept so that an offer allocates nothing.
@@ -225,6 +229,8 @@ impl Broker {
             closed: false,
             wanted: None,
             rest_told: false,
+            taken: 0,
+            set_apart: Vec::new(),
             looked_at: Instant::now(),
             buffer: Vec::new(),
             descriptors: Vec::new(),
@@ -380,6 +386,7 @@ impl Broker {
     /// Does what an event is about; says whether there may be more to receive.
     fn handle_event(&mut self, event: Event, now: Instant) -> bool {
         let Some(index) = usize::try_from(event.key).ok().filter(|key| *key < MAX_BACKENDS) else {
+            // Of what there is more, the next dispatch is told.
             self.watch_told(event.key, now);
             return false;
         };
@@ -428,7 +435,10 @@ impl Broker {
         if self.handle.is_elsewhere() {
             return None;
         }
-        let verdict = self.outcomes.verdicts.pop_front()?;
+        let verdicts = &mut self.outcomes.verdicts;
+        let first = verdicts.iter().position(|verdict| !self.set_apart.contains(&verdict.id))?;
+        let verdict = verdicts.remove(first)?;
+        self.taken = self.taken.wrapping_add(1);
         if !self.outcomes.verdicts.is_empty() && !self.rest_told {
             self.tell_of_rest();
         }
@@ -462,6 +472,9 @@ impl Broker {
                 member.tally.took_back(&facts, now);
                 self.outcomes.kept.forget(facts.kept);
                 self.outcomes.statistics.taken_back += 1;
+                // Its channel may have waited for this one. If no timer can be set, something else
+                // wakes the caller.
+                let _ = self.arm(index, now);
                 self.tell_of_room(now);
                 Ok(())
             }

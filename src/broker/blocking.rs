@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use super::kept::NOT_KEPT;
 use super::member::Member;
 use super::offer::Refused;
 use super::options::MAX_TIMEOUT;
@@ -49,7 +48,8 @@ impl Broker {
         let now = Instant::now();
         let Some((index, slot)) = self.find(id) else { return };
         let slot = self.members[index].channel().and_then(|channel| channel.offers.find(slot, id));
-        let kept = slot.map_or(NOT_KEPT, |slot| slot.facts.kept);
+        // Otherwise it has its verdict.
+        let Some(kept) = slot.map(|slot| slot.facts.kept) else { return };
         if let Some(copy) = self.outcomes.kept.get_mut(kept) {
             copy.deadline = now;
         }

@@ -15,7 +15,7 @@ use super::kept::NOT_KEPT;
 use super::member::{Link, Member, Needs, Obstacle, Vacancy};
 use super::offer::Refused;
 use super::offers::{Facts, Parts, queued_len};
-use super::{BackendSettings, Broker, BrokerError, ID_BITS, KEPT_ID, SLOT_BITS};
+use super::{BackendSettings, Broker, BrokerError, ID_BITS, KEPT_ID, MAX_NUMBER, SLOT_BITS};
 use crate::claim;
 use crate::wire::LARGE_LEN;
 
@@ -149,7 +149,8 @@ impl Broker {
                 kept => KEPT_ID | u64::from(kept),
             };
             id = self.next_id << ID_BITS | place;
-            self.next_id += 1;
+            // They begin again after years, and 0 is none.
+            self.next_id = ((self.next_id + 1) & MAX_NUMBER).max(1);
         }
         if let Some(failures) = member.tally.failures.as_mut().filter(|_| trial) {
             failures.begin_trial(now);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::member::Link;
 use super::{BackendSettings, Broker, BrokerError, MAX_BACKENDS};
 use crate::memory::NoMemory;
-use crate::sys::directory::{self, Change, Watch};
+use crate::sys::directory::{self, Change, Told, Watch};
 use crate::sys::file::FileId;
 
 /// How long until a directory that could not be read or watched is looked at again.
@@ -23,6 +23,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const CHECK_PAUSE: Duration = Duration::from_secs(2);
 /// How long until a directory with too much in it is read again.
 const FULL_PAUSE: Duration = Duration::from_secs(10);
+/// How often a watch is read at once: for as much as it keeps by default, with the longest names.
+const MOST_READS: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -250,11 +252,11 @@ impl Broker {
         Some(index)
     }
 
-    /// Something has changed in the directory with this key.
-    pub(super) fn watch_told(&mut self, key: u64, now: Instant) {
-        let Some(number) = (key as usize).checked_sub(MAX_BACKENDS) else { return };
-        let Some(directory) = self.directories.get_mut(number) else { return };
-        let Some(watch) = directory.watch.take() else { return };
+    /// Something has changed in the directory with this key. Says whether there may be more.
+    pub(super) fn watch_told(&mut self, key: u64, now: Instant) -> bool {
+        let Some(number) = (key as usize).checked_sub(MAX_BACKENDS) else { return false };
+        let Some(directory) = self.directories.get_mut(number) else { return false };
+        let Some(watch) = directory.watch.take() else { return false };
         let settings = directory.settings;
         let mut all = false;
         let read = watch.read(|change| match change {
@@ -269,7 +271,8 @@ impl Broker {
             Change::Went(name) => self.went(number, name, now),
             Change::Unknown => all = true,
         });
-        if read.is_ok_and(|alive| alive) {
+        let more = matches!(read, Ok(Told::Some));
+        if let Ok(Told::Some | Told::All) = read {
             self.directories[number].watch = Some(watch);
         } else {
             self.unwatch(&watch);
@@ -286,6 +289,7 @@ impl Broker {
         self.tick_directories(now);
         // There may be more. If no timer can be set, the next dispatch takes it.
         let _ = self.handle.wake_at(now, now);
+        more
     }
 
     /// A socket went, or something else has its name now.
@@ -319,11 +323,18 @@ impl Broker {
     }
 
     /// A backend is about to be removed by name: what its directory's watch has still to tell is of
-    /// before that.
+    /// before that. It has a limit, fs.inotify.max_queued_events, but whoever may write there can
+    /// add more while it is read.
     pub(super) fn catch_up(&mut self, path: &Path, now: Instant) {
-        if let Some(number) = self.directory_of(path) {
-            self.watch_told(key(number), now);
+        let Some(number) = self.directory_of(path) else { return };
+        for _ in 0..MOST_READS {
+            if !self.watch_told(key(number), now) {
+                return;
+            }
         }
+        // What is left is forgotten with the watch.
+        self.stop_watching(number);
+        self.read_directory(number, now);
     }
 
     /// A backend is removed by name: it stays out of the directory in which it is.

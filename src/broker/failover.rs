@@ -3,7 +3,7 @@
 //! Such an offer goes to the next backend at once or, if those that were not tried are full, waits
 //! until one of them has room. Otherwise, or when its time is up, it is a fallback.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::choosing::{Chosen, Placing};
 use super::kept::KeptOffer;
@@ -12,8 +12,10 @@ use super::outcomes::Again;
 use super::{Broker, Verdict};
 use crate::reason::Reason;
 
-/// How many offers that wait for room are looked at in one dispatch.
+/// How many offers that wait for room are looked at in one dispatch, and how long the others wait
+/// while there is room that one of them may want.
 const MOST_LOOKS: usize = 64;
+const LOOK_PAUSE: Duration = Duration::from_millis(1);
 
 /// What has become of an offer.
 enum Next {
@@ -39,6 +41,10 @@ impl Broker {
             if let Some(again) = self.waiting.pop_front().filter(|again| self.waits(again)) {
                 self.go_on(again, now);
             }
+        }
+        if self.waiting.len() > MOST_LOOKS && self.would_take(0, now) {
+            // If no timer can be set, the handle tries again.
+            let _ = self.handle.wake_at(now + LOOK_PAUSE, now);
         }
     }
 

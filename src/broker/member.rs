@@ -154,7 +154,7 @@ impl Obstacle {
 
 impl Channel {
     #[cold]
-    fn limit(&self) -> Limit {
+    pub(super) fn limit(&self) -> Limit {
         let most = self.welcome.map_or(0, |welcome| welcome.slots);
         Limit::InFlight {
             in_flight: self.offers.in_flight(),

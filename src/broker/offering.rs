@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::choosing::Placing;
 use super::kept::NOT_KEPT;
-use super::member::{Link, Member, Needs};
+use super::member::{Link, Member, Needs, Obstacle};
 use super::offer::{Offer, Refused};
 use super::offers::Parts;
 use super::options::MAX_TIMEOUT;
@@ -78,6 +78,10 @@ impl Broker {
             }
         };
         let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
+        if timeout.is_zero() {
+            // It has waited for room. Sent now, it would only count as the backend's failure.
+            return Err(self.too_late(chosen.index));
+        }
         let deadline = now.checked_add(timeout).unwrap_or(now);
         let Offer { service, correlation, metadata, preread, user_data, .. } = *offer;
         let names = [service, correlation, metadata];
@@ -92,7 +96,20 @@ impl Broker {
             self.place(chosen, &placing, now)?
         };
         self.outcomes.statistics.offered += 1;
+        if self.wanted.is_some_and(|wanted| len >= wanted) {
+            self.wanted = None;
+        }
         Ok(id)
+    }
+
+    /// The time of an offer is up: as if there still were no room at this backend.
+    #[cold]
+    fn too_late(&self, index: usize) -> Refused {
+        let why = match &self.members[index].link {
+            Link::Up(channel) => Obstacle::Full(channel.limit()),
+            Link::Down { .. } => Obstacle::Down,
+        };
+        self.refused(Some((index, why)))
     }
 
     /// Of the verdicts of all backends: none of them has refused the offer.

@@ -277,8 +277,13 @@ impl Desk for Broker {
         verdicts.remove(*from).map(|verdict| (verdict.user_data, verdict))
     }
 
-    fn verdicts(&self) -> usize {
-        self.outcomes.verdicts.len()
+    fn taken(&self) -> usize {
+        self.taken
+    }
+
+    fn set_apart(&mut self, offers: impl Iterator<Item = u64>) {
+        self.set_apart.clear();
+        self.set_apart.extend(offers);
     }
 
     fn woken() -> BrokerError {

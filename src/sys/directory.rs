@@ -46,6 +46,15 @@ pub(crate) enum Change<'a> {
     Unknown,
 }
 
+/// How much a [`Watch`] has told.
+pub(crate) enum Told {
+    /// There may be more.
+    Some,
+    All,
+    /// The directory has gone, and there will be no more.
+    Gone,
+}
+
 /// Tells what changes in a directory.
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -92,9 +101,9 @@ impl Watch {
         self.identity.is_some() && identity(path) == self.identity
     }
 
-    /// Calls `each` with what has changed, but for what a second call would tell; says whether the
-    /// directory can still be watched.
-    pub(crate) fn read(&self, mut each: impl FnMut(Change<'_>)) -> io::Result<bool> {
+    /// Calls `each` with what has changed, but for what a second call would tell: says whether it may
+    /// tell more, or that the directory cannot be watched any more.
+    pub(crate) fn read(&self, mut each: impl FnMut(Change<'_>)) -> io::Result<Told> {
         let gone = libc::IN_IGNORED | libc::IN_UNMOUNT | libc::IN_MOVE_SELF | libc::IN_DELETE_SELF;
         let mut buffer = [0; 4096];
         // SAFETY: the pointer and the length describe `buffer`.
@@ -102,9 +111,9 @@ impl Watch {
             libc::read(self.inotify.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len())
         });
         let mut rest = match read {
-            Ok(0) => return Ok(true),
+            Ok(0) => return Ok(Told::All),
             Ok(len) => &buffer[..len],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Told::All),
             Err(error) => return Err(error),
         };
         while let Some((head, behind)) = rest.split_at_checked(EVENT_LEN) {
@@ -116,7 +125,7 @@ impl Watch {
             let end = name.iter().position(|byte| *byte == 0).unwrap_or(len);
             let name = OsStr::from_bytes(&name[..end]);
             if mask & gone != 0 {
-                return Ok(false);
+                return Ok(Told::Gone);
             }
             each(if mask & libc::IN_Q_OVERFLOW != 0 {
                 Change::Unknown
@@ -127,6 +136,6 @@ impl Watch {
             });
             rest = next;
         }
-        Ok(true)
+        Ok(Told::Some)
     }
 }

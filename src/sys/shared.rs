@@ -109,10 +109,13 @@ fn allocate(file: &OwnedFd, size: usize) -> io::Result<()> {
     if size as u64 > file_size_limit() {
         return Err(io::Error::from_raw_os_error(libc::EFBIG));
     }
-    // SAFETY: posix_fallocate(3) takes no pointers. It returns its error.
-    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, size as libc::off_t) } {
-        0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(error)),
+    loop {
+        // SAFETY: posix_fallocate(3) takes no pointers. It returns its error.
+        match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, size as libc::off_t) } {
+            0 => return Ok(()),
+            libc::EINTR => {}
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
     }
 }
 

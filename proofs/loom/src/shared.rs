@@ -132,9 +132,11 @@ impl Desk for Model {
         Some((verdict.0, verdict))
     }
 
-    fn verdicts(&self) -> usize {
-        self.verdicts.len()
+    fn taken(&self) -> usize {
+        0
     }
+
+    fn set_apart(&mut self, _: impl Iterator<Item = u64>) {}
 
     fn woken() -> Refused {
         Refused::Woken

@@ -53,8 +53,12 @@ pub(super) trait Desk {
     /// A thread has ended its wait: those who wait for the descriptor may have to be told.
     fn after_wait(&mut self);
 
-    /// How many verdicts wait.
-    fn verdicts(&self) -> usize;
+    /// How many verdicts were taken by those who do not wait for them: each time the first one that
+    /// is not set apart.
+    fn taken(&self) -> usize;
+
+    /// Sets the verdicts on these offers apart, and no others.
+    fn set_apart(&mut self, offers: impl Iterator<Item = u64>);
 
     /// The wait was ended.
     fn woken() -> Self::Error;
@@ -270,11 +274,12 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
     /// Does anything else at the desk.
     pub(super) fn with<T>(&self, body: impl FnOnce(&mut D) -> T) -> T {
         let mut state = self.lock();
-        let before = state.desk.verdicts();
-        let result = body(&mut state.desk);
-        // They were taken from the front.
-        let taken = before.saturating_sub(state.desk.verdicts());
-        state.seen = state.seen.saturating_sub(taken);
+        let State { desk, seats, seen, .. } = &mut *state;
+        let before = desk.taken();
+        desk.set_apart(seats.iter().filter_map(|seat| seat.offer));
+        let result = body(desk);
+        desk.set_apart(std::iter::empty());
+        *seen = seen.saturating_sub(desk.taken().wrapping_sub(before));
         state.hand_out();
         state.call_first();
         self.release(state);
@@ -370,10 +375,11 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
         let seat = self.seat;
         if state.leader.is_none() {
             // Connects, if it is time for that. Otherwise the leader has done it.
-            if let Err(error) = state.desk.dispatch() {
+            let dispatched = state.desk.dispatch();
+            state.hand_out();
+            if let Err(error) = dispatched {
                 return (state, Err(error.into()));
             }
-            state.hand_out();
         }
         let mut queues = false;
         loop {
@@ -467,6 +473,10 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
         }
         crew.before_release(&mut state);
         mem::take(&mut state.bells).ring();
+        if crew.waits.is_woken(self.wait) {
+            // Its bell may have rung just now, when it did not wait yet.
+            return (state, Ok(()));
+        }
         let bell = Arc::clone(&state.seats[self.seat].bell);
         let state = match deadline {
             None => bell.wait(state).unwrap_or_else(PoisonError::into_inner),

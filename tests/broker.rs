@@ -1,0 +1,200 @@
+//! What wakes a broker's caller, and what is done for several backends, over real sockets.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use handoff::backend::{Backend, BackendOptions};
+use handoff::broker::{BackendSettings, Broker, BrokerOptions, Offer};
+use handoff::reason::Reason;
+use tempfile::TempDir;
+
+/// How long a test waits for something that must happen. Only a fault takes so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn until(mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "it never came to that");
+        thread::yield_now();
+    }
+}
+
+/// Whether the descriptor becomes readable within a time.
+fn is_readable(broker: &mut Broker, within: Duration) -> bool {
+    let fd = broker.descriptor().unwrap().as_raw_fd();
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: `poll` is one pollfd, which outlives the call.
+    unsafe { libc::poll(&raw mut poll, 1, within.as_millis() as libc::c_int) > 0 }
+}
+
+/// A broker with a backend, which has room.
+fn pair(options: BrokerOptions) -> (TempDir, PathBuf, Backend, Broker) {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("handoff.sock");
+    let mut backend = Backend::listen(&path, BackendOptions::default()).unwrap();
+    let mut broker = Broker::new(&path, options).unwrap();
+    until(|| {
+        broker.dispatch().unwrap();
+        backend.dispatch().unwrap();
+        broker.room().unwrap() > 0
+    });
+    (directory, path, backend, broker)
+}
+
+#[test]
+fn last_offer_of_a_removed_backend_that_is_taken_back_lets_it_go_at_once() {
+    let options = BrokerOptions { timeout: PATIENCE, ..BrokerOptions::default() };
+    let (_directory, path, mut backend, mut broker) = pair(options);
+    let (client, _peer) = UnixStream::pair().unwrap();
+    let id = broker.offer(&Offer::new(client.as_fd())).unwrap();
+    backend.dispatch().unwrap();
+    assert!(backend.next_arrival().is_some());
+    broker.remove(&path).unwrap();
+    // The longer an offer is in flight, the later its word is looked at.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1700) {
+        broker.dispatch().unwrap();
+        is_readable(&mut broker, Duration::from_millis(20));
+    }
+    broker.take_back(id).unwrap();
+    assert!(is_readable(&mut broker, Duration::from_millis(200)), "nobody is told");
+    broker.dispatch().unwrap();
+    assert!(broker.backend_state(0).is_none());
+}
+
+#[test]
+fn caller_whose_offer_was_taken_wants_no_room() {
+    let options = BrokerOptions { max_in_flight: 2, timeout: PATIENCE, ..BrokerOptions::default() };
+    // It has asked for room in vain.
+    let (_directory, _path, mut backend, mut broker) = pair(options);
+    let (client, _peer) = UnixStream::pair().unwrap();
+    let id = broker.offer(&Offer::new(client.as_fd())).unwrap();
+    backend.dispatch().unwrap();
+    assert!(backend.next_arrival().is_some());
+    while is_readable(&mut broker, Duration::ZERO) {
+        broker.dispatch().unwrap();
+    }
+    broker.take_back(id).unwrap();
+    assert!(!is_readable(&mut broker, Duration::ZERO));
+}
+
+#[test]
+fn backend_that_is_removed_by_name_stays_so_however_much_there_is_to_tell() {
+    for others in [0, 10, 1000] {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("worker.sock");
+        let first = UnixListener::bind(&path).unwrap();
+        let mut broker = Broker::without_backends(BrokerOptions::default()).unwrap();
+        broker.add(&directory.path().join(""), BackendSettings::default()).unwrap();
+        broker.dispatch().unwrap();
+        assert!(broker.backend_state(0).is_some());
+        for number in 0..others {
+            fs::write(directory.path().join(format!(".{number}")), "").unwrap();
+        }
+        // Another socket at the same path.
+        fs::remove_file(&path).unwrap();
+        drop(first);
+        let _second = UnixListener::bind(&path).unwrap();
+        assert!(broker.remove(&path).unwrap());
+        for _ in 0..20 {
+            broker.dispatch().unwrap();
+            is_readable(&mut broker, Duration::from_millis(5));
+        }
+        assert!(broker.backend_state(0).is_none(), "with {others} others");
+    }
+}
+
+/// Many offers wait for a backend that is full, and behind them one that another may have.
+#[test]
+fn offer_that_may_go_on_goes_though_many_before_it_wait() {
+    const MANY: usize = 640;
+    let directory = TempDir::new().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let listen = |name| {
+        let options = BackendOptions { max_in_flight: 2 * MANY, ..BackendOptions::default() };
+        Backend::listen(&path(name), options).unwrap()
+    };
+    let (mut first, mut second, mut full) = (listen("first"), listen("second"), listen("full"));
+    let mut broker = Broker::without_backends(BrokerOptions {
+        max_in_flight: 2 * MANY,
+        timeout: PATIENCE,
+        attempt_timeout: Some(PATIENCE),
+        max_failures: None,
+        ..BrokerOptions::default()
+    })
+    .unwrap();
+    let (client, _peer) = UnixStream::pair().unwrap();
+    let offer = Offer::new(client.as_fd());
+    let with_room = |backup, most| BackendSettings {
+        backup,
+        max_in_flight: Some(most),
+        ..BackendSettings::default()
+    };
+    macro_rules! until_all {
+        ($done:expr) => {
+            until(|| {
+                broker.dispatch().unwrap();
+                first.dispatch().unwrap();
+                second.dispatch().unwrap();
+                full.dispatch().unwrap();
+                $done
+            })
+        };
+    }
+    macro_rules! offer {
+        ($count:expr, $to:expr) => {
+            let held = $to.statistics().held + $count;
+            for _ in 0..$count {
+                broker.offer(&offer).unwrap();
+            }
+            until_all!($to.statistics().held == held);
+        };
+    }
+    let reject_all = |backend: &mut Backend| {
+        while let Some(id) = backend.next_arrival().map(|arrival| arrival.id) {
+            backend.reject(id, Reason::BackendBusy).unwrap();
+        }
+    };
+    broker.add(&path("full"), with_room(false, 1)).unwrap();
+    until_all!(broker.room().unwrap() == 1);
+    offer!(1, full);
+    broker.add(&path("first"), with_room(false, 1000)).unwrap();
+    until_all!(broker.room().unwrap() == 1000);
+    // These were at both others, and wait.
+    broker.add(&path("second"), with_room(true, MANY)).unwrap();
+    until_all!(broker.room().unwrap() == 1000 + MANY);
+    offer!(MANY, first);
+    reject_all(&mut first);
+    until_all!(second.statistics().held == MANY);
+    reject_all(&mut second);
+    until_all!(broker.room().unwrap() == 1000 + MANY);
+    // The second has no room for the one that was at the first.
+    broker.add(&path("second"), with_room(false, MANY)).unwrap();
+    broker.add(&path("first"), with_room(true, 1000)).unwrap();
+    offer!(MANY, second);
+    offer!(1, first);
+    reject_all(&mut first);
+    until_all!(broker.room().unwrap() == 1000);
+    // The longer nothing is sent, the more seldom the broker looks by itself.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(3) {
+        if is_readable(&mut broker, Duration::from_millis(20)) {
+            broker.dispatch().unwrap();
+        }
+    }
+    let id = second.next_arrival().unwrap().id;
+    drop(second.adopt(id).unwrap());
+    let (start, before) = (Instant::now(), second.statistics().arrived);
+    until(|| {
+        if is_readable(&mut broker, Duration::from_millis(1)) {
+            broker.dispatch().unwrap();
+        }
+        second.dispatch().unwrap();
+        second.statistics().arrived > before
+    });
+    assert!(start.elapsed() < Duration::from_secs(2), "only after {:?}", start.elapsed());
+}

@@ -1,0 +1,137 @@
+//! A broker that threads share, over real sockets.
+
+use std::iter;
+use std::mem;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use handoff::backend::{Backend, BackendOptions};
+use handoff::broker::{Broker, BrokerError, BrokerOptions, Offer, Phase, SharedBroker};
+use tempfile::TempDir;
+
+/// How long a test waits for something that must happen. Only a fault takes so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A broker whose backend has given it room.
+fn pair(broker: BrokerOptions) -> (TempDir, Backend, SharedBroker) {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("handoff.sock");
+    let mut backend = Backend::listen(&path, BackendOptions::default()).unwrap();
+    let broker = SharedBroker::new(Broker::new(&path, broker).unwrap());
+    until(|| {
+        broker.dispatch().unwrap();
+        backend.dispatch().unwrap();
+        broker.with(|broker| broker.room().unwrap()).unwrap() > 0
+    });
+    (directory, backend, broker)
+}
+
+fn until(mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "it never came to that");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Adopts what has arrived; the connection is the backend's for as long as the test runs.
+fn adopt(backend: &mut Backend) {
+    backend.dispatch().unwrap();
+    let id = backend.next_arrival().unwrap().id;
+    mem::forget(backend.adopt(id).unwrap());
+    backend.dispatch().unwrap();
+}
+
+/// Whatever the body does with the broker before it takes verdicts.
+fn verdict_of_a_thread_that_waits_is_its_own(end: impl Fn(&mut Broker) + Send + Sync) {
+    let options = BrokerOptions { timeout: PATIENCE, ..BrokerOptions::default() };
+    let (_directory, mut backend, broker) = pair(options);
+    let (client, _peer) = UnixStream::pair().unwrap();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| broker.offer_and_wait(&Offer::new(client.as_fd())));
+        until(|| broker.with(|broker| broker.statistics().in_flight).unwrap() == 1);
+        let taken = broker.with(|broker| {
+            adopt(&mut backend);
+            end(broker);
+            iter::from_fn(|| broker.next_verdict()).count()
+        });
+        assert_eq!(taken.unwrap(), 0);
+        assert!(waits.join().unwrap().unwrap().adopted);
+    });
+}
+
+#[test]
+fn verdict_of_a_thread_that_waits_goes_to_nobody_who_dispatches() {
+    verdict_of_a_thread_that_waits_is_its_own(|broker| broker.dispatch().unwrap());
+}
+
+#[test]
+fn verdict_of_a_thread_that_waits_goes_to_nobody_who_closes_the_broker() {
+    verdict_of_a_thread_that_waits_is_its_own(|broker| broker.close().unwrap());
+}
+
+#[test]
+fn verdicts_that_nobody_waits_for_are_taken_around_those_of_threads() {
+    let options = BrokerOptions { timeout: PATIENCE, ..BrokerOptions::default() };
+    let (_directory, mut backend, broker) = pair(options);
+    let (client, _peer) = UnixStream::pair().unwrap();
+    let offer = |number| Offer { user_data: number, ..Offer::new(client.as_fd()) };
+    thread::scope(|scope| {
+        broker.with(|broker| broker.offer(&offer(1)).unwrap()).unwrap();
+        let waits = scope.spawn(|| broker.offer_and_wait(&offer(2)));
+        until(|| broker.with(|broker| broker.statistics().in_flight).unwrap() == 2);
+        broker.with(|broker| broker.offer(&offer(3)).unwrap()).unwrap();
+        let taken = broker.with(|broker| {
+            until(|| {
+                backend.dispatch().unwrap();
+                backend.statistics().held == 3
+            });
+            (0..3).for_each(|_| adopt(&mut backend));
+            broker.dispatch().unwrap();
+            iter::from_fn(|| broker.next_verdict()).map(|it| it.user_data).collect::<Vec<_>>()
+        });
+        assert_eq!(taken.unwrap(), [1, 3]);
+        assert_eq!(waits.join().unwrap().unwrap().user_data, 2);
+    });
+}
+
+#[test]
+fn thread_that_is_late_when_there_is_room_is_not_offered() {
+    let options = BrokerOptions {
+        max_in_flight: 1,
+        max_failures: Some(1),
+        timeout: PATIENCE,
+        ..BrokerOptions::default()
+    };
+    let (_directory, mut backend, broker) = pair(options);
+    let (client, _peer) = UnixStream::pair().unwrap();
+    broker.with(|broker| broker.offer(&Offer::new(client.as_fd())).unwrap()).unwrap();
+    let timeout = Some(Duration::from_millis(100));
+    thread::scope(|scope| {
+        let late = scope.spawn(|| {
+            let offer = Offer { timeout, ..Offer::new(client.as_fd()) };
+            broker.offer_and_wait(&offer)
+        });
+        until(|| broker.with(|broker| broker.statistics().refused).unwrap() == 0);
+        thread::sleep(Duration::from_millis(50));
+        broker
+            .with(|broker| {
+                // The others wait for this one, until there is room and the time is up.
+                thread::sleep(Duration::from_millis(100));
+                adopt(&mut backend);
+                broker.dispatch().unwrap();
+            })
+            .unwrap();
+        let refused = late.join().unwrap().unwrap_err();
+        assert!(matches!(refused, BrokerError::Full { .. }), "{refused}");
+    });
+    broker.dispatch().unwrap();
+    broker
+        .with(|broker| {
+            let state = broker.backend_state(0).unwrap();
+            assert_eq!((state.phase, state.counts.offered), (Phase::Ready, 1));
+        })
+        .unwrap();
+}
