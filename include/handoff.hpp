@@ -156,7 +156,8 @@ class [[gnu::visibility("default")]] category final : public std::error_category
 /** The category of the library's errors. The value of such an error code is the handoff_status. */
 [[gnu::visibility("default")]] inline const std::error_category &error_category() noexcept
 {
-    static const detail::category instance;
+    // Never destroyed: the destructors of a program's own globals may still ask.
+    static const detail::category &instance = *new detail::category;
     return instance;
 }
 
@@ -518,6 +519,8 @@ class broker
     : public detail::handle<handoff_broker, handoff_broker_statistics, handoff_broker_free,
                             handoff_broker_fd, handoff_broker_dispatch, handoff_broker_wake,
                             handoff_broker_get_statistics, handoff_broker_last_error> {
+    static_assert(!std::is_const_v<T>, "the user data comes back as a T *, not as a const T *");
+
   public:
     using verdict_range = detail::results<broker, verdict<T>>;
 

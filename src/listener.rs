@@ -80,8 +80,8 @@ pub enum ListenerError {
         /// The path that was to become a socket.
         path: PathBuf,
     },
-    /// A directory has that name.
-    #[error("{path}: this is a directory: listen at a path in it, such as {}",
+    /// A directory has that name, or the name is one for a directory: it ends in '/'.
+    #[error("{path}: this names a directory: listen at a path in it, such as {}",
         .path.join("1.sock").display(), path = .path.display())]
     Directory {
         /// The path that was to become a socket.
@@ -276,7 +276,7 @@ mod tests {
         let error = listen(Path::new("/run/")).unwrap_err().to_string();
         assert_eq!(
             error,
-            "/run/: this is a directory: listen at a path in it, such as /run/1.sock"
+            "/run/: this names a directory: listen at a path in it, such as /run/1.sock"
         );
     }
 

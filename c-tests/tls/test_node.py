@@ -106,6 +106,17 @@ class Connections(peers.Test):
                 client.shutdown(socket.SHUT_RDWR)
                 self.assert_told(process, "HANDOFF_ERR_END_OF_STREAM", "close")
 
+    def test_what_is_no_record_has_its_name(self):
+        process = self.start_echo()
+        for version in VERSIONS:
+            for what in bytes(100), b"\x17\x03\x03\xff\xff" + bytes(100):
+                with self.subTest(version=version, what=what[:5]):
+                    client = self.hand_over(version, b"x")
+                    self.assertEqual(client.recv(1), b"x")
+                    with socket.socket(fileno=os.dup(client.fileno())) as plain:
+                        plain.sendall(what)
+                    self.assert_told(process, "HANDOFF_ERR_TLS_RECORD", "close")
+
     def test_records_that_are_no_data_have_their_names(self):
         """openssl's client updates its key when K is typed, and starts a handshake anew at R."""
         process = self.start_echo()

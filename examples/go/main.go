@@ -52,8 +52,8 @@ func events(w http.ResponseWriter, r *http.Request) {
 		}
 		select {
 		case <-time.After(time.Duration(pause) * time.Millisecond):
-		case <-r.Context().Done(): // the client has gone
-			return
+		case <-r.Context().Done(): // the client has gone, or cannot be read from any more
+			panic(http.ErrAbortHandler) // without the last chunk: this is not all
 		}
 	}
 }

@@ -431,7 +431,8 @@ static int start_and_run(const char *address)
     must(accepting, "EPOLL_CTL_ADD");
     must(getsockname(listener, (struct sockaddr *)&bound, &len) == 0, "getsockname");
     describe_address((struct sockaddr *)&bound, len, text, sizeof text);
-    printf("listening on %s\n", text);
+    write_plainly(stdout, "listening on %s", text);
+    putchar('\n');
     flush_output();
 
     run();

@@ -192,7 +192,7 @@ static int passed_socket(const char *path)
     for (int fd = FIRST_PASSED; fd < FIRST_PASSED + (int)number; fd++)
         if (is_at(fd, path))
             return fd;
-    complain("none of the %s sockets that the service manager has passed (LISTEN_FDS) listens at %s",
+    complain("the service manager has passed sockets (LISTEN_FDS=%s), but none that listens at %s",
              count, path);
     return -2;
 }
@@ -257,7 +257,8 @@ static int start_and_serve(const char *path, char **command)
     take_signals();
     run_epoll = epoll_create1(EPOLL_CLOEXEC);
     must(run_epoll != -1, "epoll_create1");
-    printf("listening on %s\n", path);
+    write_plainly(stdout, "listening on %s", path);
+    putchar('\n');
     flush_output();
     serve();
     close(run_epoll);

@@ -145,6 +145,10 @@ int listen_at(const char *address)
         complain("%s is no address: say HOST:PORT, [HOST]:PORT, unix:PATH or fd:NUMBER", address);
         return WRONG_ADDRESS;
     }
+    if (colon[1] == '\0' || (len == 2 && strncmp(address, "[]", 2) == 0)) {
+        complain("%s has no %s", address, colon[1] == '\0' ? "port" : "host in its brackets");
+        return WRONG_ADDRESS;
+    }
     if (len >= 2 && address[0] == '[' && address[len - 1] == ']') {
         address++;
         len -= 2;

@@ -139,7 +139,7 @@ class Backend extends EventEmitter {
   #responses = new Map(); // the last response of each connection that waits for one
 
   constructor(place, options) {
-    super();
+    super({ captureRejections: true });
     if (!isMainThread) throw new Error('a backend is for the main thread, not for a worker thread');
     const handle = [null];
     if (typeof place === 'string') {
@@ -225,6 +225,15 @@ class Backend extends EventEmitter {
       process.emitWarning("arrivals are rejected, because nobody listens to the backend's 'arrival': " +
         'give listen() a function');
     }
+  }
+
+  /** A listener that is async has thrown: as in #tell(). */
+  [Symbol.for('nodejs.rejection')](error, event, arrival) {
+    if (event === 'arrival' && this.#handle) {
+      c.backendReject(this.#handle, arrival.id, REJECTED);
+      this.#soon(); // sends it
+    }
+    throw error;
   }
 
   #free() {

@@ -7,13 +7,19 @@
  *   destroy() does nothing else: shutdown(2) comes first.
  * - If the kernel does the client's TLS, a record that is no data makes libuv's read(2) fail with
  *   EIO, and an end without close_notify looks like any end. The kernel keeps what it has refused, so
- *   the library is then asked what it was.
+ *   the library is then asked what it was. What is no record at all it says once, by its error.
  */
 
 const net = require('net');
-const { HandoffError, OK, constant, tlsReceive, tlsShutdown } = require('./library');
+const { errno } = require('os').constants;
+const { HandoffError, OK, constant, statusMessage, tlsReceive, tlsShutdown } = require('./library');
 
 const TIMED_OUT = constant('HANDOFF_TIMED_OUT');
+const TLS_RECORD = constant('HANDOFF_ERR_TLS_RECORD');
+const KEY_UPDATE = constant('HANDOFF_ERR_TLS_KEY_UPDATE');
+// What read(2) says of a connection whose TLS the kernel does, as handoff_tls_receive() takes it.
+const STATUS_OF = new Map([[-errno.EBADMSG, TLS_RECORD], [-errno.EMSGSIZE, TLS_RECORD],
+  [-errno.EINVAL, TLS_RECORD], [-127 /* EKEYEXPIRED */, KEY_UPDATE]]);
 const ROOM_MS = 50; // how often to look whether there is room for close_notify
 
 // Not private fields (#): net.Socket's constructor calls methods that look at them already.
@@ -52,9 +58,13 @@ class Connection extends net.Socket {
   }
 
   destroy(error, callback) {
-    if (this[kTls] && error && error.code === 'EIO' && error.syscall === 'read' && !this.destroyed) {
-      this._endOfTls(error);
-      return this;
+    if (this[kTls] && error && error.syscall === 'read' && !this.destroyed) {
+      if (error.code === 'EIO') {
+        this._endOfTls(error);
+        return this;
+      }
+      const status = STATUS_OF.get(error.errno);
+      if (status) error = new HandoffError(status, statusMessage(status));
     }
     return super.destroy(error, callback);
   }

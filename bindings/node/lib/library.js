@@ -28,6 +28,7 @@ const itself = () => `${SONAME} ${version()}`;
 const lastErrno = call('handoff_last_errno', 'int');
 const lastError = call('handoff_last_error', 'str');
 const statusName = call('handoff_status_name', 'str', 'int32_t');
+const statusMessage = call('handoff_status_message', 'str', 'int32_t');
 
 /**
  * A call failed. `code` is the name of what it returned, such as 'HANDOFF_ERR_ADDRESS_IN_USE'. `errno`
@@ -160,6 +161,7 @@ module.exports = {
   check,
   constant,
   empty,
+  statusMessage,
   struct,
   version,
   // The largest size_t.

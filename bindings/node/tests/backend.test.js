@@ -228,6 +228,7 @@ test('a listener that throws loses no other arrival', LIMIT, async (t) => {
     process.on('uncaughtException', (error) => console.log(error.message));
     const backend = handoff.listen(${JSON.stringify(bench.path)}, {}, (arrival) => {
       if (arrival.service === 'throw') throw new Error('of the listener');
+      if (arrival.service === 'later') return Promise.reject(new Error('of the listener'));
       arrival.reject('CLIENT_GONE');
     });
     process.once('SIGTERM', () => backend.close());`;
@@ -237,12 +238,12 @@ test('a listener that throws loses no other arrival', LIMIT, async (t) => {
   backend.stdout.on('data', (data) => { output += data; });
   const what = { service: 'throw' };
   const clients = await Promise.all([bench.handOver('', what), bench.handOver(),
-    bench.handOver('', what), bench.handOver()]);
+    bench.handOver('', what), bench.handOver('', { service: 'later' }), bench.handOver()]);
   assert.deepStrictEqual(clients.map(({ verdict }) => verdict),
-    ['rejected', 'client gone', 'rejected', 'client gone']);
+    ['rejected', 'client gone', 'rejected', 'rejected', 'client gone']);
   backend.kill('SIGTERM');
   assert.deepStrictEqual(await once(backend, 'close'), [0, null]);
-  assert.strictEqual(output, 'of the listener\n'.repeat(2));
+  assert.strictEqual(output, 'of the listener\n'.repeat(3));
 });
 
 test(`${CONNECTIONS} connections leave no descriptor and no memory`, LIMIT, async (t) => {

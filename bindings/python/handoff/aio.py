@@ -385,9 +385,11 @@ class Server(asyncio.AbstractServer):
             result = self._callback(reader, writer)
             if result is not None:
                 await result
-        except Exception as error:
+        except BaseException as error:
+            if writer is not None:
+                writer.close()  # nobody else will
+            if not isinstance(error, Exception):  # the task is cancelled, or the program ends
+                raise
             self._loop.call_exception_handler({
                 "message": "Unhandled exception in the callback of handoff.aio.start_server()",
                 "exception": error})
-            if writer is not None:
-                writer.close()

@@ -46,6 +46,18 @@ class Streams(Aio):
                 return read_all(client)
         self.assertEqual(self.serve_with(echo, clients), b"first second")
 
+    def test_client_whose_callback_is_cancelled_sees_its_end(self):
+        async def serve(_, writer):
+            writer.write(b"begun")
+            asyncio.current_task().cancel()
+            await asyncio.sleep(PATIENCE)
+
+        def clients():
+            copies = []
+            with self.front.hand_over(keep_copy=copies) as client, copies[0]:
+                return read_all(client)
+        self.assertEqual(self.serve_with(serve, clients), b"begun")
+
     def test_socket_that_somebody_else_made(self):
         def clients():
             with self.front.hand_over(b"hello") as client:

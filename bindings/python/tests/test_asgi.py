@@ -292,6 +292,14 @@ class Workers(Asgi):
         self.assertEqual(self.workers.stop(), 0)
         self.assertFalse(any(map(os.path.exists, self.paths)))
 
+    def test_end_while_one_that_died_is_to_be_started_again_is_no_failure(self):
+        for number in 1, 2, 3:  # so that the pause is four seconds at the end
+            os.kill(self.pids()[0], signal.SIGKILL)
+            wait_until(lambda: self.workers.errors().count("was killed by") == number, "it is told")
+            if number < 3:
+                wait_until(lambda: len(self.pids()) == 2, "there are two again")
+        self.assertEqual(self.workers.stop(), 0)
+
     def test_one_that_cannot_be_started_again_is_tried_later_and_the_others_stay(self):
         supervisor, first = self.workers.process.pid, self.pids()
         limit = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)

@@ -69,8 +69,12 @@ class Worker:
         if self.process is not None:
             self.process.send_signal(number)
 
-    def has_succeeded(self) -> bool:
-        return self.process is not None and self.process.returncode == 0
+    def has_failed(self) -> bool:
+        """When all were told to end. One that was to be started again had nothing to end; nor had one
+        that SIGTERM killed: it listens only when it has a handler for that."""
+        if self.again_at is not None:
+            return False
+        return self.process is not None and self.process.returncode not in (0, -signal.SIGTERM)
 
 
 def run_workers(command: Sequence[str], directory: str, count: int) -> bool:
@@ -102,7 +106,7 @@ def run_workers(command: Sequence[str], directory: str, count: int) -> bool:
         if _told_to_end():
             for worker in workers:
                 worker.signal(signal.SIGINT)
-    return all(worker.has_succeeded() for worker in workers)
+    return not any(worker.has_failed() for worker in workers)
 
 
 def _told_to_end() -> bool:
