@@ -294,8 +294,8 @@ impl Backend {
         self.handle.wake_at(now, now)
     }
 
-    /// Receives what is there. Each channel has its turn once, so that the work of one dispatch is
-    /// bounded.
+    /// Receives what is there. Each channel has a few turns at most, mostly one, so that the work of
+    /// one dispatch is bounded.
     fn handle_events(&mut self, mut wait: Wait) -> Result<(), BackendError> {
         for round in 0.. {
             let Some(events) = self.handle.events() else { break };

@@ -2,7 +2,7 @@
 //!
 //! One atomic word for each offer in flight, in memory that broker and backend share: a sealed
 //! memfd that the broker makes. The backend adopts by compare-and-swap from OFFERED to ADOPTED, the
-//! broker gives up by compare-and-swap from OFFERED to REVOKED; one of them wins, with no message,
+//! broker takes back by compare-and-swap from OFFERED to REVOKED; one of them wins, with no message,
 //! even when the other is stopped or dead. Neither side trusts the memory: an impossible word is an
 //! error of its own, and the caller decides what follows from it.
 

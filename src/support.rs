@@ -13,10 +13,6 @@ use crate::sys::event::{Alarm, Events, Part};
 use crate::sys::shared::Step;
 use crate::sys::socket::{self, SocketKind};
 
-/// Whether the library works on the system that it is built for: it is not built for any other.
-/// [`supported`] asks the system that runs.
-pub const SUPPORTED: bool = true;
-
 /// What a channel cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {

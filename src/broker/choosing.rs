@@ -250,3 +250,32 @@ impl Load {
         (self.backup, of(self, other.weight)) < (other.backup, of(other, self.weight))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Backend, BackendOptions};
+    use crate::broker::{BrokerOptions, Offer};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn ids_begin_again_without_0() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let mut backend = Backend::listen(&path, BackendOptions::default()).unwrap();
+        let mut broker = Broker::new(&path, BrokerOptions::default()).unwrap();
+        while broker.room().unwrap() == 0 {
+            broker.dispatch().unwrap();
+            backend.dispatch().unwrap();
+        }
+        broker.next_id = MAX_NUMBER;
+        let (client, _peer) = UnixStream::pair().unwrap();
+        let offer = Offer::new(client.as_fd());
+        let ids = [(); 3].map(|()| broker.offer(&offer).unwrap());
+        assert_eq!(ids.map(|id| id >> ID_BITS), [MAX_NUMBER, 1, 2]);
+        for id in ids {
+            broker.take_back(id).unwrap();
+        }
+    }
+}

@@ -4,6 +4,8 @@
 //! [`crew`]. So all threads together need one channel to each backend.
 
 mod crew;
+#[cfg(test)]
+mod tests;
 mod waits;
 
 use std::mem;
@@ -157,8 +159,8 @@ impl SharedBroker {
         self.crew.with(|broker| broker.take_back(id))
     }
 
-    /// Ends every wait that runs, or the next one if none runs: each takes its offer back, unless
-    /// the backend has adopted it. Returns false, and does nothing, in another process than the
+    /// Ends every wait that runs: each takes its offer back, unless the backend has adopted it. If
+    /// none runs, or all of them have verdicts, it ends the next one that begins alone. Returns false, and does nothing, in another process than the
     /// handle's. Safe in a signal handler, but that it may change errno.
     pub fn wake(&self) -> bool {
         let waker = &self.crew.watch.waker;

@@ -310,7 +310,8 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 /// handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
 /// yours.
 ///
-/// It allocates nothing once the broker is connected.
+/// It allocates memory only for offers that are longer than those before, and for copies of what
+/// several backends may get.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_offer(
@@ -570,7 +571,7 @@ pub extern "C" fn handoff_broker_offer_and_wait(
 ///
 /// If the backend has adopted the connection, the call returns that verdict, and the next one is
 /// woken. With HANDOFF_BROKER_SHARED it ends every wait that runs; if there is none, or each of
-/// them returns a verdict, the next one is woken.
+/// them returns a verdict, it ends the next one that begins while no other runs.
 ///
 /// @param broker  the broker; nobody may free it meanwhile
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It

@@ -1,5 +1,6 @@
 //! The calling thread.
 
+// SAFETY: as in the header; any state may be passed, and what is returned in `old` is an int.
 unsafe extern "C" {
     /// pthread_setcancelstate(3), which the libc crate leaves out.
     safe fn pthread_setcancelstate(

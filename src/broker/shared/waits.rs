@@ -1,7 +1,7 @@
 //! Which waits a wake ends, in one word that a signal handler can change.
 //!
 //! A wake ends every wait that runs. If none runs, or if each of them had its verdict already, it
-//! ends the next one. The atomics are the parent's, so that proofs/loom can put its own in their
+//! ends the next one that begins while no other runs. The atomics are the parent's, so that proofs/loom can put its own in their
 //! place.
 
 use super::{AtomicU64, Ordering};
@@ -31,7 +31,7 @@ impl Waits {
     /// Ends the waits that run, or else the next one. Says whether any runs: its thread may have to
     /// be told. Safe in a signal handler.
     pub(super) fn wake(&self) -> bool {
-        let (before, _) = self.change(|word| match word & WAITS {
+        let before = self.change(|word| match word & WAITS {
             0 => word | OWED,
             _ => (word | OWED).wrapping_add(WAKE),
         });
@@ -39,7 +39,7 @@ impl Waits {
     }
 
     pub(super) fn begin(&self) -> Wait {
-        let (before, _) = self.change(|word| {
+        let before = self.change(|word| {
             let for_this_one = word & WAITS == 0 && word & OWED != 0;
             let word = if for_this_one { word.wrapping_add(WAKE) } else { word };
             word + WAIT
@@ -62,14 +62,13 @@ impl Waits {
         self.0.load(Ordering::SeqCst) / WAKE
     }
 
-    /// Changes the word in one step; returns what it was and what it is.
-    fn change(&self, to: impl Fn(u64) -> u64) -> (u64, u64) {
+    /// Changes the word in one step; returns what it was.
+    fn change(&self, to: impl Fn(u64) -> u64) -> u64 {
         let mut before = self.0.load(Ordering::SeqCst);
         loop {
-            let after = to(before);
             let order = Ordering::SeqCst;
-            match self.0.compare_exchange_weak(before, after, order, order) {
-                Ok(_) => return (before, after),
+            match self.0.compare_exchange_weak(before, to(before), order, order) {
+                Ok(_) => return before,
                 Err(now) => before = now,
             }
         }
