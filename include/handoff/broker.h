@@ -277,7 +277,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  * handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
  * yours.
  *
- * It allocates nothing once the broker is connected.
+ * It allocates memory only for offers that are longer than those before, and for copies of what
+ * several backends may get.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_offer(handoff_broker *broker,
@@ -415,7 +416,7 @@ handoff_status handoff_broker_offer_and_wait(handoff_broker *broker,
  *
  * If the backend has adopted the connection, the call returns that verdict, and the next one is
  * woken. With HANDOFF_BROKER_SHARED it ends every wait that runs; if there is none, or each of
- * them returns a verdict, the next one is woken.
+ * them returns a verdict, it ends the next one that begins while no other runs.
  *
  * @param broker  the broker; nobody may free it meanwhile
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It

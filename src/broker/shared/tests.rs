@@ -62,12 +62,14 @@ impl Desk for Silent {
 /// Holds the leader in its wait until it is let go, and can have a wake come before a release.
 struct Gate {
     let_go: Mutex<Receiver<()>>,
+    waits: AtomicBool,
     wakes: AtomicBool,
     crew: OnceLock<&'static Crew<Silent, Gate>>,
 }
 
 impl Watch<Silent> for Gate {
     fn wait(&self, _: Option<Instant>) -> Result<(), &'static str> {
+        self.waits.store(true, Ordering::SeqCst);
         let let_go = self.let_go.lock().unwrap();
         let _ = let_go.recv_timeout(PATIENCE);
         Ok(())
@@ -84,8 +86,12 @@ impl Watch<Silent> for Gate {
 
 fn office() -> (&'static Crew<Silent, Gate>, Sender<()>) {
     let (let_go, receiver) = mpsc::channel();
-    let gate =
-        Gate { let_go: Mutex::new(receiver), wakes: AtomicBool::new(false), crew: OnceLock::new() };
+    let gate = Gate {
+        let_go: Mutex::new(receiver),
+        waits: AtomicBool::new(false),
+        wakes: AtomicBool::new(false),
+        crew: OnceLock::new(),
+    };
     let crew: &Crew<_, _> = Box::leak(Box::new(Crew::new(Silent::default(), gate)));
     let _ = crew.watch.crew.set(crew);
     (crew, let_go)
@@ -115,8 +121,10 @@ fn wait(
 fn wake_that_comes_when_a_thread_is_about_to_wait_ends_its_wait() {
     let (crew, let_go) = office();
     let leader = wait(crew, 1);
-    // The lock is free while it waits; the next release is that of the thread to be woken.
-    thread::sleep(Duration::from_millis(50));
+    // The next release after its own is that of the thread to be woken.
+    while !crew.watch.waits.load(Ordering::SeqCst) {
+        thread::yield_now();
+    }
     crew.watch.wakes.store(true, Ordering::SeqCst);
     let woken = wait(crew, 2);
     // These began later, so the leader leaves to one of them, and not to the one that was missed.
