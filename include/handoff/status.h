@@ -253,7 +253,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 
 /**
  * No verdict, or in the raw layer no acknowledgement, came by the deadline. Also if the offer was
- * not even sent by then, because nobody called handoff_broker_flush() or there was no room.
+ * not sent by then, or only just: nobody called handoff_broker_flush() or handoff_broker_dispatch(),
+ * or there was no room.
  */
 #define HANDOFF_REASON_ACK_TIMEOUT 7
 
@@ -343,60 +344,66 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_SEND_FAILED (-7)
 
 /**
- * Only a part of the message was sent, but its descriptor was. Close the socket. The other end
- * refuses what it received.
+ * Raw layer: only a part of the message was sent, but its descriptor was. Close the socket. The
+ * other end refuses what it received.
  */
 #define HANDOFF_ERR_SHORT_WRITE (-8)
 
-/** No acknowledgement came by the deadline. Serve the client another way and close the socket. */
+/**
+ * Raw layer: no acknowledgement came by the deadline. Serve the client another way and close the
+ * socket.
+ */
 #define HANDOFF_ERR_ACK_TIMEOUT (-9)
 
-/** The acknowledgement is for another token. Close the socket. */
+/** Raw layer: the acknowledgement is for another token. Close the socket. */
 #define HANDOFF_ERR_ACK_MISMATCH (-10)
 
-/** What was received is not an acknowledgement. Close the socket. */
+/** Raw layer: what was received is not an acknowledgement. Close the socket. */
 #define HANDOFF_ERR_ACK_MALFORMED (-11)
 
 /**
- * Receiving failed with an error that has no status of its own; see errno. After a message was
- * sent, the backend may own the connection: close(2) your copy and serve nothing.
+ * Receiving failed with an error that has no status of its own; see errno. In the raw layer, after
+ * a message was sent, the backend may own the connection: close(2) your copy and serve nothing.
  */
 #define HANDOFF_ERR_RECEIVE_FAILED (-12)
 
 /** The other end closed the connection, or accepts no more acknowledgements. Close the socket. */
 #define HANDOFF_ERR_END_OF_STREAM (-13)
 
-/** The message has no descriptor. Close the socket. */
+/** Raw layer: the message has no descriptor. Close the socket. */
 #define HANDOFF_ERR_NO_DESCRIPTOR (-14)
 
-/** The message has more than one descriptor. All are closed. Close the socket. */
+/** Raw layer: the message has more than one descriptor. All are closed. Close the socket. */
 #define HANDOFF_ERR_SURPLUS_DESCRIPTORS (-15)
 
 /**
- * The kernel could not install the descriptors: this process is at its RLIMIT_NOFILE, or a
- * security module refused. Those that it installed are closed. Close the socket.
+ * Raw layer: the kernel could not install the descriptors: this process is at its RLIMIT_NOFILE,
+ * or a security module refused. Those that it installed are closed. Close the socket.
  */
 #define HANDOFF_ERR_CONTROL_TRUNCATED (-16)
 
-/** The message is shorter or longer than a token. Its descriptor is closed. Close the socket. */
+/**
+ * Raw layer: the message is shorter or longer than a token. Its descriptor is closed. Close the
+ * socket.
+ */
 #define HANDOFF_ERR_WRONG_LENGTH (-17)
 
-/** The token is not the expected one. */
+/** Raw layer: the token is not the expected one. */
 #define HANDOFF_ERR_TOKEN_MISMATCH (-18)
 
-/** The token has expired. It is no longer in the store. */
+/** Raw layer: the token has expired. It is no longer in the store. */
 #define HANDOFF_ERR_TOKEN_EXPIRED (-19)
 
 /**
- * The token is not pending: never known here, consumed, revoked or expired. A replay looks like
- * this.
+ * Raw layer: the token is not pending: never known here, consumed, revoked or expired. A replay
+ * looks like this.
  */
 #define HANDOFF_ERR_TOKEN_NOT_PENDING (-20)
 
-/** The token is already pending. */
+/** Raw layer: the token is already pending. */
 #define HANDOFF_ERR_TOKEN_ALREADY_PENDING (-21)
 
-/** Every random token was already pending. The system's random source is broken. */
+/** Raw layer: every random token was already pending. The system's random source is broken. */
 #define HANDOFF_ERR_TOKEN_COLLISION (-22)
 
 /**

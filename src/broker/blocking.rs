@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use super::member::Member;
 use super::offer::Refused;
-use super::options::MAX_TIMEOUT;
 use super::{Broker, BrokerError, Offer, Verdict};
 use crate::reason::Reason;
 use crate::sys::event::Wait;
@@ -104,8 +103,7 @@ impl Broker {
 
     fn queue_in_time(&mut self, offer: &Offer<'_>) -> Result<u64, Refused> {
         let start = Instant::now();
-        let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
-        let deadline = start.checked_add(timeout).unwrap_or(start);
+        let deadline = offer.deadline(self.options.timeout, start);
         // Connects, if it is time for that.
         self.dispatch_after(Wait::No)?;
         loop {

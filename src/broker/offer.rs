@@ -2,10 +2,11 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::BrokerError;
 use super::member::PARTS;
+use super::options::MAX_TIMEOUT;
 use crate::reason::Reason;
 use crate::sys::{self, socket};
 use crate::tls;
@@ -51,6 +52,12 @@ impl<'a> Offer<'a> {
             tls: false,
             more: false,
         }
+    }
+
+    /// When it is to be taken back, if it begins to wait now.
+    pub(super) fn deadline(&self, otherwise: Duration, now: Instant) -> Instant {
+        let timeout = self.timeout.unwrap_or(otherwise).min(MAX_TIMEOUT);
+        now.checked_add(timeout).unwrap_or(now)
     }
 
     /// How many bytes it has beside its fixed part. Fails for what no backend takes, before one is

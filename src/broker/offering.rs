@@ -8,7 +8,6 @@ use super::kept::NOT_KEPT;
 use super::member::{Link, Member, Needs, Obstacle};
 use super::offer::{Offer, Refused};
 use super::offers::Parts;
-use super::options::MAX_TIMEOUT;
 use super::{Broker, BrokerError, Limit};
 
 impl Broker {
@@ -77,12 +76,11 @@ impl Broker {
                 return Err(self.refused(why));
             }
         };
-        let timeout = offer.timeout.unwrap_or(self.options.timeout).min(MAX_TIMEOUT);
-        if timeout.is_zero() {
+        let deadline = offer.deadline(self.options.timeout, now);
+        if deadline <= now {
             // It has waited for room. Sent now, it would only count as the backend's failure.
             return Err(self.too_late(chosen.index));
         }
-        let deadline = now.checked_add(timeout).unwrap_or(now);
         let Offer { service, correlation, metadata, preread, user_data, .. } = *offer;
         let names = [service, correlation, metadata];
         let parts = &Parts { names, preread, tls: offer.tls };

@@ -15,7 +15,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::offer::Refused;
-use super::options::MAX_TIMEOUT;
 use super::{Broker, BrokerError, Offer, Verdict};
 use crate::handle::{HandleError, Waker};
 use crate::support;
@@ -129,8 +128,7 @@ impl SharedBroker {
     ) -> Result<T, BrokerError> {
         self.check_process()?;
         let start = Instant::now();
-        let timeout = offer.timeout.unwrap_or(self.timeout).min(MAX_TIMEOUT);
-        let deadline = start.checked_add(timeout).unwrap_or(start);
+        let deadline = offer.deadline(self.timeout, start);
         let attempt = |broker: &mut Broker, seat| {
             let now = Instant::now();
             let left = deadline.saturating_duration_since(now);

@@ -29,39 +29,41 @@ pub const HANDOFF_ERR_WOULD_BLOCK: handoff_status = -5;
 pub const HANDOFF_ERR_DESCRIPTOR_PRESSURE: handoff_status = -6;
 /// Sending failed with an error that has no status of its own; see errno. Nothing was sent.
 pub const HANDOFF_ERR_SEND_FAILED: handoff_status = -7;
-/// Only a part of the message was sent, but its descriptor was. Close the socket. The other end
-/// refuses what it received.
+/// Raw layer: only a part of the message was sent, but its descriptor was. Close the socket. The
+/// other end refuses what it received.
 pub const HANDOFF_ERR_SHORT_WRITE: handoff_status = -8;
-/// No acknowledgement came by the deadline. Serve the client another way and close the socket.
+/// Raw layer: no acknowledgement came by the deadline. Serve the client another way and close the
+/// socket.
 pub const HANDOFF_ERR_ACK_TIMEOUT: handoff_status = -9;
-/// The acknowledgement is for another token. Close the socket.
+/// Raw layer: the acknowledgement is for another token. Close the socket.
 pub const HANDOFF_ERR_ACK_MISMATCH: handoff_status = -10;
-/// What was received is not an acknowledgement. Close the socket.
+/// Raw layer: what was received is not an acknowledgement. Close the socket.
 pub const HANDOFF_ERR_ACK_MALFORMED: handoff_status = -11;
-/// Receiving failed with an error that has no status of its own; see errno. After a message was
-/// sent, the backend may own the connection: close(2) your copy and serve nothing.
+/// Receiving failed with an error that has no status of its own; see errno. In the raw layer, after
+/// a message was sent, the backend may own the connection: close(2) your copy and serve nothing.
 pub const HANDOFF_ERR_RECEIVE_FAILED: handoff_status = -12;
 /// The other end closed the connection, or accepts no more acknowledgements. Close the socket.
 pub const HANDOFF_ERR_END_OF_STREAM: handoff_status = -13;
-/// The message has no descriptor. Close the socket.
+/// Raw layer: the message has no descriptor. Close the socket.
 pub const HANDOFF_ERR_NO_DESCRIPTOR: handoff_status = -14;
-/// The message has more than one descriptor. All are closed. Close the socket.
+/// Raw layer: the message has more than one descriptor. All are closed. Close the socket.
 pub const HANDOFF_ERR_SURPLUS_DESCRIPTORS: handoff_status = -15;
-/// The kernel could not install the descriptors: this process is at its RLIMIT_NOFILE, or a
-/// security module refused. Those that it installed are closed. Close the socket.
+/// Raw layer: the kernel could not install the descriptors: this process is at its RLIMIT_NOFILE,
+/// or a security module refused. Those that it installed are closed. Close the socket.
 pub const HANDOFF_ERR_CONTROL_TRUNCATED: handoff_status = -16;
-/// The message is shorter or longer than a token. Its descriptor is closed. Close the socket.
+/// Raw layer: the message is shorter or longer than a token. Its descriptor is closed. Close the
+/// socket.
 pub const HANDOFF_ERR_WRONG_LENGTH: handoff_status = -17;
-/// The token is not the expected one.
+/// Raw layer: the token is not the expected one.
 pub const HANDOFF_ERR_TOKEN_MISMATCH: handoff_status = -18;
-/// The token has expired. It is no longer in the store.
+/// Raw layer: the token has expired. It is no longer in the store.
 pub const HANDOFF_ERR_TOKEN_EXPIRED: handoff_status = -19;
-/// The token is not pending: never known here, consumed, revoked or expired. A replay looks like
-/// this.
+/// Raw layer: the token is not pending: never known here, consumed, revoked or expired. A replay
+/// looks like this.
 pub const HANDOFF_ERR_TOKEN_NOT_PENDING: handoff_status = -20;
-/// The token is already pending.
+/// Raw layer: the token is already pending.
 pub const HANDOFF_ERR_TOKEN_ALREADY_PENDING: handoff_status = -21;
-/// Every random token was already pending. The system's random source is broken.
+/// Raw layer: every random token was already pending. The system's random source is broken.
 pub const HANDOFF_ERR_TOKEN_COLLISION: handoff_status = -22;
 /// A limit is reached; handoff_last_error() says which. Try again when there is room, or raise it.
 pub const HANDOFF_ERR_FULL: handoff_status = -23;

@@ -126,7 +126,8 @@ pub const HANDOFF_REASON_PERMISSION_DENIED: handoff_reason = 5;
 /// A token or a message was not what it should be.
 pub const HANDOFF_REASON_INTEGRITY_MISMATCH: handoff_reason = 6;
 /// No verdict, or in the raw layer no acknowledgement, came by the deadline. Also if the offer was
-/// not even sent by then, because nobody called handoff_broker_flush() or there was no room.
+/// not sent by then, or only just: nobody called handoff_broker_flush() or handoff_broker_dispatch(),
+/// or there was no room.
 pub const HANDOFF_REASON_ACK_TIMEOUT: handoff_reason = 7;
 /// The broker uses only backends that it started, and did not start this one.
 pub const HANDOFF_REASON_FOREIGN_BACKEND: handoff_reason = 8;
