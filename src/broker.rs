@@ -436,8 +436,13 @@ impl Broker {
             return None;
         }
         let verdicts = &mut self.outcomes.verdicts;
-        let first = verdicts.iter().position(|verdict| !self.set_apart.contains(&verdict.id))?;
-        let verdict = verdicts.remove(first)?;
+        let verdict = if self.set_apart.is_empty() {
+            verdicts.pop_front()
+        } else {
+            let first =
+                verdicts.iter().position(|verdict| !self.set_apart.contains(&verdict.id))?;
+            verdicts.remove(first)
+        }?;
         self.taken = self.taken.wrapping_add(1);
         if !self.outcomes.verdicts.is_empty() && !self.rest_told {
             self.tell_of_rest();
