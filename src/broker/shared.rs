@@ -158,8 +158,9 @@ impl SharedBroker {
     }
 
     /// Ends every wait that runs: each takes its offer back, unless the backend has adopted it. If
-    /// none runs, or all of them have verdicts, it ends the next one that begins alone. Returns false, and does nothing, in another process than the
-    /// handle's. Safe in a signal handler, but that it may change errno.
+    /// none runs, or all of them have verdicts, it ends the next one that begins alone. Returns
+    /// false, and does nothing, in another process than the handle's. Safe in a signal handler, but
+    /// that it may change errno.
     pub fn wake(&self) -> bool {
         let waker = &self.crew.watch.waker;
         let ours = waker.is_ours();
