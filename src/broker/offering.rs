@@ -3,7 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
-use super::choosing::Placing;
+use super::choosing::{Chosen, Placing};
 use super::kept::NOT_KEPT;
 use super::member::{Link, Member, Needs, Obstacle};
 use super::offer::{Offer, Refused};
@@ -77,10 +77,6 @@ impl Broker {
             }
         };
         let deadline = offer.deadline(self.options.timeout, now);
-        if deadline <= now {
-            // It has waited for room. Sent now, it would only count as the backend's failure.
-            return Err(self.too_late(chosen.index));
-        }
         let Offer { service, correlation, metadata, preread, user_data, .. } = *offer;
         let names = [service, correlation, metadata];
         let parts = &Parts { names, preread, tls: offer.tls };
@@ -100,14 +96,22 @@ impl Broker {
         Ok(id)
     }
 
-    /// The time of an offer is up: as if there still were no room at this backend.
+    /// An offer has waited for room behind others until its time was up: sent now, it would only
+    /// count as a failure of the backend. It is refused as if there still were no room.
     #[cold]
-    fn too_late(&self, index: usize) -> Refused {
-        let why = match &self.members[index].link {
-            Link::Up(channel) => Obstacle::Full(channel.limit()),
-            Link::Down { .. } => Obstacle::Down,
+    pub(super) fn too_late(&mut self, offer: &Offer<'_>, now: Instant) -> Refused {
+        let len = match offer.checked_len() {
+            Ok(len) => len,
+            Err(error) => return error.into(),
         };
-        self.refused(Some((index, why)))
+        let why = match self.choose(Needs { len, tls: offer.tls }, NOT_KEPT, now) {
+            Ok(Chosen { index, .. }) => match &self.members[index].link {
+                Link::Up(channel) => Some((index, Obstacle::Full(channel.limit()))),
+                Link::Down { .. } => Some((index, Obstacle::Down)),
+            },
+            Err(why) => why,
+        };
+        self.refused(why)
     }
 
     /// Of the verdicts of all backends: none of them has refused the offer.

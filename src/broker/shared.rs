@@ -129,9 +129,12 @@ impl SharedBroker {
         self.check_process()?;
         let start = Instant::now();
         let deadline = offer.deadline(self.timeout, start);
-        let attempt = |broker: &mut Broker, seat| {
+        let attempt = |broker: &mut Broker, seat, waited| {
             let now = Instant::now();
             let left = deadline.saturating_duration_since(now);
+            if waited && left.is_zero() {
+                return Tried::Refused(broker.too_late(offer, now));
+            }
             let offer = Offer { timeout: Some(left), user_data: seat, ..*offer };
             // No limit of verdicts: this offer's goes to its thread as it comes.
             let result = broker.queue(&offer, usize::MAX, now);

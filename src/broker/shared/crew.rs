@@ -293,11 +293,11 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
     }
 
     /// Offers, and waits for the verdict; before that, until the deadline, for room. The attempt to
-    /// offer is told the seat. `finish` is given the desk once more, with the verdict.
+    /// offer is told the seat, and whether the thread has waited. `finish` is given the desk once more, with the verdict.
     pub(super) fn offer_and_wait<T>(
         &self,
         deadline: Option<Instant>,
-        attempt: impl FnMut(&mut D, usize) -> Tried<D::Refused>,
+        attempt: impl FnMut(&mut D, usize, bool) -> Tried<D::Refused>,
         finish: impl FnOnce(&D, D::Verdict) -> T,
     ) -> Result<T, D::Error> {
         let wait = self.waits.begin();
@@ -345,7 +345,7 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
         &mut self,
         state: Held<'a, D>,
         deadline: Option<Instant>,
-        attempt: impl FnMut(&mut D, usize) -> Tried<D::Refused>,
+        attempt: impl FnMut(&mut D, usize, bool) -> Tried<D::Refused>,
     ) -> (Held<'a, D>, Result<D::Verdict, D::Error>) {
         let (mut state, offered) = self.offer(state, deadline, attempt);
         let id = match offered {
@@ -370,7 +370,7 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
         &mut self,
         mut state: Held<'a, D>,
         deadline: Option<Instant>,
-        mut attempt: impl FnMut(&mut D, usize) -> Tried<D::Refused>,
+        mut attempt: impl FnMut(&mut D, usize, bool) -> Tried<D::Refused>,
     ) -> (Held<'a, D>, Result<u64, D::Refused>) {
         let seat = self.seat;
         if state.leader.is_none() {
@@ -385,7 +385,7 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
         loop {
             let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
             if late || state.room.front().is_none_or(|first| *first == seat) {
-                let refused = match attempt(&mut state.desk, seat) {
+                let refused = match attempt(&mut state.desk, seat, queues) {
                     Tried::Offered(id) => return (state, Ok(id)),
                     Tried::Refused(refused) => return (state, Err(refused)),
                     Tried::Later(refused) => refused,

@@ -103,7 +103,7 @@ fn wait(
     id: u64,
 ) -> thread::JoinHandle<Result<(), &'static str>> {
     let waits = thread::spawn(move || {
-        let attempt = |desk: &mut Silent, _| {
+        let attempt = |desk: &mut Silent, _, _| {
             desk.in_flight.push(id);
             Tried::Offered(id)
         };
