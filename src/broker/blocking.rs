@@ -106,12 +106,12 @@ impl Broker {
         let deadline = offer.deadline(self.options.timeout, start);
         // Connects, if it is time for that.
         self.dispatch_after(Wait::No)?;
-        let mut refusal = None;
+        let mut waited = false;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if let (true, Some(refused)) = (left.is_zero(), refusal) {
-                // Sent now, it would only count as a failure of the backend.
-                return Err(refused);
+            let now = Instant::now();
+            let left = deadline.saturating_duration_since(now);
+            if waited && left.is_zero() {
+                return Err(self.too_late(offer, now));
             }
             let offer = Offer { timeout: Some(left), ..*offer };
             // No limit of verdicts: this offer's is taken as it comes, and the caller cannot take
@@ -126,7 +126,7 @@ impl Broker {
             if self.handle.woken() {
                 return Err(BrokerError::Woken.into());
             }
-            refusal = Some(refused);
+            waited = true;
             self.dispatch_after(Wait::Until(deadline))?;
         }
     }

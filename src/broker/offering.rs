@@ -96,7 +96,7 @@ impl Broker {
         Ok(id)
     }
 
-    /// An offer has waited for room behind others until its time was up: sent now, it would only
+    /// An offer has waited for room until its time was up: sent now, it would only
     /// count as a failure of the backend. It is refused as if there still were no room.
     #[cold]
     pub(super) fn too_late(&mut self, offer: &Offer<'_>, now: Instant) -> Refused {
