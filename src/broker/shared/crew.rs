@@ -471,10 +471,11 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
             state.call_first();
             return (state, result);
         }
+        let passed_on = state.wakes;
         crew.before_release(&mut state);
         mem::take(&mut state.bells).ring();
-        if crew.waits.is_woken(self.wait) {
-            // Its bell may have rung just now, when it did not wait yet.
+        if state.wakes != passed_on {
+            // A wake came just now: this thread's bell has rung, and it did not wait yet.
             return (state, Ok(()));
         }
         let bell = Arc::clone(&state.seats[self.seat].bell);
