@@ -8,10 +8,14 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A desk that takes every offer, and whose backend says nothing.
+/// A desk that takes every offer, and whose backend says nothing before it is told to.
 #[derive(Debug, Default)]
 struct Silent {
-    in_flight: Vec<u64>,
+    /// By their seats.
+    in_flight: Vec<(usize, u64)>,
+    /// The backend has adopted them all; and has said so.
+    adopted: bool,
+    told: bool,
 }
 
 impl Desk for Silent {
@@ -28,8 +32,10 @@ impl Desk for Silent {
     }
 
     fn take_back(&mut self, id: u64) -> bool {
-        self.in_flight.retain(|offer| *offer != id);
-        true
+        if !self.adopted {
+            self.in_flight.retain(|(_, offer)| *offer != id);
+        }
+        !self.adopted
     }
 
     fn end(&mut self, _: u64) {}
@@ -37,9 +43,10 @@ impl Desk for Silent {
     fn take_verdict(
         &mut self,
         _: &mut usize,
-        _: impl Fn(usize, u64) -> bool,
+        wanted: impl Fn(usize, u64) -> bool,
     ) -> Option<(usize, ())> {
-        None
+        let place = self.in_flight.iter().position(|(seat, id)| wanted(*seat, *id))?;
+        self.told.then(|| (self.in_flight.remove(place).0, ()))
     }
 
     fn refused(&mut self, refused: &'static str) -> &'static str {
@@ -103,8 +110,8 @@ fn wait(
     id: u64,
 ) -> thread::JoinHandle<Result<(), &'static str>> {
     let waits = thread::spawn(move || {
-        let attempt = |desk: &mut Silent, _, _| {
-            desk.in_flight.push(id);
+        let attempt = |desk: &mut Silent, seat, _| {
+            desk.in_flight.push((seat, id));
             Tried::Offered(id)
         };
         crew.offer_and_wait(None, attempt, |_, ()| ())
@@ -117,14 +124,39 @@ fn wait(
     waits
 }
 
+fn await_leader(crew: &Crew<Silent, Gate>) {
+    while !crew.watch.waits.load(Ordering::SeqCst) {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn woken_thread_whose_offer_is_adopted_leaves_the_desk_to_others_until_its_verdict() {
+    let (crew, let_go) = office();
+    crew.with(|desk| desk.adopted = true);
+    let leader = wait(crew, 1);
+    await_leader(crew);
+    let other = wait(crew, 2);
+    crew.waits.wake();
+    // Passes the wake on; the threads find that it is too late for them.
+    crew.with(|_| ());
+    thread::sleep(Duration::from_millis(20));
+    let tells = thread::spawn(move || crew.with(|desk| desk.told = true));
+    let start = Instant::now();
+    while !tells.is_finished() {
+        assert!(start.elapsed() < PATIENCE / 4, "the desk is not free");
+        thread::sleep(Duration::from_millis(1));
+    }
+    let_go.send(()).unwrap();
+    assert_eq!((leader.join().unwrap(), other.join().unwrap()), (Ok(()), Ok(())));
+}
+
 #[test]
 fn wake_that_comes_when_a_thread_is_about_to_wait_ends_its_wait() {
     let (crew, let_go) = office();
     let leader = wait(crew, 1);
     // The next release after its own is that of the thread to be woken.
-    while !crew.watch.waits.load(Ordering::SeqCst) {
-        thread::yield_now();
-    }
+    await_leader(crew);
     crew.watch.wakes.store(true, Ordering::SeqCst);
     let woken = wait(crew, 2);
     // These began later, so the leader leaves to one of them, and not to the one that was missed.
