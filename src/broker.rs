@@ -189,9 +189,6 @@ pub struct Broker {
     wanted: Option<usize>,
     /// The descriptor will be readable for the verdicts that are left.
     rest_told: bool,
-    /// Verdicts that were taken, and offers whose verdicts are for threads that wait for them.
-    taken: usize,
-    set_apart: Vec<u64>,
     /// When it was last looked at what the backends say.
     looked_at: Instant,
     /// Room for packets, and for the descriptors of one; kept so that an offer allocates nothing.
@@ -229,8 +226,6 @@ impl Broker {
             closed: false,
             wanted: None,
             rest_told: false,
-            taken: 0,
-            set_apart: Vec::new(),
             looked_at: Instant::now(),
             buffer: Vec::new(),
             descriptors: Vec::new(),
@@ -435,15 +430,7 @@ impl Broker {
         if self.handle.is_elsewhere() {
             return None;
         }
-        let verdicts = &mut self.outcomes.verdicts;
-        let verdict = if self.set_apart.is_empty() {
-            verdicts.pop_front()
-        } else {
-            let first =
-                verdicts.iter().position(|verdict| !self.set_apart.contains(&verdict.id))?;
-            verdicts.remove(first)
-        }?;
-        self.taken = self.taken.wrapping_add(1);
+        let verdict = self.outcomes.verdicts.pop_front()?;
         if !self.outcomes.verdicts.is_empty() && !self.rest_told {
             self.tell_of_rest();
         }
@@ -452,10 +439,17 @@ impl Broker {
 
     /// Takes an offer back. After `Ok` the connection is the broker's and no verdict comes for it.
     pub fn take_back(&mut self, id: u64) -> Result<(), BrokerError> {
+        self.take_back_from(false, id)
+    }
+
+    /// Takes an offer back whose caller waits for it, or one that nobody waits for. The others are
+    /// not the caller's.
+    fn take_back_from(&mut self, awaited: bool, id: u64) -> Result<(), BrokerError> {
         let now = Instant::now();
         // No offer is in flight in a handle that is not open, so this does not open it.
         self.check()?;
-        if let Some(kept) = self.kept(id).filter(|(_, copy)| copy.waits).map(|(kept, _)| kept) {
+        let waits = self.kept(id).filter(|(_, copy)| copy.waits && copy.awaited == awaited);
+        if let Some((kept, _)) = waits {
             self.outcomes.kept.forget(kept);
             self.outcomes.statistics.taken_back += 1;
             return Ok(());
@@ -467,7 +461,8 @@ impl Broker {
         let Link::Up(channel) = &mut member.link else {
             return Err(BrokerError::TooLate { id });
         };
-        let Some(found) = channel.offers.find(slot, id) else {
+        let found = channel.offers.find(slot, id);
+        let Some(found) = found.filter(|found| found.facts.awaited == awaited) else {
             return Err(BrokerError::TooLate { id });
         };
         let facts = found.facts;

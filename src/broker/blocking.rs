@@ -28,16 +28,14 @@ impl Broker {
     fn offer_and_take(&mut self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
         let queued = self.queue_in_time(offer);
         let id = queued.map_err(|refused| self.counted(refused))?;
-        // Its verdict comes behind those that wait now, and each that comes is looked at once.
-        let mut seen = self.outcomes.verdicts.len();
-        self.verdict_in_time(id, &mut seen).or_else(|error| {
+        self.verdict_in_time(id).or_else(|error| {
             // After an error the caller serves the connection, so the backend must not adopt it. A
             // waker has had it taken back already.
-            if matches!(error, BrokerError::Woken) || self.take_back(id).is_ok() {
+            if matches!(error, BrokerError::Woken) || self.take_back_from(true, id).is_ok() {
                 return Err(error);
             }
             self.end_here(id);
-            self.take_verdict(id, &mut seen).ok_or(error)
+            self.take_verdict(id).ok_or(error)
         })
     }
 
@@ -58,11 +56,11 @@ impl Broker {
     }
 
     /// Sends the offer and waits for its verdict, which comes at its deadline at the latest.
-    fn verdict_in_time(&mut self, id: u64, seen: &mut usize) -> Result<Verdict, BrokerError> {
+    fn verdict_in_time(&mut self, id: u64) -> Result<Verdict, BrokerError> {
         self.flush()?;
         let mut woken = false;
         loop {
-            if let Some(verdict) = self.take_verdict(id, seen) {
+            if let Some(verdict) = self.take_verdict(id) {
                 if woken {
                     // The next wait ends instead.
                     self.handle.waker().wake();
@@ -74,7 +72,7 @@ impl Broker {
             }
             if self.handle.woken() {
                 woken = true;
-                if self.take_back(id).is_ok() {
+                if self.take_back_from(true, id).is_ok() {
                     return Err(BrokerError::Woken);
                 }
             }
@@ -94,11 +92,11 @@ impl Broker {
         adopted
     }
 
-    /// Takes the verdict on an offer, which is not among the first `seen` ones.
-    fn take_verdict(&mut self, id: u64, seen: &mut usize) -> Option<Verdict> {
-        let verdicts = &mut self.outcomes.verdicts;
-        *seen += verdicts.range(*seen..).take_while(|verdict| verdict.id != id).count();
-        verdicts.remove(*seen)
+    /// Takes the verdict on an offer. Threads that share the broker may wait for others.
+    fn take_verdict(&mut self, id: u64) -> Option<Verdict> {
+        let awaited = &mut self.outcomes.awaited;
+        let place = awaited.iter().position(|verdict| verdict.id == id)?;
+        awaited.remove(place)
     }
 
     fn queue_in_time(&mut self, offer: &Offer<'_>) -> Result<u64, Refused> {
@@ -114,9 +112,7 @@ impl Broker {
                 return Err(self.too_late(offer, now));
             }
             let offer = Offer { timeout: Some(left), ..*offer };
-            // No limit of verdicts: this offer's is taken as it comes, and the caller cannot take
-            // the others meanwhile.
-            let refused = match self.queue(&offer, usize::MAX, Instant::now()) {
+            let refused = match self.queue(&offer, true, Instant::now()) {
                 Ok(id) => return Ok(id),
                 Err(refused) => refused,
             };

@@ -270,6 +270,17 @@ impl Channel {
         why: impl Into<Rejection>,
         ledger: &mut Ledger<'_>,
     ) -> Result<bool, Reason> {
+        self.revoke(slot, why.into(), None, ledger)
+    }
+
+    /// The same; `died` is what else is known of a backend that has adopted it.
+    fn revoke(
+        &mut self,
+        slot: u32,
+        why: Rejection,
+        died: Option<Reason>,
+        ledger: &mut Ledger<'_>,
+    ) -> Result<bool, Reason> {
         let Some(found) = self.offers.slot(slot) else {
             return Err(Reason::IntegrityMismatch);
         };
@@ -278,10 +289,10 @@ impl Channel {
         let broken = Reason::IntegrityMismatch;
         let fallback = |why| End::Fallback { why, may_have_reached: sent };
         let (end, result) = match claim::revoke(self.claims.slot(slot as usize), generation) {
-            Ok(()) => (fallback(why.into()), Ok(false)),
+            Ok(()) => (fallback(why), Ok(false)),
             // Only this process has the descriptor, no matter what the word says.
             Err(_) if !sent => (fallback(broken.into()), Err(broken)),
-            Err(Lost::TooLate) => (End::Adopted(None), Ok(true)),
+            Err(Lost::TooLate) => (End::Adopted(died), Ok(true)),
             // Perhaps it is adopted, so it must not be served here.
             Err(Lost::Impossible) => (End::Adopted(Some(broken)), Err(broken)),
         };
@@ -356,16 +367,10 @@ impl Channel {
 
     /// Takes back everything, at the end of the channel.
     pub(super) fn settle_all(&mut self, reason: Reason, ledger: &mut Ledger<'_>) {
+        // Adopted by a backend that did not live to say so, unless it is this side that ends.
+        let died = (reason != Reason::BrokerClosed).then_some(Reason::BackendDied);
         while let Some((slot, _)) = self.offers.earliest() {
-            let before = ledger.outcomes.verdicts.len();
-            let _ = self.take_back(slot, reason, ledger);
-            // Adopted by a backend that did not live to say so, unless it is this side that ends.
-            let added = ledger.outcomes.verdicts.get_mut(before);
-            let died =
-                |verdict: &&mut super::Verdict| verdict.adopted && reason != Reason::BrokerClosed;
-            if let Some(verdict) = added.filter(died) {
-                verdict.reason = verdict.reason.or(Some(Reason::BackendDied));
-            }
+            let _ = self.revoke(slot, reason.into(), died, ledger);
         }
     }
 

@@ -30,6 +30,8 @@ pub(super) struct Placing<'a> {
     /// 0: it has none yet.
     pub id: u64,
     pub user_data: usize,
+    /// Its caller waits for the verdict.
+    pub awaited: bool,
     pub descriptor: RawFd,
     /// The number of its copy, or [`NOT_KEPT`].
     pub kept: u32,
@@ -133,7 +135,8 @@ impl Broker {
         now: Instant,
     ) -> Result<u64, BrokerError> {
         let Chosen { index, place: Vacancy { slot, generation, trial } } = chosen;
-        let Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline } = *placing;
+        let Placing { id, user_data, awaited, descriptor, kept, parts, len, cookie, deadline } =
+            *placing;
         let member = &mut self.members[index];
         let Link::Up(channel) = &mut member.link else {
             return Err(member.error(Obstacle::Down, &self.options, now));
@@ -158,7 +161,7 @@ impl Broker {
         member.tally.counts.offered += 1;
         // Before the descriptor can be sent, so that the backend finds it on offer.
         claim::offer(channel.claims.slot(slot as usize), generation);
-        let facts = Facts { id, user_data, descriptor, kept, offered_at: now, trial };
+        let facts = Facts { id, user_data, awaited, descriptor, kept, offered_at: now, trial };
         let names_len = parts.names.iter().map(|name| name.len()).sum::<usize>();
         let large = Some(len - names_len).filter(|preread_len| *preread_len >= LARGE_LEN);
         channel.offers.queue(&facts, parts, large, cookie, deadline);
@@ -188,8 +191,8 @@ impl Broker {
         let id = self.place(chosen, &placing, now)?;
         self.outcomes.kept.keep(placing.parts, |copy| {
             copy.tried.add(chosen.index);
-            (copy.id, copy.user_data, copy.descriptor) =
-                (id, placing.user_data, placing.descriptor);
+            (copy.id, copy.descriptor) = (id, placing.descriptor);
+            (copy.user_data, copy.awaited) = (placing.user_data, placing.awaited);
             (copy.cookie, copy.deadline) = (placing.cookie, last);
             (copy.backend, copy.slot) = (chosen.index as u32, chosen.place.slot);
         });

@@ -252,9 +252,18 @@ impl Broker {
         Some(index)
     }
 
-    /// Something has changed in the directory with this key. Says whether there may be more.
-    pub(super) fn watch_told(&mut self, key: u64, now: Instant) -> bool {
-        let Some(number) = (key as usize).checked_sub(MAX_BACKENDS) else { return false };
+    /// Something has changed in the directory with this key.
+    pub(super) fn watch_told(&mut self, key: u64, now: Instant) {
+        let Some(number) = (key as usize).checked_sub(MAX_BACKENDS) else { return };
+        if self.read_watch(number, now) {
+            // If no timer can be set, the handle tries again.
+            let _ = self.handle.wake_at(now, now);
+        }
+        self.tick_directories(now);
+    }
+
+    /// Does what has changed in a directory. Says whether there may be more.
+    fn read_watch(&mut self, number: usize, now: Instant) -> bool {
         let Some(directory) = self.directories.get_mut(number) else { return false };
         let Some(watch) = directory.watch.take() else { return false };
         let settings = directory.settings;
@@ -286,9 +295,6 @@ impl Broker {
             directory.failed_at = now;
             directory.read_at(now + directory.pause());
         }
-        self.tick_directories(now);
-        // There may be more. If no timer can be set, the next dispatch takes it.
-        let _ = self.handle.wake_at(now, now);
         more
     }
 
@@ -328,7 +334,7 @@ impl Broker {
     pub(super) fn catch_up(&mut self, path: &Path, now: Instant) {
         let Some(number) = self.directory_of(path) else { return };
         for _ in 0..MOST_READS {
-            if !self.watch_told(key(number), now) {
+            if !self.read_watch(number, now) {
                 return;
             }
         }

@@ -126,10 +126,11 @@ impl Broker {
         let Chosen { index, place: Vacancy { slot, .. } } = chosen;
         // Out of its place while it is read.
         let Some(copy) = self.outcomes.kept.take(kept) else { return Next::Nobody };
-        let KeptOffer { id, user_data, descriptor, cookie, .. } = copy;
+        let KeptOffer { id, user_data, awaited, descriptor, cookie, .. } = copy;
         let deadline = self.attempt_deadline(copy.deadline, now);
         let placed = copy.with_parts(|parts| {
-            let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
+            let placing =
+                Placing { id, user_data, awaited, descriptor, kept, parts, len, cookie, deadline };
             self.place(chosen, &placing, now)
         });
         self.outcomes.kept.put(kept, copy);
@@ -146,6 +147,7 @@ impl Broker {
     /// The verdict on an offer that no other backend gets.
     fn give_up(&mut self, kept: u32, reason: Reason) {
         if let Some(copy) = self.outcomes.kept.get(kept) {
+            let awaited = copy.awaited;
             let verdict = Verdict {
                 id: copy.id,
                 user_data: copy.user_data,
@@ -157,7 +159,7 @@ impl Broker {
                 kind: 0,
             };
             self.outcomes.statistics.fallbacks[reason as usize] += 1;
-            self.outcomes.verdicts.push_back(verdict);
+            self.outcomes.decide(verdict, awaited);
             self.outcomes.kept.forget(kept);
         }
     }

@@ -20,6 +20,8 @@ pub(super) struct KeptOffer {
     /// 0 if it is not in use.
     pub id: u64,
     pub user_data: usize,
+    /// Its caller waits for the verdict.
+    pub awaited: bool,
     /// The caller's, who keeps it open until the verdict.
     pub descriptor: RawFd,
     pub cookie: u64,
@@ -46,6 +48,7 @@ impl KeptOffer {
         KeptOffer {
             id: 0,
             user_data: 0,
+            awaited: false,
             descriptor: -1,
             cookie: 0,
             tls: false,

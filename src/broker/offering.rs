@@ -9,6 +9,7 @@ use super::member::{Link, Member, Needs, Obstacle};
 use super::offer::{Offer, Refused};
 use super::offers::Parts;
 use super::{Broker, BrokerError, Limit};
+use crate::memory::NoMemory;
 
 impl Broker {
     /// Offers a connection, at once unless more follow. Returns its id; the verdict comes from
@@ -16,7 +17,7 @@ impl Broker {
     /// comes.
     pub fn offer(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
         let now = Instant::now();
-        let id = match self.queue(offer, self.most_verdicts, now) {
+        let id = match self.queue(offer, false, now) {
             Ok(id) => id,
             Err(refused) => return Err(self.counted(refused)),
         };
@@ -52,11 +53,11 @@ impl Broker {
         error
     }
 
-    /// Queues an offer, unless `most_verdicts` wait to be taken.
+    /// Queues an offer. If its caller waits, its verdict does not wait behind others.
     pub(super) fn queue(
         &mut self,
         offer: &Offer<'_>,
-        most_verdicts: usize,
+        awaited: bool,
         now: Instant,
     ) -> Result<u64, Refused> {
         self.enter(now)?;
@@ -65,8 +66,11 @@ impl Broker {
         if offer.tls {
             offer.check_tls()?;
         }
-        let untaken = self.outcomes.verdicts.len();
-        if untaken >= most_verdicts && most_verdicts > 0 {
+        let (untaken, most) = (self.outcomes.verdicts.len(), self.most_verdicts);
+        if awaited {
+            let reserved = self.outcomes.awaited.try_reserve(most);
+            reserved.map_err(NoMemory::to("verdicts")).map_err(BrokerError::from)?;
+        } else if untaken >= most && most > 0 {
             return Err(self.too_many_verdicts(untaken, len, now));
         }
         let chosen = match self.choose(Needs { len, tls: offer.tls }, NOT_KEPT, now) {
@@ -82,7 +86,8 @@ impl Broker {
         let parts = &Parts { names, preread, tls: offer.tls };
         let descriptor = offer.descriptor.as_raw_fd();
         let (id, kept) = (0, NOT_KEPT);
-        let placing = Placing { id, user_data, descriptor, kept, parts, len, cookie, deadline };
+        let placing =
+            Placing { id, user_data, awaited, descriptor, kept, parts, len, cookie, deadline };
         // With one backend there is no other that could get it next.
         let id = if self.listed.len() > 1 {
             self.place_one_of_many(chosen, placing, now)?
@@ -96,8 +101,8 @@ impl Broker {
         Ok(id)
     }
 
-    /// An offer has waited for room until its time was up: sent now, it would only
-    /// count as a failure of the backend. It is refused as if there still were no room.
+    /// An offer has waited for room until its time was up: sent now, it would only count as a
+    /// failure of the backend. It is refused as if there still were no room.
     #[cold]
     pub(super) fn too_late(&mut self, offer: &Offer<'_>, now: Instant) -> Refused {
         let len = match offer.checked_len() {

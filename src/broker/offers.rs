@@ -35,6 +35,8 @@ pub(super) enum State {
 pub(super) struct Facts {
     pub id: u64,
     pub user_data: usize,
+    /// Its caller waits for the verdict.
+    pub awaited: bool,
     /// The caller's, who keeps it open until the verdict.
     pub descriptor: RawFd,
     /// Its copy among those for failover, or [`NOT_KEPT`].
@@ -106,6 +108,7 @@ impl Offers {
         let facts = Facts {
             id: 0,
             user_data: 0,
+            awaited: false,
             descriptor: -1,
             kept: NOT_KEPT,
             offered_at: Instant::now(),
@@ -411,6 +414,7 @@ mod tests {
         let facts = Facts {
             id: 1,
             user_data: 0,
+            awaited: false,
             descriptor: of.as_raw_fd(),
             kept: NOT_KEPT,
             offered_at: deadline,

@@ -17,6 +17,8 @@ use crate::wire::Rejection;
 #[derive(Debug)]
 pub(super) struct Outcomes {
     pub(super) verdicts: VecDeque<Verdict>,
+    /// Those on offers whose callers wait for them.
+    pub(super) awaited: VecDeque<Verdict>,
     pub(super) statistics: BrokerStatistics,
     pub(super) kept: Kept,
     pub(super) again: VecDeque<Again>,
@@ -140,10 +142,18 @@ impl Outcomes {
     pub(super) fn new(options: &BrokerOptions) -> Outcomes {
         Outcomes {
             verdicts: VecDeque::new(),
+            awaited: VecDeque::new(),
             statistics: BrokerStatistics::default(),
             kept: Kept::new(options.failover_bytes),
             again: VecDeque::new(),
         }
+    }
+
+    /// The verdict is for the caller, who may wait for it.
+    #[inline(always)]
+    pub(super) fn decide(&mut self, verdict: Verdict, awaited: bool) {
+        let queue = if awaited { &mut self.awaited } else { &mut self.verdicts };
+        queue.push_back(verdict);
     }
 }
 
@@ -226,7 +236,7 @@ impl<'a> Ledger<'a> {
     /// The verdict on an offer that no other backend gets.
     #[inline(always)]
     fn verdict(&mut self, facts: &Facts, end: End) {
-        let Facts { id, user_data, kept, .. } = *facts;
+        let Facts { id, user_data, kept, awaited, .. } = *facts;
         let (adopted, reason, may_have_reached, kind) = match end {
             End::Adopted(reason) => (true, reason, true, 0),
             End::Fallback { why, may_have_reached } => {
@@ -239,7 +249,7 @@ impl<'a> Ledger<'a> {
         if kept != NOT_KEPT {
             self.outcomes.kept.complete(kept, &mut verdict);
         }
-        self.outcomes.verdicts.push_back(verdict);
+        self.outcomes.decide(verdict, awaited);
     }
 }
 

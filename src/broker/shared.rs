@@ -136,8 +136,7 @@ impl SharedBroker {
                 return Tried::Refused(broker.too_late(offer, now));
             }
             let offer = Offer { timeout: Some(left), user_data: seat, ..*offer };
-            // No limit of verdicts: this offer's goes to its thread as it comes.
-            let result = broker.queue(&offer, usize::MAX, now);
+            let result = broker.queue(&offer, true, now);
             self.crew.watch.see(broker);
             match result {
                 Ok(id) => Tried::Offered(id),
@@ -154,9 +153,6 @@ impl SharedBroker {
     /// those.
     pub fn take_back(&self, id: u64) -> Result<(), BrokerError> {
         self.check_process()?;
-        if self.crew.awaits(id) {
-            return Err(BrokerError::TooLate { id });
-        }
         self.crew.with(|broker| broker.take_back(id))
     }
 
@@ -251,7 +247,7 @@ impl Desk for Broker {
     }
 
     fn take_back(&mut self, id: u64) -> bool {
-        Broker::take_back(self, id).is_ok()
+        self.take_back_from(true, id).is_ok()
     }
 
     fn end(&mut self, id: u64) {
@@ -270,24 +266,9 @@ impl Desk for Broker {
         self.tell_of_room(now);
     }
 
-    fn take_verdict(
-        &mut self,
-        from: &mut usize,
-        wanted: impl Fn(usize, u64) -> bool,
-    ) -> Option<(usize, Verdict)> {
-        let verdicts = &mut self.outcomes.verdicts;
-        let is_wanted = |verdict: &&Verdict| wanted(verdict.user_data, verdict.id);
-        *from += verdicts.range(*from..).take_while(|verdict| !is_wanted(verdict)).count();
-        verdicts.remove(*from).map(|verdict| (verdict.user_data, verdict))
-    }
-
-    fn taken(&self) -> usize {
-        self.taken
-    }
-
-    fn set_apart(&mut self, offers: impl Iterator<Item = u64>) {
-        self.set_apart.clear();
-        self.set_apart.extend(offers);
+    fn next_awaited(&mut self) -> Option<(usize, u64, Verdict)> {
+        let verdict = self.outcomes.awaited.pop_front()?;
+        Some((verdict.user_data, verdict.id, verdict))
     }
 
     fn woken() -> BrokerError {

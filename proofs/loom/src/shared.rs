@@ -121,22 +121,10 @@ impl Desk for Model {
 
     fn after_wait(&mut self) {}
 
-    fn take_verdict(
-        &mut self,
-        from: &mut usize,
-        wanted: impl Fn(usize, u64) -> bool,
-    ) -> Option<(usize, Verdict)> {
-        let place = self.verdicts.iter().position(|(seat, id, _)| wanted(*seat, *id))?;
-        *from = 0;
-        let verdict = self.verdicts.remove(place);
-        Some((verdict.0, verdict))
+    fn next_awaited(&mut self) -> Option<(usize, u64, Verdict)> {
+        let (seat, id, _) = *self.verdicts.first()?;
+        Some((seat, id, self.verdicts.remove(0)))
     }
-
-    fn taken(&self) -> usize {
-        0
-    }
-
-    fn set_apart(&mut self, _: impl Iterator<Item = u64>) {}
 
     fn woken() -> Refused {
         Refused::Woken

@@ -39,26 +39,14 @@ pub(super) trait Desk {
     /// Gives an offer that cannot be taken back its verdict.
     fn end(&mut self, id: u64);
 
-    /// Removes the first verdict that is wanted, behind the first `from`, and says for which seat
-    /// it is; or moves `from` behind them all. A verdict is wanted by its seat and its offer.
-    fn take_verdict(
-        &mut self,
-        from: &mut usize,
-        wanted: impl Fn(usize, u64) -> bool,
-    ) -> Option<(usize, Self::Verdict)>;
+    /// The next verdict that a thread waits for: its seat, its offer, and the verdict.
+    fn next_awaited(&mut self) -> Option<(usize, u64, Self::Verdict)>;
 
     /// An offer is refused: before anybody else has the desk, so that it can be noted.
     fn refused(&mut self, refused: Self::Refused) -> Self::Error;
 
     /// A thread has ended its wait: those who wait for the descriptor may have to be told.
     fn after_wait(&mut self);
-
-    /// How many verdicts were taken by those who do not wait for them: each time the first one that
-    /// is not set apart.
-    fn taken(&self) -> usize;
-
-    /// Sets the verdicts on these offers apart, and no others.
-    fn set_apart(&mut self, offers: impl Iterator<Item = u64>);
 
     /// The wait was ended.
     fn woken() -> Self::Error;
@@ -69,7 +57,7 @@ pub(super) trait Watch<D: Desk> {
     /// Waits until something is due, until [`ring`](Watch::ring) or until the deadline.
     fn wait(&self, deadline: Option<Instant>) -> Result<(), D::Error>;
 
-    /// The lock is about to be released. All verdicts at the desk are for those who do not wait.
+    /// The lock is about to be released. Those who wait have their verdicts.
     fn before_release(&self, desk: &mut D);
 
     /// Ends the leader's wait.
@@ -107,8 +95,6 @@ struct State<D: Desk> {
     leader_called: bool,
     /// The wakes that were passed on.
     wakes: u64,
-    /// So many of the verdicts that wait are for nobody here.
-    seen: usize,
     bells: Bells,
 }
 
@@ -209,16 +195,13 @@ impl<D: Desk> State<D> {
 
     /// Gives the verdicts that are there to those who wait for them.
     fn hand_out(&mut self) {
-        loop {
-            let State { desk, seats, seen, .. } = self;
-            let wanted = |seat: usize, id| {
-                seats.get(seat).is_some_and(|seat: &Seat<_>| seat.offer == Some(id))
-            };
-            let Some((seat, verdict)) = desk.take_verdict(seen, wanted) else { break };
-            self.seats[seat].offer = None;
-            self.seats[seat].verdict = Some(verdict);
-            self.remove_waiting(seat);
-            self.call(seat);
+        while let Some((seat, id, verdict)) = self.desk.next_awaited() {
+            // Otherwise the thread has panicked.
+            if let Some(waits) = self.seats.get_mut(seat).filter(|it| it.offer == Some(id)) {
+                (waits.offer, waits.verdict) = (None, Some(verdict));
+                self.remove_waiting(seat);
+                self.call(seat);
+            }
         }
     }
 
@@ -243,7 +226,6 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
             leader: None,
             leader_called: false,
             wakes: 0,
-            seen: 0,
             bells: Bells::default(),
         };
         Crew { state: Mutex::new(state), watch, waits: Waits::new() }
@@ -274,26 +256,16 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
     /// Does anything else at the desk.
     pub(super) fn with<T>(&self, body: impl FnOnce(&mut D) -> T) -> T {
         let mut state = self.lock();
-        let State { desk, seats, seen, .. } = &mut *state;
-        let before = desk.taken();
-        desk.set_apart(seats.iter().filter_map(|seat| seat.offer));
-        let result = body(desk);
-        desk.set_apart(std::iter::empty());
-        *seen = seen.saturating_sub(desk.taken().wrapping_sub(before));
+        let result = body(&mut state.desk);
         state.hand_out();
         state.call_first();
         self.release(state);
         result
     }
 
-    /// Whether a thread waits for the verdict on this offer.
-    #[cfg_attr(test, allow(dead_code))]
-    pub(super) fn awaits(&self, id: u64) -> bool {
-        self.lock().seats.iter().any(|seat| seat.offer == Some(id))
-    }
-
     /// Offers, and waits for the verdict; before that, until the deadline, for room. The attempt to
-    /// offer is told the seat, and whether the thread has waited. `finish` is given the desk once more, with the verdict.
+    /// offer is told the seat, and whether the thread has waited. `finish` is given the desk once
+    /// more, with the verdict.
     pub(super) fn offer_and_wait<T>(
         &self,
         deadline: Option<Instant>,

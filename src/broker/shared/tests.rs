@@ -40,13 +40,9 @@ impl Desk for Silent {
 
     fn end(&mut self, _: u64) {}
 
-    fn take_verdict(
-        &mut self,
-        _: &mut usize,
-        wanted: impl Fn(usize, u64) -> bool,
-    ) -> Option<(usize, ())> {
-        let place = self.in_flight.iter().position(|(seat, id)| wanted(*seat, *id))?;
-        self.told.then(|| (self.in_flight.remove(place).0, ()))
+    fn next_awaited(&mut self) -> Option<(usize, u64, ())> {
+        let (seat, id) = self.told.then(|| self.in_flight.pop()).flatten()?;
+        Some((seat, id, ()))
     }
 
     fn refused(&mut self, refused: &'static str) -> &'static str {
@@ -54,12 +50,6 @@ impl Desk for Silent {
     }
 
     fn after_wait(&mut self) {}
-
-    fn taken(&self) -> usize {
-        0
-    }
-
-    fn set_apart(&mut self, _: impl Iterator<Item = u64>) {}
 
     fn woken() -> &'static str {
         "woken"
@@ -109,15 +99,18 @@ fn wait(
     crew: &'static Crew<Silent, Gate>,
     id: u64,
 ) -> thread::JoinHandle<Result<(), &'static str>> {
+    let has_offered = Arc::new(AtomicBool::new(false));
+    let offers = Arc::clone(&has_offered);
     let waits = thread::spawn(move || {
         let attempt = |desk: &mut Silent, seat, _| {
             desk.in_flight.push((seat, id));
+            offers.store(true, Ordering::SeqCst);
             Tried::Offered(id)
         };
         crew.offer_and_wait(None, attempt, |_, ()| ())
     });
     let start = Instant::now();
-    while !crew.awaits(id) && !waits.is_finished() {
+    while !has_offered.load(Ordering::SeqCst) {
         assert!(start.elapsed() < PATIENCE);
         thread::yield_now();
     }

@@ -1,8 +1,8 @@
 //! Which waits a wake ends, in one word that a signal handler can change.
 //!
 //! A wake ends every wait that runs. If none runs, or if each of them had its verdict already, it
-//! ends the next one that begins while no other runs. The atomics are the parent's, so that proofs/loom can put its own in their
-//! place.
+//! ends the next one that begins while no other runs. The atomics are the parent's, so that
+//! proofs/loom can put its own in their place.
 
 use super::{AtomicU64, Ordering};
 

@@ -1,5 +1,7 @@
 //! What wakes a broker's caller, and what is done for several backends, over real sockets.
 
+mod shared;
+
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -19,7 +21,7 @@ fn until(mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < PATIENCE, "it never came to that");
-        thread::yield_now();
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -5,35 +5,18 @@ use std::mem;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use handoff::backend::{Backend, BackendOptions};
+use handoff::backend::Backend;
 use handoff::broker::{Broker, BrokerError, BrokerOptions, Offer, Phase, SharedBroker};
 use tempfile::TempDir;
 
-/// How long a test waits for something that must happen. Only a fault takes so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+use super::{PATIENCE, pair, until};
 
 /// A broker whose backend has given it room.
-fn pair(broker: BrokerOptions) -> (TempDir, Backend, SharedBroker) {
-    let directory = TempDir::new().unwrap();
-    let path = directory.path().join("handoff.sock");
-    let mut backend = Backend::listen(&path, BackendOptions::default()).unwrap();
-    let broker = SharedBroker::new(Broker::new(&path, broker).unwrap());
-    until(|| {
-        broker.dispatch().unwrap();
-        backend.dispatch().unwrap();
-        broker.with(|broker| broker.room().unwrap()).unwrap() > 0
-    });
-    (directory, backend, broker)
-}
-
-fn until(mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < PATIENCE, "it never came to that");
-        thread::sleep(Duration::from_millis(1));
-    }
+fn share(options: BrokerOptions) -> (TempDir, Backend, SharedBroker) {
+    let (directory, _path, backend, broker) = pair(options);
+    (directory, backend, SharedBroker::new(broker))
 }
 
 /// Adopts what has arrived; the connection is the backend's for as long as the test runs.
@@ -47,7 +30,7 @@ fn adopt(backend: &mut Backend) {
 /// Whatever the body does with the broker before it takes verdicts.
 fn verdict_of_a_thread_that_waits_is_its_own(end: impl Fn(&mut Broker) + Send + Sync) {
     let options = BrokerOptions { timeout: PATIENCE, ..BrokerOptions::default() };
-    let (_directory, mut backend, broker) = pair(options);
+    let (_directory, mut backend, broker) = share(options);
     let (client, _peer) = UnixStream::pair().unwrap();
     thread::scope(|scope| {
         let waits = scope.spawn(|| broker.offer_and_wait(&Offer::new(client.as_fd())));
@@ -75,7 +58,7 @@ fn verdict_of_a_thread_that_waits_goes_to_nobody_who_closes_the_broker() {
 #[test]
 fn verdicts_that_nobody_waits_for_are_taken_around_those_of_threads() {
     let options = BrokerOptions { timeout: PATIENCE, ..BrokerOptions::default() };
-    let (_directory, mut backend, broker) = pair(options);
+    let (_directory, mut backend, broker) = share(options);
     let (client, _peer) = UnixStream::pair().unwrap();
     let offer = |number| Offer { user_data: number, ..Offer::new(client.as_fd()) };
     thread::scope(|scope| {
@@ -105,7 +88,7 @@ fn thread_that_is_late_when_there_is_room_is_not_offered() {
         timeout: PATIENCE,
         ..BrokerOptions::default()
     };
-    let (_directory, mut backend, broker) = pair(options);
+    let (_directory, mut backend, broker) = share(options);
     let (client, _peer) = UnixStream::pair().unwrap();
     broker.with(|broker| broker.offer(&Offer::new(client.as_fd())).unwrap()).unwrap();
     let timeout = Some(Duration::from_millis(100));
