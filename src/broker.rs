@@ -386,7 +386,7 @@ impl Broker {
             return false;
         };
         if let Some(channel) = self.members[index].channel().filter(|_| event.writable) {
-            channel.full = false;
+            channel.has_room();
             self.touch(index);
         }
         event.readable && self.receive(index, event.ended, now)

@@ -59,4 +59,5 @@ mod ffi;
 pub mod handle;
 mod kind;
 mod sys;
+mod watched;
 mod wire;

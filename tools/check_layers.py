@@ -15,7 +15,7 @@ sys
 reason
 kind
 memory
-failures deadlines
+failures deadlines watched
 address token claim tls
 support
 handle peer wire

@@ -12,6 +12,7 @@ use crate::listener::Listener;
 use crate::peer::{self, PeerError, Policy};
 use crate::sys::event::{self, Events};
 use crate::sys::{self, socket, user};
+use crate::watched::WatchedSocket;
 use crate::wire::Refusal;
 
 /// The key of the listening socket among the events; those of the channels are their indices.
@@ -213,7 +214,7 @@ impl Backend {
             // Nothing is known against the peer.
             Err(
                 PeerError::Unknown { source, .. } | PeerError::InvalidDescriptor { source, .. },
-            ) => return self.come_short(&descriptor, &source),
+            ) => return self.come_short(descriptor.as_fd(), &source),
             Err(
                 PeerError::NotAllowed { credentials, .. } | PeerError::Nameless { credentials, .. },
             ) => {
@@ -229,18 +230,19 @@ impl Backend {
             Ok(place) => place,
             Err(refusal) => return self.refuse(descriptor, refusal),
         };
+        let socket = WatchedSocket::new(descriptor, place as u64);
         let hello_by = now + GREETING_TIMEOUT;
         // What can fail comes first, and the last of it is what would have to be undone.
         let ready = self.make_room().and_then(|()| {
             let Some(events) = self.handle.events() else { return Ok(()) };
             events.wake_at(hello_by, now)?;
-            events.add(descriptor.as_fd(), place as u64)
+            socket.watch(events)
         });
         if let Err(error) = ready {
-            return self.come_short(&descriptor, &error);
+            return self.come_short(socket.as_fd(), &error);
         }
         self.accepting.join(broker.user, place, hello_by);
-        let mut channel = Channel::new(descriptor, broker, hello_by);
+        let mut channel = Channel::new(socket, broker, hello_by);
         match self.channels.get_mut(place) {
             Some(unused) => {
                 channel.dirty = unused.dirty;
@@ -258,8 +260,8 @@ impl Backend {
     }
 
     /// The system refuses what a channel for a connection needs: tells who connected.
-    fn come_short(&mut self, descriptor: &OwnedFd, error: &io::Error) {
-        channel::say(descriptor.as_fd(), &Refusal::short(error.raw_os_error().unwrap_or(0)));
+    fn come_short(&mut self, connection: BorrowedFd<'_>, error: &io::Error) {
+        channel::say(connection, &Refusal::short(error.raw_os_error().unwrap_or(0)));
         self.arrivals.system_refused(error);
     }
 

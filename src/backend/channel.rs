@@ -1,7 +1,7 @@
 //! One channel as the backend uses it: frames in and out.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::arrivals::Arrivals;
@@ -13,7 +13,8 @@ use crate::peer::Credentials;
 use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
 use crate::sys::event::Events;
-use crate::sys::{Received, packet, socket};
+use crate::sys::{Received, packet};
+use crate::watched::WatchedSocket;
 use crate::wire::{self, Frame, GRANT_LEN, Kind, Refusal, VERDICT_LEN, Welcome, WireError};
 
 /// How many tokens are granted in one frame. It is made on the stack, of which a thread may have
@@ -39,13 +40,9 @@ pub(super) struct Channel {
 
 #[derive(Debug)]
 struct Socket {
-    descriptor: OwnedFd,
+    watched: WatchedSocket,
     /// When the broker must have said hello.
     hello_by: Instant,
-    /// The socket was full.
-    full: bool,
-    /// The events tell when it has room again.
-    watching: bool,
     /// The system was short of memory: nothing is sent before the handle tries again.
     short_of_memory: bool,
     /// It was short of memory for something to receive, which is not watched until then.
@@ -86,12 +83,10 @@ enum Next {
 
 impl Channel {
     /// A channel whose broker has connected.
-    pub(super) fn new(descriptor: OwnedFd, broker: Credentials, hello_by: Instant) -> Channel {
+    pub(super) fn new(watched: WatchedSocket, broker: Credentials, hello_by: Instant) -> Channel {
         let socket = Socket {
-            descriptor,
+            watched,
             hello_by,
-            full: false,
-            watching: false,
             short_of_memory: false,
             unreceived: None,
             short_of_tokens: false,
@@ -116,7 +111,7 @@ impl Channel {
     /// The socket has room again.
     pub(super) fn has_room(&mut self) {
         if let Some(socket) = &mut self.socket {
-            socket.full = false;
+            socket.watched.has_room();
         }
     }
 
@@ -154,10 +149,10 @@ impl Channel {
     }
 
     /// Watches it again, if it is time for that; if the system refuses that, after another pause.
-    pub(super) fn watch_again(&mut self, key: u64, events: &Events, now: Instant) {
+    pub(super) fn watch_again(&mut self, events: &Events, now: Instant) {
         let Some(socket) = &mut self.socket else { return };
         if socket.unreceived.is_some_and(|until| until <= now) {
-            let watched = socket.watch_room(key, events, socket.watching);
+            let watched = socket.watched.go_on(events);
             socket.unreceived = watched.is_err().then(|| now + MEMORY_PAUSE);
         }
     }
@@ -165,7 +160,7 @@ impl Channel {
     /// Tells a broker why it is turned away.
     pub(super) fn say(&self, refusal: &Refusal) {
         if let Some(socket) = &self.socket {
-            say(socket.descriptor.as_fd(), refusal);
+            say(socket.watched.as_fd(), refusal);
         }
     }
 
@@ -173,8 +168,7 @@ impl Channel {
     /// Says whether there was a connection.
     pub(super) fn close(&mut self, events: &Events) -> bool {
         let Some(socket) = self.socket.take() else { return false };
-        events.remove(socket.descriptor.as_fd());
-        socket::end(socket.descriptor.as_fd());
+        socket.watched.end(events);
         true
     }
 
@@ -195,12 +189,12 @@ impl Channel {
         while let Some(socket) = &mut self.socket {
             let before = arrivals.statistics.arrived;
             let take = |which: usize, descriptor| descriptors[which].push(descriptor);
-            let received = match packet::receive_packets(socket.descriptor.as_fd(), buffer, take) {
+            let received = match packet::receive_packets(socket.watched.as_fd(), buffer, take) {
                 Ok(received) => received,
                 // It takes no verdicts, so it is of no use, even if its end never comes.
                 Err(_) if socket.deaf => return Err(End::Gone),
                 Err(error) => {
-                    socket.unreceived(&error, index as u64, events, arrivals)?;
+                    socket.unreceived(&error, events, arrivals)?;
                     break;
                 }
             };
@@ -307,25 +301,21 @@ impl Channel {
     /// the end of the channel.
     pub(super) fn flush(
         &mut self,
-        key: u64,
         events: &mut Events,
         arrivals: &mut Arrivals,
     ) -> Result<(), End> {
         let (Some(socket), Some(slots)) = (&mut self.socket, &mut self.slots) else {
             return Ok(());
         };
-        while !(socket.full || socket.deaf || socket.short_of_memory) {
+        while !(socket.watched.is_full() || socket.deaf || socket.short_of_memory) {
             let Some(next) = next(socket, slots, arrivals.draining) else { break };
             if let Err(error) = socket.send(next, slots, arrivals) {
-                socket.unsent(&error, key, events, arrivals)?;
+                socket.unsent(&error, events, arrivals)?;
             }
         }
-        if socket.watching && !socket.full && socket.watch_room(key, events, false).is_err() {
-            // It stays watched, is told at once that there is room, and tries again.
-            socket.full = true;
-        }
+        socket.watched.have_sent(events);
         if socket.short_of_tokens {
-            socket.wake_after(TOKEN_PAUSE, key, events)?;
+            socket.wake_after(TOKEN_PAUSE, events)?;
         }
         Ok(())
     }
@@ -396,26 +386,23 @@ impl Socket {
 
     fn send_frame(&self, kind: Kind, entries: usize, body: &[u8]) -> io::Result<()> {
         let header = wire::header(kind, entries, 0, body.len());
-        send(self.descriptor.as_fd(), &header, body)
+        send(self.watched.as_fd(), &header, body)
     }
 
     /// A frame could not be sent: it waits, or is made smaller, or the channel ends.
     fn unsent(
         &mut self,
         error: &io::Error,
-        key: u64,
         events: &mut Events,
         arrivals: &mut Arrivals,
     ) -> Result<(), End> {
         match error.raw_os_error() {
-            // Once more when it is watched: of room that came before, no edge would tell.
-            Some(libc::EAGAIN) if !self.watching => {
-                self.watch_room(key, events, true).map_err(|error| {
+            Some(libc::EAGAIN) => {
+                self.watched.was_full(events).map_err(|error| {
                     arrivals.system_refused(&error);
                     End::Gone
                 })?;
             }
-            Some(libc::EAGAIN) => self.full = true,
             // More than the socket's buffer, SO_SNDBUF, holds.
             Some(libc::EMSGSIZE) if self.most_entries > 1 => self.most_entries /= 2,
             // The handle receives what the broker still sent, and then ends the channel.
@@ -423,7 +410,7 @@ impl Socket {
             Some(libc::ENOBUFS | libc::ENOMEM) => {
                 arrivals.system_refused(error);
                 self.short_of_memory = true;
-                self.wake_after(MEMORY_PAUSE, key, events)?;
+                self.wake_after(MEMORY_PAUSE, events)?;
             }
             _ => {
                 arrivals.system_refused(error);
@@ -437,7 +424,6 @@ impl Socket {
     fn unreceived(
         &mut self,
         error: &io::Error,
-        key: u64,
         events: &mut Events,
         arrivals: &mut Arrivals,
     ) -> Result<(), End> {
@@ -449,7 +435,7 @@ impl Socket {
                 let until = now + MEMORY_PAUSE;
                 events.wake_at(until, now).map_err(|_| End::Gone)?;
                 // It would be told again and again that it is still there.
-                let paused = events.pause(self.descriptor.as_fd(), key, true).is_ok();
+                let paused = self.watched.pause(events).is_ok();
                 // One that cannot be paused again is paused still.
                 self.unreceived = (paused || self.unreceived.is_some()).then_some(until);
                 Ok(())
@@ -459,18 +445,11 @@ impl Socket {
     }
 
     /// Has the handle try again after a pause; at once, if no timer can be set.
-    fn wake_after(&mut self, pause: Duration, key: u64, events: &mut Events) -> Result<(), End> {
+    fn wake_after(&mut self, pause: Duration, events: &mut Events) -> Result<(), End> {
         let now = Instant::now();
         if events.wake_at(now + pause, now).is_err() {
-            self.watch_room(key, events, true).map_err(|_| End::Gone)?;
-            self.full = true;
+            self.watched.await_room(events).map_err(|_| End::Gone)?;
         }
-        Ok(())
-    }
-
-    fn watch_room(&mut self, key: u64, events: &Events, room: bool) -> io::Result<()> {
-        events.watch_room(self.descriptor.as_fd(), key, room)?;
-        self.watching = room;
         Ok(())
     }
 }

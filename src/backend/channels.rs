@@ -75,7 +75,7 @@ impl Backend {
     pub(super) fn flush_channel(&mut self, index: usize) {
         let Some(events) = self.handle.events() else { return };
         let channel = &mut self.channels[index];
-        let flushed = channel.flush(index as u64, events, &mut self.arrivals);
+        let flushed = channel.flush(events, &mut self.arrivals);
         self.is_short |= channel.is_short();
         match flushed {
             Err(end) => self.end(index, end),
@@ -121,8 +121,8 @@ impl Backend {
         }
         let Some(events) = self.handle.events() else { return Ok(()) };
         let now = Instant::now();
-        for (index, channel) in self.channels.iter_mut().enumerate() {
-            channel.watch_again(index as u64, events, now);
+        for channel in &mut self.channels {
+            channel.watch_again(events, now);
         }
         match self.channels.iter().filter_map(Channel::unreceived).min() {
             Some(until) => {

@@ -19,6 +19,7 @@ use crate::reason::Reason;
 use crate::support;
 use crate::sys::event::Events;
 use crate::sys::{self, Received, packet, socket};
+use crate::watched::WatchedSocket;
 use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, Refusal, Rejection, WireError};
 
 /// What may be in flight is sent in so many parts, so that the backend works on one while the
@@ -43,9 +44,7 @@ const LONE_PAUSE: Duration = Duration::from_millis(90);
 
 #[derive(Debug)]
 pub(super) struct Channel {
-    socket: OwnedFd,
-    /// The key of the socket among the events.
-    key: u64,
+    socket: WatchedSocket,
     pub(super) claims: ClaimTable,
     pub(super) offers: Offers,
     /// Set by the backend's welcome; before it, when to give up waiting for that.
@@ -55,10 +54,6 @@ pub(super) struct Channel {
     pub(super) draining: bool,
     /// The backend knows offers with TLS.
     pub(super) knows_tls: bool,
-    /// The socket was full.
-    pub(super) full: bool,
-    /// The events tell when it has room again.
-    watching: bool,
     /// When offers were last sent.
     sent_at: Instant,
     /// How long the last offer that was adopted took.
@@ -99,16 +94,13 @@ impl Channel {
         packet::send_packet(socket.as_fd(), &parts, &[table.as_raw_fd()])
             .map_err(|error| why_hello_failed(&socket, error))?;
         Ok(Channel {
-            socket,
-            key,
+            socket: WatchedSocket::new(socket, key),
             claims,
             offers,
             welcome: Err(now + GREETING_TIMEOUT),
             grants_by: None,
             draining: false,
             knows_tls: false,
-            full: false,
-            watching: false,
             sent_at: now,
             answered_in: Duration::ZERO,
             look_at: None,
@@ -125,18 +117,22 @@ impl Channel {
 
     /// Nothing but a packet can come next: it is set up, and does not wait for room.
     pub(super) fn awaits_packets(&self) -> bool {
-        self.welcome.is_ok() && !self.watching
+        self.welcome.is_ok() && !self.socket.watches_room()
+    }
+
+    /// The socket has room again.
+    pub(super) fn has_room(&mut self) {
+        self.socket.has_room();
     }
 
     /// Has the handle's descriptor tell when there is something to receive.
     pub(super) fn watch(&self, events: &Events) -> io::Result<()> {
-        events.add(self.socket.as_fd(), self.key)
+        self.socket.watch(events)
     }
 
     /// To be called before the channel is dropped, but not in another process.
     pub(super) fn end(&self, events: &Events) {
-        events.remove(self.socket.as_fd());
-        socket::end(self.socket.as_fd());
+        self.socket.end(events);
     }
 
     /// Whether so many offers wait to be sent that they should not wait for more. `sleeps`: both
@@ -158,7 +154,8 @@ impl Channel {
     /// flush.
     pub(super) fn send_large(&mut self, preread: &[IoSlice<'_>], now: Instant) {
         let mut parts = [IoSlice::new(&[]); 2 + LARGE_PREREAD_PARTS];
-        let fits = preread.len() <= LARGE_PREREAD_PARTS && !self.full && self.try_again.is_none();
+        let may_send = !self.socket.is_full() && self.try_again.is_none();
+        let fits = preread.len() <= LARGE_PREREAD_PARTS && may_send;
         if let (true, Some((head, first))) = (fits, self.offers.only_queued()) {
             let len = head.len() + preread.iter().map(|part| part.len()).sum::<usize>();
             let header = wire::header(Kind::Offers, 1, 1, len);
@@ -191,7 +188,7 @@ impl Channel {
         }
         let mut most = wire::MAX_DESCRIPTORS;
         while let Some(first) = self.offers.first_queued() {
-            if self.full || self.try_again.is_some() {
+            if self.socket.is_full() || self.try_again.is_some() {
                 break;
             }
             let body = self.offers.batch(most, descriptors);
@@ -205,13 +202,11 @@ impl Channel {
                 continue;
             };
             match error.raw_os_error() {
-                // Once more when it is watched: of room that came before, no edge would tell.
-                Some(libc::EAGAIN) if !self.watching => {
-                    if self.watch_room(events, true).is_err() {
+                Some(libc::EAGAIN) => {
+                    if self.socket.was_full(events).is_err() {
                         self.try_again = Some(now + MEMORY_PAUSE);
                     }
                 }
-                Some(libc::EAGAIN) => self.full = true,
                 Some(libc::ENOBUFS | libc::ENOMEM) => self.try_again = Some(now + MEMORY_PAUSE),
                 Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => {
                     return Err(Reason::BackendUnavailable);
@@ -232,10 +227,7 @@ impl Channel {
                 }
             }
         }
-        if self.watching && !self.full && self.watch_room(events, false).is_err() {
-            // It stays watched, is told at once that there is room, and tries again.
-            self.full = true;
-        }
+        self.socket.have_sent(events);
         Ok(())
     }
 
@@ -246,19 +238,13 @@ impl Channel {
     fn await_memory(&mut self, again: Instant, events: &mut Events, now: Instant) {
         if again > now {
             if self.unreceived && events.wake_at(again, now).is_ok() {
-                let _ = events.pause(self.socket.as_fd(), self.key, true);
+                let _ = self.socket.pause(events);
             }
-        } else if self.unreceived && self.watch_room(events, self.watching).is_err() {
+        } else if self.unreceived && self.socket.go_on(events).is_err() {
             self.try_again = Some(now + MEMORY_PAUSE);
         } else {
             (self.try_again, self.unreceived) = (None, false);
         }
-    }
-
-    fn watch_room(&mut self, events: &Events, room: bool) -> io::Result<()> {
-        events.watch_room(self.socket.as_fd(), self.key, room)?;
-        self.watching = room;
-        Ok(())
     }
 
     /// Revokes an offer in flight and writes down its end: for this reason, or adopted after all;
