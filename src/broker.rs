@@ -58,11 +58,11 @@ mod blocking;
 mod channel;
 mod choosing;
 mod connecting;
+mod copies;
 mod directory;
 mod down;
 mod error;
 mod failover;
-mod kept;
 mod member;
 mod members;
 mod offer;
@@ -112,10 +112,10 @@ pub const MAX_BACKENDS: usize = 1024;
 /// An offer's id is a number that grows, behind which these bits say where it is: the number of its
 /// copy, or its backend and its slot there.
 const ID_BITS: u32 = 23;
-const KEPT_ID: u64 = 1 << (ID_BITS - 1);
+const COPIED: u64 = 1 << (ID_BITS - 1);
 const MAX_NUMBER: u64 = u64::MAX >> ID_BITS;
 const SLOT_BITS: u32 = 12;
-const _: () = assert!(MAX_SLOTS == 1 << SLOT_BITS && MAX_SLOTS * MAX_BACKENDS == KEPT_ID as usize);
+const _: () = assert!(MAX_SLOTS == 1 << SLOT_BITS && MAX_SLOTS * MAX_BACKENDS == COPIED as usize);
 
 /// What a [`Broker`] has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -448,9 +448,9 @@ impl Broker {
         let now = Instant::now();
         // No offer is in flight in a handle that is not open, so this does not open it.
         self.check()?;
-        let waits = self.kept(id).filter(|(_, copy)| copy.waits && copy.awaited == awaited);
-        if let Some((kept, _)) = waits {
-            self.outcomes.kept.forget(kept);
+        let waits = self.copy(id).filter(|(_, copy)| copy.waits && copy.awaited == awaited);
+        if let Some((number, _)) = waits {
+            self.outcomes.copies.forget(number);
             self.outcomes.statistics.taken_back += 1;
             return Ok(());
         }
@@ -470,7 +470,7 @@ impl Broker {
             Ok(()) => {
                 channel.offers.settle(slot, false);
                 member.tally.took_back(&facts, now);
-                self.outcomes.kept.forget(facts.kept);
+                self.outcomes.copies.forget(facts.copy);
                 self.outcomes.statistics.taken_back += 1;
                 // Its channel may have waited for this one. If no timer can be set, something else
                 // wakes the caller.
@@ -490,19 +490,19 @@ impl Broker {
     }
 
     /// The copy of an offer, if it has one, and the number of that.
-    fn kept(&self, id: u64) -> Option<(u32, &kept::KeptOffer)> {
-        let number = u32::try_from(id & (KEPT_ID - 1)).ok().filter(|_| id & KEPT_ID != 0)?;
-        let copy = self.outcomes.kept.get(number).filter(|copy| copy.id == id)?;
+    fn copy(&self, id: u64) -> Option<(u32, &copies::OfferCopy)> {
+        let number = u32::try_from(id & (COPIED - 1)).ok().filter(|_| id & COPIED != 0)?;
+        let copy = self.outcomes.copies.get(number).filter(|copy| copy.id == id)?;
         Some((number, copy))
     }
 
     /// The backend and the slot of an offer that may be in flight.
     fn find(&self, id: u64) -> Option<(usize, u32)> {
-        let (index, slot) = if id & KEPT_ID != 0 {
-            let (_, copy) = self.kept(id)?;
+        let (index, slot) = if id & COPIED != 0 {
+            let (_, copy) = self.copy(id)?;
             (copy.backend as usize, copy.slot)
         } else {
-            let place = id & (KEPT_ID - 1);
+            let place = id & (COPIED - 1);
             ((place >> SLOT_BITS) as usize, (place & (MAX_SLOTS as u64 - 1)) as u32)
         };
         (index < self.members.len()).then_some((index, slot))

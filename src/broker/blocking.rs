@@ -46,8 +46,8 @@ impl Broker {
         let Some((index, slot)) = self.find(id) else { return };
         let slot = self.members[index].channel().and_then(|channel| channel.offers.find(slot, id));
         // Otherwise it has its verdict.
-        let Some(kept) = slot.map(|slot| slot.facts.kept) else { return };
-        if let Some(copy) = self.outcomes.kept.get_mut(kept) {
+        let Some(copy) = slot.map(|slot| slot.facts.copy) else { return };
+        if let Some(copy) = self.outcomes.copies.get_mut(copy) {
             copy.deadline = now;
         }
         self.hang_up(index, Reason::BackendUnavailable, now);

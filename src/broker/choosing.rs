@@ -11,11 +11,11 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
-use super::kept::NOT_KEPT;
+use super::copies::NO_COPY;
 use super::member::{Link, Member, Needs, Obstacle, Vacancy};
 use super::offer::Refused;
 use super::offers::{Facts, Parts, queued_len};
-use super::{BackendSettings, Broker, BrokerError, ID_BITS, KEPT_ID, MAX_NUMBER, SLOT_BITS};
+use super::{BackendSettings, Broker, BrokerError, COPIED, ID_BITS, MAX_NUMBER, SLOT_BITS};
 use crate::claim;
 use crate::wire::LARGE_LEN;
 
@@ -33,8 +33,8 @@ pub(super) struct Placing<'a> {
     /// Its caller waits for the verdict.
     pub awaited: bool,
     pub descriptor: RawFd,
-    /// The number of its copy, or [`NOT_KEPT`].
-    pub kept: u32,
+    /// The number of its copy, or [`NO_COPY`].
+    pub copy: u32,
     pub parts: &'a Parts<'a>,
     /// Bytes in its parts.
     pub len: usize,
@@ -51,33 +51,33 @@ pub(super) struct Chosen {
 
 impl Broker {
     /// The backend that gets an offer of so many bytes; if none does, the one that is most likely
-    /// to take one soon, and why it does not now. `kept` is the offer's copy, if backends were
+    /// to take one soon, and why it does not now. `copy` is the offer's, if backends were
     /// tried before.
     #[inline(always)]
     pub(super) fn choose(
         &mut self,
         needs: Needs,
-        kept: u32,
+        copy: u32,
         now: Instant,
     ) -> Result<Chosen, Option<(usize, Obstacle)>> {
-        if let ([only], NOT_KEPT) = (&self.members[..], kept) {
+        if let ([only], NO_COPY) = (&self.members[..], copy) {
             return match only.would_take(needs, self.options.queue_bytes, now) {
                 Ok((_, place)) => Ok(Chosen { index: 0, place }),
                 Err(why) => Err(Some((0, why))),
             };
         }
-        self.choose_of_many(needs, kept, now)
+        self.choose_of_many(needs, copy, now)
     }
 
     #[inline(never)]
     pub(super) fn choose_of_many(
         &mut self,
         needs: Needs,
-        kept: u32,
+        copy: u32,
         now: Instant,
     ) -> Result<Chosen, Option<(usize, Obstacle)>> {
         let queue_bytes = self.options.queue_bytes;
-        let copy = self.outcomes.kept.get(kept);
+        let copy = self.outcomes.copies.get(copy);
         let mut fewest: Option<Load> = None;
         // Of those that are no backups, and of backups.
         let mut weights = [0; 2];
@@ -135,7 +135,7 @@ impl Broker {
         now: Instant,
     ) -> Result<u64, BrokerError> {
         let Chosen { index, place: Vacancy { slot, generation, trial } } = chosen;
-        let Placing { id, user_data, awaited, descriptor, kept, parts, len, cookie, deadline } =
+        let Placing { id, user_data, awaited, descriptor, copy, parts, len, cookie, deadline } =
             *placing;
         let member = &mut self.members[index];
         let Link::Up(channel) = &mut member.link else {
@@ -147,9 +147,9 @@ impl Broker {
         let mut id = id;
         if id == 0 {
             // Where it is becomes part of the id, so that it is found without a search.
-            let place = match kept {
-                NOT_KEPT => (index as u64) << SLOT_BITS | u64::from(slot),
-                kept => KEPT_ID | u64::from(kept),
+            let place = match copy {
+                NO_COPY => (index as u64) << SLOT_BITS | u64::from(slot),
+                copy => COPIED | u64::from(copy),
             };
             id = self.next_id << ID_BITS | place;
             // They begin again after years, and 0 is none.
@@ -161,7 +161,7 @@ impl Broker {
         member.tally.counts.offered += 1;
         // Before the descriptor can be sent, so that the backend finds it on offer.
         claim::offer(channel.claims.slot(slot as usize), generation);
-        let facts = Facts { id, user_data, awaited, descriptor, kept, offered_at: now, trial };
+        let facts = Facts { id, user_data, awaited, descriptor, copy, offered_at: now, trial };
         let names_len = parts.names.iter().map(|name| name.len()).sum::<usize>();
         let large = Some(len - names_len).filter(|preread_len| *preread_len >= LARGE_LEN);
         channel.offers.queue(&facts, parts, large, cookie, deadline);
@@ -182,14 +182,14 @@ impl Broker {
         mut placing: Placing<'_>,
         now: Instant,
     ) -> Result<u64, BrokerError> {
-        let Some(kept) = self.outcomes.kept.place(placing.len, now) else {
+        let Some(number) = self.outcomes.copies.place(placing.len, now) else {
             return self.place(chosen, &placing, now);
         };
         let last = placing.deadline;
-        placing.kept = kept;
+        placing.copy = number;
         placing.deadline = self.attempt_deadline(last, now);
         let id = self.place(chosen, &placing, now)?;
-        self.outcomes.kept.keep(placing.parts, |copy| {
+        self.outcomes.copies.keep(placing.parts, |copy| {
             copy.tried.add(chosen.index);
             (copy.id, copy.descriptor) = (id, placing.descriptor);
             (copy.user_data, copy.awaited) = (placing.user_data, placing.awaited);

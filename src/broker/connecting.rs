@@ -59,9 +59,9 @@ impl Broker {
     fn expire(&mut self, index: usize, slot: u32, now: Instant) {
         let Some(channel) = self.members[index].channel() else { return };
         let Some(facts) = channel.offers.slot(slot).map(|slot| slot.facts) else { return };
-        let copy = self.outcomes.kept.get(facts.kept).filter(|copy| copy.deadline > now);
+        let copy = self.outcomes.copies.get(facts.copy).filter(|copy| copy.deadline > now);
         let last = copy.map(|copy| copy.deadline);
-        if let Some(last) = last.filter(|_| !self.can_fail_over(facts.kept, now)) {
+        if let Some(last) = last.filter(|_| !self.can_fail_over(facts.copy, now)) {
             let deadline = self.attempt_deadline(last, now);
             if let Some(channel) = self.members[index].channel() {
                 channel.offers.put_off(slot, deadline);

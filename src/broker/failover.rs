@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::choosing::{Chosen, Placing};
-use super::kept::KeptOffer;
+use super::copies::OfferCopy;
 use super::member::{Obstacle, Vacancy};
 use super::outcomes::Again;
 use super::{Broker, Verdict};
@@ -49,9 +49,9 @@ impl Broker {
     }
 
     fn go_on(&mut self, again: Again, now: Instant) {
-        match self.try_next(again.kept, now) {
+        match self.try_next(again.copy, now) {
             Next::Placed => {}
-            Next::Nobody => self.give_up(again.kept, again.reason),
+            Next::Nobody => self.give_up(again.copy, again.reason),
             Next::Waits => self.let_wait(again, now),
         }
     }
@@ -64,19 +64,19 @@ impl Broker {
             waiting.retain(|again| self.waits(again));
             self.waiting = waiting;
         }
-        let Some(copy) = self.outcomes.kept.get_mut(again.kept) else { return };
+        let Some(copy) = self.outcomes.copies.get_mut(again.copy) else { return };
         copy.waits = true;
         let deadline = copy.deadline;
         if self.waiting.try_reserve(1).is_err() || self.handle.wake_at(deadline, now).is_err() {
             // Nothing would end the wait.
-            return self.give_up(again.kept, again.reason);
+            return self.give_up(again.copy, again.reason);
         }
         self.waiting.push_back(again);
     }
 
     /// Whether an offer still waits: it may have been taken back.
     fn waits(&self, again: &Again) -> bool {
-        let copy = self.outcomes.kept.get(again.kept);
+        let copy = self.outcomes.copies.get(again.copy);
         copy.is_some_and(|copy| copy.id == again.id && copy.waits)
     }
 
@@ -92,11 +92,11 @@ impl Broker {
             let Some(again) = self.waiting.pop_front().filter(|again| self.waits(again)) else {
                 continue;
             };
-            let deadline = self.outcomes.kept.get(again.kept).map_or(now, |copy| copy.deadline);
+            let deadline = self.outcomes.copies.get(again.copy).map_or(now, |copy| copy.deadline);
             if self.closed {
-                self.give_up(again.kept, Reason::BrokerClosed);
+                self.give_up(again.copy, Reason::BrokerClosed);
             } else if deadline <= now {
-                self.give_up(again.kept, again.reason);
+                self.give_up(again.copy, again.reason);
             } else {
                 next = Some(next.map_or(deadline, |next| next.min(deadline)));
                 self.waiting.push_back(again);
@@ -109,8 +109,8 @@ impl Broker {
     }
 
     /// Offers a copy to a backend that was not tried yet.
-    fn try_next(&mut self, kept: u32, now: Instant) -> Next {
-        let Some(copy) = self.outcomes.kept.get(kept).filter(|copy| copy.deadline > now) else {
+    fn try_next(&mut self, number: u32, now: Instant) -> Next {
+        let Some(copy) = self.outcomes.copies.get(number).filter(|copy| copy.deadline > now) else {
             return Next::Nobody;
         };
         if self.closed {
@@ -118,23 +118,32 @@ impl Broker {
         }
         let needs = copy.needs();
         let len = needs.len;
-        let chosen = match self.choose_of_many(needs, kept, now) {
+        let chosen = match self.choose_of_many(needs, number, now) {
             Ok(chosen) => chosen,
             Err(Some((_, Obstacle::Full(_)))) => return Next::Waits,
             Err(_) => return Next::Nobody,
         };
         let Chosen { index, place: Vacancy { slot, .. } } = chosen;
         // Out of its place while it is read.
-        let Some(copy) = self.outcomes.kept.take(kept) else { return Next::Nobody };
-        let KeptOffer { id, user_data, awaited, descriptor, cookie, .. } = copy;
+        let Some(copy) = self.outcomes.copies.take(number) else { return Next::Nobody };
+        let OfferCopy { id, user_data, awaited, descriptor, cookie, .. } = copy;
         let deadline = self.attempt_deadline(copy.deadline, now);
         let placed = copy.with_parts(|parts| {
-            let placing =
-                Placing { id, user_data, awaited, descriptor, kept, parts, len, cookie, deadline };
+            let placing = Placing {
+                id,
+                user_data,
+                awaited,
+                descriptor,
+                copy: number,
+                parts,
+                len,
+                cookie,
+                deadline,
+            };
             self.place(chosen, &placing, now)
         });
-        self.outcomes.kept.put(kept, copy);
-        let (Ok(_), Some(copy)) = (placed, self.outcomes.kept.get_mut(kept)) else {
+        self.outcomes.copies.put(number, copy);
+        let (Ok(_), Some(copy)) = (placed, self.outcomes.copies.get_mut(number)) else {
             return Next::Nobody;
         };
         copy.tried.add(index);
@@ -145,8 +154,8 @@ impl Broker {
     }
 
     /// The verdict on an offer that no other backend gets.
-    fn give_up(&mut self, kept: u32, reason: Reason) {
-        if let Some(copy) = self.outcomes.kept.get(kept) {
+    fn give_up(&mut self, number: u32, reason: Reason) {
+        if let Some(copy) = self.outcomes.copies.get(number) {
             let awaited = copy.awaited;
             let verdict = Verdict {
                 id: copy.id,
@@ -160,14 +169,14 @@ impl Broker {
             };
             self.outcomes.statistics.fallbacks[reason as usize] += 1;
             self.outcomes.decide(verdict, awaited);
-            self.outcomes.kept.forget(kept);
+            self.outcomes.copies.forget(number);
         }
     }
 
     /// Whether there is a backend that was not tried yet and takes an offer. Of offers that are
     /// late at the same time, only the first looks at all backends in vain.
-    pub(super) fn can_fail_over(&mut self, kept: u32, now: Instant) -> bool {
-        let Some(copy) = self.outcomes.kept.get(kept) else { return false };
+    pub(super) fn can_fail_over(&mut self, number: u32, now: Instant) -> bool {
+        let Some(copy) = self.outcomes.copies.get(number) else { return false };
         let (needs, tried) = (copy.needs(), &copy.tried);
         if self.no_takers.is_some_and(|(at, least)| at == now && needs.are_more_than(least)) {
             return false;

@@ -87,7 +87,7 @@ impl Broker {
         if index < self.members.len() {
             member.touched = self.members[index].touched;
             self.members[index] = member;
-            self.outcomes.kept.renumbered(index);
+            self.outcomes.copies.renumbered(index);
         } else {
             self.members.push(member);
         }
@@ -126,10 +126,10 @@ impl Broker {
     /// A number for one more backend, with memory for it in every list. Numbers of those that are
     /// gone are used again, but for those in verdicts that were not taken and of offers that go on.
     fn unused_number(&mut self) -> Result<usize, BrokerError> {
-        let Outcomes { verdicts, awaited, kept, .. } = &self.outcomes;
+        let Outcomes { verdicts, awaited, copies, .. } = &self.outcomes;
         let named = |index: usize| {
             let mut untaken = verdicts.iter().chain(awaited);
-            untaken.any(|verdict| verdict.backend as usize == index) || kept.names(index)
+            untaken.any(|verdict| verdict.backend as usize == index) || copies.names(index)
         };
         let gone = |index: &usize| self.members[*index].gone && !named(*index);
         let all = self.members.len();

@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use super::choosing::{Chosen, Placing};
-use super::kept::NOT_KEPT;
+use super::copies::NO_COPY;
 use super::member::{Link, Member, Needs, Obstacle};
 use super::offer::{Offer, Refused};
 use super::offers::Parts;
@@ -73,7 +73,7 @@ impl Broker {
         } else if untaken >= most && most > 0 {
             return Err(self.too_many_verdicts(untaken, len, now));
         }
-        let chosen = match self.choose(Needs { len, tls: offer.tls }, NOT_KEPT, now) {
+        let chosen = match self.choose(Needs { len, tls: offer.tls }, NO_COPY, now) {
             Ok(chosen) => chosen,
             Err(why) => {
                 self.want(len, now);
@@ -85,9 +85,9 @@ impl Broker {
         let names = [service, correlation, metadata];
         let parts = &Parts { names, preread, tls: offer.tls };
         let descriptor = offer.descriptor.as_raw_fd();
-        let (id, kept) = (0, NOT_KEPT);
+        let (id, copy) = (0, NO_COPY);
         let placing =
-            Placing { id, user_data, awaited, descriptor, kept, parts, len, cookie, deadline };
+            Placing { id, user_data, awaited, descriptor, copy, parts, len, cookie, deadline };
         // With one backend there is no other that could get it next.
         let id = if self.listed.len() > 1 {
             self.place_one_of_many(chosen, placing, now)?
@@ -109,7 +109,7 @@ impl Broker {
             Ok(len) => len,
             Err(error) => return error.into(),
         };
-        let why = match self.choose(Needs { len, tls: offer.tls }, NOT_KEPT, now) {
+        let why = match self.choose(Needs { len, tls: offer.tls }, NO_COPY, now) {
             Ok(Chosen { index, .. }) => match &self.members[index].link {
                 Link::Up(channel) => Some((index, Obstacle::Full(channel.limit()))),
                 Link::Down { .. } => Some((index, Obstacle::Down)),

@@ -6,7 +6,7 @@ use std::io::IoSlice;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-use super::kept::NOT_KEPT;
+use super::copies::NO_COPY;
 use crate::deadlines::Deadlines;
 use crate::memory::{self, NoMemory};
 use crate::token::Token;
@@ -39,8 +39,8 @@ pub(super) struct Facts {
     pub awaited: bool,
     /// The caller's, who keeps it open until the verdict.
     pub descriptor: RawFd,
-    /// Its copy among those for failover, or [`NOT_KEPT`].
-    pub kept: u32,
+    /// Its copy among those for failover, or [`NO_COPY`].
+    pub copy: u32,
     /// When this backend was offered it.
     pub offered_at: Instant,
     /// It is the trial of a backend that rests.
@@ -110,7 +110,7 @@ impl Offers {
             user_data: 0,
             awaited: false,
             descriptor: -1,
-            kept: NOT_KEPT,
+            copy: NO_COPY,
             offered_at: Instant::now(),
             trial: false,
         };
@@ -416,7 +416,7 @@ mod tests {
             user_data: 0,
             awaited: false,
             descriptor: of.as_raw_fd(),
-            kept: NOT_KEPT,
+            copy: NO_COPY,
             offered_at: deadline,
             trial: false,
         };

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::kept::{Kept, NOT_KEPT};
+use super::copies::{Copies, NO_COPY};
 use super::offers::Facts;
 use super::settings::FailureLimits;
 use super::{BrokerOptions, BrokerStatistics, Verdict};
@@ -20,7 +20,7 @@ pub(super) struct Outcomes {
     /// Those on offers whose callers wait for them.
     pub(super) awaited: VecDeque<Verdict>,
     pub(super) statistics: BrokerStatistics,
-    pub(super) kept: Kept,
+    pub(super) copies: Copies,
     pub(super) again: VecDeque<Again>,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct Outcomes {
 pub(super) struct Again {
     pub id: u64,
     /// The number of its copy.
-    pub kept: u32,
+    pub copy: u32,
     /// What ended the last attempt.
     pub reason: Reason,
 }
@@ -144,7 +144,7 @@ impl Outcomes {
             verdicts: VecDeque::new(),
             awaited: VecDeque::new(),
             statistics: BrokerStatistics::default(),
-            kept: Kept::new(options.failover_bytes),
+            copies: Copies::new(options.failover_bytes),
             again: VecDeque::new(),
         }
     }
@@ -224,9 +224,9 @@ impl<'a> Ledger<'a> {
                 _ => {}
             }
         }
-        if let Some(copy) = self.outcomes.kept.get_mut(facts.kept).filter(|_| goes_on(reason)) {
+        if let Some(copy) = self.outcomes.copies.get_mut(facts.copy).filter(|_| goes_on(reason)) {
             copy.may_have_reached |= may_have_reached;
-            self.outcomes.again.push_back(Again { id: facts.id, kept: facts.kept, reason });
+            self.outcomes.again.push_back(Again { id: facts.id, copy: facts.copy, reason });
             return;
         }
         self.outcomes.statistics.fallbacks[reason as usize] += 1;
@@ -236,7 +236,7 @@ impl<'a> Ledger<'a> {
     /// The verdict on an offer that no other backend gets.
     #[inline(always)]
     fn verdict(&mut self, facts: &Facts, end: End) {
-        let Facts { id, user_data, kept, awaited, .. } = *facts;
+        let Facts { id, user_data, copy, awaited, .. } = *facts;
         let (adopted, reason, may_have_reached, kind) = match end {
             End::Adopted(reason) => (true, reason, true, 0),
             End::Fallback { why, may_have_reached } => {
@@ -246,8 +246,8 @@ impl<'a> Ledger<'a> {
         let (backend, tries) = (self.backend, 1);
         let mut verdict =
             Verdict { id, user_data, adopted, reason, may_have_reached, kind, backend, tries };
-        if kept != NOT_KEPT {
-            self.outcomes.kept.complete(kept, &mut verdict);
+        if copy != NO_COPY {
+            self.outcomes.copies.complete(copy, &mut verdict);
         }
         self.outcomes.decide(verdict, awaited);
     }

@@ -12,11 +12,11 @@ use super::offers::Parts;
 use super::{MAX_BACKENDS, Verdict};
 
 /// The number of no copy.
-pub(super) const NOT_KEPT: u32 = u32::MAX;
+pub(super) const NO_COPY: u32 = u32::MAX;
 
 /// A copy of an offer.
 #[derive(Debug)]
-pub(super) struct KeptOffer {
+pub(super) struct OfferCopy {
     /// 0 if it is not in use.
     pub id: u64,
     pub user_data: usize,
@@ -43,9 +43,9 @@ pub(super) struct KeptOffer {
     ends: [usize; 3],
 }
 
-impl KeptOffer {
-    fn unused(now: Instant) -> KeptOffer {
-        KeptOffer {
+impl OfferCopy {
+    fn unused(now: Instant) -> OfferCopy {
+        OfferCopy {
             id: 0,
             user_data: 0,
             awaited: false,
@@ -100,30 +100,30 @@ impl Tried {
 
 /// The copies of a broker.
 #[derive(Debug)]
-pub(super) struct Kept {
-    copies: Vec<KeptOffer>,
+pub(super) struct Copies {
+    copies: Vec<OfferCopy>,
     unused: Vec<u32>,
     /// Bytes of memory that the copies have, used or not, and the most that they may have.
     bytes: usize,
     most: usize,
 }
 
-impl Kept {
+impl Copies {
     /// May have so many bytes.
-    pub(super) fn new(most: usize) -> Kept {
-        Kept { copies: Vec::new(), unused: Vec::new(), bytes: 0, most }
+    pub(super) fn new(most: usize) -> Copies {
+        Copies { copies: Vec::new(), unused: Vec::new(), bytes: 0, most }
     }
 
-    pub(super) fn get(&self, number: u32) -> Option<&KeptOffer> {
+    pub(super) fn get(&self, number: u32) -> Option<&OfferCopy> {
         self.copies.get(number as usize).filter(|copy| copy.id != 0)
     }
 
-    pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut KeptOffer> {
+    pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut OfferCopy> {
         self.copies.get_mut(number as usize).filter(|copy| copy.id != 0)
     }
 
     /// The number of a place for the copy of an offer of so many bytes, for
-    /// [`keep`](Kept::keep). None if they are too many, or there is no memory for them: then the
+    /// [`keep`](Copies::keep). None if they are too many, or there is no memory for them: then the
     /// offer is tried at one backend only.
     pub(super) fn place(&mut self, len: usize, now: Instant) -> Option<u32> {
         if self.unused.is_empty() {
@@ -164,12 +164,12 @@ impl Kept {
         self.copies.try_reserve(1).ok()?;
         self.unused.try_reserve(self.copies.len() + 1).ok()?;
         self.unused.push(u32::try_from(self.copies.len()).ok()?);
-        self.copies.push(KeptOffer::unused(now));
+        self.copies.push(OfferCopy::unused(now));
         Some(())
     }
 
-    /// Copies an offer to the place that [`place`](Kept::place) returned for it.
-    pub(super) fn keep(&mut self, parts: &Parts<'_>, fill: impl FnOnce(&mut KeptOffer)) {
+    /// Copies an offer to the place that [`place`](Copies::place) returned for it.
+    pub(super) fn keep(&mut self, parts: &Parts<'_>, fill: impl FnOnce(&mut OfferCopy)) {
         let Some(number) = self.unused.pop() else { return };
         let copy = &mut self.copies[number as usize];
         copy.bytes.clear();
@@ -187,14 +187,14 @@ impl Kept {
         fill(copy);
     }
 
-    /// Takes a copy out of its place, to be [`put`](Kept::put) back.
-    pub(super) fn take(&mut self, number: u32) -> Option<KeptOffer> {
+    /// Takes a copy out of its place, to be [`put`](Copies::put) back.
+    pub(super) fn take(&mut self, number: u32) -> Option<OfferCopy> {
         let copy = self.get_mut(number)?;
-        let unused = KeptOffer::unused(copy.deadline);
+        let unused = OfferCopy::unused(copy.deadline);
         Some(std::mem::replace(copy, unused))
     }
 
-    pub(super) fn put(&mut self, number: u32, copy: KeptOffer) {
+    pub(super) fn put(&mut self, number: u32, copy: OfferCopy) {
         if let Some(place) = self.copies.get_mut(number as usize) {
             *place = copy;
         }
@@ -235,19 +235,19 @@ impl Kept {
 mod tests {
     use super::*;
 
-    fn keep(kept: &mut Kept, names: [&[u8]; 3], preread: &[u8]) -> Option<u32> {
+    fn keep(copies: &mut Copies, names: [&[u8]; 3], preread: &[u8]) -> Option<u32> {
         let parts = Parts { names, preread: &[IoSlice::new(preread)], tls: true };
         let len = names.iter().map(|name| name.len()).sum::<usize>() + preread.len();
-        let number = kept.place(len, Instant::now())?;
-        kept.keep(&parts, |copy| copy.id = 7);
+        let number = copies.place(len, Instant::now())?;
+        copies.keep(&parts, |copy| copy.id = 7);
         Some(number)
     }
 
     #[test]
     fn copy_has_the_parts_of_the_offer() {
-        let mut kept = Kept::new(1000);
-        let number = keep(&mut kept, [b"s", b"", b"meta"], b"preread").unwrap();
-        kept.get(number).unwrap().with_parts(|parts| {
+        let mut copies = Copies::new(1000);
+        let number = keep(&mut copies, [b"s", b"", b"meta"], b"preread").unwrap();
+        copies.get(number).unwrap().with_parts(|parts| {
             assert_eq!(parts.names, [&b"s"[..], b"", b"meta"]);
             assert_eq!(&*parts.preread[0], b"preread");
             assert!(parts.tls);
@@ -256,27 +256,27 @@ mod tests {
 
     #[test]
     fn memory_of_copies_has_a_limit_and_is_used_again() {
-        let mut kept = Kept::new(64 * 10);
-        let numbers = [(); 64].map(|()| keep(&mut kept, [b""; 3], &[1; 10]).unwrap());
-        assert!(keep(&mut kept, [b""; 3], &[1; 10]).is_none());
-        kept.forget(numbers[5]);
-        assert_eq!(keep(&mut kept, [b""; 3], &[1; 10]), Some(numbers[5]));
+        let mut copies = Copies::new(64 * 10);
+        let numbers = [(); 64].map(|()| keep(&mut copies, [b""; 3], &[1; 10]).unwrap());
+        assert!(keep(&mut copies, [b""; 3], &[1; 10]).is_none());
+        copies.forget(numbers[5]);
+        assert_eq!(keep(&mut copies, [b""; 3], &[1; 10]), Some(numbers[5]));
         for number in numbers {
-            kept.forget(number);
+            copies.forget(number);
         }
         // Not even one large copy fits, but for what the unused ones give back.
-        assert!(keep(&mut kept, [b""; 3], &[1; 64 * 10]).is_some());
-        assert!(keep(&mut kept, [b""; 3], &[1; 1]).is_none());
+        assert!(keep(&mut copies, [b""; 3], &[1; 64 * 10]).is_some());
+        assert!(keep(&mut copies, [b""; 3], &[1; 1]).is_none());
     }
 
     #[test]
     fn backend_is_tried_until_its_number_stands_for_another() {
-        let mut kept = Kept::new(100);
-        let number = keep(&mut kept, [b""; 3], b"").unwrap();
-        kept.get_mut(number).unwrap().tried.add(64);
-        assert!(kept.get(number).unwrap().tried.has(64));
-        kept.renumbered(64);
-        assert!(!kept.get(number).unwrap().tried.has(64));
-        assert_eq!(kept.get(number).unwrap().tried.count, 1);
+        let mut copies = Copies::new(100);
+        let number = keep(&mut copies, [b""; 3], b"").unwrap();
+        copies.get_mut(number).unwrap().tried.add(64);
+        assert!(copies.get(number).unwrap().tried.has(64));
+        copies.renumbered(64);
+        assert!(!copies.get(number).unwrap().tried.has(64));
+        assert_eq!(copies.get(number).unwrap().tried.count, 1);
     }
 }
