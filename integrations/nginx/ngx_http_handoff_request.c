@@ -7,6 +7,8 @@
 
 #pragma GCC visibility push(hidden)
 
+static ngx_uint_t ngx_http_handoff_is_refused(ngx_http_request_t *r, ngx_handoff_offer_t *offer);
+static ngx_int_t ngx_http_handoff_fallback(ngx_handoff_offer_t *offer);
 static ngx_uint_t ngx_http_handoff_real_ip(ngx_http_request_t *r);
 static ngx_handoff_broker_t *ngx_http_handoff_broker(ngx_http_request_t *r,
     ngx_handoff_conf_t *conf, ngx_handoff_offer_t *offer);
@@ -38,6 +40,12 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
 
     offer = &ctx->offer;
 
+    if (ngx_http_handoff_is_refused(r, offer)) {
+        ngx_log_error(NGX_LOG_INFO, r->connection->log, 0,
+                      "not handed over: nginx has refused it with %ui", r->err_status);
+        return r->err_status;
+    }
+
     offer->broker = ngx_http_handoff_broker(r, conf, offer);
     if (offer->broker == NULL) {
         return NGX_HTTP_BAD_GATEWAY;
@@ -67,6 +75,33 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
     ngx_handoff_offer(offer);
 
     return NGX_DONE;
+}
+
+
+/*
+ * An error page may be in a location that hands over, and the backend would get what the client has
+ * sent: the request that was refused. With "=" error_page forgets the status, and the fallback of an
+ * offer refuses nothing.
+ */
+static ngx_uint_t
+ngx_http_handoff_is_refused(ngx_http_request_t *r, ngx_handoff_offer_t *offer)
+{
+    if (offer->outcome == HANDOFF_FALLBACK
+        && r->err_status == (ngx_uint_t) ngx_http_handoff_fallback(offer))
+    {
+        return 0;
+    }
+
+    return r->err_status >= NGX_HTTP_BAD_REQUEST;
+}
+
+
+/* What the client gets if no error_page leads to another location. */
+static ngx_int_t
+ngx_http_handoff_fallback(ngx_handoff_offer_t *offer)
+{
+    return (offer->reason == HANDOFF_REASON_ACK_TIMEOUT) ? NGX_HTTP_GATEWAY_TIME_OUT
+                                                         : NGX_HTTP_BAD_GATEWAY;
 }
 
 
@@ -216,8 +251,7 @@ ngx_http_handoff_done(ngx_handoff_offer_t *offer)
         ngx_http_finalize_request(r, NGX_ERROR);
 
     } else {
-        ngx_http_finalize_request(r, offer->reason == HANDOFF_REASON_ACK_TIMEOUT
-                                         ? NGX_HTTP_GATEWAY_TIME_OUT : NGX_HTTP_BAD_GATEWAY);
+        ngx_http_finalize_request(r, ngx_http_handoff_fallback(offer));
     }
 
     ngx_http_run_posted_requests(c);

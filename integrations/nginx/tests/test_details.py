@@ -219,6 +219,29 @@ class Eligible(Details):
         self.assertEqual(answer.body, data)
 
 
+    def test_what_nginx_has_refused_is_not_handed_over_by_an_error_page(self):
+        self.expected.append("access forbidden by rule|no user/password was provided")
+        self.start(http=server("error_page 401 403 404 /error;"
+                               "location / { PASS }"
+                               "location /r/denied { deny all; }"
+                               'location /r/locked { auth_basic "x"; auth_basic_user_file passwords; }'
+                               "location /r/internal { internal; }"
+                               "location /r/named { deny all; error_page 403 @pass; }"
+                               "location @pass { PASS }"))
+        for identity, status in (("denied", 403), ("locked", 401), ("internal", 404),
+                                 ("named", 403), ("open", 200)):
+            with self.subTest(identity):
+                self.assertEqual(ask(self.port, request(identity)).status, status)
+        self.assertEqual(set(self.answered()), {("handoff", "open")})
+
+    def test_fallback_of_one_backend_may_be_another(self):
+        self.expected.append(self.FALLBACK)
+        answer = self.check("location / { handoff_pass unix:{directory}/none.sock;"
+                            " error_page 502 @pass; } location @pass { PASS }",
+                            request("a", what="head"))
+        self.assertEqual(answer.headers["x-served-by"], "handoff")
+
+
 class Told(Details):
     def test_access_log(self):
         self.expected.append(self.FALLBACK)
