@@ -24,6 +24,9 @@ static handoff_reason ngx_handoff_prepare(ngx_handoff_offer_t *offer,
     ngx_handoff_content_t *content, handoff_offer *prepared);
 static char *ngx_handoff_write_name(ngx_handoff_offer_t *offer, ngx_handoff_text_t *text,
     ngx_handoff_content_t *content, char **name);
+static void ngx_handoff_break(ngx_handoff_broker_t *broker, ngx_handoff_slot_t *slot,
+    ngx_log_t *log);
+static void ngx_handoff_replace(ngx_handoff_broker_t *broker, ngx_log_t *log);
 static void ngx_handoff_collect(ngx_handoff_broker_t *broker, ngx_log_t *log);
 static void ngx_handoff_note(ngx_handoff_offer_t *offer, handoff_verdict *verdict);
 static void ngx_handoff_land(ngx_handoff_broker_t *broker);
@@ -128,6 +131,10 @@ ngx_handoff_flush_handler(ngx_event_t *ev)
     ngx_handoff_offer_t   *offer;
     ngx_handoff_broker_t  *broker = ev->data;
 
+    if (broker->lost) {
+        ngx_handoff_replace(broker, ev->log);
+    }
+
     if (ngx_queue_empty(&broker->waiting)) {
         ngx_handoff_leave(broker);
         return;
@@ -166,7 +173,9 @@ ngx_handoff_flush_handler(ngx_event_t *ev)
 void
 ngx_handoff_flush(ngx_handoff_broker_t *broker, ngx_log_t *log)
 {
-    if (broker->in_flight && handoff_broker_flush(broker->broker) != HANDOFF_OK) {
+    if (broker->in_flight && broker->lost == NULL
+        && handoff_broker_flush(broker->broker) != HANDOFF_OK)
+    {
         ngx_handoff_log_error(broker, log);
     }
 }
@@ -226,9 +235,10 @@ ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
     prepared.user_data = slot;
     prepared.timeout_ms = offer->conf->timeout;
 
+    offer->id = 0;
     status = handoff_broker_offer(broker->broker, &prepared, &offer->id);
 
-    if (status != HANDOFF_OK) {
+    if (status != HANDOFF_OK && status != HANDOFF_ERR_INTERNAL) {
 
         if (ngx_handoff_may_wait(offer, status) && ngx_handoff_enqueue(offer) == NGX_OK) {
             return NGX_AGAIN;
@@ -257,7 +267,68 @@ ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
 
     ngx_handoff_changed(broker);
 
+    if (status == HANDOFF_ERR_INTERNAL) {
+        ngx_handoff_break(broker, slot, c->log);
+    }
+
     return NGX_OK;
+}
+
+
+/*
+ * A bug in the library: the backend may have the connection. The verdicts of a broker that is closed
+ * tell; they are taken when nothing of nginx's is in the middle of an offer.
+ */
+static void
+ngx_handoff_break(ngx_handoff_broker_t *broker, ngx_handoff_slot_t *slot, ngx_log_t *log)
+{
+    ngx_handoff_log_error(broker, log);
+    broker->lost = slot;
+
+    /* Its descriptor ends with it. */
+    ngx_handoff_unwatch_broker(broker);
+
+    if (handoff_broker_close(broker->broker) != HANDOFF_OK) {
+        ngx_handoff_log_error(broker, log);
+    }
+
+    ngx_post_event(&broker->flush, &ngx_posted_events);
+}
+
+
+/* Takes the verdicts of a broker that is closed, and has the next offer open another one. */
+static void
+ngx_handoff_replace(ngx_handoff_broker_t *broker, ngx_log_t *log)
+{
+    ngx_handoff_slot_t   *slot;
+    ngx_handoff_offer_t  *offer;
+
+    ngx_handoff_collect(broker, log);
+
+    slot = broker->lost;
+    offer = slot ? slot->offer : NULL;
+    broker->lost = NULL;
+    ngx_handoff_close(broker);
+
+    if (slot) {
+        slot->next = broker->free;
+        broker->free = slot;
+        ngx_handoff_land(broker);
+    }
+
+    if (offer) {
+        /* Without a verdict: it is ours. */
+        offer->state = NGX_HANDOFF_IDLE;
+
+        if (ngx_handoff_add_copy(offer->connection) != NGX_OK) {
+            offer->connection->error = 1;
+        }
+
+        ngx_handoff_finish(offer, HANDOFF_FALLBACK, HANDOFF_REASON_BACKEND_UNAVAILABLE);
+    }
+
+    /* What waits for room may have it now. */
+    ngx_handoff_drain(broker, log);
 }
 
 
@@ -441,6 +512,10 @@ ngx_handoff_collect(ngx_handoff_broker_t *broker, ngx_log_t *log)
         slot->next = broker->free;
         broker->free = slot;
         ngx_handoff_land(broker);
+
+        if (slot == broker->lost) {
+            broker->lost = NULL;
+        }
 
         if (offer == NULL) {
             continue;

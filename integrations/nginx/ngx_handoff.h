@@ -145,6 +145,7 @@ struct ngx_handoff_broker_s {
     ngx_event_t               busy;
     ngx_uint_t                in_flight;
     ngx_handoff_slot_t       *free;
+    ngx_handoff_slot_t       *lost;      /* of an offer that ended in a bug of the library's */
 
     /* ngx_handoff_queue.c's own. */
     ngx_queue_t               queue;     /* of ngx_handoff_offer_t, for room */
@@ -270,6 +271,8 @@ ngx_int_t ngx_handoff_check(ngx_handoff_broker_t *broker);
 char *ngx_handoff_lack(ngx_handoff_broker_t *broker);
 char *ngx_handoff_why_refused(ngx_handoff_broker_t *broker, handoff_status status);
 void ngx_handoff_leave(ngx_handoff_broker_t *broker);
+void ngx_handoff_close(ngx_handoff_broker_t *broker);
+void ngx_handoff_unwatch_broker(ngx_handoff_broker_t *broker);
 void ngx_handoff_exit_worker(ngx_handoff_main_conf_t *main);
 
 /* ---- ngx_handoff_conf.c ---- */

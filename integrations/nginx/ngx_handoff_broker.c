@@ -7,7 +7,6 @@ static handoff_broker *ngx_handoff_make(ngx_handoff_broker_t *broker);
 static handoff_status ngx_handoff_add_backends(ngx_handoff_broker_t *broker,
     handoff_broker *handle);
 static ngx_int_t ngx_handoff_watch_broker(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker, int fd);
-static void ngx_handoff_unwatch_broker(ngx_handoff_broker_t *broker);
 static void ngx_handoff_free_connection(ngx_connection_t *c);
 
 
@@ -219,10 +218,14 @@ ngx_handoff_watch_broker(ngx_cycle_t *cycle, ngx_handoff_broker_t *broker, int f
 }
 
 
-static void
+void
 ngx_handoff_unwatch_broker(ngx_handoff_broker_t *broker)
 {
     ngx_connection_t  *c = broker->connection;
+
+    if (c->read->posted) {
+        ngx_delete_posted_event(c->read);
+    }
 
     (void) ngx_del_event(c->read, NGX_READ_EVENT, 0);
     ngx_handoff_free_connection(c);
@@ -252,8 +255,19 @@ ngx_handoff_leave(ngx_handoff_broker_t *broker)
         return;
     }
 
+    ngx_handoff_close(broker);
+}
+
+
+/* The next offer opens another one. */
+void
+ngx_handoff_close(ngx_handoff_broker_t *broker)
+{
     ngx_handoff_withdraw(broker);
-    ngx_handoff_unwatch_broker(broker);
+
+    if (broker->connection) {
+        ngx_handoff_unwatch_broker(broker);
+    }
 
     handoff_broker_free(broker->broker);
     broker->broker = NULL;

@@ -12,9 +12,9 @@ import signal
 import time
 import unittest
 
-from client import Connection, drive, gather, new_identity, request
-from harness import (HANDED_OVER, NO_LIMIT, STREAM, Case, Nginx, Process, free_port, number,
-                     wait_until)
+from client import Connection, drive, gather, new_identity, request, run
+from harness import (BUILD, HANDED_OVER, NO_LIMIT, STREAM, Case, Nginx, Process, free_port,
+                     number, wait_until)
 
 PENDING = number("PENDING", 100)
 LATE = number("LATE", 4000)
@@ -358,6 +358,60 @@ class Processes(Case):
         time.sleep(0.5)
         nginx.signal(signal.SIGQUIT)
         self.assertEqual(nginx.wait(), 0)
+
+
+class Bug(Case):
+    """In the library, which then cannot say whether an offer was made: see bug.c."""
+
+    def start(self, *options, **parts):
+        before = Nginx.under
+        Nginx.under = ["env", f"LD_PRELOAD={BUILD}/bug.so", *before]
+        self.addCleanup(setattr, Nginx, "under", before)
+        self.expected += [r"\[alert\] .* handoff to ", self.FALLBACK]
+        super().start(*options, **parts)
+
+    def found(self):
+        return sum("[alert]" in line for line in self.nginx.log())
+
+    async def one(self, identity):
+        answer = await (await Connection.open(self.port)).ask(request(identity))
+        self.assertEqual((answer.status, answer.headers["x-id"]), (200, identity))
+        return answer.headers["x-served-by"]
+
+    def ask(self, count, at_once):
+        identities = [new_identity() for _ in range(count)]
+        return identities, run(count, at_once, lambda index: self.one(identities[index]))
+
+    def test_client_whose_offer_met_it_is_served_once_and_the_next_ones_by_the_backend(self):
+        self.start()
+        identities = []
+        while self.found() < 2:  # in each worker
+            identities += self.ask(4, 1)[0]
+        more, ways = self.ask(20, 4)
+        self.assertEqual(set(ways), {"handoff"})
+        self.assert_once(identities + more)
+
+    def test_clients_in_flight_beside_it_are_served_once(self):
+        self.start()
+        identities = []
+        while self.found() < 2:
+            identities += self.ask(100, 20)[0]
+        self.assert_once(identities)
+
+    def test_clients_that_the_backend_has_not_adopted_are_served_by_the_fallback(self):
+        self.start()
+        self.backend.hold()
+        identities = [new_identity() for _ in range(20)]
+
+        async def all_of_them():
+            asked = asyncio.gather(*map(self.one, identities))
+            await asyncio.to_thread(wait_until, self.found, "an offer meets the bug")
+            await asyncio.to_thread(self.backend.release)
+            return await asked
+
+        # Those of one worker that were offered so far.
+        self.assertGreaterEqual(drive(all_of_them()).count("unix"), 3)
+        self.assert_once(identities)
 
 
 class Lack(Case):

@@ -27,8 +27,14 @@ $(NGINX_TESTS)/tls_backend: integrations/nginx/tests/tls_backend.c $(HEADERS) \
     | need-pkg-config need-openssl all
 	$(call nginx_program,-lssl -lcrypto -lpthread)
 
+$(NGINX_TESTS)/bug.so: integrations/nginx/tests/bug.c $(HEADERS) | need-pkg-config all
+	@mkdir -p $(@D)
+	$(CC) -std=c11 $(CFLAGS) $(WARN) -shared -fPIC $< -o $@ $$($(PC) --cflags handoff) -ldl
+
+NGINX_TEST_PROGRAMS := $(addprefix $(NGINX_TESTS)/,backend tls_backend bug.so)
+
 ## check-nginx the nginx modules with a real nginx; NGINX_TEST=http: that part
 .PHONY: check-nginx
-check-nginx: nginx $(NGINX_TESTS)/backend $(NGINX_TESTS)/tls_backend | need-python need-curl
+check-nginx: nginx $(NGINX_TEST_PROGRAMS) | need-python need-curl
 	@cd integrations/nginx/tests && $(NGINX_RUN) \
 	    $(PYTHON) -m unittest $(addprefix test_,$(NGINX_TEST))

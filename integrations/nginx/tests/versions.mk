@@ -14,7 +14,7 @@ NGINX_SRC := 1.28.5+1.28.3
 ## check-nginx-versions  the nginx modules with nginx 1.26 of Debian 13, and 1.28 from its sources, also with poll
 .PHONY: check-nginx-versions
 check-nginx-versions: nginx-debian-13 $(NGINX_126)/nginx $(NGINX_128)/nginx \
-    $(NGINX_TESTS)/backend $(NGINX_TESTS)/tls_backend
+    $(NGINX_TEST_PROGRAMS)
 	@echo 'check-nginx-versions: Debian 13'
 	@$(MAKE) --no-print-directory check-nginx NGINX_TEST="$(NGINX_VERSIONS_TEST)" \
 	    NGINX_DEV=$(DEBIAN_13)/usr/share/nginx/src NGINX_BUILD=$(NGINX_126) \
