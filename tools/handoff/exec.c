@@ -4,6 +4,7 @@
 #include "run.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -181,7 +182,7 @@ static bool is_at(int fd, const char *path)
 }
 
 /* The socket that a service manager has passed, sd_listen_fds(3); -1 if it has passed none, -2
- * after a message if none of them is at this path. */
+ * after a message if none of them is at this path. No command inherits any of them. */
 static int passed_socket(const char *path)
 {
     const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
@@ -189,9 +190,14 @@ static int passed_socket(const char *path)
     if (pid == NULL || count == NULL || !parse_number(pid, 1, INT32_MAX, &number) ||
         (pid_t)number != getpid() || !parse_number(count, 1, 1024, &number))
         return -1;
-    for (int fd = FIRST_PASSED; fd < FIRST_PASSED + (int)number; fd++)
-        if (is_at(fd, path))
-            return fd;
+    int found = -1;
+    for (int fd = FIRST_PASSED; fd < FIRST_PASSED + (int)number; fd++) {
+        if (found == -1 && is_at(fd, path))
+            found = fd;
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+    }
+    if (found != -1)
+        return found;
     complain("the service manager has passed sockets (LISTEN_FDS=%s), but none that listens at %s",
              count, path);
     return -2;

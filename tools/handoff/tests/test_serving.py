@@ -532,9 +532,10 @@ class Exec(Test):
         self.assertFalse(self.check(user=STRANGER + 1)["ok"])
 
     def exec_with(self, listener, path):
-        """`handoff exec` that has got its socket from a service manager."""
-        program = ("import os, sys; os.dup2(int(sys.argv[1]), 3); os.closerange(4, 1000);"
-                   "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()));"
+        """`handoff exec` that has got its socket from a service manager, and another one."""
+        program = ("import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(0, 4);"
+                   "os.closerange(5, 1000);"
+                   "os.environ.update(LISTEN_FDS='2', LISTEN_PID=str(os.getpid()));"
                    "os.execv(sys.argv[2], sys.argv[2:])")
         script = "echo fds=$LISTEN_FDS; ls /proc/self/fd | tr '\\n' ' '"
         return subprocess.Popen(
