@@ -32,7 +32,9 @@ void handoff_fall_back(request_rec *r, const char *format, ...)
     va_end(arguments);
     handoff_request *request = handoff_request_of(r);
     request->outcome = "fallback";
-    request->reason = reason;
+    /* The first one is why. A fallback that ends in an error has one more, for its document. */
+    if (request->reason == NULL)
+        request->reason = reason;
     ap_log_rerror(APLOG_MARK, APLOG_INFO, 0, r, "not handed over: %s", reason);
 }
 
@@ -40,6 +42,11 @@ void handoff_fall_back(request_rec *r, const char *format, ...)
  * is done about it. */
 static const char *find_obstacle(request_rec *r)
 {
+    /* The backend would get, and serve, the request that Apache has refused. The document's own
+     * status can be anything, and there may be more redirects on the way to it. */
+    for (const request_rec *prev = r->prev; prev != NULL; prev = prev->prev)
+        if (prev->status != HTTP_OK)
+            return "Apache answers it with the document of an error";
     if (r->connection->master != NULL)
         return "it came by HTTP/2";
     if (r->main != NULL)

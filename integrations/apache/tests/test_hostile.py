@@ -5,7 +5,7 @@ import socket
 import threading
 import unittest
 
-from apache import ApacheCase, for_each_mpm
+from apache import ApacheCase, for_each_mpm, wait_until
 from client import Connection, digest, new_identity, request, run
 from test_requests import APPLICATION
 
@@ -14,6 +14,8 @@ ONE_CHILD = {
     "event": "StartServers 1\nMaxRequestWorkers 25\n",
     "prefork": "StartServers 1\nMinSpareServers 1\nMaxSpareServers 1\nMaxRequestWorkers 1\n",
 }
+
+CGI = {"event": "cgid", "prefork": "cgi"}
 
 NAMES = """
 HandoffAllow unix:{directory}/allowed/
@@ -30,6 +32,38 @@ HandoffBackend events unix:{directory}/handoff.sock
 HandoffHeader X-Handoff-To X-Handoff-Data
 ProxyPass / http://127.0.0.1:{application}/ disablereuse=On
 SetEnv proxy-interim-response RFC
+"""
+
+# Everything is handed over, but some of it is refused; and the errors have documents, to some of which
+# one more redirect leads. For the script's no error has happened.
+REFUSED = """
+DocumentRoot {directory}/files
+DirectoryIndex page
+ErrorDocument 302 /page
+ErrorDocument 400 /page
+ErrorDocument 402 /script
+ErrorDocument 403 /page
+ErrorDocument 404 /again
+ErrorDocument 410 /directory/
+ErrorDocument 503 /application/a?to=events&data=secret
+Redirect 302 /r/moved http://localhost/elsewhere
+Redirect 402 /r/unpaid
+Redirect 404 /r/missing
+Redirect 410 /r/gone
+Redirect 503 /r/closed
+ScriptAlias /script {directory}/script
+<Location /r/denied>
+    Require all denied
+</Location>
+<Directory {directory}/files>
+    Require all granted
+    RewriteEngine On
+    RewriteRule ^again$ /page
+</Directory>
+<LocationMatch "^/(?!application/)">
+    HandoffPass unix:{directory}/handoff.sock
+    ProxyPass !
+</LocationMatch>
 """
 
 
@@ -87,6 +121,12 @@ class Hostile(ApacheCase):
             self.assertNotIn(b"secret", answer)
 
         run(3, 1, one)
+
+    def make_file(self, name, text, mode=0o644):
+        os.makedirs(os.path.dirname(f"{self.directory}/{name}"), exist_ok=True)
+        with open(f"{self.directory}/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+        os.chmod(f"{self.directory}/{name}", mode)
 
     def ask_for(self, name, what="names"):
         return self.ask(request("a", what=what, argument=f"?to={self.directory}/allowed/{name}",
@@ -151,6 +191,47 @@ class Hostile(ApacheCase):
                 self.assertNotEqual(answer.headers.get("x-served-by"), "handoff")
                 self.assertEqual(self.reasons()[count:], [reason])
         self.assertEqual(self.backend.statistics()["arrived"], 0)
+
+    def test_document_of_an_error_hands_over_nothing(self):
+        """The backend would get the request that was refused."""
+        self.may_fall_back()
+        self.expected.append("AH01630")
+        for name in "page", "again", "directory/page":
+            self.make_file(f"files/{name}", "page")
+        self.make_file("script", "#!/bin/sh\nprintf 'Status: 200\\nLocation: /page\\n\\n'\n", 0o755)
+        self.start(server=REFUSED + APPLICATION, load=["dir", CGI[self.mpm]])
+        for head, status in [
+                ("GET /r/denied HTTP/1.1\r\nHost: test", 403), ("GET /r/a HTTP/1.1", 400),
+                ("GET /r/a HTTP/1.1\r\nHost: a b", 400),
+                ("GET /r/moved HTTP/1.1\r\nHost: test", 302),
+                ("GET /r/missing HTTP/1.1\r\nHost: test", 404),
+                ("POST /r/gone HTTP/1.1\r\nHost: test\r\nContent-Length: 0", 410),
+                ("GET /r/closed HTTP/1.1\r\nHost: test", 200),
+                ("GET /r/unpaid HTTP/1.1\r\nHost: test", 200)]:
+            with self.subTest(head):
+                count = len(self.reasons())
+                answer = self.ask(f"{head}\r\n\r\n".encode("ascii"))
+                self.assertNotEqual(answer.headers.get("x-served-by"), "handoff")
+                self.assertEqual(answer.status, status)
+                self.assertNotIn("x-accel-redirect", answer.headers)
+                self.assertNotIn("x-handoff-data", answer.headers)
+                self.assertEqual(set(self.reasons()[count:]),
+                                 {"Apache answers it with the document of an error"})
+        self.assertEqual(self.backend.statistics()["arrived"], 0)
+        self.assertEqual(self.ask(request("open")).headers["x-served-by"], "handoff")
+
+    def test_fallback_that_ends_in_an_error_is_offered_once(self):
+        """The log says why it was not handed over in the first place."""
+        self.may_fall_back()
+        self.make_file("files/page", "page")
+        self.start("-r", 1, server="DocumentRoot {directory}/files\nErrorDocument 404 /page\n"
+                                   "<Directory {directory}/files>\nRequire all granted\n</Directory>\n"
+                                   "HandoffPass unix:{directory}/handoff.sock\n")
+        answer = self.ask(b"GET /missing HTTP/1.1\r\nHost: test\r\n\r\n")
+        self.assertEqual((answer.status, answer.body), (404, b"page"))
+        self.assertEqual(self.backend.statistics()["arrived"], 1)
+        wait_until(lambda: self.apache.lines("access"), "it is logged")
+        self.assertIn("handoff=fallback reason=offer to ", self.apache.lines("access")[0])
 
     def test_only_the_head_can_put_it_in_doubt(self):
         """Of what the application has read, the body may have any line; and names may resemble."""

@@ -195,17 +195,17 @@ class Limits(ApacheCase):
         self.assertEqual(self.reasons(), ["it is a subrequest"])
 
     def test_internal_redirects_hand_over_what_the_client_has_sent(self):
-        """By mod_dir, which replaces a request by another, and by ErrorDocument."""
+        """By mod_dir, which replaces a request by another, and by mod_rewrite, which adds one."""
         os.makedirs(f"{self.directory}/files/r")
         self.start(server="DocumentRoot {directory}/files\nDirectoryIndex index.html\n"
-                          "ErrorDocument 403 /r/forbidden\nRedirect 403 /no\n"
-                          "<Directory {directory}>\nRequire all granted\n</Directory>\n"
-                          "<LocationMatch ^/r/(index|forbidden)>\n"
+                          "<Directory {directory}>\nRequire all granted\nRewriteEngine On\n"
+                          "RewriteRule ^files/old$ /r/new\n</Directory>\n"
+                          "<LocationMatch ^/r/(index|new)>\n"
                           "HandoffPass unix:{directory}/handoff.sock\n</LocationMatch>\n",
                    load=["dir"])
         with open(f"{self.directory}/files/r/index.html", "w", encoding="ascii") as file:
             file.write("Apache's")
-        for path in "/r/", "/no":
+        for path in "/r/", "/old":
             data = f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode("ascii")
             self.assertEqual(self.ask(data).headers.get("x-served-by"), "handoff")
         wait_until(lambda: len(self.apache.lines("access")) == 2, "both are logged")
