@@ -294,9 +294,11 @@ static int handle(request_rec *r)
     return DONE;
 }
 
-/* Takes a header from a response, so that no client sees it. */
+/* Takes a header from a response, so that no client sees it. Without a name there is none. */
 static const char *take_header(request_rec *r, const char *name)
 {
+    if (name == NULL)
+        return NULL;
     const char *value = apr_table_get(r->headers_out, name);
     if (value == NULL)
         value = apr_table_get(r->err_headers_out, name);
@@ -305,6 +307,23 @@ static const char *take_header(request_rec *r, const char *name)
         apr_table_unset(r->err_headers_out, name);
     }
     return value;
+}
+
+/* Takes what any request of a chain of internal redirects may have sent. They share err_headers_out,
+ * where the headers of CGI are; and if the document of an error fails too, Apache goes back to the
+ * request that has failed first. */
+static void take_all_headers(request_rec *r)
+{
+    const request_rec *one = r;
+    while (one->prev != NULL)
+        one = one->prev;
+    for (; one != NULL; one = one->next) {
+        const handoff_dir_conf *conf = ap_get_module_config(one->per_dir_config, &handoff_module);
+        if (reads_header(one)) {
+            take_header(r, conf->header);
+            take_header(r, conf->data_header);
+        }
+    }
 }
 
 /* The path that a response names: of a backend that has this name, or in a directory that is allowed.
@@ -336,8 +355,9 @@ static apr_status_t look_at_header(ap_filter_t *f, apr_bucket_brigade *bb)
     request_rec *r = f->r;
     const handoff_dir_conf *conf = ap_get_module_config(r->per_dir_config, &handoff_module);
     if (f->ctx == NULL) {
-        const char *value = take_header(r, conf->header);
-        const char *data = conf->data_header ? take_header(r, conf->data_header) : NULL;
+        const char *value = reads_header(r) ? take_header(r, conf->header) : NULL;
+        const char *data = take_header(r, conf->data_header);
+        take_all_headers(r);
         int found = 0;
         const char *path = value ? find_path(r, value, &found) : NULL;
         if (value != NULL && path == NULL)
@@ -368,10 +388,12 @@ static apr_status_t want_body(ap_filter_t *f, apr_bucket_brigade *bb, ap_input_m
 
 static void add_filters(request_rec *r)
 {
-    if (!reads_header(r))
-        return;
-    ap_add_output_filter_handle(header_filter, NULL, r, r->connection);
-    if (r->expecting_100)
+    const request_rec *one = r;
+    while (one != NULL && !reads_header(one))
+        one = one->prev;
+    if (one != NULL)
+        ap_add_output_filter_handle(header_filter, NULL, r, r->connection);
+    if (reads_header(r) && r->expecting_100)
         ap_add_input_filter_handle(continue_filter, NULL, r, r->connection);
 }
 
@@ -407,6 +429,8 @@ static void register_hooks(apr_pool_t *pool)
     ap_hook_fixups(suppress_interim_answers, NULL, NULL, APR_HOOK_REALLY_LAST);
     ap_hook_handler(handle, NULL, NULL, APR_HOOK_REALLY_FIRST);
     ap_hook_insert_filter(add_filters, NULL, NULL, APR_HOOK_LAST);
+    /* An error's answer passes no filter of the request, and hands nothing over. */
+    ap_hook_insert_error_filter(take_all_headers, NULL, NULL, APR_HOOK_LAST);
     ap_hook_log_transaction(note_outcome, NULL, NULL, APR_HOOK_REALLY_FIRST);
 }
 

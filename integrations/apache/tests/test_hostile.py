@@ -66,6 +66,39 @@ ScriptAlias /script {directory}/script
 </LocationMatch>
 """
 
+# The scripts of /cgi/ may ask for a handoff, those of /plain/ may not, and the documents neither.
+SCRIPTS = """
+DocumentRoot {directory}/files
+ErrorDocument 404 /fails
+LuaMapHandler ^/fails$ {directory}/scripts/fails.lua
+HandoffBackend events unix:{directory}/handoff.sock
+ScriptAlias /cgi/ {directory}/scripts/
+ScriptAlias /plain/ {directory}/scripts/
+<Directory {directory}>
+    Require all granted
+</Directory>
+<LocationMatch "^/(cgi/|fails$)">
+    HandoffHeader X-Handoff-To X-Handoff-Data
+</LocationMatch>
+<Location /cgi/documented>
+    ErrorDocument 412 /page
+</Location>
+<Location /missing>
+    ErrorDocument 404 default
+</Location>
+"""
+
+SCRIPT = """#!/bin/sh
+printf 'Content-Type: text/plain\nX-Handoff-To: events\nX-Handoff-Data: secret\n{more}\nfallback'
+"""
+
+FAILS = """
+function handle(r)
+    r.err_headers_out['X-Handoff-Data'] = 'secret'
+    return 500
+end
+"""
+
 
 def serve(listener):
     """An application that sends the headers for a handoff too early, and then answers."""
@@ -127,6 +160,48 @@ class Hostile(ApacheCase):
         with open(f"{self.directory}/{name}", "w", encoding="ascii") as file:
             file.write(text)
         os.chmod(f"{self.directory}/{name}", mode)
+
+    def start_scripts(self):
+        """Each asks for a handoff, and says something more."""
+        self.make_file("files/page", "page")
+        for name, more in [("app", ""), ("documented", ""), ("to-page", "Location: /page\\n"),
+                           ("to-missing", "Location: /missing\\n")]:
+            self.make_file(f"scripts/{name}", SCRIPT.format(more=more), 0o755)
+        self.make_file("scripts/fails.lua", FAILS)
+        self.start(server=SCRIPTS, load=[CGI[self.mpm], "lua"])
+
+    def test_errors_show_no_client_the_headers(self):
+        """Apache keeps what a script has sent when it answers with an error, or with another request."""
+        self.may_fall_back()
+        self.expected.append("AH02811|AH00128")
+        self.start_scripts()
+
+        async def one(index):
+            path, more, status, body = [
+                ("/cgi/app", 'If-Match: "x"\r\n', 412, b"Precondition Failed"),
+                ("/cgi/documented", 'If-Match: "x"\r\n', 412, b"page"),
+                ("/cgi/to-page", "", 200, b"page"),
+                ("/cgi/to-missing", "", 404, b"Not Found"),
+                ("/nothing", "", 404, b"Not Found")][index]
+            connection = await Connection.open(self.port)
+            await connection.send(f"GET {path} HTTP/1.1\r\nHost: test\r\n{more}"
+                                  "Connection: close\r\n\r\n".encode("ascii"))
+            answer = await connection.reader.read()
+            connection.close()
+            with self.subTest(path):
+                self.assertIn(f"HTTP/1.1 {status} ".encode("ascii"), answer)
+                self.assertIn(body, answer)
+                self.assertNotIn(b"handoff", answer.lower())
+                self.assertNotIn(b"secret", answer)
+
+        run(5, 1, one)
+        self.assertEqual(self.backend.statistics()["arrived"], 0)
+
+    def test_script_that_may_not_ask_keeps_its_headers(self):
+        self.start_scripts()
+        for more, status in ([], 200), (['If-Match: "x"'], 412):
+            answer = self.ask(request("app", what="plain", headers=more))
+            self.assertEqual((answer.status, answer.headers["x-handoff-to"]), (status, "events"))
 
     def ask_for(self, name, what="names"):
         return self.ask(request("a", what=what, argument=f"?to={self.directory}/allowed/{name}",
