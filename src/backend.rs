@@ -304,11 +304,10 @@ impl Backend {
             let taken = taken.map_err(HandleError::system("wait for events"))?;
             let mut more = taken == Happened::ROOM;
             wait = Wait::No;
+            let mut others_come = false;
             for Event { key, readable, writable, ended } in happened.events() {
                 if key == LISTENER {
-                    // They may have said hello already, and there may be others.
-                    more |= !self.accepting.is_done();
-                    self.accept_brokers();
+                    others_come = true;
                     continue;
                 }
                 let index = key as usize;
@@ -321,6 +320,12 @@ impl Backend {
                 if writable {
                     self.flush_channel(index);
                 }
+            }
+            // Last: a broker that has gone leaves its place to another.
+            if others_come {
+                // They may have said hello already, and there may be more.
+                more |= !self.accepting.is_done();
+                self.accept_brokers();
             }
             // Events come in turn, epoll(7), and with these rounds each channel's has.
             let rounds = 2 + self.channels.len() / Happened::ROOM;

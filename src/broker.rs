@@ -177,6 +177,8 @@ pub struct Broker {
     candidates: Vec<(u32, Load)>,
     /// Offers that wait for room at another backend.
     waiting: VecDeque<Again>,
+    /// So many of them may wait for a backend that takes no offers any more.
+    unlooked: usize,
     /// No backend took an offer with such needs then, or with more.
     no_takers: Option<(Instant, Needs)>,
     /// Verdicts that may wait when an offer is taken.
@@ -218,6 +220,7 @@ impl Broker {
             touched: Vec::new(),
             candidates: Vec::new(),
             waiting: VecDeque::new(),
+            unlooked: 0,
             no_takers: None,
             most_verdicts: 0,
             outcomes: Outcomes::new(&options),

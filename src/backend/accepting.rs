@@ -225,8 +225,7 @@ impl Backend {
                 return self.refuse(descriptor, Refusal::not_allowed(user, nameless, listed, own));
             }
         };
-        let options = &self.arrivals.options;
-        let place = match self.accepting.place(broker.user, options, self.channels.len()) {
+        let place = match self.place(broker.user) {
             Ok(place) => place,
             Err(refusal) => return self.refuse(descriptor, refusal),
         };
@@ -251,6 +250,19 @@ impl Backend {
             None => self.channels.push(channel),
         }
         self.forget_greetings();
+    }
+
+    /// A place for the channel of a broker of this user.
+    fn place(&mut self, user: u32) -> Result<usize, Refusal> {
+        let find = |backend: &Backend| {
+            let count = backend.channels.len();
+            backend.accepting.place(user, &backend.arrivals.options, count)
+        };
+        find(self).or_else(|_| {
+            // Of brokers that have gone since this dispatch began.
+            self.clear_up();
+            find(self)
+        })
     }
 
     /// Tells who connected why it is turned away, and closes the connection.

@@ -127,8 +127,10 @@ impl Broker {
         }
     }
 
-    /// Whether there may soon be room for an offer that was refused.
+    /// Whether there may soon be room for an offer that was refused: because of a backend, and not of
+    /// what the caller has passed.
     pub(super) fn is_worth_waiting(&self, refused: &Refused) -> bool {
-        refused.error.is_full() || (!self.closed && self.members.iter().any(Member::is_connecting))
+        let connects = || !self.closed && self.members.iter().any(Member::is_connecting);
+        refused.error.is_full() || (refused.by.is_some() && connects())
     }
 }

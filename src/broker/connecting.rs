@@ -181,9 +181,8 @@ impl Broker {
 
     /// Makes sure that the descriptor is readable when something is due at a backend.
     pub(super) fn arm(&mut self, index: usize, now: Instant) -> Result<(), HandleError> {
-        let member = &mut self.members[index];
-        member.note_phase(now);
-        match member.due(self.wanted.is_some(), now) {
+        self.note_phase(index, now);
+        match self.members[index].due(self.wanted.is_some(), now) {
             Some(due) if !self.closed => self.handle.wake_at(due, now),
             _ => Ok(()),
         }

@@ -9,11 +9,11 @@ use super::choosing::{Chosen, Placing};
 use super::copies::OfferCopy;
 use super::member::{Obstacle, Vacancy};
 use super::outcomes::Again;
-use super::{Broker, Verdict};
+use super::{Broker, Phase, Verdict};
 use crate::reason::Reason;
 
 /// How many offers that wait for room are looked at in one dispatch, and how long the others wait
-/// while there is room that one of them may want.
+/// while there is room that one of them may want, or a backend less.
 const MOST_LOOKS: usize = 64;
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
 
@@ -37,14 +37,30 @@ impl Broker {
 
     /// Offers to other backends what waits for room.
     pub(super) fn fail_over_the_waiting(&mut self, now: Instant) {
-        for _ in 0..self.waiting.len().min(MOST_LOOKS) {
+        let looks = self.waiting.len().min(MOST_LOOKS);
+        for _ in 0..looks {
             if let Some(again) = self.waiting.pop_front().filter(|again| self.waits(again)) {
                 self.go_on(again, now);
             }
         }
-        if self.waiting.len() > MOST_LOOKS && self.would_take(0, now) {
+        let left = self.waiting.len();
+        self.unlooked = self.unlooked.saturating_sub(looks).min(left);
+        if self.unlooked > 0 || (left > MOST_LOOKS && self.would_take(0, now)) {
             // If no timer can be set, the handle tries again.
             let _ = self.handle.wake_at(now + LOOK_PAUSE, now);
+        }
+    }
+
+    /// Notes what a backend does since now. If it takes no offers any more, those that wait may wait
+    /// for nobody.
+    pub(super) fn note_phase(&mut self, index: usize, now: Instant) {
+        let member = &mut self.members[index];
+        let was_ready = member.current_phase().0 == Phase::Ready;
+        member.note_phase(now);
+        if was_ready && member.current_phase().0 != Phase::Ready && !self.waiting.is_empty() {
+            self.unlooked = self.waiting.len();
+            // If no timer can be set, the handle tries again.
+            let _ = self.handle.wake_at(now, now);
         }
     }
 

@@ -37,10 +37,9 @@ impl Broker {
     /// behind the last one.
     pub fn backend_state(&mut self, index: usize) -> Option<BackendState<'_>> {
         let now = Instant::now();
-        let mut state = if let Some(number) = self.listed.get(index) {
-            let member = &mut self.members[*number as usize];
-            member.note_phase(now);
-            state(member, &self.options, self.looked_at, now)
+        let mut state = if let Some(number) = self.listed.get(index).map(|it| *it as usize) {
+            self.note_phase(number, now);
+            state(&self.members[number], &self.options, self.looked_at, now)
         } else {
             let mut failing = self.directories.iter().filter_map(|it| Some((it, it.error()?)));
             let (directory, error) = failing.nth(index - self.listed.len())?;

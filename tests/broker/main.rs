@@ -5,12 +5,12 @@ mod shared;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use handoff::backend::{Backend, BackendOptions};
-use handoff::broker::{BackendSettings, Broker, BrokerOptions, Offer};
+use handoff::broker::{BackendSettings, Broker, BrokerError, BrokerOptions, Offer};
 use handoff::reason::Reason;
 use tempfile::TempDir;
 
@@ -108,6 +108,115 @@ fn backend_that_is_removed_by_name_stays_so_however_much_there_is_to_tell() {
         }
         assert!(broker.backend_state(0).is_none(), "with {others} others");
     }
+}
+
+/// Offers that two backends may have, of which one is full and stopped, and the other rejects them.
+fn offers_wait_for_a_backend_that(ends: impl Fn(&mut Broker, &Path)) {
+    const MANY: usize = 200;
+    let directory = TempDir::new().unwrap();
+    let [busy, full] = ["busy", "full"].map(|name| directory.path().join(name));
+    let listen = |path: &Path| Backend::listen(path, BackendOptions::default()).unwrap();
+    let (mut rejects, mut stopped) = (listen(&busy), listen(&full));
+    let mut broker = Broker::without_backends(BrokerOptions {
+        timeout: PATIENCE,
+        attempt_timeout: Some(PATIENCE),
+        ..BrokerOptions::default()
+    })
+    .unwrap();
+    let (client, _peer) = UnixStream::pair().unwrap();
+    let offer = Offer::new(client.as_fd());
+    broker.add(&full, BackendSettings { max_in_flight: Some(1), ..Default::default() }).unwrap();
+    until(|| {
+        broker.dispatch().unwrap();
+        stopped.dispatch().unwrap();
+        broker.room().unwrap() == 1
+    });
+    // Its only place is taken for as long as it does not answer.
+    let id = broker.offer(&offer).unwrap();
+    broker.flush().unwrap();
+    broker.take_back(id).unwrap();
+    broker.add(&busy, BackendSettings::default()).unwrap();
+    until(|| {
+        broker.dispatch().unwrap();
+        rejects.dispatch().unwrap();
+        broker.room().unwrap() >= MANY
+    });
+    for _ in 0..MANY {
+        broker.offer(&offer).unwrap();
+    }
+    until(|| {
+        rejects.dispatch().unwrap();
+        while let Some(id) = rejects.next_arrival().map(|arrival| arrival.id) {
+            rejects.reject(id, Reason::BackendBusy).unwrap();
+        }
+        broker.dispatch().unwrap();
+        broker.room().unwrap() == 256
+    });
+    // While another has room, the broker looks again and again at so many that wait.
+    broker.add(&busy, BackendSettings { off: true, ..BackendSettings::default() }).unwrap();
+    until(|| {
+        broker.dispatch().unwrap();
+        !is_readable(&mut broker, Duration::from_millis(20))
+    });
+    assert_eq!((broker.next_verdict(), broker.statistics().in_flight), (None, MANY));
+    ends(&mut broker, &full);
+    let start = Instant::now();
+    let mut verdicts = 0;
+    while verdicts < MANY && start.elapsed() < PATIENCE / 4 {
+        if is_readable(&mut broker, Duration::from_millis(20)) {
+            broker.dispatch().unwrap();
+        }
+        while let Some(verdict) = broker.next_verdict() {
+            assert_eq!(verdict.reason, Some(Reason::BackendBusy));
+            verdicts += 1;
+        }
+    }
+    assert_eq!(verdicts, MANY);
+}
+
+#[test]
+fn offers_that_wait_for_a_backend_end_when_it_is_removed() {
+    offers_wait_for_a_backend_that(|broker, path| assert!(broker.remove(path).unwrap()));
+}
+
+#[test]
+fn offers_that_wait_for_a_backend_end_when_it_is_switched_off() {
+    offers_wait_for_a_backend_that(|broker, path| {
+        broker.add(path, BackendSettings { off: true, ..BackendSettings::default() }).unwrap();
+    });
+}
+
+#[test]
+fn place_of_a_broker_that_has_gone_is_free_for_another_at_once() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("handoff.sock");
+    let options = BackendOptions { max_channels: 1, ..BackendOptions::default() };
+    let mut backend = Backend::listen(&path, options).unwrap();
+    for number in 1..=4 {
+        let mut broker = Broker::new(&path, BrokerOptions::default()).unwrap();
+        broker.dispatch().unwrap();
+        // The end of the one before, and this one.
+        backend.dispatch().unwrap();
+        broker.dispatch().unwrap();
+        assert!(broker.room().unwrap() > 0, "the broker {number} is turned away");
+    }
+    let statistics = backend.statistics();
+    assert_eq!((statistics.accepted, statistics.over_limit), (4, 0));
+}
+
+#[test]
+fn wrong_argument_is_refused_while_a_backend_connects() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("handoff.sock");
+    let _silent = Backend::listen(&path, BackendOptions::default()).unwrap();
+    let mut broker = Broker::new(&path, BrokerOptions::default()).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let offer = Offer { timeout: Some(PATIENCE), ..Offer::new(file.as_fd()) };
+    let start = Instant::now();
+    let refused = broker.offer_and_wait(&offer).unwrap_err();
+    assert!(matches!(refused, BrokerError::NotASocket { .. }), "{refused}");
+    // Sooner than the silence of the backend ends.
+    assert!(start.elapsed() < Duration::from_secs(4));
 }
 
 /// Many offers wait for a backend that is full, and behind them one that another may have.
