@@ -301,6 +301,9 @@ func (b *Broker) offerWhenThereIsRoom(ctx context.Context, raw syscall.RawConn, 
 			id, verdicts, room, err = b.offer(ctx, C.int(fd), offer, room != nil)
 		})
 		if controlErr != nil {
+			if room != nil {
+				b.leave(room)
+			}
 			return 0, nil, controlErr
 		}
 		if room == nil {

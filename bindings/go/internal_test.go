@@ -1,11 +1,13 @@
 package handoff
 
 import (
+	"context"
 	"errors"
 	"io"
 	"log"
 	"net"
 	"net/http"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -18,29 +20,36 @@ func (l *Listener) UseSpare() {
 	l.useSpare()
 }
 
-// net/http asks every connection for its address, and a client can go at any moment.
-func TestClientThatHasGoneHasAnAddress(t *testing.T) {
+// connected is a client's connection and what a broker has accepted of it.
+func connected(t *testing.T) (client, accepted *net.TCPConn) {
+	t.Helper()
 	door, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer door.Close()
-	client, err := net.Dial("tcp", door.Addr().String())
+	conn, err := net.Dial("tcp", door.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	accepted, err := door.Accept()
+	other, err := door.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer accepted.Close()
-	client.(*net.TCPConn).SetLinger(0)
+	t.Cleanup(func() { conn.Close(); other.Close() })
+	return conn.(*net.TCPConn), other.(*net.TCPConn)
+}
+
+// net/http asks every connection for its address, and a client can go at any moment.
+func TestClientThatHasGoneHasAnAddress(t *testing.T) {
+	client, accepted := connected(t)
+	client.SetLinger(0)
 	client.Close()
 	accepted.SetReadDeadline(time.Now().Add(30 * time.Second))
 	if _, err := accepted.Read(make([]byte, 1)); err == nil {
 		t.Fatal("it has not gone")
 	}
-	file, err := accepted.(*net.TCPConn).File()
+	file, err := accepted.File()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,5 +88,64 @@ func TestHTTPServerGoesOnAfterAnErrorThatPasses(t *testing.T) {
 	listener := &failing{[]error{&Error{Status: ErrSystem}, &Error{Status: ErrDescriptorPressure}, end}}
 	if err := server.Serve(listener); !errors.Is(err, end) || len(listener.errs) > 0 {
 		t.Error(err, listener.errs)
+	}
+}
+
+const patience = 30 * time.Second
+
+func waitUntil(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !condition(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("still not: %s", what)
+		}
+	}
+}
+
+func TestRoomOfAWaiterWhoseConnectionIsClosedIsTheNextOnes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "handoff.sock")
+	broker, err := NewBroker(path, &BrokerOptions{Wait: 2 * patience})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer broker.Close()
+	broker.ready.Close() // from now on only this test has it work
+	<-broker.done
+	line := func() int {
+		broker.mu.Lock()
+		defer broker.mu.Unlock()
+		return len(broker.queue)
+	}
+	var accepted [2]*net.TCPConn
+	var ends [2]chan error
+	for i := range ends {
+		_, accepted[i] = connected(t)
+		ends[i] = make(chan error, 1)
+		go func(conn net.Conn, end chan error) {
+			_, err := broker.Offer(context.Background(), conn, Offer{})
+			end <- err
+		}(accepted[i], ends[i])
+		waitUntil(t, "it waits for a backend", func() bool { return line() == i+1 })
+	}
+	accepted[0].Close()
+
+	listener, err := Listen(path, &ListenOptions{MaxInFlight: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	go func() {
+		if conn, err := listener.Accept(); err == nil {
+			conn.Close()
+		}
+	}()
+	waitUntil(t, "there is room for one", func() bool { broker.work(); return line() < 2 })
+	if err := <-ends[0]; err == nil {
+		t.Error("a closed connection was offered")
+	}
+	waitUntil(t, "the next one has it", func() bool { return line() == 0 })
+	waitUntil(t, "that one is adopted", func() bool { broker.work(); return len(ends[1]) == 1 })
+	if err := <-ends[1]; err != nil {
+		t.Error(err)
 	}
 }
