@@ -134,3 +134,46 @@ func TestArrivalThatIsTakenBackWhileAdmitDecidesIsNotOurs(t *testing.T) {
 	}
 	stillServes(t, client, accepted)
 }
+
+// The place at the backend is free again when the broker has the verdict: nobody need call Accept once more
+// for that.
+func TestAdoptionIsToldThoughNoAcceptFollows(t *testing.T) {
+	for name, others := range map[string]int{"nothing else waits": 0, "others wait": 2} {
+		t.Run(name, func(t *testing.T) {
+			path := socketPath(t)
+			listener, err := handoff.Listen(path, &handoff.ListenOptions{MaxInFlight: 1 + others,
+				Admit: func(*handoff.Arrival) error { return nil }})
+			must(t, err)
+			defer listener.Close()
+			broker := newBroker(t, path, &handoff.BrokerOptions{Timeout: 4 * patience})
+			state := func() handoff.BackendState {
+				states, err := broker.States()
+				must(t, err)
+				return states[0]
+			}
+			offered := make(chan error, 1+others)
+			offer := func() {
+				_, accepted := pair(t)
+				go func() {
+					_, err := broker.Offer(context.Background(), accepted, handoff.Offer{})
+					offered <- err
+				}()
+			}
+
+			offer()
+			(<-accept(t, listener)).Close()
+			must(t, <-offered)
+			waitUntil(t, "its place is free", func() bool { return state().Room == uint64(1+others) })
+
+			for i := 0; i < others; i++ {
+				offer()
+			}
+			waitUntil(t, "they are offered", func() bool { return state().InFlight == uint64(others) })
+			for i := 0; i < others; i++ {
+				(<-accept(t, listener)).Close()
+				waitUntil(t, "one more place is free", func() bool { return state().Room == uint64(2+i) })
+				must(t, <-offered)
+			}
+		})
+	}
+}

@@ -36,6 +36,9 @@ static handoff_status next_arrival(handoff_backend *backend, handoff_arrival *ar
     handoff_status status = handoff_backend_next(backend, arrival);
     if (status == HANDOFF_NOTHING && (status = handoff_backend_dispatch(backend)) == HANDOFF_OK)
         status = handoff_backend_next(backend, arrival);
+    // Ends the batch, so that a decision is sent at once: there may be no other call for long.
+    if (status == HANDOFF_OK)
+        (void)!handoff_backend_dispatch(backend);
     return status;
 }
 */
