@@ -23,7 +23,7 @@ static handoff_status broker_with(const char *path, size_t max_in_flight, uint64
 
 static handoff_status offer_with(handoff_broker *broker, int fd, const char *preread,
     size_t preread_len, const char *metadata, size_t metadata_len, const char *service,
-    const char *correlation, uint64_t timeout_ms, uint64_t *id)
+    const char *correlation, uintptr_t number, uint64_t *id)
 {
     handoff_offer offer = HANDOFF_OFFER_INIT;
     offer.fd = fd;
@@ -33,7 +33,7 @@ static handoff_status offer_with(handoff_broker *broker, int fd, const char *pre
     offer.metadata_len = metadata_len;
     offer.service = service;
     offer.correlation = correlation;
-    offer.timeout_ms = timeout_ms;
+    offer.user_data = (void *)number;
     return handoff_broker_offer(broker, &offer, id);
 }
 
@@ -41,6 +41,11 @@ static handoff_verdict no_verdict(void)
 {
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     return verdict;
+}
+
+static uintptr_t number_of(const handoff_verdict *verdict)
+{
+    return (uintptr_t)verdict->user_data;
 }
 */
 import "C"
@@ -82,9 +87,17 @@ type Broker struct {
 	mu      sync.Mutex // the library lets one thread at a time use the handle
 	handle  *C.handoff_broker
 	closed  bool
-	waiting map[C.uint64_t]chan Verdict
+	last    C.uintptr_t // the number of the last offer
+	waiting map[C.uintptr_t]*made
 	queue   []chan struct{} // offers that wait for room, the first one first
 	refusal error           // why they wait
+}
+
+// made is an offer that was made. Its number tells its verdict: if the library has a bug, there is no id.
+type made struct {
+	number   C.uintptr_t
+	id       C.uint64_t
+	verdicts chan Verdict
 }
 
 // An Offer is what goes with a connection.
@@ -186,7 +199,7 @@ func NewBroker(path string, options *BrokerOptions) (*Broker, error) {
 		return nil, err
 	}
 	broker := &Broker{wait: options.Wait, ready: ready, done: make(chan struct{}), handle: handle,
-		waiting: make(map[C.uint64_t]chan Verdict)}
+		waiting: make(map[C.uintptr_t]*made)}
 	if broker.wait == 0 {
 		broker.wait = time.Second
 	}
@@ -223,7 +236,10 @@ func (b *Broker) work() {
 		return
 	}
 	// After an error the descriptor becomes readable again; what it means for an offer is its verdict.
-	C.handoff_broker_dispatch(b.handle)
+	if C.handoff_broker_dispatch(b.handle) == C.HANDOFF_ERR_INTERNAL {
+		b.fail()
+		return
+	}
 	b.giveVerdicts()
 	b.admit()
 }
@@ -231,14 +247,18 @@ func (b *Broker) work() {
 func (b *Broker) giveVerdicts() {
 	verdict := C.no_verdict()
 	for C.handoff_broker_next(b.handle, &verdict) == C.HANDOFF_OK {
-		b.waiting[verdict.id] <- Verdict{
+		made, waits := b.waiting[C.number_of(&verdict)]
+		if !waits { // a send would wait for ever, and everybody for the lock
+			continue
+		}
+		delete(b.waiting, made.number)
+		made.verdicts <- Verdict{
 			Adopted:               verdict.outcome == C.HANDOFF_ADOPTED,
 			Reason:                Reason(verdict.reason),
 			MayHaveReachedBackend: verdict.may_have_reached_backend != 0,
 			Backend:               C.GoString(verdict.backend),
 			Tries:                 int(verdict.tries),
 		}
-		delete(b.waiting, verdict.id)
 	}
 }
 
@@ -257,9 +277,9 @@ func (b *Broker) admit() {
 // Offer offers a connection and waits for the verdict. Meanwhile nobody may read or write conn, which is
 // a *net.TCPConn or a *net.UnixConn. Its mode and options are not changed.
 //
-// If the backend adopts it, conn is closed. After any other verdict, and after any error but
-// ErrInternal, a bug in the library, it is still yours to serve. When ctx is done, the offer is taken
-// back and the error is ctx.Err(), unless the backend was faster: then there is that verdict.
+// If the backend adopts it, conn is closed. After any other verdict, and after any error, it is still
+// yours to serve. When ctx is done, the offer is taken back and the error is ctx.Err(), unless the backend
+// was faster: then there is that verdict. ErrInternal is a bug in the library, and closes the Broker.
 func (b *Broker) Offer(ctx context.Context, conn net.Conn, offer Offer) (Verdict, error) {
 	var raw syscall.RawConn
 	var err error
@@ -280,11 +300,18 @@ func (b *Broker) Offer(ctx context.Context, conn net.Conn, offer Offer) (Verdict
 	if err != nil {
 		return Verdict{}, err
 	}
-	id, verdicts, err := b.offerWhenThereIsRoom(ctx, raw, &offer)
-	if err != nil {
-		return Verdict{Reason: reasonOf(err)}, err
+	made, err := b.offerWhenThereIsRoom(ctx, raw, &offer)
+	var verdict Verdict
+	switch {
+	case err == nil:
+		verdict, err = b.verdict(ctx, made)
+	case made == nil:
+		verdict.Reason = reasonOf(err)
+	default: // a bug, after which the verdict is there
+		if verdict = <-made.verdicts; verdict.Adopted {
+			err = nil
+		}
 	}
-	verdict, err := b.verdict(ctx, id, verdicts)
 	if err == nil && verdict.Adopted {
 		// Go's poller forgets it first, and nothing is sent: that is what the backend needs.
 		conn.Close()
@@ -293,21 +320,21 @@ func (b *Broker) Offer(ctx context.Context, conn net.Conn, offer Offer) (Verdict
 }
 
 func (b *Broker) offerWhenThereIsRoom(ctx context.Context, raw syscall.RawConn, offer *Offer) (
-	id C.uint64_t, verdicts chan Verdict, err error) {
+	made *made, err error) {
 	var room chan struct{} // where this one is in line
 	var late <-chan time.Time
 	for {
 		controlErr := raw.Control(func(fd uintptr) {
-			id, verdicts, room, err = b.offer(ctx, C.int(fd), offer, room != nil)
+			made, room, err = b.offer(ctx, C.int(fd), offer, room != nil)
 		})
 		if controlErr != nil {
 			if room != nil {
 				b.leave(room)
 			}
-			return 0, nil, controlErr
+			return nil, controlErr
 		}
 		if room == nil {
-			return id, verdicts, err
+			return made, err
 		}
 		if late == nil {
 			timer := time.NewTimer(b.wait)
@@ -318,10 +345,10 @@ func (b *Broker) offerWhenThereIsRoom(ctx context.Context, raw syscall.RawConn, 
 		case <-room:
 		case <-late:
 			b.leave(room)
-			return 0, nil, err
+			return nil, err
 		case <-ctx.Done():
 			b.leave(room)
-			return 0, nil, ctx.Err()
+			return nil, ctx.Err()
 		}
 	}
 }
@@ -348,34 +375,43 @@ func isForLater(err error) bool {
 	return false
 }
 
-// offer makes an offer, or gets in line for room: behind all others, unless it was `admitted` from there.
+// offer makes an offer, or gets in line for room: behind all others, unless it was `admitted` from there. If
+// it was made though there is an error, that is a bug in the library, and the verdict is there.
 func (b *Broker) offer(ctx context.Context, fd C.int, offer *Offer, admitted bool) (
-	id C.uint64_t, verdicts chan Verdict, room chan struct{}, err error) {
+	_ *made, room chan struct{}, err error) {
 	service, correlation := cString(offer.Service), cString(offer.Correlation)
 	defer C.free(unsafe.Pointer(service))
 	defer C.free(unsafe.Pointer(correlation))
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		return 0, nil, nil, net.ErrClosed
+		return nil, nil, net.ErrClosed
 	}
 	if len(b.queue) > 0 && !admitted {
 		room = make(chan struct{})
 		b.queue = append(b.queue, room)
-		return 0, nil, room, b.refusal
+		return nil, room, b.refusal
 	}
-	if err = ctx.Err(); err == nil {
-		_, err = call(func() (status C.handoff_status, err error) {
-			status, err = C.offer_with(b.handle, fd, bytes(offer.Preread),
-				C.size_t(len(offer.Preread)), bytes(offer.Metadata),
-				C.size_t(len(offer.Metadata)), service, correlation, 0, &id)
-			return
-		})
+	if err = ctx.Err(); err != nil {
+		b.admit() // its room is another one's
+		return nil, nil, err
 	}
+	b.last++
+	made := &made{number: b.last, verdicts: make(chan Verdict, 1)}
+	status, err := call(func() (status C.handoff_status, err error) {
+		status, err = C.offer_with(b.handle, fd, bytes(offer.Preread),
+			C.size_t(len(offer.Preread)), bytes(offer.Metadata),
+			C.size_t(len(offer.Metadata)), service, correlation, made.number, &made.id)
+		return
+	})
 	switch {
 	case err == nil:
-		verdicts = make(chan Verdict, 1)
-		b.waiting[id] = verdicts
+		b.waiting[made.number] = made
+		return made, nil, nil
+	case status == C.HANDOFF_ERR_INTERNAL:
+		b.waiting[made.number] = made
+		b.fail()
+		return made, nil, err
 	case b.wait > 0 && isForLater(err):
 		b.refusal = err
 		room = make(chan struct{})
@@ -383,7 +419,7 @@ func (b *Broker) offer(ctx context.Context, fd C.int, offer *Offer, admitted boo
 	default:
 		b.admit() // its room is another one's
 	}
-	return
+	return nil, room, err
 }
 
 // leave gives up waiting. If there was room just now, the next one has it.
@@ -401,26 +437,33 @@ func (b *Broker) leave(room chan struct{}) {
 	}
 }
 
-func (b *Broker) verdict(ctx context.Context, id C.uint64_t, verdicts chan Verdict) (Verdict, error) {
+func (b *Broker) verdict(ctx context.Context, made *made) (Verdict, error) {
 	select {
-	case verdict := <-verdicts:
+	case verdict := <-made.verdicts:
 		return verdict, nil
 	case <-ctx.Done():
 	}
-	b.mu.Lock()
-	taken := false
-	if !b.closed {
-		taken = C.handoff_broker_take_back(b.handle, id) == C.HANDOFF_OK
-	}
-	if taken {
-		delete(b.waiting, id)
-		b.admit()
-	}
-	b.mu.Unlock()
-	if taken {
+	if b.takeBack(made) {
 		return Verdict{MayHaveReachedBackend: true}, ctx.Err()
 	}
-	return <-verdicts, nil // it is there, or on its way
+	return <-made.verdicts, nil // it is there, or on its way
+}
+
+func (b *Broker) takeBack(made *made) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return false
+	}
+	switch C.handoff_broker_take_back(b.handle, made.id) {
+	case C.HANDOFF_OK:
+		delete(b.waiting, made.number)
+		b.admit()
+		return true
+	case C.HANDOFF_ERR_INTERNAL:
+		b.fail()
+	}
+	return false
 }
 
 // Close takes every offer back. Each has its verdict then: ReasonBrokerClosed unless the backend was
@@ -431,19 +474,35 @@ func (b *Broker) Close() error {
 		b.mu.Unlock()
 		return net.ErrClosed
 	}
+	b.end()
+	b.mu.Unlock()
+	err := b.ready.Close()
+	<-b.done
+	return err
+}
+
+// fail closes after a bug in the library: what the call has done is not known, but the verdicts tell whose
+// each connection is.
+func (b *Broker) fail() {
+	b.end()
+	go b.ready.Close() // it waits until work has returned, which may have called this
+}
+
+func (b *Broker) end() {
 	b.closed = true
 	C.handoff_broker_close(b.handle)
 	b.giveVerdicts()
+	// After a bug an offer may have none. Then the connection is still the broker's.
+	for _, made := range b.waiting {
+		made.verdicts <- Verdict{Reason: ReasonBrokerClosed, MayHaveReachedBackend: true}
+	}
+	b.waiting = nil
 	for _, room := range b.queue {
 		close(room)
 	}
 	b.queue = nil
 	C.handoff_broker_free(b.handle)
 	b.handle = nil
-	b.mu.Unlock()
-	err := b.ready.Close()
-	<-b.done
-	return err
 }
 
 // checkString refuses what C would take only the beginning of.

@@ -11,9 +11,16 @@ $(GO_EXAMPLE): $(wildcard bindings/go/*.go bindings/go/*.h bindings/go/go.mod ex
 	@mkdir -p $(@D)
 	cd examples/go && $(GO_RUN) build -o $@ .
 
+# Its tests meet a library with a bug.
+GO_BUG := $(BUILD)/go/bug.so
+
+$(GO_BUG): bindings/go/testdata/bug.c $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) -std=c11 $(CFLAGS) $(WARN) -Iinclude -shared -fPIC -o $@ $<
+
 ## check-go    the binding for Go: go vet, gofmt, its own tests, and what every binding must do
 .PHONY: check-go
-check-go: $(GO_EXAMPLE) $(BINDING_TESTS) | $(BINDING_NEEDS) need-go
+check-go: $(GO_EXAMPLE) $(GO_BUG) $(BINDING_TESTS) | $(BINDING_NEEDS) need-go
 	@badly=$$(gofmt -l bindings/go examples/go); [ -z "$$badly" ] || \
 	    { echo "error: check-go: gofmt would change $$badly" >&2; exit 1; }
 	@cd examples/go && $(GO_RUN) vet .
@@ -23,6 +30,6 @@ check-go: $(GO_EXAMPLE) $(BINDING_TESTS) | $(BINDING_NEEDS) need-go
 	    $(PYTHON) tools/readme_code.py $$document go 1 > $(BUILD)/go/readme/main.go && \
 	    ( cd $(BUILD)/go/readme && $(GO_RUN) vet . ) || exit 1; \
 	done
-	@cd bindings/go && $(GO_RUN) vet . && $(GO_RUN) test -race .
+	@cd bindings/go && $(GO_RUN) vet . && $(GO_RUN) test -race -exec 'env LD_PRELOAD=$(GO_BUG)' .
 	@$(call check_binding,go,$(GO_EXAMPLE))
 	@$(call check_binding_tls,go,$(GO_EXAMPLE))
