@@ -74,7 +74,7 @@ handoff_status handoff_broker_backend_init(handoff_broker_backend *backend,
  *
  * An offer goes to the backend with the fewest offers in flight for its weight, among those that
  * can take it now. Only offers without a verdict are in flight: what a backend has adopted does
- * not count, so one with enough to do rejects with HANDOFF_REASON_BACKEND_BUSY. If that one is
+ * not count, so a backend at capacity rejects with HANDOFF_REASON_BACKEND_BUSY. If that one is
  * busy, draining or gone, or has not answered after `attempt_timeout_ms`, the offer is taken back
  * and goes to the next one: until one adopts it, each has had it once, or the offer's timeout
  * passes. Rejections for other reasons are about the client and final: handoff_backend_reject()
@@ -114,11 +114,11 @@ handoff_status handoff_broker_remove(handoff_broker *broker, const char *path) H
 /**
  * Returns how many offers without preread and metadata would be taken now.
  *
- * After HANDOFF_ERR_FULL, or another refusal that may pass, see handoff_broker_offer(), you may keep
- * the client in a queue of your own. The descriptor becomes readable when an offer would be taken
- * again: call handoff_broker_dispatch(), take the verdicts, and offer until HANDOFF_ERR_FULL comes
- * again: a long preread can be refused while there is room for an offer without. Serve a client
- * yourself if it has waited too long in the queue.
+ * After HANDOFF_ERR_FULL, or another refusal that may pass, see handoff_broker_offer(), you may
+ * keep the client in a queue of your own. The descriptor becomes readable when an offer would be
+ * taken again: call handoff_broker_dispatch(), take the verdicts, and offer until HANDOFF_ERR_FULL
+ * comes again: a long preread can be refused while there is room for an offer without. Serve a
+ * client yourself if it has waited too long in the queue.
  *
  * @param broker  the broker
  * @return the number; 0 if none would be taken, and on error, with errno and handoff_last_error()
@@ -199,14 +199,13 @@ typedef struct handoff_backend_state {
     uint64_t since_ms;
     /**
      * How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it
-     * does already; HANDOFF_NO_TIMEOUT: neither is planned, as before the first use, at a backend
-     * that is ready, and at one that rests and, when its trial is due, has no place for it until it
-     * answers.
+     * does already; HANDOFF_NO_TIMEOUT: neither is planned, as before the first use, for a backend
+     * that is ready, and for a resting one that has no free place until it answers.
      */
     uint64_t next_ms;
     /** Offers in flight at it. */
     uint64_t in_flight;
-    /** How many small offers it would take now. */
+    /** How many offers without preread and metadata it would take now. */
     uint64_t room;
     /** Channels set up, the first included. */
     uint64_t connects;
@@ -227,8 +226,8 @@ typedef struct handoff_backend_state {
      */
     uint64_t fallbacks[32];
     /**
-     * Offers that no backend took, by status: refusals[-HANDOFF_ERR_FULL] and so on. Of several
-     * backends, the one counts it that was most likely to take one soon.
+     * Offers that no backend took, by status: refusals[-HANDOFF_ERR_FULL] and so on. With several
+     * backends, each is counted at the one that was most likely to take one soon.
      */
     uint64_t refusals[64];
     /**

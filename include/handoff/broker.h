@@ -48,8 +48,8 @@ typedef struct handoff_broker_options {
      * With several backends: how long one of them may take to answer, in milliseconds: default
      * 1000, or half of the time that the offer has left if that is less; HANDOFF_NO_TIMEOUT. Then
      * the offer is taken back and goes to another one that can take it. If none can, it stays.
-     * A time that you set is to be well below the timeout of each offer, which otherwise ends with
-     * the attempt, and no other backend gets it.
+     * Keep it well below the timeout of every offer: one whose time is up during its first attempt
+     * goes to no other backend.
      */
     uint64_t attempt_timeout_ms;
     /**
@@ -94,8 +94,8 @@ typedef struct handoff_broker_options {
      * handoff_broker_dispatch() does before it returns with nothing new. That saves the time to
      * wake up if broker and backend have a processor each with little else to do. If they share
      * one, spinning keeps the other from running, and a handoff takes up to `spin_us` longer. In an
-     * event loop call dispatch again as long as handoff_broker_next() returned anything after it, and
-     * wait otherwise. No effect with HANDOFF_BROKER_SHARED.
+     * event loop call dispatch again as long as handoff_broker_next() returned anything after it,
+     * and wait otherwise. No effect with HANDOFF_BROKER_SHARED.
      */
     uint32_t spin_us;
 } handoff_broker_options;
@@ -270,8 +270,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *
  * After a refusal that is about the backend and not about this offer (HANDOFF_ERR_FULL,
  * _RATE_LIMITED, _BACKEND_UNAVAILABLE, _TOO_MANY_CHANNELS and so on) the descriptor becomes
- * readable when an offer would be taken again, if nothing waits for handoff_broker_flush(): see
- * handoff_broker_room().
+ * readable when an offer would be taken again: see handoff_broker_room(). Call
+ * handoff_broker_flush() first: offers that wait for it can keep others out.
  *
  * After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
  * handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
@@ -374,8 +374,8 @@ typedef struct handoff_verdict {
 
 /**
  * Takes the next verdict. After each handoff_broker_dispatch() call it until it returns
- * HANDOFF_NOTHING. A loop with a budget may stop earlier, but not before the first: the descriptor
- * becomes readable for the rest within 1 ms.
+ * HANDOFF_NOTHING. A loop with a budget may stop earlier, but must take at least one: then the
+ * descriptor becomes readable for the rest within 1 ms.
  *
  * @param broker        the broker
  * @param[out] verdict  what became of which offer
@@ -390,16 +390,16 @@ handoff_status handoff_broker_next(handoff_broker *broker,
  * Offers a connection and waits for its verdict. For programs without an event loop.
  *
  * It waits for the channel, for room and for the verdict, together at most the offer's
- * `timeout_ms`. If the channel has ended since the last call, it connects again first. It returns the
- * error at once if connecting fails, if the next attempt is due later only, if the backend turns this
- * broker away, and while the backend drains.
+ * `timeout_ms`. If the channel has ended since the last call, it connects again first. It returns
+ * the error at once if connecting fails, if the next attempt is not due yet, if the backend turns
+ * this broker away, and while the backend drains.
  *
  * @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
  * @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect
  * @param[out] verdict  what became of it
- * @return HANDOFF_OK if there is a verdict. Otherwise there is none, and after any error except
- *         HANDOFF_ERR_INTERNAL the connection is still yours: HANDOFF_WOKEN after
- *         handoff_broker_wake(), or an error as from handoff_broker_offer().
+ * @return HANDOFF_OK if there is a verdict. Otherwise there is none, and the connection is still
+ *         yours, except after HANDOFF_ERR_INTERNAL: HANDOFF_WOKEN after handoff_broker_wake(), or
+ *         an error as from handoff_broker_offer().
  *
  * After HANDOFF_WOKEN and HANDOFF_ERR_SYSTEM the backend may hold a copy of the descriptor: see
  * `may_have_reached_backend` in handoff_verdict. After HANDOFF_ERR_INTERNAL see

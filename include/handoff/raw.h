@@ -701,9 +701,8 @@ handoff_status handoff_raw_pending_options_init(handoff_raw_pending_options *opt
 /**
  * Makes an empty registry of pending acknowledgements. It allocates all its memory here.
  *
- * @param store         the store that loses the token of each entry that is removed, if it has it:
- *                      any one, if the tokens come from a backend. You may free it before the
- *                      registry
+ * @param store         the store that issued the tokens: that of a removed entry is revoked there;
+ *                      if a backend issued them, any store. You may free it before the registry
  * @param options       the limits, or NULL for the defaults; read during the call only
  * @param[out] pending  the registry; free it with handoff_raw_pending_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` or `pending` is NULL or
@@ -857,8 +856,8 @@ handoff_status handoff_raw_failures_new(const handoff_raw_failures_options *opti
                                         handoff_raw_failures **failures) HANDOFF_NOEXCEPT;
 
 /**
- * What a broker knows about a connection and its backend before it tries. If all is zero, nothing
- * speaks against an attempt.
+ * What a broker knows about a connection and its backend before it tries. If all is zero, there is
+ * no reason not to try.
  */
 typedef struct handoff_raw_inputs {
     /** Set by HANDOFF_RAW_INPUTS_INIT. */
@@ -911,8 +910,8 @@ typedef struct handoff_raw_decision {
  *
  * @param failures       the counter
  * @param backend        names the backend, such as the path of its handoff socket
- * @param inputs         what is known, or NULL if nothing speaks against it; read during the call
- *                       only
+ * @param inputs         what is known, or NULL if there is no reason not to try; read during the
+ *                       call only
  * @param[out] decision  HANDOFF_REASON_NONE, or the first of these that applies:
  *                       HANDOFF_REASON_CLIENT_UNSUPPORTED, HANDOFF_REASON_POLICY_DISABLED,
  *                       HANDOFF_REASON_FOREIGN_BACKEND, HANDOFF_REASON_DESCRIPTOR_PRESSURE,

@@ -197,8 +197,8 @@ const char *handoff_reason_name(handoff_reason reason) HANDOFF_NOEXCEPT;
 
 /**
  * Tells whether a fallback is all that an error calls for: the connection is certainly yours.
- * Report any other error as well: it is a bug in the caller or in the library, and a fallback
- * would hide it.
+ * Any other error is a bug in the caller or in the library, which a fallback would hide: report it.
+ * Except HANDOFF_ERR_CLOSED after your own handoff_broker_close(); and HANDOFF_WOKEN is no error.
  *
  * @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
  *                layer returned. What handoff_broker_dispatch(), handoff_broker_flush() and
@@ -253,8 +253,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 
 /**
  * No verdict, or in the raw layer no acknowledgement, came by the deadline. Also if the offer was
- * not sent by then, or only just: nobody called handoff_broker_flush() or handoff_broker_dispatch(),
- * or there was no room.
+ * not sent by then, or only just: nobody called handoff_broker_flush() or
+ * handoff_broker_dispatch(), or there was no room.
  */
 #define HANDOFF_REASON_ACK_TIMEOUT 7
 
@@ -490,7 +490,7 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_TLS_ALERT (-42)
 
 /**
- * The client has sent a TLS record that is no data, or something that is no record of this
+ * The client has sent a TLS record other than data, or something that is no record of this
  * connection; handoff_last_error() says what. Close the connection.
  */
 #define HANDOFF_ERR_TLS_RECORD (-43)

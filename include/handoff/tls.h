@@ -3,7 +3,7 @@
  * every call are in handoff.h.
  *
  * The client speaks TLS, and you read and write plain bytes on its socket: send(2), writev(2) and
- * sendfile(2) as on any socket. Two things are different. A record that is no data makes read(2)
+ * sendfile(2) as on any socket. Two things are different. A record other than data makes read(2)
  * and recv(2) fail with EIO, so receive with handoff_tls_receive(). And a client may take the end
  * for an attack without an alert, close_notify, so end with handoff_tls_shutdown(). Both do the
  * plain thing on a plain socket, so that one piece of code serves both.
@@ -51,8 +51,8 @@ extern "C" {
 #define HANDOFF_TLS_RECEIVE 2
 
 /**
- * What the kernel tells of a connection's TLS. No key is in it: the library never
- * asks for one.
+ * What the kernel reports about a connection's TLS. No key is in it: the library never asks for
+ * one.
  */
 typedef struct handoff_tls_session {
     /** Set by HANDOFF_TLS_SESSION_INIT. */
@@ -77,7 +77,7 @@ typedef struct handoff_tls_session {
     { sizeof(handoff_tls_session), 0, 0, 0, 0, NULL, NULL }
 
 /**
- * Gets what the kernel tells of a connection's TLS.
+ * Gets what the kernel reports about a connection's TLS.
  *
  * @param fd            a socket
  * @param[out] session  its TLS. The strings are constants.
@@ -103,11 +103,11 @@ handoff_status handoff_tls_get_session(int fd, handoff_tls_session *session) HAN
  *                       socket, the end of the connection. Do not receive again.
  * @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing came in that time, also with a `wait_ms` of 0;
  *         HANDOFF_ERR_END_OF_STREAM if the client closed a connection with TLS without
- *         close_notify. Many do. Take what you have for whole only if its own form says so, as an
- *         HTTP request's does;
+ *         close_notify. Many do. Treat what you have as complete only if its own framing says so,
+ *         as an HTTP request's does;
  *         HANDOFF_ERR_TLS_KEY_UPDATE if the client has updated its key, which cannot be followed;
  *         HANDOFF_ERR_TLS_ALERT if the client sent another alert: handoff_last_error() says which;
- *         HANDOFF_ERR_TLS_RECORD for any other record that is no data, such as a handshake (a
+ *         HANDOFF_ERR_TLS_RECORD for any record other than data, such as a handshake (a
  *         client that renegotiates), and for what is no record of this connection;
  *         HANDOFF_ERR_RECEIVE_FAILED with errno as of recv(2), such as ECONNRESET;
  *         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, or `len` is 0 or more

@@ -403,7 +403,7 @@ pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> han
 /// tells you before.
 ///
 /// Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
-/// rejected. A loop with a budget may stop earlier, but not before the first: the descriptor
+/// rejected. A loop with a budget may stop earlier, but must take at least one: then the descriptor
 /// becomes readable for the rest within 1 ms. If you can serve no more for a while, reject with
 /// HANDOFF_REASON_BACKEND_BUSY.
 ///
@@ -438,9 +438,10 @@ pub extern "C" fn handoff_backend_next(
 ///                 are as the broker set them, O_NONBLOCK too. Before close(2), take it out of your
 ///                 epoll set, EPOLL_CTL_DEL: while the broker has its copy, close(2) does not.
 /// @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke the protocol: the
-///         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, after which it
-///         is still held, or no such arrival is; HANDOFF_ERR_WRONG_PROCESS. If the broker has died
-///         without taking it back, you can still adopt it: nobody else has the client then.
+///         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL (the arrival
+///         stays held), or if no arrival with this id is held; HANDOFF_ERR_WRONG_PROCESS. If the
+///         broker has died without taking it back, you can still adopt it: nobody else has the
+///         client then.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_adopt(
@@ -468,7 +469,7 @@ pub extern "C" fn handoff_backend_adopt(
 ///                 _DESCRIPTOR_PRESSURE, _ACK_TIMEOUT and _INTEGRITY_MISMATCH. Any other is final.
 ///                 HANDOFF_REASON_ACK_TIMEOUT counts as a failure of this backend.
 /// @return HANDOFF_OK, also if the broker has taken it back; HANDOFF_ERR_INVALID_ARGUMENT, also if
-///         no such arrival is held, or for a wrong `reason`, after which it still is;
+///         no arrival with this id is held, or for a wrong `reason` (the arrival stays held);
 ///         HANDOFF_ERR_WRONG_PROCESS.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_backend_reject(
@@ -483,12 +484,12 @@ pub extern "C" fn handoff_backend_reject(
 /// A successor can then listen at the path; brokers wait for it in a socket that stays open
 /// elsewhere, as one of handoff_backend_listen_on() does.
 ///
-/// Go on: dispatch, take every arrival with next, adopt or reject it. When a dispatch leaves `held`
-/// in the statistics at 0, free the backend at once: the brokers take back what has not arrived,
-/// and only then connect to the successor. What you adopted stays yours. A program without an event
-/// loop calls handoff_backend_accept() with a `wait_ms` of 0 until it does not return HANDOFF_OK,
-/// then handoff_backend_free(). With a negative `wait_ms`, handoff_backend_accept() may now wait
-/// forever.
+/// Go on: dispatch, take every arrival with next, adopt or reject it. If `held` in the statistics
+/// is 0 after a dispatch, free the backend at once: the brokers take back what no dispatch has
+/// received, and only then connect to the successor. What you adopted stays yours. A program
+/// without an event loop calls handoff_backend_accept() with a `wait_ms` of 0 while it returns
+/// HANDOFF_OK, then handoff_backend_free(). With a negative `wait_ms`, handoff_backend_accept() may
+/// now wait forever.
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.
@@ -510,16 +511,16 @@ pub struct handoff_backend_statistics {
     pub adopted: u64,
     /// Arrivals rejected, by you or because they are not allowed.
     pub rejected: u64,
-    /// Arrivals that the broker took back before they were adopted, also because they had timed out,
-    /// or whose channel it broke.
+    /// Arrivals that the broker took back before they were adopted, also because they had timed
+    /// out, or whose channel it broke.
     pub taken_back: u64,
     /// Channels set up: brokers that connected and were let in.
     pub accepted: u64,
     /// Brokers turned away, and told why: the sum of `refused_users`, `over_limit`,
     /// `refused_versions` and `refused_draining`.
     pub refused: u64,
-    /// Channels ended because of a protocol error, or because the broker said nothing in its first 5
-    /// seconds.
+    /// Channels ended because of a protocol error, or because the broker said nothing in its first
+    /// 5 seconds.
     pub broken: u64,
     /// Channels now.
     pub channels: u64,
@@ -539,7 +540,8 @@ pub struct handoff_backend_statistics {
     pub system_errno: u64,
     /// Of `refused`: those whose user the policy does not allow.
     pub refused_users: u64,
-    /// The user of the last of these, as this process sees it; 0 is root, or means that there was none.
+    /// The user of the last of these, as this process sees it; 0 is root, or means that there was
+    /// none.
     pub last_refused_user: u64,
     /// Of `refused`: those that speak another version of the protocol.
     pub refused_versions: u64,
@@ -627,9 +629,9 @@ pub extern "C" fn handoff_backend_last_error(backend: *const handoff_backend) ->
 ///
 /// It sends the verdicts that wait, and closes every channel and every connection that was not
 /// adopted. What you adopted is yours and stays open. The socket's file is removed if it is still
-/// the one that handoff_backend_listen() made. In another process than the one that used the backend first, the call
-/// closes that process's copies only. If none has used it, the one that made it removes the file,
-/// unless it has called fork() since: a child may use it.
+/// the one that handoff_backend_listen() made. In another process than the one that used the backend
+/// first, the call closes that process's copies only. If none has used it, the one that made it
+/// removes the file, unless it has called fork() since: a child may use it.
 ///
 /// @param backend  the backend, or NULL, which does nothing
 #[unsafe(no_mangle)]

@@ -111,7 +111,7 @@ pub const HANDOFF_ERR_TLS_KEY_UPDATE: handoff_status = -41;
 /// The client has sent a TLS alert other than close_notify; handoff_last_error() says which. Close
 /// the connection.
 pub const HANDOFF_ERR_TLS_ALERT: handoff_status = -42;
-/// The client has sent a TLS record that is no data, or something that is no record of this
+/// The client has sent a TLS record other than data, or something that is no record of this
 /// connection; handoff_last_error() says what. Close the connection.
 pub const HANDOFF_ERR_TLS_RECORD: handoff_status = -43;
 /// The backend has as many channels as it may, in all or of this broker's user;
@@ -208,7 +208,7 @@ const ENTRIES: [Entry; 43] = [
     ),
     entry!(TlsKeyUpdate, HANDOFF_ERR_TLS_KEY_UPDATE, c"the client has updated its TLS key"),
     entry!(TlsAlert, HANDOFF_ERR_TLS_ALERT, c"the client has sent a TLS alert"),
-    entry!(TlsRecord, HANDOFF_ERR_TLS_RECORD, c"a TLS record that is no data, or is not authentic"),
+    entry!(TlsRecord, HANDOFF_ERR_TLS_RECORD, c"a TLS record other than data, or not authentic"),
     entry!(
         TooManyChannels,
         HANDOFF_ERR_TOO_MANY_CHANNELS,

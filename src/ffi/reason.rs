@@ -72,8 +72,8 @@ pub extern "C" fn handoff_reason_name(reason: handoff_reason) -> *const c_char {
 }
 
 /// Tells whether a fallback is all that an error calls for: the connection is certainly yours.
-/// Report any other error as well: it is a bug in the caller or in the library, and a fallback
-/// would hide it.
+/// Any other error is a bug in the caller or in the library, which a fallback would hide: report it.
+/// Except HANDOFF_ERR_CLOSED after your own handoff_broker_close(); and HANDOFF_WOKEN is no error.
 ///
 /// @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
 ///                layer returned. What handoff_broker_dispatch(), handoff_broker_flush() and
@@ -126,8 +126,8 @@ pub const HANDOFF_REASON_PERMISSION_DENIED: handoff_reason = 5;
 /// A token or a message was not what it should be.
 pub const HANDOFF_REASON_INTEGRITY_MISMATCH: handoff_reason = 6;
 /// No verdict, or in the raw layer no acknowledgement, came by the deadline. Also if the offer was
-/// not sent by then, or only just: nobody called handoff_broker_flush() or handoff_broker_dispatch(),
-/// or there was no room.
+/// not sent by then, or only just: nobody called handoff_broker_flush() or
+/// handoff_broker_dispatch(), or there was no room.
 pub const HANDOFF_REASON_ACK_TIMEOUT: handoff_reason = 7;
 /// The broker uses only backends that it started, and did not start this one.
 pub const HANDOFF_REASON_FOREIGN_BACKEND: handoff_reason = 8;

@@ -18,8 +18,8 @@ pub const HANDOFF_TLS_SEND: u32 = 1;
 /// In handoff_tls_session.directions: the kernel decrypts what you receive.
 pub const HANDOFF_TLS_RECEIVE: u32 = 2;
 
-/// What the kernel tells of a connection's TLS. No key is in it: the library never
-/// asks for one.
+/// What the kernel reports about a connection's TLS. No key is in it: the library never asks for
+/// one.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_tls_session {
@@ -82,7 +82,7 @@ fn session_of(session: Session) -> handoff_tls_session {
     }
 }
 
-/// Gets what the kernel tells of a connection's TLS.
+/// Gets what the kernel reports about a connection's TLS.
 ///
 /// @param fd            a socket
 /// @param[out] session  its TLS. The strings are constants.
@@ -117,11 +117,11 @@ pub extern "C" fn handoff_tls_get_session(
 ///                       socket, the end of the connection. Do not receive again.
 /// @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing came in that time, also with a `wait_ms` of 0;
 ///         HANDOFF_ERR_END_OF_STREAM if the client closed a connection with TLS without
-///         close_notify. Many do. Take what you have for whole only if its own form says so, as an
-///         HTTP request's does;
+///         close_notify. Many do. Treat what you have as complete only if its own framing says so,
+///         as an HTTP request's does;
 ///         HANDOFF_ERR_TLS_KEY_UPDATE if the client has updated its key, which cannot be followed;
 ///         HANDOFF_ERR_TLS_ALERT if the client sent another alert: handoff_last_error() says which;
-///         HANDOFF_ERR_TLS_RECORD for any other record that is no data, such as a handshake (a
+///         HANDOFF_ERR_TLS_RECORD for any record other than data, such as a handshake (a
 ///         client that renegotiates), and for what is no record of this connection;
 ///         HANDOFF_ERR_RECEIVE_FAILED with errno as of recv(2), such as ECONNRESET;
 ///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, or `len` is 0 or more

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 from typing import Any, Awaitable, Callable, Optional
@@ -273,11 +274,16 @@ class _First(asyncio.Protocol):
             self._protocol.data_received(self._preread)
 
 
+def _take(arrival: Arrival) -> socket.socket:
+    """The socket of an adopted arrival, whose own is empty then."""
+    return (_Tls if arrival.tls else _Plain)(fileno=arrival.connection.detach())
+
+
 async def create_connection(make_protocol: Callable[[], asyncio.Protocol],
                             arrival: Arrival) -> tuple[asyncio.Transport, asyncio.Protocol]:
     """Makes a transport and a protocol of an adopted arrival, as loop.create_connection() does of a
     socket. The protocol gets the preread first."""
-    connection = (_Tls if arrival.tls else _Plain)(fileno=arrival.connection.detach())
+    connection = _take(arrival)
     try:
         connection.setblocking(False)
         protocol = make_protocol()
@@ -370,7 +376,12 @@ class Server(asyncio.AbstractServer):
                 self.listener.adopt(arrival)
                 task = self._loop.create_task(self._serve(arrival))
                 self._connections.add(task)
-                task.add_done_callback(self._connections.discard)
+                task.add_done_callback(functools.partial(self._served, arrival))
+
+    def _served(self, arrival: Arrival, task: asyncio.Task[None]) -> None:
+        self._connections.discard(task)
+        if arrival.connection.fileno() != -1:  # it was cancelled before it began
+            _take(arrival).close()
 
     def _accepting_ended(self, accepting: asyncio.Task[None]) -> None:
         if not accepting.cancelled() and accepting.exception() is not None:

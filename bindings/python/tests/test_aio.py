@@ -58,6 +58,25 @@ class Streams(Aio):
                 return read_all(client)
         self.assertEqual(self.serve_with(serve, clients), b"begun")
 
+    def test_client_whose_task_is_cancelled_before_it_begins_sees_its_end(self):
+        def make_task(loop, coroutine, **options):
+            task = asyncio.Task(coroutine, loop=loop, **options)
+            if coroutine.__qualname__ == "Server._serve":
+                task.cancel()
+            return task
+
+        async def run():
+            loop = asyncio.get_running_loop()
+            loop.set_task_factory(make_task)
+            async with await handoff.aio.start_server(echo, self.path):
+                return await loop.run_in_executor(None, clients)
+
+        def clients():
+            copies = []
+            with self.front.hand_over(keep_copy=copies) as client, copies[0]:
+                return read_all(client)
+        self.assertEqual(asyncio.run(asyncio.wait_for(run(), PATIENCE)), b"")
+
     def test_socket_that_somebody_else_made(self):
         def clients():
             with self.front.hand_over(b"hello") as client:

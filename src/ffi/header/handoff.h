@@ -21,9 +21,9 @@
  *
  * - Status. A call that can fail returns a handoff_status: HANDOFF_OK (0); a positive number if
  *   there is no result but also no error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT, HANDOFF_WOKEN); or a
- *   negative HANDOFF_ERR_*. After an error, errno is the system's error. If the system had no part in
- *   it, it is 0, or a number that fits, see `error` in handoff_backend_state. handoff_last_error()
- *   returns a message for this thread.
+ *   negative HANDOFF_ERR_*. After an error, errno is the system's error; if the system had no part
+ *   in it, 0 or the errno value that comes closest: see `error` in handoff_backend_state.
+ *   handoff_last_error() returns a message for this thread.
  * - Arguments. A NULL or misaligned pointer, a bad descriptor or a path that is too long is
  *   HANDOFF_ERR_INVALID_ARGUMENT, not a crash. The library cannot check where a pointer points.
  *   Out parameters come last and are written only on HANDOFF_OK.
@@ -37,26 +37,26 @@
  * - Descriptors. One that you pass in stays yours, open and unchanged unless the call says
  *   otherwise. One in an out parameter is yours to close, and is close-on-exec. The one that a
  *   handle returns for polling stays the handle's: remove it from your event loop before you free
- *   the handle. Keep 0, 1 and 2 open, if only on /dev/null: else the library's may get these
- *   numbers, and what is written to standard error goes into a channel.
+ *   the handle. Keep 0, 1 and 2 open, if only on /dev/null: otherwise the library's own descriptors
+ *   may get these numbers, and what is written to standard error goes into a channel.
  * - Time, in milliseconds. `wait_ms` is how long a call may wait, as in poll(2): 0 does not wait,
  *   a negative number waits without limit. A signal does not end a wait; handoff_broker_wake() and
  *   handoff_backend_wake() do. `timeout_ms` is when an offer is taken back: 0 is the default,
  *   HANDOFF_NO_TIMEOUT is never.
  * - Threads. A broker or a backend is used by one thread at a time. Threads may take turns under a
- *   mutex of yours; two calls at once are undefined behaviour, except with HANDOFF_BROKER_SHARED and
- *   for handoff_broker_wake() and handoff_backend_wake(). Different handles are independent. raw.h
- *   has its own rules.
+ *   mutex of yours; two calls at once are undefined behaviour, except with HANDOFF_BROKER_SHARED
+ *   and for handoff_broker_wake() and handoff_backend_wake(). Different handles are independent.
+ *   raw.h has its own rules.
  * - fork(). A broker or a backend is used by one process: the one that uses it first. Making it is
  *   not a use, so you can make it before fork(). Then each process that uses its copy of a broker
- *   has a broker of its own; the copies of a backend stay one, and only the first process that uses
- *   it has it. A child that goes on without execve(2) frees what it has copies of: in another
- *   process than the handle's, handoff_broker_free() and handoff_backend_free() close its copies and
- *   do nothing else. With the copies open, the other end does not see that this process was killed
- *   before the child ends.
+ *   has a broker of its own. All copies of a backend are the same backend: it belongs to the first
+ *   process that uses it. A child that goes on without execve(2) frees what it has copies of: in
+ *   another process than the handle's, handoff_broker_free() and handoff_backend_free() close its
+ *   copies and do nothing else. With the copies open, the other end does not see that this process
+ *   was killed before the child ends.
  * - The library starts no thread, installs no signal handler, raises no SIGPIPE, writes nothing to
- *   standard error, and does not change signal masks, the umask or the working directory. Its calls
- *   are no cancellation points, pthread_cancel(3).
+ *   standard error, and does not change signal masks, the umask or the working directory. None of
+ *   its calls is a cancellation point, pthread_cancel(3).
  */
 
 #ifndef HANDOFF_H

@@ -1,6 +1,6 @@
 /*
- * handoff/layout.h: what these headers say, at run time, for languages that cannot include them. A
- * binding checks with it, when it loads the library, that its own structs and constants are the
+ * handoff/layout.h: what is in these headers, at run time, for languages that cannot include them.
+ * A binding checks with it, when it loads the library, that its own structs and constants are the
  * library's. docs/abi.md says how a binding is written. The rules that hold for every call are in
  * handoff.h.
  *

@@ -89,8 +89,8 @@ fn failures<'a>(failures: *const handoff_raw_failures) -> Result<&'a Failures, F
     reference(failures, "failures").map(|failures| &failures.failures)
 }
 
-/// What a broker knows about a connection and its backend before it tries. If all is zero, nothing
-/// speaks against an attempt.
+/// What a broker knows about a connection and its backend before it tries. If all is zero, there is
+/// no reason not to try.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_raw_inputs {
@@ -172,8 +172,8 @@ impl From<Decision> for handoff_raw_decision {
 ///
 /// @param failures       the counter
 /// @param backend        names the backend, such as the path of its handoff socket
-/// @param inputs         what is known, or NULL if nothing speaks against it; read during the call
-///                       only
+/// @param inputs         what is known, or NULL if there is no reason not to try; read during the
+///                       call only
 /// @param[out] decision  HANDOFF_REASON_NONE, or the first of these that applies:
 ///                       HANDOFF_REASON_CLIENT_UNSUPPORTED, HANDOFF_REASON_POLICY_DISABLED,
 ///                       HANDOFF_REASON_FOREIGN_BACKEND, HANDOFF_REASON_DESCRIPTOR_PRESSURE,
