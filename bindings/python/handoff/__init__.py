@@ -10,10 +10,11 @@ from .backend import (KIND_ANY, KIND_DATAGRAM, KIND_SEQPACKET, KIND_STREAM, KIND
                       Arrival, Backend, Peer)
 from .broker import Broker, Verdict
 from .reason import Reason
+from .status import Status
 from .tls import TlsError, TlsSession, TlsSocket
 
 __all__ = [
     "Arrival", "Backend", "Broker", "Full", "HandoffError", "KIND_ANY", "KIND_DATAGRAM",
-    "KIND_SEQPACKET", "KIND_STREAM", "KIND_UNCONNECTED", "Peer", "Reason", "TakenBack", "TlsError",
-    "TlsSession", "TlsSocket", "Verdict", "reason_name", "status_name", "version",
+    "KIND_SEQPACKET", "KIND_STREAM", "KIND_UNCONNECTED", "Peer", "Reason", "Status", "TakenBack",
+    "TlsError", "TlsSession", "TlsSocket", "Verdict", "reason_name", "status_name", "version",
 ]

@@ -268,8 +268,8 @@ library = load()
 
 
 class HandoffError(Exception):
-    """A call failed. `status` is what it returned, or None if it returns no status. `errno` is the
-    system's error, or 0 if the system had no part in it."""
+    """A call failed. `status` is what it returned, see Status, or None if it returns no status.
+    `errno` is the system's error, or 0 if the system had no part in it."""
 
     def __init__(self, status: int | None, sentence: str | None = None) -> None:
         self.status = status

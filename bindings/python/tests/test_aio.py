@@ -12,7 +12,6 @@ import handoff
 import handoff.aio
 from ends import PATIENCE, Case, read_all, wait_until
 
-SYSTEM = -38  # HANDOFF_ERR_SYSTEM
 BIG = bytes(range(256)) * 8192  # more than a socket's buffers have room for
 
 
@@ -388,14 +387,14 @@ class Listeners(Aio):
 
             def fail_a_few_times():
                 if next(errors, None) is not None:
-                    raise handoff.HandoffError(SYSTEM)
+                    raise handoff.HandoffError(handoff.Status.ERR_SYSTEM)
                 dispatch()
             server.listener.backend.dispatch = fail_a_few_times
             async with server:
                 (await asyncio.to_thread(self.front.hand_over)).close()
                 self.assertTrue(server.is_serving())
         asyncio.run(asyncio.wait_for(run(), PATIENCE))
-        self.assertEqual([about["exception"].status for about in told], [SYSTEM])
+        self.assertEqual([about["exception"].status for about in told], [handoff.Status.ERR_SYSTEM])
 
     def test_server_that_cannot_go_on_says_so(self):
         told = []

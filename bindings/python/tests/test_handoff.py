@@ -31,6 +31,7 @@ from waiting import PATIENCE, wait_until  # noqa: E402
 
 NUMBERS = {
     **{f"HANDOFF_REASON_{reason.name}": int(reason) for reason in handoff.Reason},
+    **{f"HANDOFF_{status.name}": int(status) for status in handoff.Status},
     **{f"HANDOFF_{name}": getattr(handoff, name) for name in (
         "KIND_STREAM", "KIND_SEQPACKET", "KIND_DATAGRAM", "KIND_UNCONNECTED", "KIND_ANY")},
     **{f"HANDOFF_{name}": getattr(_library, name) for name in (
@@ -78,9 +79,10 @@ class TheHeader(unittest.TestCase):
         values = compiled(*(f"NUMBER({name});" for name in NUMBERS))
         self.assertEqual(dict(zip(NUMBERS, (int(value) for [value] in values))), NUMBERS)
 
-    def test_no_reason_is_missing(self):
-        self.assertEqual({name for name in self.header.constants if "_REASON_" in name},
-                         {name for name in NUMBERS if "_REASON_" in name})
+    def test_no_reason_and_no_error_is_missing(self):
+        for part in "_REASON_", "_ERR_":
+            self.assertEqual({name for name in self.header.constants if part in name},
+                             {name for name in NUMBERS if part in name})
 
     def test_calls_take_as_many_arguments(self):
         for name, (_, *arguments) in _library.PROTOTYPES.items():
