@@ -200,7 +200,8 @@ typedef struct handoff_backend_state {
     /**
      * How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it
      * does already; HANDOFF_NO_TIMEOUT: neither is planned, as before the first use, for a backend
-     * that is ready, and for a resting one that has no free place until it answers.
+     * that is ready, and for a resting one whose trial is due, but that has no free place until it
+     * answers.
      */
     uint64_t next_ms;
     /** Offers in flight at it. */

@@ -131,7 +131,7 @@ ngx_handoff_flush_handler(ngx_event_t *ev)
     ngx_handoff_offer_t   *offer;
     ngx_handoff_broker_t  *broker = ev->data;
 
-    if (broker->lost) {
+    if (broker->broken) {
         ngx_handoff_replace(broker, ev->log);
     }
 
@@ -173,10 +173,17 @@ ngx_handoff_flush_handler(ngx_event_t *ev)
 void
 ngx_handoff_flush(ngx_handoff_broker_t *broker, ngx_log_t *log)
 {
-    if (broker->in_flight && broker->lost == NULL
-        && handoff_broker_flush(broker->broker) != HANDOFF_OK)
-    {
-        ngx_handoff_log_error(broker, log);
+    handoff_status  status;
+
+    if (broker->in_flight && !broker->broken) {
+        status = handoff_broker_flush(broker->broker);
+
+        if (status == HANDOFF_ERR_INTERNAL) {
+            ngx_handoff_break(broker, NULL, log);
+
+        } else if (status != HANDOFF_OK) {
+            ngx_handoff_log_error(broker, log);
+        }
     }
 }
 
@@ -276,17 +283,26 @@ ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
 
 
 /*
- * A bug in the library: the backend may have the connection. The verdicts of a broker that is closed
- * tell; they are taken when nothing of nginx's is in the middle of an offer.
+ * A bug in the library: the backend may have the connection of this slot, or of any other in flight. The
+ * verdicts of a broker that is closed tell; they are taken when nothing of nginx's is in the middle of an
+ * offer.
  */
 static void
 ngx_handoff_break(ngx_handoff_broker_t *broker, ngx_handoff_slot_t *slot, ngx_log_t *log)
 {
     ngx_handoff_log_error(broker, log);
+
+    if (broker->broken) {
+        return;
+    }
+
+    broker->broken = 1;
     broker->lost = slot;
 
     /* Its descriptor ends with it. */
-    ngx_handoff_unwatch_broker(broker);
+    if (broker->connection) {
+        ngx_handoff_unwatch_broker(broker);
+    }
 
     if (handoff_broker_close(broker->broker) != HANDOFF_OK) {
         ngx_handoff_log_error(broker, log);
@@ -308,6 +324,7 @@ ngx_handoff_replace(ngx_handoff_broker_t *broker, ngx_log_t *log)
     slot = broker->lost;
     offer = slot ? slot->offer : NULL;
     broker->lost = NULL;
+    broker->broken = 0;
     ngx_handoff_close(broker);
 
     if (slot) {
@@ -475,6 +492,7 @@ ngx_handoff_allocate(ngx_handoff_content_t *content, size_t len, u_char **data)
 void
 ngx_handoff_dispatch_handler(ngx_event_t *ev)
 {
+    handoff_status         status;
     ngx_connection_t      *c = ev->data;
     ngx_handoff_broker_t  *broker = c->data;
 
@@ -486,7 +504,14 @@ ngx_handoff_dispatch_handler(ngx_event_t *ev)
         return;
     }
 
-    if (handoff_broker_dispatch(broker->broker) != HANDOFF_OK) {
+    status = handoff_broker_dispatch(broker->broker);
+
+    if (status == HANDOFF_ERR_INTERNAL) {
+        ngx_handoff_break(broker, NULL, ev->log);
+        return;
+    }
+
+    if (status != HANDOFF_OK) {
         ngx_handoff_log_error(broker, ev->log);
     }
 

@@ -145,7 +145,8 @@ struct ngx_handoff_broker_s {
     ngx_event_t               busy;
     ngx_uint_t                in_flight;
     ngx_handoff_slot_t       *free;
-    ngx_handoff_slot_t       *lost;      /* of an offer that ended in a bug of the library's */
+    ngx_uint_t                broken;    /* unsigned broken:1; the library has a bug: it is closed */
+    ngx_handoff_slot_t       *lost;      /* of the offer that met the bug */
 
     /* ngx_handoff_queue.c's own. */
     ngx_queue_t               queue;     /* of ngx_handoff_offer_t, for room */

@@ -42,7 +42,11 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
 
     if (ngx_http_handoff_is_refused(r, offer)) {
         ngx_log_error(NGX_LOG_INFO, r->connection->log, 0,
-                      "not handed over: nginx has refused it with %ui", r->err_status);
+                      "not handed over: nginx answers it with %ui", r->err_status);
+
+        /* With recursive_error_pages the same error page would lead here again. */
+        r->error_page = 1;
+
         return r->err_status;
     }
 

@@ -210,7 +210,8 @@ pub struct handoff_backend_state {
     pub since_ms: u64,
     /// How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it
     /// does already; HANDOFF_NO_TIMEOUT: neither is planned, as before the first use, for a backend
-    /// that is ready, and for a resting one that has no free place until it answers.
+    /// that is ready, and for a resting one whose trial is due, but that has no free place until it
+    /// answers.
     pub next_ms: u64,
     /// Offers in flight at it.
     pub in_flight: u64,

@@ -72,8 +72,9 @@ pub extern "C" fn handoff_reason_name(reason: handoff_reason) -> *const c_char {
 }
 
 /// Tells whether a fallback is all that an error calls for: the connection is certainly yours.
-/// Any other error is a bug in the caller or in the library, which a fallback would hide: report it.
-/// Except HANDOFF_ERR_CLOSED after your own handoff_broker_close(); and HANDOFF_WOKEN is no error.
+/// Other errors are bugs in the caller or in the library, which a fallback would hide: report them,
+/// but for the two named below and HANDOFF_ERR_CLOSED after your own handoff_broker_close().
+/// HANDOFF_WOKEN is no error.
 ///
 /// @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
 ///                layer returned. What handoff_broker_dispatch(), handoff_broker_flush() and

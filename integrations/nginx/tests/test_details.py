@@ -227,9 +227,13 @@ class Eligible(Details):
                                'location /r/locked { auth_basic "x"; auth_basic_user_file passwords; }'
                                "location /r/internal { internal; }"
                                "location /r/named { deny all; error_page 403 @pass; }"
+                               "location /r/again { recursive_error_pages on; deny all;"
+                               " error_page 403 @again; }"
+                               "location @again { recursive_error_pages on; PASS"
+                               " error_page 403 @again; }"
                                "location @pass { PASS }"))
         for identity, status in (("denied", 403), ("locked", 401), ("internal", 404),
-                                 ("named", 403), ("open", 200)):
+                                 ("named", 403), ("again", 403), ("open", 200)):
             with self.subTest(identity):
                 self.assertEqual(ask(self.port, request(identity)).status, status)
         self.assertEqual(set(self.answered()), {("handoff", "open")})

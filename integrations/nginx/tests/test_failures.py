@@ -363,9 +363,11 @@ class Processes(Case):
 class Bug(Case):
     """In the library, which then cannot say whether an offer was made: see bug.c."""
 
+    bug: tuple[str, ...] = ()
+
     def start(self, *options, **parts):
         before = Nginx.under
-        Nginx.under = ["env", f"LD_PRELOAD={BUILD}/bug.so", *before]
+        Nginx.under = ["env", f"LD_PRELOAD={BUILD}/bug.so", *self.bug, *before]
         self.addCleanup(setattr, Nginx, "under", before)
         self.expected += [r"\[alert\] .* handoff to ", self.FALLBACK]
         super().start(*options, **parts)
@@ -412,6 +414,11 @@ class Bug(Case):
         # Those of one worker that were offered so far.
         self.assertGreaterEqual(drive(all_of_them()).count("unix"), 3)
         self.assert_once(identities)
+
+
+class LaterBug(Bug):
+    """The same with a bug that dispatch meets from then on."""
+    bug = ("BUG=dispatch",)
 
 
 class Lack(Case):

@@ -57,8 +57,8 @@ pub extern "C" fn handoff_raw_pending_options_init(
 
 /// Makes an empty registry of pending acknowledgements. It allocates all its memory here.
 ///
-/// @param store         the store that issued the tokens: that of a removed entry is revoked there;
-///                      if a backend issued them, any store. You may free it before the registry
+/// @param store         the store that issued the tokens: the token of a removed entry is revoked
+///                      there; if a backend issued them, any store. You may free it before the registry
 /// @param options       the limits, or NULL for the defaults; read during the call only
 /// @param[out] pending  the registry; free it with handoff_raw_pending_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` or `pending` is NULL or
