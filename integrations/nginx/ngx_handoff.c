@@ -29,7 +29,7 @@ static void ngx_handoff_break(ngx_handoff_broker_t *broker, ngx_handoff_slot_t *
 static void ngx_handoff_replace(ngx_handoff_broker_t *broker, ngx_log_t *log);
 static void ngx_handoff_collect(ngx_handoff_broker_t *broker, ngx_log_t *log);
 static void ngx_handoff_note(ngx_handoff_offer_t *offer, handoff_verdict *verdict);
-static void ngx_handoff_land(ngx_handoff_broker_t *broker);
+static void ngx_handoff_land(ngx_handoff_broker_t *broker, ngx_handoff_slot_t *slot);
 
 
 /* Offers a connection at the end of this iteration. */
@@ -85,9 +85,7 @@ ngx_handoff_take_back(ngx_handoff_offer_t *offer)
         status = handoff_broker_take_back(broker->broker, offer->id);
 
         if (status == HANDOFF_OK) {
-            offer->slot->next = broker->free;
-            broker->free = offer->slot;
-            ngx_handoff_land(broker);
+            ngx_handoff_land(broker, offer->slot);
 
             /* The backend will not adopt it, but may have a copy: closing ours says nothing. */
             if (offer->connection->fd != (ngx_socket_t) -1) {
@@ -328,9 +326,7 @@ ngx_handoff_replace(ngx_handoff_broker_t *broker, ngx_log_t *log)
     ngx_handoff_close(broker);
 
     if (slot) {
-        slot->next = broker->free;
-        broker->free = slot;
-        ngx_handoff_land(broker);
+        ngx_handoff_land(broker, slot);
     }
 
     if (offer) {
@@ -534,9 +530,7 @@ ngx_handoff_collect(ngx_handoff_broker_t *broker, ngx_log_t *log)
         slot = verdict.user_data;
         offer = slot->offer;
 
-        slot->next = broker->free;
-        broker->free = slot;
-        ngx_handoff_land(broker);
+        ngx_handoff_land(broker, slot);
 
         if (slot == broker->lost) {
             broker->lost = NULL;
@@ -615,10 +609,13 @@ ngx_handoff_note(ngx_handoff_offer_t *offer, handoff_verdict *verdict)
 }
 
 
-/* One offer less in flight. */
+/* One offer less in flight: its slot is free. */
 static void
-ngx_handoff_land(ngx_handoff_broker_t *broker)
+ngx_handoff_land(ngx_handoff_broker_t *broker, ngx_handoff_slot_t *slot)
 {
+    slot->next = broker->free;
+    broker->free = slot;
+
     if (--broker->in_flight == 0) {
         ngx_del_timer(&broker->busy);
     }

@@ -218,7 +218,6 @@ class Eligible(Details):
                             "location /pass { PASS }", data)
         self.assertEqual(answer.body, data)
 
-
     def test_what_nginx_has_refused_is_not_handed_over_by_an_error_page(self):
         self.expected.append("access forbidden by rule|no user/password was provided")
         self.start(http=server("error_page 401 403 404 /error;"
