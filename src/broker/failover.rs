@@ -54,10 +54,8 @@ impl Broker {
     /// Notes what a backend does since now. If it takes no offers any more, those that wait may wait
     /// for nobody.
     pub(super) fn note_phase(&mut self, index: usize, now: Instant) {
-        let member = &mut self.members[index];
-        let was_ready = member.current_phase().0 == Phase::Ready;
-        member.note_phase(now);
-        if was_ready && member.current_phase().0 != Phase::Ready && !self.waiting.is_empty() {
+        let before = self.members[index].note_phase(now);
+        if before == Some(Phase::Ready) && !self.waiting.is_empty() {
             self.unlooked = self.waiting.len();
             // If no timer can be set, the handle tries again.
             let _ = self.handle.wake_at(now, now);

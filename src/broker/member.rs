@@ -364,12 +364,14 @@ impl Member {
         }
     }
 
-    /// Notes what it does since now, if that has changed.
-    pub(super) fn note_phase(&mut self, now: Instant) {
+    /// Notes what it does since now, if that has changed: then it returns what it did before.
+    pub(super) fn note_phase(&mut self, now: Instant) -> Option<Phase> {
         let phase = self.phase();
-        if phase != self.phase {
-            (self.phase, self.since) = (phase, now);
+        if phase == self.phase {
+            return None;
         }
+        self.since = now;
+        Some(std::mem::replace(&mut self.phase, phase))
     }
 
     /// What it does, and since when.
@@ -383,12 +385,12 @@ impl Member {
         match &self.link {
             Link::Down { retry_at, .. } => self.is_wanted().then_some(*retry_at),
             Link::Up(channel) => {
-                let deadline = channel.offers.earliest().map(|(_, deadline)| deadline);
                 let idle = channel.offers.in_flight() == 0;
-                let successor = (channel.draining && idle).then_some(self.successor_at);
                 if idle && !self.is_wanted() {
                     return Some(now);
                 }
+                let deadline = channel.offers.earliest().map(|(_, deadline)| deadline);
+                let successor = (channel.draining && idle).then_some(self.successor_at);
                 let trial = if wanted { self.next_trial(now) } else { None };
                 let (greeted_by, look) = (channel.greeted_by(), channel.look_due());
                 let times = [deadline, greeted_by, channel.try_again, look, successor, trial];

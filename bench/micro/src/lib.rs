@@ -16,6 +16,7 @@ use handoff::raw::store::{TokenStore, TokenStoreOptions};
 /// Entries in a packet, and offers in a batch.
 const BATCH: u32 = 64;
 const ROUNDS: u32 = 20;
+const TIMES: u32 = BATCH * ROUNDS;
 const PREREAD: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n";
 
 /// One path.
@@ -28,7 +29,8 @@ pub struct HotPath {
 
 /// All of them, ready to run.
 pub fn paths() -> Vec<HotPath> {
-    let path = |name, run| HotPath { name, times: BATCH * ROUNDS, run };
+    let path = |name, run| HotPath { name, times: TIMES, run };
+    let loops = |in_flight| Box::new(handoff(in_flight, TIMES / in_flight));
     vec![
         path("token: issue and redeem", Box::new(token_store())),
         path(
@@ -52,7 +54,8 @@ pub fn paths() -> Vec<HotPath> {
         ),
         path("claim: offer and adopt", Box::new(claim(Claim::adopt))),
         path("claim: offer and revoke", Box::new(claim(Claim::revoke))),
-        path("handoff: offer, adopt, verdict", Box::new(handoff(BATCH, ROUNDS))),
+        path("handoff: 64 in flight", loops(BATCH)),
+        path("handoff: 1 in flight", loops(1)),
     ]
 }
 
@@ -60,7 +63,7 @@ fn token_store() -> impl FnMut() {
     let store = TokenStore::new(TokenStoreOptions::default()).unwrap();
     let now = Instant::now();
     move || {
-        for _ in 0..BATCH * ROUNDS {
+        for _ in 0..TIMES {
             let token = store.issue_at(now).expect("a token");
             store.redeem_at(&token, now).expect("a pending token");
         }
@@ -92,7 +95,7 @@ fn claim(step: fn(&Claim, u64) -> bool) -> impl FnMut() {
     let claim = Claim::default();
     let mut generation = 0;
     move || {
-        for _ in 0..BATCH * ROUNDS {
+        for _ in 0..TIMES {
             generation += 1;
             claim.offer(generation);
             assert!(step(black_box(&claim), generation));
@@ -102,7 +105,7 @@ fn claim(step: fn(&Claim, u64) -> bool) -> impl FnMut() {
 
 /// Both ends in one process, over a real socket, with so many in flight, so often.
 pub fn handoff(in_flight: u32, rounds: u32) -> impl FnMut() {
-    let name = format!("@handoff-micro-{}", std::process::id());
+    let name = format!("@handoff-micro-{}-{in_flight}", std::process::id());
     let path = Path::new(&name);
     let mut backend = Backend::listen(path, BackendOptions::default()).expect("a backend");
     let mut broker = Broker::new(path, BrokerOptions::default()).expect("a broker");
@@ -141,9 +144,12 @@ pub fn handoff(in_flight: u32, rounds: u32) -> impl FnMut() {
                 }
             }
             broker.dispatch().expect("a broker");
-            for _ in 0..in_flight {
-                assert!(broker.next_verdict().expect("a verdict").adopted);
+            let mut settled = 0;
+            while let Some(verdict) = broker.next_verdict() {
+                assert!(verdict.adopted);
+                settled += 1;
             }
+            assert_eq!(settled, in_flight);
         }
     }
 }
