@@ -8,7 +8,7 @@ APACHE_RUN    = LD_LIBRARY_PATH=$(LIB) NGINX_TESTS_BUILD=$(NGINX_TESTS) NGINX_LO
     APACHE_TESTS_MODULES=$$($(APXS) -q LIBEXECDIR) \
     PYTHONPATH=../../nginx/tests PYTHONDONTWRITEBYTECODE=1
 
-## check-apache the Apache module with a real Apache; APACHE_TEST=http: that part
+## check-apache the Apache module with a real Apache; APACHE_TEST=limits: that part
 .PHONY: check-apache
 check-apache: apache $(NGINX_TESTS)/backend | need-python need-apache \
     need-curl need-openssl need-systemd
