@@ -31,7 +31,10 @@ const LARGE_PART: usize = 16;
 /// A smaller part is not, if its backend takes longer to answer: then it is busy with others, and
 /// waking it up is the smaller part of the time.
 const SHORT_ANSWER: Duration = Duration::from_micros(100);
-/// Nor is one of so few in flight: both sides sleep as often, and a packet costs more than it saves.
+/// Nor is one of fewer offers than this, but for the first: a backend that has answered everything
+/// may sleep, and wakes up while the others are made.
+const SMALL_PART: usize = 4;
+/// If so few are in flight, none is: a packet costs more than it saves.
 const FEW: usize = 3;
 /// The most parts of a preread that is sent by itself.
 const LARGE_PREREAD_PARTS: usize = 6;
@@ -138,14 +141,15 @@ impl Channel {
     /// Whether so many offers wait to be sent that they should not wait for more. `sleeps`: both
     /// sides may, so that small parts keep them awake.
     pub(super) fn part_waits(&self, sleeps: bool) -> bool {
-        let waiting = self.offers.queued();
+        let (waiting, offers) = (self.offers.queued(), &self.offers);
         if waiting == 0 {
             // It was sent by itself, and something is due for it.
             return true;
         }
-        self.offers.usual().is_some_and(|usual| {
-            let pays = usual > FEW && sleeps && self.answered_in < SHORT_ANSWER;
-            PARTS * waiting >= usual && (waiting >= LARGE_PART || pays)
+        offers.usual().is_some_and(|usual| {
+            let is_quick = sleeps && self.answered_in < SHORT_ANSWER;
+            let is_first = waiting == offers.in_flight() && offers.unanswered() == 0;
+            is_part(waiting, is_first, usual, is_quick)
         })
     }
 
@@ -545,6 +549,14 @@ impl Channel {
     }
 }
 
+/// Whether so many offers are a part of those that are usually in flight. `is_first`: the backend has
+/// answered all others. `is_quick`: it is expected to answer soon, and may sleep until it has these.
+fn is_part(waiting: usize, is_first: bool, usual: usize, is_quick: bool) -> bool {
+    let pays = is_quick && usual > FEW;
+    let least = if pays { SMALL_PART } else { LARGE_PART };
+    (pays && is_first) || (waiting >= least && PARTS * waiting >= usual)
+}
+
 /// Why nobody could be connected to: what is no socket is refused like one that nobody listens on.
 #[cold]
 fn why_not_connected(path: &Path, error: io::Error) -> WhyDown {
@@ -574,5 +586,39 @@ fn why_hello_failed(socket: &OwnedFd, error: io::Error) -> WhyDown {
         Ok(Frame::Refusal(refusal)) => WhyDown::TurnedAway(refusal),
         _ if received.len > 0 => WhyDown::NoWelcome(NoWelcome::Foreign),
         _ => WhyDown::NoWelcome(NoWelcome::Closed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parts in which so many offers are sent to a backend that has answered everything.
+    fn parts(count: usize, is_quick: bool) -> Vec<usize> {
+        let (mut parts, mut waiting) = (Vec::new(), 0);
+        for _ in 0..count {
+            waiting += 1;
+            if is_part(waiting, parts.is_empty(), count, is_quick) {
+                parts.push(std::mem::take(&mut waiting));
+            }
+        }
+        // By a flush.
+        parts.extend((waiting > 0).then_some(waiting));
+        parts
+    }
+
+    #[test]
+    fn quick_backend_wakes_up_for_the_first_offer_and_works_while_others_are_made() {
+        let all = [1, 2, 3, 4, 5, 8, 16, 256].map(|count| parts(count, true));
+        let expected: [&[usize]; 8] =
+            [&[1], &[2], &[3], &[1, 3], &[1, 4], &[1, 4, 3], &[1, 8, 7], &[1, 128, 127]];
+        assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn busy_backend_gets_parts_that_are_large() {
+        let all = [1, 4, 16, 31, 64].map(|count| parts(count, false));
+        let expected: [&[usize]; 5] = [&[1], &[4], &[16], &[16, 15], &[32, 32]];
+        assert_eq!(all, expected);
     }
 }
