@@ -350,7 +350,8 @@ impl Broker {
                     if channel.awaits_packets());
             let mut more = false;
             if only_packets {
-                more = self.receive(0, true, now);
+                // An end that comes meanwhile is told by the descriptor.
+                more = self.receive(0, false, now);
             } else {
                 let mut happened = Happened::new();
                 let taken = events.take(wait, &mut happened);

@@ -31,11 +31,11 @@ const LARGE_PART: usize = 16;
 /// A smaller part is not, if its backend takes longer to answer: then it is busy with others, and
 /// waking it up is the smaller part of the time.
 const SHORT_ANSWER: Duration = Duration::from_micros(100);
-/// Nor is one of fewer offers than this, but for the first: a backend that has answered everything
-/// may sleep, and wakes up while the others are made.
-const SMALL_PART: usize = 4;
-/// If so few are in flight, none is: a packet costs more than it saves.
-const FEW: usize = 3;
+/// Nor is a half of so few in flight: it would be made before the backend has woken up for the other
+/// one. But the first by itself wakes up a backend that has answered everything.
+const FEW: usize = 7;
+/// If no more than these are, a packet costs more than that saves.
+const FEWEST: usize = 3;
 /// The most parts of a preread that is sent by itself.
 const LARGE_PREREAD_PARTS: usize = 6;
 /// How many frames are received before others have their turn.
@@ -552,9 +552,10 @@ impl Channel {
 /// Whether so many offers are a part of those that are usually in flight. `is_first`: the backend has
 /// answered all others. `is_quick`: it is expected to answer soon, and may sleep until it has these.
 fn is_part(waiting: usize, is_first: bool, usual: usize, is_quick: bool) -> bool {
-    let pays = is_quick && usual > FEW;
-    let least = if pays { SMALL_PART } else { LARGE_PART };
-    (pays && is_first) || (waiting >= least && PARTS * waiting >= usual)
+    match usual {
+        ..=FEW if is_quick => is_first && usual > FEWEST,
+        _ => PARTS * waiting >= usual && (is_quick || waiting >= LARGE_PART),
+    }
 }
 
 /// Why nobody could be connected to: what is no socket is refused like one that nobody listens on.
@@ -608,10 +609,10 @@ mod tests {
     }
 
     #[test]
-    fn quick_backend_wakes_up_for_the_first_offer_and_works_while_others_are_made() {
-        let all = [1, 2, 3, 4, 5, 8, 16, 256].map(|count| parts(count, true));
+    fn quick_backend_wakes_up_or_works_while_others_are_made() {
+        let all = [1, 2, 3, 4, 7, 8, 9, 256].map(|count| parts(count, true));
         let expected: [&[usize]; 8] =
-            [&[1], &[2], &[3], &[1, 3], &[1, 4], &[1, 4, 3], &[1, 8, 7], &[1, 128, 127]];
+            [&[1], &[2], &[3], &[1, 3], &[1, 6], &[4, 4], &[5, 4], &[128, 128]];
         assert_eq!(all, expected);
     }
 
