@@ -529,16 +529,54 @@ static void name_that_is_too_long_is_an_error_until_it_goes(void **state)
     await_backends(1);
 }
 
-static void socket_for_which_there_was_no_place_gets_one_when_another_goes(void **state)
+enum { MOST = 1024 };
+
+/* Nobody listens at these, as when those who did were killed. */
+static void leave_sockets_behind(int from, int to)
 {
-    (void)state;
-    enum { MOST = 1024, FULL_PAUSE_MS = 10000 };
     char path[100];
-    handoff_backend_state found;
-    /* Nobody listens at these. */
-    for (int i = 0; i < MOST; i++) {
+    for (int i = from; i < to; i++) {
         snprintf(path, sizeof path, "%sdead-%d", place, i);
         assert_int_equal(mknod(path, S_IFSOCK | 0600, 0), 0);
+    }
+}
+
+static void backends_have_the_places_of_sockets_at_which_nobody_listens(void **state)
+{
+    (void)state;
+    handoff_backend_state found;
+    leave_sockets_behind(0, MOST - 1);
+    listen_at(&fleet, 0, NULL);
+    leave_sockets_behind(MOST - 1, MOST + 100);
+    open_broker();
+    until(&fleet, count_ready() == 1);
+    listen_at(&fleet, 1, NULL);
+    until(&fleet, count_ready() == 2);
+    assert_int_equal(count_backends(fleet.broker), MOST + 1); /* and the directory */
+    assert_true(find_state(fleet.broker, place, &found));
+    assert_int_equal(found.error, ENOSPC);
+    assert_status(found.status, HANDOFF_ERR_FULL);
+    assert_non_null(strstr(found.message, "more sockets than the broker"));
+    offer_client(&fleet);
+    offer_client(&fleet);
+    assert_int_equal(arrivals_at(&fleet, 0, NULL), 1);
+    assert_int_equal(arrivals_at(&fleet, 1, NULL), 1);
+}
+
+static void backend_for_which_there_was_no_place_gets_one_when_another_goes(void **state)
+{
+    (void)state;
+    char first[100], path[100];
+    handoff_backend_state found;
+    /* Of a socket that is in use, though by no backend. */
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(first, sizeof first, "%.80sforeign", place);
+    memcpy(address.sun_path, first, sizeof first);
+    int foreign = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(foreign, (struct sockaddr *)&address, sizeof address), 0);
+    for (int i = 1; i < MOST; i++) {
+        snprintf(path, sizeof path, "%.80sforeign-%d", place, i);
+        assert_int_equal(link(first, path), 0);
     }
     open_broker();
     until(&fleet, count_backends(fleet.broker) == MOST);
@@ -546,10 +584,12 @@ static void socket_for_which_there_was_no_place_gets_one_when_another_goes(void 
     until(&fleet, find_state(fleet.broker, place, &found));
     assert_int_equal(found.error, ENOSPC);
     assert_false(find_state(fleet.broker, fleet.paths[0], &found));
+    assert_true(found.next_ms > 1000);
     assert_int_equal(unlink(path), 0);
-    for (uint64_t start = now_ns(); !is_in_state(&fleet, 0, HANDOFF_STATE_READY); turn(&fleet))
-        assert_in_range(ms_since(start), 0, FULL_PAUSE_MS + PATIENCE_MS);
+    until(&fleet, state_of(fleet.broker, place).next_ms <= 1000);
+    until(&fleet, count_ready() == 1);
     assert_false(find_state(fleet.broker, place, &found));
+    close(foreign);
 }
 
 static void path_without_room_for_a_name_is_refused(void **state)
@@ -727,7 +767,8 @@ int main(void)
         PLACE_TEST(socket_that_is_replaced_is_followed_although_the_directory_is_read_anew),
         PLACE_TEST(two_paths_to_a_directory_are_two_directories),
         PLACE_TEST(name_that_is_too_long_is_an_error_until_it_goes),
-        PLACE_TEST(socket_for_which_there_was_no_place_gets_one_when_another_goes),
+        PLACE_TEST(backends_have_the_places_of_sockets_at_which_nobody_listens),
+        PLACE_TEST(backend_for_which_there_was_no_place_gets_one_when_another_goes),
         PLACE_TEST(path_without_room_for_a_name_is_refused),
         PLACE_TEST(abstract_name_may_end_in_a_slash),
         PLACE_TEST(successor_of_a_backend_that_was_killed_is_used_at_once),

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::member::Link;
+use super::member::{Link, Member};
 use super::{BackendSettings, Broker, BrokerError, MAX_BACKENDS};
 use crate::memory::NoMemory;
 use crate::sys::directory::{self, Change, Told, Watch};
@@ -240,7 +240,7 @@ impl Broker {
         if let Some(index) = replaced.filter(has_channel) {
             self.gone(index, now);
         }
-        if let Err(error) = self.add_member(&path, settings, Some(number as u32), now) {
+        if let Err(error) = self.add_found(&path, number, settings, now) {
             let full = matches!(error, BrokerError::TooManyBackends { .. });
             self.directories[number].error = Some(if full { libc::ENOSPC } else { libc::ENOMEM });
         }
@@ -250,6 +250,28 @@ impl Broker {
             self.start_over(index, now);
         }
         Some(index)
+    }
+
+    /// Adds a backend that was found in a directory. If there are too many, one at whose socket nobody
+    /// listens makes room for it: who is killed leaves the socket behind.
+    fn add_found(
+        &mut self,
+        path: &Path,
+        number: usize,
+        settings: BackendSettings,
+        now: Instant,
+    ) -> Result<(), BrokerError> {
+        let full = match self.add_member(path, settings, Some(number as u32), now) {
+            Err(full @ BrokerError::TooManyBackends { .. }) => full,
+            result => return result,
+        };
+        let is_left = |it: &Member| it.directory.is_some() && !it.leaving && it.is_left_behind();
+        let left = self.members.iter().position(is_left).ok_or(full)?;
+        if let Some(directory) = self.members[left].directory {
+            self.directories[directory as usize].error = Some(libc::ENOSPC);
+        }
+        self.gone(left, now);
+        self.add_member(path, settings, Some(number as u32), now)
     }
 
     /// Something has changed in the directory with this key.
@@ -267,7 +289,7 @@ impl Broker {
         let Some(directory) = self.directories.get_mut(number) else { return false };
         let Some(watch) = directory.watch.take() else { return false };
         let settings = directory.settings;
-        let mut all = false;
+        let (mut all, mut any_went) = (false, false);
         let read = watch.read(|change| match change {
             Change::Came(name) => {
                 let path = self.directories[number].path.clone();
@@ -277,7 +299,10 @@ impl Broker {
                     self.went(number, name, now);
                 }
             }
-            Change::Went(name) => self.went(number, name, now),
+            Change::Went(name) => {
+                any_went = true;
+                self.went(number, name, now);
+            }
             Change::Unknown => all = true,
         });
         let more = matches!(read, Ok(Told::Some));
@@ -294,6 +319,9 @@ impl Broker {
             // One that came was left out: it may have its place later.
             directory.failed_at = now;
             directory.read_at(now + directory.pause());
+        } else if any_went && !directory.is_read {
+            let soon = now + PAUSE;
+            directory.look_at = directory.look_at.map(|at| at.min(soon));
         }
         more
     }

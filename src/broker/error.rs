@@ -123,6 +123,15 @@ pub enum BrokerError {
         /// How many it can have.
         most: usize,
     },
+    /// There are more sockets in a directory than the broker can have backends.
+    #[error("{path}: more sockets than the broker, which can have {most} backends, has room for",
+        path = .path.display())]
+    TooManySockets {
+        /// The directory.
+        path: Arc<Path>,
+        /// How many backends it can have.
+        most: usize,
+    },
     /// The backend turned this broker away, and said why.
     #[error("{path}: {refusal}", path = .path.display())]
     TurnedAway {
@@ -375,6 +384,7 @@ impl BrokerError {
                 NoWelcome::Foreign => libc::EPROTO,
             }),
             BrokerError::AllRefused { first, .. } => first.number(),
+            BrokerError::TooManySockets { .. } => Some(libc::ENOSPC),
             _ => None,
         }
     }
@@ -411,7 +421,9 @@ impl BrokerError {
             }
             BrokerError::NoBackend { .. } => ErrorKind::BackendUnavailable,
             BrokerError::AllRefused { first, .. } => first.kind(),
-            BrokerError::TooManyBackends { .. } => ErrorKind::Full,
+            BrokerError::TooManyBackends { .. } | BrokerError::TooManySockets { .. } => {
+                ErrorKind::Full
+            }
             BrokerError::TurnedAway { refusal, .. } => refusal.kind(),
             BrokerError::NoWelcome { .. } => ErrorKind::BackendUnavailable,
             BrokerError::Support(error) => error.kind(),

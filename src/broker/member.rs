@@ -246,6 +246,12 @@ impl Member {
         }
     }
 
+    /// Whether nobody listens at its socket.
+    pub(super) fn is_left_behind(&self) -> bool {
+        let nobody = matches!(self.why_down, Some(WhyDown::NoBackend(libc::ECONNREFUSED)));
+        nobody && matches!(self.link, Link::Down { .. })
+    }
+
     /// Whether it is to have a channel.
     pub(super) fn is_wanted(&self) -> bool {
         !self.leaving && !self.gone && !self.settings.off

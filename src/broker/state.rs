@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::directory::Directory;
 use super::member::{Link, Member, Obstacle, Phase, SMALLEST, silence};
-use super::{BackendCounts, BackendSettings, Broker, BrokerError, BrokerOptions};
+use super::{BackendCounts, BackendSettings, Broker, BrokerError, BrokerOptions, MAX_BACKENDS};
 
 /// What one backend does and has done.
 #[derive(Debug)]
@@ -94,12 +94,16 @@ fn state<'a>(
 }
 
 fn state_of_directory(directory: &Directory, error: i32, now: Instant) -> BackendState<'_> {
-    let (path, source) = (directory.path.clone(), Some(io::Error::from_raw_os_error(error)));
+    let path = directory.path.clone();
+    let error = match error {
+        libc::ENOSPC => BrokerError::TooManySockets { path, most: MAX_BACKENDS },
+        _ => BrokerError::NoBackend { path, source: Some(io::Error::from_raw_os_error(error)) },
+    };
     BackendState {
         name: &directory.name,
         settings: directory.settings,
         phase: Phase::Down,
-        error: Some(BrokerError::NoBackend { path, source }),
+        error: Some(error),
         since: now.saturating_duration_since(directory.failed_at),
         next: directory.look_at.map(|at| at.saturating_duration_since(now)),
         in_flight: 0,
