@@ -116,8 +116,10 @@ fn send_but_over_tcp(send: impl Fn(libc::c_int) -> io::Result<usize>) -> io::Res
 /// What one recvmsg(2) brought.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Received {
-    /// Bytes written to the buffer; 0 is the end of the stream.
+    /// Bytes written to the buffer; 0 is the end of the stream, or an empty packet.
     pub len: usize,
+    /// Its sender's credentials came with it: see [`socket::tell_packets`].
+    pub is_packet: bool,
     /// How many descriptors came.
     pub descriptors: usize,
     /// MSG_CTRUNC: descriptors were sent that did not arrive.
@@ -173,12 +175,13 @@ fn received(message: &libc::msghdr, len: usize, mut take: impl FnMut(Arrived)) -
     let mut descriptors = 0;
     // Own every descriptor before anybody looks at the flags: the first ones are installed even
     // when others were lost.
-    for_each_descriptor(message, |descriptor| {
+    let is_packet = for_each_descriptor(message, |descriptor| {
         descriptors += 1;
         take(descriptor);
     });
     Received {
         len,
+        is_packet,
         descriptors,
         control_truncated: message.msg_flags & libc::MSG_CTRUNC != 0,
         payload_truncated: message.msg_flags & libc::MSG_TRUNC != 0,
@@ -189,9 +192,11 @@ fn received(message: &libc::msghdr, len: usize, mut take: impl FnMut(Arrived)) -
 const SCM_PIDFD: libc::c_int = 4;
 
 /// Gives every descriptor that recvmsg(2) installed to `take`, once. Those that are not of a
-/// connection (a pidfd of the sender) are closed here.
-fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(Arrived)) {
+/// connection (a pidfd of the sender) are closed here. Says whether credentials came, too.
+fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(Arrived)) -> bool {
+    let mut any_credentials = false;
     for_each_control(message, |level, kind, data| {
+        any_credentials |= level == libc::SOL_SOCKET && kind == libc::SCM_CREDENTIALS;
         let is_rights = kind == libc::SCM_RIGHTS;
         if level != libc::SOL_SOCKET || !(is_rights || kind == SCM_PIDFD) {
             return;
@@ -208,6 +213,7 @@ fn for_each_descriptor(message: &libc::msghdr, mut take: impl FnMut(Arrived)) {
             }
         }
     });
+    any_credentials
 }
 
 /// Gives the level, the type and the data of every control message that recvmsg(2) wrote to `look`.

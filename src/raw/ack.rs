@@ -14,7 +14,7 @@ use crate::address::{Socket, TransportError, receive_error};
 use crate::kind::ErrorKind;
 use crate::raw::transport::bare_send_error;
 use crate::reason::Reason;
-use crate::sys::{self, errno::Said};
+use crate::sys::{self, Received, errno::Said};
 use crate::token::Token;
 
 /// What the backend says about one message.
@@ -181,18 +181,32 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Ack, AckError> {
 
 fn take(socket: BorrowedFd<'_>, wait: bool) -> Result<Ack, AckError> {
     let mut bytes = [0; Ack::LEN];
-    let received = match sys::receive(socket, &mut bytes, wait) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            return Err(AckError::Nothing { socket: socket.into() });
-        }
-        result => result.map_err(|source| receive_error(socket, source))?,
-    };
-    match received.len {
-        0 => Err(TransportError::EndOfStream { socket: socket.into(), source: None }.into()),
-        Ack::LEN if !received.payload_truncated => Ack::from_bytes(&bytes)
-            .map_err(|problem| AckError::Malformed { socket: socket.into(), problem }),
-        _ => Err(AckError::Malformed { socket: socket.into(), problem: "wrong length" }),
+    let malformed = |problem| AckError::Malformed { socket: socket.into(), problem };
+    let mut received = take_bytes(socket, &mut bytes, wait)?;
+    let mut is_end = received.len == 0;
+    if is_end && sys::socket::tell_packets(socket) {
+        // An empty packet would look like the end, and what is behind it would not be found. The end
+        // is still there when it is looked for again.
+        received = match take_bytes(socket, &mut bytes, false) {
+            Err(AckError::Nothing { .. }) => return Err(malformed("an empty packet")),
+            result => result?,
+        };
+        is_end = received.len == 0 && !received.is_packet;
     }
+    match received.len {
+        _ if is_end => {
+            Err(TransportError::EndOfStream { socket: socket.into(), source: None }.into())
+        }
+        Ack::LEN if !received.payload_truncated => Ack::from_bytes(&bytes).map_err(malformed),
+        _ => Err(malformed("wrong length")),
+    }
+}
+
+fn take_bytes(socket: BorrowedFd<'_>, bytes: &mut [u8], wait: bool) -> Result<Received, AckError> {
+    sys::receive(socket, bytes, wait).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => AckError::Nothing { socket: socket.into() },
+        _ => receive_error(socket, source).into(),
+    })
 }
 
 /// Takes back every message of a connection that is not acknowledged yet: acknowledgements sent
@@ -265,7 +279,7 @@ fn wait_until(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, FromRawFd, OwnedFd};
     use std::os::unix::net::UnixStream;
     use std::thread;
 
@@ -334,6 +348,63 @@ mod tests {
         send(backend.as_fd(), &accepted(2)).unwrap();
         let result = wait(broker.as_fd(), &token(1), PATIENCE);
         assert!(matches!(result, Err(AckError::OtherToken { .. })));
+    }
+
+    /// Two connected sockets.
+    fn pair(kind: libc::c_int) -> [OwnedFd; 2] {
+        let mut fds = [-1; 2];
+        // SAFETY: there is room for two descriptors, which nobody else owns.
+        unsafe {
+            assert_eq!(libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()), 0);
+            fds.map(|fd| OwnedFd::from_raw_fd(fd))
+        }
+    }
+
+    #[test]
+    fn acknowledgement_behind_empty_packets_is_found() {
+        for kind in [libc::SOCK_SEQPACKET, libc::SOCK_DGRAM] {
+            for (empty, closes) in [(1, false), (3, false), (1, true), (4, true)] {
+                let [broker, backend] = pair(kind);
+                for _ in 0..empty {
+                    sys::send(backend.as_fd(), &[]).unwrap();
+                }
+                send(backend.as_fd(), &accepted(1)).unwrap();
+                drop((!closes).then_some(backend));
+                assert_eq!(wait(broker.as_fd(), &token(1), PATIENCE).unwrap(), Answer::Accepted);
+            }
+        }
+    }
+
+    #[test]
+    fn empty_packet_is_no_acknowledgement_and_none_can_follow() {
+        for kind in [libc::SOCK_SEQPACKET, libc::SOCK_DGRAM] {
+            let [broker, backend] = pair(kind);
+            sys::send(backend.as_fd(), &[]).unwrap();
+            assert!(matches!(receive(broker.as_fd()), Err(AckError::Malformed { .. })));
+            sys::send(backend.as_fd(), &[]).unwrap();
+            let result = wait(broker.as_fd(), &token(1), PATIENCE);
+            assert!(matches!(result, Err(AckError::Malformed { .. })), "{result:?}");
+            assert!(send(backend.as_fd(), &accepted(1)).is_err());
+        }
+    }
+
+    #[test]
+    fn end_is_the_end_also_behind_an_empty_packet() {
+        for empty in 0..3 {
+            let [broker, backend] = pair(libc::SOCK_SEQPACKET);
+            for _ in 0..empty {
+                sys::send(backend.as_fd(), &[]).unwrap();
+            }
+            drop(backend);
+            let ended = loop {
+                match receive(broker.as_fd()) {
+                    Err(AckError::Malformed { .. }) => {}
+                    result => break result,
+                }
+            };
+            let end = matches!(ended, Err(AckError::Transport(TransportError::EndOfStream { .. })));
+            assert!(end, "{ended:?}");
+        }
     }
 
     #[test]

@@ -74,15 +74,31 @@ pub(crate) fn set_nonblocking(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Has each packet that is received, an empty one too, come with its sender's credentials, and the end
+/// without: SO_PASSCRED, unix(7). False for a stream: it has no packets, and all that is empty is its
+/// end.
+pub(crate) fn tell_packets(socket: BorrowedFd<'_>) -> bool {
+    let has_packets = socket_type(socket).is_ok_and(|kind| kind != libc::SOCK_STREAM);
+    if has_packets {
+        set_flag(socket, libc::SO_PASSCRED, true);
+    }
+    has_packets
+}
+
 /// Refuses descriptors on a socket, where the kernel can (Linux 6.16): a sender's sendmsg(2) fails.
 pub(crate) fn refuse_descriptors(socket: &OwnedFd) {
     const SO_PASSRIGHTS: libc::c_int = 83;
-    let no: libc::c_int = 0;
-    // SAFETY: the pointer and the length describe `no`. Older kernels do not know the option.
+    set_flag(socket.as_fd(), SO_PASSRIGHTS, false);
+}
+
+/// Sets an option of the socket level, where the kernel knows it.
+fn set_flag(socket: BorrowedFd<'_>, option: libc::c_int, value: bool) {
+    let value = libc::c_int::from(value);
+    // SAFETY: the pointer and the length describe `value`.
     unsafe {
         let len = mem::size_of::<libc::c_int>() as libc::socklen_t;
-        let value = (&raw const no).cast();
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, value, len);
+        let value = (&raw const value).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, value, len);
     }
 }
 
