@@ -438,6 +438,9 @@ impl Broker {
         if !self.outcomes.verdicts.is_empty() && !self.rest_told {
             self.tell_of_rest();
         }
+        if self.wanted.is_some() {
+            self.tell_of_room(Instant::now());
+        }
         Some(verdict)
     }
 

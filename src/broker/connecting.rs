@@ -168,6 +168,9 @@ impl Broker {
             }
         }
         self.touch(index);
+        if self.members[index].leaving {
+            self.forget(index);
+        }
     }
 
     /// Notes that a backend's timer may have to be set, and that there may be something to send.

@@ -68,6 +68,8 @@ pub(super) struct Member {
     pub superseded: bool,
     /// It is removed: its place can be used again.
     pub gone: bool,
+    /// So many verdicts that threads are about to take name it by its number.
+    pub named: u32,
     /// It is in the list of those whose timers are to be set, and which may have something to send.
     pub touched: bool,
     phase: Phase,
@@ -189,6 +191,7 @@ impl Member {
             leaving: false,
             superseded: false,
             gone: false,
+            named: 0,
             touched: false,
             phase: Phase::Connecting,
             since: now,

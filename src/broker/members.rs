@@ -131,7 +131,10 @@ impl Broker {
             let mut untaken = verdicts.iter().chain(awaited);
             untaken.any(|verdict| verdict.backend as usize == index) || copies.names(index)
         };
-        let gone = |index: &usize| self.members[*index].gone && !named(*index);
+        let gone = |index: &usize| {
+            let member = &self.members[*index];
+            member.gone && member.named == 0 && !named(*index)
+        };
         let all = self.members.len();
         if let Some(index) = (self.listed.len() < all).then(|| (0..all).find(gone)).flatten() {
             return Ok(index);
@@ -215,7 +218,6 @@ impl Broker {
         self.members[index].leaving = true;
         if self.members[index].in_flight() == 0 {
             self.hang_up(index, Reason::BrokerClosed, now);
-            self.forget(index);
         } else {
             self.touch(index);
         }

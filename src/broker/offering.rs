@@ -95,7 +95,8 @@ impl Broker {
             self.place(chosen, &placing, now)?
         };
         self.outcomes.statistics.offered += 1;
-        if self.wanted.is_some_and(|wanted| len >= wanted) {
+        // Who was refused sees that there is room, unless this has taken all of it.
+        if self.wanted.is_some_and(|wanted| len >= wanted && self.would_take(wanted, now)) {
             self.wanted = None;
         }
         Ok(id)

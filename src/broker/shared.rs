@@ -106,12 +106,14 @@ impl SharedBroker {
 
     /// As [`Broker::dispatch`].
     pub fn dispatch(&self) -> Result<(), BrokerError> {
-        self.with(|broker| {
+        self.check_process()?;
+        // Not as `with` does: the timers that are due may be for room that somebody waits for.
+        self.crew.with(|broker| {
             if let Some(for_loop) = self.crew.watch.for_loop.get() {
                 for_loop.has_room.store(false, Ordering::Relaxed);
             }
             broker.dispatch()
-        })?
+        })
     }
 
     /// As [`Broker::offer_and_wait`], in any number of threads at once. Offers that wait for room
@@ -145,7 +147,7 @@ impl SharedBroker {
             }
         };
         self.crew.offer_and_wait(Some(deadline), attempt, |broker, verdict| {
-            finish(broker, Verdict { user_data: offer.user_data, ..verdict })
+            finish(broker, Verdict { user_data: offer.user_data, ..*verdict })
         })
     }
 
@@ -268,7 +270,16 @@ impl Desk for Broker {
 
     fn next_awaited(&mut self) -> Option<(usize, u64, Verdict)> {
         let verdict = self.outcomes.awaited.pop_front()?;
+        if let Some(member) = self.members.get_mut(verdict.backend as usize) {
+            member.named += 1;
+        }
         Some((verdict.user_data, verdict.id, verdict))
+    }
+
+    fn is_taken(&mut self, verdict: &Verdict) {
+        if let Some(member) = self.members.get_mut(verdict.backend as usize) {
+            member.named -= 1;
+        }
     }
 
     fn woken() -> BrokerError {

@@ -310,3 +310,75 @@ fn offer_that_may_go_on_goes_though_many_before_it_wait() {
     });
     assert!(start.elapsed() < Duration::from_secs(2), "only after {:?}", start.elapsed());
 }
+
+#[test]
+fn removed_backend_that_ends_is_forgotten_at_once() {
+    let options = BrokerOptions { timeout: PATIENCE, ..BrokerOptions::default() };
+    let (_directory, path, backend, mut broker) = pair(options);
+    let (client, _peer) = UnixStream::pair().unwrap();
+    broker.offer(&Offer::new(client.as_fd())).unwrap();
+    broker.remove(&path).unwrap();
+    assert!(broker.backend_state(0).is_some());
+    drop(backend);
+    until(|| {
+        broker.dispatch().unwrap();
+        broker.next_verdict().is_some()
+    });
+    assert!(broker.backend_state(0).is_none());
+}
+
+#[test]
+fn descriptor_tells_of_room_that_taking_the_only_verdict_makes() {
+    let options = BrokerOptions { max_in_flight: 1, timeout: PATIENCE, ..BrokerOptions::default() };
+    let (_directory, _path, mut backend, mut broker) = pair(options);
+    let (client, _peer) = UnixStream::pair().unwrap();
+    let offer = Offer::new(client.as_fd());
+    broker.offer(&offer).unwrap();
+    // The longer an offer is in flight, the later something else would wake the caller.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1700) {
+        broker.dispatch().unwrap();
+        is_readable(&mut broker, Duration::from_millis(20));
+    }
+    backend.dispatch().unwrap();
+    let id = backend.next_arrival().unwrap().id;
+    backend.reject(id, Reason::Rejected).unwrap();
+    assert!(backend.next_arrival().is_none());
+    until(|| {
+        broker.dispatch().unwrap();
+        broker.statistics().in_flight == 0
+    });
+    assert!(matches!(broker.offer(&offer), Err(BrokerError::Full { .. })));
+    assert!(broker.next_verdict().is_some());
+    assert!(is_readable(&mut broker, Duration::from_millis(200)), "nobody is told");
+}
+
+/// A broker whose backend rests, and an offer that was refused therefore.
+fn resting(client: &UnixStream) -> (TempDir, Backend, Broker) {
+    let options = BrokerOptions { max_failures: Some(1), ..BrokerOptions::default() };
+    let (directory, _path, backend, mut broker) = pair(options);
+    let timeout = Some(Duration::from_millis(10));
+    let offer = Offer { timeout, ..Offer::new(client.as_fd()) };
+    assert_eq!(broker.offer_and_wait(&offer).unwrap().reason, Some(Reason::AckTimeout));
+    assert!(matches!(broker.offer(&offer), Err(BrokerError::RateLimited { .. })));
+    (directory, backend, broker)
+}
+
+#[test]
+fn descriptor_tells_of_the_trial_after_one_that_somebody_else_made() {
+    let (client, _peer) = UnixStream::pair().unwrap();
+    let (_directory, _backend, mut broker) = resting(&client);
+    let offer = Offer { timeout: Some(Duration::from_millis(10)), ..Offer::new(client.as_fd()) };
+    let trial = |broker: &mut Broker| {
+        until(|| broker.room().unwrap() > 0);
+        broker.offer_and_wait(&offer).unwrap();
+    };
+    // Others do not look whether there is room for the one that was refused.
+    trial(&mut broker);
+    let start = Instant::now();
+    while broker.backend_state(0).unwrap().room == 0 {
+        assert!(is_readable(&mut broker, PATIENCE / 2), "nobody is told");
+        broker.dispatch().unwrap();
+        assert!(start.elapsed() < PATIENCE);
+    }
+}

@@ -2,16 +2,19 @@
 
 use std::iter;
 use std::mem;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
 use handoff::backend::Backend;
-use handoff::broker::{Broker, BrokerError, BrokerOptions, Offer, Phase, SharedBroker};
+use handoff::broker::{
+    BackendSettings, Broker, BrokerError, BrokerOptions, Offer, Phase, SharedBroker,
+};
 use tempfile::TempDir;
 
-use super::{PATIENCE, pair, until};
+use super::{PATIENCE, pair, resting, until};
 
 /// A broker whose backend has given it room.
 fn share(options: BrokerOptions) -> (TempDir, Backend, SharedBroker) {
@@ -117,4 +120,57 @@ fn thread_that_is_late_when_there_is_room_is_not_offered() {
             assert_eq!((state.phase, state.counts.offered), (Phase::Ready, 1));
         })
         .unwrap();
+}
+
+#[test]
+fn descriptor_tells_of_a_trial_whoever_dispatches_before_it() {
+    let (client, _peer) = UnixStream::pair().unwrap();
+    let (_directory, _backend, broker) = resting(&client);
+    let broker = SharedBroker::new(broker);
+    let offer = Offer { timeout: Some(Duration::from_millis(10)), ..Offer::new(client.as_fd()) };
+    let fd = broker.descriptor().unwrap().as_raw_fd();
+    let refused = broker.with(|broker| broker.offer(&offer)).unwrap();
+    assert!(matches!(refused, Err(BrokerError::RateLimited { .. })));
+    // Some timer is due by now, though not that of the trial.
+    thread::sleep(Duration::from_millis(150));
+    broker.dispatch().unwrap();
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    until(|| {
+        // SAFETY: `poll` is one pollfd, which outlives the call.
+        assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 20000) }, 1, "nobody is told");
+        broker.dispatch().unwrap();
+        broker.with(|broker| broker.backend_state(0).unwrap().room > 0).unwrap()
+    });
+}
+
+#[test]
+fn verdict_names_its_backend_also_if_that_is_removed_and_another_comes() {
+    for _ in 0..50 {
+        let (directory, path, mut backend, broker) = pair(BrokerOptions::default());
+        let broker = SharedBroker::new(broker);
+        let other = directory.path().join("other.sock");
+        let (client, _peer) = UnixStream::pair().unwrap();
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                broker.offer_wait_and(&Offer::new(client.as_fd()), |broker, verdict| {
+                    broker.backend_name(verdict.backend).unwrap().to_owned()
+                })
+            });
+            until(|| {
+                backend.dispatch().unwrap();
+                backend.statistics().held == 1
+            });
+            adopt(&mut backend);
+            broker.dispatch().unwrap();
+            // Before the thread has its verdict, if that comes so.
+            broker
+                .with(|broker| {
+                    broker.remove(&path).unwrap();
+                    broker.add(&other, BackendSettings::default()).unwrap();
+                })
+                .unwrap();
+            let named = waits.join().unwrap().unwrap();
+            assert_eq!(named.as_bytes(), path.as_os_str().as_bytes());
+        });
+    }
 }

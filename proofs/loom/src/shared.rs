@@ -46,7 +46,15 @@ struct Model {
     next_id: u64,
     in_flight: Vec<(usize, u64)>,
     verdicts: Vec<Verdict>,
+    /// Handed out, and not taken.
+    untaken: usize,
     closed: bool,
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking() || self.untaken == 0);
+    }
 }
 
 impl Model {
@@ -123,7 +131,12 @@ impl Desk for Model {
 
     fn next_awaited(&mut self) -> Option<(usize, u64, Verdict)> {
         let (seat, id, _) = *self.verdicts.first()?;
+        self.untaken += 1;
         Some((seat, id, self.verdicts.remove(0)))
+    }
+
+    fn is_taken(&mut self, _: &Verdict) {
+        self.untaken -= 1;
     }
 
     fn woken() -> Refused {
@@ -160,6 +173,7 @@ fn office(room: usize) -> (Office, Arc<Wire>) {
         next_id: 0,
         in_flight: Vec::new(),
         verdicts: Vec::new(),
+        untaken: 0,
         closed: false,
     };
     (Arc::new(Crew::new(model, Timer(wire.clone()))), wire)

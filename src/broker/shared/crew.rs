@@ -42,6 +42,9 @@ pub(super) trait Desk {
     /// The next verdict that a thread waits for: its seat, its offer, and the verdict.
     fn next_awaited(&mut self) -> Option<(usize, u64, Self::Verdict)>;
 
+    /// The thread has taken it, or never will.
+    fn is_taken(&mut self, verdict: &Self::Verdict);
+
     /// An offer is refused: before anybody else has the desk, so that it can be noted.
     fn refused(&mut self, refused: Self::Refused) -> Self::Error;
 
@@ -165,7 +168,10 @@ impl<D: Desk> State<D> {
             self.bells.add(&self.seats[*next].bell);
         }
         let left = &mut self.seats[seat];
-        (left.offer, left.verdict) = (None, None);
+        left.offer = None;
+        if let Some(verdict) = left.verdict.take() {
+            self.desk.is_taken(&verdict);
+        }
         self.free.push(seat);
     }
 
@@ -196,12 +202,14 @@ impl<D: Desk> State<D> {
     /// Gives the verdicts that are there to those who wait for them.
     fn hand_out(&mut self) {
         while let Some((seat, id, verdict)) = self.desk.next_awaited() {
-            // Otherwise the thread has panicked.
-            if let Some(waits) = self.seats.get_mut(seat).filter(|it| it.offer == Some(id)) {
-                (waits.offer, waits.verdict) = (None, Some(verdict));
-                self.remove_waiting(seat);
-                self.call(seat);
-            }
+            let Some(waits) = self.seats.get_mut(seat).filter(|it| it.offer == Some(id)) else {
+                // The thread has panicked.
+                self.desk.is_taken(&verdict);
+                continue;
+            };
+            (waits.offer, waits.verdict) = (None, Some(verdict));
+            self.remove_waiting(seat);
+            self.call(seat);
         }
     }
 
@@ -270,14 +278,18 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
         &self,
         deadline: Option<Instant>,
         attempt: impl FnMut(&mut D, usize, bool) -> Tried<D::Refused>,
-        finish: impl FnOnce(&D, D::Verdict) -> T,
+        finish: impl FnOnce(&D, &D::Verdict) -> T,
     ) -> Result<T, D::Error> {
         let wait = self.waits.begin();
         let mut state = self.lock();
         let mut sitting =
             Sitting { crew: self, seat: state.sit(), wait, woken: false, left: false };
         let (mut state, result) = sitting.offer_and_wait(state, deadline, attempt);
-        let result = result.map(|verdict| finish(&state.desk, verdict));
+        let result = result.map(|verdict| {
+            let finished = finish(&state.desk, &verdict);
+            state.desk.is_taken(&verdict);
+            finished
+        });
         state.desk.after_wait();
         sitting.leave(&mut state);
         self.release(state);

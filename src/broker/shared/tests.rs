@@ -45,6 +45,8 @@ impl Desk for Silent {
         Some((seat, id, ()))
     }
 
+    fn is_taken(&mut self, (): &()) {}
+
     fn refused(&mut self, refused: &'static str) -> &'static str {
         refused
     }
