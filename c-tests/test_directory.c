@@ -709,6 +709,30 @@ static void socket_that_is_replaced_is_followed_where_none_can_be_watched(void *
     assert_int_equal(waitpid(child, NULL, 0), child);
 }
 
+static void backend_that_was_removed_is_back_with_a_new_socket_where_none_can_be_watched(void **state)
+{
+    (void)state;
+    listen_at(&fleet, 0, NULL);
+    pid_t child = start_child();
+    if (child == 0) {
+        handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
+        handoff_broker *broker = broker_without_inotify();
+        while (handoff_broker_get_state(broker, 0, &found) != HANDOFF_OK)
+            dispatch_when_readable(broker);
+        child_assert(handoff_broker_remove(broker, fleet.paths[0]) == HANDOFF_OK);
+        for (;;)
+            dispatch_when_readable(broker);
+    }
+    await_channels(0, 1);
+    await_channels(0, 0);
+    /* Many a file system gives it the number of the file that was there. */
+    handoff_backend_free(fleet.backends[0]);
+    listen_at(&fleet, 0, NULL);
+    await_channels(0, 1);
+    assert_int_equal(kill(child, SIGKILL), 0);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+}
+
 static void descriptor_tells_that_a_socket_came(void **state)
 {
     (void)state;
@@ -774,6 +798,7 @@ int main(void)
         PLACE_TEST(successor_of_a_backend_that_was_killed_is_used_at_once),
         PLACE_TEST(directory_that_cannot_be_watched_is_read_again_and_again),
         PLACE_TEST(socket_that_is_replaced_is_followed_where_none_can_be_watched),
+        PLACE_TEST(backend_that_was_removed_is_back_with_a_new_socket_where_none_can_be_watched),
         PLACE_TEST(descriptor_tells_that_a_socket_came),
         PLACE_TEST(many_sockets_that_come_and_go_are_followed),
     };

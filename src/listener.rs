@@ -273,6 +273,9 @@ mod tests {
         assert!(matches!(listen(&link), Err(ListenerError::NotASocket { .. })));
         assert!(matches!(listen(directory.path()), Err(ListenerError::Directory { .. })));
         assert!(matches!(listen(Path::new("/")), Err(ListenerError::Directory { .. })));
+        let inside = directory.path().join("new/.");
+        assert!(matches!(listen(&inside), Err(ListenerError::Directory { .. })));
+        assert!(!directory.path().join("new").exists());
         let error = listen(Path::new("/run/")).unwrap_err().to_string();
         assert_eq!(
             error,

@@ -111,8 +111,10 @@ enum Found {
 
 impl<'a> Place<'a> {
     fn open(path: &'a Path, address: &'a Address) -> Result<Place<'a>, ListenerError> {
-        let slash = path.as_os_str().as_encoded_bytes().ends_with(b"/");
-        let name = path.file_name().filter(|_| !slash).map(PathBuf::from);
+        // A Path leaves out what says that the last name is a directory's.
+        let bytes = path.as_os_str().as_encoded_bytes();
+        let directory = bytes.ends_with(b"/") || bytes.ends_with(b"/.");
+        let name = path.file_name().filter(|_| !directory).map(PathBuf::from);
         let name = name.ok_or_else(|| ListenerError::Directory { path: path.to_owned() })?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let directory = file::open_directory(parent.unwrap_or(Path::new(".")))

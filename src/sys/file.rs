@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::SystemTime;
 
 use super::retry;
 
@@ -16,11 +17,13 @@ use super::retry;
 pub(crate) struct FileId {
     device: u64,
     inode: u64,
+    /// When it was made: its successor may have the same inode. Only statx(2) tells.
+    made: Option<SystemTime>,
 }
 
 impl FileId {
     pub(super) fn of(status: &Metadata) -> FileId {
-        FileId { device: status.dev(), inode: status.ino() }
+        FileId { device: status.dev(), inode: status.ino(), made: status.created().ok() }
     }
 }
 
@@ -80,7 +83,7 @@ pub(super) fn status(call: impl Fn(*mut libc::stat) -> libc::c_int) -> io::Resul
     // SAFETY: written, because the call succeeded.
     let status = unsafe { status.assume_init() };
     Ok(FileStatus {
-        id: FileId { device: status.st_dev as u64, inode: status.st_ino as u64 },
+        id: FileId { device: status.st_dev as u64, inode: status.st_ino as u64, made: None },
         owner: status.st_uid,
         kind: status.st_mode & libc::S_IFMT,
         mode: status.st_mode as u32 & 0o7777,
