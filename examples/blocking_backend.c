@@ -58,7 +58,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: blocking_backend SOCKET\n");
         return 2;
     }
-    /* It serves one client at a time, so each broker is to offer one: others have free backends. */
+    /* It serves one client at a time, so no more than one of each broker is to wait meanwhile. */
     handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
     options.max_in_flight = 1;
     if (handoff_backend_listen(argv[1], &options, &backend) != HANDOFF_OK) {

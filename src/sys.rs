@@ -267,17 +267,22 @@ fn wait_for(
     deadline: Option<Instant>,
 ) -> io::Result<bool> {
     let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
-    let ready = retry(|| {
-        // Computed anew each time, so that signals cannot put off the deadline.
-        let timeout = deadline.map_or(-1, |deadline| poll_timeout(deadline, Instant::now()));
-        // SAFETY: `poll` is one pollfd, which outlives the call.
-        unsafe { libc::poll(&raw mut poll, 1, timeout) as isize }
-    })?;
-    // poll(2) reports a descriptor that is not open here, not through errno.
-    if poll.revents & libc::POLLNVAL != 0 {
-        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    loop {
+        let ready = retry(|| {
+            // Computed anew each time, so that signals cannot put off the deadline.
+            let timeout = deadline.map_or(-1, |deadline| poll_timeout(deadline, Instant::now()));
+            // SAFETY: `poll` is one pollfd, which outlives the call.
+            unsafe { libc::poll(&raw mut poll, 1, timeout) as isize }
+        })?;
+        // poll(2) reports a descriptor that is not open here, not through errno.
+        if poll.revents & libc::POLLNVAL != 0 {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
+        // A deadline may be further away than poll(2) can wait.
+        if ready > 0 || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Ok(ready > 0);
+        }
     }
-    Ok(ready > 0)
 }
 
 /// The time of the system's last tick, of which there is one every few milliseconds: far cheaper to

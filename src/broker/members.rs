@@ -183,6 +183,7 @@ impl Broker {
         }
         self.check_process()?;
         let mut removed = false;
+        let known = self.outcomes.verdicts.len();
         let directory = self
             .directories
             .iter()
@@ -205,7 +206,7 @@ impl Broker {
         }
         if self.handle.is_open() {
             self.tick_directories(now);
-            self.flush_at(now)?;
+            self.flush_and_tell(known, now)?;
         }
         Ok(removed)
     }
