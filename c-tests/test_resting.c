@@ -223,6 +223,7 @@ static void assert_rests_without_a_place(int places)
     assert_ok(handoff_broker_get_state(channel.broker, 0, &state));
     assert_true(state.next_ms == HANDOFF_NO_TIMEOUT);
     assert_non_null(strstr(state.message, "no place for an offer until it answers"));
+    assert_null(strstr(state.message, "too often"));
     /* It does not wait for room either: its time does not pass here. */
     handoff_offer offer = offer_of(client[0]);
     offer.timeout_ms = HANDOFF_NO_TIMEOUT;
@@ -253,6 +254,19 @@ static void backend_with_fewer_places_than_failures_rests_without_a_place(void *
     const handoff_broker_options options = {.size = sizeof options, .max_in_flight = 3};
     open_again(&options);
     assert_rests_without_a_place(3);
+}
+
+static void backend_that_failed_once_is_not_said_to_have_failed_too_often(void **state)
+{
+    (void)state;
+    const handoff_broker_options options = {.size = sizeof options, .max_in_flight = 1};
+    open_again(&options);
+    assert_rests_without_a_place(1);
+    assert_refused();
+    assert_null(strstr(handoff_last_error(), "too often"));
+    assert_last_error_has("no place for an offer until it answers");
+    assert_string_equal(handoff_status_message(HANDOFF_ERR_RATE_LIMITED),
+                        "the backend rests, because it failed");
 }
 
 /* ---- how the rest ends ----------------------------------------------------------------------- */
@@ -452,6 +466,7 @@ int main(void)
         STOPPED_TEST(trial_that_is_taken_back_leaves_the_pause_as_it_is),
         STOPPED_TEST(no_offer_waits_for_a_backend_that_rests_without_a_place),
         STOPPED_TEST(backend_with_fewer_places_than_failures_rests_without_a_place),
+        STOPPED_TEST(backend_that_failed_once_is_not_said_to_have_failed_too_often),
         STOPPED_TEST(adopted_trial_ends_the_rest_without_a_new_channel),
         STOPPED_TEST(rest_does_not_end_with_the_period),
         STOPPED_TEST(backend_that_follows_one_that_hung_is_used_at_once),

@@ -9,7 +9,7 @@ pub enum Reason {
     PolicyDisabled = 2,
     /// One side is short of descriptors.
     DescriptorPressure = 3,
-    /// The backend failed too often recently.
+    /// The backend rests, because it failed.
     RateLimited = 4,
     /// The handoff socket or the peer's credentials refuse.
     PermissionDenied = 5,

@@ -243,7 +243,7 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** One side is short of descriptors. */
 #define HANDOFF_REASON_DESCRIPTOR_PRESSURE 3
 
-/** The backend failed too often recently. */
+/** The backend rests, because it failed: see HANDOFF_STATE_RESTING. */
 #define HANDOFF_REASON_RATE_LIMITED 4
 
 /** The permissions of the handoff socket, or the peer's credentials, do not allow it. */

@@ -170,9 +170,8 @@ pub enum BrokerError {
         /// What the system said.
         source: io::Error,
     },
-    /// The backend failed too often recently.
-    #[error("{path}: the backend failed too often {rest}", path = .path.display(),
-        rest = Rest(*.left))]
+    /// The backend rests, because it failed.
+    #[error("{path}: the backend {rests}", path = .path.display(), rests = Rests(*.left))]
     RateLimited {
         /// The handoff socket.
         path: Arc<Path>,
@@ -212,22 +211,26 @@ pub enum BrokerError {
     },
 }
 
-/// How long a backend still rests, as the end of a sentence.
-struct Rest(Option<Duration>);
+/// Why a backend rests, and how long still, as the end of a sentence.
+struct Rests(Option<Duration>);
 
-impl fmt::Display for Rest {
+impl fmt::Display for Rests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(left) = self.0 else {
-            return f.write_str("and has no place for an offer until it answers");
+            // It may have failed only once.
+            return f.write_str(
+                "has no place for an offer until it answers earlier ones, also those that timed out",
+            );
         };
+        f.write_str("failed too often and ")?;
         match left.as_millis() {
-            0 if left.is_zero() => f.write_str("and the next offer is its trial"),
+            0 if left.is_zero() => f.write_str("the next offer is its trial"),
             milliseconds @ 0..1000 => {
-                write!(f, "and is not tried for {} ms", milliseconds.max(1))
+                write!(f, "is not tried for {} ms", milliseconds.max(1))
             }
             milliseconds => {
                 let (seconds, tenths) = (milliseconds / 1000, milliseconds % 1000 / 100);
-                write!(f, "and is not tried for {seconds}.{tenths} s")
+                write!(f, "is not tried for {seconds}.{tenths} s")
             }
         }
     }

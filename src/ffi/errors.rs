@@ -189,7 +189,7 @@ const ENTRIES: [Entry; 43] = [
     entry!(NotASocket, HANDOFF_ERR_NOT_A_SOCKET, c"the file is not a socket"),
     entry!(ListenFailed, HANDOFF_ERR_LISTEN_FAILED, c"the handoff socket could not be made"),
     entry!(Internal, HANDOFF_ERR_INTERNAL, c"a bug in the library"),
-    entry!(RateLimited, HANDOFF_ERR_RATE_LIMITED, c"the backend failed too often recently"),
+    entry!(RateLimited, HANDOFF_ERR_RATE_LIMITED, c"the backend rests, because it failed"),
     entry!(TooLarge, HANDOFF_ERR_TOO_LARGE, c"the offer has too many bytes"),
     entry!(WrongProcess, HANDOFF_ERR_WRONG_PROCESS, c"the handle belongs to another process"),
     entry!(Closed, HANDOFF_ERR_CLOSED, c"the handle is closed"),

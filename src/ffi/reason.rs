@@ -120,7 +120,7 @@ pub const HANDOFF_REASON_CLIENT_UNSUPPORTED: handoff_reason = 1;
 pub const HANDOFF_REASON_POLICY_DISABLED: handoff_reason = 2;
 /// One side is short of descriptors.
 pub const HANDOFF_REASON_DESCRIPTOR_PRESSURE: handoff_reason = 3;
-/// The backend failed too often recently.
+/// The backend rests, because it failed: see HANDOFF_STATE_RESTING.
 pub const HANDOFF_REASON_RATE_LIMITED: handoff_reason = 4;
 /// The permissions of the handoff socket, or the peer's credentials, do not allow it.
 pub const HANDOFF_REASON_PERMISSION_DENIED: handoff_reason = 5;
