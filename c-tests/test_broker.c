@@ -263,7 +263,7 @@ static void offer_whose_parts_are_nonsense_is_refused(void **state)
     assert_invalid_because(handoff_broker_offer(broker, &metadata, NULL),
                            "offer.metadata is NULL");
     char reason[80];
-    snprintf(reason, sizeof reason, "offer.preread cannot have %zu elements", SIZE_MAX);
+    snprintf(reason, sizeof reason, "offer.preread cannot have %zu bytes", SIZE_MAX);
     assert_invalid_because(handoff_broker_offer(broker, &endless, NULL), reason);
 }
 

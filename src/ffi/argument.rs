@@ -21,8 +21,8 @@ pub(super) enum Problem {
     Size(usize, &'static str),
     /// A struct is larger than this library knows, and what it does not know is set.
     UnknownField,
-    /// An array is too long for this process's memory.
-    Length(usize),
+    /// An array is too long for this process's memory; what it has so many of.
+    Length(usize, &'static str),
     /// Anything else, as the end of a sentence that begins with the argument's name.
     Is(&'static str),
 }
@@ -49,7 +49,7 @@ impl fmt::Display for Problem {
                 let version = env!("CARGO_PKG_VERSION");
                 write!(f, "sets a field that libhandoff {version} does not have")
             }
-            Problem::Length(len) => write!(f, "cannot have {len} elements"),
+            Problem::Length(len, what) => write!(f, "cannot have {len} {what}"),
             Problem::Is(text) => f.write_str(text),
         }
     }
@@ -114,12 +114,21 @@ pub(super) fn slice<'a, T>(
     len: usize,
     name: &'static str,
 ) -> Result<&'a [T], Failure> {
+    slice_of("elements", pointer, len, name)
+}
+
+fn slice_of<'a, T>(
+    what: &'static str,
+    pointer: *const T,
+    len: usize,
+    name: &'static str,
+) -> Result<&'a [T], Failure> {
     if len == 0 {
         return Ok(&[]);
     }
     check(pointer, name)?;
     if len.checked_mul(size_of::<T>()).is_none_or(|size| size > isize::MAX as usize) {
-        return Err(Failure::Argument(name, Problem::Length(len)));
+        return Err(Failure::Argument(name, Problem::Length(len, what)));
     }
     // SAFETY: not NULL, aligned and of a possible size; the caller of the C function vouches for
     // `len` valid values that nobody changes during the call.
@@ -132,7 +141,7 @@ pub(super) fn bytes<'a>(
     len: usize,
     name: &'static str,
 ) -> Result<&'a [u8], Failure> {
-    slice(pointer.cast(), len, name)
+    slice_of("bytes", pointer.cast(), len, name)
 }
 
 /// A string that C passes.

@@ -365,8 +365,8 @@ fn with_offer<T>(
 
 /// Buffers that C passes. Those that are empty may be NULL, as in writev(2).
 fn parts<'a>(iov: *const iovec, len: usize) -> Result<Cow<'a, [IoSlice<'a>]>, Failure> {
-    let name = "offer.preread_iov";
-    let iov: &[iovec] = slice(iov, len, name)?;
+    let iov: &[iovec] = slice(iov, len, "offer.preread_iov")?;
+    let name = "offer.preread_iov[].iov_base";
     for part in iov {
         bytes(part.iov_base, part.iov_len, name)?;
     }

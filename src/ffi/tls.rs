@@ -181,7 +181,7 @@ fn room<'a>(buffer: *mut c_void, len: usize) -> Result<&'a mut [u8], Failure> {
     }
     // Such as -1 as a size_t.
     if len > isize::MAX as usize {
-        return Err(Failure::Argument("len", Problem::Length(len)));
+        return Err(Failure::Argument("buffer", Problem::Length(len, "bytes")));
     }
     // SAFETY: not NULL, and no longer than an object can be; the caller of the C function vouches
     // for room of `len` bytes that nobody else uses during the call. They are only written to.
