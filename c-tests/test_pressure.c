@@ -112,6 +112,32 @@ static void broker_that_comes_while_there_are_no_descriptors_is_accepted_later(v
     handoff_broker_free(second);
 }
 
+/* Its own descriptors are there: only those of the channel are wanting. */
+static void broker_without_a_descriptor_for_its_channel_tells_when_it_has_one(void **state)
+{
+    (void)state;
+    handoff_broker *second;
+    skip_under_valgrind("the kernel goes on installing descriptors beyond the limit");
+    handoff_offer offer = offer_of(client[0]);
+    assert_ok(handoff_broker_new(NULL, NULL, &second));
+    int fd = handoff_broker_fd(second);
+    assert_int_not_equal(fd, -1);
+    rlim_t limit = allow_no_more_descriptors();
+    const handoff_broker_backend backend = {.size = sizeof backend, .path = channel.path};
+    assert_ok(handoff_broker_add(second, &backend));
+    assert_ok(handoff_broker_dispatch(second));
+    assert_status(handoff_broker_offer(second, &offer, NULL), HANDOFF_ERR_DESCRIPTOR_PRESSURE);
+    allow_descriptors(limit);
+    while (handoff_broker_room(second) == 0) {
+        await_readable(fd);
+        assert_ok(handoff_broker_dispatch(second));
+        assert_ok(handoff_backend_dispatch(channel.backend));
+    }
+    assert_ok(handoff_broker_offer(second, &offer, NULL));
+    adopt(&channel, arrival_of(&channel).id);
+    handoff_broker_free(second);
+}
+
 /* The broker is told that the backend is short of something, and does not take it for a stranger. */
 static void assert_told_of_want(handoff_broker *broker, int error)
 {
@@ -247,6 +273,7 @@ int main(void)
         CHANNEL_TEST(connection_closed_before_it_is_sent_falls_back_and_no_other),
         CHANNEL_TEST(backend_short_of_descriptors_takes_what_it_can_and_says_so_of_the_rest),
         CHANNEL_TEST(broker_that_comes_while_there_are_no_descriptors_is_accepted_later),
+        CHANNEL_TEST(broker_without_a_descriptor_for_its_channel_tells_when_it_has_one),
         CHANNEL_TEST(broker_whose_claim_table_finds_no_descriptor_is_told_why),
         CHANNEL_TEST(broker_whose_channel_cannot_be_watched_is_told_why),
         CHANNEL_TEST(offers_taken_back_at_close_are_not_counted_as_rejected),

@@ -138,11 +138,15 @@ class Manual:
 
     def returned(self, result: str) -> list[str]:
         """The return value: if that is several statuses, each with what it means here."""
-        items = re.split(rf"[;:.] (?={STATUS})", " ".join(result.split()))
+        items = re.split(rf"(?<=[;:.]) (?={STATUS})", " ".join(result.split()))
         if len(items) < 3:
             return [running(result)]
         lines = []
         for item in items:
+            # A sentence that ends in a colon is about those that follow it.
+            heading = re.search(r"(?<=[.] )[^.]+:$", item)
+            item = item[: heading.start()].rstrip() if heading else item
+            item = item[:-1]
             some = rf"{STATUS}(?:(?:,|,? or) {STATUS})*"
             status, end, meaning = re.fullmatch(rf"({some})?([.:,]?) ?(.*)", item).groups()
             if status:
@@ -153,6 +157,8 @@ class Manual:
             if meaning:
                 lines += [] if status else [".PP"]
                 lines += [running(meaning.rstrip(".") + ".")]
+            if heading:
+                lines += [".PP", running(heading[0])]
         return lines
 
     def threads(self, function: c_header.Item) -> list[str]:

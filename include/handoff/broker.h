@@ -234,8 +234,9 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  * @param broker   the broker
  * @param offer    the connection and what goes with it; everything but `fd` is copied
  * @param[out] id  names the offer for handoff_broker_take_back(); may be NULL
- * @return HANDOFF_OK, or an error. The first eight are about the backend and may pass: the
- *         descriptor becomes readable when an offer would be taken.
+ * @return HANDOFF_OK: there will be a verdict.
+ *         The first eight errors are about the backend and may pass; the descriptor becomes
+ *         readable when an offer would be taken:
  *         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, also if the backend is draining:
  *         handoff_last_error() says why;
  *         HANDOFF_ERR_TOO_MANY_CHANNELS if there is none because the backend has as many as it
@@ -251,7 +252,7 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         they come in a moment, and not all at once. handoff_last_error() says which;
  *         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or what timed out
  *         has taken all its places, see HANDOFF_STATE_RESTING.
- *         The others are not about the backend, or do not pass by themselves:
+ *         The others are not about the backend, or do not pass by themselves, but for one:
  *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
  *         `correlation` is too long;
  *         HANDOFF_ERR_NOT_TLS with HANDOFF_OFFER_TLS, if the kernel does not do the TLS of `fd` in
@@ -259,9 +260,11 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, `flags` has an unknown bit
  *         or both forms of preread are set;
  *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
- *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY; HANDOFF_ERR_UNSUPPORTED if this
- *         system lacks what a channel needs, the backend speaks another version of the protocol,
- *         or its library is too old for HANDOFF_OFFER_TLS;
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE if there is no descriptor for a channel: this passes, as
+ *         the first eight do; or, at the first use, if there is none for the broker itself;
+ *         HANDOFF_ERR_NO_MEMORY;
+ *         HANDOFF_ERR_UNSUPPORTED if this system lacks what a channel needs, the backend speaks
+ *         another version of the protocol, or its library is too old for HANDOFF_OFFER_TLS;
  *         HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG is RLIMIT_FSIZE, for the memory
  *         that the two ends share counts as a file.
  *
