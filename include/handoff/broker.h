@@ -162,7 +162,9 @@ typedef struct handoff_offer {
     /**
      * The client's connection, a socket. It stays yours: keep it open, and out of your event loop
      * (EPOLL_CTL_DEL), until the verdict. Do not offer it a second time before that, here or to
-     * another broker: both could be adopted. After a fallback you may.
+     * another broker: both could be adopted. After a fallback you may. A backend may offer what it
+     * has adopted, too, with a broker of its own: between two messages of the client's, with what
+     * it has read of the next one as preread.
      */
     int fd;
     /** HANDOFF_OFFER_MORE, HANDOFF_OFFER_TLS or 0. */

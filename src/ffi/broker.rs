@@ -194,7 +194,9 @@ pub struct handoff_offer {
     pub size: usize,
     /// The client's connection, a socket. It stays yours: keep it open, and out of your event loop
     /// (EPOLL_CTL_DEL), until the verdict. Do not offer it a second time before that, here or to
-    /// another broker: both could be adopted. After a fallback you may.
+    /// another broker: both could be adopted. After a fallback you may. A backend may offer what it
+    /// has adopted, too, with a broker of its own: between two messages of the client's, with what
+    /// it has read of the next one as preread.
     pub fd: c_int,
     /// HANDOFF_OFFER_MORE, HANDOFF_OFFER_TLS or 0.
     pub flags: u32,
