@@ -198,6 +198,23 @@ static void waiting_offer_without_room_is_refused_when_its_time_is_up(void **sta
     assert_adopted(&channel);
 }
 
+/* The backend accepts nobody: its socket does. */
+static void waiting_offer_without_a_welcome_is_refused_when_its_time_is_up(void **state)
+{
+    (void)state;
+    handoff_broker *second;
+    handoff_offer offer = offer_of(client[0]);
+    handoff_verdict verdict = {.size = sizeof verdict, .id = 42};
+    assert_ok(handoff_broker_new(channel.path, NULL, &second));
+    offer.timeout_ms = 20;
+    uint64_t start = now_ns();
+    assert_status(handoff_broker_offer_and_wait(second, &offer, &verdict),
+                  HANDOFF_ERR_BACKEND_UNAVAILABLE);
+    assert_in_range(ms_since(start), 20, PATIENCE_MS);
+    assert_int_equal(verdict.id, 42);
+    handoff_broker_free(second);
+}
+
 static void offers_to_a_stopped_backend_wait_and_arrive_when_it_goes_on(void **state)
 {
     (void)state;
@@ -404,6 +421,7 @@ int main(void)
         CHANNEL_TEST(waiting_offer_leaves_the_verdicts_of_others),
         CHANNEL_TEST(waiting_offer_waits_for_room),
         CHANNEL_TEST(waiting_offer_without_room_is_refused_when_its_time_is_up),
+        CHANNEL_TEST(waiting_offer_without_a_welcome_is_refused_when_its_time_is_up),
         CHANNEL_TEST(offers_to_a_stopped_backend_wait_and_arrive_when_it_goes_on),
         CHANNEL_TEST(broker_connects_again_behind_the_same_descriptor),
         CHANNEL_TEST(freed_backend_sends_its_last_verdicts_and_other_offers_fall_back),

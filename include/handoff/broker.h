@@ -399,6 +399,10 @@ handoff_status handoff_broker_next(handoff_broker *broker,
  * the error at once if connecting fails, if the next attempt is not due yet, if the backend turns
  * this broker away, and while the backend drains.
  *
+ * If there is no room in all of `timeout_ms`, it returns HANDOFF_ERR_FULL; if no channel is up by
+ * then, HANDOFF_ERR_BACKEND_UNAVAILABLE, or why the attempt to connect before failed. If the offer
+ * was sent and not answered, there is a verdict, HANDOFF_REASON_ACK_TIMEOUT.
+ *
  * @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
  * @param offer         the connection and what goes with it; HANDOFF_OFFER_MORE has no effect
  * @param[out] verdict  what became of it
