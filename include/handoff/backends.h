@@ -127,7 +127,10 @@ handoff_status handoff_broker_remove(handoff_broker *broker, const char *path) H
 HANDOFF_MUST_USE
 size_t handoff_broker_room(handoff_broker *broker) HANDOFF_NOEXCEPT;
 
-/** In `state`: the broker connects to it, or waits for its first answer. */
+/**
+ * In `state`: the broker connects to it, or waits for its first answer. Also before the broker's
+ * first use, when it has not begun to.
+ */
 #define HANDOFF_STATE_CONNECTING 1
 
 /** In `state`: it takes offers, or will in a moment. */

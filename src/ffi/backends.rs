@@ -156,7 +156,8 @@ pub extern "C" fn handoff_broker_room(broker: *mut handoff_broker) -> usize {
     if status == HANDOFF_OK { room } else { 0 }
 }
 
-/// In `state`: the broker connects to it, or waits for its first answer.
+/// In `state`: the broker connects to it, or waits for its first answer. Also before the broker's
+/// first use, when it has not begun to.
 pub const HANDOFF_STATE_CONNECTING: u32 = 1;
 /// In `state`: it takes offers, or will in a moment.
 pub const HANDOFF_STATE_READY: u32 = 2;
