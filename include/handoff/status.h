@@ -249,7 +249,11 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** The permissions of the handoff socket, or the peer's credentials, do not allow it. */
 #define HANDOFF_REASON_PERMISSION_DENIED 5
 
-/** A token or a message was not what it should be. */
+/**
+ * A token or a message was not what it should be. Also if you closed the descriptor of an offer
+ * before it was sent, and its number was another file's by then: your bug. If that is another
+ * client, it is still yours, and has its own offer or none: do not serve it for this one.
+ */
 #define HANDOFF_REASON_INTEGRITY_MISMATCH 6
 
 /**

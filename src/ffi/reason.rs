@@ -124,7 +124,9 @@ pub const HANDOFF_REASON_DESCRIPTOR_PRESSURE: handoff_reason = 3;
 pub const HANDOFF_REASON_RATE_LIMITED: handoff_reason = 4;
 /// The permissions of the handoff socket, or the peer's credentials, do not allow it.
 pub const HANDOFF_REASON_PERMISSION_DENIED: handoff_reason = 5;
-/// A token or a message was not what it should be.
+/// A token or a message was not what it should be. Also if you closed the descriptor of an offer
+/// before it was sent, and its number was another file's by then: your bug. If that is another
+/// client, it is still yours, and has its own offer or none: do not serve it for this one.
 pub const HANDOFF_REASON_INTEGRITY_MISMATCH: handoff_reason = 6;
 /// No verdict, or in the raw layer no acknowledgement, came by the deadline. Also if the offer was
 /// not sent by then, or only just: nobody called handoff_broker_flush() or
