@@ -582,6 +582,9 @@ pub extern "C" fn handoff_broker_offer_and_wait(
 /// woken. With HANDOFF_BROKER_SHARED it ends every wait that runs; if there is none, or each of
 /// them returns a verdict, it ends the next one that begins while no other runs.
 ///
+/// It ends one wait, or those of one moment. To stop for good, call handoff_broker_close() on a
+/// broker with HANDOFF_BROKER_SHARED; for another one set a flag of yours, then wake it.
+///
 /// @param broker  the broker; nobody may free it meanwhile
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
 ///         leaves errno and the last errors as they are.
