@@ -545,6 +545,7 @@ class broker
         ec = make_error_code(handoff_broker_new(path, &raw, &made));
         raw_.reset(made);
     }
+    broker(const char *path, std::error_code &ec) noexcept : broker(path, broker_options(), ec) {}
 
     /**
      * Offers a connection. That it is refused is a result, also after close(): then the reason is
@@ -561,6 +562,10 @@ class broker
         result.error = make_error_code(status);
         ec = fault(status);
         return result;
+    }
+    [[nodiscard]] offer_result offer(const handoff::offer &what, std::error_code &ec) noexcept
+    {
+        return offer(what, nullptr, ec);
     }
 
     /**
@@ -815,6 +820,7 @@ class arrival {
         const auto raw = static_cast<handoff_reason>(why);
         ec = forget(handoff_backend_reject(held_.get(), raw_.id, raw));
     }
+    void reject(std::error_code &ec) noexcept { reject(handoff::reason::rejected, ec); }
 
 #ifdef __cpp_exceptions
     [[nodiscard]] unique_fd adopt()
@@ -890,12 +896,20 @@ class backend
     {
         return make(handoff_backend_listen, path, options, ec);
     }
+    [[nodiscard]] static backend listen(const char *path, std::error_code &ec) noexcept
+    {
+        return listen(path, backend_options(), ec);
+    }
 
     /** Listens on a socket that somebody else made. It is duplicated. */
     [[nodiscard]] static backend listen_on(int fd, const backend_options &options,
                                            std::error_code &ec) noexcept
     {
         return make(handoff_backend_listen_on, fd, options, ec);
+    }
+    [[nodiscard]] static backend listen_on(int fd, std::error_code &ec) noexcept
+    {
+        return listen_on(fd, backend_options(), ec);
     }
 
     /** Waits for an arrival and adopts it. None: the time is up, or wake() ended the wait. */
@@ -907,6 +921,10 @@ class backend
             handoff_backend_accept(get(), detail::wait_ms(wait), &result.raw_));
         result.accepted_.reset(result.raw_.fd);
         return result.accepted_ ? std::optional(std::move(result)) : std::nullopt;
+    }
+    [[nodiscard]] std::optional<arrival> accept(std::error_code &ec) noexcept
+    {
+        return accept(no_timeout, ec);
     }
 
     /** Takes the next arrival, if there is one. */

@@ -29,6 +29,34 @@ TEST_CASE("a backend does not listen where another one does")
     CHECK(!third);
 }
 
+TEST_CASE("what has a default in the form that throws has it with an error code, too")
+{
+    const test::directory directory;
+    const test::connection connection;
+    std::error_code ec;
+    CHECK(handoff::backend::listen(directory.socket().c_str(), ec));
+    CHECK(!ec);
+    CHECK(!handoff::backend::listen_on(connection.server.get(), ec));
+    CHECK(ec == errc::invalid_argument);
+    CHECK(handoff::broker<>(directory.socket().c_str(), ec));
+    CHECK(!ec);
+    CHECK(!handoff::broker<>("", ec));
+    CHECK(ec == errc::invalid_argument);
+
+    test::channel channel;
+    handoff::offer offer;
+    offer.fd = connection.server.get();
+    CHECK(channel.broker.offer(offer, ec));
+    CHECK(!ec);
+    CHECK(channel.backend.accept(ec));
+    CHECK(!ec);
+    CHECK(channel.verdict().adopted);
+    CHECK(channel.broker.offer(offer, ec));
+    channel.arrival().reject(ec);
+    CHECK(!ec);
+    CHECK(channel.verdict().reason == reason::rejected);
+}
+
 TEST_CASE("a backend's options count")
 {
     const test::directory directory;

@@ -34,7 +34,9 @@ static_assert(is_owner<handoff::arrival> && is_owner<handoff::unique_fd>);
 using options = const handoff::broker_options &;
 static_assert(std::is_nothrow_constructible_v<handoff::broker<>, const char *, options,
                                               std::error_code &>);
+static_assert(std::is_nothrow_constructible_v<handoff::broker<>, const char *, std::error_code &>);
 NOTHROW(handoff::broker<>, offer({}, nullptr, EC));
+NOTHROW(handoff::broker<>, offer({}, EC));
 NOTHROW(handoff::broker<>, offer_and_wait({}, EC));
 NOTHROW(handoff::broker<>, flush(EC));
 NOTHROW(handoff::broker<>, fd(EC));
@@ -51,8 +53,11 @@ NOTHROW(handoff::broker<>, close(EC));
 NOTHROW(handoff::broker<>, statistics(EC));
 using backend_options = const handoff::backend_options &;
 NOTHROW(handoff::backend, listen("", std::declval<backend_options>(), EC));
+NOTHROW(handoff::backend, listen("", EC));
 NOTHROW(handoff::backend, listen_on(0, std::declval<backend_options>(), EC));
+NOTHROW(handoff::backend, listen_on(0, EC));
 NOTHROW(handoff::backend, accept(handoff::no_timeout, EC));
+NOTHROW(handoff::backend, accept(EC));
 NOTHROW(handoff::backend, fd(EC));
 NOTHROW(handoff::backend, dispatch(EC));
 NOTHROW(handoff::backend, next(EC));
@@ -61,6 +66,7 @@ NOTHROW(handoff::backend, drain(EC));
 NOTHROW(handoff::backend, statistics(EC));
 NOTHROW(handoff::arrival, adopt(EC));
 NOTHROW(handoff::arrival, reject(handoff::reason::rejected, EC));
+NOTHROW(handoff::arrival, reject(EC));
 
 // A verdict has the type of its user data.
 using verdict = decltype(std::declval<handoff::broker<test::client>>().next(EC))::value_type;
