@@ -311,6 +311,8 @@ fn arrival_of(arrival: &Arrival<'_>, fd: c_int) -> handoff_arrival {
 /// A client that is adopted waits for you: if you die before you answer it, it is lost. So accept
 /// when you can serve at once.
 ///
+/// Threads may take turns here, under a mutex of yours: docs/guide.md has a recipe.
+///
 /// @param backend       the backend
 /// @param wait_ms       how long to wait, in milliseconds, as in poll(2)
 /// @param[out] arrival  the adopted connection and what came with it; close(2) its `fd`
