@@ -76,10 +76,32 @@ static const char *take_path(cmd_parms *cmd, const char *text, const char **path
     return error == NULL ? NULL : apr_pstrcat(cmd->pool, cmd->cmd->name, ": ", error, NULL);
 }
 
+/* The path of the section that a directive is in. <If> and the like have none, and Apache says "*If": then
+ * that of the section around them, or "", which holds also against that of a section it is merged with. */
+static const char *section_path(cmd_parms *cmd)
+{
+    static const char *const with_path[] = {"<Location", "<Directory", "<Files", "<Proxy"};
+    if (cmd->path == NULL || strcmp(cmd->path, "*If") != 0)
+        return cmd->path;
+    for (const ap_directive_t *section = cmd->directive->parent; section != NULL;
+         section = section->parent) {
+        for (size_t i = 0; i < sizeof with_path / sizeof *with_path; i++) {
+            if (strncasecmp(section->directive, with_path[i], strlen(with_path[i])) != 0)
+                continue;
+            /* Apache has looked for the '>' already. */
+            const char *arguments = apr_pstrmemdup(
+                cmd->pool, section->args, (apr_size_t)(strrchr(section->args, '>') - section->args));
+            const char *path = ap_getword_conf(cmd->pool, &arguments);
+            return strcmp(path, "~") == 0 ? ap_getword_conf(cmd->pool, &arguments) : path;
+        }
+    }
+    return "";
+}
+
 static const char *set_pass(cmd_parms *cmd, void *dir, const char *target)
 {
     handoff_dir_conf *conf = dir;
-    conf->location = cmd->path;
+    conf->location = section_path(cmd);
     conf->pass = "";
     if (strcasecmp(target, "off") == 0)
         return NULL;
@@ -90,7 +112,7 @@ static const char *set_pass(cmd_parms *cmd, void *dir, const char *target)
 static const char *set_header(cmd_parms *cmd, void *dir, const char *name, const char *data_name)
 {
     handoff_dir_conf *conf = dir;
-    conf->location = cmd->path;
+    conf->location = section_path(cmd);
     conf->header = "";
     conf->data_header = data_name;
     if (strcasecmp(name, "off") == 0)

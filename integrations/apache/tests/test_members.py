@@ -50,6 +50,41 @@ class Members(ApacheCase):
             "server": {"address": "127.0.0.1", "port": self.port}, "scheme": "http",
             "location": "/arrival"})
 
+    def test_location_of_an_if_is_that_of_the_section_around_it(self):
+        hand_over = "HandoffPass unix:{directory}/handoff.sock"
+        self.start(server=f"""
+            HandoffMetadata default
+            <Location "/arrival/in">
+                <If "true">
+                    {hand_over}
+                </If>
+            </Location>
+            <LocationMatch "^/arrival/(match|a)$">
+                <If "false">
+                </If>
+                <Else>
+                    {hand_over}
+                </Else>
+            </LocationMatch>
+            <Location ~ "^/arrival/t[i]lde$">
+                <If "true">
+                    <If "true">
+                        {hand_over}
+                    </If>
+                </If>
+            </Location>
+            <Location /arrival/after>
+                HandoffPass unix:{{directory}}/none.sock
+            </Location>
+            <If "%{{{{REQUEST_URI}}}} == '/arrival/after'">
+                {hand_over}
+            </If>
+            ProxyPass / unix:{{directory}}/fallback.sock|http://localhost/""")
+        for name, location in (("in", "/arrival/in"), ("match", "^/arrival/(match|a)$"),
+                               ("tilde", "^/arrival/t[i]lde$"), ("after", None)):
+            with self.subTest(name):
+                self.assertEqual(self.parsed(path="/arrival/" + name)[0].get("location"), location)
+
     def test_none(self):
         self.begin("")
         self.assertEqual(self.arrival()[:3], (b"", b"", b""))
