@@ -3,6 +3,7 @@
 
 import base64
 import http.client
+import inspect
 import json
 import os
 import re
@@ -336,6 +337,24 @@ class WorkersThatFail(Asgi):
             self.assertEqual(program.process.wait(PATIENCE), 2)
             self.assertIn(f"{self.directory} is a directory: end it with '/'",
                           program.errors().splitlines()[-1])
+
+    def test_wrong_arguments_are_usage_errors(self):
+        wrong = [("--user", "nosuch"), ("--group", "nosuch"), ("--user", str(2**32)), ("--mode", "9"),
+                 ("--mode", "-1"), ("--mode", "1777"), ("--header", ": close"), ("--header", "close"),
+                 ("--http", "nosuch"), ("--ws", "nosuch"), ("--log-level", "nosuch"),
+                 ("--workers", "-1"), ("--workers", "0"), ("--limit-concurrency", "0"),
+                 ("--limit-concurrency", "1"), ("--limit-max-requests", "0")]
+        if "timeout_graceful_shutdown" not in inspect.signature(uvicorn.Config).parameters:
+            wrong.append(("--timeout-graceful-shutdown", "1"))
+        for arguments in wrong:
+            for path in self.path, self.directory + "/":
+                with self.subTest(arguments, path=path):
+                    program = Program(self, path, *arguments)
+                    self.assertEqual(program.process.wait(PATIENCE), 2)
+                    self.assertNotIn("Traceback", program.errors())
+                    last = program.errors().splitlines()[-1]
+                    self.assertIn(f"error: argument {arguments[0]}: ", last)
+                    self.assertNotIn("lambda", last)
 
     def test_without_uvicorn_the_command_says_what_it_needs(self):
         with open(os.path.join(self.directory, "uvicorn.py"), "w", encoding="utf-8") as missing:

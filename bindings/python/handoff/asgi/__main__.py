@@ -7,9 +7,20 @@ import grp
 import os
 import pwd
 import sys
-from typing import Any
+from inspect import signature
+from typing import Any, Callable
 
 from .workers import run_workers
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return int(text)
+
+    return number
+
 
 # Those of uvicorn's command that mean something here, with its names.
 UVICORN: dict[str, dict[str, Any]] = {
@@ -18,25 +29,45 @@ UVICORN: dict[str, dict[str, Any]] = {
     "--ws": {"help": "auto, none, websockets or wsproto"},
     "--lifespan": {"choices": ["auto", "on", "off"]},
     "--root-path": {},
-    "--log-level": {},
-    "--limit-concurrency": {"type": int, "help": "more connections stay the brokers'"},
-    "--limit-max-requests": {"type": int},
-    "--timeout-keep-alive": {"type": int},
-    "--timeout-graceful-shutdown": {"type": int, "help": "from uvicorn 0.22 on"},
+    "--log-level": {"choices": ["critical", "error", "warning", "info", "debug", "trace"],
+                    "type": str.lower},
+    # One less is what uvicorn serves.
+    "--limit-concurrency": {"type": at_least(2), "help": "more connections stay the brokers'"},
+    "--limit-max-requests": {"type": at_least(1)},
+    "--timeout-keep-alive": {"type": at_least(0)},
+    "--timeout-graceful-shutdown": {"type": at_least(0), "help": "from uvicorn 0.22 on"},
 }
 
 
+# What argparse makes a usage error of is a ValueError.
+def mode(text: str) -> int:
+    value = int(text, 8)
+    if not 0 <= value <= 0o777:
+        raise ValueError
+    return value
+
+
 def user(name: str) -> int:
-    return int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid
+    return identifier(name, lambda: pwd.getpwnam(name).pw_uid)
 
 
 def group(name: str) -> int:
-    return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
+    return identifier(name, lambda: grp.getgrnam(name).gr_gid)
+
+
+def identifier(name: str, look_up: Callable[[], int]) -> int:
+    try:
+        value = int(name) if name.isdigit() else look_up()
+    except KeyError:
+        raise ValueError from None
+    if value > 0xffffffff:
+        raise ValueError
+    return value
 
 
 def header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
-    if not colon:
+    if not colon or not name.strip():
         raise ValueError
     return name.strip(), value.strip()
 
@@ -50,12 +81,13 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("app", metavar="APP", help="module:name")
     parser.add_argument("path", metavar="PATH",
                         help="the handoff socket; or a directory, ending in '/', for the workers'")
-    parser.add_argument("--workers", type=int, help="how many processes, with PATH a directory")
+    parser.add_argument("--workers", type=at_least(1),
+                        help="how many processes, with PATH a directory")
     parser.add_argument("--socket", help=argparse.SUPPRESS)  # of this worker, in the directory
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--app-dir", default="", metavar="DIRECTORY",
                         help="where the module is, if not here")
-    parser.add_argument("--mode", type=lambda text: int(text, 8), default=0,
+    parser.add_argument("--mode", type=mode, default=0,
                         help="of the socket's file, in octal: default 600")
     parser.add_argument("--user", action="append", type=user, default=[],
                         help="may be a broker, instead of this user and root; may be repeated")
@@ -70,6 +102,25 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     return parser, parser.parse_args()
 
 
+def uvicorn_options(parser: argparse.ArgumentParser, given: argparse.Namespace) -> dict[str, Any]:
+    """What is given of them, if the uvicorn that is here knows it."""
+    from uvicorn import Config, __version__, config
+    options = {}
+    for option in UVICORN:
+        name = option[2:].replace("-", "_")
+        value = getattr(given, name)
+        if value is None:
+            continue
+        if name not in signature(Config).parameters:
+            parser.error(f"argument {option}: uvicorn {__version__} does not have it")
+        known = {"http": config.HTTP_PROTOCOLS, "ws": config.WS_PROTOCOLS}.get(name)
+        if known is not None and value not in known and ":" not in value:  # "module:class"
+            parser.error(f"argument {option}: invalid choice: {value!r} "
+                         f"(choose from {', '.join(map(repr, known))})")
+        options[name] = value
+    return options
+
+
 def main() -> None:
     parser, given = parse()
     try:
@@ -80,17 +131,15 @@ def main() -> None:
         sys.exit("handoff.asgi needs uvicorn: pip install 'handoff[asgi]'")
     if os.path.isdir(given.path) and not given.path.endswith("/"):
         parser.error(f"{given.path} is a directory: end it with '/', for workers in it")
+    options = uvicorn_options(parser, given)
     if given.path.endswith("/") and given.socket is None:
         command = [sys.executable, "-m", "handoff.asgi", *sys.argv[1:]]
         sys.exit(0 if run_workers(command, given.path, given.workers or 1) else 1)
     if given.workers is not None and given.socket is None:
         parser.error("with --workers PATH is a directory, and ends in '/'")
     sys.path.insert(0, os.path.abspath(given.app_dir))
-    names = [name[2:].replace("-", "_") for name in UVICORN]
-    uvicorn_options = {name: getattr(given, name) for name in names
-                       if getattr(given, name) is not None}
     run(given.app, given.socket or given.path, ready_fd=given.ready_fd,
-        access_log=given.access_log, headers=given.headers, **uvicorn_options,
+        access_log=given.access_log, headers=given.headers, **options,
         options={"mode": given.mode, "users": given.user, "groups": given.group})
 
 
