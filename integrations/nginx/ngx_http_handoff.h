@@ -16,6 +16,7 @@ typedef struct {
 typedef struct {
     ngx_handoff_offer_t    offer;
     u_char                *head_end;     /* in nginx's buffer, before anything behind it is read */
+    ngx_http_upstream_t   *upstream;     /* that the request had at its last offer; NULL: none */
 } ngx_http_handoff_ctx_t;
 
 

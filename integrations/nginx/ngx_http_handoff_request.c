@@ -7,7 +7,7 @@
 
 #pragma GCC visibility push(hidden)
 
-static ngx_uint_t ngx_http_handoff_is_refused(ngx_http_request_t *r, ngx_handoff_offer_t *offer);
+static ngx_uint_t ngx_http_handoff_is_refused(ngx_http_request_t *r, ngx_http_handoff_ctx_t *ctx);
 static ngx_int_t ngx_http_handoff_fallback(ngx_handoff_offer_t *offer);
 static ngx_uint_t ngx_http_handoff_real_ip(ngx_http_request_t *r);
 static ngx_handoff_broker_t *ngx_http_handoff_broker(ngx_http_request_t *r,
@@ -40,7 +40,7 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
 
     offer = &ctx->offer;
 
-    if (ngx_http_handoff_is_refused(r, offer)) {
+    if (ngx_http_handoff_is_refused(r, ctx)) {
         ngx_log_error(NGX_LOG_INFO, r->connection->log, 0,
                       "not handed over: nginx answers it with %ui", r->err_status);
 
@@ -49,6 +49,8 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
 
         return r->err_status;
     }
+
+    ctx->upstream = r->upstream;
 
     offer->broker = ngx_http_handoff_broker(r, conf, offer);
     if (offer->broker == NULL) {
@@ -85,13 +87,14 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
 /*
  * An error page may be in a location that hands over, and the backend would get what the client has
  * sent: the request that was refused. With "=" error_page forgets the status, and the fallback of an
- * offer refuses nothing.
+ * offer refuses nothing; but a proxy that was asked after it may, with the same status.
  */
 static ngx_uint_t
-ngx_http_handoff_is_refused(ngx_http_request_t *r, ngx_handoff_offer_t *offer)
+ngx_http_handoff_is_refused(ngx_http_request_t *r, ngx_http_handoff_ctx_t *ctx)
 {
-    if (offer->outcome == HANDOFF_FALLBACK
-        && r->err_status == (ngx_uint_t) ngx_http_handoff_fallback(offer))
+    if (ctx->offer.outcome == HANDOFF_FALLBACK
+        && r->err_status == (ngx_uint_t) ngx_http_handoff_fallback(&ctx->offer)
+        && r->upstream == ctx->upstream)
     {
         return 0;
     }

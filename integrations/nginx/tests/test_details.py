@@ -237,6 +237,21 @@ class Eligible(Details):
                 self.assertEqual(ask(self.port, request(identity)).status, status)
         self.assertEqual(set(self.answered()), {("handoff", "open")})
 
+    def test_502_of_the_proxy_that_serves_the_fallback_is_not_handed_over(self):
+        self.expected += [self.FALLBACK, r"\[crit\] .* connect\(\) to unix:\S+/none\.sock failed"]
+        self.start(http=server("recursive_error_pages on;"
+                               "location / { handoff_pass unix:{directory}/none.sock;"
+                               " error_page 502 @proxy; }"
+                               "location /r/forgotten { handoff_pass unix:{directory}/none.sock;"
+                               " error_page 502 = @proxy; }"
+                               "location @proxy { proxy_pass http://unix:{directory}/none.sock;"
+                               " error_page 502 @pass; }"
+                               "location @pass { PASS }"))
+        for identity in "kept", "forgotten":
+            with self.subTest(identity):
+                self.assertEqual(ask(self.port, request(identity)).status, 502)
+        self.assertEqual(self.answered(), {})
+
     def test_fallback_of_one_backend_may_be_another(self):
         self.expected.append(self.FALLBACK)
         answer = self.check("location / { handoff_pass unix:{directory}/none.sock;"
