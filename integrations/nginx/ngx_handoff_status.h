@@ -13,7 +13,8 @@
 
 #pragma GCC visibility push(hidden)
 
-#define NGX_HANDOFF_PATH_LEN     108
+/* Of 107 bytes, each of which may be shown as four. */
+#define NGX_HANDOFF_PATH_LEN     429
 #define NGX_HANDOFF_TARGET_LEN   128
 #define NGX_HANDOFF_MESSAGE_LEN  256
 

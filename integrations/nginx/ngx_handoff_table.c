@@ -355,33 +355,37 @@ ngx_handoff_add_present(ngx_handoff_summary_t *summary, ngx_handoff_present_t *p
 }
 
 
-/* Copies what can be printed: the name of a file in a directory may be anything. */
+/*
+ * The name of a file in a directory may be anything. What can't be printed becomes \xHH, and so does a
+ * backslash, so that no two names look the same.
+ */
 void
 ngx_handoff_copy_text(char *to, size_t size, const char *from)
 {
-    size_t   len;
+    size_t   len, n;
     u_char  *p, *last;
 
     p = (u_char *) from;
     last = p + ngx_strlen(from);
 
-    while (p < last && size > 1) {
-        len = (*p < 0x20 || *p == 0x7f) ? 0 : ngx_handoff_character(p, last);
+    while (p < last) {
+        len = (*p < 0x20 || *p == 0x7f || *p == '\\') ? 0 : ngx_handoff_character(p, last);
 
-        if (len == 0) {
-            *to++ = '?';
-            p++;
-            size--;
-            continue;
-        }
+        n = len ? len : sizeof("\\xHH") - 1;
 
-        if (len > size - 1) {
+        if (n > size - 1) {
             break;
         }
 
-        to = (char *) ngx_cpymem(to, p, len);
-        p += len;
-        size -= len;
+        if (len) {
+            to = (char *) ngx_cpymem(to, p, len);
+            p += len;
+
+        } else {
+            to = (char *) ngx_sprintf((u_char *) to, "\\x%02xd", *p++);
+        }
+
+        size -= n;
     }
 
     *to = '\0';

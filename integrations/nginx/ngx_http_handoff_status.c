@@ -245,7 +245,7 @@ ngx_http_handoff_json_target(ngx_http_handoff_writer_t *w, ngx_http_handoff_repo
 static void
 ngx_http_handoff_json_backend(ngx_http_handoff_writer_t *w, ngx_handoff_summary_t *backend)
 {
-    u_char                  text[2 * NGX_HANDOFF_MESSAGE_LEN];
+    u_char                  text[2 * NGX_HANDOFF_PATH_LEN];
     uint64_t                now = ngx_handoff_now_ns();
     ngx_uint_t              i, n = 0;
     ngx_handoff_present_t  *present = &backend->present;

@@ -290,15 +290,19 @@ class Asked(Http, Status):
 
     def test_names_of_files_may_be_anything(self):
         self.start_fleet({}, target=f"unix:{self.folder()}/", upstreams="", wait=False)
-        for name in (b'quo"te', b"back\\slash", b"new\nline", b"no utf-8 \xff", "ü".encode(),
-                     b"surrogate \xed\xa0\x80", b"too long \xc0\xaf"):
+        longest = 107 - len(self.folder()) - 1
+        for name in (b'quo"te', b"back\\slash", b"new\nline", b"new\tline", b"no utf-8 \xff",
+                     "ü".encode(), b"surrogate \xed\xa0\x80", b"too long \xc0\xaf", b"\\x01",
+                     b"\x01", b"\x02" * longest):
             path = os.fsencode(self.folder()) + b"/" + name
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
                 listener.bind(path)
-        wait_until(lambda: len(self.target()["backends"]) == 7, "all are there")
+        wait_until(lambda: len(self.target()["backends"]) == 11, "all are there")
         paths = {os.path.basename(backend["path"]) for backend in self.target()["backends"]}
-        self.assertEqual(paths, {'quo"te', "back\\slash", "new?line", "no utf-8 ?", "ü",
-                                 "surrogate ???", "too long ??"})
+        self.assertEqual(paths, {'quo"te', r"back\x5cslash", r"new\x0aline", r"new\x09line",
+                                 r"no utf-8 \xff", "ü", r"surrogate \xed\xa0\x80",
+                                 r"too long \xc0\xaf", r"\x5cx01", r"\x01",
+                                 r"\x02" * longest})
         self.prometheus()
 
     def test_backends_that_come_and_go_leave_no_rows(self):
