@@ -256,6 +256,17 @@ test('close() finishes what has begun, ends what is idle, and a successor goes o
   await successor.close();
 });
 
+test('close() waits for a client that has sent nothing, but not beyond headersTimeout', LIMIT, async (t) => {
+  const bench = await start(t, echo,
+    { headersTimeout: 500, requestTimeout: 1000, connectionsCheckingInterval: 50 });
+  const [silent, late] = [await bench.handOver(''), await bench.handOver('')];
+  const closed = bench.backend.close();
+  late.socket.write(GET);
+  assert.match((await hello(late)).head, /^connection: close/im);
+  assert.match(await silent.rest(), /^HTTP\/1.1 408 /);
+  await closed;
+});
+
 test('closing the server closes the backend', LIMIT, async (t) => {
   const bench = await start(t);
   const client = await bench.handOver(GET);
