@@ -48,9 +48,6 @@ impl Broker {
             }
             _ => {}
         }
-        if self.members[index].leaving && self.members[index].in_flight() == 0 {
-            self.forget(index);
-        }
         self.touch(index);
     }
 
@@ -168,7 +165,7 @@ impl Broker {
             }
         }
         self.touch(index);
-        if self.members[index].leaving {
+        if self.members[index].leaving && !self.members[index].gone {
             self.forget(index);
         }
     }

@@ -267,8 +267,13 @@ impl Broker {
         };
         let is_left = |it: &Member| it.directory.is_some() && !it.leaving && it.is_left_behind();
         let left = self.members.iter().position(is_left).ok_or(full)?;
-        if let Some(directory) = self.members[left].directory {
-            self.directories[directory as usize].error = Some(libc::ENOSPC);
+        if let Some(other) = self.members[left].directory.map(|other| other as usize) {
+            let directory = &mut self.directories[other];
+            if other != number && directory.error.is_none() {
+                directory.failed_at = now;
+                directory.read_at(now + FULL_PAUSE);
+            }
+            directory.error = Some(libc::ENOSPC);
         }
         self.gone(left, now);
         self.add_member(path, settings, Some(number as u32), now)
