@@ -33,6 +33,16 @@ fn is_readable(broker: &mut Broker, within: Duration) -> bool {
     unsafe { libc::poll(&raw mut poll, 1, within.as_millis() as libc::c_int) > 0 }
 }
 
+/// Has the broker work for so long that what an offer in flight wakes it for is far away: the longer it
+/// is in flight, the later its word is looked at.
+fn work_until_looks_are_rare(broker: &mut Broker) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1700) {
+        broker.dispatch().unwrap();
+        is_readable(broker, Duration::from_millis(20));
+    }
+}
+
 /// A broker with a backend, which has room.
 fn pair(options: BrokerOptions) -> (TempDir, PathBuf, Backend, Broker) {
     let directory = TempDir::new().unwrap();
@@ -56,12 +66,7 @@ fn last_offer_of_a_removed_backend_that_is_taken_back_lets_it_go_at_once() {
     backend.dispatch().unwrap();
     assert!(backend.next_arrival().is_some());
     broker.remove(&path).unwrap();
-    // The longer an offer is in flight, the later its word is looked at.
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_millis(1700) {
-        broker.dispatch().unwrap();
-        is_readable(&mut broker, Duration::from_millis(20));
-    }
+    work_until_looks_are_rare(&mut broker);
     broker.take_back(id).unwrap();
     assert!(is_readable(&mut broker, Duration::from_millis(200)), "nobody is told");
     broker.dispatch().unwrap();
@@ -334,12 +339,7 @@ fn descriptor_tells_of_room_that_taking_the_only_verdict_makes() {
     let (client, _peer) = UnixStream::pair().unwrap();
     let offer = Offer::new(client.as_fd());
     broker.offer(&offer).unwrap();
-    // The longer an offer is in flight, the later something else would wake the caller.
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_millis(1700) {
-        broker.dispatch().unwrap();
-        is_readable(&mut broker, Duration::from_millis(20));
-    }
+    work_until_looks_are_rare(&mut broker);
     backend.dispatch().unwrap();
     let id = backend.next_arrival().unwrap().id;
     backend.reject(id, Reason::Rejected).unwrap();
@@ -369,12 +369,8 @@ fn descriptor_tells_of_the_trial_after_one_that_somebody_else_made() {
     let (client, _peer) = UnixStream::pair().unwrap();
     let (_directory, _backend, mut broker) = resting(&client);
     let offer = Offer { timeout: Some(Duration::from_millis(10)), ..Offer::new(client.as_fd()) };
-    let trial = |broker: &mut Broker| {
-        until(|| broker.room().unwrap() > 0);
-        broker.offer_and_wait(&offer).unwrap();
-    };
-    // Others do not look whether there is room for the one that was refused.
-    trial(&mut broker);
+    until(|| broker.room().unwrap() > 0);
+    broker.offer_and_wait(&offer).unwrap();
     let start = Instant::now();
     while broker.backend_state(0).unwrap().room == 0 {
         assert!(is_readable(&mut broker, PATIENCE / 2), "nobody is told");
