@@ -369,7 +369,7 @@ mod tests {
                     sys::send(backend.as_fd(), &[]).unwrap();
                 }
                 send(backend.as_fd(), &accepted(1)).unwrap();
-                drop((!closes).then_some(backend));
+                let _open = (!closes).then_some(backend);
                 assert_eq!(wait(broker.as_fd(), &token(1), PATIENCE).unwrap(), Answer::Accepted);
             }
         }
