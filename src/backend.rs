@@ -448,7 +448,7 @@ impl Backend {
         }
         if self.held(place).is_some() {
             self.arrivals.statistics.taken_back += 1;
-            drop(self.finish(place, Some(Reason::AckTimeout)));
+            self.finish(place, Some(Reason::AckTimeout));
         }
     }
 
@@ -459,17 +459,20 @@ impl Backend {
         let slots = self.held(place).ok_or(BackendError::Unknown { id })?;
         let taken_back = slots.is_taken_back(place.slot);
         self.arrivals.refused(taken_back);
-        drop(self.finish(place, Some(reason)));
+        self.finish(place, Some(reason));
         Ok(())
     }
 
-    /// Releases an arrival and queues its verdict, with the slot's next token.
+    /// Releases an arrival and queues its verdict, with the slot's next token. Returns its descriptor
+    /// if it is adopted, and closes it otherwise.
     fn finish(&mut self, place: Place, reason: Option<Reason>) -> Option<Arrived> {
         let channel = self.channels.get_mut(place.channel)?;
         let connected = channel.is_connected();
         let slots = channel.slots.as_mut()?;
         let descriptor = slots.release((place.channel, place.slot), &mut self.arrivals.rooms);
         self.arrivals.held -= 1;
+        // Closed before the broker hears of it.
+        let adopted = descriptor.filter(|_| reason.is_none());
         if connected {
             slots.answer(place.slot, reason.map(Rejection::from), self.arrivals.next_token());
             let complete = !slots.others_follow(place.slot);
@@ -484,7 +487,7 @@ impl Backend {
                 self.flush();
             }
         }
-        descriptor
+        adopted
     }
 
     /// Grants nothing from now on and accepts no broker: those that wait are told so. Arrivals that

@@ -90,7 +90,7 @@ use crate::sys::event::{Event, Happened, Wait};
 use crate::sys::packet;
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_SLOTS};
 
-use choosing::Load;
+use choosing::{Chosen, Load};
 use directory::Directory;
 use member::{Link, Member, Needs};
 use outcomes::{Again, Ledger, Outcomes};
@@ -174,10 +174,10 @@ pub struct Broker {
     /// Backends whose timers are to be set, and which may have something to send.
     touched: Vec<u32>,
     /// Those that take the offer that is being placed. Kept so that an offer allocates nothing.
-    candidates: Vec<(u32, Load)>,
+    candidates: Vec<(Chosen, Load)>,
     /// Offers that wait for room at another backend.
     waiting: VecDeque<Again>,
-    /// So many of them may wait for a backend that takes no offers any more.
+    /// So many of them, the first, may wait for a backend that takes no offers any more.
     unlooked: usize,
     /// No backend took an offer with such needs then, or with more.
     no_takers: Option<(Instant, Needs)>,
@@ -455,9 +455,9 @@ impl Broker {
         let now = Instant::now();
         // No offer is in flight in a handle that is not open, so this does not open it.
         self.check()?;
-        let waits = self.copy(id).filter(|(_, copy)| copy.waits && copy.awaited == awaited);
+        let waits = self.copy(id).filter(|(_, copy)| copy.waits && copy.facts.awaited == awaited);
         if let Some((number, _)) = waits {
-            self.outcomes.copies.forget(number);
+            self.end_wait(number);
             self.outcomes.statistics.taken_back += 1;
             return Ok(());
         }
@@ -499,7 +499,7 @@ impl Broker {
     /// The copy of an offer, if it has one, and the number of that.
     fn copy(&self, id: u64) -> Option<(u32, &copies::OfferCopy)> {
         let number = u32::try_from(id & (COPIED - 1)).ok().filter(|_| id & COPIED != 0)?;
-        let copy = self.outcomes.copies.get(number).filter(|copy| copy.id == id)?;
+        let copy = self.outcomes.copies.get(number).filter(|copy| copy.facts.id == id)?;
         Some((number, copy))
     }
 
@@ -535,7 +535,7 @@ impl Broker {
     /// What was done so far.
     pub fn statistics(&self) -> BrokerStatistics {
         let mut statistics = self.outcomes.statistics;
-        statistics.in_flight = self.waiting_offers();
+        statistics.in_flight = self.waiting.len();
         for member in &self.members {
             if let Link::Up(channel) = &member.link {
                 statistics.in_flight += channel.offers.in_flight();

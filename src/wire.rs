@@ -168,10 +168,6 @@ impl<'a> Reader<'a> {
         self.array().map(u8::from_le_bytes)
     }
 
-    fn u16(&mut self) -> Result<u16, WireError> {
-        self.array().map(u16::from_le_bytes)
-    }
-
     fn u32(&mut self) -> Result<u32, WireError> {
         self.array().map(u32::from_le_bytes)
     }
@@ -201,20 +197,20 @@ impl<'a> Reader<'a> {
 
 /// Reads a packet that came with so many descriptors.
 pub(crate) fn decode(packet: &[u8], descriptors: usize) -> Result<Frame<'_>, WireError> {
-    let mut reader = Reader(packet);
-    let header = Reader(reader.bytes(HEADER_LEN).map_err(|_| WireError::Short)?);
-    let Reader(body) = reader;
-    reader = header;
-    let length = reader.u32()?;
-    let (version, kind) = (reader.u8()?, reader.u8()?);
-    let (count, declared) = (usize::from(reader.u16()?), usize::from(reader.u16()?));
+    let (header, body) = packet.split_first_chunk::<HEADER_LEN>().ok_or(WireError::Short)?;
+    let short = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
+    let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+    let (version, kind) = (header[4], header[5]);
+    let (count, declared) = (usize::from(short(6)), usize::from(short(8)));
     if length as usize != packet.len() {
         return Err(WireError::Length);
     }
     if version != VERSION && kind != Kind::Refusal as u8 {
         return Err(WireError::Version(version));
     }
-    reader.zeros::<6>()?;
+    if header[10..] != [0; 6] {
+        return Err(WireError::Reserved);
+    }
     let (kind, wanted) = match kind {
         1 => (Kind::Hello, 1),
         2 => (Kind::Welcome, 0),
@@ -228,7 +224,7 @@ pub(crate) fn decode(packet: &[u8], descriptors: usize) -> Result<Frame<'_>, Wir
     if declared != wanted || descriptors != wanted || wanted > MAX_DESCRIPTORS {
         return Err(WireError::Descriptors);
     }
-    reader = Reader(body);
+    let mut reader = Reader(body);
     let fixed = match kind {
         Kind::Grants => return Entries::check(count, body, Grant::take).map(Frame::Grants),
         Kind::Offers => return Entries::check(count, body, Offer::check).map(Frame::Offers),

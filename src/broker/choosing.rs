@@ -8,7 +8,6 @@
 //! over for its load gets its turns later, but not more than a few.
 
 use std::io;
-use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use super::copies::NO_COPY;
@@ -27,14 +26,9 @@ const SHORTEST_ATTEMPT: Duration = Duration::from_millis(1);
 
 /// An offer that is to be placed.
 pub(super) struct Placing<'a> {
-    /// 0: it has none yet.
-    pub id: u64,
-    pub user_data: usize,
-    /// Its caller waits for the verdict.
-    pub awaited: bool,
-    pub descriptor: RawFd,
-    /// The number of its copy, or [`NO_COPY`].
-    pub copy: u32,
+    /// Its id is 0 if it has none yet. When it is offered, and whether it is a trial, is written down
+    /// when it is placed.
+    pub facts: Facts,
     pub parts: &'a Parts<'a>,
     /// Bytes in its parts.
     pub len: usize,
@@ -43,7 +37,7 @@ pub(super) struct Placing<'a> {
 }
 
 /// A backend that takes an offer, and where.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Chosen {
     pub index: usize,
     pub place: Vacancy,
@@ -87,42 +81,43 @@ impl Broker {
             if member.gone || copy.is_some_and(|copy| copy.tried.has(index)) {
                 continue;
             }
-            if let Err(why) = member.would_take(needs, queue_bytes, now) {
-                if refused.is_none_or(|(_, other)| why.is_sooner(other)) {
-                    refused = Some((index, why));
+            let place = match member.would_take(needs, queue_bytes, now) {
+                Ok((_, place)) => place,
+                Err(why) => {
+                    if refused.is_none_or(|(_, other)| why.is_sooner(other)) {
+                        refused = Some((index, why));
+                    }
+                    continue;
                 }
-                continue;
-            }
+            };
             let load = Load::of(member);
             weights[usize::from(load.backup)] += i64::from(load.weight);
-            self.candidates.push((index as u32, load));
+            self.candidates.push((Chosen { index, place }, load));
             if fewest.is_none_or(|fewest| load.with_one_more().is_less(fewest)) {
                 fewest = Some(load.with_one_more());
             }
         }
         let limit = fewest.ok_or(refused)?;
-        let index = self.take_turns(limit, weights[usize::from(limit.backup)]);
-        let taken = self.members[index].would_take(needs, queue_bytes, now);
-        taken.map(|(_, place)| Chosen { index, place }).map_err(|why| Some((index, why)))
+        self.take_turns(limit, weights[usize::from(limit.backup)]).ok_or(refused)
     }
 
     /// The one whose turn it is among the candidates with less than this load. `total` is the
     /// weight of all candidates that are backups as it is, or are none.
-    fn take_turns(&mut self, limit: Load, total: i64) -> usize {
-        let (mut chosen, mut highest) = (0, i64::MIN);
-        for (index, load) in &self.candidates {
+    fn take_turns(&mut self, limit: Load, total: i64) -> Option<Chosen> {
+        let (mut chosen, mut highest) = (None, i64::MIN);
+        for (candidate, load) in &self.candidates {
             if load.backup != limit.backup {
                 continue;
             }
-            let index = *index as usize;
-            let turn = &mut self.members[index].turn;
+            let turn = &mut self.members[candidate.index].turn;
             *turn = (*turn + i64::from(load.weight)).clamp(-MOST_TURNS * total, MOST_TURNS * total);
             if *turn > highest && load.is_less(limit) {
-                (chosen, highest) = (index, *turn);
+                (chosen, highest) = (Some(*candidate), *turn);
             }
         }
-        self.members[chosen].turn -= total;
-        chosen
+        let chosen = chosen?;
+        self.members[chosen.index].turn -= total;
+        Some(chosen)
     }
 
     /// Puts an offer among those of a backend that takes it, and returns its id. Fails before
@@ -131,12 +126,12 @@ impl Broker {
     pub(super) fn place(
         &mut self,
         chosen: Chosen,
-        placing: &Placing<'_>,
+        placing: &mut Placing<'_>,
         now: Instant,
     ) -> Result<u64, BrokerError> {
         let Chosen { index, place: Vacancy { slot, generation, trial } } = chosen;
-        let Placing { id, user_data, awaited, descriptor, copy, parts, len, cookie, deadline } =
-            *placing;
+        let Placing { facts, parts, len, cookie, deadline } = placing;
+        let (len, cookie, deadline) = (*len, *cookie, *deadline);
         let member = &mut self.members[index];
         let Link::Up(channel) = &mut member.link else {
             return Err(member.error(Obstacle::Down, &self.options, now));
@@ -144,14 +139,13 @@ impl Broker {
         channel.offers.make_room(queued_len(len))?;
         // The last step that can fail.
         self.handle.wake_at(deadline, now)?;
-        let mut id = id;
-        if id == 0 {
+        if facts.id == 0 {
             // Where it is becomes part of the id, so that it is found without a search.
-            let place = match copy {
+            let place = match facts.copy {
                 NO_COPY => (index as u64) << SLOT_BITS | u64::from(slot),
                 copy => COPIED | u64::from(copy),
             };
-            id = self.next_id << ID_BITS | place;
+            facts.id = self.next_id << ID_BITS | place;
             // They begin again after years, and 0 is none.
             self.next_id = ((self.next_id + 1) & MAX_NUMBER).max(1);
         }
@@ -161,17 +155,17 @@ impl Broker {
         member.tally.counts.offered += 1;
         // Before the descriptor can be sent, so that the backend finds it on offer.
         claim::offer(channel.claims.slot(slot as usize), generation);
-        let facts = Facts { id, user_data, awaited, descriptor, copy, offered_at: now, trial };
+        (facts.offered_at, facts.trial) = (now, trial);
         let names_len = parts.names.iter().map(|name| name.len()).sum::<usize>();
         let large = Some(len - names_len).filter(|preread_len| *preread_len >= LARGE_LEN);
-        channel.offers.queue(&facts, parts, large, cookie, deadline);
+        channel.offers.queue(facts, parts, large, cookie, deadline);
         if large.is_some() {
             channel.send_large(parts.preread, now);
         }
         if !member.touched {
             self.touch(index);
         }
-        Ok(id)
+        Ok(facts.id)
     }
 
     /// Places an offer and keeps a copy for the next backend.
@@ -183,17 +177,15 @@ impl Broker {
         now: Instant,
     ) -> Result<u64, BrokerError> {
         let Some(number) = self.outcomes.copies.place(placing.len, now) else {
-            return self.place(chosen, &placing, now);
+            return self.place(chosen, &mut placing, now);
         };
         let last = placing.deadline;
-        placing.copy = number;
+        placing.facts.copy = number;
         placing.deadline = self.attempt_deadline(last, now);
-        let id = self.place(chosen, &placing, now)?;
+        let id = self.place(chosen, &mut placing, now)?;
         self.outcomes.copies.keep(placing.parts, |copy| {
             copy.tried.add(chosen.index);
-            (copy.id, copy.descriptor) = (id, placing.descriptor);
-            (copy.user_data, copy.awaited) = (placing.user_data, placing.awaited);
-            (copy.cookie, copy.deadline) = (placing.cookie, last);
+            (copy.facts, copy.cookie, copy.deadline) = (placing.facts, placing.cookie, last);
             (copy.backend, copy.slot) = (chosen.index as u32, chosen.place.slot);
         });
         Ok(id)

@@ -4,12 +4,11 @@
 //! nothing once the broker has been busy for a while.
 
 use std::io::IoSlice;
-use std::os::fd::RawFd;
 use std::time::Instant;
 
 use super::member::Needs;
-use super::offers::Parts;
-use super::{MAX_BACKENDS, Verdict};
+use super::offers::{Facts, Parts};
+use super::{COPIED, MAX_BACKENDS, Verdict};
 
 /// The number of no copy.
 pub(super) const NO_COPY: u32 = u32::MAX;
@@ -17,16 +16,9 @@ pub(super) const NO_COPY: u32 = u32::MAX;
 /// A copy of an offer.
 #[derive(Debug)]
 pub(super) struct OfferCopy {
-    /// 0 if it is not in use.
-    pub id: u64,
-    pub user_data: usize,
-    /// Its caller waits for the verdict.
-    pub awaited: bool,
-    /// The caller's, who keeps it open until the verdict.
-    pub descriptor: RawFd,
+    /// Its id is 0 if the copy is not in use.
+    pub facts: Facts,
     pub cookie: u64,
-    /// The kernel does the connection's TLS.
-    pub tls: bool,
     /// When it must have its verdict, however many backends are tried.
     pub deadline: Instant,
     /// The backend that has it, and its slot there.
@@ -37,32 +29,37 @@ pub(super) struct OfferCopy {
     /// No backend has it: it waits until one has room.
     pub waits: bool,
     pub tried: Tried,
+    pub content: Content,
+}
+
+/// What an offer brings beside its descriptor.
+#[derive(Debug, Default)]
+pub(super) struct Content {
     /// Service, correlation, metadata and preread, one behind the other.
     bytes: Vec<u8>,
     /// Where each of the first three ends.
     ends: [usize; 3],
+    /// The kernel does the connection's TLS.
+    tls: bool,
 }
 
 impl OfferCopy {
     fn unused(now: Instant) -> OfferCopy {
         OfferCopy {
-            id: 0,
-            user_data: 0,
-            awaited: false,
-            descriptor: -1,
+            facts: Facts::none(now),
             cookie: 0,
-            tls: false,
             deadline: now,
             backend: 0,
             slot: 0,
             may_have_reached: false,
             waits: false,
             tried: Tried::default(),
-            bytes: Vec::new(),
-            ends: [0; 3],
+            content: Content::default(),
         }
     }
+}
 
+impl Content {
     /// What a backend must be able to take to get it.
     pub(super) fn needs(&self) -> Needs {
         Needs { len: self.bytes.len(), tls: self.tls }
@@ -115,11 +112,11 @@ impl Copies {
     }
 
     pub(super) fn get(&self, number: u32) -> Option<&OfferCopy> {
-        self.copies.get(number as usize).filter(|copy| copy.id != 0)
+        self.copies.get(number as usize).filter(|copy| copy.facts.id != 0)
     }
 
     pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut OfferCopy> {
-        self.copies.get_mut(number as usize).filter(|copy| copy.id != 0)
+        self.copies.get_mut(number as usize).filter(|copy| copy.facts.id != 0)
     }
 
     /// The number of a place for the copy of an offer of so many bytes, for
@@ -130,12 +127,12 @@ impl Copies {
             self.grow(now)?;
         }
         let number = *self.unused.last()?;
-        let more = len.saturating_sub(self.copies[number as usize].bytes.capacity());
+        let more = len.saturating_sub(self.copies[number as usize].content.bytes.capacity());
         if more > 0 {
             if self.bytes + more > self.most {
                 self.free_unused();
             }
-            let bytes = &mut self.copies[number as usize].bytes;
+            let bytes = &mut self.copies[number as usize].content.bytes;
             let before = bytes.capacity();
             if self.bytes + len - before > self.most {
                 return None;
@@ -151,7 +148,7 @@ impl Copies {
     #[cold]
     fn free_unused(&mut self) {
         for number in &self.unused {
-            let bytes = &mut self.copies[*number as usize].bytes;
+            let bytes = &mut self.copies[*number as usize].content.bytes;
             self.bytes -= bytes.capacity();
             *bytes = Vec::new();
         }
@@ -161,9 +158,11 @@ impl Copies {
     /// are.
     #[cold]
     fn grow(&mut self, now: Instant) -> Option<()> {
+        // It is a part of an offer's id.
+        let number = Some(self.copies.len() as u64).filter(|number| *number < COPIED)? as u32;
         self.copies.try_reserve(1).ok()?;
         self.unused.try_reserve(self.copies.len() + 1).ok()?;
-        self.unused.push(u32::try_from(self.copies.len()).ok()?);
+        self.unused.push(number);
         self.copies.push(OfferCopy::unused(now));
         Some(())
     }
@@ -172,32 +171,19 @@ impl Copies {
     pub(super) fn keep(&mut self, parts: &Parts<'_>, fill: impl FnOnce(&mut OfferCopy)) {
         let Some(number) = self.unused.pop() else { return };
         let copy = &mut self.copies[number as usize];
-        copy.bytes.clear();
+        copy.content.bytes.clear();
         copy.tried = Tried::default();
         copy.may_have_reached = false;
-        copy.tls = parts.tls;
+        copy.content.tls = parts.tls;
         copy.waits = false;
-        for (end, name) in copy.ends.iter_mut().zip(parts.names) {
-            copy.bytes.extend_from_slice(name);
-            *end = copy.bytes.len();
+        for (end, name) in copy.content.ends.iter_mut().zip(parts.names) {
+            copy.content.bytes.extend_from_slice(name);
+            *end = copy.content.bytes.len();
         }
         for part in parts.preread {
-            copy.bytes.extend_from_slice(part);
+            copy.content.bytes.extend_from_slice(part);
         }
         fill(copy);
-    }
-
-    /// Takes a copy out of its place, to be [`put`](Copies::put) back.
-    pub(super) fn take(&mut self, number: u32) -> Option<OfferCopy> {
-        let copy = self.get_mut(number)?;
-        let unused = OfferCopy::unused(copy.deadline);
-        Some(std::mem::replace(copy, unused))
-    }
-
-    pub(super) fn put(&mut self, number: u32, copy: OfferCopy) {
-        if let Some(place) = self.copies.get_mut(number as usize) {
-            *place = copy;
-        }
     }
 
     /// Adds what is known of the backends that had an offer before, and forgets its copy.
@@ -213,14 +199,14 @@ impl Copies {
     /// Forgets a copy, whose place can be used again. Its memory stays.
     pub(super) fn forget(&mut self, number: u32) {
         if let Some(copy) = self.get_mut(number) {
-            copy.id = 0;
+            copy.facts.id = 0;
             self.unused.push(number);
         }
     }
 
     /// Whether a backend is the last one that an offer went to.
     pub(super) fn names(&self, backend: usize) -> bool {
-        self.copies.iter().any(|copy| copy.id != 0 && copy.backend as usize == backend)
+        self.copies.iter().any(|copy| copy.facts.id != 0 && copy.backend as usize == backend)
     }
 
     /// A backend's number now stands for another one.
@@ -239,7 +225,7 @@ mod tests {
         let parts = Parts { names, preread: &[IoSlice::new(preread)], tls: true };
         let len = names.iter().map(|name| name.len()).sum::<usize>() + preread.len();
         let number = copies.place(len, Instant::now())?;
-        copies.keep(&parts, |copy| copy.id = 7);
+        copies.keep(&parts, |copy| copy.facts.id = 7);
         Some(number)
     }
 
@@ -247,7 +233,7 @@ mod tests {
     fn copy_has_the_parts_of_the_offer() {
         let mut copies = Copies::new(1000);
         let number = keep(&mut copies, [b"s", b"", b"meta"], b"preread").unwrap();
-        copies.get(number).unwrap().with_parts(|parts| {
+        copies.get(number).unwrap().content.with_parts(|parts| {
             assert_eq!(parts.names, [&b"s"[..], b"", b"meta"]);
             assert_eq!(&*parts.preread[0], b"preread");
             assert!(parts.tls);

@@ -3,11 +3,13 @@
 //! Such an offer goes to the next backend at once or, if those that were not tried are full, waits
 //! until one of them has room. Otherwise, or when its time is up, it is a fallback.
 
+use std::mem;
 use std::time::{Duration, Instant};
 
 use super::choosing::{Chosen, Placing};
 use super::copies::OfferCopy;
-use super::member::{Obstacle, Vacancy};
+use super::member::{Obstacle, SMALLEST, Vacancy};
+use super::offers::Facts;
 use super::outcomes::Again;
 use super::{Broker, Phase, Verdict};
 use crate::reason::Reason;
@@ -37,15 +39,18 @@ impl Broker {
 
     /// Offers to other backends what waits for room.
     pub(super) fn fail_over_the_waiting(&mut self, now: Instant) {
-        let looks = self.waiting.len().min(MOST_LOOKS);
-        for _ in 0..looks {
-            if let Some(again) = self.waiting.pop_front().filter(|again| self.waits(again)) {
-                self.go_on(again, now);
+        for _ in 0..self.waiting.len().min(MOST_LOOKS) {
+            // While nobody has room, none of them is worth a look, and they keep their order.
+            if self.unlooked == 0 && !self.any_would_take(SMALLEST, now) {
+                return;
             }
+            let Some(again) = self.waiting.pop_front() else { break };
+            self.unlooked = self.unlooked.saturating_sub(1);
+            self.go_on(again, now);
         }
         let left = self.waiting.len();
-        self.unlooked = self.unlooked.saturating_sub(looks).min(left);
-        if self.unlooked > 0 || (left > MOST_LOOKS && self.would_take(0, now)) {
+        self.unlooked = self.unlooked.min(left);
+        if self.unlooked > 0 || (left > MOST_LOOKS && self.any_would_take(SMALLEST, now)) {
             // If no timer can be set, the handle tries again.
             let _ = self.handle.wake_at(now + LOOK_PAUSE, now);
         }
@@ -70,42 +75,33 @@ impl Broker {
         }
     }
 
-    /// Has an offer wait for room.
+    /// Has an offer wait for room, unless as many wait as all backends could have in flight.
     fn let_wait(&mut self, again: Again, now: Instant) {
-        if self.waiting.len() == self.waiting.capacity() {
-            // Some were taken back, or there would be room: see `reserve`.
-            let mut waiting = std::mem::take(&mut self.waiting);
-            waiting.retain(|again| self.waits(again));
-            self.waiting = waiting;
-        }
         let Some(copy) = self.outcomes.copies.get_mut(again.copy) else { return };
         copy.waits = true;
         let deadline = copy.deadline;
-        if self.waiting.try_reserve(1).is_err() || self.handle.wake_at(deadline, now).is_err() {
-            // Nothing would end the wait.
+        let is_full = self.waiting.len() >= self.most_verdicts;
+        // Without a timer nothing would end the wait.
+        if is_full || self.handle.wake_at(deadline, now).is_err() {
             return self.give_up(again.copy, again.reason);
         }
         self.waiting.push_back(again);
     }
 
-    /// Whether an offer still waits: it may have been taken back.
-    fn waits(&self, again: &Again) -> bool {
-        let copy = self.outcomes.copies.get(again.copy);
-        copy.is_some_and(|copy| copy.id == again.id && copy.waits)
-    }
-
-    /// How many offers wait for room.
-    pub(super) fn waiting_offers(&self) -> usize {
-        self.waiting.iter().filter(|again| self.waits(again)).count()
+    /// An offer that waits is taken back.
+    pub(super) fn end_wait(&mut self, number: u32) {
+        if let Some(at) = self.waiting.iter().position(|again| again.copy == number) {
+            self.waiting.remove(at);
+            self.unlooked = self.unlooked.min(self.waiting.len());
+        }
+        self.outcomes.copies.forget(number);
     }
 
     /// Ends the waits whose time is up, or all of them if the broker is closed.
     pub(super) fn end_waits(&mut self, now: Instant) {
         let mut next: Option<Instant> = None;
         for _ in 0..self.waiting.len() {
-            let Some(again) = self.waiting.pop_front().filter(|again| self.waits(again)) else {
-                continue;
-            };
+            let Some(again) = self.waiting.pop_front() else { break };
             let deadline = self.outcomes.copies.get(again.copy).map_or(now, |copy| copy.deadline);
             if self.closed {
                 self.give_up(again.copy, Reason::BrokerClosed);
@@ -130,36 +126,27 @@ impl Broker {
         if self.closed {
             return Next::Nobody;
         }
-        let needs = copy.needs();
-        let len = needs.len;
+        let needs = copy.content.needs();
         let chosen = match self.choose_of_many(needs, number, now) {
             Ok(chosen) => chosen,
             Err(Some((_, Obstacle::Full(_)))) => return Next::Waits,
             Err(_) => return Next::Nobody,
         };
         let Chosen { index, place: Vacancy { slot, .. } } = chosen;
+        let Some(copy) = self.outcomes.copies.get_mut(number) else { return Next::Nobody };
+        let OfferCopy { facts, cookie, deadline, .. } = *copy;
         // Out of its place while it is read.
-        let Some(copy) = self.outcomes.copies.take(number) else { return Next::Nobody };
-        let OfferCopy { id, user_data, awaited, descriptor, cookie, .. } = copy;
-        let deadline = self.attempt_deadline(copy.deadline, now);
-        let placed = copy.with_parts(|parts| {
-            let placing = Placing {
-                id,
-                user_data,
-                awaited,
-                descriptor,
-                copy: number,
-                parts,
-                len,
-                cookie,
-                deadline,
-            };
-            self.place(chosen, &placing, now)
+        let content = mem::take(&mut copy.content);
+        let deadline = self.attempt_deadline(deadline, now);
+        let placed = content.with_parts(|parts| {
+            let mut placing = Placing { facts, parts, len: needs.len, cookie, deadline };
+            self.place(chosen, &mut placing, now)
         });
-        self.outcomes.copies.put(number, copy);
-        let (Ok(_), Some(copy)) = (placed, self.outcomes.copies.get_mut(number)) else {
+        let Some(copy) = self.outcomes.copies.get_mut(number) else { return Next::Nobody };
+        copy.content = content;
+        if placed.is_err() {
             return Next::Nobody;
-        };
+        }
         copy.tried.add(index);
         copy.waits = false;
         (copy.backend, copy.slot) = (index as u32, slot);
@@ -170,10 +157,10 @@ impl Broker {
     /// The verdict on an offer that no other backend gets.
     fn give_up(&mut self, number: u32, reason: Reason) {
         if let Some(copy) = self.outcomes.copies.get(number) {
-            let awaited = copy.awaited;
+            let Facts { id, user_data, awaited, .. } = copy.facts;
             let verdict = Verdict {
-                id: copy.id,
-                user_data: copy.user_data,
+                id,
+                user_data,
                 adopted: false,
                 reason: Some(reason),
                 may_have_reached: copy.may_have_reached,
@@ -191,8 +178,8 @@ impl Broker {
     /// late at the same time, only the first looks at all backends in vain.
     pub(super) fn can_fail_over(&mut self, number: u32, now: Instant) -> bool {
         let Some(copy) = self.outcomes.copies.get(number) else { return false };
-        let (needs, tried) = (copy.needs(), &copy.tried);
-        if self.no_takers.is_some_and(|(at, least)| at == now && needs.are_more_than(least)) {
+        let (needs, tried) = (copy.content.needs(), &copy.tried);
+        if self.no_takers.is_some_and(|(at, least)| at == now && needs.are_at_least(least)) {
             return false;
         }
         let queue_bytes = self.options.queue_bytes;

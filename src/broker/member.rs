@@ -109,9 +109,10 @@ pub(super) struct Needs {
 pub(super) const SMALLEST: Needs = Needs { len: 0, tls: false };
 
 impl Needs {
-    /// Whether no backend takes it that does not take an offer that asks for less.
-    pub(super) fn are_more_than(self, less: Needs) -> bool {
-        self.len >= less.len && self.tls >= less.tls
+    /// Whether a backend that does not take an offer with the other needs does not take this one
+    /// either.
+    pub(super) fn are_at_least(self, other: Needs) -> bool {
+        self.len >= other.len && self.tls >= other.tls
     }
 }
 
@@ -398,12 +399,22 @@ impl Member {
                 if idle && !self.is_wanted() {
                     return Some(now);
                 }
-                let deadline = channel.offers.earliest().map(|(_, deadline)| deadline);
-                let successor = (channel.draining && idle).then_some(self.successor_at);
-                let trial = if wanted { self.next_trial(now) } else { None };
-                let (greeted_by, look) = (channel.greeted_by(), channel.look_due());
-                let times = [deadline, greeted_by, channel.try_again, look, successor, trial];
-                times.into_iter().flatten().min()
+                let mut due = channel.offers.earliest().map(|(_, deadline)| deadline);
+                let mut also = |time: Option<Instant>| {
+                    if let Some(time) = time {
+                        due = Some(due.map_or(time, |due| due.min(time)));
+                    }
+                };
+                also(channel.look_due());
+                also(channel.greeted_by());
+                also(channel.try_again);
+                if channel.draining && idle {
+                    also(Some(self.successor_at));
+                }
+                if wanted {
+                    also(self.next_trial(now));
+                }
+                due
             }
         }
     }

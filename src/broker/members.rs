@@ -151,17 +151,16 @@ impl Broker {
         Ok(all)
     }
 
-    /// Has room for a verdict of every offer that can be in flight, and for those that were not
-    /// taken when it was offered.
+    /// Has room for a verdict of every offer that can be in flight or wait for another backend, and
+    /// for those that were not taken when it was offered.
     pub(super) fn reserve(&mut self) -> Result<(), NoMemory> {
         let of = |member: &Member| {
             member.settings.max_in_flight.unwrap_or(self.options.max_in_flight).clamp(1, MAX_SLOTS)
         };
         let most = self.members.iter().filter(|member| !member.gone).map(of).sum::<usize>();
-        self.most_verdicts = most;
         let verdicts = &mut self.outcomes.verdicts;
         verdicts
-            .try_reserve(2 * most - verdicts.len().min(2 * most))
+            .try_reserve((3 * most).saturating_sub(verdicts.len()))
             .map_err(NoMemory::to("verdicts"))?;
         if self.members.len() > 1 {
             let again = &mut self.outcomes.again;
@@ -170,6 +169,7 @@ impl Broker {
             let more = most.saturating_sub(waiting.len());
             waiting.try_reserve(more).map_err(NoMemory::to("verdicts"))?;
         }
+        self.most_verdicts = most;
         Ok(())
     }
 

@@ -3,11 +3,11 @@
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
-use super::choosing::{Chosen, Placing};
+use super::choosing::Placing;
 use super::copies::NO_COPY;
 use super::member::{Link, Member, Needs, Obstacle};
 use super::offer::{Offer, Refused};
-use super::offers::Parts;
+use super::offers::{Facts, Parts};
 use super::{Broker, BrokerError, Limit};
 use crate::memory::NoMemory;
 
@@ -39,9 +39,12 @@ impl Broker {
         matches!(member, Some(Link::Up(channel)) if channel.offers.queued() == 0)
     }
 
-    /// Counts an offer that is refused, and returns why it is.
+    /// Counts an offer that is refused, and returns why it is. To have been woken is no refusal.
     #[cold]
     pub(super) fn counted(&mut self, Refused { error, by }: Refused) -> BrokerError {
+        if matches!(error, BrokerError::Woken) {
+            return error;
+        }
         let statistics = &mut self.outcomes.statistics;
         statistics.refused += 1;
         if let Some(count) = statistics.refusals.get_mut(error.kind() as usize) {
@@ -68,7 +71,8 @@ impl Broker {
         }
         let (untaken, most) = (self.outcomes.verdicts.len(), self.most_verdicts);
         if awaited {
-            let reserved = self.outcomes.awaited.try_reserve(most);
+            // As many may be in flight, and wait for room.
+            let reserved = self.outcomes.awaited.try_reserve(2 * most);
             reserved.map_err(NoMemory::to("verdicts")).map_err(BrokerError::from)?;
         } else if untaken >= most && most > 0 {
             return Err(self.too_many_verdicts(untaken, len, now));
@@ -85,14 +89,13 @@ impl Broker {
         let names = [service, correlation, metadata];
         let parts = &Parts { names, preread, tls: offer.tls };
         let descriptor = offer.descriptor.as_raw_fd();
-        let (id, copy) = (0, NO_COPY);
-        let placing =
-            Placing { id, user_data, awaited, descriptor, copy, parts, len, cookie, deadline };
+        let facts = Facts { user_data, awaited, descriptor, ..Facts::none(now) };
+        let mut placing = Placing { facts, parts, len, cookie, deadline };
         // With one backend there is no other that could get it next.
         let id = if self.listed.len() > 1 {
             self.place_one_of_many(chosen, placing, now)?
         } else {
-            self.place(chosen, &placing, now)?
+            self.place(chosen, &mut placing, now)?
         };
         self.outcomes.statistics.offered += 1;
         // Who was refused sees that there is room, unless this has taken all of it.
@@ -110,14 +113,18 @@ impl Broker {
             Ok(len) => len,
             Err(error) => return error.into(),
         };
-        let why = match self.choose(Needs { len, tls: offer.tls }, NO_COPY, now) {
-            Ok(Chosen { index, .. }) => match &self.members[index].link {
-                Link::Up(channel) => Some((index, Obstacle::Full(channel.limit()))),
-                Link::Down { .. } => Some((index, Obstacle::Down)),
-            },
-            Err(why) => why,
-        };
-        self.refused(why)
+        let (needs, queue_bytes) = (Needs { len, tls: offer.tls }, self.options.queue_bytes);
+        let mut refused: Option<(usize, Obstacle)> = None;
+        for (index, member) in self.members.iter().enumerate().filter(|(_, it)| !it.gone) {
+            let why = match member.would_take(needs, queue_bytes, now) {
+                Ok((channel, _)) => Obstacle::Full(channel.limit()),
+                Err(why) => why,
+            };
+            if refused.is_none_or(|(_, other)| why.is_sooner(other)) {
+                refused = Some((index, why));
+            }
+        }
+        self.refused(refused)
     }
 
     /// Of the verdicts of all backends: none of them has refused the offer.
@@ -162,10 +169,14 @@ impl Broker {
 
     /// Whether an offer of so many bytes would be taken now.
     pub(super) fn would_take(&self, len: usize, now: Instant) -> bool {
-        let queue_bytes = self.options.queue_bytes;
-        let needs = Needs { len, tls: false };
         self.outcomes.verdicts.len() < self.most_verdicts
-            && self.members.iter().any(|it| it.would_take(needs, queue_bytes, now).is_ok())
+            && self.any_would_take(Needs { len, tls: false }, now)
+    }
+
+    /// Whether any backend would take an offer with such needs now.
+    pub(super) fn any_would_take(&self, needs: Needs, now: Instant) -> bool {
+        let queue_bytes = self.options.queue_bytes;
+        self.members.iter().any(|it| it.would_take(needs, queue_bytes, now).is_ok())
     }
 
     /// Makes the descriptor readable if an offer was refused and one would be taken now.

@@ -47,6 +47,21 @@ pub(super) struct Facts {
     pub trial: bool,
 }
 
+impl Facts {
+    /// Those of no offer.
+    pub(super) fn none(now: Instant) -> Facts {
+        Facts {
+            id: 0,
+            user_data: 0,
+            awaited: false,
+            descriptor: -1,
+            copy: NO_COPY,
+            offered_at: now,
+            trial: false,
+        }
+    }
+}
+
 /// The bytes of an offer: its names and metadata, and preread; and what they are.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parts<'a> {
@@ -105,15 +120,7 @@ pub(super) struct Offers {
 
 impl Offers {
     pub(super) fn new(slots: usize) -> Result<Offers, NoMemory> {
-        let facts = Facts {
-            id: 0,
-            user_data: 0,
-            awaited: false,
-            descriptor: -1,
-            copy: NO_COPY,
-            offered_at: Instant::now(),
-            trial: false,
-        };
+        let facts = Facts::none(Instant::now());
         let empty = Slot { state: State::Empty, generation: 0, facts, token: NO_TOKEN, entry: 0 };
         let mut all = memory::vec(slots, "the slots of a channel")?;
         all.resize(slots, empty);

@@ -27,7 +27,6 @@ pub(super) struct Outcomes {
 /// An offer that a backend did not adopt, and another one may.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Again {
-    pub id: u64,
     /// The number of its copy.
     pub copy: u32,
     /// What ended the last attempt.
@@ -226,7 +225,7 @@ impl<'a> Ledger<'a> {
         }
         if let Some(copy) = self.outcomes.copies.get_mut(facts.copy).filter(|_| goes_on(reason)) {
             copy.may_have_reached |= may_have_reached;
-            self.outcomes.again.push_back(Again { id: facts.id, copy: facts.copy, reason });
+            self.outcomes.again.push_back(Again { copy: facts.copy, reason });
             return;
         }
         self.outcomes.statistics.fallbacks[reason as usize] += 1;

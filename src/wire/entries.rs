@@ -2,7 +2,7 @@
 
 use std::io::IoSlice;
 
-use super::{GRANT_LEN, MAX_SLOTS, OFFER_LEN, Reader, WireError};
+use super::{GRANT_LEN, MAX_SLOTS, OFFER_LEN, Reader, VERDICT_LEN, WireError};
 use crate::claim::MAX_GENERATION;
 use crate::token::Token;
 
@@ -217,10 +217,14 @@ impl Verdict {
     }
 
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.slot.to_le_bytes());
-        out.extend_from_slice(&[self.reason, u8::from(self.next.is_some()), 0, 0]);
-        out.extend_from_slice(&self.generation.to_le_bytes());
-        let none = Token::from_bytes([0; Token::LEN]);
-        out.extend_from_slice(self.next.unwrap_or(none).as_bytes());
+        let mut fixed = [0; VERDICT_LEN];
+        fixed[..4].copy_from_slice(&self.slot.to_le_bytes());
+        fixed[4] = self.reason;
+        fixed[8..16].copy_from_slice(&self.generation.to_le_bytes());
+        if let Some(token) = &self.next {
+            fixed[5] = 1;
+            fixed[16..].copy_from_slice(token.as_bytes());
+        }
+        out.extend_from_slice(&fixed);
     }
 }

@@ -103,3 +103,21 @@ fn offer_that_waits_is_a_fallback_when_nobody_is_left() {
     drop(fleet.backends[0].adopt(arrival).unwrap());
     assert_eq!(fleet.verdict().tries, 2);
 }
+
+#[test]
+fn no_more_offers_wait_than_all_backends_could_have_in_flight() {
+    let (mut fleet, _client, connection, _) = full(Duration::from_secs(30));
+    reject_first(&mut fleet);
+    let mut fallbacks = Vec::new();
+    for _ in 0..4 {
+        fleet.broker.offer(&offer(&connection)).unwrap();
+        fleet.until(|fleet| fleet.backends[0].statistics().held == 1);
+        let arrival = fleet.backends[0].next_arrival().unwrap().id;
+        fleet.backends[0].reject(arrival, Reason::BackendBusy).unwrap();
+        fleet.until(|fleet| fleet.broker.room().unwrap() == 1);
+        fallbacks.extend(fleet.broker.next_verdict());
+    }
+    assert_eq!(fleet.broker.statistics().in_flight, 3);
+    let reasons = fallbacks.iter().map(|verdict| (verdict.reason, verdict.tries));
+    assert_eq!(reasons.collect::<Vec<_>>(), [(Some(Reason::BackendBusy), 1); 3]);
+}
