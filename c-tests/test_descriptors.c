@@ -38,6 +38,22 @@ int poll(struct pollfd *fds, nfds_t count, int timeout)
     return next(fds, count, timeout);
 }
 
+/* The other end of a connection, if it is to be closed here before anything is sent, and whether it
+ * always was. */
+static int closed_first = -1;
+static bool was_closed;
+
+ssize_t sendmsg(int socket, const struct msghdr *message, int flags)
+{
+    static ssize_t (*next)(int, const struct msghdr *, int);
+    char byte;
+    if (closed_first != -1)
+        was_closed = was_closed && recv(closed_first, &byte, 1, MSG_DONTWAIT) == 0;
+    if (next == NULL)
+        next = (ssize_t (*)(int, const struct msghdr *, int))(uintptr_t)dlsym(RTLD_NEXT, "sendmsg");
+    return next(socket, message, flags);
+}
+
 enum { SLOTS = 32 };
 
 /* A broker that offers what it likes. */
@@ -240,6 +256,26 @@ static void connection_that_lingers_is_closed_at_once_unless_it_is_adopted(void 
     assert_not_held_up(refuse_it, &options);
 }
 
+/* A broker that sets the options of its connection when it has the verdict keeps what it has set. */
+static void connection_is_closed_before_the_broker_hears_that_it_was_rejected(void **state)
+{
+    (void)state;
+    int ends[2];
+    open_channel(&channel, NULL, NULL);
+    make_pair(SOCK_STREAM, ends);
+    offer_fd(&channel, ends[0]);
+    handoff_arrival arrival = arrival_of(&channel);
+    close(ends[0]);
+    closed_first = ends[1];
+    was_closed = true;
+    assert_ok(handoff_backend_reject(channel.backend, arrival.id, HANDOFF_REASON_REJECTED));
+    closed_first = -1;
+    assert_true(was_closed);
+    assert_falls_back(&channel, HANDOFF_REASON_REJECTED);
+    close_channel(&channel);
+    close(ends[1]);
+}
+
 static void packet_that_breaks_its_channel_does_not_make_the_backend_linger(void **state)
 {
     (void)state;
@@ -318,6 +354,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(what_is_no_socket_is_never_polled),
         TEST(connection_that_lingers_is_closed_at_once_unless_it_is_adopted),
+        TEST(connection_is_closed_before_the_broker_hears_that_it_was_rejected),
         TEST(packet_that_breaks_its_channel_does_not_make_the_backend_linger),
         TEST(adopted_connection_lingers_as_the_broker_had_it),
         TEST(child_that_frees_a_backend_leaves_what_it_holds_as_it_is),

@@ -144,6 +144,23 @@ static void woken_broker_has_its_connection_back(void **state)
     assert_false(next_arrival(channel.backend, &arrival));
 }
 
+static void wake_before_there_is_room_is_no_refusal(void **state)
+{
+    (void)state;
+    struct channel other;
+    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+    handoff_offer offer = offer_of(client[0]);
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    options.max_in_flight = 1;
+    offer.timeout_ms = HANDOFF_NO_TIMEOUT;
+    open_channel(&other, &options, NULL);
+    offer_fd(&other, client[0]);
+    assert_ok(handoff_broker_wake(other.broker));
+    assert_status(handoff_broker_offer_and_wait(other.broker, &offer, &verdict), HANDOFF_WOKEN);
+    assert_int_equal(broker_statistics(other.broker).refused, 0);
+    close_channel(&other);
+}
+
 struct woken {
     pid_t child;
     handoff_broker *broker;
@@ -285,6 +302,7 @@ int main(void)
         CHANNEL_TEST(accept_that_does_not_wait_takes_what_is_in_the_socket_before_the_wake),
         CHANNEL_TEST(wake_leaves_errno_and_the_last_errors_alone),
         CHANNEL_TEST(woken_broker_has_its_connection_back),
+        CHANNEL_TEST(wake_before_there_is_room_is_no_refusal),
         CHANNEL_TEST(woken_broker_waits_for_the_verdict_on_what_was_adopted),
         CHANNEL_TEST(wake_that_no_wait_has_taken_leaves_a_loop_at_rest),
         CHANNEL_TEST(wake_in_a_child_does_nothing),

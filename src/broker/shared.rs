@@ -12,6 +12,7 @@ use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::offer::Refused;
@@ -19,6 +20,7 @@ use super::{Broker, BrokerError, Offer, Verdict};
 use crate::handle::{HandleError, Waker};
 use crate::support;
 use crate::sys::event::{self, Alarm, Events};
+use crate::sys::process;
 
 use crew::{Crew, Desk, Tried, Watch};
 use waits::{Wait, Waits};
@@ -26,10 +28,16 @@ use waits::{Wait, Waits};
 /// A [`Broker`] for any number of threads at once.
 #[derive(Debug)]
 pub struct SharedBroker {
-    crew: Crew<Broker, Descriptor>,
+    crew: Arc<Crew<Broker, Descriptor>>,
     /// That of the broker's options.
     timeout: Duration,
+    /// The process in which the lock is one of its own threads', if anyone's.
+    process: AtomicU64,
 }
+
+/// How often a process looks whether the lock is free that it has from its parent. Another thread may
+/// look at the same time, but for a moment only.
+const MOST_LOOKS: usize = 1000;
 
 /// The broker's descriptor, and what makes it readable.
 #[derive(Debug)]
@@ -66,14 +74,13 @@ impl SharedBroker {
             waker: broker.waker(),
             for_loop: OnceLock::new(),
         };
-        SharedBroker { crew: Crew::new(broker, watch), timeout }
+        let process = AtomicU64::new(process::current());
+        SharedBroker { crew: Arc::new(Crew::new(broker, watch)), timeout, process }
     }
 
     /// Does anything with the broker that does not wait. Verdicts for threads in
     /// [`offer_and_wait`](SharedBroker::offer_and_wait) go to them.
     pub fn with<T>(&self, body: impl FnOnce(&mut Broker) -> T) -> Result<T, BrokerError> {
-        // Before the lock: in a child of fork(2), a thread that the child does not have may hold
-        // it.
         self.check_process()?;
         Ok(self.crew.with(|broker| {
             let Some(for_loop) = self.crew.watch.for_loop.get() else { return body(broker) };
@@ -171,8 +178,42 @@ impl SharedBroker {
         ours
     }
 
+    /// To be called before the lock is taken.
     fn check_process(&self) -> Result<(), BrokerError> {
-        if self.crew.watch.waker.is_ours() { Ok(()) } else { Err(BrokerError::WrongProcess) }
+        let ours = self.crew.watch.waker.is_ours() && self.is_whole();
+        if ours { Ok(()) } else { Err(BrokerError::WrongProcess) }
+    }
+
+    /// Whether the lock will be free some time. In a child of fork(2), a thread that the child does not
+    /// have may hold it for ever, and have left what it guards half changed.
+    fn is_whole(&self) -> bool {
+        let process = process::current();
+        let is_known = || self.process.load(Ordering::Relaxed) == process;
+        is_known() || self.is_free_here(process, is_known)
+    }
+
+    #[cold]
+    fn is_free_here(&self, process: u64, is_known: impl Fn() -> bool) -> bool {
+        for _ in 0..MOST_LOOKS {
+            if self.crew.is_free() {
+                self.process.store(process, Ordering::Relaxed);
+            }
+            if is_known() {
+                return true;
+            }
+            thread::yield_now();
+        }
+        false
+    }
+}
+
+impl Drop for SharedBroker {
+    /// In a child of fork(2) it closes the child's copies only, or leaves them to the end of the
+    /// process if a thread of the parent was in a call meanwhile.
+    fn drop(&mut self) {
+        if !self.is_whole() {
+            mem::forget(Arc::clone(&self.crew));
+        }
     }
 }
 

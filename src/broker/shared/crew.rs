@@ -15,7 +15,7 @@
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::mem;
-use std::sync::PoisonError;
+use std::sync::{PoisonError, TryLockError};
 use std::time::Instant;
 
 use super::{Arc, Condvar, Mutex, MutexGuard, Wait, Waits};
@@ -242,6 +242,11 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
     fn lock(&self) -> MutexGuard<'_, State<D>> {
         // What a panic leaves behind is whole: see `Sitting`.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody has the lock now.
+    pub(super) fn is_free(&self) -> bool {
+        !matches!(self.state.try_lock(), Err(TryLockError::WouldBlock))
     }
 
     /// To be called before the lock is released: calls the leader if there is something for it.
