@@ -225,6 +225,29 @@ static void given_socket_serves_and_stays_the_callers(void **state)
     close(listener);
 }
 
+/* As systemd sets it with AcceptFileDescriptors=no; Linux knows that since 6.16. */
+static void given_socket_that_took_no_descriptors_takes_them(void **state)
+{
+    (void)state;
+    const int so_passrights = 83, off = 0;
+    int listener = listen_unix(SOCK_SEQPACKET);
+    char path[90];
+    handoff_backend *backend;
+    handoff_broker *broker;
+    snprintf(path, sizeof path, "%s/given", channel.directory);
+    if (setsockopt(listener, SOL_SOCKET, so_passrights, &off, sizeof off) != 0)
+        assert_int_equal(errno, ENOPROTOOPT);
+    assert_ok(handoff_backend_listen_on(listener, NULL, &backend));
+    assert_ok(handoff_broker_new(path, NULL, &broker));
+    assert_int_not_equal(handoff_broker_fd(broker), -1);
+    assert_ok(handoff_backend_dispatch(backend));
+    assert_ok(handoff_broker_dispatch(broker));
+    assert_int_equal(broker_statistics(broker).connects, 1);
+    handoff_broker_free(broker);
+    handoff_backend_free(backend);
+    close(listener);
+}
+
 /* Whoever has a copy can do that: epoll(7) says for ever that there is something to accept. */
 static void given_socket_that_is_shut_down_is_looked_at_now_and_then(void **state)
 {
@@ -451,6 +474,7 @@ int main(void)
         CHANNEL_TEST(arrival_is_settled_once_and_only_by_its_own_id),
         CHANNEL_TEST(freed_backend_closes_what_it_holds_and_leaves_what_was_adopted),
         CHANNEL_TEST(given_socket_serves_and_stays_the_callers),
+        CHANNEL_TEST(given_socket_that_took_no_descriptors_takes_them),
         CHANNEL_TEST(given_socket_that_is_shut_down_is_looked_at_now_and_then),
         CHANNEL_TEST(what_is_no_listening_socket_of_packets_is_refused),
         CHANNEL_TEST(path_of_a_live_backend_is_left_alone),

@@ -205,6 +205,8 @@ impl Backend {
             return Err(BackendError::NotAListener { descriptor, is, source });
         }
         support::credentials(listener)?;
+        // Those that it accepts have it from the listener, and a hello comes with a descriptor.
+        socket::take_descriptors(listener);
         let duplicate = listener.try_clone_to_owned();
         let listener = duplicate.map_err(HandleError::system("duplicate the descriptor"))?;
         socket::set_nonblocking(listener.as_fd()).map_err(HandleError::system("use the socket"))?;

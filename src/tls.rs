@@ -24,6 +24,10 @@ mod content {
 const KEY_UPDATE: u8 = 24;
 /// The alert of an orderly end: a warning, close_notify. RFC 8446, section 6.1.
 const CLOSE_NOTIFY: [u8; 2] = [1, 0];
+/// The alert that says that close_notify comes.
+const USER_CANCELED: u8 = 90;
+/// How many of these are passed over in a row: they must not hold up a call that has a deadline.
+const MOST_CANCELED: usize = 8;
 
 /// The longest pause when poll(2) says again and again that there is something, and there is not.
 const MOST_PAUSE: Duration = Duration::from_millis(16);
@@ -163,6 +167,8 @@ pub fn check(socket: BorrowedFd<'_>) -> Result<(), TlsError> {
 enum Received {
     Data,
     CloseNotify,
+    /// It says that close_notify comes, RFC 8446, section 6.1, as Java does, and is no end itself.
+    UserCanceled,
     /// An alert of which only the first byte is known.
     HalfAlert(u8),
 }
@@ -171,6 +177,7 @@ fn look(content: Option<u8>, bytes: &[u8]) -> Result<Received, TlsError> {
     match (content, bytes) {
         (None | Some(content::DATA), _) => Ok(Received::Data),
         (Some(content::ALERT), [_, 0, ..]) => Ok(Received::CloseNotify),
+        (Some(content::ALERT), [_, USER_CANCELED, ..]) => Ok(Received::UserCanceled),
         (Some(content::ALERT), [level, description, ..]) => {
             Err(TlsError::Alert { level: *level, description: *description })
         }
@@ -191,13 +198,47 @@ pub fn receive(
     buffer: &mut [u8],
     deadline: Option<Instant>,
 ) -> Result<usize, TlsError> {
+    for _ in 0..MOST_CANCELED {
+        let record = receive_record(socket, buffer, deadline)?;
+        let got = buffer.get(..record.len).unwrap_or_default();
+        let mut received = look(record.content, got)?;
+        if let Received::HalfAlert(level) = received {
+            // The kernel keeps the rest of a record that did not fit.
+            let mut rest = [0];
+            let record = kernel::receive(socket, &mut rest);
+            let whole = record.is_ok_and(|it| it.len == 1 && it.content == Some(content::ALERT));
+            if !whole {
+                break;
+            }
+            received = look(Some(content::ALERT), &[level, rest[0]])?;
+        }
+        match received {
+            // That there was no record at all.
+            Received::Data if got.is_empty() && receives_tls(socket) => {
+                return Err(TlsError::Truncated);
+            }
+            Received::Data => return Ok(got.len()),
+            Received::CloseNotify => return Ok(0),
+            Received::UserCanceled => {}
+            Received::HalfAlert(_) => break,
+        }
+    }
+    Err(TlsError::NoData { content: content::ALERT })
+}
+
+/// Receives a record, or a part of one, until a deadline.
+fn receive_record(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    deadline: Option<Instant>,
+) -> Result<kernel::Record, TlsError> {
     let mut waits = 0;
-    let record = loop {
+    loop {
         match kernel::receive(socket, buffer) {
             // An empty record, RFC 8446, section 5.1, and behind it one that is no data, or the end:
             // that comes next.
             Ok(kernel::Record { len: 0, content: Some(content::DATA) }) => continue,
-            Ok(record) => break record,
+            Ok(record) => return Ok(record),
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
             Err(error) => return Err(not_received(socket, error)),
         }
@@ -206,23 +247,6 @@ pub fn receive(
             Ok(true) => waits += 1,
             Ok(false) => return Err(TlsError::TimedOut),
             Err(error) => return Err(not_received(socket, error)),
-        }
-    };
-    let got = buffer.get(..record.len).unwrap_or_default();
-    match look(record.content, got)? {
-        // That there was no record at all.
-        Received::Data if got.is_empty() && receives_tls(socket) => Err(TlsError::Truncated),
-        Received::Data => Ok(got.len()),
-        Received::CloseNotify => Ok(0),
-        Received::HalfAlert(level) => {
-            // The kernel keeps the rest of a record that did not fit.
-            let mut rest = [0];
-            let record = kernel::receive(socket, &mut rest);
-            let whole = record.is_ok_and(|it| it.len == 1 && it.content == Some(content::ALERT));
-            if !whole {
-                return Err(TlsError::NoData { content: content::ALERT });
-            }
-            look(Some(content::ALERT), &[level, rest[0]]).map(|_| 0)
         }
     }
 }

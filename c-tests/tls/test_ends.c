@@ -116,6 +116,39 @@ static void alert_is_understood_with_room_for_one_byte(void **state)
     (void)state;
 }
 
+/* RFC 8446, section 6.1: it is followed by close_notify, and what comes before that is read. */
+static void user_canceled_is_not_the_end(void **state)
+{
+    for (size_t i = 0; i < 2 * SUITES; i++) {
+        const size_t room = i % 2 == 0 ? 1 : 100;
+        struct pair pair;
+        char bytes[100];
+        size_t count;
+        open_both(&pair, &suites[i / 2]);
+        send_record(pair.client, ALERT, "\1\132", 2);
+        assert_status(handoff_tls_receive(pair.server, bytes, room, 0, &count), HANDOFF_TIMED_OUT);
+        assert_int_equal(send(pair.client, "m", 1, 0), 1);
+        expect_data(pair.server, "m", 1);
+        send_record(pair.client, ALERT, "\1\132", 2);
+        send_record(pair.client, ALERT, "\1\0", 2);
+        assert_status(receive(pair.server, bytes, room, &count), HANDOFF_OK);
+        assert_int_equal(count, 0);
+        close_pair(&pair);
+    }
+    (void)state;
+}
+
+static void client_that_only_warns_is_an_error(void **state)
+{
+    struct pair pair;
+    open_both(&pair, &suites[TLS_1_3_SUITE]);
+    for (int i = 0; i < 20; i++)
+        send_record(pair.client, ALERT, "\1\132", 2);
+    expect_error(pair.server, HANDOFF_ERR_TLS_RECORD);
+    close_pair(&pair);
+    (void)state;
+}
+
 static void end_without_close_notify_is_an_error(void **state)
 {
     for (size_t i = 0; i < SUITES; i++) {
@@ -177,7 +210,7 @@ static void no_other_record_is_data(void **state)
         const char *text;
     } cases[] = {
         {ALERT, "\2\50", 2, HANDOFF_ERR_TLS_ALERT, "alert 40, fatal"},
-        {ALERT, "\1\132", 2, HANDOFF_ERR_TLS_ALERT, "alert 90, a warning"},
+        {ALERT, "\1\144", 2, HANDOFF_ERR_TLS_ALERT, "alert 100, a warning"},
         {HANDSHAKE, "\30\0\0\1\0", 5, HANDOFF_ERR_TLS_KEY_UPDATE, "KeyUpdate"},
         {HANDSHAKE, "\1\0\0\1\0", 5, HANDOFF_ERR_TLS_RECORD, "content type 22"},
         {CHANGE_CIPHER_SPEC, "\1", 1, HANDOFF_ERR_TLS_RECORD, "content type 20"},
@@ -575,6 +608,8 @@ int main(void)
         TEST(data_of_every_size_arrives),
         TEST(close_notify_is_the_end_and_comes_after_the_data),
         TEST(alert_is_understood_with_room_for_one_byte),
+        TEST(user_canceled_is_not_the_end),
+        TEST(client_that_only_warns_is_an_error),
         TEST(end_without_close_notify_is_an_error),
         TEST(empty_record_is_not_the_end),
         TEST(no_other_record_is_data),

@@ -114,7 +114,9 @@ typedef struct handoff_broker_options {
  * To end all waits for good, call handoff_broker_close(): each thread gets its verdict, or
  * HANDOFF_ERR_CLOSED if its connection was not offered yet. Strings that a call returns are valid
  * until the next call of the same thread. In a child of fork(), every call except
- * handoff_broker_free() returns HANDOFF_ERR_WRONG_PROCESS.
+ * handoff_broker_free() returns HANDOFF_ERR_WRONG_PROCESS if the broker was used before, or if
+ * another thread was in a call with it at that moment. In the second case handoff_broker_free() leaves
+ * the child's copies open until the child ends.
  */
 #define HANDOFF_BROKER_SHARED 1
 

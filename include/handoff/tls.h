@@ -106,7 +106,8 @@ handoff_status handoff_tls_get_session(int fd, handoff_tls_session *session) HAN
  *         close_notify. Many do. Treat what you have as complete only if its own framing says so,
  *         as an HTTP request's does;
  *         HANDOFF_ERR_TLS_KEY_UPDATE if the client has updated its key, which cannot be followed;
- *         HANDOFF_ERR_TLS_ALERT if the client sent another alert: handoff_last_error() says which;
+ *         HANDOFF_ERR_TLS_ALERT if the client sent another alert, except user_canceled, which only
+ *         says that close_notify comes: handoff_last_error() says which;
  *         HANDOFF_ERR_TLS_RECORD for any record other than data, such as a handshake (a
  *         client that renegotiates), and for what is no record of this connection;
  *         HANDOFF_ERR_RECEIVE_FAILED with errno as of recv(2), such as ECONNRESET;

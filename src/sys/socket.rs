@@ -85,10 +85,16 @@ pub(crate) fn tell_packets(socket: BorrowedFd<'_>) -> bool {
     has_packets
 }
 
-/// Refuses descriptors on a socket, where the kernel can (Linux 6.16): a sender's sendmsg(2) fails.
+/// Whether a socket takes descriptors, where the kernel can refuse them (Linux 6.16): then a sender's
+/// sendmsg(2) fails.
+const SO_PASSRIGHTS: libc::c_int = 83;
+
 pub(crate) fn refuse_descriptors(socket: &OwnedFd) {
-    const SO_PASSRIGHTS: libc::c_int = 83;
     set_flag(socket.as_fd(), SO_PASSRIGHTS, false);
+}
+
+pub(crate) fn take_descriptors(socket: BorrowedFd<'_>) {
+    set_flag(socket, SO_PASSRIGHTS, true);
 }
 
 /// Sets an option of the socket level, where the kernel knows it.
