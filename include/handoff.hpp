@@ -763,7 +763,7 @@ struct backend_options {
 /**
  * An offer as the backend sees it: handoff_arrival. One from backend::next() or arrivals() that is
  * neither adopted nor rejected rejects itself when it is destroyed, which must be before its
- * backend is. One from backend::accept() is adopted: it owns the connection, and closes it when it
+ * backend is: as reason::backend_busy, so that the broker may ask another backend. One from backend::accept() is adopted: it owns the connection, and closes it when it
  * is destroyed unless you take it with adopt().
  *
  * Its bytes and names are valid until it is rejected. adopt() leaves them valid until the next
@@ -843,7 +843,7 @@ class arrival {
         std::uint64_t id;
         void operator()(handoff_backend *backend) const noexcept
         {
-            handoff_backend_reject(backend, id, HANDOFF_REASON_REJECTED);
+            handoff_backend_reject(backend, id, HANDOFF_REASON_BACKEND_BUSY);
         }
     };
 
@@ -944,7 +944,7 @@ class backend
      *
      *     backend.dispatch();
      *     for (auto &arrival : backend.arrivals())
-     *         if (is_for_me(arrival.preread()))           // otherwise it rejects itself
+     *         if (has_room())                             // otherwise it rejects itself
      *             if (auto client = arrival.adopt())      // otherwise the broker took it back
      *                 serve(std::move(client), arrival.preread());
      *

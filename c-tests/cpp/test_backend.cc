@@ -203,7 +203,7 @@ TEST_CASE("an arrival that nobody adopts rejects itself")
     CHECK(channel.backend.statistics(channel.ec).rejected == 1);
     const auto verdict = channel.verdict();
     CHECK(!verdict.adopted);
-    CHECK(verdict.reason == reason::rejected);
+    CHECK(verdict.reason == reason::backend_busy);
     CHECK(test::are_connected(connection.client.get(), connection.server.get()));
 }
 
@@ -249,7 +249,7 @@ TEST_CASE("arrivals that a loop leaves reject themselves, and the broker hears i
     channel.broker.dispatch(channel.ec);
     int told = 0;
     for (const auto &verdict : channel.broker.verdicts(channel.ec))
-        told += verdict.reason == reason::rejected;
+        told += verdict.reason == reason::backend_busy;
     CHECK(told == 3);
 }
 
@@ -582,6 +582,6 @@ TEST_CASE("an exception on the way to adoption rejects the arrival")
         }
     } catch (const std::length_error &) {
     }
-    CHECK(channel.verdict().reason == reason::rejected);
+    CHECK(channel.verdict().reason == reason::backend_busy);
 }
 #endif
