@@ -23,6 +23,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 const CHECK_PAUSE: Duration = Duration::from_secs(2);
 /// How long until a directory with too much in it is read again.
 const FULL_PAUSE: Duration = Duration::from_secs(10);
+/// The most sockets in a directory that are looked at, how many of them at once, and how long until it
+/// goes on: each may have to be connected to.
+const MOST_SOCKETS: usize = 64 * MAX_BACKENDS;
+const AT_ONCE: usize = 64;
+const NEXT_PAUSE: Duration = Duration::from_millis(1);
 /// How often a watch is read at once: for as much as it keeps by default, with the longest names.
 const MOST_READS: usize = 1024;
 
@@ -36,6 +41,10 @@ pub(super) struct Directory {
     watch: Option<Watch>,
     /// Nothing in it was left out when it was read last.
     is_read: bool,
+    /// The names in it that are still to be looked at, the next one last; and whether anything was
+    /// left out since that began.
+    unread: Vec<OsString>,
+    is_partial: bool,
     /// When to look whether it must be read again.
     pub look_at: Option<Instant>,
     /// An error number: why it could not be read, or not all that is in it.
@@ -62,6 +71,8 @@ impl Directory {
             name,
             settings,
             is_read: false,
+            unread: Vec::new(),
+            is_partial: false,
             watch,
             look_at,
             error,
@@ -87,6 +98,15 @@ impl Directory {
     /// It is to be read again then.
     fn read_at(&mut self, when: Instant) {
         (self.is_read, self.look_at) = (false, Some(when));
+        self.unread.clear();
+    }
+
+    /// Something in it is left out, or all of it.
+    fn leaves_out(&mut self, error: i32, now: Instant) {
+        if self.error.is_none() {
+            self.failed_at = now;
+        }
+        (self.error, self.is_partial) = (Some(error), true);
     }
 
     fn pause(&self) -> Duration {
@@ -121,7 +141,9 @@ impl Broker {
             }
             if directory.look_at.is_some_and(|at| at <= now) {
                 let watched = directory.watch.as_ref().is_some_and(|it| it.is_at(&directory.path));
-                if directory.is_read && watched {
+                if !directory.unread.is_empty() {
+                    self.read_names(number, now);
+                } else if directory.is_read && watched {
                     self.directories[number].look_at = Some(now + CHECK_PAUSE);
                 } else {
                     // A watch may have changes still to tell, which would be lost with it.
@@ -138,7 +160,7 @@ impl Broker {
         }
     }
 
-    /// Watches a directory, if it is not watched yet, and then finds what is in it.
+    /// Watches a directory, if it is not watched yet, and then begins to find what is in it.
     fn read_directory(&mut self, number: usize, now: Instant) {
         let directory = &mut self.directories[number];
         if directory.watch.is_none() {
@@ -150,32 +172,52 @@ impl Broker {
             directory.watch = watch.filter(added);
         }
         let directory = &mut self.directories[number];
-        let (path, settings) = (directory.path.clone(), directory.settings);
+        let path = directory.path.clone();
         directory.unwanted.retain(|(name, socket)| directory::socket(&path, name) == Some(*socket));
-        // Those that are not found have gone.
-        let mut found = [false; MAX_BACKENDS];
-        let failed_before = self.directories[number].error.take();
-        let read = directory::sockets(&path, |name| {
-            if let Some(index) = self.found(number, name, settings, now) {
-                found[index] = true;
+        let (names, error) = match directory::sockets(&path, MOST_SOCKETS) {
+            Ok((names, all)) => (names, (!all).then_some(libc::ENOSPC)),
+            Err(error) => (Vec::new(), error.raw_os_error().or(Some(libc::EIO))),
+        };
+        (directory.unread, directory.is_partial) = (names, false);
+        if let Some(error) = error {
+            directory.leaves_out(error, now);
+        }
+        // After another error it may be there all the same.
+        if matches!(error, None | Some(libc::ENOSPC | libc::ENOENT | libc::ENOTDIR)) {
+            for index in 0..self.members.len() {
+                if self.members[index].directory == Some(number as u32) && !self.is_there(index) {
+                    self.gone(index, now);
+                }
             }
-        });
+        }
+        self.read_names(number, now);
+    }
+
+    /// Whether the socket of a backend is in its directory, and wanted.
+    fn is_there(&self, index: usize) -> bool {
+        let member = &self.members[index];
+        let directory = member.directory.and_then(|number| self.directories.get(number as usize));
+        let (Some(directory), Some(name)) = (directory, member.path.file_name()) else {
+            return false;
+        };
+        !directory.is_unwanted(name) && directory::socket(&directory.path, name).is_some()
+    }
+
+    /// Looks at the next sockets of those that were in a directory.
+    fn read_names(&mut self, number: usize, now: Instant) {
+        let settings = self.directories[number].settings;
+        for _ in 0..AT_ONCE {
+            let Some(name) = self.directories[number].unread.pop() else { break };
+            self.found(number, &name, settings, now);
+        }
         let directory = &mut self.directories[number];
-        let error = read.err().map(|error| error.raw_os_error().unwrap_or(libc::EIO));
-        directory.error = error.or(directory.error);
-        if failed_before.is_none() {
-            directory.failed_at = now;
-        }
-        directory.is_read = directory.error.is_none();
-        directory.look_at = Some(now + directory.pause());
-        if !matches!(error, None | Some(libc::ENOENT | libc::ENOTDIR)) {
-            // It may be there all the same.
-            return;
-        }
-        for (index, found) in found.iter().enumerate().take(self.members.len()) {
-            if self.members[index].directory == Some(number as u32) && !found {
-                self.gone(index, now);
-            }
+        if directory.unread.is_empty() {
+            directory.unread = Vec::new();
+            directory.error = directory.error.filter(|_| directory.is_partial);
+            directory.is_read = !directory.is_partial;
+            directory.look_at = Some(now + directory.pause());
+        } else {
+            directory.look_at = Some(now + NEXT_PAUSE);
         }
     }
 
@@ -201,25 +243,18 @@ impl Broker {
         self.leave(index, now);
     }
 
-    /// A socket was found in a directory: its number, unless it cannot be a backend. If it is
-    /// another file than was found there before, that backend ends as if its socket had gone.
-    fn found(
-        &mut self,
-        number: usize,
-        name: &OsStr,
-        settings: BackendSettings,
-        now: Instant,
-    ) -> Option<usize> {
+    /// A name was found in a directory. If it is of a socket, and of another one than was found there
+    /// before, the backend that had that one ends as if its socket had gone.
+    fn found(&mut self, number: usize, name: &OsStr, settings: BackendSettings, now: Instant) {
         if name.as_bytes().starts_with(b".") {
-            return None;
+            return;
         }
         let path = self.directories[number].path.join(name);
         if crate::address::address(&path).is_err() {
-            self.directories[number].error = Some(libc::ENAMETOOLONG);
-            return None;
+            return self.directories[number].leaves_out(libc::ENAMETOOLONG, now);
         }
         if self.directories[number].is_unwanted(name) {
-            return None;
+            return;
         }
         let known = self.number(&path);
         let own = |index: usize| {
@@ -228,12 +263,16 @@ impl Broker {
         };
         if known.is_some_and(own) {
             // It was added by its own name, which stands.
-            return known;
+            return;
         }
+        // It may have gone meanwhile.
         let socket = directory::socket(&self.directories[number].path, name);
+        if socket.is_none() {
+            return;
+        }
         let is_another = |index: &usize| {
             let member = &self.members[*index];
-            member.directory == Some(number as u32) && socket.is_some() && member.socket != socket
+            member.directory == Some(number as u32) && member.socket != socket
         };
         let replaced = known.filter(is_another);
         let has_channel = |index: &usize| matches!(self.members[*index].link, Link::Up(_));
@@ -242,14 +281,15 @@ impl Broker {
         }
         if let Err(error) = self.add_found(&path, number, settings, now) {
             let full = matches!(error, BrokerError::TooManyBackends { .. });
-            self.directories[number].error = Some(if full { libc::ENOSPC } else { libc::ENOMEM });
+            let error = if full { libc::ENOSPC } else { libc::ENOMEM };
+            self.directories[number].leaves_out(error, now);
         }
-        let index = self.number(&path)?;
-        self.members[index].socket = socket;
-        if replaced.is_some() {
-            self.start_over(index, now);
+        if let Some(index) = self.number(&path) {
+            self.members[index].socket = socket;
+            if replaced.is_some() {
+                self.start_over(index, now);
+            }
         }
-        Some(index)
     }
 
     /// Adds a backend that was found in a directory. If there are too many, one at whose socket nobody
@@ -270,10 +310,9 @@ impl Broker {
         if let Some(other) = self.members[left].directory.map(|other| other as usize) {
             let directory = &mut self.directories[other];
             if other != number && directory.error.is_none() {
-                directory.failed_at = now;
                 directory.read_at(now + FULL_PAUSE);
             }
-            directory.error = Some(libc::ENOSPC);
+            directory.leaves_out(libc::ENOSPC, now);
         }
         self.gone(left, now);
         self.add_member(path, settings, Some(number as u32), now)
@@ -322,7 +361,6 @@ impl Broker {
             self.read_directory(number, now);
         } else if directory.is_read && directory.error.is_some() {
             // One that came was left out: it may have its place later.
-            directory.failed_at = now;
             directory.read_at(now + directory.pause());
         } else if any_went && !directory.is_read {
             let soon = now + PAUSE;
@@ -358,6 +396,7 @@ impl Broker {
     pub(super) fn remove_directory(&mut self, number: usize) {
         self.directories[number].removed = true;
         self.directories[number].look_at = None;
+        self.directories[number].unread = Vec::new();
         self.stop_watching(number);
     }
 

@@ -11,19 +11,25 @@ use std::path::Path;
 use super::file::{FileId, c_path};
 use super::retry;
 
-/// Calls `each` with the name of every socket in a directory.
-pub(crate) fn sockets(path: &Path, mut each: impl FnMut(&OsStr)) -> io::Result<()> {
-    let mut names: Vec<OsString> = Vec::new();
+/// The names of the sockets in a directory, the last one first; so many at most, and whether these
+/// are all.
+pub(crate) fn sockets(path: &Path, most: usize) -> io::Result<(Vec<OsString>, bool)> {
+    let mut names = Vec::new();
+    let mut all = true;
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
+            if names.len() == most {
+                all = false;
+                break;
+            }
+            names.try_reserve(1).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
             names.push(entry.file_name());
         }
     }
     // The order in which the system lists them is nobody's.
-    names.sort_unstable();
-    names.iter().for_each(|name| each(name));
-    Ok(())
+    names.sort_unstable_by(|one, other| other.cmp(one));
+    Ok((names, all))
 }
 
 /// Which socket has a name in a directory, if one has it.
