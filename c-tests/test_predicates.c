@@ -137,6 +137,9 @@ static void every_status_is_in_the_table_and_says_what_it_does(void **state)
         assert_int_equal(handoff_status_is_fallback_safe(status), known && row->safe);
         assert_int_equal(handoff_status_may_have_reached_backend(status), !known || row->sent);
         assert_int_equal(handoff_status_reason(status), known ? row->reason : HANDOFF_REASON_NONE);
+        /* What is waited for can be hidden, and nothing was sent. */
+        if (handoff_status_may_pass(status))
+            assert_true(row->safe && !row->sent);
         /* What may be hidden has a reason. */
         assert_true(!known || !row->safe || row->reason != HANDOFF_REASON_NONE);
     }

@@ -488,6 +488,8 @@ struct offer_result {
     std::error_code error{};
 
     explicit operator bool() const noexcept { return !error; }
+    /** Whether the client can wait: broker::fd() becomes readable when an offer would be taken. */
+    bool may_pass() const noexcept { return error && handoff_status_may_pass(error.value()); }
 };
 
 /** What became of an offer: handoff_verdict. */

@@ -96,6 +96,22 @@ impl ErrorKind {
         }
     }
 
+    /// Whether what a broker refuses an offer with is about its backends, and may pass.
+    pub fn may_pass(self) -> bool {
+        matches!(
+            self,
+            ErrorKind::BackendUnavailable
+                | ErrorKind::TooManyChannels
+                | ErrorKind::WouldBlock
+                | ErrorKind::PermissionDenied
+                | ErrorKind::PeerNotAllowed
+                | ErrorKind::PeerUnknown
+                | ErrorKind::Full
+                | ErrorKind::RateLimited
+                | ErrorKind::DescriptorPressure
+        )
+    }
+
     /// The reason that a broker gives for a fallback after this error; none where a fallback must
     /// not hide it, or where nothing failed.
     pub fn reason(self) -> Option<Reason> {

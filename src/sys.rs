@@ -1,4 +1,4 @@
-//! System calls made safe: every `unsafe` block outside `ffi` is here.
+//! System calls made safe: every `unsafe` block outside `ffi` and tests is here.
 //!
 //! Each function is one call with EINTR retried, descriptors owned from the moment they exist and
 //! close-on-exec set by the call that makes them. The callers say what an error means.

@@ -41,7 +41,10 @@ TEST_CASE("a broker's options count")
         channel.offer(connection.server.get());
         handoff::offer offer;
         offer.fd = connection.server.get();
-        CHECK(channel.broker.offer(offer, nullptr, channel.ec).error == errc::full);
+        const auto waits = channel.broker.offer(offer, nullptr, channel.ec);
+        CHECK(waits.error == errc::full);
+        CHECK(waits.may_pass());
+        CHECK(!handoff::offer_result{}.may_pass());
         CHECK(!channel.ec);
 
         CHECK(channel.awaited_verdict().reason == reason::ack_timeout);

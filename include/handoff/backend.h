@@ -327,7 +327,7 @@ handoff_status handoff_backend_next(handoff_backend *backend,
  * The verdict is sent with the handoff_backend_next() that returns HANDOFF_NOTHING, at the latest:
  * so a client that you serve right away has its answer before the broker is woken. If you stop
  * before that, handoff_backend_dispatch() sends it. If you adopt later, it is sent at once, unless
- * you have still to take others that came with it.
+ * you still have others to take that came with it.
  *
  * @param backend  the backend
  * @param id       the arrival's id
@@ -349,7 +349,7 @@ handoff_status handoff_backend_adopt(handoff_backend *backend,
  * Rejects an arrival. Its descriptor is closed, and the broker serves the client another way. If
  * its SO_LINGER, socket(7), has a time, that is turned off first for both copies, because close(2)
  * could wait. The same happens to every arrival that is not adopted. The verdict is sent at once,
- * or, if you have still to take others of its packet, with theirs.
+ * or, if you still have others to take of its packet, with theirs.
  *
  * @param backend  the backend
  * @param id       the arrival's id

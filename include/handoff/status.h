@@ -215,6 +215,21 @@ const char *handoff_reason_name(handoff_reason reason) HANDOFF_NOEXCEPT;
 bool handoff_status_is_fallback_safe(handoff_status status) HANDOFF_NOEXCEPT;
 
 /**
+ * Tells whether what a broker refuses an offer with may pass: it is about the backends, and not about
+ * this offer. The client can wait in a queue of yours, for a limited time: handoff_broker_fd() becomes
+ * readable when an offer would be taken.
+ *
+ * @param status  what handoff_broker_offer() returned
+ * @return true for HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE,
+ *         HANDOFF_ERR_TOO_MANY_CHANNELS, HANDOFF_ERR_WOULD_BLOCK, HANDOFF_ERR_PERMISSION_DENIED,
+ *         HANDOFF_ERR_PEER_NOT_ALLOWED, HANDOFF_ERR_PEER_UNKNOWN and
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; false for every other number.
+ *
+ * Safe in any thread, after fork() and in a signal handler.
+ */
+bool handoff_status_may_pass(handoff_status status) HANDOFF_NOEXCEPT;
+
+/**
  * Tells whether the descriptor may have reached the backend.
  *
  * @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait(),
@@ -501,7 +516,7 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_TLS_RECORD (-43)
 
 /**
- * The backend has as many channels as it may, in all or of this broker's user;
+ * The backend has as many channels as it may, in total or for this broker's user;
  * handoff_last_error() says which. The broker tries again. Serve the client another way, and raise
  * `max_channels` or `max_channels_per_user` in handoff_backend_options.
  */

@@ -20,7 +20,7 @@ use crate::wire::{self, Refusal, Rejection, cause};
 pub(super) struct Place {
     pub channel: usize,
     pub slot: usize,
-    /// Tells this arrival from all others of the handle.
+    /// Tells this arrival from those that had its slot before, back to billions of arrivals.
     pub serial: u64,
 }
 
@@ -162,7 +162,8 @@ impl Arrivals {
         }
         let (slot, serial) = (offer.head.slot as usize, self.next_serial);
         slots.hold(offer, descriptor, serial, &mut self.rooms)?;
-        self.next_serial = (serial + 1) & MAX_SERIAL;
+        // So that no id is 0.
+        self.next_serial = ((serial + 1) & MAX_SERIAL).max(1);
         self.held += 1;
         self.waiting.push_back(Place { channel, slot, serial });
         Ok(())

@@ -170,7 +170,7 @@ impl Backend {
     }
 
     /// Frees what the last arrivals leave behind: room that is not kept, and channels whose broker
-    /// has gone and of which nothing is held. Not at once, because the caller may still read the
+    /// has gone and of which nothing is held or still to be looked at. Not at once, because the caller may still read the
     /// bytes.
     pub(super) fn clear_up(&mut self) {
         let (rooms, channels) = (&mut self.arrivals.rooms, &mut self.channels);
@@ -183,10 +183,11 @@ impl Backend {
             }
             rooms.took_surplus(surplus);
         }
-        let accepting = &mut self.accepting;
+        let (accepting, kept) = (&mut self.accepting, &self.inbox.kept);
         self.orphans.retain(|&index| {
             let channel = &mut channels[index];
             let held = channel.slots.as_ref().is_some_and(|slots| slots.held() > 0);
+            let held = held || kept.is_of(index);
             if !held {
                 if let Some(mut slots) = channel.slots.take() {
                     slots.free_rooms(rooms);

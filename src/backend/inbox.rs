@@ -61,6 +61,11 @@ impl Kept {
         self.opened == self.count
     }
 
+    /// Whether there are packets of a channel.
+    pub(super) fn is_of(&self, channel: usize) -> bool {
+        self.channel == channel && !self.is_empty()
+    }
+
     /// Keeps a packet if it is small, and there is a place; says whether it does. Those of another
     /// channel are taken first. All that are kept have at most so many descriptors, which nobody
     /// has checked.

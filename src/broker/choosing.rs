@@ -146,7 +146,7 @@ impl Broker {
                 copy => COPIED | u64::from(copy),
             };
             facts.id = self.next_id << ID_BITS | place;
-            // They begin again after years, and 0 is none.
+            // They begin again after 2^41, and 0 is none.
             self.next_id = ((self.next_id + 1) & MAX_NUMBER).max(1);
         }
         if let Some(failures) = member.tally.failures.as_mut().filter(|_| trial) {

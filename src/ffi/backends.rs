@@ -258,7 +258,7 @@ unsafe impl Growing for handoff_backend_state {
 /// @param index       which backend: they are numbered from 0 in the order in which they came, and
 ///                    the number changes when an earlier one is removed
 /// @param[out] state  what it does, and has done
-/// @return HANDOFF_OK; HANDOFF_NOTHING if there are not so many; HANDOFF_ERR_INVALID_ARGUMENT if a
+/// @return HANDOFF_OK; HANDOFF_NOTHING if there are fewer; HANDOFF_ERR_INVALID_ARGUMENT if a
 ///         pointer is NULL or `state->size` is wrong; HANDOFF_ERR_WRONG_PROCESS.
 #[unsafe(no_mangle)]
 #[must_use]

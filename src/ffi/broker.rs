@@ -272,8 +272,8 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 /// @param offer    the connection and what goes with it; everything but `fd` is copied
 /// @param[out] id  names the offer for handoff_broker_take_back(); may be NULL
 /// @return HANDOFF_OK: there will be a verdict.
-///         The first eight errors are about the backend and may pass; the descriptor becomes
-///         readable when an offer would be taken:
+///         The first errors are about the backend and may pass, handoff_status_may_pass(); the
+///         descriptor becomes readable when an offer would be taken:
 ///         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, also if the backend is draining:
 ///         handoff_last_error() says why;
 ///         HANDOFF_ERR_TOO_MANY_CHANNELS if there is none because the backend has as many as it
@@ -288,18 +288,17 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         verdicts are not taken, or the backend has not granted its places yet: on a new channel
 ///         they come in a moment, and not all at once. handoff_last_error() says which;
 ///         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or what timed out
-///         has taken all its places, see HANDOFF_STATE_RESTING.
-///         The others are not about the backend, or do not pass by themselves, but for one:
+///         has taken all its places, see HANDOFF_STATE_RESTING;
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE if there is no descriptor for a channel; or, at the first
+///         use, if there is none for the broker itself.
+///         The others are about the offer, the program or the system, and do not pass by themselves:
 ///         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
 ///         `correlation` is too long;
 ///         HANDOFF_ERR_NOT_TLS with HANDOFF_OFFER_TLS, if the kernel does not do the TLS of `fd` in
 ///         both directions;
 ///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, `flags` has an unknown bit
 ///         or both forms of preread are set;
-///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED;
-///         HANDOFF_ERR_DESCRIPTOR_PRESSURE if there is no descriptor for a channel: this passes, as
-///         the first eight do; or, at the first use, if there is none for the broker itself;
-///         HANDOFF_ERR_NO_MEMORY;
+///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED; HANDOFF_ERR_NO_MEMORY;
 ///         HANDOFF_ERR_UNSUPPORTED if this system lacks what a channel needs, the backend speaks
 ///         another version of the protocol, or its library is too old for HANDOFF_OFFER_TLS;
 ///         HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG is RLIMIT_FSIZE, for the memory
@@ -308,17 +307,15 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 /// If none of several backends takes the offer, the status is about the one that is most likely to
 /// take one soon.
 ///
-/// After a refusal that is about the backend and not about this offer (HANDOFF_ERR_FULL,
-/// _RATE_LIMITED, _BACKEND_UNAVAILABLE, _TOO_MANY_CHANNELS and so on) the descriptor becomes
-/// readable when an offer would be taken again: see handoff_broker_room(). Call
-/// handoff_broker_flush() first: offers that wait for it can keep others out.
+/// If the refusal may pass, see handoff_broker_room(), and call handoff_broker_flush() before you wait:
+/// offers that wait for it can keep others out.
 ///
 /// After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
 /// handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
 /// yours.
 ///
-/// It allocates memory only for offers that are longer than those before, and for copies of what
-/// several backends may get.
+/// It allocates memory only for offers that are longer than those before, for copies of what several
+/// backends may get, and when several backends refuse an offer.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_offer(
@@ -641,7 +638,7 @@ pub struct handoff_broker_statistics {
     /// Offers accepted by handoff_broker_offer() and handoff_broker_offer_and_wait().
     pub offered: u64,
     /// Offers refused by these calls, as often as each was made. Arguments that are wrong whatever
-    /// the broker does, as a NULL pointer, are not counted.
+    /// the broker does, such as a NULL pointer, are not counted.
     pub refused: u64,
     /// Offers that a backend adopted.
     pub adopted: u64,

@@ -114,7 +114,7 @@ pub const HANDOFF_ERR_TLS_ALERT: handoff_status = -42;
 /// The client has sent a TLS record other than data, or something that is no record of this
 /// connection; handoff_last_error() says what. Close the connection.
 pub const HANDOFF_ERR_TLS_RECORD: handoff_status = -43;
-/// The backend has as many channels as it may, in all or of this broker's user;
+/// The backend has as many channels as it may, in total or for this broker's user;
 /// handoff_last_error() says which. The broker tries again. Serve the client another way, and raise
 /// `max_channels` or `max_channels_per_user` in handoff_backend_options.
 pub const HANDOFF_ERR_TOO_MANY_CHANNELS: handoff_status = -44;

@@ -91,6 +91,22 @@ pub extern "C" fn handoff_status_is_fallback_safe(status: handoff_status) -> boo
     entry(status).is_some_and(|entry| entry.kind.is_fallback_safe())
 }
 
+/// Tells whether what a broker refuses an offer with may pass: it is about the backends, and not about
+/// this offer. The client can wait in a queue of yours, for a limited time: handoff_broker_fd() becomes
+/// readable when an offer would be taken.
+///
+/// @param status  what handoff_broker_offer() returned
+/// @return true for HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE,
+///         HANDOFF_ERR_TOO_MANY_CHANNELS, HANDOFF_ERR_WOULD_BLOCK, HANDOFF_ERR_PERMISSION_DENIED,
+///         HANDOFF_ERR_PEER_NOT_ALLOWED, HANDOFF_ERR_PEER_UNKNOWN and
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE; false for every other number.
+///
+/// Safe in any thread, after fork() and in a signal handler.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_status_may_pass(status: handoff_status) -> bool {
+    entry(status).is_some_and(|entry| entry.kind.may_pass())
+}
+
 /// Tells whether the descriptor may have reached the backend.
 ///
 /// @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait(),

@@ -196,6 +196,7 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "handoff_last_error": (c_char_p,),
     "handoff_status_name": (c_char_p, _status),
     "handoff_status_is_fallback_safe": (c_bool, _status),
+    "handoff_status_may_pass": (c_bool, _status),
     "handoff_reason_name": (c_char_p, c_uint32),
     "handoff_backend_listen": (_status, c_char_p, POINTER(BackendOptions), POINTER(_handle)),
     "handoff_backend_listen_on": (_status, c_int, POINTER(BackendOptions), POINTER(_handle)),
@@ -290,6 +291,12 @@ class HandoffError(Exception):
         another way is all that is to be done. Any other error is a bug; report it."""
         return self.status is not None and bool(
             library.handoff_status_is_fallback_safe(self.status))
+
+    @property
+    def may_pass(self) -> bool:
+        """Of offer(): whether the refusal is about the backends and may pass, so that the client can
+        wait: the broker's descriptor becomes readable when an offer would be taken."""
+        return self.status is not None and bool(library.handoff_status_may_pass(self.status))
 
     def __str__(self) -> str:
         name = "" if self.status is None else f"{status_name(self.status)}: "
