@@ -158,17 +158,13 @@ impl Broker {
             member.settings.max_in_flight.unwrap_or(self.options.max_in_flight).clamp(1, MAX_SLOTS)
         };
         let most = self.members.iter().filter(|member| !member.gone).map(of).sum::<usize>();
-        let verdicts = &mut self.outcomes.verdicts;
-        verdicts
-            .try_reserve((3 * most).saturating_sub(verdicts.len()))
-            .map_err(NoMemory::to("verdicts"))?;
-        if self.members.len() > 1 {
-            let again = &mut self.outcomes.again;
-            again.try_reserve(most).map_err(NoMemory::to("verdicts"))?;
-            let waiting = &mut self.waiting;
-            let more = most.saturating_sub(waiting.len());
-            waiting.try_reserve(more).map_err(NoMemory::to("verdicts"))?;
-        }
+        let may_wait = if self.members.len() > 1 { most } else { 0 };
+        let Outcomes { verdicts, again, .. } = &mut self.outcomes;
+        let more = (2 * most + may_wait).saturating_sub(verdicts.len());
+        verdicts.try_reserve(more).map_err(NoMemory::to("verdicts"))?;
+        again.try_reserve(may_wait).map_err(NoMemory::to("verdicts"))?;
+        let more = may_wait.saturating_sub(self.waiting.len());
+        self.waiting.try_reserve(more).map_err(NoMemory::to("verdicts"))?;
         self.most_verdicts = most;
         Ok(())
     }

@@ -71,8 +71,9 @@ impl Broker {
         }
         let (untaken, most) = (self.outcomes.verdicts.len(), self.most_verdicts);
         if awaited {
-            // As many may be in flight, and wait for room.
-            let reserved = self.outcomes.awaited.try_reserve(2 * most);
+            // As many may be in flight, and as many wait for another backend.
+            let more = if self.members.len() > 1 { 2 * most } else { most };
+            let reserved = self.outcomes.awaited.try_reserve(more);
             reserved.map_err(NoMemory::to("verdicts")).map_err(BrokerError::from)?;
         } else if untaken >= most && most > 0 {
             return Err(self.too_many_verdicts(untaken, len, now));
