@@ -216,6 +216,10 @@ typedef struct handoff_offer {
  * undecrypted may be left there, nor may there be a record that it has begun to read or write.
  * After the verdict HANDOFF_ADOPTED free its object without a close_notify or another byte on the
  * connection.
+ *
+ * With OpenSSL 3: set SSL_OP_ENABLE_KTLS before the handshake. Take with SSL_read(3) what SSL_pending(3)
+ * says is there; SSL_has_pending(3) must be 0 then, or serve the client yourself. Free with SSL_free(3),
+ * without SSL_shutdown(3); a socket that SSL_set_fd(3) set stays open.
  */
 #define HANDOFF_OFFER_TLS 2
 
