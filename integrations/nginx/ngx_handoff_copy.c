@@ -10,6 +10,14 @@
 
 #pragma GCC visibility push(hidden)
 
+/*
+ * As files of their own the http and the stream module each have such a list, and one connection can
+ * be in both: "pass" of a stream's server gives it to a listener of http. So what happens to it goes
+ * through del_conn, which all lists are in, with flags that nginx's event methods do not know.
+ */
+#define NGX_HANDOFF_ADOPTED_EVENT  0x100    /* with NGX_CLOSE_EVENT: not closed yet, but adopted */
+#define NGX_HANDOFF_CLOSE_EVENT    0x200    /* in its place: closed, and to be taken out of epoll */
+
 /* How nginx reads from such a connection and writes to it. */
 typedef struct {
     ngx_recv_pt          recv;
@@ -106,16 +114,13 @@ ngx_handoff_add_copy(ngx_connection_t *c)
 
 /*
  * A backend has adopted the connection, or may have: nothing but close(2) may happen to it here. A
- * copy is from an offer before.
+ * copy is from an offer before, perhaps of the other module. For the event method itself there is
+ * nothing to do: the connection was taken out of it before the offer.
  */
 void
 ngx_handoff_adopted(ngx_connection_t *c)
 {
-    ngx_handoff_copy_t  *copy = ngx_handoff_copies[c - ngx_handoff_connections];
-
-    if (copy != NULL) {
-        copy->adopted = 1;
-    }
+    (void) ngx_del_conn(c, NGX_CLOSE_EVENT|NGX_HANDOFF_ADOPTED_EVENT);
 }
 
 
@@ -247,18 +252,23 @@ ngx_handoff_del_conn(ngx_connection_t *c, ngx_uint_t flags)
     ngx_handoff_copy_t  *copy;
 
     /* Some are not among them, such as those of nginx's resolver. */
-    if ((flags & NGX_CLOSE_EVENT)
+    if ((flags & (NGX_CLOSE_EVENT|NGX_HANDOFF_CLOSE_EVENT))
         && c >= first && c < first + ngx_handoff_connection_n
         && (copy = ngx_handoff_copies[c - first]) != NULL)
     {
-        ngx_handoff_copies[c - first] = NULL;
+        if (flags & NGX_HANDOFF_ADOPTED_EVENT) {
+            copy->adopted = 1;
 
-        if (!copy->adopted) {
-            ngx_handoff_shut_down(c);
-        }
+        } else {
+            ngx_handoff_copies[c - first] = NULL;
 
-        if (c->read->active || c->write->active) {
-            flags = 0;
+            if (!copy->adopted) {
+                ngx_handoff_shut_down(c);
+            }
+
+            if (c->read->active || c->write->active) {
+                flags = NGX_HANDOFF_CLOSE_EVENT;
+            }
         }
     }
 
