@@ -50,6 +50,12 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
         return r->err_status;
     }
 
+    /* The offer is the main request's. */
+    if (r != r->main) {
+        ngx_log_error(NGX_LOG_INFO, r->connection->log, 0, "not handed over: it is a subrequest");
+        return NGX_HTTP_BAD_GATEWAY;
+    }
+
     ctx->upstream = r->upstream;
 
     offer->broker = ngx_http_handoff_broker(r, conf, offer);
@@ -92,6 +98,11 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
 static ngx_uint_t
 ngx_http_handoff_is_refused(ngx_http_request_t *r, ngx_http_handoff_ctx_t *ctx)
 {
+    /* A subrequest has no offer: that status may be what the handler itself gave it. */
+    if (r != r->main) {
+        return r->err_status >= NGX_HTTP_BAD_REQUEST && r->err_status != NGX_HTTP_BAD_GATEWAY;
+    }
+
     if (ctx->offer.outcome == HANDOFF_FALLBACK
         && r->err_status == (ngx_uint_t) ngx_http_handoff_fallback(&ctx->offer)
         && r->upstream == ctx->upstream)
@@ -171,10 +182,6 @@ ngx_http_handoff_read_handler(ngx_http_request_t *r)
 static char *
 ngx_http_handoff_obstacle(ngx_http_request_t *r)
 {
-    if (r != r->main) {
-        return "it is a subrequest";
-    }
-
 #if (NGX_HTTP_V2)
     if (r->stream) {
         return "it came by HTTP/2";

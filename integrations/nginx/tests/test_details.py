@@ -101,6 +101,37 @@ class NotEligible(Details):
         answered = self.answered()
         self.assertEqual(set(way for way, _ in answered), {"unix"})
 
+    def test_subrequest_is_not_told_of_as_the_request(self):
+        """The request has been on offer, or will be; of both only that is logged and decides."""
+        self.expected.append(self.FALLBACK)
+        self.start_backend("-n", name="hangs", sockets=("hangs.sock", "hangs_echo.sock"))
+        self.start(http=server("""
+            recursive_error_pages on;
+            location /r/never { auth_request /part; proxy_pass http://unix:{directory}/fallback.sock; }
+            location /r/before { handoff_pass unix:{directory}/none.sock; error_page 502 = @proxied; }
+            location /r/between { handoff_pass unix:{directory}/hangs.sock; handoff_timeout 100ms;
+                error_page 504 @next; }
+            location @proxied { mirror /part; proxy_pass http://unix:{directory}/fallback.sock; }
+            location @next { auth_request /part; PASS }
+            location = /part { internal; handoff_pass unix:{directory}/none.sock;
+                error_page 502 @twice; }
+            location @twice { handoff_pass unix:{directory}/none.sock; error_page 502 =204 /nginx; }"""))
+        for identity, way, pattern in [
+                ("never", "unix", "200 outcome=-? reason=-?"),
+                ("before", "unix", "200 outcome=fallback reason=backend unavailable"),
+                ("between", "handoff", "299 outcome=adopted reason=-?")]:
+            with self.subTest(identity):
+                self.assertEqual(self.served(request(identity)), way)
+                self.check_access(f"^/r/{identity} {pattern} wait=")
+
+    def test_subrequest_that_nginx_refuses_stays_refused(self):
+        self.start(http=server("""
+            location /r/ { auth_request /auth; proxy_pass http://unix:{directory}/fallback.sock; }
+            location = /auth { error_page 403 @pass; return 403; }
+            location @pass { PASS }"""))
+        self.assertEqual(ask(self.port, request("a")).status, 403)
+        self.assertEqual(self.answered(), {})
+
     def test_subrequest_of_ssi(self):
         with open(f"{self.directory}/page.html", "w", encoding="ascii") as file:
             file.write('(<!--#include virtual="/r/part" -->)')
