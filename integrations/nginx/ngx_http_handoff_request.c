@@ -262,7 +262,7 @@ ngx_http_handoff_done(ngx_handoff_offer_t *offer)
     }
 
     if (c->error) {
-        ngx_http_finalize_request(r, NGX_ERROR);
+        ngx_http_finalize_request(r, NGX_HTTP_CLIENT_CLOSED_REQUEST);
 
     } else {
         ngx_http_finalize_request(r, ngx_http_handoff_fallback(offer));

@@ -203,7 +203,7 @@ class Copies(Case):
         self.assertEqual(len(lines), 10)
         for line in lines:  # the shutdown, which looks like a client that left, races the verdict
             self.assertRegex(
-                line, "^/small 000 outcome=fallback reason=(rejected|client gone) wait=")
+                line, "^/small 499 outcome=fallback reason=(rejected|client gone) wait=")
 
 
 TWO_BACKENDS = """

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import socket
+import struct
 import subprocess
 import unittest
 
@@ -307,6 +308,16 @@ class Told(Details):
         self.start(http=server("location / { PASS handoff_log_status 202; }"))
         ask(self.port, request("a"))
         self.check_access("^/r/a 202 outcome=adopted ")
+
+    def test_client_that_resets_its_connection_on_offer_is_logged_as_one_that_closed_it(self):
+        self.expected.append(self.FALLBACK)
+        self.start("-n", http=server("location / { PASS handoff_timeout 300ms; }"))
+        with socket.create_connection(("127.0.0.1", self.port)) as client:
+            client.sendall(request("a"))
+            wait_until(lambda: self.backend.statistics()["arrived"] == 1, "it arrives")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.check_access("^/r/a 499 outcome=fallback reason=acknowledgement timeout ")
+        self.assertEqual(self.answered(), {})
 
     def arrival(self, directives, data):
         self.start(http=server(directives + "location / { PASS }"))
