@@ -291,6 +291,23 @@ class Eligible(Details):
                             request("a", what="head"))
         self.assertEqual(answer.headers["x-served-by"], "handoff")
 
+    def test_fallback_after_two_handoffs_needs_recursive_error_pages_where_it_begins(self):
+        """As README.md says. The second is the first one's fallback, or an application leads to it."""
+        self.expected.append(self.FALLBACK)
+        self.start(http=server(r"""
+            location ~ ^/(\w+)/first { recursive_error_pages on; handoff_pass unix:{directory}/none.sock;
+                error_page 502 = @$1; }
+            location ~ ^/(\w+)/second { handoff_pass unix:{directory}/none.sock; error_page 502 = @$1; }
+            location @application { proxy_pass http://unix:{directory}/fallback.sock;
+                proxy_set_header Accel @next; }
+            location @next { recursive_error_pages on; handoff_pass unix:{directory}/none.sock;
+                error_page 502 =200 /nginx?id=said; }"""))
+        for what in "next", "application":
+            with self.subTest(what):
+                answer = ask(self.port, request("first", what))
+                self.assertEqual((answer.status, answer.body), (200, b"nginx said"))
+                self.assertEqual(ask(self.port, request("second", what)).status, 502)
+
 
 class Told(Details):
     def test_access_log(self):
