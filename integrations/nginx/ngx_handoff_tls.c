@@ -23,8 +23,14 @@ static ssize_t ngx_handoff_plain_recv(ngx_connection_t *c, u_char *buf, size_t s
 static char *ngx_handoff_tls_describe(ngx_connection_t *c, char *what);
 
 
-/* Of a connection's SSL object. */
-static int          ngx_handoff_tls_index = -1;
+/*
+ * Of a connection's SSL object. The one thing that is not hidden: as files of their own both modules
+ * must find the same there, because "pass" of a stream's server gives a connection to http.
+ */
+#pragma GCC visibility push(default)
+int  ngx_handoff_tls_index = -1;
+#pragma GCC visibility pop
+
 static ngx_recv_pt  ngx_handoff_next_recv;
 
 
