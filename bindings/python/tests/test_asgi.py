@@ -361,7 +361,7 @@ class WorkersThatFail(Asgi):
             missing.write("raise ModuleNotFoundError('no uvicorn', name='uvicorn')\n")
         environment = {**os.environ, "PYTHONPATH": f"{self.directory}:{os.environ['PYTHONPATH']}"}
         command = [sys.executable, "-B", "-m", "handoff.asgi"]
-        needs = "handoff.asgi needs uvicorn: pip install 'handoff[asgi]'\n"
+        needs = "handoff.asgi needs uvicorn: pip install uvicorn\n"
         for arguments, code, error in ((("asgi_app:app", self.path), 1, needs),
                                        (("asgi_app:app", self.directory + "/"), 1, needs),
                                        (("--help",), 0, "")):

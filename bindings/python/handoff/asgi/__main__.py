@@ -128,7 +128,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name != "uvicorn":
             raise
-        sys.exit("handoff.asgi needs uvicorn: pip install 'handoff[asgi]'")
+        sys.exit("handoff.asgi needs uvicorn: pip install uvicorn")
     if os.path.isdir(given.path) and not given.path.endswith("/"):
         parser.error(f"{given.path} is a directory: end it with '/', for workers in it")
     options = uvicorn_options(parser, given)
