@@ -274,12 +274,12 @@ class HandoffError(Exception):
 
     def __init__(self, status: int | None, sentence: str | None = None) -> None:
         self.status = status
+        number = 0
         if sentence is None:
-            self.errno = ctypes.get_errno()  # first, because the next call changes it
+            number = ctypes.get_errno()  # first, because the next call changes it
             sentence = library.handoff_last_error().decode(errors="backslashreplace")
-        else:
-            self.errno = 0
         super().__init__(sentence)
+        self.errno = number  # last: in a TlsError, which is an OSError, the line above clears it
 
     def __reduce__(self) -> tuple[Any, ...]:
         # errno is no member of __dict__ in a TlsError, which is an OSError.

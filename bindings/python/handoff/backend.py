@@ -170,6 +170,8 @@ class Backend(Handle[Arrival]):
         wait, and no client is lost: one that was adopted at this very moment is what the next
         accept() returns. close() ends its connection.
         """
+        if timeout is not None and math.isnan(timeout):  # no time is after it: the wait would not end
+            raise ValueError(f"the timeout cannot be {timeout!r}")
         end = math.inf if timeout is None or timeout < 0 else time.monotonic() + timeout
         while True:
             self._accept(end)

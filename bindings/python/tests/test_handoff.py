@@ -231,6 +231,11 @@ class TheBackend(Ends):
         with self.backend.accept().connection:
             self.assertIsNone(self.backend.accept(timeout=0.01))
 
+    def test_accept_refuses_a_timeout_that_is_no_time(self):
+        self.listen()
+        self.assertRaisesRegex(ValueError, "cannot be nan", lambda: self.backend.accept(float("nan")))
+        self.assertRaises(TypeError, lambda: self.backend.accept("1"))
+
     def test_signal_handlers_run_during_accept_and_do_not_put_off_its_end(self):
         self.listen()
         signals = []
@@ -314,6 +319,13 @@ class TheBackend(Ends):
         self.assertIn("HANDOFF_ERR_INVALID_ARGUMENT", str(raised.exception))
         self.assertFalse(raised.exception.is_fallback_safe)
         self.assertEqual(raised.exception.errno, 0)
+
+    def test_error_of_tls_has_the_errno_of_the_system(self):
+        with handoff.TlsSocket() as unconnected, self.assertRaises(handoff.TlsError) as raised:
+            unconnected.recv(1)
+        self.assertEqual(raised.exception.errno, errno.ENOTCONN, raised.exception)
+        ctypes.set_errno(errno.EIO)
+        self.assertEqual(handoff.TlsError(handoff.Status.ERR_TLS_ALERT, "of this test").errno, 0)
 
     def test_policy_keeps_a_stranger_out(self):
         self.listen(users=[os.geteuid() + 1])
