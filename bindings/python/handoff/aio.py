@@ -270,8 +270,21 @@ class _First(asyncio.Protocol):
         asyncio.get_running_loop().call_soon(self._give, transport)
 
     def _give(self, transport: asyncio.Transport) -> None:
-        if self._preread and not transport.is_closing():
+        if not self._preread or transport.is_closing():
+            return
+        if transport.is_reading():
             self._protocol.data_received(self._preread)
+            return
+
+        def resume_reading() -> None:
+            del transport.resume_reading  # that of its class again
+            transport.resume_reading()
+            asyncio.get_running_loop().call_soon(self._give, transport)
+
+        # No timer: the loop would read the socket first, and call_soon() is before it looks there.
+        transport.resume_reading()  # Python 3.11.2 watches the socket of one that was paused so early
+        transport.pause_reading()
+        transport.resume_reading = resume_reading  # type: ignore[assignment]
 
 
 def _take(arrival: Arrival) -> socket.socket:
@@ -283,10 +296,12 @@ async def create_connection(make_protocol: Callable[[], asyncio.Protocol],
                             arrival: Arrival) -> tuple[asyncio.Transport, asyncio.Protocol]:
     """Makes a transport and a protocol of an adopted arrival, as loop.create_connection() does of a
     socket. The protocol gets the preread first."""
+    protocol = make_protocol()
+    if isinstance(protocol, asyncio.BufferedProtocol):
+        raise TypeError("the protocol cannot be a BufferedProtocol: it takes an asyncio.Protocol")
     connection = _take(arrival)
     try:
         connection.setblocking(False)
-        protocol = make_protocol()
         transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
             lambda: _First(protocol, arrival.preread), connection)
     except BaseException:
@@ -305,6 +320,12 @@ class StreamWriter(asyncio.StreamWriter):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._arrival if name == "arrival" else super().get_extra_info(name, default)
+
+    async def start_tls(self, *arguments: Any, **options: Any) -> None:
+        """Raises a RuntimeError. asyncio would take this end for the client's, and what the preread
+        has of a ClientHello would be lost."""
+        raise RuntimeError("a connection that was handed over cannot start TLS: "
+                           "let the broker do the client's TLS")
 
 
 async def open_connection(arrival: Arrival, *,
@@ -384,6 +405,7 @@ class Server(asyncio.AbstractServer):
             _take(arrival).close()
 
     def _accepting_ended(self, accepting: asyncio.Task[None]) -> None:
+        self.listener.close()  # or clients would wait for what nobody takes any more
         if not accepting.cancelled() and accepting.exception() is not None:
             self._loop.call_exception_handler({
                 "message": "handoff.aio.start_server() accepts no more",

@@ -5,6 +5,7 @@ import asyncio
 import os
 import resource
 import socket
+import ssl
 import time
 import unittest
 
@@ -168,6 +169,19 @@ class Streams(Aio):
                 return read_all(client)
         self.assertEqual(self.serve_with(answer, clients), b"msc")
 
+    def test_starting_tls_is_refused_and_the_connection_goes_on(self):
+        async def serve(_, writer):
+            try:
+                await writer.start_tls(ssl.create_default_context())
+            except RuntimeError as error:
+                writer.write(str(error).encode())
+            writer.close()
+
+        def clients():
+            with self.front.hand_over(b"\x16\x03\x01") as client:
+                return read_all(client)
+        self.assertIn(b"cannot start TLS", self.serve_with(serve, clients))
+
     def test_plain_function_may_be_the_callback(self):
         def answer(reader, writer):
             writer.write(b"plain")
@@ -263,6 +277,62 @@ class Streams(Aio):
                 await serving
             self.assertFalse(server.is_serving())
             self.assertFalse(os.path.exists(self.path))
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+class Protocols(Aio):
+    async def adopt(self, listener):
+        """An arrival whose preread is "preread", and its client."""
+        client = asyncio.get_running_loop().run_in_executor(None, self.front.hand_over, b"preread")
+        arrival = await listener.__anext__()
+        return arrival, await client
+
+    def test_preread_waits_for_a_protocol_that_pauses_and_comes_before_what_follows(self):
+        class Paused(asyncio.Protocol):
+            def __init__(self):
+                self.got, self.all = [], asyncio.get_running_loop().create_future()
+
+            def connection_made(self, transport):
+                self.transport = transport
+                transport.pause_reading()
+
+            def data_received(self, data):
+                self.got.append((self.transport.is_reading(), data))
+                if data == b"preread":
+                    self.transport.pause_reading()
+
+            def connection_lost(self, _):
+                self.all.set_result(self.got)
+
+        async def run():
+            listener = handoff.aio.listen(self.path)
+            arrival, client = await self.adopt(listener)
+            with client:
+                client.sendall(b" and more")
+                client.shutdown(socket.SHUT_WR)
+                transport, protocol = await handoff.aio.create_connection(Paused, arrival)
+                for count in 0, 1:
+                    await asyncio.sleep(0.05)
+                    self.assertEqual(len(protocol.got), count)
+                    transport.resume_reading()
+                    if count == 0:  # and at once again
+                        transport.pause_reading()
+                        await asyncio.sleep(0.05)
+                        self.assertEqual(protocol.got, [])
+                        transport.resume_reading()
+                self.assertEqual(await protocol.all, [(True, b"preread"), (True, b" and more")])
+            listener.close()
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+    def test_protocol_with_buffers_is_refused_before_the_connection_is_taken(self):
+        async def run():
+            listener = handoff.aio.listen(self.path)
+            arrival, client = await self.adopt(listener)
+            with client, arrival.connection:
+                with self.assertRaisesRegex(TypeError, "cannot be a BufferedProtocol"):
+                    await handoff.aio.create_connection(asyncio.BufferedProtocol, arrival)
+                self.assertNotEqual(arrival.connection.fileno(), -1)
+            listener.close()
         asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
 
@@ -409,6 +479,25 @@ class Listeners(Aio):
             self.assertFalse(server.is_serving())
         asyncio.run(asyncio.wait_for(run(), PATIENCE))
         self.assertEqual(len(told), 1, told)
+
+    def test_server_that_accepts_no_more_leaves_no_socket_for_clients_to_wait_at(self):
+        def cancel(server):
+            server._accepting.cancel()
+
+        def fail(server):
+            server.listener.backend.next = lambda: 1 / 0
+            server.listener._wake()
+
+        async def run(end):
+            asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+            server = await handoff.aio.start_server(echo, self.path)
+            await asyncio.sleep(0)
+            end(server)
+            await asyncio.wait([server._accepting])
+            self.assertFalse(server.is_serving())
+            self.assertFalse(os.path.exists(self.path))
+        for end in cancel, fail:
+            asyncio.run(asyncio.wait_for(run(end), PATIENCE))
 
     def test_errors_of_listening_come_at_once(self):
         async def run():
