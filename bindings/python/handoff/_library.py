@@ -155,19 +155,23 @@ class CVerdict(Sized):
 
 
 class BrokerStatistics(Sized):
-    _fields_ = [("size", c_size_t)] + [(name, c_uint64) for name in (
-        "offered", "refused", "adopted", "taken_back", "connects", "in_flight", "queued_bytes")] + [
-        ("fallbacks", c_uint64 * 32), ("refusals", c_uint64 * 64), ("failovers", c_uint64)]
+    _fields_ = [
+        ("size", c_size_t), *((name, c_uint64) for name in (
+            "offered", "refused", "adopted", "taken_back", "connects", "in_flight",
+            "queued_bytes")),
+        ("fallbacks", c_uint64 * 32), ("refusals", c_uint64 * 64), ("failovers", c_uint64),
+    ]
 
 
 class BackendState(Sized):
     _fields_ = [
         ("size", c_size_t), ("path", c_char_p), ("state", c_uint32), ("flags", c_uint32),
         ("weight", c_uint32), ("status", c_int32), ("error", c_int), ("reserved", c_uint32),
-        ("message", c_char_p)] + [(name, c_uint64) for name in (
+        ("message", c_char_p), *((name, c_uint64) for name in (
             "since_ms", "next_ms", "in_flight", "room", "connects", "failed_connects", "offered",
-            "adopted", "taken_back")] + [
-        ("fallbacks", c_uint64 * 32), ("refusals", c_uint64 * 64), ("histogram", c_uint64 * 32)]
+            "adopted", "taken_back")),
+        ("fallbacks", c_uint64 * 32), ("refusals", c_uint64 * 64), ("histogram", c_uint64 * 32),
+    ]
 
 
 STRUCTS: dict[str, type[ctypes.Structure]] = {

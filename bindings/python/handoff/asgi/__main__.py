@@ -113,7 +113,7 @@ def uvicorn_options(parser: argparse.ArgumentParser, given: argparse.Namespace) 
             continue
         if name not in signature(Config).parameters:
             parser.error(f"argument {option}: uvicorn {__version__} does not have it")
-        known = {"http": config.HTTP_PROTOCOLS, "ws": config.WS_PROTOCOLS}.get(name)
+        known: Any = {"http": config.HTTP_PROTOCOLS, "ws": config.WS_PROTOCOLS}.get(name)
         if known is not None and value not in known and ":" not in value:  # "module:class"
             parser.error(f"argument {option}: invalid choice: {value!r} "
                          f"(choose from {', '.join(map(repr, known))})")
