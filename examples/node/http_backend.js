@@ -15,17 +15,22 @@ const http = require('http');
 const { setTimeout: pause } = require('timers/promises');
 const handoff = require('../../bindings/node'); // 'handoff' where it is installed
 
+/** Resolves when it takes more. It may never: then the client has gone. */
+function writable(response) {
+  return new Promise((resolve) => {
+    const done = () => {
+      response.off('drain', done).off('close', done); // or a long stream would collect them
+      resolve();
+    };
+    response.on('drain', done).on('close', done);
+  });
+}
+
 async function sendEvents(response, count, ms) {
   response.setHeader('Content-Type', 'text/event-stream');
   for (let number = 1; number <= count && !response.destroyed; number++) {
     if (ms > 0 && number > 1) await pause(ms);
-    if (!response.write(`data: ${number}\n\n`)) {
-      // It may never drain: then the client has gone.
-      await new Promise((resolve) => {
-        response.once('drain', resolve);
-        response.once('close', resolve);
-      });
-    }
+    if (!response.write(`data: ${number}\n\n`)) await writable(response);
   }
   response.end();
 }

@@ -1,5 +1,5 @@
 'use strict';
-// The programs in README.md, run as a user would run them.
+// The programs in README.md and the example, run as a user would run them.
 
 const assert = require('assert');
 const fs = require('fs');
@@ -44,5 +44,22 @@ for (const [number, program, signal] of CASES) {
     assert.ok(!fs.existsSync(bench.path));
   });
 }
+
+test('the example waits for a slow client without a new listener each time', { timeout: 60000 }, async (t) => {
+  const bench = await Bench.start(t);
+  const file = path.join(__dirname, '../../../examples/node/http_backend.js');
+  const backend = spawn(process.execPath, [file, bench.path], { stdio: ['ignore', 'ignore', 'pipe'] });
+  t.after(() => backend.kill('SIGKILL'));
+  let warnings = '';
+  backend.stderr.on('data', (data) => { warnings += data; });
+  await until(() => fs.existsSync(bench.path), () => 'it does not listen');
+  const client = await bench.handOver('GET /events?n=50000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n');
+  assert.match(await client.rest(), /data: 50000\n\n\r\n0\r\n\r\n$/);
+  client.socket.end();
+  const end = once(backend, 'close');
+  backend.kill('SIGTERM');
+  assert.deepStrictEqual(await end, [0, null]);
+  assert.strictEqual(warnings, ''); // Node warns of more than ten listeners
+});
 
 test('README.md has its programs', () => assert.strictEqual(PROGRAMS.length, 2));
