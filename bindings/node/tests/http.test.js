@@ -271,7 +271,8 @@ test('closing the server closes the backend', LIMIT, async (t) => {
   const bench = await start(t);
   const client = await bench.handOver(GET);
   await hello(client);
-  bench.http.close();
+  const error = await new Promise((resolve) => { bench.http.close(resolve); });
+  assert.strictEqual(error.code, 'ERR_SERVER_NOT_RUNNING'); // as README.md says
   await once(bench.backend, 'close');
   assert.strictEqual(await client.rest(), '');
   bench.backend = handoff.serve(bench.http, bench.path); // the server may go on
