@@ -765,8 +765,9 @@ struct backend_options {
 /**
  * An offer as the backend sees it: handoff_arrival. One from backend::next() or arrivals() that is
  * neither adopted nor rejected rejects itself when it is destroyed, which must be before its
- * backend is: as reason::backend_busy, so that the broker may ask another backend. One from backend::accept() is adopted: it owns the connection, and closes it when it
- * is destroyed unless you take it with adopt().
+ * backend is: as reason::backend_busy, so that the broker may ask another backend. One from
+ * backend::accept() is adopted: it owns the connection, and closes it when it is destroyed unless
+ * you take it with adopt().
  *
  * Its bytes and names are valid until it is rejected. adopt() leaves them valid until the next
  * backend::dispatch() or backend::accept().

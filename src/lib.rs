@@ -6,9 +6,10 @@
 //! wrong before that, the broker learns that the connection is still its own and serves the client
 //! another way.
 //!
-//! This is the Rust core of `libhandoff`; C programs use it through `handoff.h`. Everything here
-//! is safe to call. Descriptors are borrowed or owned as their types say, except that the one of an
-//! [`Offer`](broker::Offer) must stay open until the verdict; time can be an argument; and an error closes what the failed call had opened and nothing else.
+//! This is the Rust core of `libhandoff`; C programs use it through `handoff.h`. Everything here is
+//! safe to call. Descriptors are borrowed or owned as their types say, except that the one of an
+//! [`Offer`](broker::Offer) must stay open until the verdict; time can be an argument; and an error
+//! closes what the failed call had opened and nothing else.
 //!
 //! | module | what it is for |
 //! |---|---|

@@ -170,8 +170,8 @@ impl Backend {
     }
 
     /// Frees what the last arrivals leave behind: room that is not kept, and channels whose broker
-    /// has gone and of which nothing is held or still to be looked at. Not at once, because the caller may still read the
-    /// bytes.
+    /// has gone and of which nothing is held or still to be looked at. Not at once, because the caller
+    /// may still read the bytes.
     pub(super) fn clear_up(&mut self) {
         let (rooms, channels) = (&mut self.arrivals.rooms, &mut self.channels);
         if rooms.has_surplus() {
