@@ -577,6 +577,45 @@ static void sockets_in_a_directory_are_looked_at_a_few_at_a_time(void **state)
     until(&fleet, count_ready() == 1);
 }
 
+static void wait_for_a_backend_begins_before_all_sockets_are_looked_at(void **state)
+{
+    (void)state;
+    enum { TIMEOUT_MS = 300 };
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    handoff_offer offer = offer_of(fleet.client[0]);
+    handoff_backend *last;
+    char path[100];
+    offer.timeout_ms = TIMEOUT_MS;
+    leave_sockets_behind(0, 200);
+    snprintf(path, sizeof path, "%slast", place);
+    assert_ok(handoff_backend_listen(path, NULL, &last));
+    open_broker();
+    uint64_t start = now_ns();
+    /* The broker finds it, and it says nothing. */
+    assert_status(handoff_broker_offer_and_wait(fleet.broker, &offer, &verdict),
+                  HANDOFF_ERR_BACKEND_UNAVAILABLE);
+    assert_true(ms_since(start) >= TIMEOUT_MS);
+    handoff_backend_free(last);
+}
+
+static void socket_that_is_removed_before_it_is_looked_at_stays_away(void **state)
+{
+    (void)state;
+    enum { SOCKETS = 200 };
+    char last[100];
+    handoff_backend_state found;
+    leave_sockets_behind(0, SOCKETS);
+    snprintf(last, sizeof last, "%sdead-99", place);
+    open_broker();
+    assert_int_not_equal(handoff_broker_fd(fleet.broker), -1);
+    assert_false(find_state(fleet.broker, last, &found));
+    assert_ok(handoff_broker_remove(fleet.broker, last));
+    until(&fleet, count_backends(fleet.broker) == SOCKETS - 1);
+    for (int i = 0; i < 20; i++)
+        turn(&fleet);
+    assert_false(find_state(fleet.broker, last, &found));
+}
+
 static void backend_for_which_there_was_no_place_gets_one_when_another_goes(void **state)
 {
     (void)state;
@@ -807,6 +846,8 @@ int main(void)
         PLACE_TEST(name_that_is_too_long_is_an_error_until_it_goes),
         PLACE_TEST(backends_have_the_places_of_sockets_at_which_nobody_listens),
         PLACE_TEST(sockets_in_a_directory_are_looked_at_a_few_at_a_time),
+        PLACE_TEST(wait_for_a_backend_begins_before_all_sockets_are_looked_at),
+        PLACE_TEST(socket_that_is_removed_before_it_is_looked_at_stays_away),
         PLACE_TEST(backend_for_which_there_was_no_place_gets_one_when_another_goes),
         PLACE_TEST(path_without_room_for_a_name_is_refused),
         PLACE_TEST(abstract_name_may_end_in_a_slash),

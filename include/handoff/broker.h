@@ -260,8 +260,9 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         they come in a moment, and not all at once. handoff_last_error() says which;
  *         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or what timed out
  *         has taken all its places, see HANDOFF_STATE_RESTING;
- *         HANDOFF_ERR_DESCRIPTOR_PRESSURE if there is no descriptor for a channel; or, at the first
- *         use, if there is none for the broker itself.
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE if there is no descriptor for a channel. At the first use
+ *         it may be that there is none for the broker itself: then handoff_broker_fd() is -1, too,
+ *         so call that once at the start.
  *         The others are about the offer, the program or the system, and do not pass by themselves:
  *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
  *         `correlation` is too long;

@@ -131,6 +131,7 @@ impl Broker {
     /// what the caller has passed.
     pub(super) fn is_worth_waiting(&self, refused: &Refused) -> bool {
         let connects = || !self.closed && self.members.iter().any(Member::is_connecting);
-        refused.error.is_full() || (refused.by.is_some() && connects())
+        let finds = || refused.error.kind().may_pass() && self.is_finding_backends();
+        refused.error.is_full() || (refused.by.is_some() && connects()) || finds()
     }
 }

@@ -164,6 +164,10 @@ impl Broker {
                 channel.end(events);
             }
         }
+        if first {
+            // Its number may be another one's before its phase is noted.
+            self.look_at_the_waiting(now);
+        }
         self.touch(index);
         if self.members[index].leaving && !self.members[index].gone {
             self.forget(index);

@@ -178,7 +178,7 @@ impl Broker {
             Ok((names, all)) => (names, (!all).then_some(libc::ENOSPC)),
             Err(error) => (Vec::new(), error.raw_os_error().or(Some(libc::EIO))),
         };
-        (directory.unread, directory.is_partial) = (names, false);
+        (directory.unread, directory.is_partial, directory.is_read) = (names, false, false);
         if let Some(error) = error {
             directory.leaves_out(error, now);
         }
@@ -191,6 +191,11 @@ impl Broker {
             }
         }
         self.read_names(number, now);
+    }
+
+    /// Whether there are sockets in a directory that are still to be looked at.
+    pub(super) fn is_finding_backends(&self) -> bool {
+        self.directories.iter().any(|directory| !directory.unread.is_empty())
     }
 
     /// Whether the socket of a backend is in its directory, and wanted.
@@ -309,7 +314,8 @@ impl Broker {
         let left = self.members.iter().position(is_left).ok_or(full)?;
         if let Some(other) = self.members[left].directory.map(|other| other as usize) {
             let directory = &mut self.directories[other];
-            if other != number && directory.error.is_none() {
+            // One that is half read is read again because of what it leaves out.
+            if other != number && directory.error.is_none() && directory.unread.is_empty() {
                 directory.read_at(now + FULL_PAUSE);
             }
             directory.leaves_out(libc::ENOSPC, now);
@@ -401,18 +407,23 @@ impl Broker {
     }
 
     /// A backend is about to be removed by name: what its directory's watch has still to tell is of
-    /// before that. It has a limit, fs.inotify.max_queued_events, but whoever may write there can
-    /// add more while it is read.
+    /// before that, and so is its socket if that is still to be looked at. The watch has a limit,
+    /// fs.inotify.max_queued_events, but whoever may write there can add more while it is read.
     pub(super) fn catch_up(&mut self, path: &Path, now: Instant) {
-        let Some(number) = self.directory_of(path) else { return };
-        for _ in 0..MOST_READS {
-            if !self.read_watch(number, now) {
-                return;
-            }
+        let (Some(number), Some(name)) = (self.directory_of(path), path.file_name()) else {
+            return;
+        };
+        if (0..MOST_READS).all(|_| self.read_watch(number, now)) {
+            // What is left is forgotten with the watch.
+            self.stop_watching(number);
+            self.read_directory(number, now);
         }
-        // What is left is forgotten with the watch.
-        self.stop_watching(number);
-        self.read_directory(number, now);
+        let directory = &mut self.directories[number];
+        let settings = directory.settings;
+        if let Some(at) = directory.unread.iter().position(|unread| unread == name) {
+            directory.unread.remove(at);
+            self.found(number, name, settings, now);
+        }
     }
 
     /// A backend is removed by name: it stays out of the directory in which it is.

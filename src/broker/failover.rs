@@ -60,7 +60,14 @@ impl Broker {
     /// for nobody.
     pub(super) fn note_phase(&mut self, index: usize, now: Instant) {
         let before = self.members[index].note_phase(now);
-        if before == Some(Phase::Ready) && !self.waiting.is_empty() {
+        if before == Some(Phase::Ready) {
+            self.look_at_the_waiting(now);
+        }
+    }
+
+    /// A backend takes no offers any more: has all those that wait looked at.
+    pub(super) fn look_at_the_waiting(&mut self, now: Instant) {
+        if !self.waiting.is_empty() {
             self.unlooked = self.waiting.len();
             // If no timer can be set, the handle tries again.
             let _ = self.handle.wake_at(now, now);

@@ -71,7 +71,8 @@ pub extern "C" fn handoff_broker_backend_init(
 /// not count, so a backend at capacity rejects with HANDOFF_REASON_BACKEND_BUSY. If that one is
 /// busy, draining or gone, or has not answered after `attempt_timeout_ms`, the offer is taken back
 /// and goes to the next one: until one adopts it, each has had it once, or the offer's timeout
-/// passes. Rejections for other reasons are about the client and final: handoff_backend_reject()
+/// passes. If the next ones have no room it waits, unless as many wait as all backends could have in
+/// flight. Rejections for other reasons are about the client and final: handoff_backend_reject()
 /// lists those that are not. There is one verdict, about the last attempt.
 ///
 /// @param broker   the broker

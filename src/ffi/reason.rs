@@ -92,8 +92,8 @@ pub extern "C" fn handoff_status_is_fallback_safe(status: handoff_status) -> boo
 }
 
 /// Tells whether what a broker refuses an offer with may pass: it is about the backends, and not about
-/// this offer. The client can wait in a queue of yours, for a limited time: handoff_broker_fd() becomes
-/// readable when an offer would be taken.
+/// this offer. The client can wait in a queue of yours, for a limited time: what handoff_broker_fd()
+/// returned at the start becomes readable when an offer would be taken.
 ///
 /// @param status  what handoff_broker_offer() returned
 /// @return true for HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE,
