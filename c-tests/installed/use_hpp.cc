@@ -53,7 +53,7 @@ try {
     int told = 0;
     for (const auto &verdict : broker.verdicts()) {
         check(verdict.adopted == (*verdict.user_data == 1), "a wrong verdict");
-        check(verdict.adopted || verdict.reason == handoff::reason::rejected, "a wrong reason");
+        check(verdict.adopted || verdict.reason == handoff::reason::backend_busy, "a wrong reason");
         told++;
     }
     check(told == 2, "not two verdicts");
