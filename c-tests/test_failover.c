@@ -2,6 +2,9 @@
 #define _GNU_SOURCE
 #include "fleet.h"
 
+#include <sys/socket.h>
+#include <sys/un.h>
+
 static struct fleet fleet;
 
 static int make_place(void **state)
@@ -528,6 +531,50 @@ static void verdicts_of_many_offers_come_once_each(void **state)
     assert_int_equal(found.offered, OFFERS);
 }
 
+/* A socket at which nobody says anything takes the name of a backend's. */
+static int replace_socket_of(int which)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    snprintf(address.sun_path, sizeof address.sun_path, "%.63s/.next", fleet.directory);
+    assert_int_equal(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
+    assert_int_equal(listen(listener, 1), 0);
+    assert_int_equal(rename(address.sun_path, fleet.paths[which]), 0);
+    return listener;
+}
+
+/* It has had the one backend, and waits for room at the other. */
+static void offer_that_waits_ends_when_the_socket_of_its_backend_is_replaced(void **state)
+{
+    (void)state;
+    handoff_broker_options options = patient();
+    char place[80];
+    uint64_t id = 0, first;
+    snprintf(place, sizeof place, "%.63s/", fleet.directory);
+    options.max_in_flight = 1;
+    fleet.count = 2;
+    listen_at(&fleet, 0, NULL);
+    listen_at(&fleet, 1, NULL);
+    assert_ok(handoff_broker_new(place, &options, &fleet.broker));
+    until(&fleet, handoff_broker_room(fleet.broker) == 2);
+    /* One does not answer what was taken back. */
+    first = offer_client(&fleet);
+    int hung = find_arrival(&fleet, &id), other = 1 - hung;
+    assert_ok(handoff_broker_take_back(fleet.broker, first));
+    /* The other one is busy, and then serves another client. */
+    offer_client(&fleet);
+    assert_int_equal(reject_next(HANDOFF_REASON_BACKEND_BUSY), other);
+    until(&fleet, handoff_broker_room(fleet.broker) == 1);
+    offer_client(&fleet);
+    assert_int_equal(find_arrival(&fleet, &id), other);
+    int listener = replace_socket_of(hung);
+    handoff_verdict verdict = await_verdict(&fleet);
+    assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
+    assert_int_equal(verdict.reason, HANDOFF_REASON_BACKEND_BUSY);
+    assert_int_equal(verdict.tries, 1);
+    close(listener);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -549,6 +596,7 @@ int main(void)
         FLEET_TEST(offer_beyond_failover_bytes_is_tried_at_one_backend_only),
         FLEET_TEST(offer_goes_only_to_backends_that_take_it),
         FLEET_TEST(copy_that_one_backend_may_hold_is_in_the_verdict_of_another),
+        FLEET_TEST(offer_that_waits_ends_when_the_socket_of_its_backend_is_replaced),
         FLEET_TEST(waiting_call_goes_on_to_the_next_backend),
         FLEET_TEST(verdicts_of_many_offers_come_once_each),
     };
