@@ -84,9 +84,7 @@ impl Broker {
             let place = match member.would_take(needs, queue_bytes, now) {
                 Ok((_, place)) => place,
                 Err(why) => {
-                    if refused.is_none_or(|(_, other)| why.is_sooner(other)) {
-                        refused = Some((index, why));
-                    }
+                    why.keep_soonest(index, &mut refused);
                     continue;
                 }
             };

@@ -132,11 +132,18 @@ pub(super) fn silence(by: Instant, looked_at: Instant) -> Duration {
 
 impl Obstacle {
     /// Whether an offer is likely to be taken sooner than with another one.
-    pub(super) fn is_sooner(self, other: Obstacle) -> bool {
+    fn is_sooner(self, other: Obstacle) -> bool {
         match (self, other) {
             (Obstacle::Resting(Some(left)), Obstacle::Resting(Some(other))) => left < other,
             (Obstacle::Resting(left), Obstacle::Resting(_)) => left.is_some(),
             _ => self.rank() < other.rank(),
+        }
+    }
+
+    /// Keeps, of all backends, the obstacle with which an offer is likely to be taken soonest.
+    pub(super) fn keep_soonest(self, index: usize, soonest: &mut Option<(usize, Obstacle)>) {
+        if soonest.is_none_or(|(_, other)| self.is_sooner(other)) {
+            *soonest = Some((index, self));
         }
     }
 

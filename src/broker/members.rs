@@ -151,6 +151,11 @@ impl Broker {
         Ok(all)
     }
 
+    /// How many offers may wait for another backend, if so many may be in flight.
+    pub(super) fn may_wait(&self, most: usize) -> usize {
+        if self.members.len() > 1 { most } else { 0 }
+    }
+
     /// Has room for a verdict of every offer that can be in flight or wait for another backend, and
     /// for those that were not taken when it was offered.
     pub(super) fn reserve(&mut self) -> Result<(), NoMemory> {
@@ -158,7 +163,7 @@ impl Broker {
             member.settings.max_in_flight.unwrap_or(self.options.max_in_flight).clamp(1, MAX_SLOTS)
         };
         let most = self.members.iter().filter(|member| !member.gone).map(of).sum::<usize>();
-        let may_wait = if self.members.len() > 1 { most } else { 0 };
+        let may_wait = self.may_wait(most);
         let Outcomes { verdicts, again, .. } = &mut self.outcomes;
         let more = (2 * most + may_wait).saturating_sub(verdicts.len());
         verdicts.try_reserve(more).map_err(NoMemory::to("verdicts"))?;

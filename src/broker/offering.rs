@@ -72,8 +72,7 @@ impl Broker {
         let (untaken, most) = (self.outcomes.verdicts.len(), self.most_verdicts);
         if awaited {
             // As many may be in flight, and as many wait for another backend.
-            let more = if self.members.len() > 1 { 2 * most } else { most };
-            let reserved = self.outcomes.awaited.try_reserve(more);
+            let reserved = self.outcomes.awaited.try_reserve(most + self.may_wait(most));
             reserved.map_err(NoMemory::to("verdicts")).map_err(BrokerError::from)?;
         } else if untaken >= most && most > 0 {
             return Err(self.too_many_verdicts(untaken, len, now));
@@ -115,15 +114,13 @@ impl Broker {
             Err(error) => return error.into(),
         };
         let (needs, queue_bytes) = (Needs { len, tls: offer.tls }, self.options.queue_bytes);
-        let mut refused: Option<(usize, Obstacle)> = None;
+        let mut refused = None;
         for (index, member) in self.members.iter().enumerate().filter(|(_, it)| !it.gone) {
             let why = match member.would_take(needs, queue_bytes, now) {
                 Ok((channel, _)) => Obstacle::Full(channel.limit()),
                 Err(why) => why,
             };
-            if refused.is_none_or(|(_, other)| why.is_sooner(other)) {
-                refused = Some((index, why));
-            }
+            why.keep_soonest(index, &mut refused);
         }
         self.refused(refused)
     }

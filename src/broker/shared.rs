@@ -31,7 +31,7 @@ pub struct SharedBroker {
     crew: Arc<Crew<Broker, Descriptor>>,
     /// That of the broker's options.
     timeout: Duration,
-    /// The process in which the lock is one of its own threads', if anyone's.
+    /// In this process only its own threads can hold the lock.
     process: AtomicU64,
 }
 
@@ -188,17 +188,18 @@ impl SharedBroker {
     /// have may hold it for ever, and have left what it guards half changed.
     fn is_whole(&self) -> bool {
         let process = process::current();
-        let is_known = || self.process.load(Ordering::Relaxed) == process;
-        is_known() || self.is_free_here(process, is_known)
+        self.process.load(Ordering::Relaxed) == process || self.becomes_whole(process)
     }
 
     #[cold]
-    fn is_free_here(&self, process: u64, is_known: impl Fn() -> bool) -> bool {
+    fn becomes_whole(&self, process: u64) -> bool {
         for _ in 0..MOST_LOOKS {
             if self.crew.is_free() {
                 self.process.store(process, Ordering::Relaxed);
+                return true;
             }
-            if is_known() {
+            // Another thread may have found it free, and hold it.
+            if self.process.load(Ordering::Relaxed) == process {
                 return true;
             }
             thread::yield_now();
