@@ -16,6 +16,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -266,6 +267,25 @@ bool next_verdict(handoff_broker *broker, handoff_verdict *verdict)
         return false;
     assert_ok(status);
     return true;
+}
+
+int count_descriptors(void)
+{
+    int count = 0;
+    for (int fd = 0; fd < MOST_DESCRIPTORS; fd++)
+        count += fcntl(fd, F_GETFD) != -1;
+    return count;
+}
+
+int listen_unix(const char *path, int type)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int listener = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+    assert_true(strlen(path) < sizeof address.sun_path);
+    strcpy(address.sun_path, path);
+    assert_int_equal(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
+    assert_int_equal(listen(listener, 8), 0);
+    return listener;
 }
 
 void make_directory(char path[64])

@@ -44,6 +44,9 @@ enum { SANITIZED = 0 };
 int descriptors_before(void **state);
 int descriptors_after(void **state);
 
+/** How many descriptors below 4096 are open. */
+int count_descriptors(void);
+
 /**
  * Runs every test of an array, each in a child with its own process group, and prints what failed
  * and how many there were. Returns what main() returns.
@@ -106,6 +109,9 @@ void make_tcp_pair(int ends[2]);
 
 /** Asserts that two descriptors are of one open socket: the same SO_COOKIE. */
 void assert_same_socket(int a, int b);
+
+/** A Unix socket of a type, such as SOCK_SEQPACKET, that listens at a path, and accepts nobody. */
+int listen_unix(const char *path, int type);
 
 /** sendmsg(2) of any bytes with any descriptors, 253 at most: what a hostile peer can do. */
 void send_raw(int socket, const void *bytes, size_t len, const int *fds, size_t fds_len);

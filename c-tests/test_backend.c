@@ -194,21 +194,18 @@ static void freed_backend_closes_what_it_holds_and_leaves_what_was_adopted(void 
     close(fd);
 }
 
-static int listen_unix(int type)
+static int listen_given(int type)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int listener = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
-    snprintf(address.sun_path, sizeof address.sun_path, "%s/given", channel.directory);
-    unlink(address.sun_path);
-    assert_int_equal(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
-    assert_int_equal(listen(listener, 8), 0);
-    return listener;
+    char path[90];
+    snprintf(path, sizeof path, "%s/given", channel.directory);
+    unlink(path);
+    return listen_unix(path, type);
 }
 
 static void given_socket_serves_and_stays_the_callers(void **state)
 {
     (void)state;
-    int listener = listen_unix(SOCK_SEQPACKET);
+    int listener = listen_given(SOCK_SEQPACKET);
     char path[90];
     handoff_backend *backend;
     handoff_broker *broker;
@@ -230,7 +227,7 @@ static void given_socket_that_took_no_descriptors_takes_them(void **state)
 {
     (void)state;
     const int so_passrights = 83, off = 0;
-    int listener = listen_unix(SOCK_SEQPACKET);
+    int listener = listen_given(SOCK_SEQPACKET);
     char path[90];
     handoff_backend *backend;
     handoff_broker *broker;
@@ -253,7 +250,7 @@ static void given_socket_that_is_shut_down_is_looked_at_now_and_then(void **stat
 {
     (void)state;
     enum { TIME_MS = 500, MOST_TURNS = 20 };
-    int listener = listen_unix(SOCK_SEQPACKET), turns = 0;
+    int listener = listen_given(SOCK_SEQPACKET), turns = 0;
     handoff_backend *backend;
     assert_ok(handoff_backend_listen_on(listener, NULL, &backend));
     assert_ok(handoff_backend_dispatch(backend));
@@ -273,14 +270,14 @@ static void what_is_no_listening_socket_of_packets_is_refused(void **state)
 {
     (void)state;
     handoff_backend *none = NULL;
-    int stream = listen_unix(SOCK_STREAM), deaf = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    int stream = listen_given(SOCK_STREAM), deaf = socket(AF_UNIX, SOCK_SEQPACKET, 0);
     assert_invalid(handoff_backend_listen_on(stream, NULL, &none));
     assert_invalid(handoff_backend_listen_on(deaf, NULL, &none));
     assert_false(fcntl(stream, F_GETFL) & O_NONBLOCK);
     close(stream);
     close(deaf);
     assert_invalid_because(handoff_backend_listen_on(-1, NULL, &none), "fd is -1");
-    int listener = listen_unix(SOCK_SEQPACKET);
+    int listener = listen_given(SOCK_SEQPACKET);
     rlim_t limit = allow_no_more_descriptors();
     assert_status(handoff_backend_listen_on(listener, NULL, &none),
                   HANDOFF_ERR_DESCRIPTOR_PRESSURE);

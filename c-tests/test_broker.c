@@ -40,20 +40,7 @@ static int free_broker(void **state)
 /* A handoff socket on which nobody speaks. */
 static int listen_in_silence(void)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    strcpy(address.sun_path, path);
-    assert_int_equal(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
-    assert_int_equal(listen(listener, 8), 0);
-    return listener;
-}
-
-static int count_descriptors(void)
-{
-    int count = 0;
-    for (int fd = 0; fd < 4096; fd++)
-        count += fcntl(fd, F_GETFD) != -1;
-    return count;
+    return listen_unix(path, SOCK_SEQPACKET | SOCK_NONBLOCK);
 }
 
 static void assert_refused(handoff_status status, int os_error)

@@ -3,7 +3,6 @@
 #include "fleet.h"
 
 #include <sys/socket.h>
-#include <sys/un.h>
 
 static struct fleet fleet;
 
@@ -534,12 +533,10 @@ static void verdicts_of_many_offers_come_once_each(void **state)
 /* A socket at which nobody says anything takes the name of a backend's. */
 static int replace_socket_of(int which)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    snprintf(address.sun_path, sizeof address.sun_path, "%.63s/.next", fleet.directory);
-    assert_int_equal(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
-    assert_int_equal(listen(listener, 1), 0);
-    assert_int_equal(rename(address.sun_path, fleet.paths[which]), 0);
+    char path[80];
+    snprintf(path, sizeof path, "%.63s/.next", fleet.directory);
+    int listener = listen_unix(path, SOCK_SEQPACKET);
+    assert_int_equal(rename(path, fleet.paths[which]), 0);
     return listener;
 }
 

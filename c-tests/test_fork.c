@@ -5,7 +5,6 @@
 #define _GNU_SOURCE
 #include "channel.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -43,17 +42,6 @@ int epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event)
         return -1;
     }
     return (int)syscall(SYS_epoll_ctl, epoll, operation, fd, event);
-}
-
-static int count_descriptors(void)
-{
-    int count = 0;
-    DIR *all = opendir("/proc/self/fd");
-    assert_non_null(all);
-    while (readdir(all) != NULL)
-        count++;
-    closedir(all);
-    return count;
 }
 
 static bool exists(const char *file)

@@ -641,14 +641,6 @@ static handoff_broker_statistics statistics(void)
     return statistics;
 }
 
-static int count_descriptors(void)
-{
-    int count = 0;
-    for (int fd = 0; fd < 4096; fd++)
-        count += fcntl(fd, F_GETFD) != -1;
-    return count;
-}
-
 static handoff_broker *new_broker_with(const char *at, uint64_t timeout_ms, uint64_t reconnect_ms)
 {
     handoff_broker *made;

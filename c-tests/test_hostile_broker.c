@@ -884,14 +884,6 @@ static void hand_over_honestly(void)
     close(ends[1]);
 }
 
-static int count_descriptors(void)
-{
-    int count = 0;
-    for (int fd = 0; fd < 4096; fd++)
-        count += fcntl(fd, F_GETFD) != -1;
-    return count;
-}
-
 static void share(void)
 {
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -127,6 +127,26 @@ static const struct row *row_of(handoff_status status)
     return NULL;
 }
 
+/* Those of handoff_broker_offer() that may pass. */
+static bool is_about_the_backends(handoff_status status)
+{
+    static const handoff_status those[] = {
+        HANDOFF_ERR_FULL,
+        HANDOFF_ERR_RATE_LIMITED,
+        HANDOFF_ERR_BACKEND_UNAVAILABLE,
+        HANDOFF_ERR_TOO_MANY_CHANNELS,
+        HANDOFF_ERR_WOULD_BLOCK,
+        HANDOFF_ERR_PERMISSION_DENIED,
+        HANDOFF_ERR_PEER_NOT_ALLOWED,
+        HANDOFF_ERR_PEER_UNKNOWN,
+        HANDOFF_ERR_DESCRIPTOR_PRESSURE,
+    };
+    for (size_t i = 0; i < sizeof those / sizeof *those; i++)
+        if (those[i] == status)
+            return true;
+    return false;
+}
+
 static void every_status_is_in_the_table_and_says_what_it_does(void **state)
 {
     (void)state;
@@ -137,6 +157,7 @@ static void every_status_is_in_the_table_and_says_what_it_does(void **state)
         assert_int_equal(handoff_status_is_fallback_safe(status), known && row->safe);
         assert_int_equal(handoff_status_may_have_reached_backend(status), !known || row->sent);
         assert_int_equal(handoff_status_reason(status), known ? row->reason : HANDOFF_REASON_NONE);
+        assert_int_equal(handoff_status_may_pass(status), is_about_the_backends(status));
         /* What is waited for can be hidden, and nothing was sent. */
         if (handoff_status_may_pass(status))
             assert_true(row->safe && !row->sent);
