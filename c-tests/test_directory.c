@@ -1,56 +1,9 @@
 /* A broker for a directory: its sockets are its backends, as they come and go. */
 #define _GNU_SOURCE
-#include "fleet.h"
-#include "frames.h"
-#include "libc.h"
+#include "place.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/un.h>
-#include <sys/wait.h>
-
-static struct fleet fleet;
-static char place[80];
-
-static int make_place(void **state)
-{
-    descriptors_before(state);
-    make_fleet(&fleet);
-    fleet.count = MOST_BACKENDS;
-    snprintf(place, sizeof place, "%.63s/", fleet.directory);
-    return 0;
-}
-
-static int remove_place(void **state)
-{
-    close_fleet(&fleet);
-    return descriptors_after(state);
-}
-
-#define PLACE_TEST(function) cmocka_unit_test_setup_teardown(function, make_place, remove_place)
-
-static size_t count_ready(void)
-{
-    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
-    size_t ready = 0;
-    for (size_t i = 0; handoff_broker_get_state(fleet.broker, i, &state) == HANDOFF_OK; i++)
-        ready += state.state == HANDOFF_STATE_READY;
-    return ready;
-}
-
-/* Waits until there are so many backends, all of them ready. */
-static void await_backends(size_t count)
-{
-    until(&fleet, count_ready() == count && count_backends(fleet.broker) == count);
-}
-
-static void open_broker(void)
-{
-    assert_ok(handoff_broker_new(place, NULL, &fleet.broker));
-}
 
 static void sockets_that_are_there_and_those_that_come_are_backends(void **state)
 {
@@ -114,15 +67,6 @@ static void socket_that_comes_again_is_a_backend_again(void **state)
         if (round % 4 == 3)
             await_backends(0);
     }
-}
-
-static void bind_by_hand(const char *name, int type)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    snprintf(address.sun_path, sizeof address.sun_path, "%.63s/%.30s", fleet.directory, name);
-    int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
-    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
-    close(fd);
 }
 
 static void make_file(const char *name)
@@ -511,140 +455,6 @@ static void two_paths_to_a_directory_are_two_directories(void **state)
     assert_true(is_in_state(&fleet, 0, HANDOFF_STATE_READY));
 }
 
-static void name_that_is_too_long_is_an_error_until_it_goes(void **state)
-{
-    (void)state;
-    char from[160], to[240];
-    handoff_backend_state found;
-    snprintf(from, sizeof from, "%sshort", place);
-    snprintf(to, sizeof to, "%s%0120d", place, 0);
-    listen_at(&fleet, 0, NULL);
-    open_broker();
-    await_backends(1);
-    bind_by_hand("short", SOCK_SEQPACKET);
-    assert_int_equal(rename(from, to), 0);
-    until(&fleet, find_state(fleet.broker, place, &found));
-    assert_int_equal(found.error, ENAMETOOLONG);
-    assert_int_equal(unlink(to), 0);
-    await_backends(1);
-}
-
-enum { MOST = 1024 };
-
-/* Nobody listens at these, as when those who did were killed. */
-static void leave_sockets_behind(int from, int to)
-{
-    char path[100];
-    for (int i = from; i < to; i++) {
-        snprintf(path, sizeof path, "%sdead-%d", place, i);
-        assert_int_equal(mknod(path, S_IFSOCK | 0600, 0), 0);
-    }
-}
-
-static void backends_have_the_places_of_sockets_at_which_nobody_listens(void **state)
-{
-    (void)state;
-    handoff_backend_state found;
-    leave_sockets_behind(0, MOST - 1);
-    listen_at(&fleet, 0, NULL);
-    leave_sockets_behind(MOST - 1, MOST + 100);
-    open_broker();
-    until(&fleet, count_ready() == 1);
-    listen_at(&fleet, 1, NULL);
-    until(&fleet, count_ready() == 2);
-    until(&fleet, count_backends(fleet.broker) == MOST + 1); /* and the directory */
-    assert_true(find_state(fleet.broker, place, &found));
-    assert_int_equal(found.error, ENOSPC);
-    assert_status(found.status, HANDOFF_ERR_FULL);
-    assert_non_null(strstr(found.message, "more sockets than the broker"));
-    offer_client(&fleet);
-    offer_client(&fleet);
-    assert_int_equal(arrivals_at(&fleet, 0, NULL), 1);
-    assert_int_equal(arrivals_at(&fleet, 1, NULL), 1);
-}
-
-/* However many were left behind, the broker's loop goes on meanwhile. */
-static void sockets_in_a_directory_are_looked_at_a_few_at_a_time(void **state)
-{
-    (void)state;
-    leave_sockets_behind(0, 4 * MOST);
-    listen_at(&fleet, 0, NULL);
-    open_broker();
-    assert_int_not_equal(handoff_broker_fd(fleet.broker), -1);
-    assert_in_range(count_backends(fleet.broker), 1, MOST / 8);
-    assert_ok(handoff_broker_dispatch(fleet.broker));
-    assert_in_range(count_backends(fleet.broker), 1, MOST / 8);
-    until(&fleet, count_ready() == 1);
-}
-
-static void wait_for_a_backend_begins_before_all_sockets_are_looked_at(void **state)
-{
-    (void)state;
-    enum { TIMEOUT_MS = 300 };
-    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
-    handoff_offer offer = offer_of(fleet.client[0]);
-    handoff_backend *last;
-    char path[100];
-    offer.timeout_ms = TIMEOUT_MS;
-    leave_sockets_behind(0, 200);
-    snprintf(path, sizeof path, "%slast", place);
-    assert_ok(handoff_backend_listen(path, NULL, &last));
-    open_broker();
-    uint64_t start = now_ns();
-    /* The broker finds it, and it says nothing. */
-    assert_status(handoff_broker_offer_and_wait(fleet.broker, &offer, &verdict),
-                  HANDOFF_ERR_BACKEND_UNAVAILABLE);
-    assert_true(ms_since(start) >= TIMEOUT_MS);
-    handoff_backend_free(last);
-}
-
-static void socket_that_is_removed_before_it_is_looked_at_stays_away(void **state)
-{
-    (void)state;
-    enum { SOCKETS = 200 };
-    char last[100];
-    handoff_backend_state found;
-    leave_sockets_behind(0, SOCKETS);
-    snprintf(last, sizeof last, "%sdead-99", place);
-    open_broker();
-    assert_int_not_equal(handoff_broker_fd(fleet.broker), -1);
-    assert_false(find_state(fleet.broker, last, &found));
-    assert_ok(handoff_broker_remove(fleet.broker, last));
-    until(&fleet, count_backends(fleet.broker) == SOCKETS - 1);
-    for (int i = 0; i < 20; i++)
-        turn(&fleet);
-    assert_false(find_state(fleet.broker, last, &found));
-}
-
-static void backend_for_which_there_was_no_place_gets_one_when_another_goes(void **state)
-{
-    (void)state;
-    char first[100], path[100];
-    handoff_backend_state found;
-    /* Of a socket that is in use, though by no backend. */
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    snprintf(first, sizeof first, "%.80sforeign", place);
-    memcpy(address.sun_path, first, sizeof first);
-    int foreign = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    assert_int_equal(bind(foreign, (struct sockaddr *)&address, sizeof address), 0);
-    for (int i = 1; i < MOST; i++) {
-        snprintf(path, sizeof path, "%.80sforeign-%d", place, i);
-        assert_int_equal(link(first, path), 0);
-    }
-    open_broker();
-    until(&fleet, count_backends(fleet.broker) == MOST);
-    listen_at(&fleet, 0, NULL);
-    until(&fleet, find_state(fleet.broker, place, &found));
-    assert_int_equal(found.error, ENOSPC);
-    assert_false(find_state(fleet.broker, fleet.paths[0], &found));
-    assert_true(found.next_ms > 1000);
-    assert_int_equal(unlink(path), 0);
-    until(&fleet, state_of(fleet.broker, place).next_ms <= 1000);
-    until(&fleet, count_ready() == 1);
-    until(&fleet, !find_state(fleet.broker, place, &found));
-    close(foreign);
-}
-
 static void path_without_room_for_a_name_is_refused(void **state)
 {
     (void)state;
@@ -691,101 +501,6 @@ static void successor_of_a_backend_that_was_killed_is_used_at_once(void **state)
     assert_true(ms_since(start) < 20000);
 }
 
-/* In a child. */
-static handoff_broker *broker_without_inotify(void)
-{
-    handoff_broker *broker;
-    refuse_system_call(SYS_inotify_init1, EMFILE);
-    child_assert(handoff_broker_new(place, NULL, &broker) == HANDOFF_OK);
-    return broker;
-}
-
-static void dispatch_when_readable(handoff_broker *broker)
-{
-    struct pollfd poll_fd = {.fd = handoff_broker_fd(broker), .events = POLLIN};
-    child_assert(poll(&poll_fd, 1, PATIENCE_MS) == 1);
-    child_assert(handoff_broker_dispatch(broker) == HANDOFF_OK);
-}
-
-static void directory_that_cannot_be_watched_is_read_again_and_again(void **state)
-{
-    (void)state;
-    listen_at(&fleet, 0, NULL);
-    pid_t child = start_child();
-    if (child == 0) {
-        handoff_broker *broker = broker_without_inotify();
-        handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
-        uint64_t start = now_ns();
-        while (ms_since(start) < PATIENCE_MS) {
-            dispatch_when_readable(broker);
-            if (handoff_broker_get_state(broker, 1, &found) == HANDOFF_OK)
-                _exit(0);
-        }
-        _exit(1);
-    }
-    listen_at(&fleet, 1, NULL);
-    assert_child_succeeds(child);
-    open_broker();
-    await_backends(2);
-}
-
-/* Waits until one of two backends has so many channels, with a broker in another process. */
-static void await_channels(int which, size_t count)
-{
-    uint64_t start = now_ns();
-    while (backend_statistics(fleet.backends[which]).channels != count) {
-        for (int i = 0; i < 2 && fleet.backends[i] != NULL; i++)
-            assert_ok(handoff_backend_dispatch(fleet.backends[i]));
-        assert_true(ms_since(start) < PATIENCE_MS);
-        usleep(1000);
-    }
-}
-
-static void socket_that_is_replaced_is_followed_where_none_can_be_watched(void **state)
-{
-    (void)state;
-    char hidden[100];
-    snprintf(hidden, sizeof hidden, "%s.new", place);
-    listen_at(&fleet, 0, NULL);
-    pid_t child = start_child();
-    if (child == 0) {
-        handoff_broker *broker = broker_without_inotify();
-        for (;;)
-            dispatch_when_readable(broker);
-    }
-    await_channels(0, 1);
-    assert_ok(handoff_backend_listen(hidden, NULL, &fleet.backends[1]));
-    assert_int_equal(rename(hidden, fleet.paths[0]), 0);
-    await_channels(1, 1);
-    await_channels(0, 0);
-    assert_int_equal(kill(child, SIGKILL), 0);
-    assert_int_equal(waitpid(child, NULL, 0), child);
-}
-
-static void backend_that_was_removed_is_back_with_a_new_socket_where_none_can_be_watched(void **state)
-{
-    (void)state;
-    listen_at(&fleet, 0, NULL);
-    pid_t child = start_child();
-    if (child == 0) {
-        handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
-        handoff_broker *broker = broker_without_inotify();
-        while (handoff_broker_get_state(broker, 0, &found) != HANDOFF_OK)
-            dispatch_when_readable(broker);
-        child_assert(handoff_broker_remove(broker, fleet.paths[0]) == HANDOFF_OK);
-        for (;;)
-            dispatch_when_readable(broker);
-    }
-    await_channels(0, 1);
-    await_channels(0, 0);
-    /* Many a file system gives it the number of the file that was there. */
-    handoff_backend_free(fleet.backends[0]);
-    listen_at(&fleet, 0, NULL);
-    await_channels(0, 1);
-    assert_int_equal(kill(child, SIGKILL), 0);
-    assert_int_equal(waitpid(child, NULL, 0), child);
-}
-
 static void descriptor_tells_that_a_socket_came(void **state)
 {
     (void)state;
@@ -799,24 +514,6 @@ static void descriptor_tells_that_a_socket_came(void **state)
         assert_true(is_readable(fd));
         await_backends((size_t)i + 1);
     }
-}
-
-/* More changes than inotify(7) keeps, or than are read at once. */
-static void many_sockets_that_come_and_go_are_followed(void **state)
-{
-    (void)state;
-    enum { ROUNDS = 300 };
-    listen_at(&fleet, 0, NULL);
-    open_broker();
-    await_backends(1);
-    for (int i = 0; i < ROUNDS; i++) {
-        listen_at(&fleet, 1 + i % 7, NULL);
-        if (i % 3 == 0)
-            assert_ok(handoff_broker_dispatch(fleet.broker));
-        free_backend(&fleet, 1 + i % 7);
-    }
-    listen_at(&fleet, 5, NULL);
-    await_backends(2);
 }
 
 int main(void)
@@ -843,20 +540,10 @@ int main(void)
         PLACE_TEST(successor_of_a_backend_with_its_own_name_is_the_directorys),
         PLACE_TEST(socket_that_is_replaced_is_followed_although_the_directory_is_read_anew),
         PLACE_TEST(two_paths_to_a_directory_are_two_directories),
-        PLACE_TEST(name_that_is_too_long_is_an_error_until_it_goes),
-        PLACE_TEST(backends_have_the_places_of_sockets_at_which_nobody_listens),
-        PLACE_TEST(sockets_in_a_directory_are_looked_at_a_few_at_a_time),
-        PLACE_TEST(wait_for_a_backend_begins_before_all_sockets_are_looked_at),
-        PLACE_TEST(socket_that_is_removed_before_it_is_looked_at_stays_away),
-        PLACE_TEST(backend_for_which_there_was_no_place_gets_one_when_another_goes),
         PLACE_TEST(path_without_room_for_a_name_is_refused),
         PLACE_TEST(abstract_name_may_end_in_a_slash),
         PLACE_TEST(successor_of_a_backend_that_was_killed_is_used_at_once),
-        PLACE_TEST(directory_that_cannot_be_watched_is_read_again_and_again),
-        PLACE_TEST(socket_that_is_replaced_is_followed_where_none_can_be_watched),
-        PLACE_TEST(backend_that_was_removed_is_back_with_a_new_socket_where_none_can_be_watched),
         PLACE_TEST(descriptor_tells_that_a_socket_came),
-        PLACE_TEST(many_sockets_that_come_and_go_are_followed),
     };
     return RUN_TESTS(tests);
 }
