@@ -1,6 +1,7 @@
 /* A broker for a directory: its sockets are its backends, as they come and go. */
 #define _GNU_SOURCE
 #include "place.h"
+#include "libc.h"
 
 #include <errno.h>
 #include <fcntl.h>
