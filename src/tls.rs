@@ -6,6 +6,7 @@
 //! thing on a plain socket. The keys stay in the kernel.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -162,7 +163,7 @@ pub fn check(socket: BorrowedFd<'_>) -> Result<(), TlsError> {
     session(socket)?.ok_or(TlsError::NotTls { missing: "" })?.is_whole()
 }
 
-/// What has been received, by the type of its record and its first two bytes, as far as there are.
+/// What has been received.
 #[derive(Debug, PartialEq, Eq)]
 enum Received {
     Data,
@@ -173,6 +174,7 @@ enum Received {
     HalfAlert(u8),
 }
 
+/// By the type of its record and its first two bytes, as far as there are.
 fn look(content: Option<u8>, bytes: &[u8]) -> Result<Received, TlsError> {
     match (content, bytes) {
         (None | Some(content::DATA), _) => Ok(Received::Data),
@@ -195,29 +197,28 @@ fn look(content: Option<u8>, bytes: &[u8]) -> Result<Received, TlsError> {
 /// then, and after 0, is nothing.
 pub fn receive(
     socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
+    buffer: &mut [MaybeUninit<u8>],
     deadline: Option<Instant>,
 ) -> Result<usize, TlsError> {
     for _ in 0..MOST_CANCELED {
         let record = receive_record(socket, buffer, deadline)?;
-        let got = buffer.get(..record.len).unwrap_or_default();
-        let mut received = look(record.content, got)?;
+        let (len, start) = (record.len, record.start);
+        let mut received = look(record.content, &start[..len.min(start.len())])?;
         if let Received::HalfAlert(level) = received {
             // The kernel keeps the rest of a record that did not fit.
-            let mut rest = [0];
-            let record = kernel::receive(socket, &mut rest);
-            let whole = record.is_ok_and(|it| it.len == 1 && it.content == Some(content::ALERT));
-            if !whole {
-                break;
+            match kernel::receive(socket, &mut [MaybeUninit::uninit()]) {
+                Ok(kernel::Record { len: 1, start, content: Some(content::ALERT) }) => {
+                    received = look(Some(content::ALERT), &[level, start[0]])?;
+                }
+                _ => break,
             }
-            received = look(Some(content::ALERT), &[level, rest[0]])?;
         }
         match received {
             // That there was no record at all.
-            Received::Data if got.is_empty() && receives_tls(socket) => {
+            Received::Data if len == 0 && receives_tls(socket) => {
                 return Err(TlsError::Truncated);
             }
-            Received::Data => return Ok(got.len()),
+            Received::Data => return Ok(len),
             Received::CloseNotify => return Ok(0),
             Received::UserCanceled => {}
             Received::HalfAlert(_) => break,
@@ -229,7 +230,7 @@ pub fn receive(
 /// Receives a record, or a part of one, until a deadline.
 fn receive_record(
     socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
+    buffer: &mut [MaybeUninit<u8>],
     deadline: Option<Instant>,
 ) -> Result<kernel::Record, TlsError> {
     let mut waits = 0;
@@ -237,7 +238,7 @@ fn receive_record(
         match kernel::receive(socket, buffer) {
             // An empty record, RFC 8446, section 5.1, and behind it one that is no data, or the end:
             // that comes next.
-            Ok(kernel::Record { len: 0, content: Some(content::DATA) }) => continue,
+            Ok(kernel::Record { len: 0, content: Some(content::DATA), .. }) => continue,
             Ok(record) => return Ok(record),
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
             Err(error) => return Err(not_received(socket, error)),
@@ -345,6 +346,10 @@ mod tests {
         (client, listener.accept().unwrap().0)
     }
 
+    fn room<const LEN: usize>() -> [MaybeUninit<u8>; LEN] {
+        [const { MaybeUninit::uninit() }; LEN]
+    }
+
     fn soon() -> Option<Instant> {
         Some(Instant::now() + Duration::from_secs(10))
     }
@@ -406,14 +411,15 @@ mod tests {
     #[test]
     fn plain_socket_is_received_from_as_by_recv() {
         let (mut client, server) = tcp();
-        let mut buffer = [0; 4];
+        let mut buffer = room::<4>();
         assert_eq!(
             kind(receive(server.as_fd(), &mut buffer, Some(Instant::now()))),
             Some(ErrorKind::TimedOut)
         );
         client.write_all(&[21, 3, 3, 0, 2]).unwrap();
         assert_eq!(receive(server.as_fd(), &mut buffer, soon()).unwrap(), 4);
-        assert_eq!(buffer, [21, 3, 3, 0]);
+        // SAFETY: four bytes were received.
+        assert_eq!(buffer.map(|byte| unsafe { byte.assume_init() }), [21, 3, 3, 0]);
         // Without a deadline and non-blocking, which is not looked at.
         server.set_nonblocking(true).unwrap();
         assert_eq!(receive(server.as_fd(), &mut buffer, None).unwrap(), 1);
@@ -427,7 +433,7 @@ mod tests {
         server.write_all(b"unread").unwrap();
         assert_eq!(client.peek(&mut [0]).unwrap(), 1);
         drop(client);
-        let error = receive(server.as_fd(), &mut [0], soon()).unwrap_err();
+        let error = receive(server.as_fd(), &mut room::<1>(), soon()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ReceiveFailed);
         assert!(matches!(error, TlsError::Receive { source }
             if source.raw_os_error() == Some(libc::ECONNRESET)));
@@ -441,7 +447,7 @@ mod tests {
         assert_eq!(client.read_to_end(&mut rest).unwrap(), 0);
         // The other direction goes on.
         client.write_all(b"more").unwrap();
-        assert_eq!(receive(server.as_fd(), &mut [0; 8], soon()).unwrap(), 4);
+        assert_eq!(receive(server.as_fd(), &mut room::<8>(), soon()).unwrap(), 4);
     }
 
     #[test]
@@ -451,7 +457,7 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::InvalidArgument);
             assert!(error.to_string().ends_with("is a device"), "{error}");
         };
-        is(receive(file.as_fd(), &mut [0], soon()).unwrap_err());
+        is(receive(file.as_fd(), &mut room::<1>(), soon()).unwrap_err());
         is(shutdown(file.as_fd(), soon()).unwrap_err());
     }
 }

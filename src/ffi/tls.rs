@@ -1,6 +1,7 @@
 //! Connections whose TLS the kernel does.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem::MaybeUninit;
 use std::time::Instant;
 
 use super::argument::{Out, Problem, check, descriptor, wait};
@@ -174,8 +175,8 @@ fn deadline(wait_ms: c_int) -> Option<Instant> {
 }
 
 /// The buffer that C passes to be written to.
-fn room<'a>(buffer: *mut c_void, len: usize) -> Result<&'a mut [u8], Failure> {
-    let buffer = buffer.cast::<u8>();
+fn room<'a>(buffer: *mut c_void, len: usize) -> Result<&'a mut [MaybeUninit<u8>], Failure> {
+    let buffer = buffer.cast::<MaybeUninit<u8>>();
     check(buffer, "buffer")?;
     if len == 0 {
         return Err(Failure::Argument("len", Problem::Is("is 0")));
@@ -185,7 +186,7 @@ fn room<'a>(buffer: *mut c_void, len: usize) -> Result<&'a mut [u8], Failure> {
         return Err(Failure::Argument("buffer", Problem::Length(len, "bytes")));
     }
     // SAFETY: not NULL, and no longer than an object can be; the caller of the C function vouches
-    // for room of `len` bytes that nobody else uses during the call. They are only written to.
+    // for room of `len` bytes that nobody else uses during the call.
     Ok(unsafe { std::slice::from_raw_parts_mut(buffer, len) })
 }
 

@@ -36,8 +36,9 @@ pub(crate) struct Crypto {
 /// What one recvmsg(2) brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// Bytes written to the buffer.
+    /// Bytes written to the buffer, and the first of them; zeros where there are none.
     pub len: usize,
+    pub start: [u8; 2],
     /// The content type of the record that they are from; none if the kernel does no TLS for what
     /// this socket receives, and mostly at the end of the stream.
     pub content: Option<u8>,
@@ -72,7 +73,10 @@ pub(crate) fn direction(
 
 /// Receives bytes without waiting, all of them from records of one content type. Descriptors that
 /// came with them over a Unix socket are closed.
-pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Record> {
+pub(crate) fn receive(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [MaybeUninit<u8>],
+) -> io::Result<Record> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     let mut control = [const { MaybeUninit::<u64>::uninit() }; CONTROL_LEN / 8];
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -86,7 +90,12 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<R
     // their lengths; a failed call leaves `message` as it was, so it can be made again.
     let len = retry(|| unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) })?;
     for_each_descriptor(&message, drop);
-    Ok(Record { len, content: content_type(&message) })
+    let mut start = [0; 2];
+    for (byte, written) in start.iter_mut().zip(buffer.iter().take(len)) {
+        // SAFETY: recvmsg(2) wrote the first `len` bytes.
+        *byte = unsafe { written.assume_init() };
+    }
+    Ok(Record { len, start, content: content_type(&message) })
 }
 
 /// The content type among the control messages that recvmsg(2) wrote.
