@@ -63,7 +63,8 @@ tls_tests = $(if $(filter 1,$(TLS_FULL))$(filter-out file,$(origin TLS_TEST)),$(
 check-tls: $(TLS_ROOTS:%=check-tls-with-%)
 
 $(TLS_ROOTS:%=check-tls-with-%): check-tls-with-%: \
-    $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS) one_owner) $(BUILD)/examples/tls_backend \
+    $(addprefix $(C_BUILD)/tls/,$(TLS_TESTS) one_owner) \
+    $(addprefix $(BUILD)/examples/,tls_broker tls_backend) \
     $(TLS_INSTALLED:%=installed-%) | need-python need-vm need-node-packages
 	@echo 'check-tls: with $*'
 	@$(VM) --limit $(TLS_LIMIT) --root $(root_of) --kernel "$(kernel_of)" -- env $(TEST) \

@@ -219,7 +219,8 @@ typedef struct handoff_offer {
  *
  * With OpenSSL 3: set SSL_OP_ENABLE_KTLS before the handshake. Take with SSL_read(3) what SSL_pending(3)
  * says is there; SSL_has_pending(3) must be 0 then, or serve the client yourself. Free with SSL_free(3),
- * without SSL_shutdown(3); a socket that SSL_set_fd(3) set stays open.
+ * without SSL_shutdown(3); a socket that SSL_set_fd(3) set stays open. `examples/tls_broker.c` does
+ * all this.
  */
 #define HANDOFF_OFFER_TLS 2
 
