@@ -158,12 +158,31 @@ static void every_status_is_in_the_table_and_says_what_it_does(void **state)
         assert_int_equal(handoff_status_may_have_reached_backend(status), !known || row->sent);
         assert_int_equal(handoff_status_reason(status), known ? row->reason : HANDOFF_REASON_NONE);
         assert_int_equal(handoff_status_may_pass(status), is_about_the_backends(status));
-        /* What is waited for can be hidden, and nothing was sent. */
+        /* What is waited for can be hidden, nothing was sent, and its reason says the same. */
         if (handoff_status_may_pass(status))
-            assert_true(row->safe && !row->sent);
+            assert_true(row->safe && !row->sent && handoff_reason_may_pass(row->reason));
         /* What may be hidden has a reason. */
         assert_true(!known || !row->safe || row->reason != HANDOFF_REASON_NONE);
     }
+}
+
+static void reasons_that_are_about_the_backends_may_pass(void **state)
+{
+    (void)state;
+    static const handoff_reason those[] = {
+        HANDOFF_REASON_DESCRIPTOR_PRESSURE, HANDOFF_REASON_RATE_LIMITED,
+        HANDOFF_REASON_PERMISSION_DENIED,   HANDOFF_REASON_ACK_TIMEOUT,
+        HANDOFF_REASON_BACKEND_UNAVAILABLE, HANDOFF_REASON_BACKEND_BUSY,
+        HANDOFF_REASON_TOO_MANY_CHANNELS,
+    };
+    size_t found = 0;
+    for (handoff_reason reason = 0; reason < 1000; reason++) {
+        bool is_one = found < sizeof those / sizeof *those && those[found] == reason;
+        assert_int_equal(handoff_reason_may_pass(reason), is_one);
+        found += is_one;
+    }
+    assert_int_equal(found, sizeof those / sizeof *those);
+    assert_false(handoff_reason_may_pass(UINT32_MAX));
 }
 
 /* Asserts what a call returned, and that it is true what that says. */
@@ -494,6 +513,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(every_status_is_in_the_table_and_says_what_it_does),
+        TEST(reasons_that_are_about_the_backends_may_pass),
         WIRE_TEST(failed_wait_for_an_acknowledgement_leaves_the_connection_to_the_broker),
         WIRE_TEST(failed_poll_for_an_acknowledgement_leaves_the_connection_to_the_broker),
         WIRE_TEST(acknowledgement_that_a_failure_hid_is_found),

@@ -6,8 +6,8 @@
  *   ./backend SOCKET
  *
  * If systemd passes a socket (ListenSequentialPacket=), it listens on that one instead of making
- * SOCKET. An event loop that never blocks. After SIGTERM it adopts nothing more, answers the clients that
- * it has, and ends; its brokers serve all others.
+ * SOCKET. An event loop that never blocks. After SIGTERM it adopts what has arrived and no more, answers
+ * the clients that it has, and ends; its brokers serve all others.
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -22,17 +22,17 @@
  * - Status. A call that can fail returns a handoff_status: HANDOFF_OK (0); a positive number if
  *   there is no result but also no error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT, HANDOFF_WOKEN); or a
  *   negative HANDOFF_ERR_*. After an error, errno is the system's error; if the system had no part
- *   in it, 0 or the errno value that comes closest: see `error` in handoff_backend_state.
+ *   in it, the number that says the same, such as EINVAL, or 0 if none does.
  *   handoff_last_error() returns a message for this thread.
  * - Arguments. A NULL or misaligned pointer, a bad descriptor or a path that is too long is
  *   HANDOFF_ERR_INVALID_ARGUMENT, not a crash. The library cannot check where a pointer points.
  *   Out parameters come last and are written only on HANDOFF_OK.
  * - Structs. Initialise each with its _INIT macro. In a language without macros, call the _init()
  *   function of a struct that you fill, and set `size` to the struct's size in one that the library
- *   fills; layout.h says sizes, offsets and values. You need not do that again between calls. Zero
- *   is the default in every field. Out-of-range values are clamped; combinations that cannot work
- *   are refused. A struct larger than the library knows is accepted if the rest is zero, else
- *   HANDOFF_ERR_UNSUPPORTED. A `size` that the struct has in no release is
+ *   fills; layout.h says sizes, offsets and values. Once is enough, however many calls use the
+ *   struct. Zero is the default in every field. Out-of-range values are clamped; combinations that
+ *   cannot work are refused. A struct larger than the library knows is accepted if the rest is zero,
+ *   else HANDOFF_ERR_UNSUPPORTED. A `size` that the struct never had in any release is
  *   HANDOFF_ERR_INVALID_ARGUMENT.
  * - Descriptors. One that you pass in stays yours, open and unchanged unless the call says
  *   otherwise. One in an out parameter is yours to close, and is close-on-exec. The one that a
@@ -41,8 +41,8 @@
  *   may get these numbers, and what is written to standard error goes into a channel.
  * - Time, in milliseconds. `wait_ms` is how long a call may wait, as in poll(2): 0 does not wait,
  *   a negative number waits without limit. A signal does not end a wait; handoff_broker_wake() and
- *   handoff_backend_wake() do. `timeout_ms` is when an offer is taken back: 0 is the default,
- *   HANDOFF_NO_TIMEOUT is never.
+ *   handoff_backend_wake() do. `timeout_ms` is how long an offer may wait before it is taken
+ *   back: 0 is the default, HANDOFF_NO_TIMEOUT is no limit.
  * - Threads. A broker or a backend is used by one thread at a time. Threads may take turns under a
  *   mutex of yours; two calls at once are undefined behaviour, except with HANDOFF_BROKER_SHARED
  *   and for handoff_broker_wake() and handoff_backend_wake(). Different handles are independent.
@@ -50,10 +50,10 @@
  * - fork(). A broker or a backend is used by one process: the one that uses it first. Making it is
  *   not a use, so you can make it before fork(). Then each process that uses its copy of a broker
  *   has a broker of its own. All copies of a backend are the same backend: it belongs to the first
- *   process that uses it. A child that goes on without execve(2) frees what it has copies of: in
- *   another process than the handle's, handoff_broker_free() and handoff_backend_free() close its
- *   copies and do nothing else. With the copies open, the other end does not see that this process
- *   was killed before the child ends.
+ *   process that uses it. A child that does not call execve(2) should free its copies of the
+ *   handles: in another process than the handle's, handoff_broker_free() and handoff_backend_free()
+ *   close that process's copies and do nothing else. As long as the child holds them, the other end
+ *   does not notice that this process was killed.
  * - The library starts no thread, installs no signal handler, raises no SIGPIPE, writes nothing to
  *   standard error, and does not change signal masks, the umask or the working directory. None of
  *   its calls is a cancellation point, pthread_cancel(3).

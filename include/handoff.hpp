@@ -214,7 +214,11 @@ class unique_fd {
     unique_fd() noexcept = default;
     explicit unique_fd(int fd) noexcept : fd_(fd) {}
     unique_fd(unique_fd &&other) noexcept : fd_(other.release()) {}
-    unique_fd &operator=(unique_fd &&other) noexcept { return reset(other.release()), *this; }
+    unique_fd &operator=(unique_fd &&other) noexcept
+    {
+        reset(other.release());
+        return *this;
+    }
     ~unique_fd() { reset(); }
 
     explicit operator bool() const noexcept { return fd_ != -1; }
@@ -509,6 +513,12 @@ struct verdict {
     std::string_view backend{};
     /** Of offer_and_wait(), if it was refused: as in offer_result. */
     std::error_code error{};
+
+    /** After a fallback: whether the client can be offered again. */
+    bool may_pass() const noexcept
+    {
+        return !adopted && handoff_reason_may_pass(static_cast<handoff_reason>(reason));
+    }
 };
 
 /**

@@ -248,7 +248,7 @@ pub enum TransportError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathProblem {
     /// It has nothing in it, or nothing behind `@`.
-    #[error("the path is empty")]
+    #[error("the path is empty, or has nothing behind @")]
     Empty,
     /// It has too many bytes.
     #[error(

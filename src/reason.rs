@@ -82,6 +82,20 @@ impl Reason {
                 | Reason::UnsupportedPlatform
         )
     }
+
+    /// Whether the reason for a fallback is about the backends, and may pass.
+    pub fn may_pass(self) -> bool {
+        matches!(
+            self,
+            Reason::BackendUnavailable
+                | Reason::BackendBusy
+                | Reason::RateLimited
+                | Reason::AckTimeout
+                | Reason::DescriptorPressure
+                | Reason::PermissionDenied
+                | Reason::TooManyChannels
+        )
+    }
 }
 
 // Where a number stands in the list, which a new reason must be added to.

@@ -154,6 +154,12 @@ func (r Reason) String() string {
 	return C.GoString(C.handoff_reason_name(C.handoff_reason(r)))
 }
 
+// MayPass tells whether the reason is about the backends, and not about this connection: the client can
+// be offered again.
+func (r Reason) MayPass() bool {
+	return bool(C.handoff_reason_may_pass(C.handoff_reason(r)))
+}
+
 func (r Reason) Error() string {
 	return "handoff: " + r.String()
 }

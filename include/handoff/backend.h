@@ -30,8 +30,7 @@ extern "C" {
  * the memory that it keeps.
  *
  * Its calls wait for no broker, but for those that have a `wait_ms`. Yet a hostile broker can send
- * descriptors whose close(2) takes long, see docs/security.md: allow only users that you trust not
- * to.
+ * descriptors whose close(2) takes long, see docs/security.md: let only users connect that you trust.
  */
 typedef struct handoff_backend handoff_backend;
 
@@ -53,8 +52,8 @@ typedef struct handoff_backend_options {
     const handoff_peer_policy *policy;
     /**
      * The most channels at once: 1 to 65535, default 64. Each takes about 200 bytes of memory for
-     * each offer that may be in flight. It counts until its broker has gone and you hold no
-     * arrival of it.
+     * each offer that may be in flight. A channel counts until its broker has disconnected and
+     * you hold no arrival of it.
      */
     size_t max_channels;
     /** The most offers in flight on each channel: 1 to 4096, default 256. */
@@ -133,8 +132,8 @@ handoff_status handoff_backend_options_init(handoff_backend_options *options,
 /**
  * Makes a handoff socket and listens on it for brokers.
  *
- * The file has its mode before anyone can connect to it. A socket that is closed is replaced. One
- * that is open, and anything that is not a socket, stays as it is. If several processes start at
+ * The file has its mode before anyone can connect to it. A socket at which nobody listens is
+ * replaced. One at which somebody does, and any other file, stays as it is. If several processes start at
  * once, one succeeds, and the others get HANDOFF_ERR_ADDRESS_IN_USE. The file is made in the same
  * directory, under another name that begins with ".", and moves to its path when it is complete:
  * ss(8) and getsockname(2) keep telling that other name.
@@ -256,7 +255,7 @@ handoff_status handoff_backend_accept(handoff_backend *backend,
  * Ends a wait in handoff_backend_accept(): the call that waits returns HANDOFF_WOKEN.
  *
  * If none waits, the next one does, once it has returned the arrivals that were already received.
- * Offers that are still in the socket come after it; with a `wait_ms` of 0 they come before it.
+ * That is before it receives more offers; with a `wait_ms` of 0 it receives them first.
  *
  * @param backend  the backend; nobody may free it meanwhile
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -348,7 +347,7 @@ handoff_status handoff_backend_adopt(handoff_backend *backend,
 /**
  * Rejects an arrival. Its descriptor is closed, and the broker serves the client another way. If
  * its SO_LINGER, socket(7), has a time, that is turned off first for both copies, because close(2)
- * could wait. The same happens to every arrival that is not adopted. The verdict is sent at once,
+ * could wait, as for every arrival that is not adopted. The verdict is sent at once,
  * or, if you still have others to take of its packet, with theirs.
  *
  * @param backend  the backend
@@ -368,8 +367,8 @@ handoff_status handoff_backend_reject(handoff_backend *backend,
 
 /**
  * Stops listening and tells the brokers to offer no more, also those that it has not accepted yet.
- * A successor can then listen at the path; brokers wait for it in a socket that stays open
- * elsewhere, as one of handoff_backend_listen_on() does.
+ * A successor can then listen at the path. With handoff_backend_listen_on() the socket that you
+ * passed stays open, and brokers wait there for it.
  *
  * Go on: dispatch, take every arrival with next, adopt or reject it. If `held` in the statistics
  * is 0 after a dispatch, free the backend at once: the brokers take back what no dispatch has

@@ -151,7 +151,7 @@ size_t handoff_broker_room(handoff_broker *broker) HANDOFF_NOEXCEPT;
  * of 2, 4, 8, 8 ... seconds, at most `failure_period_ms`. An adoption or a new channel ends the
  * rest and resets the count of failures. What timed out keeps its place until the backend answers:
  * while it has no place left, there is no trial, and if nothing is in flight there either, it
- * rests although it has not failed so often.
+ * rests, however few its failures.
  */
 #define HANDOFF_STATE_RESTING 4
 
@@ -180,16 +180,16 @@ typedef struct handoff_backend_state {
     /** Its weight. */
     uint32_t weight;
     /**
-     * Why it is down or resting, or has been connecting for over a second, as
-     * handoff_broker_offer() would return it: HANDOFF_ERR_CLOSED after handoff_broker_close(); else
-     * HANDOFF_OK.
+     * Why it is down or resting, or has been connecting for over a second: what
+     * handoff_broker_offer() would return. HANDOFF_ERR_CLOSED after handoff_broker_close();
+     * HANDOFF_OK in every other state.
      */
     handoff_status status;
     /**
-     * The system's error for that, as in errno, or 0. Or what the system had no part in: EUSERS if
+     * The system's error for that, as in errno, or 0. If the system had no part in it: EUSERS if
      * the backend has too many channels, ESHUTDOWN if it drains, ENOSR if it is at a limit of its
-     * descriptors or memory; ETIMEDOUT, ECONNRESET or EPROTO if whoever listens is silent, hangs
-     * up, or speaks something else.
+     * descriptors or memory, ENOTCONN if it has not answered yet; ETIMEDOUT, ECONNRESET or EPROTO if
+     * whoever listens is silent, hangs up, or speaks something else.
      */
     int error;
     /** Reserved: always 0. */

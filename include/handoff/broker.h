@@ -53,9 +53,8 @@ typedef struct handoff_broker_options {
      */
     uint64_t attempt_timeout_ms;
     /**
-     * With several backends: the most bytes of offers in flight that are copied, so that another
-     * backend can have them: default 16777216; HANDOFF_NO_LIMIT. An offer beyond that goes to one
-     * backend only.
+     * With several backends: the most bytes to keep in copies of offers in flight, for another
+     * backend: default 16777216; HANDOFF_NO_LIMIT. An offer beyond that goes to one backend only.
      */
     size_t failover_bytes;
     /**
@@ -94,8 +93,8 @@ typedef struct handoff_broker_options {
      * handoff_broker_dispatch() does before it returns with nothing new. That saves the time to
      * wake up if broker and backend have a processor each with little else to do. If they share
      * one, spinning keeps the other from running, and a handoff takes up to `spin_us` longer. In an
-     * event loop call dispatch again as long as handoff_broker_next() returned anything after it,
-     * and wait otherwise. No effect with HANDOFF_BROKER_SHARED.
+     * event loop, if handoff_broker_next() returned a verdict, call dispatch again before you wait.
+     * No effect with HANDOFF_BROKER_SHARED.
      */
     uint32_t spin_us;
 } handoff_broker_options;
@@ -206,7 +205,7 @@ typedef struct handoff_offer {
  * handoff_broker_flush() before you wait, also after HANDOFF_ERR_FULL: the descriptor does not
  * become readable for what is unsent, and that takes room and times out like any offer. What waits
  * is also sent by the next accepted offer without the flag, by handoff_broker_dispatch(), and as
- * soon as it makes a good packet by itself.
+ * soon as there is enough for a packet.
  */
 #define HANDOFF_OFFER_MORE 1
 
@@ -217,7 +216,9 @@ typedef struct handoff_offer {
  * After the verdict HANDOFF_ADOPTED free its object without a close_notify or another byte on the
  * connection.
  *
- * With OpenSSL 3: set SSL_OP_ENABLE_KTLS before the handshake. Take with SSL_read(3) what SSL_pending(3)
+ * The kernel needs its module `tls`, which it loads by itself for root only: modprobe(8). With
+ * OpenSSL 3: set SSL_OP_ENABLE_KTLS before the handshake. 3.0 and 3.1 let the kernel receive TLS 1.2
+ * only, later ones TLS 1.3, too. Take with SSL_read(3) what SSL_pending(3)
  * says is there; SSL_has_pending(3) must be 0 then, or serve the client yourself. Free with SSL_free(3),
  * without SSL_shutdown(3); a socket that SSL_set_fd(3) set stays open. `examples/tls_broker.c` does
  * all this.
@@ -248,17 +249,16 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         descriptor becomes readable when an offer would be taken:
  *         HANDOFF_ERR_BACKEND_UNAVAILABLE without a channel, also if the backend is draining:
  *         handoff_last_error() says why;
- *         HANDOFF_ERR_TOO_MANY_CHANNELS if there is none because the backend has as many as it
- *         may;
- *         HANDOFF_ERR_WOULD_BLOCK if there is none because too many brokers wait to be accepted;
- *         HANDOFF_ERR_PERMISSION_DENIED if there is none because this process may not connect, or
- *         the backend does not allow its user;
+ *         HANDOFF_ERR_TOO_MANY_CHANNELS if the backend has as many channels as it may;
+ *         HANDOFF_ERR_WOULD_BLOCK if too many brokers wait to be accepted by it;
+ *         HANDOFF_ERR_PERMISSION_DENIED if this process may not connect, or the backend does not
+ *         allow its user;
  *         HANDOFF_ERR_PEER_NOT_ALLOWED if the user who listens at the path may not be the backend;
- *         HANDOFF_ERR_PEER_UNKNOWN if the system does not tell who does;
- *         HANDOFF_ERR_FULL if the limit of offers in flight (with those taken back, or seen to be
- *         adopted, that the backend has not answered) or of queued bytes is reached, too many
+ *         HANDOFF_ERR_PEER_UNKNOWN if the system does not say which user listens at the path;
+ *         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, too many
  *         verdicts are not taken, or the backend has not granted its places yet: on a new channel
- *         they come in a moment, and not all at once. handoff_last_error() says which;
+ *         they come in a moment, and not all at once. handoff_last_error() says which. Offers that
+ *         were taken back, or seen to be adopted, count until the backend has answered them;
  *         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or what timed out
  *         has taken all its places, see HANDOFF_STATE_RESTING;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE if there is no descriptor for a channel. At the first use
@@ -281,7 +281,7 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  * take one soon.
  *
  * If the refusal may pass, see handoff_broker_room(), and call handoff_broker_flush() before you wait:
- * offers that wait for it can keep others out.
+ * offers that are not flushed still take up room.
  *
  * After HANDOFF_ERR_INTERNAL, a bug in the library, the offer may be in flight. Call
  * handoff_broker_close(), then handoff_broker_next(): if there is no verdict, the connection is
@@ -405,7 +405,7 @@ handoff_status handoff_broker_next(handoff_broker *broker,
  * this broker away, and while the backend drains.
  *
  * If there is no room in all of `timeout_ms`, it returns HANDOFF_ERR_FULL; if no channel is up by
- * then, HANDOFF_ERR_BACKEND_UNAVAILABLE, or why the attempt to connect before failed. If the offer
+ * then, HANDOFF_ERR_BACKEND_UNAVAILABLE, or the error of the last attempt to connect. If the offer
  * was sent and not answered, there is a verdict, HANDOFF_REASON_ACK_TIMEOUT.
  *
  * @param broker        the broker. Verdicts of other offers stay for handoff_broker_next().
@@ -429,8 +429,8 @@ handoff_status handoff_broker_offer_and_wait(handoff_broker *broker,
  * would wait, takes its offer back and returns HANDOFF_WOKEN.
  *
  * If the backend has adopted the connection, the call returns that verdict, and the next one is
- * woken. With HANDOFF_BROKER_SHARED it ends every wait that runs; if there is none, or each of
- * them returns a verdict, it ends the next one that begins while no other runs.
+ * woken. With HANDOFF_BROKER_SHARED it ends every wait that runs. If none runs, or each of them
+ * returns a verdict, it ends a later one instead: the next that begins while no other runs.
  *
  * It ends one wait, or those of one moment. To stop for good, call handoff_broker_close() on a
  * broker with HANDOFF_BROKER_SHARED; for another one set a flag of yours, then wake it.

@@ -60,9 +60,9 @@ extern "C" {
  * What a call returns: HANDOFF_OK, a positive number if there is no result but also no error, or
  * a negative HANDOFF_ERR_*.
  *
- * After an error errno is the system's error. If the system had no part in it, it is 0, or a
- * number that fits, see `error` in handoff_backend_state. handoff_last_error() returns a
- * message. Out parameters are untouched unless the status is HANDOFF_OK. A number never changes
+ * After an error errno is the system's error. If the system had no part in it, it is the number
+ * that says the same, such as EINVAL or EADDRINUSE, or 0 if none does; see also `error` in
+ * handoff_backend_state. handoff_last_error() returns a message. Out parameters are untouched unless the status is HANDOFF_OK. A number never changes
  * its meaning.
  */
 typedef int32_t handoff_status;
@@ -215,8 +215,8 @@ const char *handoff_reason_name(handoff_reason reason) HANDOFF_NOEXCEPT;
 bool handoff_status_is_fallback_safe(handoff_status status) HANDOFF_NOEXCEPT;
 
 /**
- * Tells whether what a broker refuses an offer with may pass: it is about the backends, and not about
- * this offer. The client can wait in a queue of yours, for a limited time: what handoff_broker_fd()
+ * Tells whether a refusal may pass, so that the same offer may be taken later: it is about the
+ * backends, and not about this offer. The client can wait in a queue of yours, for a limited time: what handoff_broker_fd()
  * returned at the start becomes readable when an offer would be taken.
  *
  * @param status  what handoff_broker_offer() returned
@@ -228,6 +228,21 @@ bool handoff_status_is_fallback_safe(handoff_status status) HANDOFF_NOEXCEPT;
  * Safe in any thread, after fork() and in a signal handler.
  */
 bool handoff_status_may_pass(handoff_status status) HANDOFF_NOEXCEPT;
+
+/**
+ * Tells whether the reason for a fallback may pass: it is about the backends, and not about this
+ * offer. The client can be offered again: now, or when what handoff_broker_fd() returned becomes
+ * readable, as after a refusal for which handoff_status_may_pass() returns true.
+ *
+ * @param reason  that of a verdict, or what handoff_status_reason() returned
+ * @return true for HANDOFF_REASON_BACKEND_UNAVAILABLE, HANDOFF_REASON_BACKEND_BUSY,
+ *         HANDOFF_REASON_RATE_LIMITED, HANDOFF_REASON_ACK_TIMEOUT,
+ *         HANDOFF_REASON_DESCRIPTOR_PRESSURE, HANDOFF_REASON_PERMISSION_DENIED and
+ *         HANDOFF_REASON_TOO_MANY_CHANNELS; false for every other number.
+ *
+ * Safe in any thread, after fork() and in a signal handler.
+ */
+bool handoff_reason_may_pass(handoff_reason reason) HANDOFF_NOEXCEPT;
 
 /**
  * Tells whether the descriptor may have reached the backend.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Allowed;
-use crate::address::{self, TransportError};
+use crate::address::{self, TransportError, is_directory};
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
 use crate::memory::NoMemory;
@@ -33,16 +33,13 @@ pub enum BrokerError {
     #[error("this broker belongs to another process, which used it first: make one after fork()")]
     WrongProcess,
     /// The handle is closed.
-    #[error("{path}the broker is closed: make a new one", path = Prefix(path))]
+    #[error("{path}the broker is closed", path = Prefix(path))]
     Closed {
         /// The handoff socket, or empty.
         path: Arc<Path>,
     },
     /// The descriptor is not a socket.
-    #[error(
-        "descriptor {descriptor} is {is}: only sockets can be offered; the raw layer sends any \
-        descriptor"
-    )]
+    #[error("descriptor {descriptor} is {is}{why}", why = OnlySockets(source))]
     NotASocket {
         /// The descriptor.
         descriptor: RawFd,
@@ -65,7 +62,10 @@ pub enum BrokerError {
     #[error("the offer's service or correlation id has a NUL in it")]
     NameWithNul,
     /// The kernel does not do the connection's TLS, although the offer says so.
-    #[error("descriptor {descriptor} cannot be offered as TLS: {source}")]
+    #[error(
+        "descriptor {descriptor} cannot be offered as TLS: {source}; it takes the kernel's module tls, \
+        and a TLS library that uses it, see HANDOFF_OFFER_TLS"
+    )]
     WithoutTls {
         /// The descriptor.
         descriptor: RawFd,
@@ -100,7 +100,7 @@ pub enum BrokerError {
         removed: bool,
     },
     /// The broker has no backend yet, or none in its directory.
-    #[error("{path}no backend to offer to{why}", path = Prefix(path), why = Suffix(source))]
+    #[error("{path}no backend to offer to{why}", path = Prefix(path), why = WhyNone(path, source))]
     NoBackend {
         /// What the broker was made with.
         path: Arc<Path>,
@@ -245,12 +245,28 @@ impl fmt::Display for Prefix<'_> {
     }
 }
 
-/// A colon and what the system said, if it did.
-struct Suffix<'a>(&'a Option<io::Error>);
+/// Why a broker with this path has no backend, where more is known than that.
+struct WhyNone<'a>(&'a Path, &'a Option<io::Error>);
 
-impl fmt::Display for Suffix<'_> {
+impl fmt::Display for WhyNone<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.as_ref().map_or(Ok(()), |source| write!(f, ": {}", Said(source)))
+        match self.1 {
+            Some(source) => write!(f, ": {}", Said(source)),
+            None if is_directory(self.0) => f.write_str(": there is no socket in the directory"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What can be offered, to who has passed something else that is open.
+struct OnlySockets<'a>(&'a io::Error);
+
+impl fmt::Display for OnlySockets<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.raw_os_error() {
+            Some(libc::EBADF) => Ok(()),
+            _ => f.write_str(": only sockets can be offered; the raw layer sends any descriptor"),
+        }
     }
 }
 

@@ -67,7 +67,9 @@ impl BrokerOptions {
         let BrokerOptions { reconnect_min, reconnect_max, .. } = options;
         if reconnect_min > reconnect_max {
             let problem = format!(
-                "reconnect_min_ms ({reconnect_min:?}) is more than reconnect_max_ms ({reconnect_max:?})"
+                "reconnect_min_ms ({}) is more than reconnect_max_ms ({})",
+                reconnect_min.as_millis(),
+                reconnect_max.as_millis()
             );
             return Err(BrokerError::InvalidOptions { problem });
         }

@@ -13,8 +13,8 @@ use crate::peer::Policy;
 /// these groups; root too must then be named. The lists are read during the call only: the calls
 /// that take options copy them.
 ///
-/// In a user namespace, the number of everybody who has none there (65534 as a rule,
-/// user_namespaces(7)) allows nobody.
+/// In a user namespace, the overflow number (65534 as a rule, user_namespaces(7)), which stands for
+/// everybody without a number there, allows nobody.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_peer_policy {

@@ -91,8 +91,8 @@ pub extern "C" fn handoff_status_is_fallback_safe(status: handoff_status) -> boo
     entry(status).is_some_and(|entry| entry.kind.is_fallback_safe())
 }
 
-/// Tells whether what a broker refuses an offer with may pass: it is about the backends, and not about
-/// this offer. The client can wait in a queue of yours, for a limited time: what handoff_broker_fd()
+/// Tells whether a refusal may pass, so that the same offer may be taken later: it is about the
+/// backends, and not about this offer. The client can wait in a queue of yours, for a limited time: what handoff_broker_fd()
 /// returned at the start becomes readable when an offer would be taken.
 ///
 /// @param status  what handoff_broker_offer() returned
@@ -105,6 +105,22 @@ pub extern "C" fn handoff_status_is_fallback_safe(status: handoff_status) -> boo
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_status_may_pass(status: handoff_status) -> bool {
     entry(status).is_some_and(|entry| entry.kind.may_pass())
+}
+
+/// Tells whether the reason for a fallback may pass: it is about the backends, and not about this
+/// offer. The client can be offered again: now, or when what handoff_broker_fd() returned becomes
+/// readable, as after a refusal for which handoff_status_may_pass() returns true.
+///
+/// @param reason  that of a verdict, or what handoff_status_reason() returned
+/// @return true for HANDOFF_REASON_BACKEND_UNAVAILABLE, HANDOFF_REASON_BACKEND_BUSY,
+///         HANDOFF_REASON_RATE_LIMITED, HANDOFF_REASON_ACK_TIMEOUT,
+///         HANDOFF_REASON_DESCRIPTOR_PRESSURE, HANDOFF_REASON_PERMISSION_DENIED and
+///         HANDOFF_REASON_TOO_MANY_CHANNELS; false for every other number.
+///
+/// Safe in any thread, after fork() and in a signal handler.
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_reason_may_pass(reason: handoff_reason) -> bool {
+    Reason::try_from(reason).is_ok_and(Reason::may_pass)
 }
 
 /// Tells whether the descriptor may have reached the backend.

@@ -3,8 +3,8 @@
 //! The socket is bound beside its path, gets its mode, and listens. Then its file moves to the
 //! path, so it is live from the first moment that anybody sees it there. No lock of the file system
 //! is used: anybody who can read a directory can hold its flock(2), and NFS may have none. /proc is
-//! not needed either: a mode that the umask cut is set in a directory of the file's own, where
-//! nobody can put a link in its place.
+//! not needed either, unless the umask takes away what the owner may do: a mode that the umask cut is
+//! set in a directory of the file's own, which is held open, so nobody can put a link in its place.
 //!
 //! A file is stale if no socket is bound to it. That does not change any more, since only bind(2)
 //! does it, to a file that it makes. What is at the path decides:
@@ -242,13 +242,16 @@ impl<'a> Draft<'a> {
         if status.mode == mode {
             return Ok(status.id);
         }
-        // Where nobody can put a link in its place.
-        self.make_private()?;
-        let status = file::status_at(directory, &self.file)?;
-        if !status.is_socket() {
+        let private = self.make_private()?;
+        // Whoever may write to the directory may have put something else there under each name that is
+        // not in the private one.
+        let private = open_private(directory, &private)?;
+        let name = Path::new(&self.random);
+        let status = file::status_at(&private, name)?;
+        if !status.is_socket() || status.owner != sys::effective_user() || status.links != 1 {
             return Err(io::Error::from_raw_os_error(libc::ENOTSOCK));
         }
-        file::set_mode_at(directory, &self.file, mode)?;
+        file::set_mode_at(&private, name, mode)?;
         Ok(status.id)
     }
 
@@ -261,9 +264,10 @@ impl<'a> Draft<'a> {
         let private = self.place.beside(&format!("{}.d", self.random));
         file::make_directory_at(directory, &private, 0o700)?;
         self.private = Some(private.clone());
+        let opened = open_private(directory, &private)?;
         // The umask may have taken something away.
-        if file::status_at(directory, &private)?.mode & 0o700 != 0o700 {
-            file::set_mode_at(directory, &private, 0o700)?;
+        if file::status_of(opened.as_fd())?.mode & 0o700 != 0o700 {
+            file::set_mode_of(&opened, 0o700)?;
         }
         let file = private.join(&self.random);
         file::rename_at(directory, &self.file, &file)?;
@@ -355,6 +359,16 @@ impl<'a> Draft<'a> {
     }
 }
 
+/// Opens a directory in which only this user can change anything.
+fn open_private(directory: &OwnedFd, name: &Path) -> io::Result<OwnedFd> {
+    let private = file::open_directory_at(directory, name)?;
+    let status = file::status_of(private.as_fd())?;
+    if status.owner != sys::effective_user() || status.mode & 0o077 != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EACCES));
+    }
+    Ok(private)
+}
+
 impl Drop for Draft<'_> {
     fn drop(&mut self) {
         let directory = &self.place.directory;
@@ -424,6 +438,49 @@ mod tests {
         assert!(matches!(draft.publish(), Err(ListenerError::InUse { .. })));
         drop(draft);
         assert_eq!(names(&directory), ["handoff.sock"]);
+    }
+
+    #[test]
+    fn mode_of_nothing_else_is_set_whatever_is_put_in_the_place_of_the_private_directory() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("handoff.sock");
+        let address = address::address(&path).unwrap();
+        let place = Place::open(&path, &address).unwrap();
+        let elsewhere = directory.path().join("elsewhere");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        // Each changes what is in the private directory, or what its name stands for.
+        let link_to_directory = |private: &Path, _: &Path| {
+            fs::rename(private, directory.path().join("away")).unwrap();
+            std::os::unix::fs::symlink(&elsewhere, private).unwrap();
+        };
+        let open_directory = |private: &Path, _: &Path| {
+            fs::set_permissions(private, fs::Permissions::from_mode(0o777)).unwrap();
+        };
+        let link = |private: &Path, name: &Path| {
+            fs::remove_file(private.join(name)).unwrap();
+            std::os::unix::fs::symlink(elsewhere.join(name), private.join(name)).unwrap();
+        };
+        let hard_link = |private: &Path, name: &Path| {
+            fs::remove_file(private.join(name)).unwrap();
+            fs::hard_link(elsewhere.join(name), private.join(name)).unwrap();
+        };
+        let changes: [&dyn Fn(&Path, &Path); 4] =
+            [&link_to_directory, &open_directory, &link, &hard_link];
+        for (number, change) in changes.into_iter().enumerate() {
+            fs::create_dir(&elsewhere).unwrap();
+            let socket = sys::socket::new(sys::socket::SocketKind::Stream).unwrap();
+            let mut draft = Draft::bind(&place, &socket, 0o600).unwrap();
+            let name = PathBuf::from(&draft.random);
+            let _others = UnixListener::bind(elsewhere.join(&name)).unwrap();
+            let before = fs::Permissions::from_mode(0o600);
+            fs::set_permissions(elsewhere.join(&name), before).unwrap();
+            let private = directory.path().join(draft.make_private().unwrap());
+            change(&private, &name);
+            assert!(draft.set_mode(0o666).is_err(), "{number}");
+            assert_eq!(mode(&elsewhere.join(&name)), 0o600, "{number}");
+            drop(draft);
+            fs::remove_dir_all(&elsewhere).unwrap();
+        }
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Files by name in a directory that is held open.
 
 use std::ffi::CString;
-use std::fs::{Metadata, OpenOptions};
+use std::fs::{self, Metadata, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -35,6 +35,8 @@ pub(crate) struct FileStatus {
     pub kind: libc::mode_t,
     /// The permission bits.
     pub mode: u32,
+    /// How many names it has.
+    pub links: u64,
     pub size: u64,
 }
 
@@ -52,6 +54,17 @@ impl FileStatus {
 pub(crate) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = libc::O_PATH | libc::O_DIRECTORY;
     OpenOptions::new().read(true).custom_flags(flags).open(path).map(OwnedFd::from)
+}
+
+/// The same of a directory within a directory, if the name is no link.
+pub(crate) fn open_directory_at(directory: &OwnedFd, name: &Path) -> io::Result<OwnedFd> {
+    let name = c_path(name)?;
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    // SAFETY: `name` ends in NUL.
+    let fd =
+        retry(|| unsafe { libc::openat(directory.as_raw_fd(), name.as_ptr(), flags) as isize })?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
 pub(super) fn c_path(path: &Path) -> io::Result<CString> {
@@ -87,6 +100,7 @@ pub(super) fn status(call: impl Fn(*mut libc::stat) -> libc::c_int) -> io::Resul
         owner: status.st_uid,
         kind: status.st_mode & libc::S_IFMT,
         mode: status.st_mode as u32 & 0o7777,
+        links: status.st_nlink as u64,
         size: status.st_size as u64,
     })
 }
@@ -98,14 +112,22 @@ pub(crate) fn set_mode_before_bind(socket: &OwnedFd, mode: u32) {
     unsafe { libc::fchmod(socket.as_raw_fd(), mode as libc::mode_t) };
 }
 
-/// Sets the permission bits of a name in a directory. It follows a link: for names that nobody else
-/// can make one of. Not to follow it takes Linux 6.6 or, in the C library, /proc.
+/// Sets the permission bits of a name in a directory. It follows a link: for a directory in which
+/// nobody else can make one. Not to follow it takes Linux 6.6 or, in the C library, /proc.
 pub(crate) fn set_mode_at(directory: &OwnedFd, name: &Path, mode: u32) -> io::Result<()> {
     let name = c_path(name)?;
     let mode = mode as libc::mode_t;
     // SAFETY: `name` ends in NUL.
     retry(|| unsafe { libc::fchmodat(directory.as_raw_fd(), name.as_ptr(), mode, 0) as isize })?;
     Ok(())
+}
+
+/// Sets the permission bits of a file that is open with O_PATH. It takes /proc.
+pub(crate) fn set_mode_of(file: &OwnedFd, mode: u32) -> io::Result<()> {
+    fs::set_permissions(
+        format!("/proc/self/fd/{}", file.as_raw_fd()),
+        fs::Permissions::from_mode(mode),
+    )
 }
 
 /// mkdir(2) of a name in a directory.

@@ -156,7 +156,8 @@ fn files_that_come_and_go_are_backends_that_come_and_go() {
     let mut fleet = fleet(0, BrokerOptions::default());
     let (_client, connection) = client();
     let refused = fleet.broker.offer(&offer(&connection)).unwrap_err().to_string();
-    assert!(refused.ends_with("no backend to offer to"), "{refused}");
+    let why = "no backend to offer to: there is no socket in the directory";
+    assert!(refused.ends_with(why), "{refused}");
     std::fs::write(fleet.path("no-socket"), "").unwrap();
     for round in 0..20 {
         fleet.listen(&format!("{round}.sock"));

@@ -119,14 +119,6 @@ static void give_up(struct client *client, handoff_reason reason)
 
 /* ---- offers and verdicts --------------------------------------------------------------------- */
 
-/* Whether a later offer can have another end than this one. */
-static bool may_change(handoff_reason reason)
-{
-    return reason == HANDOFF_REASON_BACKEND_BUSY || reason == HANDOFF_REASON_BACKEND_UNAVAILABLE ||
-           reason == HANDOFF_REASON_RATE_LIMITED || reason == HANDOFF_REASON_PERMISSION_DENIED ||
-           reason == HANDOFF_REASON_DESCRIPTOR_PRESSURE || reason == HANDOFF_REASON_ACK_TIMEOUT;
-}
-
 /* Behind another client, or in front of all. */
 static void insert(struct clients *list, struct client *client, struct client *before)
 {
@@ -174,7 +166,7 @@ static bool offer(struct client *client, int64_t now)
     /* Nothing was sent. What a fallback must not hide is a bug in this program. */
     must_handoff(handoff_status_is_fallback_safe(status), "handoff_broker_offer");
     handoff_reason reason = handoff_status_reason(status);
-    if (may_change(reason)) {
+    if (handoff_reason_may_pass(reason)) {
         queue(client);
         return false;
     }
@@ -217,7 +209,7 @@ static void take_verdicts(int64_t now)
             if (verbose)
                 print_adopted(client, &verdict);
             forget(client);
-        } else if (may_change(verdict.reason) && client->deadline_us > now) {
+        } else if (handoff_reason_may_pass(verdict.reason) && client->deadline_us > now) {
             not_before_us = now + PAUSE_US;
             queue(client);
         } else {

@@ -202,6 +202,7 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "handoff_status_is_fallback_safe": (c_bool, _status),
     "handoff_status_may_pass": (c_bool, _status),
     "handoff_reason_name": (c_char_p, c_uint32),
+    "handoff_reason_may_pass": (c_bool, c_uint32),
     "handoff_backend_listen": (_status, c_char_p, POINTER(BackendOptions), POINTER(_handle)),
     "handoff_backend_listen_on": (_status, c_int, POINTER(BackendOptions), POINTER(_handle)),
     "handoff_backend_free": (None, _handle),

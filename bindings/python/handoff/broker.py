@@ -38,6 +38,12 @@ class Verdict:
     backend: str
     kind: int
 
+    @property
+    def may_pass(self) -> bool:
+        """After a fallback: whether the reason is about the backends and may pass, so that the
+        client can be offered again."""
+        return not self.adopted and bool(library.handoff_reason_may_pass(self.reason))
+
 
 class Broker(Handle[Verdict]):
     """The broker's end of the channels to its backends.

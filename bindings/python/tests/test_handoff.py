@@ -200,11 +200,11 @@ class TheBackend(Ends):
     def test_rejecting_tells_the_broker_why(self):
         self.listen()
         _, arrival = self.arrive()
-        self.backend.reject(arrival, handoff.Reason.CLIENT_UNSUPPORTED)
+        self.backend.reject(arrival, handoff.Reason.BACKEND_BUSY)
         self.assertIsNone(self.backend.next())
         verdict = self.wait(self.broker.next)
-        self.assertEqual((verdict.adopted, verdict.reason),
-                         (False, handoff.Reason.CLIENT_UNSUPPORTED))
+        self.assertEqual((verdict.adopted, verdict.reason, verdict.may_pass),
+                         (False, handoff.Reason.BACKEND_BUSY, True))
         self.assertEqual(self.backend.get_statistics()["rejected"], 1)
 
     def test_offer_that_the_broker_took_back_cannot_be_adopted(self):
@@ -764,6 +764,7 @@ class TheBroker(Ends):
         [verdict] = self.broker.close()
         self.assertEqual((verdict.id, verdict.user_data, verdict.adopted, verdict.reason),
                          (number, "client", False, handoff.Reason.BROKER_CLOSED))
+        self.assertFalse(verdict.may_pass)
         self.assertEqual(self.broker.close(), [])
         with self.assertRaises(handoff.HandoffError) as raised:
             self.broker.offer(self.accepted)
