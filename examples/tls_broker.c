@@ -177,12 +177,12 @@ int main(int argc, char **argv)
           handoff_last_error());
     /* This connects early. Nobody watches the descriptor. */
     check(handoff_broker_fd(broker) != -1, argv[2], handoff_last_error());
-    listen_tcp(argv[1]);
     /* Only this thread takes the signals: the others inherit that they are blocked. */
     sigemptyset(&stop_signals);
     sigaddset(&stop_signals, SIGTERM);
     sigaddset(&stop_signals, SIGINT);
     pthread_sigmask(SIG_BLOCK, &stop_signals, NULL);
+    listen_tcp(argv[1]);
     for (int i = 0; i < THREADS; i++)
         check(pthread_create(&threads[i], NULL, accept_clients, NULL) == 0, "pthread_create",
               "no more threads");

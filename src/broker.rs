@@ -186,9 +186,9 @@ pub struct Broker {
     outcomes: Outcomes,
     next_id: u64,
     closed: bool,
-    /// An offer of so many bytes was refused: the descriptor is to be readable when one would be
+    /// An offer with such needs was refused: the descriptor is to be readable when one would be
     /// taken.
-    wanted: Option<usize>,
+    wanted: Option<Needs>,
     /// The descriptor will be readable for the verdicts that are left.
     rest_told: bool,
     /// When it was last looked at what the backends say.

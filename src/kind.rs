@@ -96,20 +96,6 @@ impl ErrorKind {
         }
     }
 
-    /// The error number that says the same, for an error in which the system had no part; 0 if none
-    /// does.
-    pub fn number(self) -> i32 {
-        match self {
-            ErrorKind::InvalidArgument => libc::EINVAL,
-            ErrorKind::Unsupported => libc::EOPNOTSUPP,
-            ErrorKind::AddressInUse => libc::EADDRINUSE,
-            ErrorKind::NotASocket => libc::ENOTSOCK,
-            ErrorKind::TooLarge => libc::EMSGSIZE,
-            ErrorKind::NoMemory => libc::ENOMEM,
-            _ => 0,
-        }
-    }
-
     /// Whether what a broker refuses an offer with is about its backends, and may pass.
     pub fn may_pass(self) -> bool {
         matches!(

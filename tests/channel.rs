@@ -439,7 +439,7 @@ fn options_that_contradict_each_other_are_refused_with_both_values() {
     let refused = Broker::new(&path, options).unwrap_err();
     assert!(matches!(refused, BrokerError::InvalidOptions { .. }));
     let sentence = refused.to_string();
-    assert!(sentence.contains("reconnect_min_ms (5s) is more than reconnect_max_ms (1s)"));
+    assert!(sentence.contains("reconnect_min_ms (5000) is more than reconnect_max_ms (1000)"));
     let options = BackendOptions { max_held_bytes: 1000, ..Default::default() };
     let refused = Backend::listen(&path, options).unwrap_err();
     assert!(matches!(refused, BackendError::InvalidOptions { .. }));

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use super::member::Member;
 use super::offer::Refused;
 use super::{Broker, BrokerError, Offer, Verdict};
 use crate::reason::Reason;
@@ -116,7 +115,7 @@ impl Broker {
                 Ok(id) => return Ok(id),
                 Err(refused) => refused,
             };
-            if !self.is_worth_waiting(&refused) || left.is_zero() {
+            if !self.is_worth_waiting(&refused, deadline) || left.is_zero() {
                 return Err(refused);
             }
             if self.handle.woken() {
@@ -127,10 +126,10 @@ impl Broker {
         }
     }
 
-    /// Whether there may soon be room for an offer that was refused: because of a backend, and not of
-    /// what the caller has passed.
-    pub(super) fn is_worth_waiting(&self, refused: &Refused) -> bool {
-        let connects = || !self.closed && self.members.iter().any(Member::is_connecting);
+    /// Whether there may be room by then for an offer that was refused: because of a backend, and not
+    /// of what the caller has passed.
+    pub(super) fn is_worth_waiting(&self, refused: &Refused, deadline: Instant) -> bool {
+        let connects = || !self.closed && self.members.iter().any(|it| it.is_connecting(deadline));
         let finds = || refused.error.kind().may_pass() && self.is_finding_backends();
         refused.error.is_full() || (refused.by.is_some() && connects()) || finds()
     }

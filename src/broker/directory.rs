@@ -23,9 +23,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 const CHECK_PAUSE: Duration = Duration::from_secs(2);
 /// How long until a directory with too much in it is read again.
 const FULL_PAUSE: Duration = Duration::from_secs(10);
-/// The most sockets in a directory that are looked at, how many of them at once, and how long until it
-/// goes on: each may have to be connected to.
-const MOST_SOCKETS: usize = 64 * MAX_BACKENDS;
+/// The most entries of a directory that are read, how many of its sockets are looked at at once, and
+/// how long until it goes on: each may have to be connected to.
+const MOST_ENTRIES: usize = 64 * MAX_BACKENDS;
 const AT_ONCE: usize = 64;
 const NEXT_PAUSE: Duration = Duration::from_millis(1);
 /// How often a watch is read at once: for as much as it keeps by default, with the longest names.
@@ -174,7 +174,7 @@ impl Broker {
         let directory = &mut self.directories[number];
         let path = directory.path.clone();
         directory.unwanted.retain(|(name, socket)| directory::socket(&path, name) == Some(*socket));
-        let (names, error) = match directory::sockets(&path, MOST_SOCKETS) {
+        let (names, error) = match directory::sockets(&path, MOST_ENTRIES) {
             Ok((names, all)) => (names, (!all).then_some(libc::ENOSPC)),
             Err(error) => (Vec::new(), error.raw_os_error().or(Some(libc::EIO))),
         };

@@ -15,9 +15,10 @@ use super::{Broker, Phase, Verdict};
 use crate::reason::Reason;
 
 /// How many offers that wait for room are looked at in one dispatch, and how long the others wait
-/// while there is room that one of them may want, or a backend less.
+/// while there is room that one of them may want, or a backend less; longer if none wanted it.
 const MOST_LOOKS: usize = 64;
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
+const LONG_PAUSE: Duration = Duration::from_millis(20);
 
 /// What has become of an offer.
 enum Next {
@@ -39,6 +40,7 @@ impl Broker {
 
     /// Offers to other backends what waits for room.
     pub(super) fn fail_over_the_waiting(&mut self, now: Instant) {
+        let before = self.outcomes.statistics.failovers;
         for _ in 0..self.waiting.len().min(MOST_LOOKS) {
             // While nobody has room, none of them is worth a look, and they keep their order.
             if self.unlooked == 0 && !self.any_would_take(SMALLEST, now) {
@@ -51,8 +53,10 @@ impl Broker {
         let left = self.waiting.len();
         self.unlooked = self.unlooked.min(left);
         if self.unlooked > 0 || (left > MOST_LOOKS && self.any_would_take(SMALLEST, now)) {
+            let placed = self.outcomes.statistics.failovers > before;
+            let pause = if placed || self.unlooked > 0 { LOOK_PAUSE } else { LONG_PAUSE };
             // If no timer can be set, the handle tries again.
-            let _ = self.handle.wake_at(now + LOOK_PAUSE, now);
+            let _ = self.handle.wake_at(now + pause, now);
         }
     }
 

@@ -114,6 +114,11 @@ impl Needs {
     pub(super) fn are_at_least(self, other: Needs) -> bool {
         self.len >= other.len && self.tls >= other.tls
     }
+
+    /// What any backend can take that can take one of both.
+    pub(super) fn least(self, other: Needs) -> Needs {
+        Needs { len: self.len.min(other.len), tls: self.tls && other.tls }
+    }
 }
 
 /// Where a backend takes an offer.
@@ -248,12 +253,15 @@ impl Member {
         now.checked_add(pause).unwrap_or(now)
     }
 
-    /// Whether it has a channel and has not said welcome yet, or is to get one soon: who does not
-    /// watch the descriptor learns only when it offers that a channel has ended, maybe long ago.
-    pub(super) fn is_connecting(&self) -> bool {
+    /// Whether it has a channel and has not said welcome yet, or is to get one by then: who does not
+    /// watch the descriptor learns only when it offers that a channel has ended, maybe long ago. One
+    /// that was silent for too long before is nothing to wait for.
+    pub(super) fn is_connecting(&self, deadline: Instant) -> bool {
+        let was_silent =
+            || matches!(self.why_down, Some(WhyDown::NoWelcome(NoWelcome::Silent { .. })));
         match &self.link {
-            Link::Up(channel) => channel.welcome.is_err(),
-            Link::Down { first, .. } => *first && self.is_wanted(),
+            Link::Up(channel) => channel.welcome.is_err() && !was_silent(),
+            Link::Down { first, retry_at } => *first && self.is_wanted() && *retry_at <= deadline,
         }
     }
 
@@ -326,7 +334,10 @@ impl Member {
     pub(super) fn room(&self, queue_bytes: usize, now: Instant) -> usize {
         match self.would_take(SMALLEST, queue_bytes, now) {
             Ok((_, Vacancy { trial: true, .. })) => 1,
-            Ok((channel, _)) => channel.offers.granted(),
+            Ok((channel, _)) => {
+                let bytes = queue_bytes.saturating_sub(channel.offers.queued_bytes());
+                channel.offers.granted().min(bytes / queued_len(0))
+            }
             Err(_) => 0,
         }
     }

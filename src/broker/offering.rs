@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::choosing::Placing;
 use super::copies::NO_COPY;
-use super::member::{Link, Member, Needs, Obstacle};
+use super::member::{Link, Member, Needs, Obstacle, SMALLEST};
 use super::offer::{Offer, Refused};
 use super::offers::{Facts, Parts};
 use super::{Broker, BrokerError, Limit};
@@ -69,18 +69,19 @@ impl Broker {
         if offer.tls {
             offer.check_tls()?;
         }
+        let needs = Needs { len, tls: offer.tls };
         let (untaken, most) = (self.outcomes.verdicts.len(), self.most_verdicts);
         if awaited {
             // As many may be in flight, and as many wait for another backend.
             let reserved = self.outcomes.awaited.try_reserve(most + self.may_wait(most));
             reserved.map_err(NoMemory::to("verdicts")).map_err(BrokerError::from)?;
         } else if untaken >= most && most > 0 {
-            return Err(self.too_many_verdicts(untaken, len, now));
+            return Err(self.too_many_verdicts(untaken, needs, now));
         }
-        let chosen = match self.choose(Needs { len, tls: offer.tls }, NO_COPY, now) {
+        let chosen = match self.choose(needs, NO_COPY, now) {
             Ok(chosen) => chosen,
             Err(why) => {
-                self.want(len, now);
+                self.want(needs, now);
                 return Err(self.refused(why));
             }
         };
@@ -99,7 +100,8 @@ impl Broker {
         };
         self.outcomes.statistics.offered += 1;
         // Who was refused sees that there is room, unless this has taken all of it.
-        if self.wanted.is_some_and(|wanted| len >= wanted && self.would_take(wanted, now)) {
+        let is_wanted = |wanted: Needs| needs.are_at_least(wanted) && self.would_take(wanted, now);
+        if self.wanted.is_some_and(is_wanted) {
             self.wanted = None;
         }
         Ok(id)
@@ -127,18 +129,18 @@ impl Broker {
 
     /// Of the verdicts of all backends: none of them has refused the offer.
     #[cold]
-    fn too_many_verdicts(&mut self, untaken: usize, len: usize, now: Instant) -> Refused {
-        self.want(len, now);
+    fn too_many_verdicts(&mut self, untaken: usize, needs: Needs, now: Instant) -> Refused {
+        self.want(needs, now);
         let limit = Limit::Verdicts { untaken };
         Refused::from(BrokerError::Full { path: self.path.clone(), limit })
     }
 
     /// An offer was refused: sets the timers that tell when one would be taken.
     #[cold]
-    fn want(&mut self, len: usize, now: Instant) {
+    fn want(&mut self, needs: Needs, now: Instant) {
         self.handle.wake_if_missed();
         let before = self.wanted;
-        self.wanted = Some(before.map_or(len, |before| before.min(len)));
+        self.wanted = Some(before.map_or(needs, |before| before.least(needs)));
         if before.is_none() {
             for index in 0..self.members.len() {
                 // If no timer can be set, something else wakes the caller.
@@ -153,7 +155,7 @@ impl Broker {
         self.enter(now)?;
         let room = self.room_at(now);
         if room == 0 {
-            self.want(0, now);
+            self.want(SMALLEST, now);
         }
         Ok(room)
     }
@@ -165,10 +167,9 @@ impl Broker {
         room.min(self.most_verdicts.saturating_sub(untaken))
     }
 
-    /// Whether an offer of so many bytes would be taken now.
-    pub(super) fn would_take(&self, len: usize, now: Instant) -> bool {
-        self.outcomes.verdicts.len() < self.most_verdicts
-            && self.any_would_take(Needs { len, tls: false }, now)
+    /// Whether an offer with such needs would be taken now.
+    pub(super) fn would_take(&self, needs: Needs, now: Instant) -> bool {
+        self.outcomes.verdicts.len() < self.most_verdicts && self.any_would_take(needs, now)
     }
 
     /// Whether any backend would take an offer with such needs now.
@@ -179,7 +180,7 @@ impl Broker {
 
     /// Makes the descriptor readable if an offer was refused and one would be taken now.
     pub(super) fn tell_of_room(&mut self, now: Instant) {
-        if self.wanted.is_some_and(|len| self.would_take(len, now)) {
+        if self.wanted.is_some_and(|needs| self.would_take(needs, now)) {
             self.wanted = None;
             // If no timer can be set, something else wakes the caller.
             let _ = self.handle.wake_at(now, now);

@@ -10,11 +10,12 @@ mod waits;
 
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::member::Needs;
 use super::offer::Refused;
 use super::{Broker, BrokerError, Offer, Verdict};
 use crate::handle::{HandleError, Waker};
@@ -59,7 +60,8 @@ struct ForLoop {
     alarm: Arc<Alarm>,
     // All of these change under the lock only.
     fired: AtomicBool,
-    wants_room: AtomicUsize,
+    /// The needs of an offer that is to have room.
+    wanted: Mutex<Option<Needs>>,
     has_room: AtomicBool,
 }
 
@@ -86,10 +88,10 @@ impl SharedBroker {
             let Some(for_loop) = self.crew.watch.for_loop.get() else { return body(broker) };
             let before = mem::take(&mut broker.wanted);
             let result = body(broker);
-            if let Some(len) = broker.wanted {
-                for_loop.wants_room.fetch_min(len, Ordering::Relaxed);
+            if let Some(needs) = broker.wanted {
+                for_loop.want(needs);
             }
-            broker.wanted = [before, broker.wanted].into_iter().flatten().min();
+            broker.wanted = [before, broker.wanted].into_iter().flatten().reduce(Needs::least);
             result
         }))
     }
@@ -149,11 +151,15 @@ impl SharedBroker {
             self.crew.watch.see(broker);
             match result {
                 Ok(id) => Tried::Offered(id),
-                Err(refused) if broker.is_worth_waiting(&refused) => Tried::Later(refused),
+                Err(refused) if broker.is_worth_waiting(&refused, deadline) => {
+                    Tried::Later(refused)
+                }
                 Err(refused) => Tried::Refused(refused),
             }
         };
-        self.crew.offer_and_wait(Some(deadline), attempt, |broker, verdict| {
+        // What is too long for any backend is refused at the first attempt.
+        let needs = Needs { len: offer.checked_len().unwrap_or(0), tls: offer.tls };
+        self.crew.offer_and_wait(needs, Some(deadline), attempt, |broker, verdict| {
             finish(broker, Verdict { user_data: offer.user_data, ..*verdict })
         })
     }
@@ -240,16 +246,25 @@ impl ForLoop {
             events,
             alarm,
             fired: AtomicBool::new(false),
-            wants_room: AtomicUsize::new(usize::MAX),
+            wanted: Mutex::new(None),
             has_room: AtomicBool::new(false),
         })
     }
 
+    fn wanted(&self) -> MutexGuard<'_, Option<Needs>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn want(&self, needs: Needs) {
+        let mut wanted = self.wanted();
+        *wanted = Some(wanted.map_or(needs, |before| before.least(needs)));
+    }
+
     fn tell(&self, broker: &Broker) {
         let relaxed = Ordering::Relaxed;
-        let len = self.wants_room.load(relaxed);
-        if len < usize::MAX && broker.would_take(len, Instant::now()) {
-            self.wants_room.store(usize::MAX, relaxed);
+        let mut wanted = self.wanted();
+        if wanted.is_some_and(|needs| broker.would_take(needs, Instant::now())) {
+            *wanted = None;
             self.has_room.store(true, relaxed);
         }
         let fire = !broker.outcomes.verdicts.is_empty() || self.has_room.load(relaxed);
@@ -280,10 +295,17 @@ impl Watch<Broker> for Descriptor {
 impl Desk for Broker {
     type Verdict = Verdict;
     type Error = BrokerError;
+    type Needs = Needs;
     type Refused = Refused;
 
     fn dispatch(&mut self) -> Result<(), BrokerError> {
         self.dispatch_after(event::Wait::No)
+    }
+
+    /// With one backend all wait for the same room, and what needs less must not take it from what
+    /// needs more again and again.
+    fn is_behind(&self, needs: Needs, ahead: Needs) -> bool {
+        self.listed.len() <= 1 || needs.are_at_least(ahead)
     }
 
     fn flush(&mut self) -> Result<(), BrokerError> {

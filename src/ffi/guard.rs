@@ -43,7 +43,7 @@ impl Failure {
                     ErrorKind::Unsupported => "not supported",
                     _ => "invalid argument",
                 };
-                remember(format_args!("{what}: {name} {problem}"), problem.kind().number());
+                remember(format_args!("{what}: {name} {problem}"), 0);
                 status_of(problem.kind())
             }
             Failure::Nothing => HANDOFF_NOTHING,
@@ -58,8 +58,7 @@ impl Failure {
 pub(super) fn report_error(error: &Error) -> handoff_status {
     let status = status_of(error.kind());
     if status < HANDOFF_OK {
-        let number = error.os_error().unwrap_or(error.kind().number());
-        remember(format_args!("{error}"), number);
+        remember(format_args!("{error}"), error.os_error().unwrap_or(0));
     }
     status
 }

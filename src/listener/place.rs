@@ -464,8 +464,8 @@ mod tests {
             fs::remove_file(private.join(name)).unwrap();
             fs::hard_link(elsewhere.join(name), private.join(name)).unwrap();
         };
-        let changes: [&dyn Fn(&Path, &Path); 4] =
-            [&link_to_directory, &open_directory, &link, &hard_link];
+        type Change<'a> = &'a dyn Fn(&Path, &Path);
+        let changes: [Change<'_>; 4] = [&link_to_directory, &open_directory, &link, &hard_link];
         for (number, change) in changes.into_iter().enumerate() {
             fs::create_dir(&elsewhere).unwrap();
             let socket = sys::socket::new(sys::socket::SocketKind::Stream).unwrap();

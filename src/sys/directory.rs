@@ -11,18 +11,18 @@ use std::path::Path;
 use super::file::{FileId, c_path};
 use super::retry;
 
-/// The names of the sockets in a directory, the last one first; so many at most, and whether these
-/// are all.
+/// The names of the sockets in a directory, the last one first, and whether these are all: so many
+/// entries are read at most, of sockets or not.
 pub(crate) fn sockets(path: &Path, most: usize) -> io::Result<(Vec<OsString>, bool)> {
     let mut names = Vec::new();
     let mut all = true;
-    for entry in fs::read_dir(path)? {
+    for (count, entry) in fs::read_dir(path)?.enumerate() {
         let entry = entry?;
+        if count == most {
+            all = false;
+            break;
+        }
         if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
-            if names.len() == most {
-                all = false;
-                break;
-            }
             names.try_reserve(1).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
             names.push(entry.file_name());
         }
@@ -143,5 +143,28 @@ impl Watch {
             rest = next;
         }
         Ok(Told::Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+    use tempfile::TempDir;
+
+    #[test]
+    fn no_more_entries_are_read_than_may_be_whatever_they_are() {
+        let directory = TempDir::new().unwrap();
+        for number in 0..5 {
+            UnixListener::bind(directory.path().join(format!("socket-{number}"))).unwrap();
+            fs::write(directory.path().join(format!("file-{number}")), "").unwrap();
+        }
+        let (names, all) = sockets(directory.path(), 10).unwrap();
+        assert!(all);
+        assert_eq!(names, ["socket-4", "socket-3", "socket-2", "socket-1", "socket-0"]);
+        for most in 0..10 {
+            let (names, all) = sockets(directory.path(), most).unwrap();
+            assert!(!all && names.len() <= most, "{most}");
+        }
     }
 }

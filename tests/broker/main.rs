@@ -3,6 +3,7 @@
 mod shared;
 
 use std::fs;
+use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -71,6 +72,44 @@ fn last_offer_of_a_removed_backend_that_is_taken_back_lets_it_go_at_once() {
     assert!(is_readable(&mut broker, Duration::from_millis(200)), "nobody is told");
     broker.dispatch().unwrap();
     assert!(broker.backend_state(0).is_none());
+}
+
+#[test]
+fn wait_ends_at_once_if_the_next_attempt_to_connect_is_too_late_for_it() {
+    let pause = Duration::from_secs(20);
+    let options =
+        BrokerOptions { reconnect_min: pause, reconnect_max: pause, ..BrokerOptions::default() };
+    let (_directory, _path, backend, mut broker) = pair(options);
+    drop(backend);
+    let (client, _peer) = UnixStream::pair().unwrap();
+    let offer = Offer { timeout: Some(pause / 2), ..Offer::new(client.as_fd()) };
+    let start = Instant::now();
+    let refused = broker.offer_and_wait(&offer).unwrap_err();
+    assert!(matches!(refused, BrokerError::Unavailable { .. }), "{refused}");
+    assert!(start.elapsed() < pause / 4);
+}
+
+#[test]
+fn room_is_no_more_than_the_queue_has_bytes_for() {
+    const MANY: usize = 4096;
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("handoff.sock");
+    let options = BackendOptions { max_in_flight: MANY, ..BackendOptions::default() };
+    let mut backend = Backend::listen(&path, options).unwrap();
+    let options = BrokerOptions { max_in_flight: MANY, ..BrokerOptions::default() };
+    let mut broker = Broker::new(&path, options).unwrap();
+    until(|| {
+        broker.dispatch().unwrap();
+        backend.dispatch().unwrap();
+        broker.room().unwrap() >= MANY
+    });
+    let (client, _peer) = UnixStream::pair().unwrap();
+    let preread = [IoSlice::new(&[0; 4000])];
+    let long = Offer { preread: &preread, ..Offer::new(client.as_fd()) };
+    while broker.offer(&long).is_ok() {}
+    let room = broker.room().unwrap();
+    let taken = (0..MANY).take_while(|_| broker.offer(&Offer::new(client.as_fd())).is_ok());
+    assert_eq!(taken.count(), room);
 }
 
 #[test]

@@ -1,16 +1,19 @@
 //! A broker that threads share, over real sockets.
 
+use std::ffi::CStr;
+use std::io::IoSlice;
 use std::iter;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use handoff::backend::Backend;
+use handoff::backend::{Backend, BackendOptions};
 use handoff::broker::{
-    BackendSettings, Broker, BrokerError, BrokerOptions, Offer, Phase, SharedBroker,
+    BackendSettings, Broker, BrokerError, BrokerOptions, MAX_BACKENDS, Offer, Phase, SharedBroker,
 };
 use tempfile::TempDir;
 
@@ -95,12 +98,14 @@ fn thread_that_is_late_when_there_is_room_is_not_offered() {
     let (client, _peer) = UnixStream::pair().unwrap();
     broker.with(|broker| broker.offer(&Offer::new(client.as_fd())).unwrap()).unwrap();
     let timeout = Some(Duration::from_millis(100));
+    let offers = AtomicBool::new(false);
     thread::scope(|scope| {
         let late = scope.spawn(|| {
             let offer = Offer { timeout, ..Offer::new(client.as_fd()) };
+            offers.store(true, Ordering::SeqCst);
             broker.offer_and_wait(&offer)
         });
-        until(|| broker.with(|broker| broker.statistics().refused).unwrap() == 0);
+        until(|| offers.load(Ordering::SeqCst));
         thread::sleep(Duration::from_millis(50));
         broker
             .with(|broker| {
@@ -120,6 +125,75 @@ fn thread_that_is_late_when_there_is_room_is_not_offered() {
             assert_eq!((state.phase, state.counts.offered), (Phase::Ready, 1));
         })
         .unwrap();
+}
+
+/// A backend of the broker that listens at this name, with room for an offer.
+fn listen(
+    directory: &TempDir,
+    broker: &SharedBroker,
+    name: &str,
+    options: BackendOptions,
+) -> Backend {
+    let path = directory.path().join(name);
+    let mut backend = Backend::listen(&path, options).unwrap();
+    broker.with(|broker| broker.add(&path, BackendSettings::default())).unwrap().unwrap();
+    until(|| {
+        broker.dispatch().unwrap();
+        backend.dispatch().unwrap();
+        broker
+            .with(|broker| {
+                let is_this = |name: &CStr| name.to_bytes() == path.as_os_str().as_bytes();
+                (0..MAX_BACKENDS).any(|index| {
+                    let state = broker.backend_state(index);
+                    state.is_some_and(|state| is_this(state.name) && state.room > 0)
+                })
+            })
+            .unwrap()
+    });
+    backend
+}
+
+#[test]
+fn offer_that_waits_for_one_backend_keeps_none_from_another() {
+    let options = BrokerOptions { timeout: PATIENCE, ..BrokerOptions::default() };
+    let directory = TempDir::new().unwrap();
+    let broker = SharedBroker::new(Broker::without_backends(options).unwrap());
+    let one = BackendOptions { max_in_flight: 1, ..BackendOptions::default() };
+    let mut full = listen(&directory, &broker, "full", one);
+    let (client, _peer) = UnixStream::pair().unwrap();
+    broker.with(|broker| broker.offer(&Offer::new(client.as_fd())).unwrap()).unwrap();
+    let small = BackendOptions { max_offer_bytes: 1000, ..BackendOptions::default() };
+    let mut free = listen(&directory, &broker, "free", small);
+    let long = [IoSlice::new(&[0; 5000])];
+    let offers = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let first = scope.spawn(|| {
+            let offer = Offer { preread: &long, ..Offer::new(client.as_fd()) };
+            offers.store(true, Ordering::SeqCst);
+            broker.offer_and_wait(&offer)
+        });
+        until(|| offers.load(Ordering::SeqCst));
+        thread::sleep(Duration::from_millis(50));
+        for _ in 0..3 {
+            let other = scope.spawn(|| broker.offer_and_wait(&Offer::new(client.as_fd())));
+            until(|| {
+                free.dispatch().unwrap();
+                free.statistics().held == 1
+            });
+            adopt(&mut free);
+            assert!(other.join().unwrap().unwrap().adopted);
+        }
+        assert!(!first.is_finished());
+        // Room for the first one, and then the first one itself.
+        for _ in 0..2 {
+            until(|| {
+                full.dispatch().unwrap();
+                full.statistics().held == 1
+            });
+            adopt(&mut full);
+        }
+        assert!(first.join().unwrap().unwrap().adopted);
+    });
 }
 
 #[test]

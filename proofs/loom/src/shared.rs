@@ -93,7 +93,12 @@ impl Model {
 impl Desk for Model {
     type Verdict = Verdict;
     type Error = Refused;
+    type Needs = ();
     type Refused = Refused;
+
+    fn is_behind(&self, (): (), (): ()) -> bool {
+        true
+    }
 
     fn dispatch(&mut self) -> Result<(), Refused> {
         let adopted = {

@@ -4,7 +4,8 @@
 //! The leader waits without the lock, so that others can offer meanwhile. When it has its own
 //! verdict it leaves, and another thread that waits is told to lead. Nobody is told anything but
 //! what is for it: its verdict, room, a wake, or that nobody leads. Offers that wait for room do so
-//! in a queue, and only its first one tries.
+//! in a queue. One tries if none ahead of it has to be the first: those may wait for a backend that
+//! another one has room beside.
 //!
 //! What holds whenever the lock is free: if any thread waits, one leads, or one was told that none
 //! does and has not run since.
@@ -24,11 +25,16 @@ use super::{Arc, Condvar, Mutex, MutexGuard, Wait, Waits};
 pub(super) trait Desk {
     type Verdict: Debug;
     type Error;
+    /// What a backend must be able to take to get an offer.
+    type Needs: Copy + Debug;
     /// Why an offer is refused: an error, and what the desk notes with it.
     type Refused: From<Self::Error>;
 
     /// Does what is due, without waiting.
     fn dispatch(&mut self) -> Result<(), Self::Error>;
+
+    /// Whether an offer must not be tried before one with other needs that waits ahead of it.
+    fn is_behind(&self, needs: Self::Needs, ahead: Self::Needs) -> bool;
 
     /// Sends what was offered.
     fn flush(&mut self) -> Result<(), Self::Error>;
@@ -90,8 +96,8 @@ struct State<D: Desk> {
     free: Vec<usize>,
     /// The seats of those who wait, in no order.
     waiting: Vec<usize>,
-    /// Those of them who wait for room, the first to come first.
-    room: VecDeque<usize>,
+    /// Those of them who wait for room, the first to come first, and for what.
+    room: VecDeque<(usize, D::Needs)>,
     /// The seat of the leader.
     leader: Option<usize>,
     /// There is something for the leader, which has not seen it yet.
@@ -175,19 +181,32 @@ impl<D: Desk> State<D> {
         self.free.push(seat);
     }
 
-    /// Leaves the queue for room. If that changes who is first, that one tries.
+    /// The place of a seat in the queue for room; behind all, if it is not there.
+    fn place_in_queue(&self, seat: usize) -> usize {
+        let place = self.room.iter().position(|(other, _)| *other == seat);
+        place.unwrap_or(self.room.len())
+    }
+
+    /// Leaves the queue for room. Another may have to try now.
     fn leave_room(&mut self, seat: usize) {
-        let Some(place) = self.room.iter().position(|other| *other == seat) else { return };
-        self.room.remove(place);
-        if place == 0 {
-            self.call_first();
+        let place = self.place_in_queue(seat);
+        if self.room.remove(place).is_some() {
+            self.call_from(place);
         }
     }
 
-    /// Has the first that waits for room try.
-    fn call_first(&mut self) {
-        if let Some(first) = self.room.front().copied() {
-            self.call(first);
+    /// Whether an offer at a place of the queue may try.
+    fn may_try(&self, place: usize, needs: D::Needs) -> bool {
+        let mut ahead = self.room.iter().take(place);
+        !ahead.any(|(_, ahead)| self.desk.is_behind(needs, *ahead))
+    }
+
+    /// Has the first from this place on that may try do so.
+    fn call_from(&mut self, place: usize) {
+        let mut behind = self.room.iter().enumerate().skip(place);
+        let next = behind.find(|(place, (_, needs))| self.may_try(*place, *needs));
+        if let Some((_, (seat, _))) = next {
+            self.call(*seat);
         }
     }
 
@@ -271,7 +290,7 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
         let mut state = self.lock();
         let result = body(&mut state.desk);
         state.hand_out();
-        state.call_first();
+        state.call_from(0);
         self.release(state);
         result
     }
@@ -281,6 +300,7 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
     /// more, with the verdict.
     pub(super) fn offer_and_wait<T>(
         &self,
+        needs: D::Needs,
         deadline: Option<Instant>,
         attempt: impl FnMut(&mut D, usize, bool) -> Tried<D::Refused>,
         finish: impl FnOnce(&D, &D::Verdict) -> T,
@@ -289,7 +309,7 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
         let mut state = self.lock();
         let mut sitting =
             Sitting { crew: self, seat: state.sit(), wait, woken: false, left: false };
-        let (mut state, result) = sitting.offer_and_wait(state, deadline, attempt);
+        let (mut state, result) = sitting.offer_and_wait(state, needs, deadline, attempt);
         let result = result.map(|verdict| {
             let finished = finish(&state.desk, &verdict);
             state.desk.is_taken(&verdict);
@@ -333,10 +353,11 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
     fn offer_and_wait(
         &mut self,
         state: Held<'a, D>,
+        needs: D::Needs,
         deadline: Option<Instant>,
         attempt: impl FnMut(&mut D, usize, bool) -> Tried<D::Refused>,
     ) -> (Held<'a, D>, Result<D::Verdict, D::Error>) {
-        let (mut state, offered) = self.offer(state, deadline, attempt);
+        let (mut state, offered) = self.offer(state, needs, deadline, attempt);
         let id = match offered {
             Ok(id) => id,
             Err(refused) => {
@@ -358,6 +379,7 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
     fn offer(
         &mut self,
         mut state: Held<'a, D>,
+        needs: D::Needs,
         deadline: Option<Instant>,
         mut attempt: impl FnMut(&mut D, usize, bool) -> Tried<D::Refused>,
     ) -> (Held<'a, D>, Result<u64, D::Refused>) {
@@ -373,7 +395,8 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
         let mut queues = false;
         loop {
             let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
-            if late || state.room.front().is_none_or(|first| *first == seat) {
+            let place = state.place_in_queue(seat);
+            if late || state.may_try(place, needs) {
                 let refused = match attempt(&mut state.desk, seat, queues) {
                     Tried::Offered(id) => return (state, Ok(id)),
                     Tried::Refused(refused) => return (state, Err(refused)),
@@ -382,13 +405,14 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
                 if late {
                     return (state, Err(refused));
                 }
+                state.call_from(place + 1);
             }
             if self.crew.waits.is_woken(self.wait) {
                 self.woken = true;
                 return (state, Err(D::woken().into()));
             }
             if !mem::replace(&mut queues, true) {
-                state.room.push_back(seat);
+                state.room.push_back((seat, needs));
             }
             let result;
             (state, result) = self.pause(state, deadline);
@@ -457,7 +481,7 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
             state.leader_called = false;
             let result = waited.and_then(|()| state.desk.dispatch());
             state.hand_out();
-            state.call_first();
+            state.call_from(0);
             return (state, result);
         }
         let passed_on = state.wakes;

@@ -21,7 +21,12 @@ struct Silent {
 impl Desk for Silent {
     type Verdict = ();
     type Error = &'static str;
+    type Needs = usize;
     type Refused = &'static str;
+
+    fn is_behind(&self, needs: usize, ahead: usize) -> bool {
+        needs >= ahead
+    }
 
     fn dispatch(&mut self) -> Result<(), &'static str> {
         Ok(())
@@ -109,7 +114,7 @@ fn wait(
             offers.store(true, Ordering::SeqCst);
             Tried::Offered(id)
         };
-        crew.offer_and_wait(None, attempt, |_, ()| ())
+        crew.offer_and_wait(0, None, attempt, |_, ()| ())
     });
     let start = Instant::now();
     while !has_offered.load(Ordering::SeqCst) {

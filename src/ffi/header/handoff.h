@@ -21,8 +21,8 @@
  *
  * - Status. A call that can fail returns a handoff_status: HANDOFF_OK (0); a positive number if
  *   there is no result but also no error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT, HANDOFF_WOKEN); or a
- *   negative HANDOFF_ERR_*. After an error, errno is the system's error; if the system had no part
- *   in it, the number that says the same, such as EINVAL, or 0 if none does.
+ *   negative HANDOFF_ERR_*. After an error, errno is the system's error, or 0 if the system had no
+ *   part in it, but for the numbers that `error` in handoff_backend_state has.
  *   handoff_last_error() returns a message for this thread.
  * - Arguments. A NULL or misaligned pointer, a bad descriptor or a path that is too long is
  *   HANDOFF_ERR_INVALID_ARGUMENT, not a crash. The library cannot check where a pointer points.
