@@ -21,8 +21,8 @@
  *
  * - Status. A call that can fail returns a handoff_status: HANDOFF_OK (0); a positive number if
  *   there is no result but also no error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT, HANDOFF_WOKEN); or a
- *   negative HANDOFF_ERR_*. After an error, errno is the system's error; if the system had no part
- *   in it, the number that says the same, such as EINVAL, or 0 if none does.
+ *   negative HANDOFF_ERR_*. After an error, errno is the system's error, or 0 if the system had no
+ *   part in it, but for the numbers that `error` in handoff_backend_state has.
  *   handoff_last_error() returns a message for this thread.
  * - Arguments. A NULL or misaligned pointer, a bad descriptor or a path that is too long is
  *   HANDOFF_ERR_INVALID_ARGUMENT, not a crash. The library cannot check where a pointer points.
@@ -48,7 +48,8 @@
  *   and for handoff_broker_wake() and handoff_backend_wake(). Different handles are independent.
  *   raw.h has its own rules.
  * - fork(). A broker or a backend is used by one process: the one that uses it first. Making it is
- *   not a use, so you can make it before fork(). Then each process that uses its copy of a broker
+ *   not a use, nor is handoff_broker_add(), or reading states and statistics; so you can do these
+ *   before fork(). Then each process that uses its copy of a broker
  *   has a broker of its own. All copies of a backend are the same backend: it belongs to the first
  *   process that uses it. A child that does not call execve(2) should free its copies of the
  *   handles: in another process than the handle's, handoff_broker_free() and handoff_backend_free()

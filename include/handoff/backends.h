@@ -29,7 +29,7 @@ typedef struct handoff_broker_backend {
     /**
      * The path of its handoff socket, at most 107 bytes; "@" starts an abstract name. Copied.
      *
-     * A path that ends in '/' is a directory. Each socket in it is a backend for as long as its
+     * A path that ends in '/' is a directory, at most 106 bytes. Each socket in it is a backend for as long as its
      * file is there; names that begin with '.' and symbolic links are left out. Whoever can make a
      * socket in the directory can become a backend, unless the broker's `policy` names the users.
      */
@@ -113,7 +113,8 @@ HANDOFF_MUST_USE
 handoff_status handoff_broker_remove(handoff_broker *broker, const char *path) HANDOFF_NOEXCEPT;
 
 /**
- * Returns how many offers without preread and metadata would be taken now.
+ * Returns how many offers without preread and metadata would be taken now. This is a use, and
+ * begins to connect.
  *
  * After HANDOFF_ERR_FULL, or another refusal that may pass, see handoff_broker_offer(), you may
  * keep the client in a queue of your own. The descriptor becomes readable when an offer would be

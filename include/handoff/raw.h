@@ -230,7 +230,7 @@ handoff_status handoff_raw_connect(const char *path, int *socket) HANDOFF_NOEXCE
  *
  * @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. A datagram
  *                socket of socketpair(2) works, but its receiver is not told that you have closed
- *                yours. A TCP socket is refused. Over any other the system sends the token without
+ *                yours. A connected TCP socket is refused. Over any other the system sends the token without
  *                the descriptor, and no error says so.
  * @param fd      the descriptor to send, not `socket` itself. It stays yours, open and unchanged,
  *                and you may close it when this returns.
@@ -317,7 +317,7 @@ handoff_status handoff_raw_receive(int socket,
  * A token that comes back with a descriptor proves that this backend allowed the message. The call
  * never blocks.
  *
- * @param socket  a connected Unix socket, blocking or not. A TCP socket is refused.
+ * @param socket  a connected Unix socket, blocking or not. A connected TCP socket is refused.
  * @param token   a token that the store holds
  * @return HANDOFF_OK; HANDOFF_ERR_END_OF_STREAM if the broker closed the connection;
  *         HANDOFF_ERR_WOULD_BLOCK if it does not read what it is sent;

@@ -60,9 +60,8 @@ extern "C" {
  * What a call returns: HANDOFF_OK, a positive number if there is no result but also no error, or
  * a negative HANDOFF_ERR_*.
  *
- * After an error errno is the system's error. If the system had no part in it, it is the number
- * that says the same, such as EINVAL or EADDRINUSE, or 0 if none does; see also `error` in
- * handoff_backend_state. handoff_last_error() returns a message. Out parameters are untouched unless the status is HANDOFF_OK. A number never changes
+ * After an error errno is the system's error. If the system had no part in it, it is 0, but for the
+ * numbers that `error` in handoff_backend_state has. handoff_last_error() returns a message. Out parameters are untouched unless the status is HANDOFF_OK. A number never changes
  * its meaning.
  */
 typedef int32_t handoff_status;
@@ -178,8 +177,8 @@ typedef uint32_t handoff_reason;
  * @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, the positive statuses and
  *         unknown numbers; for errors that a fallback must not hide: HANDOFF_ERR_INVALID_ARGUMENT,
  *         HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED, HANDOFF_ERR_INTERNAL; and for
- *         HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE, which are not about an offer that
- *         failed.
+ *         HANDOFF_ERR_TAKEN_BACK, HANDOFF_ERR_TOO_LATE and HANDOFF_ERR_TLS_*, which are not about
+ *         an offer that failed.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
@@ -281,7 +280,7 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 
 /**
  * A token or a message was not what it should be. Also if you closed the descriptor of an offer
- * before it was sent, and its number was another file's by then: your bug. If that is another
+ * before it was sent, and its number was another socket's by then: your bug. If that is another
  * client, it is still yours, and has its own offer or none: do not serve it for this one.
  */
 #define HANDOFF_REASON_INTEGRITY_MISMATCH 6

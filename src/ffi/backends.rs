@@ -20,7 +20,7 @@ pub struct handoff_broker_backend {
     pub size: usize,
     /// The path of its handoff socket, at most 107 bytes; "@" starts an abstract name. Copied.
     ///
-    /// A path that ends in '/' is a directory. Each socket in it is a backend for as long as its
+    /// A path that ends in '/' is a directory, at most 106 bytes. Each socket in it is a backend for as long as its
     /// file is there; names that begin with '.' and symbolic links are left out. Whoever can make a
     /// socket in the directory can become a backend, unless the broker's `policy` names the users.
     pub path: *const c_char,
@@ -135,7 +135,8 @@ pub extern "C" fn handoff_broker_remove(
     })
 }
 
-/// Returns how many offers without preread and metadata would be taken now.
+/// Returns how many offers without preread and metadata would be taken now. This is a use, and
+/// begins to connect.
 ///
 /// After HANDOFF_ERR_FULL, or another refusal that may pass, see handoff_broker_offer(), you may
 /// keep the client in a queue of your own. The descriptor becomes readable when an offer would be

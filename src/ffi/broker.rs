@@ -534,9 +534,9 @@ pub extern "C" fn handoff_broker_next(
 /// Offers a connection and waits for its verdict. For programs without an event loop.
 ///
 /// It waits for the channel, for room and for the verdict, together at most the offer's
-/// `timeout_ms`. If the channel has ended since the last call, it connects again first. It returns
-/// the error at once if connecting fails, if the next attempt is not due yet, if the backend turns
-/// this broker away, and while the backend drains.
+/// `timeout_ms`. If the channel has ended since the last call, it first waits for the next attempt to
+/// connect. It returns the error at once if that is not due in time, if it fails, if the backend
+/// turns this broker away or was silent until now, and while the backend drains.
 ///
 /// If there is no room in all of `timeout_ms`, it returns HANDOFF_ERR_FULL; if no channel is up by
 /// then, HANDOFF_ERR_BACKEND_UNAVAILABLE, or the error of the last attempt to connect. If the offer
@@ -625,7 +625,8 @@ pub extern "C" fn handoff_broker_take_back(broker: *mut handoff_broker, id: u64)
 /// verdicts, HANDOFF_REASON_BROKER_CLOSED unless the backend was first, and handoff_broker_free().
 ///
 /// The statistics, the states and the last error can still be read. Calls that need the channel
-/// return HANDOFF_ERR_CLOSED, and handoff_broker_fd() returns -1.
+/// return HANDOFF_ERR_CLOSED, and handoff_broker_fd() returns -1. Remove what that returned before
+/// from your event loop first: it may stay readable, and there is nothing to dispatch any more.
 ///
 /// @param broker  the broker
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
@@ -643,8 +644,8 @@ pub struct handoff_broker_statistics {
     pub size: usize,
     /// Offers accepted by handoff_broker_offer() and handoff_broker_offer_and_wait().
     pub offered: u64,
-    /// Offers refused by these calls, as often as each was made. Arguments that are wrong whatever
-    /// the broker does, such as a NULL pointer, are not counted.
+    /// Offers refused by these calls, as often as each was made. A NULL or misaligned pointer, a
+    /// wrong `size` or an unknown flag is not counted.
     pub refused: u64,
     /// Offers that a backend adopted.
     pub adopted: u64,

@@ -115,8 +115,8 @@ fn panic_message(payload: &(dyn Any + Send)) -> &str {
 }
 
 /// The message of the last error, of a thread or of a handle: one line of printable text. Its room
-/// is fixed, so that reporting an error allocates nothing; it has no destructor, so that a thread
-/// may ask until its very end.
+/// is fixed, so it needs no memory of its own; it has no destructor, so that a thread may ask until its
+/// very end.
 pub(super) struct Message {
     text: UnsafeCell<[u8; Message::LEN]>,
     len: Cell<usize>,

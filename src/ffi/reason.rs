@@ -28,8 +28,8 @@ pub type handoff_reason = u32;
 /// @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, the positive statuses and
 ///         unknown numbers; for errors that a fallback must not hide: HANDOFF_ERR_INVALID_ARGUMENT,
 ///         HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED, HANDOFF_ERR_INTERNAL; and for
-///         HANDOFF_ERR_TAKEN_BACK and HANDOFF_ERR_TOO_LATE, which are not about an offer that
-///         failed.
+///         HANDOFF_ERR_TAKEN_BACK, HANDOFF_ERR_TOO_LATE and HANDOFF_ERR_TLS_*, which are not about
+///         an offer that failed.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
@@ -157,7 +157,7 @@ pub const HANDOFF_REASON_RATE_LIMITED: handoff_reason = 4;
 /// The permissions of the handoff socket, or the peer's credentials, do not allow it.
 pub const HANDOFF_REASON_PERMISSION_DENIED: handoff_reason = 5;
 /// A token or a message was not what it should be. Also if you closed the descriptor of an offer
-/// before it was sent, and its number was another file's by then: your bug. If that is another
+/// before it was sent, and its number was another socket's by then: your bug. If that is another
 /// client, it is still yours, and has its own offer or none: do not serve it for this one.
 pub const HANDOFF_REASON_INTEGRITY_MISMATCH: handoff_reason = 6;
 /// No verdict, or in the raw layer no acknowledgement, came by the deadline. Also if the offer was

@@ -48,7 +48,8 @@
  *   and for handoff_broker_wake() and handoff_backend_wake(). Different handles are independent.
  *   raw.h has its own rules.
  * - fork(). A broker or a backend is used by one process: the one that uses it first. Making it is
- *   not a use, so you can make it before fork(). Then each process that uses its copy of a broker
+ *   not a use, nor is handoff_broker_add(), or reading states and statistics; so you can do these
+ *   before fork(). Then each process that uses its copy of a broker
  *   has a broker of its own. All copies of a backend are the same backend: it belongs to the first
  *   process that uses it. A child that does not call execve(2) should free its copies of the
  *   handles: in another process than the handle's, handoff_broker_free() and handoff_backend_free()
