@@ -290,6 +290,7 @@ ngx_int_t ngx_handoff_check_conf(ngx_handoff_main_conf_t *main);
 char *ngx_handoff_set_pass(ngx_conf_t *cf, ngx_handoff_conf_t *conf);
 char *ngx_handoff_set_queue(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 
+ngx_int_t ngx_handoff_is_path(ngx_str_t *name);
 ngx_handoff_target_t *ngx_handoff_add_target(ngx_conf_t *cf, ngx_handoff_main_conf_t *main,
     ngx_str_t *name);
 ngx_int_t ngx_handoff_add_server(ngx_conf_t *cf, ngx_handoff_target_t *target,

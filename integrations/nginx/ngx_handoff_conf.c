@@ -32,7 +32,6 @@ static void ngx_handoff_check_hasty(ngx_handoff_main_conf_t *main);
 static ngx_uint_t ngx_handoff_sockets(ngx_cycle_t *cycle);
 static char *ngx_handoff_check_time(ngx_conf_t *cf, void *post, void *data);
 static ngx_int_t ngx_handoff_has_several(ngx_handoff_target_t *target);
-static ngx_int_t ngx_handoff_is_path(ngx_str_t *name);
 static ngx_int_t ngx_handoff_is_absolute(ngx_str_t *path);
 static ngx_int_t ngx_handoff_has_uri(ngx_str_t *path);
 static ngx_handoff_target_t *ngx_handoff_find_target(ngx_handoff_main_conf_t *main,
@@ -413,7 +412,7 @@ ngx_handoff_has_several(ngx_handoff_target_t *target)
 }
 
 
-static ngx_int_t
+ngx_int_t
 ngx_handoff_is_path(ngx_str_t *name)
 {
     return name->len >= 5 && ngx_strncmp(name->data, "unix:", 5) == 0;

@@ -251,8 +251,11 @@ ngx_http_handoff_add_upstream(ngx_conf_t *cf, ngx_handoff_main_conf_t *main,
     ngx_handoff_target_t        *target;
     ngx_http_upstream_server_t  *us;
 
-    /* Also what proxy_pass names is in nginx's list, though there is no block for it. */
-    if (uscf->servers == NULL) {
+    /*
+     * Also what proxy_pass names is in nginx's list, though there is no block for it. A block that is
+     * named as a socket is nobody's: such a name is the socket's in handoff_pass, as in proxy_pass.
+     */
+    if (uscf->servers == NULL || ngx_handoff_is_path(&uscf->host)) {
         return NGX_OK;
     }
 

@@ -642,6 +642,16 @@ class Configuration(Case):
             self.assertIn('the balancing method, or "keepalive", of upstream "u" does not apply',
                           output)
 
+    def test_upstream_that_is_named_as_a_socket_is_left_alone(self):
+        """Nothing can mean it: for proxy_pass, too, such a name is a socket's."""
+        for name in "unix:foo", "unix:/a.sock", "unix:":
+            block = f"upstream {name} {{ server 127.0.0.1:1; }}"
+            with self.subTest(name):
+                good, output = Nginx.test(
+                    self.directory, http=block + self.location("handoff_pass unix:/a.sock;"),
+                    stream=block + "server { listen 127.0.0.1:2; handoff_pass unix:/a.sock; }")
+                self.assertTrue(good, output)
+
     def test_attempt_that_takes_all_the_time_is_warned_of_where_it_matters(self):
         upstreams = "upstream u { server unix:/a; server unix:/b; } upstream one { server unix:/a; }"
         said = '"handoff_attempt_timeout", 1000ms, is not less than "handoff_timeout", '
