@@ -28,7 +28,7 @@ ngx_int_t ngx_http_handoff_handler(ngx_http_request_t *r);
 /* In the first phase of each request. */
 ngx_int_t ngx_http_handoff_begin(ngx_http_request_t *r);
 
-/* NULL if the request's server hands nothing over. */
+/* NULL if the request's server hands nothing over, or the request has not come to its first phase. */
 ngx_http_handoff_ctx_t *ngx_http_handoff_ctx(ngx_http_request_t *r);
 
 /* ---- ngx_http_handoff_preread.c ---- */

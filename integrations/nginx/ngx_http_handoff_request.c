@@ -33,13 +33,6 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
     ctx = ngx_http_handoff_ctx(r);
     conf = ngx_http_get_module_loc_conf(r, ngx_http_handoff_module);
 
-    if (ctx == NULL || ctx->offer.state != NGX_HANDOFF_IDLE) {
-        ngx_log_error(NGX_LOG_INFO, r->connection->log, 0, "not handed over: it can't be offered");
-        return NGX_HTTP_BAD_GATEWAY;
-    }
-
-    offer = &ctx->offer;
-
     if (ngx_http_handoff_is_refused(r, ctx)) {
         ngx_log_error(NGX_LOG_INFO, r->connection->log, 0,
                       "not handed over: nginx answers it with %ui", r->err_status);
@@ -49,6 +42,13 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
 
         return r->err_status;
     }
+
+    if (ctx == NULL || ctx->offer.state != NGX_HANDOFF_IDLE) {
+        ngx_log_error(NGX_LOG_INFO, r->connection->log, 0, "not handed over: it can't be offered");
+        return NGX_HTTP_BAD_GATEWAY;
+    }
+
+    offer = &ctx->offer;
 
     /* The offer is the main request's. */
     if (r != r->main) {
@@ -93,7 +93,8 @@ ngx_http_handoff_handler(ngx_http_request_t *r)
 /*
  * An error page may be in a location that hands over, and the backend would get what the client has
  * sent: the request that was refused. With "=" error_page forgets the status, and the fallback of an
- * offer refuses nothing; but a proxy that was asked after it may, with the same status.
+ * offer refuses nothing; but a proxy that was asked after it may, with the same status. `ctx` is NULL if
+ * the request has failed before its first phase.
  */
 static ngx_uint_t
 ngx_http_handoff_is_refused(ngx_http_request_t *r, ngx_http_handoff_ctx_t *ctx)
@@ -103,7 +104,7 @@ ngx_http_handoff_is_refused(ngx_http_request_t *r, ngx_http_handoff_ctx_t *ctx)
         return r->err_status >= NGX_HTTP_BAD_REQUEST && r->err_status != NGX_HTTP_BAD_GATEWAY;
     }
 
-    if (ctx->offer.outcome == HANDOFF_FALLBACK
+    if (ctx && ctx->offer.outcome == HANDOFF_FALLBACK
         && r->err_status == (ngx_uint_t) ngx_http_handoff_fallback(&ctx->offer)
         && r->upstream == ctx->upstream)
     {

@@ -269,6 +269,32 @@ class Eligible(Details):
                 self.assertEqual(ask(self.port, request(identity)).status, status)
         self.assertEqual(set(self.answered()), {("handoff", "open")})
 
+    def test_what_nginx_could_not_read_is_not_handed_over_by_an_error_page(self):
+        """Such a request has failed before its first phase."""
+        self.start(http=server("error_page 400 414 494 495 496 497 /error;"
+                               "client_header_buffer_size 1k; large_client_header_buffers 2 1k;"
+                               "location / { PASS }"))
+        for status, data in [
+                (400, b"GET / nonsense\r\n\r\n"),
+                (400, b"GET / HTTP/1.1\r\n\r\n"),
+                (414, request("x" * 2000)),
+                (400, request("a", headers=["X: " + "x" * 2000]))]:
+            with self.subTest(data[:30]):
+                self.assertEqual(ask(self.port, data).status, status)
+        self.check_access(" 414 outcome=- reason=- ")
+
+    def test_what_nginx_refuses_for_its_tls_is_not_handed_over_by_an_error_page(self):
+        make_certificate(self.directory)
+        self.start(http=server("error_page 495 496 497 /error; ssl_verify_client on;"
+                               "ssl_certificate certificate.pem; ssl_certificate_key key.pem;"
+                               "ssl_client_certificate certificate.pem;"
+                               "location / { PASS }", "127.0.0.1:{port} ssl"))
+        self.assertEqual(ask(self.port, request("plain")).status, 400)
+        answer = subprocess.run(["curl", "-s", "-k", "-i", f"https://127.0.0.1:{self.port}/"],
+                                capture_output=True, text=True, check=True).stdout
+        self.assertIn(" 400 Bad Request", answer)
+        self.check_access(" 400 outcome=- reason=- ")
+
     def test_502_of_the_proxy_that_serves_the_fallback_is_not_handed_over(self):
         self.expected += [self.FALLBACK, r"\[crit\] .* connect\(\) to unix:\S+/none\.sock failed"]
         self.start(http=server("recursive_error_pages on;"
