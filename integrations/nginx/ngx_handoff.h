@@ -325,6 +325,8 @@ void ngx_handoff_withdraw(ngx_handoff_broker_t *broker);
 
 ngx_int_t ngx_handoff_unwatch(ngx_handoff_offer_t *offer);
 ngx_int_t ngx_handoff_watch(ngx_handoff_offer_t *offer);
+ngx_uint_t ngx_handoff_is_reset(ngx_connection_t *c);
+void ngx_handoff_unwatch_reading(ngx_connection_t *c);
 
 /* ---- ngx_handoff_copy.c ---- */
 

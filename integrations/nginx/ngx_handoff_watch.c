@@ -1,6 +1,8 @@
 /* Taking connections out of nginx's event loop before they are offered, and back after a fallback. */
 #include "ngx_handoff.h"
 
+#include <poll.h>
+
 #pragma GCC visibility push(hidden)
 
 ngx_int_t
@@ -53,6 +55,31 @@ ngx_handoff_watch(ngx_handoff_offer_t *offer)
     }
 
     return NGX_OK;
+}
+
+
+/*
+ * Whether the connection of an offer that waits has ended in both directions: it was reset. A client that
+ * has closed its socket can't be told, before anything is sent to it, from one that has sent its last byte
+ * and waits for an answer.
+ */
+ngx_uint_t
+ngx_handoff_is_reset(ngx_connection_t *c)
+{
+    struct pollfd  pfd = { c->fd, 0, 0 };
+
+    /* Not recv(): what was sent before the reset would hide it. POLLHUP and POLLERR are always told. */
+    return poll(&pfd, 1, 0) == 1;
+}
+
+
+/* Level-triggered, what a client that waits has sent would be told again and again. */
+void
+ngx_handoff_unwatch_reading(ngx_connection_t *c)
+{
+    if ((ngx_event_flags & NGX_USE_LEVEL_EVENT) && c->read->active) {
+        (void) ngx_del_event(c->read, NGX_READ_EVENT, 0);
+    }
 }
 
 #pragma GCC visibility pop

@@ -170,12 +170,16 @@ ngx_http_handoff_read_handler(ngx_http_request_t *r)
         return;
     }
 
-    ngx_http_test_reading(r);
-
-    /* The request ends, but not within this call. */
-    if (c->error) {
-        ngx_handoff_client_gone(&ctx->offer);
+    if (!ngx_handoff_is_reset(c)) {
+        ngx_handoff_unwatch_reading(c);
+        return;
     }
+
+    ngx_log_error(NGX_LOG_INFO, c->log, 0, "the client has gone away while it waited");
+    ngx_handoff_client_gone(&ctx->offer);
+
+    c->error = 1;
+    ngx_http_finalize_request(r, NGX_HTTP_CLIENT_CLOSED_REQUEST);
 }
 
 

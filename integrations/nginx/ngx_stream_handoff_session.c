@@ -213,7 +213,7 @@ ngx_stream_handoff_event_handler(ngx_event_t *ev)
 
     n = recv(c->fd, &byte, 1, MSG_PEEK|MSG_DONTWAIT);
 
-    if ((n == -1 && ngx_socket_errno != NGX_EAGAIN && ngx_socket_errno != NGX_EINTR)
+    if (ngx_handoff_is_reset(c)
         || (n == 0 && (c->buffer == NULL || c->buffer->pos == c->buffer->last)
             && !ngx_handoff_tls_has_data(c)))
     {
@@ -223,9 +223,8 @@ ngx_stream_handoff_event_handler(ngx_event_t *ev)
         return;
     }
 
-    /* Level-triggered, it would be told again and again. */
-    if ((ngx_event_flags & NGX_USE_LEVEL_EVENT) && ev->active && n >= 0) {
-        (void) ngx_del_event(ev, NGX_READ_EVENT, 0);
+    if (n >= 0) {
+        ngx_handoff_unwatch_reading(c);
     }
 }
 

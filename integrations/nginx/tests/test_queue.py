@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+import socket
+import struct
 import time
 import unittest
 
@@ -232,9 +234,28 @@ class Queue:
 
 class HttpQueue(Http, Queue, Fleet):
     async def open_and_ask(self):
+        """Its connection is reset when it goes away. Behind the request is what nginx does not read."""
         connection = await Connection.open(self.port)
-        await connection.send(request(new_identity()))
+        connection.writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await connection.send(request(new_identity(), method="POST", body=b"body"))
         return connection
+
+    def test_client_that_has_sent_its_last_byte_is_served(self):
+        """It may wait for an answer, and nobody can tell it from one that has closed its socket."""
+        self.begin("-n")
+
+        async def all_of_it():
+            connections = [await self.open_and_ask() for _ in range(BURST)]
+            for connection in connections:
+                connection.writer.write_eof()
+            await asyncio.to_thread(self.all_wait, BURST)
+            await asyncio.to_thread(self.fleet["a"].release)
+            return {(await connection.read_answer()).headers["x-served-by"]
+                    for connection in connections}
+
+        self.assertEqual(drive(all_of_it()), {"handoff"})
+        self.assertEqual(self.total()["gone"], 0)
 
     def test_client_that_goes_away_is_logged(self):
         self.begin("-n")
