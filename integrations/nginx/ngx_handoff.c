@@ -246,6 +246,7 @@ ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
     if (status != HANDOFF_OK && status != HANDOFF_ERR_INTERNAL) {
 
         if (ngx_handoff_may_wait(offer, status) && ngx_handoff_enqueue(offer) == NGX_OK) {
+            broker->refused = status;
             return NGX_AGAIN;
         }
 

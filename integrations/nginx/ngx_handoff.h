@@ -151,6 +151,7 @@ struct ngx_handoff_broker_s {
     /* ngx_handoff_queue.c's own. */
     ngx_queue_t               queue;     /* of ngx_handoff_offer_t, for room */
     ngx_uint_t                queued;    /* how many those are */
+    handoff_status            refused;   /* with which those are: FULL, or BACKEND_UNAVAILABLE at first */
     ngx_uint_t                settled;   /* unsigned settled:1; it is not new any more */
 
     /* ngx_handoff_status.c's own. */

@@ -217,13 +217,17 @@ ngx_handoff_empty_queue(ngx_handoff_broker_t *broker)
 static void
 ngx_handoff_expiry_handler(ngx_event_t *ev)
 {
-    ngx_handoff_offer_t  *offer = ev->data;
+    ngx_handoff_offer_t   *offer = ev->data;
+    ngx_handoff_broker_t  *broker = offer->broker;
 
     ngx_handoff_dequeue(offer);
-    ngx_handoff_give_up(offer, "no backend had room in time");
+    ngx_handoff_give_up(offer, broker->refused == HANDOFF_ERR_FULL
+                               ? "no backend had room in time"
+                               : ngx_handoff_why_refused(broker, broker->refused));
 }
 
 
+/* One that waits, or would have to: the reason is why others do. */
 static void
 ngx_handoff_give_up(ngx_handoff_offer_t *offer, char *why)
 {
@@ -231,7 +235,7 @@ ngx_handoff_give_up(ngx_handoff_offer_t *offer, char *why)
 
     ngx_log_error(NGX_LOG_WARN, offer->connection->log, 0, "handoff to \"%V\" failed: %s",
                   &offer->broker->target->name, why);
-    ngx_handoff_finish(offer, HANDOFF_FALLBACK, HANDOFF_REASON_BACKEND_BUSY);
+    ngx_handoff_finish(offer, HANDOFF_FALLBACK, handoff_status_reason(offer->broker->refused));
 }
 
 #pragma GCC visibility pop

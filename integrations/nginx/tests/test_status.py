@@ -478,6 +478,22 @@ class BrokenSetUps(Case):
         wait_until(lambda: self.status()["targets"][0]["backends"][0]["states"]
                    == {"connecting": 2}, "it is not ready")
 
+    def test_client_that_waits_for_the_first_channel_in_vain_is_told_so(self):
+        """With and without a queue."""
+        path = self.listen("silent.sock")
+        self.expected.append(rf'\[warn\] .* handoff to "unix:{path}" failed: .*no channel')
+        for queue in "", "handoff_queue 10 timeout=100ms;":
+            with self.subTest(queue):
+                self.start_with(f"unix:{path}", queue + " handoff_attempt_timeout 100ms;")
+                for _ in range(4):
+                    with self.assertRaises(urllib.error.HTTPError) as caught:
+                        self.get("/")
+                    caught.exception.close()
+                wait_until(lambda: self.status()["targets"][0]["fallbacks"]
+                           == {"backend unavailable": 4}, "each has the same reason")
+                self.stop_nginx()
+                self.check_log()
+
     def as_another_user(self):
         """The workers are the user that Debian has for them."""
         self.more = {"user": "www-data"}
