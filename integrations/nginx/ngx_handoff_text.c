@@ -323,8 +323,9 @@ ngx_handoff_write_text(ngx_handoff_text_t *text, ngx_handoff_value_pt value, voi
         if (part[i].index != NGX_ERROR) {
             v = value(session, part[i].index);
 
-            if (v == NULL || v->not_found) {
-                ngx_str_null(&values[i]);
+            if (v == NULL || v->not_found || v->len == 0) {
+                /* Not NULL, which memcpy(3) does not take, of no bytes either. */
+                ngx_str_set(&values[i], "");
 
             } else {
                 values[i].data = v->data;
