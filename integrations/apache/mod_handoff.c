@@ -3,6 +3,9 @@
 
 int handoff_wanted;
 
+/* The library cuts off a time of so many seconds or more. */
+#define MAX_SECONDS 0xffffffffLL
+
 static ap_filter_rec_t *header_filter, *continue_filter;
 
 /* ---- what is configured ---- */
@@ -147,9 +150,19 @@ static const char *set_directory(cmd_parms *cmd, void *dir, const char *target)
 /* Where a time of 0 would mean a default. */
 static const char *take_time(cmd_parms *cmd, const char *text, apr_interval_time_t *time)
 {
-    if (ap_timeout_parameter_parse(text, time, "s") != APR_SUCCESS || *time < 1000)
+    char *unit;
+    apr_int64_t number = apr_strtoi64(text, &unit, 10);
+    apr_interval_time_t one;
+    /* Apache would multiply the two without looking. */
+    if (unit == text || number < 1 ||
+        ap_timeout_parameter_parse(apr_pstrcat(cmd->temp_pool, "1", unit, NULL), &one, "s") !=
+            APR_SUCCESS)
         return apr_psprintf(cmd->pool, "%s: \"%s\" is no time of at least a millisecond",
                             cmd->cmd->name, text);
+    if (number >= apr_time_from_sec(MAX_SECONDS) / one)
+        return apr_psprintf(cmd->pool, "%s: \"%s\" is too long, a time is less than 136 years",
+                            cmd->cmd->name, text);
+    *time = number * one;
     return NULL;
 }
 
@@ -216,19 +229,29 @@ static const char *set_correlation(cmd_parms *cmd, void *dir, const char *text)
     return take_expression(cmd, text, &((handoff_dir_conf *)dir)->correlation);
 }
 
+/* Behind what can be a member's name. */
+static const char *skip_name(const char *text)
+{
+    while (apr_isalnum(*text) || *text == '_')
+        text++;
+    return text;
+}
+
 /* "name=expression" */
 static const char *add_member(cmd_parms *cmd, const char *text, apr_array_header_t *members)
 {
-    const char *p = text;
-    while (apr_isalnum(*p) || *p == '_')
-        p++;
+    const char *p = skip_name(text);
     if (p == text || *p != '=')
         return apr_psprintf(cmd->pool, "HandoffMetadata: \"%s\" is not \"name=expression\"", text);
+    const char *name = apr_pstrmemdup(cmd->pool, text, (apr_size_t)(p - text));
+    if (handoff_is_member(name))
+        return apr_psprintf(cmd->pool, "HandoffMetadata: \"%s\" is a member of \"default\"", name);
+    for (int i = 0; i < members->nelts; i++)
+        if (strcmp(APR_ARRAY_IDX(members, i, handoff_member).name, name) == 0)
+            return apr_psprintf(cmd->pool, "HandoffMetadata: there is another \"%s\" before \"%s\"",
+                                name, text);
     handoff_member *member = apr_array_push(members);
-    member->name = apr_pstrmemdup(cmd->pool, text, (apr_size_t)(p - text));
-    if (handoff_is_member(member->name))
-        return apr_psprintf(cmd->pool, "HandoffMetadata: \"%s\" is a member of \"default\"",
-                            member->name);
+    member->name = name;
     return take_expression(cmd, p + 1, &member->value);
 }
 
@@ -238,6 +261,11 @@ static const char *set_metadata(cmd_parms *cmd, void *dir, int argc, char *const
     handoff_dir_conf *conf = dir;
     const char *error = NULL;
     if (argc == 1 && strcmp(argv[0], "default") != 0) {
+        /* A name alone is no text that a backend could read. */
+        if (*skip_name(argv[0]) == '\0')
+            ap_log_error(APLOG_MARK, APLOG_WARNING, 0, cmd->server,
+                         "HandoffMetadata: backends get the word \"%s\" as their metadata; what Apache "
+                         "knows of a connection is \"HandoffMetadata default\"", argv[0]);
         conf->members = NULL;
         return take_expression(cmd, argv[0], &conf->metadata);
     }

@@ -288,6 +288,12 @@ class Limits(ApacheCase):
                 ("HandoffPass unix:/run/x.sock|http://localhost/", "as ProxyPass has it"),
                 ("HandoffTimeout 0", "is no time of at least a millisecond"),
                 ("HandoffTimeout soon", "is no time"),
+                ("HandoffTimeout -1", "is no time"),
+                ("HandoffTimeout 1x", "is no time"),
+                ("HandoffTimeout 99999999999999h", "is too long, a time is less than 136 years"),
+                ("HandoffTimeout 99999999999999999999", "is too long, a time is less than 136 years"),
+                ("HandoffTimeout 9999999999999999", "is too long, a time is less than 136 years"),
+                ("HandoffAttemptTimeout 4294967295s", "is too long, a time is less than 136 years"),
                 ("HandoffMaxInFlight 0", "is no number from 1 to 4096"),
                 ("HandoffMaxFails x", "is no number from 0 to 4096"),
                 ("HandoffLogStatus 99", "is no number from 100 to 599"),
@@ -296,6 +302,7 @@ class Limits(ApacheCase):
                 ("HandoffBackend a:b unix:/run/x", "has no colon"),
                 ("HandoffMetadata default x", 'is not "name=expression"'),
                 ("HandoffMetadata default client=x", 'is a member of "default"'),
+                ("HandoffMetadata default a=1 b=2 a=3", 'there is another "a" before "a=3"'),
                 ("HandoffMetadata a b", "takes one expression"),
                 ("HandoffMetadata %{nothing", "HandoffMetadata: "),
                 ("HandoffMetadata default x=%{nothing", "HandoffMetadata: ")]:
@@ -305,6 +312,20 @@ class Limits(ApacheCase):
                                         capture_output=True, text=True, check=False)
                 self.assertNotEqual(result.returncode, 0)
                 self.assertIn(message, result.stderr)
+
+    def test_word_that_is_no_metadata_is_warned_of(self):
+        self.port = free_port()
+        for line, warned in [("HandoffMetadata defualt", True), ("HandoffMetadata %{REMOTE_ADDR}", False),
+                             ("HandoffMetadata default", False), ('HandoffMetadata "two words"', False),
+                             ("HandoffMetadata default user=%{REMOTE_USER}", False),
+                             ("HandoffService app", False)]:
+            with self.subTest(line):
+                self.configure(line)
+                result = subprocess.run([APACHE, "-t", "-f", f"{self.directory}/apache.conf"],
+                                        capture_output=True, text=True, check=False)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertEqual("HandoffMetadata: backends get the word " in result.stderr, warned,
+                                 result.stderr)
 
     def test_off_in_a_location(self):
         self.start(server="HandoffPass unix:{directory}/handoff.sock\n"
