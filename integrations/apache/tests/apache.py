@@ -33,7 +33,8 @@ harness.BUILD = os.environ["LD_LIBRARY_PATH"] = STAGE
 LOAD = """authz_core alias rewrite setenvif headers proxy proxy_http unique_id remoteip reqtimeout
     status""".split()
 
-# As many workers with each, so that the tests are the same.
+# As many workers with each, so that the tests are the same; but worker counts also the children that a
+# graceful restart waits for.
 MPM = {
     "event": """
         StartServers 2
@@ -43,6 +44,14 @@ MPM = {
         MaxSpareThreads 150
         MaxRequestWorkers 50
         AsyncRequestWorkerFactor 20
+    """,
+    "worker": """
+        StartServers 2
+        ServerLimit 6
+        ThreadsPerChild 25
+        MinSpareThreads 25
+        MaxSpareThreads 150
+        MaxRequestWorkers 150
     """,
     "prefork": """
         StartServers 40

@@ -12,10 +12,11 @@ from test_requests import APPLICATION
 # All in one child, which has the brokers.
 ONE_CHILD = {
     "event": "StartServers 1\nMaxRequestWorkers 25\n",
+    "worker": "StartServers 1\nMaxRequestWorkers 25\n",
     "prefork": "StartServers 1\nMinSpareServers 1\nMaxSpareServers 1\nMaxRequestWorkers 1\n",
 }
 
-CGI = {"event": "cgid", "prefork": "cgi"}
+CGI = {"event": "cgid", "worker": "cgid", "prefork": "cgi"}
 
 NAMES = """
 HandoffAllow unix:{directory}/allowed/
