@@ -273,7 +273,15 @@ class _First(asyncio.Protocol):
         if not self._preread or transport.is_closing():
             return
         if transport.is_reading():
-            self._protocol.data_received(self._preread)
+            # As the transport does with what the socket gives: its protocol may be another by now,
+            # and one that raises loses its connection.
+            try:
+                transport.get_protocol().data_received(self._preread)  # type: ignore[attr-defined]
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                transport._fatal_error(  # type: ignore[attr-defined]
+                    error, "Fatal error: protocol.data_received() call failed.")
             return
 
         def resume_reading() -> None:

@@ -324,6 +324,82 @@ class Protocols(Aio):
             listener.close()
         asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
+    def test_protocol_that_raises_at_the_preread_loses_its_connection_as_it_does_later(self):
+        class Raising(asyncio.Protocol):
+            def connection_made(self, _):
+                self.lost = asyncio.get_running_loop().create_future()
+
+            def data_received(self, data):
+                raise ValueError(data)
+
+            def connection_lost(self, error):
+                self.lost.set_result(error)
+
+        async def run(preread, later):
+            told = []
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, about: told.append(about))
+            listener = handoff.aio.listen(self.path)
+            client = loop.run_in_executor(None, self.front.hand_over, preread)
+            arrival = await listener.__anext__()
+            with await client as client:
+                client.sendall(later)
+                transport, protocol = await handoff.aio.create_connection(Raising, arrival)
+                error = await asyncio.wait_for(protocol.lost, 2)
+                self.assertEqual((type(error), error.args), (ValueError, (b"data",)))
+                self.assertEqual(await loop.run_in_executor(None, read_all, client), b"")
+            listener.close()
+            [about] = told
+            self.assertIs(about["exception"], error)
+            self.assertIs(about["transport"], transport)
+            return about["message"]
+        self.assertEqual(asyncio.run(asyncio.wait_for(run(b"data", b""), PATIENCE)),
+                         asyncio.run(asyncio.wait_for(run(b"", b"data"), PATIENCE)))
+
+    def test_program_that_ends_at_the_preread_ends(self):
+        class Ending(asyncio.Protocol):
+            def data_received(self, data):
+                raise SystemExit(data)
+
+        async def run():
+            listener = handoff.aio.listen(self.path)
+            arrival, client = await self.adopt(listener)
+            with client:
+                try:
+                    await handoff.aio.create_connection(Ending, arrival)
+                    await asyncio.sleep(PATIENCE)
+                finally:
+                    listener.close()
+        with self.assertRaises(SystemExit) as raised:
+            asyncio.run(run())
+        self.assertEqual(raised.exception.code, b"preread")
+
+    def test_preread_is_given_to_the_protocol_that_the_transport_has(self):
+        class Second(asyncio.Protocol):
+            def __init__(self):
+                self.got = asyncio.get_running_loop().create_future()
+
+            def data_received(self, data):
+                self.got.set_result(data)
+
+        class First(asyncio.Protocol):
+            def connection_made(self, transport):
+                transport.set_protocol(Second())
+
+            def data_received(self, data):
+                raise AssertionError(data)
+
+        async def run():
+            listener = handoff.aio.listen(self.path)
+            arrival, client = await self.adopt(listener)
+            with client:
+                transport, _ = await handoff.aio.create_connection(First, arrival)
+                got = transport.get_protocol().got
+                self.assertEqual(await asyncio.wait_for(got, 2), b"preread")
+                transport.close()
+            listener.close()
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
     def test_protocol_with_buffers_is_refused_before_the_connection_is_taken(self):
         async def run():
             listener = handoff.aio.listen(self.path)
