@@ -2,8 +2,11 @@
 """Tests of `python3 -m handoff.asgi` with the uvicorn of this Python."""
 
 import base64
+import concurrent.futures
+import contextlib
 import http.client
 import inspect
+import io
 import json
 import os
 import re
@@ -16,6 +19,7 @@ import tempfile
 import unittest
 
 import handoff
+import handoff.asgi
 import uvicorn
 from ends import PATIENCE, ROOT, Case, Front, read_all, wait_until
 from handoff.asgi.scope import Unusable, facts_of
@@ -264,6 +268,39 @@ class Ends(Asgi):
             wait_until(lambda: not os.path.exists(self.path), "it drains")
             self.program.process.send_signal(signal.SIGINT)
             self.program.process.wait(PATIENCE)
+
+
+class InAProgram(Asgi):
+    """handoff.asgi.run(), which returns after one request here."""
+
+    def run_once(self, run):
+        """The path that a client has asked for. run() calls serve(), maybe in one of the threads."""
+        def serve():
+            with contextlib.redirect_stdout(io.StringIO()):
+                handoff.asgi.run("asgi_app:app", self.path, log_level="critical",
+                                 limit_max_requests=1)
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            told = threads.submit(self.ask)
+            run(serve, threads)
+            return told.result(PATIENCE)["path"]
+
+    def ask(self):
+        with self.front.hand_over(GET) as client:
+            return self.told(client)
+
+    def test_handlers_of_signals_are_the_programs_again_when_it_returns(self):
+        def own(*_):
+            pass
+        for number in signal.SIGINT, signal.SIGTERM:
+            self.addCleanup(signal.signal, number, signal.signal(number, own))
+        self.assertEqual(self.run_once(lambda serve, _: serve()), "/hello")
+        self.assertEqual([signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+                         [own, own])
+
+    def test_a_thread_that_is_not_the_main_one_may_run_it(self):
+        def run(serve, threads):
+            threads.submit(serve).result(PATIENCE)
+        self.assertEqual(self.run_once(run), "/hello")
 
 
 class Workers(Asgi):

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from typing import Any, Awaitable, Callable, MutableMapping
 
 import uvicorn
@@ -140,7 +141,8 @@ def _told(application: Application, facts: Facts) -> Application:
 def run(application: Application | str, path: str | os.PathLike[str], *,
         options: dict[str, Any] | None = None, ready_fd: int | None = None, **more: Any) -> None:
     """Runs an ASGI application, or the one at "module:name", on the connections that brokers hand
-    over at `path`, until SIGTERM or SIGINT. `options` are those of handoff.Backend.listen(),
+    over at `path`, until SIGTERM or SIGINT, whose handlers are the program's again then. In a thread
+    that is not the main one no signal ends it. `options` are those of handoff.Backend.listen(),
     `ready_fd` is as with Server, and the others are those of uvicorn.Config. Exits with a status
     other than 0 if it cannot start."""
     config = uvicorn.Config(application, **{**more, "proxy_headers": False, "loop": "asyncio"})
@@ -152,6 +154,12 @@ def run(application: Application | str, path: str | os.PathLike[str], *,
         if not server.should_exit:
             sys.exit()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    server.run()
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # Python lets no other set handlers
+        handlers = {number: signal.signal(number, stop)
+                    for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
