@@ -199,8 +199,17 @@ func ConnContext(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, conn)
 }
 
-// FromContext is the connection of a request, by its Context; nil if it was not handed over.
+// FromContext is the connection of a request, by its Context; nil if it was not handed over. It is also
+// found behind a *tls.Conn, or another connection with a method NetConn, which then has the reading.
 func FromContext(ctx context.Context) *Conn {
-	conn, _ := ctx.Value(connKey{}).(*Conn)
-	return conn
+	for conn := ctx.Value(connKey{}); ; {
+		switch outer := conn.(type) {
+		case *Conn:
+			return outer
+		case interface{ NetConn() net.Conn }:
+			conn = outer.NetConn()
+		default:
+			return nil
+		}
+	}
 }

@@ -2,12 +2,14 @@ package handoff_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -289,6 +291,45 @@ func TestPolicyKeepsOutWhoIsNotNamed(t *testing.T) {
 	_, err = broker.Offer(context.Background(), accepted, handoff.Offer{})
 	if !errors.Is(err, handoff.ErrPermissionDenied) && !errors.Is(err, handoff.ErrBackendUnavailable) {
 		t.Error(err)
+	}
+}
+
+func TestConnectionOfARequestIsFoundBehindTLS(t *testing.T) {
+	path := socketPath(t)
+	listener := listen(t, path)
+	broker := newBroker(t, path, nil)
+	server := httptest.Server{Listener: listener, Config: &http.Server{
+		ConnContext: handoff.ConnContext,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if conn := handoff.FromContext(r.Context()); conn != nil {
+				io.WriteString(w, conn.Service)
+			}
+		}),
+	}}
+	server.StartTLS()
+	defer server.Close()
+	client := server.Client()
+	client.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn,
+		error) {
+		conn, accepted := pair(t)
+		_, err := broker.Offer(ctx, accepted, handoff.Offer{Service: "app"})
+		return conn, err
+	}
+	response, err := client.Get("https://example.com/")
+	must(t, err)
+	defer response.Body.Close()
+	if got := readAll(t, response.Body); got != "app" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestConnectionThatWasNotHandedOverIsNotFound(t *testing.T) {
+	_, accepted := pair(t)
+	for _, conn := range []net.Conn{accepted, tls.Server(tls.Server(accepted, nil), nil)} {
+		ctx := handoff.ConnContext(context.Background(), conn)
+		if handoff.FromContext(ctx) != nil || handoff.FromContext(context.Background()) != nil {
+			t.Errorf("%T", conn)
+		}
 	}
 }
 
