@@ -51,7 +51,7 @@ func (l *Listener) decide(conn *Conn) (bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.handle == nil {
-		return false, l.closed()
+		return false, l.closed("accept")
 	}
 	if refusal == nil && !l.haveSpare() {
 		refusal = ReasonDescriptorPressure

@@ -223,7 +223,7 @@ func (l *Listener) AcceptHandoff() (*Conn, error) {
 			conn, err = l.take()
 			return conn != nil || err != nil
 		}); waitErr != nil {
-			return nil, l.closed()
+			return nil, l.closed("accept")
 		}
 		if err != nil || l.admit == nil {
 			return conn, err
@@ -251,7 +251,7 @@ func (l *Listener) take() (*Conn, error) {
 
 func (l *Listener) next() (*Conn, error) {
 	if l.handle == nil {
-		return nil, l.closed()
+		return nil, l.closed("accept")
 	}
 	if !l.haveSpare() {
 		return nil, l.rejectAll()
@@ -301,8 +301,8 @@ func (l *Listener) rejectAll() error {
 	return err
 }
 
-func (l *Listener) closed() error {
-	return &net.OpError{Op: "accept", Net: l.addr.Net, Addr: &l.addr, Err: net.ErrClosed}
+func (l *Listener) closed(op string) error {
+	return &net.OpError{Op: op, Net: l.addr.Net, Addr: &l.addr, Err: net.ErrClosed}
 }
 
 // Close stops listening and ends every Accept. The brokers keep, and serve another way, what was not
@@ -318,7 +318,7 @@ func (l *Listener) Close() error {
 	}
 	l.mu.Unlock()
 	if handle == nil {
-		return l.closed()
+		return l.closed("close")
 	}
 	return l.ready.Close()
 }

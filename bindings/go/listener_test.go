@@ -183,7 +183,9 @@ func TestCloseEndsAccept(t *testing.T) {
 	if _, err := listener.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Error(err)
 	}
-	if err := listener.Close(); !errors.Is(err, net.ErrClosed) {
+	var told *net.OpError
+	if err := listener.Close(); !errors.Is(err, net.ErrClosed) || !errors.As(err, &told) ||
+		told.Op != "close" {
 		t.Error(err)
 	}
 	if _, err := os.Stat(listener.Addr().String()); !errors.Is(err, os.ErrNotExist) {

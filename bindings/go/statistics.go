@@ -201,7 +201,7 @@ func (l *Listener) Statistics() (BackendStatistics, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.handle == nil {
-		return BackendStatistics{}, l.closed()
+		return BackendStatistics{}, net.ErrClosed
 	}
 	counts := C.no_backend_statistics()
 	if _, err := call(func() (status C.handoff_status, err error) {
