@@ -14,6 +14,7 @@ import contextlib
 import functools
 import os
 import socket
+import weakref
 from typing import Any, Awaitable, Callable, Optional
 
 from ._library import ERR_CLOSED, ERR_WRONG_PROCESS, HandoffError, TakenBack
@@ -365,11 +366,23 @@ class Server(asyncio.AbstractServer):
         self._callback, self._limit, self._most = callback, limit, max_connections
         self._loop = asyncio.get_running_loop()
         self._connections: set[asyncio.Task[None]] = set()
+        self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
         self._accepting = self._loop.create_task(self._accept())
         self._accepting.add_done_callback(self._accepting_ended)
 
     def close(self) -> None:
         self.listener.drain()
+
+    def close_clients(self) -> None:
+        """Closes the connection of each client, which gets what is left for it first. Call close()
+        before. The callbacks go on: they read the end."""
+        for transport in list(self._transports):
+            transport.close()
+
+    def abort_clients(self) -> None:
+        """The same at once, for clients that do not take what is left for them."""
+        for transport in list(self._transports):
+            transport.abort()
 
     async def wait_closed(self) -> None:
         await asyncio.wait([self._accepting])
@@ -423,6 +436,7 @@ class Server(asyncio.AbstractServer):
         writer = None
         try:
             reader, writer = await open_connection(arrival, limit=self._limit)
+            self._transports.add(writer.transport)
             result = self._callback(reader, writer)
             if result is not None:
                 await result

@@ -2,6 +2,7 @@
 """Tests of handoff.aio: the clients and the broker are in a thread beside the event loop."""
 
 import asyncio
+import contextlib
 import os
 import resource
 import socket
@@ -265,6 +266,42 @@ class Streams(Aio):
                     return read_all(client)
             self.assertEqual(await loop.run_in_executor(None, end), b"late")
             await closed
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+    def test_clients_may_be_closed_which_sends_them_what_is_left_for_them_first(self):
+        async def serve(reader, writer):
+            writer.write(BIG)
+            await reader.read()
+
+        async def run():
+            loop = asyncio.get_running_loop()
+            server = await handoff.aio.start_server(serve, self.path)
+            with await loop.run_in_executor(None, self.front.hand_over) as client:
+                server.close()
+                await loop.run_in_executor(None, client.recv, 1, socket.MSG_PEEK)
+                server.close_clients()
+                got = await loop.run_in_executor(None, read_all, client)
+                await asyncio.wait_for(server.wait_closed(), 2)
+            return got
+        self.assertEqual(asyncio.run(asyncio.wait_for(run(), PATIENCE)), BIG)
+
+    def test_clients_may_be_aborted_also_one_that_takes_nothing(self):
+        async def serve(_, writer):
+            writer.write(16 * BIG)
+            with contextlib.suppress(ConnectionError):
+                await writer.drain()
+
+        async def run():
+            loop = asyncio.get_running_loop()
+            server = await handoff.aio.start_server(serve, self.path)
+            with await loop.run_in_executor(None, self.front.hand_over) as client:
+                server.close()
+                await loop.run_in_executor(None, client.recv, 1, socket.MSG_PEEK)
+                server.close_clients()
+                with self.assertRaises(asyncio.TimeoutError):
+                    await asyncio.wait_for(server.wait_closed(), 0.1)
+                server.abort_clients()
+                await asyncio.wait_for(server.wait_closed(), 2)
         asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
     def test_serve_forever_ends_in_order_when_it_is_cancelled(self):

@@ -36,8 +36,8 @@ class Readme(Case):
         self.addCleanup(process.kill)
         return process
 
-    def start_backend(self, number):
-        return self.start("-c", self.program(number))
+    def start_backend(self, number, **changes):
+        return self.start("-c", self.program(number, **changes))
 
     def test_backend(self):
         process = self.start_backend(BACKEND)
@@ -86,6 +86,12 @@ class Readme(Case):
             client.sendall(b"lo\n")
             self.assertEqual(read_all(client), b"you said hello\n")
         self.assertEqual(process.wait(PATIENCE), 0)
+
+    def test_asyncio_server_ends_though_a_client_says_nothing(self):
+        process = self.start_backend(SERVER, **{"call_later(10,": "call_later(0.1,"})
+        with self.front.hand_over():
+            process.send_signal(signal.SIGTERM)
+            self.assertEqual(process.wait(5), 0)
 
     def test_arrivals(self):
         self.start_backend(ARRIVALS)
