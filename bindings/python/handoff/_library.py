@@ -11,7 +11,7 @@ from ctypes import (POINTER, c_bool, c_char_p, c_int, c_int32, c_int64, c_size_t
                     c_void_p)
 from typing import Any, Sequence
 
-OK, NOTHING, TIMED_OUT = 0, 1, 2
+OK, NOTHING, TIMED_OUT, WOKEN = 0, 1, 2, 3
 ADOPTED, OFFER_MORE, OFFER_TLS = 1, 1, 2
 BACKEND_BACKUP, BACKEND_OFF, NO_TIMEOUT = 1, 2, 2**64 - 1
 STATE_CONNECTING, STATE_READY, STATE_DRAINING, STATE_RESTING, STATE_DOWN = range(1, 6)
@@ -212,6 +212,7 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "handoff_backend_adopt": (_status, _handle, c_uint64, POINTER(c_int)),
     "handoff_backend_reject": (_status, _handle, c_uint64, c_uint32),
     "handoff_backend_accept": (_status, _handle, c_int, POINTER(CArrival)),
+    "handoff_backend_wake": (_status, _handle),
     "handoff_backend_drain": (_status, _handle),
     "handoff_backend_get_statistics": (_status, _handle, POINTER(BackendStatistics)),
     "handoff_tls_get_session": (_status, c_int, POINTER(CTlsSession)),
@@ -271,6 +272,8 @@ def check_constant(name: str, value: int) -> None:
 
 
 library = load()
+# With the interpreter's lock, so that no other thread frees the handle meanwhile.
+backend_wake = ctypes.PYFUNCTYPE(_status, _handle)(("handoff_backend_wake", library))
 
 
 class HandoffError(Exception):

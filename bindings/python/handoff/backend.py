@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Callable, NamedTuple, Sequence
 
 from ._handle import Handle, alone
-from ._library import (ERR_TAKEN_BACK, NOTHING, OK, TIMED_OUT, BackendOptions, BackendStatistics,
-                       CArrival, HandoffError, check, check_constant, fitting, library,
-                       path_string)
+from ._library import (ERR_TAKEN_BACK, NOTHING, OK, TIMED_OUT, WOKEN, BackendOptions,
+                       BackendStatistics, CArrival, HandoffError, backend_wake, check,
+                       check_constant, fitting, library, path_string)
 from .reason import Reason
 from .tls import TlsSocket
 
@@ -164,7 +164,8 @@ class Backend(Handle[Arrival]):
             fitting(ctypes.c_uint32, "the reason", reason)))
 
     def accept(self, timeout: float | None = None) -> Arrival | None:
-        """Waits for an arrival and adopts it. Returns None if none arrived in so many seconds.
+        """Waits for an arrival and adopts it. Returns None if none arrived in so many seconds, or
+        after wake().
 
         Signal handlers run while it waits. One that raises, as Python's own does on Ctrl-C, ends the
         wait, and no client is lost: one that was adopted at this very moment is what the next
@@ -174,11 +175,17 @@ class Backend(Handle[Arrival]):
             raise ValueError(f"the timeout cannot be {timeout!r}")
         end = math.inf if timeout is None or timeout < 0 else time.monotonic() + timeout
         while True:
-            self._accept(end)
+            woken = self._accept(end)
             arrival = self._give()
             # A signal handler may have been given it just now.
-            if arrival is not None or time.monotonic() >= end:
+            if arrival is not None or woken or time.monotonic() >= end:
                 return arrival
+
+    def wake(self) -> None:
+        """Ends the wait in accept(), or in the next one if there is none now. Any thread may call it at
+        any time, and a signal handler."""
+        if backend_wake(self._pointer) != OK:
+            raise HandoffError(*self._ended)
 
     @alone
     def drain(self) -> None:
@@ -205,19 +212,22 @@ class Backend(Handle[Arrival]):
         check(self._adopt(arrival))
 
     @alone
-    def _accept(self, end: float) -> None:
-        while not self._accept_now() and time.monotonic() < end:
+    def _accept(self, end: float) -> bool:
+        """Whether wake() has ended it."""
+        while (status := self._accept_now()) == TIMED_OUT and time.monotonic() < end:
             if self._spins:  # which accept() does only when it waits
                 check(library.handoff_backend_dispatch(self._handle))
-                if self._accept_now():
+                if (status := self._accept_now()) != TIMED_OUT:
                     break
             self._wait(end)
+        return status == WOKEN
 
-    def _accept_now(self) -> bool:
+    def _accept_now(self) -> int:
         if not self._left:
-            status = library.handoff_backend_accept(self._handle, 0, ctypes.byref(self._arrival))
-            if status == TIMED_OUT:
-                return False
+            status = int(library.handoff_backend_accept(self._handle, 0,
+                                                        ctypes.byref(self._arrival)))
+            if status in (TIMED_OUT, WOKEN):
+                return status
             check(status)
             self._settle()
         arrival = self._left[0]
@@ -228,7 +238,7 @@ class Backend(Handle[Arrival]):
                 if status == ERR_TAKEN_BACK:
                     return self._accept_now()
                 check(status)
-        return True
+        return OK
 
     def _adopt(self, arrival: Arrival) -> int:
         number = fitting(ctypes.c_uint64, "an arrival's id", arrival.id)

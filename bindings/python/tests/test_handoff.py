@@ -35,7 +35,7 @@ NUMBERS = {
     **{f"HANDOFF_{name}": getattr(handoff, name) for name in (
         "KIND_STREAM", "KIND_SEQPACKET", "KIND_DATAGRAM", "KIND_UNCONNECTED", "KIND_ANY")},
     **{f"HANDOFF_{name}": getattr(_library, name) for name in (
-        "OK", "NOTHING", "TIMED_OUT", "ERR_FULL", "ERR_WRONG_PROCESS", "ERR_CLOSED",
+        "OK", "NOTHING", "TIMED_OUT", "WOKEN", "ERR_FULL", "ERR_WRONG_PROCESS", "ERR_CLOSED",
         "ERR_TAKEN_BACK", "ADOPTED", "OFFER_MORE", "OFFER_TLS", "BACKEND_BACKUP")},
 }
 
@@ -390,7 +390,8 @@ class TheBackend(Ends):
         self.backend.close()
         self.backend.close()
         for call in (self.backend.dispatch, self.backend.next, self.backend.fileno,
-                     lambda: self.backend.accept(timeout=0), self.backend.get_statistics):
+                     lambda: self.backend.accept(timeout=0), self.backend.get_statistics,
+                     self.backend.wake):
             with self.assertRaises(handoff.HandoffError) as raised:
                 call()
             self.assertEqual(str(raised.exception), "HANDOFF_ERR_CLOSED: this backend is closed")
@@ -415,6 +416,36 @@ class TheBackend(Ends):
         thread.join()
         self.assertTrue(verdict.adopted)
         accepted[0].connection.close()
+
+    def test_another_thread_wakes_accept(self):
+        for options in {}, {"spin_us": 100}:
+            self.listen(**options)
+            ended = []
+            thread = threading.Thread(target=lambda: ended.append(self.backend.accept(PATIENCE)))
+            thread.start()
+            wait_until(lambda: self.backend._waiting, "it waits")
+            self.backend.wake()
+            thread.join(PATIENCE / 2)
+            self.assertEqual(ended, [None])
+            self.backend.close()
+
+    def test_wake_is_for_the_next_accept_which_gives_first_what_has_arrived(self):
+        self.listen()
+        self.offer(preread=b"x")
+        self.wait(lambda: self.backend.get_statistics()["held"] or None)
+        self.backend.wake()
+        self.backend.accept(PATIENCE).connection.close()
+        begin = time.monotonic()
+        self.assertIsNone(self.backend.accept())
+        self.assertIsNone(self.backend.accept(0.05))
+        self.assertGreaterEqual(time.monotonic() - begin, 0.05)
+
+    def test_signal_handler_may_wake_accept(self):
+        self.listen()
+        before = signal.signal(signal.SIGALRM, lambda *_: self.backend.wake())
+        self.addCleanup(signal.signal, signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        self.assertIsNone(self.backend.accept(PATIENCE))
 
     def test_child_of_fork_is_refused_and_leaves_the_backend_alone(self):
         self.listen()
