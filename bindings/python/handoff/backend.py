@@ -34,7 +34,7 @@ class Peer(NamedTuple):
     gid: int
 
 
-@dataclass
+@dataclass(eq=False)  # each is one client, whatever else says the same
 class Arrival:
     """An offer as the backend sees it. `preread` comes before what you read from `connection`.
 
@@ -42,15 +42,15 @@ class Arrival:
     """
 
     id: int
-    preread: bytes
-    metadata: bytes
+    preread: bytes = field(repr=False)  # it may be long, as the metadata may
+    metadata: bytes = field(repr=False)
     service: bytes
     correlation: bytes
     broker: Peer
     tls: bool = False  # the kernel does the client's TLS: the connection is a TlsSocket
-    _connection: socket.socket | None = None
+    _connection: socket.socket | None = field(default=None, repr=False)
     # What is adopted, until the connection has it: the library writes it here.
-    _fd: ctypes.c_int = field(default_factory=lambda: ctypes.c_int(-1), repr=False, compare=False)
+    _fd: ctypes.c_int = field(default_factory=lambda: ctypes.c_int(-1), repr=False)
 
     @property
     def connection(self) -> socket.socket:

@@ -21,7 +21,7 @@ from .reason import Reason
 _SETTLED = 0  # in a CVerdict's outcome, where the library has written another number
 
 
-@dataclass
+@dataclass(eq=False)
 class Verdict:
     """What became of an offer.
 

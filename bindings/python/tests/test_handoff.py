@@ -185,6 +185,16 @@ class TheBackend(Ends):
         self.assertEqual((arrival.preread, arrival.metadata, arrival.service, arrival.correlation),
                          (b"", b"", b"", b""))
 
+    def test_arrivals_and_verdicts_can_be_in_a_set_and_are_shown_without_their_bytes(self):
+        self.listen()
+        _, arrival = self.arrive(preread=b"x" * 20000, metadata=b"m" * 20000)
+        self.assertIn(arrival, {arrival})
+        self.assertLess(len(repr(arrival)), 300)
+        self.assertIn(f"id={arrival.id}", repr(arrival))
+        self.backend.reject(arrival)
+        verdict = self.wait(self.broker.next)
+        self.assertIn(verdict, {verdict})
+
     def test_adopted_socket_blocks_and_is_closed_on_exec_whatever_the_broker_had_set(self):
         self.listen()
         self.accepted.setblocking(False)
