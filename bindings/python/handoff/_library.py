@@ -336,6 +336,16 @@ def string(what: str, text: bytes) -> bytes:
     return text
 
 
+def buffer(what: str, data: Any) -> bytes:
+    """Bytes for C, copied from any other buffer."""
+    if isinstance(data, bytes):
+        return data
+    try:
+        return bytes(memoryview(data))
+    except TypeError:
+        raise TypeError(f"the {what} must be bytes, not {type(data).__name__}") from None
+
+
 def path_string(path: str | os.PathLike[str]) -> bytes:
     return string("path", os.fsencode(path))
 

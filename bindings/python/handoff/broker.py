@@ -8,15 +8,18 @@ import os
 import socket
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Sequence
+from typing import Any, Sequence, Union
 
 from ._handle import Handle, alone
 from ._library import (ADOPTED, BACKEND_BACKUP, BACKEND_OFF, ERR_CLOSED, ERR_WRONG_PROCESS,
                        NO_TIMEOUT, NOTHING, OFFER_MORE, OFFER_TLS, OK, STATE_CONNECTING,
                        STATE_DOWN, STATE_DRAINING, STATE_READY, STATE_RESTING, BackendState,
                        BrokerBackend, BrokerOptions, BrokerStatistics, CVerdict, HandoffError, Offer,
-                       check, fitting, library, path_string, put, reason_name, status_name, string)
+                       buffer, check, fitting, library, path_string, put, reason_name, status_name,
+                       string)
 from .reason import Reason
+
+Buffer = Union[bytes, bytearray, memoryview]
 
 _SETTLED = 0  # in a CVerdict's outcome, where the library has written another number
 
@@ -166,7 +169,7 @@ class Broker(Handle[Verdict]):
             check(status)
             states.append(_state(state))
 
-    def offer(self, connection: socket.socket, *, preread: bytes = b"", metadata: bytes = b"",
+    def offer(self, connection: socket.socket, *, preread: Buffer = b"", metadata: Buffer = b"",
               service: bytes | None = None, correlation: bytes | None = None, tls: bool = False,
               more: bool = False, timeout_ms: int = 0, user_data: Any = None) -> int:
         """Offers a connection and returns the offer's id. It does not wait.
@@ -184,8 +187,8 @@ class Broker(Handle[Verdict]):
         offer = _offer(connection, preread, metadata, service, correlation, tls, more, timeout_ms)
         return self._offer(offer, user_data)
 
-    def offer_and_wait(self, connection: socket.socket, *, preread: bytes = b"",
-                       metadata: bytes = b"", service: bytes | None = None,
+    def offer_and_wait(self, connection: socket.socket, *, preread: Buffer = b"",
+                       metadata: Buffer = b"", service: bytes | None = None,
                        correlation: bytes | None = None, tls: bool = False,
                        timeout_ms: int = 0) -> Verdict:
         """Offers a connection and waits for its verdict, also for a channel and for room. After any
@@ -332,11 +335,12 @@ def _state(state: BackendState) -> dict[str, Any]:
     return members
 
 
-def _offer(connection: socket.socket, preread: bytes, metadata: bytes, service: bytes | None,
+def _offer(connection: socket.socket, preread: Buffer, metadata: Buffer, service: bytes | None,
            correlation: bytes | None, tls: bool, more: bool, timeout_ms: int) -> Offer:
     offer = Offer()
     offer.fd = connection.fileno()
     offer.flags = (OFFER_TLS if tls else 0) | (OFFER_MORE if more else 0)
+    preread, metadata = buffer("preread", preread), buffer("metadata", metadata)
     offer.preread, offer.preread_len = preread, len(preread)
     offer.metadata, offer.metadata_len = metadata, len(metadata)
     offer.service = None if service is None else string("service", service)

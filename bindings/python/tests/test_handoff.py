@@ -179,6 +179,23 @@ class TheBackend(Ends):
             self.assertTrue(self.wait(self.broker.next).adopted)
             self.assertEqual({name: getattr(arrival, name) for name in said}, said)
 
+    def test_what_the_broker_says_may_be_in_any_buffer_which_is_copied(self):
+        self.listen()
+        read = bytearray(b"GET\0...")
+        self.offer(preread=read, metadata=memoryview(read)[1:4])
+        read[:] = b"another"
+        arrival = self.wait(self.backend.next)
+        self.assertEqual((arrival.preread, arrival.metadata), (b"GET\0...", b"ET\0"))
+
+    def test_what_is_no_bytes_is_refused_with_its_name(self):
+        self.listen()
+        for name, value in (("preread", "GET"), ("metadata", "{}"), ("preread", None),
+                            ("service", "app"), ("correlation", 7)):
+            for call in self.broker.offer, self.broker.offer_and_wait:
+                self.assertRaisesRegex(
+                    TypeError, f"the {name} must be bytes, not {type(value).__name__}",
+                    lambda: call(self.accepted, **{name: value}))
+
     def test_what_the_broker_does_not_say_is_empty(self):
         self.listen()
         _, arrival = self.arrive()
