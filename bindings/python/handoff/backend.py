@@ -8,9 +8,11 @@ import os
 import select
 import socket
 import time
+import weakref
+from collections import deque
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Callable, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 from ._handle import Handle, alone
 from ._library import (ERR_TAKEN_BACK, NOTHING, OK, TIMED_OUT, WOKEN, BackendOptions,
@@ -49,6 +51,9 @@ class Arrival:
     broker: Peer
     tls: bool = False  # the kernel does the client's TLS: the connection is a TlsSocket
     _connection: socket.socket | None = field(default=None, repr=False)
+    # A weakref.finalize until there is a decision. It is about the arrival that next() gave, and not
+    # about copies. Types of the standard library differ about it.
+    _undecided: Any = field(default=None, init=False, repr=False)
     # What is adopted, until the connection has it: the library writes it here.
     _fd: ctypes.c_int = field(default_factory=lambda: ctypes.c_int(-1), repr=False)
 
@@ -97,6 +102,8 @@ class Backend(Handle[Arrival]):
         self._arrival = CArrival()
         self._arrival.fd = _SETTLED
         self._adopting: list[Arrival] = []
+        # The ids of arrivals that were dropped undecided, in any thread and maybe during a call.
+        self._dropped: deque[int] = deque()
         self._spins = options.spin_us > 0
         check(make(place, ctypes.byref(options), ctypes.byref(self._pointer)))
 
@@ -141,7 +148,11 @@ class Backend(Handle[Arrival]):
 
     @alone
     def dispatch(self) -> None:
-        """Does the pending work. It does not wait."""
+        """Does the pending work. It does not wait. An arrival that you have dropped without a decision
+        is rejected with BACKEND_BUSY."""
+        while self._dropped:
+            library.handoff_backend_reject(self._handle, self._dropped[0], Reason.BACKEND_BUSY)
+            self._dropped.popleft()
         check(library.handoff_backend_dispatch(self._handle))
 
     def next(self) -> Arrival | None:
@@ -162,6 +173,8 @@ class Backend(Handle[Arrival]):
         check(library.handoff_backend_reject(
             self._handle, fitting(ctypes.c_uint64, "an arrival's id", arrival.id),
             fitting(ctypes.c_uint32, "the reason", reason)))
+        if arrival._undecided is not None:
+            arrival._undecided.detach()
 
     def accept(self, timeout: float | None = None) -> Arrival | None:
         """Waits for an arrival and adopts it. Returns None if none arrived in so many seconds, or
@@ -246,6 +259,8 @@ class Backend(Handle[Arrival]):
         status = int(library.handoff_backend_adopt(self._handle, number,
                                                    ctypes.byref(arrival._fd)))
         self._settle()
+        if status in (OK, ERR_TAKEN_BACK) and arrival._undecided is not None:
+            arrival._undecided.detach()
         return status
 
     def _settle(self) -> None:
@@ -254,6 +269,8 @@ class Backend(Handle[Arrival]):
             arrival = _copy(given)
             self._left = [arrival]
             given.fd, arrival._fd.value = _SETTLED, given.fd
+            if arrival._fd.value == -1:  # it is not adopted
+                arrival._undecided = weakref.finalize(arrival, self._dropped.append, arrival.id)
         for arrival in self._adopting + self._left:
             if arrival._fd.value != -1:
                 arrival._connect()

@@ -306,6 +306,42 @@ class TheBackend(Ends):
         self.backend.dispatch()
         self.assertEqual(self.backend.get_statistics()["held"], 0)
 
+    def test_arrival_that_is_dropped_undecided_is_rejected_by_the_next_dispatch(self):
+        self.listen()
+        self.arrive()
+        gc.collect()
+        self.assertEqual(self.backend.get_statistics()["held"], 1)
+        self.backend.drain()
+        self.backend.dispatch()
+        self.assertEqual(self.backend.get_statistics()["held"], 0)
+        self.assertEqual(self.wait(self.broker.next).reason, handoff.Reason.BACKEND_BUSY)
+
+    def test_arrival_that_is_dropped_by_another_thread_is_rejected_by_the_owners_dispatch(self):
+        self.listen()
+        arrivals = [self.arrive()[1]]
+        with unittest.mock.patch.object(self.backend, "_calls", {object(): None}):  # it is in a call
+            thread = threading.Thread(target=arrivals.clear)
+            thread.start()
+            thread.join()
+        self.assertEqual(self.wait(self.broker.next).reason, handoff.Reason.BACKEND_BUSY)
+
+    def test_arrival_that_is_dropped_after_its_decision_or_a_copy_is_dropped_stays_as_it_is(self):
+        self.listen()
+        _, arrival = self.arrive()
+        dataclasses.replace(arrival)
+        copy.copy(arrival)
+        self.backend.dispatch()
+        self.backend.reject(arrival)
+        del arrival
+        self.backend.dispatch()
+        self.assertEqual(self.wait(self.broker.next).reason, handoff.Reason.REJECTED)
+        _, arrival = self.arrive()
+        connection = self.backend.adopt(arrival)
+        del arrival
+        self.assertTrue(self.wait(self.broker.next).adopted)
+        with connection:
+            connection.send(b"x")
+
     def test_given_listener_is_used_and_stays_the_callers(self):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(self.path)
