@@ -17,6 +17,7 @@ const c = require('./library');
 const { Connection } = require('./connection');
 
 const NOTHING = c.constant('HANDOFF_NOTHING');
+const BUSY = c.constant('HANDOFF_REASON_BACKEND_BUSY');
 const REJECTED = c.constant('HANDOFF_REASON_REJECTED');
 const TAKEN_BACK = c.constant('HANDOFF_ERR_TAKEN_BACK');
 const CLOSED = c.constant('HANDOFF_ERR_CLOSED');
@@ -135,6 +136,12 @@ class Backend extends EventEmitter {
   #warned = false;
   #closed = null;
   #connections = new Set();
+  // Nobody can decide about an arrival that nobody has: without this it would be held for ever.
+  #undecided = new FinalizationRegistry((id) => {
+    if (!this.#handle) return;
+    c.backendReject(this.#handle, id, BUSY);
+    this.#soon(); // sends it
+  });
   #servers = new Map(); // and the listener that each has for its requests
   #responses = new Map(); // the last response of each connection that waits for one
 
@@ -206,7 +213,9 @@ class Backend extends EventEmitter {
     const arrival = c.empty(c.Arrival);
     let status = c.backendDispatch(this.#handle);
     while (status === c.OK && (status = c.backendNext(this.#handle, arrival)) === c.OK) {
-      this.#tell(new Arrival(this, arrival));
+      const told = new Arrival(this, arrival);
+      this.#undecided.register(told, told.id, told);
+      this.#tell(told);
     }
     if (status !== NOTHING) this.emit('error', new c.HandoffError(status));
     if (this.#closed && this.statistics.held === 0) this.#free();
@@ -254,6 +263,7 @@ class Backend extends EventEmitter {
     const fd = [-1];
     const status = c.backendAdopt(this.#open, arrival.id, fd);
     if (this.#closed) this.#soon();
+    if (status === c.OK || status === TAKEN_BACK) this.#undecided.unregister(arrival);
     if (status === TAKEN_BACK) return null;
     c.check(status);
     let connection;
@@ -275,6 +285,7 @@ class Backend extends EventEmitter {
 
   _reject(arrival, reason) {
     c.check(c.backendReject(this.#open, arrival.id, c.constant(`HANDOFF_REASON_${reason}`)));
+    this.#undecided.unregister(arrival);
     if (this.#closed) this.#soon();
   }
 

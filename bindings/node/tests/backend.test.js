@@ -98,6 +98,20 @@ test('close() waits for an arrival that is held, and then frees the backend', LI
   await bench.backend.close(); // once more
 });
 
+test('an arrival that is dropped undecided is rejected when it is collected', LIMIT, async (t) => {
+  const bench = await start(t, () => {});
+  let verdict;
+  bench.handOver('x').then((client) => { verdict = client.verdict; });
+  await until(() => bench.backend.statistics.held === 1, () => bench.backend.statistics);
+  const closed = bench.backend.close();
+  await until(() => {
+    global.gc();
+    return verdict;
+  }, () => bench.backend.statistics);
+  assert.strictEqual(verdict, 'backend busy');
+  await closed;
+});
+
 test('a rejection has its reason', LIMIT, async (t) => {
   const bench = await start(t, (arrival) => {
     assert.throws(() => arrival.reject('BECAUSE'), TypeError);
