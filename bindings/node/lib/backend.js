@@ -11,6 +11,7 @@
 
 const EventEmitter = require('events');
 const fs = require('fs');
+const http = require('http');
 const { isMainThread } = require('worker_threads');
 const koffi = require('koffi');
 const c = require('./library');
@@ -21,6 +22,10 @@ const BUSY = c.constant('HANDOFF_REASON_BACKEND_BUSY');
 const REJECTED = c.constant('HANDOFF_REASON_REJECTED');
 const TAKEN_BACK = c.constant('HANDOFF_ERR_TAKEN_BACK');
 const CLOSED = c.constant('HANDOFF_ERR_CLOSED');
+
+// http.Server begins to look after its timeouts when it listens. A program's own listeners are not told
+// that it does: it has no address.
+const ON_LISTENING = http.createServer().listeners('listening');
 
 // ---- options -------------------------------------------------------------------------------------
 
@@ -305,8 +310,10 @@ class Backend extends EventEmitter {
 
   #prepare(server) {
     if (this.#servers.has(server)) return;
-    // http.Server begins to look after its timeouts when it listens, which it does now.
-    if (!server.listening) server.emit('listening');
+    if (!server.listening) {
+      const has = server.listeners('listening');
+      for (const own of ON_LISTENING) if (has.includes(own)) own.call(server);
+    }
     const listener = ({ socket }, response) => {
       if (this.#closed) sayClose(response);
       this.#responses.set(socket, response);

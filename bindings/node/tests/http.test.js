@@ -195,6 +195,19 @@ test('the server ends a connection though the broker keeps its copy', LIMIT, asy
   }
 });
 
+test('who waits for the server to listen is not told, because it has no address', LIMIT, async (t) => {
+  const bench = await start(t);
+  const addresses = [];
+  bench.http.on('listening', () => addresses.push(bench.http.address()));
+  await hello(await bench.handOver(GET));
+  assert.deepStrictEqual(addresses, []);
+  bench.http.listen(0, '127.0.0.1');
+  await once(bench.http, 'listening');
+  await hello(await bench.handOver(GET));
+  assert.strictEqual(addresses.length, 1);
+  bench.http.close();
+});
+
 test('the server limits how long a head may take', LIMIT, async (t) => {
   const bench = await start(t, echo,
     { headersTimeout: 200, requestTimeout: 300, connectionsCheckingInterval: 50 });
