@@ -49,8 +49,7 @@ export class Connection extends Socket {
 }
 
 /** An offer as the backend sees it. Adopt it, reject it or let a server have it, now or later. */
-export class Arrival {
-  private constructor();
+export interface Arrival {
   readonly id: number | bigint;
   /** What the broker has read from the client. It comes first in the connection, too. */
   readonly preread: Buffer;

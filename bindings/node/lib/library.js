@@ -7,6 +7,7 @@
  */
 
 const koffi = require('koffi');
+const PACKAGE = require('../package.json');
 
 const SONAME = 'libhandoff.so.0';
 
@@ -19,12 +20,18 @@ const library = (() => {
   }
 })();
 
+const version = library.func('handoff_version', 'str', []);
+const itself = () => `${SONAME} ${version()}`;
+
 function call(name, result, ...types) {
-  return library.func(name, result, types);
+  try {
+    return library.func(name, result, types);
+  } catch (error) {
+    throw new Error(`${itself()} is older than this package, ${PACKAGE.version}: it has no ${name}()`,
+      { cause: error });
+  }
 }
 
-const version = call('handoff_version', 'str');
-const itself = () => `${SONAME} ${version()}`;
 const lastErrno = call('handoff_last_errno', 'int');
 const lastError = call('handoff_last_error', 'str');
 const statusName = call('handoff_status_name', 'str', 'int32_t');

@@ -10,7 +10,7 @@ const os = require('os');
 const path = require('path');
 const tls = require('tls');
 const { Worker } = require('worker_threads');
-const { execFileSync, spawn } = require('child_process');
+const { execFileSync, spawn, spawnSync } = require('child_process');
 const { once } = require('events');
 const { test } = require('node:test');
 const { setTimeout: pause } = require('timers/promises');
@@ -19,6 +19,7 @@ const handoff = require('..');
 const c = require('../lib/library');
 const { Bench, Broker, descriptors, until } = require('./broker');
 
+const ROOT = path.dirname(__dirname);
 const LIMIT = { timeout: 60000 };
 const CONNECTIONS = Number(process.env.CONNECTIONS ?? 2000);
 
@@ -385,4 +386,19 @@ test('a library whose structs or constants are others is refused', () => {
     assert.throws(() => c.struct('handoff_arrival', fields), { name: 'TypeError', message });
   }
   assert.throws(() => c.constant('HANDOFF_NO'), { message: /has no HANDOFF_NO$/ });
+});
+
+test('a library that is too old is named with both versions', async (t) => {
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'handoff-'));
+  t.after(() => fs.rmSync(directory, { recursive: true }));
+  const source = path.join(directory, 'old.c');
+  fs.writeFileSync(source, 'const char *handoff_version(void) { return "0.1.7"; }\n');
+  execFileSync(process.env.CC ?? 'cc',
+    ['-shared', '-fPIC', '-o', path.join(directory, 'libhandoff.so.0'), source]);
+  const env = { ...process.env, LD_LIBRARY_PATH: directory };
+  const { stderr } = spawnSync(process.execPath, ['-e', `require(${JSON.stringify(ROOT)})`],
+    { env, encoding: 'utf8' });
+  const { version } = require('../package.json');
+  assert.match(stderr, new RegExp(`Error: libhandoff.so.0 0.1.7 is older than this package, ${version}: ` +
+    'it has no handoff_[a-z_]+\\(\\)\n'));
 });

@@ -16,6 +16,10 @@ handoff.listen({ fd: 3 }, { maxHeldBytes: Infinity }, (arrival) => {
   // @ts-expect-error: no reason
   arrival.reject('BECAUSE');
 });
+// @ts-expect-error: index.js exports no such class
+console.log(handoff.Arrival);
+const wait = (arrival: handoff.Arrival): Buffer => arrival.preread;
+handoff.listen('/run/app/handoff.sock').on('arrival', wait);
 // @ts-expect-error: no option
 handoff.listen('/run/app/handoff.sock', { maxchannels: 1 });
 
