@@ -185,7 +185,7 @@ fn office(room: usize) -> (Office, Arc<Wire>) {
 }
 
 fn offer_and_wait(office: &Office) -> Result<bool, Refused> {
-    office.offer_and_wait(None, |model, seat, _| model.offer(seat), |_, verdict| verdict.2)
+    office.offer_and_wait((), None, |model, seat, _| model.offer(seat), |_, verdict| verdict.2)
 }
 
 fn wake(office: &Office) {
