@@ -18,11 +18,14 @@ DOCS       := $(wildcard *.md docs/*.md integrations/*/*.md bindings/*/README.md
 # Packages have a place of their own for these.
 LICENSES   := $(wildcard LICENSE-*)
 
+# The path to a directory from another one. realpath(1) can't do it everywhere: BusyBox.
+RELATIVE = $(PYTHON) -c 'import os.path, sys; print(os.path.relpath(*sys.argv[1:]))'
+
 # Fills in a template: the paths as a program at run time sees them, without DESTDIR.
 SUBSTITUTE = sed -e 's|@PREFIX@|$(PREFIX)|' \
     -e 's|@LIBDIR@|$(patsubst $(PREFIX)/%,$${prefix}/%,$(LIBDIR))|' \
     -e 's|@INCLUDEDIR@|$(patsubst $(PREFIX)/%,$${prefix}/%,$(INCLUDEDIR))|' \
-    -e "s|@INCLUDE_FROM_LIB@|$$(realpath -m --relative-to='$(LIBDIR)' '$(INCLUDEDIR)')|" \
+    -e "s|@INCLUDE_FROM_LIB@|$$($(RELATIVE) '$(INCLUDEDIR)' '$(LIBDIR)')|" \
     -e 's|@SHARED@|$(SHARED)|; s|@SONAME@|$(SONAME)|' \
     -e 's|@VERSION@|$(VERSION)|; s|@MAJOR@|$(firstword $(subst ., ,$(VERSION)))|' \
     -e 's|@MINOR@|$(word 2,$(subst ., ,$(VERSION)))|'

@@ -263,6 +263,26 @@ fn wrong_argument_is_refused_while_a_backend_connects() {
     assert!(start.elapsed() < Duration::from_secs(4));
 }
 
+#[test]
+fn backend_that_was_silent_is_not_waited_for_again() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("handoff.sock");
+    let _silent = Backend::listen(&path, BackendOptions::default()).unwrap();
+    let mut broker = Broker::new(&path, BrokerOptions::default()).unwrap();
+    let (client, _peer) = UnixStream::pair().unwrap();
+    let offer = Offer { timeout: Some(PATIENCE), ..Offer::new(client.as_fd()) };
+    let refused = broker.offer_and_wait(&offer).unwrap_err();
+    assert!(matches!(refused, BrokerError::NoWelcome { .. }), "{refused}");
+    // While it is tried again.
+    let start = Instant::now();
+    for _ in 0..100 {
+        let refused = broker.offer_and_wait(&offer).unwrap_err();
+        assert!(matches!(refused, BrokerError::NoWelcome { .. }), "{refused}");
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(start.elapsed() < Duration::from_secs(4));
+}
+
 /// Many offers wait for a backend that is full, and behind them one that another may have.
 #[test]
 fn offer_that_may_go_on_goes_though_many_before_it_wait() {

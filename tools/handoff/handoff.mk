@@ -7,7 +7,7 @@ all: $(COMMAND)
 
 $(COMMAND): $(COMMAND_SOURCES) $(wildcard tools/handoff/*.h) $(HEADERS) | $(LIB)/$(SHARED)
 	@mkdir -p $(@D)
-	$(CC) -std=c11 $(CFLAGS) $(WARN) -Iinclude $(COMMAND_SOURCES) -o $@ $(LDFLAGS) -L$(LIB) -lhandoff
+	$(CC) -std=c11 $(CFLAGS) $(WARN) -ffile-prefix-map=$(HERE)=. -Iinclude $(COMMAND_SOURCES) -o $@ $(LDFLAGS) -L$(LIB) -lhandoff
 
 # COMMAND_TEST=check: that part. Some are run again with handoff(1) under valgrind.
 COMMAND_TEST           ?= check serving broker
