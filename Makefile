@@ -24,6 +24,9 @@
 #
 # A line that begins with "## " documents the target that follows it: `make help` prints it.
 
+# make(1) takes a blank in a name for the end of it.
+$(if $(word 2,$(CURDIR)),$(error the path of this tree has a blank in it: $(CURDIR)))
+
 PREFIX     ?= /usr/local
 BINDIR     ?= $(PREFIX)/bin
 LIBDIR     ?= $(PREFIX)/lib
