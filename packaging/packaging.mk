@@ -131,5 +131,5 @@ check-man: $(MAN_BUILD)/stamp | need-groff
 	@packaging/check-man $(MAN_BUILD)
 
 ## check-install   an installed copy serves programs outside the tree, and uninstalls
-check-install: all | need-cxx need-clang need-pkg-config need-cmake
+check-install: all | need-cxx need-clang need-pkg-config need-cmake need-openssl
 	@MAKE='$(SUBMAKE)' CC='$(CC)' CXX='$(CXX)' c-tests/installed/check.sh $(BUILD)/installed

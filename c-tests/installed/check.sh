@@ -85,8 +85,12 @@ for row in "c $CC -std=c99 use.c" "cc $CXX -std=c++11 use.cc" "hpp $CXX -std=c++
     }
 done
 for example in "$docs"/examples/*.c; do
+    case $example in
+    */tls_*) more='-lssl -lcrypto' ;;
+    *) more= ;;
+    esac
     # shellcheck disable=SC2046,SC2086
-    $CC -std=c11 $flags -pthread "$example" $(pkg-config --cflags --libs handoff) -o example ||
+    $CC -std=c11 $flags -pthread "$example" $(pkg-config --cflags --libs handoff) $more -o example ||
         fail "$example does not compile"
 done
 version=$(pkg-config --modversion handoff)
