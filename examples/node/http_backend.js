@@ -56,5 +56,5 @@ if (process.argv.length !== 3) {
   process.exit(2);
 }
 const backend = handoff.serve(server, process.argv[2]);
-console.log(`listening on ${process.argv[2]}`);
 for (const signal of ['SIGTERM', 'SIGINT']) process.once(signal, () => backend.close());
+console.log(`listening on ${process.argv[2]}`);
