@@ -56,17 +56,21 @@ class Test(unittest.TestCase):
         self.directory = directory.name
         self.path = os.path.join(self.directory, "handoff.sock")
 
+    def trust(self, version):
+        """The context of a client that trusts the certificate and speaks one version."""
+        trusting = ssl.create_default_context(cafile=self.certificate)
+        trusting.minimum_version = trusting.maximum_version = version
+        # An end without close_notify, which Python takes for an orderly one, raises an SSLError.
+        trusting.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
+        return trusting
+
     def connect(self, version):
         """A client, as an ssl.SSLSocket, and the broker's end of it, as serve() gives it."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             plain = socket.create_connection(listener.getsockname(), PATIENCE)
             accepted, _ = listener.accept()
-        trusting = ssl.create_default_context(cafile=self.certificate)
-        trusting.minimum_version = trusting.maximum_version = version
-        # An end without close_notify, which Python takes for an orderly one, raises an SSLError.
-        trusting.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
         clients = []
-        thread = threading.Thread(target=lambda: clients.append(trusting.wrap_socket(
+        thread = threading.Thread(target=lambda: clients.append(self.trust(version).wrap_socket(
             plain, server_hostname="localhost", suppress_ragged_eofs=False)))
         thread.start()
         accepted = self.serve(accepted)

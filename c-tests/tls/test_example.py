@@ -41,12 +41,9 @@ class Example(peers.Test):
 
     def ask(self, version, *parts):
         """Sends a request in so many records, and gives the answer."""
-        trusting = ssl.create_default_context(cafile=self.certificate)
-        trusting.minimum_version = trusting.maximum_version = version
-        trusting.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
         plain = socket.create_connection(("127.0.0.1", self.port), PATIENCE)
-        with trusting.wrap_socket(plain, server_hostname="localhost",
-                                  suppress_ragged_eofs=False) as client:
+        with self.trust(version).wrap_socket(plain, server_hostname="localhost",
+                                             suppress_ragged_eofs=False) as client:
             for part in parts:
                 client.sendall(part)
             return read_all(client)
