@@ -249,15 +249,16 @@ check-crate: | git-checkout
 	$(CARGO) package --quiet --locked --allow-dirty --target-dir $(TARGET)/crate
 	@echo "check-crate: $$($(CARGO) package --list --allow-dirty | wc -l) files"
 
-## check-readme  compile the programs in README.md, and follow the links of the documents
+## check-readme  compile the programs in README.md and docs/programming.md; follow the documents' links
 .PHONY: check-readme
 check-readme: | need-python need-cxx need-go need-node-packages all
 	@$(PYTHON) tools/check_links.py $(filter %.md,$(DOCS))
-	@set -e; for program in 1 2 3 4 5; do \
-	    $(PYTHON) tools/readme_code.py README.md c $$program | \
+	@set -e; for program in "README.md c 1" "README.md c 2" \
+	    "docs/programming.md c 1" "docs/programming.md c 2" "docs/programming.md c 3"; do \
+	    $(PYTHON) tools/readme_code.py $$program | \
 	        $(CC) -std=c11 $(WARN) -c -o /dev/null -Iinclude -xc -; \
 	done; \
-	$(PYTHON) tools/readme_code.py README.md cpp 1 | \
+	$(PYTHON) tools/readme_code.py docs/programming.md cpp 1 | \
 	    $(CXX) -std=c++17 $(WARN) -c -o /dev/null -Iinclude -xc++ -
 	@mkdir -p $(BUILD)/readme && cp examples/go/go.mod $(BUILD)/readme && cd $(BUILD)/readme && \
 	    $(GO_RUN) mod edit -replace=libhandoff/handoff=$(HERE)/bindings/go
