@@ -15,6 +15,7 @@ import functools
 import os
 import socket
 import weakref
+from ssl import SSLContext
 from typing import Any, Awaitable, Callable, Optional
 
 from ._library import ERR_CLOSED, ERR_WRONG_PROCESS, HandoffError, TakenBack
@@ -268,27 +269,28 @@ class _First(asyncio.Protocol):
         self._protocol.connection_made(transport)
         # After the transport has begun to watch the socket, so that the protocol can pause it, and
         # before the loop looks at the socket.
-        asyncio.get_running_loop().call_soon(self._give, transport)
+        asyncio.get_running_loop().call_soon(self.give, transport)
 
-    def _give(self, transport: asyncio.Transport) -> None:
+    def give(self, transport: asyncio.Transport) -> None:
         if not self._preread or transport.is_closing():
             return
         if transport.is_reading():
             # As the transport does with what the socket gives: its protocol may be another by now,
             # and one that raises loses its connection.
             try:
-                transport.get_protocol().data_received(self._preread)  # type: ignore[attr-defined]
+                _feed(transport.get_protocol(), self._preread)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:
-                transport._fatal_error(  # type: ignore[attr-defined]
-                    error, "Fatal error: protocol.data_received() call failed.")
+                # That of TLS has none of its own.
+                owner: Any = getattr(transport, "_ssl_protocol", transport)
+                owner._fatal_error(error, "Fatal error: protocol.data_received() call failed.")
             return
 
         def resume_reading() -> None:
             del transport.resume_reading  # that of its class again
             transport.resume_reading()
-            asyncio.get_running_loop().call_soon(self._give, transport)
+            asyncio.get_running_loop().call_soon(self.give, transport)
 
         # No timer: the loop would read the socket first, and call_soon() is before it looks there.
         transport.resume_reading()  # Python 3.11.2 watches the socket of one that was paused so early
@@ -296,26 +298,91 @@ class _First(asyncio.Protocol):
         transport.resume_reading = resume_reading  # type: ignore[assignment]
 
 
+def _feed(protocol: Any, data: bytes) -> None:
+    """Gives a protocol bytes as a transport does."""
+    if not isinstance(protocol, asyncio.BufferedProtocol):
+        protocol.data_received(data)
+        return
+    left = memoryview(data)
+    while left:
+        buffer = memoryview(protocol.get_buffer(len(left))).cast("B")
+        count = min(len(buffer), len(left))
+        if count == 0:
+            raise RuntimeError("get_buffer() returned an empty buffer")
+        buffer[:count] = left[:count]
+        protocol.buffer_updated(count)
+        left = left[count:]
+
+
+class _Held(asyncio.Protocol):
+    """Keeps what comes until the connection has its own protocol."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.data, self.ended = data, False
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+
+    def eof_received(self) -> None:
+        self.ended = True
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.ended = True
+
+
+async def _start_tls(transport: asyncio.Transport, protocol: asyncio.Protocol, begun: _Held,
+                     context: SSLContext, timeout: float | None) -> asyncio.Transport:
+    """Does the client's handshake, whose first bytes are in `begun`."""
+    loop = asyncio.get_running_loop()
+
+    def resume_reading() -> None:
+        del transport.resume_reading  # that of its class again
+        transport.resume_reading()
+        if begun.data:
+            loop.call_soon(_feed, transport.get_protocol(), begun.data)  # before the socket's
+
+    transport.resume_reading = resume_reading  # type: ignore[assignment]
+    held = _Held()  # asyncio makes no connection_made() of its protocol here
+    tls = await loop.start_tls(transport, held, context, server_side=True,
+                               ssl_handshake_timeout=timeout)
+    if tls is None or held.ended or transport.is_closing():
+        if tls is not None:
+            tls.abort()
+        transport.close()
+        raise ConnectionResetError("the client has ended its connection in the handshake")
+    tls.set_protocol(protocol)
+    protocol.connection_made(tls)
+    _First(protocol, held.data).give(tls)
+    return tls
+
+
 def _take(arrival: Arrival) -> socket.socket:
     """The socket of an adopted arrival, whose own is empty then."""
     return (_Tls if arrival.tls else _Plain)(fileno=arrival.connection.detach())
 
 
-async def create_connection(make_protocol: Callable[[], asyncio.Protocol],
-                            arrival: Arrival) -> tuple[asyncio.Transport, asyncio.Protocol]:
-    """Makes a transport and a protocol of an adopted arrival, as loop.create_connection() does of a
-    socket. The protocol gets the preread first."""
-    protocol = make_protocol()
-    if isinstance(protocol, asyncio.BufferedProtocol):
-        raise TypeError("the protocol cannot be a BufferedProtocol: it takes an asyncio.Protocol")
+async def create_connection(
+        make_protocol: Callable[[], asyncio.BaseProtocol], arrival: Arrival, *,
+        ssl: SSLContext | None = None, ssl_handshake_timeout: float | None = None,
+) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+    """Makes a transport and a protocol of an adopted arrival, as loop.connect_accepted_socket() does
+    of a socket. The protocol gets the preread first. `ssl` is for clients whose TLS nobody has
+    touched: then the preread is what has come of the handshake. An OSError: it has failed."""
+    if ssl is not None and arrival.tls:
+        raise ValueError("the kernel does this client's TLS: ssl is for clients that begin theirs")
+    protocol: Any = make_protocol()
+    begun = _Held(arrival.preread)
+    first = begun if ssl is not None else _First(protocol, arrival.preread)
     connection = _take(arrival)
     try:
         connection.setblocking(False)
         transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: _First(protocol, arrival.preread), connection)
+            lambda: first, connection)
     except BaseException:
         connection.close()
         raise
+    if ssl is not None:
+        transport = await _start_tls(transport, protocol, begun, ssl, ssl_handshake_timeout)
     return transport, protocol
 
 
@@ -333,16 +400,17 @@ class StreamWriter(asyncio.StreamWriter):
     async def start_tls(self, *arguments: Any, **options: Any) -> None:
         """Raises a RuntimeError. asyncio would take this end for the client's, and what the preread
         has of a ClientHello would be lost."""
-        raise RuntimeError("a connection that was handed over cannot start TLS: "
-                           "let the broker do the client's TLS")
+        raise RuntimeError("a connection that was handed over cannot start TLS later: "
+                           "open it with ssl=, or let the broker do the client's TLS")
 
 
-async def open_connection(arrival: Arrival, *,
-                          limit: int = LIMIT) -> tuple[asyncio.StreamReader, StreamWriter]:
-    """Makes streams of an adopted arrival. The reader gives the preread first."""
+async def open_connection(arrival: Arrival, *, limit: int = LIMIT,
+                          **tls: Any) -> tuple[asyncio.StreamReader, StreamWriter]:
+    """Makes streams of an adopted arrival. The reader gives the preread first. `ssl` and
+    `ssl_handshake_timeout` are those of create_connection()."""
     reader = asyncio.StreamReader(limit=limit)
-    transport, protocol = await create_connection(
-        lambda: asyncio.StreamReaderProtocol(reader), arrival)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport, _ = await create_connection(lambda: protocol, arrival, **tls)
     return reader, StreamWriter(transport, protocol, reader, arrival)
 
 
@@ -351,19 +419,24 @@ async def open_connection(arrival: Arrival, *,
 
 async def start_server(callback: Callback, path: str | os.PathLike[str] | socket.socket, *,
                        limit: int = LIMIT, max_connections: int | None = None,
+                       ssl: SSLContext | None = None, ssl_handshake_timeout: float | None = None,
                        **options: Any) -> Server:
     """Calls callback(reader, writer) for each client, as asyncio.start_server() does. More clients
-    than `max_connections` stay the brokers'. Path and other options are those of listen()."""
-    return Server(listen(path, **options), callback, limit, max_connections)
+    than `max_connections` stay the brokers'. With `ssl` each client does its handshake first; one
+    whose TLS the kernel does already is rejected. Path and other options are those of
+    listen()."""
+    tls = {"ssl": ssl, "ssl_handshake_timeout": ssl_handshake_timeout} if ssl is not None else {}
+    return Server(listen(path, **options), callback, limit, max_connections, tls)
 
 
 class Server(asyncio.AbstractServer):
     """close() stops listening, and wait_closed() waits until each callback has returned."""
 
     def __init__(self, listener: Listener, callback: Callback, limit: int,
-                 max_connections: int | None) -> None:
+                 max_connections: int | None, tls: dict[str, Any]) -> None:
         self.listener = listener
         self._callback, self._limit, self._most = callback, limit, max_connections
+        self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._connections: set[asyncio.Task[None]] = set()
         self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
@@ -414,6 +487,9 @@ class Server(asyncio.AbstractServer):
             if self._most is not None and len(self._connections) >= self._most:
                 self.listener.reject(arrival, Reason.BACKEND_BUSY)
                 continue
+            if self._tls and arrival.tls:
+                self.listener.reject(arrival)
+                continue
             with contextlib.suppress(TakenBack):
                 self.listener.adopt(arrival)
                 task = self._loop.create_task(self._serve(arrival))
@@ -435,7 +511,12 @@ class Server(asyncio.AbstractServer):
     async def _serve(self, arrival: Arrival) -> None:
         writer = None
         try:
-            reader, writer = await open_connection(arrival, limit=self._limit)
+            try:
+                reader, writer = await open_connection(arrival, limit=self._limit, **self._tls)
+            except OSError:
+                if self._tls:  # the client's handshake has failed
+                    return
+                raise
             self._transports.add(writer.transport)
             result = self._callback(reader, writer)
             if result is not None:

@@ -7,6 +7,9 @@ import os
 import resource
 import socket
 import ssl
+import struct
+import subprocess
+import tempfile
 import time
 import unittest
 
@@ -437,13 +440,226 @@ class Protocols(Aio):
             listener.close()
         asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
-    def test_protocol_with_buffers_is_refused_before_the_connection_is_taken(self):
+    def test_protocol_with_buffers_gets_the_preread_in_them(self):
+        class Buffered(asyncio.BufferedProtocol):
+            def __init__(self):
+                self.buffer, self.data = bytearray(3), b""
+
+            def get_buffer(self, _):
+                return self.buffer
+
+            def buffer_updated(self, count):
+                self.data += self.buffer[:count]
+
         async def run():
             listener = handoff.aio.listen(self.path)
             arrival, client = await self.adopt(listener)
-            with client, arrival.connection:
-                with self.assertRaisesRegex(TypeError, "cannot be a BufferedProtocol"):
-                    await handoff.aio.create_connection(asyncio.BufferedProtocol, arrival)
+            transport, protocol = await handoff.aio.create_connection(Buffered, arrival)
+            with client:
+                client.sendall(b"and more")
+                while not protocol.data.endswith(b"more"):
+                    await asyncio.sleep(0.001)
+                transport.close()
+            listener.close()
+            return protocol.data
+        self.assertEqual(asyncio.run(asyncio.wait_for(run(), PATIENCE)), b"prereadand more")
+
+
+class TlsClient:
+    """A client that begins TLS, and whose bytes the test sends as it likes."""
+
+    def __init__(self, certificate):
+        self.received, self.sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = ssl.create_default_context(cafile=certificate)
+        self.tls = context.wrap_bio(self.received, self.sent, server_hostname="test")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        self.hello = self.sent.read()
+
+    def until_done(self, step):
+        """Does a step, for which it receives what there is. What it sends waits until it receives."""
+        while True:
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                self.flush()
+                data = self.socket.recv(65536)
+                if not data:
+                    self.received.write_eof()
+                self.received.write(data)
+
+    def flush(self):
+        self.socket.sendall(self.sent.read())
+
+    def handshake(self, connection, rest=b""):
+        self.socket = connection
+        connection.sendall(rest)
+        self.until_done(self.tls.do_handshake)
+
+    def ask(self, question, size):
+        self.tls.write(question)
+        self.flush()
+        answer = b""
+        while len(answer) < size:
+            answer += self.until_done(lambda: self.tls.read(65536))
+        return answer
+
+
+class Tls(Aio):
+    """Clients that begin TLS with whoever serves them: what the broker has read is a part of that."""
+
+    @classmethod
+    def setUpClass(cls):
+        directory = tempfile.TemporaryDirectory(prefix="handoff-python-")
+        cls.addClassCleanup(directory.cleanup)
+        cls.certificate = os.path.join(directory.name, "certificate.pem")
+        key = os.path.join(directory.name, "key.pem")
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+             "-nodes", "-days", "2", "-subj", "/CN=test", "-addext", "subjectAltName=DNS:test",
+             "-keyout", key, "-out", cls.certificate], check=True, capture_output=True)
+        cls.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        cls.context.load_cert_chain(cls.certificate, key)
+
+    def serve_with(self, callback, clients, **options):
+        """Whatever asyncio has to complain about is an error."""
+        def complain(_, context):
+            complaints.append(context)
+
+        async def serve(*arguments):
+            asyncio.get_running_loop().set_exception_handler(complain)
+            await callback(*arguments)
+
+        complaints = []
+        result = super().serve_with(serve, clients, ssl=self.context, **options)
+        self.assertEqual(complaints, [])
+        return result
+
+    def test_preread_is_any_part_of_what_the_client_has_said(self):
+        def clients():
+            answers = []
+            for part in (0, 1, 5, 100, None):
+                client = TlsClient(self.certificate)
+                preread = client.hello[:part]
+                with self.front.hand_over(preread) as connection:
+                    client.handshake(connection, client.hello[len(preread):])
+                    answers.append(client.ask(b"hello", 5))
+            return answers
+        self.assertEqual(self.serve_with(echo, clients), [b"hello"] * 5)
+
+    def test_as_much_as_one_likes_both_ways(self):
+        def clients():
+            client = TlsClient(self.certificate)
+            with self.front.hand_over(client.hello) as connection:
+                client.handshake(connection)
+                return [client.ask(BIG[:100_000], 100_000) for _ in range(20)]
+        self.assertEqual(self.serve_with(echo, clients), [BIG[:100_000]] * 20)
+
+    def test_what_comes_with_the_end_of_the_handshake_is_not_lost(self):
+        def clients():
+            client = TlsClient(self.certificate)
+            with self.front.hand_over(client.hello) as connection:
+                client.socket = connection
+                client.until_done(client.tls.do_handshake)
+                return client.ask(b"at once", 7)  # the first that is sent after the ClientHello
+        self.assertEqual(self.serve_with(echo, clients), b"at once")
+
+    def test_closing_ends_the_connection_though_the_broker_keeps_its_copy(self):
+        async def answer(reader, writer):
+            writer.write(await reader.readexactly(1))
+            writer.close()
+
+        def clients():
+            copies = []
+            client = TlsClient(self.certificate)
+            with self.front.hand_over(client.hello, keep_copy=copies) as connection:
+                client.handshake(connection)
+                self.assertEqual(client.ask(b"?", 1), b"?")
+                self.assertEqual(client.until_done(lambda: client.tls.read(1)), b"")
+                client.tls.unwrap()
+                client.flush()
+                with copies[0]:
+                    return connection.recv(1)
+        self.assertEqual(self.serve_with(answer, clients), b"")
+
+    def test_clients_whose_handshake_fails_see_an_end_and_disturb_nobody(self):
+        def clients():
+            with self.front.hand_over(b"GET / HTTP/1.0\r\n\r\n") as plain:
+                read_all(plain)
+            with self.front.hand_over() as plain:
+                plain.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                read_all(plain)
+            for preread in b"", TlsClient(self.certificate).hello[:50], TlsClient(self.certificate).hello:
+                self.front.hand_over(preread).close()
+            reset = self.front.hand_over()
+            reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            reset.close()
+            ended = TlsClient(self.certificate)
+            with self.front.hand_over(ended.hello) as connection:
+                ended.handshake(connection)
+                ended.tls.write(b"last words")
+                with contextlib.suppress(ssl.SSLError):
+                    ended.tls.unwrap()
+                ended.flush()
+            client = TlsClient(self.certificate)
+            with self.front.hand_over(client.hello) as connection:
+                client.handshake(connection)
+                return client.ask(b"still there", 11)
+        self.assertEqual(self.serve_with(echo, clients), b"still there")
+
+    def test_client_that_does_not_go_on_is_not_waited_for(self):
+        def clients():
+            with self.front.hand_over() as silent:
+                return read_all(silent)
+        self.assertEqual(self.serve_with(echo, clients, ssl_handshake_timeout=0.2), b"")
+
+    def test_protocol_hears_of_its_connection_before_of_its_bytes(self):
+        class Logging(asyncio.Protocol):
+            def __init__(self):
+                self.calls = []
+
+            def connection_made(self, transport):
+                self.calls.append(transport.get_extra_info("cipher") is not None)
+
+            def data_received(self, data):
+                self.calls.append(data)
+
+            def connection_lost(self, error):
+                self.calls.append(error)
+
+        async def run():
+            listener = handoff.aio.listen(self.path)
+            client = TlsClient(self.certificate)
+
+            def speak():
+                with self.front.hand_over(client.hello) as connection:
+                    client.socket = connection
+                    client.until_done(client.tls.do_handshake)
+                    client.tls.write(b"at once")
+                    client.flush()
+
+            speaking = asyncio.get_running_loop().run_in_executor(None, speak)
+            arrival = await listener.next()
+            listener.adopt(arrival)
+            _, protocol = await handoff.aio.create_connection(Logging, arrival, ssl=self.context)
+            await speaking
+            while len(protocol.calls) < 3:
+                await asyncio.sleep(0.001)
+            listener.close()
+            return protocol.calls
+        made, said, lost = asyncio.run(asyncio.wait_for(run(), PATIENCE))
+        self.assertEqual((made, said), (True, b"at once"))
+
+    def test_client_whose_tls_the_kernel_does_is_refused(self):
+        async def run():
+            listener = handoff.aio.listen(self.path)
+            offered = asyncio.get_running_loop().run_in_executor(None, self.front.hand_over)
+            arrival = await listener.next()
+            listener.adopt(arrival)
+            arrival.tls = True
+            with await offered, arrival.connection:
+                with self.assertRaisesRegex(ValueError, "the kernel does this client's TLS"):
+                    await handoff.aio.open_connection(arrival, ssl=self.context)
                 self.assertNotEqual(arrival.connection.fileno(), -1)
             listener.close()
         asyncio.run(asyncio.wait_for(run(), PATIENCE))
