@@ -176,6 +176,17 @@ static void closed_broker_blames_no_backend(void **state)
     assert_int_equal(only_state().connects, 1);
 }
 
+static void closed_broker_names_each_backend_by_its_own_path(void **state)
+{
+    (void)state;
+    handoff_broker_backend second = backend_at(fleet.paths[1]);
+    open_broker(NULL);
+    assert_ok(handoff_broker_add(fleet.broker, &second));
+    assert_ok(handoff_broker_close(fleet.broker));
+    for (int i = 0; i < 2; i++)
+        assert_non_null(strstr(state_of(fleet.broker, fleet.paths[i]).message, fleet.paths[i]));
+}
+
 static void since_counts_from_the_last_change(void **state)
 {
     (void)state;
@@ -494,6 +505,7 @@ int main(void)
         FLEET_TEST(backend_is_ready_once_it_has_said_welcome),
         FLEET_TEST(broker_that_has_not_looked_does_not_say_that_the_backend_is_silent),
         FLEET_TEST(closed_broker_blames_no_backend),
+        FLEET_TEST(closed_broker_names_each_backend_by_its_own_path),
         FLEET_TEST(since_counts_from_the_last_change),
         FLEET_TEST(backend_that_drains_and_holds_something_is_draining),
         FLEET_TEST(backend_that_hangs_rests_until_its_trial_or_a_successor),

@@ -8,6 +8,7 @@
 #include <netinet/in.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 /* A number that nothing else in a message could be taken for. */
@@ -270,6 +271,13 @@ static void broker_without_a_channel_says_why(void **state)
     assert_last_error_has("what is there is not a socket");
     assert_int_equal(errno, ENOTSOCK);
     handoff_broker_free(early);
+    /* An abstract name has nothing to do with the file of that name. */
+    assert_int_equal(mkdir("@handoff-test-nobody", 0700), 0);
+    assert_ok(handoff_broker_new("@handoff-test-nobody", NULL, &early));
+    assert_status(handoff_broker_offer(early, &offer, NULL), unavailable);
+    assert_last_error_has("nobody listens");
+    handoff_broker_free(early);
+    assert_int_equal(rmdir("@handoff-test-nobody"), 0);
     close(client[0]);
     close(client[1]);
     close_channel(&channel);

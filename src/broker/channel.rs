@@ -85,7 +85,8 @@ impl Channel {
         let socket = support::seq_packet_socket()?;
         // Before connecting: later could be too late.
         socket::refuse_descriptors(&socket);
-        sys::address::connect(&socket, &address).map_err(|error| why_not_connected(path, error))?;
+        sys::address::connect(&socket, &address)
+            .map_err(|error| why_not_connected(path, &address, error))?;
         // A backend that cannot ask either closes the channel, and nobody would know why.
         support::credentials(socket.as_fd())?;
         peer::check(&socket, &address, options)?;
@@ -558,10 +559,11 @@ fn is_part(waiting: usize, is_first: bool, usual: usize, is_quick: bool) -> bool
     }
 }
 
-/// Why nobody could be connected to: what is no socket is refused like one that nobody listens on.
+/// Why nobody could be connected to: what is no socket is refused like one that nobody listens on. An
+/// abstract name is no file's.
 #[cold]
-fn why_not_connected(path: &Path, error: io::Error) -> WhyDown {
-    if error.raw_os_error() != Some(libc::ECONNREFUSED) {
+fn why_not_connected(path: &Path, address: &sys::address::Address, error: io::Error) -> WhyDown {
+    if error.raw_os_error() != Some(libc::ECONNREFUSED) || address.is_abstract() {
         return error.into();
     }
     match path.metadata() {

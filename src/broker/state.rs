@@ -1,7 +1,9 @@
 //! What a broker tells of each of its backends.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::directory::Directory;
@@ -47,7 +49,8 @@ impl Broker {
         };
         if self.closed {
             state.phase = Phase::Down;
-            state.error = Some(BrokerError::Closed { path: self.path.clone() });
+            let path = Path::new(OsStr::from_bytes(state.name.to_bytes())).into();
+            state.error = Some(BrokerError::Closed { path });
             (state.next, state.room) = (None, 0);
         }
         Some(state)

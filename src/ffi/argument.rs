@@ -100,14 +100,6 @@ pub(super) fn reference<'a, T>(pointer: *const T, name: &'static str) -> Result<
     Ok(unsafe { &*pointer })
 }
 
-/// A handle that only this call uses.
-pub(super) fn exclusive<'a, T>(handle: *mut T, name: &'static str) -> Result<&'a mut T, Failure> {
-    check(handle, name)?;
-    // SAFETY: not NULL and aligned; the caller of the C function vouches for a handle that no other
-    // thread uses during the call.
-    Ok(unsafe { &mut *handle })
-}
-
 /// An array that C passes as pointer and length; NULL is allowed for an empty one.
 pub(super) fn slice<'a, T>(
     pointer: *const T,

@@ -4,11 +4,10 @@ use std::ffi::{c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::time::Duration;
 
-use super::argument::{
-    Out, Problem, check, descriptor, exclusive, free, nonzero, path, reference, wait,
-};
+use super::argument::{Out, Problem, check, descriptor, free, nonzero, path, reference, wait};
 use super::growing::{Fill, Growing, Input, initialize, read_or_default};
 use super::guard::{Failure, Message, guard, guard_or, wake};
+use super::in_use::InUse;
 use super::peer::{handoff_peer_policy, policy};
 use super::reason::{handoff_reason, reason};
 use super::status::{HANDOFF_OK, handoff_status, status_of};
@@ -31,7 +30,15 @@ use crate::memory;
 pub struct handoff_backend {
     backend: Backend,
     waker: Waker,
+    in_use: InUse,
     last_error: Message,
+}
+
+impl handoff_backend {
+    fn new(backend: Backend) -> handoff_backend {
+        let (waker, in_use) = (backend.waker(), InUse::default());
+        handoff_backend { backend, waker, in_use, last_error: Message::new() }
+    }
 }
 
 /// The limits of a backend. Zero is the default in every field. Out-of-range values are clamped.
@@ -145,8 +152,7 @@ pub extern "C" fn handoff_backend_listen(
         let path = self::path(path)?;
         let options = core_options(read_or_default(options, "options")?)?;
         let out = Out::new(backend, "backend")?;
-        let backend = Backend::listen(path, options)?;
-        out.give(handoff_backend { waker: backend.waker(), backend, last_error: Message::new() });
+        out.give(handoff_backend::new(Backend::listen(path, options)?));
         Ok(())
     })
 }
@@ -174,8 +180,7 @@ pub extern "C" fn handoff_backend_listen_on(
         let listener = descriptor(fd, "fd")?;
         let options = core_options(read_or_default(options, "options")?)?;
         let out = Out::new(backend, "backend")?;
-        let backend = Backend::listen_on(listener, options)?;
-        out.give(handoff_backend { waker: backend.waker(), backend, last_error: Message::new() });
+        out.give(handoff_backend::new(Backend::listen_on(listener, options)?));
         Ok(())
     })
 }
@@ -227,11 +232,18 @@ fn with(
     let status = guard(|| {
         check(backend, "backend")?;
         // Not the whole handle: another thread may use its waker.
-        // SAFETY: not NULL and aligned; projecting a pointer reads nothing.
-        body(exclusive(unsafe { &raw mut (*backend).backend }, "backend")?)
+        // SAFETY: not NULL and aligned. No call borrows these two exclusively.
+        let (in_use, waker) = unsafe { (&(*backend).in_use, &(*backend).waker) };
+        let _use = in_use.begin("backend", || waker.is_ours())?;
+        // SAFETY: as above; the caller of the C function vouches for a handle that no other thread
+        // uses during the call.
+        body(unsafe { &mut (*backend).backend })
     });
-    if let (..0, Ok(backend)) = (status, reference(backend, "backend")) {
-        backend.last_error.copy_from_thread();
+    match reference(backend, "backend") {
+        Ok(backend) if status < HANDOFF_OK && !backend.in_use.is_set() => {
+            backend.last_error.copy_from_thread();
+        }
+        _ => {}
     }
     status
 }

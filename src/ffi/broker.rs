@@ -570,9 +570,9 @@ pub extern "C" fn handoff_broker_offer_and_wait(
                 })?)
             })?),
             None => {
-                let broker = single(broker)?;
+                let mut broker = single(broker)?;
                 let verdict = with_offer(offer, |offer| Ok(broker.offer_and_wait(offer)?))?;
-                out.set(handoff_verdict::new(verdict, broker, None));
+                out.set(handoff_verdict::new(verdict, &broker, None));
             }
         }
         Ok(())

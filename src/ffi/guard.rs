@@ -5,7 +5,7 @@ use std::cell::{Cell, UnsafeCell};
 use std::ffi::c_char;
 use std::fmt::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::argument::Problem;
 use super::status::{HANDOFF_NOTHING, HANDOFF_OK, handoff_status, status_of};
@@ -99,11 +99,15 @@ fn report_panic(payload: &(dyn Any + Send)) {
     remember(format_args!("internal error: {}", panic_message(payload)), 0);
 }
 
-/// Keeps a panic from writing to descriptor 2, which in a host program may be anybody's. This
-/// affects only the library's own copy of the Rust runtime.
+/// Keeps a panic from writing to descriptor 2, which in a host program may be anybody's. In a C program
+/// this affects only the library's own copy of the Rust runtime; a Rust program that makes C calls has
+/// the same one.
 fn quiet_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| panic::set_hook(Box::new(|_| {})));
+    static QUIET: AtomicBool = AtomicBool::new(false);
+    // No `Once`: a child of fork(2) could find it held by a thread that it does not have.
+    if !QUIET.load(Ordering::Relaxed) && !QUIET.swap(true, Ordering::Relaxed) {
+        panic::set_hook(Box::new(|_| {}));
+    }
 }
 
 fn panic_message(payload: &(dyn Any + Send)) -> &str {

@@ -12,6 +12,7 @@ mod broker;
 mod errors;
 mod growing;
 mod guard;
+mod in_use;
 mod layout;
 mod peer;
 mod raw;

@@ -16,6 +16,7 @@
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::mem;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{PoisonError, TryLockError};
 use std::time::Instant;
 
@@ -288,11 +289,12 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
     /// Does anything else at the desk.
     pub(super) fn with<T>(&self, body: impl FnOnce(&mut D) -> T) -> T {
         let mut state = self.lock();
-        let result = body(&mut state.desk);
+        // Whatever becomes of this thread, the others get what the body has done for them.
+        let result = panic::catch_unwind(AssertUnwindSafe(|| body(&mut state.desk)));
         state.hand_out();
         state.call_from(0);
         self.release(state);
-        result
+        result.unwrap_or_else(|payload| panic::resume_unwind(payload))
     }
 
     /// Offers, and waits for the verdict; before that, until the deadline, for room. The attempt to

@@ -3,8 +3,9 @@
 use std::ffi::{CStr, c_char};
 
 use crate::broker::{Broker, SharedBroker};
-use crate::ffi::argument::{Problem, check, exclusive, reference};
+use crate::ffi::argument::{Problem, check, reference};
 use crate::ffi::guard::{self, Failure, Message, guard, guard_or, last_message};
+use crate::ffi::in_use::{InUse, Used};
 use crate::ffi::status::{HANDOFF_OK, handoff_status, status_of};
 use crate::handle::Waker;
 use crate::kind::ErrorKind;
@@ -17,6 +18,7 @@ pub struct handoff_broker {
     broker: Kind,
     /// What ends a wait. None: threads share the broker, and it is that which does.
     waker: Option<Waker>,
+    in_use: InUse,
     last_error: Message,
     /// About a backend: see handoff_broker_get_state().
     state: Message,
@@ -38,7 +40,7 @@ impl handoff_broker {
             (Kind::Single(broker), Some(waker))
         };
         let (last_error, state) = (Message::new(), Message::new());
-        handoff_broker { broker, waker, last_error, state }
+        handoff_broker { broker, waker, in_use: InUse::default(), last_error, state }
     }
 }
 
@@ -49,7 +51,7 @@ pub(in crate::ffi) fn with(
 ) -> handoff_status {
     let status = guard(|| match shared(broker)? {
         Some(shared) => shared.with(body)?,
-        None => body(single(broker)?),
+        None => body(&mut *single(broker)?),
     });
     keep_error(broker, status)
 }
@@ -65,9 +67,9 @@ pub(in crate::ffi) fn with_message(
             NAME.with(|name| shared.with(|broker| body(broker, state, Some(name))))
         })?,
         None => {
-            let core = single(broker)?;
+            let mut core = single(broker)?;
             // SAFETY: `single` has checked the pointer, and only calls by this thread use this.
-            body(core, unsafe { &(*broker).state }, None)
+            body(&mut core, unsafe { &(*broker).state }, None)
         }
     });
     keep_error(broker, status)
@@ -106,21 +108,27 @@ pub(super) fn shared<'a>(broker: *mut handoff_broker) -> Result<Option<&'a Share
 }
 
 /// The broker, if one thread uses it at a time.
-pub(super) fn single<'a>(broker: *mut handoff_broker) -> Result<&'a mut Broker, Failure> {
+pub(super) fn single<'a>(broker: *mut handoff_broker) -> Result<Used<'a, Broker>, Failure> {
+    check(broker, "broker")?;
     // Not the whole handle: another thread may use its waker.
-    // SAFETY: the caller has checked that it is not NULL and aligned; projecting a pointer reads
-    // nothing.
-    match exclusive(unsafe { &raw mut (*broker).broker }, "broker")? {
-        Kind::Single(broker) => Ok(broker),
+    // SAFETY: not NULL and aligned. No call borrows these two exclusively.
+    let (in_use, waker) = unsafe { (&(*broker).in_use, &(*broker).waker) };
+    let _use = in_use.begin("broker", || waker.as_ref().is_some_and(Waker::is_ours))?;
+    // SAFETY: as above; the caller of the C function vouches for a handle that no other thread uses
+    // during the call.
+    match unsafe { &mut (*broker).broker } {
+        Kind::Single(handle) => Ok(Used { handle, _use }),
         Kind::Shared(_) => Err(Failure::Argument("broker", Problem::Is("is shared"))),
     }
 }
 
-/// Keeps the error of a call with the broker. That of a shared one is the thread's only.
+/// Keeps the error of a call with the broker. That of a shared one is the thread's only, and so is that
+/// of a call which another thread's was in the way of.
 pub(super) fn keep_error(broker: *mut handoff_broker, status: handoff_status) -> handoff_status {
     if status < HANDOFF_OK && matches!(shared(broker), Ok(None)) {
-        if let Ok(broker) = reference(broker, "broker") {
-            broker.last_error.copy_from_thread();
+        match reference(broker, "broker") {
+            Ok(broker) if !broker.in_use.is_set() => broker.last_error.copy_from_thread(),
+            _ => {}
         }
     }
     status
