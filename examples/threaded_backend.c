@@ -39,12 +39,13 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t none_left = PTHREAD_COND_INITIALIZER;
 static int clients; /* under the lock */
 
-/* Ends the program if something failed that cannot fail in normal operation. */
+/* Ends the program if something failed that cannot fail in normal operation. Without a `why` that is
+ * errno: a caller cannot pass its text, because it may be evaluated before the call that sets it. */
 static void check(int ok, const char *call, const char *why)
 {
     if (ok)
         return;
-    fprintf(stderr, "threaded_backend: %s: %s\n", call, why);
+    fprintf(stderr, "threaded_backend: %s: %s\n", call, why ? why : strerror(errno));
     exit(1);
 }
 
@@ -125,7 +126,7 @@ static void *take_from_brokers(void *unused)
     (void)unused;
     while ((status = handoff_backend_accept(backend, -1, &arrival)) == HANDOFF_OK) {
         /* Its thread may block. The broker may have set O_NONBLOCK, which copies share. */
-        check(fcntl(arrival.fd, F_SETFL, 0) == 0, "F_SETFL", strerror(errno));
+        check(fcntl(arrival.fd, F_SETFL, 0) == 0, "F_SETFL", NULL);
         start(arrival.fd, arrival.preread, arrival.preread_len);
     }
     check(status == HANDOFF_WOKEN, "handoff_backend_accept", handoff_last_error());
@@ -169,7 +170,7 @@ static void listen_unix(const char *path)
     listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     check(listener != -1 &&
           bind(listener, (struct sockaddr *)&address, sizeof address) == 0 &&
-          listen(listener, 1024) == 0, path, strerror(errno));
+          listen(listener, 1024) == 0, path, NULL);
 }
 
 int main(int argc, char **argv)

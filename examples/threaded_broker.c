@@ -27,12 +27,13 @@ enum { THREADS = 25, OFFER_MS = 2000, REQUEST_MS = 10000 };
 static handoff_broker *broker;
 static int listener;
 
-/* Ends the program if something failed that cannot fail in normal operation. */
+/* Ends the program if something failed that cannot fail in normal operation. Without a `why` that is
+ * errno: a caller cannot pass its text, because it may be evaluated before the call that sets it. */
 static void check(int ok, const char *call, const char *why)
 {
     if (ok)
         return;
-    fprintf(stderr, "threaded_broker: %s: %s\n", call, why);
+    fprintf(stderr, "threaded_broker: %s: %s\n", call, why ? why : strerror(errno));
     exit(1);
 }
 
@@ -47,7 +48,7 @@ static void listen_tcp(const char *port)
     check(listener != -1 &&
           setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) == 0 &&
           bind(listener, (struct sockaddr *)&address, len) == 0 && listen(listener, 1024) == 0 &&
-          getsockname(listener, (struct sockaddr *)&address, &len) == 0, "listen", strerror(errno));
+          getsockname(listener, (struct sockaddr *)&address, &len) == 0, "listen", NULL);
     printf("listening on 127.0.0.1:%d\n", ntohs(address.sin_port));
     fflush(stdout);
 }

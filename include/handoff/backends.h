@@ -4,7 +4,8 @@
  *
  * A broker has the backend that it was made with, and those that you add. If it is made with a
  * directory, each worker that listens there is a backend. Offer, and take verdicts, as with one
- * backend: the broker chooses, and goes on to the next one if a backend does not answer.
+ * backend: the broker chooses, and goes on to the next one if a backend does not answer. Everything
+ * here is the broker's: it says what a broker knows of a backend.
  *
  * Made by cbindgen from src/ffi; do not edit.
  */
@@ -29,9 +30,10 @@ typedef struct handoff_broker_backend {
     /**
      * The path of its handoff socket, at most 107 bytes; "@" starts an abstract name. Copied.
      *
-     * A path that ends in '/' is a directory, at most 106 bytes. Each socket in it is a backend for as long as its
-     * file is there; names that begin with '.' and symbolic links are left out. Whoever can make a
-     * socket in the directory can become a backend, unless the broker's `policy` names the users.
+     * A path that ends in '/' is a directory, at most 106 bytes. Each socket in it is a backend for
+     * as long as its file is there; names that begin with '.' and symbolic links are left out.
+     * Whoever can make a socket in the directory can become a backend, unless the broker's `policy`
+     * names the users.
      */
     const char *path;
     /** Its share of the offers, compared with the other weights: 1 to 65535, default 1. */

@@ -33,9 +33,9 @@
 #define HANDOFF_SUPPORTED 0
 #endif
 
-/** In a time whose field or argument names it: no limit. */
+/** No limit. For a time, where the description of its field or argument names it. */
 #define HANDOFF_NO_TIMEOUT UINT64_MAX
-/** In a size_t field that names it: no limit. */
+/** No limit. For a size_t field, where its description names it. */
 #define HANDOFF_NO_LIMIT SIZE_MAX
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -60,9 +60,10 @@ extern "C" {
  * What a call returns: HANDOFF_OK, a positive number if there is no result but also no error, or
  * a negative HANDOFF_ERR_*.
  *
- * After an error errno is the system's error. If the system had no part in it, it is 0, but for the
- * numbers that `error` in handoff_backend_state has. handoff_last_error() returns a message. Out parameters are untouched unless the status is HANDOFF_OK. A number never changes
- * its meaning.
+ * After an error errno is the system's error, or 0 if the system had no part in it. For a backend that
+ * cannot be used it may be one of the numbers that `error` in handoff_backend_state lists.
+ * handoff_last_error() returns a message. Out parameters are untouched unless the status is
+ * HANDOFF_OK. A number never changes its meaning.
  */
 typedef int32_t handoff_status;
 
@@ -214,9 +215,9 @@ const char *handoff_reason_name(handoff_reason reason) HANDOFF_NOEXCEPT;
 bool handoff_status_is_fallback_safe(handoff_status status) HANDOFF_NOEXCEPT;
 
 /**
- * Tells whether a refusal may pass, so that the same offer may be taken later: it is about the
- * backends, and not about this offer. The client can wait in a queue of yours, for a limited time: what handoff_broker_fd()
- * returned at the start becomes readable when an offer would be taken.
+ * Tells whether a refusal is temporary, so that the same offer may be taken later: it is about the
+ * backends, and not about this offer. The client can wait in a queue of yours, for a limited time:
+ * what handoff_broker_fd() returned at the start becomes readable when an offer would be taken.
  *
  * @param status  what handoff_broker_offer() returned
  * @return true for HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE,
@@ -229,7 +230,7 @@ bool handoff_status_is_fallback_safe(handoff_status status) HANDOFF_NOEXCEPT;
 bool handoff_status_may_pass(handoff_status status) HANDOFF_NOEXCEPT;
 
 /**
- * Tells whether the reason for a fallback may pass: it is about the backends, and not about this
+ * Tells whether the reason for a fallback is temporary: it is about the backends, and not about this
  * offer. The client can be offered again: now, or when what handoff_broker_fd() returned becomes
  * readable, as after a refusal for which handoff_status_may_pass() returns true.
  *
@@ -455,8 +456,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_PEER_NOT_ALLOWED (-26)
 
 /**
- * Somebody listens at that path already, perhaps this process. The socket is untouched. A
- * successor tries again until the old backend drains or ends.
+ * Somebody listens at that path already: another process, perhaps a child of one that has ended, or
+ * this one. The socket is untouched. A successor tries again until the old backend drains or ends.
  */
 #define HANDOFF_ERR_ADDRESS_IN_USE (-27)
 
@@ -467,8 +468,9 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_LISTEN_FAILED (-29)
 
 /**
- * A bug in the library. What the call did is not known: free the handle that it had. Others stay
- * usable. Please report it, with the text of handoff_last_error().
+ * A bug in the library, or two threads at once in a handle that is for one at a time. What the call
+ * did is not known: free the handle that it had, a broker after handoff_broker_close() and its
+ * verdicts. Others stay usable. Please report it, with the text of handoff_last_error().
  */
 #define HANDOFF_ERR_INTERNAL (-30)
 

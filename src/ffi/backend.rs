@@ -125,10 +125,10 @@ pub extern "C" fn handoff_backend_options_init(
 /// Makes a handoff socket and listens on it for brokers.
 ///
 /// The file has its mode before anyone can connect to it. A socket at which nobody listens is
-/// replaced. One at which somebody does, and any other file, stays as it is. If several processes start at
-/// once, one succeeds, and the others get HANDOFF_ERR_ADDRESS_IN_USE. The file is made in the same
-/// directory, under another name that begins with ".", and moves to its path when it is complete:
-/// ss(8) and getsockname(2) keep telling that other name.
+/// replaced. One at which somebody does, and any other file, stays as it is. If several processes
+/// start at once, one succeeds, and the others get HANDOFF_ERR_ADDRESS_IN_USE. The file is made in the
+/// same directory, under another name that begins with ".", and moves to its path when it is
+/// complete: ss(8) and getsockname(2) keep telling that other name.
 ///
 /// @param path          the socket's path, at most 107 bytes, in a directory that this process can
 ///                      write to; "@" starts an abstract name, without a file
@@ -349,8 +349,8 @@ pub extern "C" fn handoff_backend_accept(
 
 /// Ends a wait in handoff_backend_accept(): the call that waits returns HANDOFF_WOKEN.
 ///
-/// If none waits, the next one does, once it has returned the arrivals that were already received.
-/// That is before it receives more offers; with a `wait_ms` of 0 it receives them first.
+/// If none waits, a later one returns it, once all that was already received has been returned; with a
+/// `wait_ms` of 0 also all that is in the sockets.
 ///
 /// @param backend  the backend; nobody may free it meanwhile
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -369,12 +369,12 @@ pub extern "C" fn handoff_backend_wake(backend: *const handoff_backend) -> hando
 }
 
 /// Returns the backend's descriptor, for your event loop. It is readable whenever
-/// handoff_backend_dispatch() has work, and after at most a millisecond if handoff_backend_next()
-/// has left arrivals. If handoff_backend_accept() with a `wait_ms` of 0 has left some, it is
-/// readable for a level-triggered watch only.
+/// handoff_backend_dispatch() has work. If you left arrivals with handoff_backend_next(), it becomes
+/// readable for them within 1 ms. If handoff_backend_accept() with a `wait_ms` of 0 has left some, it
+/// is readable for a level-triggered watch only.
 ///
-/// It stays the same for the backend's life. You may watch it level- or edge-triggered. This is a
-/// use: the backend belongs to this process.
+/// It stays the same for the backend's life, also after handoff_backend_drain(). You may watch it
+/// level- or edge-triggered. This is a use: the backend belongs to this process.
 ///
 /// @param backend  the backend
 /// @return the descriptor, which stays the backend's: do not read, write or close it; -1 on error,
@@ -472,7 +472,7 @@ pub extern "C" fn handoff_backend_adopt(
 /// Rejects an arrival. Its descriptor is closed, and the broker serves the client another way. If
 /// its SO_LINGER, socket(7), has a time, that is turned off first for both copies, because close(2)
 /// could wait, as for every arrival that is not adopted. The verdict is sent at once,
-/// or, if you still have others to take of its packet, with theirs.
+/// or, if you still have others to take that came with it, with theirs.
 ///
 /// @param backend  the backend
 /// @param id       the arrival's id

@@ -20,9 +20,10 @@ pub struct handoff_broker_backend {
     pub size: usize,
     /// The path of its handoff socket, at most 107 bytes; "@" starts an abstract name. Copied.
     ///
-    /// A path that ends in '/' is a directory, at most 106 bytes. Each socket in it is a backend for as long as its
-    /// file is there; names that begin with '.' and symbolic links are left out. Whoever can make a
-    /// socket in the directory can become a backend, unless the broker's `policy` names the users.
+    /// A path that ends in '/' is a directory, at most 106 bytes. Each socket in it is a backend for
+    /// as long as its file is there; names that begin with '.' and symbolic links are left out.
+    /// Whoever can make a socket in the directory can become a backend, unless the broker's `policy`
+    /// names the users.
     pub path: *const c_char,
     /// Its share of the offers, compared with the other weights: 1 to 65535, default 1.
     pub weight: u32,

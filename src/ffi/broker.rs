@@ -123,8 +123,8 @@ pub extern "C" fn handoff_broker_options_init(
 /// reconnects by itself whenever the channel ends.
 ///
 /// @param path         the handoff socket's path, at most 107 bytes; "@" starts an abstract name.
-///                     If it ends in '/', every socket in that directory is a backend: see
-///                     handoff_broker_backend. NULL: no backend yet
+///                     If it ends in '/', at most 106 bytes, every socket in that directory is a
+///                     backend: see handoff_broker_backend. NULL: no backend yet
 /// @param options      the limits, or NULL for the defaults; read during the call only
 /// @param[out] broker  the broker; free it with handoff_broker_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `broker` is NULL, the path cannot be a
@@ -247,10 +247,9 @@ pub const HANDOFF_OFFER_MORE: u32 = 1;
 ///
 /// The kernel needs its module `tls`, which it loads by itself for root only: modprobe(8). With
 /// OpenSSL 3: set SSL_OP_ENABLE_KTLS before the handshake. 3.0 and 3.1 let the kernel receive TLS 1.2
-/// only, later ones TLS 1.3, too. Take with SSL_read(3) what SSL_pending(3)
-/// says is there; SSL_has_pending(3) must be 0 then, or serve the client yourself. Free with SSL_free(3),
-/// without SSL_shutdown(3); a socket that SSL_set_fd(3) set stays open. `examples/tls_broker.c` does
-/// all this.
+/// only, later ones TLS 1.3, too. Take with SSL_read(3) what SSL_pending(3) says is there;
+/// SSL_has_pending(3) must be 0 then, or serve the client yourself. Free with SSL_free(3), without
+/// SSL_shutdown(3); a socket that SSL_set_fd(3) set stays open. `examples/tls_broker.c` does all this.
 pub const HANDOFF_OFFER_TLS: u32 = 2;
 
 /// Initialises an offer as HANDOFF_OFFER_INIT does, for languages without macros.
@@ -403,11 +402,11 @@ pub extern "C" fn handoff_broker_flush(broker: *mut handoff_broker) -> handoff_s
 }
 
 /// Returns the broker's descriptor, for your event loop. It is readable whenever
-/// handoff_broker_dispatch() has work, and after at most a millisecond if handoff_broker_next() has
-/// left verdicts.
+/// handoff_broker_dispatch() has work. If you left verdicts with handoff_broker_next(), it becomes
+/// readable for them within 1 ms.
 ///
-/// It stays the same for the broker's life. You may watch it level- or edge-triggered. This is a
-/// use: the broker starts to connect.
+/// It stays the same until handoff_broker_close(). You may watch it level- or edge-triggered. This is
+/// a use: the broker starts to connect.
 ///
 /// @param broker  the broker
 /// @return the descriptor, which stays the broker's: do not read, write or close it; -1 on error,
@@ -533,10 +532,11 @@ pub extern "C" fn handoff_broker_next(
 
 /// Offers a connection and waits for its verdict. For programs without an event loop.
 ///
-/// It waits for the channel, for room and for the verdict, together at most the offer's
-/// `timeout_ms`. If the channel has ended since the last call, it first waits for the next attempt to
-/// connect. It returns the error at once if that is not due in time, if it fails, if the backend
-/// turns this broker away or was silent until now, and while the backend drains.
+/// It waits for a first attempt to connect, or one after a channel that has ended; for room; and for
+/// the verdict: together at most the offer's `timeout_ms`. It does not wait for a backend that is
+/// known to be of no use: after an attempt that failed, it returns that error at once until the next
+/// one has succeeded, which is tried within `reconnect_max_ms`. The same goes for a backend that
+/// turns this broker away, was silent until now or drains.
 ///
 /// If there is no room in all of `timeout_ms`, it returns HANDOFF_ERR_FULL; if no channel is up by
 /// then, HANDOFF_ERR_BACKEND_UNAVAILABLE, or the error of the last attempt to connect. If the offer

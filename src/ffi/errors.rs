@@ -73,15 +73,16 @@ pub const HANDOFF_ERR_RANDOM: handoff_status = -24;
 pub const HANDOFF_ERR_PEER_UNKNOWN: handoff_status = -25;
 /// The policy does not allow this peer. Close the connection.
 pub const HANDOFF_ERR_PEER_NOT_ALLOWED: handoff_status = -26;
-/// Somebody listens at that path already, perhaps this process. The socket is untouched. A
-/// successor tries again until the old backend drains or ends.
+/// Somebody listens at that path already: another process, perhaps a child of one that has ended, or
+/// this one. The socket is untouched. A successor tries again until the old backend drains or ends.
 pub const HANDOFF_ERR_ADDRESS_IN_USE: handoff_status = -27;
 /// There is a file at that path that is not a socket. It is untouched.
 pub const HANDOFF_ERR_NOT_A_SOCKET: handoff_status = -28;
 /// The handoff socket could not be made, for a cause that has no status of its own; see errno.
 pub const HANDOFF_ERR_LISTEN_FAILED: handoff_status = -29;
-/// A bug in the library. What the call did is not known: free the handle that it had. Others stay
-/// usable. Please report it, with the text of handoff_last_error().
+/// A bug in the library, or two threads at once in a handle that is for one at a time. What the call
+/// did is not known: free the handle that it had, a broker after handoff_broker_close() and its
+/// verdicts. Others stay usable. Please report it, with the text of handoff_last_error().
 pub const HANDOFF_ERR_INTERNAL: handoff_status = -30;
 /// The backend rests: it failed too often, or what timed out has taken all its places. Serve the
 /// client another way. See HANDOFF_STATE_RESTING.

@@ -91,9 +91,9 @@ pub extern "C" fn handoff_status_is_fallback_safe(status: handoff_status) -> boo
     entry(status).is_some_and(|entry| entry.kind.is_fallback_safe())
 }
 
-/// Tells whether a refusal may pass, so that the same offer may be taken later: it is about the
-/// backends, and not about this offer. The client can wait in a queue of yours, for a limited time: what handoff_broker_fd()
-/// returned at the start becomes readable when an offer would be taken.
+/// Tells whether a refusal is temporary, so that the same offer may be taken later: it is about the
+/// backends, and not about this offer. The client can wait in a queue of yours, for a limited time:
+/// what handoff_broker_fd() returned at the start becomes readable when an offer would be taken.
 ///
 /// @param status  what handoff_broker_offer() returned
 /// @return true for HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE,
@@ -107,7 +107,7 @@ pub extern "C" fn handoff_status_may_pass(status: handoff_status) -> bool {
     entry(status).is_some_and(|entry| entry.kind.may_pass())
 }
 
-/// Tells whether the reason for a fallback may pass: it is about the backends, and not about this
+/// Tells whether the reason for a fallback is temporary: it is about the backends, and not about this
 /// offer. The client can be offered again: now, or when what handoff_broker_fd() returned becomes
 /// readable, as after a refusal for which handoff_status_may_pass() returns true.
 ///

@@ -10,9 +10,10 @@ use crate::support;
 /// What a call returns: HANDOFF_OK, a positive number if there is no result but also no error, or
 /// a negative HANDOFF_ERR_*.
 ///
-/// After an error errno is the system's error. If the system had no part in it, it is 0, but for the
-/// numbers that `error` in handoff_backend_state has. handoff_last_error() returns a message. Out parameters are untouched unless the status is HANDOFF_OK. A number never changes
-/// its meaning.
+/// After an error errno is the system's error, or 0 if the system had no part in it. For a backend that
+/// cannot be used it may be one of the numbers that `error` in handoff_backend_state lists.
+/// handoff_last_error() returns a message. Out parameters are untouched unless the status is
+/// HANDOFF_OK. A number never changes its meaning.
 pub type handoff_status = i32;
 
 /// Success.

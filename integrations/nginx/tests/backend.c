@@ -70,46 +70,46 @@ void check(int ok, const char *what, const char *why)
 {
     if (ok)
         return;
-    fprintf(stderr, "backend: %s: %s\n", what, why);
+    fprintf(stderr, "backend: %s: %s\n", what, why ? why : strerror(errno));
     exit(1);
 }
 
 void *allocate(size_t size)
 {
     void *memory = calloc(1, size);
-    check(memory != NULL, "calloc", strerror(errno));
+    check(memory != NULL, "calloc", NULL);
     return memory;
 }
 
 void log_request(const char *way, const char *id)
 {
     if (log_file != -1)
-        check(dprintf(log_file, "%s %s\n", way, id) > 0, "log", strerror(errno));
+        check(dprintf(log_file, "%s %s\n", way, id) > 0, "log", NULL);
 }
 
 void change_watch(struct watched *what, uint32_t events)
 {
     struct epoll_event event = {.events = events, .data.ptr = what};
     check(epoll_ctl(epoll, EPOLL_CTL_MOD, what->fd, &event) == 0, "EPOLL_CTL_MOD",
-          strerror(errno));
+          NULL);
 }
 
 void watch(struct watched *what, uint32_t events)
 {
     struct epoll_event event = {.events = events, .data.ptr = what};
     check(what->fd != -1 && epoll_ctl(epoll, EPOLL_CTL_ADD, what->fd, &event) == 0,
-          "EPOLL_CTL_ADD", strerror(errno));
+          "EPOLL_CTL_ADD", NULL);
 }
 
 void forget(struct watched *what)
 {
-    check(epoll_ctl(epoll, EPOLL_CTL_DEL, what->fd, NULL) == 0, "EPOLL_CTL_DEL", strerror(errno));
+    check(epoll_ctl(epoll, EPOLL_CTL_DEL, what->fd, NULL) == 0, "EPOLL_CTL_DEL", NULL);
 }
 
 static uint64_t now_ns(void)
 {
     struct timespec now;
-    check(clock_gettime(CLOCK_MONOTONIC, &now) == 0, "clock_gettime", strerror(errno));
+    check(clock_gettime(CLOCK_MONOTONIC, &now) == 0, "clock_gettime", NULL);
     return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
@@ -162,14 +162,14 @@ static void change(int fd, const char *letters)
 {
     struct linger linger = {.l_onoff = 1, .l_linger = 3600};
     int flags = fcntl(fd, F_GETFL);
-    check(flags != -1, "F_GETFL", strerror(errno));
+    check(flags != -1, "F_GETFL", NULL);
     for (; *letters != '\0'; letters++)
         switch (*letters) {
         case 'b': flags &= ~O_NONBLOCK; break;
         case 'a': flags |= O_ASYNC; break;
         case 'l':
             check(setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) == 0, "SO_LINGER",
-                  strerror(errno));
+                  NULL);
             break;
         case 'w': set_option(fd, SOL_SOCKET, SO_RCVLOWAT, 64 * 1024); break;
         case 'c': set_option(fd, IPPROTO_TCP, TCP_CORK, 1); break;
@@ -180,11 +180,11 @@ static void change(int fd, const char *letters)
                 break;
             check(copy_count < MOST_COPIES, "copies", "too many");
             copies[copy_count] = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-            check(copies[copy_count++] != -1, "F_DUPFD_CLOEXEC", strerror(errno));
+            check(copies[copy_count++] != -1, "F_DUPFD_CLOEXEC", NULL);
             break;
         default: check(0, "usage", "unknown change");
         }
-    check(fcntl(fd, F_SETFL, flags) == 0, "F_SETFL", strerror(errno));
+    check(fcntl(fd, F_SETFL, flags) == 0, "F_SETFL", NULL);
 }
 
 void change_copies(const char *letters)
@@ -216,7 +216,7 @@ static bool is_arrival(int fd)
 static void change_arrivals(void)
 {
     DIR *directory = opendir("/proc/self/fd");
-    check(directory != NULL, "/proc/self/fd", strerror(errno));
+    check(directory != NULL, "/proc/self/fd", NULL);
     for (struct dirent *entry; (entry = readdir(directory)) != NULL;)
         if (is_arrival(atoi(entry->d_name)))
             change(atoi(entry->d_name), changes);
@@ -357,7 +357,7 @@ static void listen_unix(const char *path)
     unlink(path);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     check(fd != -1 && bind(fd, (struct sockaddr *)&address, sizeof address) == 0 &&
-          listen(fd, 4096) == 0, path, strerror(errno));
+          listen(fd, 4096) == 0, path, NULL);
     add_source(fd, UNIX, false);
 }
 
@@ -369,7 +369,7 @@ static int listen_tcp(const char *port, bool echo)
     int yes = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     check(fd != -1 && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) == 0 &&
           bind(fd, (struct sockaddr *)&address, len) == 0 && listen(fd, 4096) == 0 &&
-          getsockname(fd, (struct sockaddr *)&address, &len) == 0, "listen", strerror(errno));
+          getsockname(fd, (struct sockaddr *)&address, &len) == 0, "listen", NULL);
     add_source(fd, TCP, echo);
     return ntohs(address.sin_port);
 }
@@ -427,7 +427,7 @@ static void start(int argc, char **argv)
         case 'p': echo_port = listen_tcp(optarg, true); break;
         case 'l':
             log_file = open(optarg, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-            check(log_file != -1, optarg, strerror(errno));
+            check(log_file != -1, optarg, NULL);
             break;
         case 'd':
             delay_min_ms = strtoull(optarg, &end, 10);
@@ -457,7 +457,7 @@ int main(int argc, char **argv)
     sigset_t stop;
     sigemptyset(&stop);
     sigaddset(&stop, SIGTERM);
-    check(sigprocmask(SIG_BLOCK, &stop, NULL) == 0, "signals", strerror(errno));
+    check(sigprocmask(SIG_BLOCK, &stop, NULL) == 0, "signals", NULL);
     signals.watched.fd = signalfd(-1, &stop, SFD_CLOEXEC);
     epoll = epoll_create1(EPOLL_CLOEXEC);
     watch(&signals.watched, EPOLLIN);
@@ -470,7 +470,7 @@ int main(int argc, char **argv)
         struct source *arrived[2];
         int arrived_count = 0, stopping = 0;
         int count = epoll_wait(epoll, events, 128, timeout);
-        check(count != -1 || errno == EINTR, "epoll_wait", strerror(errno));
+        check(count != -1 || errno == EINTR, "epoll_wait", NULL);
         for (int i = 0; i < count; i++) {
             struct watched *what = events[i].data.ptr;
             if (what->is_client)

@@ -24,7 +24,7 @@ static void make_room(struct buffer *buffer, size_t more)
     if (size == buffer->size)
         return;
     buffer->bytes = realloc(buffer->bytes, size);
-    check(buffer->bytes != NULL, "realloc", strerror(errno));
+    check(buffer->bytes != NULL, "realloc", NULL);
     buffer->size = size;
 }
 

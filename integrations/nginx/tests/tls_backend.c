@@ -38,7 +38,7 @@ static void check(int ok, const char *what, const char *why)
 {
     if (ok)
         return;
-    fprintf(stderr, "tls_backend: %s: %s\n", what, why);
+    fprintf(stderr, "tls_backend: %s: %s\n", what, why ? why : strerror(errno));
     ERR_print_errors_fp(stderr);
     exit(1);
 }
@@ -120,7 +120,7 @@ static void begin(int fd, const char *way, const void *preread, size_t len)
 {
     pthread_t thread;
     struct client *client = malloc(sizeof *client);
-    check(client != NULL, "malloc", strerror(errno));
+    check(client != NULL, "malloc", NULL);
     *client = (struct client){.fd = fd, .way = way, .ssl = SSL_new(context),
                               .from_client = BIO_new(BIO_s_mem()),
                               .to_client = BIO_new(BIO_s_mem())};
@@ -136,7 +136,7 @@ static void *accept_tcp(void *argument)
     int listener = *(int *)argument, fd;
     while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) != -1)
         begin(fd, "tcp", NULL, 0);
-    check(0, "accept", strerror(errno));
+    check(0, "accept", NULL);
     return NULL;
 }
 
@@ -155,7 +155,7 @@ int main(int argc, char **argv)
     check(listener != -1 && bind(listener, (struct sockaddr *)&address, len) == 0 &&
           listen(listener, 4096) == 0 &&
           getsockname(listener, (struct sockaddr *)&address, &len) == 0, "listen",
-          strerror(errno));
+          NULL);
     pthread_t thread;
     check(pthread_create(&thread, NULL, accept_tcp, &listener) == 0, "pthread_create", "");
 

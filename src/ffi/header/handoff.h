@@ -22,10 +22,11 @@
  * - Status. A call that can fail returns a handoff_status: HANDOFF_OK (0); a positive number if
  *   there is no result but also no error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT, HANDOFF_WOKEN); or a
  *   negative HANDOFF_ERR_*. After an error, errno is the system's error, or 0 if the system had no
- *   part in it, but for the numbers that `error` in handoff_backend_state has.
- *   handoff_last_error() returns a message for this thread.
+ *   part in it, and handoff_last_error() returns a message for this thread.
  * - Arguments. A NULL or misaligned pointer, a bad descriptor or a path that is too long is
- *   HANDOFF_ERR_INVALID_ARGUMENT, not a crash. The library cannot check where a pointer points.
+ *   HANDOFF_ERR_INVALID_ARGUMENT, not a crash. The library cannot check where a pointer points: a
+ *   handle that you have freed is as any pointer after free(3), so set it to NULL. Freeing NULL does
+ *   nothing.
  *   Out parameters come last and are written only on HANDOFF_OK.
  * - Structs. Initialise each with its _INIT macro. In a language without macros, call the _init()
  *   function of a struct that you fill, and set `size` to the struct's size in one that the library
@@ -44,17 +45,18 @@
  *   handoff_backend_wake() do. `timeout_ms` is how long an offer may wait before it is taken
  *   back: 0 is the default, HANDOFF_NO_TIMEOUT is no limit.
  * - Threads. A broker or a backend is used by one thread at a time. Threads may take turns under a
- *   mutex of yours; two calls at once are undefined behaviour, except with HANDOFF_BROKER_SHARED
- *   and for handoff_broker_wake() and handoff_backend_wake(). Different handles are independent.
- *   raw.h has its own rules.
+ *   mutex of yours. Two calls at once are a bug, except with HANDOFF_BROKER_SHARED and for
+ *   handoff_broker_wake() and handoff_backend_wake(): the second gets HANDOFF_ERR_INVALID_ARGUMENT
+ *   if the library sees it, and the behaviour is undefined if not. Different handles are
+ *   independent. raw.h has its own rules.
  * - fork(). A broker or a backend is used by one process: the one that uses it first. Making it is
  *   not a use, nor is handoff_broker_add(), or reading states and statistics; so you can do these
- *   before fork(). Then each process that uses its copy of a broker
- *   has a broker of its own. All copies of a backend are the same backend: it belongs to the first
- *   process that uses it. A child that does not call execve(2) should free its copies of the
- *   handles: in another process than the handle's, handoff_broker_free() and handoff_backend_free()
- *   close that process's copies and do nothing else. As long as the child holds them, the other end
- *   does not notice that this process was killed.
+ *   before fork(). Then each process that uses its copy of a broker has a broker of its own. All
+ *   copies of a backend are the same backend: it belongs to the first process that uses it. A child
+ *   that does not call execve(2) should free its copies of the handles: in another process than the
+ *   handle's, handoff_broker_free() and handoff_backend_free() close that process's copies and do
+ *   nothing else. As long as the child holds them, the other end does not notice that this process
+ *   was killed, and nobody else can listen at a backend's path.
  * - The library starts no thread, installs no signal handler, raises no SIGPIPE, writes nothing to
  *   standard error, and does not change signal masks, the umask or the working directory. None of
  *   its calls is a cancellation point, pthread_cancel(3).

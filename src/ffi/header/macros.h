@@ -13,9 +13,9 @@
 #define HANDOFF_SUPPORTED 0
 #endif
 
-/** In a time whose field or argument names it: no limit. */
+/** No limit. For a time, where the description of its field or argument names it. */
 #define HANDOFF_NO_TIMEOUT UINT64_MAX
-/** In a size_t field that names it: no limit. */
+/** No limit. For a size_t field, where its description names it. */
 #define HANDOFF_NO_LIMIT SIZE_MAX
 
 #if defined(__GNUC__) || defined(__clang__)
