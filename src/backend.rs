@@ -616,7 +616,8 @@ mod tests {
                 tls: false,
                 more: false,
             };
-            self.broker.offer(&offer).unwrap();
+            // SAFETY: the client is open as long as the broker.
+            unsafe { self.broker.offer(&offer) }.unwrap();
         }
     }
 

@@ -7,8 +7,8 @@
 //! another way.
 //!
 //! This is the Rust core of `libhandoff`; C programs use it through `handoff.h`. Everything here is
-//! safe to call. Descriptors are borrowed or owned as their types say, except that the one of an
-//! [`Offer`](broker::Offer) must stay open until the verdict; time can be an argument; and an error
+//! safe to call but [`Broker::offer`](broker::Broker::offer), whose descriptor must stay open until
+//! the verdict. Others are borrowed or owned as their types say; time can be an argument; and an error
 //! closes what the failed call had opened and nothing else.
 //!
 //! | module | what it is for |

@@ -122,11 +122,17 @@ fn offer(connection: &TcpStream, user_data: usize) -> Offer<'_> {
     }
 }
 
+/// Offers a connection, whose socket the test keeps until the verdict.
+fn place(broker: &mut Broker, offer: &Offer<'_>) -> Result<u64, BrokerError> {
+    // SAFETY: see above.
+    unsafe { broker.offer(offer) }
+}
+
 #[test]
 fn adopted_connection_is_answered_by_the_backend_on_the_clients_own_socket() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (mut client, accepted) = client();
-    let id = pair.broker.offer(&offer(&accepted, 7)).unwrap();
+    let id = place(&mut pair.broker, &offer(&accepted, 7)).unwrap();
     let arrival = pair.arrival();
     let adopted = pair.backend.adopt(arrival).unwrap();
     let verdict = pair.verdict();
@@ -143,7 +149,7 @@ fn adopted_connection_is_answered_by_the_backend_on_the_clients_own_socket() {
 fn arrival_brings_everything_that_the_broker_said() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();
-    pair.broker.offer(&offer(&accepted, 0)).unwrap();
+    place(&mut pair.broker, &offer(&accepted, 0)).unwrap();
     pair.until(|pair| pair.backend.statistics().held == 1);
     let arrival = pair.backend.next_arrival().unwrap();
     assert_eq!(arrival.preread, b"GET / HTTP/1.1\r\n");
@@ -156,7 +162,7 @@ fn arrival_brings_everything_that_the_broker_said() {
 fn rejected_connection_stays_the_brokers_with_the_backends_reason() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (mut client, mut accepted) = client();
-    pair.broker.offer(&offer(&accepted, 7)).unwrap();
+    place(&mut pair.broker, &offer(&accepted, 7)).unwrap();
     let arrival = pair.arrival();
     pair.backend.reject(arrival, Reason::PolicyDisabled).unwrap();
     let verdict = pair.verdict();
@@ -174,14 +180,14 @@ fn arrival_that_was_taken_back_at_the_deadline_cannot_be_adopted() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();
     let timeout = Some(Duration::from_millis(20));
-    pair.broker.offer(&Offer { timeout, ..offer(&accepted, 7) }).unwrap();
+    place(&mut pair.broker, &Offer { timeout, ..offer(&accepted, 7) }).unwrap();
     let arrival = pair.arrival();
     let verdict = pair.verdict();
     assert_eq!((verdict.adopted, verdict.reason), (false, Some(Reason::AckTimeout)));
     assert!(matches!(pair.backend.adopt(arrival), Err(BackendError::TakenBack { .. })));
     // The slot goes round: the next offer goes through.
     pair.until(|pair| pair.backend.statistics().held == 0);
-    pair.broker.offer(&offer(&accepted, 8)).unwrap();
+    place(&mut pair.broker, &offer(&accepted, 8)).unwrap();
     let arrival = pair.arrival();
     pair.backend.adopt(arrival).unwrap();
     assert!(pair.verdict().adopted);
@@ -195,9 +201,9 @@ fn offers_beyond_the_limit_are_refused_and_go_through_when_there_is_room() {
     let (_client, accepted) = client();
     for round in 0..100 {
         for user_data in 0..most {
-            pair.broker.offer(&offer(&accepted, user_data)).unwrap();
+            place(&mut pair.broker, &offer(&accepted, user_data)).unwrap();
         }
-        let refused = pair.broker.offer(&offer(&accepted, 99));
+        let refused = place(&mut pair.broker, &offer(&accepted, 99));
         assert!(matches!(refused, Err(BrokerError::Full { .. })), "round {round}");
         for _ in 0..most {
             let arrival = pair.arrival();
@@ -223,7 +229,7 @@ fn long_prereads_arrive_whole_and_in_order() {
         let parts: Vec<_> = parts.map(IoSlice::new).collect();
         let offer = offer(&accepted, number);
         let offer = Offer { preread: &parts, metadata: b"meta", more: number % 5 == 0, ..offer };
-        pair.broker.offer(&offer).unwrap();
+        place(&mut pair.broker, &offer).unwrap();
         // So that more than the socket takes wait.
         if number % 10 == 9 {
             pair.broker.flush().unwrap();
@@ -249,7 +255,7 @@ fn large_part_of_what_may_be_in_flight_is_sent_before_more_offers_come() {
     let offer = Offer { more: true, ..offer(&accepted, 0) };
     // At first nobody knows how many there will be.
     for _ in 0..all {
-        pair.broker.offer(&offer).unwrap();
+        place(&mut pair.broker, &offer).unwrap();
     }
     assert_eq!(pair.arrivals().len(), 0);
     pair.broker.flush().unwrap();
@@ -261,7 +267,7 @@ fn large_part_of_what_may_be_in_flight_is_sent_before_more_offers_come() {
     pair.until(|pair| pair.broker.statistics().in_flight == 0);
     while pair.broker.next_verdict().is_some() {}
     for _ in 0..all - 1 {
-        pair.broker.offer(&offer).unwrap();
+        place(&mut pair.broker, &offer).unwrap();
     }
     let early = pair.arrivals().len();
     assert!((all / 4..all).contains(&early), "{early}");
@@ -275,7 +281,7 @@ fn few_offers_wait_for_the_flush_however_soon_they_are_answered() {
     let (_client, accepted) = client();
     for all in [2, 3].repeat(50) {
         for id in 0..all {
-            pair.broker.offer(&Offer { more: true, ..offer(&accepted, id) }).unwrap();
+            place(&mut pair.broker, &Offer { more: true, ..offer(&accepted, id) }).unwrap();
         }
         assert_eq!(pair.arrivals().len(), 0);
         pair.broker.flush().unwrap();
@@ -291,7 +297,7 @@ fn few_offers_wait_for_the_flush_however_soon_they_are_answered() {
 fn offer_that_was_taken_back_has_no_verdict_and_cannot_be_adopted() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();
-    let id = pair.broker.offer(&offer(&accepted, 7)).unwrap();
+    let id = place(&mut pair.broker, &offer(&accepted, 7)).unwrap();
     let arrival = pair.arrival();
     pair.broker.take_back(id).unwrap();
     assert!(matches!(pair.broker.take_back(id), Err(BrokerError::TooLate { .. })));
@@ -307,10 +313,10 @@ fn name_with_a_nul_is_not_offered() {
     let good = offer(&accepted, 0);
     for name in [&b"\0"[..], b"we\0b", b"web\0"] {
         for bad in [Offer { service: name, ..good }, Offer { correlation: name, ..good }] {
-            assert!(matches!(pair.broker.offer(&bad), Err(BrokerError::NameWithNul)));
+            assert!(matches!(place(&mut pair.broker, &bad), Err(BrokerError::NameWithNul)));
         }
     }
-    pair.broker.offer(&Offer { metadata: b"\0", ..good }).unwrap();
+    place(&mut pair.broker, &Offer { metadata: b"\0", ..good }).unwrap();
 }
 
 #[test]
@@ -318,7 +324,7 @@ fn what_is_in_flight_when_the_backend_goes_is_a_fallback_or_was_adopted() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();
     for user_data in 0..3 {
-        pair.broker.offer(&offer(&accepted, user_data)).unwrap();
+        place(&mut pair.broker, &offer(&accepted, user_data)).unwrap();
     }
     pair.until(|pair| pair.backend.statistics().held == 3);
     let first = pair.backend.next_arrival().unwrap().id;
@@ -336,7 +342,10 @@ fn what_is_in_flight_when_the_backend_goes_is_a_fallback_or_was_adopted() {
     let outcomes: Vec<_> = verdicts.iter().map(|v| (v.adopted, v.reason)).collect();
     let gone = (false, Some(Reason::BackendUnavailable));
     assert_eq!(outcomes, [(true, None), gone, gone]);
-    assert!(matches!(broker.offer(&offer(&accepted, 4)), Err(BrokerError::Unavailable { .. })));
+    assert!(matches!(
+        place(&mut broker, &offer(&accepted, 4)),
+        Err(BrokerError::Unavailable { .. })
+    ));
     // A successor is found without being told.
     let backend = Backend::listen(&path, BackendOptions::default()).unwrap();
     let mut pair = Pair { _directory, path, backend, broker };
@@ -352,7 +361,7 @@ fn what_had_arrived_can_be_adopted_when_the_broker_is_gone() {
     // A broker that is killed revokes nothing: only its descriptors go.
     let child = unsafe_fork::fork(|| {
         let mut broker = Broker::new(&path, BrokerOptions::default()).unwrap();
-        while broker.offer(&offer(&accepted, 0)).is_err() {
+        while place(&mut broker, &offer(&accepted, 0)).is_err() {
             broker.dispatch().unwrap();
         }
         loop {
@@ -384,12 +393,12 @@ fn offer_that_a_broker_sent_before_it_died_arrives_after_a_verdict_that_cannot_b
     let (mut told, mut tell) = UnixStream::pair().unwrap();
     let child = unsafe_fork::fork(|| {
         let mut broker = Broker::new(&path, BrokerOptions::default()).unwrap();
-        while broker.offer(&offer(&first, 1)).is_err() {
+        while place(&mut broker, &offer(&first, 1)).is_err() {
             broker.dispatch().unwrap();
         }
         let mut go = [0];
         tell.read_exact(&mut go).unwrap();
-        broker.offer(&offer(&second, 2)).unwrap();
+        place(&mut broker, &offer(&second, 2)).unwrap();
         tell.write_all(&go).unwrap();
         loop {
             std::thread::park();
@@ -418,7 +427,7 @@ fn closing_tells_what_became_of_everything() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();
     for user_data in 0..2 {
-        pair.broker.offer(&offer(&accepted, user_data)).unwrap();
+        place(&mut pair.broker, &offer(&accepted, user_data)).unwrap();
     }
     let arrival = pair.arrival();
     let _adopted = pair.backend.adopt(arrival).unwrap();
@@ -428,7 +437,10 @@ fn closing_tells_what_became_of_everything() {
     assert!(verdicts[0].adopted);
     assert_eq!((verdicts[1].adopted, verdicts[1].reason), (false, Some(Reason::BrokerClosed)));
     assert_eq!(verdicts.len(), 2);
-    assert!(matches!(pair.broker.offer(&offer(&accepted, 3)), Err(BrokerError::Closed { .. })));
+    assert!(matches!(
+        place(&mut pair.broker, &offer(&accepted, 3)),
+        Err(BrokerError::Closed { .. })
+    ));
 }
 
 #[test]
@@ -459,9 +471,9 @@ fn broker_without_a_limit_of_failures_never_refuses_for_them() {
         let mut pair = pair(options, BackendOptions::default());
         let (_client, accepted) = client();
         let timeout = Some(Duration::from_millis(1));
-        pair.broker.offer(&Offer { timeout, ..offer(&accepted, 1) }).unwrap();
+        place(&mut pair.broker, &Offer { timeout, ..offer(&accepted, 1) }).unwrap();
         assert_eq!(pair.verdict().reason, Some(Reason::AckTimeout));
-        let second = pair.broker.offer(&offer(&accepted, 2));
+        let second = place(&mut pair.broker, &offer(&accepted, 2));
         assert_eq!(matches!(second, Err(BrokerError::RateLimited { .. })), refused);
         assert_eq!(second.is_err(), refused);
     }
@@ -480,7 +492,7 @@ fn broker_hears_of_a_large_batch_before_all_of_it_is_adopted() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();
     for user_data in 0..200 {
-        pair.broker.offer(&Offer { more: true, ..offer(&accepted, user_data) }).unwrap();
+        place(&mut pair.broker, &Offer { more: true, ..offer(&accepted, user_data) }).unwrap();
     }
     pair.until(|pair| pair.backend.statistics().held == 200);
     for _ in 0..100 {
@@ -500,7 +512,7 @@ fn broker_hears_of_a_batch_while_the_backend_serves_the_last_of_it_and_gets_the_
     // If a tick of the clock comes between, it gets them at once.
     let later = (0..1000).any(|_| {
         for (number, (_, accepted)) in clients.iter().enumerate() {
-            pair.broker.offer(&offer(accepted, number)).unwrap();
+            place(&mut pair.broker, &offer(accepted, number)).unwrap();
         }
         let first = pair.arrival();
         let _first = pair.backend.adopt(first).unwrap();
@@ -524,10 +536,10 @@ fn broker_that_only_waits_hears_of_an_adoption_that_the_backend_has_not_told_of(
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (held, adopted) = (client(), client());
     // The first one is held, so its word hides that of the other from a dispatch.
-    pair.broker.offer(&offer(&held.1, 0)).unwrap();
-    pair.broker.offer(&offer(&adopted.1, 1)).unwrap();
+    place(&mut pair.broker, &offer(&held.1, 0)).unwrap();
+    place(&mut pair.broker, &offer(&adopted.1, 1)).unwrap();
     let third = client();
-    pair.broker.offer(&offer(&third.1, 2)).unwrap();
+    place(&mut pair.broker, &offer(&third.1, 2)).unwrap();
     pair.arrival();
     let second = pair.backend.next_arrival().unwrap().id;
     // The third one waits, and so does the verdict: the backend is busy from here on.
@@ -567,10 +579,10 @@ fn end_behind_the_last_verdict_is_found_by_one_dispatch() {
             pair.broker.add(&nowhere, BackendSettings::default()).unwrap();
         }
         let (adopted, unread) = (client(), client());
-        pair.broker.offer(&offer(&adopted.1, 0)).unwrap();
+        place(&mut pair.broker, &offer(&adopted.1, 0)).unwrap();
         let arrival = pair.arrival();
         let _connection = pair.backend.adopt(arrival).unwrap();
-        pair.broker.offer(&offer(&unread.1, 1)).unwrap();
+        place(&mut pair.broker, &offer(&unread.1, 1)).unwrap();
         // It closes the socket with an offer in it.
         drop(pair.backend);
         pair.broker.dispatch().unwrap();
@@ -584,10 +596,10 @@ fn end_behind_the_last_offer_is_found_by_one_dispatch() {
     let _no_child = unsafe_fork::no_child();
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (first, second) = (client(), client());
-    pair.broker.offer(&offer(&first.1, 0)).unwrap();
+    place(&mut pair.broker, &offer(&first.1, 0)).unwrap();
     let arrival = pair.arrival();
     let _connection = pair.backend.adopt(arrival).unwrap();
-    pair.broker.offer(&offer(&second.1, 1)).unwrap();
+    place(&mut pair.broker, &offer(&second.1, 1)).unwrap();
     // It closes the socket with a verdict in it.
     drop(pair.broker);
     pair.backend.dispatch().unwrap();
@@ -641,7 +653,7 @@ fn dispatch_spins_while_something_can_come_and_no_longer() {
     let idle = (0..50).map(|_| took(&mut || pair.broker.dispatch().unwrap())).min();
     assert!(idle < Some(spin), "{idle:?}");
 
-    pair.broker.offer(&offer(&accepted, 1)).unwrap();
+    place(&mut pair.broker, &offer(&accepted, 1)).unwrap();
     assert!(took(&mut || pair.broker.dispatch().unwrap()) >= spin);
     let arrival = pair.arrival();
     drop(pair.backend.adopt(arrival).unwrap());
@@ -668,7 +680,7 @@ fn verdict_that_comes_while_dispatch_spins_ends_that() {
         });
         let mut answer = || {
             let offered_at = Instant::now();
-            broker.offer(&offer(&accepted, 1)).unwrap();
+            place(&mut broker, &offer(&accepted, 1)).unwrap();
             while broker.next_verdict().is_none() {
                 broker.dispatch().unwrap();
             }
@@ -689,12 +701,12 @@ fn verdict_that_comes_while_dispatch_spins_ends_that() {
 fn draining_backend_finishes_what_arrived_and_gets_no_more() {
     let mut pair = pair(BrokerOptions::default(), BackendOptions::default());
     let (_client, accepted) = client();
-    pair.broker.offer(&offer(&accepted, 1)).unwrap();
+    place(&mut pair.broker, &offer(&accepted, 1)).unwrap();
     let arrival = pair.arrival();
     pair.backend.drain().unwrap();
     pair.backend.adopt(arrival).unwrap();
     assert!(pair.verdict().adopted);
-    let refused = pair.broker.offer(&offer(&accepted, 2));
+    let refused = place(&mut pair.broker, &offer(&accepted, 2));
     assert!(matches!(refused, Err(BrokerError::Unavailable { .. })), "{refused:?}");
     let path = pair.path.clone();
     let _successor = Backend::listen(&path, BackendOptions::default()).unwrap();

@@ -153,7 +153,8 @@ fn play(input: &mut Input<'_>) {
                     tls: false,
                     more: choice & 0x40 != 0,
                 };
-                if let Ok(id) = broker.offer(&offer) {
+                // SAFETY: the descriptor stays open until the broker is dropped.
+                if let Ok(id) = unsafe { broker.offer(&offer) } {
                     assert!(fates.insert(id, (number, Fate::InFlight)).is_none());
                     number += 1;
                 }

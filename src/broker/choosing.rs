@@ -265,7 +265,8 @@ mod tests {
         broker.next_id = MAX_NUMBER;
         let (client, _peer) = UnixStream::pair().unwrap();
         let offer = Offer::new(client.as_fd());
-        let ids = [(); 3].map(|()| broker.offer(&offer).unwrap());
+        // SAFETY: the client is open as long as the broker.
+        let ids = [(); 3].map(|()| unsafe { broker.offer(&offer) }.unwrap());
         assert_eq!(ids.map(|id| id >> ID_BITS), [MAX_NUMBER, 1, 2]);
         for id in ids {
             broker.take_back(id).unwrap();

@@ -15,7 +15,12 @@ impl Broker {
     /// Offers a connection, at once unless more follow. Returns its id; the verdict comes from
     /// [`next_verdict`](Broker::next_verdict). After an error nothing was sent and no verdict
     /// comes.
-    pub fn offer(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
+    ///
+    /// # Safety
+    ///
+    /// The offer's descriptor stays open until the verdict, or until the broker is dropped: it is
+    /// sent later, by its number.
+    pub unsafe fn offer(&mut self, offer: &Offer<'_>) -> Result<u64, BrokerError> {
         let now = Instant::now();
         let id = match self.queue(offer, false, now) {
             Ok(id) => id,

@@ -330,7 +330,8 @@ pub extern "C" fn handoff_broker_offer(
 ) -> handoff_status {
     with(broker, |broker| {
         let out = Out::optional(id, "id")?;
-        let id = with_offer(offer, |offer| Ok(broker.offer(offer)?))?;
+        // SAFETY: the caller of the C function keeps the descriptor open until the verdict.
+        let id = with_offer(offer, |offer| Ok(unsafe { broker.offer(offer) }?))?;
         if let Some(out) = out {
             out.set(id);
         }

@@ -26,6 +26,12 @@ fn until(mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Offers a connection, whose socket the test keeps until the verdict.
+fn place(broker: &mut Broker, offer: &Offer<'_>) -> Result<u64, BrokerError> {
+    // SAFETY: see above.
+    unsafe { broker.offer(offer) }
+}
+
 /// Whether the descriptor becomes readable within a time.
 fn is_readable(broker: &mut Broker, within: Duration) -> bool {
     let fd = broker.descriptor().unwrap().as_raw_fd();
@@ -63,7 +69,7 @@ fn last_offer_of_a_removed_backend_that_is_taken_back_lets_it_go_at_once() {
     let options = BrokerOptions { timeout: PATIENCE, ..BrokerOptions::default() };
     let (_directory, path, mut backend, mut broker) = pair(options);
     let (client, _peer) = UnixStream::pair().unwrap();
-    let id = broker.offer(&Offer::new(client.as_fd())).unwrap();
+    let id = place(&mut broker, &Offer::new(client.as_fd())).unwrap();
     backend.dispatch().unwrap();
     assert!(backend.next_arrival().is_some());
     broker.remove(&path).unwrap();
@@ -106,9 +112,9 @@ fn room_is_no_more_than_the_queue_has_bytes_for() {
     let (client, _peer) = UnixStream::pair().unwrap();
     let preread = [IoSlice::new(&[0; 4000])];
     let long = Offer { preread: &preread, ..Offer::new(client.as_fd()) };
-    while broker.offer(&long).is_ok() {}
+    while place(&mut broker, &long).is_ok() {}
     let room = broker.room().unwrap();
-    let taken = (0..MANY).take_while(|_| broker.offer(&Offer::new(client.as_fd())).is_ok());
+    let taken = (0..MANY).take_while(|_| place(&mut broker, &Offer::new(client.as_fd())).is_ok());
     assert_eq!(taken.count(), room);
 }
 
@@ -118,7 +124,7 @@ fn caller_whose_offer_was_taken_wants_no_room() {
     // It has asked for room in vain.
     let (_directory, _path, mut backend, mut broker) = pair(options);
     let (client, _peer) = UnixStream::pair().unwrap();
-    let id = broker.offer(&Offer::new(client.as_fd())).unwrap();
+    let id = place(&mut broker, &Offer::new(client.as_fd())).unwrap();
     backend.dispatch().unwrap();
     assert!(backend.next_arrival().is_some());
     while is_readable(&mut broker, Duration::ZERO) {
@@ -176,7 +182,7 @@ fn offers_wait_for_a_backend_that(ends: impl Fn(&mut Broker, &Path)) {
         broker.room().unwrap() == 1
     });
     // Its only place is taken for as long as it does not answer.
-    let id = broker.offer(&offer).unwrap();
+    let id = place(&mut broker, &offer).unwrap();
     broker.flush().unwrap();
     broker.take_back(id).unwrap();
     broker.add(&busy, BackendSettings::default()).unwrap();
@@ -186,7 +192,7 @@ fn offers_wait_for_a_backend_that(ends: impl Fn(&mut Broker, &Path)) {
         broker.room().unwrap() >= MANY
     });
     for _ in 0..MANY {
-        broker.offer(&offer).unwrap();
+        place(&mut broker, &offer).unwrap();
     }
     until(|| {
         rejects.dispatch().unwrap();
@@ -324,7 +330,7 @@ fn offer_that_may_go_on_goes_though_many_before_it_wait() {
         ($count:expr, $to:expr) => {
             let held = $to.statistics().held + $count;
             for _ in 0..$count {
-                broker.offer(&offer).unwrap();
+                place(&mut broker, &offer).unwrap();
             }
             until_all!($to.statistics().held == held);
         };
@@ -380,7 +386,7 @@ fn removed_backend_that_ends_is_forgotten_at_once() {
     let options = BrokerOptions { timeout: PATIENCE, ..BrokerOptions::default() };
     let (_directory, path, backend, mut broker) = pair(options);
     let (client, _peer) = UnixStream::pair().unwrap();
-    broker.offer(&Offer::new(client.as_fd())).unwrap();
+    place(&mut broker, &Offer::new(client.as_fd())).unwrap();
     broker.remove(&path).unwrap();
     assert!(broker.backend_state(0).is_some());
     drop(backend);
@@ -397,7 +403,7 @@ fn descriptor_tells_of_room_that_taking_the_only_verdict_makes() {
     let (_directory, _path, mut backend, mut broker) = pair(options);
     let (client, _peer) = UnixStream::pair().unwrap();
     let offer = Offer::new(client.as_fd());
-    broker.offer(&offer).unwrap();
+    place(&mut broker, &offer).unwrap();
     work_until_looks_are_rare(&mut broker);
     backend.dispatch().unwrap();
     let id = backend.next_arrival().unwrap().id;
@@ -407,7 +413,7 @@ fn descriptor_tells_of_room_that_taking_the_only_verdict_makes() {
         broker.dispatch().unwrap();
         broker.statistics().in_flight == 0
     });
-    assert!(matches!(broker.offer(&offer), Err(BrokerError::Full { .. })));
+    assert!(matches!(place(&mut broker, &offer), Err(BrokerError::Full { .. })));
     assert!(broker.next_verdict().is_some());
     assert!(is_readable(&mut broker, Duration::from_millis(200)), "nobody is told");
 }
@@ -419,7 +425,7 @@ fn resting(client: &UnixStream) -> (TempDir, Backend, Broker) {
     let timeout = Some(Duration::from_millis(10));
     let offer = Offer { timeout, ..Offer::new(client.as_fd()) };
     assert_eq!(broker.offer_and_wait(&offer).unwrap().reason, Some(Reason::AckTimeout));
-    assert!(matches!(broker.offer(&offer), Err(BrokerError::RateLimited { .. })));
+    assert!(matches!(place(&mut broker, &offer), Err(BrokerError::RateLimited { .. })));
     (directory, backend, broker)
 }
 

@@ -17,7 +17,7 @@ use handoff::broker::{
 };
 use tempfile::TempDir;
 
-use super::{PATIENCE, pair, resting, until};
+use super::{PATIENCE, pair, place, resting, until};
 
 /// A broker whose backend has given it room.
 fn share(options: BrokerOptions) -> (TempDir, Backend, SharedBroker) {
@@ -68,10 +68,10 @@ fn verdicts_that_nobody_waits_for_are_taken_around_those_of_threads() {
     let (client, _peer) = UnixStream::pair().unwrap();
     let offer = |number| Offer { user_data: number, ..Offer::new(client.as_fd()) };
     thread::scope(|scope| {
-        broker.with(|broker| broker.offer(&offer(1)).unwrap()).unwrap();
+        broker.with(|broker| place(broker, &offer(1)).unwrap()).unwrap();
         let waits = scope.spawn(|| broker.offer_and_wait(&offer(2)));
         until(|| broker.with(|broker| broker.statistics().in_flight).unwrap() == 2);
-        broker.with(|broker| broker.offer(&offer(3)).unwrap()).unwrap();
+        broker.with(|broker| place(broker, &offer(3)).unwrap()).unwrap();
         let taken = broker.with(|broker| {
             until(|| {
                 backend.dispatch().unwrap();
@@ -96,7 +96,7 @@ fn thread_that_is_late_when_there_is_room_is_not_offered() {
     };
     let (_directory, mut backend, broker) = share(options);
     let (client, _peer) = UnixStream::pair().unwrap();
-    broker.with(|broker| broker.offer(&Offer::new(client.as_fd())).unwrap()).unwrap();
+    broker.with(|broker| place(broker, &Offer::new(client.as_fd())).unwrap()).unwrap();
     let timeout = Some(Duration::from_millis(100));
     let offers = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -161,7 +161,7 @@ fn offer_that_waits_for_one_backend_keeps_none_from_another() {
     let one = BackendOptions { max_in_flight: 1, ..BackendOptions::default() };
     let mut full = listen(&directory, &broker, "full", one);
     let (client, _peer) = UnixStream::pair().unwrap();
-    broker.with(|broker| broker.offer(&Offer::new(client.as_fd())).unwrap()).unwrap();
+    broker.with(|broker| place(broker, &Offer::new(client.as_fd())).unwrap()).unwrap();
     let small = BackendOptions { max_offer_bytes: 1000, ..BackendOptions::default() };
     let mut free = listen(&directory, &broker, "free", small);
     let long = [IoSlice::new(&[0; 5000])];
@@ -203,7 +203,7 @@ fn descriptor_tells_of_a_trial_whoever_dispatches_before_it() {
     let broker = SharedBroker::new(broker);
     let offer = Offer { timeout: Some(Duration::from_millis(10)), ..Offer::new(client.as_fd()) };
     let fd = broker.descriptor().unwrap().as_raw_fd();
-    let refused = broker.with(|broker| broker.offer(&offer)).unwrap();
+    let refused = broker.with(|broker| place(broker, &offer)).unwrap();
     assert!(matches!(refused, Err(BrokerError::RateLimited { .. })));
     // Some timer is due by now, though not that of the trial.
     thread::sleep(Duration::from_millis(150));

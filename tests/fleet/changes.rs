@@ -69,7 +69,7 @@ fn limit_of_failures_that_is_changed_counts_from_the_next_channel_on() {
     let mut fleet = Fleet { directory, broker, backends };
     fleet.until(|fleet| fleet.ready() == 1);
     let (_client, connection) = client();
-    fleet.broker.offer(&offer(&connection)).unwrap();
+    place(&mut fleet.broker, &offer(&connection)).unwrap();
     fleet.verdict();
     assert_eq!(phases(&mut fleet), [Phase::Resting]);
 }
@@ -113,7 +113,7 @@ fn late_offers_stay_if_the_other_backend_has_room_for_one_of_them_only() {
     fleet.until(|fleet| fleet.ready() == 2);
     let (_client, connection) = client();
     for _ in 0..5 {
-        fleet.broker.offer(&offer(&connection)).unwrap();
+        place(&mut fleet.broker, &offer(&connection)).unwrap();
     }
     // All are late at the same time.
     std::thread::sleep(Duration::from_millis(50));
@@ -126,7 +126,7 @@ fn offer_that_waited_for_room_counts_as_no_refusal() {
     let options = BrokerOptions { max_in_flight: 1, timeout: PATIENCE, ..Default::default() };
     let mut fleet = fleet(1, options);
     let (_client, connection) = client();
-    fleet.broker.offer(&offer(&connection)).unwrap();
+    place(&mut fleet.broker, &offer(&connection)).unwrap();
     let mut backend = fleet.backends.pop().unwrap();
     let thread = std::thread::spawn(move || {
         // Rejects what has come, and a second one.
@@ -166,7 +166,7 @@ fn only_backend_that_is_left_does_not_fail_by_the_attempt_timeout() {
     assert!(fleet.broker.remove(&path).unwrap());
     fleet.until(|fleet| fleet.broker.backend_state(1).is_none());
     let (_client, connection) = client();
-    fleet.broker.offer(&offer(&connection)).unwrap();
+    place(&mut fleet.broker, &offer(&connection)).unwrap();
     run(&mut fleet, Duration::from_millis(200));
     assert_eq!(phases(&mut fleet), [Phase::Ready]);
 }
@@ -197,7 +197,7 @@ fn socket_whose_path_is_too_long_is_told_of() {
     let mut broker = Broker::new(Path::new(&path), BrokerOptions::default()).unwrap();
     broker.descriptor().unwrap();
     let (_client, connection) = client();
-    let error = broker.offer(&offer(&connection)).unwrap_err().to_string();
+    let error = place(&mut broker, &offer(&connection)).unwrap_err().to_string();
     assert!(error.contains("too long") || error.contains("name"), "{error}");
 }
 
@@ -206,7 +206,7 @@ fn successor_of_a_worker_that_hangs_is_used() {
     let options = BrokerOptions { timeout: Duration::from_millis(100), ..Default::default() };
     let mut fleet = fleet(1, options);
     let (_client, connection) = client();
-    fleet.broker.offer(&offer(&connection)).unwrap();
+    place(&mut fleet.broker, &offer(&connection)).unwrap();
     let _hangs = fleet.backends.pop().unwrap();
     std::fs::remove_file(fleet.path("0")).unwrap();
     fleet.listen("0");
@@ -277,7 +277,7 @@ fn offers_that_were_never_sent_are_no_failures() {
     let (_client, connection) = client();
     // So few are not sent before the flush.
     for _ in 0..10 {
-        fleet.broker.offer(&Offer { more: true, ..offer(&connection) }).unwrap();
+        place(&mut fleet.broker, &Offer { more: true, ..offer(&connection) }).unwrap();
     }
     std::thread::sleep(Duration::from_millis(20));
     for _ in 0..10 {

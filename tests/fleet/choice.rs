@@ -16,7 +16,7 @@ fn offers_spread_evenly_one_at_a_time_and_many_at_a_time() {
         let mut counts = [0; 4];
         for _ in 0..40 {
             for _ in 0..in_flight {
-                fleet.broker.offer(&offer(&connection)).unwrap();
+                place(&mut fleet.broker, &offer(&connection)).unwrap();
             }
             for _ in 0..in_flight {
                 let (index, arrival) = fleet.arrival();
@@ -35,7 +35,7 @@ fn offers_spread_evenly_one_at_a_time_and_many_at_a_time() {
 fn rejection_by_a_busy_backend_goes_on_to_the_others_and_one_of_the_client_does_not() {
     let mut fleet = fleet(3, BrokerOptions::default());
     let (_client, connection) = client();
-    let id = fleet.broker.offer(&offer(&connection)).unwrap();
+    let id = place(&mut fleet.broker, &offer(&connection)).unwrap();
     let mut tried = Vec::new();
     for _ in 0..2 {
         let (index, arrival) = fleet.arrival();
@@ -57,7 +57,7 @@ fn rejection_by_a_busy_backend_goes_on_to_the_others_and_one_of_the_client_does_
             .unwrap()
             .ends_with(&format!("/{index}"))
     );
-    fleet.broker.offer(&offer(&connection)).unwrap();
+    place(&mut fleet.broker, &offer(&connection)).unwrap();
     let (index, arrival) = fleet.arrival();
     fleet.backends[index].reject(arrival, Reason::Rejected).unwrap();
     assert_eq!(fleet.verdict().tries, 1);
@@ -67,7 +67,7 @@ fn rejection_by_a_busy_backend_goes_on_to_the_others_and_one_of_the_client_does_
 fn offer_that_all_reject_has_one_verdict() {
     let mut fleet = fleet(3, BrokerOptions::default());
     let (_client, connection) = client();
-    fleet.broker.offer(&offer(&connection)).unwrap();
+    place(&mut fleet.broker, &offer(&connection)).unwrap();
     for _ in 0..3 {
         let (index, arrival) = fleet.arrival();
         fleet.backends[index].reject(arrival, Reason::BackendBusy).unwrap();
@@ -89,7 +89,7 @@ fn slow_backend_loses_the_offer_to_another_after_the_attempt_timeout() {
         BrokerOptions { attempt_timeout: Some(attempt_timeout), ..BrokerOptions::default() },
     );
     let (_client, connection) = client();
-    fleet.broker.offer(&offer(&connection)).unwrap();
+    place(&mut fleet.broker, &offer(&connection)).unwrap();
     let (slow, late) = fleet.arrival();
     let (index, arrival) = fleet.arrival();
     assert_ne!(index, slow);
@@ -104,7 +104,7 @@ fn attempt_takes_half_of_the_time_that_an_offer_has_left_by_default() {
     let mut fleet = fleet(2, BrokerOptions::default());
     let (_client, connection) = client();
     let timeout = Some(Duration::from_millis(1900));
-    fleet.broker.offer(&Offer { timeout, ..offer(&connection) }).unwrap();
+    place(&mut fleet.broker, &Offer { timeout, ..offer(&connection) }).unwrap();
     let (hung, _) = fleet.arrival();
     let (index, arrival) = fleet.arrival();
     assert_ne!(index, hung);
@@ -121,7 +121,7 @@ fn offer_that_no_other_takes_stays_until_its_own_time_is_up() {
         BrokerOptions { attempt_timeout: Some(attempt_timeout), ..BrokerOptions::default() },
     );
     let (_client, connection) = client();
-    fleet.broker.offer(&offer(&connection)).unwrap();
+    place(&mut fleet.broker, &offer(&connection)).unwrap();
     let (first, _) = fleet.arrival();
     let (index, arrival) = fleet.arrival();
     assert_ne!(first, index);
@@ -136,7 +136,7 @@ fn backend_that_goes_leaves_its_offers_to_the_others() {
     let mut fleet = fleet(2, BrokerOptions::default());
     let (_client, connection) = client();
     for _ in 0..10 {
-        fleet.broker.offer(&offer(&connection)).unwrap();
+        place(&mut fleet.broker, &offer(&connection)).unwrap();
     }
     fleet.backends.remove(0);
     let mut adopted = 0;
@@ -155,7 +155,7 @@ fn backend_that_goes_leaves_its_offers_to_the_others() {
 fn files_that_come_and_go_are_backends_that_come_and_go() {
     let mut fleet = fleet(0, BrokerOptions::default());
     let (_client, connection) = client();
-    let refused = fleet.broker.offer(&offer(&connection)).unwrap_err().to_string();
+    let refused = place(&mut fleet.broker, &offer(&connection)).unwrap_err().to_string();
     let why = "no backend to offer to: there is no socket in the directory";
     assert!(refused.ends_with(why), "{refused}");
     std::fs::write(fleet.path("no-socket"), "").unwrap();
@@ -174,7 +174,7 @@ fn directory_may_come_later_and_again() {
     let mut broker = Broker::new(&path, BrokerOptions::default()).unwrap();
     broker.dispatch().unwrap();
     let (_client, connection) = client();
-    let refused = broker.offer(&offer(&connection)).unwrap_err().to_string();
+    let refused = place(&mut broker, &offer(&connection)).unwrap_err().to_string();
     assert!(refused.contains("No such file or directory"), "{refused}");
     let state = broker.backend_state(0).unwrap();
     assert!(state.phase == Phase::Down && state.name.to_str().unwrap().ends_with("/app/"));
@@ -199,7 +199,7 @@ fn weights_share_the_offers_and_backups_get_them_when_no_other_takes_them() {
     let paths = ["a", "b", "c"].map(|name| fleet.path(name));
     let (_client, connection) = client();
     let mut broker = Broker::without_backends(BrokerOptions::default()).unwrap();
-    assert!(broker.offer(&offer(&connection)).is_err());
+    assert!(place(&mut broker, &offer(&connection)).is_err());
     for (path, weight, backup) in
         [(&paths[0], 3, false), (&paths[1], 1, false), (&paths[2], 9, true)]
     {
@@ -212,7 +212,7 @@ fn weights_share_the_offers_and_backups_get_them_when_no_other_takes_them() {
     fleet.until(|fleet| fleet.ready() == 3);
     let mut counts = [0; 3];
     for _ in 0..40 {
-        fleet.broker.offer(&offer(&connection)).unwrap();
+        place(&mut fleet.broker, &offer(&connection)).unwrap();
         let (index, arrival) = fleet.arrival();
         counts[index] += 1;
         drop(fleet.backends[index].adopt(arrival).unwrap());
@@ -223,6 +223,6 @@ fn weights_share_the_offers_and_backups_get_them_when_no_other_takes_them() {
     fleet.broker.add(&paths[0], off).unwrap();
     assert!(fleet.broker.remove(&paths[1]).unwrap());
     assert!(!fleet.broker.remove(&paths[1]).unwrap());
-    fleet.broker.offer(&offer(&connection)).unwrap();
+    place(&mut fleet.broker, &offer(&connection)).unwrap();
     assert_eq!(fleet.arrival().0, 2);
 }

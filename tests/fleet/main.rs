@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use handoff::backend::{Backend, BackendOptions};
-use handoff::broker::{Broker, BrokerOptions, Offer, Phase, Verdict};
+use handoff::broker::{Broker, BrokerError, BrokerOptions, Offer, Phase, Verdict};
 use tempfile::TempDir;
 
 /// How long a test waits for something that must happen. Only a fault takes so long.
@@ -107,6 +107,12 @@ pub fn offer(connection: &TcpStream) -> Offer<'_> {
         tls: false,
         more: false,
     }
+}
+
+/// Offers a connection, whose socket the test keeps until the verdict.
+pub fn place(broker: &mut Broker, offer: &Offer<'_>) -> Result<u64, BrokerError> {
+    // SAFETY: see above.
+    unsafe { broker.offer(offer) }
 }
 
 pub fn directory_path(fleet: &Fleet) -> PathBuf {

@@ -14,7 +14,7 @@ fn full(timeout: Duration) -> (Fleet, TcpStream, TcpStream, u64) {
     let (client, connection) = client();
     let mut ids = [0; 2];
     for id in &mut ids {
-        *id = fleet.broker.offer(&offer(&connection)).unwrap();
+        *id = place(&mut fleet.broker, &offer(&connection)).unwrap();
     }
     fleet.until(|fleet| fleet.broker.room().unwrap() == 0);
     let id = ids[0];
@@ -110,7 +110,7 @@ fn no_more_offers_wait_than_all_backends_could_have_in_flight() {
     reject_first(&mut fleet);
     let mut fallbacks = Vec::new();
     for _ in 0..4 {
-        fleet.broker.offer(&offer(&connection)).unwrap();
+        place(&mut fleet.broker, &offer(&connection)).unwrap();
         fleet.until(|fleet| fleet.backends[0].statistics().held == 1);
         let arrival = fleet.backends[0].next_arrival().unwrap().id;
         fleet.backends[0].reject(arrival, Reason::BackendBusy).unwrap();
