@@ -12,7 +12,7 @@ mod crew;
 #[path = "../../../src/broker/shared/waits.rs"]
 mod waits;
 
-use crew::{Tried, Crew, Desk, Watch};
+use crew::{Crew, Desk, Tried, Watch};
 use waits::{Wait, Waits};
 
 #[derive(Debug, PartialEq)]
@@ -250,6 +250,28 @@ fn closing_ends_the_waits_of_both_threads() {
             }
         });
     }
+}
+
+#[test]
+fn what_a_call_has_done_before_it_panics_reaches_both_threads() {
+    explore("two threads that share, and an end that panics", || {
+        let (office, _wire) = office(1);
+        let both = [(); 2].map(|()| {
+            let office = office.clone();
+            thread::spawn(move || offer_and_wait(&office))
+        });
+        let close = || {
+            office.with(|model| {
+                model.close();
+                std::panic::resume_unwind(Box::new("a bug"))
+            })
+        };
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(close)).is_err());
+        for one in both {
+            let result = one.join().unwrap();
+            assert!(matches!(result, Ok(false) | Err(Refused::Closed)), "{result:?}");
+        }
+    });
 }
 
 #[test]
