@@ -75,7 +75,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::claim::Lost;
-use crate::handle::{Handle, HandleError, REST_PAUSE, Waker};
+use crate::handle::{Handle, HandleError, LEFTOVER_PAUSE, Waker};
 use crate::listener::{Listener, ListenerOptions};
 use crate::peer::Credentials;
 use crate::reason::Reason;
@@ -245,7 +245,7 @@ impl Backend {
 
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
-        let left = self.has_rest();
+        let left = self.has_leftovers();
         let takes = self.batch.open;
         let spins = !left && !self.arrivals.options.spin.is_zero() && self.accepting.connected > 0;
         self.dispatch_after(if spins { Wait::Spin } else { Wait::No })?;
@@ -253,7 +253,7 @@ impl Backend {
             // The caller stops before the end of a batch: it goes on at once, but not if it takes
             // nothing.
             let now = Instant::now();
-            let pause = if takes { Duration::ZERO } else { REST_PAUSE };
+            let pause = if takes { Duration::ZERO } else { LEFTOVER_PAUSE };
             self.handle.wake_at(now + pause, now)?;
         }
         Ok(())
@@ -348,18 +348,18 @@ impl Backend {
     /// fork(2) there is none: they are the parent's, see [`check_process`](Backend::check_process).
     pub fn next_arrival(&mut self) -> Option<Arrival<'_>> {
         let place = self.next_place()?;
-        self.tell_of_rest();
+        self.tell_of_leftovers();
         Some(self.view(place))
     }
 
     /// Whether there is something to take, or to look at.
-    fn has_rest(&self) -> bool {
+    fn has_leftovers(&self) -> bool {
         self.arrivals.has_waiting() || !self.inbox.kept.is_empty()
     }
 
-    /// Makes sure that the caller is woken for the rest, should it stop here.
-    fn tell_of_rest(&mut self) {
-        if let (true, Some(events)) = (self.has_rest(), self.handle.events()) {
+    /// Makes sure that the caller is woken for what is left, should it stop here.
+    fn tell_of_leftovers(&mut self) {
+        if let (true, Some(events)) = (self.has_leftovers(), self.handle.events()) {
             self.batch.set_timer(events);
         }
     }

@@ -82,7 +82,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::claim::{self, Lost};
-use crate::handle::{Handle, HandleError, MAX_ROUNDS, REST_PAUSE, Waker};
+use crate::handle::{Handle, HandleError, LEFTOVER_PAUSE, MAX_ROUNDS, Waker};
 use crate::kind::ErrorKind;
 use crate::memory;
 use crate::reason::Reason;
@@ -190,7 +190,7 @@ pub struct Broker {
     /// taken.
     wanted: Option<Needs>,
     /// The descriptor will be readable for the verdicts that are left.
-    rest_told: bool,
+    leftovers_told: bool,
     /// When it was last looked at what the backends say.
     looked_at: Instant,
     /// Room for packets, and for the descriptors of one; kept so that an offer allocates nothing.
@@ -228,7 +228,7 @@ impl Broker {
             next_id: 1,
             closed: false,
             wanted: None,
-            rest_told: false,
+            leftovers_told: false,
             looked_at: Instant::now(),
             buffer: Vec::new(),
             descriptors: Vec::new(),
@@ -300,7 +300,7 @@ impl Broker {
     /// Does everything that is due: receives, sends, gives up what is late, connects.
     pub fn dispatch(&mut self) -> Result<(), BrokerError> {
         let left = self.outcomes.verdicts.len();
-        self.rest_told = false;
+        self.leftovers_told = false;
         let spins = left == 0 && !self.options.spin.is_zero() && self.is_offering();
         if spins {
             // What waits to be sent has no answer.
@@ -310,7 +310,7 @@ impl Broker {
         if left > 0 {
             // The caller does stop.
             let now = Instant::now();
-            self.rest_told = true;
+            self.leftovers_told = true;
             self.handle.wake_at(now, now)?;
         }
         Ok(())
@@ -323,16 +323,16 @@ impl Broker {
 
     /// Makes the descriptor readable for the verdicts that wait, should the caller stop here. If no
     /// timer can be set, something else wakes it.
-    fn tell_of_rest(&mut self) {
-        self.rest_told = true;
-        let _ = self.handle.wake_for_rest(Instant::now());
+    fn tell_of_leftovers(&mut self) {
+        self.leftovers_told = true;
+        let _ = self.handle.wake_for_leftovers(Instant::now());
     }
 
     /// The same for verdicts that the caller does not take now, of which it may have been told
     /// before: what it does meanwhile puts nothing off.
     fn tell_of_others(&mut self, now: Instant) {
-        let pause = if self.rest_told { Duration::ZERO } else { REST_PAUSE };
-        self.rest_told = true;
+        let pause = if self.leftovers_told { Duration::ZERO } else { LEFTOVER_PAUSE };
+        self.leftovers_told = true;
         let _ = self.handle.wake_at(now + pause, now);
     }
 
@@ -435,8 +435,8 @@ impl Broker {
             return None;
         }
         let verdict = self.outcomes.verdicts.pop_front()?;
-        if !self.outcomes.verdicts.is_empty() && !self.rest_told {
-            self.tell_of_rest();
+        if !self.outcomes.verdicts.is_empty() && !self.leftovers_told {
+            self.tell_of_leftovers();
         }
         if self.wanted.is_some() {
             self.tell_of_room(Instant::now());

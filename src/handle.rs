@@ -25,7 +25,7 @@ pub(crate) const MAX_ROUNDS: usize = 64;
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How soon the descriptor becomes readable for what the caller has left. Most callers take
 /// everything, so one timer that is put off now and then is cheaper than one for each batch.
-pub(crate) const REST_PAUSE: Duration = Duration::from_millis(1);
+pub(crate) const LEFTOVER_PAUSE: Duration = Duration::from_millis(1);
 /// When to send again what the system was short of memory for. poll(2) would say at once that there
 /// is room.
 pub(crate) const MEMORY_PAUSE: Duration = Duration::from_millis(1);
@@ -246,10 +246,10 @@ impl Handle {
         events.wake_at(when, now).map_err(HandleError::system("set a timer"))
     }
 
-    /// Makes sure that the descriptor is readable after [`REST_PAUSE`], or before, should the
+    /// Makes sure that the descriptor is readable after [`LEFTOVER_PAUSE`], or before, should the
     /// caller stop before it has taken all.
-    pub(crate) fn wake_for_rest(&mut self, now: Instant) -> Result<(), HandleError> {
+    pub(crate) fn wake_for_leftovers(&mut self, now: Instant) -> Result<(), HandleError> {
         let Some(events) = self.events() else { return Ok(()) };
-        events.wake_after(REST_PAUSE, now).map_err(HandleError::system("set a timer"))
+        events.wake_after(LEFTOVER_PAUSE, now).map_err(HandleError::system("set a timer"))
     }
 }

@@ -205,7 +205,7 @@ pub fn receive(
         let (len, start) = (record.len, record.start);
         let mut received = look(record.content, &start[..len.min(start.len())])?;
         if let Received::HalfAlert(level) = received {
-            // The kernel keeps the rest of a record that did not fit.
+            // The kernel keeps what did not fit of a record.
             match kernel::receive(socket, &mut [MaybeUninit::uninit()]) {
                 Ok(kernel::Record { len: 1, start, content: Some(content::ALERT) }) => {
                     received = look(Some(content::ALERT), &[level, start[0]])?;
@@ -254,7 +254,7 @@ fn receive_record(
 
 /// poll(2) has said so many times that something can be done, and it could not: Linux 6.1 calls a
 /// socket readable that has a part of a record. So this is where the time is up then, and where a
-/// loop rests.
+/// loop pauses.
 fn pause(waits: u32, deadline: Option<Instant>) -> Result<(), TlsError> {
     if waits == 0 {
         return Ok(());

@@ -23,7 +23,7 @@ impl Backend {
                 if let Ok(descriptor) = self.adopt(place.id()) {
                     if timeout == Some(Duration::ZERO) {
                         // The caller waits elsewhere, and perhaps takes one at a time.
-                        self.tell_of_rest();
+                        self.tell_of_leftovers();
                     }
                     return Ok((descriptor, self.view(place)));
                 }

@@ -253,7 +253,7 @@ impl Channel {
         if received.payload_truncated {
             return Err(End::Broken);
         }
-        // At this process's limit the kernel installs the first descriptors and drops the rest.
+        // At this process's limit the kernel installs the first descriptors and drops the others.
         let came = match descriptors.len() {
             fewer if received.control_truncated && fewer < wire::declared_descriptors(packet) => {
                 wire::declared_descriptors(packet)

@@ -46,7 +46,7 @@ impl Rooms {
     pub(super) fn take(&mut self, room: &mut Vec<u8>, len: usize, more: usize) -> bool {
         room.clear();
         let (need, before) = (len + more, room.capacity());
-        // A small arrival in a large room keeps the rest of it.
+        // A small arrival in a large room keeps what it does not fill.
         let keeps_too_much = before > need && self.kept().saturating_sub(len) > self.max_kept;
         if before < need || keeps_too_much {
             *room = Vec::new();

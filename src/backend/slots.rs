@@ -212,7 +212,7 @@ impl Slots {
     }
 
     /// Whether the verdict on the arrival in a slot is to be sent with others that are still to
-    /// come: those on the rest of its packet, if the caller has not seen them all, up to a limit.
+    /// come: those behind it in its packet, if the caller has not seen them all, up to a limit.
     pub(super) fn others_follow(&self, slot: usize) -> bool {
         let few = self.verdicts.len() < MANY_VERDICTS * wire::VERDICT_LEN;
         few && self.waiting > 0 && !self.slots[slot].last

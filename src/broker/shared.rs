@@ -326,7 +326,7 @@ impl Desk for Broker {
 
     fn after_wait(&mut self) {
         let now = Instant::now();
-        if !self.outcomes.verdicts.is_empty() && !self.rest_told {
+        if !self.outcomes.verdicts.is_empty() && !self.leftovers_told {
             self.tell_of_others(now);
         }
         self.tell_of_room(now);

@@ -129,7 +129,7 @@ fn file_size_limit() -> u64 {
 }
 
 /// Maps the `len` words of a file that somebody else made, as [`create_shared_words`] makes it: it
-/// has room for them and for no more than the rest of their last page, and can neither shrink nor
+/// has room for them and for no more than what is left of their last page, and can neither shrink nor
 /// grow. It is EINVAL if not.
 ///
 /// Whoever has the file can punch holes into it. A fault on a page waits while that goes on, for as

@@ -10,7 +10,7 @@ pub(crate) mod kind {
     pub(crate) const UNCONNECTED: u8 = 8;
 }
 
-/// In the byte: the rest of it is the kind of socket that the backend does not take. Brokers of 0.1
+/// In the byte: its other bits are the kind of socket that the backend does not take. Brokers of 0.1
 /// take it for a rejection, as every number that they do not know; they would not take a byte that
 /// is not zero where another one is.
 const KIND: u8 = 64;

@@ -169,7 +169,7 @@ fn wake_that_comes_when_a_thread_is_about_to_wait_ends_its_wait() {
         thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(woken.join().unwrap(), Err("woken"));
-    // The rest leave one after the other.
+    // The others leave one after the other.
     crew.waits.wake();
     crew.with(|_| ());
     for _ in 0..8 {
