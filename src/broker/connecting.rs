@@ -28,9 +28,9 @@ impl Broker {
             }
         }
         let member = &self.members[index];
-        let wanted = member.is_wanted() && !self.closed;
+        let in_use = member.is_in_use() && !self.closed;
         match &member.link {
-            Link::Down { retry_at, .. } if wanted && *retry_at <= now => {
+            Link::Down { retry_at, .. } if in_use && *retry_at <= now => {
                 match self.connect(index, now) {
                     Ok(channel) => self.members[index].link = Link::Up(Box::new(channel)),
                     Err(why_down) => {
@@ -40,7 +40,7 @@ impl Broker {
                 }
             }
             Link::Up(channel) if channel.offers.in_flight() == 0 => {
-                if !wanted {
+                if !in_use {
                     self.hang_up(index, Reason::BrokerClosed, now);
                 } else if channel.draining && member.successor_at <= now {
                     self.succeed(index, now);

@@ -53,7 +53,7 @@ pub(super) struct Directory {
     pub failed_at: Instant,
     pub removed: bool,
     /// Sockets in it that were removed by name, until they go or others have their names.
-    unwanted: Vec<(OsString, FileId)>,
+    excluded: Vec<(OsString, FileId)>,
 }
 
 impl Directory {
@@ -78,7 +78,7 @@ impl Directory {
             error,
             failed_at: now,
             removed: false,
-            unwanted: Vec::new(),
+            excluded: Vec::new(),
         })
     }
 
@@ -90,7 +90,7 @@ impl Directory {
     pub(super) fn add_again(&mut self, settings: BackendSettings, now: Instant) {
         self.settings = settings;
         if std::mem::take(&mut self.removed) {
-            self.unwanted.clear();
+            self.excluded.clear();
         }
         self.read_at(now);
     }
@@ -117,12 +117,13 @@ impl Directory {
         }
     }
 
-    fn is_unwanted(&self, name: &OsStr) -> bool {
-        self.unwanted.iter().any(|(unwanted, _)| unwanted == name)
+    fn is_excluded(&self, name: &OsStr) -> bool {
+        self.excluded.iter().any(|(other, _)| other == name)
     }
 
-    fn want(&mut self, name: &OsStr) {
-        self.unwanted.retain(|(unwanted, _)| unwanted != name);
+    /// A socket of this name is a backend again.
+    fn readmit(&mut self, name: &OsStr) {
+        self.excluded.retain(|(other, _)| other != name);
     }
 }
 
@@ -173,7 +174,7 @@ impl Broker {
         }
         let directory = &mut self.directories[number];
         let path = directory.path.clone();
-        directory.unwanted.retain(|(name, socket)| directory::socket(&path, name) == Some(*socket));
+        directory.excluded.retain(|(name, socket)| directory::socket(&path, name) == Some(*socket));
         let (names, error) = match directory::sockets(&path, MOST_ENTRIES) {
             Ok((names, all)) => (names, (!all).then_some(libc::ENOSPC)),
             Err(error) => (Vec::new(), error.raw_os_error().or(Some(libc::EIO))),
@@ -198,14 +199,14 @@ impl Broker {
         self.directories.iter().any(|directory| !directory.unread.is_empty())
     }
 
-    /// Whether the socket of a backend is in its directory, and wanted.
+    /// Whether the socket of a backend is in its directory, and not excluded.
     fn is_there(&self, index: usize) -> bool {
         let member = &self.members[index];
         let directory = member.directory.and_then(|number| self.directories.get(number as usize));
         let (Some(directory), Some(name)) = (directory, member.path.file_name()) else {
             return false;
         };
-        !directory.is_unwanted(name) && directory::socket(&directory.path, name).is_some()
+        !directory.is_excluded(name) && directory::socket(&directory.path, name).is_some()
     }
 
     /// Looks at the next sockets of those that were in a directory.
@@ -228,7 +229,7 @@ impl Broker {
 
     /// A socket came: it is another one than a backend of this name had before.
     fn came(&mut self, number: usize, name: &OsStr, settings: BackendSettings, now: Instant) {
-        self.directories[number].want(name);
+        self.directories[number].readmit(name);
         let before = self.number(&self.directories[number].path.join(name));
         let here = |index: &usize| {
             let member = &self.members[*index];
@@ -258,7 +259,7 @@ impl Broker {
         if crate::address::address(&path).is_err() {
             return self.directories[number].leaves_out(libc::ENAMETOOLONG, now);
         }
-        if self.directories[number].is_unwanted(name) {
+        if self.directories[number].is_excluded(name) {
             return;
         }
         let known = self.number(&path);
@@ -377,7 +378,7 @@ impl Broker {
 
     /// A socket went, or something else has its name now.
     fn went(&mut self, number: usize, name: &OsStr, now: Instant) {
-        self.directories[number].want(name);
+        self.directories[number].readmit(name);
         let index = self.number(&self.directories[number].path.join(name));
         // One that was added by its own name stays.
         let here = |index: &usize| self.members[*index].directory == Some(number as u32);
@@ -427,14 +428,14 @@ impl Broker {
     }
 
     /// A backend is removed by name: it stays out of the directory in which it is.
-    pub(super) fn unwant(&mut self, path: &Path) {
+    pub(super) fn exclude(&mut self, path: &Path) {
         let (Some(number), Some(name)) = (self.directory_of(path), path.file_name()) else {
             return;
         };
         let directory = &mut self.directories[number];
         if let Some(socket) = directory::socket(&directory.path, name) {
-            directory.want(name);
-            directory.unwanted.push((name.into(), socket));
+            directory.readmit(name);
+            directory.excluded.push((name.into(), socket));
         }
     }
 
@@ -449,9 +450,9 @@ impl Broker {
     }
 
     /// A backend is added by its own name.
-    pub(super) fn want_by_name(&mut self, path: &Path) {
+    pub(super) fn readmit(&mut self, path: &Path) {
         if let (Some(number), Some(name)) = (self.directory_of(path), path.file_name()) {
-            self.directories[number].want(name);
+            self.directories[number].readmit(name);
         }
     }
 }

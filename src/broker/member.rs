@@ -261,7 +261,7 @@ impl Member {
             || matches!(self.why_down, Some(WhyDown::NoWelcome(NoWelcome::Silent { .. })));
         match &self.link {
             Link::Up(channel) => channel.welcome.is_err() && !was_silent(),
-            Link::Down { first, retry_at } => *first && self.is_wanted() && *retry_at <= deadline,
+            Link::Down { first, retry_at } => *first && self.is_in_use() && *retry_at <= deadline,
         }
     }
 
@@ -272,7 +272,7 @@ impl Member {
     }
 
     /// Whether it is to have a channel.
-    pub(super) fn is_wanted(&self) -> bool {
+    pub(super) fn is_in_use(&self) -> bool {
         !self.leaving && !self.gone && !self.settings.off
     }
 
@@ -284,7 +284,7 @@ impl Member {
         queue_bytes: usize,
         now: Instant,
     ) -> Result<(&Channel, Vacancy), Obstacle> {
-        if !self.is_wanted() {
+        if !self.is_in_use() {
             return Err(Obstacle::Off);
         }
         let Link::Up(channel) = &self.link else { return Err(Obstacle::Down) };
@@ -379,14 +379,14 @@ impl Member {
     /// What it does now.
     fn phase(&self) -> Phase {
         match &self.link {
-            Link::Down { .. } if self.why_down.is_none() && self.is_wanted() => Phase::Connecting,
+            Link::Down { .. } if self.why_down.is_none() && self.is_in_use() => Phase::Connecting,
             Link::Down { .. } => Phase::Down,
             Link::Up(channel) if channel.welcome.is_err() => match &self.why_down {
                 // It is tried again, and nothing has changed yet.
                 Some(why) if why.is_no_welcome() => Phase::Down,
                 _ => Phase::Connecting,
             },
-            Link::Up(channel) if channel.draining || !self.is_wanted() => Phase::Draining,
+            Link::Up(channel) if channel.draining || !self.is_in_use() => Phase::Draining,
             Link::Up(channel) if self.rests(channel) => Phase::Resting,
             Link::Up(_) => Phase::Ready,
         }
@@ -411,10 +411,10 @@ impl Member {
     /// matters when the next one is taken.
     pub(super) fn due(&self, wanted: bool, now: Instant) -> Option<Instant> {
         match &self.link {
-            Link::Down { retry_at, .. } => self.is_wanted().then_some(*retry_at),
+            Link::Down { retry_at, .. } => self.is_in_use().then_some(*retry_at),
             Link::Up(channel) => {
                 let idle = channel.offers.in_flight() == 0;
-                if idle && !self.is_wanted() {
+                if idle && !self.is_in_use() {
                     return Some(now);
                 }
                 let mut due = channel.offers.earliest().map(|(_, deadline)| deadline);

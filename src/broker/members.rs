@@ -33,7 +33,7 @@ impl Broker {
             self.add_directory(path, settings, now)?;
         } else {
             address::address(path).map_err(BrokerError::Address)?;
-            self.want_by_name(path);
+            self.readmit(path);
             self.add_member(path, settings, None, now)?;
         }
         if self.handle.is_open() { self.flush_and_tell(known, now) } else { Ok(()) }
@@ -201,7 +201,7 @@ impl Broker {
             self.catch_up(path, now);
             if let Some(index) = self.number(path) {
                 removed = !self.members[index].leaving;
-                self.unwant(path);
+                self.exclude(path);
                 self.leave(index, now);
             }
         }

@@ -105,8 +105,8 @@ impl Broker {
         };
         self.outcomes.statistics.offered += 1;
         // Who was refused sees that there is room, unless this has taken all of it.
-        let is_wanted = |wanted: Needs| needs.are_at_least(wanted) && self.would_take(wanted, now);
-        if self.wanted.is_some_and(is_wanted) {
+        let sees_room = |wanted: Needs| needs.are_at_least(wanted) && self.would_take(wanted, now);
+        if self.wanted.is_some_and(sees_room) {
             self.wanted = None;
         }
         Ok(id)
