@@ -71,6 +71,7 @@ mod offers;
 mod options;
 mod outcomes;
 mod peer;
+mod portions;
 mod settings;
 mod shared;
 mod state;

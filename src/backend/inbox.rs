@@ -15,7 +15,7 @@ const MOST_KEPT: usize = 4096;
 pub(super) struct Inbox {
     /// Room for packets and their descriptors.
     pub buffer: Vec<u8>,
-    pub descriptors: [Vec<Arrived>; packet::AT_ONCE],
+    pub descriptors: [Vec<Arrived>; packet::PACKETS_AT_ONCE],
     pub kept: Kept,
 }
 
@@ -24,7 +24,7 @@ pub(super) struct Inbox {
 pub(super) struct Kept {
     /// The place of the channel.
     channel: usize,
-    packets: [Packet; packet::AT_ONCE - 1],
+    packets: [Packet; packet::PACKETS_AT_ONCE - 1],
     /// So many of them were looked at, of so many that were kept.
     opened: usize,
     count: usize,

@@ -11,6 +11,7 @@ use super::down::WhyDown;
 use super::offers::{Facts, Offers, State};
 use super::outcomes::{End, Ledger};
 use super::peer;
+use super::portions;
 use super::{BrokerOptions, NoWelcome};
 use crate::address;
 use crate::claim::{self, ClaimTable, Lost, ability};
@@ -22,28 +23,14 @@ use crate::sys::{self, Received, packet, socket};
 use crate::watched::WatchedSocket;
 use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, Refusal, Rejection, WireError};
 
-/// What may be in flight is sent in so many parts, so that the backend works on one while the
-/// broker makes the next: if each waited for all that the other does, both would sleep most of the
-/// time.
-const PARTS: usize = 2;
-/// A part of so many offers is always worth a packet.
-const LARGE_PART: usize = 16;
-/// A smaller part is not, if its backend takes longer to answer: then it is busy with others, and
-/// waking it up is the smaller part of the time.
-const SHORT_ANSWER: Duration = Duration::from_micros(100);
-/// Nor is a half of so few in flight: it would be made before the backend has woken up for the other
-/// one. But the first by itself wakes up a backend that has answered everything.
-const FEW: usize = 7;
-/// If no more than these are, a packet costs more than that saves.
-const FEWEST: usize = 3;
 /// The most parts of a preread that is sent by itself.
 const LARGE_PREREAD_PARTS: usize = 6;
 /// How many frames are received before others have their turn.
 const MAX_FRAMES: usize = 64;
 /// How long offers are left to the backend's verdicts before the words are looked at.
-const LOOK_PAUSE: Duration = Duration::from_millis(10);
-/// How much longer an offer is that is alone.
-const LONE_PAUSE: Duration = Duration::from_millis(90);
+const WORDS_PAUSE: Duration = Duration::from_millis(10);
+/// How much longer that is for an offer that is the only one in flight.
+const LONE_OFFER_PAUSE: Duration = Duration::from_millis(90);
 
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -140,18 +127,9 @@ impl Channel {
     }
 
     /// Whether so many offers wait to be sent that they should not wait for more. `sleeps`: both
-    /// sides may, so that small parts keep them awake.
-    pub(super) fn part_waits(&self, sleeps: bool) -> bool {
-        let (waiting, offers) = (self.offers.queued(), &self.offers);
-        if waiting == 0 {
-            // It was sent by itself, and something is due for it.
-            return true;
-        }
-        offers.usual().is_some_and(|usual| {
-            let is_quick = sleeps && self.answered_in < SHORT_ANSWER;
-            let is_first = waiting == offers.in_flight() && offers.unanswered() == 0;
-            is_part(waiting, is_first, usual, is_quick)
-        })
+    /// sides may, so that small portions keep them awake.
+    pub(super) fn portion_waits(&self, sleeps: bool) -> bool {
+        portions::waits(&self.offers, self.answered_in, sleeps)
     }
 
     /// Sends the only offer of the queue with its preread, which is the caller's still, and would
@@ -177,7 +155,7 @@ impl Channel {
 
     fn have_sent(&mut self, count: usize, now: Instant) {
         self.offers.sent(count);
-        (self.sent_at, self.look_at) = (now, Some(self.next_look(now + LOOK_PAUSE)));
+        (self.sent_at, self.look_at) = (now, Some(self.next_look(now + WORDS_PAUSE)));
     }
 
     /// Sends as many offers as the socket takes. An error is the end of the channel.
@@ -302,7 +280,7 @@ impl Channel {
     /// than it brings.
     pub(super) fn look_due(&self) -> Option<Instant> {
         let alone = self.offers.in_flight() + self.offers.unanswered() <= 1;
-        self.look_at.map(|look_at| if alone { look_at + LONE_PAUSE } else { look_at })
+        self.look_at.map(|look_at| if alone { look_at + LONE_OFFER_PAUSE } else { look_at })
     }
 
     /// Gives an offer its verdict if its word says that it is adopted; says whether it does. The
@@ -340,7 +318,7 @@ impl Channel {
         for slot in 0..self.offers.count() {
             self.look(slot, ledger);
         }
-        let pause = now.saturating_duration_since(self.sent_at).max(LOOK_PAUSE);
+        let pause = now.saturating_duration_since(self.sent_at).max(WORDS_PAUSE);
         self.look_at = (self.offers.in_flight() > 0).then(|| now + pause);
     }
 
@@ -393,7 +371,7 @@ impl Channel {
         if self.refusal.is_some() {
             return Err(Reason::BackendUnavailable);
         }
-        for _ in 0..MAX_FRAMES / packet::AT_ONCE {
+        for _ in 0..MAX_FRAMES / packet::PACKETS_AT_ONCE {
             // Those that come are closed.
             let close = |_, descriptor| drop(descriptor);
             let received = match packet::receive_packets(self.socket.as_fd(), buffer, close) {
@@ -550,15 +528,6 @@ impl Channel {
     }
 }
 
-/// Whether so many offers are a part of those that are usually in flight. `is_first`: the backend has
-/// answered all others. `is_quick`: it is expected to answer soon, and may sleep until it has these.
-fn is_part(waiting: usize, is_first: bool, usual: usize, is_quick: bool) -> bool {
-    match usual {
-        ..=FEW if is_quick => is_first && usual > FEWEST,
-        _ => PARTS * waiting >= usual && (is_quick || waiting >= LARGE_PART),
-    }
-}
-
 /// Why nobody could be connected to: what is no socket is refused like one that nobody listens on. An
 /// abstract name is no file's.
 #[cold]
@@ -589,39 +558,5 @@ fn why_hello_failed(socket: &OwnedFd, error: io::Error) -> WhyDown {
         Ok(Frame::Refusal(refusal)) => WhyDown::TurnedAway(refusal),
         _ if received.len > 0 => WhyDown::NoWelcome(NoWelcome::Foreign),
         _ => WhyDown::NoWelcome(NoWelcome::Closed),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The parts in which so many offers are sent to a backend that has answered everything.
-    fn parts(count: usize, is_quick: bool) -> Vec<usize> {
-        let (mut parts, mut waiting) = (Vec::new(), 0);
-        for _ in 0..count {
-            waiting += 1;
-            if is_part(waiting, parts.is_empty(), count, is_quick) {
-                parts.push(std::mem::take(&mut waiting));
-            }
-        }
-        // By a flush.
-        parts.extend((waiting > 0).then_some(waiting));
-        parts
-    }
-
-    #[test]
-    fn quick_backend_wakes_up_or_works_while_others_are_made() {
-        let all = [1, 2, 3, 4, 7, 8, 9, 256].map(|count| parts(count, true));
-        let expected: [&[usize]; 8] =
-            [&[1], &[2], &[3], &[1, 3], &[1, 6], &[4, 4], &[5, 4], &[128, 128]];
-        assert_eq!(all, expected);
-    }
-
-    #[test]
-    fn busy_backend_gets_parts_that_are_large() {
-        let all = [1, 4, 16, 31, 64].map(|count| parts(count, false));
-        let expected: [&[usize]; 5] = [&[1], &[4], &[16], &[16, 15], &[32, 32]];
-        assert_eq!(all, expected);
     }
 }

@@ -23,11 +23,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 const CHECK_PAUSE: Duration = Duration::from_secs(2);
 /// How long until a directory with too much in it is read again.
 const FULL_PAUSE: Duration = Duration::from_secs(10);
-/// The most entries of a directory that are read, how many of its sockets are looked at at once, and
-/// how long until it goes on: each may have to be connected to.
+/// The most entries of a directory that are read.
 const MOST_ENTRIES: usize = 64 * MAX_BACKENDS;
-const AT_ONCE: usize = 64;
-const NEXT_PAUSE: Duration = Duration::from_millis(1);
+/// How many of its sockets are looked at in one go: each may have to be connected to.
+const NAMES_AT_ONCE: usize = 64;
+/// How long until the next go.
+const NEXT_NAMES_PAUSE: Duration = Duration::from_millis(1);
 /// How often a watch is read at once: for as much as it keeps by default, with the longest names.
 const MOST_READS: usize = 1024;
 
@@ -212,7 +213,7 @@ impl Broker {
     /// Looks at the next sockets of those that were in a directory.
     fn read_names(&mut self, number: usize, now: Instant) {
         let settings = self.directories[number].settings;
-        for _ in 0..AT_ONCE {
+        for _ in 0..NAMES_AT_ONCE {
             let Some(name) = self.directories[number].unread.pop() else { break };
             self.found(number, &name, settings, now);
         }
@@ -223,7 +224,7 @@ impl Broker {
             directory.is_read = !directory.is_partial;
             directory.look_at = Some(now + directory.pause());
         } else {
-            directory.look_at = Some(now + NEXT_PAUSE);
+            directory.look_at = Some(now + NEXT_NAMES_PAUSE);
         }
     }
 

@@ -14,11 +14,13 @@ use super::outcomes::Again;
 use super::{Broker, Phase, Verdict};
 use crate::reason::Reason;
 
-/// How many offers that wait for room are looked at in one dispatch, and how long the others wait
-/// while there is room that one of them may want, or a backend less; longer if none wanted it.
-const MOST_LOOKS: usize = 64;
-const LOOK_PAUSE: Duration = Duration::from_millis(1);
-const LONG_PAUSE: Duration = Duration::from_millis(20);
+/// How many of the offers that wait for room are looked at in one dispatch.
+const LOOKS_PER_DISPATCH: usize = 64;
+/// How long the others wait for their turn if one of these had room, or if a backend that they may wait
+/// for takes no offers any more.
+const NEXT_LOOKS_PAUSE: Duration = Duration::from_millis(1);
+/// How long they wait if there is room that none of these could use.
+const VAIN_LOOKS_PAUSE: Duration = Duration::from_millis(20);
 
 /// What has become of an offer.
 enum Next {
@@ -41,7 +43,7 @@ impl Broker {
     /// Offers to other backends what waits for room.
     pub(super) fn fail_over_the_waiting(&mut self, now: Instant) {
         let before = self.outcomes.statistics.failovers;
-        for _ in 0..self.waiting.len().min(MOST_LOOKS) {
+        for _ in 0..self.waiting.len().min(LOOKS_PER_DISPATCH) {
             // While nobody has room, none of them is worth a look, and they keep their order.
             if self.unlooked == 0 && !self.any_would_take(SMALLEST, now) {
                 return;
@@ -52,9 +54,10 @@ impl Broker {
         }
         let left = self.waiting.len();
         self.unlooked = self.unlooked.min(left);
-        if self.unlooked > 0 || (left > MOST_LOOKS && self.any_would_take(SMALLEST, now)) {
+        if self.unlooked > 0 || (left > LOOKS_PER_DISPATCH && self.any_would_take(SMALLEST, now)) {
             let placed = self.outcomes.statistics.failovers > before;
-            let pause = if placed || self.unlooked > 0 { LOOK_PAUSE } else { LONG_PAUSE };
+            let pause =
+                if placed || self.unlooked > 0 { NEXT_LOOKS_PAUSE } else { VAIN_LOOKS_PAUSE };
             // If no timer can be set, the handle tries again.
             let _ = self.handle.wake_at(now + pause, now);
         }

@@ -365,7 +365,9 @@ impl Member {
                 }
             },
             Obstacle::Resting(left) => BrokerError::RateLimited { path: path.clone(), left },
-            Obstacle::TooLarge { len, most } => BrokerError::TooLarge { what: PARTS, len, most },
+            Obstacle::TooLarge { len, most } => {
+                BrokerError::TooLarge { what: PARTS_TOGETHER, len, most }
+            }
             Obstacle::NoTls => BrokerError::BackendWithoutTls { path: path.clone() },
             Obstacle::Draining => unavailable(libc::ESHUTDOWN),
             Obstacle::Off => BrokerError::Off { path: path.clone(), removed: self.leaving },
@@ -444,7 +446,7 @@ impl Member {
     }
 }
 
-pub(super) const PARTS: &str = "preread, metadata and names together";
+pub(super) const PARTS_TOGETHER: &str = "preread, metadata and names together";
 
 #[cfg(test)]
 mod tests {

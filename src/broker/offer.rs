@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::BrokerError;
-use super::member::PARTS;
+use super::member::PARTS_TOGETHER;
 use super::options::MAX_TIMEOUT;
 use crate::reason::Reason;
 use crate::sys::{self, socket};
@@ -78,7 +78,7 @@ impl<'a> Offer<'a> {
         }
         let len = metadata.len().saturating_add(service.len() + correlation.len());
         let len = preread.iter().fold(len, |len, part| len.saturating_add(part.len()));
-        let (what, most) = (PARTS, MAX_OFFER_BYTES);
+        let (what, most) = (PARTS_TOGETHER, MAX_OFFER_BYTES);
         if len > most { Err(BrokerError::TooLarge { what, len, most }) } else { Ok(len) }
     }
 

@@ -26,7 +26,7 @@ impl Broker {
             Ok(id) => id,
             Err(refused) => return Err(self.counted(refused)),
         };
-        if !offer.more || self.part_waits(id) {
+        if !offer.more || self.portion_waits(id) {
             // The offer is taken: if sending it fails, its verdict says so.
             let _ = self.flush_at(now);
         }
@@ -36,9 +36,9 @@ impl Broker {
     /// Whether so many offers wait that the backend should have them before more come, or this one,
     /// the last, was sent by itself. Several backends work while others get theirs anyway.
     #[inline(always)]
-    fn part_waits(&self, id: u64) -> bool {
+    fn portion_waits(&self, id: u64) -> bool {
         if let [Member { link: Link::Up(channel), .. }] = &self.members[..] {
-            return channel.part_waits(self.options.spin.is_zero());
+            return channel.portion_waits(self.options.spin.is_zero());
         }
         let member = self.find(id).map(|(index, _)| &self.members[index].link);
         matches!(member, Some(Link::Up(channel)) if channel.offers.queued() == 0)

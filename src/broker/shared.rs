@@ -38,7 +38,7 @@ pub struct SharedBroker {
 
 /// How often a process looks whether the lock is free that it has from its parent. Another thread may
 /// look at the same time, but for a moment only.
-const MOST_LOOKS: usize = 1000;
+const LOCK_LOOKS: usize = 1000;
 
 /// The broker's descriptor, and what makes it readable.
 #[derive(Debug)]
@@ -199,7 +199,7 @@ impl SharedBroker {
 
     #[cold]
     fn becomes_whole(&self, process: u64) -> bool {
-        for _ in 0..MOST_LOOKS {
+        for _ in 0..LOCK_LOOKS {
             if self.crew.is_free() {
                 self.process.store(process, Ordering::Relaxed);
                 return true;

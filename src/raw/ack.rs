@@ -292,7 +292,7 @@ mod tests {
     }
 
     const PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
-    const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
+    const NO_WAIT: Option<Duration> = Some(Duration::ZERO);
 
     #[test]
     fn every_answer_survives_its_bytes() {
@@ -308,13 +308,13 @@ mod tests {
     fn acceptance_before_the_deadline_is_found_by_the_last_look() {
         let (broker, backend) = UnixStream::pair().unwrap();
         send(backend.as_fd(), &accepted(1)).unwrap();
-        assert_eq!(wait(broker.as_fd(), &token(1), AT_ONCE).unwrap(), Answer::Accepted);
+        assert_eq!(wait(broker.as_fd(), &token(1), NO_WAIT).unwrap(), Answer::Accepted);
     }
 
     #[test]
     fn acceptance_after_the_deadline_cannot_be_sent() {
         let (broker, backend) = UnixStream::pair().unwrap();
-        let result = wait(broker.as_fd(), &token(1), AT_ONCE);
+        let result = wait(broker.as_fd(), &token(1), NO_WAIT);
         assert!(matches!(result, Err(AckError::Timeout { .. })));
         let late = send(backend.as_fd(), &accepted(1));
         assert!(matches!(late, Err(AckError::Transport(TransportError::EndOfStream { .. }))));

@@ -68,7 +68,7 @@ pub(super) fn send_message(
 
 /// How many packets are received at once: more than are mostly there, so that one call tells that
 /// they are all there is.
-pub(crate) const AT_ONCE: usize = 4;
+pub(crate) const PACKETS_AT_ONCE: usize = 4;
 
 /// Each packet is received where a page begins, as it does in the kernel. Large memory of malloc(3)
 /// lies 16 bytes behind that, and some processors of AMD copy several times as slowly to what lies
@@ -78,12 +78,12 @@ const PAGE: usize = 4096;
 /// How much room [`receive_packets`] needs for packets of so many bytes, which must be whole pages.
 pub(crate) const fn room_len(packet_len: usize) -> usize {
     assert!(packet_len % PAGE == 0);
-    PAGE - 1 + AT_ONCE * packet_len
+    PAGE - 1 + PACKETS_AT_ONCE * packet_len
 }
 
 /// Packets that were received, in their order.
 pub(crate) struct Packets<'a> {
-    pub packets: [Option<(Received, &'a [u8])>; AT_ONCE],
+    pub packets: [Option<(Received, &'a [u8])>; PACKETS_AT_ONCE],
     /// There was no other. But if the peer has closed and left packets unread, that may be hidden
     /// behind the first: the system tells it with the next call.
     pub all: bool,
@@ -99,16 +99,17 @@ pub(crate) fn receive_packets<'a>(
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     let start = room.as_mut_ptr().cast::<u8>();
     let skip = start.align_offset(PAGE).min(room.len());
-    let part_len = (room.len() - skip) / AT_ONCE / PAGE * PAGE;
-    let mut controls = [[const { mem::MaybeUninit::<u64>::uninit() }; CONTROL_LEN / 8]; AT_ONCE];
+    let part_len = (room.len() - skip) / PACKETS_AT_ONCE / PAGE * PAGE;
+    let mut controls =
+        [[const { mem::MaybeUninit::<u64>::uninit() }; CONTROL_LEN / 8]; PACKETS_AT_ONCE];
     // SAFETY: each part lies in `room`.
     let part = |index| unsafe { start.add(skip + index * part_len) };
-    let mut parts: [_; AT_ONCE] = std::array::from_fn(|index| libc::iovec {
+    let mut parts: [_; PACKETS_AT_ONCE] = std::array::from_fn(|index| libc::iovec {
         iov_base: part(index).cast(),
         iov_len: part_len,
     });
     // SAFETY: mmsghdr is integers and pointers; all zero is a value of it.
-    let mut messages: [libc::mmsghdr; AT_ONCE] = unsafe { mem::zeroed() };
+    let mut messages: [libc::mmsghdr; PACKETS_AT_ONCE] = unsafe { mem::zeroed() };
     for (message, (part, control)) in messages.iter_mut().zip(parts.iter_mut().zip(&mut controls)) {
         message.msg_hdr.msg_iov = part;
         message.msg_hdr.msg_iovlen = 1;
@@ -120,7 +121,7 @@ pub(crate) fn receive_packets<'a>(
     // SAFETY: `messages` points to `parts`, `room` and `controls`, which outlive the call, with
     // their lengths; a failed call leaves `messages` as it was. No timeout is given.
     let several = retry_receive(|| unsafe {
-        let count = AT_ONCE as libc::c_uint;
+        let count = PACKETS_AT_ONCE as libc::c_uint;
         libc::recvmmsg(socket, messages.as_mut_ptr(), count, flags as _, ptr::null_mut()) as isize
     });
     let count = several.or_else(|error| {
@@ -143,7 +144,7 @@ pub(crate) fn receive_packets<'a>(
         // SAFETY: the kernel has written that much of this part, and nobody else uses it.
         Some((received, unsafe { slice::from_raw_parts(part(index), len.min(part_len)) }))
     });
-    Ok(Packets { packets, all: all && count < AT_ONCE })
+    Ok(Packets { packets, all: all && count < PACKETS_AT_ONCE })
 }
 
 #[cfg(test)]
@@ -158,7 +159,7 @@ mod tests {
         let sent = [7; PAGE];
         let mut room = vec![mem::MaybeUninit::uninit(); PAGE + room_len(PAGE)];
         for start in [0, 1, 16, PAGE - 1] {
-            (0..AT_ONCE).for_each(|_| assert_eq!(from.send(&sent).unwrap(), PAGE));
+            (0..PACKETS_AT_ONCE).for_each(|_| assert_eq!(from.send(&sent).unwrap(), PAGE));
             let room = &mut room[start..start + room_len(PAGE)];
             let received = receive_packets(to.as_fd(), room, |_, _| panic!("a descriptor"));
             for packet in received.unwrap().packets {
