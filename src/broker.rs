@@ -67,13 +67,13 @@ mod member;
 mod members;
 mod offer;
 mod offering;
-mod offers;
 mod options;
 mod outcomes;
 mod peer;
 mod portions;
 mod settings;
 mod shared;
+mod slots;
 mod state;
 
 use std::collections::VecDeque;
@@ -469,14 +469,14 @@ impl Broker {
         let Link::Up(channel) = &mut member.link else {
             return Err(BrokerError::TooLate { id });
         };
-        let found = channel.offers.find(slot, id);
+        let found = channel.slots.find(slot, id);
         let Some(found) = found.filter(|found| found.facts.awaited == awaited) else {
             return Err(BrokerError::TooLate { id });
         };
         let facts = found.facts;
         match claim::revoke(channel.claims.slot(slot as usize), found.generation) {
             Ok(()) => {
-                channel.offers.settle(slot, false);
+                channel.slots.settle(slot, false);
                 member.tally.took_back(&facts, now);
                 self.outcomes.copies.forget(facts.copy);
                 self.outcomes.statistics.taken_back += 1;
@@ -539,8 +539,8 @@ impl Broker {
         statistics.in_flight = self.waiting.len();
         for member in &self.members {
             if let Link::Up(channel) = &member.link {
-                statistics.in_flight += channel.offers.in_flight();
-                statistics.queued_bytes += channel.offers.queued_bytes();
+                statistics.in_flight += channel.slots.in_flight();
+                statistics.queued_bytes += channel.slots.queued_bytes();
             }
         }
         statistics

@@ -43,7 +43,7 @@ impl Broker {
     pub(super) fn end_here(&mut self, id: u64) {
         let now = Instant::now();
         let Some((index, slot)) = self.find(id) else { return };
-        let slot = self.members[index].channel().and_then(|channel| channel.offers.find(slot, id));
+        let slot = self.members[index].channel().and_then(|channel| channel.slots.find(slot, id));
         // Otherwise it has its verdict.
         let Some(copy) = slot.map(|slot| slot.facts.copy) else { return };
         if let Some(copy) = self.outcomes.copies.get_mut(copy) {
@@ -85,7 +85,7 @@ impl Broker {
         let Some((index, slot)) = self.find(id) else { return false };
         let mut adopted = false;
         let _ = self.with_channel(index, now, |channel, ledger| {
-            adopted = channel.offers.find(slot, id).is_some() && channel.look(slot, ledger);
+            adopted = channel.slots.find(slot, id).is_some() && channel.look(slot, ledger);
             Ok(())
         });
         adopted

@@ -8,10 +8,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::down::WhyDown;
-use super::offers::{Facts, Offers, State};
 use super::outcomes::{End, Ledger};
 use super::peer;
 use super::portions;
+use super::slots::{Facts, Slots, State};
 use super::{BrokerOptions, NoWelcome};
 use crate::address;
 use crate::claim::{self, ClaimTable, Lost, ability};
@@ -36,7 +36,7 @@ const LONE_OFFER_PAUSE: Duration = Duration::from_millis(90);
 pub(super) struct Channel {
     socket: WatchedSocket,
     pub(super) claims: ClaimTable,
-    pub(super) offers: Offers,
+    pub(super) slots: Slots,
     /// Set by the backend's welcome; before it, when to give up waiting for that.
     pub(super) welcome: Result<wire::Welcome, Instant>,
     /// When to give up waiting for the first tokens. They follow the welcome at once.
@@ -63,7 +63,7 @@ impl Channel {
     /// the welcome.
     pub(super) fn connect(
         path: &Path,
-        slots: usize,
+        count: usize,
         options: &BrokerOptions,
         key: u64,
         now: Instant,
@@ -77,9 +77,9 @@ impl Channel {
         // A backend that cannot ask either closes the channel, and nobody would know why.
         support::credentials(socket.as_fd())?;
         peer::check(&socket, &address, options)?;
-        let (claims, table) = support::claim_table(slots)?;
-        let offers = Offers::new(slots)?;
-        let hello = Hello { slots: slots as u32 }.body();
+        let (claims, table) = support::claim_table(count)?;
+        let slots = Slots::new(count)?;
+        let hello = Hello { slots: count as u32 }.body();
         let header = wire::header(Kind::Hello, 0, 1, hello.len());
         let parts = [IoSlice::new(&header), IoSlice::new(&hello)];
         packet::send_packet(socket.as_fd(), &parts, &[table.as_raw_fd()])
@@ -87,7 +87,7 @@ impl Channel {
         Ok(Channel {
             socket: WatchedSocket::new(socket, key),
             claims,
-            offers,
+            slots,
             welcome: Err(now + GREETING_TIMEOUT),
             grants_by: None,
             draining: false,
@@ -129,7 +129,7 @@ impl Channel {
     /// Whether so many offers wait to be sent that they should not wait for more. `sleeps`: both
     /// sides may, so that small portions keep them awake.
     pub(super) fn portion_waits(&self, sleeps: bool) -> bool {
-        portions::waits(&self.offers, self.answered_in, sleeps)
+        portions::waits(&self.slots, self.answered_in, sleeps)
     }
 
     /// Sends the only offer of the queue with its preread, which is the caller's still, and would
@@ -139,7 +139,7 @@ impl Channel {
         let mut parts = [IoSlice::new(&[]); 2 + LARGE_PREREAD_PARTS];
         let may_send = !self.socket.is_full() && self.try_again.is_none();
         let fits = preread.len() <= LARGE_PREREAD_PARTS && may_send;
-        if let (true, Some((head, first))) = (fits, self.offers.only_queued()) {
+        if let (true, Some((head, first))) = (fits, self.slots.only_queued()) {
             let len = head.len() + preread.iter().map(|part| part.len()).sum::<usize>();
             let header = wire::header(Kind::Offers, 1, 1, len);
             (parts[0], parts[1]) = (IoSlice::new(&header), IoSlice::new(head));
@@ -150,11 +150,11 @@ impl Channel {
                 return;
             }
         }
-        self.offers.add_preread(preread);
+        self.slots.add_preread(preread);
     }
 
     fn have_sent(&mut self, count: usize, now: Instant) {
-        self.offers.sent(count);
+        self.slots.sent(count);
         (self.sent_at, self.look_at) = (now, Some(self.next_look(now + WORDS_PAUSE)));
     }
 
@@ -170,11 +170,11 @@ impl Channel {
             self.await_memory(again, events, now);
         }
         let mut most = wire::MAX_DESCRIPTORS;
-        while let Some(first) = self.offers.first_queued() {
+        while let Some(first) = self.slots.first_queued() {
             if self.socket.is_full() || self.try_again.is_some() {
                 break;
             }
-            let body = self.offers.batch(most, descriptors);
+            let body = self.slots.batch(most, descriptors);
             let count = descriptors.len();
             let header = wire::header(Kind::Offers, count, count, body.len());
             let parts = [IoSlice::new(&header), IoSlice::new(body)];
@@ -250,7 +250,7 @@ impl Channel {
         died: Option<Reason>,
         ledger: &mut Ledger<'_>,
     ) -> Result<bool, Reason> {
-        let Some(found) = self.offers.slot(slot) else {
+        let Some(found) = self.slots.slot(slot) else {
             return Err(Reason::IntegrityMismatch);
         };
         let (facts, generation) = (found.facts, found.generation);
@@ -265,7 +265,7 @@ impl Channel {
             // Perhaps it is adopted, so it must not be served here.
             Err(Lost::Impossible) => (End::Adopted(Some(broken)), Err(broken)),
         };
-        self.offers.settle(slot, matches!(end, End::Adopted(_)));
+        self.slots.settle(slot, matches!(end, End::Adopted(_)));
         ledger.ended(&facts, end);
         result
     }
@@ -279,7 +279,7 @@ impl Channel {
     /// only if the backend is busy with that client, so a timer for each of them would cost more
     /// than it brings.
     pub(super) fn look_due(&self) -> Option<Instant> {
-        let alone = self.offers.in_flight() + self.offers.unanswered() <= 1;
+        let alone = self.slots.in_flight() + self.slots.unanswered() <= 1;
         self.look_at.map(|look_at| if alone { look_at + LONE_OFFER_PAUSE } else { look_at })
     }
 
@@ -287,7 +287,7 @@ impl Channel {
     /// backend's verdict is still to come, with the slot's next token.
     #[inline(never)]
     pub(super) fn look(&mut self, slot: u32, ledger: &mut Ledger<'_>) -> bool {
-        let Some(found) = self.offers.slot(slot).filter(|slot| slot.state == State::Sent) else {
+        let Some(found) = self.slots.slot(slot).filter(|slot| slot.state == State::Sent) else {
             return false;
         };
         let adopted = claim::is_adopted(self.claims.slot(slot as usize), found.generation);
@@ -301,7 +301,7 @@ impl Channel {
     /// Looks at those that are due first, up to one that is not adopted: backends mostly adopt in
     /// order.
     fn look_at_first(&mut self, ledger: &mut Ledger<'_>) {
-        while let Some((slot, _)) = self.offers.earliest() {
+        while let Some((slot, _)) = self.slots.earliest() {
             if !self.look(slot, ledger) {
                 break;
             }
@@ -315,30 +315,30 @@ impl Channel {
         if self.look_at.is_none_or(|look_at| look_at > now) {
             return self.look_at_first(ledger);
         }
-        for slot in 0..self.offers.count() {
+        for slot in 0..self.slots.count() {
             self.look(slot, ledger);
         }
         let pause = now.saturating_duration_since(self.sent_at).max(WORDS_PAUSE);
-        self.look_at = (self.offers.in_flight() > 0).then(|| now + pause);
+        self.look_at = (self.slots.in_flight() > 0).then(|| now + pause);
     }
 
     #[inline(always)]
     fn adopted(&mut self, slot: u32, facts: &Facts, ledger: &mut Ledger<'_>) {
-        self.offers.settle(slot, true);
+        self.slots.settle(slot, true);
         self.answered_in = ledger.now.saturating_duration_since(facts.offered_at);
         ledger.ended(facts, End::Adopted(None));
     }
 
     /// The offer whose deadline is past.
     pub(super) fn expired(&self, now: Instant) -> Option<u32> {
-        self.offers.earliest().filter(|(_, deadline)| *deadline <= now).map(|(slot, _)| slot)
+        self.slots.earliest().filter(|(_, deadline)| *deadline <= now).map(|(slot, _)| slot)
     }
 
     /// Takes back everything, at the end of the channel.
     pub(super) fn settle_all(&mut self, reason: Reason, ledger: &mut Ledger<'_>) {
         // Adopted by a backend that did not live to say so, unless it is this side that ends.
         let died = (reason != Reason::BrokerClosed).then_some(Reason::BackendDied);
-        while let Some((slot, _)) = self.offers.earliest() {
+        while let Some((slot, _)) = self.slots.earliest() {
             let _ = self.revoke(slot, reason.into(), died, ledger);
         }
     }
@@ -351,11 +351,11 @@ impl Channel {
         may_have_ended: bool,
         ledger: &mut Ledger<'_>,
     ) -> Result<bool, Reason> {
-        self.offers.receiving();
+        self.slots.receiving();
         let all = self.receive_frames(buffer, may_have_ended, ledger)?;
         // Behind the frames: most have told what the words would.
         self.look_at_first(ledger);
-        if self.offers.in_flight() == 0 {
+        if self.slots.in_flight() == 0 {
             self.look_at = None;
         }
         Ok(all)
@@ -391,7 +391,7 @@ impl Channel {
             }
             // A backend that has answered everything leaves nothing unread, so its end is not
             // hidden.
-            let answered = self.offers.in_flight() + self.offers.unanswered() == 0;
+            let answered = self.slots.in_flight() + self.slots.unanswered() == 0;
             if received.all && (answered || !may_have_ended) {
                 return Ok(true);
             }
@@ -406,7 +406,7 @@ impl Channel {
         buffer: &mut [MaybeUninit<u8>],
         ledger: &mut Ledger<'_>,
     ) -> Result<bool, Reason> {
-        for _ in 0..2 * self.offers.count() as usize / MAX_FRAMES {
+        for _ in 0..2 * self.slots.count() as usize / MAX_FRAMES {
             if self.receive_frames(buffer, true, ledger)? {
                 return Ok(true);
             }
@@ -440,7 +440,7 @@ impl Channel {
     fn handle(&mut self, frame: Frame<'_>, ledger: &mut Ledger<'_>) -> Result<(), Reason> {
         let broken = Err(Reason::IntegrityMismatch);
         match (frame, self.welcome) {
-            (Frame::Welcome(welcome), Err(by)) if self.offers.slot(welcome.slots - 1).is_some() => {
+            (Frame::Welcome(welcome), Err(by)) if self.slots.slot(welcome.slots - 1).is_some() => {
                 self.welcome = Ok(welcome);
                 self.grants_by = Some(by);
                 let abilities = claim::abilities(self.claims.slot(0));
@@ -452,7 +452,7 @@ impl Channel {
             (Frame::Grants(grants), Ok(_)) if !self.draining => {
                 self.grants_by = None;
                 for grant in grants.grants() {
-                    if !self.offers.grant(grant.slot, grant.token) {
+                    if !self.slots.grant(grant.slot, grant.token) {
                         return broken;
                     }
                 }
@@ -467,7 +467,7 @@ impl Channel {
             (Frame::Drain, Ok(_)) if !self.draining => {
                 self.draining = true;
                 self.grants_by = None;
-                self.offers.forget_tokens();
+                self.slots.forget_tokens();
                 Ok(())
             }
             (Frame::Refusal(refusal), _) => {
@@ -498,7 +498,7 @@ impl Channel {
     fn settle(&mut self, verdict: &wire::Verdict, ledger: &mut Ledger<'_>) -> Result<(), Reason> {
         let broken = Err(Reason::IntegrityMismatch);
         let slot = verdict.slot;
-        let Some(found) = self.offers.slot(slot).filter(|s| s.generation == verdict.generation)
+        let Some(found) = self.slots.slot(slot).filter(|s| s.generation == verdict.generation)
         else {
             return broken;
         };
@@ -520,9 +520,9 @@ impl Channel {
             }
             _ => return broken,
         }
-        self.offers.empty(slot);
+        self.slots.empty(slot);
         match verdict.next {
-            Some(token) if !self.draining && !self.offers.grant(slot, token) => broken,
+            Some(token) if !self.draining && !self.slots.grant(slot, token) => broken,
             _ => Ok(()),
         }
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::copies::NO_COPY;
 use super::member::{Link, Member, Needs, Obstacle, Vacancy};
 use super::offer::Refused;
-use super::offers::{Facts, Parts, queued_len};
+use super::slots::{Facts, Parts, queued_len};
 use super::{BackendSettings, Broker, BrokerError, COPIED, ID_BITS, MAX_NUMBER, SLOT_BITS};
 use crate::claim;
 use crate::wire::LARGE_LEN;
@@ -134,7 +134,7 @@ impl Broker {
         let Link::Up(channel) = &mut member.link else {
             return Err(member.error(Obstacle::Down, &self.options, now));
         };
-        channel.offers.make_room(queued_len(len))?;
+        channel.slots.make_room(queued_len(len))?;
         // The last step that can fail.
         self.handle.wake_at(deadline, now)?;
         if facts.id == 0 {
@@ -156,7 +156,7 @@ impl Broker {
         (facts.offered_at, facts.trial) = (now, trial);
         let names_len = parts.names.iter().map(|name| name.len()).sum::<usize>();
         let large = Some(len - names_len).filter(|preread_len| *preread_len >= LARGE_LEN);
-        channel.offers.queue(facts, parts, large, cookie, deadline);
+        channel.slots.queue(facts, parts, large, cookie, deadline);
         if large.is_some() {
             channel.send_large(parts.preread, now);
         }

@@ -39,7 +39,7 @@ impl Broker {
                     }
                 }
             }
-            Link::Up(channel) if channel.offers.in_flight() == 0 => {
+            Link::Up(channel) if channel.slots.in_flight() == 0 => {
                 if !in_use {
                     self.hang_up(index, Reason::BrokerClosed, now);
                 } else if channel.draining && member.successor_at <= now {
@@ -55,13 +55,13 @@ impl Broker {
     /// take, and no other can have it, it stays until there is one or the offer's deadline is past.
     fn expire(&mut self, index: usize, slot: u32, now: Instant) {
         let Some(channel) = self.members[index].channel() else { return };
-        let Some(facts) = channel.offers.slot(slot).map(|slot| slot.facts) else { return };
+        let Some(facts) = channel.slots.slot(slot).map(|slot| slot.facts) else { return };
         let copy = self.outcomes.copies.get(facts.copy).filter(|copy| copy.deadline > now);
         let last = copy.map(|copy| copy.deadline);
         if let Some(last) = last.filter(|_| !self.can_fail_over(facts.copy, now)) {
             let deadline = self.attempt_deadline(last, now);
             if let Some(channel) = self.members[index].channel() {
-                channel.offers.put_off(slot, deadline);
+                channel.slots.put_off(slot, deadline);
             }
             return;
         }

@@ -7,7 +7,7 @@ use std::io::IoSlice;
 use std::time::Instant;
 
 use super::member::Needs;
-use super::offers::{Facts, Parts};
+use super::slots::{Facts, Parts};
 use super::{COPIED, MAX_BACKENDS, Verdict};
 
 /// The number of no copy.

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::choosing::{Chosen, Placing};
 use super::copies::OfferCopy;
 use super::member::{Obstacle, SMALLEST, Vacancy};
-use super::offers::Facts;
 use super::outcomes::Again;
+use super::slots::Facts;
 use super::{Broker, Phase, Verdict};
 use crate::reason::Reason;
 

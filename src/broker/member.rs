@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::channel::Channel;
 use super::down::WhyDown;
-use super::offers::queued_len;
 use super::outcomes::Tally;
 use super::settings::{BackendSettings, FailureLimits};
+use super::slots::queued_len;
 use super::{BrokerError, BrokerOptions, Limit, NoWelcome};
 use crate::failures::Attempt;
 use crate::handle::GREETING_TIMEOUT;
@@ -172,10 +172,10 @@ impl Channel {
     pub(super) fn limit(&self) -> Limit {
         let most = self.welcome.map_or(0, |welcome| welcome.slots);
         Limit::InFlight {
-            in_flight: self.offers.in_flight(),
-            unanswered: self.offers.unanswered(),
+            in_flight: self.slots.in_flight(),
+            unanswered: self.slots.unanswered(),
             most: most as usize,
-            of_backend: most < self.offers.count(),
+            of_backend: most < self.slots.count(),
         }
     }
 }
@@ -235,7 +235,7 @@ impl Member {
 
     pub(super) fn in_flight(&self) -> usize {
         match &self.link {
-            Link::Up(channel) => channel.offers.in_flight(),
+            Link::Up(channel) => channel.slots.in_flight(),
             Link::Down { .. } => 0,
         }
     }
@@ -306,11 +306,11 @@ impl Member {
         if len > most {
             return Err(Obstacle::TooLarge { len, most });
         }
-        let queued = channel.offers.queued_bytes() + queued_len(len);
+        let queued = channel.slots.queued_bytes() + queued_len(len);
         if queued > queue_bytes {
             return Err(self.no_room(channel, Limit::QueuedBytes { queued, most: queue_bytes }));
         }
-        match channel.offers.next_slot() {
+        match channel.slots.next_slot() {
             Some((slot, generation)) => Ok((channel, Vacancy { slot, generation, trial })),
             None => Err(self.no_room(channel, channel.limit())),
         }
@@ -325,8 +325,8 @@ impl Member {
     /// Whether it failed too often, or as often as it has places for offers, without an answer.
     fn rests(&self, channel: &Channel) -> bool {
         let Some(failures) = &self.tally.failures else { return false };
-        let offers = &channel.offers;
-        let answers = offers.in_flight() > 0 || offers.granted() > 0 || offers.unanswered() == 0;
+        let slots = &channel.slots;
+        let answers = slots.in_flight() > 0 || slots.granted() > 0 || slots.unanswered() == 0;
         failures.is_resting() || (!answers && failures.any())
     }
 
@@ -335,8 +335,8 @@ impl Member {
         match self.would_take(SMALLEST, queue_bytes, now) {
             Ok((_, Vacancy { trial: true, .. })) => 1,
             Ok((channel, _)) => {
-                let bytes = queue_bytes.saturating_sub(channel.offers.queued_bytes());
-                channel.offers.granted().min(bytes / queued_len(0))
+                let bytes = queue_bytes.saturating_sub(channel.slots.queued_bytes());
+                channel.slots.granted().min(bytes / queued_len(0))
             }
             Err(_) => 0,
         }
@@ -415,11 +415,11 @@ impl Member {
         match &self.link {
             Link::Down { retry_at, .. } => self.is_in_use().then_some(*retry_at),
             Link::Up(channel) => {
-                let idle = channel.offers.in_flight() == 0;
+                let idle = channel.slots.in_flight() == 0;
                 if idle && !self.is_in_use() {
                     return Some(now);
                 }
-                let mut due = channel.offers.earliest().map(|(_, deadline)| deadline);
+                let mut due = channel.slots.earliest().map(|(_, deadline)| deadline);
                 let mut also = |time: Option<Instant>| {
                     if let Some(time) = time {
                         due = Some(due.map_or(time, |due| due.min(time)));

@@ -7,7 +7,7 @@ use super::choosing::Placing;
 use super::copies::NO_COPY;
 use super::member::{Link, Member, Needs, Obstacle, SMALLEST};
 use super::offer::{Offer, Refused};
-use super::offers::{Facts, Parts};
+use super::slots::{Facts, Parts};
 use super::{Broker, BrokerError, Limit};
 use crate::memory::NoMemory;
 
@@ -41,7 +41,7 @@ impl Broker {
             return channel.portion_waits(self.options.spin.is_zero());
         }
         let member = self.find(id).map(|(index, _)| &self.members[index].link);
-        matches!(member, Some(Link::Up(channel)) if channel.offers.queued() == 0)
+        matches!(member, Some(Link::Up(channel)) if channel.slots.queued() == 0)
     }
 
     /// Counts an offer that is refused, and returns why it is. To have been woken is no refusal.

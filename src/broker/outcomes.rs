@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::copies::{Copies, NO_COPY};
-use super::offers::Facts;
 use super::settings::FailureLimits;
+use super::slots::Facts;
 use super::{BrokerOptions, BrokerStatistics, Verdict};
 use crate::failures::FailureCounter;
 use crate::kind::ErrorKind;

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::offers::Offers;
+use super::slots::Slots;
 
 /// What may be in flight is sent in so many portions: the backend works on one while the broker makes
 /// the next.
@@ -22,15 +22,15 @@ const FEWEST: usize = 3;
 
 /// Whether so many offers wait to be sent that they should not wait for more. `answered_in`: how long
 /// the last adoption took. `sleeps`: both sides may, so that small portions keep them awake.
-pub(super) fn waits(offers: &Offers, answered_in: Duration, sleeps: bool) -> bool {
-    let waiting = offers.queued();
+pub(super) fn waits(slots: &Slots, answered_in: Duration, sleeps: bool) -> bool {
+    let waiting = slots.queued();
     if waiting == 0 {
         // It was sent by itself, and something is due for it.
         return true;
     }
-    offers.usual().is_some_and(|usual| {
+    slots.usual().is_some_and(|usual| {
         let is_quick = sleeps && answered_in < SHORT_ANSWER;
-        let is_first = waiting == offers.in_flight() && offers.unanswered() == 0;
+        let is_first = waiting == slots.in_flight() && slots.unanswered() == 0;
         is_portion(waiting, is_first, usual, is_quick)
     })
 }

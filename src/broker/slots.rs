@@ -1,5 +1,5 @@
-//! The offers of one channel as the broker keeps them: slots, deadlines, and what waits to be
-//! sent. State only; no I/O.
+//! The slots of one channel as the broker keeps them: which have a token, the offers in them with
+//! their deadlines, and what waits to be sent. State only; no I/O.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -95,7 +95,7 @@ struct Queued {
 }
 
 #[derive(Debug)]
-pub(super) struct Offers {
+pub(super) struct Slots {
     slots: Vec<Slot>,
     /// Slots in the state Granted, the last used first: its memory is warm.
     granted: Vec<u32>,
@@ -118,13 +118,13 @@ pub(super) struct Offers {
     taken_back: usize,
 }
 
-impl Offers {
-    pub(super) fn new(slots: usize) -> Result<Offers, NoMemory> {
+impl Slots {
+    pub(super) fn new(slots: usize) -> Result<Slots, NoMemory> {
         let facts = Facts::none(Instant::now());
         let empty = Slot { state: State::Empty, generation: 0, facts, token: NO_TOKEN, entry: 0 };
         let mut all = memory::vec(slots, "the slots of a channel")?;
         all.resize(slots, empty);
-        Ok(Offers {
+        Ok(Slots {
             slots: all,
             granted: memory::vec(slots, "the tokens of a channel")?,
             in_flight: 0,
@@ -212,7 +212,7 @@ impl Offers {
         Some((slot, self.slots[slot as usize].generation + 1))
     }
 
-    /// Puts an offer into the slot that [`next_slot`](Offers::next_slot) returned. Its preread is
+    /// Puts an offer into the slot that [`next_slot`](Slots::next_slot) returned. Its preread is
     /// not copied if it `follows`, of so many bytes.
     pub(super) fn queue(
         &mut self,
@@ -417,7 +417,7 @@ mod tests {
         [(); N].map(|()| File::open("/dev/null").unwrap())
     }
 
-    fn queue(offers: &mut Offers, of: &File, deadline: Instant, preread: &[u8]) -> Option<u32> {
+    fn queue(slots: &mut Slots, of: &File, deadline: Instant, preread: &[u8]) -> Option<u32> {
         let facts = Facts {
             id: 1,
             user_data: 0,
@@ -428,46 +428,46 @@ mod tests {
             trial: false,
         };
         let parts = Parts { names: [b""; 3], preread: &[IoSlice::new(preread)], tls: false };
-        offers.queue(&facts, &parts, None, 0, deadline)
+        slots.queue(&facts, &parts, None, 0, deadline)
     }
 
-    fn granted(slots: u32) -> Offers {
-        let mut offers = Offers::new(slots as usize).unwrap();
-        for slot in 0..slots {
-            assert!(offers.grant(slot, NO_TOKEN));
+    fn granted(count: u32) -> Slots {
+        let mut slots = Slots::new(count as usize).unwrap();
+        for slot in 0..count {
+            assert!(slots.grant(slot, NO_TOKEN));
         }
-        offers
+        slots
     }
 
     #[test]
     fn slot_without_a_token_takes_no_offer_and_one_with_a_token_no_other() {
         let now = Instant::now();
         let [file] = descriptors();
-        let mut offers = Offers::new(2).unwrap();
-        assert!(queue(&mut offers, &file, now, b"").is_none());
-        assert!(offers.grant(1, NO_TOKEN));
-        assert!(!offers.grant(1, NO_TOKEN));
-        assert!(!offers.grant(2, NO_TOKEN));
-        assert_eq!(queue(&mut offers, &file, now, b""), Some(1));
-        assert!(offers.next_slot().is_none());
+        let mut slots = Slots::new(2).unwrap();
+        assert!(queue(&mut slots, &file, now, b"").is_none());
+        assert!(slots.grant(1, NO_TOKEN));
+        assert!(!slots.grant(1, NO_TOKEN));
+        assert!(!slots.grant(2, NO_TOKEN));
+        assert_eq!(queue(&mut slots, &file, now, b""), Some(1));
+        assert!(slots.next_slot().is_none());
     }
 
     #[test]
     fn batch_ends_before_the_frame_is_too_long() {
         let now = Instant::now();
         let files: [File; 4] = descriptors();
-        let mut offers = granted(8);
+        let mut slots = granted(8);
         let large = vec![7; MAX_FRAME_LEN / 3];
         for file in &files {
-            queue(&mut offers, file, now, &large);
+            queue(&mut slots, file, now, &large);
         }
         let numbers = files.each_ref().map(|file| file.as_raw_fd());
         let mut batch = Vec::new();
-        let len = offers.batch(252, &mut batch).len();
+        let len = slots.batch(252, &mut batch).len();
         assert_eq!(batch, numbers[..2]);
         assert_eq!(len, 2 * queued_len(large.len()));
-        offers.sent(2);
-        offers.batch(1, &mut batch);
+        slots.sent(2);
+        slots.batch(1, &mut batch);
         assert_eq!(batch, numbers[2..3]);
     }
 
@@ -475,19 +475,19 @@ mod tests {
     fn offer_that_is_settled_before_it_was_sent_is_not_sent() {
         let now = Instant::now();
         let files: [File; 3] = descriptors();
-        let mut offers = granted(3);
-        let slots = [0, 1, 2].map(|n| queue(&mut offers, &files[n], now, &[n as u8; 5]).unwrap());
-        offers.settle(slots[1], false);
+        let mut slots = granted(3);
+        let taken = [0, 1, 2].map(|n| queue(&mut slots, &files[n], now, &[n as u8; 5]).unwrap());
+        slots.settle(taken[1], false);
         let mut batch = Vec::new();
         for n in [0, 2] {
-            let bytes = offers.batch(252, &mut batch);
+            let bytes = slots.batch(252, &mut batch);
             assert_eq!(bytes.len(), queued_len(5));
             assert!(bytes.ends_with(&[n; 5]));
             assert_eq!(batch, [files[usize::from(n)].as_raw_fd()]);
-            offers.sent(1);
+            slots.sent(1);
         }
-        assert!(offers.first_queued().is_none());
-        assert_eq!(offers.next_slot(), Some((slots[1], 2)));
+        assert!(slots.first_queued().is_none());
+        assert_eq!(slots.next_slot(), Some((taken[1], 2)));
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -513,30 +513,30 @@ mod tests {
         ) {
             let now = Instant::now();
             let [file] = descriptors();
-            let mut offers = granted(16);
+            let mut slots = granted(16);
             // In their order: slot, deadline, what goes with it, and whether it waits.
             let mut model: Vec<(u32, Instant, Vec<u8>, bool)> = Vec::new();
             for (number, step) in steps.into_iter().enumerate() {
                 match step {
-                    Step::Offer { len, milliseconds } if offers.next_slot().is_some() => {
+                    Step::Offer { len, milliseconds } if slots.next_slot().is_some() => {
                         let deadline = now + Duration::from_millis(milliseconds);
                         let preread = vec![number as u8; len];
-                        let slot = queue(&mut offers, &file, deadline, &preread).unwrap();
+                        let slot = queue(&mut slots, &file, deadline, &preread).unwrap();
                         model.push((slot, deadline, preread, true));
                         // What has gone takes no more room than what waits.
-                        prop_assert!(offers.bytes.len() <= 2 * offers.queued_bytes());
+                        prop_assert!(slots.bytes.len() <= 2 * slots.queued_bytes());
                     }
                     Step::TakeBack(which) if !model.is_empty() => {
                         let (slot, .., waits) = model.remove(which.index(model.len()));
-                        offers.settle(slot, false);
+                        slots.settle(slot, false);
                         if !waits {
-                            offers.empty(slot);
-                            offers.grant(slot, NO_TOKEN);
+                            slots.empty(slot);
+                            slots.grant(slot, NO_TOKEN);
                         }
                     }
                     Step::Send { most } => {
                         let mut batch = Vec::new();
-                        let bytes = offers.batch(most, &mut batch).to_vec();
+                        let bytes = slots.batch(most, &mut batch).to_vec();
                         let waiting = model.iter_mut().filter(|(.., waits)| *waits);
                         let mut rest = &bytes[..];
                         for (.., preread, waits) in waiting.take(batch.len()) {
@@ -546,18 +546,18 @@ mod tests {
                             *waits = false;
                         }
                         prop_assert!(rest.is_empty());
-                        offers.sent(batch.len());
+                        slots.sent(batch.len());
                     }
                     _ => {}
                 }
                 let waiting = || model.iter().filter(|(.., waits)| *waits);
                 let waiting_bytes = waiting().map(|(.., preread, _)| queued_len(preread.len()));
                 let first = model.iter().map(|(_, deadline, ..)| *deadline).min();
-                prop_assert_eq!(offers.in_flight(), model.len());
-                prop_assert_eq!(offers.queued_bytes(), waiting_bytes.sum::<usize>());
-                prop_assert_eq!(offers.earliest().map(|(_, deadline)| deadline), first);
-                prop_assert_eq!(offers.first_queued(), waiting().next().map(|(slot, ..)| *slot));
-                prop_assert!(offers.queue.len() <= 32);
+                prop_assert_eq!(slots.in_flight(), model.len());
+                prop_assert_eq!(slots.queued_bytes(), waiting_bytes.sum::<usize>());
+                prop_assert_eq!(slots.earliest().map(|(_, deadline)| deadline), first);
+                prop_assert_eq!(slots.first_queued(), waiting().next().map(|(slot, ..)| *slot));
+                prop_assert!(slots.queue.len() <= 32);
             }
         }
     }
