@@ -294,6 +294,11 @@ pub(crate) fn tick() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// The earlier of two times, if there is a first one.
+pub(crate) fn earlier(first: Option<Instant>, other: Instant) -> Instant {
+    first.map_or(other, |first| first.min(other))
+}
+
 /// Milliseconds for poll(2), rounded up: a wait never ends before its deadline.
 fn poll_timeout(deadline: Instant, now: Instant) -> libc::c_int {
     let left = deadline.saturating_duration_since(now);

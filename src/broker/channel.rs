@@ -155,7 +155,7 @@ impl Channel {
 
     fn have_sent(&mut self, count: usize, now: Instant) {
         self.slots.sent(count);
-        (self.sent_at, self.look_at) = (now, Some(self.next_look(now + WORDS_PAUSE)));
+        (self.sent_at, self.look_at) = (now, Some(sys::earlier(self.look_at, now + WORDS_PAUSE)));
     }
 
     /// Sends as many offers as the socket takes. An error is the end of the channel.
@@ -268,10 +268,6 @@ impl Channel {
         self.slots.settle(slot, matches!(end, End::Adopted(_)));
         ledger.ended(&facts, end);
         result
-    }
-
-    fn next_look(&self, latest: Instant) -> Instant {
-        self.look_at.map_or(latest, |look_at| look_at.min(latest))
     }
 
     /// When to look at the words of all offers in flight, so that no adoption stays unknown because

@@ -13,6 +13,7 @@ use super::outcomes::Again;
 use super::slots::Facts;
 use super::{Broker, Phase, Verdict};
 use crate::reason::Reason;
+use crate::sys;
 
 /// How many of the offers that wait for room are looked at in one dispatch.
 const LOOKS_PER_DISPATCH: usize = 64;
@@ -122,7 +123,7 @@ impl Broker {
             } else if deadline <= now {
                 self.give_up(again.copy, again.reason);
             } else {
-                next = Some(next.map_or(deadline, |next| next.min(deadline)));
+                next = Some(sys::earlier(next, deadline));
                 self.waiting.push_back(again);
             }
         }

@@ -15,7 +15,7 @@ use super::{BrokerError, BrokerOptions, Limit, NoWelcome};
 use crate::failures::Attempt;
 use crate::handle::GREETING_TIMEOUT;
 use crate::memory::NoMemory;
-use crate::sys::file::FileId;
+use crate::sys::{self, file::FileId};
 
 /// What a backend does, as far as its broker knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,9 +115,12 @@ impl Needs {
         self.len >= other.len && self.tls >= other.tls
     }
 
-    /// What any backend can take that can take one of both.
-    pub(super) fn least(self, other: Needs) -> Needs {
-        Needs { len: self.len.min(other.len), tls: self.tls && other.tls }
+    /// Makes of the needs of offers that want room those of this one, too: what any backend can take
+    /// that can take one of them.
+    pub(super) fn add_to(self, wanted: &mut Option<Needs>) {
+        let least =
+            |other: Needs| Needs { len: self.len.min(other.len), tls: self.tls && other.tls };
+        *wanted = Some(wanted.map_or(self, least));
     }
 }
 
@@ -422,7 +425,7 @@ impl Member {
                 let mut due = channel.slots.earliest().map(|(_, deadline)| deadline);
                 let mut also = |time: Option<Instant>| {
                     if let Some(time) = time {
-                        due = Some(due.map_or(time, |due| due.min(time)));
+                        due = Some(sys::earlier(due, time));
                     }
                 };
                 also(channel.look_due());

@@ -45,11 +45,7 @@ impl Broker {
         settings: BackendSettings,
         now: Instant,
     ) -> Result<(), BrokerError> {
-        let known = self
-            .directories
-            .iter()
-            .position(|directory| directory.path.as_os_str() == path.as_os_str());
-        if let Some(number) = known {
+        if let Some(number) = self.directory_at(path) {
             self.directories[number].add_again(settings, now);
             for index in 0..self.members.len() {
                 if self.members[index].directory == Some(number as u32) {
@@ -66,6 +62,12 @@ impl Broker {
             self.tick_directories(now);
         }
         Ok(())
+    }
+
+    /// The number of the directory with this path.
+    fn directory_at(&self, path: &Path) -> Option<usize> {
+        let is_here = |it: &Directory| it.path.as_os_str() == path.as_os_str();
+        self.directories.iter().position(is_here)
     }
 
     /// Adds one backend, or changes it.
@@ -185,11 +187,7 @@ impl Broker {
         self.check_process()?;
         let mut removed = false;
         let known = self.outcomes.verdicts.len();
-        let directory = self
-            .directories
-            .iter()
-            .position(|directory| directory.path.as_os_str() == path.as_os_str());
-        if let Some(number) = directory {
+        if let Some(number) = self.directory_at(path) {
             removed = !self.directories[number].removed;
             self.remove_directory(number);
             for index in 0..self.members.len() {

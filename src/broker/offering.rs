@@ -144,9 +144,9 @@ impl Broker {
     #[cold]
     fn want(&mut self, needs: Needs, now: Instant) {
         self.handle.wake_if_missed();
-        let before = self.wanted;
-        self.wanted = Some(before.map_or(needs, |before| before.least(needs)));
-        if before.is_none() {
+        let is_first = self.wanted.is_none();
+        needs.add_to(&mut self.wanted);
+        if is_first {
             for index in 0..self.members.len() {
                 // If no timer can be set, something else wakes the caller.
                 let _ = self.arm(index, now);

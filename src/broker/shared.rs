@@ -91,7 +91,9 @@ impl SharedBroker {
             if let Some(needs) = broker.wanted {
                 for_loop.want(needs);
             }
-            broker.wanted = [before, broker.wanted].into_iter().flatten().reduce(Needs::least);
+            if let Some(needs) = before {
+                needs.add_to(&mut broker.wanted);
+            }
             result
         }))
     }
@@ -256,8 +258,7 @@ impl ForLoop {
     }
 
     fn want(&self, needs: Needs) {
-        let mut wanted = self.wanted();
-        *wanted = Some(wanted.map_or(needs, |before| before.least(needs)));
+        needs.add_to(&mut self.wanted());
     }
 
     fn tell(&self, broker: &Broker) {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::{poll_timeout, retry};
+use super::{earlier, poll_timeout, retry};
 
 /// Something that happened to a descriptor of an [`Events`].
 #[derive(Clone, Copy, Debug)]
@@ -354,7 +354,7 @@ impl Events {
     pub(crate) fn wake_at(&mut self, when: Instant, now: Instant) -> io::Result<()> {
         if self.armed.is_some_and(|armed| armed <= when) {
             if self.may_wait {
-                self.not_after = Some(self.not_after.map_or(when, |before| before.min(when)));
+                self.not_after = Some(earlier(self.not_after, when));
             }
             return Ok(());
         }
@@ -372,8 +372,7 @@ impl Events {
                 if armed > now + pause / 4 {
                     return Ok(());
                 }
-                let when = self.not_after.map_or(when, |not_after| not_after.min(when));
-                (when, self.not_after)
+                (earlier(self.not_after, when), self.not_after)
             }
             Some(armed) if armed <= when => return Ok(()),
             armed => (when, armed),
