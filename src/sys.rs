@@ -42,6 +42,18 @@ fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     }
 }
 
+/// Owns the descriptor that a call makes, which is run again for as long as a signal interrupts it.
+///
+/// # Safety
+///
+/// The descriptor that the call returns must be a new one, which nobody else owns.
+unsafe fn new_descriptor(mut call: impl FnMut() -> libc::c_int) -> io::Result<OwnedFd> {
+    let number = retry(|| call() as isize)?;
+    // SAFETY: the call succeeded, and as the caller says it made this descriptor, so nobody else owns
+    // it. It is the c_int that the call returned.
+    Ok(unsafe { OwnedFd::from_raw_fd(number as RawFd) })
+}
+
 /// Runs a receiving call again when the peer's close hides what it sent before: if the peer left
 /// something unread, a packet socket reports ECONNRESET once, ahead of its queue.
 fn retry_receive(mut call: impl FnMut() -> isize) -> io::Result<usize> {

@@ -2,12 +2,12 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 
-use super::{file, retry};
+use super::{file, new_descriptor, retry};
 
 /// A Unix socket address, unix(7): a path or, behind a leading `@`, an abstract name.
 pub(crate) struct Address {
@@ -74,10 +74,8 @@ pub(crate) fn connect(socket: &OwnedFd, address: &Address) -> io::Result<()> {
 /// none ever will be: bind(2) makes a new file. Whoever listens there does not notice.
 pub(crate) fn is_bound(address: &Address) -> io::Result<bool> {
     let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: socket(2) takes no pointers.
-    let fd = retry(|| unsafe { libc::socket(libc::AF_UNIX, flags, 0) as isize })?;
-    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    // SAFETY: socket(2) takes no pointers, and makes a new descriptor.
+    let socket = unsafe { new_descriptor(|| libc::socket(libc::AF_UNIX, flags, 0)) }?;
     // The kernel looks for the socket, then at its type (unix_find_bsd in net/unix/af_unix.c).
     match connect(&socket, address) {
         Ok(()) => Ok(true),

@@ -3,13 +3,13 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use super::file::{FileId, c_path};
-use super::retry;
+use super::{new_descriptor, retry};
 
 /// The names of the sockets in a directory, the last one first, and whether these are all: so many
 /// entries are read at most, of sockets or not.
@@ -82,12 +82,9 @@ impl Watch {
     pub(crate) fn new(path: &Path) -> io::Result<Watch> {
         let identity = identity(path);
         let path = c_path(path)?;
-        // SAFETY: inotify_init1(2) takes no pointers.
-        let fd = retry(|| unsafe {
-            libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) as isize
-        })?;
-        // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-        let inotify = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        let flags = libc::IN_CLOEXEC | libc::IN_NONBLOCK;
+        // SAFETY: inotify_init1(2) takes no pointers, and makes a new descriptor.
+        let inotify = unsafe { new_descriptor(|| libc::inotify_init1(flags)) }?;
         let changes = libc::IN_CREATE
             | libc::IN_MOVED_TO
             | libc::IN_DELETE

@@ -2,13 +2,13 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::{earlier, poll_timeout, retry};
+use super::{earlier, new_descriptor, poll_timeout, retry};
 
 /// Something that happened to a descriptor of an [`Events`].
 #[derive(Clone, Copy, Debug)]
@@ -161,19 +161,15 @@ impl Alarm {
 
 /// Makes a set of descriptors to watch, epoll_create1(2).
 pub(crate) fn new_epoll() -> io::Result<OwnedFd> {
-    // SAFETY: epoll_create1(2) takes no pointers.
-    let fd = retry(|| unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) as isize })?;
-    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    // SAFETY: epoll_create1(2) takes no pointers, and makes a new descriptor.
+    unsafe { new_descriptor(|| libc::epoll_create1(libc::EPOLL_CLOEXEC)) }
 }
 
 /// Makes a timer, timerfd_create(2).
 pub(crate) fn new_timer() -> io::Result<OwnedFd> {
     let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
-    // SAFETY: timerfd_create(2) takes no pointers.
-    let fd = retry(|| unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, flags) as isize })?;
-    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    // SAFETY: timerfd_create(2) takes no pointers, and makes a new descriptor.
+    unsafe { new_descriptor(|| libc::timerfd_create(libc::CLOCK_MONOTONIC, flags)) }
 }
 
 /// The keys of the timer and of the set's own edge.
@@ -238,10 +234,8 @@ impl Events {
     /// Makes what [`tell_again`](Events::tell_again) needs.
     pub(crate) fn make_edge(&mut self) -> io::Result<()> {
         let flags = libc::EFD_CLOEXEC | libc::EFD_NONBLOCK;
-        // SAFETY: eventfd(2) takes no pointers.
-        let fd = retry(|| unsafe { libc::eventfd(0, flags) as isize })?;
-        // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-        let edge = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        // SAFETY: eventfd(2) takes no pointers, and makes a new descriptor.
+        let edge = unsafe { new_descriptor(|| libc::eventfd(0, flags)) }?;
         self.control(libc::EPOLL_CTL_ADD, edge.as_raw_fd(), EDGE, libc::EPOLLIN | libc::EPOLLET)?;
         self.edge = Some(edge);
         Ok(())

@@ -4,13 +4,13 @@ use std::ffi::CString;
 use std::fs::{self, Metadata, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::retry;
+use super::{new_descriptor, retry};
 
 /// What tells one file of a file system from all others, and from a successor under its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,11 +60,8 @@ pub(crate) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
 pub(crate) fn open_directory_at(directory: &OwnedFd, name: &Path) -> io::Result<OwnedFd> {
     let name = c_path(name)?;
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-    // SAFETY: `name` ends in NUL.
-    let fd =
-        retry(|| unsafe { libc::openat(directory.as_raw_fd(), name.as_ptr(), flags) as isize })?;
-    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    // SAFETY: `name` ends in NUL, and openat(2) makes a new descriptor.
+    unsafe { new_descriptor(|| libc::openat(directory.as_raw_fd(), name.as_ptr(), flags)) }
 }
 
 pub(super) fn c_path(path: &Path) -> io::Result<CString> {

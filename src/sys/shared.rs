@@ -2,11 +2,11 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::AtomicU64;
 
-use super::{file, retry};
+use super::{file, new_descriptor, retry};
 
 /// Atomic words in memory that two processes share.
 #[derive(Debug)]
@@ -88,10 +88,8 @@ pub(crate) fn create_shared_words(len: usize) -> Result<(SharedWords, OwnedFd), 
 fn new_memory() -> io::Result<OwnedFd> {
     let create = |flags| {
         let flags = flags | libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-        // SAFETY: the name ends in NUL.
-        let fd = retry(|| unsafe { libc::memfd_create(c"handoff".as_ptr(), flags) as isize })?;
-        // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+        // SAFETY: the name ends in NUL, and memfd_create(2) makes a new descriptor.
+        unsafe { new_descriptor(|| libc::memfd_create(c"handoff".as_ptr(), flags)) }
     };
     // A system may demand that nobody can execute it (vm.memfd_noexec); before Linux 6.3 nobody
     // can ask for that.

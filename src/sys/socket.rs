@@ -2,13 +2,13 @@
 
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::slice;
 
 use super::arrived::Arrived;
 use super::packet::MAX_DESCRIPTORS;
-use super::{A_SOCKET, retry, what_is};
+use super::{A_SOCKET, new_descriptor, retry, what_is};
 
 /// The two kinds of Unix socket that keep the order of what is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,10 +31,8 @@ impl SocketKind {
 /// Makes a non-blocking, close-on-exec Unix socket.
 pub(crate) fn new(kind: SocketKind) -> io::Result<OwnedFd> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: socket(2) takes no pointers.
-    let fd = retry(|| unsafe { libc::socket(libc::AF_UNIX, kind.raw() | flags, 0) as isize })?;
-    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    // SAFETY: socket(2) takes no pointers, and makes a new descriptor.
+    unsafe { new_descriptor(|| libc::socket(libc::AF_UNIX, kind.raw() | flags, 0)) }
 }
 
 pub(crate) fn listen(socket: &OwnedFd, backlog: i32) -> io::Result<()> {
@@ -56,12 +54,9 @@ pub(crate) fn accept_nonblocking(listener: BorrowedFd<'_>) -> io::Result<OwnedFd
 
 fn accept_with(listener: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<OwnedFd> {
     let flags = flags | libc::SOCK_CLOEXEC;
-    // SAFETY: accept4(2) takes NULL for an address that nobody wants.
-    let fd = retry(|| unsafe {
-        libc::accept4(listener.as_raw_fd(), ptr::null_mut(), ptr::null_mut(), flags) as isize
-    })?;
-    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    let listener = listener.as_raw_fd();
+    // SAFETY: accept4(2) takes NULL for an address that nobody wants, and makes a new descriptor.
+    unsafe { new_descriptor(|| libc::accept4(listener, ptr::null_mut(), ptr::null_mut(), flags)) }
 }
 
 /// Sets O_NONBLOCK, which every copy of the descriptor shares.
@@ -361,10 +356,8 @@ pub(crate) mod tests {
     use std::net::SocketAddr;
 
     pub(crate) fn new_socket(family: libc::c_int, kind: libc::c_int) -> io::Result<OwnedFd> {
-        // SAFETY: socket(2) takes no pointers.
-        let fd = retry(|| unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) as isize })?;
-        // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+        // SAFETY: socket(2) takes no pointers, and makes a new descriptor.
+        unsafe { new_descriptor(|| libc::socket(family, kind | libc::SOCK_CLOEXEC, 0)) }
     }
 
     /// A socket whose connect(2) has succeeded although nothing was sent yet, tcp(7).
