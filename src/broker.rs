@@ -63,6 +63,7 @@ mod directory;
 mod down;
 mod error;
 mod failover;
+mod greeting;
 mod member;
 mod members;
 mod offer;

@@ -2,26 +2,19 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::os::fd::{AsFd, RawFd};
 use std::time::{Duration, Instant};
 
-use super::down::WhyDown;
 use super::outcomes::{End, Ledger};
-use super::peer;
 use super::portions;
 use super::slots::{Facts, Slots, State};
-use super::{BrokerOptions, NoWelcome};
-use crate::address;
 use crate::claim::{self, ClaimTable, Lost, ability};
 use crate::handle::{GREETING_TIMEOUT, MEMORY_PAUSE};
 use crate::reason::Reason;
-use crate::support;
 use crate::sys::event::Events;
-use crate::sys::{self, Received, packet, socket};
+use crate::sys::{self, Received, packet};
 use crate::watched::WatchedSocket;
-use crate::wire::{self, Frame, Hello, Kind, REFUSAL_LEN, Refusal, Rejection, WireError};
+use crate::wire::{self, Frame, Kind, Refusal, Rejection, WireError};
 
 /// The most parts of a preread that is sent by itself.
 const LARGE_PREREAD_PARTS: usize = 6;
@@ -55,37 +48,19 @@ pub(super) struct Channel {
     /// It was for something to receive, which is not watched until then.
     unreceived: bool,
     /// What the backend said when it turned this broker away: its last word.
-    refusal: Option<Refusal>,
+    pub(super) refusal: Option<Refusal>,
 }
 
 impl Channel {
-    /// Connects to a handoff socket, checks who listens there, and says hello, without waiting for
-    /// the welcome.
-    pub(super) fn connect(
-        path: &Path,
-        count: usize,
-        options: &BrokerOptions,
-        key: u64,
+    /// One over which the hello was just sent.
+    pub(super) fn new(
+        socket: WatchedSocket,
+        claims: ClaimTable,
+        slots: Slots,
         now: Instant,
-    ) -> Result<Channel, WhyDown> {
-        let address = address::address(path).map_err(|_| WhyDown::NoBackend(libc::EINVAL))?;
-        let socket = support::seq_packet_socket()?;
-        // Before connecting: later could be too late.
-        socket::refuse_descriptors(&socket);
-        sys::address::connect(&socket, &address)
-            .map_err(|error| why_not_connected(path, &address, error))?;
-        // A backend that cannot ask either closes the channel, and nobody would know why.
-        support::credentials(socket.as_fd())?;
-        peer::check(&socket, &address, options)?;
-        let (claims, table) = support::claim_table(count)?;
-        let slots = Slots::new(count)?;
-        let hello = Hello { slots: count as u32 }.body();
-        let header = wire::header(Kind::Hello, 0, 1, hello.len());
-        let parts = [IoSlice::new(&header), IoSlice::new(&hello)];
-        packet::send_packet(socket.as_fd(), &parts, &[table.as_raw_fd()])
-            .map_err(|error| why_hello_failed(&socket, error))?;
-        Ok(Channel {
-            socket: WatchedSocket::new(socket, key),
+    ) -> Channel {
+        Channel {
+            socket,
             claims,
             slots,
             welcome: Err(now + GREETING_TIMEOUT),
@@ -98,7 +73,7 @@ impl Channel {
             try_again: None,
             unreceived: false,
             refusal: None,
-        })
+        }
     }
 
     /// When to give up a backend that has not said all that is to come first: a welcome and tokens.
@@ -197,16 +172,7 @@ impl Channel {
                 // Something is wrong with one of them: find it by halves, and then send more again.
                 _ if count > 1 => most = count / 2,
                 code => {
-                    let reason = match code {
-                        Some(libc::ETOOMANYREFS) => Reason::DescriptorPressure,
-                        Some(libc::EPERM | libc::EACCES) => Reason::PermissionDenied,
-                        // The caller closed the descriptor too early.
-                        Some(libc::EBADF) => Reason::ClientGone,
-                        // More than the socket's buffer, SO_SNDBUF, holds.
-                        Some(libc::EMSGSIZE) => Reason::TooLarge,
-                        _ => Reason::ClientUnsupported,
-                    };
-                    self.take_back(first, reason, ledger)?;
+                    self.take_back(first, why_unsent(code), ledger)?;
                 }
             }
         }
@@ -474,21 +440,6 @@ impl Channel {
         }
     }
 
-    /// Why the channel ended, after a last attempt to receive.
-    pub(super) fn why_ended(&self, last: Result<bool, Reason>) -> WhyDown {
-        match (self.refusal, self.welcome, last) {
-            (Some(refusal), ..) => WhyDown::TurnedAway(refusal),
-            (None, Ok(_), _) => WhyDown::NoBackend(libc::ECONNRESET),
-            (None, Err(_), Ok(_)) => {
-                WhyDown::NoWelcome(NoWelcome::Silent { seconds: GREETING_TIMEOUT.as_secs() })
-            }
-            (None, Err(_), Err(Reason::IntegrityMismatch)) => {
-                WhyDown::NoWelcome(NoWelcome::Foreign)
-            }
-            (None, Err(_), Err(_)) => WhyDown::NoWelcome(NoWelcome::Closed),
-        }
-    }
-
     /// Takes the backend's word for what became of an offer, as far as the claim table bears it
     /// out.
     fn settle(&mut self, verdict: &wire::Verdict, ledger: &mut Ledger<'_>) -> Result<(), Reason> {
@@ -524,35 +475,15 @@ impl Channel {
     }
 }
 
-/// Why nobody could be connected to: what is no socket is refused like one that nobody listens on. An
-/// abstract name is no file's.
-#[cold]
-fn why_not_connected(path: &Path, address: &sys::address::Address, error: io::Error) -> WhyDown {
-    if error.raw_os_error() != Some(libc::ECONNREFUSED) || address.is_abstract() {
-        return error.into();
-    }
-    match path.metadata() {
-        Ok(file) if file.is_dir() => WhyDown::NoBackend(libc::EISDIR),
-        Ok(file) if !file.file_type().is_socket() => WhyDown::NoBackend(libc::ENOTSOCK),
-        _ => error.into(),
-    }
-}
-
-/// What a backend said that turned this broker away before its hello, if that is why sending the
-/// hello failed.
-#[cold]
-fn why_hello_failed(socket: &OwnedFd, error: io::Error) -> WhyDown {
-    let code = error.raw_os_error();
-    if !matches!(code, Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN)) {
-        return error.into();
-    }
-    let mut packet = [0; wire::HEADER_LEN + REFUSAL_LEN + 1];
-    // An error that the socket had is told by now.
-    let received = sys::receive(socket.as_fd(), &mut packet, false);
-    let Ok(received) = received else { return WhyDown::NoWelcome(NoWelcome::Closed) };
-    match wire::decode(&packet[..received.len], received.descriptors) {
-        Ok(Frame::Refusal(refusal)) => WhyDown::TurnedAway(refusal),
-        _ if received.len > 0 => WhyDown::NoWelcome(NoWelcome::Foreign),
-        _ => WhyDown::NoWelcome(NoWelcome::Closed),
+/// Why an offer cannot be sent, by the error number of a packet that has no other.
+fn why_unsent(code: Option<i32>) -> Reason {
+    match code {
+        Some(libc::ETOOMANYREFS) => Reason::DescriptorPressure,
+        Some(libc::EPERM | libc::EACCES) => Reason::PermissionDenied,
+        // The caller closed the descriptor too early.
+        Some(libc::EBADF) => Reason::ClientGone,
+        // More than the socket's buffer, SO_SNDBUF, holds.
+        Some(libc::EMSGSIZE) => Reason::TooLarge,
+        _ => Reason::ClientUnsupported,
     }
 }
