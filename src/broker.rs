@@ -387,7 +387,7 @@ impl Broker {
     /// Does what an event is about; says whether there may be more to receive.
     fn handle_event(&mut self, event: Event, now: Instant) -> bool {
         let Some(index) = usize::try_from(event.key).ok().filter(|key| *key < MAX_BACKENDS) else {
-            // Of what there is more, the next dispatch is told.
+            // A directory. If there is more to read, a timer makes the next dispatch read it.
             self.watch_told(event.key, now);
             return false;
         };

@@ -57,7 +57,8 @@ pub enum PeerError {
         source: io::Error,
     },
     /// The policy does not allow this peer.
-    #[error("{socket}: the policy does not allow the peer, user {user}, group {group}, process {process}",
+    #[error("{socket}: the policy does not allow the peer, \
+         user {user}, group {group}, process {process}",
         user = .credentials.user, group = .credentials.group, process = .credentials.process)]
     NotAllowed {
         /// The socket that was asked about.

@@ -31,7 +31,8 @@ impl Backend {
             // What is there is looked at, even if the time is up, as long as that is not without
             // end.
             let over = late && !(self.is_behind && rounds < MAX_ROUNDS);
-            // Who does not wait gets what is there first: a backend that drains wants no fallbacks.
+            // A caller who does not wait gets what is there first: a backend that drains wants no
+            // fallbacks.
             let waits = timeout != Some(Duration::ZERO);
             if (waits || over) && self.handle.woken() {
                 return Err(BackendError::Woken);

@@ -202,7 +202,7 @@ impl Channel {
             let (mut many, mut large) = (false, false);
             for ((received, packet), descriptors) in packets.zip(descriptors.iter_mut()) {
                 large |= packet.len() >= wire::LARGE_LEN;
-                // Kept only behind an arrival that is held: who drains ends when nothing is.
+                // Kept only behind an arrival that is held: a backend that drains ends when nothing is.
                 let others_wait = arrivals.statistics.arrived > before && arrivals.has_waiting();
                 let may_wait = others_wait && !(ended || many || large || packet.is_empty());
                 // So many as a broker that keeps to its tokens can have offered beside what is

@@ -300,7 +300,7 @@ impl Broker {
     }
 
     /// Adds a backend that was found in a directory. If there are too many, one at whose socket nobody
-    /// listens makes room for it: who is killed leaves the socket behind.
+    /// listens makes room for it: a backend that is killed leaves its socket behind.
     fn add_found(
         &mut self,
         path: &Path,

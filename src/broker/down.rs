@@ -16,9 +16,9 @@ pub(super) enum WhyDown {
     NoBackend(i32),
     /// The backend said why.
     TurnedAway(Refusal),
-    /// Who listens there did not say welcome.
+    /// Whoever listens there did not say welcome.
     NoWelcome(NoWelcome),
-    /// Who listens there may not be the backend.
+    /// Whoever listens there may not be the backend.
     NotAllowed { user: u32, nameless: bool, own: u32, owner: Option<u32> },
     /// The system does not tell who listens there: an error number.
     Unknown(i32),

@@ -140,7 +140,7 @@ pub enum BrokerError {
         /// Why.
         refusal: Refusal,
     },
-    /// Who listens at the path accepts connections, but no backend that works says this.
+    /// Whoever listens at the path accepts connections, but does not behave as a backend that works.
     #[error("{path}: whoever listens there {did}", path = .path.display())]
     NoWelcome {
         /// The handoff socket.
@@ -163,7 +163,8 @@ pub enum BrokerError {
         allowed: Allowed,
     },
     /// The system does not tell who listens at the path. Nothing was sent there.
-    #[error("{path}: cannot tell who listens there: {said}", path = .path.display(), said = Said(source))]
+    #[error("{path}: cannot tell who listens there: {said}",
+        path = .path.display(), said = Said(source))]
     Unknown {
         /// The handoff socket.
         path: Arc<Path>,
@@ -258,7 +259,7 @@ impl fmt::Display for WhyNone<'_> {
     }
 }
 
-/// What can be offered, to who has passed something else that is open.
+/// What can be offered, for a caller who passed something else that is open.
 struct OnlySockets<'a>(&'a io::Error);
 
 impl fmt::Display for OnlySockets<'_> {

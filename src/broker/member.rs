@@ -256,9 +256,9 @@ impl Member {
         now.checked_add(pause).unwrap_or(now)
     }
 
-    /// Whether it has a channel and has not said welcome yet, or is to get one by then: who does not
-    /// watch the descriptor learns only when it offers that a channel has ended, maybe long ago. One
-    /// that was silent for too long before is nothing to wait for.
+    /// Whether it has a channel and has not said welcome yet, or is to get one by then: a caller
+    /// that does not watch the descriptor learns only when it offers that a channel has ended, maybe
+    /// long ago. A backend that was silent for too long before is nothing to wait for.
     pub(super) fn is_connecting(&self, deadline: Instant) -> bool {
         let was_silent =
             || matches!(self.why_down, Some(WhyDown::NoWelcome(NoWelcome::Silent { .. })));

@@ -104,7 +104,7 @@ impl Broker {
             self.place(chosen, &mut placing, now)?
         };
         self.outcomes.statistics.offered += 1;
-        // Who was refused sees that there is room, unless this has taken all of it.
+        // Whoever was refused sees that there is room, unless this has taken all of it.
         let sees_room = |wanted: Needs| needs.are_at_least(wanted) && self.would_take(wanted, now);
         if self.wanted.is_some_and(sees_room) {
             self.wanted = None;

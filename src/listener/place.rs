@@ -528,7 +528,7 @@ mod tests {
         fs::create_dir(&lock).unwrap();
         let _other = UnixListener::bind(lock.join("other")).unwrap();
         chown(&lock, Some(4002), None).unwrap();
-        // Where the directory is not sticky, who can make names in it can also remove the path.
+        // Where the directory is not sticky, whoever can make names in it can also remove the path.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(matches!(listen(&path), Err(ListenerError::InUse { .. })));
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o1777)).unwrap();

@@ -291,7 +291,8 @@ impl Events {
     /// [`done`](Events::done) is called: if what was due cannot be done, it stays due.
     pub(crate) fn take(&mut self, wait: Wait, happened: &mut Happened) -> io::Result<usize> {
         happened.count = 0;
-        // Before looking: of a timer that fires later than that, the count still tells.
+        // Read before looking: if the alarm fires the timer only after that, its count is another one,
+        // and `is_due` sees that.
         let fired = self.alarm.fired.load(Ordering::SeqCst);
         let spin_until = match wait {
             _ if self.spin.is_zero() => None,

@@ -39,8 +39,8 @@ pub(crate) struct Record {
     /// Bytes written to the buffer, and the first of them; zeros where there are none.
     pub len: usize,
     pub start: [u8; 2],
-    /// The content type of the record that they are from; none if the kernel does no TLS for what
-    /// this socket receives, and mostly at the end of the stream.
+    /// The content type of the record that they are from. None if the kernel does no TLS for what
+    /// this socket receives, and in most cases at the end of the stream.
     pub content: Option<u8>,
 }
 

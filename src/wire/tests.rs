@@ -158,7 +158,10 @@ proptest! {
     }
 
     #[test]
-    fn first_frames_survive_their_bytes(slots in 1..=MAX_SLOTS as u32, bytes in 0..=MAX_FRAME_LEN as u32) {
+    fn first_frames_survive_their_bytes(
+        slots in 1..=MAX_SLOTS as u32,
+        bytes in 0..=MAX_FRAME_LEN as u32,
+    ) {
         let hello = Hello { slots };
         let packet_of_hello = packet(Kind::Hello, 0, 1, &hello.body());
         let decoded = decode(&packet_of_hello, 1);

@@ -233,7 +233,7 @@ impl<D: Desk> State<D> {
         }
     }
 
-    /// Passes a wake on to all who wait: who came later will find that it is not for them.
+    /// Passes a wake on to all who wait: those who came later will find that it is not for them.
     fn pass_on(&mut self, wakes: u64) {
         if mem::replace(&mut self.wakes, wakes) != wakes {
             for place in 0..self.waiting.len() {
