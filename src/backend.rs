@@ -89,6 +89,7 @@ use accepting::{Accepting, LISTENER, Source};
 use arrivals::{Arrivals, Place};
 use batch::Batch;
 use channel::{Channel, End};
+use channels::Unfinished;
 use inbox::Inbox;
 use slots::Slots;
 
@@ -167,14 +168,7 @@ pub struct Backend {
     batch: Batch,
     /// Channels with something to send.
     dirty: Vec<usize>,
-    /// The system was short of something for what a channel has to send.
-    is_short: bool,
-    /// It was short of memory for something to receive, which is not watched for a while.
-    is_unreceived: bool,
-    /// There may be something to receive that had no turn in the last dispatch.
-    is_behind: bool,
-    /// A broker has stopped receiving, and what it sent before is to be received.
-    is_unheard: bool,
+    unfinished: Unfinished,
     /// Channels whose broker has gone; their places are cleared when nothing is held there.
     orphans: Vec<usize>,
     inbox: Inbox,
@@ -221,10 +215,7 @@ impl Backend {
             arrivals: Arrivals::new(options),
             batch: Batch::new(),
             dirty: Vec::new(),
-            is_short: false,
-            is_unreceived: false,
-            is_behind: false,
-            is_unheard: false,
+            unfinished: Unfinished::default(),
             orphans: Vec::new(),
             inbox: Inbox::default(),
         }
@@ -264,7 +255,7 @@ impl Backend {
         self.enter()?;
         self.batch.dispatched();
         self.accepting.dispatched();
-        self.is_behind = false;
+        self.unfinished.behind = false;
         self.open_all_kept();
         self.clear_up();
         // Before a wait: verdicts of a batch that the caller has left.
@@ -278,12 +269,12 @@ impl Backend {
         let watched = self.watch_again();
         self.try_again();
         self.flush();
-        if self.is_unheard {
+        if self.unfinished.unheard {
             self.wake_now()?;
         }
         handled.and(resumed).and(expired).and(watched)?;
         self.handle.done();
-        if let (true, Some(events)) = (self.is_behind, self.handle.events()) {
+        if let (true, Some(events)) = (self.unfinished.behind, self.handle.events()) {
             // Of what is left there was an edge before. If there can be no other, a timer must do.
             let _ = events.tell_again() || self.batch.set_timer(events);
         }
@@ -386,8 +377,7 @@ impl Backend {
         }
         self.batch.open = false;
         self.flush();
-        let waits = self.is_short || self.is_unreceived || self.is_behind || self.is_unheard;
-        if let (false, Some(events)) = (waits, self.handle.events()) {
+        if let (false, Some(events)) = (self.unfinished.any(), self.handle.events()) {
             self.batch.cancel_timer(events);
         }
         None

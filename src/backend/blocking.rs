@@ -30,7 +30,7 @@ impl Backend {
             }
             // What is there is looked at, even if the time is up, as long as that is not without
             // end.
-            let over = late && !(self.is_behind && rounds < MAX_ROUNDS);
+            let over = late && !(self.unfinished.behind && rounds < MAX_ROUNDS);
             // A caller who does not wait gets what is there first: a backend that drains wants no
             // fallbacks.
             let waits = timeout != Some(Duration::ZERO);

@@ -6,6 +6,26 @@ use super::channel::{Channel, End};
 use super::{Backend, BackendError};
 use crate::wire::Refusal;
 
+/// What is left to do for the channels after a dispatch.
+#[derive(Debug, Default)]
+pub(super) struct Unfinished {
+    /// The system was short of something for what a channel has to send.
+    pub short: bool,
+    /// It was short of memory for something to receive, which is not watched for a while.
+    pub unreceived: bool,
+    /// There may be something to receive that had no turn in the last dispatch.
+    pub behind: bool,
+    /// A broker has stopped receiving, and what it sent before is to be received.
+    pub unheard: bool,
+}
+
+impl Unfinished {
+    pub(super) fn any(&self) -> bool {
+        let Unfinished { short, unreceived, behind, unheard } = *self;
+        short || unreceived || behind || unheard
+    }
+}
+
 impl Backend {
     /// Receives what is there on a channel: what one turn brings or, if it has ended, all.
     pub(super) fn receive(&mut self, index: usize, ended: bool) {
@@ -19,7 +39,7 @@ impl Backend {
             self.accepting.awaiting_hello -= 1;
         }
         let unsent = channel.is_unsent(self.arrivals.draining);
-        self.is_unreceived |= channel.unreceived().is_some();
+        self.unfinished.unreceived |= channel.unreceived().is_some();
         // Descriptors of packets that broke the channel, or came behind such a one.
         inbox.descriptors.iter_mut().for_each(Vec::clear);
         match received {
@@ -30,7 +50,7 @@ impl Backend {
             }
             Err(end) => self.end(index, end),
             Ok(more) => {
-                self.is_behind |= more;
+                self.unfinished.behind |= more;
                 if unsent {
                     self.mark_dirty(index);
                 }
@@ -76,13 +96,13 @@ impl Backend {
         let Some(events) = self.handle.events() else { return };
         let channel = &mut self.channels[index];
         let flushed = channel.flush(events, &mut self.arrivals);
-        self.is_short |= channel.is_short();
+        self.unfinished.short |= channel.is_short();
         match flushed {
             Err(end) => self.end(index, end),
             Ok(()) if channel.is_deaf() => {
                 // In the next dispatch: until then the caller may read the bytes of what it has
                 // adopted, in slots that the broker may have used again.
-                self.is_unheard = true;
+                self.unfinished.unheard = true;
                 let _ = self.wake_now();
             }
             Ok(()) => {}
@@ -91,7 +111,7 @@ impl Backend {
 
     /// Receives what brokers sent before they stopped receiving, and ends their channels.
     pub(super) fn receive_last(&mut self) {
-        if !std::mem::take(&mut self.is_unheard) {
+        if !std::mem::take(&mut self.unfinished.unheard) {
             return;
         }
         for index in 0..self.channels.len() {
@@ -103,7 +123,7 @@ impl Backend {
 
     /// Sends again what the system was short of something for.
     pub(super) fn try_again(&mut self) {
-        if !std::mem::take(&mut self.is_short) {
+        if !std::mem::take(&mut self.unfinished.short) {
             return;
         }
         for index in 0..self.channels.len() {
@@ -116,7 +136,7 @@ impl Backend {
     /// Watches again what the system was short of memory to receive. Called after a wait, so that
     /// it is told of in the next one.
     pub(super) fn watch_again(&mut self) -> Result<(), BackendError> {
-        if !std::mem::take(&mut self.is_unreceived) {
+        if !std::mem::take(&mut self.unfinished.unreceived) {
             return Ok(());
         }
         let Some(events) = self.handle.events() else { return Ok(()) };
@@ -126,7 +146,7 @@ impl Backend {
         }
         match self.channels.iter().filter_map(Channel::unreceived).min() {
             Some(until) => {
-                self.is_unreceived = true;
+                self.unfinished.unreceived = true;
                 Ok(self.handle.wake_at(until, now)?)
             }
             None => Ok(()),
