@@ -63,6 +63,7 @@ mod batch;
 mod blocking;
 mod channel;
 mod channels;
+mod deciding;
 mod error;
 mod inbox;
 mod kinds;
@@ -70,28 +71,24 @@ mod options;
 mod rooms;
 mod slots;
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::claim::Lost;
 use crate::handle::{Handle, HandleError, LEFTOVER_PAUSE, Waker};
 use crate::listener::{Listener, ListenerOptions};
 use crate::peer::Credentials;
-use crate::reason::Reason;
 use crate::support;
-use crate::sys::arrived::Arrived;
 use crate::sys::event::{Event, Happened, Wait};
 use crate::sys::socket::{self, SocketKind};
-use crate::wire::{Refusal, Rejection};
+use crate::wire::Refusal;
 
 use accepting::{Accepting, LISTENER, Source};
-use arrivals::{Arrivals, Place};
+use arrivals::Arrivals;
 use batch::Batch;
-use channel::{Channel, End};
+use channel::Channel;
 use channels::Unfinished;
 use inbox::Inbox;
-use slots::Slots;
 
 pub use error::BackendError;
 pub use kinds::Kinds;
@@ -334,154 +331,6 @@ impl Backend {
         Ok(())
     }
 
-    /// Takes the next arrival, to look at and then to adopt or reject. When there is no more, the
-    /// verdicts on those that were adopted and rejected are sent to the brokers. In a child of
-    /// fork(2) there is none: they are the parent's, see [`check_process`](Backend::check_process).
-    pub fn next_arrival(&mut self) -> Option<Arrival<'_>> {
-        let place = self.next_place()?;
-        self.tell_of_leftovers();
-        Some(self.view(place))
-    }
-
-    /// Whether there is something to take, or to look at.
-    fn has_leftovers(&self) -> bool {
-        self.arrivals.has_waiting() || !self.inbox.kept.is_empty()
-    }
-
-    /// Makes sure that the caller is woken for what is left, should it stop here.
-    fn tell_of_leftovers(&mut self) {
-        if let (true, Some(events)) = (self.has_leftovers(), self.handle.events()) {
-            self.batch.set_timer(events);
-        }
-    }
-
-    fn next_place(&mut self) -> Option<Place> {
-        if self.handle.is_elsewhere() {
-            return None;
-        }
-        if std::mem::take(&mut self.batch.complete) {
-            self.flush();
-        }
-        while let Some(place) = self.next_waiting() {
-            let Some(slots) = self.held(place) else {
-                self.arrivals.stale_taken();
-                continue;
-            };
-            slots.seen(place.slot);
-            if slots.is_on_offer(place.slot) {
-                self.batch.took();
-                return Some(place);
-            }
-            let lost = slots.why_lost(place.slot);
-            self.lose(place, lost);
-        }
-        self.batch.open = false;
-        self.flush();
-        if let (false, Some(events)) = (self.unfinished.any(), self.handle.events()) {
-            self.batch.cancel_timer(events);
-        }
-        None
-    }
-
-    /// The next place with an arrival, also of the packets that are kept.
-    fn next_waiting(&mut self) -> Option<Place> {
-        loop {
-            let place = self.arrivals.next_waiting();
-            if place.is_some() || !self.open_kept() {
-                return place;
-            }
-        }
-    }
-
-    fn view(&self, place: Place) -> Arrival<'_> {
-        let none = Credentials { process: 0, user: u32::MAX, group: u32::MAX };
-        let channel = self.channels.get(place.channel);
-        let broker = channel.map_or(none, |channel| channel.broker);
-        let slots = channel.and_then(|channel| channel.slots.as_ref());
-        let (parts, tls) = slots.map_or(([&[][..]; 4], false), |slots| {
-            let slot = slots.slot(place.slot);
-            (slot.parts(), slot.has_tls())
-        });
-        let [service, correlation, metadata, preread] = parts;
-        Arrival { id: place.id(), service, correlation, metadata, preread, broker, tls }
-    }
-
-    /// The slots among which an arrival is held.
-    fn held(&mut self, place: Place) -> Option<&mut Slots> {
-        let slots = self.channels.get_mut(place.channel)?.slots.as_mut()?;
-        slots.holds(place.slot, place.serial).then_some(slots)
-    }
-
-    /// Adopts an arrival. After `Ok` the connection is this process's, and the broker never serves
-    /// it. The verdict is sent when the next arrival is taken, or there is none; at once if this is
-    /// not done as soon as it was taken. The arrival's bytes can be read until the next
-    /// [`dispatch`](Backend::dispatch).
-    pub fn adopt(&mut self, id: u64) -> Result<OwnedFd, BackendError> {
-        self.check_process()?;
-        let place = Place::of(id);
-        let Some(slots) = self.held(place) else { return Err(BackendError::Unknown { id }) };
-        match slots.claim(place.slot) {
-            Ok(()) => {
-                self.arrivals.statistics.adopted += 1;
-                let descriptor = self.finish(place, None);
-                descriptor.map(Arrived::accept).ok_or(BackendError::Unknown { id })
-            }
-            Err(lost) => {
-                self.lose(place, lost);
-                Err(BackendError::TakenBack { id })
-            }
-        }
-    }
-
-    /// Closes an arrival that cannot be adopted.
-    fn lose(&mut self, place: Place, lost: Lost) {
-        if lost == Lost::Impossible {
-            self.end(place.channel, End::Broken);
-        }
-        if self.held(place).is_some() {
-            self.arrivals.statistics.taken_back += 1;
-            self.finish(place, Some(Reason::AckTimeout));
-        }
-    }
-
-    /// Rejects an arrival: its descriptor is closed, and the broker serves the client another way.
-    pub fn reject(&mut self, id: u64, reason: Reason) -> Result<(), BackendError> {
-        self.check_process()?;
-        let place = Place::of(id);
-        let slots = self.held(place).ok_or(BackendError::Unknown { id })?;
-        let taken_back = slots.is_taken_back(place.slot);
-        self.arrivals.refused(taken_back);
-        self.finish(place, Some(reason));
-        Ok(())
-    }
-
-    /// Releases an arrival and queues its verdict, with the slot's next token. Returns its descriptor
-    /// if it is adopted, and closes it otherwise.
-    fn finish(&mut self, place: Place, reason: Option<Reason>) -> Option<Arrived> {
-        let channel = self.channels.get_mut(place.channel)?;
-        let connected = channel.is_connected();
-        let slots = channel.slots.as_mut()?;
-        let descriptor = slots.release((place.channel, place.slot), &mut self.arrivals.rooms);
-        self.arrivals.held -= 1;
-        // Closed before the broker hears of it.
-        let adopted = descriptor.filter(|_| reason.is_none());
-        if connected {
-            slots.answer(place.slot, reason.map(Rejection::from), self.arrivals.next_token());
-            let complete = !slots.others_follow(place.slot);
-            // Of an adoption the words tell, too, and a broker with other tokens can wait for this
-            // one.
-            let may_wait = reason.is_none() && slots.broker_has_tokens();
-            self.batch.complete |= complete;
-            self.mark_dirty(place.channel);
-            let (batch, events) = (&mut self.batch, self.handle.events());
-            let later = batch.open && (!complete || (reason.is_none() && batch.goes_on()));
-            if !later || !(may_wait || events.is_some_and(|events| batch.set_timer(events))) {
-                self.flush();
-            }
-        }
-        adopted
-    }
-
     /// Grants nothing from now on and accepts no broker: those that wait are told so. Arrivals that
     /// are held can still be adopted, and so can those that come with tokens granted before.
     ///
@@ -562,102 +411,5 @@ impl Drop for Backend {
             slots.close_copies();
         }
         self.inbox.kept.close_copies();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::broker::{Broker, BrokerOptions, Offer};
-    use std::io::IoSlice;
-    use std::os::unix::net::UnixStream;
-
-    struct Both {
-        _directory: tempfile::TempDir,
-        backend: Backend,
-        broker: Broker,
-        client: UnixStream,
-        _peer: UnixStream,
-    }
-
-    fn both() -> Both {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("socket");
-        let backend = Backend::listen(&path, BackendOptions::default()).unwrap();
-        let broker = Broker::new(&path, BrokerOptions::default()).unwrap();
-        let (client, peer) = UnixStream::pair().unwrap();
-        let mut both = Both { _directory: directory, backend, broker, client, _peer: peer };
-        both.broker.dispatch().unwrap();
-        both.backend.dispatch().unwrap();
-        both.broker.dispatch().unwrap();
-        both
-    }
-
-    impl Both {
-        fn offer(&mut self, preread: &[u8]) {
-            let offer = Offer {
-                descriptor: self.client.as_fd(),
-                preread: &[IoSlice::new(preread)],
-                metadata: b"",
-                service: b"",
-                correlation: b"",
-                user_data: 0,
-                timeout: None,
-                tls: false,
-                more: false,
-            };
-            // SAFETY: the client is open as long as the broker.
-            unsafe { self.broker.offer(&offer) }.unwrap();
-        }
-    }
-
-    #[test]
-    fn arrivals_can_be_adopted_when_their_numbers_begin_again() {
-        let mut both = both();
-        both.backend.arrivals.next_serial = arrivals::MAX_SERIAL;
-        for _ in 0..2 {
-            both.offer(b"");
-            both.backend.dispatch().unwrap();
-            let id = both.backend.next_arrival().unwrap().id;
-            both.backend.adopt(id).unwrap();
-        }
-    }
-
-    #[test]
-    fn packet_that_was_not_looked_at_goes_with_a_channel_that_its_broker_broke() {
-        let mut both = both();
-        for preread in [&b"taken"[..], b"in the next packet", b"in the one after that"] {
-            both.offer(preread);
-        }
-        both.backend.dispatch().unwrap();
-        let taken = both.backend.next_place().unwrap();
-        both.backend.end(taken.channel, End::Broken);
-        assert!(both.backend.inbox.kept.take().is_none());
-        assert!(both.backend.next_arrival().is_none());
-        assert_eq!(both.backend.statistics().arrived, 1);
-    }
-
-    #[test]
-    fn bytes_of_an_arrival_outlive_a_broken_channel_until_adopting_says_so() {
-        let mut both = both();
-        for preread in [&b"adopted"[..], b"held", b"not looked at"] {
-            both.offer(preread);
-        }
-        both.backend.dispatch().unwrap();
-        let adopted = both.backend.next_place().unwrap();
-        both.backend.adopt(adopted.id()).unwrap();
-        let held = both.backend.next_place().unwrap();
-        both.backend.end(held.channel, End::Broken);
-        assert_eq!(both.backend.statistics().held, 1);
-        assert_eq!(both.backend.view(adopted).preread, b"adopted");
-        both.backend.dispatch().unwrap();
-        both.backend.dispatch().unwrap();
-        assert_eq!(both.backend.view(held).preread, b"held");
-        let result = both.backend.adopt(held.id());
-        assert!(matches!(result, Err(BackendError::TakenBack { .. })));
-        assert!(both.backend.next_arrival().is_none());
-        both.backend.dispatch().unwrap();
-        let BackendStatistics { held, held_bytes, channels, .. } = both.backend.statistics();
-        assert_eq!((held, held_bytes, channels), (0, 0, 0));
     }
 }
