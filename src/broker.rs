@@ -346,7 +346,7 @@ impl Broker {
             let Some(events) = self.handle.events() else { break };
             // Where only packets can be due, receiving says as much as the events would.
             let only_packets = matches!(wait, Wait::No)
-                && !events.is_due(now)
+                && !events.timer.is_due(now)
                 && self.directories.is_empty()
                 && matches!(&self.members[..], [Member { link: Link::Up(channel), .. }]
                     if channel.awaits_packets());
@@ -361,7 +361,7 @@ impl Broker {
                 more |= taken == Happened::ROOM;
                 wait = Wait::No;
                 now = Instant::now();
-                let due = events.is_due(now);
+                let due = events.timer.is_due(now);
                 for event in happened.events() {
                     more |= self.handle_event(event, now);
                 }

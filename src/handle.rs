@@ -192,7 +192,7 @@ impl Handle {
         if !self.waker.0.owner.take(process) {
             return Err(HandleError::WrongProcess);
         }
-        events.publish_timer();
+        events.timer.publish();
         self.opened = Some(Opened { process, events });
         Ok(())
     }
@@ -227,29 +227,29 @@ impl Handle {
     #[cold]
     #[inline(never)]
     pub(crate) fn wake_if_missed(&mut self) {
-        if let Some(opened) = self.opened.as_mut().filter(|opened| opened.events.missed()) {
+        if let Some(opened) = self.opened.as_mut().filter(|opened| opened.events.timer.missed()) {
             let now = Instant::now();
-            let _ = opened.events.wake_at(now, now);
+            let _ = opened.events.timer.wake_at(now, now);
         }
     }
 
     /// What was due is done.
     pub(crate) fn done(&mut self) {
         if let Some(opened) = &mut self.opened {
-            opened.events.done();
+            opened.events.timer.done();
         }
     }
 
     /// Makes sure that the descriptor is readable at `when`, or before.
     pub(crate) fn wake_at(&mut self, when: Instant, now: Instant) -> Result<(), HandleError> {
         let Some(events) = self.events() else { return Ok(()) };
-        events.wake_at(when, now).map_err(HandleError::system("set a timer"))
+        events.timer.wake_at(when, now).map_err(HandleError::system("set a timer"))
     }
 
     /// Makes sure that the descriptor is readable after [`LEFTOVER_PAUSE`], or before, should the
     /// caller stop before it has taken all.
     pub(crate) fn wake_for_leftovers(&mut self, now: Instant) -> Result<(), HandleError> {
         let Some(events) = self.events() else { return Ok(()) };
-        events.wake_after(LEFTOVER_PAUSE, now).map_err(HandleError::system("set a timer"))
+        events.timer.wake_after(LEFTOVER_PAUSE, now).map_err(HandleError::system("set a timer"))
     }
 }

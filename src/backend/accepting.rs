@@ -131,7 +131,7 @@ impl Accepting {
     fn pause(&mut self, events: &mut Events, now: Instant) -> io::Result<()> {
         let Some(listener) = &self.listener else { return Ok(()) };
         let until = now + ACCEPT_PAUSE;
-        events.wake_at(until, now)?;
+        events.timer.wake_at(until, now)?;
         events.pause(listener.as_fd(), LISTENER, true)?;
         self.resume_at = Some(until);
         Ok(())
@@ -234,7 +234,7 @@ impl Backend {
         // What can fail comes first, and the last of it is what would have to be undone.
         let ready = self.make_room().and_then(|()| {
             let Some(events) = self.handle.events() else { return Ok(()) };
-            events.wake_at(hello_by, now)?;
+            events.timer.wake_at(hello_by, now)?;
             socket.watch(events)
         });
         if let Err(error) = ready {

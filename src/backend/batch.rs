@@ -72,8 +72,8 @@ impl Batch {
         }
         let now = Instant::now();
         let seldom = self.timer_set_at.is_none_or(|last| last + BATCH_PAUSE < now);
-        let alone = !events.is_armed();
-        if events.wake_after(BATCH_PAUSE, now).is_err() {
+        let alone = !events.timer.is_armed();
+        if events.timer.wake_after(BATCH_PAUSE, now).is_err() {
             return false;
         }
         let until_the_end = seldom && alone;
@@ -85,7 +85,7 @@ impl Batch {
     /// Cancels the timer if that is worth a system call; nothing else must need it.
     pub(super) fn cancel_timer(&mut self, events: &mut Events) {
         if self.timer == VerdictTimer::UntilTheEnd {
-            events.cancel();
+            events.timer.cancel();
             self.timer = VerdictTimer::Unset;
         }
     }

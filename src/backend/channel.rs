@@ -433,7 +433,7 @@ impl Socket {
                 arrivals.system_refused(error);
                 let now = Instant::now();
                 let until = now + MEMORY_PAUSE;
-                events.wake_at(until, now).map_err(|_| End::Gone)?;
+                events.timer.wake_at(until, now).map_err(|_| End::Gone)?;
                 // It would be told again and again that it is still there.
                 let paused = self.watched.pause(events).is_ok();
                 // One that cannot be paused again is paused still.
@@ -447,7 +447,7 @@ impl Socket {
     /// Has the handle try again after a pause; at once, if no timer can be set.
     fn wake_after(&mut self, pause: Duration, events: &mut Events) -> Result<(), End> {
         let now = Instant::now();
-        if events.wake_at(now + pause, now).is_err() {
+        if events.timer.wake_at(now + pause, now).is_err() {
             self.watched.await_room(events).map_err(|_| End::Gone)?;
         }
         Ok(())

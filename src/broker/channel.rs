@@ -186,7 +186,7 @@ impl Channel {
     #[inline(never)]
     fn await_memory(&mut self, again: Instant, events: &mut Events, now: Instant) {
         if again > now {
-            if self.unreceived && events.wake_at(again, now).is_ok() {
+            if self.unreceived && events.timer.wake_at(again, now).is_ok() {
                 let _ = self.socket.pause(events);
             }
         } else if self.unreceived && self.socket.go_on(events).is_err() {

@@ -243,7 +243,7 @@ impl ForLoop {
         let events = support::events(&alarm)?;
         let added = events.add(descriptor, 0);
         added.map_err(HandleError::system("watch the broker's descriptor"))?;
-        events.publish_timer();
+        events.timer.publish();
         Ok(ForLoop {
             events,
             alarm,

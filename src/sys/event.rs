@@ -1,14 +1,19 @@
 //! What makes one descriptor of many: epoll(7), timerfd_create(2), eventfd(2).
 
+mod alarm;
+mod timer;
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{earlier, new_descriptor, poll_timeout, retry};
+use super::{new_descriptor, poll_timeout, retry};
+
+pub(crate) use alarm::Alarm;
+pub(crate) use timer::Timer;
 
 /// Something that happened to a descriptor of an [`Events`].
 #[derive(Clone, Copy, Debug)]
@@ -83,20 +88,7 @@ pub(crate) struct Events {
     epoll: Arc<OwnedFd>,
     /// An eventfd that is written to for an edge.
     edge: Option<OwnedFd>,
-    /// Shared with the alarm, once that may fire it.
-    timer: Arc<OwnedFd>,
-    alarm: Arc<Alarm>,
-    /// When the timer will fire, if it will.
-    armed: Option<Instant>,
-    /// It is put off while the caller goes on, but not beyond the second time.
-    may_wait: bool,
-    not_after: Option<Instant>,
-    /// The timer could not be set when it was last to be.
-    missed: bool,
-    /// It has fired, and is readable still.
-    fired: bool,
-    /// The alarm's count when the timer was last seen to have fired.
-    seen: u32,
+    pub(crate) timer: Timer,
     /// How long a wait looks again and again before it sleeps.
     pub(crate) spin: Duration,
 }
@@ -108,68 +100,10 @@ pub(crate) enum Part {
     Timer,
 }
 
-/// What fires the timer of an [`Events`] to end a wait, in any thread and in a signal handler. It
-/// outlives the set.
-#[derive(Debug, Default)]
-pub(crate) struct Alarm {
-    /// From [`publish_timer`](Events::publish_timer) on.
-    timer: OnceLock<Arc<OwnedFd>>,
-    /// A wait is to end, the one that runs or the next one.
-    ringing: AtomicBool,
-    /// How often the timer was fired by others: it may be readable before its time.
-    fired: AtomicU32,
-}
-
-impl Alarm {
-    /// Ends the wait that runs, or the next one. Safe in a signal handler; errno may change.
-    pub(crate) fn ring(&self) {
-        // In this order: the wait looks at the flag when the timer is set for the last time.
-        self.ringing.store(true, Ordering::SeqCst);
-        self.fire();
-    }
-
-    /// Makes the set readable now. Safe in a signal handler; errno may change.
-    pub(crate) fn fire(&self) {
-        self.fired.fetch_add(1, Ordering::SeqCst);
-        self.fire_timer();
-    }
-
-    fn fire_timer(&self) {
-        if let Some(timer) = self.timer.get() {
-            // It can fail for no valid timer; and the flag is there.
-            let _ = set_timer(timer, Duration::from_nanos(1));
-        }
-    }
-
-    /// Undoes [`fire`](Alarm::fire), if no one sets the timer meanwhile.
-    pub(crate) fn silence(&self) {
-        if let Some(timer) = self.timer.get() {
-            // It can fail for no valid timer.
-            let _ = set_timer(timer, Duration::ZERO);
-        }
-    }
-
-    pub(crate) fn is_ringing(&self) -> bool {
-        self.ringing.load(Ordering::SeqCst)
-    }
-
-    /// Clears the flag, and returns what it was.
-    pub(crate) fn stop(&self) -> bool {
-        self.ringing.swap(false, Ordering::SeqCst)
-    }
-}
-
 /// Makes a set of descriptors to watch, epoll_create1(2).
 pub(crate) fn new_epoll() -> io::Result<OwnedFd> {
     // SAFETY: epoll_create1(2) takes no pointers, and makes a new descriptor.
     unsafe { new_descriptor(|| libc::epoll_create1(libc::EPOLL_CLOEXEC)) }
-}
-
-/// Makes a timer, timerfd_create(2).
-pub(crate) fn new_timer() -> io::Result<OwnedFd> {
-    let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
-    // SAFETY: timerfd_create(2) takes no pointers, and makes a new descriptor.
-    unsafe { new_descriptor(|| libc::timerfd_create(libc::CLOCK_MONOTONIC, flags)) }
 }
 
 /// The keys of the timer and of the set's own edge.
@@ -186,35 +120,12 @@ impl Events {
         // Before there is a timer: a later alarm counts.
         let seen = alarm.fired.load(Ordering::SeqCst);
         let epoll = new_epoll().map_err(failed(Part::Epoll))?;
-        let timer = new_timer().map_err(failed(Part::Timer))?;
-        let events = Events {
-            epoll: Arc::new(epoll),
-            edge: None,
-            timer: Arc::new(timer),
-            alarm: Arc::clone(alarm),
-            armed: None,
-            may_wait: false,
-            not_after: None,
-            missed: false,
-            fired: false,
-            seen,
-            spin: Duration::ZERO,
-        };
-        let timer = events.timer.as_raw_fd();
+        let timer = Timer::new(alarm, seen).map_err(failed(Part::Timer))?;
+        let events = Events { epoll: Arc::new(epoll), edge: None, timer, spin: Duration::ZERO };
+        let timer = events.timer.descriptor().as_raw_fd();
         let added = events.control(libc::EPOLL_CTL_ADD, timer, TIMER, libc::EPOLLIN);
         added.map_err(failed(Part::Epoll))?;
         Ok(events)
-    }
-
-    /// Lets the alarm fire the timer, and does so if it would have before. Call it when the set is
-    /// sure to be used, and by this process: children of fork(2) share a timer that the alarm has.
-    pub(crate) fn publish_timer(&self) {
-        // Nobody else makes a set for this alarm.
-        let _ = self.alarm.timer.set(Arc::clone(&self.timer));
-        // It is written as well, so that who fires later finds the timer.
-        if self.alarm.fired.fetch_add(0, Ordering::SeqCst) != self.seen {
-            self.alarm.fire_timer();
-        }
     }
 
     /// The one descriptor.
@@ -288,12 +199,12 @@ impl Events {
 
     /// Says what has happened, but for the timer. Returns how many things have: there may be more
     /// if it is [`Happened::ROOM`]. A timer that fired stays readable until it is set anew or
-    /// [`done`](Events::done) is called: if what was due cannot be done, it stays due.
+    /// [`done`](Timer::done) is called: if what was due cannot be done, it stays due.
     pub(crate) fn take(&mut self, wait: Wait, happened: &mut Happened) -> io::Result<usize> {
         happened.count = 0;
         // Read before looking: if the alarm fires the timer only after that, its count is another one,
         // and `is_due` sees that.
-        let fired = self.alarm.fired.load(Ordering::SeqCst);
+        let fired = self.timer.alarm_count();
         let spin_until = match wait {
             _ if self.spin.is_zero() => None,
             Wait::No => None,
@@ -315,109 +226,16 @@ impl Events {
             // Computed anew each time, so that signals cannot put off the deadline.
             let timeout = match wait {
                 Wait::No | Wait::Spin => 0,
-                _ if self.alarm.is_ringing() => 0,
+                _ if self.timer.is_alarm_ringing() => 0,
                 Wait::Until(deadline) => poll_timeout(deadline, Instant::now()),
                 Wait::Forever => -1,
             };
             look(timeout)
         })?;
         if happened.all().any(|event| event.u64 == TIMER) {
-            (self.armed, self.fired, self.seen) = (None, true, fired);
-            (self.may_wait, self.not_after) = (false, None);
+            self.timer.has_fired(fired);
         }
         Ok(happened.count)
-    }
-
-    /// What was due is done: a timer that fired is not readable any more.
-    pub(crate) fn done(&mut self) {
-        if !std::mem::take(&mut self.fired) {
-            return;
-        }
-        let mut expirations = 0u64;
-        // SAFETY: the pointer is to 8 bytes, as timerfd_create(2) asks. If it fails, the timer
-        // fires once more for nothing.
-        unsafe {
-            let buffer = (&raw mut expirations).cast();
-            libc::read(self.timer.as_raw_fd(), buffer, size_of::<u64>());
-        }
-    }
-
-    /// Makes sure that the descriptor is readable at `when`, or before. A timer that is set for
-    /// earlier stays: firing for nothing costs less than setting it for every offer. It keeps one
-    /// time only, so that what is not due yet when [`take`](Events::take) finds it fired is asked
-    /// for again after that.
-    pub(crate) fn wake_at(&mut self, when: Instant, now: Instant) -> io::Result<()> {
-        if self.armed.is_some_and(|armed| armed <= when) {
-            if self.may_wait {
-                self.not_after = Some(earlier(self.not_after, when));
-            }
-            return Ok(());
-        }
-        self.arm(when, now)?;
-        (self.may_wait, self.not_after) = (false, None);
-        Ok(())
-    }
-
-    /// Makes sure that the descriptor is readable after `pause`, or before, for a caller who may
-    /// stop. If it goes on the timer is put off, now and then, and does not fire for nothing.
-    pub(crate) fn wake_after(&mut self, pause: Duration, now: Instant) -> io::Result<()> {
-        let when = now + pause;
-        let (when, not_after) = match self.armed {
-            Some(armed) if self.may_wait => {
-                if armed > now + pause / 4 {
-                    return Ok(());
-                }
-                (earlier(self.not_after, when), self.not_after)
-            }
-            Some(armed) if armed <= when => return Ok(()),
-            armed => (when, armed),
-        };
-        self.arm(when, now)?;
-        self.may_wait = not_after.is_none_or(|not_after| when < not_after);
-        self.not_after = not_after;
-        Ok(())
-    }
-
-    fn arm(&mut self, when: Instant, now: Instant) -> io::Result<()> {
-        // Zero would disarm it.
-        let left = when.saturating_duration_since(now).max(Duration::from_nanos(1));
-        self.missed = true;
-        set_timer(&self.timer, left)?;
-        self.missed = false;
-        (self.armed, self.fired) = (Some(when), false);
-        if self.alarm.fired.load(Ordering::SeqCst) != self.seen {
-            // Others fired it, which that has undone.
-            set_timer(&self.timer, Duration::from_nanos(1))?;
-        }
-        Ok(())
-    }
-
-    /// Whether the timer could not be set: nothing may tell when something is due.
-    pub(crate) fn missed(&self) -> bool {
-        self.missed
-    }
-
-    /// Whether the timer may have fired, or could not be set: then [`take`](Events::take) must
-    /// look.
-    pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.fired
-            || self.missed
-            || self.armed.is_some_and(|armed| armed <= now)
-            || self.alarm.fired.load(Ordering::Relaxed) != self.seen
-    }
-
-    /// Whether a timer is set.
-    pub(crate) fn is_armed(&self) -> bool {
-        self.armed.is_some()
-    }
-
-    /// Sets no timer.
-    pub(crate) fn cancel(&mut self) {
-        // If it could not be, it would fire for nothing.
-        if set_timer(&self.timer, Duration::ZERO).is_ok() {
-            (self.armed, self.fired) = (None, false);
-            (self.may_wait, self.not_after) = (false, None);
-        }
     }
 }
 
@@ -432,166 +250,4 @@ pub(crate) fn await_events(set: BorrowedFd<'_>, deadline: Option<Instant>) -> io
         unsafe { libc::epoll_wait(set.as_raw_fd(), &raw mut event, 1, timeout) as isize }
     })?;
     Ok(())
-}
-
-fn set_timer(timer: &OwnedFd, left: Duration) -> io::Result<()> {
-    // Of types that differ: 68 years fit into each of them, and so do a second's nanoseconds.
-    let value = libc::timespec {
-        tv_sec: left.as_secs().min(i32::MAX as u64) as _,
-        tv_nsec: left.subsec_nanos() as _,
-    };
-    let interval = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    let setting = libc::itimerspec { it_interval: interval, it_value: value };
-    // SAFETY: `setting` is one itimerspec, which outlives the call; the old one is not wanted.
-    retry(|| unsafe {
-        let timer = timer.as_raw_fd();
-        libc::timerfd_settime(timer, 0, &raw const setting, ptr::null_mut()) as isize
-    })?;
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn take(events: &mut Events, wait: Wait) -> usize {
-        events.take(wait, &mut Happened::new()).unwrap()
-    }
-
-    #[test]
-    fn timer_fires_at_the_earliest_time_asked_for() {
-        let mut events = Events::new(&Arc::default()).unwrap();
-        let now = Instant::now();
-        events.wake_at(now + Duration::from_secs(3600), now).unwrap();
-        assert_eq!(take(&mut events, Wait::No), 0);
-        events.wake_at(now, now).unwrap();
-        assert_eq!(take(&mut events, Wait::Until(now + Duration::from_secs(60))), 1);
-        events.done();
-        assert_eq!(take(&mut events, Wait::Until(now)), 0);
-    }
-
-    #[test]
-    fn timer_that_fired_stays_so_until_what_was_due_is_done_or_it_is_set_anew() {
-        let mut events = Events::new(&Arc::default()).unwrap();
-        let now = Instant::now();
-        for set_anew in [true, false] {
-            events.wake_at(now, now).unwrap();
-            for _ in 0..2 {
-                let wait = Wait::Until(now + Duration::from_secs(60));
-                assert_eq!(take(&mut events, wait), 1);
-                assert!(events.is_due(now) && !events.is_armed());
-            }
-            if set_anew {
-                events.wake_at(now + Duration::from_secs(3600), now).unwrap();
-            }
-            events.done();
-            assert!(!events.is_due(now));
-            assert_eq!(take(&mut events, Wait::No), 0);
-        }
-    }
-
-    #[test]
-    fn timer_for_a_caller_who_may_stop_is_put_off_but_not_beyond_what_else_is_due() {
-        let mut events = Events::new(&Arc::default()).unwrap();
-        // So long that nothing fires.
-        let (start, hour) = (Instant::now(), Duration::from_secs(3600));
-        let at = |quarters: u32| start + quarters * hour / 4;
-        let mut goes_on = |now: u32| {
-            events.wake_after(hour, at(now)).unwrap();
-            events.armed
-        };
-        assert_eq!(goes_on(0), Some(at(4)));
-        assert_eq!(goes_on(2), Some(at(4)));
-        assert_eq!(goes_on(3), Some(at(7)));
-        // Whether that asks after it,
-        events.wake_at(at(9), at(4)).unwrap();
-        events.wake_at(at(10), at(4)).unwrap();
-        for (now, armed) in [(6, 9), (8, 9)] {
-            events.wake_after(hour, at(now)).unwrap();
-            assert_eq!(events.armed, Some(at(armed)));
-        }
-        // or before,
-        events.cancel();
-        events.wake_at(at(6), start).unwrap();
-        for (now, armed) in [(0, 4), (3, 6), (5, 6)] {
-            events.wake_after(hour, at(now)).unwrap();
-            assert_eq!(events.armed, Some(at(armed)));
-        }
-        // or is due before it.
-        events.cancel();
-        events.wake_after(hour, start).unwrap();
-        events.wake_at(at(2), start).unwrap();
-        for now in [0, 1] {
-            events.wake_after(hour, at(now)).unwrap();
-            assert_eq!(events.armed, Some(at(2)));
-        }
-        assert!(!events.is_due(at(1)) && events.is_due(at(2)));
-    }
-
-    #[test]
-    fn timer_that_others_fired_is_not_set_for_later() {
-        let alarm = Arc::new(Alarm::default());
-        let mut events = Events::new(&alarm).unwrap();
-        events.publish_timer();
-        for put_off in [false, true] {
-            alarm.fire();
-            let now = Instant::now();
-            let hour = Duration::from_secs(3600);
-            let set = if put_off {
-                events.wake_after(hour, now)
-            } else {
-                events.wake_at(now + hour, now)
-            };
-            set.unwrap();
-            let wait = Wait::Until(now + Duration::from_secs(60));
-            assert_eq!(take(&mut events, wait), 1);
-            events.done();
-            assert!(!events.is_due(Instant::now()));
-        }
-    }
-
-    #[test]
-    fn cancelled_timer_does_not_fire_and_the_next_one_does() {
-        let mut events = Events::new(&Arc::default()).unwrap();
-        let now = Instant::now();
-        events.wake_at(now, now).unwrap();
-        // Fired or not yet.
-        events.cancel();
-        assert!(!events.is_armed());
-        assert_eq!(take(&mut events, Wait::Until(now + Duration::from_millis(5))), 0);
-        events.wake_at(now, now).unwrap();
-        assert_eq!(take(&mut events, Wait::Until(now + Duration::from_secs(60))), 1);
-    }
-
-    #[test]
-    fn alarm_that_rang_before_it_had_the_timer_makes_the_set_readable() {
-        let alarm = Arc::new(Alarm::default());
-        let mut events = Events::new(&alarm).unwrap();
-        alarm.fire();
-        assert_eq!(take(&mut events, Wait::Until(Instant::now() + Duration::from_millis(5))), 0);
-        events.publish_timer();
-        assert_eq!(take(&mut events, Wait::Until(Instant::now() + Duration::from_secs(60))), 1);
-        events.done();
-        assert!(!events.is_due(Instant::now()));
-    }
-
-    #[test]
-    fn alarm_ends_the_wait_that_runs_and_one_that_begins_later() {
-        let alarm = Arc::new(Alarm::default());
-        // Before there is anything to fire.
-        alarm.ring();
-        let mut events = Events::new(&alarm).unwrap();
-        assert_eq!(take(&mut events, Wait::Forever), 0);
-        assert!(alarm.stop() && !alarm.stop());
-        events.publish_timer();
-
-        let other = Arc::clone(&alarm);
-        let thread = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(20));
-            other.ring();
-        });
-        assert_eq!(take(&mut events, Wait::Forever), 1);
-        assert!(alarm.stop());
-        thread.join().unwrap();
-    }
 }
