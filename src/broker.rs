@@ -408,6 +408,8 @@ impl Broker {
             channel.receive(self.buffer.spare_capacity_mut(), may_have_ended, &mut ledger);
         if channel.welcome.is_ok() {
             member.reset_pause(&self.options);
+            // The channel before this one may have ended for another reason than the next one will.
+            member.why_down = None;
         }
         self.touch(index);
         match received {
