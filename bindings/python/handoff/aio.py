@@ -440,6 +440,7 @@ class Server(asyncio.AbstractServer):
         self._loop = asyncio.get_running_loop()
         self._connections: set[asyncio.Task[None]] = set()
         self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
+        self._end: Callable[[asyncio.WriteTransport], None] | None = None  # of those yet to come
         self._accepting = self._loop.create_task(self._accept())
         self._accepting.add_done_callback(self._accepting_ended)
 
@@ -448,14 +449,18 @@ class Server(asyncio.AbstractServer):
 
     def close_clients(self) -> None:
         """Closes the connection of each client, which gets what is left for it first. Call close()
-        before. The callbacks go on: they read the end."""
-        for transport in list(self._transports):
-            transport.close()
+        before: then clients that have arrived and are not served yet end, too. The callbacks go on:
+        they read the end."""
+        self._end_all(lambda transport: transport.close())
 
     def abort_clients(self) -> None:
         """The same at once, for clients that do not take what is left for them."""
+        self._end_all(lambda transport: transport.abort())
+
+    def _end_all(self, end: Callable[[asyncio.WriteTransport], None]) -> None:
+        self._end = end
         for transport in list(self._transports):
-            transport.abort()
+            end(transport)
 
     async def wait_closed(self) -> None:
         await asyncio.wait([self._accepting])
@@ -474,11 +479,12 @@ class Server(asyncio.AbstractServer):
         """It does already."""
 
     async def serve_forever(self) -> None:
-        """Serves until close() or until it is cancelled."""
+        """Serves until close() or until it is cancelled, which closes the clients, too."""
         try:
             await asyncio.shield(self._accepting)
         except asyncio.CancelledError:
             self.close()
+            self.close_clients()
             await self.wait_closed()
             raise
 
@@ -518,6 +524,8 @@ class Server(asyncio.AbstractServer):
                     return
                 raise
             self._transports.add(writer.transport)
+            if self._end is not None:
+                self._end(writer.transport)
             result = self._callback(reader, writer)
             if result is not None:
                 await result

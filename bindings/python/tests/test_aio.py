@@ -307,6 +307,34 @@ class Streams(Aio):
                 await asyncio.wait_for(server.wait_closed(), 2)
         asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
+    def test_clients_that_come_while_it_drains_are_closed_as_the_others(self):
+        async def serve(reader, writer):
+            await reader.read()  # until the end
+            writer.close()
+
+        async def run():
+            server = await handoff.aio.start_server(serve, self.path)
+            offered = asyncio.get_running_loop().run_in_executor(None, self.front.hand_over)
+            while server.listener.backend.get_statistics()["held"] == 0:
+                server.listener.backend.dispatch()
+            server.close()
+            server.close_clients()
+            await server.wait_closed()
+            with await offered as client:
+                return await asyncio.get_running_loop().run_in_executor(None, read_all, client)
+        self.assertEqual(asyncio.run(asyncio.wait_for(run(), PATIENCE)), b"")
+
+    def test_idle_client_does_not_keep_serve_forever_when_it_is_cancelled(self):
+        async def run():
+            server = await handoff.aio.start_server(echo, self.path)
+            task = asyncio.ensure_future(server.serve_forever())
+            client = await asyncio.get_running_loop().run_in_executor(None, self.front.hand_over)
+            with client:
+                task.cancel()
+                with self.assertRaises(asyncio.CancelledError):
+                    await task
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
     def test_serve_forever_ends_in_order_when_it_is_cancelled(self):
         async def run():
             server = await handoff.aio.start_server(echo, self.path)
