@@ -84,6 +84,31 @@ func TestAdmitSeesWhatHasArrivedAndGivesAReason(t *testing.T) {
 	waitUntil(t, "no descriptor is left", func() bool { return descriptors(t) <= before })
 }
 
+func TestArrivalIsRejectedIfAdmitPanics(t *testing.T) {
+	path := socketPath(t)
+	listener, err := handoff.Listen(path, &handoff.ListenOptions{
+		Admit: func(*handoff.Arrival) error { panic("a bug in Admit") }, MaxInFlight: 2})
+	must(t, err)
+	t.Cleanup(func() { listener.Close() })
+	accept := func() (err error) {
+		defer func() { recover() }()
+		_, err = listener.Accept()
+		return err
+	}
+	go func() {
+		for accept() == nil {
+		}
+	}()
+	broker := newBroker(t, path, nil)
+	for i := 0; i < 5; i++ {
+		verdict, client, accepted := offer(t, broker, handoff.Offer{})
+		if verdict.Adopted || verdict.Reason != handoff.ReasonRejected {
+			t.Fatalf("%+v", verdict)
+		}
+		stillServes(t, client, accepted)
+	}
+}
+
 func TestBusyBackendsArrivalsGoToAnother(t *testing.T) {
 	directory := t.TempDir()
 	busy, other := filepath.Join(directory, "busy.sock"), filepath.Join(directory, "other.sock")

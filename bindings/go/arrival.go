@@ -47,7 +47,16 @@ func (a *Arrival) StandardMetadata() (*Metadata, error) {
 
 // decide asks Admit, and adopts or rejects. False if the connection is not ours: it is the broker's.
 func (l *Listener) decide(conn *Conn) (bool, error) {
+	asked := false
+	defer func() {
+		if !asked { // Admit has panicked, and the client must not wait for what nobody decides
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.reject(conn, ReasonRejected)
+		}
+	}()
 	refusal := l.admit(&conn.Arrival)
+	asked = true
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.handle == nil {
@@ -61,10 +70,7 @@ func (l *Listener) decide(conn *Conn) (bool, error) {
 		if errors.As(refusal, &reason) && reason == ReasonNone {
 			reason = ReasonRejected
 		}
-		// It fails if the arrival has gone meanwhile, which is no news, or if the number is no reason's.
-		if C.handoff_backend_reject(l.handle, conn.id, C.handoff_reason(reason)) != C.HANDOFF_OK {
-			C.handoff_backend_reject(l.handle, conn.id, C.HANDOFF_REASON_REJECTED)
-		}
+		l.reject(conn, reason)
 		return false, nil
 	}
 	var fd C.int
@@ -78,4 +84,15 @@ func (l *Listener) decide(conn *Conn) (bool, error) {
 	}
 	conn.fd = int(fd)
 	return err == nil && conn.open(l.useSpare), err
+}
+
+// reject is for who has the lock.
+func (l *Listener) reject(conn *Conn, reason Reason) {
+	if l.handle == nil {
+		return
+	}
+	// It fails if the arrival has gone meanwhile, which is no news, or if the number is no reason's.
+	if C.handoff_backend_reject(l.handle, conn.id, C.handoff_reason(reason)) != C.HANDOFF_OK {
+		C.handoff_backend_reject(l.handle, conn.id, C.HANDOFF_REASON_REJECTED)
+	}
 }

@@ -69,7 +69,8 @@ type ListenOptions struct {
 	MaxHeldBytes  int         // bytes of arrivals that are held at once: default 64 MiB; -1: no limit
 	// Admit, if not nil, is asked about each arrival before it is adopted. Where it returns an error, the
 	// arrival is rejected and the broker serves the client another way. The error may be a Reason:
-	// ReasonBackendBusy makes the broker ask another backend. It is ReasonRejected otherwise.
+	// ReasonBackendBusy makes the broker ask another backend. It is ReasonRejected otherwise, also where
+	// Admit panics.
 	//
 	// Accept calls it, so the next connection waits for it, unless several goroutines accept.
 	Admit func(*Arrival) error
