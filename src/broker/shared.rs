@@ -128,7 +128,8 @@ impl SharedBroker {
     }
 
     /// As [`Broker::offer_and_wait`], in any number of threads at once. Offers that wait for room
-    /// have it in the order in which they came.
+    /// have it in the order in which they came; with several backends, one that needs less may come
+    /// before one that needs more.
     pub fn offer_and_wait(&self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
         self.offer_wait_and(offer, |_, verdict| verdict)
     }
