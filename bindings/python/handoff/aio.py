@@ -287,15 +287,20 @@ class _First(asyncio.Protocol):
                 owner._fatal_error(error, "Fatal error: protocol.data_received() call failed.")
             return
 
-        def resume_reading() -> None:
-            del transport.resume_reading  # that of its class again
-            transport.resume_reading()
-            asyncio.get_running_loop().call_soon(self.give, transport)
-
-        # No timer: the loop would read the socket first, and call_soon() is before it looks there.
         transport.resume_reading()  # Python 3.11.2 watches the socket of one that was paused so early
         transport.pause_reading()
-        transport.resume_reading = resume_reading  # type: ignore[assignment]
+        _when_it_resumes(transport, self.give, transport)
+
+
+def _when_it_resumes(transport: asyncio.Transport, call: Callable[..., None], *what: Any) -> None:
+    """Makes a call when somebody has the transport read again, before it reads the socket."""
+    def resume_reading() -> None:
+        del transport.resume_reading  # that of its class again
+        transport.resume_reading()
+        # No timer: the loop would read the socket first, and call_soon() is before it looks there.
+        asyncio.get_running_loop().call_soon(call, *what)
+
+    transport.resume_reading = resume_reading  # type: ignore[assignment]
 
 
 def _feed(protocol: Any, data: bytes) -> None:
@@ -333,18 +338,11 @@ class _Held(asyncio.Protocol):
 async def _start_tls(transport: asyncio.Transport, protocol: asyncio.Protocol, begun: _Held,
                      context: SSLContext, timeout: float | None) -> asyncio.Transport:
     """Does the client's handshake, whose first bytes are in `begun`."""
-    loop = asyncio.get_running_loop()
-
-    def resume_reading() -> None:
-        del transport.resume_reading  # that of its class again
-        transport.resume_reading()
-        if begun.data:
-            loop.call_soon(_feed, transport.get_protocol(), begun.data)  # before the socket's
-
-    transport.resume_reading = resume_reading  # type: ignore[assignment]
+    if begun.data:
+        _when_it_resumes(transport, lambda: _feed(transport.get_protocol(), begun.data))
     held = _Held()  # asyncio makes no connection_made() of its protocol here
-    tls = await loop.start_tls(transport, held, context, server_side=True,
-                               ssl_handshake_timeout=timeout)
+    tls = await asyncio.get_running_loop().start_tls(
+        transport, held, context, server_side=True, ssl_handshake_timeout=timeout)
     if tls is None or held.ended or transport.is_closing():
         if tls is not None:
             tls.abort()
