@@ -165,7 +165,9 @@ class Bench {
     const bench = new Bench();
     bench.directory = fs.mkdtempSync(path.join(os.tmpdir(), 'handoff-node-'));
     bench.path = path.join(bench.directory, 'handoff.sock');
-    bench.server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true });
+    bench.connections = new Map(); // by the client's port
+    bench.server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true },
+      (accepted) => bench.connections.set(accepted.remotePort, accepted));
     bench.server.listen(0, '127.0.0.1');
     await once(bench.server, 'listening');
     bench.sockets = new Set();
@@ -186,14 +188,23 @@ class Bench {
 
   /** A client, and the broker's end of its connection. */
   async connect() {
-    const socket = net.connect({ ...this.server.address(), allowHalfOpen: true });
-    const [[accepted]] = await Promise.all([
-      once(this.server, 'connection'), once(socket, 'connect')]);
+    const { address, port } = this.server.address();
+    const socket = net.connect({ host: address, port, allowHalfOpen: true });
+    await once(socket, 'connect');
+    const accepted = await this.#accepted(socket.localPort);
     for (const one of [socket, accepted]) {
       this.sockets.add(one);
       one.once('close', () => this.sockets.delete(one));
     }
     return { client: new Client(socket), accepted };
+  }
+
+  /** The broker's end of the connection that comes from `port`: several may connect at once. */
+  async #accepted(port) {
+    while (!this.connections.has(port)) await once(this.server, 'connection');
+    const accepted = this.connections.get(port);
+    this.connections.delete(port);
+    return accepted;
   }
 
   /** Hands a client over that has sent `preread`, which the broker has read. Gives the client. */
