@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::member::{Needs, Obstacle};
 use super::offer::Refused;
 use super::{Broker, BrokerError, Offer, Verdict};
 use crate::reason::Reason;
@@ -132,5 +133,29 @@ impl Broker {
         let connects = || !self.closed && self.members.iter().any(|it| it.is_connecting(deadline));
         let finds = || refused.error.kind().may_pass() && self.is_finding_backends();
         refused.error.is_full() || (refused.by.is_some() && connects()) || finds()
+    }
+
+    /// Whether an offer would be refused now, though there may be room by then. If so, the timers
+    /// are set that tell when it would be taken.
+    pub(super) fn would_refuse_for_now(&mut self, needs: Needs, deadline: Instant) -> bool {
+        if self.closed {
+            return false;
+        }
+        let now = Instant::now();
+        let mut why = None;
+        for (index, member) in self.members.iter().enumerate().filter(|(_, it)| !it.gone) {
+            match member.would_take(needs, self.options.queue_bytes, now) {
+                Ok(_) => return false,
+                Err(obstacle) => obstacle.keep_soonest(index, &mut why),
+            }
+        }
+        let waits = match why {
+            Some((_, Obstacle::Full(_))) => true,
+            _ => self.is_worth_waiting(&self.refused(why), deadline),
+        };
+        if waits {
+            self.want(needs, now);
+        }
+        waits
     }
 }

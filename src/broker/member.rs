@@ -171,6 +171,12 @@ impl Obstacle {
 }
 
 impl Channel {
+    /// Whether its backend takes such an offer, were there room.
+    pub(super) fn suits(&self, needs: Needs) -> bool {
+        let fits = self.welcome.is_ok_and(|welcome| needs.len <= welcome.max_bytes as usize);
+        fits && (self.knows_tls || !needs.tls)
+    }
+
     #[cold]
     pub(super) fn limit(&self) -> Limit {
         let most = self.welcome.map_or(0, |welcome| welcome.slots);

@@ -142,7 +142,7 @@ impl Broker {
 
     /// An offer was refused: sets the timers that tell when one would be taken.
     #[cold]
-    fn want(&mut self, needs: Needs, now: Instant) {
+    pub(super) fn want(&mut self, needs: Needs, now: Instant) {
         self.handle.wake_if_missed();
         let is_first = self.wanted.is_none();
         needs.add_to(&mut self.wanted);

@@ -65,6 +65,13 @@ struct ForLoop {
     has_room: AtomicBool,
 }
 
+/// An offer that waits for room.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting {
+    needs: Needs,
+    deadline: Instant,
+}
+
 impl SharedBroker {
     /// Shares a broker among threads.
     pub fn new(mut broker: Broker) -> SharedBroker {
@@ -127,9 +134,8 @@ impl SharedBroker {
         })
     }
 
-    /// As [`Broker::offer_and_wait`], in any number of threads at once. Offers that wait for room
-    /// have it in the order in which they came; with several backends, one that needs less may come
-    /// before one that needs more.
+    /// As [`Broker::offer_and_wait`], in any number of threads at once. Offers that wait for the same
+    /// backend's room have it in the order in which they came.
     pub fn offer_and_wait(&self, offer: &Offer<'_>) -> Result<Verdict, BrokerError> {
         self.offer_wait_and(offer, |_, verdict| verdict)
     }
@@ -162,7 +168,8 @@ impl SharedBroker {
         };
         // What is too long for any backend is refused at the first attempt.
         let needs = Needs { len: offer.checked_len().unwrap_or(0), tls: offer.tls };
-        self.crew.offer_and_wait(needs, Some(deadline), attempt, |broker, verdict| {
+        let waiting = Waiting { needs, deadline };
+        self.crew.offer_and_wait(waiting, Some(deadline), attempt, |broker, verdict| {
             finish(broker, Verdict { user_data: offer.user_data, ..*verdict })
         })
     }
@@ -297,17 +304,26 @@ impl Watch<Broker> for Descriptor {
 impl Desk for Broker {
     type Verdict = Verdict;
     type Error = BrokerError;
-    type Needs = Needs;
+    type Needs = Waiting;
     type Refused = Refused;
 
     fn dispatch(&mut self) -> Result<(), BrokerError> {
         self.dispatch_after(event::Wait::No)
     }
 
-    /// With one backend all wait for the same room, and what needs less must not take it from what
-    /// needs more again and again.
-    fn is_behind(&self, needs: Needs, ahead: Needs) -> bool {
-        self.listed.len() <= 1 || needs.are_at_least(ahead)
+    fn would_wait(&mut self, Waiting { needs, deadline }: Waiting) -> bool {
+        self.would_refuse_for_now(needs, deadline)
+    }
+
+    /// Not only if there is room for the other one, too: what needs less must not take the little
+    /// that there is from what needs more again and again.
+    fn is_behind(&self, Waiting { needs, .. }: Waiting, ahead: Waiting) -> bool {
+        let (queue_bytes, now) = (self.options.queue_bytes, Instant::now());
+        let mut takers = self.members.iter().filter_map(|member| {
+            let taken = member.would_take(needs, queue_bytes, now);
+            taken.ok().map(|(channel, _)| channel)
+        });
+        takers.any(|channel| channel.suits(ahead.needs))
     }
 
     fn flush(&mut self) -> Result<(), BrokerError> {

@@ -92,10 +92,9 @@ unsafe impl Input for handoff_broker_options {}
 /// programs with a thread for each request, which need one channel to each backend this way.
 ///
 /// Each thread calls handoff_broker_offer_and_wait(). One of them does the broker's work, and the
-/// others sleep until their own verdict is there. Threads that wait for room get it in the order in
-/// which they came; with several backends, one whose offer needs less may get it before one that
-/// needs more. Every other call may be made at the same time, except handoff_broker_free(): calling
-/// that while a thread uses the broker is a bug in the caller.
+/// others sleep until their own verdict is there. Threads that wait for room at the same backend get
+/// it in the order in which they came. Every other call may be made at the same time, except
+/// handoff_broker_free(): calling that while a thread uses the broker is a bug in the caller.
 ///
 /// To end all waits for good, call handoff_broker_close(): each thread gets its verdict, or
 /// HANDOFF_ERR_CLOSED if its connection was not offered yet. Strings that a call returns are valid

@@ -96,6 +96,10 @@ impl Desk for Model {
     type Needs = ();
     type Refused = Refused;
 
+    fn would_wait(&mut self, (): ()) -> bool {
+        !self.closed && self.in_flight.len() == self.room
+    }
+
     fn is_behind(&self, (): (), (): ()) -> bool {
         true
     }

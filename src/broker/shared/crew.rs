@@ -4,8 +4,8 @@
 //! The leader waits without the lock, so that others can offer meanwhile. When it has its own
 //! verdict it leaves, and another thread that waits is told to lead. Nobody is told anything but
 //! what is for it: its verdict, room, a wake, or that nobody leads. Offers that wait for room do so
-//! in a queue. One tries if none ahead of it has to be the first: those may wait for a backend that
-//! another one has room beside.
+//! in a queue, and are called when an attempt would come to something. None gets what one ahead of it
+//! waits for; beside that there may be room for it.
 //!
 //! What holds whenever the lock is free: if any thread waits, one leads, or one was told that none
 //! does and has not run since.
@@ -34,7 +34,11 @@ pub(super) trait Desk {
     /// Does what is due, without waiting.
     fn dispatch(&mut self) -> Result<(), Self::Error>;
 
-    /// Whether an offer must not be tried before one with other needs that waits ahead of it.
+    /// Whether there is neither room for an offer now nor an error, so that it is to wait. Sees to it
+    /// that the watch ends when time alone has changed that.
+    fn would_wait(&mut self, needs: Self::Needs) -> bool;
+
+    /// Whether an offer may get now what another one waits for.
     fn is_behind(&self, needs: Self::Needs, ahead: Self::Needs) -> bool;
 
     /// Sends what was offered.
@@ -202,12 +206,13 @@ impl<D: Desk> State<D> {
         !ahead.any(|(_, ahead)| self.desk.is_behind(needs, *ahead))
     }
 
-    /// Has the first from this place on that may try do so.
+    /// Has the first from this place on try whose attempt would come to something.
     fn call_from(&mut self, place: usize) {
-        let mut behind = self.room.iter().enumerate().skip(place);
-        let next = behind.find(|(place, (_, needs))| self.may_try(*place, *needs));
-        if let Some((_, (seat, _))) = next {
-            self.call(*seat);
+        for place in place..self.room.len() {
+            let (seat, needs) = self.room[place];
+            if !self.desk.would_wait(needs) && self.may_try(place, needs) {
+                return self.call(seat);
+            }
         }
     }
 
@@ -398,7 +403,9 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
         loop {
             let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
             let place = state.place_in_queue(seat);
-            if late || state.may_try(place, needs) {
+            let waits = !state.room.is_empty() && state.desk.would_wait(needs);
+            // The first attempt finds out what is wrong with the offer itself.
+            if late || if waits { !queues } else { state.may_try(place, needs) } {
                 let refused = match attempt(&mut state.desk, seat, queues) {
                     Tried::Offered(id) => return (state, Ok(id)),
                     Tried::Refused(refused) => return (state, Err(refused)),

@@ -1,10 +1,12 @@
-//! A wake that comes at the worst time, between threads that share a desk.
+//! Threads that share a desk: a wake that comes at the worst time, and who waits behind whom.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
 use super::*;
+use crate::backend::{Backend, BackendOptions};
+use crate::broker::{BackendSettings, BrokerOptions};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -23,6 +25,10 @@ impl Desk for Silent {
     type Error = &'static str;
     type Needs = usize;
     type Refused = &'static str;
+
+    fn would_wait(&mut self, _: usize) -> bool {
+        false
+    }
 
     fn is_behind(&self, needs: usize, ahead: usize) -> bool {
         needs >= ahead
@@ -176,4 +182,28 @@ fn wake_that_comes_when_a_thread_is_about_to_wait_ends_its_wait() {
         let _ = let_go.send(());
     }
     later.into_iter().for_each(|it| assert_eq!(it.join().unwrap(), Err("woken")));
+}
+
+/// What would wait behind what: an offer without a preread, and one with 100 bytes that is first.
+fn is_behind_a_larger_one(max_offer_bytes: usize) -> bool {
+    let directory = tempfile::tempdir().unwrap();
+    let options = || BackendOptions { max_offer_bytes, ..BackendOptions::default() };
+    let paths = ["0", "1"].map(|name| directory.path().join(name));
+    let mut backends = paths.each_ref().map(|path| Backend::listen(path, options()).unwrap());
+    let mut broker = Broker::new(&paths[0], BrokerOptions::default()).unwrap();
+    broker.add(&paths[1], BackendSettings::default()).unwrap();
+    let offers =
+        [0, 100].map(|len| Waiting { needs: Needs { len, tls: false }, deadline: Instant::now() });
+    while broker.members.iter().any(|it| it.room(usize::MAX, Instant::now()) == 0) {
+        broker.dispatch().unwrap();
+        backends.iter_mut().for_each(|backend| backend.dispatch().unwrap());
+    }
+    assert!(!broker.would_wait(offers[0]));
+    broker.is_behind(offers[0], offers[1])
+}
+
+#[test]
+fn what_needs_less_is_behind_what_the_same_backend_will_take() {
+    assert!(is_behind_a_larger_one(1000));
+    assert!(!is_behind_a_larger_one(99));
 }
