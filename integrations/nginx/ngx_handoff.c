@@ -125,6 +125,7 @@ void
 ngx_handoff_flush_handler(ngx_event_t *ev)
 {
     ngx_pool_t            *pool;
+    ngx_uint_t             wait = 0;
     ngx_queue_t            batch, *q;
     ngx_handoff_offer_t   *offer;
     ngx_handoff_broker_t  *broker = ev->data;
@@ -150,7 +151,10 @@ ngx_handoff_flush_handler(ngx_event_t *ev)
         ngx_queue_remove(q);
         offer = ngx_queue_data(q, ngx_handoff_offer_t, queue);
 
-        if (!ngx_handoff_stand_behind(offer)) {
+        if (ngx_handoff_stand_behind(offer)) {
+            wait = 1;
+
+        } else {
             (void) ngx_handoff_send(offer, pool);
         }
 
@@ -161,6 +165,10 @@ ngx_handoff_flush_handler(ngx_event_t *ev)
 
     if (pool) {
         ngx_destroy_pool(pool);
+    }
+
+    if (wait) {
+        ngx_handoff_drain_new(broker, ev->log);
     }
 
     ngx_handoff_flush(broker, ev->log);
@@ -241,6 +249,7 @@ ngx_handoff_send(ngx_handoff_offer_t *offer, ngx_pool_t *pool)
     prepared.timeout_ms = offer->conf->timeout;
 
     offer->id = 0;
+    offer->needs = NGX_HANDOFF_MAX_BYTES - content.room;
     status = handoff_broker_offer(broker->broker, &prepared, &offer->id);
 
     if (status != HANDOFF_OK && status != HANDOFF_ERR_INTERNAL) {

@@ -235,6 +235,7 @@ struct ngx_handoff_offer_s {
     ngx_handoff_state_e       state;
     ngx_queue_t               queue;
     ngx_event_t               expiry;    /* of its time in the queue */
+    size_t                    needs;     /* bytes that it had at the last attempt */
     ngx_handoff_slot_t       *slot;
     uint64_t                  id;
     uint64_t                  since_ns;
@@ -309,6 +310,7 @@ ngx_int_t ngx_handoff_enqueue(ngx_handoff_offer_t *offer);
 void ngx_handoff_dequeue(ngx_handoff_offer_t *offer);
 void ngx_handoff_client_gone(ngx_handoff_offer_t *offer);
 void ngx_handoff_drain(ngx_handoff_broker_t *broker, ngx_log_t *log);
+void ngx_handoff_drain_new(ngx_handoff_broker_t *broker, ngx_log_t *log);
 void ngx_handoff_empty_queue(ngx_handoff_broker_t *broker);
 
 /* ---- ngx_handoff_status.c ---- */

@@ -3,7 +3,8 @@
  * backends, so that nobody falls back because a worker has just begun.
  *
  * The queue of a broker is served in order, by dispatch: the broker's descriptor is readable when
- * there is room again. The connection of an offer that waits is in the event loop, so that nginx
+ * there is room again. One that needs more than the backends with room take keeps its place, and
+ * holds up nobody that needs less. The connection of an offer that waits is in the event loop, so that nginx
  * notices a client that goes away. A worker that is asked to exit empties its queues by fallback.
  */
 #include "ngx_handoff.h"
@@ -12,6 +13,7 @@
 
 static ngx_uint_t ngx_handoff_is_new(ngx_handoff_broker_t *broker);
 static void ngx_handoff_give_up(ngx_handoff_offer_t *offer, char *why);
+static ngx_uint_t ngx_handoff_has_tls(ngx_handoff_offer_t *offer);
 static void ngx_handoff_expiry_handler(ngx_event_t *ev);
 
 
@@ -29,6 +31,8 @@ ngx_handoff_stand_behind(ngx_handoff_offer_t *offer)
         ngx_handoff_give_up(offer, "the queue is full");
         return 1;
     }
+
+    offer->needs = 0;
 
     return ngx_handoff_enqueue(offer) == NGX_OK;
 }
@@ -144,11 +148,11 @@ ngx_handoff_dequeue(ngx_handoff_offer_t *offer)
 void
 ngx_handoff_drain(ngx_handoff_broker_t *broker, ngx_log_t *log)
 {
-    size_t                room;
+    size_t                room, refused[2];
     ngx_int_t             rc;
     ngx_pool_t           *pool;
-    ngx_queue_t          *q;
     ngx_uint_t            hopeless;
+    ngx_queue_t          *q, passed;
     ngx_handoff_offer_t  *offer;
 
     if (broker->queued == 0) {
@@ -161,28 +165,77 @@ ngx_handoff_drain(ngx_handoff_broker_t *broker, ngx_log_t *log)
     room = handoff_broker_room(broker->broker);
     hopeless = (room == 0);
 
-    while (broker->queued && (hopeless || room-- > 0)) {
+    /* What no backend with room takes, and who that is: nobody that needs as much need try. */
+    refused[0] = refused[1] = NGX_MAX_SIZE_T_VALUE;
+    ngx_queue_init(&passed);
+
+    while (!ngx_queue_empty(&broker->queue) && (hopeless || room > 0)) {
         q = ngx_queue_head(&broker->queue);
+        offer = ngx_queue_data(q, ngx_handoff_offer_t, queue);
+
+        if (offer->needs >= refused[ngx_handoff_has_tls(offer)]) {
+            ngx_queue_remove(q);
+            ngx_queue_insert_tail(&passed, q);
+            continue;
+        }
+
         ngx_queue_remove(q);
         broker->queued--;
-
-        offer = ngx_queue_data(q, ngx_handoff_offer_t, queue);
         rc = ngx_handoff_send(offer, pool);
 
         if (pool) {
             ngx_reset_pool(pool);
         }
 
-        if (rc == NGX_AGAIN) {
+        if (rc != NGX_AGAIN) {
+            room -= (room > 0);
+            continue;
+        }
+
+        if (hopeless) {
             break;
         }
+
+        ngx_queue_remove(q);
+        ngx_queue_insert_tail(&passed, q);
+
+        /* Those that know TLS take the others, too. */
+        refused[1] = ngx_min(refused[1], offer->needs);
+        if (!ngx_handoff_has_tls(offer)) {
+            refused[0] = ngx_min(refused[0], offer->needs);
+        }
     }
+
+    ngx_queue_add(&passed, &broker->queue);
+    ngx_queue_init(&broker->queue);
+    ngx_queue_add(&broker->queue, &passed);
 
     if (pool) {
         ngx_destroy_pool(pool);
     }
 
     ngx_handoff_flush(broker, log);
+}
+
+
+/* Some have come to stand behind those that wait: there may be room for what needs less. */
+void
+ngx_handoff_drain_new(ngx_handoff_broker_t *broker, ngx_log_t *log)
+{
+    if (broker->queued && handoff_broker_room(broker->broker) > 0) {
+        ngx_handoff_drain(broker, log);
+    }
+}
+
+
+static ngx_uint_t
+ngx_handoff_has_tls(ngx_handoff_offer_t *offer)
+{
+#if (NGX_HANDOFF_TLS)
+    return offer->connection->ssl != NULL;
+#else
+    return 0;
+#endif
 }
 
 

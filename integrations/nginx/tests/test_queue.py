@@ -272,6 +272,35 @@ class HttpQueue(Http, Queue, Fleet):
         wait_until(lambda: any(" 499 outcome=fallback reason=client gone" in line
                                for line in self.nginx.access()), "a line in the access log")
 
+    def test_those_that_only_a_full_backend_takes_hold_up_no_other(self):
+        self.start_one("b", "-m", "1000")
+        self.start_fleet({"a": ""}, "-n", upstreams=self.upstream({"a": "backup", "b": ""}), server=(
+            f"handoff_max_in_flight {LIMIT}; handoff_queue 1000 timeout=1h;"
+            "handoff_attempt_timeout 59m;"))
+        self.wait_for("b")
+
+        async def ask(*headers):
+            connection = await Connection.open(self.port)
+            await connection.send(request(new_identity(), headers=headers, close=True))
+            return connection
+
+        async def way(connection):
+            return (await connection.read_answer()).headers["x-served-by"]
+
+        async def ask_and_read(_):
+            return await way(await ask())
+
+        async def all_of_it():
+            large = [await ask("X-Large: " + 2000 * "x") for _ in range(BURST)]
+            waiting = (await asyncio.to_thread(self.all_wait, BURST))["waiting"]
+            # So few at once that b has room for each.
+            small = await gather(BURST, LIMIT // 2, ask_and_read)
+            self.assertEqual(self.waiting(), waiting)
+            await asyncio.to_thread(self.fleet["a"].release)
+            return small, [await way(connection) for connection in large]
+
+        self.assertEqual(drive(all_of_it()), (BURST * ["handoff"], BURST * ["handoff"]))
+
 
 class StreamQueue(Stream, Queue, Fleet):
     async def open_and_ask(self):
