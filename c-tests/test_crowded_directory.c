@@ -3,6 +3,7 @@
 #include "place.h"
 
 #include <errno.h>
+#include <fcntl.h>
 
 enum { MOST = 1024 };
 
@@ -36,11 +37,29 @@ static void backends_have_the_places_of_sockets_at_which_nobody_listens(void **s
     assert_true(find_state(fleet.broker, place, &found));
     assert_int_equal(found.error, ENOSPC);
     assert_status(found.status, HANDOFF_ERR_FULL);
-    assert_non_null(strstr(found.message, "more sockets than the broker"));
+    assert_non_null(strstr(found.message, "a broker can have 1024 backends"));
     offer_client(&fleet);
     offer_client(&fleet);
     assert_int_equal(arrivals_at(&fleet, 0, NULL), 1);
     assert_int_equal(arrivals_at(&fleet, 1, NULL), 1);
+}
+
+static void files_that_are_no_sockets_are_named_as_what_is_in_the_way(void **state)
+{
+    (void)state;
+    enum { FILES = 65536 };
+    char path[120];
+    for (int i = 0; i <= FILES; i++) {
+        snprintf(path, sizeof path, "%sfile-%d", place, i);
+        int fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+        assert_true(fd >= 0);
+        close(fd);
+    }
+    open_broker();
+    handoff_offer offer = offer_of(fleet.client[0]);
+    assert_status(handoff_broker_offer(fleet.broker, &offer, NULL),
+                  HANDOFF_ERR_BACKEND_UNAVAILABLE);
+    assert_non_null(strstr(handoff_last_error(), "reads 65,536 names, whatever they are"));
 }
 
 /* Where there is no place for all, the sockets of one directory give way to those of the other. */
@@ -218,6 +237,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         PLACE_TEST(backends_have_the_places_of_sockets_at_which_nobody_listens),
+        PLACE_TEST(files_that_are_no_sockets_are_named_as_what_is_in_the_way),
         PLACE_TEST(backends_of_two_directories_have_the_places_of_sockets_at_which_nobody_listens),
         PLACE_TEST(sockets_in_a_directory_are_looked_at_a_few_at_a_time),
         PLACE_TEST(wait_for_a_backend_begins_before_all_sockets_are_looked_at),

@@ -24,7 +24,7 @@ const CHECK_PAUSE: Duration = Duration::from_secs(2);
 /// How long until a directory with too much in it is read again.
 const FULL_PAUSE: Duration = Duration::from_secs(10);
 /// The most entries of a directory that are read.
-const MOST_ENTRIES: usize = 64 * MAX_BACKENDS;
+pub(super) const MOST_ENTRIES: usize = 64 * MAX_BACKENDS;
 /// How many of its sockets are looked at in one go: each may have to be connected to.
 const NAMES_AT_ONCE: usize = 64;
 /// How long until the next go.

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Allowed;
+use super::directory::MOST_ENTRIES;
+use super::{Allowed, MAX_BACKENDS};
 use crate::address::{self, TransportError, is_directory};
 use crate::handle::HandleError;
 use crate::kind::ErrorKind;
@@ -123,14 +124,12 @@ pub enum BrokerError {
         /// How many it can have.
         most: usize,
     },
-    /// There are more sockets in a directory than the broker can have backends.
-    #[error("{path}: more sockets than the broker, which can have {most} backends, has room for",
-        path = .path.display())]
+    /// There are more sockets in a directory than the broker can have backends, or more names than
+    /// it reads.
+    #[error("{path}: {NOT_ALL}", path = .path.display())]
     TooManySockets {
         /// The directory.
         path: Arc<Path>,
-        /// How many backends it can have.
-        most: usize,
     },
     /// The backend turned this broker away, and said why.
     #[error("{path}: {refusal}", path = .path.display())]
@@ -246,12 +245,20 @@ impl fmt::Display for Prefix<'_> {
     }
 }
 
+/// Of a directory that is too full.
+const NOT_ALL: &str = "not all in this directory is used: a broker can have 1024 backends, and reads \
+    65,536 names, whatever they are";
+const _: () = assert!(MAX_BACKENDS == 1024 && MOST_ENTRIES == 65_536);
+
 /// Why a broker with this path has no backend, where more is known than that.
 struct WhyNone<'a>(&'a Path, &'a Option<io::Error>);
 
 impl fmt::Display for WhyNone<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.1 {
+            Some(source) if source.raw_os_error() == Some(libc::ENOSPC) => {
+                write!(f, ": {NOT_ALL}")
+            }
             Some(source) => write!(f, ": {}", Said(source)),
             None if is_directory(self.0) => f.write_str(": there is no socket in the directory"),
             None => Ok(()),

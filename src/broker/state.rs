@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::directory::Directory;
 use super::member::{Link, Member, Obstacle, Phase, SMALLEST, silence};
-use super::{BackendCounts, BackendSettings, Broker, BrokerError, BrokerOptions, MAX_BACKENDS};
+use super::{BackendCounts, BackendSettings, Broker, BrokerError, BrokerOptions};
 
 /// What one backend does and has done.
 #[derive(Debug)]
@@ -99,7 +99,7 @@ fn state<'a>(
 fn state_of_directory(directory: &Directory, error: i32, now: Instant) -> BackendState<'_> {
     let path = directory.path.clone();
     let error = match error {
-        libc::ENOSPC => BrokerError::TooManySockets { path, most: MAX_BACKENDS },
+        libc::ENOSPC => BrokerError::TooManySockets { path },
         _ => BrokerError::NoBackend { path, source: Some(io::Error::from_raw_os_error(error)) },
     };
     BackendState {
