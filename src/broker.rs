@@ -181,6 +181,8 @@ pub struct Broker {
     waiting: VecDeque<Again>,
     /// So many of them, the first, may wait for a backend that takes no offers any more.
     unlooked: usize,
+    /// So many looks at them were in vain since any backend may have got room.
+    looked_in_vain: usize,
     /// No backend took an offer with such needs then, or with more.
     no_takers: Option<(Instant, Needs)>,
     /// Verdicts that may wait when an offer is taken.
@@ -223,6 +225,7 @@ impl Broker {
             candidates: Vec::new(),
             waiting: VecDeque::new(),
             unlooked: 0,
+            looked_in_vain: 0,
             no_takers: None,
             most_verdicts: 0,
             outcomes: Outcomes::new(&options),
@@ -411,6 +414,7 @@ impl Broker {
             // The channel before this one may have ended for another reason than the next one will.
             member.why_down = None;
         }
+        self.looked_in_vain = 0;
         self.touch(index);
         match received {
             Ok(all) => !all,
@@ -483,6 +487,7 @@ impl Broker {
                 member.tally.took_back(&facts, now);
                 self.outcomes.copies.forget(facts.copy);
                 self.outcomes.statistics.taken_back += 1;
+                self.looked_in_vain = 0;
                 // Its channel may have waited for this one. If no timer can be set, something else
                 // wakes the caller.
                 let _ = self.arm(index, now);

@@ -17,10 +17,9 @@ use crate::sys;
 
 /// How many of the offers that wait for room are looked at in one dispatch.
 const LOOKS_PER_DISPATCH: usize = 64;
-/// How long the others wait for their turn if one of these had room, or if a backend that they may wait
-/// for takes no offers any more.
+/// How long the others wait for their turn.
 const NEXT_LOOKS_PAUSE: Duration = Duration::from_millis(1);
-/// How long they wait if there is room that none of these could use.
+/// The same, if there is room that none of them could use at the last look.
 const VAIN_LOOKS_PAUSE: Duration = Duration::from_millis(20);
 
 /// What has become of an offer.
@@ -47,18 +46,22 @@ impl Broker {
         for _ in 0..self.waiting.len().min(LOOKS_PER_DISPATCH) {
             // While nobody has room, none of them is worth a look, and they keep their order.
             if self.unlooked == 0 && !self.any_would_take(SMALLEST, now) {
+                self.looked_in_vain = 0;
                 return;
             }
             let Some(again) = self.waiting.pop_front() else { break };
             self.unlooked = self.unlooked.saturating_sub(1);
+            self.looked_in_vain += 1;
             self.go_on(again, now);
+        }
+        if self.outcomes.statistics.failovers > before {
+            self.looked_in_vain = 0;
         }
         let left = self.waiting.len();
         self.unlooked = self.unlooked.min(left);
         if self.unlooked > 0 || (left > LOOKS_PER_DISPATCH && self.any_would_take(SMALLEST, now)) {
-            let placed = self.outcomes.statistics.failovers > before;
-            let pause =
-                if placed || self.unlooked > 0 { NEXT_LOOKS_PAUSE } else { VAIN_LOOKS_PAUSE };
+            let all_in_vain = self.unlooked == 0 && self.looked_in_vain >= left;
+            let pause = if all_in_vain { VAIN_LOOKS_PAUSE } else { NEXT_LOOKS_PAUSE };
             // If no timer can be set, the handle tries again.
             let _ = self.handle.wake_at(now + pause, now);
         }
