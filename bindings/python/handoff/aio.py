@@ -285,6 +285,8 @@ class _First(asyncio.Protocol):
                 # That of TLS has none of its own.
                 owner: Any = getattr(transport, "_ssl_protocol", transport)
                 owner._fatal_error(error, "Fatal error: protocol.data_received() call failed.")
+            else:
+                _pass_a_turn(transport)
             return
 
         transport.resume_reading()  # Python 3.11.2 watches the socket of one that was paused so early
@@ -301,6 +303,33 @@ def _when_it_resumes(transport: asyncio.Transport, call: Callable[..., None], *w
         asyncio.get_running_loop().call_soon(call, *what)
 
     transport.resume_reading = resume_reading  # type: ignore[assignment]
+
+
+def _pass_a_turn(transport: asyncio.Transport) -> None:
+    """Has the transport read no more in this turn of the loop: what the protocol has begun, such as a
+    task that answers, runs before the client's end is seen, as it does after what the socket gives."""
+    if transport.is_closing() or not transport.is_reading():
+        return
+    wanted: bool | None = True  # None: the turn is over
+
+    def want(reading: bool) -> None:
+        nonlocal wanted
+        if wanted is not None:
+            wanted = reading
+        elif reading:  # start_tls() has it called later
+            transport.resume_reading()
+
+    def end() -> None:
+        nonlocal wanted
+        reads, wanted = wanted, None
+        del transport.pause_reading, transport.resume_reading  # those of its class again
+        if reads:
+            transport.resume_reading()
+
+    transport.pause_reading()
+    transport.pause_reading = lambda: want(False)  # type: ignore[assignment]
+    transport.resume_reading = lambda: want(True)  # type: ignore[assignment]
+    asyncio.get_running_loop().call_soon(end)
 
 
 def _feed(protocol: Any, data: bytes) -> None:

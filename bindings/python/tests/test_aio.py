@@ -392,6 +392,41 @@ class Protocols(Aio):
             listener.close()
         asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
+    def test_task_that_a_preread_begins_runs_before_the_end_that_came_with_it(self):
+        class Answering(asyncio.Protocol):
+            def connection_made(self, transport):
+                self.transport = transport
+                self.lost = asyncio.get_running_loop().create_future()
+
+            def data_received(self, data):
+                self.task = asyncio.create_task(self.answer(data, pauses=data == b"preread"))
+
+            async def answer(self, data, pauses):
+                self.transport.write(data)
+                if pauses:
+                    self.transport.pause_reading()
+                    await asyncio.sleep(0.05)
+                    self.transport.write(b", and the client has not ended")
+                    self.transport.resume_reading()
+
+            def connection_lost(self, _):
+                self.lost.set_result(None)
+
+        async def run(preread, expected):
+            loop = asyncio.get_running_loop()
+            listener = handoff.aio.listen(self.path)
+            client = loop.run_in_executor(None, self.front.hand_over, preread)
+            arrival = await listener.__anext__()
+            with await client as client:
+                client.shutdown(socket.SHUT_WR)
+                _, protocol = await handoff.aio.create_connection(Answering, arrival)
+                self.assertEqual(await loop.run_in_executor(None, read_all, client), expected)
+                await protocol.lost
+            listener.close()
+        for preread, expected in ((b"all of it", b"all of it"),
+                                  (b"preread", b"preread, and the client has not ended")):
+            asyncio.run(asyncio.wait_for(run(preread, expected), PATIENCE))
+
     def test_protocol_that_raises_at_the_preread_loses_its_connection_as_it_does_later(self):
         class Raising(asyncio.Protocol):
             def connection_made(self, _):
@@ -574,6 +609,46 @@ class Tls(Aio):
                     answers.append(client.ask(b"hello", 5))
             return answers
         self.assertEqual(self.serve_with(echo, clients), [b"hello"] * 5)
+
+    def test_preread_may_be_what_asks_for_tls(self):
+        """The task that begins it does so in the turn of the loop in which the preread is given."""
+        class Asked(asyncio.Protocol):
+            def connection_made(self, transport):
+                self.transport = transport
+
+            def data_received(self, _):
+                self.task = asyncio.create_task(self.begin())
+
+            async def begin(self):
+                self.transport.write(b"go")
+                within = Within()
+                transport = await asyncio.get_running_loop().start_tls(
+                    self.transport, within, Tls.context, server_side=True)
+                transport.write(await within.got)
+
+        class Within(asyncio.Protocol):
+            def __init__(self):
+                self.got = asyncio.get_running_loop().create_future()
+
+            def data_received(self, data):
+                self.got.set_result(data)
+
+        def ask(connection):
+            client = TlsClient(self.certificate)
+            self.assertEqual(connection.recv(2), b"go")
+            client.handshake(connection, client.hello)
+            return client.ask(b"hello", 5)
+
+        async def run():
+            loop = asyncio.get_running_loop()
+            listener = handoff.aio.listen(self.path)
+            connection = loop.run_in_executor(None, self.front.hand_over, b"STARTTLS")
+            transport, _ = await handoff.aio.create_connection(Asked, await listener.__anext__())
+            with await connection as connection:
+                self.assertEqual(await loop.run_in_executor(None, ask, connection), b"hello")
+            listener.close()
+            transport.abort()
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
     def test_as_much_as_one_likes_both_ways(self):
         def clients():
