@@ -159,6 +159,31 @@ static void broker_that_has_not_looked_does_not_say_that_the_backend_is_silent(v
     assert_last_error_has("the backend has not answered yet");
 }
 
+/* A backend that says nothing is one to wait for, but not if it was silent for long before. */
+static void successor_is_not_blamed_for_a_silence_before_it(void **state)
+{
+    (void)state;
+    open_broker(NULL);
+    listen_at(&fleet, 0, NULL);
+    for (uint64_t start = now_ns(); only_state().state != HANDOFF_STATE_DOWN;) {
+        struct pollfd poll_fd = {.fd = handoff_broker_fd(fleet.broker), .events = POLLIN};
+        assert_true(ms_since(start) < PATIENCE_MS);
+        poll(&poll_fd, 1, 100);
+        assert_ok(handoff_broker_dispatch(fleet.broker));
+    }
+    assert_non_null(strstr(only_state().message, "did not answer within"));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_READY));
+
+    handoff_backend *successor;
+    assert_ok(handoff_backend_drain(fleet.backends[0]));
+    assert_ok(handoff_backend_listen(fleet.paths[0], NULL, &successor));
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_CONNECTING));
+    assert_state(HANDOFF_STATE_CONNECTING, HANDOFF_OK, 0, "");
+    handoff_backend_free(fleet.backends[0]);
+    fleet.backends[0] = successor;
+    until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_READY));
+}
+
 static void closed_broker_blames_no_backend(void **state)
 {
     (void)state;
@@ -504,6 +529,7 @@ int main(void)
         FLEET_TEST(backend_that_does_not_allow_the_broker_says_so),
         FLEET_TEST(backend_is_ready_once_it_has_said_welcome),
         FLEET_TEST(broker_that_has_not_looked_does_not_say_that_the_backend_is_silent),
+        FLEET_TEST(successor_is_not_blamed_for_a_silence_before_it),
         FLEET_TEST(closed_broker_blames_no_backend),
         FLEET_TEST(closed_broker_names_each_backend_by_its_own_path),
         FLEET_TEST(since_counts_from_the_last_change),
