@@ -142,16 +142,10 @@ impl Broker {
             return false;
         }
         let now = Instant::now();
-        let mut why = None;
-        for (index, member) in self.members.iter().enumerate().filter(|(_, it)| !it.gone) {
-            match member.would_take(needs, self.options.queue_bytes, now) {
-                Ok(_) => return false,
-                Err(obstacle) => obstacle.keep_soonest(index, &mut why),
-            }
-        }
-        let waits = match why {
-            Some((_, Obstacle::Full(_))) => true,
-            _ => self.is_worth_waiting(&self.refused(why), deadline),
+        let waits = match self.taker(needs, now) {
+            Ok(_) => false,
+            Err(Some((_, Obstacle::Full(_)))) => true,
+            Err(why) => self.is_worth_waiting(&self.refused(why), deadline),
         };
         if waits {
             self.want(needs, now);

@@ -3,6 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
+use super::channel::Channel;
 use super::choosing::Placing;
 use super::copies::NO_COPY;
 use super::member::{Link, Member, Needs, Obstacle, SMALLEST};
@@ -120,16 +121,28 @@ impl Broker {
             Ok(len) => len,
             Err(error) => return error.into(),
         };
-        let (needs, queue_bytes) = (Needs { len, tls: offer.tls }, self.options.queue_bytes);
-        let mut refused = None;
+        let needs = Needs { len, tls: offer.tls };
+        self.refused(match self.taker(needs, now) {
+            Ok((index, channel)) => Some((index, Obstacle::Full(channel.limit()))),
+            Err(why) => why,
+        })
+    }
+
+    /// The first backend that would take an offer with such needs now; or the one that is most likely
+    /// to take it soon, and why it does not now.
+    pub(super) fn taker(
+        &self,
+        needs: Needs,
+        now: Instant,
+    ) -> Result<(usize, &Channel), Option<(usize, Obstacle)>> {
+        let mut soonest = None;
         for (index, member) in self.members.iter().enumerate().filter(|(_, it)| !it.gone) {
-            let why = match member.would_take(needs, queue_bytes, now) {
-                Ok((channel, _)) => Obstacle::Full(channel.limit()),
-                Err(why) => why,
-            };
-            why.keep_soonest(index, &mut refused);
+            match member.would_take(needs, self.options.queue_bytes, now) {
+                Ok((channel, _)) => return Ok((index, channel)),
+                Err(why) => why.keep_soonest(index, &mut soonest),
+            }
         }
-        self.refused(refused)
+        Err(soonest)
     }
 
     /// Of the verdicts of all backends: none of them has refused the offer.
