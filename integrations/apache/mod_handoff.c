@@ -132,6 +132,8 @@ static const char *set_backend(cmd_parms *cmd, void *dir, const char *name, cons
     const char *path = "", *error = take_path(cmd, target, &path);
     if (*name == '/' || strchr(name, ':') != NULL)
         return "HandoffBackend: a name has no colon, and does not begin with a slash";
+    if (apr_table_get(conf->backends, name) != NULL)
+        return apr_psprintf(cmd->pool, "HandoffBackend: \"%s\" has a socket already", name);
     apr_table_setn(conf->backends, name, path);
     return error;
 }

@@ -42,6 +42,8 @@ def fitting(kind: Any, what: str, number: int) -> int:
 
 
 def numbers(what: str, ids: Sequence[int]) -> ctypes.Array[c_uint32]:
+    if isinstance(ids, (int, str)):
+        raise TypeError(f"{what} cannot be {ids!r}: they are a sequence of numbers")
     for number in ids:
         fitting(c_uint32, f"one of {what}", number)
     return (c_uint32 * len(ids))(*ids)

@@ -432,6 +432,8 @@ class TheBackend(Ends):
                 ("mode", lambda: handoff.Backend.listen(self.path + "2", mode="660")),
                 ("groups", lambda: handoff.Backend.listen(self.path + "2", groups=["www-data"])),
                 ("users", lambda: handoff.Broker(self.path, users=["root"])),
+                ("users", lambda: handoff.Broker(self.path, users=33)),
+                ("users", lambda: handoff.Broker(self.path, users="root")),
                 ("weight", lambda: self.broker.add(self.path + "2", weight=1.5)),
                 ("timeout_ms", lambda: self.broker.offer(self.accepted, timeout_ms="5"))):
             self.assertRaisesRegex(TypeError, rf"\b{name} cannot be .* numbers?$", call)

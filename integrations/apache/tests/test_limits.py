@@ -300,6 +300,8 @@ class Limits(ApacheCase):
                 ("<VirtualHost *:1>\nHandoffMaxFails 1\n</VirtualHost>", "cannot occur within"),
                 ("HandoffAllow unix:/run", "ends in a slash"),
                 ("HandoffBackend a:b unix:/run/x", "has no colon"),
+                ("HandoffBackend a unix:/run/x\nHandoffBackend a unix:/run/y",
+                 '"a" has a socket already'),
                 ("HandoffMetadata default x", 'is not "name=expression"'),
                 ("HandoffMetadata default client=x", 'is a member of "default"'),
                 ("HandoffMetadata default a=1 b=2 a=3", 'there is another "a" before "a=3"'),
