@@ -458,6 +458,26 @@ static void draining_backend_finishes_what_arrived_and_frees_the_path(void **sta
     assert_adopted(&channel);
 }
 
+/* A loop that sleeps until the descriptor is readable frees the backend then. */
+static void draining_backend_that_holds_nothing_wakes_its_loop_once(void **state)
+{
+    (void)state;
+    int fd = handoff_backend_fd(channel.backend);
+    offer_fd(&channel, client[0]);
+    uint64_t id = arrival_of(&channel).id;
+    assert_ok(handoff_backend_drain(channel.backend));
+    receive_all(channel.backend);
+    assert_false(is_readable(fd));
+    adopt(&channel, id);
+    for (int i = 0; i < 2; i++) {
+        assert_true(is_readable(fd));
+        receive_all(channel.backend);
+        assert_int_equal(backend_statistics(channel.backend).held, 0);
+        assert_false(is_readable(fd));
+        assert_ok(handoff_backend_drain(channel.backend));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -480,6 +500,7 @@ int main(void)
         CHANNEL_TEST(bytes_beyond_what_may_be_held_are_rejected_as_busy),
         CHANNEL_TEST(sockets_are_taken_by_their_kinds),
         CHANNEL_TEST(draining_backend_finishes_what_arrived_and_frees_the_path),
+        CHANNEL_TEST(draining_backend_that_holds_nothing_wakes_its_loop_once),
     };
     return RUN_TESTS(tests);
 }

@@ -204,6 +204,7 @@ static void drain(void)
 {
     check_handoff(handoff_backend_drain(backend) == HANDOFF_OK, "handoff_backend_drain");
     dispatch();
+    check(epoll_ctl(epoll, EPOLL_CTL_DEL, handoff_backend_fd(backend), NULL) == 0, "EPOLL_CTL_DEL");
     handoff_backend_free(backend);
     backend = NULL;
     check(epoll_ctl(epoll, EPOLL_CTL_DEL, signals, NULL) == 0, "EPOLL_CTL_DEL");

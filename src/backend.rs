@@ -349,6 +349,7 @@ impl Backend {
             self.mark_dirty(index);
         }
         self.flush();
+        self.tell_of_the_end();
         Ok(())
     }
 

@@ -372,7 +372,8 @@ handoff_status handoff_backend_reject(handoff_backend *backend,
  *
  * Go on: dispatch, take every arrival with next, adopt or reject it. If `held` in the statistics
  * is 0 after a dispatch, free the backend at once: the brokers take back what no dispatch has
- * received, and only then connect to the successor. What you adopted stays yours. A program
+ * received, and only then connect to the successor. The backend's descriptor becomes readable for
+ * that dispatch, now or when you decide on the last arrival. What you adopted stays yours. A program
  * without an event loop calls handoff_backend_accept() with a `wait_ms` of 0 while it returns
  * HANDOFF_OK, then handoff_backend_free(). With a negative `wait_ms`, handoff_backend_accept() may
  * now wait forever.

@@ -1,6 +1,7 @@
 //! Arrivals as the caller takes them, one after the other, and adopts or rejects them.
 
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use super::arrivals::Place;
 use super::channel::End;
@@ -158,7 +159,20 @@ impl Backend {
                 self.flush();
             }
         }
+        if self.arrivals.draining {
+            self.tell_of_the_end();
+        }
         adopted
+    }
+
+    /// Wakes a caller that drains and holds nothing: it can free the handle, and no broker may have
+    /// anything more to say. If no timer can be set, something else wakes it.
+    #[cold]
+    pub(super) fn tell_of_the_end(&mut self) {
+        if self.arrivals.held == 0 {
+            let now = Instant::now();
+            let _ = self.handle.wake_at(now, now);
+        }
     }
 }
 
