@@ -401,7 +401,8 @@ handoff_status handoff_broker_next(handoff_broker *broker,
  * It waits for a first attempt to connect, or one after a channel that has ended; for room; and for
  * the verdict: together at most the offer's `timeout_ms`. It does not wait for a backend that is
  * known to be of no use: after an attempt that failed, it returns that error at once until the next
- * one has succeeded, which is tried within `reconnect_max_ms`. The same goes for a backend that
+ * one has succeeded, which is due within `reconnect_max_ms`. If nobody dispatches meanwhile, the next
+ * call makes the attempt that is due, and waits for it. The same goes for a backend that
  * turns this broker away, was silent until now or drains.
  *
  * If there is no room in all of `timeout_ms`, it returns HANDOFF_ERR_FULL; if no channel is up by

@@ -198,7 +198,8 @@ const char *handoff_reason_name(handoff_reason reason) HANDOFF_NOEXCEPT;
 /**
  * Tells whether a fallback is all that an error calls for: the connection is certainly yours.
  * Other errors are bugs in the caller or in the library, which a fallback would hide: report them,
- * but for the two named below and HANDOFF_ERR_CLOSED after your own handoff_broker_close().
+ * but for HANDOFF_ERR_CLOSED after your own handoff_broker_close() and, of the raw layer,
+ * HANDOFF_ERR_RECEIVE_FAILED and HANDOFF_ERR_TOKEN_NOT_PENDING.
  * HANDOFF_WOKEN is no error.
  *
  * @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
