@@ -135,21 +135,26 @@ impl Broker {
         refused.error.is_full() || (refused.by.is_some() && connects()) || finds()
     }
 
-    /// Whether an offer would be refused now, though there may be room by then. If so, the timers
-    /// are set that tell when it would be taken.
-    pub(super) fn would_refuse_for_now(&mut self, needs: Needs, deadline: Instant) -> bool {
+    /// Whether an offer would be refused now, though there may be room by then: so would all that need
+    /// as much, up to the needs that it returns. The timers are set that tell when it would be taken.
+    pub(super) fn would_refuse_for_now(
+        &mut self,
+        needs: Needs,
+        deadline: Instant,
+    ) -> Option<Needs> {
         if self.closed {
-            return false;
+            return None;
         }
         let now = Instant::now();
-        let waits = match self.taker(needs, now) {
-            Ok(_) => false,
-            Err(Some((_, Obstacle::Full(_)))) => true,
-            Err(why) => self.is_worth_waiting(&self.refused(why), deadline),
+        let most = match self.taker(needs, now) {
+            Ok(_) => return None,
+            Err(Some((index, Obstacle::Full(_)))) => {
+                self.members[index].channel().map_or(needs, |channel| channel.largest())
+            }
+            Err(why) if self.is_worth_waiting(&self.refused(why), deadline) => needs,
+            Err(_) => return None,
         };
-        if waits {
-            self.want(needs, now);
-        }
-        waits
+        self.want(needs, now);
+        Some(most)
     }
 }

@@ -98,7 +98,7 @@ pub(super) enum Obstacle {
 }
 
 /// What an offer asks of the backend that takes it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Needs {
     /// Bytes in its parts.
     pub len: usize,
@@ -171,10 +171,10 @@ impl Obstacle {
 }
 
 impl Channel {
-    /// Whether its backend takes such an offer, were there room.
-    pub(super) fn suits(&self, needs: Needs) -> bool {
-        let fits = self.welcome.is_ok_and(|welcome| needs.len <= welcome.max_bytes as usize);
-        fits && (self.knows_tls || !needs.tls)
+    /// What an offer may need that its backend takes, were there room.
+    pub(super) fn largest(&self) -> Needs {
+        let len = self.welcome.map_or(0, |welcome| welcome.max_bytes as usize);
+        Needs { len, tls: self.knows_tls }
     }
 
     #[cold]

@@ -8,9 +8,33 @@ use super::choosing::Placing;
 use super::copies::NO_COPY;
 use super::member::{Link, Member, Needs, Obstacle, SMALLEST};
 use super::offer::{Offer, Refused};
-use super::slots::{Facts, Parts};
+use super::slots::{Facts, Parts, queued_len};
 use super::{Broker, BrokerError, Limit};
 use crate::memory::NoMemory;
+
+/// How long an offer may be that some backends take: without TLS, and with it; none: they take none.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Takers {
+    /// That one of them takes now.
+    now: [Option<usize>; 2],
+    /// That each of them would take if it had more room.
+    each: [Option<usize>; 2],
+}
+
+impl Takers {
+    fn and(self, other: Takers) -> Takers {
+        let both =
+            |tls: usize| (self.now[tls].max(other.now[tls]), self.each[tls].min(other.each[tls]));
+        let [(now, each), (now_tls, each_tls)] = [0, 1].map(both);
+        Takers { now: [now, now_tls], each: [each, each_tls] }
+    }
+
+    /// Whether an offer may be meant for one of them, now or soon, wherever there is room.
+    pub(super) fn may_get(&self, needs: Needs) -> bool {
+        let tls = usize::from(needs.tls);
+        self.now[tls].max(self.each[tls]).is_some_and(|most| needs.len <= most)
+    }
+}
 
 impl Broker {
     /// Offers a connection, at once unless more follow. Returns its id; the verdict comes from
@@ -143,6 +167,21 @@ impl Broker {
             }
         }
         Err(soonest)
+    }
+
+    /// What the backends that take an offer with such needs now can take beside it.
+    pub(super) fn takers(&self, needs: Needs, now: Instant) -> Takers {
+        let queue_bytes = self.options.queue_bytes;
+        let mut takers: Option<Takers> = None;
+        for member in &self.members {
+            let Ok((channel, _)) = member.would_take(needs, queue_bytes, now) else { continue };
+            let largest = channel.largest();
+            let room = queue_bytes - channel.slots.queued_bytes() - queued_len(0);
+            let each = [Some(largest.len), largest.tls.then_some(largest.len)];
+            let this = Takers { now: each.map(|len| len.map(|len| len.min(room))), each };
+            takers = Some(takers.map_or(this, |others| others.and(this)));
+        }
+        takers.unwrap_or_default()
     }
 
     /// Of the verdicts of all backends: none of them has refused the offer.

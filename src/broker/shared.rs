@@ -311,19 +311,27 @@ impl Desk for Broker {
         self.dispatch_after(event::Wait::No)
     }
 
-    fn would_wait(&mut self, Waiting { needs, deadline }: Waiting) -> bool {
-        self.would_refuse_for_now(needs, deadline)
+    fn would_wait(&mut self, Waiting { needs, deadline }: Waiting) -> Option<Waiting> {
+        let most = self.would_refuse_for_now(needs, deadline)?;
+        Some(Waiting { needs: most, deadline })
     }
 
-    /// Not only if there is room for the other one, too: what needs less must not take the little
-    /// that there is from what needs more again and again.
-    fn is_behind(&self, Waiting { needs, .. }: Waiting, ahead: Waiting) -> bool {
-        let (queue_bytes, now) = (self.options.queue_bytes, Instant::now());
-        let mut takers = self.members.iter().filter_map(|member| {
-            let taken = member.would_take(needs, queue_bytes, now);
-            taken.ok().map(|(channel, _)| channel)
-        });
-        takers.any(|channel| channel.suits(ahead.needs))
+    /// What waits for a time to come is the same for the same time only.
+    fn is_between(it: Waiting, least: Waiting, most: Waiting) -> bool {
+        it.needs.are_at_least(least.needs)
+            && most.needs.are_at_least(it.needs)
+            && (it.deadline == most.deadline || least.needs != most.needs)
+    }
+
+    /// If the backends that take it take one ahead of it now; or would each take that one if they had
+    /// more room: what needs less must not take the little that there is again and again.
+    fn is_behind(
+        &self,
+        Waiting { needs, .. }: Waiting,
+        mut ahead: impl Iterator<Item = Waiting>,
+    ) -> bool {
+        let takers = self.takers(needs, Instant::now());
+        ahead.any(|ahead| takers.may_get(ahead.needs))
     }
 
     fn flush(&mut self) -> Result<(), BrokerError> {

@@ -96,12 +96,16 @@ impl Desk for Model {
     type Needs = ();
     type Refused = Refused;
 
-    fn would_wait(&mut self, (): ()) -> bool {
-        !self.closed && self.in_flight.len() == self.room
+    fn would_wait(&mut self, (): ()) -> Option<()> {
+        (!self.closed && self.in_flight.len() == self.room).then_some(())
     }
 
-    fn is_behind(&self, (): (), (): ()) -> bool {
+    fn is_between((): (), (): (), (): ()) -> bool {
         true
+    }
+
+    fn is_behind(&self, (): (), mut ahead: impl Iterator<Item = ()>) -> bool {
+        ahead.next().is_some()
     }
 
     fn dispatch(&mut self) -> Result<(), Refused> {

@@ -4,11 +4,11 @@
 //! The leader waits without the lock, so that others can offer meanwhile. When it has its own
 //! verdict it leaves, and another thread that waits is told to lead. Nobody is told anything but
 //! what is for it: its verdict, room, a wake, or that nobody leads. Offers that wait for room do so
-//! in a queue, and are called when an attempt would come to something. None gets what one ahead of it
-//! waits for; beside that there may be room for it.
+//! in a queue, and none gets what one ahead of it waits for; beside that there may be room for it.
 //!
 //! What holds whenever the lock is free: if any thread waits, one leads, or one was told that none
-//! does and has not run since.
+//! does and has not run since. If any attempt of those in the queue would come to something, the first
+//! one was called whose would, and has not run since.
 //!
 //! No I/O is here: the desk and the watch are the parent's, and so are the locks, so that
 //! proofs/loom can put its own in their place.
@@ -34,12 +34,16 @@ pub(super) trait Desk {
     /// Does what is due, without waiting.
     fn dispatch(&mut self) -> Result<(), Self::Error>;
 
-    /// Whether there is neither room for an offer now nor an error, so that it is to wait. Sees to it
-    /// that the watch ends when time alone has changed that.
-    fn would_wait(&mut self, needs: Self::Needs) -> bool;
+    /// Whether there is neither room for an offer now nor an error, so that it is to wait: then so are
+    /// all that need as much, up to the needs that it returns. Sees to it that the watch ends when
+    /// time alone has changed that.
+    fn would_wait(&mut self, needs: Self::Needs) -> Option<Self::Needs>;
 
-    /// Whether an offer may get now what another one waits for.
-    fn is_behind(&self, needs: Self::Needs, ahead: Self::Needs) -> bool;
+    /// Whether these needs are between others, which may be the same.
+    fn is_between(needs: Self::Needs, least: Self::Needs, most: Self::Needs) -> bool;
+
+    /// Whether an offer may get now what one of these waits for.
+    fn is_behind(&self, needs: Self::Needs, ahead: impl Iterator<Item = Self::Needs>) -> bool;
 
     /// Sends what was offered.
     fn flush(&mut self) -> Result<(), Self::Error>;
@@ -119,6 +123,8 @@ struct Seat<V> {
     /// The offer that it waits for. None: it waits for room, or nobody sits here.
     offer: Option<u64>,
     verdict: Option<V>,
+    /// It was called to try for room, and has not run since.
+    called: bool,
     /// Its place in `waiting`.
     place: usize,
 }
@@ -149,7 +155,7 @@ impl<D: Desk> State<D> {
     fn sit(&mut self) -> usize {
         let seat = self.free.pop().unwrap_or_else(|| {
             let bell = Arc::new(Condvar::new());
-            self.seats.push(Seat { bell, offer: None, verdict: None, place: 0 });
+            self.seats.push(Seat { bell, offer: None, verdict: None, called: false, place: 0 });
             self.seats.len() - 1
         });
         self.seats[seat].place = self.waiting.len();
@@ -179,7 +185,7 @@ impl<D: Desk> State<D> {
             self.bells.add(&self.seats[*next].bell);
         }
         let left = &mut self.seats[seat];
-        left.offer = None;
+        (left.offer, left.called) = (None, false);
         if let Some(verdict) = left.verdict.take() {
             self.desk.is_taken(&verdict);
         }
@@ -192,26 +198,31 @@ impl<D: Desk> State<D> {
         place.unwrap_or(self.room.len())
     }
 
-    /// Leaves the queue for room. Another may have to try now.
+    /// Leaves the queue for room.
     fn leave_room(&mut self, seat: usize) {
-        let place = self.place_in_queue(seat);
-        if self.room.remove(place).is_some() {
-            self.call_from(place);
-        }
+        self.room.remove(self.place_in_queue(seat));
     }
 
     /// Whether an offer at a place of the queue may try.
     fn may_try(&self, place: usize, needs: D::Needs) -> bool {
-        let mut ahead = self.room.iter().take(place);
-        !ahead.any(|(_, ahead)| self.desk.is_behind(needs, *ahead))
+        !self.desk.is_behind(needs, self.room.iter().take(place).map(|(_, ahead)| *ahead))
     }
 
-    /// Has the first from this place on try whose attempt would come to something.
-    fn call_from(&mut self, place: usize) {
-        for place in place..self.room.len() {
+    /// Has the first in the queue try whose attempt would come to something.
+    fn call_for_room(&mut self) {
+        let mut vain: Option<(D::Needs, D::Needs)> = None;
+        for place in 0..self.room.len() {
             let (seat, needs) = self.room[place];
-            if !self.desk.would_wait(needs) && self.may_try(place, needs) {
-                return self.call(seat);
+            if vain.is_some_and(|(least, most)| D::is_between(needs, least, most)) {
+                continue;
+            }
+            if let Some(most) = self.desk.would_wait(needs) {
+                vain = Some((needs, most));
+            } else if self.may_try(place, needs) {
+                if !mem::replace(&mut self.seats[seat].called, true) || self.leader == Some(seat) {
+                    self.call(seat);
+                }
+                return;
             }
         }
     }
@@ -277,6 +288,7 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
     /// To be called before the lock is released: calls the leader if there is something for it.
     /// Each time until it has seen it, for whoever sets a timer may undo an earlier call.
     fn before_release(&self, state: &mut State<D>) {
+        state.call_for_room();
         self.watch.before_release(&mut state.desk);
         state.pass_on(self.waits.wakes());
         if state.leader_called {
@@ -297,7 +309,6 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
         // Whatever becomes of this thread, the others get what the body has done for them.
         let result = panic::catch_unwind(AssertUnwindSafe(|| body(&mut state.desk)));
         state.hand_out();
-        state.call_from(0);
         self.release(state);
         result.unwrap_or_else(|payload| panic::resume_unwind(payload))
     }
@@ -403,7 +414,7 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
         loop {
             let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
             let place = state.place_in_queue(seat);
-            let waits = !state.room.is_empty() && state.desk.would_wait(needs);
+            let waits = !state.room.is_empty() && state.desk.would_wait(needs).is_some();
             // The first attempt finds out what is wrong with the offer itself.
             if late || if waits { !queues } else { state.may_try(place, needs) } {
                 let refused = match attempt(&mut state.desk, seat, queues) {
@@ -414,7 +425,6 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
                 if late {
                     return (state, Err(refused));
                 }
-                state.call_from(place + 1);
             }
             if self.crew.waits.is_woken(self.wait) {
                 self.woken = true;
@@ -425,6 +435,7 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
             }
             let result;
             (state, result) = self.pause(state, deadline);
+            state.seats[seat].called = false;
             if let Err(error) = result {
                 return (state, Err(error.into()));
             }
@@ -490,14 +501,13 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
             state.leader_called = false;
             let result = waited.and_then(|()| state.desk.dispatch());
             state.hand_out();
-            state.call_from(0);
             return (state, result);
         }
         let passed_on = state.wakes;
         crew.before_release(&mut state);
         mem::take(&mut state.bells).ring();
-        if state.wakes != passed_on {
-            // A wake came just now: this thread's bell has rung, and it did not wait yet.
+        if state.wakes != passed_on || state.seats[self.seat].called {
+            // A wake or room came just now: this thread's bell has rung, and it did not wait yet.
             return (state, Ok(()));
         }
         let bell = Arc::clone(&state.seats[self.seat].bell);

@@ -26,12 +26,16 @@ impl Desk for Silent {
     type Needs = usize;
     type Refused = &'static str;
 
-    fn would_wait(&mut self, _: usize) -> bool {
-        false
+    fn would_wait(&mut self, _: usize) -> Option<usize> {
+        None
     }
 
-    fn is_behind(&self, needs: usize, ahead: usize) -> bool {
-        needs >= ahead
+    fn is_between(needs: usize, least: usize, most: usize) -> bool {
+        (least..=most).contains(&needs)
+    }
+
+    fn is_behind(&self, needs: usize, mut ahead: impl Iterator<Item = usize>) -> bool {
+        ahead.any(|ahead| needs >= ahead)
     }
 
     fn dispatch(&mut self) -> Result<(), &'static str> {
@@ -198,8 +202,8 @@ fn is_behind_a_larger_one(max_offer_bytes: usize) -> bool {
         broker.dispatch().unwrap();
         backends.iter_mut().for_each(|backend| backend.dispatch().unwrap());
     }
-    assert!(!broker.would_wait(offers[0]));
-    broker.is_behind(offers[0], offers[1])
+    assert!(broker.would_wait(offers[0]).is_none());
+    broker.is_behind(offers[0], [offers[1]].into_iter())
 }
 
 #[test]
