@@ -125,7 +125,6 @@ void
 ngx_handoff_flush_handler(ngx_event_t *ev)
 {
     ngx_pool_t            *pool;
-    ngx_uint_t             wait = 0;
     ngx_queue_t            batch, *q;
     ngx_handoff_offer_t   *offer;
     ngx_handoff_broker_t  *broker = ev->data;
@@ -151,10 +150,7 @@ ngx_handoff_flush_handler(ngx_event_t *ev)
         ngx_queue_remove(q);
         offer = ngx_queue_data(q, ngx_handoff_offer_t, queue);
 
-        if (ngx_handoff_stand_behind(offer)) {
-            wait = 1;
-
-        } else {
+        if (!ngx_handoff_stand_behind(offer)) {
             (void) ngx_handoff_send(offer, pool);
         }
 
@@ -165,10 +161,6 @@ ngx_handoff_flush_handler(ngx_event_t *ev)
 
     if (pool) {
         ngx_destroy_pool(pool);
-    }
-
-    if (wait) {
-        ngx_handoff_drain_new(broker, ev->log);
     }
 
     ngx_handoff_flush(broker, ev->log);

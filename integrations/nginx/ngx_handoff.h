@@ -310,7 +310,6 @@ ngx_int_t ngx_handoff_enqueue(ngx_handoff_offer_t *offer);
 void ngx_handoff_dequeue(ngx_handoff_offer_t *offer);
 void ngx_handoff_client_gone(ngx_handoff_offer_t *offer);
 void ngx_handoff_drain(ngx_handoff_broker_t *broker, ngx_log_t *log);
-void ngx_handoff_drain_new(ngx_handoff_broker_t *broker, ngx_log_t *log);
 void ngx_handoff_empty_queue(ngx_handoff_broker_t *broker);
 
 /* ---- ngx_handoff_status.c ---- */

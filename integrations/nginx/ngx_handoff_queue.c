@@ -17,13 +17,18 @@ static ngx_uint_t ngx_handoff_has_tls(ngx_handoff_offer_t *offer);
 static void ngx_handoff_expiry_handler(ngx_event_t *ev);
 
 
-/* Puts an offer behind those that wait, if there are any. Whether it has. */
+/*
+ * Puts an offer behind those that wait, if there are any and no backend has room. Whether it has.
+ * If one has room, none that waits could use it at the last look.
+ */
 ngx_uint_t
 ngx_handoff_stand_behind(ngx_handoff_offer_t *offer)
 {
     ngx_handoff_broker_t  *broker = offer->broker;
 
-    if (broker->queued == 0 || offer->conf->queue == 0) {
+    if (broker->queued == 0 || offer->conf->queue == 0
+        || handoff_broker_room(broker->broker) > 0)
+    {
         return 0;
     }
 
@@ -151,7 +156,7 @@ ngx_handoff_drain(ngx_handoff_broker_t *broker, ngx_log_t *log)
     size_t                room, refused[2];
     ngx_int_t             rc;
     ngx_pool_t           *pool;
-    ngx_uint_t            hopeless;
+    ngx_uint_t            hopeless, in_flight;
     ngx_queue_t          *q, passed;
     ngx_handoff_offer_t  *offer;
 
@@ -181,14 +186,19 @@ ngx_handoff_drain(ngx_handoff_broker_t *broker, ngx_log_t *log)
 
         ngx_queue_remove(q);
         broker->queued--;
+        in_flight = broker->in_flight;
         rc = ngx_handoff_send(offer, pool);
 
         if (pool) {
             ngx_reset_pool(pool);
         }
 
-        if (rc != NGX_AGAIN) {
-            room -= (room > 0);
+        if (rc == NGX_OK) {
+            /* One that has fallen back leaves the room to the next. */
+            if (broker->in_flight > in_flight) {
+                room = handoff_broker_room(broker->broker);
+                hopeless = 0;
+            }
             continue;
         }
 
@@ -215,16 +225,6 @@ ngx_handoff_drain(ngx_handoff_broker_t *broker, ngx_log_t *log)
     }
 
     ngx_handoff_flush(broker, log);
-}
-
-
-/* Some have come to stand behind those that wait: there may be room for what needs less. */
-void
-ngx_handoff_drain_new(ngx_handoff_broker_t *broker, ngx_log_t *log)
-{
-    if (broker->queued && handoff_broker_room(broker->broker) > 0) {
-        ngx_handoff_drain(broker, log);
-    }
 }
 
 

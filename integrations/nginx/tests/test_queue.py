@@ -272,34 +272,61 @@ class HttpQueue(Http, Queue, Fleet):
         wait_until(lambda: any(" 499 outcome=fallback reason=client gone" in line
                                for line in self.nginx.access()), "a line in the access log")
 
-    def test_those_that_only_a_full_backend_takes_hold_up_no_other(self):
+    def ask_for(self, *headers):
+        async def ask(_):
+            connection = await Connection.open(self.port)
+            await connection.send(request(new_identity(), headers=headers, close=True))
+
+            async def way():
+                return (await connection.read_answer()).headers["x-served-by"]
+            return way
+
+        return ask
+
+    def begin_with_large_ones_that_wait(self):
+        """The backend a takes all, and decides nothing; b takes small ones. Gives the readers."""
         self.start_one("b", "-m", "1000")
         self.start_fleet({"a": ""}, "-n", upstreams=self.upstream({"a": "backup", "b": ""}), server=(
-            f"handoff_max_in_flight {LIMIT}; handoff_queue 1000 timeout=1h;"
+            f"handoff_max_in_flight {LIMIT}; handoff_queue {2 * BURST} timeout=1h;"
             "handoff_attempt_timeout 59m;"))
         self.wait_for("b")
 
-        async def ask(*headers):
-            connection = await Connection.open(self.port)
-            await connection.send(request(new_identity(), headers=headers, close=True))
-            return connection
+    async def ask_large(self):
+        readers = await gather(BURST, BURST, self.ask_for("X-Large: " + 2000 * "x"))
+        return readers, await asyncio.to_thread(self.all_wait, BURST)
 
-        async def way(connection):
-            return (await connection.read_answer()).headers["x-served-by"]
+    def test_those_that_only_a_full_backend_takes_hold_up_no_other(self):
+        self.begin_with_large_ones_that_wait()
+        ask_small = self.ask_for()
 
-        async def ask_and_read(_):
-            return await way(await ask())
+        async def ask_and_read(index):
+            return await (await ask_small(index))()
 
         async def all_of_it():
-            large = [await ask("X-Large: " + 2000 * "x") for _ in range(BURST)]
-            waiting = (await asyncio.to_thread(self.all_wait, BURST))["waiting"]
+            large, total = await self.ask_large()
             # So few at once that b has room for each.
             small = await gather(BURST, LIMIT // 2, ask_and_read)
-            self.assertEqual(self.waiting(), waiting)
+            for name in "waiting", "queued":
+                self.assertEqual(self.total()[name], total[name])
             await asyncio.to_thread(self.fleet["a"].release)
-            return small, [await way(connection) for connection in large]
+            return small, await self.read_all(large)
 
         self.assertEqual(drive(all_of_it()), (BURST * ["handoff"], BURST * ["handoff"]))
+
+    def test_those_that_no_backend_takes_any_more_fall_back_at_once(self):
+        self.expected.append(ANY)
+        self.begin_with_large_ones_that_wait()
+
+        async def all_of_it():
+            large, _ = await self.ask_large()
+            await asyncio.to_thread(self.fleet["a"].kill)
+            killed = time.monotonic()
+            return await self.read_all(large), time.monotonic() - killed
+
+        ways, took = drive(all_of_it())
+        self.assertEqual(ways, BURST * [self.proxied])
+        # And not one at each attempt to connect to a.
+        self.assertLess(took, 5)
 
 
 class StreamQueue(Stream, Queue, Fleet):
