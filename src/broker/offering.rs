@@ -244,3 +244,22 @@ impl Broker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_full_backend_alone_can_take_holds_up_none_that_another_takes() {
+        // With room for 100 bytes now, and for 60000 at other times; and a backend that takes 1000.
+        let full = Takers { now: [Some(100), Some(100)], each: [Some(60_000), Some(60_000)] };
+        let small = Takers { now: [Some(1000), None], each: [Some(1000), None] };
+        let needs = |len, tls| Needs { len, tls };
+        assert!(full.may_get(needs(60_000, true)));
+        assert!(!full.and(small).may_get(needs(60_000, false)));
+        assert!(full.and(small).may_get(needs(1000, false)));
+        assert!(!full.and(small).may_get(needs(1000, true)));
+        assert!(full.and(small).may_get(needs(100, true)));
+        assert!(!Takers::default().may_get(needs(0, false)));
+    }
+}

@@ -318,6 +318,8 @@ def _pass_a_turn(transport: asyncio.Transport) -> None:
             wanted = reading
         elif reading:  # start_tls() has it called later
             transport.resume_reading()
+        else:
+            transport.pause_reading()
 
     def end() -> None:
         nonlocal wanted

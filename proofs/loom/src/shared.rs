@@ -243,6 +243,23 @@ fn each_of_two_threads_has_its_verdict() {
 }
 
 #[test]
+fn each_of_three_threads_has_the_room_in_its_turn() {
+    explore_preempted(1, "three threads that share room for 1", || {
+        let (office, wire) = office(1);
+        let others = [(); 2].map(|()| {
+            let office = office.clone();
+            thread::spawn(move || offer_and_wait(&office))
+        });
+        let backend = thread::spawn(move || adopt(&wire, 3));
+        assert_eq!(offer_and_wait(&office), Ok(true));
+        for other in others {
+            assert_eq!(other.join().unwrap(), Ok(true));
+        }
+        backend.join().unwrap();
+    });
+}
+
+#[test]
 fn closing_ends_the_waits_of_both_threads() {
     for room in [2, 1] {
         explore(&format!("two threads that share, and the end, room for {room}"), move || {

@@ -107,6 +107,8 @@ struct State<D: Desk> {
     waiting: Vec<usize>,
     /// Those of them who wait for room, the first to come first, and for what.
     room: VecDeque<(usize, D::Needs)>,
+    /// Something has happened that may be room for those, or an error.
+    changed: bool,
     /// The seat of the leader.
     leader: Option<usize>,
     /// There is something for the leader, which has not seen it yet.
@@ -200,7 +202,7 @@ impl<D: Desk> State<D> {
 
     /// Leaves the queue for room.
     fn leave_room(&mut self, seat: usize) {
-        self.room.remove(self.place_in_queue(seat));
+        self.changed |= self.room.remove(self.place_in_queue(seat)).is_some();
     }
 
     /// Whether an offer at a place of the queue may try.
@@ -210,6 +212,9 @@ impl<D: Desk> State<D> {
 
     /// Has the first in the queue try whose attempt would come to something.
     fn call_for_room(&mut self) {
+        if !mem::take(&mut self.changed) {
+            return;
+        }
         let mut vain: Option<(D::Needs, D::Needs)> = None;
         for place in 0..self.room.len() {
             let (seat, needs) = self.room[place];
@@ -235,9 +240,24 @@ impl<D: Desk> State<D> {
         }
     }
 
+    /// Does what is due.
+    fn dispatch(&mut self) -> Result<(), D::Error> {
+        let dispatched = self.desk.dispatch();
+        self.changed = true;
+        self.hand_out();
+        dispatched
+    }
+
+    /// Takes an offer back, if it is not too late.
+    fn take_back(&mut self, id: u64) -> bool {
+        self.changed = true;
+        self.desk.take_back(id)
+    }
+
     /// Gives the verdicts that are there to those who wait for them.
     fn hand_out(&mut self) {
         while let Some((seat, id, verdict)) = self.desk.next_awaited() {
+            self.changed = true;
             let Some(waits) = self.seats.get_mut(seat).filter(|it| it.offer == Some(id)) else {
                 // The thread has panicked.
                 self.desk.is_taken(&verdict);
@@ -267,6 +287,7 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
             free: Vec::new(),
             waiting: Vec::new(),
             room: VecDeque::new(),
+            changed: false,
             leader: None,
             leader_called: false,
             wakes: 0,
@@ -308,6 +329,7 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
         let mut state = self.lock();
         // Whatever becomes of this thread, the others get what the body has done for them.
         let result = panic::catch_unwind(AssertUnwindSafe(|| body(&mut state.desk)));
+        state.changed = true;
         state.hand_out();
         self.release(state);
         result.unwrap_or_else(|payload| panic::resume_unwind(payload))
@@ -353,6 +375,7 @@ impl<D: Desk, W: Watch<D>> Drop for Sitting<'_, D, W> {
     fn drop(&mut self) {
         if !self.left {
             let mut state = self.crew.lock();
+            state.changed = true;
             self.leave(&mut state);
             self.crew.release(state);
         }
@@ -404,9 +427,7 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
         let seat = self.seat;
         if state.leader.is_none() {
             // Connects, if it is time for that. Otherwise the leader has done it.
-            let dispatched = state.desk.dispatch();
-            state.hand_out();
-            if let Err(error) = dispatched {
+            if let Err(error) = state.dispatch() {
                 return (state, Err(error.into()));
             }
         }
@@ -453,7 +474,7 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
                 return (state, Ok(verdict));
             }
             if self.crew.waits.is_woken(self.wait) {
-                if state.desk.take_back(id) {
+                if state.take_back(id) {
                     self.woken = true;
                     return (state, Err(D::woken()));
                 }
@@ -478,7 +499,7 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
         id: u64,
         error: D::Error,
     ) -> (Held<'a, D>, Result<D::Verdict, D::Error>) {
-        if state.seats[self.seat].verdict.is_none() && !state.desk.take_back(id) {
+        if state.seats[self.seat].verdict.is_none() && !state.take_back(id) {
             state.desk.end(id);
             state.hand_out();
         }
@@ -499,8 +520,7 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
             let waited = crew.watch.wait(deadline);
             let mut state = crew.lock();
             state.leader_called = false;
-            let result = waited.and_then(|()| state.desk.dispatch());
-            state.hand_out();
+            let result = waited.and_then(|()| state.dispatch());
             return (state, result);
         }
         let passed_on = state.wakes;
