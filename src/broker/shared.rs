@@ -316,7 +316,7 @@ impl Desk for Broker {
         Some(Waiting { needs: most, deadline })
     }
 
-    /// What waits for a time to come is the same for the same time only.
+    /// The same needs as both stand for a wait that is not for room: it depends on the deadline, too.
     fn is_between(it: Waiting, least: Waiting, most: Waiting) -> bool {
         it.needs.are_at_least(least.needs)
             && most.needs.are_at_least(it.needs)

@@ -237,6 +237,12 @@ impl Events {
         }
         Ok(happened.count)
     }
+
+    /// How many events there are.
+    #[cfg(test)]
+    fn take_some(&mut self, wait: Wait) -> usize {
+        self.take(wait, &mut Happened::new()).unwrap()
+    }
 }
 
 /// Waits until a set is readable, or the deadline is past. It takes nothing: what has happened is

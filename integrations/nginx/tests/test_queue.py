@@ -283,8 +283,8 @@ class HttpQueue(Http, Queue, Fleet):
 
         return ask
 
-    def begin_with_large_ones_that_wait(self):
-        """The backend a takes all, and decides nothing; b takes small ones. Gives the readers."""
+    def begin_with_two(self):
+        """The backend a takes large ones, too, and decides nothing; b takes small ones only."""
         self.start_one("b", "-m", "1000")
         self.start_fleet({"a": ""}, "-n", upstreams=self.upstream({"a": "backup", "b": ""}), server=(
             f"handoff_max_in_flight {LIMIT}; handoff_queue {2 * BURST} timeout=1h;"
@@ -296,7 +296,7 @@ class HttpQueue(Http, Queue, Fleet):
         return readers, await asyncio.to_thread(self.all_wait, BURST)
 
     def test_those_that_only_a_full_backend_takes_hold_up_no_other(self):
-        self.begin_with_large_ones_that_wait()
+        self.begin_with_two()
         ask_small = self.ask_for()
 
         async def ask_and_read(index):
@@ -315,7 +315,7 @@ class HttpQueue(Http, Queue, Fleet):
 
     def test_those_that_no_backend_takes_any_more_fall_back_at_once(self):
         self.expected.append(ANY)
-        self.begin_with_large_ones_that_wait()
+        self.begin_with_two()
 
         async def all_of_it():
             large, _ = await self.ask_large()

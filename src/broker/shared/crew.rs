@@ -7,8 +7,8 @@
 //! in a queue, and none gets what one ahead of it waits for; beside that there may be room for it.
 //!
 //! What holds whenever the lock is free: if any thread waits, one leads, or one was told that none
-//! does and has not run since. If any attempt of those in the queue would come to something, the first
-//! one was called whose would, and has not run since.
+//! does and has not run since. If attempts of some in the queue would come to something, the first of
+//! these was called, and has not run since.
 //!
 //! No I/O is here: the desk and the watch are the parent's, and so are the locks, so that
 //! proofs/loom can put its own in their place.

@@ -60,22 +60,18 @@ impl Alarm {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Events, Happened, Wait};
+    use super::super::{Events, Wait};
     use super::*;
     use std::time::Instant;
-
-    fn take(events: &mut Events, wait: Wait) -> usize {
-        events.take(wait, &mut Happened::new()).unwrap()
-    }
 
     #[test]
     fn alarm_that_rang_before_it_had_the_timer_makes_the_set_readable() {
         let alarm = Arc::new(Alarm::default());
         let mut events = Events::new(&alarm).unwrap();
         alarm.fire();
-        assert_eq!(take(&mut events, Wait::Until(Instant::now() + Duration::from_millis(5))), 0);
+        assert_eq!(events.take_some(Wait::Until(Instant::now() + Duration::from_millis(5))), 0);
         events.timer.publish();
-        assert_eq!(take(&mut events, Wait::Until(Instant::now() + Duration::from_secs(60))), 1);
+        assert_eq!(events.take_some(Wait::Until(Instant::now() + Duration::from_secs(60))), 1);
         events.timer.done();
         assert!(!events.timer.is_due(Instant::now()));
     }
@@ -86,7 +82,7 @@ mod tests {
         // Before there is anything to fire.
         alarm.ring();
         let mut events = Events::new(&alarm).unwrap();
-        assert_eq!(take(&mut events, Wait::Forever), 0);
+        assert_eq!(events.take_some(Wait::Forever), 0);
         assert!(alarm.stop() && !alarm.stop());
         events.timer.publish();
 
@@ -95,7 +91,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(20));
             other.ring();
         });
-        assert_eq!(take(&mut events, Wait::Forever), 1);
+        assert_eq!(events.take_some(Wait::Forever), 1);
         assert!(alarm.stop());
         thread.join().unwrap();
     }

@@ -193,23 +193,19 @@ pub(super) fn set(timer: &OwnedFd, left: Duration) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Events, Happened, Wait};
+    use super::super::{Events, Wait};
     use super::*;
-
-    fn take(events: &mut Events, wait: Wait) -> usize {
-        events.take(wait, &mut Happened::new()).unwrap()
-    }
 
     #[test]
     fn timer_fires_at_the_earliest_time_asked_for() {
         let mut events = Events::new(&Arc::default()).unwrap();
         let now = Instant::now();
         events.timer.wake_at(now + Duration::from_secs(3600), now).unwrap();
-        assert_eq!(take(&mut events, Wait::No), 0);
+        assert_eq!(events.take_some(Wait::No), 0);
         events.timer.wake_at(now, now).unwrap();
-        assert_eq!(take(&mut events, Wait::Until(now + Duration::from_secs(60))), 1);
+        assert_eq!(events.take_some(Wait::Until(now + Duration::from_secs(60))), 1);
         events.timer.done();
-        assert_eq!(take(&mut events, Wait::Until(now)), 0);
+        assert_eq!(events.take_some(Wait::Until(now)), 0);
     }
 
     #[test]
@@ -220,7 +216,7 @@ mod tests {
             events.timer.wake_at(now, now).unwrap();
             for _ in 0..2 {
                 let wait = Wait::Until(now + Duration::from_secs(60));
-                assert_eq!(take(&mut events, wait), 1);
+                assert_eq!(events.take_some(wait), 1);
                 assert!(events.timer.is_due(now) && !events.timer.is_armed());
             }
             if set_anew {
@@ -228,7 +224,7 @@ mod tests {
             }
             events.timer.done();
             assert!(!events.timer.is_due(now));
-            assert_eq!(take(&mut events, Wait::No), 0);
+            assert_eq!(events.take_some(Wait::No), 0);
         }
     }
 
@@ -286,7 +282,7 @@ mod tests {
             };
             set.unwrap();
             let wait = Wait::Until(now + Duration::from_secs(60));
-            assert_eq!(take(&mut events, wait), 1);
+            assert_eq!(events.take_some(wait), 1);
             events.timer.done();
             assert!(!events.timer.is_due(Instant::now()));
         }
@@ -300,8 +296,8 @@ mod tests {
         // Fired or not yet.
         events.timer.cancel();
         assert!(!events.timer.is_armed());
-        assert_eq!(take(&mut events, Wait::Until(now + Duration::from_millis(5))), 0);
+        assert_eq!(events.take_some(Wait::Until(now + Duration::from_millis(5))), 0);
         events.timer.wake_at(now, now).unwrap();
-        assert_eq!(take(&mut events, Wait::Until(now + Duration::from_secs(60))), 1);
+        assert_eq!(events.take_some(Wait::Until(now + Duration::from_secs(60))), 1);
     }
 }
