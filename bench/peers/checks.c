@@ -162,11 +162,12 @@ static void await_ready(void)
     need(poll(epoll_set ? &whole : ready, (nfds_t)count, blocking ? PATIENCE_MS : -1) > 0, "poll");
 }
 
-/* Receives a packet, and returns its length; 0 if there is none. */
+/* Receives a packet, and returns its length; 0 if there is none. The backend ends when it has sent its
+   last verdicts, and the broker may still have to take those of other channels. */
 static size_t receive(int socket, struct msghdr *message)
 {
     ssize_t n = recvmsg(socket, message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (n == -1 && errno == EAGAIN)
+    if (n == 0 || (n == -1 && errno == EAGAIN))
         return 0;
     need(n > 0 && (message->msg_flags & (MSG_CTRUNC | MSG_TRUNC)) == 0, "recvmsg");
     return (size_t)n;
