@@ -258,6 +258,63 @@ static void parts_that_are_too_long_together_are_refused(void **state)
     assert_arrives(&offer, bytes, sizeof bytes);
 }
 
+static void offer_bytes(const char *bytes)
+{
+    handoff_offer offer = offer_of(client[0]);
+    offer.preread = bytes;
+    offer.preread_len = strlen(bytes);
+    assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
+}
+
+/* Takes the next arrival, adopts it, and takes the broker's verdicts that are there. */
+static handoff_arrival take_next(void)
+{
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    assert_ok(handoff_backend_next(channel.backend, &arrival));
+    adopt(&channel, arrival.id);
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    while (handoff_broker_next(channel.broker, &verdict) == HANDOFF_OK)
+        assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
+    return arrival;
+}
+
+/* Where packets come together, the next is received when the last is taken: in the slot of one before
+   it, if that has a token again. */
+static void bytes_stay_until_the_next_dispatch_while_others_arrive(void **state)
+{
+    (void)state;
+    enum { COUNT = 20 };
+    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+    handoff_arrival taken[COUNT], none = HANDOFF_ARRIVAL_INIT;
+    char sent[COUNT][16];
+    options.max_in_flight = 2;
+    close_channel(&channel);
+    open_channel(&channel, &options, NULL);
+    offer_bytes("several");
+    offer_bytes("at once");
+    receive_all(channel.backend);
+    for (int i = 0; i < 2; i++)
+        take_next();
+    for (int turn = 0; turn < 3; turn++) {
+        assert_status(handoff_backend_next(channel.backend, &none), HANDOFF_NOTHING);
+        assert_no_verdict(&channel);
+        for (int i = 0; i < COUNT; i++)
+            snprintf(sent[i], sizeof sent[i], "turn %d: %d", turn, i);
+        offer_bytes(sent[0]);
+        offer_bytes(sent[1]);
+        assert_ok(handoff_backend_dispatch(channel.backend));
+        taken[0] = take_next();
+        for (int i = 1; i < COUNT; i++) {
+            taken[i] = take_next();
+            if (i + 1 < COUNT)
+                offer_bytes(sent[i + 1]);
+        }
+        for (int i = 0; i < COUNT; i++)
+            assert_memory_equal(taken[i].preread, sent[i], strlen(sent[i]));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -276,6 +333,7 @@ int main(void)
         CHANNEL_TEST(list_that_cannot_be_one_is_refused),
         CHANNEL_TEST(part_that_cannot_be_so_long_is_named_with_its_bytes),
         CHANNEL_TEST(parts_that_are_too_long_together_are_refused),
+        CHANNEL_TEST(bytes_stay_until_the_next_dispatch_while_others_arrive),
     };
     return RUN_TESTS(tests);
 }

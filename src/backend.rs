@@ -86,7 +86,7 @@ use crate::wire::Refusal;
 use accepting::{Accepting, LISTENER, Source};
 use arrivals::Arrivals;
 use batch::Batch;
-use channel::Channel;
+use channel::{Channel, Which};
 use channels::Unfinished;
 use inbox::Inbox;
 
@@ -233,7 +233,7 @@ impl Backend {
 
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
-        let left = self.has_leftovers();
+        let left = self.arrivals.has_waiting();
         let takes = self.batch.open;
         let spins = !left && !self.arrivals.options.spin.is_zero() && self.accepting.connected > 0;
         self.dispatch_after(if spins { Wait::Spin } else { Wait::No })?;
@@ -253,7 +253,7 @@ impl Backend {
         self.batch.dispatched();
         self.accepting.dispatched();
         self.unfinished.behind = false;
-        self.open_all_kept();
+        self.inbox.begin_turn();
         self.clear_up();
         // Before a wait: verdicts of a batch that the caller has left.
         self.flush();
@@ -271,10 +271,7 @@ impl Backend {
         }
         handled.and(resumed).and(expired).and(watched)?;
         self.handle.done();
-        if let (true, Some(events)) = (self.unfinished.behind, self.handle.events()) {
-            // Of what is left there was an edge before. If there can be no other, a timer must do.
-            let _ = events.tell_again() || self.batch.set_timer(events);
-        }
+        self.tell_of_what_is_behind();
         Ok(())
     }
 
@@ -285,7 +282,8 @@ impl Backend {
     }
 
     /// Receives what is there. Each channel has a few turns at most, mostly one, so that the work of
-    /// one dispatch is bounded.
+    /// one dispatch is bounded. Where one channel alone has something, and mostly has several packets,
+    /// the others are received when the arrivals of the first are taken.
     fn handle_events(&mut self, mut wait: Wait) -> Result<(), BackendError> {
         for round in 0.. {
             let Some(events) = self.handle.events() else { break };
@@ -294,6 +292,9 @@ impl Backend {
             let taken = taken.map_err(HandleError::system("wait for events"))?;
             let mut more = taken == Happened::ROOM;
             wait = Wait::No;
+            let alone = round == 0 && happened.events().take(2).count() == 1;
+            let one_by_one = alone && self.inbox.is_one_by_one() && !self.arrivals.draining;
+            let few = if one_by_one { Which::Next } else { Which::Few };
             let mut others_come = false;
             for Event { key, readable, writable, ended } in happened.events() {
                 if key == LISTENER {
@@ -305,7 +306,7 @@ impl Backend {
                     self.channels[index].has_room();
                 }
                 if readable {
-                    self.receive(index, ended);
+                    self.receive(index, if ended { Which::All } else { few });
                 }
                 if writable {
                     self.flush_channel(index);
@@ -411,6 +412,5 @@ impl Drop for Backend {
         for slots in self.channels.iter_mut().filter_map(|channel| channel.slots.as_mut()) {
             slots.close_copies();
         }
-        self.inbox.kept.close_copies();
     }
 }

@@ -12,6 +12,8 @@ use crate::sys::event::Events;
 
 /// How long verdicts wait for the end of a batch.
 const BATCH_PAUSE: Duration = Duration::from_millis(1);
+/// Batches that come sooner one after the other come often.
+const OFTEN: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 pub(super) struct Batch {
@@ -21,6 +23,8 @@ pub(super) struct Batch {
     pub complete: bool,
     /// The tick in which an arrival was last taken.
     took_at: Duration,
+    /// The batch before this one was taken not long ago.
+    is_often: bool,
     timer: VerdictTimer,
     timer_set_at: Option<Instant>,
 }
@@ -43,6 +47,7 @@ impl Batch {
             open: false,
             complete: false,
             took_at: Duration::ZERO,
+            is_often: false,
             timer: VerdictTimer::Unset,
             timer_set_at: None,
         }
@@ -50,8 +55,18 @@ impl Batch {
 
     /// The caller has taken an arrival.
     pub(super) fn took(&mut self) {
-        self.open = true;
-        self.took_at = sys::tick();
+        let tick = sys::tick();
+        if !self.open {
+            self.is_often = tick.saturating_sub(self.took_at) < OFTEN;
+        }
+        (self.open, self.took_at) = (true, tick);
+    }
+
+    /// Whether batches come often. Then the timer costs one system call in a while, and is worth it
+    /// even if nobody needs it: while one is due soon, a processor that has nothing to do keeps its
+    /// tick, and wakes up sooner.
+    pub(super) fn is_often(&self) -> bool {
+        self.is_often
     }
 
     /// Whether the caller is likely to take the next arrival soon: it took one just now.

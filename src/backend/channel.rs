@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::arrivals::Arrivals;
-use super::inbox::{Inbox, Packet};
+use super::inbox::Inbox;
 use super::slots::{MANY_VERDICTS, Slots};
 use crate::claim::{self, ClaimTable, ability};
 use crate::handle::MEMORY_PAUSE;
@@ -55,6 +55,16 @@ struct Socket {
     drain_told: bool,
     /// The broker has stopped receiving. Frames that it sent before may still be there.
     deaf: bool,
+}
+
+/// Which of the frames that are there are received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Which {
+    /// The next one.
+    Next,
+    /// A few; all, if they bring many offers.
+    Few,
+    All,
 }
 
 /// How a channel ends.
@@ -172,24 +182,23 @@ impl Channel {
         true
     }
 
-    /// Receives the frames of a turn: a few, so that their verdicts are sent before others are
-    /// received, or all, if they bring many offers or the channel has `ended`. Says whether there
-    /// may be more. An error is the end of the channel, which may be hidden if `ended` is false.
-    /// `index` is the place of this channel among the handle's.
+    /// Receives frames. Says whether there may be more. An error is the end of the channel, which may
+    /// be hidden unless all were asked for. `index` is the place of this channel among the handle's.
     pub(super) fn receive(
         &mut self,
         index: usize,
-        ended: bool,
+        which: Which,
         inbox: &mut Inbox,
         events: &mut Events,
         arrivals: &mut Arrivals,
     ) -> Result<bool, End> {
-        let Inbox { buffer, descriptors, kept } = inbox;
-        let buffer = buffer.spare_capacity_mut();
+        let (buffer, descriptors) = (inbox.buffer.spare_capacity_mut(), &mut inbox.descriptors);
+        let most = if which == Which::Next { 1 } else { packet::PACKETS_AT_ONCE };
         while let Some(socket) = &mut self.socket {
             let before = arrivals.statistics.arrived;
-            let take = |which: usize, descriptor| descriptors[which].push(descriptor);
-            let received = match packet::receive_packets(socket.watched.as_fd(), buffer, take) {
+            let take = |packet: usize, descriptor| descriptors[packet].push(descriptor);
+            let from = socket.watched.as_fd();
+            let received = match packet::receive_packets(from, buffer, most, take) {
                 Ok(received) => received,
                 // It takes no verdicts, so it is of no use, even if its end never comes.
                 Err(_) if socket.deaf => return Err(End::Gone),
@@ -202,39 +211,21 @@ impl Channel {
             let (mut many, mut large) = (false, false);
             for ((received, packet), descriptors) in packets.zip(descriptors.iter_mut()) {
                 large |= packet.len() >= wire::LARGE_LEN;
-                // Kept only behind an arrival that is held: a backend that drains ends when nothing is.
-                let others_wait = arrivals.statistics.arrived > before && arrivals.has_waiting();
-                let may_wait = others_wait && !(ended || many || large || packet.is_empty());
-                // So many as a broker that keeps to its tokens can have offered beside what is
-                // held.
-                let most = self.slots.as_ref().map_or(0, |slots| slots.count() - slots.held());
-                if may_wait && kept.keep(index, received, packet, descriptors, most) {
-                    continue;
-                }
-                while let Some((_, before)) = kept.take() {
-                    self.take_kept(index, before, arrivals)?;
-                }
+                inbox.packets += 1;
                 self.take_packet(index, &received, packet, descriptors, arrivals)?;
                 many = arrivals.statistics.arrived - before >= MANY_VERDICTS as u64;
+                inbox.many |= many;
             }
-            if !ended && (received.all || !(many || large)) {
+            let goes_on = match which {
+                Which::Next => false,
+                Which::Few => !received.all && (many || large),
+                Which::All => true,
+            };
+            if !goes_on {
                 return Ok(!received.all);
             }
         }
         Ok(false)
-    }
-
-    /// Looks at a packet that was kept.
-    pub(super) fn take_kept(
-        &mut self,
-        index: usize,
-        kept: &mut Packet,
-        arrivals: &mut Arrivals,
-    ) -> Result<(), End> {
-        let Packet { received, bytes, descriptors } = kept;
-        let taken = self.take_packet(index, received, bytes, descriptors, arrivals);
-        descriptors.clear();
-        taken
     }
 
     /// Looks at a packet that was received.

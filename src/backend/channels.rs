@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::channel::{Channel, End};
+use super::channel::{Channel, End, Which};
 use super::{Backend, BackendError};
 use crate::wire::Refusal;
 
@@ -27,14 +27,13 @@ impl Unfinished {
 }
 
 impl Backend {
-    /// Receives what is there on a channel: what one turn brings or, if it has ended, all.
-    pub(super) fn receive(&mut self, index: usize, ended: bool) {
-        self.open_all_kept();
+    /// Receives what is there on a channel.
+    pub(super) fn receive(&mut self, index: usize, which: Which) {
         let Some(events) = self.handle.events() else { return };
         let channel = &mut self.channels[index];
         let awaited_hello = channel.hello_by().is_some();
         let (inbox, arrivals) = (&mut self.inbox, &mut self.arrivals);
-        let received = channel.receive(index, ended, inbox, events, arrivals);
+        let received = channel.receive(index, which, inbox, events, arrivals);
         if awaited_hello && channel.slots.is_some() {
             self.accepting.awaiting_hello -= 1;
         }
@@ -50,7 +49,10 @@ impl Backend {
             }
             Err(end) => self.end(index, end),
             Ok(more) => {
-                self.unfinished.behind |= more;
+                match which {
+                    Which::Next => inbox.unread = more.then_some(index),
+                    Which::Few | Which::All => self.unfinished.behind |= more,
+                }
                 if unsent {
                     self.mark_dirty(index);
                 }
@@ -58,22 +60,24 @@ impl Backend {
         }
     }
 
-    /// Looks at the next packet that was kept; says whether there was one.
-    pub(super) fn open_kept(&mut self) -> bool {
-        let Some((index, packet)) = self.inbox.kept.take() else { return false };
-        let (channel, arrivals) = (&mut self.channels[index], &mut self.arrivals);
-        let taken = channel.take_kept(index, packet, arrivals);
-        let unsent = channel.is_unsent(arrivals.draining);
-        match taken {
-            Err(end) => self.end(index, end),
-            Ok(()) if unsent => self.mark_dirty(index),
-            Ok(()) => {}
+    /// Receives the next packet of this turn; says whether there may be one.
+    pub(super) fn receive_next(&mut self) -> bool {
+        let Some(index) = self.inbox.unread.take() else { return false };
+        if self.inbox.is_over() || self.arrivals.rooms.have_replaced_much() {
+            self.unfinished.behind = true;
+            self.tell_of_what_is_behind();
+            return false;
         }
+        self.receive(index, Which::Next);
         true
     }
 
-    pub(super) fn open_all_kept(&mut self) {
-        while self.open_kept() {}
+    /// Tells those who watch the descriptor edge-triggered of what had no turn: of that there was an
+    /// edge before. If there can be no other, a timer must do.
+    pub(super) fn tell_of_what_is_behind(&mut self) {
+        if let (true, Some(events)) = (self.unfinished.behind, self.handle.events()) {
+            let _ = events.tell_again() || self.batch.set_timer(events);
+        }
     }
 
     pub(super) fn mark_dirty(&mut self, index: usize) {
@@ -116,7 +120,7 @@ impl Backend {
         }
         for index in 0..self.channels.len() {
             if self.channels[index].is_deaf() {
-                self.receive(index, true);
+                self.receive(index, Which::All);
             }
         }
     }
@@ -178,7 +182,6 @@ impl Backend {
             return;
         }
         self.arrivals.statistics.broken += 1;
-        self.inbox.kept.forget(index);
         let Some(slots) = &mut channel.slots else { return };
         let forgotten = slots.close_held(index, &mut self.arrivals.rooms);
         self.arrivals.statistics.taken_back += forgotten as u64;
@@ -190,8 +193,8 @@ impl Backend {
     }
 
     /// Frees what the last arrivals leave behind: room that is not kept, and channels whose broker
-    /// has gone and of which nothing is held or still to be looked at. Not at once, because the caller
-    /// may still read the bytes.
+    /// has gone and of which nothing is held. Not at once, because the caller may still read the
+    /// bytes.
     pub(super) fn clear_up(&mut self) {
         let (rooms, channels) = (&mut self.arrivals.rooms, &mut self.channels);
         if rooms.has_surplus() {
@@ -203,11 +206,11 @@ impl Backend {
             }
             rooms.took_surplus(surplus);
         }
-        let (accepting, kept) = (&mut self.accepting, &self.inbox.kept);
+        rooms.begin_turn();
+        let accepting = &mut self.accepting;
         self.orphans.retain(|&index| {
             let channel = &mut channels[index];
             let held = channel.slots.as_ref().is_some_and(|slots| slots.held() > 0);
-            let held = held || kept.is_of(index);
             if !held {
                 if let Some(mut slots) = channel.slots.take() {
                     slots.free_rooms(rooms);

@@ -23,14 +23,10 @@ impl Backend {
         Some(self.view(place))
     }
 
-    /// Whether there is something to take, or to look at.
-    pub(super) fn has_leftovers(&self) -> bool {
-        self.arrivals.has_waiting() || !self.inbox.kept.is_empty()
-    }
-
     /// Makes sure that the caller is woken for what is left, should it stop here.
     pub(super) fn tell_of_leftovers(&mut self) {
-        if let (true, Some(events)) = (self.has_leftovers(), self.handle.events()) {
+        let left = self.arrivals.has_waiting() || self.inbox.unread.is_some();
+        if let (true, Some(events)) = (left, self.handle.events()) {
             self.batch.set_timer(events);
         }
     }
@@ -63,11 +59,11 @@ impl Backend {
         None
     }
 
-    /// The next place with an arrival, also of the packets that are kept.
+    /// The next place with an arrival, also of packets that are still to be received.
     fn next_waiting(&mut self) -> Option<Place> {
         loop {
             let place = self.arrivals.next_waiting();
-            if place.is_some() || !self.open_kept() {
+            if place.is_some() || !self.receive_next() {
                 return place;
             }
         }
@@ -150,7 +146,7 @@ impl Backend {
             let complete = !slots.others_follow(place.slot);
             // Of an adoption the words tell, too, and a broker with other tokens can wait for this
             // one.
-            let may_wait = reason.is_none() && slots.broker_has_tokens();
+            let may_wait = reason.is_none() && slots.broker_has_tokens() && !self.batch.is_often();
             self.batch.complete |= complete;
             self.mark_dirty(place.channel);
             let (batch, events) = (&mut self.batch, self.handle.events());
@@ -236,18 +232,77 @@ mod tests {
         }
     }
 
+    /// Takes what comes of so many offers, each in a packet of its own.
+    fn take_some(both: &mut Both, count: usize) {
+        for _ in 0..count {
+            both.offer(b"");
+        }
+        both.backend.dispatch().unwrap();
+        while let Some(Arrival { id, .. }) = both.backend.next_arrival() {
+            both.backend.adopt(id).unwrap();
+        }
+        both.broker.dispatch().unwrap();
+        while both.broker.next_verdict().is_some() {}
+    }
+
     #[test]
-    fn packet_that_was_not_looked_at_goes_with_a_channel_that_its_broker_broke() {
+    fn of_several_packets_the_next_is_received_when_the_one_before_is_taken() {
         let mut both = both();
+        take_some(&mut both, 2);
+        for _ in 0..3 {
+            both.offer(b"");
+        }
+        both.backend.dispatch().unwrap();
+        for arrived in 3..=5 {
+            assert!(both.backend.next_arrival().is_some());
+            assert_eq!(both.backend.statistics().arrived, arrived);
+        }
+        assert!(both.backend.next_arrival().is_none());
+    }
+
+    #[test]
+    fn packets_are_received_at_once_again_when_there_is_mostly_one() {
+        let mut both = both();
+        take_some(&mut both, 2);
+        let turns = (1..100).find(|_| {
+            take_some(&mut both, 1);
+            !both.backend.inbox.is_one_by_one()
+        });
+        assert!((2..50).contains(&turns.unwrap()));
+    }
+
+    #[test]
+    fn turn_of_a_channel_ends_and_the_next_one_takes_what_is_left() {
+        let mut both = both();
+        take_some(&mut both, 2);
+        let mut taken = 2;
+        for _ in 0..100 {
+            both.offer(b"");
+        }
+        let mut turns = Vec::new();
+        while taken < 102 {
+            both.backend.dispatch().unwrap();
+            let before = taken;
+            while both.backend.next_arrival().is_some() {
+                taken += 1;
+            }
+            turns.push(taken - before);
+        }
+        assert_eq!(turns, [64, 36]);
+    }
+
+    #[test]
+    fn packet_that_was_not_received_goes_with_a_channel_that_its_broker_broke() {
+        let mut both = both();
+        take_some(&mut both, 2);
         for preread in [&b"taken"[..], b"in the next packet", b"in the one after that"] {
             both.offer(preread);
         }
         both.backend.dispatch().unwrap();
         let taken = both.backend.next_place().unwrap();
         both.backend.end(taken.channel, End::Broken);
-        assert!(both.backend.inbox.kept.take().is_none());
         assert!(both.backend.next_arrival().is_none());
-        assert_eq!(both.backend.statistics().arrived, 1);
+        assert_eq!(both.backend.statistics().arrived, 3);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Room for the bytes of arrivals.
 //!
 //! A slot's room stays with the slot for its next arrival, so that none is allocated in the long
-//! run. Two limits bound it: what is held, and what is kept beyond that.
+//! run. Two limits bound it: what is held, and what is kept beyond that. Bytes that the caller may
+//! still read stay where they are until the turn ends: an arrival that comes sooner gets another
+//! room.
 
 use std::mem;
 
@@ -19,11 +21,34 @@ pub(super) struct Rooms {
     surplus: Vec<(usize, usize)>,
     /// Bytes of their room.
     surplus_room: usize,
+    /// The number of this turn: what is released in a turn can be read until its end.
+    turn: u64,
+    /// Rooms that were taken from their slots in this turn, and bytes of them.
+    readable: Vec<Vec<u8>>,
+    readable_room: usize,
+    /// Rooms for slots whose own is still read.
+    spare: Vec<Vec<u8>>,
 }
+
+/// If more bytes than these are still read in rooms without a slot, nothing more arrives in a turn.
+const MUCH: usize = 256 * 1024;
+/// As many rooms as a turn of small packets mostly needs.
+const MOST_SPARE: usize = 256;
 
 impl Rooms {
     pub(super) fn new(max_held: usize, max_kept: usize) -> Rooms {
-        Rooms { max_held, max_kept, held: 0, room: 0, surplus: Vec::new(), surplus_room: 0 }
+        Rooms {
+            max_held,
+            max_kept,
+            held: 0,
+            room: 0,
+            surplus: Vec::new(),
+            surplus_room: 0,
+            turn: 1,
+            readable: Vec::new(),
+            readable_room: 0,
+            spare: Vec::new(),
+        }
     }
 
     /// Bytes of the arrivals that are held.
@@ -58,6 +83,46 @@ impl Rooms {
         }
         self.held += len;
         true
+    }
+
+    /// The number of this turn.
+    pub(super) fn turn(&self) -> u64 {
+        self.turn
+    }
+
+    /// Gives a slot another room, because the bytes in its own, of an arrival that was released in
+    /// this turn, may still be read. False if the system has no memory for that.
+    pub(super) fn replace(&mut self, room: &mut Vec<u8>) -> bool {
+        if room.is_empty() {
+            return true;
+        }
+        if self.readable.try_reserve(1).is_err() {
+            return false;
+        }
+        self.readable_room += room.capacity();
+        self.readable.push(mem::replace(room, self.spare.pop().unwrap_or_default()));
+        true
+    }
+
+    /// Whether the rooms that were replaced in this turn have so many bytes that no more should be.
+    pub(super) fn have_replaced_much(&self) -> bool {
+        self.readable_room > MUCH
+    }
+
+    /// Begins the next turn: nothing that was released before is read any more.
+    pub(super) fn begin_turn(&mut self) {
+        self.turn += 1;
+        self.readable_room = 0;
+        while let Some(mut room) = self.readable.pop() {
+            if self.spare.len() >= MOST_SPARE
+                || self.kept() > self.max_kept
+                || self.spare.try_reserve(1).is_err()
+            {
+                self.free(&mut room);
+            } else {
+                self.spare.push(room);
+            }
+        }
     }
 
     /// An arrival of `len` bytes is not held any more. Its bytes stay readable until
@@ -121,30 +186,49 @@ mod tests {
         ) {
             const MORE: usize = 2;
             let mut rooms = Rooms::new(2000, max_kept);
-            let mut slots: [(Vec<u8>, Option<usize>); 8] = Default::default();
-            for (which, len) in steps {
-                let (room, held) = &mut slots[which];
+            let mut slots: [(Vec<u8>, Option<usize>, u64); 8] = Default::default();
+            // What may still be read: where, and what is there.
+            let mut readable: Vec<(*const u8, Vec<u8>)> = Vec::new();
+            for (number, (which, len)) in steps.into_iter().enumerate() {
+                let (room, held, released_in) = &mut slots[which];
                 match held.take() {
-                    Some(len) => rooms.release(room, len, (0, which)),
-                    None if rooms.allows(len) && !rooms.surplus.contains(&(0, which)) => {
+                    Some(len) => {
+                        rooms.release(room, len, (0, which));
+                        *released_in = rooms.turn();
+                        readable.push((room.as_ptr(), room.clone()));
+                    }
+                    None if rooms.allows(len) && (len > 100 || *released_in != rooms.turn()) => {
+                        prop_assert!(*released_in != rooms.turn() || rooms.replace(room));
                         prop_assert!(rooms.take(room, len, MORE));
                         prop_assert!(room.is_empty() && room.capacity() >= len + MORE);
+                        room.resize(len + MORE, number as u8);
                         *held = Some(len);
                     }
                     None => {
+                        readable.clear();
                         let surplus = rooms.take_surplus();
-                        surplus.iter().for_each(|(_, which)| rooms.free(&mut slots[*which].0));
+                        for (_, which) in &surplus {
+                            let (room, held, _) = &mut slots[*which];
+                            if held.is_none() {
+                                rooms.free(room);
+                            }
+                        }
                         rooms.took_surplus(surplus);
+                        rooms.begin_turn();
+                        prop_assert!(rooms.kept() <= max_kept + slots.len() * MORE);
                     }
                 }
-                let held: usize = slots.iter().filter_map(|(_, held)| *held).sum();
-                let room: usize = slots.iter().map(|(room, _)| room.capacity()).sum();
-                let surplus: usize =
-                    rooms.surplus.iter().map(|(_, which)| slots[*which].0.capacity()).sum();
+                for (start, bytes) in &readable {
+                    // SAFETY: rooms are neither freed nor grown while they are readable.
+                    let there = unsafe { std::slice::from_raw_parts(*start, bytes.len()) };
+                    prop_assert_eq!(there, &bytes[..]);
+                }
+                let held: usize = slots.iter().filter_map(|(_, held, _)| *held).sum();
+                let of_slots: usize = slots.iter().map(|(room, ..)| room.capacity()).sum();
+                let others = rooms.readable.iter().chain(&rooms.spare).map(Vec::capacity);
                 prop_assert_eq!(rooms.held(), held);
-                prop_assert_eq!(rooms.kept(), room - surplus - held);
+                prop_assert_eq!(rooms.room, of_slots + others.sum::<usize>());
                 prop_assert!(held <= 2000);
-                prop_assert!(rooms.kept() <= max_kept + slots.len() * MORE);
             }
         }
     }

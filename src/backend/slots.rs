@@ -32,6 +32,8 @@ pub(super) struct Slot {
     /// Tells this arrival from all others of the handle.
     serial: u64,
     descriptor: Option<Arrived>,
+    /// The turn in which its last arrival was released.
+    released_in: u64,
     /// The kernel does the connection's TLS.
     tls: bool,
     /// It came last in its packet.
@@ -48,6 +50,7 @@ impl Slot {
         generation: 0,
         serial: 0,
         descriptor: None,
+        released_in: 0,
         tls: false,
         last: false,
         bytes: Vec::new(),
@@ -82,6 +85,9 @@ impl Slot {
     fn store(&mut self, offer: &wire::Offer<'_>, rooms: &mut Rooms) -> bool {
         let parts = [offer.service, offer.correlation, offer.metadata, offer.preread];
         let lengths = parts.map(<[u8]>::len);
+        if self.released_in == rooms.turn() && !rooms.replace(&mut self.bytes) {
+            return false;
+        }
         if !rooms.take(&mut self.bytes, lengths.iter().sum(), NULS) {
             return false;
         }
@@ -288,12 +294,13 @@ impl Slots {
         claim::adopt(self.claims.slot(slot), self.slots[slot].generation)
     }
 
-    /// Releases the arrival in a slot, and returns its descriptor. Its bytes stay readable until
-    /// the slot is used again or its room is freed.
+    /// Releases the arrival in a slot, and returns its descriptor. Its bytes stay readable until the
+    /// next turn.
     pub(super) fn release(&mut self, place: (usize, usize), rooms: &mut Rooms) -> Option<Arrived> {
         let slot = &mut self.slots[place.1];
         self.waiting -= usize::from(slot.state == State::Waiting);
         slot.state = State::Empty;
+        slot.released_in = rooms.turn();
         self.held -= 1;
         rooms.release(&slot.bytes, slot.len(), place);
         slot.descriptor.take()

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, RawFd};
 use std::time::{Duration, Instant};
 
 use super::outcomes::{End, Ledger};
-use super::portions;
+use super::portions::{self, Waking};
 use super::slots::{Facts, Slots, State};
 use crate::claim::{self, ClaimTable, Lost, ability};
 use crate::handle::{GREETING_TIMEOUT, MEMORY_PAUSE};
@@ -41,6 +41,7 @@ pub(super) struct Channel {
     sent_at: Instant,
     /// How long the last offer that was adopted took.
     answered_in: Duration,
+    waking: Waking,
     /// When to look at the words of all offers in flight, if any are.
     look_at: Option<Instant>,
     /// The system was short of memory: when to try again.
@@ -69,6 +70,7 @@ impl Channel {
             knows_tls: false,
             sent_at: now,
             answered_in: Duration::ZERO,
+            waking: Waking::default(),
             look_at: None,
             try_again: None,
             unreceived: false,
@@ -104,7 +106,8 @@ impl Channel {
     /// Whether so many offers wait to be sent that they should not wait for more. `sleeps`: both
     /// sides may, so that small portions keep them awake.
     pub(super) fn portion_waits(&self, sleeps: bool) -> bool {
-        portions::waits(&self.slots, self.answered_in, sleeps)
+        let tokens = self.welcome.map_or(0, |welcome| welcome.slots as usize);
+        portions::waits(&self.slots, tokens, self.answered_in, &self.waking, sleeps)
     }
 
     /// Sends the only offer of the queue with its preread, which is the caller's still, and would
@@ -129,6 +132,9 @@ impl Channel {
     }
 
     fn have_sent(&mut self, count: usize, now: Instant) {
+        if self.slots.in_flight() == count && self.slots.unanswered() == 0 {
+            self.waking.sent(now);
+        }
         self.slots.sent(count);
         (self.sent_at, self.look_at) = (now, Some(sys::earlier(self.look_at, now + WORDS_PAUSE)));
     }
@@ -288,6 +294,7 @@ impl Channel {
     fn adopted(&mut self, slot: u32, facts: &Facts, ledger: &mut Ledger<'_>) {
         self.slots.settle(slot, true);
         self.answered_in = ledger.now.saturating_duration_since(facts.offered_at);
+        self.waking.answered(ledger.now);
         ledger.ended(facts, End::Adopted(None));
     }
 
@@ -336,7 +343,8 @@ impl Channel {
         for _ in 0..MAX_FRAMES / packet::PACKETS_AT_ONCE {
             // Those that come are closed.
             let close = |_, descriptor| drop(descriptor);
-            let received = match packet::receive_packets(self.socket.as_fd(), buffer, close) {
+            let (socket, most) = (self.socket.as_fd(), packet::PACKETS_AT_ONCE);
+            let received = match packet::receive_packets(socket, buffer, most, close) {
                 Ok(received) => received,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => return Ok(true),

@@ -66,8 +66,8 @@ pub(super) fn send_message(
     retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
 }
 
-/// How many packets are received at once: more than are mostly there, so that one call tells that
-/// they are all there is.
+/// The most packets that are received at once: more than are mostly there, so that one call tells
+/// that they are all there is.
 pub(crate) const PACKETS_AT_ONCE: usize = 4;
 
 /// Each packet is received where a page begins, as it does in the kernel. Large memory of malloc(3)
@@ -89,11 +89,12 @@ pub(crate) struct Packets<'a> {
     pub all: bool,
 }
 
-/// Receives packets into equal parts of `room`, see [`room_len`]; each of their descriptors is
-/// given to `take`, with the number of its packet.
+/// Receives so many packets at most into equal parts of `room`, see [`room_len`]; each of their
+/// descriptors is given to `take`, with the number of its packet.
 pub(crate) fn receive_packets<'a>(
     socket: BorrowedFd<'_>,
     room: &'a mut [mem::MaybeUninit<u8>],
+    most: usize,
     mut take: impl FnMut(usize, Arrived),
 ) -> io::Result<Packets<'a>> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
@@ -121,7 +122,7 @@ pub(crate) fn receive_packets<'a>(
     // SAFETY: `messages` points to `parts`, `room` and `controls`, which outlive the call, with
     // their lengths; a failed call leaves `messages` as it was. No timeout is given.
     let several = retry_receive(|| unsafe {
-        let count = PACKETS_AT_ONCE as libc::c_uint;
+        let count = most.min(PACKETS_AT_ONCE) as libc::c_uint;
         libc::recvmmsg(socket, messages.as_mut_ptr(), count, flags as _, ptr::null_mut()) as isize
     });
     let count = several.or_else(|error| {
@@ -144,7 +145,7 @@ pub(crate) fn receive_packets<'a>(
         // SAFETY: the kernel has written that much of this part, and nobody else uses it.
         Some((received, unsafe { slice::from_raw_parts(part(index), len.min(part_len)) }))
     });
-    Ok(Packets { packets, all: all && count < PACKETS_AT_ONCE })
+    Ok(Packets { packets, all: all && count < most })
 }
 
 #[cfg(test)]
@@ -161,7 +162,8 @@ mod tests {
         for start in [0, 1, 16, PAGE - 1] {
             (0..PACKETS_AT_ONCE).for_each(|_| assert_eq!(from.send(&sent).unwrap(), PAGE));
             let room = &mut room[start..start + room_len(PAGE)];
-            let received = receive_packets(to.as_fd(), room, |_, _| panic!("a descriptor"));
+            let none = |_, _| panic!("a descriptor");
+            let received = receive_packets(to.as_fd(), room, PACKETS_AT_ONCE, none);
             for packet in received.unwrap().packets {
                 let (received, bytes) = packet.unwrap();
                 assert!(!received.payload_truncated && bytes == sent);
