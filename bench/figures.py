@@ -5,7 +5,8 @@ from statistics import median
 FORM = 3  # of results.json: another number means that older results are of no use here
 PLAIN, OURS, SPINNING = "plain", "channel", "channel-spinning"
 # What can be reached with the same checks; and when an application has one descriptor to wait for.
-REACH = [["checks", "checks-parts"], ["checks-set", "checks-set-parts"]]
+REACH = [["checks", "checks-parts", "checks-fourths"],
+         ["checks-set", "checks-set-parts", "checks-set-fourths"]]
 CHECKS = sum(REACH, [])
 LOOPS = ["libuv", "glib"]  # what an event loop uses without libhandoff
 

@@ -12,7 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MOST_CHANNELS = 1024, MOST_BACKENDS = 16 };
+enum { MOST_CHANNELS = 1024, MOST_BACKENDS = 16, MOST_SLOTS = 4096 };
 
 static handoff_backend *listening[MOST_BACKENDS];
 static handoff_broker *brokers[MOST_CHANNELS];
@@ -29,7 +29,9 @@ static void prepare(void)
     need(channels <= MOST_CHANNELS && backends <= MOST_BACKENDS, "CHANNELS, BACKENDS");
     of_backend.max_channels = (size_t)channels;
     of_backend.max_offer_bytes = MOST_PREREAD;
-    of_broker.max_in_flight = (size_t)((in_flight + channels - 1) / channels);
+    /* Twice as many as are in flight: the broker knows of an adoption before it has the next token. */
+    size_t slots = 2 * (size_t)((in_flight + channels - 1) / channels);
+    of_broker.max_in_flight = slots < MOST_SLOTS ? slots : MOST_SLOTS;
     of_backend.max_in_flight = of_broker.max_in_flight;
     of_broker.timeout_ms = 60000;
     of_broker.spin_us = of_backend.spin_us = (uint32_t)spin;
