@@ -233,7 +233,7 @@ impl Backend {
 
     /// Does everything that is due: accepts brokers, receives offers, sends verdicts.
     pub fn dispatch(&mut self) -> Result<(), BackendError> {
-        let left = self.arrivals.has_waiting();
+        let left = self.has_leftovers();
         let takes = self.batch.open;
         let spins = !left && !self.arrivals.options.spin.is_zero() && self.accepting.connected > 0;
         self.dispatch_after(if spins { Wait::Spin } else { Wait::No })?;

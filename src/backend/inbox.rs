@@ -11,7 +11,7 @@ use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN};
 /// for several costs less where there is only one: one call tells that it is all there is.
 const TURNS: u8 = 16;
 /// The most packets of a turn that are received one by one: other channels have a turn, too.
-const MOST_OF_A_TURN: usize = 64;
+const MOST_OF_A_TURN: usize = 16;
 
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
