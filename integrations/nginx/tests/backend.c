@@ -252,9 +252,9 @@ static void take_arrivals(struct source *source)
     handoff_status status;
     check(handoff_backend_dispatch(source->backend) == HANDOFF_OK, "dispatch",
           handoff_last_error());
-    if (*changes != '\0')
-        change_arrivals();
     while ((status = handoff_backend_next(source->backend, &arrival)) == HANDOFF_OK) {
+        if (*changes != '\0')
+            change_arrivals();
         if (!hold && delay_max_ms == 0) {
             decide(source, &arrival);
             continue;
