@@ -478,6 +478,34 @@ static void draining_backend_that_holds_nothing_wakes_its_loop_once(void **state
     }
 }
 
+static void offer_and_adopt(int drains)
+{
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    offer_fd(&channel, client[0]);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    if (drains)
+        assert_ok(handoff_backend_drain(channel.backend));
+    while (handoff_backend_next(channel.backend, &arrival) == HANDOFF_OK)
+        adopt(&channel, arrival.id);
+}
+
+/* Where batches come often, the end of the last one does not cancel that. */
+static void busy_backend_that_drains_wakes_its_loop_too(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 20; i++) {
+        close_channel(&channel);
+        open_channel(&channel, NULL, NULL);
+        for (int batch = 0; batch < 4; batch++)
+            offer_and_adopt(0);
+        usleep(2000); /* The timer has fired, or was cancelled. */
+        receive_all(channel.backend);
+        for (int batch = 0; batch < 2; batch++)
+            offer_and_adopt(batch == 1);
+        await_readable(handoff_backend_fd(channel.backend));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -501,6 +529,7 @@ int main(void)
         CHANNEL_TEST(sockets_are_taken_by_their_kinds),
         CHANNEL_TEST(draining_backend_finishes_what_arrived_and_frees_the_path),
         CHANNEL_TEST(draining_backend_that_holds_nothing_wakes_its_loop_once),
+        CHANNEL_TEST(busy_backend_that_drains_wakes_its_loop_too),
     };
     return RUN_TESTS(tests);
 }

@@ -231,7 +231,7 @@ static void take_all_arrivals_for_each_event(void (*await)(int fd))
         for (; next_arrival(channel.backend, &arrival); taken++)
             adopt(&channel, arrival.id);
     }
-    assert_in_range(events, 5, MANY + 1);
+    assert_in_range(events, 10, MANY + 1);
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     assert_ok(handoff_broker_dispatch(channel.broker));
     for (int i = 0; i < MANY; i++)

@@ -282,8 +282,8 @@ impl Backend {
     }
 
     /// Receives what is there. Each channel has a few turns at most, mostly one, so that the work of
-    /// one dispatch is bounded. Where one channel alone has something, and mostly has several packets,
-    /// the others are received when the arrivals of the first are taken.
+    /// one dispatch is bounded. Where there is one channel, and it mostly has several packets, the others
+    /// are received when the arrivals of the first are taken.
     fn handle_events(&mut self, mut wait: Wait) -> Result<(), BackendError> {
         for round in 0.. {
             let Some(events) = self.handle.events() else { break };
@@ -292,7 +292,8 @@ impl Backend {
             let taken = taken.map_err(HandleError::system("wait for events"))?;
             let mut more = taken == Happened::ROOM;
             wait = Wait::No;
-            let alone = round == 0 && happened.events().take(2).count() == 1;
+            // With several channels, the tokens that go out meanwhile would give one all turns.
+            let alone = round == 0 && self.accepting.connected == 1;
             let one_by_one = alone && self.inbox.is_one_by_one() && !self.arrivals.draining;
             let few = if one_by_one { Which::Next } else { Which::Few };
             let mut others_come = false;

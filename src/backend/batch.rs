@@ -13,7 +13,7 @@ use crate::sys::event::Events;
 /// How long verdicts wait for the end of a batch.
 const BATCH_PAUSE: Duration = Duration::from_millis(1);
 /// Batches that come sooner one after the other come often.
-const OFTEN: Duration = Duration::from_millis(5);
+const OFTEN: Duration = Duration::from_micros(250);
 
 #[derive(Debug)]
 pub(super) struct Batch {
@@ -23,7 +23,8 @@ pub(super) struct Batch {
     pub complete: bool,
     /// The tick in which an arrival was last taken.
     took_at: Duration,
-    /// The batch before this one was taken not long ago.
+    /// When the caller began to take it, and whether that was soon after the one before.
+    opened_at: Option<Instant>,
     is_often: bool,
     timer: VerdictTimer,
     timer_set_at: Option<Instant>,
@@ -47,6 +48,7 @@ impl Batch {
             open: false,
             complete: false,
             took_at: Duration::ZERO,
+            opened_at: None,
             is_often: false,
             timer: VerdictTimer::Unset,
             timer_set_at: None,
@@ -55,16 +57,17 @@ impl Batch {
 
     /// The caller has taken an arrival.
     pub(super) fn took(&mut self) {
-        let tick = sys::tick();
         if !self.open {
-            self.is_often = tick.saturating_sub(self.took_at) < OFTEN;
+            let now = Instant::now();
+            self.is_often = self.opened_at.is_some_and(|last| last + OFTEN > now);
+            (self.open, self.opened_at) = (true, Some(now));
         }
-        (self.open, self.took_at) = (true, tick);
+        self.took_at = sys::tick();
     }
 
-    /// Whether batches come often. Then the timer costs one system call in a while, and is worth it
-    /// even if nobody needs it: while one is due soon, a processor that has nothing to do keeps its
-    /// tick, and wakes up sooner.
+    /// Whether batches come often. Then the timer, which is put off, costs a system call for several,
+    /// and is worth it even if nobody needs it: while one is due soon, a processor that has nothing to
+    /// do keeps its tick, and wakes up sooner.
     pub(super) fn is_often(&self) -> bool {
         self.is_often
     }

@@ -214,7 +214,7 @@ impl Channel {
                 inbox.packets += 1;
                 self.take_packet(index, &received, packet, descriptors, arrivals)?;
                 many = arrivals.statistics.arrived - before >= MANY_VERDICTS as u64;
-                inbox.many |= many;
+                inbox.large |= many || large;
             }
             let goes_on = match which {
                 Which::Next => false,

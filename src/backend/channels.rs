@@ -63,7 +63,7 @@ impl Backend {
     /// Receives the next packet of this turn; says whether there may be one.
     pub(super) fn receive_next(&mut self) -> bool {
         let Some(index) = self.inbox.unread.take() else { return false };
-        if self.inbox.is_over() || self.arrivals.rooms.have_replaced_much() {
+        if self.inbox.is_over() {
             self.unfinished.behind = true;
             self.tell_of_what_is_behind();
             return false;
@@ -104,8 +104,7 @@ impl Backend {
         match flushed {
             Err(end) => self.end(index, end),
             Ok(()) if channel.is_deaf() => {
-                // In the next dispatch: until then the caller may read the bytes of what it has
-                // adopted, in slots that the broker may have used again.
+                // In the next dispatch, as the end of any channel.
                 self.unfinished.unheard = true;
                 let _ = self.wake_now();
             }

@@ -1,6 +1,6 @@
-//! Where packets are received, and how many at once. Of several small ones that wait the next is
-//! received when the arrivals of the one before are taken: so verdicts on those go out before the next
-//! is copied and checked, and the broker has something to do meanwhile.
+//! Where packets are received, and how many at once. Where there is one channel, the next of several
+//! small ones is received when the arrivals of the one before are taken: so verdicts on those go out
+//! before the next is copied and checked, and the broker has something to do meanwhile.
 
 use crate::memory::{self, NoMemory};
 use crate::sys::arrived::Arrived;
@@ -10,8 +10,6 @@ use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN};
 /// For so many turns after one that brought several packets, they are received one by one. To ask
 /// for several costs less where there is only one: one call tells that it is all there is.
 const TURNS: u8 = 16;
-/// The most packets of a turn that are received one by one: other channels have a turn, too.
-const MOST_OF_A_TURN: usize = 16;
 
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
@@ -20,8 +18,9 @@ pub(super) struct Inbox {
     pub descriptors: [Vec<Arrived>; packet::PACKETS_AT_ONCE],
     /// How many packets came in this turn.
     pub packets: usize,
-    /// They brought many offers: then the broker has something to do.
-    pub many: bool,
+    /// One of them brought many offers or bytes: then the broker has something to do, and others wait
+    /// for the next turn.
+    pub large: bool,
     /// For so many turns they are received one by one.
     one_by_one: u8,
     /// The channel that may have another packet in this turn.
@@ -43,12 +42,12 @@ impl Inbox {
     /// Begins the next turn.
     pub(super) fn begin_turn(&mut self) {
         self.one_by_one = match self.packets {
-            _ if self.many => 0,
+            _ if self.large => 0,
             0 => self.one_by_one,
             1 => self.one_by_one.saturating_sub(1),
             _ => TURNS,
         };
-        (self.packets, self.many, self.unread) = (0, false, None);
+        (self.packets, self.large, self.unread) = (0, false, None);
     }
 
     /// Whether packets are received one by one in this turn.
@@ -56,8 +55,9 @@ impl Inbox {
         self.one_by_one > 0
     }
 
-    /// Whether this turn has brought as many packets as it may.
+    /// Whether this turn has brought as much as one may: then brokers that connect and other events
+    /// have theirs.
     pub(super) fn is_over(&self) -> bool {
-        self.packets >= MOST_OF_A_TURN
+        self.large || self.packets >= packet::PACKETS_AT_ONCE
     }
 }

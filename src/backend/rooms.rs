@@ -23,17 +23,16 @@ pub(super) struct Rooms {
     surplus_room: usize,
     /// The number of this turn: what is released in a turn can be read until its end.
     turn: u64,
-    /// Rooms that were taken from their slots in this turn, and bytes of them.
+    /// Rooms that were taken from their slots in this turn.
     readable: Vec<Vec<u8>>,
-    readable_room: usize,
-    /// Rooms for slots whose own is still read.
+    /// Rooms for slots whose own is still read. Turns that need none give them back.
     spare: Vec<Vec<u8>>,
 }
 
-/// If more bytes than these are still read in rooms without a slot, nothing more arrives in a turn.
-const MUCH: usize = 256 * 1024;
 /// As many rooms as a turn of small packets mostly needs.
-const MOST_SPARE: usize = 256;
+const MOST_SPARE: usize = 32;
+/// Larger ones are not kept for that.
+const LARGE: usize = 4096;
 
 impl Rooms {
     pub(super) fn new(max_held: usize, max_kept: usize) -> Rooms {
@@ -46,7 +45,6 @@ impl Rooms {
             surplus_room: 0,
             turn: 1,
             readable: Vec::new(),
-            readable_room: 0,
             spare: Vec::new(),
         }
     }
@@ -99,34 +97,30 @@ impl Rooms {
         if self.readable.try_reserve(1).is_err() {
             return false;
         }
-        self.readable_room += room.capacity();
         self.readable.push(mem::replace(room, self.spare.pop().unwrap_or_default()));
         true
-    }
-
-    /// Whether the rooms that were replaced in this turn have so many bytes that no more should be.
-    pub(super) fn have_replaced_much(&self) -> bool {
-        self.readable_room > MUCH
     }
 
     /// Begins the next turn: nothing that was released before is read any more.
     pub(super) fn begin_turn(&mut self) {
         self.turn += 1;
-        self.readable_room = 0;
-        while let Some(mut room) = self.readable.pop() {
-            if self.spare.len() >= MOST_SPARE
-                || self.kept() > self.max_kept
-                || self.spare.try_reserve(1).is_err()
-            {
+        if self.readable.is_empty() {
+            if let Some(mut room) = self.spare.pop() {
                 self.free(&mut room);
-            } else {
+            }
+        }
+        while let Some(mut room) = self.readable.pop() {
+            let is_spare = self.spare.len() < MOST_SPARE && room.capacity() <= LARGE;
+            if is_spare && self.kept() <= self.max_kept && self.spare.try_reserve(1).is_ok() {
                 self.spare.push(room);
+            } else {
+                self.free(&mut room);
             }
         }
     }
 
-    /// An arrival of `len` bytes is not held any more. Its bytes stay readable until
-    /// [`take_surplus`](Rooms::take_surplus).
+    /// An arrival of `len` bytes is not held any more. Its bytes stay readable until the next turn,
+    /// before which [`take_surplus`](Rooms::take_surplus) is called.
     pub(super) fn release(&mut self, room: &Vec<u8>, len: usize, place: (usize, usize)) {
         self.held -= len;
         if self.kept() > self.max_kept && self.surplus.try_reserve(1).is_ok() {

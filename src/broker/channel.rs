@@ -468,6 +468,7 @@ impl Channel {
                 self.adopted(slot, &facts, ledger);
             }
             State::Sent => {
+                self.waking.rejected();
                 if self.take_back(slot, Rejection::of_byte(verdict.reason), ledger)? {
                     // It says that it rejected what it has adopted.
                     return broken;

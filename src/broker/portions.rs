@@ -32,6 +32,11 @@ impl Waking {
         self.sent_at = Some(now);
     }
 
+    /// It has rejected one, which is no measure.
+    pub(super) fn rejected(&mut self) {
+        self.sent_at = None;
+    }
+
     /// An offer was adopted.
     #[inline(always)]
     pub(super) fn answered(&mut self, now: Instant) {
