@@ -307,9 +307,9 @@ handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCE
  * tells you before.
  *
  * Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
- * rejected, and with one broker may receive what has come meanwhile. A loop with a budget may stop earlier, but must take at least one: then the descriptor
- * becomes readable for the rest within 1 ms. If you can serve no more for a while, reject with
- * HANDOFF_REASON_BACKEND_BUSY.
+ * rejected, and with one broker may receive what has come meanwhile. A loop with a budget may stop
+ * earlier, but must take at least one: then the descriptor becomes readable for the rest within
+ * 1 ms. If you can serve no more for a while, reject with HANDOFF_REASON_BACKEND_BUSY.
  *
  * @param backend       the backend
  * @param[out] arrival  what arrived; its `fd` is -1

@@ -416,9 +416,9 @@ pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> han
 /// tells you before.
 ///
 /// Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
-/// rejected, and with one broker may receive what has come meanwhile. A loop with a budget may stop earlier, but must take at least one: then the descriptor
-/// becomes readable for the rest within 1 ms. If you can serve no more for a while, reject with
-/// HANDOFF_REASON_BACKEND_BUSY.
+/// rejected, and with one broker may receive what has come meanwhile. A loop with a budget may stop
+/// earlier, but must take at least one: then the descriptor becomes readable for the rest within
+/// 1 ms. If you can serve no more for a while, reject with HANDOFF_REASON_BACKEND_BUSY.
 ///
 /// @param backend       the backend
 /// @param[out] arrival  what arrived; its `fd` is -1
