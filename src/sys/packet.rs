@@ -97,6 +97,7 @@ pub(crate) fn receive_packets<'a>(
     most: usize,
     mut take: impl FnMut(usize, Arrived),
 ) -> io::Result<Packets<'a>> {
+    let most = most.min(PACKETS_AT_ONCE);
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     let start = room.as_mut_ptr().cast::<u8>();
     let skip = start.align_offset(PAGE).min(room.len());
@@ -122,7 +123,7 @@ pub(crate) fn receive_packets<'a>(
     // SAFETY: `messages` points to `parts`, `room` and `controls`, which outlive the call, with
     // their lengths; a failed call leaves `messages` as it was. No timeout is given.
     let several = retry_receive(|| unsafe {
-        let count = most.min(PACKETS_AT_ONCE) as libc::c_uint;
+        let count = most as libc::c_uint;
         libc::recvmmsg(socket, messages.as_mut_ptr(), count, flags as _, ptr::null_mut()) as isize
     });
     let count = several.or_else(|error| {
