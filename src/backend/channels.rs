@@ -182,7 +182,7 @@ impl Backend {
         }
         self.arrivals.statistics.broken += 1;
         let Some(slots) = &mut channel.slots else { return };
-        let forgotten = slots.close_held(index, &mut self.arrivals.rooms);
+        let forgotten = slots.close_held(&mut self.arrivals.rooms);
         self.arrivals.statistics.taken_back += forgotten as u64;
         let channels = &self.channels;
         self.arrivals.add_stale(forgotten, |place| {
@@ -196,27 +196,19 @@ impl Backend {
     /// bytes.
     pub(super) fn clear_up(&mut self) {
         let (rooms, channels) = (&mut self.arrivals.rooms, &mut self.channels);
-        if rooms.has_surplus() {
-            let surplus = rooms.take_surplus();
-            for &(channel, slot) in &surplus {
-                if let Some(slots) = channels.get_mut(channel).and_then(|c| c.slots.as_mut()) {
-                    slots.free_room(slot, rooms);
-                }
-            }
-            rooms.took_surplus(surplus);
-        }
         rooms.begin_turn();
         let accepting = &mut self.accepting;
         self.orphans.retain(|&index| {
             let channel = &mut channels[index];
             let held = channel.slots.as_ref().is_some_and(|slots| slots.held() > 0);
             if !held {
-                if let Some(mut slots) = channel.slots.take() {
-                    slots.free_rooms(rooms);
-                }
+                channel.slots = None;
                 accepting.leave(index, channel.broker.user);
             }
             held
         });
+        if accepting.connected == 0 && self.orphans.is_empty() {
+            rooms.clear();
+        }
     }
 }

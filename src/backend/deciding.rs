@@ -82,7 +82,7 @@ impl Backend {
         let slots = channel.and_then(|channel| channel.slots.as_ref());
         let (parts, tls) = slots.map_or(([&[][..]; 4], false), |slots| {
             let slot = slots.slot(place.slot);
-            (slot.parts(), slot.has_tls())
+            (slot.parts(&self.arrivals.rooms), slot.has_tls())
         });
         let [service, correlation, metadata, preread] = parts;
         Arrival { id: place.id(), service, correlation, metadata, preread, broker, tls }
@@ -143,7 +143,7 @@ impl Backend {
         let channel = self.channels.get_mut(place.channel)?;
         let connected = channel.is_connected();
         let slots = channel.slots.as_mut()?;
-        let descriptor = slots.release((place.channel, place.slot), &mut self.arrivals.rooms);
+        let descriptor = slots.release(place.slot, &mut self.arrivals.rooms);
         self.arrivals.held -= 1;
         // Closed before the broker hears of it.
         let adopted = descriptor.filter(|_| reason.is_none());
@@ -183,6 +183,7 @@ mod tests {
     use super::*;
     use crate::backend::{BackendOptions, BackendStatistics, arrivals};
     use crate::broker::{Broker, BrokerOptions, Offer};
+    use crate::wire;
     use std::io::IoSlice;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
@@ -264,6 +265,35 @@ mod tests {
             assert_eq!(both.backend.statistics().arrived, arrived);
         }
         assert!(both.backend.next_arrival().is_none());
+    }
+
+    /// So that others have their turn: how many come in it, and how many are left.
+    #[test]
+    fn large_packet_ends_the_turn() {
+        let mut both = both();
+        take_some(&mut both, 2);
+        for preread in [&b"small"[..], &[0; wire::LARGE_LEN], b"left"] {
+            both.offer(preread);
+        }
+        both.backend.dispatch().unwrap();
+        let taken = |backend: &mut Backend| (0..).find(|_| backend.next_arrival().is_none());
+        assert_eq!((taken(&mut both.backend), both.backend.unfinished.behind), (Some(2), true));
+        both.backend.dispatch().unwrap();
+        assert_eq!((taken(&mut both.backend), both.backend.unfinished.behind), (Some(1), false));
+        assert!(!both.backend.inbox.is_one_by_one());
+    }
+
+    /// It tells that it holds nothing, which it knows when there is nothing to receive.
+    #[test]
+    fn draining_backend_receives_packets_at_once() {
+        let mut both = both();
+        take_some(&mut both, 2);
+        for _ in 0..3 {
+            both.offer(b"");
+        }
+        both.backend.drain().unwrap();
+        both.backend.dispatch().unwrap();
+        assert_eq!(both.backend.statistics().arrived, 2 + 3);
     }
 
     /// Each verdict brings its broker a token: with that it could have one turn after the other.

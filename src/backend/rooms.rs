@@ -1,38 +1,35 @@
 //! Room for the bytes of arrivals.
 //!
-//! A slot's room stays with the slot for its next arrival, so that none is allocated in the long
-//! run. Two limits bound it: what is held, and what is kept beyond that. Bytes that the caller may
-//! still read stay where they are until the turn ends: an arrival that comes sooner gets another
-//! room.
+//! It is used again, so that none is allocated in the long run: what was left last first, because it is
+//! still in the processor's caches. Two limits bound it: what is held, and what is kept beyond that.
+//! Bytes that the caller may still read stay where they are until the turn ends.
 
-use std::mem;
+/// Names the room of one arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Room(u32);
 
-/// The room of all slots of a backend.
+impl Room {
+    /// Nothing is there.
+    pub(super) const NONE: Room = Room(u32::MAX);
+}
+
+/// The room of a backend's arrivals.
 #[derive(Debug)]
 pub(super) struct Rooms {
     max_held: usize,
     max_kept: usize,
     /// Bytes of the arrivals that are held.
     held: usize,
-    /// Bytes of room, of held arrivals and of others.
+    /// Bytes of all rooms.
     room: usize,
-    /// Slots, by channel and number, whose room is not kept. It is freed when the bytes of the last
-    /// arrival there are not valid any more.
-    surplus: Vec<(usize, usize)>,
-    /// Bytes of their room.
-    surplus_room: usize,
-    /// The number of this turn: what is released in a turn can be read until its end.
-    turn: u64,
-    /// Rooms that were taken from their slots in this turn.
-    readable: Vec<Vec<u8>>,
-    /// Rooms for slots whose own is still read. Turns that need none give them back.
-    spare: Vec<Vec<u8>>,
+    rooms: Vec<Vec<u8>>,
+    /// Those that are free, the next one last.
+    free: Vec<Room>,
+    /// Those whose arrivals were released in this turn.
+    readable: Vec<Room>,
+    /// Bytes of these.
+    readable_room: usize,
 }
-
-/// As many rooms as a turn of small packets mostly needs.
-const MOST_SPARE: usize = 32;
-/// Larger ones are not kept for that.
-const LARGE: usize = 4096;
 
 impl Rooms {
     pub(super) fn new(max_held: usize, max_kept: usize) -> Rooms {
@@ -41,11 +38,10 @@ impl Rooms {
             max_kept,
             held: 0,
             room: 0,
-            surplus: Vec::new(),
-            surplus_room: 0,
-            turn: 1,
+            rooms: Vec::new(),
+            free: Vec::new(),
             readable: Vec::new(),
-            spare: Vec::new(),
+            readable_room: 0,
         }
     }
 
@@ -54,9 +50,9 @@ impl Rooms {
         self.held
     }
 
-    /// Bytes of room beyond what is held: what idle slots keep, and what arrivals do not fill.
+    /// Bytes of room beyond what is held: what is free, and what arrivals do not fill.
     pub(super) fn kept(&self) -> usize {
-        self.room.saturating_sub(self.surplus_room).saturating_sub(self.held)
+        self.room - self.readable_room - self.held
     }
 
     /// Whether so many bytes more may be held.
@@ -64,91 +60,78 @@ impl Rooms {
         self.held.saturating_add(len) <= self.max_held
     }
 
-    /// Has a slot's room hold an arrival of `len` bytes and `more` that do not count: it comes back
-    /// empty and large enough. False if the system has no memory for that.
-    pub(super) fn take(&mut self, room: &mut Vec<u8>, len: usize, more: usize) -> bool {
-        room.clear();
-        let (need, before) = (len + more, room.capacity());
+    /// Takes room for an arrival of `len` bytes and `more` that do not count. None if the system has
+    /// no memory for that.
+    pub(super) fn take(&mut self, len: usize, more: usize) -> Option<Room> {
+        let room = match self.free.pop() {
+            Some(room) => room,
+            None => self.another()?,
+        };
+        let (kept, need) = (self.kept(), len + more);
+        let bytes = &mut self.rooms[room.0 as usize];
+        let before = bytes.capacity();
+        bytes.clear();
         // A small arrival in a large room keeps what it does not fill.
-        let keeps_too_much = before > need && self.kept().saturating_sub(len) > self.max_kept;
+        let keeps_too_much = before > need && kept.saturating_sub(len) > self.max_kept;
         if before < need || keeps_too_much {
-            *room = Vec::new();
-            let allocated = room.try_reserve_exact(need).is_ok();
-            self.room = self.room - before + room.capacity();
+            *bytes = Vec::new();
+            let allocated = bytes.try_reserve_exact(need).is_ok();
+            self.room = self.room - before + bytes.capacity();
             if !allocated {
-                return false;
+                self.free.push(room);
+                return None;
             }
         }
         self.held += len;
-        true
+        Some(room)
     }
 
-    /// The number of this turn.
-    pub(super) fn turn(&self) -> u64 {
-        self.turn
+    /// Another room, and a place for it in each list.
+    #[cold]
+    fn another(&mut self) -> Option<Room> {
+        let count = self.rooms.len() + 1;
+        self.rooms.try_reserve(1).ok()?;
+        self.free.try_reserve(count - self.free.len()).ok()?;
+        self.readable.try_reserve(count - self.readable.len()).ok()?;
+        self.rooms.push(Vec::new());
+        Some(Room(self.rooms.len() as u32 - 1))
     }
 
-    /// Gives a slot another room, because the bytes in its own, of an arrival that was released in
-    /// this turn, may still be read. False if the system has no memory for that.
-    pub(super) fn replace(&mut self, room: &mut Vec<u8>) -> bool {
-        if room.is_empty() {
-            return true;
-        }
-        if self.readable.try_reserve(1).is_err() {
-            return false;
-        }
-        self.readable.push(mem::replace(room, self.spare.pop().unwrap_or_default()));
-        true
+    /// The bytes there.
+    pub(super) fn bytes(&self, room: Room) -> &[u8] {
+        self.rooms.get(room.0 as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// Where the bytes go; no more than it was taken for.
+    pub(super) fn fill(&mut self, room: Room) -> &mut Vec<u8> {
+        &mut self.rooms[room.0 as usize]
+    }
+
+    /// An arrival of `len` bytes is not held any more. Its bytes stay readable until the next turn.
+    pub(super) fn release(&mut self, room: Room, len: usize) {
+        self.held -= len;
+        self.readable_room += self.rooms[room.0 as usize].capacity();
+        self.readable.push(room);
     }
 
     /// Begins the next turn: nothing that was released before is read any more.
     pub(super) fn begin_turn(&mut self) {
-        self.turn += 1;
-        if self.readable.is_empty() {
-            if let Some(mut room) = self.spare.pop() {
-                self.free(&mut room);
+        while let Some(room) = self.readable.pop() {
+            let capacity = self.rooms[room.0 as usize].capacity();
+            self.readable_room -= capacity;
+            if self.kept() > self.max_kept {
+                self.rooms[room.0 as usize] = Vec::new();
+                self.room -= capacity;
             }
-        }
-        while let Some(mut room) = self.readable.pop() {
-            let is_spare = self.spare.len() < MOST_SPARE && room.capacity() <= LARGE;
-            if is_spare && self.kept() <= self.max_kept && self.spare.try_reserve(1).is_ok() {
-                self.spare.push(room);
-            } else {
-                self.free(&mut room);
-            }
+            self.free.push(room);
         }
     }
 
-    /// An arrival of `len` bytes is not held any more. Its bytes stay readable until the next turn,
-    /// before which [`take_surplus`](Rooms::take_surplus) is called.
-    pub(super) fn release(&mut self, room: &Vec<u8>, len: usize, place: (usize, usize)) {
-        self.held -= len;
-        if self.kept() > self.max_kept && self.surplus.try_reserve(1).is_ok() {
-            self.surplus.push(place);
-            self.surplus_room += room.capacity();
+    /// Frees all. Nothing is held, or read any more.
+    pub(super) fn clear(&mut self) {
+        if !self.rooms.is_empty() {
+            *self = Rooms::new(self.max_held, self.max_kept);
         }
-    }
-
-    pub(super) fn has_surplus(&self) -> bool {
-        !self.surplus.is_empty()
-    }
-
-    /// The slots whose room is to be [freed](Rooms::free) now. Give the list
-    /// [back](Rooms::took_surplus), so that its memory is used again.
-    pub(super) fn take_surplus(&mut self) -> Vec<(usize, usize)> {
-        mem::take(&mut self.surplus)
-    }
-
-    pub(super) fn took_surplus(&mut self, mut surplus: Vec<(usize, usize)>) {
-        surplus.clear();
-        self.surplus = surplus;
-        self.surplus_room = 0;
-    }
-
-    /// Frees the room of a slot.
-    pub(super) fn free(&mut self, room: &mut Vec<u8>) {
-        self.room -= room.capacity();
-        *room = Vec::new();
     }
 }
 
@@ -160,15 +143,29 @@ mod tests {
     #[test]
     fn room_is_used_again_and_none_is_allocated() {
         let mut rooms = Rooms::new(1000, 1000);
-        let mut room = Vec::new();
-        assert!(rooms.take(&mut room, 100, 2));
-        let (start, capacity) = (room.as_ptr(), room.capacity());
+        let room = rooms.take(100, 2).unwrap();
+        let place =
+            |rooms: &mut Rooms, room| (rooms.fill(room).as_ptr(), rooms.fill(room).capacity());
+        let first = place(&mut rooms, room);
         for len in [100, 0, 7] {
-            rooms.release(&room, rooms.held(), (0, 0));
-            assert!(rooms.take(&mut room, len, 2));
-            assert_eq!((room.as_ptr(), room.capacity()), (start, capacity));
+            rooms.release(room, rooms.held());
+            rooms.begin_turn();
+            assert_eq!(rooms.take(len, 2), Some(room));
+            assert_eq!(place(&mut rooms, room), first);
         }
-        assert!(rooms.take_surplus().is_empty());
+    }
+
+    #[test]
+    fn so_much_room_is_used_as_is_held_at_once() {
+        let mut rooms = Rooms::new(1000, 1000);
+        for _ in 0..100 {
+            let both = [rooms.take(10, 0).unwrap(), rooms.take(10, 0).unwrap()];
+            both.into_iter().for_each(|room| rooms.release(room, 10));
+            rooms.begin_turn();
+        }
+        assert_eq!((rooms.rooms.len(), rooms.kept()), (2, 20));
+        rooms.clear();
+        assert_eq!((rooms.rooms.len(), rooms.kept()), (0, 0));
     }
 
     proptest! {
@@ -180,49 +177,41 @@ mod tests {
         ) {
             const MORE: usize = 2;
             let mut rooms = Rooms::new(2000, max_kept);
-            let mut slots: [(Vec<u8>, Option<usize>, u64); 8] = Default::default();
-            // What may still be read: where, and what is there.
-            let mut readable: Vec<(*const u8, Vec<u8>)> = Vec::new();
+            let mut held: [Option<(Room, usize)>; 8] = Default::default();
+            // What may be read: where, and what is there.
+            let mut readable: Vec<(Room, *const u8, Vec<u8>)> = Vec::new();
+            let mut released = Vec::new();
             for (number, (which, len)) in steps.into_iter().enumerate() {
-                let (room, held, released_in) = &mut slots[which];
-                match held.take() {
-                    Some(len) => {
-                        rooms.release(room, len, (0, which));
-                        *released_in = rooms.turn();
-                        readable.push((room.as_ptr(), room.clone()));
+                match held[which].take() {
+                    Some((room, len)) => {
+                        rooms.release(room, len);
+                        released.push(room);
                     }
-                    None if rooms.allows(len) && (len > 100 || *released_in != rooms.turn()) => {
-                        prop_assert!(*released_in != rooms.turn() || rooms.replace(room));
-                        prop_assert!(rooms.take(room, len, MORE));
-                        prop_assert!(room.is_empty() && room.capacity() >= len + MORE);
-                        room.resize(len + MORE, number as u8);
-                        *held = Some(len);
+                    None if rooms.allows(len) && len > 100 => {
+                        let room = rooms.take(len, MORE).unwrap();
+                        let bytes = rooms.fill(room);
+                        prop_assert!(bytes.is_empty() && bytes.capacity() >= len + MORE);
+                        bytes.resize(len + MORE, number as u8);
+                        readable.push((room, bytes.as_ptr(), bytes.clone()));
+                        held[which] = Some((room, len));
                     }
                     None => {
-                        readable.clear();
-                        let surplus = rooms.take_surplus();
-                        for (_, which) in &surplus {
-                            let (room, held, _) = &mut slots[*which];
-                            if held.is_none() {
-                                rooms.free(room);
-                            }
-                        }
-                        rooms.took_surplus(surplus);
                         rooms.begin_turn();
-                        prop_assert!(rooms.kept() <= max_kept + slots.len() * MORE);
+                        readable.retain(|(room, ..)| !released.contains(room));
+                        released.clear();
                     }
                 }
-                for (start, bytes) in &readable {
-                    // SAFETY: rooms are neither freed nor grown while they are readable.
-                    let there = unsafe { std::slice::from_raw_parts(*start, bytes.len()) };
-                    prop_assert_eq!(there, &bytes[..]);
+                for (room, start, bytes) in &readable {
+                    prop_assert_eq!(rooms.bytes(*room).as_ptr(), *start);
+                    prop_assert_eq!(rooms.bytes(*room), &bytes[..]);
                 }
-                let held: usize = slots.iter().filter_map(|(_, held, _)| *held).sum();
-                let of_slots: usize = slots.iter().map(|(room, ..)| room.capacity()).sum();
-                let others = rooms.readable.iter().chain(&rooms.spare).map(Vec::capacity);
-                prop_assert_eq!(rooms.held(), held);
-                prop_assert_eq!(rooms.room, of_slots + others.sum::<usize>());
-                prop_assert!(held <= 2000);
+                let of_held: usize = held.iter().flatten().map(|(_, len)| len).sum();
+                let of_readable: usize = released.iter().map(|room| rooms.fill(*room).capacity()).sum();
+                prop_assert_eq!(rooms.held(), of_held);
+                prop_assert!(of_held <= 2000);
+                prop_assert!(rooms.kept() <= max_kept + held.len() * MORE);
+                let all: usize = rooms.rooms.iter().map(Vec::capacity).sum();
+                prop_assert_eq!(all, rooms.held() + rooms.kept() + of_readable);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The slots of one channel as the backend keeps them: which have a token, what is held in them,
 //! and the verdicts that wait to be sent. State only; no I/O.
 
-use super::rooms::Rooms;
+use super::rooms::{Room, Rooms};
 use crate::claim::{self, ClaimTable};
 use crate::memory::{self, NoMemory};
 use crate::sys::arrived::Arrived;
@@ -32,14 +32,13 @@ pub(super) struct Slot {
     /// Tells this arrival from all others of the handle.
     serial: u64,
     descriptor: Option<Arrived>,
-    /// The turn in which its last arrival was released.
-    released_in: u64,
     /// The kernel does the connection's TLS.
     tls: bool,
     /// It came last in its packet.
     last: bool,
-    /// Service and correlation id, each with a NUL behind it, then metadata, then preread.
-    bytes: Vec<u8>,
+    /// Where its bytes are: service and correlation id, each with a NUL behind it, then metadata, then
+    /// preread.
+    room: Room,
     lengths: [usize; 4],
 }
 
@@ -50,10 +49,9 @@ impl Slot {
         generation: 0,
         serial: 0,
         descriptor: None,
-        released_in: 0,
         tls: false,
         last: false,
-        bytes: Vec::new(),
+        room: Room::NONE,
         lengths: [0; 4],
     };
 
@@ -61,12 +59,13 @@ impl Slot {
         matches!(self.state, State::Waiting | State::Seen)
     }
 
-    pub(super) fn parts(&self) -> [&[u8]; 4] {
+    pub(super) fn parts<'a>(&self, rooms: &'a Rooms) -> [&'a [u8]; 4] {
         let [service, correlation, metadata, preread] = self.lengths;
-        if self.bytes.is_empty() {
+        let bytes = rooms.bytes(self.room);
+        if bytes.len() != self.len() + NULS {
             return [&[]; 4];
         }
-        let (first, rest) = self.bytes.split_at(service);
+        let (first, rest) = bytes.split_at(service);
         let (second, rest) = rest[1..].split_at(correlation);
         let (third, rest) = rest[1..].split_at(metadata);
         [first, second, third, &rest[..preread]]
@@ -85,19 +84,15 @@ impl Slot {
     fn store(&mut self, offer: &wire::Offer<'_>, rooms: &mut Rooms) -> bool {
         let parts = [offer.service, offer.correlation, offer.metadata, offer.preread];
         let lengths = parts.map(<[u8]>::len);
-        if self.released_in == rooms.turn() && !rooms.replace(&mut self.bytes) {
-            return false;
-        }
-        if !rooms.take(&mut self.bytes, lengths.iter().sum(), NULS) {
-            return false;
-        }
-        self.lengths = lengths;
+        let Some(room) = rooms.take(lengths.iter().sum(), NULS) else { return false };
+        (self.room, self.lengths) = (room, lengths);
+        let bytes = rooms.fill(room);
         for name in [offer.service, offer.correlation] {
-            self.bytes.extend_from_slice(name);
-            self.bytes.push(0);
+            bytes.extend_from_slice(name);
+            bytes.push(0);
         }
-        self.bytes.extend_from_slice(offer.metadata);
-        self.bytes.extend_from_slice(offer.preread);
+        bytes.extend_from_slice(offer.metadata);
+        bytes.extend_from_slice(offer.preread);
         true
     }
 }
@@ -235,7 +230,7 @@ impl Slots {
         self.waiting -= 1;
     }
 
-    /// The arrival that was last in a slot, with its bytes until the slot is used again.
+    /// The arrival that was last in a slot, with its bytes until the next turn if it was released.
     pub(super) fn slot(&self, slot: usize) -> &Slot {
         &self.slots[slot]
     }
@@ -243,13 +238,13 @@ impl Slots {
     /// Closes the descriptors of all arrivals that are held, so that none can be adopted any more,
     /// and releases those that the caller has not seen: returns how many. The bytes of the others
     /// stay: the caller may be looking at them, and is told when it adopts.
-    pub(super) fn close_held(&mut self, channel: usize, rooms: &mut Rooms) -> usize {
+    pub(super) fn close_held(&mut self, rooms: &mut Rooms) -> usize {
         let mut released = 0;
-        for (index, slot) in self.slots.iter_mut().enumerate() {
+        for slot in &mut self.slots {
             slot.descriptor = None;
             if slot.state == State::Waiting {
                 slot.state = State::Empty;
-                rooms.release(&slot.bytes, slot.len(), (channel, index));
+                rooms.release(slot.room, slot.len());
                 released += 1;
             }
         }
@@ -296,13 +291,12 @@ impl Slots {
 
     /// Releases the arrival in a slot, and returns its descriptor. Its bytes stay readable until the
     /// next turn.
-    pub(super) fn release(&mut self, place: (usize, usize), rooms: &mut Rooms) -> Option<Arrived> {
-        let slot = &mut self.slots[place.1];
+    pub(super) fn release(&mut self, slot: usize, rooms: &mut Rooms) -> Option<Arrived> {
+        let slot = &mut self.slots[slot];
         self.waiting -= usize::from(slot.state == State::Waiting);
         slot.state = State::Empty;
-        slot.released_in = rooms.turn();
         self.held -= 1;
-        rooms.release(&slot.bytes, slot.len(), place);
+        rooms.release(slot.room, slot.len());
         slot.descriptor.take()
     }
 
@@ -323,18 +317,6 @@ impl Slots {
             None => self.owed.push(number),
         }
         wire::Verdict { slot: number, generation, reason, next }.write(&mut self.verdicts);
-    }
-
-    /// Frees the room of a slot that holds nothing.
-    pub(super) fn free_room(&mut self, slot: usize, rooms: &mut Rooms) {
-        if let Some(slot) = self.slots.get_mut(slot).filter(|slot| !slot.is_held()) {
-            rooms.free(&mut slot.bytes);
-        }
-    }
-
-    /// Frees the room of all slots, before they are dropped.
-    pub(super) fn free_rooms(&mut self, rooms: &mut Rooms) {
-        self.slots.iter_mut().for_each(|slot| rooms.free(&mut slot.bytes));
     }
 
     /// The entries of verdicts that fit `most` bytes.
