@@ -218,6 +218,34 @@ static size_t room_of_broker(void)
     return handoff_broker_room(channel.broker);
 }
 
+/* Packets are received one by one there, a few in a turn. The broker does nothing meanwhile, so that no
+   other edge comes. */
+static void what_had_no_turn_is_an_event(void **state)
+{
+    (void)state;
+    enum { OFFERS = 20 };
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    watch(handoff_backend_fd(channel.backend), EPOLLIN | EPOLLET);
+    for (int round = 0; round < 3; round++) {
+        int taken = 0, turns = 0;
+        for (int i = 0; i < OFFERS; i++)
+            offer_fd(&channel, client[0]);
+        for (await_event(); taken < OFFERS; turns++) {
+            /* At once, not when a timer brings it. */
+            struct epoll_event event;
+            assert_true(turns == 0 || epoll_wait(loop, &event, 1, 0) == 1);
+            assert_ok(handoff_backend_dispatch(channel.backend));
+            for (; next_arrival(channel.backend, &arrival); taken++)
+                adopt(&channel, arrival.id);
+        }
+        assert_in_range(turns, 2, OFFERS);
+        assert_ok(handoff_broker_dispatch(channel.broker));
+        for (int i = 0; i < OFFERS; i++)
+            assert_true(next_verdict(channel.broker, &verdict));
+    }
+}
+
 /* next is called once, not until HANDOFF_NOTHING. The word tells that it is adopted, and the verdict
    brings the next token. */
 static void adoption_in_a_batch_that_is_not_finished_is_told_after_a_moment(void **state)
@@ -376,6 +404,7 @@ int main(void)
         EVENT_TEST(deadline_is_an_event),
         EVENT_TEST(time_to_connect_again_is_an_event),
         EVENT_TEST(arrival_of_a_broker_is_an_event),
+        EVENT_TEST(what_had_no_turn_is_an_event),
         EVENT_TEST(adoption_in_a_batch_that_is_not_finished_is_told_after_a_moment),
         EVENT_TEST(last_adoption_of_a_batch_is_told_when_the_caller_goes_on),
         CHANNEL_TEST(last_rejection_of_a_batch_is_told_at_once),

@@ -50,6 +50,12 @@ impl Waking {
     fn takes_long(&self) -> bool {
         self.votes > 0
     }
+
+    /// How a backend answers that is not busy. Whoever has no more tokens than offers in flight must
+    /// wait for the verdicts that bring some, and so has nothing to keep the other side awake with.
+    fn answers(&self, usual: usize, tokens: usize) -> Answers {
+        if self.takes_long() && tokens >= 2 * usual { Answers::SoonIfAwake } else { Answers::Soon }
+    }
 }
 
 /// How a backend answers.
@@ -80,10 +86,8 @@ pub(super) fn waits(
     slots.usual().is_some_and(|usual| {
         let answers = if !sleeps || answered_in >= BUSY {
             Answers::Late
-        } else if waking.takes_long() && tokens >= 2 * usual {
-            Answers::SoonIfAwake
         } else {
-            Answers::Soon
+            waking.answers(usual, tokens)
         };
         let is_first = waiting == slots.in_flight() && slots.unanswered() == 0;
         is_portion(waiting, is_first, usual, answers)
@@ -177,5 +181,19 @@ mod tests {
         assert!(answer(SLOW_TO_WAKE / 2));
         assert!((0..20).map(|_| answer(SLOW_TO_WAKE)).filter(|long| *long).count() < 10);
         assert!(!answer(long));
+    }
+
+    #[test]
+    fn backend_is_kept_awake_if_waking_it_takes_long_and_there_are_tokens_for_that() {
+        let answers = |waking: &Waking| [7, 8, 100].map(|tokens| waking.answers(4, tokens));
+        let (mut waking, now) = (Waking::default(), Instant::now());
+        assert_eq!(answers(&waking), [Answers::Soon; 3]);
+        waking.sent(now);
+        waking.rejected();
+        waking.answered(now + BUSY);
+        assert_eq!(answers(&waking), [Answers::Soon; 3]);
+        waking.sent(now);
+        waking.answered(now + BUSY);
+        assert_eq!(answers(&waking), [Answers::Soon, Answers::SoonIfAwake, Answers::SoonIfAwake]);
     }
 }
