@@ -29,8 +29,8 @@ pub(crate) const HEADER_LEN: usize = 16;
 pub(crate) const MAX_SLOTS: usize = 4096;
 /// The most bytes in a frame.
 pub(crate) const MAX_FRAME_LEN: usize = 128 * 1024;
-/// A socket holds few packets of so many bytes: such an offer is sent by itself and from the
-/// caller's memory, and such packets are received together.
+/// A socket holds few packets of so many bytes: an offer with such a preread is sent by itself and
+/// from the caller's memory.
 pub(crate) const LARGE_LEN: usize = MAX_FRAME_LEN / 4;
 /// Bytes in the fixed part of an offer.
 pub(crate) const OFFER_LEN: usize = 56;
@@ -109,9 +109,9 @@ impl<'a> Entries<'a> {
         entries(self, Grant::take)
     }
 
-    /// How many bytes they have.
-    pub(crate) fn bytes_len(&self) -> usize {
-        self.bytes.len()
+    /// How many bytes each has, on average.
+    pub(crate) fn mean_len(&self) -> usize {
+        self.bytes.len() / self.count.max(1)
     }
 
     pub(crate) fn offers(self) -> impl Iterator<Item = Offer<'a>> + 'a {

@@ -22,6 +22,9 @@ use crate::wire::{self, Frame, GRANT_LEN, Kind, Refusal, VERDICT_LEN, Welcome, W
 const MAX_GRANTS: usize = 256;
 /// How many verdicts are sent in one frame.
 const MAX_VERDICTS: usize = 1024;
+/// A packet whose offers have so many bytes is full with a few of them, and a socket with two of it: such
+/// packets are received together, so that the broker can send the next ones meanwhile.
+const LARGE_OFFERS: usize = wire::MAX_FRAME_LEN / 16;
 /// When to try again for tokens, if the system has no randomness to give.
 const TOKEN_PAUSE: Duration = Duration::from_millis(100);
 
@@ -210,9 +213,8 @@ impl Channel {
             let packets = received.packets.into_iter().flatten();
             let (mut many, mut large) = (false, false);
             for ((received, packet), descriptors) in packets.zip(descriptors.iter_mut()) {
-                large |= packet.len() >= wire::LARGE_LEN;
                 inbox.packets += 1;
-                self.take_packet(index, &received, packet, descriptors, arrivals)?;
+                large |= self.take_packet(index, &received, packet, descriptors, arrivals)?;
                 many = arrivals.statistics.arrived - before >= MANY_VERDICTS as u64;
                 inbox.large |= many || large;
             }
@@ -228,7 +230,7 @@ impl Channel {
         Ok(false)
     }
 
-    /// Looks at a packet that was received.
+    /// Looks at a packet that was received; says whether its offers are large.
     fn take_packet(
         &mut self,
         index: usize,
@@ -236,7 +238,7 @@ impl Channel {
         packet: &[u8],
         descriptors: &mut Vec<Arrived>,
         arrivals: &mut Arrivals,
-    ) -> Result<(), End> {
+    ) -> Result<bool, End> {
         // The end of the stream never brings descriptors; an empty packet can.
         if received.len == 0 && received.descriptors == 0 {
             return Err(End::Gone);
@@ -265,24 +267,24 @@ impl Channel {
         frame: Frame<'_>,
         descriptors: &mut Vec<Arrived>,
         arrivals: &mut Arrivals,
-    ) -> Result<(), End> {
+    ) -> Result<bool, End> {
         match (frame, &mut self.slots) {
             (Frame::Hello(hello), None) => {
                 self.slots = Some(open(hello, descriptors.pop(), arrivals)?);
-                Ok(())
+                Ok(false)
             }
             (Frame::Offers(offers), Some(slots)) => {
                 let over_tcp = arrivals.inspector.look(descriptors);
                 let mut arrived = descriptors.drain(..).zip(over_tcp);
-                let (len, mut last) = (offers.bytes_len(), 0);
+                let (large, mut last) = (offers.mean_len() >= LARGE_OFFERS, 0);
                 for offer in offers.offers() {
                     arrive(index, slots, &offer, arrived.next(), arrivals)?;
                     last = offer.head.slot;
                 }
-                if len < wire::LARGE_LEN {
+                if !large {
                     slots.came_last(last);
                 }
-                Ok(())
+                Ok(large)
             }
             _ => Err(End::Broken),
         }

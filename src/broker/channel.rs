@@ -293,6 +293,9 @@ impl Channel {
     #[inline(always)]
     fn adopted(&mut self, slot: u32, facts: &Facts, ledger: &mut Ledger<'_>) {
         self.slots.settle(slot, true);
+        // Its packet was received, so another may fit. The system tells of room only when no more than a
+        // quarter of the buffer is used: unix_writable() of Linux.
+        self.socket.has_room();
         self.answered_in = ledger.now.saturating_duration_since(facts.offered_at);
         self.waking.answered(ledger.now);
         ledger.ended(facts, End::Adopted(None));
@@ -494,5 +497,41 @@ fn why_unsent(code: Option<i32>) -> Reason {
         // More than the socket's buffer, SO_SNDBUF, holds.
         Some(libc::EMSGSIZE) => Reason::TooLarge,
         _ => Reason::ClientUnsupported,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Backend, BackendOptions};
+    use crate::broker::{Broker, BrokerOptions, Offer};
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn adoption_is_room_in_a_socket_that_was_full() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let mut backend = Backend::listen(&path, BackendOptions::default()).unwrap();
+        let mut broker = Broker::new(&path, BrokerOptions::default()).unwrap();
+        broker.dispatch().unwrap();
+        backend.dispatch().unwrap();
+        broker.dispatch().unwrap();
+        let (client, _peer) = UnixStream::pair().unwrap();
+        let preread = [0; 1000];
+        let preread = [IoSlice::new(&preread)];
+        let offer = Offer { preread: &preread, ..Offer::new(client.as_fd()) };
+        let queued = |broker: &mut Broker| broker.members[0].channel().unwrap().slots.queued();
+        while queued(&mut broker) < 10 {
+            // SAFETY: the client is open as long as the broker.
+            unsafe { broker.offer(&offer) }.unwrap();
+        }
+        broker.dispatch().unwrap();
+        assert_eq!(queued(&mut broker), 10);
+        backend.dispatch().unwrap();
+        while let Some(id) = backend.next_arrival().map(|arrival| arrival.id) {
+            backend.adopt(id).unwrap();
+        }
+        broker.dispatch().unwrap();
+        assert_eq!(queued(&mut broker), 0);
     }
 }
