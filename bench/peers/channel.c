@@ -29,8 +29,7 @@ static void prepare(void)
     need(channels <= MOST_CHANNELS && backends <= MOST_BACKENDS, "CHANNELS, BACKENDS");
     of_backend.max_channels = (size_t)channels;
     of_backend.max_offer_bytes = MOST_PREREAD;
-    /* Twice as many as are in flight: the broker knows of an adoption before it has the next token. */
-    size_t slots = 2 * (size_t)((in_flight + channels - 1) / channels);
+    size_t slots = (size_t)((in_flight + channels - 1) / channels);
     of_broker.max_in_flight = slots < MOST_SLOTS ? slots : MOST_SLOTS;
     of_backend.max_in_flight = of_broker.max_in_flight;
     of_broker.timeout_ms = 60000;

@@ -33,9 +33,8 @@ typedef struct handoff_broker_options {
     /** Set by HANDOFF_BROKER_OPTIONS_INIT. */
     size_t size;
     /**
-     * The most offers in flight at each backend: 1 to 4096, default 256. Allow twice as many as
-     * mostly are: you have the verdict on an adoption before its place is free again. A backend may
-     * allow fewer: to have more, set it at both ends; with long prereads `queue_bytes` here and
+     * The most offers in flight at each backend: 1 to 4096, default 256. A backend may allow
+     * fewer: to have more, set it at both ends; with long prereads `queue_bytes` here and
      * `max_held_bytes` at the backend, too.
      */
     size_t max_in_flight;

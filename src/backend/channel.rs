@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::arrivals::Arrivals;
 use super::inbox::Inbox;
-use super::slots::{MANY_VERDICTS, Slots};
+use super::slots::Slots;
 use crate::claim::{self, ClaimTable, ability};
 use crate::handle::MEMORY_PAUSE;
 use crate::peer::Credentials;
@@ -22,6 +22,9 @@ use crate::wire::{self, Frame, GRANT_LEN, Kind, Refusal, VERDICT_LEN, Welcome, W
 const MAX_GRANTS: usize = 256;
 /// How many verdicts are sent in one frame.
 const MAX_VERDICTS: usize = 1024;
+/// So many offers in packets that were received together keep the backend busy while the broker makes
+/// others.
+const MANY_OFFERS: u64 = 128;
 /// A packet whose offers have so many bytes is full with a few of them, and a socket with two of it: such
 /// packets are received together, so that the broker can send the next ones meanwhile.
 const LARGE_OFFERS: usize = wire::MAX_FRAME_LEN / 16;
@@ -215,7 +218,7 @@ impl Channel {
             for ((received, packet), descriptors) in packets.zip(descriptors.iter_mut()) {
                 inbox.packets += 1;
                 large |= self.take_packet(index, &received, packet, descriptors, arrivals)?;
-                many = arrivals.statistics.arrived - before >= MANY_VERDICTS as u64;
+                many = arrivals.statistics.arrived - before >= MANY_OFFERS;
                 inbox.large |= many || large;
             }
             let goes_on = match which {

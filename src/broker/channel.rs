@@ -106,8 +106,7 @@ impl Channel {
     /// Whether so many offers wait to be sent that they should not wait for more. `sleeps`: both
     /// sides may, so that small portions keep them awake.
     pub(super) fn portion_waits(&self, sleeps: bool) -> bool {
-        let tokens = self.welcome.map_or(0, |welcome| welcome.slots as usize);
-        portions::waits(&self.slots, tokens, self.answered_in, &self.waking, sleeps)
+        portions::waits(&self.slots, self.answered_in, &self.waking, sleeps)
     }
 
     /// Sends the only offer of the queue with its preread, which is the caller's still, and would
@@ -276,8 +275,8 @@ impl Channel {
         }
     }
 
-    /// Looks at all of them, if it is time for that, and otherwise as after receiving. The pauses
-    /// grow while nothing is sent.
+    /// Looks at all of them, if it is time for that, and otherwise at those that are due first. The
+    /// pauses grow while nothing is sent.
     pub(super) fn look_at_words(&mut self, ledger: &mut Ledger<'_>) {
         let now = ledger.now;
         if self.look_at.is_none_or(|look_at| look_at > now) {
@@ -315,8 +314,9 @@ impl Channel {
         }
     }
 
-    /// Receives the frames that are there, looks at the words that come next, and says whether that
-    /// was all. An error is the end of the channel.
+    /// Receives the frames that are there, and says whether that was all. An error is the end of the
+    /// channel. What the words would tell beside, of packets that the backend still works on, would come
+    /// by ones, and each again as a verdict.
     pub(super) fn receive(
         &mut self,
         buffer: &mut [MaybeUninit<u8>],
@@ -325,8 +325,6 @@ impl Channel {
     ) -> Result<bool, Reason> {
         self.slots.receiving();
         let all = self.receive_frames(buffer, may_have_ended, ledger)?;
-        // Behind the frames: most have told what the words would.
-        self.look_at_first(ledger);
         if self.slots.in_flight() == 0 {
             self.look_at = None;
         }

@@ -50,12 +50,6 @@ impl Waking {
     fn takes_long(&self) -> bool {
         self.votes > 0
     }
-
-    /// How a backend answers that is not busy. Whoever has no more tokens than offers in flight must
-    /// wait for the verdicts that bring some, and so has nothing to keep the other side awake with.
-    fn answers(&self, usual: usize, tokens: usize) -> Answers {
-        if self.takes_long() && tokens >= 2 * usual { Answers::SoonIfAwake } else { Answers::Soon }
-    }
 }
 
 /// How a backend answers.
@@ -68,16 +62,9 @@ enum Answers {
     SoonIfAwake,
 }
 
-/// Whether so many offers wait to be sent that they should not wait for more. `tokens`: how many the
-/// backend has for this broker in all. `answered_in`: how long the last adoption took. `sleeps`: both
-/// sides may, so that small portions keep them awake.
-pub(super) fn waits(
-    slots: &Slots,
-    tokens: usize,
-    answered_in: Duration,
-    waking: &Waking,
-    sleeps: bool,
-) -> bool {
+/// Whether so many offers wait to be sent that they should not wait for more. `answered_in`: how long
+/// the last adoption took. `sleeps`: both sides may, so that small portions keep them awake.
+pub(super) fn waits(slots: &Slots, answered_in: Duration, waking: &Waking, sleeps: bool) -> bool {
     let waiting = slots.queued();
     if waiting == 0 {
         // It was sent by itself, and something is due for it.
@@ -86,8 +73,10 @@ pub(super) fn waits(
     slots.usual().is_some_and(|usual| {
         let answers = if !sleeps || answered_in >= BUSY {
             Answers::Late
+        } else if waking.takes_long() {
+            Answers::SoonIfAwake
         } else {
-            waking.answers(usual, tokens)
+            Answers::Soon
         };
         let is_first = waiting == slots.in_flight() && slots.unanswered() == 0;
         is_portion(waiting, is_first, usual, answers)
@@ -107,7 +96,7 @@ fn is_portion(waiting: usize, is_first: bool, usual: usize, answers: Answers) ->
         (Answers::Late, _) => is_one_of(2) && waiting >= LARGE_PORTION,
         (_, ..=2) => false,
         (Answers::SoonIfAwake, ..=8) => is_one_of(4),
-        (Answers::SoonIfAwake, ..=23) => is_one_of(3),
+        (Answers::SoonIfAwake, ..=31) => is_one_of(3),
         (Answers::Soon, ..=3) => false,
         (Answers::Soon, ..=7) => is_first,
         _ => is_one_of(2),
@@ -143,7 +132,7 @@ mod tests {
     #[test]
     fn backend_that_takes_long_to_wake_up_always_has_something_to_do() {
         let all =
-            [1, 2, 3, 4, 5, 8, 16, 24, 256].map(|count| portions(count, Answers::SoonIfAwake));
+            [1, 2, 3, 4, 5, 8, 16, 32, 256].map(|count| portions(count, Answers::SoonIfAwake));
         let expected: [&[usize]; 9] = [
             &[1],
             &[2],
@@ -152,7 +141,7 @@ mod tests {
             &[2, 2, 1],
             &[2, 2, 2, 2],
             &[6, 6, 4],
-            &[12, 12],
+            &[16, 16],
             &[128, 128],
         ];
         assert_eq!(all, expected);
@@ -184,16 +173,11 @@ mod tests {
     }
 
     #[test]
-    fn backend_is_kept_awake_if_waking_it_takes_long_and_there_are_tokens_for_that() {
-        let answers = |waking: &Waking| [7, 8, 100].map(|tokens| waking.answers(4, tokens));
+    fn rejection_says_nothing_about_waking_up() {
         let (mut waking, now) = (Waking::default(), Instant::now());
-        assert_eq!(answers(&waking), [Answers::Soon; 3]);
         waking.sent(now);
         waking.rejected();
         waking.answered(now + BUSY);
-        assert_eq!(answers(&waking), [Answers::Soon; 3]);
-        waking.sent(now);
-        waking.answered(now + BUSY);
-        assert_eq!(answers(&waking), [Answers::Soon, Answers::SoonIfAwake, Answers::SoonIfAwake]);
+        assert!(!waking.takes_long());
     }
 }

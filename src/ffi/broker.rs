@@ -34,9 +34,8 @@ pub(super) use handle::{handoff_broker, lasting, with, with_message};
 pub struct handoff_broker_options {
     /// Set by HANDOFF_BROKER_OPTIONS_INIT.
     pub size: usize,
-    /// The most offers in flight at each backend: 1 to 4096, default 256. Allow twice as many as
-    /// mostly are: you have the verdict on an adoption before its place is free again. A backend may
-    /// allow fewer: to have more, set it at both ends; with long prereads `queue_bytes` here and
+    /// The most offers in flight at each backend: 1 to 4096, default 256. A backend may allow
+    /// fewer: to have more, set it at both ends; with long prereads `queue_bytes` here and
     /// `max_held_bytes` at the backend, too.
     pub max_in_flight: usize,
     /// How long an offer may wait for its verdict, in milliseconds, unless the offer says
