@@ -60,9 +60,9 @@ impl Rooms {
         self.held.saturating_add(len) <= self.max_held
     }
 
-    /// Takes room for an arrival of `len` bytes and `more` that do not count. None if the system has
-    /// no memory for that.
-    pub(super) fn take(&mut self, len: usize, more: usize) -> Option<Room> {
+    /// Takes room for an arrival of `len` bytes and `more` that do not count, to be filled with no more
+    /// than that. None if the system has no memory for it.
+    pub(super) fn take(&mut self, len: usize, more: usize) -> Option<(Room, &mut Vec<u8>)> {
         let room = match self.free.pop() {
             Some(room) => room,
             None => self.another()?,
@@ -83,7 +83,7 @@ impl Rooms {
             }
         }
         self.held += len;
-        Some(room)
+        Some((room, bytes))
     }
 
     /// Another room, and a place for it in each list.
@@ -102,11 +102,6 @@ impl Rooms {
         self.rooms.get(room.0 as usize).map_or(&[], Vec::as_slice)
     }
 
-    /// Where the bytes go; no more than it was taken for.
-    pub(super) fn fill(&mut self, room: Room) -> &mut Vec<u8> {
-        &mut self.rooms[room.0 as usize]
-    }
-
     /// An arrival of `len` bytes is not held any more. Its bytes stay readable until the next turn.
     pub(super) fn release(&mut self, room: Room, len: usize) {
         self.held -= len;
@@ -116,6 +111,10 @@ impl Rooms {
 
     /// Begins the next turn: nothing that was released before is read any more.
     pub(super) fn begin_turn(&mut self) {
+        if self.room - self.held <= self.max_kept {
+            self.free.append(&mut self.readable);
+            self.readable_room = 0;
+        }
         while let Some(room) = self.readable.pop() {
             let capacity = self.rooms[room.0 as usize].capacity();
             self.readable_room -= capacity;
@@ -143,23 +142,22 @@ mod tests {
     #[test]
     fn room_is_used_again_and_none_is_allocated() {
         let mut rooms = Rooms::new(1000, 1000);
-        let room = rooms.take(100, 2).unwrap();
-        let place =
-            |rooms: &mut Rooms, room| (rooms.fill(room).as_ptr(), rooms.fill(room).capacity());
-        let first = place(&mut rooms, room);
-        for len in [100, 0, 7] {
-            rooms.release(room, rooms.held());
+        let mut take = |len| {
+            let (room, bytes) = rooms.take(len, 2).unwrap();
+            let place = (room, bytes.as_ptr(), bytes.capacity());
+            rooms.release(room, len);
             rooms.begin_turn();
-            assert_eq!(rooms.take(len, 2), Some(room));
-            assert_eq!(place(&mut rooms, room), first);
-        }
+            place
+        };
+        let first = take(100);
+        assert_eq!([100, 0, 7].map(take), [first; 3]);
     }
 
     #[test]
     fn so_much_room_is_used_as_is_held_at_once() {
         let mut rooms = Rooms::new(1000, 1000);
         for _ in 0..100 {
-            let both = [rooms.take(10, 0).unwrap(), rooms.take(10, 0).unwrap()];
+            let both = [(); 2].map(|()| rooms.take(10, 0).unwrap().0);
             both.into_iter().for_each(|room| rooms.release(room, 10));
             rooms.begin_turn();
         }
@@ -188,8 +186,7 @@ mod tests {
                         released.push(room);
                     }
                     None if rooms.allows(len) && len > 100 => {
-                        let room = rooms.take(len, MORE).unwrap();
-                        let bytes = rooms.fill(room);
+                        let (room, bytes) = rooms.take(len, MORE).unwrap();
                         prop_assert!(bytes.is_empty() && bytes.capacity() >= len + MORE);
                         bytes.resize(len + MORE, number as u8);
                         readable.push((room, bytes.as_ptr(), bytes.clone()));
@@ -206,7 +203,8 @@ mod tests {
                     prop_assert_eq!(rooms.bytes(*room), &bytes[..]);
                 }
                 let of_held: usize = held.iter().flatten().map(|(_, len)| len).sum();
-                let of_readable: usize = released.iter().map(|room| rooms.fill(*room).capacity()).sum();
+                let capacity = |room: &Room| rooms.rooms[room.0 as usize].capacity();
+                let of_readable: usize = released.iter().map(capacity).sum();
                 prop_assert_eq!(rooms.held(), of_held);
                 prop_assert!(of_held <= 2000);
                 prop_assert!(rooms.kept() <= max_kept + held.len() * MORE);

@@ -84,9 +84,8 @@ impl Slot {
     fn store(&mut self, offer: &wire::Offer<'_>, rooms: &mut Rooms) -> bool {
         let parts = [offer.service, offer.correlation, offer.metadata, offer.preread];
         let lengths = parts.map(<[u8]>::len);
-        let Some(room) = rooms.take(lengths.iter().sum(), NULS) else { return false };
+        let Some((room, bytes)) = rooms.take(lengths.iter().sum(), NULS) else { return false };
         (self.room, self.lengths) = (room, lengths);
-        let bytes = rooms.fill(room);
         for name in [offer.service, offer.correlation] {
             bytes.extend_from_slice(name);
             bytes.push(0);
