@@ -75,7 +75,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::handle::{Handle, HandleError, LEFTOVER_PAUSE, Waker};
+use crate::handle::{Handle, HandleError, Waker};
 use crate::listener::{Listener, ListenerOptions};
 use crate::peer::Credentials;
 use crate::support;
@@ -85,7 +85,7 @@ use crate::wire::Refusal;
 
 use accepting::{Accepting, LISTENER, Source};
 use arrivals::Arrivals;
-use batch::Batch;
+use batch::{BATCH_PAUSE, Batch};
 use channel::{Channel, Which};
 use channels::Unfinished;
 use inbox::Inbox;
@@ -241,7 +241,7 @@ impl Backend {
             // The caller stops before the end of a batch: it goes on at once, but not if it takes
             // nothing.
             let now = Instant::now();
-            let pause = if takes { Duration::ZERO } else { LEFTOVER_PAUSE };
+            let pause = if takes { Duration::ZERO } else { BATCH_PAUSE };
             self.handle.wake_at(now + pause, now)?;
         }
         Ok(())

@@ -23,9 +23,10 @@ pub(crate) const MAX_SPIN: Duration = Duration::from_millis(10);
 pub(crate) const MAX_ROUNDS: usize = 64;
 /// How long a peer may take to say its first word.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// How soon the descriptor becomes readable for what the caller has left. Most callers take
-/// everything, so one timer that is put off now and then is cheaper than one for each batch.
-pub(crate) const LEFTOVER_PAUSE: Duration = Duration::from_millis(1);
+/// How soon the descriptor becomes readable for verdicts that the caller has left. Most callers take
+/// all, so one timer that is put off now and then is cheaper than one for each batch: also with so many
+/// handles in one loop that each has a turn every millisecond or two.
+pub(crate) const LEFTOVER_PAUSE: Duration = Duration::from_millis(4);
 /// When to send again what the system was short of memory for. poll(2) would say at once that there
 /// is room.
 pub(crate) const MEMORY_PAUSE: Duration = Duration::from_millis(1);

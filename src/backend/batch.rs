@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crate::sys;
 use crate::sys::event::Events;
 
-/// How long verdicts wait for the end of a batch.
-const BATCH_PAUSE: Duration = Duration::from_millis(1);
+/// How long verdicts wait for the end of a batch, and arrivals for a caller that has left them.
+pub(super) const BATCH_PAUSE: Duration = Duration::from_millis(1);
 /// Batches that come sooner one after the other come often.
 const OFTEN: Duration = Duration::from_micros(250);
 

@@ -404,7 +404,7 @@ pub extern "C" fn handoff_broker_flush(broker: *mut handoff_broker) -> handoff_s
 
 /// Returns the broker's descriptor, for your event loop. It is readable whenever
 /// handoff_broker_dispatch() has work. If you left verdicts with handoff_broker_next(), it becomes
-/// readable for them within 1 ms.
+/// readable for them within 4 ms.
 ///
 /// It stays the same until handoff_broker_close(). You may watch it level- or edge-triggered. This is
 /// a use: the broker starts to connect.
@@ -510,7 +510,7 @@ impl handoff_verdict {
 
 /// Takes the next verdict. After each handoff_broker_dispatch() call it until it returns
 /// HANDOFF_NOTHING. A loop with a budget may stop earlier, but must take at least one: then the
-/// descriptor becomes readable for the rest within 1 ms.
+/// descriptor becomes readable for the rest within 4 ms.
 ///
 /// @param broker        the broker
 /// @param[out] verdict  what became of which offer
