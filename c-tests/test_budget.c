@@ -180,6 +180,28 @@ static void arrivals_are_looked_at_one_for_each_event(void **state)
     in_every_way(look_at_one_arrival_for_each_event, handoff_backend_fd(channel.backend));
 }
 
+/* And nothing more is there, but the verdict is not sent yet. */
+static void stop_at_the_only_arrival(void (*await)(int fd))
+{
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    for (int i = 0; i < 10; i++) {
+        offer_fd(&channel, client[0]);
+        adopt(&channel, arrival_of(&channel).id);
+        assert_ok(handoff_broker_dispatch(channel.broker));
+        while (!next_verdict(channel.broker, &verdict)) {
+            await(handoff_backend_fd(channel.backend));
+            assert_ok(handoff_backend_dispatch(channel.backend));
+            assert_ok(handoff_broker_dispatch(channel.broker));
+        }
+    }
+}
+
+static void verdict_is_an_event_for_a_loop_that_stops_at_the_last_arrival(void **state)
+{
+    (void)state;
+    in_every_way(stop_at_the_only_arrival, handoff_backend_fd(channel.backend));
+}
+
 static void accept_one_for_each_event(void (*await)(int fd), int count)
 {
     handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
@@ -455,6 +477,7 @@ int main(void)
         CHANNEL_TEST(verdicts_that_a_waiting_offer_leaves_are_events),
         CHANNEL_TEST(verdicts_that_a_refused_waiting_offer_leaves_are_events),
         CHANNEL_TEST(arrivals_are_looked_at_one_for_each_event),
+        CHANNEL_TEST(verdict_is_an_event_for_a_loop_that_stops_at_the_last_arrival),
         CHANNEL_TEST(arrivals_are_accepted_one_for_each_event),
         CHANNEL_TEST(arrival_in_a_packet_is_an_event_until_it_is_taken),
         CHANNEL_TEST(arrival_behind_a_rejected_one_is_held_after_one_dispatch),

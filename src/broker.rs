@@ -84,7 +84,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::claim::{self, Lost};
-use crate::handle::{Handle, HandleError, LEFTOVER_PAUSE, MAX_ROUNDS, Waker};
+use crate::handle::{self, Handle, HandleError, LEFTOVER_PAUSE, MAX_ROUNDS, Waker};
 use crate::kind::ErrorKind;
 use crate::memory;
 use crate::reason::Reason;
@@ -195,6 +195,8 @@ pub struct Broker {
     wanted: Option<Needs>,
     /// The descriptor will be readable for the verdicts that are left.
     leftovers_told: bool,
+    /// When the caller last took one of several verdicts.
+    left_at: Instant,
     /// When it was last looked at what the backends say.
     looked_at: Instant,
     /// Room for packets, and for the descriptors of one; kept so that an offer allocates nothing.
@@ -234,6 +236,7 @@ impl Broker {
             closed: false,
             wanted: None,
             leftovers_told: false,
+            left_at: Instant::now(),
             looked_at: Instant::now(),
             buffer: Vec::new(),
             descriptors: Vec::new(),
@@ -329,8 +332,11 @@ impl Broker {
     /// Makes the descriptor readable for the verdicts that wait, should the caller stop here. If no
     /// timer can be set, something else wakes it.
     fn tell_of_leftovers(&mut self) {
-        self.leftovers_told = true;
-        let _ = self.handle.wake_for_leftovers(Instant::now());
+        let now = Instant::now();
+        let often = now.saturating_duration_since(self.left_at) < handle::OFTEN;
+        let pause = if often { handle::OFTEN_PAUSE } else { LEFTOVER_PAUSE };
+        (self.leftovers_told, self.left_at) = (true, now);
+        let _ = self.handle.wake_after(pause, now);
     }
 
     /// The same for verdicts that the caller does not take now, of which it may have been told

@@ -2,18 +2,16 @@
 //! of a packet when the caller takes what follows: by then it has served the client whose bytes it
 //! read, and sending first would make that client wait while the broker is woken. Those of a packet
 //! are sent at once if the last one is a rejection, or comes later than at once. If the caller
-//! stops before the end and a broker may need the verdicts, a timer wakes it and they are sent
-//! then.
+//! stops before the end, a timer wakes it and they are sent then.
 
 use std::time::{Duration, Instant};
 
+use crate::handle;
 use crate::sys;
 use crate::sys::event::Events;
 
 /// How long verdicts wait for the end of a batch, and arrivals for a caller that has left them.
-pub(super) const BATCH_PAUSE: Duration = Duration::from_millis(1);
-/// Batches that come sooner one after the other come often.
-const OFTEN: Duration = Duration::from_micros(250);
+pub(super) const BATCH_PAUSE: Duration = handle::OFTEN_PAUSE;
 
 #[derive(Debug)]
 pub(super) struct Batch {
@@ -23,9 +21,6 @@ pub(super) struct Batch {
     pub complete: bool,
     /// The tick in which an arrival was last taken.
     took_at: Duration,
-    /// When the caller began to take it, and whether that was soon after the one before.
-    opened_at: Option<Instant>,
-    is_often: bool,
     timer: VerdictTimer,
     timer_set_at: Option<Instant>,
 }
@@ -48,8 +43,6 @@ impl Batch {
             open: false,
             complete: false,
             took_at: Duration::ZERO,
-            opened_at: None,
-            is_often: false,
             timer: VerdictTimer::Unset,
             timer_set_at: None,
         }
@@ -57,19 +50,8 @@ impl Batch {
 
     /// The caller has taken an arrival.
     pub(super) fn took(&mut self) {
-        if !self.open {
-            let now = Instant::now();
-            self.is_often = self.opened_at.is_some_and(|last| last + OFTEN > now);
-            (self.open, self.opened_at) = (true, Some(now));
-        }
+        self.open = true;
         self.took_at = sys::tick();
-    }
-
-    /// Whether batches come often. Then the timer, which is put off, costs a system call for several,
-    /// and is worth it even if nobody needs it: while one is due soon, a processor that has nothing to
-    /// do keeps its tick, and wakes up sooner.
-    pub(super) fn is_often(&self) -> bool {
-        self.is_often
     }
 
     /// Whether the caller is likely to take the next arrival soon: it took one just now.

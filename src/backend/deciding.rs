@@ -150,14 +150,11 @@ impl Backend {
         if connected {
             slots.answer(place.slot, reason.map(Rejection::from), self.arrivals.next_token());
             let complete = !slots.others_follow(place.slot);
-            // Of an adoption the words tell, too, and a broker with other tokens can wait for this
-            // one.
-            let may_wait = reason.is_none() && slots.broker_has_tokens() && !self.batch.is_often();
             self.batch.complete |= complete;
             self.mark_dirty(place.channel);
             let (batch, events) = (&mut self.batch, self.handle.events());
             let later = batch.open && (!complete || (reason.is_none() && batch.goes_on()));
-            if !later || !(may_wait || events.is_some_and(|events| batch.set_timer(events))) {
+            if !later || !events.is_some_and(|events| batch.set_timer(events)) {
                 self.flush();
             }
         }

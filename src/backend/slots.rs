@@ -299,12 +299,6 @@ impl Slots {
         slot.descriptor.take()
     }
 
-    /// Whether the broker has tokens that it has not spent, beside those that go with verdicts.
-    pub(super) fn broker_has_tokens(&self) -> bool {
-        let without = self.held + self.owed.len() + self.verdicts.len() / wire::VERDICT_LEN;
-        self.slots.len() > without
-    }
-
     /// Adds the verdict on a slot's last offer, with the slot's next token. Without one, the slot
     /// is owed it.
     pub(super) fn answer(&mut self, slot: usize, why: Option<Rejection>, next: Option<Token>) {
