@@ -450,7 +450,7 @@ static void verdicts_that_were_not_taken_are_no_refusal_of_a_backend(void **stat
     turn(&fleet);
     assert_status(handoff_broker_offer(fleet.broker, &offer, NULL), HANDOFF_ERR_FULL);
     assert_string_equal(handoff_last_error(),
-                        "the limit of verdicts that were not taken is reached: 2");
+                        "the limit of verdicts that were not taken is reached: 2; take them");
     assert_int_equal(broker_statistics(fleet.broker).refusals[-HANDOFF_ERR_FULL], 1);
     assert_int_equal(refusals_at(0) + refusals_at(1), 0);
 }

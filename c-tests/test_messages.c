@@ -195,7 +195,8 @@ static void full_broker_says_which_limit_is_reached(void **state)
         assert_no_arrival(&channel);
         assert_ok(handoff_broker_dispatch(channel.broker));
     }
-    assert_full_because(&channel, &offer, "the limit of verdicts that were not taken is reached: 3");
+    assert_full_because(&channel, &offer, "the limit of verdicts that were not taken is reached: 3; "
+                                          "take them");
     close_channel(&channel);
 
     options.max_in_flight = 100;
@@ -206,7 +207,8 @@ static void full_broker_says_which_limit_is_reached(void **state)
     while (handoff_broker_offer(channel.broker, &offer, NULL) == HANDOFF_OK)
         ;
     assert_full_because(&channel, &offer,
-                        "the limit of queued bytes is reached: 180168 of 131072");
+                        "with this offer 180168 bytes would be queued, and 131072 may be "
+                        "(queue_bytes of the broker)");
     close_channel(&channel);
     close(client[0]);
     close(client[1]);

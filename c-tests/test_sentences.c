@@ -125,7 +125,7 @@ static void message_says_which_limit_is_reached(void **state)
     while ((status = handoff_broker_offer(channel.broker, &offer, NULL)) == HANDOFF_OK)
         ;
     assert_status(status, HANDOFF_ERR_FULL);
-    assert_last_error_has("queued bytes");
+    assert_last_error_has("bytes would be queued");
 
     offer.preread_len = 0;
     while ((status = handoff_broker_offer(channel.broker, &offer, NULL)) == HANDOFF_OK)

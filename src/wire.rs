@@ -29,7 +29,7 @@ pub(crate) const HEADER_LEN: usize = 16;
 pub(crate) const MAX_SLOTS: usize = 4096;
 /// The most bytes in a frame.
 pub(crate) const MAX_FRAME_LEN: usize = 128 * 1024;
-/// A socket holds few packets of so many bytes: an offer with such a preread is sent by itself and
+/// A socket holds few packets of so many bytes. An offer with such a preread is sent by itself and
 /// from the caller's memory.
 pub(crate) const LARGE_LEN: usize = MAX_FRAME_LEN / 4;
 /// Bytes in the fixed part of an offer.

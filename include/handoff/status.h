@@ -271,7 +271,10 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** The service is configured not to hand over. */
 #define HANDOFF_REASON_POLICY_DISABLED 2
 
-/** One side is short of descriptors. */
+/**
+ * Short of descriptors. In a verdict it is mostly the backend: raise its RLIMIT_NOFILE. From
+ * handoff_status_reason() it is this process, or the system.
+ */
 #define HANDOFF_REASON_DESCRIPTOR_PRESSURE 3
 
 /** The backend rests, because it failed: see HANDOFF_STATE_RESTING. */

@@ -1,8 +1,9 @@
 //! The batch: arrivals that the caller takes one after the other. Verdicts are sent together, those
 //! of a packet when the caller takes what follows: by then it has served the client whose bytes it
 //! read, and sending first would make that client wait while the broker is woken. Those of a packet
-//! are sent at once if the last one is a rejection, or comes later than at once. If the caller
-//! stops before the end, a timer wakes it and they are sent then.
+//! are sent at once if the last one is a rejection, or comes later than at once. A caller who works on
+//! each client for a while sends those that wait with each that it takes. If it stops before the end, a
+//! timer wakes it and they are sent then.
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ pub(super) struct Batch {
     pub complete: bool,
     /// The tick in which an arrival was last taken.
     took_at: Duration,
+    /// The tick in which the arrival was taken whose verdict waits longest.
+    waits_since: Option<Duration>,
     timer: VerdictTimer,
     timer_set_at: Option<Instant>,
 }
@@ -43,15 +46,27 @@ impl Batch {
             open: false,
             complete: false,
             took_at: Duration::ZERO,
+            waits_since: None,
             timer: VerdictTimer::Unset,
             timer_set_at: None,
         }
     }
 
-    /// The caller has taken an arrival.
-    pub(super) fn took(&mut self) {
+    /// The caller has taken an arrival; says whether verdicts have waited since an earlier tick.
+    pub(super) fn took(&mut self) -> bool {
         self.open = true;
         self.took_at = sys::tick();
+        self.waits_since.is_some_and(|since| since != self.took_at)
+    }
+
+    /// The verdict on the arrival that was taken waits.
+    pub(super) fn waits(&mut self) {
+        self.waits_since.get_or_insert(self.took_at);
+    }
+
+    /// No verdict waits.
+    pub(super) fn sent(&mut self) {
+        self.waits_since = None;
     }
 
     /// Whether the caller is likely to take the next arrival soon: it took one just now.

@@ -24,9 +24,10 @@ const MAX_GRANTS: usize = 256;
 const MAX_VERDICTS: usize = 1024;
 /// So many offers in packets that were received together keep the backend busy while the broker makes
 /// others.
-const MANY_OFFERS: u64 = 128;
-/// A packet whose offers have so many bytes is full with a few of them, and a socket with two of it: such
-/// packets are received together, so that the broker can send the next ones meanwhile.
+const MANY_OFFERS: u64 = 80;
+/// Offers of so many bytes: their verdicts wait for one another, because each packet has few of them. If
+/// a packet of them is long besides, a socket holds few of it: it is received with others, so that the
+/// broker can send the next ones meanwhile.
 const LARGE_OFFERS: usize = wire::MAX_FRAME_LEN / 16;
 /// When to try again for tokens, if the system has no randomness to give.
 const TOKEN_PAUSE: Duration = Duration::from_millis(100);
@@ -217,7 +218,9 @@ impl Channel {
             let (mut many, mut large) = (false, false);
             for ((received, packet), descriptors) in packets.zip(descriptors.iter_mut()) {
                 inbox.packets += 1;
-                large |= self.take_packet(index, &received, packet, descriptors, arrivals)?;
+                let large_offers =
+                    self.take_packet(index, &received, packet, descriptors, arrivals)?;
+                large |= large_offers && packet.len() >= wire::LARGE_LEN;
                 many = arrivals.statistics.arrived - before >= MANY_OFFERS;
                 inbox.large |= many || large;
             }

@@ -94,6 +94,7 @@ impl Backend {
             self.channels[index].dirty = false;
             self.flush_channel(index);
         }
+        self.batch.sent();
     }
 
     pub(super) fn flush_channel(&mut self, index: usize) {

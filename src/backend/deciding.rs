@@ -49,7 +49,9 @@ impl Backend {
             };
             slots.seen(place.slot);
             if slots.is_on_offer(place.slot) {
-                self.batch.took();
+                if self.batch.took() {
+                    self.flush();
+                }
                 return Some(place);
             }
             let lost = slots.why_lost(place.slot);
@@ -154,7 +156,9 @@ impl Backend {
             self.mark_dirty(place.channel);
             let (batch, events) = (&mut self.batch, self.handle.events());
             let later = batch.open && (!complete || (reason.is_none() && batch.goes_on()));
-            if !later || !events.is_some_and(|events| batch.set_timer(events)) {
+            if later && events.is_some_and(|events| batch.set_timer(events)) {
+                batch.waits();
+            } else {
                 self.flush();
             }
         }
@@ -184,6 +188,8 @@ mod tests {
     use std::io::IoSlice;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+    use std::{iter, thread};
 
     struct Both {
         _directory: tempfile::TempDir,
@@ -262,6 +268,25 @@ mod tests {
             assert_eq!(both.backend.statistics().arrived, arrived);
         }
         assert!(both.backend.next_arrival().is_none());
+    }
+
+    #[test]
+    fn verdicts_of_a_caller_who_takes_its_time_do_not_wait_for_the_end_of_a_packet() {
+        let mut both = both();
+        for more in [true, true, false] {
+            let offer = Offer { more, ..Offer::new(both.client.as_fd()) };
+            // SAFETY: the client is open as long as the broker.
+            unsafe { both.broker.offer(&offer) }.unwrap();
+        }
+        both.backend.dispatch().unwrap();
+        for told in 0..3 {
+            let id = both.backend.next_arrival().unwrap().id;
+            both.broker.dispatch().unwrap();
+            assert_eq!(iter::from_fn(|| both.broker.next_verdict()).count(), told.min(1));
+            both.backend.adopt(id).unwrap();
+            // Longer than a tick.
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// So that others have their turn: how many come in it, and how many are left.

@@ -23,8 +23,9 @@ pub(super) struct Rooms {
     /// Bytes of all rooms.
     room: usize,
     rooms: Vec<Vec<u8>>,
-    /// Those that are free, the next one last.
+    /// Those that are free, the next one last, and those without memory, which come after them.
     free: Vec<Room>,
+    without: Vec<Room>,
     /// Those whose arrivals were released in this turn.
     readable: Vec<Room>,
     /// Bytes of these.
@@ -40,6 +41,7 @@ impl Rooms {
             room: 0,
             rooms: Vec::new(),
             free: Vec::new(),
+            without: Vec::new(),
             readable: Vec::new(),
             readable_room: 0,
         }
@@ -50,8 +52,14 @@ impl Rooms {
         self.held
     }
 
-    /// Bytes of room beyond what is held: what is free, and what arrivals do not fill.
+    /// Bytes of room beyond what is held: what is free, and what arrivals do not fill. Of what can still
+    /// be read, as much as will be kept.
     pub(super) fn kept(&self) -> usize {
+        (self.room - self.held).min(self.max_kept).max(self.idle())
+    }
+
+    /// The same without what can still be read.
+    fn idle(&self) -> usize {
         self.room - self.readable_room - self.held
     }
 
@@ -63,22 +71,23 @@ impl Rooms {
     /// Takes room for an arrival of `len` bytes and `more` that do not count, to be filled with no more
     /// than that. None if the system has no memory for it.
     pub(super) fn take(&mut self, len: usize, more: usize) -> Option<(Room, &mut Vec<u8>)> {
-        let room = match self.free.pop() {
+        let room = match self.free.pop().or_else(|| self.without.pop()) {
             Some(room) => room,
             None => self.another()?,
         };
-        let (kept, need) = (self.kept(), len + more);
+        let (idle, need) = (self.idle(), len + more);
         let bytes = &mut self.rooms[room.0 as usize];
         let before = bytes.capacity();
         bytes.clear();
         // A small arrival in a large room keeps what it does not fill.
-        let keeps_too_much = before > need && kept.saturating_sub(len) > self.max_kept;
+        let keeps_too_much = before > need && idle.saturating_sub(len) > self.max_kept;
         if before < need || keeps_too_much {
-            *bytes = Vec::new();
-            let allocated = bytes.try_reserve_exact(need).is_ok();
-            self.room = self.room - before + bytes.capacity();
-            if !allocated {
-                self.free.push(room);
+            let mut other = Vec::new();
+            if other.try_reserve_exact(need).is_ok() {
+                self.room = self.room - before + other.capacity();
+                *bytes = other;
+            } else if before < need {
+                if before > 0 { &mut self.free } else { &mut self.without }.push(room);
                 return None;
             }
         }
@@ -91,8 +100,9 @@ impl Rooms {
     fn another(&mut self) -> Option<Room> {
         let count = self.rooms.len() + 1;
         self.rooms.try_reserve(1).ok()?;
-        self.free.try_reserve(count - self.free.len()).ok()?;
-        self.readable.try_reserve(count - self.readable.len()).ok()?;
+        for list in [&mut self.free, &mut self.without, &mut self.readable] {
+            list.try_reserve(count - list.len()).ok()?;
+        }
         self.rooms.push(Vec::new());
         Some(Room(self.rooms.len() as u32 - 1))
     }
@@ -118,11 +128,13 @@ impl Rooms {
         while let Some(room) = self.readable.pop() {
             let capacity = self.rooms[room.0 as usize].capacity();
             self.readable_room -= capacity;
-            if self.kept() > self.max_kept {
+            if self.idle() > self.max_kept {
                 self.rooms[room.0 as usize] = Vec::new();
                 self.room -= capacity;
+                self.without.push(room);
+            } else {
+                self.free.push(room);
             }
-            self.free.push(room);
         }
     }
 
@@ -164,6 +176,22 @@ mod tests {
         assert_eq!((rooms.rooms.len(), rooms.kept()), (2, 20));
         rooms.clear();
         assert_eq!((rooms.rooms.len(), rooms.kept()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_kept_of_many_is_used_again() {
+        let mut rooms = Rooms::new(1000, 20);
+        for count in [10, 1, 1, 2] {
+            let taken: Vec<Room> = (0..count).map(|_| rooms.take(10, 0).unwrap().0).collect();
+            assert_eq!(
+                (rooms.room, rooms.kept()),
+                (count.max(2) * 10, (2_usize.saturating_sub(count)) * 10)
+            );
+            taken.into_iter().for_each(|room| rooms.release(room, 10));
+            assert_eq!(rooms.kept(), 20);
+            rooms.begin_turn();
+            assert_eq!((rooms.room, rooms.kept()), (20, 20));
+        }
     }
 
     proptest! {
@@ -209,7 +237,7 @@ mod tests {
                 prop_assert!(of_held <= 2000);
                 prop_assert!(rooms.kept() <= max_kept + held.len() * MORE);
                 let all: usize = rooms.rooms.iter().map(Vec::capacity).sum();
-                prop_assert_eq!(all, rooms.held() + rooms.kept() + of_readable);
+                prop_assert_eq!(all, rooms.held() + rooms.idle() + of_readable);
             }
         }
     }

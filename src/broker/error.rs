@@ -391,10 +391,17 @@ impl fmt::Display for Limit {
                 }
             }
             Limit::QueuedBytes { queued, most } => {
-                write!(f, "the limit of queued bytes is reached: {queued} of {most}")
+                write!(
+                    f,
+                    "with this offer {queued} bytes would be queued, and {most} may be (queue_bytes of \
+                     the broker)"
+                )
             }
             Limit::Verdicts { untaken } => {
-                write!(f, "the limit of verdicts that were not taken is reached: {untaken}")
+                write!(
+                    f,
+                    "the limit of verdicts that were not taken is reached: {untaken}; take them"
+                )
             }
         }
     }

@@ -417,8 +417,9 @@ pub extern "C" fn handoff_backend_dispatch(backend: *mut handoff_backend) -> han
 ///
 /// Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
 /// rejected, and with one broker may receive what has come meanwhile. A loop with a budget may stop
-/// earlier, but must take at least one: then the descriptor becomes readable for the rest within
-/// 1 ms. If you can serve no more for a while, reject with HANDOFF_REASON_BACKEND_BUSY.
+/// earlier, but must take at least one: then the descriptor becomes readable within 1 ms, for the rest
+/// and for these verdicts. If you can serve no more for a while, reject with
+/// HANDOFF_REASON_BACKEND_BUSY.
 ///
 /// @param backend       the backend
 /// @param[out] arrival  what arrived; its `fd` is -1
@@ -442,8 +443,8 @@ pub extern "C" fn handoff_backend_next(
 ///
 /// The verdict is sent with the handoff_backend_next() that returns HANDOFF_NOTHING, at the latest:
 /// so a client that you serve right away has its answer before the broker is woken. If you stop
-/// before that, handoff_backend_dispatch() sends it. If you adopt later, it is sent at once, unless
-/// you still have others to take that came with it.
+/// before that, the descriptor becomes readable within 1 ms, and handoff_backend_dispatch() sends it.
+/// If you adopt later, it is sent at once, unless you still have others to take that came with it.
 ///
 /// @param backend  the backend
 /// @param id       the arrival's id
@@ -499,11 +500,11 @@ pub extern "C" fn handoff_backend_reject(
 ///
 /// Go on: dispatch, take every arrival with next, adopt or reject it. If `held` in the statistics
 /// is 0 after a dispatch, free the backend at once: the brokers take back what no dispatch has
-/// received, and only then connect to the successor. The backend's descriptor becomes readable for
-/// that dispatch, now or when you decide on the last arrival. What you adopted stays yours. A program
-/// without an event loop calls handoff_backend_accept() with a `wait_ms` of 0 while it returns
-/// HANDOFF_OK, then handoff_backend_free(). With a negative `wait_ms`, handoff_backend_accept() may
-/// now wait forever.
+/// received, and only then connect to the successor. So that your loop comes to that dispatch, the
+/// descriptor becomes readable: now, or when you decide on the last arrival. What you adopted stays
+/// yours. A program without an event loop calls handoff_backend_accept() with a `wait_ms` of 0 while it
+/// returns HANDOFF_OK, then handoff_backend_free(). With a negative `wait_ms`, handoff_backend_accept()
+/// may now wait forever.
 ///
 /// @param backend  the backend
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.

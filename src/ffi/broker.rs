@@ -51,8 +51,8 @@ pub struct handoff_broker_options {
     /// With several backends: the most bytes to keep in copies of offers in flight, for another
     /// backend: default 16777216; HANDOFF_NO_LIMIT. An offer beyond that goes to one backend only.
     pub failover_bytes: usize,
-    /// The most bytes of offers queued while the socket is full: at least 131072, default 1048576;
-    /// HANDOFF_NO_LIMIT.
+    /// The most bytes of offers queued for each backend while its socket is full: at least 131072,
+    /// default 1048576, which is 17 prereads of 60 KiB; HANDOFF_NO_LIMIT.
     pub queue_bytes: usize,
     /// The backend rests after this many failures within `failure_period_ms`: 1 to 4096, default 8;
     /// HANDOFF_NO_LIMIT: it never rests. A failure is an offer that was sent and timed out, also
@@ -120,7 +120,8 @@ pub extern "C" fn handoff_broker_options_init(
 /// Makes a broker for the backend that listens at `path`. handoff_broker_add() adds others.
 ///
 /// It does no I/O and opens nothing. The first use starts to connect; after that the broker
-/// reconnects by itself whenever the channel ends.
+/// reconnects by itself whenever the channel ends. A relative path is looked up at each attempt, in the
+/// working directory of that moment: a program that calls chdir(2) should give an absolute one.
 ///
 /// @param path         the handoff socket's path, at most 107 bytes; "@" starts an abstract name.
 ///                     If it ends in '/', at most 106 bytes, every socket in that directory is a
@@ -233,10 +234,10 @@ unsafe impl Growing for handoff_offer {
 unsafe impl Input for handoff_offer {}
 
 /// In handoff_offer.flags: more offers follow, so this one need not be sent yet. Call
-/// handoff_broker_flush() before you wait, also after HANDOFF_ERR_FULL: the descriptor does not
-/// become readable for what is unsent, and that takes room and times out like any offer. What waits
-/// is also sent by the next accepted offer without the flag, by handoff_broker_dispatch(), and as
-/// soon as there is enough for a packet.
+/// handoff_broker_flush() before you wait, also after HANDOFF_ERR_FULL: nothing wakes you for that,
+/// and an offer that is not sent takes room and times out like any other. What waits is also sent by
+/// the next accepted offer without the flag, by handoff_broker_dispatch(), and as soon as there is
+/// enough for a packet.
 pub const HANDOFF_OFFER_MORE: u32 = 1;
 
 /// In handoff_offer.flags: the kernel does this connection's TLS, in both directions (kTLS). The
@@ -535,10 +536,10 @@ pub extern "C" fn handoff_broker_next(
 ///
 /// It waits for a first attempt to connect, or one after a channel that has ended; for room; and for
 /// the verdict: together at most the offer's `timeout_ms`. It does not wait for a backend that is
-/// known to be of no use: after an attempt that failed, it returns that error at once until the next
-/// one has succeeded, which is due within `reconnect_max_ms`. If nobody dispatches meanwhile, the next
-/// call makes the attempt that is due, and waits for it. The same goes for a backend that
-/// turns this broker away, was silent until now or drains.
+/// known to be of no use. After an attempt to connect that failed, calls return its error at once until
+/// the next attempt is due, at most `reconnect_max_ms` later; the first call after that makes it, and
+/// waits for it, if no dispatch did. So for up to a second after a restart clients may fall back. The
+/// same goes for a backend that turns this broker away, was silent until now or drains.
 ///
 /// If there is no room in all of `timeout_ms`, it returns HANDOFF_ERR_FULL; if no channel is up by
 /// then, HANDOFF_ERR_BACKEND_UNAVAILABLE, or the error of the last attempt to connect. If the offer

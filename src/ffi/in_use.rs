@@ -29,7 +29,10 @@ impl InUse {
         is_ours: impl FnOnce() -> bool,
     ) -> Result<Use<'_>, Failure> {
         if self.is_set() && is_ours() {
-            return Err(Failure::Argument(name, Problem::Is("is in use by another call")));
+            return Err(Failure::Argument(
+                name,
+                Problem::Is("is in use by another call: one thread at a time may use it"),
+            ));
         }
         self.0.store(true, Ordering::Relaxed);
         Ok(Use(self))

@@ -151,7 +151,8 @@ pub const HANDOFF_REASON_NONE: handoff_reason = 0;
 pub const HANDOFF_REASON_CLIENT_UNSUPPORTED: handoff_reason = 1;
 /// The service is configured not to hand over.
 pub const HANDOFF_REASON_POLICY_DISABLED: handoff_reason = 2;
-/// One side is short of descriptors.
+/// Short of descriptors. In a verdict it is mostly the backend: raise its RLIMIT_NOFILE. From
+/// handoff_status_reason() it is this process, or the system.
 pub const HANDOFF_REASON_DESCRIPTOR_PRESSURE: handoff_reason = 3;
 /// The backend rests, because it failed: see HANDOFF_STATE_RESTING.
 pub const HANDOFF_REASON_RATE_LIMITED: handoff_reason = 4;
