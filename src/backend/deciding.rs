@@ -258,16 +258,20 @@ mod tests {
     #[test]
     fn of_several_packets_the_next_is_received_when_the_one_before_is_taken() {
         let mut both = both();
-        take_some(&mut both, 2);
-        for _ in 0..3 {
-            both.offer(b"");
+        // Of large offers as well, but of long packets.
+        for (turn, preread) in [(0, &[][..]), (1, &[0; 9000])] {
+            take_some(&mut both, 2);
+            for _ in 0..3 {
+                both.offer(preread);
+            }
+            both.backend.dispatch().unwrap();
+            for arrived in 3..=5 {
+                let id = both.backend.next_arrival().unwrap().id;
+                both.backend.adopt(id).unwrap();
+                assert_eq!(both.backend.statistics().arrived, turn * 5 + arrived);
+            }
+            assert!(both.backend.next_arrival().is_none());
         }
-        both.backend.dispatch().unwrap();
-        for arrived in 3..=5 {
-            assert!(both.backend.next_arrival().is_some());
-            assert_eq!(both.backend.statistics().arrived, arrived);
-        }
-        assert!(both.backend.next_arrival().is_none());
     }
 
     #[test]
