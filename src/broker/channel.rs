@@ -499,14 +499,14 @@ fn why_unsent(code: Option<i32>) -> Reason {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::backend::{Backend, BackendOptions};
     use crate::broker::{Broker, BrokerOptions, Offer};
     use std::os::unix::net::UnixStream;
 
-    #[test]
-    fn adoption_is_room_in_a_socket_that_was_full() {
+    /// A broker with a channel to a backend, and the directory of the backend's socket.
+    pub(in crate::broker) fn connected() -> (Broker, Backend, tempfile::TempDir) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let mut backend = Backend::listen(&path, BackendOptions::default()).unwrap();
@@ -514,6 +514,12 @@ mod tests {
         broker.dispatch().unwrap();
         backend.dispatch().unwrap();
         broker.dispatch().unwrap();
+        (broker, backend, directory)
+    }
+
+    #[test]
+    fn adoption_is_room_in_a_socket_that_was_full() {
+        let (mut broker, mut backend, _directory) = connected();
         let (client, _peer) = UnixStream::pair().unwrap();
         let preread = [0; 1000];
         let preread = [IoSlice::new(&preread)];

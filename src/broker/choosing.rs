@@ -247,21 +247,14 @@ impl Load {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Backend, BackendOptions};
-    use crate::broker::{BrokerOptions, Offer};
+    use crate::broker::Offer;
+    use crate::broker::channel::tests::connected;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
     #[test]
     fn ids_begin_again_without_0() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("socket");
-        let mut backend = Backend::listen(&path, BackendOptions::default()).unwrap();
-        let mut broker = Broker::new(&path, BrokerOptions::default()).unwrap();
-        while broker.room().unwrap() == 0 {
-            broker.dispatch().unwrap();
-            backend.dispatch().unwrap();
-        }
+        let (mut broker, _backend, _directory) = connected();
         broker.next_id = MAX_NUMBER;
         let (client, _peer) = UnixStream::pair().unwrap();
         let offer = Offer::new(client.as_fd());

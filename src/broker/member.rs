@@ -460,19 +460,12 @@ pub(super) const PARTS_TOGETHER: &str = "preread, metadata and names together";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Backend, BackendOptions};
-    use crate::broker::Broker;
+    use crate::broker::channel::tests::connected;
     use crate::kind::ErrorKind;
 
     #[test]
     fn offer_with_tls_is_for_backends_that_know_it_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("socket");
-        let mut backend = Backend::listen(&path, BackendOptions::default()).unwrap();
-        let mut broker = Broker::new(&path, BrokerOptions::default()).unwrap();
-        broker.dispatch().unwrap();
-        backend.dispatch().unwrap();
-        broker.dispatch().unwrap();
+        let (mut broker, _backend, _directory) = connected();
         let takes = |member: &Member, tls| {
             member.would_take(Needs { len: 0, tls }, usize::MAX, Instant::now()).map(|_| ())
         };
