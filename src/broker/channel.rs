@@ -499,7 +499,7 @@ fn why_unsent(code: Option<i32>) -> Reason {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::backend::{Backend, BackendOptions};
     use crate::broker::{Broker, BrokerOptions, Offer};
