@@ -338,14 +338,16 @@ static void backend_that_finishes_its_batches_is_not_woken_for_nothing(void **st
 {
     (void)state;
     struct pollfd backend = {.fd = handoff_backend_fd(channel.backend), .events = POLLIN};
-    /* The timer may be set already, for the broker's hello. */
-    hand_over();
-    if (poll(&backend, 1, 20) == 1)
-        assert_ok(handoff_backend_dispatch(channel.backend));
-    for (int i = 0; i < 3; i++) {
+    int woken = 0;
+    for (int i = 0; i < 5; i++) {
         hand_over();
-        assert_int_equal(poll(&backend, 1, 20), 0);
+        if (poll(&backend, 1, 20) == 1) {
+            woken++;
+            assert_ok(handoff_backend_dispatch(channel.backend));
+        }
     }
+    /* Once, if the timer was set already, for the broker's hello. */
+    assert_in_range(woken, 0, 1);
     /* And still for a batch that it does not finish. */
     adoption_in_a_batch_that_is_not_finished_is_told_after_a_moment(state);
 }
