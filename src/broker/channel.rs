@@ -521,7 +521,7 @@ pub(crate) mod tests {
     fn adoption_is_room_in_a_socket_that_was_full() {
         let (mut broker, mut backend, _directory) = connected();
         let (client, _peer) = UnixStream::pair().unwrap();
-        let preread = [0; 1000];
+        let preread = [0; 8000];
         let preread = [IoSlice::new(&preread)];
         let offer = Offer { preread: &preread, ..Offer::new(client.as_fd()) };
         let queued = |broker: &mut Broker| broker.members[0].channel().unwrap().slots.queued();
