@@ -9,7 +9,7 @@ use crate::token::Token;
 use crate::wire::{self, Grant, OfferHead, Rejection};
 
 /// So many verdicts do not wait for others.
-pub(super) const MANY_VERDICTS: usize = 64;
+const MANY_VERDICTS: usize = 64;
 const NO_TOKEN: Token = Token::from_bytes([0; Token::LEN]);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
