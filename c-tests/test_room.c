@@ -85,7 +85,7 @@ static void no_more_memory_is_kept_than_the_option_says(void **state)
 {
     (void)state;
     static const size_t kept[] = {1, 100000, 4000000, 0};
-    enum { COUNT = 256, LEN = 60000, DEFAULT = 1048576 };
+    enum { COUNT = 256, LEN = 60000, DEFAULT = 4194304 };
     for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
         handoff_backend_options options = HANDOFF_BACKEND_OPTIONS_INIT;
         size_t most = kept[i] == 0 ? DEFAULT : kept[i];

@@ -81,7 +81,7 @@ typedef struct handoff_backend_options {
      */
     size_t max_channels_per_user;
     /**
-     * The most bytes of memory to keep for the bytes of later arrivals: default 1048576;
+     * The most bytes of memory to keep for the bytes of later arrivals: default 4194304;
      * HANDOFF_NO_LIMIT. Above that, an arrival's memory is freed at the dispatch after you adopted
      * or rejected it.
      */

@@ -34,7 +34,7 @@ pub struct BackendOptions {
     /// Bytes of arrivals held at once, 64 MiB by default. Beyond that, arrivals are rejected with
     /// [`Reason::BackendBusy`](crate::reason::Reason::BackendBusy).
     pub max_held_bytes: usize,
-    /// Bytes of memory, 1 MiB by default, that the handle keeps for the bytes of arrivals to come.
+    /// Bytes of memory, 4 MiB by default, that the handle keeps for the bytes of arrivals to come.
     /// Beyond that, an arrival's memory is freed at the dispatch after it was adopted or rejected.
     pub max_kept_bytes: usize,
     /// How long [`accept`](super::Backend::accept) keeps a processor busy before it sleeps, and
@@ -89,7 +89,7 @@ impl Default for BackendOptions {
             max_in_flight: 256,
             max_offer_bytes: 64 * 1024,
             max_held_bytes: 64 * 1024 * 1024,
-            max_kept_bytes: 1024 * 1024,
+            max_kept_bytes: 4 * 1024 * 1024,
             spin: Duration::ZERO,
             kinds: Kinds { stream: true, seqpacket: false, datagram: false, unconnected: false },
         }

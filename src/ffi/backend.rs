@@ -75,7 +75,7 @@ pub struct handoff_backend_options {
     /// `max_channels`. Default: 7/8 of `max_channels`, rounded down, if the policy names several
     /// users or a group, so that no user keeps the others out; otherwise all.
     pub max_channels_per_user: usize,
-    /// The most bytes of memory to keep for the bytes of later arrivals: default 1048576;
+    /// The most bytes of memory to keep for the bytes of later arrivals: default 4194304;
     /// HANDOFF_NO_LIMIT. Above that, an arrival's memory is freed at the dispatch after you adopted
     /// or rejected it.
     pub max_kept_bytes: usize,
