@@ -334,6 +334,24 @@ static void hand_over(void)
     assert_true(next_verdict(channel.broker, &verdict));
 }
 
+/* Whose packets are received without a look at what else has come, but for a look now and then. */
+static void arrival_of_a_broker_is_not_missed_beside_a_busy_one(void **state)
+{
+    (void)state;
+    for (int round = 0; round < 5; round++) {
+        handoff_broker *second;
+        uint64_t start = now_ns();
+        for (int i = 0; i < 100; i++)
+            hand_over();
+        assert_ok(handoff_broker_new(channel.path, NULL, &second));
+        for (; broker_statistics(second).connects == 0; hand_over()) {
+            assert_true(ms_since(start) < PATIENCE_MS);
+            assert_ok(handoff_broker_dispatch(second));
+        }
+        handoff_broker_free(second);
+    }
+}
+
 static void backend_that_finishes_its_batches_is_not_woken_for_nothing(void **state)
 {
     (void)state;
@@ -406,6 +424,7 @@ int main(void)
         EVENT_TEST(time_to_connect_again_is_an_event),
         EVENT_TEST(arrival_of_a_broker_is_an_event),
         EVENT_TEST(what_had_no_turn_is_an_event),
+        CHANNEL_TEST(arrival_of_a_broker_is_not_missed_beside_a_busy_one),
         EVENT_TEST(adoption_in_a_batch_that_is_not_finished_is_told_after_a_moment),
         EVENT_TEST(last_adoption_of_a_batch_is_told_when_the_caller_goes_on),
         CHANNEL_TEST(last_rejection_of_a_batch_is_told_at_once),

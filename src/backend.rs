@@ -169,6 +169,8 @@ pub struct Backend {
     /// Channels whose broker has gone; their places are cleared when nothing is held there.
     orphans: Vec<usize>,
     inbox: Inbox,
+    /// When it was last asked what has happened.
+    looked_at: Instant,
 }
 
 impl Backend {
@@ -215,6 +217,7 @@ impl Backend {
             unfinished: Unfinished::default(),
             orphans: Vec::new(),
             inbox: Inbox::default(),
+            looked_at: Instant::now(),
         }
     }
 
@@ -285,6 +288,9 @@ impl Backend {
     /// one dispatch is bounded. Where there is one channel, and it mostly has several packets, the others
     /// are received when the arrivals of the first are taken.
     fn handle_events(&mut self, mut wait: Wait) -> Result<(), BackendError> {
+        if matches!(wait, Wait::No) && self.receive_first() {
+            return Ok(());
+        }
         for round in 0.. {
             let Some(events) = self.handle.events() else { break };
             let mut happened = Happened::new();
@@ -292,10 +298,7 @@ impl Backend {
             let taken = taken.map_err(HandleError::system("wait for events"))?;
             let mut more = taken == Happened::ROOM;
             wait = Wait::No;
-            // With several channels, the tokens that go out meanwhile would give one all turns.
-            let alone = round == 0 && self.accepting.connected == 1;
-            let one_by_one = alone && self.inbox.is_one_by_one() && !self.arrivals.draining;
-            let few = if one_by_one { Which::Next } else { Which::Few };
+            let few = if round == 0 { self.few() } else { Which::Few };
             let mut others_come = false;
             for Event { key, readable, writable, ended } in happened.events() {
                 if key == LISTENER {
@@ -313,6 +316,7 @@ impl Backend {
                     self.flush_channel(index);
                 }
             }
+            self.looked_at = Instant::now();
             // Last: a broker that has gone leaves its place to another.
             if others_come {
                 // They may have said hello already, and there may be more.

@@ -119,6 +119,12 @@ impl Channel {
         self.socket.is_some()
     }
 
+    /// Nothing but a packet can come next: it is set up, and waits for nothing else.
+    pub(super) fn awaits_packets(&self) -> bool {
+        let waits = |socket: &Socket| socket.watched.watches_room() || socket.unreceived.is_some();
+        self.slots.is_some() && self.socket.as_ref().is_some_and(|it| !waits(it) && !it.deaf)
+    }
+
     /// When the broker must have said hello, if it has not.
     pub(super) fn hello_by(&self) -> Option<Instant> {
         let socket = self.socket.as_ref().filter(|_| self.slots.is_none())?;

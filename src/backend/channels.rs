@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::batch::BATCH_PAUSE;
 use super::channel::{Channel, End, Which};
 use super::{Backend, BackendError};
 use crate::wire::Refusal;
@@ -30,6 +31,7 @@ impl Backend {
     /// Receives what is there on a channel.
     pub(super) fn receive(&mut self, index: usize, which: Which) {
         let Some(events) = self.handle.events() else { return };
+        self.inbox.from = index;
         let channel = &mut self.channels[index];
         let awaited_hello = channel.hello_by().is_some();
         let (inbox, arrivals) = (&mut self.inbox, &mut self.arrivals);
@@ -58,6 +60,27 @@ impl Backend {
                 }
             }
         }
+    }
+
+    /// Receives from the only channel without asking what has happened; says whether anything came. Who
+    /// else connects is looked for within a millisecond: a timer is set that ends the caller's next wait.
+    pub(super) fn receive_first(&mut self) -> bool {
+        let (now, index) = (Instant::now(), self.inbox.from);
+        let only = self.accepting.connected == 1
+            && self.channels.get(index).is_some_and(Channel::awaits_packets)
+            && now.saturating_duration_since(self.looked_at) < BATCH_PAUSE
+            && self.handle.events().is_some_and(|it| it.timer.fires_by(now + BATCH_PAUSE, now));
+        if only {
+            self.receive(index, self.few());
+        }
+        self.inbox.packets > 0
+    }
+
+    /// Which packets a channel's turn begins with. With several channels, the tokens that go out between
+    /// the packets would give one all turns.
+    pub(super) fn few(&self) -> Which {
+        let alone = self.accepting.connected == 1 && !self.arrivals.draining;
+        if alone && self.inbox.is_one_by_one() { Which::Next } else { Which::Few }
     }
 
     /// Receives the next packet of this turn; says whether there may be one.

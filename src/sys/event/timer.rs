@@ -153,6 +153,11 @@ impl Timer {
             || self.alarm.fired.load(Ordering::Relaxed) != self.seen
     }
 
+    /// Whether it will fire by `when`, and has not.
+    pub(crate) fn fires_by(&self, when: Instant, now: Instant) -> bool {
+        self.armed.is_some_and(|armed| armed <= when) && !self.is_due(now)
+    }
+
     /// Whether a timer is set.
     pub(crate) fn is_armed(&self) -> bool {
         self.armed.is_some()
@@ -264,6 +269,8 @@ mod tests {
             assert_eq!(events.timer.armed, Some(at(2)));
         }
         assert!(!events.timer.is_due(at(1)) && events.timer.is_due(at(2)));
+        let fires = |when, now| events.timer.fires_by(at(when), at(now));
+        assert!(!fires(1, 0) && fires(2, 0) && fires(3, 1) && !fires(3, 2));
     }
 
     #[test]
