@@ -6,8 +6,10 @@
 
 mod place;
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -55,11 +57,13 @@ pub enum ListenerError {
         mode: u32,
     },
     /// The directory or what is in it may not be used.
-    #[error("{path}: no permission to use this socket or its directory: {said}",
+    #[error("{path}: no permission to use this socket or its directory: {owners}: {said}",
         path = .path.display(), said = Said(source))]
     PermissionDenied {
         /// The path that was to become a socket.
         path: PathBuf,
+        /// Who asked, and whose they are.
+        owners: String,
         /// What the system said.
         source: io::Error,
     },
@@ -193,11 +197,28 @@ impl AsFd for Listener {
     }
 }
 
+/// The user of this process, and the users and modes of a path and its directory, as far as they can be
+/// seen.
+fn owners(path: &Path) -> String {
+    let mut text = format!("this is user {}", sys::effective_user());
+    if path.as_os_str().as_encoded_bytes().starts_with(b"@") {
+        return text;
+    }
+    let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+    for (what, path) in [("directory", directory.unwrap_or(Path::new("."))), ("socket", path)] {
+        if let Ok(found) = fs::symlink_metadata(path) {
+            let (user, mode) = (found.uid(), found.mode() & 0o7777);
+            text += &format!(", the {what} is of user {user} and has mode {mode:o}");
+        }
+    }
+    text
+}
+
 fn failed(path: &Path, action: &'static str, source: io::Error) -> ListenerError {
     let path = path.to_owned();
     match source.raw_os_error() {
         Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
-            ListenerError::PermissionDenied { path, source }
+            ListenerError::PermissionDenied { owners: owners(&path), path, source }
         }
         Some(libc::EADDRINUSE) => ListenerError::InUse { path, source: Some(source) },
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
@@ -213,7 +234,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::sync::Barrier;
-    use std::{fs, process, thread};
+    use std::{process, thread};
     use tempfile::TempDir;
 
     fn directory() -> (TempDir, PathBuf) {

@@ -70,10 +70,11 @@ impl Backend {
             && self.channels.get(index).is_some_and(Channel::awaits_packets)
             && now.saturating_duration_since(self.looked_at) < BATCH_PAUSE
             && self.handle.events().is_some_and(|it| it.timer.fires_by(now + BATCH_PAUSE, now));
+        let before = self.inbox.packets;
         if only {
             self.receive(index, self.few());
         }
-        self.inbox.packets > 0
+        self.inbox.packets > before
     }
 
     /// Which packets a channel's turn begins with. With several channels, the tokens that go out between

@@ -285,7 +285,9 @@ struct WhyUnavailable<'a>(&'a io::Error);
 impl fmt::Display for WhyUnavailable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.raw_os_error() {
-            Some(libc::ENOTCONN) => f.write_str(", the backend has not answered yet"),
+            Some(libc::ENOTCONN) => f.write_str(
+                ", the backend has not answered yet: dispatch the broker when its descriptor is readable",
+            ),
             Some(libc::ESHUTDOWN) => f.write_str(", the backend drains"),
             code => write!(f, "{}: {}", hint(code), Said(self.0)),
         }
