@@ -221,18 +221,18 @@ impl Channel {
                 }
             };
             let packets = received.packets.into_iter().flatten();
-            let (mut many, mut large) = (false, false);
+            let mut large = false;
             for ((received, packet), descriptors) in packets.zip(descriptors.iter_mut()) {
                 inbox.packets += 1;
                 let large_offers =
                     self.take_packet(index, &received, packet, descriptors, arrivals)?;
                 large |= large_offers && packet.len() >= wire::LARGE_LEN;
-                many = arrivals.statistics.arrived - before >= MANY_OFFERS;
-                inbox.large |= many || large;
+                large |= arrivals.statistics.arrived - before >= MANY_OFFERS;
+                inbox.large |= large;
             }
             let goes_on = match which {
                 Which::Next => false,
-                Which::Few => !received.all && (many || large),
+                Which::Few => !received.all && large,
                 Which::All => true,
             };
             if !goes_on {
