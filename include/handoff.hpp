@@ -440,6 +440,19 @@ enum class phase : std::uint32_t {
     down = HANDOFF_STATE_DOWN,
 };
 
+/** Names what a backend does in lower case, for logs. */
+inline const char *name(phase what) noexcept
+{
+    switch (what) {
+    case phase::connecting: return "connecting";
+    case phase::ready: return "ready";
+    case phase::draining: return "draining";
+    case phase::resting: return "resting";
+    case phase::down: return "down";
+    }
+    return "unknown";
+}
+
 /**
  * What one of a broker's backends does and has done: handoff_backend_state, with its numbers as
  * what they mean. Its strings are valid until the next call with the broker.
@@ -488,7 +501,7 @@ struct offer_result {
     std::uint64_t id = 0;
     /** Why it was refused. */
     handoff::reason reason = handoff::reason::none;
-    /** The same in more detail. */
+    /** The status; broker::last_error() says in words what is wrong where. */
     std::error_code error{};
 
     explicit operator bool() const noexcept { return !error; }

@@ -154,6 +154,7 @@ TEST_CASE("a state says what a backend does and why")
     REQUIRE(state);
     CHECK(state->path == one.path);
     CHECK(state->phase() == phase::ready);
+    CHECK(name(state->phase()) == std::string("ready"));
     CHECK(!state->code());
     CHECK(!state->is_backup());
     CHECK(!state->is_off());

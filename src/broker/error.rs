@@ -14,6 +14,7 @@ use crate::handle::HandleError;
 use crate::kind::ErrorKind;
 use crate::memory::NoMemory;
 use crate::support::SupportError;
+use crate::sys;
 use crate::sys::errno::Said;
 use crate::tls::TlsError;
 use crate::wire::Refusal;
@@ -223,16 +224,11 @@ impl fmt::Display for Rests {
             );
         };
         f.write_str("failed too often and ")?;
-        match left.as_millis() {
-            0 if left.is_zero() => f.write_str("the next offer is its trial"),
-            milliseconds @ 0..1000 => {
-                write!(f, "is not tried for {} ms", milliseconds.max(1))
-            }
-            milliseconds => {
-                let (seconds, tenths) = (milliseconds / 1000, milliseconds % 1000 / 100);
-                write!(f, "is not tried for {seconds}.{tenths} s")
-            }
+        if left.is_zero() {
+            return f.write_str("the next offer is its trial");
         }
+        // Whole seconds, so that who logs what is new logs little.
+        write!(f, "is not tried for {} s", left.as_millis().div_ceil(1000).max(1))
     }
 }
 
@@ -259,7 +255,13 @@ impl fmt::Display for WhyNone<'_> {
             Some(source) if source.raw_os_error() == Some(libc::ENOSPC) => {
                 write!(f, ": {NOT_ALL}")
             }
-            Some(source) => write!(f, ": {}", Said(source)),
+            Some(source) => {
+                if source.kind() == io::ErrorKind::PermissionDenied {
+                    let user = sys::effective_user();
+                    write!(f, ": user {user} may not list the directory, or search one on the way")?;
+                }
+                write!(f, ": {}", Said(source))
+            }
             None if is_directory(self.0) => f.write_str(": there is no socket in the directory"),
             None => Ok(()),
         }
@@ -285,10 +287,14 @@ struct WhyUnavailable<'a>(&'a io::Error);
 impl fmt::Display for WhyUnavailable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.raw_os_error() {
-            Some(libc::ENOTCONN) => f.write_str(
-                ", the backend has not answered yet: dispatch the broker when its descriptor is readable",
-            ),
+            Some(libc::ENOTCONN) => {
+                f.write_str(", the backend has not answered yet, or the broker was not dispatched since")
+            }
             Some(libc::ESHUTDOWN) => f.write_str(", the backend drains"),
+            Some(libc::EACCES | libc::EPERM) => {
+                let (user, said) = (sys::effective_user(), Said(self.0));
+                write!(f, ", user {user} may not use the socket or a directory on the way: {said}")
+            }
             code => write!(f, "{}: {}", hint(code), Said(self.0)),
         }
     }
@@ -301,9 +307,6 @@ fn hint(code: Option<i32>) -> &'static str {
         Some(libc::ENOTSOCK) => ", what is there is not a socket",
         Some(libc::ECONNREFUSED) => ", nobody listens",
         Some(libc::EPROTOTYPE) => ", the socket there is of another type than SOCK_SEQPACKET",
-        Some(libc::EACCES | libc::EPERM) => {
-            ", see the mode and owner of the socket, and of each directory on the way"
-        }
         Some(libc::EAGAIN) => ", too many brokers wait to be accepted",
         Some(libc::ECONNRESET) => ", it has ended",
         Some(libc::ETOOMANYREFS | libc::EMFILE | libc::ENFILE) => ", too many descriptors",

@@ -18,3 +18,6 @@ __all__ = [
     "KIND_SEQPACKET", "KIND_STREAM", "KIND_UNCONNECTED", "Peer", "Reason", "Status", "TakenBack",
     "TlsError", "TlsSession", "TlsSocket", "Verdict", "reason_name", "status_name", "version",
 ]
+
+for _error in Full, HandoffError, TakenBack:
+    _error.__module__ = __name__  # as programs name them: tracebacks say that
