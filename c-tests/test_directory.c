@@ -200,6 +200,7 @@ static void directory_without_permission_says_so(void **state)
         child_assert(handoff_broker_new(place, NULL, &broker) == HANDOFF_OK);
         child_assert(handoff_broker_offer(broker, &offer, NULL) == HANDOFF_ERR_PERMISSION_DENIED);
         child_assert(strstr(handoff_last_error(), place) != NULL);
+        child_assert(strstr(handoff_last_error(), " may not list the directory, ") != NULL);
         child_assert(strstr(handoff_last_error(), "Permission denied") != NULL);
         handoff_broker_free(broker);
         _exit(0);

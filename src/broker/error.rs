@@ -258,7 +258,10 @@ impl fmt::Display for WhyNone<'_> {
             Some(source) => {
                 if source.kind() == io::ErrorKind::PermissionDenied {
                     let user = sys::effective_user();
-                    write!(f, ": user {user} may not list the directory, or search one on the way")?;
+                    write!(
+                        f,
+                        ": user {user} may not list the directory, or search one on the way"
+                    )?;
                 }
                 write!(f, ": {}", Said(source))
             }
@@ -287,9 +290,9 @@ struct WhyUnavailable<'a>(&'a io::Error);
 impl fmt::Display for WhyUnavailable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.raw_os_error() {
-            Some(libc::ENOTCONN) => {
-                f.write_str(", the backend has not answered yet, or the broker was not dispatched since")
-            }
+            Some(libc::ENOTCONN) => f.write_str(
+                ", the backend has not answered yet, or the broker was not dispatched since",
+            ),
             Some(libc::ESHUTDOWN) => f.write_str(", the backend drains"),
             Some(libc::EACCES | libc::EPERM) => {
                 let (user, said) = (sys::effective_user(), Said(self.0));
