@@ -253,7 +253,7 @@ static void broker_without_a_channel_says_why(void **state)
     assert_ok(handoff_broker_new(channel.path, NULL, &early));
     assert_status(handoff_broker_offer(early, &offer, NULL), unavailable);
     assert_last_error_has(channel.path);
-    assert_last_error_has("the backend has not answered yet, or the broker was not dispatched");
+    assert_last_error_has("the backend has not answered yet");
     handoff_broker_free(early);
     assert_ok(handoff_backend_drain(channel.backend));
     assert_ok(handoff_broker_dispatch(channel.broker));

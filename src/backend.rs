@@ -169,7 +169,7 @@ pub struct Backend {
     /// Channels whose broker has gone; their places are cleared when nothing is held there.
     orphans: Vec<usize>,
     inbox: Inbox,
-    /// When it was last asked what has happened.
+    /// When what has happened was last asked for, and handled.
     looked_at: Instant,
 }
 
@@ -284,7 +284,7 @@ impl Backend {
         self.handle.wake_at(now, now)
     }
 
-    /// Receives what is there. Each channel has a few turns at most, mostly one, so that the work of
+    /// Receives what is there, from the only channel without asking first. Each channel has a few turns at most, mostly one, so that the work of
     /// one dispatch is bounded. Where there is one channel, and it mostly has several packets, the others
     /// are received when the arrivals of the first are taken.
     fn handle_events(&mut self, mut wait: Wait) -> Result<(), BackendError> {

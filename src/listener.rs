@@ -205,10 +205,11 @@ fn owners(path: &Path) -> String {
         return text;
     }
     let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
-    for (what, path) in [("directory", directory.unwrap_or(Path::new("."))), ("socket", path)] {
-        if let Ok(found) = fs::symlink_metadata(path) {
-            let (user, mode) = (found.uid(), found.mode() & 0o7777);
-            text += &format!(", the {what} is of user {user} and has mode {mode:o}");
+    let directory = fs::metadata(directory.unwrap_or(Path::new(".")));
+    for (what, found) in [("directory", directory), ("socket", fs::symlink_metadata(path))] {
+        if let Ok(found) = found {
+            let (user, group, mode) = (found.uid(), found.gid(), found.mode() & 0o7777);
+            text += &format!(", the {what} is of user {user} and group {group}, mode {mode:o}");
         }
     }
     text

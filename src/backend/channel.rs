@@ -119,7 +119,7 @@ impl Channel {
         self.socket.is_some()
     }
 
-    /// Nothing but a packet can come next: it is set up, and waits for nothing else.
+    /// It is set up, and waits for no room or memory: all that comes is received, also its end.
     pub(super) fn awaits_packets(&self) -> bool {
         let waits = |socket: &Socket| socket.watched.watches_room() || socket.unreceived.is_some();
         self.slots.is_some() && self.socket.as_ref().is_some_and(|it| !waits(it) && !it.deaf)

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::batch::BATCH_PAUSE;
 use super::channel::{Channel, End, Which};
 use super::{Backend, BackendError};
+use crate::sys::event::Events;
 use crate::wire::Refusal;
 
 /// What is left to do for the channels after a dispatch.
@@ -62,18 +63,24 @@ impl Backend {
         }
     }
 
-    /// Receives from the only channel without asking what has happened; says whether anything came. Who
-    /// else connects is looked for within a millisecond: a timer is set that ends the caller's next wait.
+    /// Receives from the only channel without asking what has happened; says whether anything came. Not
+    /// if that was asked more than a millisecond ago, so that who else connects is not left waiting, and
+    /// not without a timer that fires within another: an edge that came for them is not told again.
     pub(super) fn receive_first(&mut self) -> bool {
-        let (now, index) = (Instant::now(), self.inbox.from);
+        let index = self.inbox.from;
         let only = self.accepting.connected == 1
-            && self.channels.get(index).is_some_and(Channel::awaits_packets)
-            && now.saturating_duration_since(self.looked_at) < BATCH_PAUSE
-            && self.handle.events().is_some_and(|it| it.timer.fires_by(now + BATCH_PAUSE, now));
-        let before = self.inbox.packets;
-        if only {
-            self.receive(index, self.few());
+            && self.channels.get(index).is_some_and(Channel::awaits_packets);
+        if !only {
+            return false;
         }
+        let now = Instant::now();
+        let looked = now.saturating_duration_since(self.looked_at) < BATCH_PAUSE;
+        let fires = |events: &mut Events| events.timer.fires_by(now + BATCH_PAUSE, now);
+        if !looked || !self.handle.events().is_some_and(fires) {
+            return false;
+        }
+        let before = self.inbox.packets;
+        self.receive(index, self.few());
         self.inbox.packets > before
     }
 

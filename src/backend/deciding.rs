@@ -340,6 +340,17 @@ mod tests {
         assert_eq!(both.backend.statistics().arrived, 2 + 3);
     }
 
+    /// Which would lose the edge of a broker that connects. The timer for its hello is due in seconds.
+    #[test]
+    fn nothing_is_received_before_a_look_if_no_timer_is_due_soon() {
+        let mut both = both();
+        both.backend.dispatch().unwrap();
+        both.offer(b"");
+        both.backend.looked_at = Instant::now();
+        assert!(!both.backend.receive_first());
+        assert_eq!(both.backend.statistics().arrived, 0);
+    }
+
     #[test]
     fn packets_are_received_at_once_again_when_there_is_mostly_one() {
         let mut both = both();

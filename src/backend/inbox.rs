@@ -11,8 +11,8 @@ use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN};
 /// for several costs less where there is only one: one call tells that it is all there is.
 const TURNS: u8 = 16;
 
-/// So many packets that are received one by one are a turn.
-const PACKETS: usize = 8;
+/// So many packets are enough for a turn, if they are received one by one.
+const TURN: usize = 8;
 
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
@@ -26,7 +26,7 @@ pub(super) struct Inbox {
     pub large: bool,
     /// For so many turns they are received one by one.
     one_by_one: u8,
-    /// The channel that was last received from.
+    /// The channel that was last received from: of one that is connected alone, the place.
     pub from: usize,
     /// The channel that may have another packet in this turn.
     pub unread: Option<usize>,
@@ -63,6 +63,6 @@ impl Inbox {
     /// Whether this turn has brought as much as one may: then brokers that connect and other events
     /// have theirs.
     pub(super) fn is_over(&self) -> bool {
-        self.large || self.packets >= PACKETS
+        self.large || self.packets >= TURN
     }
 }

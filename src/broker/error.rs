@@ -290,9 +290,7 @@ struct WhyUnavailable<'a>(&'a io::Error);
 impl fmt::Display for WhyUnavailable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.raw_os_error() {
-            Some(libc::ENOTCONN) => f.write_str(
-                ", the backend has not answered yet, or the broker was not dispatched since",
-            ),
+            Some(libc::ENOTCONN) => f.write_str(", the backend has not answered yet"),
             Some(libc::ESHUTDOWN) => f.write_str(", the backend drains"),
             Some(libc::EACCES | libc::EPERM) => {
                 let (user, said) = (sys::effective_user(), Said(self.0));
