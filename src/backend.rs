@@ -284,9 +284,9 @@ impl Backend {
         self.handle.wake_at(now, now)
     }
 
-    /// Receives what is there, from the only channel without asking first. Each channel has a few turns at most, mostly one, so that the work of
-    /// one dispatch is bounded. Where there is one channel, and it mostly has several packets, the others
-    /// are received when the arrivals of the first are taken.
+    /// Receives what is there, from the only channel without asking first. Each channel has a few turns at
+    /// most, mostly one, so that the work of one dispatch is bounded. Where there is one channel, and it
+    /// mostly has several packets, the others are received when the arrivals of the first are taken.
     fn handle_events(&mut self, mut wait: Wait) -> Result<(), BackendError> {
         if matches!(wait, Wait::No) && self.receive_first() {
             return Ok(());

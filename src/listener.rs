@@ -197,16 +197,19 @@ impl AsFd for Listener {
     }
 }
 
-/// The user of this process, and the users and modes of a path and its directory, as far as they can be
-/// seen.
+/// The directory that a path is in.
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The user of this process, and whose a path and its directory are, as far as can be seen.
 fn owners(path: &Path) -> String {
     let mut text = format!("this is user {}", sys::effective_user());
-    if path.as_os_str().as_encoded_bytes().starts_with(b"@") {
+    if address::address(path).is_ok_and(|address| address.is_abstract()) {
         return text;
     }
-    let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
-    let directory = fs::metadata(directory.unwrap_or(Path::new(".")));
-    for (what, found) in [("directory", directory), ("socket", fs::symlink_metadata(path))] {
+    let (directory, socket) = (fs::metadata(directory_of(path)), fs::symlink_metadata(path));
+    for (what, found) in [("directory", directory), ("socket", socket)] {
         if let Ok(found) = found {
             let (user, group, mode) = (found.uid(), found.gid(), found.mode() & 0o7777);
             text += &format!(", the {what} is of user {user} and group {group}, mode {mode:o}");

@@ -12,7 +12,7 @@ use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN};
 const TURNS: u8 = 16;
 
 /// So many packets are enough for a turn, if they are received one by one.
-const TURN: usize = 8;
+const ENOUGH: usize = 8;
 
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
@@ -26,7 +26,8 @@ pub(super) struct Inbox {
     pub large: bool,
     /// For so many turns they are received one by one.
     one_by_one: u8,
-    /// The channel that was last received from: of one that is connected alone, the place.
+    /// The channel that was last received from. It may be another's by now; but where one is connected,
+    /// and this place is, it is that one.
     pub from: usize,
     /// The channel that may have another packet in this turn.
     pub unread: Option<usize>,
@@ -63,6 +64,6 @@ impl Inbox {
     /// Whether this turn has brought as much as one may: then brokers that connect and other events
     /// have theirs.
     pub(super) fn is_over(&self) -> bool {
-        self.large || self.packets >= TURN
+        self.large || self.packets >= ENOUGH
     }
 }

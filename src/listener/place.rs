@@ -34,7 +34,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use super::{ListenerError, ListenerOptions, failed};
+use super::{ListenerError, ListenerOptions, directory_of, failed};
 use crate::address;
 use crate::sys::address::Address;
 use crate::sys::file::{self, FileId};
@@ -116,8 +116,7 @@ impl<'a> Place<'a> {
         let directory = bytes.ends_with(b"/") || bytes.ends_with(b"/.");
         let name = path.file_name().filter(|_| !directory).map(PathBuf::from);
         let name = name.ok_or_else(|| ListenerError::Directory { path: path.to_owned() })?;
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let directory = file::open_directory(parent.unwrap_or(Path::new(".")))
+        let directory = file::open_directory(directory_of(path))
             .map_err(|error| failed(path, "open its directory", error))?;
         Ok(Place { path, address, directory, name })
     }
