@@ -309,6 +309,23 @@ mod tests {
     }
 
     #[test]
+    fn owners_are_those_of_the_socket_and_of_the_directory_behind_a_link() {
+        let (directory, path) = directory();
+        let link = directory.path().join("link");
+        symlink(directory.path(), &link).unwrap();
+        fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o710)).unwrap();
+        let options = ListenerOptions { mode: 0o640, ..Default::default() };
+        let _listener = Listener::new(&path, &options).unwrap();
+        for socket in [&path, &link.join("handoff.sock")] {
+            let said = owners(socket);
+            assert!(said.contains("the directory is of user "), "{said}");
+            assert!(said.contains(", mode 710, the socket is of user "), "{said}");
+            assert!(said.ends_with(", mode 640"), "{said}");
+        }
+        assert_eq!(owners(Path::new("@name")), format!("this is user {}", sys::effective_user()));
+    }
+
+    #[test]
     fn successor_under_the_same_name_is_not_removed() {
         let (_directory, path) = directory();
         let listener = listen(&path).unwrap();

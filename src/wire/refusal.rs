@@ -134,7 +134,9 @@ impl fmt::Display for Refusal {
                     f.write_str(", the number of all who have none in its user namespace")?;
                 }
                 if self.flags & LISTED != 0 {
-                    f.write_str("; it allows the users and groups that its policy lists")
+                    f.write_str("; it allows the users and groups that its policy lists")?;
+                    // Who knows the default expects root to be allowed.
+                    f.write_str(if *user == 0 { ", root only if it is one of them" } else { "" })
                 } else if *own == 0 {
                     f.write_str("; it allows root (its own)")
                 } else {
@@ -197,6 +199,9 @@ mod tests {
         let listed = "the backend does not allow user 65534, the number of all who have none in its \
             user namespace; it allows the users and groups that its policy lists";
         says(Refusal::not_allowed(65534, true, true, 0), denied, listed);
+        let root = "the backend does not allow user 0; it allows the users and groups that its policy \
+            lists, root only if it is one of them";
+        says(Refusal::not_allowed(0, false, true, 1001), denied, root);
         let unavailable = ErrorKind::BackendUnavailable;
         let full = "the backend has as many channels as it may: 64 (max_channels)";
         says(Refusal::channels(64), ErrorKind::TooManyChannels, full);
