@@ -96,6 +96,10 @@ export class Backend extends EventEmitter {
    * what is idle. Resolves, and emits 'close', when all connections have ended.
    */
   close(): Promise<void>;
+  /** Lets the process end although it listens, as net.Server does: then its file stays, for the next one. */
+  unref(): this;
+  /** The opposite, and how it begins. */
+  ref(): this;
 }
 
 /** Listens for brokers. */

@@ -190,6 +190,17 @@ class Backend extends EventEmitter {
       name.replace(/_./g, (letters) => letters[1].toUpperCase()), statistics[name]]));
   }
 
+  // As those of net.Server.
+  ref() {
+    if (this.#handle) this.#poll.ref();
+    return this;
+  }
+
+  unref() {
+    if (this.#handle) this.#poll.unref();
+    return this;
+  }
+
   /** Drains: a successor may listen. Resolves when all that was adopted has ended. */
   close() {
     if (!this.#closed) {

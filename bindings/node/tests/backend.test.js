@@ -261,6 +261,25 @@ test('a listener that throws loses no other arrival', LIMIT, async (t) => {
   assert.strictEqual(output, 'of the listener\n'.repeat(3));
 });
 
+test('a backend keeps its process only as long as that is wanted', LIMIT, async (t) => {
+  const bench = await Bench.start(t);
+  const listening = `const handoff = require(${JSON.stringify(ROOT)});
+    const backend = handoff.listen(${JSON.stringify(bench.path)}).unref().ref()`;
+  const unwanted = spawnSync(process.execPath, ['-e', `${listening}.unref()`], { encoding: 'utf8' });
+  assert.deepStrictEqual([unwanted.status, unwanted.stderr], [0, '']);
+  // It drains although it was not to keep the process.
+  const closed = `${listening}.unref(); backend.close().then(() => console.log('closed'));
+    backend.ref().unref()`;
+  assert.strictEqual(execFileSync(process.execPath, ['-e', closed], { encoding: 'utf8' }), 'closed\n');
+  const wanted = spawn(process.execPath, ['-e', `${listening}; setImmediate(() => console.log('on'))`],
+    { stdio: ['ignore', 'pipe', 'inherit'] });
+  t.after(() => wanted.kill('SIGKILL'));
+  const ended = once(wanted, 'close');
+  await once(wanted.stdout, 'data');
+  const first = await Promise.race([ended, pause(200, 'it goes on')]);
+  assert.strictEqual(first, 'it goes on');
+});
+
 test(`${CONNECTIONS} connections leave no descriptor and no memory`, LIMIT, async (t) => {
   const bench = await start(t, echo);
   const preread = Buffer.alloc(16384, 'x');

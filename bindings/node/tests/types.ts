@@ -23,4 +23,4 @@ handoff.listen('/run/app/handoff.sock').on('arrival', wait);
 // @ts-expect-error: no option
 handoff.listen('/run/app/handoff.sock', { maxchannels: 1 });
 
-export const closed: Promise<void> = backend.close();
+export const closed: Promise<void> = backend.unref().ref().close();
