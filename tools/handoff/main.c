@@ -19,6 +19,13 @@ int main(int argc, char **argv)
     } subcommands[] = {{"check", check_main}, {"broker", broker_main}, {"exec", exec_main}};
 
     keep_standard_descriptors();
+    /* `help check' is what many type for `check --help'. */
+    static char help[] = "--help";
+    if (argc > 1 && strcmp(argv[1], "help") == 0) {
+        argv[1] = argc > 2 ? argv[2] : help;
+        if (argc > 2)
+            argv[2] = help;
+    }
     const char *name = argc > 1 ? argv[1] : "";
     for (size_t i = 0; i < sizeof subcommands / sizeof *subcommands; i++) {
         if (strcmp(name, subcommands[i].name) != 0)

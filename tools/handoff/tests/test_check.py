@@ -203,12 +203,13 @@ class WhatWorks(Test):
         printed = self.run_command("--help").stdout
         self.assertLessEqual(len(printed.splitlines()), 40)
         self.assertLessEqual(max(map(len, printed.splitlines())), 100)
+        self.assertEqual(self.run_command("help").stdout, printed)
         self.assertEqual(self.run_command("--version").stdout, f"handoff {handoff.version()}\n")
 
     def test_each_subcommand_has_its_help(self):
         for name in "check", "broker", "exec":
-            for option in "--help", "-h":
-                result = self.run_command(name, option)
+            for arguments in (name, "--help"), (name, "-h"), ("help", name):
+                result = self.run_command(*arguments)
                 self.assertEqual((result.returncode, result.stderr), (0, ""))
                 self.assertEqual(re.findall("handoff [a-z]+ ", result.stdout), [f"handoff {name} "])
 
