@@ -458,6 +458,26 @@ static void draining_backend_finishes_what_arrived_and_frees_the_path(void **sta
     assert_adopted(&channel);
 }
 
+/* However many packets it is in: after a dispatch that leaves nothing held the backend is freed. */
+static void draining_backend_receives_all_that_was_sent_in_one_dispatch(void **state)
+{
+    (void)state;
+    enum { MANY = 50 };
+    handoff_arrival arrival = HANDOFF_ARRIVAL_INIT;
+    for (int i = 0; i < MANY; i++)
+        offer_fd(&channel, client[0]);
+    assert_ok(handoff_backend_drain(channel.backend));
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    assert_int_equal(backend_statistics(channel.backend).held, MANY);
+    while (handoff_backend_next(channel.backend, &arrival) == HANDOFF_OK)
+        adopt(&channel, arrival.id);
+    assert_int_equal(backend_statistics(channel.backend).held, 0);
+    handoff_backend_free(channel.backend);
+    channel.backend = NULL;
+    for (int i = 0; i < MANY; i++)
+        assert_adopted(&channel);
+}
+
 /* A loop that sleeps until the descriptor is readable frees the backend then. */
 static void draining_backend_that_holds_nothing_wakes_its_loop_once(void **state)
 {
@@ -528,6 +548,7 @@ int main(void)
         CHANNEL_TEST(bytes_beyond_what_may_be_held_are_rejected_as_busy),
         CHANNEL_TEST(sockets_are_taken_by_their_kinds),
         CHANNEL_TEST(draining_backend_finishes_what_arrived_and_frees_the_path),
+        CHANNEL_TEST(draining_backend_receives_all_that_was_sent_in_one_dispatch),
         CHANNEL_TEST(draining_backend_that_holds_nothing_wakes_its_loop_once),
         CHANNEL_TEST(busy_backend_that_drains_wakes_its_loop_too),
     };

@@ -298,7 +298,8 @@ impl Backend {
             let taken = taken.map_err(HandleError::system("wait for events"))?;
             let mut more = taken == Happened::ROOM;
             wait = Wait::No;
-            let few = if round == 0 { self.few() } else { Which::Few };
+            // In a later round others may have come.
+            let few = self.few();
             let mut others_come = false;
             for Event { key, readable, writable, ended } in happened.events() {
                 if key == LISTENER {

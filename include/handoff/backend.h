@@ -286,8 +286,8 @@ int handoff_backend_fd(handoff_backend *backend) HANDOFF_NOEXCEPT;
  *
  * It does not wait, but for `spin_us`, and does a bounded amount of work: each channel has its
  * turn once, and a few new brokers. Call it once when the descriptor is readable, then call
- * handoff_backend_next(). It may leave offers in the socket; then the descriptor is readable
- * again, also for an edge-triggered watch.
+ * handoff_backend_next(). It may leave offers in the socket, unless the backend drains; then the
+ * descriptor is readable again, also for an edge-triggered watch.
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
@@ -371,11 +371,13 @@ handoff_status handoff_backend_reject(handoff_backend *backend,
  * A successor can then listen at the path. With handoff_backend_listen_on() the socket that you
  * passed stays open, and brokers wait there for it.
  *
- * Go on: dispatch, take every arrival with next, adopt or reject it. If `held` in the statistics
- * is 0 after a dispatch, free the backend at once: the brokers take back what no dispatch has
- * received, and only then connect to the successor. So that your loop comes to that dispatch, the
- * descriptor becomes readable: now, or when you decide on the last arrival. What you adopted stays
- * yours. A program without an event loop calls handoff_backend_accept() with a `wait_ms` of 0 while it
+ * Go on: dispatch, which now receives every offer that has been sent; take every arrival with next,
+ * and adopt or reject it. If `held` in the statistics is 0 after a dispatch, free the backend at once:
+ * the brokers connect to the successor only then. They take back what they have not sent yet. The
+ * descriptor becomes readable when you hold no arrivals, now or later, so that your loop makes that
+ * last dispatch. What you adopted stays yours.
+ *
+ * A program without an event loop calls handoff_backend_accept() with a `wait_ms` of 0 while it
  * returns HANDOFF_OK, then handoff_backend_free(). With a negative `wait_ms`, handoff_backend_accept()
  * may now wait forever.
  *

@@ -85,10 +85,14 @@ impl Backend {
     }
 
     /// Which packets a channel's turn begins with. With several channels, the tokens that go out between
-    /// the packets would give one all turns.
+    /// the packets would give one all turns. A backend that drains takes all: when it holds nothing, it
+    /// ends, and a broker has no more offers than it has tokens.
     pub(super) fn few(&self) -> Which {
-        let alone = self.accepting.connected == 1 && !self.arrivals.draining;
-        if alone && self.inbox.is_one_by_one() { Which::Next } else { Which::Few }
+        match self.accepting.connected {
+            _ if self.arrivals.draining => Which::All,
+            1 if self.inbox.is_one_by_one() => Which::Next,
+            _ => Which::Few,
+        }
     }
 
     /// Receives the next packet of this turn; says whether there may be one.

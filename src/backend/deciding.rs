@@ -309,17 +309,21 @@ mod tests {
         assert!(!both.backend.inbox.is_one_by_one());
     }
 
-    /// It tells that it holds nothing, which it knows when there is nothing to receive.
+    /// If it holds nothing after a dispatch, it ends, and would leave to the brokers what is there.
     #[test]
-    fn draining_backend_receives_packets_at_once() {
-        let mut both = both();
-        take_some(&mut both, 2);
-        for _ in 0..3 {
-            both.offer(b"");
+    fn draining_backend_receives_all_at_once() {
+        for one_by_one in [false, true] {
+            let mut both = both();
+            if one_by_one {
+                take_some(&mut both, 2);
+            }
+            let before = both.backend.statistics().arrived;
+            both.offer(&[0; wire::LARGE_LEN]);
+            (1..30).for_each(|_| both.offer(b"small"));
+            both.backend.drain().unwrap();
+            both.backend.dispatch().unwrap();
+            assert_eq!(both.backend.statistics().arrived, before + 30);
         }
-        both.backend.drain().unwrap();
-        both.backend.dispatch().unwrap();
-        assert_eq!(both.backend.statistics().arrived, 2 + 3);
     }
 
     /// Each verdict brings its broker a token: with that it could have one turn after the other.
