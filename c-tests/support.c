@@ -312,20 +312,28 @@ void make_pair(int type, int pair[2])
 
 void make_tcp_pair(int ends[2])
 {
+    assert_true(make_inet_pair(ends, IPPROTO_TCP));
+}
+
+int make_inet_pair(int ends[2], int protocol)
+{
     struct sockaddr_in address = {.sin_family = AF_INET,
                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t len = sizeof address;
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, protocol);
+    if (listener == -1 && (errno == EPROTONOSUPPORT || errno == ENOPROTOOPT))
+        return 0;
     assert_int_not_equal(listener, -1);
     assert_int_equal(bind(listener, (struct sockaddr *)&address, len), 0);
     assert_int_equal(listen(listener, 1), 0);
     assert_int_equal(getsockname(listener, (struct sockaddr *)&address, &len), 0);
-    ends[1] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    ends[1] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, protocol);
     assert_int_not_equal(ends[1], -1);
     assert_int_equal(connect(ends[1], (struct sockaddr *)&address, len), 0);
     ends[0] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
     assert_int_not_equal(ends[0], -1);
     close(listener);
+    return 1;
 }
 
 static uint64_t cookie(int socket)

@@ -107,6 +107,9 @@ void make_pair(int type, int pair[2]);
 /** A connected TCP pair on loopback: ends[0] accepted, ends[1] the client. */
 void make_tcp_pair(int ends[2]);
 
+/** The same with any protocol of the Internet that is like TCP; 0 if this kernel does not have it. */
+int make_inet_pair(int ends[2], int protocol);
+
 /** Asserts that two descriptors are of one open socket: the same SO_COOKIE. */
 void assert_same_socket(int a, int b);
 

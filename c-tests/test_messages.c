@@ -317,30 +317,47 @@ static void peer_that_is_not_accepted_is_said_of_the_listener(void **state)
     remove_directory(place.directory);
 }
 
+/* The arguments in the wrong order: a client would get the token. */
+static void assert_token_is_not_sent_over(int tcp, int other, const struct wire *wire)
+{
+    char byte;
+    assert_invalid(handoff_raw_send(tcp, wire->broker, &wire->token));
+    assert_message_of("socket", tcp, " is not a Unix socket");
+    assert_invalid(handoff_raw_token_send(tcp, &wire->token));
+    assert_message_of("socket", tcp, " is not a Unix socket");
+    assert_invalid(handoff_raw_ack_accept(tcp, &wire->token));
+    assert_message_of("socket", tcp, " is not a Unix socket");
+    assert_invalid(handoff_raw_ack_reject(tcp, &wire->token, HANDOFF_REASON_REJECTED));
+    assert_message_of("socket", tcp, " is not a Unix socket");
+    assert_int_equal(recv(other, &byte, 1, MSG_DONTWAIT), -1);
+    assert_int_equal(errno, EAGAIN);
+    assert_int_equal(send(tcp, "x", 1, 0), 1);
+    assert_int_equal(recv(other, &byte, 1, 0), 1);
+}
+
+/* Runtimes such as Go's listen with MPTCP where the kernel has it. */
+static void token_is_not_sent_over_tcp_with_several_paths(void **state)
+{
+    enum { MULTIPATH = 262 }; /* IPPROTO_MPTCP, which old headers lack */
+    int ends[2];
+    if (!make_inet_pair(ends, MULTIPATH)) {
+        print_message("this kernel has no MPTCP\n");
+        skip();
+    }
+    for (int i = 0; i < 2; i++)
+        assert_token_is_not_sent_over(ends[i], ends[1 - i], *state);
+    close(ends[0]);
+    close(ends[1]);
+}
+
 static void sending_over_what_cannot_carry_it_is_refused_and_sends_nothing(void **state)
 {
     struct wire *wire = *state;
     struct odd odd[ODD];
-    char byte;
     int fd = renumber(wire->connection);
     wire->connection = fd;
-    /* The arguments in the wrong order: a client would get the token. */
-    for (int i = 0; i < 2; i++) {
-        int tcp = i == 0 ? wire->connection : wire->client;
-        int other = i == 0 ? wire->client : wire->connection;
-        assert_invalid(handoff_raw_send(tcp, wire->broker, &wire->token));
-        assert_message_of("socket", tcp, " is not a Unix socket");
-        assert_invalid(handoff_raw_token_send(tcp, &wire->token));
-        assert_message_of("socket", tcp, " is not a Unix socket");
-        assert_invalid(handoff_raw_ack_accept(tcp, &wire->token));
-        assert_message_of("socket", tcp, " is not a Unix socket");
-        assert_invalid(handoff_raw_ack_reject(tcp, &wire->token, HANDOFF_REASON_REJECTED));
-        assert_message_of("socket", tcp, " is not a Unix socket");
-        assert_int_equal(recv(other, &byte, 1, MSG_DONTWAIT), -1);
-        assert_int_equal(errno, EAGAIN);
-        assert_int_equal(send(tcp, "x", 1, 0), 1);
-        assert_int_equal(recv(other, &byte, 1, 0), 1);
-    }
+    assert_token_is_not_sent_over(wire->connection, wire->client, wire);
+    assert_token_is_not_sent_over(wire->client, wire->connection, wire);
     int fresh = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     handoff_status status = handoff_raw_send(fresh, wire->broker, &wire->token);
     assert_true(status < 0);
@@ -492,6 +509,7 @@ int main(void)
         TEST(broker_without_a_channel_says_why),
         TEST(shortage_of_descriptors_says_whose_limit_it_is),
         TEST(peer_that_is_not_accepted_is_said_of_the_listener),
+        STREAM_TEST(token_is_not_sent_over_tcp_with_several_paths),
         WIRE_TEST(sending_over_what_cannot_carry_it_is_refused_and_sends_nothing),
         TEST(receiving_and_asking_say_what_the_descriptor_is),
         WIRE_TEST(calls_with_a_path_name_the_path),

@@ -92,9 +92,9 @@ pub(crate) fn secret() -> [u8; 16] {
     secret
 }
 
-/// Sends without blocking and without SIGPIPE. A TCP socket refuses it, EISCONN.
+/// Sends without blocking and without SIGPIPE. A TCP socket refuses it.
 pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
-    send_but_over_tcp(|flags| {
+    send_but_over_tcp(socket, |flags| {
         let flags = flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let (start, len) = (bytes.as_ptr().cast(), bytes.len());
         // SAFETY: the pointer and the length describe `bytes`, which send(2) only reads.
@@ -103,24 +103,28 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
 }
 
 /// Sends `bytes` with one descriptor attached, without blocking and without SIGPIPE. A TCP socket
-/// refuses it, EISCONN.
+/// refuses it.
 pub(crate) fn send_with_descriptor(
     socket: BorrowedFd<'_>,
     bytes: &[u8],
     descriptor: BorrowedFd<'_>,
 ) -> io::Result<usize> {
     let (parts, descriptors) = ([IoSlice::new(bytes)], [descriptor.as_raw_fd()]);
-    send_but_over_tcp(|flags| packet::send_message(socket, &parts, &descriptors, flags))
+    send_but_over_tcp(socket, |flags| packet::send_message(socket, &parts, &descriptors, flags))
 }
 
-/// Makes a call that sends a token, with a flag that makes a TCP socket refuse it, EISCONN: TCP
+/// Makes a call that sends a token, with a flag that makes a TCP socket refuse it: TCP
 /// ignores SCM_RIGHTS and would send the token, which is a secret, to somebody's client.
 ///
-/// TCP refuses to connect anew with the first bytes, tcp(7), and a Unix socket does not know the
-/// flag and ignores it. A sandbox may refuse flags that it does not know.
-fn send_but_over_tcp(send: impl Fn(libc::c_int) -> io::Result<usize>) -> io::Result<usize> {
+/// TCP refuses to connect anew with the first bytes, tcp(7): EISCONN, and EINVAL with several paths
+/// (MPTCP). A Unix socket does not know the flag and ignores it. A sandbox may refuse flags that it does
+/// not know.
+fn send_but_over_tcp(
+    socket: BorrowedFd<'_>,
+    send: impl Fn(libc::c_int) -> io::Result<usize>,
+) -> io::Result<usize> {
     send(libc::MSG_FASTOPEN).or_else(|error| match error.raw_os_error() {
-        Some(libc::EINVAL) => send(0),
+        Some(libc::EINVAL) if socket::is_unix(socket) => send(0),
         _ => Err(error),
     })
 }

@@ -315,6 +315,12 @@ pub(crate) fn any_peer_group(
     Ok(many[..count].iter().any(|group| looked_for(*group)))
 }
 
+/// Whether a descriptor is a Unix socket.
+pub(crate) fn is_unix(socket: BorrowedFd<'_>) -> bool {
+    let mut family = [0 as libc::c_int];
+    socket_option(socket, libc::SO_DOMAIN, &mut family).is_ok() && family == [libc::AF_UNIX]
+}
+
 /// What a descriptor is, if it is not a listening Unix socket of sequenced packets, and what the
 /// system says of one that is no socket.
 pub(crate) fn is_no_listener(socket: BorrowedFd<'_>) -> Option<(&'static str, Option<io::Error>)> {
@@ -326,7 +332,7 @@ pub(crate) fn is_no_listener(socket: BorrowedFd<'_>) -> Option<(&'static str, Op
         Ok(kind) => kind,
         Err(error) => return Some((what_is(socket), Some(error))),
     };
-    if !ask(libc::SO_DOMAIN).is_ok_and(|domain| domain == libc::AF_UNIX) {
+    if !is_unix(socket) {
         Some(("a socket of another family", None))
     } else if kind != libc::SOCK_SEQPACKET {
         Some(("a Unix socket of another type", None))
@@ -340,12 +346,9 @@ pub(crate) fn is_no_listener(socket: BorrowedFd<'_>) -> Option<(&'static str, Op
 /// What a descriptor is, for the sentence about a socket that cannot be used.
 #[cold]
 pub(crate) fn not_usable(socket: BorrowedFd<'_>) -> &'static str {
-    let mut family = [0 as libc::c_int];
     match what_is(socket) {
-        A_SOCKET => match socket_option(socket, libc::SO_DOMAIN, &mut family) {
-            Ok(_) if family != [libc::AF_UNIX] => "not a Unix socket",
-            _ => "a Unix socket in the wrong state",
-        },
+        A_SOCKET if is_unix(socket) => "a Unix socket in the wrong state",
+        A_SOCKET => "not a Unix socket",
         other => other,
     }
 }
