@@ -4,9 +4,9 @@ use std::ffi::{c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::time::Duration;
 
-use super::argument::{Out, Problem, check, descriptor, free, nonzero, path, reference, wait};
+use super::argument::{Out, Problem, check, descriptor, free, nonzero, path, wait};
 use super::growing::{Fill, Growing, Input, initialize, read_or_default};
-use super::guard::{Failure, Message, guard, guard_or, wake};
+use super::guard::{Failure, guard, guard_or, wake};
 use super::in_use::InUse;
 use super::peer::{handoff_peer_policy, policy};
 use super::reason::{handoff_reason, reason};
@@ -31,13 +31,12 @@ pub struct handoff_backend {
     backend: Backend,
     waker: Waker,
     in_use: InUse,
-    last_error: Message,
 }
 
 impl handoff_backend {
     fn new(backend: Backend) -> handoff_backend {
-        let (waker, in_use) = (backend.waker(), InUse::default());
-        handoff_backend { backend, waker, in_use, last_error: Message::new() }
+        let (waker, in_use) = (backend.waker(), InUse::new());
+        handoff_backend { backend, waker, in_use }
     }
 }
 
@@ -239,11 +238,9 @@ fn with(
         // uses during the call.
         body(unsafe { &mut (*backend).backend })
     });
-    match reference(backend, "backend") {
-        Ok(backend) if status < HANDOFF_OK && !backend.in_use.is_set() => {
-            backend.last_error.copy_from_thread();
-        }
-        _ => {}
+    if check(backend, "backend").is_ok() {
+        // SAFETY: as above.
+        unsafe { &(*backend).in_use }.keep_error(status);
     }
     status
 }
@@ -637,8 +634,10 @@ pub extern "C" fn handoff_backend_get_statistics(
 ///         until the backend's next error or its end.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_backend_last_error(backend: *const handoff_backend) -> *const c_char {
-    guard_or(c"".as_ptr(), || {
-        reference(backend, "backend").map_or(c"".as_ptr(), |backend| backend.last_error.as_ptr())
+    guard_or(c"".as_ptr(), || match check(backend, "backend") {
+        // SAFETY: as in `with`.
+        Ok(()) => unsafe { &(*backend).in_use }.last_error(),
+        Err(_) => c"".as_ptr(),
     })
 }
 

@@ -120,7 +120,7 @@ fn panic_message(payload: &(dyn Any + Send)) -> &str {
 
 /// The message of the last error, of a thread or of a handle: one line of printable text. Its room
 /// is fixed, so it needs no memory of its own; it has no destructor, so that a thread may ask until its
-/// very end.
+/// very end. One thread at a time uses it: whose it is, or who makes a call with the handle.
 pub(super) struct Message {
     text: UnsafeCell<[u8; Message::LEN]>,
     len: Cell<usize>,
@@ -140,7 +140,7 @@ impl Message {
     /// Replaces the text.
     pub(super) fn set(&self, text: fmt::Arguments<'_>) {
         self.len.set(0);
-        // SAFETY: only this thread has the cell, and no reference to its text outlives this block.
+        // SAFETY: one thread at a time, and no reference to the text outlives this block.
         unsafe { (*self.text.get())[0] = 0 };
         // An error only says that the message was cut at the end of its room.
         let _ = (&mut &*self).write_fmt(text);
@@ -149,7 +149,7 @@ impl Message {
     /// Replaces the text by bytes as they are, as many as there is room for.
     pub(super) fn set_bytes(&self, bytes: &[u8]) {
         let len = bytes.len().min(Message::LEN - 1);
-        // SAFETY: only this thread has the cell, and no reference to its text outlives this block.
+        // SAFETY: one thread at a time, and no reference to the text outlives this block.
         let text = unsafe { &mut *self.text.get() };
         text[..len].copy_from_slice(&bytes[..len]);
         text[len] = 0;
@@ -159,8 +159,8 @@ impl Message {
     /// Takes over this thread's message.
     pub(super) fn copy_from_thread(&self) {
         THREAD.with(|message| {
-            // SAFETY: only this thread uses either message, they are different ones, and no
-            // reference to their texts outlives this statement.
+            // SAFETY: one thread at a time, they are different messages, and no reference to their
+            // texts outlives this statement.
             unsafe { *self.text.get() = *message.text.get() };
             self.len.set(message.len.get());
         });
@@ -176,7 +176,7 @@ impl fmt::Write for &Message {
     /// Control characters become '?': whoever may make a socket in a directory chooses its name,
     /// and that must not forge a line in a log, or reach a terminal.
     fn write_str(&mut self, part: &str) -> fmt::Result {
-        // SAFETY: only this thread has the cell, and no reference to its text outlives this call.
+        // SAFETY: one thread at a time, and no reference to the text outlives this call.
         let text = unsafe { &mut *self.text.get() };
         for character in part.chars() {
             let shown = if character.is_control() { '?' } else { character };

@@ -1,15 +1,22 @@
-//! Two calls at once of a handle that is for one at a time: the second is told, where it is seen.
+//! Two calls at once of a handle that is for one at a time: the second is told, where it is seen. And the
+//! error that the last of those calls left.
 
+use std::ffi::c_char;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::argument::Problem;
-use super::guard::Failure;
+use super::guard::{Failure, Message};
+use super::status::{HANDOFF_OK, handoff_status};
 
 /// Whether a call uses a handle now. Not a lock, which would cost each call more than this mistake is
 /// worth: two threads that begin at the same moment are not seen.
-#[derive(Default)]
-pub(super) struct InUse(AtomicBool);
+///
+/// Calls refer to this part of a handle alone: another thread's may be changing the rest.
+pub(super) struct InUse {
+    now: AtomicBool,
+    last_error: Message,
+}
 
 /// A call's use of a handle, until it ends.
 pub(super) struct Use<'a>(&'a InUse);
@@ -21,6 +28,10 @@ pub(super) struct Used<'a, T> {
 }
 
 impl InUse {
+    pub(super) const fn new() -> InUse {
+        InUse { now: AtomicBool::new(false), last_error: Message::new() }
+    }
+
     /// Begins a use. `is_ours`: whether the handle is this process's. In a child of fork(2) a call
     /// of the parent may have left its mark, and its thread is not there.
     pub(super) fn begin(
@@ -28,24 +39,32 @@ impl InUse {
         name: &'static str,
         is_ours: impl FnOnce() -> bool,
     ) -> Result<Use<'_>, Failure> {
-        if self.is_set() && is_ours() {
+        if self.now.load(Ordering::Relaxed) && is_ours() {
             return Err(Failure::Argument(
                 name,
                 Problem::Is("is in use by another call: one thread at a time may use it"),
             ));
         }
-        self.0.store(true, Ordering::Relaxed);
+        self.now.store(true, Ordering::Relaxed);
         Ok(Use(self))
     }
 
-    pub(super) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    /// Keeps the error of a call that has ended, unless another thread's was in its way.
+    pub(super) fn keep_error(&self, status: handoff_status) {
+        if status < HANDOFF_OK && !self.now.load(Ordering::Relaxed) {
+            self.last_error.copy_from_thread();
+        }
+    }
+
+    /// The message that [`keep_error`](InUse::keep_error) kept.
+    pub(super) fn last_error(&self) -> *const c_char {
+        self.last_error.as_ptr()
     }
 }
 
 impl Drop for Use<'_> {
     fn drop(&mut self) {
-        self.0.0.store(false, Ordering::Relaxed);
+        self.0.now.store(false, Ordering::Relaxed);
     }
 }
 

@@ -3,10 +3,10 @@
 use std::ffi::{CStr, c_char};
 
 use crate::broker::{Broker, SharedBroker};
-use crate::ffi::argument::{Problem, check, reference};
+use crate::ffi::argument::{Problem, check};
 use crate::ffi::guard::{self, Failure, Message, guard, guard_or, last_message};
 use crate::ffi::in_use::{InUse, Used};
-use crate::ffi::status::{HANDOFF_OK, handoff_status, status_of};
+use crate::ffi::status::{handoff_status, status_of};
 use crate::handle::Waker;
 use crate::kind::ErrorKind;
 
@@ -19,7 +19,6 @@ pub struct handoff_broker {
     /// What ends a wait. None: threads share the broker, and it is that which does.
     waker: Option<Waker>,
     in_use: InUse,
-    last_error: Message,
     /// About a backend: see handoff_broker_get_state().
     state: Message,
 }
@@ -39,8 +38,7 @@ impl handoff_broker {
             let waker = broker.waker();
             (Kind::Single(broker), Some(waker))
         };
-        let (last_error, state) = (Message::new(), Message::new());
-        handoff_broker { broker, waker, in_use: InUse::default(), last_error, state }
+        handoff_broker { broker, waker, in_use: InUse::new(), state: Message::new() }
     }
 }
 
@@ -123,13 +121,11 @@ pub(super) fn single<'a>(broker: *mut handoff_broker) -> Result<Used<'a, Broker>
 }
 
 /// Keeps the error of a call with the broker. That of a shared one is the thread's only, and so is that
-/// of a call which another thread's was in the way of.
+/// of a call that another thread's was in the way of.
 pub(super) fn keep_error(broker: *mut handoff_broker, status: handoff_status) -> handoff_status {
-    if status < HANDOFF_OK && matches!(shared(broker), Ok(None)) {
-        match reference(broker, "broker") {
-            Ok(broker) if !broker.in_use.is_set() => broker.last_error.copy_from_thread(),
-            _ => {}
-        }
+    if matches!(shared(broker), Ok(None)) {
+        // SAFETY: `shared` has checked the pointer, and no call borrows this exclusively.
+        unsafe { &(*broker).in_use }.keep_error(status);
     }
     status
 }
@@ -153,9 +149,10 @@ pub(super) fn wake(broker: *const handoff_broker) -> handoff_status {
 
 /// The message that [`keep_error`] kept.
 pub(super) fn last_error(broker: *const handoff_broker) -> *const c_char {
-    guard_or(c"".as_ptr(), || match (reference(broker, "broker"), shared(broker.cast_mut())) {
-        (Ok(_), Ok(Some(_))) => last_message(),
-        (Ok(broker), _) => broker.last_error.as_ptr(),
-        (Err(_), _) => c"".as_ptr(),
+    guard_or(c"".as_ptr(), || match shared(broker.cast_mut()) {
+        Ok(Some(_)) => last_message(),
+        // SAFETY: as in `keep_error`.
+        Ok(None) => unsafe { &(*broker).in_use }.last_error(),
+        Err(_) => c"".as_ptr(),
     })
 }
