@@ -331,6 +331,25 @@ static void acknowledgement_behind_a_malformed_one_is_found(void **state)
     assert_int_equal(ack.outcome, HANDOFF_ADOPTED);
 }
 
+/* To tell an empty packet from the end takes an option of the broker's socket. */
+static void acknowledgement_behind_an_empty_packet_is_found_and_no_option_changed(void **state)
+{
+    struct wire *wire = *state;
+    for (int option = 0; option < 2; option++) {
+        int found = -1;
+        socklen_t len = sizeof found;
+        handoff_raw_ack ack = HANDOFF_RAW_ACK_INIT;
+        assert_int_equal(setsockopt(wire->broker, SOL_SOCKET, SO_PASSCRED, &option, len), 0);
+        send_raw(wire->backend, "", 0, NULL, 0);
+        assert_status(handoff_raw_ack_receive(wire->broker, &ack), HANDOFF_ERR_ACK_MALFORMED);
+        send_raw(wire->backend, "", 0, NULL, 0);
+        assert_ok(handoff_raw_ack_accept(wire->backend, &wire->token));
+        assert_ok(handoff_raw_ack_receive(wire->broker, &ack));
+        assert_int_equal(getsockopt(wire->broker, SOL_SOCKET, SO_PASSCRED, &found, &len), 0);
+        assert_int_equal(found, option);
+    }
+}
+
 /* Sends these bytes as the acknowledgement, and expects both ways of taking it to refuse them. */
 static void assert_malformed(const struct wire *wire, const void *bytes, size_t len)
 {
@@ -519,6 +538,7 @@ int main(void)
         WIRE_TEST(acknowledgement_of_another_message_is_a_mismatch),
         WIRE_TEST(acknowledgement_behind_another_messages_is_found),
         WIRE_TEST(acknowledgement_behind_a_malformed_one_is_found),
+        SEQPACKET_TEST(acknowledgement_behind_an_empty_packet_is_found_and_no_option_changed),
         WIRE_TEST(acknowledgement_of_any_shorter_length_is_malformed),
         SEQPACKET_TEST(packet_longer_than_an_acknowledgement_is_malformed),
         WIRE_TEST(acknowledgement_of_unknown_content_is_malformed),

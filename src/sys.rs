@@ -134,7 +134,7 @@ fn send_but_over_tcp(
 pub(crate) struct Received {
     /// Bytes written to the buffer; 0 is the end of the stream, or an empty packet.
     pub len: usize,
-    /// Its sender's credentials came with it: see [`socket::tell_packets`].
+    /// Its sender's credentials came with it: see [`socket::telling_packets`].
     pub is_packet: bool,
     /// How many descriptors came.
     pub descriptors: usize,

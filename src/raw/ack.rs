@@ -184,12 +184,14 @@ fn take(socket: BorrowedFd<'_>, wait: bool) -> Result<Ack, AckError> {
     let malformed = |problem| AckError::Malformed { socket: socket.into(), problem };
     let mut received = take_bytes(socket, &mut bytes, wait)?;
     let mut is_end = received.len == 0;
-    if is_end && sys::socket::tell_packets(socket) {
+    if is_end {
         // An empty packet would look like the end, and what is behind it would not be found. The end
         // is still there when it is looked for again.
-        received = match take_bytes(socket, &mut bytes, false) {
-            Err(AckError::Nothing { .. }) => return Err(malformed("an empty packet")),
-            result => result?,
+        let again = || take_bytes(socket, &mut bytes, false);
+        received = match sys::socket::telling_packets(socket, again) {
+            Some(Err(AckError::Nothing { .. })) => return Err(malformed("an empty packet")),
+            Some(result) => result?,
+            None => received,
         };
         is_end = received.len == 0 && !received.is_packet;
     }

@@ -69,15 +69,19 @@ pub(crate) fn set_nonblocking(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Has each packet that is received, an empty one too, come with its sender's credentials, and the end
-/// without: SO_PASSCRED, unix(7). False for a stream: it has no packets, and all that is empty is its
-/// end.
-pub(crate) fn tell_packets(socket: BorrowedFd<'_>) -> bool {
-    let has_packets = socket_type(socket).is_ok_and(|kind| kind != libc::SOCK_STREAM);
-    if has_packets {
-        set_flag(socket, libc::SO_PASSCRED, true);
+/// Runs `receive` so that each packet, an empty one too, comes with its sender's credentials, and the end
+/// without: SO_PASSCRED, unix(7). None for a stream: it has no packets, and all that is empty is its end.
+pub(crate) fn telling_packets<T>(socket: BorrowedFd<'_>, receive: impl FnOnce() -> T) -> Option<T> {
+    if !socket_type(socket).is_ok_and(|kind| kind != libc::SOCK_STREAM) {
+        return None;
     }
-    has_packets
+    let mut before = [0 as libc::c_int];
+    let is_set = socket_option(socket, libc::SO_PASSCRED, &mut before).is_ok() && before != [0];
+    set_flag(socket, libc::SO_PASSCRED, true);
+    let received = receive();
+    // The socket is the caller's.
+    set_flag(socket, libc::SO_PASSCRED, is_set);
+    Some(received)
 }
 
 /// Whether a socket takes descriptors, where the kernel can refuse them (Linux 6.16): then a sender's
