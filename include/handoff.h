@@ -21,20 +21,20 @@
  *
  * - Status. A call that can fail returns a handoff_status: HANDOFF_OK (0); a positive number if
  *   there is no result but also no error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT, HANDOFF_WOKEN); or a
- *   negative HANDOFF_ERR_*. After an error, errno is the system's error, or 0 if the system had no
- *   part in it, and handoff_last_error() returns a message for this thread.
+ *   negative HANDOFF_ERR_*. After an error, handoff_last_error() returns a message for this thread,
+ *   and errno is the system's error. If the system had no part in it, errno is 0, or one of those
+ *   that handoff_backend_state lists at `error`.
  * - Arguments. A NULL or misaligned pointer, a bad descriptor or a path that is too long is
- *   HANDOFF_ERR_INVALID_ARGUMENT, not a crash. The library cannot check where a pointer points: a
- *   handle that you have freed is as any pointer after free(3), so set it to NULL. Freeing NULL does
- *   nothing.
- *   Out parameters come last and are written only on HANDOFF_OK.
+ *   HANDOFF_ERR_INVALID_ARGUMENT, not a crash. The library cannot check where a pointer points: do
+ *   not use a handle after you have freed it. Freeing NULL does nothing. Out parameters come last,
+ *   except in the _init() calls, and are written only on HANDOFF_OK.
  * - Structs. Initialise each with its _INIT macro. In a language without macros, call the _init()
  *   function of a struct that you fill, and set `size` to the struct's size in one that the library
- *   fills; layout.h says sizes, offsets and values. Once is enough, however many calls use the
- *   struct. Zero is the default in every field. Out-of-range values are clamped; combinations that
- *   cannot work are refused. A struct larger than the library knows is accepted if the rest is zero,
- *   else HANDOFF_ERR_UNSUPPORTED. A `size` that the struct never had in any release is
- *   HANDOFF_ERR_INVALID_ARGUMENT.
+ *   fills; layout.h says sizes, offsets and values. You may use a struct for many calls without
+ *   initialising it again. Zero is the default in every field. Out-of-range values are clamped;
+ *   combinations that cannot work are refused. A struct larger than the library knows is accepted
+ *   if the rest is zero, else HANDOFF_ERR_UNSUPPORTED. A `size` that the struct never had in any
+ *   release is HANDOFF_ERR_INVALID_ARGUMENT.
  * - Descriptors. One that you pass in stays yours, open and unchanged unless the call says
  *   otherwise. One in an out parameter is yours to close, and is close-on-exec. The one that a
  *   handle returns for polling stays the handle's: remove it from your event loop before you free
@@ -45,10 +45,10 @@
  *   handoff_backend_wake() do. `timeout_ms` is how long an offer may wait before it is taken
  *   back: 0 is the default, HANDOFF_NO_TIMEOUT is no limit.
  * - Threads. A broker or a backend is used by one thread at a time. Threads may take turns under a
- *   mutex of yours. Two calls at once are a bug, except with HANDOFF_BROKER_SHARED and for
- *   handoff_broker_wake() and handoff_backend_wake(): the second gets HANDOFF_ERR_INVALID_ARGUMENT
- *   if the library sees it, and the behaviour is undefined if not. Different handles are
- *   independent. raw.h has its own rules.
+ *   mutex of yours. Two calls at once with one handle are a bug: the second gets
+ *   HANDOFF_ERR_INVALID_ARGUMENT if the library sees it, and the behaviour is undefined if not. Only
+ *   handoff_broker_wake(), handoff_backend_wake() and a broker with HANDOFF_BROKER_SHARED are for
+ *   several threads at once. Different handles are independent. raw.h has its own rules.
  * - fork(). A broker or a backend is used by one process: the one that uses it first. Making it is
  *   not a use, nor is handoff_broker_add(), or reading states and statistics; so you can do these
  *   before fork(). Then each process that uses its copy of a broker has a broker of its own. All
@@ -60,6 +60,9 @@
  * - The library starts no thread, installs no signal handler, raises no SIGPIPE, writes nothing to
  *   standard error, and does not change signal masks, the umask or the working directory. None of
  *   its calls is a cancellation point, pthread_cancel(3).
+ * - Memory. A large allocation that fails, one whose size an option or a peer decides, is
+ *   HANDOFF_ERR_NO_MEMORY. If there is no memory for even a few bytes, the Rust runtime says so on
+ *   standard error and ends the process with SIGABRT.
  */
 
 #ifndef HANDOFF_H

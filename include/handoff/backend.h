@@ -29,8 +29,8 @@ extern "C" {
  * Once it runs, it allocates only for new channels, and for arrivals whose bytes do not fit into
  * the memory that it keeps.
  *
- * Its calls wait for no broker, but for those that have a `wait_ms`. Yet a hostile broker can send
- * descriptors whose close(2) takes long, see docs/security.md: let only users connect that you trust.
+ * Only a call with a `wait_ms` waits for a broker. But a hostile broker can send descriptors that are
+ * slow to close(2), see docs/security.md: let only users connect that you trust.
  */
 typedef struct handoff_backend handoff_backend;
 
@@ -159,8 +159,9 @@ handoff_status handoff_backend_listen(const char *path,
  * Listens for brokers on a socket that somebody else made, such as a service manager.
  *
  * @param fd            a listening Unix socket of sequenced packets (SOCK_SEQPACKET); duplicated.
- *                      It becomes non-blocking, and all its copies share that: leave it so,
- *                      otherwise dispatch may block. Its file, if it has one, is never removed.
+ *                      It becomes non-blocking, and takes descriptors (SO_PASSRIGHTS). All its
+ *                      copies share that: leave it so, or dispatch may block. Its file, if it has
+ *                      one, is never removed.
  * @param options       the limits, or NULL for the defaults; read during the call only. `mode` and
  *                      `backlog` have no effect.
  * @param[out] backend  the backend; free it with handoff_backend_free()
@@ -244,7 +245,7 @@ typedef struct handoff_arrival {
  *         handoff_backend_wake(), also if `wait_ms` is 0;
  *         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or `arrival->size` is wrong;
  *         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
- *         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use.
+ *         HANDOFF_ERR_UNSUPPORTED at the first use; HANDOFF_ERR_SYSTEM.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_accept(handoff_backend *backend,
@@ -254,8 +255,8 @@ handoff_status handoff_backend_accept(handoff_backend *backend,
 /**
  * Ends a wait in handoff_backend_accept(): the call that waits returns HANDOFF_WOKEN.
  *
- * If none waits, a later one returns it, once all that was already received has been returned; with a
- * `wait_ms` of 0 also all that is in the sockets.
+ * If none waits, a later one returns HANDOFF_WOKEN, after every arrival that was already received;
+ * with a `wait_ms` of 0, after all that is in the sockets.
  *
  * @param backend  the backend; nobody may free it meanwhile
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -332,8 +333,8 @@ handoff_status handoff_backend_next(handoff_backend *backend,
  * @param backend  the backend
  * @param id       the arrival's id
  * @param[out] fd  the connection, close-on-exec, yours to close(2). Its other flags and options
- *                 are as the broker set them, O_NONBLOCK too. Before close(2), take it out of your
- *                 epoll set, EPOLL_CTL_DEL: while the broker has its copy, close(2) does not.
+ *                 are as the broker set them, O_NONBLOCK too. Remove it from your epoll set
+ *                 (EPOLL_CTL_DEL) before close(2), which does not as long as the broker has a copy.
  * @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke the protocol: the
  *         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL (the arrival
  *         stays held), or if no arrival with this id is held; HANDOFF_ERR_WRONG_PROCESS. If the
@@ -346,10 +347,11 @@ handoff_status handoff_backend_adopt(handoff_backend *backend,
                                      int *fd) HANDOFF_NOEXCEPT;
 
 /**
- * Rejects an arrival. Its descriptor is closed, and the broker serves the client another way. If
- * its SO_LINGER, socket(7), has a time, that is turned off first for both copies, because close(2)
- * could wait, as for every arrival that is not adopted. The verdict is sent at once,
- * or, if you still have others to take that came with it, with theirs.
+ * Rejects an arrival. Its descriptor is closed, and the broker serves the client another way. The
+ * verdict is sent at once, or, if you still have others to take that came with it, with theirs.
+ *
+ * If SO_LINGER, socket(7), is on, it is turned off first, so that close(2) cannot wait: for the
+ * broker's copy, too, and for every arrival that is not adopted.
  *
  * @param backend  the backend
  * @param id       the arrival's id

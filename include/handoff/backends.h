@@ -183,7 +183,7 @@ typedef struct handoff_backend_state {
     /** Its weight. */
     uint32_t weight;
     /**
-     * Why it is down or resting, or has been connecting for over a second: what
+     * Why it is down or resting, or had been connecting for over a second at the last dispatch: what
      * handoff_broker_offer() would return. HANDOFF_ERR_CLOSED after handoff_broker_close();
      * HANDOFF_OK in every other state.
      */
@@ -206,9 +206,8 @@ typedef struct handoff_backend_state {
     uint64_t since_ms;
     /**
      * How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it
-     * does already; HANDOFF_NO_TIMEOUT: neither is planned, as before the first use, for a backend
-     * that is ready, and for a resting one whose trial is due, but that has no free place until it
-     * answers.
+     * does already; HANDOFF_NO_TIMEOUT: neither is planned, because the broker was not used yet, the
+     * backend is ready, or it rests and has no free place for a trial until it answers.
      */
     uint64_t next_ms;
     /** Offers in flight at it. */

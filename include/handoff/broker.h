@@ -212,9 +212,9 @@ typedef struct handoff_offer {
 
 /**
  * In handoff_offer.flags: the kernel does this connection's TLS, in both directions (kTLS). The
- * library asks it whether it does. Preread is what your TLS library has decrypted; nothing
- * undecrypted may be left there, nor may there be a record that it has begun to read or write.
- * After the verdict HANDOFF_ADOPTED free its object without a close_notify or another byte on the
+ * library asks it whether it does. Preread is what your TLS library has decrypted. It must hold no
+ * bytes that are still encrypted, and no record that it has read or written only in part. After the
+ * verdict HANDOFF_ADOPTED free its object without a close_notify or another byte on the
  * connection.
  *
  * The kernel needs its module `tls`, which it loads by itself for root only: modprobe(8). With
@@ -257,13 +257,13 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         HANDOFF_ERR_PEER_UNKNOWN if the system does not say which user listens at the path;
  *         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, too many
  *         verdicts are not taken, or the backend has not granted its places yet: on a new channel
- *         they come in a moment, and not all at once. handoff_last_error() says which. Offers that
- *         were taken back, or seen to be adopted, count until the backend has answered them;
+ *         they come in a moment, and not all at once. handoff_last_error() says which. An offer
+ *         keeps its place until the backend has answered it, even if you have taken it back;
  *         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or what timed out
  *         has taken all its places, see HANDOFF_STATE_RESTING;
- *         HANDOFF_ERR_DESCRIPTOR_PRESSURE if there is no descriptor for a channel. At the first use
- *         it may be that there is none for the broker itself: then handoff_broker_fd() is -1, too,
- *         so call that once at the start.
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE if there is no descriptor for a channel. At its first use
+ *         the broker needs some for itself: call handoff_broker_fd() at the start, which is -1 if
+ *         there are none.
  *         The others are about the offer, the program or the system, and do not pass by themselves:
  *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
  *         `correlation` is too long;
@@ -301,7 +301,7 @@ handoff_status handoff_broker_offer(handoff_broker *broker,
  * @param broker  the broker
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
  *         HANDOFF_ERR_CLOSED; HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY,
- *         HANDOFF_ERR_UNSUPPORTED or HANDOFF_ERR_SYSTEM at the first use.
+ *         HANDOFF_ERR_UNSUPPORTED at the first use; HANDOFF_ERR_SYSTEM.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_flush(handoff_broker *broker) HANDOFF_NOEXCEPT;
@@ -351,8 +351,8 @@ typedef struct handoff_verdict {
     /**
      * Why it is a fallback. With HANDOFF_ADOPTED: HANDOFF_REASON_NONE;
      * HANDOFF_REASON_BACKEND_DIED; or HANDOFF_REASON_INTEGRITY_MISMATCH if the backend broke the
-     * protocol: it may have adopted the connection, so do not serve it. Without a reason the
-     * backend may have died since.
+     * protocol: it may have adopted the connection, so do not serve it. HANDOFF_REASON_NONE does not
+     * mean that the backend is still alive.
      */
     handoff_reason reason;
     /**
@@ -399,12 +399,11 @@ handoff_status handoff_broker_next(handoff_broker *broker,
 /**
  * Offers a connection and waits for its verdict. For programs without an event loop.
  *
- * It waits for a first attempt to connect, or one after a channel that has ended; for room; and for
- * the verdict: together at most the offer's `timeout_ms`. It does not wait for a backend that is
- * known to be of no use. After an attempt to connect that failed, calls return its error at once until
- * the next attempt is due, at most `reconnect_max_ms` later; the first call after that makes it, and
- * waits for it, if no dispatch did. So for up to a second after a restart clients may fall back. The
- * same goes for a backend that turns this broker away, was silent until now or drains.
+ * It waits to be connected, for room, and for the verdict: together at most the offer's `timeout_ms`.
+ * It does not wait for a backend that is down: if the last attempt to connect failed, it returns that
+ * error at once until the next attempt is due, at most `reconnect_max_ms` later. The same goes for a
+ * backend that turns this broker away, has never answered, or drains. To wait for a restart, call it
+ * again every 10 to 50 ms as long as handoff_status_may_pass() says so.
  *
  * If there is no room in all of `timeout_ms`, it returns HANDOFF_ERR_FULL; if no channel is up by
  * then, HANDOFF_ERR_BACKEND_UNAVAILABLE, or the error of the last attempt to connect. If the offer
@@ -432,10 +431,10 @@ handoff_status handoff_broker_offer_and_wait(handoff_broker *broker,
  *
  * If the backend has adopted the connection, the call returns that verdict, and the next one is
  * woken. With HANDOFF_BROKER_SHARED it ends every wait that runs. If none runs, or each of them
- * returns a verdict, it ends a later one instead: the next that begins while no other runs.
+ * returns a verdict, it ends the next wait that begins while no other runs.
  *
- * It ends one wait, or those of one moment. To stop for good, call handoff_broker_close() on a
- * broker with HANDOFF_BROKER_SHARED; for another one set a flag of yours, then wake it.
+ * It wakes once. To stop for good, call handoff_broker_close() on a broker with
+ * HANDOFF_BROKER_SHARED; for another one set a flag of yours, then wake it.
  *
  * @param broker  the broker; nobody may free it meanwhile
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
@@ -499,9 +498,15 @@ typedef struct handoff_broker_statistics {
     uint64_t in_flight;
     /** Bytes queued while the socket is full, now. */
     uint64_t queued_bytes;
-    /** Fallbacks by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on. */
+    /**
+     * Fallbacks by reason: fallbacks[HANDOFF_REASON_REJECTED] and so on. A later version counts in
+     * fallbacks[0] those whose number has no place here.
+     */
     uint64_t fallbacks[32];
-    /** Refused offers by status: refusals[-HANDOFF_ERR_FULL] and so on. */
+    /**
+     * Refused offers by status: refusals[-HANDOFF_ERR_FULL] and so on, and those of a later version
+     * in the same way in refusals[0].
+     */
     uint64_t refusals[64];
     /** How many times an offer went on from one backend to another. */
     uint64_t failovers;

@@ -664,9 +664,8 @@ HANDOFF_MUST_USE
 handoff_status handoff_raw_peer_credentials(int socket, handoff_raw_peer *peer) HANDOFF_NOEXCEPT;
 
 /**
- * The acknowledgements that a broker waits for. An entry is removed exactly once: acknowledged in
- * time, abandoned or expired. The call that removes it returns its `user_data` and revokes its
- * token.
+ * The acknowledgements that a broker waits for. An entry is removed exactly once: acknowledged,
+ * abandoned or expired. The call that removes it returns its `user_data` and revokes its token.
  *
  * Any number of threads may use one at once. After fork() in a program with several threads, make
  * a new one in the child: another thread may have held the lock.

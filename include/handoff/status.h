@@ -472,9 +472,9 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_LISTEN_FAILED (-29)
 
 /**
- * A bug in the library, or two threads at once in a handle that is for one at a time. What the call
- * did is not known: free the handle that it had, a broker after handoff_broker_close() and its
- * verdicts. Others stay usable. Please report it, with the text of handoff_last_error().
+ * A bug in the library. What the call did is not known: free its handle, a broker's after
+ * handoff_broker_close() and the verdicts. Other handles stay usable. Please report it, with the text
+ * of handoff_last_error().
  */
 #define HANDOFF_ERR_INTERNAL (-30)
 
@@ -501,7 +501,7 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 
 /**
  * The offer cannot be taken back: it was adopted, it has its verdict, or `id` names no offer in
- * flight.
+ * flight. In the raw layer: the system refused to take it back, so the backend may own the connection.
  */
 #define HANDOFF_ERR_TOO_LATE (-37)
 

@@ -196,7 +196,7 @@ pub struct handoff_backend_state {
     pub flags: u32,
     /// Its weight.
     pub weight: u32,
-    /// Why it is down or resting, or has been connecting for over a second: what
+    /// Why it is down or resting, or had been connecting for over a second at the last dispatch: what
     /// handoff_broker_offer() would return. HANDOFF_ERR_CLOSED after handoff_broker_close();
     /// HANDOFF_OK in every other state.
     pub status: handoff_status,
@@ -213,9 +213,8 @@ pub struct handoff_backend_state {
     /// How long it has been in this state, in milliseconds.
     pub since_ms: u64,
     /// How long until the broker connects or makes a trial offer, in milliseconds; 0: now, or it
-    /// does already; HANDOFF_NO_TIMEOUT: neither is planned, as before the first use, for a backend
-    /// that is ready, and for a resting one whose trial is due, but that has no free place until it
-    /// answers.
+    /// does already; HANDOFF_NO_TIMEOUT: neither is planned, because the broker was not used yet, the
+    /// backend is ready, or it rests and has no free place for a trial until it answers.
     pub next_ms: u64,
     /// Offers in flight at it.
     pub in_flight: u64,

@@ -80,9 +80,9 @@ pub const HANDOFF_ERR_ADDRESS_IN_USE: handoff_status = -27;
 pub const HANDOFF_ERR_NOT_A_SOCKET: handoff_status = -28;
 /// The handoff socket could not be made, for a cause that has no status of its own; see errno.
 pub const HANDOFF_ERR_LISTEN_FAILED: handoff_status = -29;
-/// A bug in the library, or two threads at once in a handle that is for one at a time. What the call
-/// did is not known: free the handle that it had, a broker after handoff_broker_close() and its
-/// verdicts. Others stay usable. Please report it, with the text of handoff_last_error().
+/// A bug in the library. What the call did is not known: free its handle, a broker's after
+/// handoff_broker_close() and the verdicts. Other handles stay usable. Please report it, with the text
+/// of handoff_last_error().
 pub const HANDOFF_ERR_INTERNAL: handoff_status = -30;
 /// The backend rests: it failed too often, or what timed out has taken all its places. Serve the
 /// client another way. See HANDOFF_STATE_RESTING.
@@ -97,7 +97,7 @@ pub const HANDOFF_ERR_CLOSED: handoff_status = -35;
 /// closed.
 pub const HANDOFF_ERR_TAKEN_BACK: handoff_status = -36;
 /// The offer cannot be taken back: it was adopted, it has its verdict, or `id` names no offer in
-/// flight.
+/// flight. In the raw layer: the system refused to take it back, so the backend may own the connection.
 pub const HANDOFF_ERR_TOO_LATE: handoff_status = -37;
 /// The system refused something that the handle needs; see errno.
 pub const HANDOFF_ERR_SYSTEM: handoff_status = -38;

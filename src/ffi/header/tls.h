@@ -4,9 +4,9 @@
  *
  * The client speaks TLS, and you read and write plain bytes on its socket: send(2), writev(2) and
  * sendfile(2) as on any socket. Two things are different. A record other than data makes read(2)
- * and recv(2) fail with EIO, so receive with handoff_tls_receive(). And a client may take the end
- * for an attack without an alert, close_notify, so end with handoff_tls_shutdown(). Both do the
- * plain thing on a plain socket, so that one piece of code serves both.
+ * and recv(2) fail with EIO, so receive with handoff_tls_receive(). And without an alert,
+ * close_notify, the client may take the end for an attack, so end with handoff_tls_shutdown(). Both
+ * do the plain thing on a plain socket, so that one piece of code serves both.
  *
  * In an event loop call handoff_tls_receive() with a wait_ms of 0 until it returns
  * HANDOFF_TIMED_OUT, and with epoll(7) use EPOLLET. Some kernels, such as 6.1, call a socket
