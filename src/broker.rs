@@ -83,7 +83,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::claim::{self, Lost};
 use crate::handle::{self, Handle, HandleError, LEFTOVER_PAUSE, MAX_ROUNDS, Waker};
 use crate::kind::ErrorKind;
 use crate::memory;
@@ -92,10 +91,11 @@ use crate::sys::event::{Event, Happened, Wait};
 use crate::sys::packet;
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_SLOTS};
 
+use channel::Claimed;
 use choosing::{Chosen, Load};
 use directory::Directory;
 use member::{Link, Member, Needs};
-use outcomes::{Again, Ledger, Outcomes};
+use outcomes::{Again, End, Ledger, Outcomes};
 
 pub use crate::wire::Refusal;
 pub use error::{BrokerError, Limit, NoWelcome};
@@ -485,29 +485,32 @@ impl Broker {
         let Some(found) = found.filter(|found| found.facts.awaited == awaited) else {
             return Err(BrokerError::TooLate { id });
         };
-        let facts = found.facts;
-        match claim::revoke(channel.claims.slot(slot as usize), found.generation) {
-            Ok(()) => {
-                channel.slots.settle(slot, false);
-                member.tally.took_back(&facts, now);
-                self.outcomes.copies.forget(facts.copy);
-                self.outcomes.statistics.taken_back += 1;
-                self.looked_in_vain = 0;
-                // Its channel may have waited for this one. If no timer can be set, something else
-                // wakes the caller.
-                let _ = self.arm(index, now);
-                self.tell_of_room(now);
-                Ok(())
-            }
-            Err(Lost::TooLate) => Err(BrokerError::TooLate { id }),
-            Err(Lost::Impossible) => {
-                let known = self.outcomes.verdicts.len();
-                self.hang_up(index, Reason::IntegrityMismatch, now);
-                // Those that were in flight beside it may go on.
-                self.flush_and_tell(known, now)?;
-                Err(BrokerError::TooLate { id })
+        let (facts, known) = (found.facts, self.outcomes.verdicts.len());
+        let Claimed { adopted, broken } = channel.claim(slot);
+        let broken = broken.then_some(Reason::IntegrityMismatch);
+        if adopted {
+            let mut ledger = Ledger::new(&mut self.outcomes, &mut member.tally, index, now);
+            ledger.ended(&facts, End::Adopted(broken));
+        } else {
+            member.tally.took_back(&facts, now);
+            self.outcomes.copies.forget(facts.copy);
+            self.outcomes.statistics.taken_back += 1;
+            self.looked_in_vain = 0;
+        }
+        // If no timer can be set, something else wakes the caller.
+        if let Some(reason) = broken {
+            self.hang_up(index, reason, now);
+            // Those that were in flight beside it may go on.
+            let _ = self.flush_and_tell(known, now);
+        } else {
+            // Its channel may have waited for this one.
+            let _ = self.arm(index, now);
+            if self.outcomes.verdicts.len() > known {
+                let _ = self.handle.wake_at(now, now);
             }
         }
+        self.tell_of_room(now);
+        if adopted { Err(BrokerError::TooLate { id }) } else { Ok(()) }
     }
 
     /// The copy of an offer, if it has one, and the number of that.

@@ -75,6 +75,8 @@ impl Broker {
                 if self.take_back_from(true, id).is_ok() {
                     return Err(BrokerError::Woken);
                 }
+                // It is too late: the verdict is there.
+                continue;
             }
             self.dispatch_after(Wait::Forever)?;
         }

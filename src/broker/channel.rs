@@ -52,6 +52,15 @@ pub(super) struct Channel {
     pub(super) refusal: Option<Refusal>,
 }
 
+/// What became of an offer that was taken out of flight.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Claimed {
+    /// The backend has it, or may have it.
+    pub adopted: bool,
+    /// The backend broke the protocol, so the channel has to end.
+    pub broken: bool,
+}
+
 impl Channel {
     /// One over which the hello was just sent.
     pub(super) fn new(
@@ -224,21 +233,34 @@ impl Channel {
         let Some(found) = self.slots.slot(slot) else {
             return Err(Reason::IntegrityMismatch);
         };
-        let (facts, generation) = (found.facts, found.generation);
-        let sent = found.state == State::Sent;
-        let broken = Reason::IntegrityMismatch;
-        let fallback = |why| End::Fallback { why, may_have_reached: sent };
-        let (end, result) = match claim::revoke(self.claims.slot(slot as usize), generation) {
-            Ok(()) => (fallback(why), Ok(false)),
-            // Only this process has the descriptor, no matter what the word says.
-            Err(_) if !sent => (fallback(broken.into()), Err(broken)),
-            Err(Lost::TooLate) => (End::Adopted(died), Ok(true)),
-            // Perhaps it is adopted, so it must not be served here.
-            Err(Lost::Impossible) => (End::Adopted(Some(broken)), Err(broken)),
+        let (facts, may_have_reached) = (found.facts, found.state == State::Sent);
+        let Claimed { adopted, broken } = self.claim(slot);
+        let mismatch = broken.then_some(Reason::IntegrityMismatch);
+        let end = match adopted {
+            true => End::Adopted(mismatch.or(died)),
+            false => End::Fallback { why: mismatch.map_or(why, Rejection::from), may_have_reached },
         };
-        self.slots.settle(slot, matches!(end, End::Adopted(_)));
         ledger.ended(&facts, end);
-        result
+        mismatch.map_or(Ok(adopted), Err)
+    }
+
+    /// Takes the offer in a slot out of flight: says who has it.
+    pub(super) fn claim(&mut self, slot: u32) -> Claimed {
+        let Some(found) = self.slots.slot(slot) else {
+            return Claimed { adopted: false, broken: true };
+        };
+        let sent = found.state == State::Sent;
+        let revoked = claim::revoke(self.claims.slot(slot as usize), found.generation);
+        let claimed = match revoked {
+            Ok(()) => Claimed { adopted: false, broken: false },
+            // Only this process has the descriptor, no matter what the word says.
+            Err(_) if !sent => Claimed { adopted: false, broken: true },
+            Err(Lost::TooLate) => Claimed { adopted: true, broken: false },
+            // Perhaps it is adopted, so it must not be served here.
+            Err(Lost::Impossible) => Claimed { adopted: true, broken: true },
+        };
+        self.slots.settle(slot, claimed.adopted);
+        claimed
     }
 
     /// When to look at the words of all offers in flight, so that no adoption stays unknown because
