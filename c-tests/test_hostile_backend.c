@@ -838,7 +838,7 @@ static void wait_for_stop(pid_t child)
 }
 
 /* Offers until there is no more room; returns how many were taken, the last of them queued. */
-static int fill(const struct end *end, int pairs[MAX_IN_FLIGHT][2])
+static int fill(const struct end *end, int pairs[MAX_IN_FLIGHT][2], uint64_t *last)
 {
     static const uint8_t preread[16 * 1024];
     handoff_offer offer = HANDOFF_OFFER_INIT;
@@ -852,7 +852,7 @@ static int fill(const struct end *end, int pairs[MAX_IN_FLIGHT][2])
             offer_soon(end, &offer);
             continue;
         }
-        handoff_status status = handoff_broker_offer(end->broker, &offer, NULL);
+        handoff_status status = handoff_broker_offer(end->broker, &offer, last);
         if (status != HANDOFF_OK) {
             assert_int_equal(status, HANDOFF_ERR_FULL);
             close(pairs[i][0]);
@@ -898,7 +898,7 @@ static void never_reading_backend(uint64_t word, handoff_outcome outcome, handof
     pid_t child = begin_beside(never_read);
     broker = new_broker(path, 500);
     struct end hostile = {.broker = broker};
-    int count = fill(&hostile, pairs);
+    int count = fill(&hostile, pairs, NULL);
     wait_for_stop(child);
     kill(child, SIGCONT);
     wait_for_stop(child);
@@ -921,6 +921,36 @@ static void offer_that_was_never_sent_falls_back_whatever_its_claim_word_is(void
     (void)state;
     never_reading_backend(UINT64_MAX, HANDOFF_ADOPTED, HANDOFF_REASON_INTEGRITY_MISMATCH);
     never_reading_backend(CLAIM_WORD(1, ADOPTED), HANDOFF_ADOPTED, HANDOFF_REASON_NONE);
+}
+
+static void offer_that_was_never_sent_is_taken_back_whatever_its_claim_word_is(void **state)
+{
+    (void)state;
+    const uint64_t words[] = {CLAIM_WORD(1, ADOPTED), UINT64_MAX};
+    for (int i = 0; i < 2; i++) {
+        int pairs[MAX_IN_FLIGHT][2], status;
+        uint64_t last;
+        scribble = words[i];
+        pid_t child = begin_beside(never_read);
+        broker = new_broker(path, 1000 * PATIENCE_S);
+        struct end hostile = {.broker = broker};
+        int count = fill(&hostile, pairs, &last);
+        wait_for_stop(child);
+        kill(child, SIGCONT);
+        wait_for_stop(child);
+        assert_ok(handoff_broker_take_back(broker, last));
+        assert_status(handoff_broker_take_back(broker, last), HANDOFF_ERR_TOO_LATE);
+        close(pairs[count - 1][0]);
+        close(pairs[count - 1][1]);
+        /* The word showed that the backend broke the protocol, which ends the channel. */
+        take_verdicts(&hostile, count - 1, HANDOFF_ADOPTED,
+                      i == 0 ? HANDOFF_REASON_BACKEND_DIED : HANDOFF_REASON_INTEGRITY_MISMATCH);
+        assert_int_equal(statistics().in_flight, 0);
+        kill(child, SIGCONT);
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_equal(status, 0);
+        recover_and_end();
+    }
 }
 
 /* What a call finds at the words of a backend that says nothing: the broker's descriptor tells of the
@@ -1172,6 +1202,7 @@ int main(void)
                .timeout_ms = 100),
         TEST(offers_to_a_backend_that_never_reads_queue_to_the_bound_and_time_out),
         TEST(offer_that_was_never_sent_falls_back_whatever_its_claim_word_is),
+        TEST(offer_that_was_never_sent_is_taken_back_whatever_its_claim_word_is),
         TEST(verdicts_that_another_call_finds_are_told_at_once),
         TEST(every_packet_of_offers_that_fails_for_want_of_room_is_sent_again),
         TEST(every_packet_of_verdicts_that_fails_for_want_of_room_is_sent_again),
