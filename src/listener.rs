@@ -236,7 +236,7 @@ fn failed(path: &Path, action: &'static str, source: io::Error) -> ListenerError
 mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
-    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
     use std::sync::Barrier;
     use std::{process, thread};
     use tempfile::TempDir;
@@ -285,6 +285,19 @@ mod tests {
         let kind = SocketKind::SeqPacket;
         let _live = Listener::new(&path, &ListenerOptions { kind, ..Default::default() }).unwrap();
         assert!(matches!(listen(&path), Err(ListenerError::InUse { .. })));
+    }
+
+    #[test]
+    fn datagram_socket_is_in_use_whatever_it_is_connected_to() {
+        let (directory, path) = directory();
+        let other = directory.path().join("other");
+        let (socket, peer) =
+            (UnixDatagram::bind(&path).unwrap(), UnixDatagram::bind(&other).unwrap());
+        assert!(matches!(listen(&path), Err(ListenerError::InUse { .. })));
+        socket.connect(&other).unwrap();
+        assert!(matches!(listen(&path), Err(ListenerError::InUse { .. })));
+        drop((socket, peer));
+        listen(&path).unwrap();
     }
 
     #[test]

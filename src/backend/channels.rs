@@ -98,7 +98,7 @@ impl Backend {
     /// Receives the next packet of this turn; says whether there may be one.
     pub(super) fn receive_next(&mut self) -> bool {
         let Some(index) = self.inbox.unread.take() else { return false };
-        if self.inbox.is_over() {
+        if self.inbox.is_over() || self.arrivals.rooms.is_over() {
             self.unfinished.behind = true;
             self.tell_of_what_is_behind();
             return false;

@@ -200,9 +200,13 @@ mod tests {
     }
 
     fn both() -> Both {
+        both_with(BackendOptions::default())
+    }
+
+    fn both_with(options: BackendOptions) -> Both {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
-        let backend = Backend::listen(&path, BackendOptions::default()).unwrap();
+        let backend = Backend::listen(&path, options).unwrap();
         let broker = Broker::new(&path, BrokerOptions::default()).unwrap();
         let (client, peer) = UnixStream::pair().unwrap();
         let mut both = Both { _directory: directory, backend, broker, client, _peer: peer };
@@ -307,6 +311,27 @@ mod tests {
         both.backend.dispatch().unwrap();
         assert_eq!((taken(&mut both.backend), both.backend.unfinished.behind), (Some(1), false));
         assert!(!both.backend.inbox.is_one_by_one());
+    }
+
+    /// What the caller has adopted it may read until then, so it takes room beside what is held.
+    #[test]
+    fn turn_ends_when_it_takes_more_room_than_may_be_kept() {
+        const LEN: usize = 1000;
+        let options = BackendOptions { max_kept_bytes: 3 * LEN, ..Default::default() };
+        let mut both = both_with(options);
+        take_some(&mut both, 2);
+        (0..6).for_each(|_| both.offer(&[0; LEN]));
+        let mut turns = Vec::new();
+        while turns.iter().sum::<usize>() < 6 {
+            both.backend.dispatch().unwrap();
+            let mut taken = 0;
+            while let Some(Arrival { id, .. }) = both.backend.next_arrival() {
+                both.backend.adopt(id).unwrap();
+                taken += 1;
+            }
+            turns.push(taken);
+        }
+        assert_eq!(turns, [3, 3]);
     }
 
     /// If it holds nothing after a dispatch, it ends, and would leave to the brokers what is there.

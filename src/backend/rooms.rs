@@ -63,6 +63,12 @@ impl Rooms {
         self.room - self.readable_room - self.held
     }
 
+    /// Whether there is more room than may be kept, because its bytes can still be read: in this turn
+    /// nothing more is to be received.
+    pub(super) fn is_over(&self) -> bool {
+        self.room - self.held > self.max_kept
+    }
+
     /// Whether so many bytes more may be held.
     pub(super) fn allows(&self, len: usize) -> bool {
         self.held.saturating_add(len) <= self.max_held

@@ -76,12 +76,15 @@ pub(crate) fn is_bound(address: &Address) -> io::Result<bool> {
     let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: socket(2) takes no pointers, and makes a new descriptor.
     let socket = unsafe { new_descriptor(|| libc::socket(libc::AF_UNIX, flags, 0)) }?;
-    // The kernel looks for the socket, then at its type (unix_find_bsd in net/unix/af_unix.c).
+    // The kernel looks for the socket, then at its type, then whether that is connected to another one
+    // (unix_find_bsd, unix_may_send in net/unix/af_unix.c).
     match connect(&socket, address) {
         Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => Ok(false),
-        Err(error) => Err(error),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EPROTOTYPE | libc::EPERM) => Ok(true),
+            Some(libc::ECONNREFUSED) => Ok(false),
+            _ => Err(error),
+        },
     }
 }
 
