@@ -102,7 +102,7 @@ pub(crate) fn owner(address: &Address) -> Option<u32> {
     // SAFETY: the path ends in NUL, because it is shorter than its array, which was zeroed;
     // `status` is where a stat goes.
     let status =
-        file::status(|status| unsafe { libc::stat(address.raw.sun_path.as_ptr(), status) });
+        file::status(|status| unsafe { libc::stat64(address.raw.sun_path.as_ptr(), status) });
     Some(status.ok()?.owner)
 }
 

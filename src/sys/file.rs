@@ -75,20 +75,20 @@ pub(crate) fn status_at(directory: &OwnedFd, name: &Path) -> io::Result<FileStat
     status(|status| {
         let flags = libc::AT_SYMLINK_NOFOLLOW;
         // SAFETY: `name` ends in NUL; `status` is where a stat goes.
-        unsafe { libc::fstatat(directory.as_raw_fd(), name.as_ptr(), status, flags) }
+        unsafe { libc::fstatat64(directory.as_raw_fd(), name.as_ptr(), status, flags) }
     })
 }
 
 /// fstat(2).
 pub(crate) fn status_of(file: BorrowedFd<'_>) -> io::Result<FileStatus> {
     // SAFETY: `status` is where a stat goes.
-    status(|status| unsafe { libc::fstat(file.as_raw_fd(), status) })
+    status(|status| unsafe { libc::fstat64(file.as_raw_fd(), status) })
 }
 
 /// Runs a call that writes a stat on success.
 #[allow(clippy::unnecessary_cast, reason = "the integers' widths differ between architectures")]
-pub(super) fn status(call: impl Fn(*mut libc::stat) -> libc::c_int) -> io::Result<FileStatus> {
-    let mut status = MaybeUninit::<libc::stat>::uninit();
+pub(super) fn status(call: impl Fn(*mut libc::stat64) -> libc::c_int) -> io::Result<FileStatus> {
+    let mut status = MaybeUninit::<libc::stat64>::uninit();
     retry(|| call(status.as_mut_ptr()) as isize)?;
     // SAFETY: written, because the call succeeded.
     let status = unsafe { status.assume_init() };
