@@ -122,7 +122,7 @@ impl Arrivals {
 
     /// Why an arrival of so many bytes is not held, if it is not. Its descriptor comes with whether
     /// it is certainly over TCP; none was lost on arrival.
-    pub(super) fn refusal(
+    pub(super) fn rejection(
         &mut self,
         arrived: Option<&(Arrived, bool)>,
         cookie: u64,
@@ -133,14 +133,14 @@ impl Arrivals {
             None => Some(Reason::DescriptorPressure.into()),
             Some(_) if !self.rooms.allows(len) => Some(Reason::BackendBusy.into()),
             Some((descriptor, over_tcp)) => {
-                self.inspector.refusal(descriptor, *over_tcp, cookie, tls)
+                self.inspector.rejection(descriptor, *over_tcp, cookie, tls)
             }
         }
     }
 
     /// Counts an arrival that is not held, or not any more: it is rejected, unless the broker was
     /// first and took it back.
-    pub(super) fn refused(&mut self, taken_back: bool) {
+    pub(super) fn rejected(&mut self, taken_back: bool) {
         if taken_back {
             self.statistics.taken_back += 1;
         } else {

@@ -500,18 +500,18 @@ fn arrive(
         return Err(End::Broken);
     }
     arrivals.statistics.arrived += 1;
-    let refusal = arrivals.refusal(arrived.as_ref(), offer.head.cookie, offer.head.tls, len);
-    let (refused, reason) = match (arrived, refusal) {
+    let rejection = arrivals.rejection(arrived.as_ref(), offer.head.cookie, offer.head.tls, len);
+    let (rejected, reason) = match (arrived, rejection) {
         (Some((descriptor, _)), None) => match arrivals.hold(index, slots, offer, descriptor) {
             Ok(()) => return Ok(()),
-            Err(refused) => (Some(refused), Some(Reason::BackendBusy.into())),
+            Err(rejected) => (Some(rejected), Some(Reason::BackendBusy.into())),
         },
-        (refused, reason) => (refused.map(|(descriptor, _)| descriptor), reason),
+        (rejected, reason) => (rejected.map(|(descriptor, _)| descriptor), reason),
     };
     // Closed before the broker hears of it.
-    drop(refused);
+    drop(rejected);
     let slot = offer.head.slot as usize;
-    arrivals.refused(slots.is_taken_back(slot));
+    arrivals.rejected(slots.is_taken_back(slot));
     slots.answer(slot, reason, arrivals.next_token());
     Ok(())
 }

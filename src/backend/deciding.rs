@@ -134,7 +134,7 @@ impl Backend {
         let place = Place::of(id);
         let slots = self.held(place).ok_or(BackendError::Unknown { id })?;
         let taken_back = slots.is_taken_back(place.slot);
-        self.arrivals.refused(taken_back);
+        self.arrivals.rejected(taken_back);
         self.finish(place, Some(reason));
         Ok(())
     }

@@ -59,7 +59,7 @@ impl Inspector {
 
     /// Why a descriptor is not taken, if it is not; `over_tcp` is what [`look`](Inspector::look)
     /// said. `tls`: the broker says that the kernel does its TLS.
-    pub(super) fn refusal(
+    pub(super) fn rejection(
         &mut self,
         descriptor: &Arrived,
         over_tcp: bool,
@@ -150,7 +150,7 @@ mod tests {
         let [expecting, not] = [true, false].map(|expect_tcp| {
             let mut inspector = Inspector { kinds: STREAMS, expect_tcp };
             let over_tcp = inspector.look(&socket)[0];
-            inspector.refusal(&socket[0], over_tcp, cookie, false).is_none()
+            inspector.rejection(&socket[0], over_tcp, cookie, false).is_none()
         });
         assert_eq!(expecting, not);
         expecting
@@ -172,9 +172,9 @@ mod tests {
         for socket in [OwnedFd::from(client), unix.into()] {
             let socket = Arrived::new(socket);
             let mut inspector = Inspector::new(STREAMS);
-            assert_eq!(inspector.refusal(&socket, false, 0, false), None);
-            let refusal = inspector.refusal(&socket, false, 0, true);
-            assert_eq!(refusal, Some(Reason::IntegrityMismatch.into()));
+            assert_eq!(inspector.rejection(&socket, false, 0, false), None);
+            let rejection = inspector.rejection(&socket, false, 0, true);
+            assert_eq!(rejection, Some(Reason::IntegrityMismatch.into()));
         }
     }
 

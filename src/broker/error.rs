@@ -262,6 +262,8 @@ impl fmt::Display for WhyNone<'_> {
                         f,
                         ": user {user} may not list the directory, or search one on the way"
                     )?;
+                } else if source.kind() == io::ErrorKind::NotFound {
+                    f.write_str(": there is no such directory")?;
                 }
                 write!(f, ": {}", Said(source))
             }
@@ -303,7 +305,7 @@ impl fmt::Display for WhyUnavailable<'_> {
 
 fn hint(code: Option<i32>) -> &'static str {
     match code {
-        Some(libc::ENOENT) => ", there is no such socket",
+        Some(libc::ENOENT) => ", there is no such socket or directory",
         Some(libc::EISDIR) => ", end the path of a directory with '/'",
         Some(libc::ENOTSOCK) => ", what is there is not a socket",
         Some(libc::ECONNREFUSED) => ", nobody listens",

@@ -338,6 +338,8 @@ def _state(state: BackendState) -> dict[str, Any]:
 def _offer(connection: socket.socket, preread: Buffer, metadata: Buffer, service: bytes | None,
            correlation: bytes | None, tls: bool, more: bool, timeout_ms: int) -> Offer:
     offer = Offer()
+    if isinstance(connection, int):
+        raise TypeError(f"the connection cannot be {connection!r}: it is the socket, not its number")
     offer.fd = connection.fileno()
     offer.flags = (OFFER_TLS if tls else 0) | (OFFER_MORE if more else 0)
     preread, metadata = buffer("preread", preread), buffer("metadata", metadata)

@@ -423,6 +423,8 @@ class TheBackend(Ends):
                      lambda: handoff.status_name(2**32)):
             self.assertRaisesRegex(ValueError, "cannot be", call)
         self.assertRaisesRegex(TypeError, "id cannot be", lambda: self.broker.take_back("1"))
+        self.assertRaisesRegex(TypeError, "connection cannot be 3: it is the socket",
+                               lambda: self.broker.offer(3))
         self.assertEqual(self.broker.in_flight(), {number: "client"})
         self.backend.adopt(arrival).close()
 
