@@ -76,8 +76,8 @@ mod settings;
 mod shared;
 mod slots;
 mod state;
+mod taking_back;
 
-use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -91,11 +91,11 @@ use crate::sys::event::{Event, Happened, Wait};
 use crate::sys::packet;
 use crate::wire::{MAX_DESCRIPTORS, MAX_FRAME_LEN, MAX_SLOTS};
 
-use channel::Claimed;
 use choosing::{Chosen, Load};
 use directory::Directory;
+use failover::Failover;
 use member::{Link, Member, Needs};
-use outcomes::{Again, End, Ledger, Outcomes};
+use outcomes::{Ledger, Outcomes};
 
 pub use crate::wire::Refusal;
 pub use error::{BrokerError, Limit, NoWelcome};
@@ -177,14 +177,7 @@ pub struct Broker {
     touched: Vec<u32>,
     /// Those that take the offer that is being placed. Kept so that an offer allocates nothing.
     candidates: Vec<(Chosen, Load)>,
-    /// Offers that wait for room at another backend.
-    waiting: VecDeque<Again>,
-    /// So many of them, the first, may wait for a backend that takes no offers any more.
-    unlooked: usize,
-    /// So many looks at them were in vain since any backend may have got room.
-    looked_in_vain: usize,
-    /// No backend took an offer with such needs then, or with more.
-    no_takers: Option<(Instant, Needs)>,
+    failover: Failover,
     /// Verdicts that may wait when an offer is taken.
     most_verdicts: usize,
     outcomes: Outcomes,
@@ -225,10 +218,7 @@ impl Broker {
             directories: Vec::new(),
             touched: Vec::new(),
             candidates: Vec::new(),
-            waiting: VecDeque::new(),
-            unlooked: 0,
-            looked_in_vain: 0,
-            no_takers: None,
+            failover: Failover::default(),
             most_verdicts: 0,
             outcomes: Outcomes::new(&options),
             options,
@@ -419,7 +409,7 @@ impl Broker {
             // The channel before this one may have ended for another reason than the next one will.
             member.why_down = None;
         }
-        self.looked_in_vain = 0;
+        self.failover.looked_in_vain = 0;
         self.touch(index);
         match received {
             Ok(all) => !all,
@@ -457,102 +447,10 @@ impl Broker {
         Some(verdict)
     }
 
-    /// Takes an offer back. After `Ok` the connection is the broker's and no verdict comes for it.
-    pub fn take_back(&mut self, id: u64) -> Result<(), BrokerError> {
-        self.take_back_from(false, id)
-    }
-
-    /// Takes an offer back whose caller waits for it, or one that nobody waits for. The others are
-    /// not the caller's.
-    fn take_back_from(&mut self, awaited: bool, id: u64) -> Result<(), BrokerError> {
-        let now = Instant::now();
-        // No offer is in flight in a handle that is not open, so this does not open it.
-        self.check()?;
-        let waits = self.copy(id).filter(|(_, copy)| copy.waits && copy.facts.awaited == awaited);
-        if let Some((number, _)) = waits {
-            self.end_wait(number);
-            self.outcomes.statistics.taken_back += 1;
-            return Ok(());
-        }
-        let Some((index, slot)) = self.find(id) else {
-            return Err(BrokerError::TooLate { id });
-        };
-        let member = &mut self.members[index];
-        let Link::Up(channel) = &mut member.link else {
-            return Err(BrokerError::TooLate { id });
-        };
-        let found = channel.slots.find(slot, id);
-        let Some(found) = found.filter(|found| found.facts.awaited == awaited) else {
-            return Err(BrokerError::TooLate { id });
-        };
-        let (facts, known) = (found.facts, self.outcomes.verdicts.len());
-        let Claimed { adopted, broken } = channel.claim(slot);
-        let broken = broken.then_some(Reason::IntegrityMismatch);
-        if adopted {
-            let mut ledger = Ledger::new(&mut self.outcomes, &mut member.tally, index, now);
-            ledger.ended(&facts, End::Adopted(broken));
-        } else {
-            member.tally.took_back(&facts, now);
-            self.outcomes.copies.forget(facts.copy);
-            self.outcomes.statistics.taken_back += 1;
-            self.looked_in_vain = 0;
-        }
-        // If no timer can be set, something else wakes the caller.
-        if let Some(reason) = broken {
-            self.hang_up(index, reason, now);
-            // Those that were in flight beside it may go on.
-            let _ = self.flush_and_tell(known, now);
-        } else {
-            // Its channel may have waited for this one.
-            let _ = self.arm(index, now);
-            if self.outcomes.verdicts.len() > known {
-                let _ = self.handle.wake_at(now, now);
-            }
-        }
-        self.tell_of_room(now);
-        if adopted { Err(BrokerError::TooLate { id }) } else { Ok(()) }
-    }
-
-    /// The copy of an offer, if it has one, and the number of that.
-    fn copy(&self, id: u64) -> Option<(u32, &copies::OfferCopy)> {
-        let number = u32::try_from(id & (COPIED - 1)).ok().filter(|_| id & COPIED != 0)?;
-        let copy = self.outcomes.copies.get(number).filter(|copy| copy.facts.id == id)?;
-        Some((number, copy))
-    }
-
-    /// The backend and the slot of an offer that may be in flight.
-    fn find(&self, id: u64) -> Option<(usize, u32)> {
-        let (index, slot) = if id & COPIED != 0 {
-            let (_, copy) = self.copy(id)?;
-            (copy.backend as usize, copy.slot)
-        } else {
-            let place = id & (COPIED - 1);
-            ((place >> SLOT_BITS) as usize, (place & (MAX_SLOTS as u64 - 1)) as u32)
-        };
-        (index < self.members.len()).then_some((index, slot))
-    }
-
-    /// Takes back every offer in flight and closes the channels. Take their verdicts with
-    /// [`next_verdict`](Broker::next_verdict); nothing can be offered any more.
-    pub fn close(&mut self) -> Result<(), BrokerError> {
-        let now = Instant::now();
-        // Closing does not open a handle.
-        if self.handle.is_open() || self.closed {
-            self.enter(now)?;
-        }
-        self.closed = true;
-        for index in 0..self.members.len() {
-            self.hang_up(index, Reason::BrokerClosed, now);
-        }
-        self.fail_over(now);
-        self.end_waits(now);
-        Ok(())
-    }
-
     /// What was done so far.
     pub fn statistics(&self) -> BrokerStatistics {
         let mut statistics = self.outcomes.statistics;
-        statistics.in_flight = self.waiting.len();
+        statistics.in_flight = self.failover.waiting.len();
         for member in &self.members {
             if let Link::Up(channel) = &member.link {
                 statistics.in_flight += channel.slots.in_flight();

@@ -5,7 +5,6 @@ use std::time::Instant;
 use super::member::{Needs, Obstacle};
 use super::offer::Refused;
 use super::{Broker, BrokerError, Offer, Verdict};
-use crate::reason::Reason;
 use crate::sys::event::Wait;
 
 impl Broker {
@@ -37,22 +36,6 @@ impl Broker {
             self.end_here(id);
             self.take_verdict(id).ok_or(error)
         })
-    }
-
-    /// Gives an offer that cannot be taken back its verdict, by ending the channel of the backend
-    /// that has it. No other backend gets it.
-    pub(super) fn end_here(&mut self, id: u64) {
-        let now = Instant::now();
-        let Some((index, slot)) = self.find(id) else { return };
-        let slot = self.members[index].channel().and_then(|channel| channel.slots.find(slot, id));
-        // Otherwise it has its verdict.
-        let Some(copy) = slot.map(|slot| slot.facts.copy) else { return };
-        if let Some(copy) = self.outcomes.copies.get_mut(copy) {
-            copy.deadline = now;
-        }
-        self.hang_up(index, Reason::BackendUnavailable, now);
-        // The others that were in flight there go on.
-        let _ = self.flush_at(now);
     }
 
     /// Sends the offer and waits for its verdict, which comes at its deadline at the latest.

@@ -65,7 +65,7 @@ impl Broker {
             }
             return;
         }
-        self.looked_in_vain = 0;
+        self.failover.looked_in_vain = 0;
         let taken_back = self.with_channel(index, now, |channel, ledger| {
             channel.take_back(slot, Reason::AckTimeout, ledger).map(drop)
         });

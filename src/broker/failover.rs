@@ -3,12 +3,13 @@
 //! Such an offer goes to the next backend at once or, if those that were not tried are full, waits
 //! until one of them has room. Otherwise, or when its time is up, it is a fallback.
 
+use std::collections::VecDeque;
 use std::mem;
 use std::time::{Duration, Instant};
 
 use super::choosing::{Chosen, Placing};
 use super::copies::OfferCopy;
-use super::member::{Obstacle, SMALLEST, Vacancy};
+use super::member::{Needs, Obstacle, SMALLEST, Vacancy};
 use super::outcomes::Again;
 use super::slots::Facts;
 use super::{Broker, Phase, Verdict};
@@ -21,6 +22,18 @@ const LOOKS_PER_DISPATCH: usize = 64;
 const NEXT_LOOKS_PAUSE: Duration = Duration::from_millis(1);
 /// The same, if there is room that none of them could use at the last look.
 const VAIN_LOOKS_PAUSE: Duration = Duration::from_millis(20);
+
+/// Offers that wait for room at another backend, and what is known of that.
+#[derive(Debug, Default)]
+pub(super) struct Failover {
+    pub waiting: VecDeque<Again>,
+    /// So many of them, the first, may wait for a backend that takes no offers any more.
+    unlooked: usize,
+    /// So many looks at them were in vain since any backend may have got room.
+    pub looked_in_vain: usize,
+    /// No backend took an offer with such needs then, or with more.
+    no_takers: Option<(Instant, Needs)>,
+}
 
 /// What has become of an offer.
 enum Next {
@@ -43,24 +56,26 @@ impl Broker {
     /// Offers to other backends what waits for room.
     pub(super) fn fail_over_the_waiting(&mut self, now: Instant) {
         let before = self.outcomes.statistics.failovers;
-        for _ in 0..self.waiting.len().min(LOOKS_PER_DISPATCH) {
+        for _ in 0..self.failover.waiting.len().min(LOOKS_PER_DISPATCH) {
             // While nobody has room, none of them is worth a look, and they keep their order.
-            if self.unlooked == 0 && !self.any_would_take(SMALLEST, now) {
-                self.looked_in_vain = 0;
+            if self.failover.unlooked == 0 && !self.any_would_take(SMALLEST, now) {
+                self.failover.looked_in_vain = 0;
                 return;
             }
-            let Some(again) = self.waiting.pop_front() else { break };
-            self.unlooked = self.unlooked.saturating_sub(1);
-            self.looked_in_vain += 1;
+            let Some(again) = self.failover.waiting.pop_front() else { break };
+            self.failover.unlooked = self.failover.unlooked.saturating_sub(1);
+            self.failover.looked_in_vain += 1;
             self.go_on(again, now);
         }
         if self.outcomes.statistics.failovers > before {
-            self.looked_in_vain = 0;
+            self.failover.looked_in_vain = 0;
         }
-        let left = self.waiting.len();
-        self.unlooked = self.unlooked.min(left);
-        if self.unlooked > 0 || (left > LOOKS_PER_DISPATCH && self.any_would_take(SMALLEST, now)) {
-            let all_in_vain = self.unlooked == 0 && self.looked_in_vain >= left;
+        let left = self.failover.waiting.len();
+        self.failover.unlooked = self.failover.unlooked.min(left);
+        if self.failover.unlooked > 0
+            || (left > LOOKS_PER_DISPATCH && self.any_would_take(SMALLEST, now))
+        {
+            let all_in_vain = self.failover.unlooked == 0 && self.failover.looked_in_vain >= left;
             let pause = if all_in_vain { VAIN_LOOKS_PAUSE } else { NEXT_LOOKS_PAUSE };
             // If no timer can be set, the handle tries again.
             let _ = self.handle.wake_at(now + pause, now);
@@ -78,8 +93,8 @@ impl Broker {
 
     /// A backend takes no offers any more: has all those that wait looked at.
     pub(super) fn look_at_the_waiting(&mut self, now: Instant) {
-        if !self.waiting.is_empty() {
-            self.unlooked = self.waiting.len();
+        if !self.failover.waiting.is_empty() {
+            self.failover.unlooked = self.failover.waiting.len();
             // If no timer can be set, the handle tries again.
             let _ = self.handle.wake_at(now, now);
         }
@@ -98,19 +113,19 @@ impl Broker {
         let Some(copy) = self.outcomes.copies.get_mut(again.copy) else { return };
         copy.waits = true;
         let deadline = copy.deadline;
-        let is_full = self.waiting.len() >= self.most_verdicts;
+        let is_full = self.failover.waiting.len() >= self.most_verdicts;
         // Without a timer nothing would end the wait.
         if is_full || self.handle.wake_at(deadline, now).is_err() {
             return self.give_up(again.copy, again.reason);
         }
-        self.waiting.push_back(again);
+        self.failover.waiting.push_back(again);
     }
 
     /// An offer that waits is taken back.
     pub(super) fn end_wait(&mut self, number: u32) {
-        if let Some(at) = self.waiting.iter().position(|again| again.copy == number) {
-            self.waiting.remove(at);
-            self.unlooked = self.unlooked.min(self.waiting.len());
+        if let Some(at) = self.failover.waiting.iter().position(|again| again.copy == number) {
+            self.failover.waiting.remove(at);
+            self.failover.unlooked = self.failover.unlooked.min(self.failover.waiting.len());
         }
         self.outcomes.copies.forget(number);
     }
@@ -118,8 +133,8 @@ impl Broker {
     /// Ends the waits whose time is up, or all of them if the broker is closed.
     pub(super) fn end_waits(&mut self, now: Instant) {
         let mut next: Option<Instant> = None;
-        for _ in 0..self.waiting.len() {
-            let Some(again) = self.waiting.pop_front() else { break };
+        for _ in 0..self.failover.waiting.len() {
+            let Some(again) = self.failover.waiting.pop_front() else { break };
             let deadline = self.outcomes.copies.get(again.copy).map_or(now, |copy| copy.deadline);
             if self.closed {
                 self.give_up(again.copy, Reason::BrokerClosed);
@@ -127,7 +142,7 @@ impl Broker {
                 self.give_up(again.copy, again.reason);
             } else {
                 next = Some(sys::earlier(next, deadline));
-                self.waiting.push_back(again);
+                self.failover.waiting.push_back(again);
             }
         }
         if let Some(next) = next {
@@ -197,7 +212,8 @@ impl Broker {
     pub(super) fn can_fail_over(&mut self, number: u32, now: Instant) -> bool {
         let Some(copy) = self.outcomes.copies.get(number) else { return false };
         let (needs, tried) = (copy.content.needs(), &copy.tried);
-        if self.no_takers.is_some_and(|(at, least)| at == now && needs.are_at_least(least)) {
+        if self.failover.no_takers.is_some_and(|(at, least)| at == now && needs.are_at_least(least))
+        {
             return false;
         }
         let queue_bytes = self.options.queue_bytes;
@@ -212,7 +228,7 @@ impl Broker {
             }
         }
         if !any {
-            self.no_takers = Some((now, needs));
+            self.failover.no_takers = Some((now, needs));
         }
         untried
     }

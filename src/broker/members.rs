@@ -170,8 +170,8 @@ impl Broker {
         let more = (2 * most + may_wait).saturating_sub(verdicts.len());
         verdicts.try_reserve(more).map_err(NoMemory::to("verdicts"))?;
         again.try_reserve(may_wait).map_err(NoMemory::to("verdicts"))?;
-        let more = may_wait.saturating_sub(self.waiting.len());
-        self.waiting.try_reserve(more).map_err(NoMemory::to("verdicts"))?;
+        let more = may_wait.saturating_sub(self.failover.waiting.len());
+        self.failover.waiting.try_reserve(more).map_err(NoMemory::to("verdicts"))?;
         self.most_verdicts = most;
         Ok(())
     }
