@@ -422,10 +422,10 @@ static void impossible_claim_word_ends_the_channel(void)
     }
 }
 
-/* The test holds what is called "held", and adopts that when "now" comes. */
+/* The test holds what is called "held", and adopts that when "now" comes, or rejects it at "no". */
 static void claim_word_scribbled_on_while_the_arrival_is_held_ends_the_channel(void)
 {
-    for (size_t i = 0; i < sizeof impossible_words / sizeof impossible_words[0]; i++) {
+    for (size_t i = 0; i < 2 * sizeof impossible_words / sizeof impossible_words[0]; i++) {
         struct channel channel = open_channel();
         struct entry entry = honest_entry(&channel, 0);
         entry.correlation = "held";
@@ -433,9 +433,9 @@ static void claim_word_scribbled_on_while_the_arrival_is_held_ends_the_channel(v
         entry = honest_entry(&channel, 1);
         send_offer(&channel, &entry);
         expect_verdicts(&channel, 1, 0);
-        channel.words[0] = impossible_words[i];
+        channel.words[0] = impossible_words[i / 2];
         entry = honest_entry(&channel, 2);
-        entry.correlation = "now";
+        entry.correlation = i % 2 == 0 ? "now" : "no";
         offer_breaks(&channel, &entry);
     }
 }
@@ -822,9 +822,13 @@ static void dispatch(void)
             held = arrival.id;
             continue;
         }
-        if (strcmp(arrival.correlation, "now") == 0) {
+        int adopts = strcmp(arrival.correlation, "now") == 0;
+        if (adopts || strcmp(arrival.correlation, "no") == 0) {
             fd = -1;
-            assert_status(handoff_backend_adopt(backend, held, &fd), HANDOFF_ERR_TAKEN_BACK);
+            if (adopts)
+                assert_status(handoff_backend_adopt(backend, held, &fd), HANDOFF_ERR_TAKEN_BACK);
+            else
+                assert_ok(handoff_backend_reject(backend, held, HANDOFF_REASON_REJECTED));
             /* What else the caller has seen of that broker is lost with the channel. */
             assert_status(handoff_backend_adopt(backend, arrival.id, &fd), HANDOFF_ERR_TAKEN_BACK);
             assert_int_equal(fd, -1);

@@ -133,8 +133,12 @@ impl Backend {
         self.check_process()?;
         let place = Place::of(id);
         let slots = self.held(place).ok_or(BackendError::Unknown { id })?;
-        let taken_back = slots.is_taken_back(place.slot);
-        self.arrivals.rejected(taken_back);
+        let lost = (!slots.is_on_offer(place.slot)).then(|| slots.why_lost(place.slot));
+        if lost == Some(Lost::Impossible) {
+            self.lose(place, Lost::Impossible);
+            return Ok(());
+        }
+        self.arrivals.rejected(lost.is_some());
         self.finish(place, Some(reason));
         Ok(())
     }
