@@ -2,17 +2,18 @@
  * handoff.hpp: handoff.h for C++17, without a cost of its own. Handles that own, errors as
  * std::error_code, ranges of verdicts and arrivals.
  *
- * A member is the call of the same name in handoff/broker.h, backends.h or backend.h. What is said
- * there, and the rules in handoff.h, hold here too. The raw layer and handoff/tls.h have no C++ form:
- * call them as they are, and turn their statuses into error codes with make_error_code().
+ * A member is the call of the same name in handoff/broker.h, backends.h or backend.h. What these
+ * headers say, and the rules in handoff.h, hold here too. The raw layer and handoff/tls.h have no
+ * C++ form: call them as they are, and turn their statuses into error codes with make_error_code().
  *
- * - Results. What happens while peers come and go is a result, not an error: an offer that is
- *   refused, an arrival that was taken back, nothing to take, a wait that ended without a result.
+ * - Results. What happens while peers come and go is a result, not an error: a refused offer, an
+ *   arrival that was taken back, nothing to take, a wait that ended without a result.
  * - Errors. Each member that can fail has two forms, as in std::filesystem. One takes a
- *   std::error_code, which it sets, or clears if nothing failed, and is noexcept. The other throws
- *   handoff::error, a std::system_error; it does not exist where exceptions are switched off.
- * - Handles can be moved. One that is empty, because it was moved from or made without arguments,
- *   can be destroyed or assigned to. Its other members fail with errc::invalid_argument.
+ *   std::error_code and is noexcept: it sets the code, or clears it if nothing failed. The other
+ *   throws handoff::error, a std::system_error. That form does not exist if exceptions are switched
+ *   off.
+ * - Handles can be moved. A handle is empty if it was moved from or made without arguments. You can
+ *   destroy it or assign to it. Its other members fail with errc::invalid_argument.
  */
 
 #ifndef HANDOFF_HPP
@@ -166,7 +167,7 @@ inline std::error_code make_error_code(errc error) noexcept
     return {static_cast<int>(error), error_category()};
 }
 
-/** Turns a status into an error code. HANDOFF_NOTHING and other positive ones are no errors. */
+/** Turns a status into an error code. Positive ones, such as HANDOFF_NOTHING, are not errors. */
 inline std::error_code make_error_code(handoff_status status) noexcept
 {
     return status < 0 ? make_error_code(static_cast<errc>(status)) : std::error_code();
@@ -180,7 +181,7 @@ struct std::is_error_code_enum<handoff::errc> : std::true_type {};
 namespace handoff {
 
 #ifdef __cpp_exceptions
-/** What is thrown. what() is handoff_last_error(), or code().message() if that says nothing. */
+/** What is thrown. what() is handoff_last_error(), or code().message() if that is empty. */
 class [[gnu::visibility("default")]] error : public std::system_error {
   public:
     error(const std::error_code &ec, const char *text)
@@ -206,8 +207,9 @@ inline std::string_view bytes(const void *data, std::size_t size) noexcept
 }
 
 /**
- * A descriptor and the duty to close it. Call shutdown() before a connection that you have adopted is
- * closed: while the broker has its copy, close() alone does not end it for the client.
+ * A descriptor and the duty to close it. Call shutdown() before you close a connection that you
+ * have adopted: while the broker has a copy, close() alone does not end the connection for the
+ * client.
  */
 class unique_fd {
   public:
@@ -289,9 +291,9 @@ template <class Raw, class Statistics, auto Free, auto Fd, auto Dispatch, auto W
           auto GetStatistics, auto LastError>
 class handle {
   public:
-    /** False: it is empty. */
+    /** False: the handle is empty. */
     explicit operator bool() const noexcept { return raw_ != nullptr; }
-    /** The handle in C, which stays this object's. */
+    /** The C handle, which stays this object's. */
     Raw *get() const noexcept { return raw_.get(); }
 
     /** The descriptor to watch, which stays the handle's. */
@@ -308,8 +310,8 @@ class handle {
     void dispatch(std::error_code &ec) noexcept { ec = make_error_code(Dispatch(get())); }
 
     /**
-     * Ends the wait that runs in another thread, or the next one. Signal handlers may call it.
-     * False: there is no handle, or it is another process's.
+     * Ends the wait in another thread, or the next wait. Signal handlers may call it. False: there
+     * is no handle, or it belongs to another process.
      */
     bool wake() const noexcept { return Wake(get()) == HANDOFF_OK; }
 
@@ -322,8 +324,8 @@ class handle {
     }
 
     /**
-     * A message about the last error of this handle, in whichever thread it was. Of a shared broker:
-     * about the last error of this thread.
+     * A message about the last error of this handle, whichever thread it was in. For a shared
+     * broker: a message about the last error of this thread.
      */
     const char *last_error() const noexcept { return LastError(get()); }
 
@@ -413,18 +415,21 @@ struct broker_options {
     const handoff_peer_policy *policy = nullptr;
     /** HANDOFF_BROKER_SHARED: any number of threads may use the broker at once. */
     bool shared = false;
-    /** How long offer_and_wait() keeps a processor busy before it sleeps. */
+    /** How long offer_and_wait() spins before it sleeps. */
     std::chrono::microseconds spin{0};
 };
 
-/** A backend for broker::add(): handoff_broker_backend. Set `path`; zero is the default elsewhere. */
+/**
+ * A backend for broker::add(): handoff_broker_backend. Set `path`. Zero is the default in every
+ * other field.
+ */
 struct broker_backend {
-    /** Its handoff socket; or, if this ends in '/', a directory in which each socket is a backend. */
+    /** Its handoff socket; or a directory, ending in '/', in which each socket is a backend. */
     const char *path = nullptr;
     std::uint32_t weight = 0;
-    /** It gets offers only while no other backend takes them. */
+    /** The backend gets offers only while no other backend takes them. */
     bool backup = false;
-    /** It gets no offers. */
+    /** The backend gets no offers. */
     bool off = false;
     std::size_t max_in_flight = 0;
     std::size_t max_failures = 0;
@@ -454,16 +459,16 @@ inline const char *name(phase what) noexcept
 }
 
 /**
- * What one of a broker's backends does and has done: handoff_backend_state, with its numbers as
- * what they mean. Its strings are valid until the next call with the broker.
+ * What one of a broker's backends does and has done: handoff_backend_state, and what its numbers
+ * mean. Its strings are valid until the next call with the broker.
  */
 struct backend_state : handoff_backend_state {
     handoff::phase phase() const noexcept { return static_cast<handoff::phase>(state); }
     bool is_backup() const noexcept { return (flags & HANDOFF_BACKEND_BACKUP) != 0; }
     bool is_off() const noexcept { return (flags & HANDOFF_BACKEND_OFF) != 0; }
-    /** Why it is down or resting. */
+    /** Why the backend is down or resting. */
     std::error_code code() const noexcept { return make_error_code(status); }
-    /** Offers that it did not adopt for this reason. */
+    /** Offers that the backend did not adopt, for this reason. */
     std::uint64_t count(handoff::reason why) const noexcept
     {
         const auto number = static_cast<std::size_t>(why);
@@ -487,7 +492,7 @@ struct offer {
     std::string_view metadata{};
     const char *service = nullptr;
     const char *correlation = nullptr;
-    /** How long it may wait for its verdict. By default, as in the broker's options. */
+    /** How long the offer may wait for its verdict. By default, as in the broker's options. */
     std::optional<std::chrono::milliseconds> timeout{};
     /** HANDOFF_OFFER_MORE: more offers follow at once. */
     bool more = false;
@@ -499,9 +504,9 @@ struct offer {
 struct offer_result {
     /** Names the offer for broker::take_back(). */
     std::uint64_t id = 0;
-    /** Why it was refused. */
+    /** Why the offer was refused. */
     handoff::reason reason = handoff::reason::none;
-    /** The status; broker::last_error() says in words what is wrong where. */
+    /** The status. broker::last_error() says in words what is wrong, and where. */
     std::error_code error{};
 
     explicit operator bool() const noexcept { return !error; }
@@ -520,11 +525,11 @@ struct verdict {
     bool may_have_reached_backend = false;
     /** With reason::kind: the kind of the socket, HANDOFF_KIND_*, or 0. */
     std::uint32_t kind = 0;
-    /** How many backends it was offered to. */
+    /** How many backends the connection was offered to. */
     std::uint32_t tries = 0;
     /** The path of the last of them, or "". Valid until the next call with the broker. */
     std::string_view backend{};
-    /** Of offer_and_wait(), if it was refused: as in offer_result. */
+    /** From offer_and_wait(), if the offer was refused: as in offer_result. */
     std::error_code error{};
 
     /** After a fallback: whether the client can be offered again. */
@@ -535,9 +540,9 @@ struct verdict {
 };
 
 /**
- * The broker's end of the channels to its backends. `T` is the type of the user data, which goes with
- * an offer and comes back with its verdict. The broker does not own it. A broker that is destroyed
- * loses the verdicts that were not taken: close() it first and take them.
+ * The broker's end of the channels to its backends. `T` is the type of the user data, which goes
+ * with an offer and comes back with its verdict. The broker does not own it. Destroying a broker
+ * loses the verdicts that were not taken: first close() the broker and take them.
  */
 template <class T = void>
 class broker
@@ -573,7 +578,7 @@ class broker
     broker(const char *path, std::error_code &ec) noexcept : broker(path, broker_options(), ec) {}
 
     /**
-     * Offers a connection. That it is refused is a result, also after close(): then the reason is
+     * Offers a connection. A refusal is a result, even after close(), when its reason is
      * reason::broker_closed. The only errors are those that a fallback must not hide:
      * errc::invalid_argument, wrong_process and internal.
      */
@@ -594,8 +599,8 @@ class broker
     }
 
     /**
-     * Offers a connection and waits for its verdict. A refusal is one too: it is not adopted. After
-     * wake() it is not adopted either, with reason::none.
+     * Offers a connection and waits for its verdict. A refusal is a verdict, too: not adopted.
+     * After wake() the verdict is also not adopted, with reason::none.
      */
     [[nodiscard]] verdict<T> offer_and_wait(const handoff::offer &what,
                                             std::error_code &ec) noexcept
@@ -625,12 +630,12 @@ class broker
     }
 
     /**
-     * The verdicts that are there. After the loop `ec` tells whether an error ended it: give the
-     * calls inside the loop another one.
+     * The verdicts that are there. After the loop, `ec` tells whether an error ended it: in the
+     * loop, use another std::error_code.
      */
     [[nodiscard]] verdict_range verdicts(std::error_code &ec) noexcept { return {*this, &ec}; }
 
-    /** Takes an offer back. False: it is too late, there is a verdict or will be. */
+    /** Takes an offer back. False: too late, there is a verdict or will be one. */
     [[nodiscard]] bool take_back(std::uint64_t id, std::error_code &ec) noexcept
     {
         const handoff_status status = handoff_broker_take_back(get(), id);
@@ -670,7 +675,7 @@ class broker
     }
 
     /**
-     * The state of a backend. None: there are not so many. For all of them:
+     * The state of a backend. None: there are fewer backends. For all of them:
      *
      *     for (std::size_t i = 0; const auto state = broker.state(i); i++)
      *         report(state->path, state->phase(), state->message);
@@ -781,19 +786,19 @@ struct backend_options {
     std::uint64_t kinds = 0;
     std::size_t max_channels_per_user = 0;
     std::size_t max_kept_bytes = 0;
-    /** How long accept() keeps a processor busy before it sleeps. */
+    /** How long accept() spins before it sleeps. */
     std::chrono::microseconds spin{0};
 };
 
 /**
- * An offer as the backend sees it: handoff_arrival. One from backend::next() or arrivals() that is
- * neither adopted nor rejected rejects itself when it is destroyed, which must be before its
- * backend is: as reason::backend_busy, so that the broker may ask another backend. One from
- * backend::accept() is adopted: it owns the connection, and closes it when it is destroyed unless
- * you take it with adopt().
+ * An offer as the backend sees it: handoff_arrival. An arrival from backend::next() or arrivals()
+ * that is neither adopted nor rejected rejects itself when it is destroyed. The reason is
+ * reason::backend_busy, so that the broker may ask another backend. Destroy such an arrival before
+ * its backend. An arrival from backend::accept() is already adopted: it owns the connection, and
+ * closes it when it is destroyed, unless you take the connection with adopt().
  *
- * Its bytes and names are valid until it is rejected. adopt() leaves them valid until the next
- * backend::dispatch() or backend::accept().
+ * The bytes and names of an arrival are valid until it is rejected. After adopt(), they are valid
+ * until the next backend::dispatch() or backend::accept().
  */
 class arrival {
   public:
@@ -812,8 +817,9 @@ class arrival {
     std::uint32_t broker_gid() const noexcept { return raw_.broker_gid; }
 
     /**
-     * Adopts the connection. If it is from backend::accept(), that has adopted it already, and this
-     * only hands it out. No descriptor: the broker has taken it back. Forget the arrival.
+     * Adopts the connection. If the arrival is from backend::accept(), the connection is already
+     * adopted, and this only hands it out. No descriptor: the broker has taken the offer back.
+     * Forget the arrival.
      */
     [[nodiscard]] unique_fd adopt(std::error_code &ec) noexcept
     {
@@ -834,8 +840,8 @@ class arrival {
     }
 
     /**
-     * Rejects the arrival: the broker serves the client another way. One from backend::accept()
-     * cannot be rejected any more: errc::invalid_argument.
+     * Rejects the arrival: the broker serves the client another way. An arrival from
+     * backend::accept() can no longer be rejected: errc::invalid_argument.
      */
     void reject(handoff::reason why, std::error_code &ec) noexcept
     {
@@ -966,7 +972,7 @@ class backend
     }
 
     /**
-     * The arrivals that are there: adopt or reject them, or move them elsewhere and do that later.
+     * The arrivals that are there. Adopt or reject them, or move them elsewhere and do that later.
      *
      *     backend.dispatch();
      *     for (auto &arrival : backend.arrivals())
@@ -974,8 +980,8 @@ class backend
      *             if (auto client = arrival.adopt())      // otherwise the broker took it back
      *                 serve(std::move(client), arrival.preread());
      *
-     * After the loop `ec` tells whether an error ended it: give the calls inside the loop another
-     * one.
+     * After the loop, `ec` tells whether an error ended it: in the loop, use another
+     * std::error_code.
      */
     [[nodiscard]] arrival_range arrivals(std::error_code &ec) noexcept { return {*this, &ec}; }
 

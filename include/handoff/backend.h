@@ -23,14 +23,15 @@ extern "C" {
  * The backend's end of the channels of one handoff socket.
  *
  * It belongs to the process that uses it first. Listening is not a use, so you can listen before
- * fork() and use it in one child. The parent and other children get HANDOFF_ERR_WRONG_PROCESS
- * then; free their copies, which keep the socket open. Several children need one each.
+ * fork() and use the backend in one child. The parent and the other children then get
+ * HANDOFF_ERR_WRONG_PROCESS. Free their copies, which keep the socket open. Several children need
+ * a backend each.
  *
- * Once it runs, it allocates only for new channels, and for arrivals whose bytes do not fit into
- * the memory that it keeps.
+ * Once the backend runs, it allocates only for new channels, and for arrivals whose bytes do not
+ * fit into the memory that it keeps.
  *
- * Only a call with a `wait_ms` waits for a broker. But a hostile broker can send descriptors that are
- * slow to close(2), see docs/security.md: let only users connect that you trust.
+ * Only a call with a `wait_ms` waits for a broker. But a hostile broker can send descriptors that
+ * are slow to close(2): let only users that you trust connect. See docs/security.md.
  */
 typedef struct handoff_backend handoff_backend;
 
@@ -40,7 +41,7 @@ typedef struct handoff_backend_options {
     size_t size;
     /**
      * The permission bits of the socket's file, independent of the umask: default 0600. A broker
-     * needs write permission, unix(7). Abstract names have none: set a policy.
+     * needs write permission, unix(7). Abstract names have no permissions: set a policy.
      */
     uint32_t mode;
     /**
@@ -52,8 +53,8 @@ typedef struct handoff_backend_options {
     const handoff_peer_policy *policy;
     /**
      * The most channels at once: 1 to 65535, default 64. Each takes about 200 bytes of memory for
-     * each offer that may be in flight. A channel counts until its broker has disconnected and
-     * you hold no arrival of it.
+     * each offer that may be in flight. A channel counts until its broker has disconnected and you
+     * hold none of its arrivals.
      */
     size_t max_channels;
     /** The most offers in flight on each channel: 1 to 4096, default 256. */
@@ -65,8 +66,8 @@ typedef struct handoff_backend_options {
     size_t max_offer_bytes;
     /**
      * The most bytes of arrivals held at once: default 67108864; HANDOFF_NO_LIMIT. Further offers
-     * are rejected with HANDOFF_REASON_BACKEND_BUSY. What arrivals take of memory is bounded by
-     * this and `max_kept_bytes` together.
+     * are rejected with HANDOFF_REASON_BACKEND_BUSY. This and `max_kept_bytes` together bound the
+     * memory that arrivals take.
      */
     size_t max_held_bytes;
     /**
@@ -75,24 +76,23 @@ typedef struct handoff_backend_options {
      */
     uint64_t kinds;
     /**
-     * The most channels at once of one user's brokers, whichever user that is: 1 to
-     * `max_channels`. Default: 7/8 of `max_channels`, rounded down, if the policy names several
-     * users or a group, so that no user keeps the others out; otherwise all.
+     * The most channels at once for the brokers of any one user: 1 to `max_channels`. Default:
+     * `max_channels`. If the policy names several users or a group, the default is 7/8 of that,
+     * rounded down, so that no user keeps the others out.
      */
     size_t max_channels_per_user;
     /**
-     * The most bytes of memory to keep for the bytes of later arrivals: default 4194304;
-     * HANDOFF_NO_LIMIT. Above that, an arrival's memory is freed at the dispatch after you adopted
-     * or rejected it.
+     * The most bytes of memory to keep for later arrivals: default 4194304; HANDOFF_NO_LIMIT.
+     * Above that, an arrival's memory is freed at the next dispatch after you adopt or reject it.
      */
     size_t max_kept_bytes;
     /**
-     * How many microseconds handoff_backend_accept() keeps a processor busy before it sleeps, and
-     * handoff_backend_dispatch() before it returns with nothing new while a broker is connected:
-     * at most 10000, default 0. It saves the time to wake up if backend and broker have a
-     * processor each with little else to do. If they share one, spinning keeps the other from
-     * running, and a handoff takes up to `spin_us` longer. In an event loop call dispatch again as
-     * long as handoff_backend_next() returned anything after it, and wait otherwise.
+     * How long to spin, in microseconds: at most 10000, default 0. handoff_backend_accept() spins
+     * before it sleeps. While a broker is connected, handoff_backend_dispatch() spins before it
+     * returns with nothing new. Spinning saves the time to wake up if backend and broker each have
+     * a processor with little else to do. If they share a processor, spinning keeps the other end
+     * from running, and a handoff takes up to `spin_us` longer. In an event loop, if
+     * handoff_backend_next() returned an arrival, call dispatch again before you wait.
      */
     uint32_t spin_us;
     /** Reserved: always 0. */
@@ -132,11 +132,11 @@ handoff_status handoff_backend_options_init(handoff_backend_options *options,
 /**
  * Makes a handoff socket and listens on it for brokers.
  *
- * The file has its mode before anyone can connect to it. A socket at which nobody listens is
- * replaced. One at which somebody does, and any other file, stays as it is. If several processes
- * start at once, one succeeds, and the others get HANDOFF_ERR_ADDRESS_IN_USE. The file is made in the
- * same directory, under another name that begins with ".", and moves to its path when it is
- * complete: ss(8) and getsockname(2) keep telling that other name.
+ * The file has its mode before anyone can connect to it. A socket on which nobody listens is
+ * replaced. A socket on which somebody listens, and any other file, stays as it is. If several
+ * processes start at once, one succeeds, and the others get HANDOFF_ERR_ADDRESS_IN_USE. The file
+ * is made in the same directory, under a temporary name that begins with ".", and moves to its
+ * path when it is complete: ss(8) and getsockname(2) keep showing the temporary name.
  *
  * @param path          the socket's path, at most 107 bytes, in a directory that this process can
  *                      write to; "@" starts an abstract name, without a file
@@ -160,13 +160,13 @@ handoff_status handoff_backend_listen(const char *path,
  *
  * @param fd            a listening Unix socket of sequenced packets (SOCK_SEQPACKET); duplicated.
  *                      It becomes non-blocking, and takes descriptors (SO_PASSRIGHTS). All its
- *                      copies share that: leave it so, or dispatch may block. Its file, if it has
- *                      one, is never removed.
+ *                      copies share these settings: do not change them, or dispatch may block. The
+ *                      socket's file, if it has one, is never removed.
  * @param options       the limits, or NULL for the defaults; read during the call only. `mode` and
  *                      `backlog` have no effect.
  * @param[out] backend  the backend; free it with handoff_backend_free()
- * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is no such socket or for options
- *         as in handoff_backend_listen(); HANDOFF_ERR_UNSUPPORTED;
+ * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is no such socket, or an option
+ *         is wrong as in handoff_backend_listen(); HANDOFF_ERR_UNSUPPORTED;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_NO_MEMORY;
  *         HANDOFF_ERR_SYSTEM.
  */
@@ -212,14 +212,14 @@ typedef struct handoff_arrival {
     const void *metadata;
     /** The number of bytes. */
     size_t metadata_len;
-    /** The service that is meant; "" if the broker named none. */
+    /** The name of the intended service; "" if the broker named none. */
     const char *service;
     /** An id for logs; "" if the broker gave none. */
     const char *correlation;
     /**
-     * Not 0: the client speaks TLS, and the kernel does it in both directions: this library has
-     * asked it. Read and write plain bytes, and see tls.h. 0: the broker did not say so, and the
-     * kernel was not asked.
+     * Not 0: the client speaks TLS, and the kernel does it in both directions. The library has
+     * asked the kernel. Read and write plain bytes, and see tls.h. 0: the broker did not announce
+     * TLS, and the library did not ask the kernel.
      */
     uint32_t tls;
     /** Reserved: always 0. */
@@ -231,12 +231,12 @@ typedef struct handoff_arrival {
 /**
  * Waits for an arrival and adopts it, as accept(2) does. For programs without an event loop.
  *
- * A signal does not end the wait: let its handler call handoff_backend_wake().
+ * A signal does not end the wait. To end it, let the signal's handler call handoff_backend_wake().
  *
- * A client that is adopted waits for you: if you die before you answer it, it is lost. So accept
- * when you can serve at once.
+ * An adopted client waits for you. If you die before you answer, the client is lost. So call this
+ * only when you can serve at once.
  *
- * Threads may take turns here, under a mutex of yours: docs/guide.md has a recipe.
+ * Threads may take turns here, under a mutex of your own: docs/guide.md has a recipe.
  *
  * @param backend       the backend
  * @param wait_ms       how long to wait, in milliseconds, as in poll(2)
@@ -255,25 +255,25 @@ handoff_status handoff_backend_accept(handoff_backend *backend,
 /**
  * Ends a wait in handoff_backend_accept(): the call that waits returns HANDOFF_WOKEN.
  *
- * If none waits, a later one returns HANDOFF_WOKEN, after every arrival that was already received;
- * with a `wait_ms` of 0, after all that is in the sockets.
+ * If no call waits, a later one returns HANDOFF_WOKEN, but only after calls have returned every
+ * arrival already received. With a `wait_ms` of 0, everything that is in the sockets comes first.
  *
  * @param backend  the backend; nobody may free it meanwhile
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS. It
  *         leaves errno and the last errors as they are.
  *
- * Safe in any thread and in a signal handler, also while another thread uses the backend.
+ * Safe in any thread and in a signal handler, even while another thread uses the backend.
  */
 handoff_status handoff_backend_wake(const handoff_backend *backend) HANDOFF_NOEXCEPT;
 
 /**
  * Returns the backend's descriptor, for your event loop. It is readable whenever
- * handoff_backend_dispatch() has work. If you left arrivals with handoff_backend_next(), it becomes
- * readable for them within 1 ms. If handoff_backend_accept() with a `wait_ms` of 0 has left some, it
- * is readable for a level-triggered watch only.
+ * handoff_backend_dispatch() has work. If handoff_backend_next() has arrivals left that you did
+ * not take, the descriptor becomes readable for them within 1 ms. If handoff_backend_accept() with
+ * a `wait_ms` of 0 has left some, the descriptor is readable for a level-triggered watch only.
  *
- * It stays the same for the backend's life, also after handoff_backend_drain(). You may watch it
- * level- or edge-triggered. This is a use: the backend belongs to this process.
+ * It stays the same for the backend's life, even after handoff_backend_drain(). You may watch it
+ * level- or edge-triggered. This call is a use of the backend: it then belongs to this process.
  *
  * @param backend  the backend
  * @return the descriptor, which stays the backend's: do not read, write or close it; -1 on error,
@@ -285,17 +285,16 @@ int handoff_backend_fd(handoff_backend *backend) HANDOFF_NOEXCEPT;
 /**
  * Does a backend's pending work: accepts brokers, receives offers, sends verdicts.
  *
- * It does not wait, but for `spin_us`, and does a bounded amount of work: each channel has its
- * turn once, and a few new brokers. Call it once when the descriptor is readable, then call
- * handoff_backend_next(). It may leave offers in the socket, unless the backend drains; then the
- * descriptor is readable again, also for an edge-triggered watch.
+ * The call does not wait, except to spin for `spin_us`. It does a bounded amount of work: it
+ * serves each channel once, and accepts a few new brokers. Call it once when the descriptor is
+ * readable, then call handoff_backend_next(). Unless the backend drains, dispatch may leave offers
+ * in the socket. The descriptor then becomes readable again, even for an edge-triggered watch.
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE, HANDOFF_ERR_NO_MEMORY, HANDOFF_ERR_UNSUPPORTED at the
- *         first use; HANDOFF_ERR_SYSTEM. After an error call it again. What a broker does wrong,
- *         and what the system refuses for one broker, is no error here: it is counted in the
- *         statistics.
+ *         first use; HANDOFF_ERR_SYSTEM. After an error, call it again. What a broker does wrong,
+ *         or the system refuses for one broker, is not an error here: the statistics count it.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCEPT;
@@ -303,14 +302,14 @@ handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCE
 /**
  * Takes the next arrival. Look at it, then adopt or reject it, now or later. Meanwhile the client
  * waits. The broker takes the offer back after its `timeout_ms`, or after `attempt_timeout_ms` if
- * another of its backends can take it, and counts that as a failure of yours: see
- * HANDOFF_STATE_RESTING. Then handoff_backend_adopt() returns HANDOFF_ERR_TAKEN_BACK; nothing
- * tells you before.
+ * another of its backends can take it, and counts that as a failure of this backend: see
+ * HANDOFF_STATE_RESTING. Nothing tells you until handoff_backend_adopt() returns
+ * HANDOFF_ERR_TAKEN_BACK.
  *
- * Call it until it returns HANDOFF_NOTHING: that also sends the verdicts of what you adopted and
- * rejected, and with one broker may receive what has come meanwhile. A loop with a budget may stop
- * earlier, but must take at least one: then the descriptor becomes readable within 1 ms, for the rest
- * and for these verdicts. If you can serve no more for a while, reject with
+ * Call it until it returns HANDOFF_NOTHING. This also sends the verdicts of what you adopted and
+ * rejected and, with one broker, may receive what has come meanwhile. A loop with a budget may
+ * stop earlier, but must take at least one arrival. The descriptor then becomes readable within 1
+ * ms, for the rest and for these verdicts. If you can serve no more for a while, reject with
  * HANDOFF_REASON_BACKEND_BUSY.
  *
  * @param backend       the backend
@@ -325,21 +324,23 @@ handoff_status handoff_backend_next(handoff_backend *backend,
 /**
  * Adopts an arrival. After HANDOFF_OK this process alone owns the connection.
  *
- * The verdict is sent with the handoff_backend_next() that returns HANDOFF_NOTHING, at the latest:
- * so a client that you serve right away has its answer before the broker is woken. If you stop
- * before that, the descriptor becomes readable within 1 ms, and handoff_backend_dispatch() sends it.
- * If you adopt later, it is sent at once, unless you still have others to take that came with it.
+ * The verdict is sent at the latest by the handoff_backend_next() that returns HANDOFF_NOTHING. So
+ * a client that you serve right away has its answer before the broker is woken. If you stop before
+ * that, the descriptor becomes readable within 1 ms, and handoff_backend_dispatch() sends the
+ * verdict. If you adopt later, the verdict is sent at once, unless you have yet to take other
+ * arrivals that came with this one.
  *
  * @param backend  the backend
  * @param id       the arrival's id
- * @param[out] fd  the connection, close-on-exec, yours to close(2). Its other flags and options
- *                 are as the broker set them, O_NONBLOCK too. Remove it from your epoll set
- *                 (EPOLL_CTL_DEL) before close(2), which does not as long as the broker has a copy.
- * @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took it back or broke the protocol: the
- *         descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL (the arrival
- *         stays held), or if no arrival with this id is held; HANDOFF_ERR_WRONG_PROCESS. If the
- *         broker has died without taking it back, you can still adopt it: nobody else has the
- *         client then.
+ * @param[out] fd  the connection, close-on-exec, yours to close(2). Its other flags and options,
+ *                 including O_NONBLOCK, are as the broker set them. Remove it from your epoll set
+ *                 (EPOLL_CTL_DEL) before close(2): close(2) does not remove it while the broker
+ *                 has a copy.
+ * @return HANDOFF_OK; HANDOFF_ERR_TAKEN_BACK if the broker took the offer back or broke the
+ *         protocol: the descriptor is closed; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL
+ *         (the arrival stays held), or if no arrival with this id is held;
+ *         HANDOFF_ERR_WRONG_PROCESS. If the broker died without taking the offer back, you can
+ *         still adopt the arrival: nobody else has the client.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_backend_adopt(handoff_backend *backend,
@@ -348,40 +349,41 @@ handoff_status handoff_backend_adopt(handoff_backend *backend,
 
 /**
  * Rejects an arrival. Its descriptor is closed, and the broker serves the client another way. The
- * verdict is sent at once, or, if you still have others to take that came with it, with theirs.
+ * verdict is sent at once. If you have yet to take other arrivals that came with this one, it is
+ * sent with their verdicts.
  *
- * If SO_LINGER, socket(7), is on, it is turned off first, so that close(2) cannot wait: for the
- * broker's copy, too, and for every arrival that is not adopted.
+ * If SO_LINGER of socket(7) is on, it is turned off first, so that close(2) cannot block. That
+ * affects the broker's copy, too. The same happens to every arrival that is not adopted.
  *
  * @param backend  the backend
  * @param id       the arrival's id
- * @param reason   what the broker's verdict says: HANDOFF_REASON_REJECTED, or another one that
+ * @param reason   the reason in the broker's verdict: HANDOFF_REASON_REJECTED, or another one that
  *                 fits, but not HANDOFF_REASON_NONE. If the broker has several backends, the offer
  *                 goes to the next one after HANDOFF_REASON_BACKEND_BUSY, _BACKEND_UNAVAILABLE,
- *                 _DESCRIPTOR_PRESSURE, _ACK_TIMEOUT and _INTEGRITY_MISMATCH. Any other is final.
- *                 HANDOFF_REASON_ACK_TIMEOUT counts as a failure of this backend.
- * @return HANDOFF_OK, also if the broker has taken it back; HANDOFF_ERR_INVALID_ARGUMENT, also if
- *         no arrival with this id is held, or for a wrong `reason` (the arrival stays held);
- *         HANDOFF_ERR_WRONG_PROCESS.
+ *                 _DESCRIPTOR_PRESSURE, _ACK_TIMEOUT and _INTEGRITY_MISMATCH. Any other reason is
+ *                 final. HANDOFF_REASON_ACK_TIMEOUT counts as a failure of this backend.
+ * @return HANDOFF_OK, even if the broker has taken the offer back; HANDOFF_ERR_INVALID_ARGUMENT,
+ *         also if no arrival with this id is held, or for a wrong `reason` (the arrival stays
+ *         held); HANDOFF_ERR_WRONG_PROCESS.
  */
 handoff_status handoff_backend_reject(handoff_backend *backend,
                                       uint64_t id,
                                       handoff_reason reason) HANDOFF_NOEXCEPT;
 
 /**
- * Stops listening and tells the brokers to offer no more, also those that it has not accepted yet.
- * A successor can then listen at the path. With handoff_backend_listen_on() the socket that you
- * passed stays open, and brokers wait there for it.
+ * Stops listening and tells the brokers to offer no more, including those that it has not accepted
+ * yet. A successor can then listen at the path. With handoff_backend_listen_on(), the socket that
+ * you passed stays open, and brokers wait there for the successor.
  *
- * Go on: dispatch, which now receives every offer that has been sent; take every arrival with next,
- * and adopt or reject it. If `held` in the statistics is 0 after a dispatch, free the backend at once:
- * the brokers connect to the successor only then. They take back what they have not sent yet. The
- * descriptor becomes readable when you hold no arrivals, now or later, so that your loop makes that
- * last dispatch. What you adopted stays yours.
+ * Go on with your loop. Call dispatch, which now receives every offer that has been sent. Take
+ * every arrival with next, and adopt or reject it. If `held` in the statistics is 0 after a
+ * dispatch, free the backend at once: the brokers connect to the successor only then. They take
+ * back what they have not sent yet. As soon as you hold no arrivals, the descriptor becomes
+ * readable, so that your loop makes that last dispatch. What you adopted stays yours.
  *
- * A program without an event loop calls handoff_backend_accept() with a `wait_ms` of 0 while it
- * returns HANDOFF_OK, then handoff_backend_free(). With a negative `wait_ms`, handoff_backend_accept()
- * may now wait forever.
+ * A program without an event loop calls handoff_backend_accept() with a `wait_ms` of 0 until that
+ * returns anything but HANDOFF_OK, then handoff_backend_free(). With a negative `wait_ms`,
+ * handoff_backend_accept() may now wait forever.
  *
  * @param backend  the backend
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if it is NULL; HANDOFF_ERR_WRONG_PROCESS.
@@ -400,8 +402,8 @@ typedef struct handoff_backend_statistics {
     /** Arrivals rejected, by you or because they are not allowed. */
     uint64_t rejected;
     /**
-     * Arrivals that the broker took back before they were adopted, also because they had timed
-     * out, or whose channel it broke.
+     * Arrivals that the broker took back before they were adopted, including those that timed out,
+     * and arrivals whose channel the broker broke.
      */
     uint64_t taken_back;
     /** Channels set up: brokers that connected and were let in. */
@@ -438,10 +440,7 @@ typedef struct handoff_backend_statistics {
     uint64_t system_errno;
     /** Of `refused`: those whose user the policy does not allow. */
     uint64_t refused_users;
-    /**
-     * The user of the last of these, as this process sees it; 0 is root, or means that there was
-     * none.
-     */
+    /** The user of the last of these, as this process sees it; 0 is root, or there was none. */
     uint64_t last_refused_user;
     /** Of `refused`: those that speak another version of the protocol. */
     uint64_t refused_versions;
@@ -467,22 +466,23 @@ handoff_status handoff_backend_get_statistics(handoff_backend *backend,
                                               handoff_backend_statistics *statistics) HANDOFF_NOEXCEPT;
 
 /**
- * Returns a message about this backend's last error. For the rest see handoff_last_error().
+ * Returns a message about this backend's last error. See handoff_last_error() for details.
  *
  * @param backend  the backend
- * @return a string, never NULL, empty if no call has failed yet or `backend` is NULL. It is valid
- *         until the backend's next error or its end.
+ * @return a string, never NULL; empty if no call has failed yet or `backend` is NULL. It is valid
+ *         until the backend's next error, or until you free the backend.
  */
 const char *handoff_backend_last_error(const handoff_backend *backend) HANDOFF_NOEXCEPT;
 
 /**
  * Stops listening and frees the backend.
  *
- * It sends the verdicts that wait, and closes every channel and every connection that was not
- * adopted. What you adopted is yours and stays open. The socket's file is removed if it is still
- * the one that handoff_backend_listen() made. In another process than the one that used the backend
- * first, the call closes that process's copies only. If none has used it, the one that made it
- * removes the file, unless it has called fork() since: a child may use it.
+ * The call sends the verdicts that wait, and closes every channel and every connection that was
+ * not adopted. Connections that you adopted are yours and stay open. The socket's file is removed
+ * if it is still the one that handoff_backend_listen() made. In any process but the one that used
+ * the backend first, the call closes only that process's copies. If no process has used the
+ * backend, the process that made it removes the file, unless that has called fork() since: a child
+ * may use the backend.
  *
  * @param backend  the backend, or NULL, which does nothing
  */

@@ -1,8 +1,8 @@
 /*
  * handoff/layout.h: what is in these headers, at run time, for languages that cannot include them.
- * A binding checks with it, when it loads the library, that its own structs and constants are the
- * library's. docs/abi.md says how a binding is written. The rules that hold for every call are in
- * handoff.h.
+ * When a binding loads the library, it uses these calls to check that its own structs and constants
+ * are the library's. docs/abi.md says how to write a binding. The rules that hold for every call
+ * are in handoff.h.
  *
  * Made by cbindgen from src/ffi; do not edit.
  */
@@ -20,7 +20,7 @@ extern "C" {
  * Gets the value of a constant of the headers.
  *
  * HANDOFF_NO_TIMEOUT and HANDOFF_NO_LIMIT are -1: every bit of the field is set. The version and
- * its parts are the library's; as text handoff_version() has it.
+ * its parts are the library's. handoff_version() returns the version as text.
  *
  * @param name        its name, such as "HANDOFF_ERR_FULL"
  * @param[out] value  its value
@@ -35,8 +35,8 @@ handoff_status handoff_constant(const char *name, int64_t *value) HANDOFF_NOEXCE
 /**
  * Gets the size of a struct of the headers, as the library knows it.
  *
- * A binding that was written for an older library knows a smaller one. That is not an error: it
- * sets the size that it knows. Compare its fields with handoff_field().
+ * A binding that was written for an older library knows a smaller size. That is not an error: the
+ * binding sets the size that it knows. Compare the struct's fields with handoff_field().
  *
  * @param name       its name, such as "handoff_offer"
  * @param[out] size  sizeof the struct, in bytes
@@ -51,9 +51,9 @@ handoff_status handoff_struct_size(const char *name, size_t *size) HANDOFF_NOEXC
 /**
  * Gets the place of a field in a struct of the headers.
  *
- * @param name         the names of both, such as "handoff_offer.preread_len"
- * @param[out] offset  where the field begins, in bytes from the struct's first
- * @param[out] size    its size in bytes; of an array, all of it
+ * @param name         the names of the struct and the field, such as "handoff_offer.preread_len"
+ * @param[out] offset  where the field begins, in bytes from the start of the struct
+ * @param[out] size    its size in bytes; for an array, the size of all of it
  * @return HANDOFF_OK; HANDOFF_NOTHING if this library has no such struct or field;
  *         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or misaligned.
  *

@@ -14,15 +14,15 @@ extern "C" {
 #endif
 
 /**
- * Who may be at the other end: of a backend its brokers, of a broker its backend.
+ * Who may be at the other end: the brokers of a backend, or the backend of a broker.
  *
- * Without users and groups it is the default, as NULL is: this process's effective user, and root;
- * for a broker also the owner of the socket's file. Otherwise only these users and the members of
- * these groups; root too must then be named. The lists are read during the call only: the calls
- * that take options copy them.
+ * A policy without users and groups is the default, as is NULL: it allows this process's effective
+ * user, root and, for a broker, the owner of the socket's file. Any other policy allows only its
+ * users and the members of its groups, so it must name root, too, if root is to be allowed. The
+ * lists are read during the call only: the calls that take options copy them.
  *
- * In a user namespace, the overflow number (65534 as a rule, user_namespaces(7)), which stands for
- * everybody without a number there, allows nobody.
+ * In a user namespace, the overflow number allows nobody. It stands for everybody who has no
+ * number there, and is 65534 as a rule: see user_namespaces(7).
  */
 typedef struct handoff_peer_policy {
     /** Set by HANDOFF_PEER_POLICY_INIT. */

@@ -2,12 +2,13 @@
  * handoff/raw.h: the raw layer. One descriptor and its token travel in one message. The calls have
  * no state except what you pass in. The rules that hold for every call are in handoff.h.
  *
- * Most programs want a channel, handoff/broker.h and handoff/backend.h: it does all of this, for
- * many connections at once and without blocking. The raw layer is for peers that can only call
- * sendmsg(2). A message is the 16 bytes of a token with one descriptor attached (SCM_RIGHTS of
+ * Most programs want a channel instead (handoff/broker.h and handoff/backend.h). A channel does all
+ * of this for many connections at once, without blocking. The raw layer is for peers that can only
+ * call sendmsg(2). A message is the 16 bytes of a token with one descriptor attached (SCM_RIGHTS of
  * unix(7)). An acknowledgement is 20 bytes.
  *
- * Different threads may use different sockets at once, but one socket is for one thread at a time.
+ * Different threads may use different sockets at once, but only one thread at a time may use a
+ * socket.
  *
  * Made by cbindgen from src/ffi; do not edit.
  */
@@ -91,8 +92,8 @@ typedef struct handoff_raw_store_options {
      */
     uint64_t lifetime_ms;
     /**
-     * How many random tokens issuing tries, if each is already pending, before it fails: default
-     * 16.
+     * How many random tokens handoff_raw_store_issue() tries, if each is already pending, before
+     * it fails: default 16.
      */
     size_t collision_attempts;
 } handoff_raw_store_options;
@@ -184,8 +185,8 @@ handoff_status handoff_raw_store_revoke(handoff_raw_store *store,
                                         const handoff_raw_token *token) HANDOFF_NOEXCEPT;
 
 /**
- * Removes every expired token. A full store does this by itself, but not more often than once in a
- * millisecond for each 1024 of its tokens.
+ * Removes every expired token. A full store does this by itself, but not again before a
+ * millisecond has passed for each 1024 of its tokens.
  *
  * @param store         the store
  * @param[out] removed  their number; may be NULL
@@ -209,9 +210,9 @@ size_t handoff_raw_store_length(const handoff_raw_store *store) HANDOFF_NOEXCEPT
 void handoff_raw_store_free(handoff_raw_store *store) HANDOFF_NOEXCEPT;
 
 /**
- * Connects to a handoff socket, stream or sequenced-packet, whichever listens there. It never
- * blocks. Whoever listens there gets what you send: an abstract name belongs to the process that
- * took it first. handoff_raw_peer_check() tells whether it is who it should be.
+ * Connects to a handoff socket, stream or sequenced-packet, whichever listens there. The call
+ * never blocks. Whoever listens there gets what you send: an abstract name belongs to the process
+ * that took it first. handoff_raw_peer_check() tells whether the right peer listens.
  *
  * @param path         the socket's path, at most 107 bytes; "@" starts an abstract name
  * @param[out] socket  the connection, non-blocking and close-on-exec; close(2) it
@@ -225,13 +226,13 @@ HANDOFF_MUST_USE
 handoff_status handoff_raw_connect(const char *path, int *socket) HANDOFF_NOEXCEPT;
 
 /**
- * Sends a descriptor and its token over a connected socket in one message, or not at all. It never
- * blocks.
+ * Sends a descriptor and its token over a connected socket in one message, or not at all. The call
+ * never blocks.
  *
  * @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. A datagram
  *                socket of socketpair(2) works, but its receiver is not told that you have closed
- *                yours. A connected TCP socket is refused. Over any other the system sends the
- *                token without the descriptor, and no error says so.
+ *                yours. A connected TCP socket is refused. Over any other socket, the system sends
+ *                the token without the descriptor, and reports no error.
  * @param fd      the descriptor to send, not `socket` itself. It stays yours, open and unchanged,
  *                and you may close it when this returns.
  * @param token   its token
@@ -248,7 +249,7 @@ handoff_status handoff_raw_send(int socket,
 
 /**
  * Connects to a handoff socket and sends a descriptor and its token: handoff_raw_connect() and
- * handoff_raw_send() in one call. It does not check who listens there.
+ * handoff_raw_send() in one call. The call does not check who listens there.
  *
  * @param path         see handoff_raw_connect()
  * @param fd           see handoff_raw_send()
@@ -278,8 +279,8 @@ handoff_status handoff_raw_send_path(const char *path,
  *         is not `expected`; HANDOFF_ERR_TOKEN_EXPIRED; HANDOFF_ERR_TOKEN_NOT_PENDING if the store
  *         never held it or it was already used.
  *
- * After an error no descriptor that came stays open, and you must close the socket.
- * HANDOFF_TIMED_OUT is no error: the socket stays usable.
+ * After an error, every descriptor that came is closed, and you must close the socket.
+ * HANDOFF_TIMED_OUT is not an error: the socket stays usable.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_receive_verified(int socket,
@@ -290,7 +291,7 @@ handoff_status handoff_raw_receive_verified(int socket,
                                             int *fd) HANDOFF_NOEXCEPT;
 
 /**
- * Receives one message: a descriptor and its token, which is not verified.
+ * Receives one message: a descriptor and its token. The token is not verified.
  *
  * @param socket      a connected Unix socket, blocking or not
  * @param wait_ms     how long to wait, in milliseconds, as in poll(2)
@@ -301,8 +302,8 @@ handoff_status handoff_raw_receive_verified(int socket,
  *         HANDOFF_ERR_SURPLUS_DESCRIPTORS; HANDOFF_ERR_CONTROL_TRUNCATED;
  *         HANDOFF_ERR_WRONG_LENGTH; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_RECEIVE_FAILED.
  *
- * After an error no descriptor that came stays open, and you must close the socket.
- * HANDOFF_TIMED_OUT is no error: the socket stays usable.
+ * After an error, every descriptor that came is closed, and you must close the socket.
+ * HANDOFF_TIMED_OUT is not an error: the socket stays usable.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_receive(int socket,
@@ -311,7 +312,7 @@ handoff_status handoff_raw_receive(int socket,
                                    int *fd) HANDOFF_NOEXCEPT;
 
 /**
- * Backend: sends a token without a descriptor. It allows the broker one message on this
+ * Backend: sends a token without a descriptor. The token allows the broker one message on this
  * connection.
  *
  * A token that comes back with a descriptor proves that this backend allowed the message. The call
@@ -320,7 +321,7 @@ handoff_status handoff_raw_receive(int socket,
  * @param socket  a connected Unix socket, blocking or not. A connected TCP socket is refused.
  * @param token   a token that the store holds
  * @return HANDOFF_OK; HANDOFF_ERR_END_OF_STREAM if the broker closed the connection;
- *         HANDOFF_ERR_WOULD_BLOCK if it does not read what it is sent;
+ *         HANDOFF_ERR_WOULD_BLOCK if the broker does not read what it is sent;
  *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE if only a part was sent;
  *         HANDOFF_ERR_SEND_FAILED.
  */
@@ -337,7 +338,7 @@ handoff_status handoff_raw_token_send(int socket, const handoff_raw_token *token
  *         reason for a fallback is HANDOFF_REASON_BACKEND_BUSY; HANDOFF_ERR_END_OF_STREAM;
  *         HANDOFF_ERR_WRONG_LENGTH; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
  *
- * After an error close the socket. HANDOFF_TIMED_OUT is no error: the socket stays usable.
+ * After an error close the socket. HANDOFF_TIMED_OUT is not an error: the socket stays usable.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_token_receive(int socket,
@@ -350,9 +351,9 @@ handoff_status handoff_raw_token_receive(int socket,
  *
  * @param socket  the connection that the message came on
  * @param token   the message's token
- * @return HANDOFF_OK: the connection is yours. After an error it is not: close the descriptor and
- *         serve nothing. HANDOFF_ERR_END_OF_STREAM if the broker took it back or is gone;
- *         HANDOFF_ERR_WOULD_BLOCK if it does not read its acknowledgements;
+ * @return HANDOFF_OK: the connection is yours. After an error, it is not: close the descriptor and
+ *         serve nothing. HANDOFF_ERR_END_OF_STREAM if the broker took the message back or is gone;
+ *         HANDOFF_ERR_WOULD_BLOCK if the broker does not read its acknowledgements;
  *         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE if only a part was sent;
  *         HANDOFF_ERR_SEND_FAILED.
  */
@@ -366,7 +367,7 @@ handoff_status handoff_raw_ack_accept(int socket, const handoff_raw_token *token
  * @param socket  the connection that the message came on
  * @param token   the message's token
  * @param reason  one of HANDOFF_REASON_*; HANDOFF_REASON_REJECTED if no other fits
- * @return as handoff_raw_ack_accept(); also HANDOFF_ERR_INVALID_ARGUMENT for another `reason`.
+ * @return as handoff_raw_ack_accept(); also HANDOFF_ERR_INVALID_ARGUMENT for any other `reason`.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_ack_reject(int socket,
@@ -388,8 +389,8 @@ typedef struct handoff_raw_ack {
     { sizeof(handoff_raw_ack), { { 0 } }, 0, 0 }
 
 /**
- * Broker: waits for the acknowledgement of one message. When the time is up, something else
- * arrives or the wait fails, it takes the message back as handoff_raw_take_back() does.
+ * Broker: waits for the acknowledgement of one message. If the time is up, something else arrives
+ * or the wait fails, the call takes the message back as handoff_raw_take_back() does.
  *
  * @param socket      the connection that the message was sent on. After an error close(2) it.
  * @param token       the message's token
@@ -444,9 +445,9 @@ typedef struct handoff_raw_verdict {
     handoff_outcome outcome;
     /**
      * Why it is a fallback. With HANDOFF_ADOPTED: HANDOFF_REASON_NONE; or
-     * HANDOFF_REASON_INTEGRITY_MISMATCH if `socket` became unusable after the message was sent, as
-     * when another thread closes it, or the system does not let this process receive: the backend
-     * may have adopted the connection, so do not serve it.
+     * HANDOFF_REASON_INTEGRITY_MISMATCH if `socket` became unusable after the message was sent.
+     * For example, another thread closed it, or the system does not let this process receive. The
+     * backend may have adopted the connection, so do not serve it.
      */
     handoff_reason reason;
     /**
@@ -454,7 +455,7 @@ typedef struct handoff_raw_verdict {
      */
     handoff_status cause;
     /**
-     * Not 0, with a fallback: the backend may still hold a copy of the descriptor. See
+     * With HANDOFF_FALLBACK: not 0 if the backend may still hold a copy of the descriptor. See
      * handoff_verdict.
      */
     uint32_t may_have_reached_backend;
@@ -489,7 +490,7 @@ handoff_status handoff_raw_attempt(int socket,
 
 /**
  * Connects to a handoff socket, hands a connection over and waits for the answer: as
- * handoff_raw_attempt(), over a connection of its own. It does not check who listens there.
+ * handoff_raw_attempt(), over a connection of its own. The call does not check who listens there.
  *
  * @param path          see handoff_raw_connect()
  * @param fd            see handoff_raw_attempt()
@@ -521,7 +522,7 @@ typedef struct handoff_raw_listener_options {
     size_t size;
     /**
      * The permission bits of the socket's file, independent of the umask: default 0600. A broker
-     * needs write permission, unix(7). Abstract names have none: check who connects.
+     * needs write permission, unix(7). Abstract names have no permissions: check who connects.
      */
     uint32_t mode;
     /**
@@ -573,7 +574,7 @@ handoff_status handoff_raw_listener_new(const char *path,
                                         handoff_raw_listener **listener) HANDOFF_NOEXCEPT;
 
 /**
- * Accepts a connection of a broker that the policy allows. Others are closed.
+ * Accepts a connection from a broker that the policy allows. Other connections are closed.
  *
  * @param listener     the listener
  * @param policy       who may connect, or NULL for the default; read during the call only
@@ -612,7 +613,7 @@ int handoff_raw_listener_fd(const handoff_raw_listener *listener) HANDOFF_NOEXCE
  */
 void handoff_raw_listener_free(handoff_raw_listener *listener) HANDOFF_NOEXCEPT;
 
-/** A peer's credentials, SO_PEERCRED of unix(7): when it connected, or when it called listen(2). */
+/** A peer's credentials when it connected or called listen(2): SO_PEERCRED of unix(7). */
 typedef struct handoff_raw_peer {
     /** Set by HANDOFF_RAW_PEER_INIT. */
     size_t size;
@@ -700,8 +701,9 @@ handoff_status handoff_raw_pending_options_init(handoff_raw_pending_options *opt
 /**
  * Makes an empty registry of pending acknowledgements. It allocates all its memory here.
  *
- * @param store         the store that issued the tokens: the token of a removed entry is revoked
- *                      there; if a backend issued them, any store. You may free it before the registry
+ * @param store         the store that issued the tokens, or any store if a backend issued them.
+ *                      The token of a removed entry is revoked there. You may free the store
+ *                      before the registry
  * @param options       the limits, or NULL for the defaults; read during the call only
  * @param[out] pending  the registry; free it with handoff_raw_pending_free()
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` or `pending` is NULL or
@@ -717,7 +719,7 @@ handoff_status handoff_raw_pending_new(handoff_raw_store *store,
  *
  * @param pending    the registry
  * @param token      the message's token
- * @param user_data  returned when the entry is removed; not looked at
+ * @param user_data  returned when the entry is removed; the library does not look at it
  * @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is NULL;
  *         HANDOFF_ERR_TOKEN_ALREADY_PENDING; HANDOFF_ERR_FULL if the capacity is reached.
  */
@@ -732,10 +734,10 @@ handoff_status handoff_raw_pending_register(handoff_raw_pending *pending,
  * @param pending         the registry
  * @param token           the acknowledgement's token
  * @param[out] user_data  what was registered with it; may be NULL
- * @return HANDOFF_OK: the entry is removed, also if its time is up, for the backend has decided;
- *         HANDOFF_ERR_TOKEN_NOT_PENDING if there is none, as for a second acknowledgement or after
- *         handoff_raw_pending_expire(); HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is
- *         NULL.
+ * @return HANDOFF_OK: the entry is removed, even if its time is up, because the backend has
+ *         decided; HANDOFF_ERR_TOKEN_NOT_PENDING if there is no such entry, as for a second
+ *         acknowledgement or after handoff_raw_pending_expire(); HANDOFF_ERR_INVALID_ARGUMENT if
+ *         `pending` or `token` is NULL.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_raw_pending_acknowledge(handoff_raw_pending *pending,
@@ -777,7 +779,7 @@ handoff_status handoff_raw_pending_expire(handoff_raw_pending *pending,
  * Gets the time until the next entry expires, for poll(2) or a timer.
  *
  * @param pending       the registry
- * @param[out] wait_ms  the time in milliseconds, rounded up; 0 if one has expired; INT_MAX at most
+ * @param[out] wait_ms  the time in milliseconds, rounded up; 0 if one has expired; at most INT_MAX
  * @return HANDOFF_OK; HANDOFF_NOTHING if there is no entry; HANDOFF_ERR_INVALID_ARGUMENT if a
  *         pointer is NULL.
  */
@@ -794,14 +796,14 @@ handoff_status handoff_raw_pending_next_wait(const handoff_raw_pending *pending,
 size_t handoff_raw_pending_length(const handoff_raw_pending *pending) HANDOFF_NOEXCEPT;
 
 /**
- * Frees a registry. The `user_data` of entries that are still there is yours.
+ * Frees a registry. The `user_data` of entries that are still there stays yours.
  *
  * @param pending  the registry, or NULL, which does nothing; no thread may be using it
  */
 void handoff_raw_pending_free(handoff_raw_pending *pending) HANDOFF_NOEXCEPT;
 
 /**
- * The recent failures of each backend, and which of them rest, for a broker that uses the raw
+ * The recent failures of each backend, and which backends rest, for a broker that uses the raw
  * layer. A channel counts its backend's failures itself.
  *
  * Any number of threads may use one at once. After fork() in a program with several threads, make
@@ -819,8 +821,9 @@ typedef struct handoff_raw_failures_options {
     /** A backend rests after this many failures within `period_ms`: 1 to 4096, default 8. */
     size_t max_failures;
     /**
-     * How long a failure counts, in milliseconds: default 30000. Also the longest pause between
-     * two trials, if it is under 8000, and when a trial counts as over that nobody reports on.
+     * How long a failure counts, in milliseconds: default 30000. If it is under 8000, it is also
+     * the longest pause between two trials. A trial that nobody reports on counts as over after
+     * this time.
      */
     uint64_t period_ms;
     /**
@@ -890,7 +893,7 @@ typedef struct handoff_raw_decision {
     handoff_reason reason;
     /**
      * When to ask again, in milliseconds from now, rounded up; -1 if there is no such time. It is
-     * the time of the next trial; while a trial is out, the pause that would follow it.
+     * the time of the next trial or, while a trial is out, the pause that would follow that trial.
      */
     int64_t retry_after_ms;
 } handoff_raw_decision;
@@ -925,10 +928,10 @@ handoff_status handoff_raw_failures_should_attempt(const handoff_raw_failures *f
                                                    handoff_raw_decision *decision) HANDOFF_NOEXCEPT;
 
 /**
- * Counts a failed attempt. If a trial is out, the failure is taken for the trial's.
+ * Counts a failed attempt. If a trial is out, the failure counts as the trial's.
  *
- * Do not count a rejection, a verdict whose `cause` is HANDOFF_OK: it is an answer, not a failure.
- * The call allocates for a backend's first failure.
+ * Do not count a rejection (a verdict whose `cause` is HANDOFF_OK): it is an answer, not a
+ * failure. The call allocates for a backend's first failure.
  *
  * @param failures       the counter
  * @param backend        names the backend; copied
@@ -952,7 +955,7 @@ handoff_status handoff_raw_failures_record_failure(handoff_raw_failures *failure
  *
  * @param failures  the counter
  * @param backend   names the backend
- * @return HANDOFF_OK, also if it had none; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL.
+ * @return HANDOFF_OK, even if it had none; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL.
  */
 handoff_status handoff_raw_failures_record_success(handoff_raw_failures *failures,
                                                    const char *backend) HANDOFF_NOEXCEPT;

@@ -33,9 +33,9 @@
 #define HANDOFF_SUPPORTED 0
 #endif
 
-/** No limit. For a time, where the description of its field or argument names it. */
+/** No limit, for a time: a field or argument whose description names this. */
 #define HANDOFF_NO_TIMEOUT UINT64_MAX
-/** No limit. For a size_t field, where its description names it. */
+/** No limit, for a size_t field whose description names this. */
 #define HANDOFF_NO_LIMIT SIZE_MAX
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -57,12 +57,12 @@ extern "C" {
 #endif
 
 /**
- * What a call returns: HANDOFF_OK, a positive number if there is no result but also no error, or
+ * What a call returns: HANDOFF_OK, a positive number if there is neither a result nor an error, or
  * a negative HANDOFF_ERR_*.
  *
- * After an error errno is the system's error, or 0 if the system had no part in it. For a backend that
- * cannot be used it may be one of the numbers that `error` in handoff_backend_state lists.
- * handoff_last_error() returns a message. Out parameters are untouched unless the status is
+ * After an error, errno is the system's error, or 0 if the error is not the system's. If a backend
+ * cannot be used, errno may also be one of the numbers that `error` in handoff_backend_state
+ * lists. handoff_last_error() returns a message. Out parameters are untouched unless the status is
  * HANDOFF_OK. A number never changes its meaning.
  */
 typedef int32_t handoff_status;
@@ -88,14 +88,14 @@ typedef int32_t handoff_status;
 /**
  * Returns a message about this thread's last error.
  *
- * It is in English, for people, and names the socket and the descriptor if there were any. It
- * never shows a token. It is one line: control characters in a path are shown as '?'.
+ * The message is one line of English, for people. It names the socket and the descriptor, if there
+ * were any, and never shows a token. Control characters in a path are shown as '?'.
  *
- * @return a string, never NULL, empty if no call has failed yet. It is valid until this thread's
- *         next error or its end.
+ * @return a string, never NULL; empty if no call has failed yet. It is valid until this thread's
+ *         next error, or until the thread ends.
  *
- * Each thread has its own; a child of fork() starts with a copy. In a runtime that moves work
- * between threads, use handoff_broker_last_error() and handoff_backend_last_error().
+ * Each thread has its own message; a child of fork() starts with a copy. In a runtime that moves
+ * work between threads, use handoff_broker_last_error() and handoff_backend_last_error().
  */
 const char *handoff_last_error(void) HANDOFF_NOEXCEPT;
 
@@ -103,9 +103,9 @@ const char *handoff_last_error(void) HANDOFF_NOEXCEPT;
  * Returns errno of this thread's last error, for languages that cannot read errno right after a
  * call.
  *
- * @return what errno(3) was then; 0 also if no call has failed yet.
+ * @return the value of errno(3) at that error; also 0 if no call has failed yet.
  *
- * Each thread has its own, as of handoff_last_error().
+ * Each thread has its own value, as with handoff_last_error().
  */
 int handoff_last_errno(void) HANDOFF_NOEXCEPT;
 
@@ -144,10 +144,10 @@ const char *handoff_version(void) HANDOFF_NOEXCEPT;
  * Checks whether the running system has what the library needs. At compile time use
  * HANDOFF_SUPPORTED.
  *
- * @return HANDOFF_OK; HANDOFF_ERR_UNSUPPORTED if something is missing, and handoff_last_error()
- *         names it; HANDOFF_ERR_DESCRIPTOR_PRESSURE if it cannot tell, because this process or
- *         the system is out of descriptors; HANDOFF_ERR_SYSTEM if it cannot tell because of
- *         another limit: errno is ENOMEM, for example, or EFBIG for RLIMIT_FSIZE.
+ * @return HANDOFF_OK; HANDOFF_ERR_UNSUPPORTED if something is missing: handoff_last_error() names
+ *         it; HANDOFF_ERR_DESCRIPTOR_PRESSURE if it cannot tell, because this process or the
+ *         system is out of descriptors; HANDOFF_ERR_SYSTEM if it cannot tell because of another
+ *         limit: errno is ENOMEM, for example, or EFBIG for RLIMIT_FSIZE.
  *
  * Safe in any thread and after fork(). Opens and closes a few descriptors.
  */
@@ -158,13 +158,13 @@ handoff_status handoff_supported(void) HANDOFF_NOEXCEPT;
 typedef uint32_t handoff_outcome;
 
 /**
- * The backend owns it. close(2) your copy. If your event loop has it, use EPOLL_CTL_DEL first:
- * close(2) does not remove it while the backend has a copy. Do not shutdown(2) it: that would end
- * the backend's connection too.
+ * The backend owns the connection. close(2) your copy. If it is in your event loop, use
+ * EPOLL_CTL_DEL first: close(2) does not remove it while the backend has a copy. Do not
+ * shutdown(2) it: that would end the backend's connection too.
  */
 #define HANDOFF_ADOPTED 1
 
-/** It is still yours. Serve the client another way. */
+/** The connection is still yours. Serve the client another way. */
 #define HANDOFF_FALLBACK 2
 
 /** Why a connection was not handed over: one of HANDOFF_REASON_*, which are listed below. */
@@ -175,11 +175,11 @@ typedef uint32_t handoff_reason;
  *
  * @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
  *                layer returned
- * @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, the positive statuses and
- *         unknown numbers; for errors that a fallback must not hide: HANDOFF_ERR_INVALID_ARGUMENT,
- *         HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED, HANDOFF_ERR_INTERNAL; and for
- *         HANDOFF_ERR_TAKEN_BACK, HANDOFF_ERR_TOO_LATE and HANDOFF_ERR_TLS_*, which are not about
- *         an offer that failed.
+ * @return one of HANDOFF_REASON_*. HANDOFF_REASON_NONE for HANDOFF_OK, the positive statuses and
+ *         unknown numbers. Also HANDOFF_REASON_NONE for the errors that a fallback must not hide,
+ *         which are HANDOFF_ERR_INVALID_ARGUMENT, HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED
+ *         and HANDOFF_ERR_INTERNAL, and for HANDOFF_ERR_TAKEN_BACK, HANDOFF_ERR_TOO_LATE and
+ *         HANDOFF_ERR_TLS_*, which are not about an offer that failed.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
@@ -196,29 +196,28 @@ handoff_reason handoff_status_reason(handoff_status status) HANDOFF_NOEXCEPT;
 const char *handoff_reason_name(handoff_reason reason) HANDOFF_NOEXCEPT;
 
 /**
- * Tells whether a fallback is all that an error calls for: the connection is certainly yours.
- * Other errors are bugs in the caller or in the library, which a fallback would hide: report them,
- * but for HANDOFF_ERR_CLOSED after your own handoff_broker_close() and, of the raw layer,
- * HANDOFF_ERR_RECEIVE_FAILED and HANDOFF_ERR_TOKEN_NOT_PENDING.
- * HANDOFF_WOKEN is no error.
+ * Tells whether an error calls for a fallback only: the connection is certainly yours. Other
+ * errors are bugs in the caller or in the library, which a fallback would hide: report them. The
+ * exceptions are HANDOFF_ERR_CLOSED after your own handoff_broker_close() and, in the raw layer,
+ * HANDOFF_ERR_RECEIVE_FAILED and HANDOFF_ERR_TOKEN_NOT_PENDING. HANDOFF_WOKEN is not an error.
  *
  * @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
  *                layer returned. What handoff_broker_dispatch(), handoff_broker_flush() and
- *                handoff_broker_next() return is about the broker, and about no connection.
- * @return true if you need only serve the client another way; false for HANDOFF_OK, the positive
- *         statuses, unknown numbers and the errors for which handoff_status_reason() returns
- *         HANDOFF_REASON_NONE; and for HANDOFF_ERR_RECEIVE_FAILED and
+ *                handoff_broker_next() return is about the broker, not about a connection.
+ * @return true if all that you need to do is serve the client another way. False for HANDOFF_OK,
+ *         the positive statuses, unknown numbers and the errors for which handoff_status_reason()
+ *         returns HANDOFF_REASON_NONE. Also false for HANDOFF_ERR_RECEIVE_FAILED and
  *         HANDOFF_ERR_TOKEN_NOT_PENDING, after which the backend may own the connection. After
- *         false the connection may still be yours: the description of the call says whose it is.
+ *         false, the connection may still be yours: the description of the call says whose it is.
  *
  * Safe in any thread, after fork() and in a signal handler.
  */
 bool handoff_status_is_fallback_safe(handoff_status status) HANDOFF_NOEXCEPT;
 
 /**
- * Tells whether a refusal is temporary, so that the same offer may be taken later: it is about the
- * backends, and not about this offer. The client can wait in a queue of yours, for a limited time:
- * what handoff_broker_fd() returned at the start becomes readable when an offer would be taken.
+ * Tells whether a refusal is temporary: it is about the backends, not about this offer, which may
+ * be taken later. The client can wait in a queue of your own, for a limited time. The descriptor
+ * that handoff_broker_fd() returned at the start becomes readable when an offer would be taken.
  *
  * @param status  what handoff_broker_offer() returned
  * @return true for HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE,
@@ -231,11 +230,11 @@ bool handoff_status_is_fallback_safe(handoff_status status) HANDOFF_NOEXCEPT;
 bool handoff_status_may_pass(handoff_status status) HANDOFF_NOEXCEPT;
 
 /**
- * Tells whether the reason for a fallback is temporary: it is about the backends, and not about this
- * offer. The client can be offered again: now, or when what handoff_broker_fd() returned becomes
- * readable, as after a refusal for which handoff_status_may_pass() returns true.
+ * Tells whether the reason for a fallback is temporary: it is about the backends, not about this
+ * offer. You can offer the client again: now, or when the descriptor of handoff_broker_fd()
+ * becomes readable, as after a refusal for which handoff_status_may_pass() returns true.
  *
- * @param reason  that of a verdict, or what handoff_status_reason() returned
+ * @param reason  the reason in a verdict, or what handoff_status_reason() returned
  * @return true for HANDOFF_REASON_BACKEND_UNAVAILABLE, HANDOFF_REASON_BACKEND_BUSY,
  *         HANDOFF_REASON_RATE_LIMITED, HANDOFF_REASON_ACK_TIMEOUT,
  *         HANDOFF_REASON_DESCRIPTOR_PRESSURE, HANDOFF_REASON_PERMISSION_DENIED and
@@ -272,8 +271,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_REASON_POLICY_DISABLED 2
 
 /**
- * Short of descriptors. In a verdict it is mostly the backend: raise its RLIMIT_NOFILE. From
- * handoff_status_reason() it is this process, or the system.
+ * Short of descriptors. In a verdict, this mostly means the backend: raise its RLIMIT_NOFILE. From
+ * handoff_status_reason(), it means this process or the system.
  */
 #define HANDOFF_REASON_DESCRIPTOR_PRESSURE 3
 
@@ -284,16 +283,17 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_REASON_PERMISSION_DENIED 5
 
 /**
- * A token or a message was not what it should be. Also if you closed the descriptor of an offer
- * before it was sent, and its number was another socket's by then: your bug. If that is another
- * client, it is still yours, and has its own offer or none: do not serve it for this one.
+ * A token or a message was not what it should be. This is also the reason if you closed the
+ * descriptor of an offer before the offer was sent, and its number was another socket's by then:
+ * that is your bug. If that socket is another client, it is still yours, and has its own offer or
+ * none: do not serve it for this one.
  */
 #define HANDOFF_REASON_INTEGRITY_MISMATCH 6
 
 /**
- * No verdict, or in the raw layer no acknowledgement, came by the deadline. Also if the offer was
- * not sent by then, or only just: nobody called handoff_broker_flush() or
- * handoff_broker_dispatch(), or there was no room.
+ * No verdict, or in the raw layer no acknowledgement, came by the deadline. This is also the
+ * reason if the offer was not sent by then, or only just, because nobody called
+ * handoff_broker_flush() or handoff_broker_dispatch(), or there was no room.
  */
 #define HANDOFF_REASON_ACK_TIMEOUT 7
 
@@ -322,8 +322,9 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_REASON_BACKEND_DIED 14
 
 /**
- * The client is gone: its connection has ended. Also if you closed the descriptor before it was
- * sent. There is nobody to serve, unless a backend rejected it for this reason and was wrong.
+ * The client is gone: its connection has ended. This is also the reason if you closed the
+ * descriptor before it was sent. There is nobody to serve, unless a backend rejected the
+ * connection for this reason and was wrong.
  */
 #define HANDOFF_REASON_CLIENT_GONE 15
 
@@ -338,7 +339,7 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
  */
 #define HANDOFF_REASON_KIND 17
 
-/** The backend has as many channels as it may: see `max_channels` in handoff_backend_options. */
+/** The backend has reached its limit of channels: see `max_channels` in handoff_backend_options. */
 #define HANDOFF_REASON_TOO_MANY_CHANNELS 18
 
 /**
@@ -363,8 +364,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_PERMISSION_DENIED (-3)
 
 /**
- * Nobody listens on the handoff socket, or the other end closed it. Usual while a backend
- * restarts. Or the backend is at a limit of its descriptors or memory; handoff_last_error() says
+ * Nobody listens on the handoff socket, or the other end closed it. This is usual while a backend
+ * restarts. Or the backend is at a limit of its descriptors or memory: handoff_last_error() says
  * so. Serve the client another way.
  */
 #define HANDOFF_ERR_BACKEND_UNAVAILABLE (-4)
@@ -446,7 +447,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_TOKEN_COLLISION (-22)
 
 /**
- * A limit is reached; handoff_last_error() says which. Try again when there is room, or raise it.
+ * A limit is reached; handoff_last_error() says which. Try again when there is room, or raise the
+ * limit.
  */
 #define HANDOFF_ERR_FULL (-23)
 
@@ -460,26 +462,27 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_PEER_NOT_ALLOWED (-26)
 
 /**
- * Somebody listens at that path already: another process, perhaps a child of one that has ended, or
- * this one. The socket is untouched. A successor tries again until the old backend drains or ends.
+ * Somebody already listens at that path: another process, perhaps a child of one that has ended,
+ * or this process. The socket is untouched. A successor should try again until the old backend
+ * drains or ends.
  */
 #define HANDOFF_ERR_ADDRESS_IN_USE (-27)
 
-/** There is a file at that path that is not a socket. It is untouched. */
+/** The file at that path is not a socket. It is untouched. */
 #define HANDOFF_ERR_NOT_A_SOCKET (-28)
 
 /** The handoff socket could not be made, for a cause that has no status of its own; see errno. */
 #define HANDOFF_ERR_LISTEN_FAILED (-29)
 
 /**
- * A bug in the library. What the call did is not known: free its handle, a broker's after
- * handoff_broker_close() and the verdicts. Other handles stay usable. Please report it, with the text
- * of handoff_last_error().
+ * A bug in the library. What the call did is not known: free the handle. Before you free a broker,
+ * call handoff_broker_close() and take the verdicts. Other handles stay usable. Please report the
+ * bug, with the text of handoff_last_error().
  */
 #define HANDOFF_ERR_INTERNAL (-30)
 
 /**
- * The backend rests: it failed too often, or what timed out has taken all its places. Serve the
+ * The backend rests: it failed too often, or offers that timed out hold all its places. Serve the
  * client another way. See HANDOFF_STATE_RESTING.
  */
 #define HANDOFF_ERR_RATE_LIMITED (-32)
@@ -487,7 +490,7 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 /** The offer has more bytes than the backend or the protocol takes. */
 #define HANDOFF_ERR_TOO_LARGE (-33)
 
-/** The handle belongs to another process, which used it first. Make one after fork(). */
+/** The handle belongs to another process, which used it first. Make a new one after fork(). */
 #define HANDOFF_ERR_WRONG_PROCESS (-34)
 
 /** The handle is closed. Make a new one. */
@@ -501,7 +504,8 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 
 /**
  * The offer cannot be taken back: it was adopted, it has its verdict, or `id` names no offer in
- * flight. In the raw layer: the system refused to take it back, so the backend may own the connection.
+ * flight. In the raw layer: the system refused to take it back, so the backend may own the
+ * connection.
  */
 #define HANDOFF_ERR_TOO_LATE (-37)
 
@@ -516,11 +520,11 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 
 /**
  * The kernel does not do this connection's TLS in both directions; handoff_last_error() says in
- * which it does not. Serve the client another way.
+ * which direction it does not. Serve the client another way.
  */
 #define HANDOFF_ERR_NOT_TLS (-40)
 
-/** The client has updated its TLS key, which cannot be followed. Close the connection. */
+/** The client has updated its TLS key, and the session cannot continue. Close the connection. */
 #define HANDOFF_ERR_TLS_KEY_UPDATE (-41)
 
 /**
@@ -530,13 +534,13 @@ bool handoff_status_may_have_reached_backend(handoff_status status) HANDOFF_NOEX
 #define HANDOFF_ERR_TLS_ALERT (-42)
 
 /**
- * The client has sent a TLS record other than data, or something that is no record of this
+ * The client has sent a TLS record other than data, or bytes that are not a record of this
  * connection; handoff_last_error() says what. Close the connection.
  */
 #define HANDOFF_ERR_TLS_RECORD (-43)
 
 /**
- * The backend has as many channels as it may, in total or for this broker's user;
+ * The backend has reached its limit of channels, in total or for this broker's user;
  * handoff_last_error() says which. The broker tries again. Serve the client another way, and raise
  * `max_channels` or `max_channels_per_user` in handoff_backend_options.
  */

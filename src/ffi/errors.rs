@@ -17,8 +17,8 @@ pub const HANDOFF_ERR_UNSUPPORTED: handoff_status = -2;
 /// not allow it; handoff_last_error() says which. Check the socket's mode and owner, and the
 /// policy.
 pub const HANDOFF_ERR_PERMISSION_DENIED: handoff_status = -3;
-/// Nobody listens on the handoff socket, or the other end closed it. Usual while a backend
-/// restarts. Or the backend is at a limit of its descriptors or memory; handoff_last_error() says
+/// Nobody listens on the handoff socket, or the other end closed it. This is usual while a backend
+/// restarts. Or the backend is at a limit of its descriptors or memory: handoff_last_error() says
 /// so. Serve the client another way.
 pub const HANDOFF_ERR_BACKEND_UNAVAILABLE: handoff_status = -4;
 /// The socket's buffer or the listener's backlog is full. Nothing was sent. Try again later.
@@ -65,7 +65,8 @@ pub const HANDOFF_ERR_TOKEN_NOT_PENDING: handoff_status = -20;
 pub const HANDOFF_ERR_TOKEN_ALREADY_PENDING: handoff_status = -21;
 /// Raw layer: every random token was already pending. The system's random source is broken.
 pub const HANDOFF_ERR_TOKEN_COLLISION: handoff_status = -22;
-/// A limit is reached; handoff_last_error() says which. Try again when there is room, or raise it.
+/// A limit is reached; handoff_last_error() says which. Try again when there is room, or raise the
+/// limit.
 pub const HANDOFF_ERR_FULL: handoff_status = -23;
 /// The system has no randomness to give; see errno.
 pub const HANDOFF_ERR_RANDOM: handoff_status = -24;
@@ -73,23 +74,24 @@ pub const HANDOFF_ERR_RANDOM: handoff_status = -24;
 pub const HANDOFF_ERR_PEER_UNKNOWN: handoff_status = -25;
 /// The policy does not allow this peer. Close the connection.
 pub const HANDOFF_ERR_PEER_NOT_ALLOWED: handoff_status = -26;
-/// Somebody listens at that path already: another process, perhaps a child of one that has ended, or
-/// this one. The socket is untouched. A successor tries again until the old backend drains or ends.
+/// Somebody already listens at that path: another process, perhaps a child of one that has ended,
+/// or this process. The socket is untouched. A successor should try again until the old backend
+/// drains or ends.
 pub const HANDOFF_ERR_ADDRESS_IN_USE: handoff_status = -27;
-/// There is a file at that path that is not a socket. It is untouched.
+/// The file at that path is not a socket. It is untouched.
 pub const HANDOFF_ERR_NOT_A_SOCKET: handoff_status = -28;
 /// The handoff socket could not be made, for a cause that has no status of its own; see errno.
 pub const HANDOFF_ERR_LISTEN_FAILED: handoff_status = -29;
-/// A bug in the library. What the call did is not known: free its handle, a broker's after
-/// handoff_broker_close() and the verdicts. Other handles stay usable. Please report it, with the text
-/// of handoff_last_error().
+/// A bug in the library. What the call did is not known: free the handle. Before you free a broker,
+/// call handoff_broker_close() and take the verdicts. Other handles stay usable. Please report the
+/// bug, with the text of handoff_last_error().
 pub const HANDOFF_ERR_INTERNAL: handoff_status = -30;
-/// The backend rests: it failed too often, or what timed out has taken all its places. Serve the
+/// The backend rests: it failed too often, or offers that timed out hold all its places. Serve the
 /// client another way. See HANDOFF_STATE_RESTING.
 pub const HANDOFF_ERR_RATE_LIMITED: handoff_status = -32;
 /// The offer has more bytes than the backend or the protocol takes.
 pub const HANDOFF_ERR_TOO_LARGE: handoff_status = -33;
-/// The handle belongs to another process, which used it first. Make one after fork().
+/// The handle belongs to another process, which used it first. Make a new one after fork().
 pub const HANDOFF_ERR_WRONG_PROCESS: handoff_status = -34;
 /// The handle is closed. Make a new one.
 pub const HANDOFF_ERR_CLOSED: handoff_status = -35;
@@ -97,7 +99,8 @@ pub const HANDOFF_ERR_CLOSED: handoff_status = -35;
 /// closed.
 pub const HANDOFF_ERR_TAKEN_BACK: handoff_status = -36;
 /// The offer cannot be taken back: it was adopted, it has its verdict, or `id` names no offer in
-/// flight. In the raw layer: the system refused to take it back, so the backend may own the connection.
+/// flight. In the raw layer: the system refused to take it back, so the backend may own the
+/// connection.
 pub const HANDOFF_ERR_TOO_LATE: handoff_status = -37;
 /// The system refused something that the handle needs; see errno.
 pub const HANDOFF_ERR_SYSTEM: handoff_status = -38;
@@ -105,17 +108,17 @@ pub const HANDOFF_ERR_SYSTEM: handoff_status = -38;
 /// for what.
 pub const HANDOFF_ERR_NO_MEMORY: handoff_status = -39;
 /// The kernel does not do this connection's TLS in both directions; handoff_last_error() says in
-/// which it does not. Serve the client another way.
+/// which direction it does not. Serve the client another way.
 pub const HANDOFF_ERR_NOT_TLS: handoff_status = -40;
-/// The client has updated its TLS key, which cannot be followed. Close the connection.
+/// The client has updated its TLS key, and the session cannot continue. Close the connection.
 pub const HANDOFF_ERR_TLS_KEY_UPDATE: handoff_status = -41;
 /// The client has sent a TLS alert other than close_notify; handoff_last_error() says which. Close
 /// the connection.
 pub const HANDOFF_ERR_TLS_ALERT: handoff_status = -42;
-/// The client has sent a TLS record other than data, or something that is no record of this
+/// The client has sent a TLS record other than data, or bytes that are not a record of this
 /// connection; handoff_last_error() says what. Close the connection.
 pub const HANDOFF_ERR_TLS_RECORD: handoff_status = -43;
-/// The backend has as many channels as it may, in total or for this broker's user;
+/// The backend has reached its limit of channels, in total or for this broker's user;
 /// handoff_last_error() says which. The broker tries again. Serve the client another way, and raise
 /// `max_channels` or `max_channels_per_user` in handoff_backend_options.
 pub const HANDOFF_ERR_TOO_MANY_CHANNELS: handoff_status = -44;

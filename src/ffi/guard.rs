@@ -99,9 +99,9 @@ fn report_panic(payload: &(dyn Any + Send)) {
     remember(format_args!("internal error: {}", panic_message(payload)), 0);
 }
 
-/// Keeps a panic from writing to descriptor 2, which in a host program may be anybody's. In a C program
-/// this affects only the library's own copy of the Rust runtime; a Rust program that makes C calls has
-/// the same one.
+/// Keeps a panic from writing to descriptor 2, which in a host program may be anybody's. In a C
+/// program this affects only the library's own copy of the Rust runtime; a Rust program that makes
+/// C calls has the same one.
 fn quiet_panics() {
     static QUIET: AtomicBool = AtomicBool::new(false);
     // No `Once`: a child of fork(2) could find it held by a thread that it does not have.
@@ -119,8 +119,8 @@ fn panic_message(payload: &(dyn Any + Send)) -> &str {
 }
 
 /// The message of the last error, of a thread or of a handle: one line of printable text. Its room
-/// is fixed, so it needs no memory of its own; it has no destructor, so that a thread may ask until its
-/// very end. One thread at a time uses it: whose it is, or who makes a call with the handle.
+/// is fixed, so it needs no memory of its own; it has no destructor, so that a thread may ask until
+/// its very end. One thread at a time uses it: whose it is, or who makes a call with the handle.
 pub(super) struct Message {
     text: UnsafeCell<[u8; Message::LEN]>,
     len: Cell<usize>,

@@ -1,5 +1,5 @@
-//! Two calls at once of a handle that is for one at a time: the second is told, where it is seen. And the
-//! error that the last of those calls left.
+//! Two calls at once with a handle that is for one at a time: the second gets an error, if it is
+//! noticed. Also the error that the last of those calls left.
 
 use std::ffi::c_char;
 use std::ops::{Deref, DerefMut};
@@ -9,8 +9,8 @@ use super::argument::Problem;
 use super::guard::{Failure, Message};
 use super::status::{HANDOFF_OK, handoff_status};
 
-/// Whether a call uses a handle now. Not a lock, which would cost each call more than this mistake is
-/// worth: two threads that begin at the same moment are not seen.
+/// Whether a call uses a handle now. Not a lock, which would cost each call more than this mistake
+/// is worth: two threads that begin at the same moment are not seen.
 ///
 /// Calls refer to this part of a handle alone: another thread's may be changing the rest.
 pub(super) struct InUse {

@@ -264,7 +264,7 @@ structs! {
 /// Gets the value of a constant of the headers.
 ///
 /// HANDOFF_NO_TIMEOUT and HANDOFF_NO_LIMIT are -1: every bit of the field is set. The version and
-/// its parts are the library's; as text handoff_version() has it.
+/// its parts are the library's. handoff_version() returns the version as text.
 ///
 /// @param name        its name, such as "HANDOFF_ERR_FULL"
 /// @param[out] value  its value
@@ -287,8 +287,8 @@ pub extern "C" fn handoff_constant(name: *const c_char, value: *mut i64) -> hand
 
 /// Gets the size of a struct of the headers, as the library knows it.
 ///
-/// A binding that was written for an older library knows a smaller one. That is not an error: it
-/// sets the size that it knows. Compare its fields with handoff_field().
+/// A binding that was written for an older library knows a smaller size. That is not an error: the
+/// binding sets the size that it knows. Compare the struct's fields with handoff_field().
 ///
 /// @param name       its name, such as "handoff_offer"
 /// @param[out] size  sizeof the struct, in bytes
@@ -308,9 +308,9 @@ pub extern "C" fn handoff_struct_size(name: *const c_char, size: *mut usize) -> 
 
 /// Gets the place of a field in a struct of the headers.
 ///
-/// @param name         the names of both, such as "handoff_offer.preread_len"
-/// @param[out] offset  where the field begins, in bytes from the struct's first
-/// @param[out] size    its size in bytes; of an array, all of it
+/// @param name         the names of the struct and the field, such as "handoff_offer.preread_len"
+/// @param[out] offset  where the field begins, in bytes from the start of the struct
+/// @param[out] size    its size in bytes; for an array, the size of all of it
 /// @return HANDOFF_OK; HANDOFF_NOTHING if this library has no such struct or field;
 ///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL or misaligned.
 ///

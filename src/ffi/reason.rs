@@ -11,11 +11,11 @@ use crate::reason::Reason;
 /// Who owns a connection now: HANDOFF_ADOPTED or HANDOFF_FALLBACK.
 pub type handoff_outcome = u32;
 
-/// The backend owns it. close(2) your copy. If your event loop has it, use EPOLL_CTL_DEL first:
-/// close(2) does not remove it while the backend has a copy. Do not shutdown(2) it: that would end
-/// the backend's connection too.
+/// The backend owns the connection. close(2) your copy. If it is in your event loop, use
+/// EPOLL_CTL_DEL first: close(2) does not remove it while the backend has a copy. Do not
+/// shutdown(2) it: that would end the backend's connection too.
 pub const HANDOFF_ADOPTED: handoff_outcome = 1;
-/// It is still yours. Serve the client another way.
+/// The connection is still yours. Serve the client another way.
 pub const HANDOFF_FALLBACK: handoff_outcome = 2;
 
 /// Why a connection was not handed over: one of HANDOFF_REASON_*, which are listed below.
@@ -25,11 +25,11 @@ pub type handoff_reason = u32;
 ///
 /// @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
 ///                layer returned
-/// @return one of HANDOFF_REASON_*; HANDOFF_REASON_NONE for HANDOFF_OK, the positive statuses and
-///         unknown numbers; for errors that a fallback must not hide: HANDOFF_ERR_INVALID_ARGUMENT,
-///         HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED, HANDOFF_ERR_INTERNAL; and for
-///         HANDOFF_ERR_TAKEN_BACK, HANDOFF_ERR_TOO_LATE and HANDOFF_ERR_TLS_*, which are not about
-///         an offer that failed.
+/// @return one of HANDOFF_REASON_*. HANDOFF_REASON_NONE for HANDOFF_OK, the positive statuses and
+///         unknown numbers. Also HANDOFF_REASON_NONE for the errors that a fallback must not hide,
+///         which are HANDOFF_ERR_INVALID_ARGUMENT, HANDOFF_ERR_WRONG_PROCESS, HANDOFF_ERR_CLOSED
+///         and HANDOFF_ERR_INTERNAL, and for HANDOFF_ERR_TAKEN_BACK, HANDOFF_ERR_TOO_LATE and
+///         HANDOFF_ERR_TLS_*, which are not about an offer that failed.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
@@ -71,20 +71,19 @@ pub extern "C" fn handoff_reason_name(reason: handoff_reason) -> *const c_char {
     name.as_ptr()
 }
 
-/// Tells whether a fallback is all that an error calls for: the connection is certainly yours.
-/// Other errors are bugs in the caller or in the library, which a fallback would hide: report them,
-/// but for HANDOFF_ERR_CLOSED after your own handoff_broker_close() and, of the raw layer,
-/// HANDOFF_ERR_RECEIVE_FAILED and HANDOFF_ERR_TOKEN_NOT_PENDING.
-/// HANDOFF_WOKEN is no error.
+/// Tells whether an error calls for a fallback only: the connection is certainly yours. Other
+/// errors are bugs in the caller or in the library, which a fallback would hide: report them. The
+/// exceptions are HANDOFF_ERR_CLOSED after your own handoff_broker_close() and, in the raw layer,
+/// HANDOFF_ERR_RECEIVE_FAILED and HANDOFF_ERR_TOKEN_NOT_PENDING. HANDOFF_WOKEN is not an error.
 ///
 /// @param status  what handoff_broker_offer(), handoff_broker_offer_and_wait() or a call of the raw
 ///                layer returned. What handoff_broker_dispatch(), handoff_broker_flush() and
-///                handoff_broker_next() return is about the broker, and about no connection.
-/// @return true if you need only serve the client another way; false for HANDOFF_OK, the positive
-///         statuses, unknown numbers and the errors for which handoff_status_reason() returns
-///         HANDOFF_REASON_NONE; and for HANDOFF_ERR_RECEIVE_FAILED and
+///                handoff_broker_next() return is about the broker, not about a connection.
+/// @return true if all that you need to do is serve the client another way. False for HANDOFF_OK,
+///         the positive statuses, unknown numbers and the errors for which handoff_status_reason()
+///         returns HANDOFF_REASON_NONE. Also false for HANDOFF_ERR_RECEIVE_FAILED and
 ///         HANDOFF_ERR_TOKEN_NOT_PENDING, after which the backend may own the connection. After
-///         false the connection may still be yours: the description of the call says whose it is.
+///         false, the connection may still be yours: the description of the call says whose it is.
 ///
 /// Safe in any thread, after fork() and in a signal handler.
 #[unsafe(no_mangle)]
@@ -92,9 +91,9 @@ pub extern "C" fn handoff_status_is_fallback_safe(status: handoff_status) -> boo
     entry(status).is_some_and(|entry| entry.kind.is_fallback_safe())
 }
 
-/// Tells whether a refusal is temporary, so that the same offer may be taken later: it is about the
-/// backends, and not about this offer. The client can wait in a queue of yours, for a limited time:
-/// what handoff_broker_fd() returned at the start becomes readable when an offer would be taken.
+/// Tells whether a refusal is temporary: it is about the backends, not about this offer, which may
+/// be taken later. The client can wait in a queue of your own, for a limited time. The descriptor
+/// that handoff_broker_fd() returned at the start becomes readable when an offer would be taken.
 ///
 /// @param status  what handoff_broker_offer() returned
 /// @return true for HANDOFF_ERR_FULL, HANDOFF_ERR_RATE_LIMITED, HANDOFF_ERR_BACKEND_UNAVAILABLE,
@@ -108,11 +107,11 @@ pub extern "C" fn handoff_status_may_pass(status: handoff_status) -> bool {
     entry(status).is_some_and(|entry| entry.kind.may_pass())
 }
 
-/// Tells whether the reason for a fallback is temporary: it is about the backends, and not about this
-/// offer. The client can be offered again: now, or when what handoff_broker_fd() returned becomes
-/// readable, as after a refusal for which handoff_status_may_pass() returns true.
+/// Tells whether the reason for a fallback is temporary: it is about the backends, not about this
+/// offer. You can offer the client again: now, or when the descriptor of handoff_broker_fd()
+/// becomes readable, as after a refusal for which handoff_status_may_pass() returns true.
 ///
-/// @param reason  that of a verdict, or what handoff_status_reason() returned
+/// @param reason  the reason in a verdict, or what handoff_status_reason() returned
 /// @return true for HANDOFF_REASON_BACKEND_UNAVAILABLE, HANDOFF_REASON_BACKEND_BUSY,
 ///         HANDOFF_REASON_RATE_LIMITED, HANDOFF_REASON_ACK_TIMEOUT,
 ///         HANDOFF_REASON_DESCRIPTOR_PRESSURE, HANDOFF_REASON_PERMISSION_DENIED and
@@ -151,20 +150,21 @@ pub const HANDOFF_REASON_NONE: handoff_reason = 0;
 pub const HANDOFF_REASON_CLIENT_UNSUPPORTED: handoff_reason = 1;
 /// The service is configured not to hand over.
 pub const HANDOFF_REASON_POLICY_DISABLED: handoff_reason = 2;
-/// Short of descriptors. In a verdict it is mostly the backend: raise its RLIMIT_NOFILE. From
-/// handoff_status_reason() it is this process, or the system.
+/// Short of descriptors. In a verdict, this mostly means the backend: raise its RLIMIT_NOFILE. From
+/// handoff_status_reason(), it means this process or the system.
 pub const HANDOFF_REASON_DESCRIPTOR_PRESSURE: handoff_reason = 3;
 /// The backend rests, because it failed: see HANDOFF_STATE_RESTING.
 pub const HANDOFF_REASON_RATE_LIMITED: handoff_reason = 4;
 /// The permissions of the handoff socket, or the peer's credentials, do not allow it.
 pub const HANDOFF_REASON_PERMISSION_DENIED: handoff_reason = 5;
-/// A token or a message was not what it should be. Also if you closed the descriptor of an offer
-/// before it was sent, and its number was another socket's by then: your bug. If that is another
-/// client, it is still yours, and has its own offer or none: do not serve it for this one.
+/// A token or a message was not what it should be. This is also the reason if you closed the
+/// descriptor of an offer before the offer was sent, and its number was another socket's by then:
+/// that is your bug. If that socket is another client, it is still yours, and has its own offer or
+/// none: do not serve it for this one.
 pub const HANDOFF_REASON_INTEGRITY_MISMATCH: handoff_reason = 6;
-/// No verdict, or in the raw layer no acknowledgement, came by the deadline. Also if the offer was
-/// not sent by then, or only just: nobody called handoff_broker_flush() or
-/// handoff_broker_dispatch(), or there was no room.
+/// No verdict, or in the raw layer no acknowledgement, came by the deadline. This is also the
+/// reason if the offer was not sent by then, or only just, because nobody called
+/// handoff_broker_flush() or handoff_broker_dispatch(), or there was no room.
 pub const HANDOFF_REASON_ACK_TIMEOUT: handoff_reason = 7;
 /// The broker uses only backends that it started, and did not start this one.
 pub const HANDOFF_REASON_FOREIGN_BACKEND: handoff_reason = 8;
@@ -181,15 +181,16 @@ pub const HANDOFF_REASON_BROKER_CLOSED: handoff_reason = 13;
 /// With HANDOFF_ADOPTED: the backend adopted the connection, but the channel ended before its
 /// verdict arrived. Usually the backend died.
 pub const HANDOFF_REASON_BACKEND_DIED: handoff_reason = 14;
-/// The client is gone: its connection has ended. Also if you closed the descriptor before it was
-/// sent. There is nobody to serve, unless a backend rejected it for this reason and was wrong.
+/// The client is gone: its connection has ended. This is also the reason if you closed the
+/// descriptor before it was sent. There is nobody to serve, unless a backend rejected the
+/// connection for this reason and was wrong.
 pub const HANDOFF_REASON_CLIENT_GONE: handoff_reason = 15;
 /// More bytes go with the connection than the backend, the protocol or the socket's buffer takes.
 pub const HANDOFF_REASON_TOO_LARGE: handoff_reason = 16;
 /// The backend does not take this kind of socket: see `kind` in handoff_verdict and `kinds` in
 /// handoff_backend_options.
 pub const HANDOFF_REASON_KIND: handoff_reason = 17;
-/// The backend has as many channels as it may: see `max_channels` in handoff_backend_options.
+/// The backend has reached its limit of channels: see `max_channels` in handoff_backend_options.
 pub const HANDOFF_REASON_TOO_MANY_CHANNELS: handoff_reason = 18;
 
 /// A reason that C passes.

@@ -7,12 +7,12 @@ use super::guard::{guard, guard_or, last_errno, last_message};
 use crate::kind::ErrorKind;
 use crate::support;
 
-/// What a call returns: HANDOFF_OK, a positive number if there is no result but also no error, or
+/// What a call returns: HANDOFF_OK, a positive number if there is neither a result nor an error, or
 /// a negative HANDOFF_ERR_*.
 ///
-/// After an error errno is the system's error, or 0 if the system had no part in it. For a backend that
-/// cannot be used it may be one of the numbers that `error` in handoff_backend_state lists.
-/// handoff_last_error() returns a message. Out parameters are untouched unless the status is
+/// After an error, errno is the system's error, or 0 if the error is not the system's. If a backend
+/// cannot be used, errno may also be one of the numbers that `error` in handoff_backend_state
+/// lists. handoff_last_error() returns a message. Out parameters are untouched unless the status is
 /// HANDOFF_OK. A number never changes its meaning.
 pub type handoff_status = i32;
 
@@ -35,14 +35,14 @@ pub(super) fn status_of(kind: ErrorKind) -> handoff_status {
 
 /// Returns a message about this thread's last error.
 ///
-/// It is in English, for people, and names the socket and the descriptor if there were any. It
-/// never shows a token. It is one line: control characters in a path are shown as '?'.
+/// The message is one line of English, for people. It names the socket and the descriptor, if there
+/// were any, and never shows a token. Control characters in a path are shown as '?'.
 ///
-/// @return a string, never NULL, empty if no call has failed yet. It is valid until this thread's
-///         next error or its end.
+/// @return a string, never NULL; empty if no call has failed yet. It is valid until this thread's
+///         next error, or until the thread ends.
 ///
-/// Each thread has its own; a child of fork() starts with a copy. In a runtime that moves work
-/// between threads, use handoff_broker_last_error() and handoff_backend_last_error().
+/// Each thread has its own message; a child of fork() starts with a copy. In a runtime that moves
+/// work between threads, use handoff_broker_last_error() and handoff_backend_last_error().
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_last_error() -> *const c_char {
     guard_or(c"".as_ptr(), last_message)
@@ -51,9 +51,9 @@ pub extern "C" fn handoff_last_error() -> *const c_char {
 /// Returns errno of this thread's last error, for languages that cannot read errno right after a
 /// call.
 ///
-/// @return what errno(3) was then; 0 also if no call has failed yet.
+/// @return the value of errno(3) at that error; also 0 if no call has failed yet.
 ///
-/// Each thread has its own, as of handoff_last_error().
+/// Each thread has its own value, as with handoff_last_error().
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_last_errno() -> c_int {
     guard_or(0, last_errno)
@@ -115,10 +115,10 @@ pub extern "C" fn handoff_version() -> *const c_char {
 /// Checks whether the running system has what the library needs. At compile time use
 /// HANDOFF_SUPPORTED.
 ///
-/// @return HANDOFF_OK; HANDOFF_ERR_UNSUPPORTED if something is missing, and handoff_last_error()
-///         names it; HANDOFF_ERR_DESCRIPTOR_PRESSURE if it cannot tell, because this process or
-///         the system is out of descriptors; HANDOFF_ERR_SYSTEM if it cannot tell because of
-///         another limit: errno is ENOMEM, for example, or EFBIG for RLIMIT_FSIZE.
+/// @return HANDOFF_OK; HANDOFF_ERR_UNSUPPORTED if something is missing: handoff_last_error() names
+///         it; HANDOFF_ERR_DESCRIPTOR_PRESSURE if it cannot tell, because this process or the
+///         system is out of descriptors; HANDOFF_ERR_SYSTEM if it cannot tell because of another
+///         limit: errno is ENOMEM, for example, or EFBIG for RLIMIT_FSIZE.
 ///
 /// Safe in any thread and after fork(). Opens and closes a few descriptors.
 #[unsafe(no_mangle)]

@@ -19,7 +19,7 @@ pub const HANDOFF_TLS_SEND: u32 = 1;
 /// In handoff_tls_session.directions: the kernel decrypts what you receive.
 pub const HANDOFF_TLS_RECEIVE: u32 = 2;
 
-/// What the kernel reports about a connection's TLS. No key is in it: the library never asks for
+/// What the kernel reports about a connection's TLS. It holds no key: the library never asks for
 /// one.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -104,30 +104,32 @@ pub extern "C" fn handoff_tls_get_session(
     })
 }
 
-/// Receives data, as recv(2) does. Nothing but data is ever returned as data.
+/// Receives data, as recv(2) does. The call never returns anything else as data.
 ///
-/// It waits as `wait_ms` says, whether the descriptor is non-blocking or not. A record is received
-/// when all of it has come.
+/// The call waits as `wait_ms` says, whether the descriptor is non-blocking or not. It receives a
+/// record only when all of the record has come.
 ///
 /// @param fd             a connection, with TLS that the kernel does, or plain
-/// @param buffer         where the data goes. If the call returns anything but HANDOFF_OK, what is
-///                       there has no meaning.
-/// @param len            the room there, at least 1; 16384 takes a whole record
+/// @param buffer         where the data goes. Unless the call returns HANDOFF_OK, the contents have
+///                       no meaning.
+/// @param len            the size of the buffer, at least 1; 16384 takes a whole record
 /// @param wait_ms        how long to wait, in milliseconds, as in poll(2)
-/// @param[out] received  how many bytes; 0 is the end of the stream: close_notify or, on a plain
-///                       socket, the end of the connection. Do not receive again.
+/// @param[out] received  the number of bytes; 0 at the end of the stream: close_notify or, on a
+///                       plain socket, the end of the connection. Do not receive again.
 /// @return HANDOFF_OK; HANDOFF_TIMED_OUT if nothing came in that time, also with a `wait_ms` of 0;
 ///         HANDOFF_ERR_END_OF_STREAM if the client closed a connection with TLS without
-///         close_notify. Many do. Treat what you have as complete only if its own framing says so,
-///         as an HTTP request's does;
-///         HANDOFF_ERR_TLS_KEY_UPDATE if the client has updated its key, which cannot be followed;
-///         HANDOFF_ERR_TLS_ALERT if the client sent another alert, except user_canceled, which only
-///         says that close_notify comes: handoff_last_error() says which;
-///         HANDOFF_ERR_TLS_RECORD for any record other than data, such as a handshake (a
-///         client that renegotiates), and for what is no record of this connection;
+///         close_notify. Many clients do. Treat what you have as complete only if its own framing
+///         says so, as an HTTP request's does;
+///         HANDOFF_ERR_TLS_KEY_UPDATE if the client has updated its key: the session cannot
+///         continue;
+///         HANDOFF_ERR_TLS_ALERT if the client sent any alert except close_notify and
+///         user_canceled, which only says that close_notify follows: handoff_last_error() says
+///         which;
+///         HANDOFF_ERR_TLS_RECORD for any record other than data, such as a handshake (a client
+///         that renegotiates), and for bytes that are not a record of this connection;
 ///         HANDOFF_ERR_RECEIVE_FAILED with errno as of recv(2), such as ECONNRESET;
-///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, or `len` is 0 or more
-///         than SSIZE_MAX.
+///         HANDOFF_ERR_INVALID_ARGUMENT, also if `fd` is not a socket, or `len` is 0 or more than
+///         SSIZE_MAX.
 ///
 /// After an error nothing more can be received: close(2) `fd`.
 #[unsafe(no_mangle)]
@@ -149,16 +151,16 @@ pub extern "C" fn handoff_tls_receive(
 }
 
 /// Ends your direction of a connection, as shutdown(2) with SHUT_WR does. If the kernel does the
-/// TLS of what you send, it sends the alert close_notify before that.
+/// TLS of what you send, the call first sends the alert close_notify.
 ///
 /// The descriptor stays yours and open: close(2) it next. If the client may still be sending, first
 /// receive until the end of the stream: close(2) with unread bytes resets the connection, and the
-/// client may lose your last ones.
+/// client may lose the last bytes that you sent.
 ///
 /// @param fd       a connection, with TLS that the kernel does, or plain
 /// @param wait_ms  how long to wait for room in the socket's buffer, in milliseconds, as in
-///                 poll(2), whether the descriptor is non-blocking or not. A plain socket needs
-///                 none.
+///                 poll(2), whether the descriptor is non-blocking or not. A plain socket needs no
+///                 room.
 /// @return HANDOFF_OK; HANDOFF_TIMED_OUT if there was no room in that time: nothing was sent; call
 ///         it again when the socket is writable, or close(2) it without close_notify;
 ///         HANDOFF_ERR_SEND_FAILED with errno as of sendmsg(2) or shutdown(2), such as EPIPE or

@@ -13,9 +13,9 @@
 #define HANDOFF_SUPPORTED 0
 #endif
 
-/** No limit. For a time, where the description of its field or argument names it. */
+/** No limit, for a time: a field or argument whose description names this. */
 #define HANDOFF_NO_TIMEOUT UINT64_MAX
-/** No limit. For a size_t field, where its description names it. */
+/** No limit, for a size_t field whose description names this. */
 #define HANDOFF_NO_LIMIT SIZE_MAX
 
 #if defined(__GNUC__) || defined(__clang__)

@@ -26,9 +26,9 @@ pub(super) fn ack_timeout(timeout_ms: u64) -> Option<Duration> {
 ///
 /// @param socket  the connection that the message came on
 /// @param token   the message's token
-/// @return HANDOFF_OK: the connection is yours. After an error it is not: close the descriptor and
-///         serve nothing. HANDOFF_ERR_END_OF_STREAM if the broker took it back or is gone;
-///         HANDOFF_ERR_WOULD_BLOCK if it does not read its acknowledgements;
+/// @return HANDOFF_OK: the connection is yours. After an error, it is not: close the descriptor and
+///         serve nothing. HANDOFF_ERR_END_OF_STREAM if the broker took the message back or is gone;
+///         HANDOFF_ERR_WOULD_BLOCK if the broker does not read its acknowledgements;
 ///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE if only a part was sent;
 ///         HANDOFF_ERR_SEND_FAILED.
 #[unsafe(no_mangle)]
@@ -46,7 +46,7 @@ pub extern "C" fn handoff_raw_ack_accept(
 /// @param socket  the connection that the message came on
 /// @param token   the message's token
 /// @param reason  one of HANDOFF_REASON_*; HANDOFF_REASON_REJECTED if no other fits
-/// @return as handoff_raw_ack_accept(); also HANDOFF_ERR_INVALID_ARGUMENT for another `reason`.
+/// @return as handoff_raw_ack_accept(); also HANDOFF_ERR_INVALID_ARGUMENT for any other `reason`.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_ack_reject(
@@ -89,8 +89,8 @@ fn ack_of(token: handoff_raw_token, answer: Answer) -> handoff_raw_ack {
     handoff_raw_ack { size: size_of::<handoff_raw_ack>(), token, outcome, reason }
 }
 
-/// Broker: waits for the acknowledgement of one message. When the time is up, something else
-/// arrives or the wait fails, it takes the message back as handoff_raw_take_back() does.
+/// Broker: waits for the acknowledgement of one message. If the time is up, something else arrives
+/// or the wait fails, the call takes the message back as handoff_raw_take_back() does.
 ///
 /// @param socket      the connection that the message was sent on. After an error close(2) it.
 /// @param token       the message's token

@@ -24,13 +24,13 @@ pub struct handoff_raw_verdict {
     /// Who owns the connection now: HANDOFF_ADOPTED or HANDOFF_FALLBACK.
     pub outcome: handoff_outcome,
     /// Why it is a fallback. With HANDOFF_ADOPTED: HANDOFF_REASON_NONE; or
-    /// HANDOFF_REASON_INTEGRITY_MISMATCH if `socket` became unusable after the message was sent, as
-    /// when another thread closes it, or the system does not let this process receive: the backend
-    /// may have adopted the connection, so do not serve it.
+    /// HANDOFF_REASON_INTEGRITY_MISMATCH if `socket` became unusable after the message was sent.
+    /// For example, another thread closed it, or the system does not let this process receive. The
+    /// backend may have adopted the connection, so do not serve it.
     pub reason: handoff_reason,
     /// The error behind the verdict; HANDOFF_OK if the backend adopted or rejected the connection.
     pub cause: handoff_status,
-    /// Not 0, with a fallback: the backend may still hold a copy of the descriptor. See
+    /// With HANDOFF_FALLBACK: not 0 if the backend may still hold a copy of the descriptor. See
     /// handoff_verdict.
     pub may_have_reached_backend: u32,
 }
@@ -74,7 +74,7 @@ pub extern "C" fn handoff_raw_attempt(
 }
 
 /// Connects to a handoff socket, hands a connection over and waits for the answer: as
-/// handoff_raw_attempt(), over a connection of its own. It does not check who listens there.
+/// handoff_raw_attempt(), over a connection of its own. The call does not check who listens there.
 ///
 /// @param path          see handoff_raw_connect()
 /// @param fd            see handoff_raw_attempt()

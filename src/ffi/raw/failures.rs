@@ -10,7 +10,7 @@ use crate::ffi::reason::{HANDOFF_REASON_NONE, handoff_reason, reason};
 use crate::ffi::status::handoff_status;
 use crate::raw::failures::{Decision, Failures, FailuresOptions, Inputs};
 
-/// The recent failures of each backend, and which of them rest, for a broker that uses the raw
+/// The recent failures of each backend, and which backends rest, for a broker that uses the raw
 /// layer. A channel counts its backend's failures itself.
 ///
 /// Any number of threads may use one at once. After fork() in a program with several threads, make
@@ -28,8 +28,9 @@ pub struct handoff_raw_failures_options {
     pub size: usize,
     /// A backend rests after this many failures within `period_ms`: 1 to 4096, default 8.
     pub max_failures: usize,
-    /// How long a failure counts, in milliseconds: default 30000. Also the longest pause between
-    /// two trials, if it is under 8000, and when a trial counts as over that nobody reports on.
+    /// How long a failure counts, in milliseconds: default 30000. If it is under 8000, it is also
+    /// the longest pause between two trials. A trial that nobody reports on counts as over after
+    /// this time.
     pub period_ms: u64,
     /// The most backends with failures, 1 to 65536, default 1024. Beyond that, the one that failed
     /// longest ago is forgotten.
@@ -135,7 +136,7 @@ pub struct handoff_raw_decision {
     /// HANDOFF_REASON_NONE: try. Any other: serve the client another way, for this reason.
     pub reason: handoff_reason,
     /// When to ask again, in milliseconds from now, rounded up; -1 if there is no such time. It is
-    /// the time of the next trial; while a trial is out, the pause that would follow it.
+    /// the time of the next trial or, while a trial is out, the pause that would follow that trial.
     pub retry_after_ms: i64,
 }
 
@@ -203,10 +204,10 @@ pub extern "C" fn handoff_raw_failures_should_attempt(
     })
 }
 
-/// Counts a failed attempt. If a trial is out, the failure is taken for the trial's.
+/// Counts a failed attempt. If a trial is out, the failure counts as the trial's.
 ///
-/// Do not count a rejection, a verdict whose `cause` is HANDOFF_OK: it is an answer, not a failure.
-/// The call allocates for a backend's first failure.
+/// Do not count a rejection (a verdict whose `cause` is HANDOFF_OK): it is an answer, not a
+/// failure. The call allocates for a backend's first failure.
 ///
 /// @param failures       the counter
 /// @param backend        names the backend; copied
@@ -246,7 +247,7 @@ pub extern "C" fn handoff_raw_failures_record_failure(
 ///
 /// @param failures  the counter
 /// @param backend   names the backend
-/// @return HANDOFF_OK, also if it had none; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL.
+/// @return HANDOFF_OK, even if it had none; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_raw_failures_record_success(
     failures: *mut handoff_raw_failures,

@@ -25,7 +25,7 @@ pub struct handoff_raw_listener_options {
     /// Set by HANDOFF_RAW_LISTENER_OPTIONS_INIT.
     pub size: usize,
     /// The permission bits of the socket's file, independent of the umask: default 0600. A broker
-    /// needs write permission, unix(7). Abstract names have none: check who connects.
+    /// needs write permission, unix(7). Abstract names have no permissions: check who connects.
     pub mode: u32,
     /// Connections that may wait to be accepted, listen(2): default 4096. The system may allow
     /// fewer: somaxconn in listen(2).
@@ -108,7 +108,7 @@ fn core_options(options: handoff_raw_listener_options) -> Result<ListenerOptions
     })
 }
 
-/// Accepts a connection of a broker that the policy allows. Others are closed.
+/// Accepts a connection from a broker that the policy allows. Other connections are closed.
 ///
 /// @param listener     the listener
 /// @param policy       who may connect, or NULL for the default; read during the call only

@@ -9,7 +9,7 @@ use crate::ffi::peer::{handoff_peer_policy, policy};
 use crate::ffi::status::handoff_status;
 use crate::peer::{self, Credentials};
 
-/// A peer's credentials, SO_PEERCRED of unix(7): when it connected, or when it called listen(2).
+/// A peer's credentials when it connected or called listen(2): SO_PEERCRED of unix(7).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_raw_peer {

@@ -56,8 +56,9 @@ pub extern "C" fn handoff_raw_pending_options_init(
 
 /// Makes an empty registry of pending acknowledgements. It allocates all its memory here.
 ///
-/// @param store         the store that issued the tokens: the token of a removed entry is revoked
-///                      there; if a backend issued them, any store. You may free it before the registry
+/// @param store         the store that issued the tokens, or any store if a backend issued them.
+///                      The token of a removed entry is revoked there. You may free the store
+///                      before the registry
 /// @param options       the limits, or NULL for the defaults; read during the call only
 /// @param[out] pending  the registry; free it with handoff_raw_pending_free()
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `store` or `pending` is NULL or
@@ -94,7 +95,7 @@ fn pending<'a>(pending: *const handoff_raw_pending) -> Result<&'a PendingAcks, F
 ///
 /// @param pending    the registry
 /// @param token      the message's token
-/// @param user_data  returned when the entry is removed; not looked at
+/// @param user_data  returned when the entry is removed; the library does not look at it
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is NULL;
 ///         HANDOFF_ERR_TOKEN_ALREADY_PENDING; HANDOFF_ERR_FULL if the capacity is reached.
 #[unsafe(no_mangle)]
@@ -115,10 +116,10 @@ pub extern "C" fn handoff_raw_pending_register(
 /// @param pending         the registry
 /// @param token           the acknowledgement's token
 /// @param[out] user_data  what was registered with it; may be NULL
-/// @return HANDOFF_OK: the entry is removed, also if its time is up, for the backend has decided;
-///         HANDOFF_ERR_TOKEN_NOT_PENDING if there is none, as for a second acknowledgement or after
-///         handoff_raw_pending_expire(); HANDOFF_ERR_INVALID_ARGUMENT if `pending` or `token` is
-///         NULL.
+/// @return HANDOFF_OK: the entry is removed, even if its time is up, because the backend has
+///         decided; HANDOFF_ERR_TOKEN_NOT_PENDING if there is no such entry, as for a second
+///         acknowledgement or after handoff_raw_pending_expire(); HANDOFF_ERR_INVALID_ARGUMENT if
+///         `pending` or `token` is NULL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_pending_acknowledge(
@@ -195,7 +196,7 @@ pub extern "C" fn handoff_raw_pending_expire(
 /// Gets the time until the next entry expires, for poll(2) or a timer.
 ///
 /// @param pending       the registry
-/// @param[out] wait_ms  the time in milliseconds, rounded up; 0 if one has expired; INT_MAX at most
+/// @param[out] wait_ms  the time in milliseconds, rounded up; 0 if one has expired; at most INT_MAX
 /// @return HANDOFF_OK; HANDOFF_NOTHING if there is no entry; HANDOFF_ERR_INVALID_ARGUMENT if a
 ///         pointer is NULL.
 #[unsafe(no_mangle)]
@@ -223,7 +224,7 @@ pub extern "C" fn handoff_raw_pending_length(pending: *const handoff_raw_pending
     guard_or(0, || self::pending(pending).map_or(0, PendingAcks::len))
 }
 
-/// Frees a registry. The `user_data` of entries that are still there is yours.
+/// Frees a registry. The `user_data` of entries that are still there stays yours.
 ///
 /// @param pending  the registry, or NULL, which does nothing; no thread may be using it
 #[unsafe(no_mangle)]

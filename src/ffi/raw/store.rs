@@ -29,8 +29,8 @@ pub struct handoff_raw_store_options {
     /// How long a token may be presented, in milliseconds: default 30000; HANDOFF_NO_TIMEOUT: it
     /// does not expire.
     pub lifetime_ms: u64,
-    /// How many random tokens issuing tries, if each is already pending, before it fails: default
-    /// 16.
+    /// How many random tokens handoff_raw_store_issue() tries, if each is already pending, before
+    /// it fails: default 16.
     pub collision_attempts: usize,
 }
 
@@ -176,8 +176,8 @@ pub extern "C" fn handoff_raw_store_revoke(
     guard(|| Ok(self::store(store)?.revoke(&self::token(token, "token")?)?))
 }
 
-/// Removes every expired token. A full store does this by itself, but not more often than once in a
-/// millisecond for each 1024 of its tokens.
+/// Removes every expired token. A full store does this by itself, but not again before a
+/// millisecond has passed for each 1024 of its tokens.
 ///
 /// @param store         the store
 /// @param[out] removed  their number; may be NULL

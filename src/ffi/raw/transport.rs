@@ -10,9 +10,9 @@ use crate::ffi::guard::guard;
 use crate::ffi::status::handoff_status;
 use crate::raw::{admit, transport};
 
-/// Connects to a handoff socket, stream or sequenced-packet, whichever listens there. It never
-/// blocks. Whoever listens there gets what you send: an abstract name belongs to the process that
-/// took it first. handoff_raw_peer_check() tells whether it is who it should be.
+/// Connects to a handoff socket, stream or sequenced-packet, whichever listens there. The call
+/// never blocks. Whoever listens there gets what you send: an abstract name belongs to the process
+/// that took it first. handoff_raw_peer_check() tells whether the right peer listens.
 ///
 /// @param path         the socket's path, at most 107 bytes; "@" starts an abstract name
 /// @param[out] socket  the connection, non-blocking and close-on-exec; close(2) it
@@ -32,13 +32,13 @@ pub extern "C" fn handoff_raw_connect(path: *const c_char, socket: *mut c_int) -
     })
 }
 
-/// Sends a descriptor and its token over a connected socket in one message, or not at all. It never
-/// blocks.
+/// Sends a descriptor and its token over a connected socket in one message, or not at all. The call
+/// never blocks.
 ///
 /// @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. A datagram
 ///                socket of socketpair(2) works, but its receiver is not told that you have closed
-///                yours. A connected TCP socket is refused. Over any other the system sends the
-///                token without the descriptor, and no error says so.
+///                yours. A connected TCP socket is refused. Over any other socket, the system sends
+///                the token without the descriptor, and reports no error.
 /// @param fd      the descriptor to send, not `socket` itself. It stays yours, open and unchanged,
 ///                and you may close it when this returns.
 /// @param token   its token
@@ -61,7 +61,7 @@ pub extern "C" fn handoff_raw_send(
 }
 
 /// Connects to a handoff socket and sends a descriptor and its token: handoff_raw_connect() and
-/// handoff_raw_send() in one call. It does not check who listens there.
+/// handoff_raw_send() in one call. The call does not check who listens there.
 ///
 /// @param path         see handoff_raw_connect()
 /// @param fd           see handoff_raw_send()
@@ -100,8 +100,8 @@ pub extern "C" fn handoff_raw_send_path(
 ///         is not `expected`; HANDOFF_ERR_TOKEN_EXPIRED; HANDOFF_ERR_TOKEN_NOT_PENDING if the store
 ///         never held it or it was already used.
 ///
-/// After an error no descriptor that came stays open, and you must close the socket.
-/// HANDOFF_TIMED_OUT is no error: the socket stays usable.
+/// After an error, every descriptor that came is closed, and you must close the socket.
+/// HANDOFF_TIMED_OUT is not an error: the socket stays usable.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_receive_verified(
@@ -127,7 +127,7 @@ pub extern "C" fn handoff_raw_receive_verified(
     })
 }
 
-/// Receives one message: a descriptor and its token, which is not verified.
+/// Receives one message: a descriptor and its token. The token is not verified.
 ///
 /// @param socket      a connected Unix socket, blocking or not
 /// @param wait_ms     how long to wait, in milliseconds, as in poll(2)
@@ -138,8 +138,8 @@ pub extern "C" fn handoff_raw_receive_verified(
 ///         HANDOFF_ERR_SURPLUS_DESCRIPTORS; HANDOFF_ERR_CONTROL_TRUNCATED;
 ///         HANDOFF_ERR_WRONG_LENGTH; HANDOFF_ERR_DESCRIPTOR_PRESSURE; HANDOFF_ERR_RECEIVE_FAILED.
 ///
-/// After an error no descriptor that came stays open, and you must close the socket.
-/// HANDOFF_TIMED_OUT is no error: the socket stays usable.
+/// After an error, every descriptor that came is closed, and you must close the socket.
+/// HANDOFF_TIMED_OUT is not an error: the socket stays usable.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_receive(
@@ -158,7 +158,7 @@ pub extern "C" fn handoff_raw_receive(
     })
 }
 
-/// Backend: sends a token without a descriptor. It allows the broker one message on this
+/// Backend: sends a token without a descriptor. The token allows the broker one message on this
 /// connection.
 ///
 /// A token that comes back with a descriptor proves that this backend allowed the message. The call
@@ -167,7 +167,7 @@ pub extern "C" fn handoff_raw_receive(
 /// @param socket  a connected Unix socket, blocking or not. A connected TCP socket is refused.
 /// @param token   a token that the store holds
 /// @return HANDOFF_OK; HANDOFF_ERR_END_OF_STREAM if the broker closed the connection;
-///         HANDOFF_ERR_WOULD_BLOCK if it does not read what it is sent;
+///         HANDOFF_ERR_WOULD_BLOCK if the broker does not read what it is sent;
 ///         HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_SHORT_WRITE if only a part was sent;
 ///         HANDOFF_ERR_SEND_FAILED.
 #[unsafe(no_mangle)]
@@ -191,7 +191,7 @@ pub extern "C" fn handoff_raw_token_send(
 ///         reason for a fallback is HANDOFF_REASON_BACKEND_BUSY; HANDOFF_ERR_END_OF_STREAM;
 ///         HANDOFF_ERR_WRONG_LENGTH; HANDOFF_ERR_INVALID_ARGUMENT; HANDOFF_ERR_RECEIVE_FAILED.
 ///
-/// After an error close the socket. HANDOFF_TIMED_OUT is no error: the socket stays usable.
+/// After an error close the socket. HANDOFF_TIMED_OUT is not an error: the socket stays usable.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_token_receive(
