@@ -114,8 +114,8 @@ typedef struct handoff_backend_options {
 #define HANDOFF_KIND_UNCONNECTED 8
 
 /**
- * Any socket. The backend asks the kernel nothing about the kind of what arrives, which saves
- * time. Use it only if you trust your brokers.
+ * Any socket: the same as all of these together. The backend asks the kernel nothing about the kind
+ * of what arrives, which saves time. Use it only if you trust your brokers.
  */
 #define HANDOFF_KIND_ANY 15
 

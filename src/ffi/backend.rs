@@ -104,8 +104,8 @@ pub const HANDOFF_KIND_SEQPACKET: u64 = 2;
 pub const HANDOFF_KIND_DATAGRAM: u64 = 4;
 /// With one of the others: also sockets without a peer, such as listening ones.
 pub const HANDOFF_KIND_UNCONNECTED: u64 = 8;
-/// Any socket. The backend asks the kernel nothing about the kind of what arrives, which saves
-/// time. Use it only if you trust your brokers.
+/// Any socket: the same as all of these together. The backend asks the kernel nothing about the kind
+/// of what arrives, which saves time. Use it only if you trust your brokers.
 pub const HANDOFF_KIND_ANY: u64 = 15;
 
 /// Initialises options as HANDOFF_BACKEND_OPTIONS_INIT does, for languages without macros.
