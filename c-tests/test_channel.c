@@ -8,6 +8,7 @@
 #include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 
 /* The channel once more, with other limits. */
@@ -468,6 +469,39 @@ static void taking_back_is_too_late_after_the_adoption_and_after_the_verdict(voi
     assert_int_equal(broker_statistics(channel.broker).taken_back, 0);
 }
 
+/* Before the backend says so: it keeps its verdict for that on the other arrival. */
+static void taking_back_that_is_too_late_has_the_verdict_at_once(void **state)
+{
+    (void)state;
+    handoff_verdict verdict = HANDOFF_VERDICT_INIT;
+    handoff_offer offer = offer_of(client[0]);
+    uint64_t first, second;
+    offer.flags = HANDOFF_OFFER_MORE;
+    assert_ok(handoff_broker_offer(channel.broker, &offer, &first));
+    assert_ok(handoff_broker_offer(channel.broker, &offer, &second));
+    assert_ok(handoff_broker_flush(channel.broker));
+    uint64_t arrival = arrival_of(&channel).id;
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+    assert_int_equal(epoll_ctl(epoll, EPOLL_CTL_ADD, handoff_broker_fd(channel.broker), &event), 0);
+    while (epoll_wait(epoll, &event, 1, 0) == 1)
+        assert_no_verdict(&channel);
+    adopt(&channel, arrival);
+    assert_status(handoff_broker_take_back(channel.broker, first), HANDOFF_ERR_TOO_LATE);
+    assert_int_equal(epoll_wait(epoll, &event, 1, PATIENCE_MS), 1);
+    close(epoll);
+    assert_ok(handoff_broker_next(channel.broker, &verdict));
+    assert_int_equal(verdict.id, first);
+    assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
+    assert_int_equal(verdict.reason, HANDOFF_REASON_NONE);
+    assert_int_equal(broker_statistics(channel.broker).in_flight, 1);
+    /* Now it says so, with the other one. */
+    adopt(&channel, arrival_of(&channel).id);
+    assert_int_equal(verdict_of(&channel).id, second);
+    assert_no_verdict(&channel);
+    assert_int_equal(broker_statistics(channel.broker).adopted, 2);
+}
+
 static void rejection_tells_the_broker_its_reason(void **state)
 {
     (void)state;
@@ -642,6 +676,7 @@ int main(void)
         CHANNEL_TEST(offer_taken_back_cannot_be_adopted_and_has_no_verdict),
         CHANNEL_TEST(offer_taken_back_before_it_is_sent_never_arrives),
         CHANNEL_TEST(taking_back_is_too_late_after_the_adoption_and_after_the_verdict),
+        CHANNEL_TEST(taking_back_that_is_too_late_has_the_verdict_at_once),
         CHANNEL_TEST(rejection_tells_the_broker_its_reason),
         CHANNEL_TEST(close_tells_what_became_of_every_offer),
         CHANNEL_TEST(everything_that_the_backend_said_counts_at_the_end),

@@ -333,6 +333,8 @@ static void assert_token_is_not_sent_over(int tcp, int other, const struct wire 
     assert_int_equal(errno, EAGAIN);
     assert_int_equal(send(tcp, "x", 1, 0), 1);
     assert_int_equal(recv(other, &byte, 1, 0), 1);
+    assert_int_equal(byte, 'x');
+    assert_int_equal(recv(other, &byte, 1, MSG_DONTWAIT), -1);
 }
 
 /* Runtimes such as Go's listen with MPTCP where the kernel has it. */

@@ -116,9 +116,9 @@ pub(crate) fn send_with_descriptor(
 /// Makes a call that sends a token, with a flag that makes a TCP socket refuse it: TCP
 /// ignores SCM_RIGHTS and would send the token, which is a secret, to somebody's client.
 ///
-/// TCP refuses to connect anew with the first bytes, tcp(7): EISCONN, and EINVAL with several paths
-/// (MPTCP). A Unix socket does not know the flag and ignores it. A sandbox may refuse flags that it does
-/// not know.
+/// TCP refuses to connect anew with the first bytes, tcp(7): EISCONN, and with several paths (MPTCP)
+/// EINVAL since Linux 6.4, EOPNOTSUPP before 6.2; those between ignore it. A Unix socket does not know the
+/// flag and ignores it. A sandbox may refuse flags that it does not know.
 fn send_but_over_tcp(
     socket: BorrowedFd<'_>,
     send: impl Fn(libc::c_int) -> io::Result<usize>,

@@ -71,6 +71,8 @@ pub(super) enum Which {
     Next,
     /// A few; all, if they bring many offers.
     Few,
+    /// All that the backend may hold, and at least something to hold.
+    Holdable,
     All,
 }
 
@@ -233,6 +235,7 @@ impl Channel {
             let goes_on = match which {
                 Which::Next => false,
                 Which::Few => !received.all && large,
+                Which::Holdable => arrivals.held == 0 || arrivals.rooms.allows(wire::MAX_FRAME_LEN),
                 Which::All => true,
             };
             if !goes_on {

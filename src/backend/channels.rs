@@ -54,7 +54,7 @@ impl Backend {
             Ok(more) => {
                 match which {
                     Which::Next => inbox.unread = more.then_some(index),
-                    Which::Few | Which::All => self.unfinished.behind |= more,
+                    _ => self.unfinished.behind |= more,
                 }
                 if unsent {
                     self.mark_dirty(index);
@@ -85,11 +85,11 @@ impl Backend {
     }
 
     /// Which packets a channel's turn begins with. With several channels, the tokens that go out between
-    /// the packets would give one all turns. A backend that drains takes all: when it holds nothing, it
-    /// ends, and a broker has no more offers than it has tokens.
+    /// the packets would give one all turns. A backend that drains takes all that it may hold: when it
+    /// holds nothing, it ends. A broker has no more offers than it has tokens.
     pub(super) fn few(&self) -> Which {
         match self.accepting.connected {
-            _ if self.arrivals.draining => Which::All,
+            _ if self.arrivals.draining => Which::Holdable,
             1 if self.inbox.is_one_by_one() => Which::Next,
             _ => Which::Few,
         }

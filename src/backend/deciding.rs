@@ -355,6 +355,28 @@ mod tests {
         }
     }
 
+    /// What it cannot hold would be rejected.
+    #[test]
+    fn draining_backend_receives_no_more_than_it_may_hold() {
+        const LEN: usize = 30_000;
+        let limits = BackendOptions { max_held_bytes: 160_000, ..Default::default() };
+        let mut both = both_with(limits);
+        (0..6).for_each(|_| both.offer(&[0; LEN]));
+        both.backend.drain().unwrap();
+        let mut adopted = 0;
+        loop {
+            both.backend.dispatch().unwrap();
+            if both.backend.statistics().held == 0 {
+                break;
+            }
+            while let Some(Arrival { id, .. }) = both.backend.next_arrival() {
+                both.backend.adopt(id).unwrap();
+                adopted += 1;
+            }
+        }
+        assert_eq!((adopted, both.backend.statistics().rejected), (6, 0));
+    }
+
     /// Each verdict brings its broker a token: with that it could have one turn after the other.
     #[test]
     fn packets_of_several_brokers_are_received_before_any_is_taken() {

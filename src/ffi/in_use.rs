@@ -1,6 +1,7 @@
 //! Two calls at once with a handle that is for one at a time: the second gets an error, if it is
 //! noticed. Also the error that the last of those calls left.
 
+use std::cell::Cell;
 use std::ffi::c_char;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,11 @@ use super::status::{HANDOFF_OK, handoff_status};
 pub(super) struct InUse {
     now: AtomicBool,
     last_error: Message,
+}
+
+thread_local! {
+    /// This thread's call was refused, because another one uses the handle.
+    static REFUSED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A call's use of a handle, until it ends.
@@ -40,6 +46,7 @@ impl InUse {
         is_ours: impl FnOnce() -> bool,
     ) -> Result<Use<'_>, Failure> {
         if self.now.load(Ordering::Relaxed) && is_ours() {
+            REFUSED.set(true);
             return Err(Failure::Argument(
                 name,
                 Problem::Is("is in use by another call: one thread at a time may use it"),
@@ -51,7 +58,7 @@ impl InUse {
 
     /// Keeps the error of a call that has ended, unless another thread's was in its way.
     pub(super) fn keep_error(&self, status: handoff_status) {
-        if status < HANDOFF_OK && !self.now.load(Ordering::Relaxed) {
+        if status < HANDOFF_OK && !REFUSED.take() {
             self.last_error.copy_from_thread();
         }
     }

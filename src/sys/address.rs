@@ -73,15 +73,25 @@ pub(crate) fn connect(socket: &OwnedFd, address: &Address) -> io::Result<()> {
 /// Whether a socket is bound to the file at a path, connected or not, listening or not. If none is,
 /// none ever will be: bind(2) makes a new file. Whoever listens there does not notice.
 pub(crate) fn is_bound(address: &Address) -> io::Result<bool> {
-    let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // The kernel looks for the socket, then at its type, then whether a datagram socket is connected to
+    // another one, which is EPERM (unix_find_bsd, unix_may_send in net/unix/af_unix.c): then a socket of
+    // another type tells. EPERM may also be a filter's.
+    match is_bound_by(libc::SOCK_DGRAM, address) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            is_bound_by(libc::SOCK_STREAM, address)
+        }
+        result => result,
+    }
+}
+
+fn is_bound_by(kind: libc::c_int, address: &Address) -> io::Result<bool> {
+    let flags = kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: socket(2) takes no pointers, and makes a new descriptor.
     let socket = unsafe { new_descriptor(|| libc::socket(libc::AF_UNIX, flags, 0)) }?;
-    // The kernel looks for the socket, then at its type, then whether that is connected to another one
-    // (unix_find_bsd, unix_may_send in net/unix/af_unix.c).
     match connect(&socket, address) {
         Ok(()) => Ok(true),
         Err(error) => match error.raw_os_error() {
-            Some(libc::EPROTOTYPE | libc::EPERM) => Ok(true),
+            Some(libc::EPROTOTYPE) => Ok(true),
             Some(libc::ECONNREFUSED) => Ok(false),
             _ => Err(error),
         },

@@ -22,8 +22,9 @@ int main(int argc, char **argv)
     /* `help check' is what many type for `check --help'. */
     static char help[] = "--help";
     if (argc > 1 && strcmp(argv[1], "help") == 0) {
-        argv[1] = argc > 2 ? argv[2] : help;
-        if (argc > 2)
+        int of_one = argc > 2 && strcmp(argv[2], "help") != 0;
+        argv[1] = of_one ? argv[2] : help;
+        if (of_one)
             argv[2] = help;
     }
     const char *name = argc > 1 ? argv[1] : "";

@@ -265,12 +265,12 @@ test('a backend keeps its process only as long as that is wanted', LIMIT, async 
   const bench = await Bench.start(t);
   const listening = `const handoff = require(${JSON.stringify(ROOT)});
     const backend = handoff.listen(${JSON.stringify(bench.path)}).unref().ref()`;
-  const unwanted = spawnSync(process.execPath, ['-e', `${listening}.unref()`], { encoding: 'utf8' });
+  const unwanted = spawnSync(process.execPath, ['-e', `${listening}.unref()`], { encoding: 'utf8', ...LIMIT });
   assert.deepStrictEqual([unwanted.status, unwanted.stderr], [0, '']);
   // It drains although it was not to keep the process.
   const closed = `${listening}.unref(); backend.close().then(() => console.log('closed'));
     backend.ref().unref()`;
-  assert.strictEqual(execFileSync(process.execPath, ['-e', closed], { encoding: 'utf8' }), 'closed\n');
+  assert.strictEqual(execFileSync(process.execPath, ['-e', closed], { encoding: 'utf8', ...LIMIT }), 'closed\n');
   const wanted = spawn(process.execPath, ['-e', `${listening}; setImmediate(() => console.log('on'))`],
     { stdio: ['ignore', 'pipe', 'inherit'] });
   t.after(() => wanted.kill('SIGKILL'));

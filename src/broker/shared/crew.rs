@@ -248,10 +248,13 @@ impl<D: Desk> State<D> {
         dispatched
     }
 
-    /// Takes an offer back, if it is not too late.
+    /// Takes an offer back, if it is not too late. It may show that a backend is broken, which ends
+    /// others.
     fn take_back(&mut self, id: u64) -> bool {
+        let taken_back = self.desk.take_back(id);
         self.changed = true;
-        self.desk.take_back(id)
+        self.hand_out();
+        taken_back
     }
 
     /// Gives the verdicts that are there to those who wait for them.
@@ -479,7 +482,6 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
                     return (state, Err(D::woken()));
                 }
                 // It has its verdict, or the verdict is on its way.
-                state.hand_out();
                 if state.seats[self.seat].verdict.is_some() {
                     continue;
                 }

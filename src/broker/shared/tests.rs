@@ -18,6 +18,8 @@ struct Silent {
     /// The backend has adopted them all; and has said so.
     adopted: bool,
     told: bool,
+    /// Taking an offer back shows that the backend is broken, which ends all others.
+    broken: bool,
 }
 
 impl Desk for Silent {
@@ -50,6 +52,7 @@ impl Desk for Silent {
         if !self.adopted {
             self.in_flight.retain(|(_, offer)| *offer != id);
         }
+        self.told |= self.broken;
         !self.adopted
     }
 
@@ -159,6 +162,27 @@ fn woken_thread_whose_offer_is_adopted_leaves_the_desk_to_others_until_its_verdi
     }
     let_go.send(()).unwrap();
     assert_eq!((leader.join().unwrap(), other.join().unwrap()), (Ok(()), Ok(())));
+}
+
+#[test]
+fn verdicts_that_come_when_another_thread_takes_its_offer_back_are_handed_out() {
+    let (crew, let_go) = office();
+    crew.with(|desk| desk.broken = true);
+    let leader = wait(crew, 1);
+    await_leader(crew);
+    let woken = wait(crew, 2);
+    crew.waits.wake();
+    // It is not for this one, which passes it on.
+    let other = wait(crew, 3);
+    assert_eq!(woken.join().unwrap(), Err("woken"));
+    let start = Instant::now();
+    while !other.is_finished() {
+        assert!(start.elapsed() < PATIENCE / 4, "its verdict is not handed out");
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(other.join().unwrap(), Ok(()));
+    let_go.send(()).unwrap();
+    assert_eq!(leader.join().unwrap(), Ok(()));
 }
 
 #[test]
