@@ -59,11 +59,11 @@
  *   process's copies and do nothing else. While a child holds its copies, the other end does not
  *   notice that this process was killed, and nobody else can listen at a backend's path.
  * - The library starts no thread, installs no signal handler, raises no SIGPIPE, writes nothing to
- *   standard error, and does not change signal masks, the umask or the working directory. None of
- *   its calls is a cancellation point: see pthread_cancel(3).
+ *   standard error (but see Memory), and does not change signal masks, the umask or the working
+ *   directory. None of its calls is a cancellation point: see pthread_cancel(3).
  * - Memory. A large allocation, one whose size an option or a peer decides, is
  *   HANDOFF_ERR_NO_MEMORY if it fails. If there is no memory for even a few bytes, the Rust runtime
- *   says so on standard error and ends the process with SIGABRT.
+ *   ends the process with SIGABRT. Only then is anything written to standard error.
  */
 
 #ifndef HANDOFF_H

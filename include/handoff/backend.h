@@ -160,8 +160,8 @@ handoff_status handoff_backend_listen(const char *path,
  *
  * @param fd            a listening Unix socket of sequenced packets (SOCK_SEQPACKET); duplicated.
  *                      It becomes non-blocking, and takes descriptors (SO_PASSRIGHTS). All its
- *                      copies share these settings: do not change them, or dispatch may block. The
- *                      socket's file, if it has one, is never removed.
+ *                      copies share these settings: do not change them, or dispatch may block and
+ *                      brokers cannot connect. The socket's file, if it has one, is never removed.
  * @param options       the limits, or NULL for the defaults; read during the call only. `mode` and
  *                      `backlog` have no effect.
  * @param[out] backend  the backend; free it with handoff_backend_free()
@@ -352,8 +352,8 @@ handoff_status handoff_backend_adopt(handoff_backend *backend,
  * verdict is sent at once. If you have yet to take other arrivals that came with this one, it is
  * sent with their verdicts.
  *
- * If SO_LINGER of socket(7) is on, it is turned off first, so that close(2) cannot block. That
- * affects the broker's copy, too. The same happens to every arrival that is not adopted.
+ * If SO_LINGER of socket(7) is on and has a time, it is turned off first, so that close(2) cannot
+ * block. That affects the broker's copy, too. The same happens to every arrival that is not adopted.
  *
  * @param backend  the backend
  * @param id       the arrival's id
@@ -375,11 +375,12 @@ handoff_status handoff_backend_reject(handoff_backend *backend,
  * yet. A successor can then listen at the path. With handoff_backend_listen_on(), the socket that
  * you passed stays open, and brokers wait there for the successor.
  *
- * Go on with your loop. Call dispatch, which now receives every offer that has been sent. Take
- * every arrival with next, and adopt or reject it. If `held` in the statistics is 0 after a
- * dispatch, free the backend at once: the brokers connect to the successor only then. They take
- * back what they have not sent yet. As soon as you hold no arrivals, the descriptor becomes
- * readable, so that your loop makes that last dispatch. What you adopted stays yours.
+ * Go on with your loop. Call dispatch, which now receives every offer that has been sent, as far as
+ * `max_held_bytes` allows. Take every arrival with next, and adopt or reject it. If `held` in the
+ * statistics is 0 after a dispatch, free the backend at once: then the brokers take back what no
+ * dispatch has received. Each connects to the successor when it has nothing in flight here. As soon
+ * as you hold no arrivals, the descriptor becomes readable, so that your loop makes that last
+ * dispatch. What you adopted stays yours.
  *
  * A program without an event loop calls handoff_backend_accept() with a `wait_ms` of 0 until that
  * returns anything but HANDOFF_OK, then handoff_backend_free(). With a negative `wait_ms`,

@@ -262,8 +262,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         HANDOFF_ERR_FULL if the limit of offers in flight or of queued bytes is reached, you
  *         have left too many verdicts untaken, or the backend has not granted its places yet: on a
  *         new channel they come in a moment, and not all at once. handoff_last_error() says which.
- *         An offer keeps its place until the backend has answered it, even if you have taken it
- *         back;
+ *         An offer that was sent keeps its place until the backend has answered it, even if you
+ *         have taken it back;
  *         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or offers that timed
  *         out hold all its places, see HANDOFF_STATE_RESTING;
  *         HANDOFF_ERR_DESCRIPTOR_PRESSURE if there is no descriptor for a channel. At its first
@@ -408,9 +408,9 @@ handoff_status handoff_broker_next(handoff_broker *broker,
  * The call waits for a channel, for room and for the verdict: together at most the offer's
  * `timeout_ms`. It does not wait for a backend that is down. If the last attempt to connect
  * failed, the call returns that error at once, until the next attempt is due, at most
- * `reconnect_max_ms` later. The same applies to a backend that turns this broker away, has never
- * answered, or drains. To wait for a restart, call again every 10 to 50 ms while
- * handoff_status_may_pass() returns true.
+ * `reconnect_max_ms` later. The same applies to a backend that turns this broker away, drains, or
+ * accepted the last connection and said nothing for 5 seconds. To wait for a restart, call again
+ * every 10 to 50 ms while handoff_status_may_pass() returns true.
  *
  * If there is no room within `timeout_ms`, the call returns HANDOFF_ERR_FULL. If no channel is up
  * by then, it returns HANDOFF_ERR_BACKEND_UNAVAILABLE, or the error of the last attempt to

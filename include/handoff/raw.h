@@ -231,8 +231,9 @@ handoff_status handoff_raw_connect(const char *path, int *socket) HANDOFF_NOEXCE
  *
  * @param socket  a connected Unix socket, stream or sequenced-packet, blocking or not. A datagram
  *                socket of socketpair(2) works, but its receiver is not told that you have closed
- *                yours. A connected TCP socket is refused. Over any other socket, the system sends
- *                the token without the descriptor, and reports no error.
+ *                yours. A connected TCP socket is refused (with MPTCP not by Linux 6.2 and 6.3).
+ *                Over any other socket, the system sends the token without the descriptor, and
+ *                reports no error.
  * @param fd      the descriptor to send, not `socket` itself. It stays yours, open and unchanged,
  *                and you may close it when this returns.
  * @param token   its token
