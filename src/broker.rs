@@ -234,7 +234,8 @@ impl Broker {
     }
 
     /// The descriptor that is readable whenever [`dispatch`](Broker::dispatch) has work, and, within
-    /// 4 ms, when [`next_verdict`](Broker::next_verdict) has left something. It stays the same and works level- and edge-triggered.
+    /// 4 ms, when [`next_verdict`](Broker::next_verdict) has left something. It stays the same and works
+    /// level- and edge-triggered.
     pub fn descriptor(&mut self) -> Result<BorrowedFd<'_>, BrokerError> {
         let now = Instant::now();
         self.enter(now)?;
