@@ -114,7 +114,7 @@ class Bench:
         """Real clients, so many at a time."""
         result = {}
         for concurrency, repetitions, requests in (
-                ("1", 8, REQUESTS), ("16", 12, 2 * REQUESTS), ("256", 12, 2 * REQUESTS)):
+                ("1", 8, REQUESTS), ("16", 24, 2 * REQUESTS), ("256", 24, 2 * REQUESTS)):
             samples = self.in_turns(self.serving, repetitions, lambda key: self.serve_once(
                 key, int(concurrency), requests))
             result[concurrency] = {
