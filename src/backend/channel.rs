@@ -13,7 +13,7 @@ use crate::peer::Credentials;
 use crate::reason::Reason;
 use crate::sys::arrived::Arrived;
 use crate::sys::event::Events;
-use crate::sys::{Received, packet};
+use crate::sys::{self, Received, packet};
 use crate::watched::WatchedSocket;
 use crate::wire::{self, Frame, GRANT_LEN, Kind, Refusal, VERDICT_LEN, Welcome, WireError};
 
@@ -414,7 +414,7 @@ impl Socket {
             // More than the socket's buffer, SO_SNDBUF, holds.
             Some(libc::EMSGSIZE) if self.most_entries > 1 => self.most_entries /= 2,
             // The handle receives what the broker still sent, and then ends the channel.
-            Some(libc::EPIPE | libc::ECONNRESET) => self.deaf = true,
+            _ if sys::socket::has_gone(error) => self.deaf = true,
             Some(libc::ENOBUFS | libc::ENOMEM) => {
                 arrivals.system_refused(error);
                 self.short_of_memory = true;

@@ -180,7 +180,7 @@ impl Channel {
                     }
                 }
                 Some(libc::ENOBUFS | libc::ENOMEM) => self.try_again = Some(now + MEMORY_PAUSE),
-                Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => {
+                _ if sys::socket::has_gone(&error) => {
                     return Err(Reason::BackendUnavailable);
                 }
                 // Something is wrong with one of them: find it by halves, and then send more again.

@@ -82,8 +82,7 @@ fn why_not_connected(path: &Path, address: &sys::address::Address, error: io::Er
 /// hello failed.
 #[cold]
 fn why_hello_failed(socket: &OwnedFd, error: io::Error) -> WhyDown {
-    let code = error.raw_os_error();
-    if !matches!(code, Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN)) {
+    if !socket::has_gone(&error) {
         return error.into();
     }
     let mut packet = [0; wire::HEADER_LEN + REFUSAL_LEN + 1];

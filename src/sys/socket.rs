@@ -107,6 +107,13 @@ fn set_flag(socket: BorrowedFd<'_>, option: libc::c_int, value: bool) {
     }
 }
 
+/// Whether something could not be sent because the other end has gone. If it goes at that moment, kernels
+/// such as 5.10 say ECONNREFUSED (unix_dgram_sendmsg in net/unix/af_unix.c).
+pub(crate) fn has_gone(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    matches!(code, Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN | libc::ECONNREFUSED))
+}
+
 /// Ends the receiving direction. What was queued before can still be received, and the peer's sends
 /// fail with EPIPE from now on, both decided under one lock (net/unix/af_unix.c).
 pub(crate) fn shutdown_read(socket: BorrowedFd<'_>) -> io::Result<()> {
