@@ -95,3 +95,23 @@ fn why_hello_failed(socket: &OwnedFd, error: io::Error) -> WhyDown {
         _ => WhyDown::NoWelcome(NoWelcome::Closed),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Refusal;
+    use std::os::unix::net::UnixDatagram;
+
+    /// Also where the kernel says that nobody listens, because the backend closed at that moment.
+    #[test]
+    fn broker_that_is_turned_away_before_its_hello_is_told_why() {
+        for code in [libc::EPIPE, libc::ECONNRESET, libc::ENOTCONN, libc::ECONNREFUSED] {
+            let (socket, backend) = UnixDatagram::pair().unwrap();
+            let (header, body) = (Refusal::header(), Refusal::DRAINING.body());
+            let parts = [IoSlice::new(&header), IoSlice::new(&body)];
+            packet::send_packet(backend.as_fd(), &parts, &[]).unwrap();
+            let why = why_hello_failed(&socket.into(), io::Error::from_raw_os_error(code));
+            assert!(matches!(why, WhyDown::TurnedAway(Refusal::DRAINING)), "{code}");
+        }
+    }
+}

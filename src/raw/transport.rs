@@ -48,7 +48,7 @@ fn send_error(
         Some(libc::EAGAIN | libc::ENOBUFS) => {
             TransportError::WouldBlock { socket, problem: SENDING, source }
         }
-        Some(libc::EPIPE | libc::ECONNRESET | libc::ECONNREFUSED | libc::ENOTCONN) => {
+        _ if sys::socket::has_gone(&source) => {
             TransportError::BackendUnavailable { socket, source }
         }
         Some(libc::EACCES | libc::EPERM) => TransportError::PermissionDenied { socket, source },

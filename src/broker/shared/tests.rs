@@ -143,6 +143,14 @@ fn await_leader(crew: &Crew<Silent, Gate>) {
     }
 }
 
+fn await_end<T>(thread: &thread::JoinHandle<T>, otherwise: &str) {
+    let start = Instant::now();
+    while !thread.is_finished() {
+        assert!(start.elapsed() < PATIENCE / 4, "{otherwise}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn woken_thread_whose_offer_is_adopted_leaves_the_desk_to_others_until_its_verdict() {
     let (crew, let_go) = office();
@@ -155,11 +163,7 @@ fn woken_thread_whose_offer_is_adopted_leaves_the_desk_to_others_until_its_verdi
     crew.with(|_| ());
     thread::sleep(Duration::from_millis(20));
     let tells = thread::spawn(move || crew.with(|desk| desk.told = true));
-    let start = Instant::now();
-    while !tells.is_finished() {
-        assert!(start.elapsed() < PATIENCE / 4, "the desk is not free");
-        thread::sleep(Duration::from_millis(1));
-    }
+    await_end(&tells, "the desk is not free");
     let_go.send(()).unwrap();
     assert_eq!((leader.join().unwrap(), other.join().unwrap()), (Ok(()), Ok(())));
 }
@@ -175,11 +179,7 @@ fn verdicts_that_come_when_another_thread_takes_its_offer_back_are_handed_out() 
     // It is not for this one, which passes it on.
     let other = wait(crew, 3);
     assert_eq!(woken.join().unwrap(), Err("woken"));
-    let start = Instant::now();
-    while !other.is_finished() {
-        assert!(start.elapsed() < PATIENCE / 4, "its verdict is not handed out");
-        thread::sleep(Duration::from_millis(1));
-    }
+    await_end(&other, "its verdict is not handed out");
     assert_eq!(other.join().unwrap(), Ok(()));
     let_go.send(()).unwrap();
     assert_eq!(leader.join().unwrap(), Ok(()));
@@ -197,11 +197,7 @@ fn wake_that_comes_when_a_thread_is_about_to_wait_ends_its_wait() {
     let later: Vec<_> = [3, 4].into_iter().map(|id| wait(crew, id)).collect();
     let_go.send(()).unwrap();
     assert_eq!(leader.join().unwrap(), Err("woken"));
-    let start = Instant::now();
-    while !woken.is_finished() {
-        assert!(start.elapsed() < PATIENCE / 4, "the wake was lost");
-        thread::sleep(Duration::from_millis(1));
-    }
+    await_end(&woken, "the wake was lost");
     assert_eq!(woken.join().unwrap(), Err("woken"));
     // The others leave one after the other.
     crew.waits.wake();
