@@ -239,9 +239,9 @@ fn with(
         // uses during the call.
         body(unsafe { &mut (*backend).backend })
     });
-    if check(backend, "backend").is_ok() {
+    if status < HANDOFF_OK && check(backend, "backend").is_ok() {
         // SAFETY: as above.
-        unsafe { &(*backend).in_use }.keep_error(status);
+        unsafe { &(*backend).in_use }.keep_error();
     }
     status
 }

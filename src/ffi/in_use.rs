@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::argument::Problem;
 use super::guard::{Failure, Message};
-use super::status::{HANDOFF_OK, handoff_status};
 
 /// Whether a call uses a handle now. Not a lock, which would cost each call more than this mistake
 /// is worth: two threads that begin at the same moment are not seen.
@@ -56,9 +55,9 @@ impl InUse {
         Ok(Use(self))
     }
 
-    /// Keeps the error of a call that has ended, unless another thread's was in its way.
-    pub(super) fn keep_error(&self, status: handoff_status) {
-        if status < HANDOFF_OK && !REFUSED.take() {
+    /// Keeps the error of a call that has failed, unless another thread's was in its way.
+    pub(super) fn keep_error(&self) {
+        if !REFUSED.take() {
             self.last_error.copy_from_thread();
         }
     }
@@ -86,5 +85,27 @@ impl<T> Deref for Used<'_, T> {
 impl<T> DerefMut for Used<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         self.handle
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ffi::guard::guard;
+    use crate::ffi::status::HANDOFF_OK;
+    use std::ffi::CStr;
+
+    #[test]
+    fn error_of_a_call_that_is_refused_is_not_kept_even_if_the_other_one_has_ended() {
+        let in_use = InUse::new();
+        let first = in_use.begin("broker", || true).ok();
+        assert!(guard(|| in_use.begin("broker", || true).map(drop)) < HANDOFF_OK);
+        drop(first);
+        in_use.keep_error();
+        // SAFETY: it ends in NUL, and `in_use` is there.
+        let kept = || unsafe { CStr::from_ptr(in_use.last_error()) };
+        assert_eq!(kept(), c"");
+        in_use.keep_error();
+        assert_ne!(kept(), c"");
     }
 }

@@ -6,7 +6,7 @@ use crate::broker::{Broker, SharedBroker};
 use crate::ffi::argument::{Problem, check};
 use crate::ffi::guard::{self, Failure, Message, guard, guard_or, last_message};
 use crate::ffi::in_use::{InUse, Used};
-use crate::ffi::status::{handoff_status, status_of};
+use crate::ffi::status::{HANDOFF_OK, handoff_status, status_of};
 use crate::handle::Waker;
 use crate::kind::ErrorKind;
 
@@ -123,9 +123,9 @@ pub(super) fn single<'a>(broker: *mut handoff_broker) -> Result<Used<'a, Broker>
 /// Keeps the error of a call with the broker. That of a shared one is the thread's only, and so is that
 /// of a call that another thread's was in the way of.
 pub(super) fn keep_error(broker: *mut handoff_broker, status: handoff_status) -> handoff_status {
-    if matches!(shared(broker), Ok(None)) {
+    if status < HANDOFF_OK && matches!(shared(broker), Ok(None)) {
         // SAFETY: `shared` has checked the pointer, and no call borrows this exclusively.
-        unsafe { &(*broker).in_use }.keep_error(status);
+        unsafe { &(*broker).in_use }.keep_error();
     }
     status
 }
