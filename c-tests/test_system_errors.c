@@ -279,6 +279,32 @@ static void broker_connects_although_its_first_timer_fails(void **state)
     remove_directory(channel.directory);
 }
 
+/* Nobody listens there, so the broker sets a timer for the next attempt. */
+static handoff_status add_absent(void)
+{
+    handoff_broker_backend absent = HANDOFF_BROKER_BACKEND_INIT;
+    absent.path = "@handoff-test-absent";
+    return handoff_broker_add(channel.broker, &absent);
+}
+
+/* What is done is no error: the broker tries to set the timer again. */
+static void backend_is_added_although_no_timer_can_be_set(void **state)
+{
+    (void)state;
+    for (unsigned times = 1; times <= 2; times++) {
+        assert_ok(handoff_broker_new(NULL, NULL, &channel.broker));
+        assert_ok(watch_broker());
+        set_fault(TIMERFD_SETTIME, EINVAL, 1, times);
+        assert_ok(FAULTY(add_absent()));
+        assert_int_equal(fault.failed, times);
+        set_fault(NO_CALL, 0, 0, 0);
+        if (times == 2)
+            assert_ok(watch_broker());
+        await_readable(fds[BROKER].fd);
+        handoff_broker_free(channel.broker);
+    }
+}
+
 static void failed_connection_does_not_hold_up_the_next(void **state)
 {
     (void)state;
@@ -585,6 +611,7 @@ int main(void)
         TEST(broker_hands_over_after_a_call_has_failed_three_times_in_a_row),
         TEST(broker_is_accepted_although_the_system_refuses_twice),
         TEST(broker_connects_although_its_first_timer_fails),
+        TEST(backend_is_added_although_no_timer_can_be_set),
         TEST(failed_connection_does_not_hold_up_the_next),
         TEST(what_the_system_refuses_at_accept_is_counted_as_that),
         TEST(channel_that_the_system_refuses_is_not_the_brokers_fault),

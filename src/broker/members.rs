@@ -36,7 +36,18 @@ impl Broker {
             self.readmit(path);
             self.add_member(path, settings, None, now)?;
         }
-        if self.handle.is_open() { self.flush_and_tell(known, now) } else { Ok(()) }
+        if self.handle.is_open() {
+            self.flush_changes(known, now);
+        }
+        Ok(())
+    }
+
+    /// The backends have changed, whatever can be sent now. If no timer can be set, the next call
+    /// that waits, or asks for the descriptor, tries again.
+    fn flush_changes(&mut self, known: usize, now: Instant) {
+        if self.flush_and_tell(known, now).is_err() {
+            self.handle.wake_if_missed();
+        }
     }
 
     fn add_directory(
@@ -205,7 +216,7 @@ impl Broker {
         }
         if self.handle.is_open() {
             self.tick_directories(now);
-            self.flush_and_tell(known, now)?;
+            self.flush_changes(known, now);
         }
         Ok(removed)
     }

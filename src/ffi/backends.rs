@@ -81,9 +81,7 @@ pub extern "C" fn handoff_broker_backend_init(
 /// @param backend  the backend; read during the call only
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, `size` is wrong, the path
 ///         cannot be a socket's or `flags` has an unknown bit; HANDOFF_ERR_FULL if the broker has
-///         1024 backends; HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED; HANDOFF_ERR_NO_MEMORY;
-///         HANDOFF_ERR_SYSTEM if no timer could be set: the backend is added, and you must call
-///         handoff_broker_dispatch().
+///         1024 backends; HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED; HANDOFF_ERR_NO_MEMORY.
 ///
 /// It is not an error if nobody listens at the path, or if the directory does not exist: the broker
 /// tries again. Before the broker's first use, this call does no I/O. After that, it starts to
@@ -124,8 +122,7 @@ pub extern "C" fn handoff_broker_add(
 ///                were also added by their own paths stay when you remove their directory
 /// @return HANDOFF_OK; HANDOFF_NOTHING if the broker has no such backend;
 ///         HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL; HANDOFF_ERR_WRONG_PROCESS;
-///         HANDOFF_ERR_CLOSED; HANDOFF_ERR_SYSTEM if no timer could be set: the backend is removed,
-///         and you must call handoff_broker_dispatch().
+///         HANDOFF_ERR_CLOSED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_remove(
