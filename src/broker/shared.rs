@@ -23,7 +23,7 @@ use crate::support;
 use crate::sys::event::{self, Alarm, Events};
 use crate::sys::process;
 
-use crew::{Crew, Desk, Tried, Watch};
+use crew::{Attempt, Crew, Desk, Watch};
 use waits::{Wait, Waits};
 
 /// A [`Broker`] for any number of threads at once.
@@ -153,17 +153,17 @@ impl SharedBroker {
             let now = Instant::now();
             let left = deadline.saturating_duration_since(now);
             if waited && left.is_zero() {
-                return Tried::Refused(broker.too_late(offer, now));
+                return Attempt::Refused(broker.too_late(offer, now));
             }
             let offer = Offer { timeout: Some(left), user_data: seat, ..*offer };
             let result = broker.queue(&offer, true, now);
             self.crew.watch.see(broker);
             match result {
-                Ok(id) => Tried::Offered(id),
+                Ok(id) => Attempt::Offered(id),
                 Err(refused) if broker.is_worth_waiting(&refused, deadline) => {
-                    Tried::Later(refused)
+                    Attempt::Later(refused)
                 }
-                Err(refused) => Tried::Refused(refused),
+                Err(refused) => Attempt::Refused(refused),
             }
         };
         // What is too long for any backend is refused at the first attempt.

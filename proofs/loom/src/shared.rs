@@ -12,7 +12,7 @@ mod crew;
 #[path = "../../../src/broker/shared/waits.rs"]
 mod waits;
 
-use crew::{Crew, Desk, Tried, Watch};
+use crew::{Crew, Desk, Attempt, Watch};
 use waits::{Wait, Waits};
 
 #[derive(Debug, PartialEq)]
@@ -65,12 +65,12 @@ impl Model {
         }
     }
 
-    fn offer(&mut self, seat: usize) -> Tried<Refused> {
+    fn offer(&mut self, seat: usize) -> Attempt<Refused> {
         if self.closed {
-            return Tried::Refused(Refused::Closed);
+            return Attempt::Refused(Refused::Closed);
         }
         if self.in_flight.len() == self.room {
-            return Tried::Later(Refused::Full);
+            return Attempt::Later(Refused::Full);
         }
         self.next_id += 1;
         self.in_flight.push((seat, self.next_id));
@@ -79,7 +79,7 @@ impl Model {
         // Its deadline sets the timer anew: it has not fired then.
         wire.fired = false;
         self.wire.changed.notify_all();
-        Tried::Offered(self.next_id)
+        Attempt::Offered(self.next_id)
     }
 
     fn close(&mut self) {

@@ -83,7 +83,7 @@ pub(super) trait Watch<D: Desk> {
 }
 
 /// What came of an attempt to offer.
-pub(super) enum Tried<R> {
+pub(super) enum Attempt<R> {
     /// It is offered, with this id.
     Offered(u64),
     /// There may be room soon.
@@ -345,7 +345,7 @@ impl<D: Desk, W: Watch<D>> Crew<D, W> {
         &self,
         needs: D::Needs,
         deadline: Option<Instant>,
-        attempt: impl FnMut(&mut D, usize, bool) -> Tried<D::Refused>,
+        attempt: impl FnMut(&mut D, usize, bool) -> Attempt<D::Refused>,
         finish: impl FnOnce(&D, &D::Verdict) -> T,
     ) -> Result<T, D::Error> {
         let wait = self.waits.begin();
@@ -399,7 +399,7 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
         state: Held<'a, D>,
         needs: D::Needs,
         deadline: Option<Instant>,
-        attempt: impl FnMut(&mut D, usize, bool) -> Tried<D::Refused>,
+        attempt: impl FnMut(&mut D, usize, bool) -> Attempt<D::Refused>,
     ) -> (Held<'a, D>, Result<D::Verdict, D::Error>) {
         let (mut state, offered) = self.offer(state, needs, deadline, attempt);
         let id = match offered {
@@ -425,7 +425,7 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
         mut state: Held<'a, D>,
         needs: D::Needs,
         deadline: Option<Instant>,
-        mut attempt: impl FnMut(&mut D, usize, bool) -> Tried<D::Refused>,
+        mut attempt: impl FnMut(&mut D, usize, bool) -> Attempt<D::Refused>,
     ) -> (Held<'a, D>, Result<u64, D::Refused>) {
         let seat = self.seat;
         if state.leader.is_none() {
@@ -442,9 +442,9 @@ impl<'a, D: Desk, W: Watch<D>> Sitting<'a, D, W> {
             // The first attempt finds out what is wrong with the offer itself.
             if late || if waits { !queues } else { state.may_try(place, needs) } {
                 let refused = match attempt(&mut state.desk, seat, queues) {
-                    Tried::Offered(id) => return (state, Ok(id)),
-                    Tried::Refused(refused) => return (state, Err(refused)),
-                    Tried::Later(refused) => refused,
+                    Attempt::Offered(id) => return (state, Ok(id)),
+                    Attempt::Refused(refused) => return (state, Err(refused)),
+                    Attempt::Later(refused) => refused,
                 };
                 if late {
                     return (state, Err(refused));

@@ -125,7 +125,7 @@ fn wait(
         let attempt = |desk: &mut Silent, seat, _| {
             desk.in_flight.push((seat, id));
             offers.store(true, Ordering::SeqCst);
-            Tried::Offered(id)
+            Attempt::Offered(id)
         };
         crew.offer_and_wait(0, None, attempt, |_, ()| ())
     });

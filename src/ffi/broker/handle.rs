@@ -15,7 +15,7 @@ use crate::kind::ErrorKind;
 /// It belongs to the process that uses it first. You can make it before fork(): until its first
 /// use, each copy that a child gets becomes a broker of its own.
 pub struct handoff_broker {
-    broker: Kind,
+    inner: Inner,
     /// What ends a wait. None: threads share the broker, and it is that which does.
     waker: Option<Waker>,
     in_use: InUse,
@@ -24,7 +24,7 @@ pub struct handoff_broker {
 }
 
 #[allow(clippy::large_enum_variant, reason = "it is behind a pointer, and stays there")]
-enum Kind {
+enum Inner {
     /// Used by one thread at a time.
     Single(Broker),
     Shared(SharedBroker),
@@ -32,13 +32,13 @@ enum Kind {
 
 impl handoff_broker {
     pub(super) fn new(broker: Broker, is_shared: bool) -> handoff_broker {
-        let (broker, waker) = if is_shared {
-            (Kind::Shared(SharedBroker::new(broker)), None)
+        let (inner, waker) = if is_shared {
+            (Inner::Shared(SharedBroker::new(broker)), None)
         } else {
             let waker = broker.waker();
-            (Kind::Single(broker), Some(waker))
+            (Inner::Single(broker), Some(waker))
         };
-        handoff_broker { broker, waker, in_use: InUse::new(), state: Message::new() }
+        handoff_broker { inner, waker, in_use: InUse::new(), state: Message::new() }
     }
 }
 
@@ -99,9 +99,9 @@ pub(super) fn shared<'a>(broker: *mut handoff_broker) -> Result<Option<&'a Share
         return Ok(None);
     }
     // SAFETY: as above; no thread borrows a shared broker exclusively.
-    match unsafe { &(*broker).broker } {
-        Kind::Shared(shared) => Ok(Some(shared)),
-        Kind::Single(_) => Ok(None),
+    match unsafe { &(*broker).inner } {
+        Inner::Shared(shared) => Ok(Some(shared)),
+        Inner::Single(_) => Ok(None),
     }
 }
 
@@ -114,9 +114,9 @@ pub(super) fn single<'a>(broker: *mut handoff_broker) -> Result<Used<'a, Broker>
     let _use = in_use.begin("broker", || waker.as_ref().is_some_and(Waker::is_ours))?;
     // SAFETY: as above; the caller of the C function vouches for a handle that no other thread uses
     // during the call.
-    match unsafe { &mut (*broker).broker } {
-        Kind::Single(handle) => Ok(Used { handle, _use }),
-        Kind::Shared(_) => Err(Failure::Argument("broker", Problem::Is("is shared"))),
+    match unsafe { &mut (*broker).inner } {
+        Inner::Single(handle) => Ok(Used { handle, _use }),
+        Inner::Shared(_) => Err(Failure::Argument("broker", Problem::Is("is shared"))),
     }
 }
 
@@ -140,9 +140,9 @@ pub(super) fn wake(broker: *const handoff_broker) -> handoff_status {
     match unsafe { &(*broker).waker } {
         Some(waker) => guard::wake(|| waker.wake()),
         // SAFETY: the same of a broker that threads share, which none borrows exclusively.
-        None => match unsafe { &(*broker).broker } {
-            Kind::Shared(shared) => guard::wake(|| shared.wake()),
-            Kind::Single(_) => status_of(ErrorKind::Internal),
+        None => match unsafe { &(*broker).inner } {
+            Inner::Shared(shared) => guard::wake(|| shared.wake()),
+            Inner::Single(_) => status_of(ErrorKind::Internal),
         },
     }
 }
