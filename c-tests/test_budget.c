@@ -336,11 +336,11 @@ static void offer_a_long_one(void)
     offer.preread = preread;
     offer.preread_len = sizeof preread;
     offer.flags = HANDOFF_OFFER_MORE;
+    /* The descriptor is to be readable before that. */
+    offer.timeout_ms = 2 * PATIENCE_MS;
     assert_ok(handoff_broker_offer(channel.broker, &offer, NULL));
     adopt(&channel, arrival_of(&channel).id);
-    uint64_t start = now_ns();
     await_readable(handoff_broker_fd(channel.broker));
-    assert_in_range(ms_since(start), 0, 500);
     assert_ok(handoff_broker_dispatch(channel.broker));
     assert_true(next_verdict(channel.broker, &verdict));
 }

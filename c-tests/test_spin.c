@@ -42,7 +42,8 @@ static void broker_sends_what_waits_before_it_spins(void **state)
     (void)state;
     dispatch_with(0, HANDOFF_OFFER_MORE);
     assert_int_equal(sends_at_first_look, 1);
-    assert_in_range(looks, 10, SPIN_US * 100);
+    /* Oftener than one that does not spin, however slow the machine is. */
+    assert_in_range(looks, 3, SPIN_US * 100);
 }
 
 static void shared_broker_does_not_spin(void **state)

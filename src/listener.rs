@@ -175,16 +175,7 @@ impl Listener {
         policy: &Policy<'_>,
     ) -> Result<OwnedFd, ListenerError> {
         let listener = self.socket.as_fd();
-        let accept = |_| match sys::socket::accept(listener) {
-            // After shutdown(2) there is nothing to accept but poll(2) says that there is.
-            Err(error)
-                if error.kind() == io::ErrorKind::WouldBlock && sys::socket::hung_up(listener) =>
-            {
-                Err(io::Error::from_raw_os_error(libc::EINVAL))
-            }
-            result => result,
-        };
-        let socket = address::in_time(listener, timeout, accept)?;
+        let socket = address::in_time(listener, timeout, |_| sys::socket::accept(listener))?;
         // The caller knows the listener, and not what was closed.
         peer::check(socket.as_fd(), policy).map_err(|error| error.over(listener.into()))?;
         Ok(socket)

@@ -24,6 +24,9 @@ impl Token {
     /// Bytes in a token, and in a message of the raw layer.
     pub const LEN: usize = 16;
 
+    /// What stands where there is no token.
+    pub(crate) const NONE: Token = Token([0; Token::LEN]);
+
     /// Makes a token from the operating system's random source, getentropy(3).
     pub fn generate() -> Result<Token, TokenError> {
         let mut bytes = [0; Token::LEN];

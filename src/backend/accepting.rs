@@ -111,13 +111,7 @@ impl Accepting {
             self.accepts_left -= 1;
             match socket::accept_nonblocking(listener.as_fd()) {
                 Ok(descriptor) => return Ok(Some(descriptor)),
-                // After shutdown(2) there is nothing to accept but epoll(7) says that there is.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if socket::hung_up(listener.as_fd()) {
-                        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-                    }
-                    break;
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // This connection failed, accept(2); the next one may not.
                 Err(error) if is_of_connection(&error) => {}
                 Err(error) => return Err(error),

@@ -10,7 +10,6 @@ use crate::wire::{self, Grant, OfferHead, Rejection};
 
 /// So many verdicts do not wait for others.
 const MANY_VERDICTS: usize = 64;
-const NO_TOKEN: Token = Token::from_bytes([0; Token::LEN]);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -45,7 +44,7 @@ pub(super) struct Slot {
 impl Slot {
     const EMPTY: Slot = Slot {
         state: State::Empty,
-        token: NO_TOKEN,
+        token: Token::NONE,
         generation: 0,
         serial: 0,
         descriptor: None,
@@ -164,7 +163,7 @@ impl Slots {
         for &slot in self.owed.iter().rev().take(count) {
             let slot = &mut self.slots[slot as usize];
             slot.state = State::Empty;
-            slot.token = NO_TOKEN;
+            slot.token = Token::NONE;
         }
     }
 
@@ -176,7 +175,7 @@ impl Slots {
             return false;
         }
         slot.state = State::Empty;
-        slot.token = NO_TOKEN;
+        slot.token = Token::NONE;
         slot.generation = offer.generation;
         true
     }

@@ -156,7 +156,7 @@ impl Broker {
         (facts.offered_at, facts.trial) = (now, trial);
         let names_len = parts.names.iter().map(|name| name.len()).sum::<usize>();
         let large = Some(len - names_len).filter(|preread_len| *preread_len >= LARGE_LEN);
-        channel.slots.queue(facts, parts, large, cookie, deadline);
+        channel.slots.queue(slot, facts, parts, large, cookie, deadline);
         if large.is_some() {
             channel.send_large(parts.preread, now);
         }

@@ -85,7 +85,6 @@ pub(super) struct Slot {
 const NONE: u32 = u32::MAX;
 /// So many entries for each slot may be in the queue before those that were taken back are removed.
 const ENTRIES_PER_SLOT: usize = 2;
-const NO_TOKEN: Token = Token::from_bytes([0; Token::LEN]);
 
 /// An offer that waits to be sent, or waited until it was taken back: then its slot is [`NONE`].
 #[derive(Clone, Copy, Debug)]
@@ -121,7 +120,8 @@ pub(super) struct Slots {
 impl Slots {
     pub(super) fn new(slots: usize) -> Result<Slots, NoMemory> {
         let facts = Facts::none(Instant::now());
-        let empty = Slot { state: State::Empty, generation: 0, facts, token: NO_TOKEN, entry: 0 };
+        let empty =
+            Slot { state: State::Empty, generation: 0, facts, token: Token::NONE, entry: 0 };
         let mut all = memory::vec(slots, "the slots of a channel")?;
         all.resize(slots, empty);
         Ok(Slots {
@@ -201,7 +201,7 @@ impl Slots {
         for slot in self.granted.drain(..) {
             let slot = &mut self.slots[slot as usize];
             slot.state = State::Empty;
-            slot.token = NO_TOKEN;
+            slot.token = Token::NONE;
         }
     }
 
@@ -212,17 +212,19 @@ impl Slots {
         Some((slot, self.slots[slot as usize].generation + 1))
     }
 
-    /// Puts an offer into the slot that [`next_slot`](Slots::next_slot) returned. Its preread is
+    /// Puts an offer into `slot`, which [`next_slot`](Slots::next_slot) returned. Its preread is
     /// not copied if it `follows`, of so many bytes.
     pub(super) fn queue(
         &mut self,
+        slot: u32,
         facts: &Facts,
         parts: &Parts<'_>,
         follows: Option<usize>,
         cookie: u64,
         deadline: Instant,
-    ) -> Option<u32> {
-        let slot = self.granted.pop()?;
+    ) {
+        let granted = self.granted.pop();
+        debug_assert_eq!(granted, Some(slot));
         self.deadlines.set(slot, deadline);
         self.compact();
         let found = &mut self.slots[slot as usize];
@@ -241,7 +243,6 @@ impl Slots {
             }
         }
         self.queue.push_back(Queued { slot, len: (self.bytes.len() - before) as u32 });
-        Some(slot)
     }
 
     /// The entry of an offer that waits alone, and its descriptor.
@@ -338,7 +339,7 @@ impl Slots {
             let slot = &mut self.slots[queued.slot as usize];
             slot.state = State::Sent;
             // Spent: it will not be needed again, and works only once.
-            slot.token = NO_TOKEN;
+            slot.token = Token::NONE;
             self.sent += queued.len as usize;
         }
         self.front = self.front.wrapping_add(count as u32);
@@ -428,13 +429,15 @@ mod tests {
             trial: false,
         };
         let parts = Parts { names: [b""; 3], preread: &[IoSlice::new(preread)], tls: false };
-        slots.queue(&facts, &parts, None, 0, deadline)
+        let (slot, _) = slots.next_slot()?;
+        slots.queue(slot, &facts, &parts, None, 0, deadline);
+        Some(slot)
     }
 
     fn granted(count: u32) -> Slots {
         let mut slots = Slots::new(count as usize).unwrap();
         for slot in 0..count {
-            assert!(slots.grant(slot, NO_TOKEN));
+            assert!(slots.grant(slot, Token::NONE));
         }
         slots
     }
@@ -445,9 +448,9 @@ mod tests {
         let [file] = descriptors();
         let mut slots = Slots::new(2).unwrap();
         assert!(queue(&mut slots, &file, now, b"").is_none());
-        assert!(slots.grant(1, NO_TOKEN));
-        assert!(!slots.grant(1, NO_TOKEN));
-        assert!(!slots.grant(2, NO_TOKEN));
+        assert!(slots.grant(1, Token::NONE));
+        assert!(!slots.grant(1, Token::NONE));
+        assert!(!slots.grant(2, Token::NONE));
         assert_eq!(queue(&mut slots, &file, now, b""), Some(1));
         assert!(slots.next_slot().is_none());
     }
@@ -531,7 +534,7 @@ mod tests {
                         slots.settle(slot, false);
                         if !waits {
                             slots.empty(slot);
-                            slots.grant(slot, NO_TOKEN);
+                            slots.grant(slot, Token::NONE);
                         }
                     }
                     Step::Send { most } => {

@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use super::argument::{self, timeout};
 use super::broker::{handoff_broker, lasting, with, with_message};
-use super::growing::{Fill, Growing, Input, initialize, read};
+use super::growing::{Fill, Growing, Input, initialize, padded, read};
 use super::guard::{Failure, Message, guard};
 use super::status::{HANDOFF_OK, handoff_status, status_of};
 use crate::broker::{BackendSettings, BackendState, Phase};
-use crate::reason::Reason;
 
 /// One of a broker's backends, or a directory of them. Set at least `path`; zero is the default in
 /// every other field. Out-of-range values are clamped.
@@ -306,10 +305,6 @@ fn c_state(
     let backup = if state.settings.backup { HANDOFF_BACKEND_BACKUP } else { 0 };
     let off = if state.settings.off { HANDOFF_BACKEND_OFF } else { 0 };
     let counts = &state.counts;
-    let mut fallbacks = [0; 32];
-    fallbacks[..Reason::COUNT].copy_from_slice(&counts.fallbacks);
-    let mut refusals = [0; 64];
-    refusals[..counts.refusals.len()].copy_from_slice(&counts.refusals);
     handoff_backend_state {
         size: size_of::<handoff_backend_state>(),
         path: lasting(state.name, name),
@@ -329,8 +324,8 @@ fn c_state(
         offered: counts.offered,
         adopted: counts.adopted,
         taken_back: counts.taken_back,
-        fallbacks,
-        refusals,
+        fallbacks: padded(&counts.fallbacks),
+        refusals: padded(&counts.refusals),
         histogram: counts.times,
     }
 }

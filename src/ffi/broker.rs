@@ -13,7 +13,7 @@ use libc::iovec;
 use super::argument::{
     Out, Problem, bytes, descriptor, free, nonzero, path, slice, string, timeout,
 };
-use super::growing::{Fill, Growing, Input, initialize, read, read_or_default};
+use super::growing::{Fill, Growing, Input, initialize, padded, read, read_or_default};
 use super::guard::{Failure, Message, guard};
 use super::peer::{handoff_peer_policy, policy};
 use super::reason::{
@@ -22,9 +22,8 @@ use super::reason::{
 use super::status::{HANDOFF_OK, handoff_status};
 use crate::broker::{Broker, BrokerOptions, BrokerStatistics, Offer, Verdict};
 use crate::memory;
-use crate::reason::Reason;
 
-use handle::{NAME, keep_error, shared, single};
+use handle::{Inner, NAME, inner, keep_error};
 
 pub(super) use handle::{handoff_broker, lasting, with, with_message};
 
@@ -423,9 +422,9 @@ pub extern "C" fn handoff_broker_flush(broker: *mut handoff_broker) -> handoff_s
 pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
     let mut fd = -1;
     let status = guard(|| {
-        fd = match shared(broker)? {
-            Some(shared) => shared.descriptor()?.as_raw_fd(),
-            None => single(broker)?.descriptor()?.as_raw_fd(),
+        fd = match inner(broker)? {
+            Inner::Shared(shared) => shared.descriptor()?.as_raw_fd(),
+            Inner::Single(single) => single.begin()?.descriptor()?.as_raw_fd(),
         };
         Ok(())
     });
@@ -448,9 +447,9 @@ pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_dispatch(broker: *mut handoff_broker) -> handoff_status {
-    let status = guard(|| match shared(broker)? {
-        Some(shared) => Ok(shared.dispatch()?),
-        None => Ok(single(broker)?.dispatch()?),
+    let status = guard(|| match inner(broker)? {
+        Inner::Shared(shared) => Ok(shared.dispatch()?),
+        Inner::Single(single) => Ok(single.begin()?.dispatch()?),
     });
     keep_error(broker, status)
 }
@@ -571,16 +570,16 @@ pub extern "C" fn handoff_broker_offer_and_wait(
 ) -> handoff_status {
     let status = guard(|| {
         let out = Fill::new(verdict, "verdict")?;
-        match shared(broker)? {
-            Some(shared) => out.set(with_offer(offer, |offer| {
+        match inner(broker)? {
+            Inner::Shared(shared) => out.set(with_offer(offer, |offer| {
                 Ok(NAME.with(|name| {
                     shared.offer_wait_and(offer, |broker, verdict| {
                         handoff_verdict::new(verdict, broker, Some(name))
                     })
                 })?)
             })?),
-            None => {
-                let mut broker = single(broker)?;
+            Inner::Single(single) => {
+                let mut broker = single.begin()?;
                 let verdict = with_offer(offer, |offer| Ok(broker.offer_and_wait(offer)?))?;
                 out.set(handoff_verdict::new(verdict, &broker, None));
             }
@@ -625,9 +624,9 @@ pub extern "C" fn handoff_broker_wake(broker: *const handoff_broker) -> handoff_
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_take_back(broker: *mut handoff_broker, id: u64) -> handoff_status {
-    let status = guard(|| match shared(broker)? {
-        Some(shared) => Ok(shared.take_back(id)?),
-        None => Ok(single(broker)?.take_back(id)?),
+    let status = guard(|| match inner(broker)? {
+        Inner::Shared(shared) => Ok(shared.take_back(id)?),
+        Inner::Single(single) => Ok(single.begin()?.take_back(id)?),
     });
     keep_error(broker, status)
 }
@@ -704,17 +703,13 @@ pub extern "C" fn handoff_broker_get_statistics(
             refused,
             adopted,
             taken_back,
-            fallbacks: by_reason,
+            fallbacks,
             in_flight,
             queued_bytes,
             connects,
             failovers,
-            refusals: by_kind,
+            refusals,
         } = broker.statistics();
-        let mut fallbacks = [0; 32];
-        fallbacks[..Reason::COUNT].copy_from_slice(&by_reason);
-        let mut refusals = [0; 64];
-        refusals[..by_kind.len()].copy_from_slice(&by_kind);
         out.set(handoff_broker_statistics {
             size: size_of::<handoff_broker_statistics>(),
             offered,
@@ -724,8 +719,8 @@ pub extern "C" fn handoff_broker_get_statistics(
             connects,
             in_flight: in_flight as u64,
             queued_bytes: queued_bytes as u64,
-            fallbacks,
-            refusals,
+            fallbacks: padded(&fallbacks),
+            refusals: padded(&refusals),
             failovers,
         });
         Ok(())

@@ -127,6 +127,13 @@ impl<T: Growing> Fill<T> {
     }
 }
 
+/// Counts in an array of C's, which has room for more.
+pub(super) fn padded<const N: usize>(counts: &[u64]) -> [u64; N] {
+    let mut padded = [0; N];
+    padded[..counts.len()].copy_from_slice(counts);
+    padded
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -52,11 +52,20 @@ pub(crate) fn accept_nonblocking(listener: BorrowedFd<'_>) -> io::Result<OwnedFd
     accept_with(listener, libc::SOCK_NONBLOCK)
 }
 
+/// After shutdown(2) it is EINVAL: there is nothing to accept, but poll(2) says that there is.
 fn accept_with(listener: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<OwnedFd> {
     let flags = flags | libc::SOCK_CLOEXEC;
-    let listener = listener.as_raw_fd();
+    let number = listener.as_raw_fd();
     // SAFETY: accept4(2) takes NULL for an address that nobody wants, and makes a new descriptor.
-    unsafe { new_descriptor(|| libc::accept4(listener, ptr::null_mut(), ptr::null_mut(), flags)) }
+    let accepted = unsafe {
+        new_descriptor(|| libc::accept4(number, ptr::null_mut(), ptr::null_mut(), flags))
+    };
+    match accepted {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock && hung_up(listener) => {
+            Err(io::Error::from_raw_os_error(libc::EINVAL))
+        }
+        result => result,
+    }
 }
 
 /// Sets O_NONBLOCK, which every copy of the descriptor shares.
@@ -277,8 +286,8 @@ pub(crate) fn has_ended(socket: BorrowedFd<'_>) -> bool {
     found.is_ok_and(|count| count == info.len()) && state == TCP_CLOSE && info[SEGMENTS_IN] > 0
 }
 
-/// Whether both directions of a connection are closed, or a listening socket was shut down.
-pub(crate) fn hung_up(socket: BorrowedFd<'_>) -> bool {
+/// Whether a listening socket was shut down.
+fn hung_up(socket: BorrowedFd<'_>) -> bool {
     let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
     // SAFETY: `poll` is one pollfd, which outlives the call.
     unsafe { libc::poll(&raw mut poll, 1, 0) > 0 && poll.revents & libc::POLLHUP != 0 }

@@ -20,6 +20,8 @@ struct Silent {
     told: bool,
     /// Taking an offer back shows that the backend is broken, which ends all others.
     broken: bool,
+    /// Offers that were to be taken back too late.
+    too_late: usize,
 }
 
 impl Desk for Silent {
@@ -53,6 +55,7 @@ impl Desk for Silent {
             self.in_flight.retain(|(_, offer)| *offer != id);
         }
         self.told |= self.broken;
+        self.too_late += usize::from(self.adopted);
         !self.adopted
     }
 
@@ -159,9 +162,13 @@ fn woken_thread_whose_offer_is_adopted_leaves_the_desk_to_others_until_its_verdi
     await_leader(crew);
     let other = wait(crew, 2);
     crew.waits.wake();
-    // Passes the wake on; the threads find that it is too late for them.
+    // Passes the wake on; the other thread finds that it is too late for it.
     crew.with(|_| ());
-    thread::sleep(Duration::from_millis(20));
+    let start = Instant::now();
+    while crew.with(|desk| desk.too_late == 0) {
+        assert!(start.elapsed() < PATIENCE, "it does not try");
+        thread::sleep(Duration::from_millis(1));
+    }
     let tells = thread::spawn(move || crew.with(|desk| desk.told = true));
     await_end(&tells, "the desk is not free");
     let_go.send(()).unwrap();
