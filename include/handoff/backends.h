@@ -265,7 +265,8 @@ typedef struct handoff_backend_state {
  *                    A number changes when an earlier backend is removed
  * @param[out] state  what the backend does, and has done
  * @return HANDOFF_OK; HANDOFF_NOTHING if there are fewer backends; HANDOFF_ERR_INVALID_ARGUMENT if
- *         a pointer is NULL or `state->size` is wrong; HANDOFF_ERR_WRONG_PROCESS.
+ *         a pointer is NULL or `state->size` is wrong; HANDOFF_ERR_WRONG_PROCESS for a broker with
+ *         HANDOFF_BROKER_SHARED.
  */
 HANDOFF_MUST_USE
 handoff_status handoff_broker_get_state(handoff_broker *broker,

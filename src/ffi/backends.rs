@@ -261,7 +261,8 @@ unsafe impl Growing for handoff_backend_state {
 ///                    A number changes when an earlier backend is removed
 /// @param[out] state  what the backend does, and has done
 /// @return HANDOFF_OK; HANDOFF_NOTHING if there are fewer backends; HANDOFF_ERR_INVALID_ARGUMENT if
-///         a pointer is NULL or `state->size` is wrong; HANDOFF_ERR_WRONG_PROCESS.
+///         a pointer is NULL or `state->size` is wrong; HANDOFF_ERR_WRONG_PROCESS for a broker with
+///         HANDOFF_BROKER_SHARED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_get_state(
@@ -271,7 +272,6 @@ pub extern "C" fn handoff_broker_get_state(
 ) -> handoff_status {
     with_message(broker, |broker, message, name| {
         let out = Fill::new(state, "state")?;
-        broker.check_process()?;
         out.set(c_state(broker.backend_state(index).ok_or(Failure::Nothing)?, message, name));
         Ok(())
     })
