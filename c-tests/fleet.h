@@ -26,19 +26,19 @@ struct fleet {
 
 /** Finds the state of the backend with a path; false if there is none. */
 static inline bool find_state(handoff_broker *broker, const char *path,
-                              handoff_backend_state *state)
+                              handoff_broker_backend_state *state)
 {
-    *state = (handoff_backend_state)HANDOFF_BACKEND_STATE_INIT;
-    for (size_t i = 0; handoff_broker_get_state(broker, i, state) == HANDOFF_OK; i++)
+    *state = (handoff_broker_backend_state)HANDOFF_BROKER_BACKEND_STATE_INIT;
+    for (size_t i = 0; handoff_broker_get_backend_state(broker, i, state) == HANDOFF_OK; i++)
         if (strcmp(state->path, path) == 0)
             return true;
     return false;
 }
 
 /** The same; asserts that there is one. */
-static inline handoff_backend_state state_of(handoff_broker *broker, const char *path)
+static inline handoff_broker_backend_state state_of(handoff_broker *broker, const char *path)
 {
-    handoff_backend_state state;
+    handoff_broker_backend_state state;
     if (!find_state(broker, path, &state))
         fail_msg("%s is no backend", path);
     return state;
@@ -46,10 +46,10 @@ static inline handoff_backend_state state_of(handoff_broker *broker, const char 
 
 static inline size_t count_backends(handoff_broker *broker)
 {
-    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state state = HANDOFF_BROKER_BACKEND_STATE_INIT;
     handoff_status status;
     size_t count = 0;
-    while ((status = handoff_broker_get_state(broker, count, &state)) == HANDOFF_OK)
+    while ((status = handoff_broker_get_backend_state(broker, count, &state)) == HANDOFF_OK)
         count++;
     assert_status(status, HANDOFF_NOTHING);
     return count;
@@ -85,7 +85,7 @@ static inline void turn(struct fleet *fleet)
 
 static inline bool is_in_state(struct fleet *fleet, int which, uint32_t state)
 {
-    handoff_backend_state found;
+    handoff_broker_backend_state found;
     return find_state(fleet->broker, fleet->paths[which], &found) && found.state == state;
 }
 

@@ -130,7 +130,7 @@ static void take_verdicts(handoff_broker *broker)
         int fd = (uintptr_t)verdict.user_data & 0xffff;
         if (verdict.outcome == HANDOFF_ADOPTED) {
             check(strncmp(verdict.backend, directory, strlen(directory)) == 0);
-            counts->failed_over += verdict.tries > 1;
+            counts->failed_over += verdict.attempts > 1;
             if (tls)
                 tls_release(connections_of[fd].tls);
             close(fd);

@@ -29,9 +29,9 @@ static inline int remove_place(void **state)
 
 static inline size_t count_ready(void)
 {
-    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state state = HANDOFF_BROKER_BACKEND_STATE_INIT;
     size_t ready = 0;
-    for (size_t i = 0; handoff_broker_get_state(fleet.broker, i, &state) == HANDOFF_OK; i++)
+    for (size_t i = 0; handoff_broker_get_backend_state(fleet.broker, i, &state) == HANDOFF_OK; i++)
         ready += state.state == HANDOFF_STATE_READY;
     return ready;
 }

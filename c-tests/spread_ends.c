@@ -164,7 +164,7 @@ static void take_verdicts(void)
     check(handoff_broker_dispatch(broker) == HANDOFF_OK);
     while ((status = handoff_broker_next(broker, &verdict)) == HANDOFF_OK) {
         if (verdict.outcome == HANDOFF_ADOPTED) {
-            shared->failed_over += verdict.tries > 1;
+            shared->failed_over += verdict.attempts > 1;
             close_end(verdict.user_data, 0);
         } else {
             fall_back(verdict.user_data);
@@ -176,9 +176,10 @@ static void take_verdicts(void)
 static int count_ready(void)
 {
     int ready = 0;
-    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state state = HANDOFF_BROKER_BACKEND_STATE_INIT;
     handoff_status status;
-    for (size_t i = 0; (status = handoff_broker_get_state(broker, i, &state)) == HANDOFF_OK; i++)
+    for (size_t i = 0;
+         (status = handoff_broker_get_backend_state(broker, i, &state)) == HANDOFF_OK; i++)
         ready += state.state == HANDOFF_STATE_READY;
     check(status == HANDOFF_NOTHING);
     return ready;

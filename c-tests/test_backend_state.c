@@ -30,17 +30,17 @@ static void open_broker(const handoff_broker_options *options)
     fleet.count = 1;
 }
 
-static handoff_backend_state only_state(void)
+static handoff_broker_backend_state only_state(void)
 {
     return state_of(fleet.broker, fleet.paths[0]);
 }
 
 static void assert_state(uint32_t state, handoff_status status, int error, const char *message)
 {
-    handoff_backend_state found = only_state();
+    handoff_broker_backend_state found = only_state();
     assert_int_equal(found.state, state);
     assert_status(found.status, status);
-    assert_int_equal(found.error, error);
+    assert_int_equal(found.system_errno, error);
     assert_non_null(found.message);
     if (strstr(found.message, message) == NULL)
         fail_msg("not in the message: %s: %s", message, found.message);
@@ -99,10 +99,10 @@ static void socket_without_permission_says_so(void **state)
         become_nobody();
         child_assert(handoff_broker_new(fleet.paths[0], NULL, &fleet.broker) == HANDOFF_OK);
         child_assert(handoff_broker_fd(fleet.broker) != -1);
-        handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
-        child_assert(handoff_broker_get_state(fleet.broker, 0, &found) == HANDOFF_OK);
+        handoff_broker_backend_state found = HANDOFF_BROKER_BACKEND_STATE_INIT;
+        child_assert(handoff_broker_get_backend_state(fleet.broker, 0, &found) == HANDOFF_OK);
         child_assert(found.state == HANDOFF_STATE_DOWN);
-        child_assert(found.status == HANDOFF_ERR_PERMISSION_DENIED && found.error == EACCES);
+        child_assert(found.status == HANDOFF_ERR_PERMISSION_DENIED && found.system_errno == EACCES);
         char who[50];
         snprintf(who, sizeof who, "user %u may not use the socket", geteuid());
         child_assert(strstr(found.message, who) != NULL);
@@ -349,7 +349,7 @@ static void counts_of_all_backends_are_those_of_the_broker(void **state)
     }
     handoff_broker_statistics all = broker_statistics(fleet.broker);
     for (int i = 0; i < BACKENDS; i++) {
-        handoff_backend_state one = state_of(fleet.broker, fleet.paths[i]);
+        handoff_broker_backend_state one = state_of(fleet.broker, fleet.paths[i]);
         uint64_t ended = one.adopted + one.taken_back + sum(one.fallbacks, 32);
         assert_int_equal(one.offered, ended);
         assert_int_equal(sum(one.histogram, 32), ended);
@@ -377,7 +377,7 @@ static void histogram_counts_by_powers_of_two(void **state)
     adopt_at(&fleet, 0, id);
     assert_int_equal(await_verdict(&fleet).outcome, HANDOFF_ADOPTED);
     uint64_t most = (now_ns() - start) / 1000;
-    handoff_backend_state found = only_state();
+    handoff_broker_backend_state found = only_state();
     assert_int_equal(sum(found.histogram, 32), 1);
     for (int i = 1; i < 31; i++)
         if (found.histogram[i])
@@ -462,17 +462,17 @@ static void state_of_a_newer_header_is_filled_and_one_without_all_fields_is_not(
 {
     (void)state;
     struct {
-        handoff_backend_state known;
+        handoff_broker_backend_state known;
         unsigned char more[64];
     } larger;
     open_fleet(&fleet, 1, NULL, NULL);
     memset(&larger, 0xaa, sizeof larger);
-    larger.known.size = offsetof(handoff_backend_state, in_flight);
-    assert_invalid_because(handoff_broker_get_state(fleet.broker, 0, &larger.known),
-                           "HANDOFF_BACKEND_STATE_INIT");
+    larger.known.size = offsetof(handoff_broker_backend_state, in_flight);
+    assert_invalid_because(handoff_broker_get_backend_state(fleet.broker, 0, &larger.known),
+                           "HANDOFF_BROKER_BACKEND_STATE_INIT");
     assert_int_equal(((unsigned char *)&larger.known.state)[0], 0xaa);
     larger.known.size = sizeof larger;
-    assert_ok(handoff_broker_get_state(fleet.broker, 0, &larger.known));
+    assert_ok(handoff_broker_get_backend_state(fleet.broker, 0, &larger.known));
     assert_int_equal(larger.known.room, 256);
     assert_int_equal(larger.known.size, sizeof larger);
     for (size_t i = 0; i < sizeof larger.more; i++)
@@ -482,10 +482,10 @@ static void state_of_a_newer_header_is_filled_and_one_without_all_fields_is_not(
 static void path_and_message_are_valid_until_the_next_call(void **state)
 {
     (void)state;
-    handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state found = HANDOFF_BROKER_BACKEND_STATE_INIT;
     open_broker(NULL);
     until(&fleet, is_in_state(&fleet, 0, HANDOFF_STATE_DOWN));
-    assert_ok(handoff_broker_get_state(fleet.broker, 0, &found));
+    assert_ok(handoff_broker_get_backend_state(fleet.broker, 0, &found));
     assert_string_equal(found.path, fleet.paths[0]);
     assert_true(strlen(found.message) > strlen(fleet.paths[0]));
     /* Reading it is no error of the broker's. */
@@ -497,7 +497,7 @@ static void states_of_a_thousand_backends_can_be_read_each_second(void **state)
     (void)state;
     enum { BACKENDS = 1000, MOST_US = 100000 };
     char path[160];
-    handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state found = HANDOFF_BROKER_BACKEND_STATE_INIT;
     handoff_broker_backend backend = backend_at(path);
     uint64_t fastest = UINT64_MAX;
     assert_ok(handoff_broker_new(NULL, NULL, &fleet.broker));
@@ -510,7 +510,7 @@ static void states_of_a_thousand_backends_can_be_read_each_second(void **state)
     for (int round = 0; round < 10; round++) {
         uint64_t start = now_ns();
         for (size_t i = 0; i < BACKENDS; i++)
-            assert_ok(handoff_broker_get_state(fleet.broker, i, &found));
+            assert_ok(handoff_broker_get_backend_state(fleet.broker, i, &found));
         uint64_t took = now_ns() - start;
         fastest = took < fastest ? took : fastest;
     }

@@ -42,11 +42,11 @@ static void change(int which, uint32_t weight, uint32_t flags)
 static void broker_without_backends_takes_nothing_until_one_is_added(void **state)
 {
     (void)state;
-    handoff_backend_state none = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state none = HANDOFF_BROKER_BACKEND_STATE_INIT;
     handoff_offer offer = offer_of(fleet.client[0]);
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     assert_ok(handoff_broker_new(NULL, NULL, &fleet.broker));
-    assert_status(handoff_broker_get_state(fleet.broker, 0, &none), HANDOFF_NOTHING);
+    assert_status(handoff_broker_get_backend_state(fleet.broker, 0, &none), HANDOFF_NOTHING);
     assert_status(handoff_broker_offer(fleet.broker, &offer, NULL),
                   HANDOFF_ERR_BACKEND_UNAVAILABLE);
     assert_last_error_has("no backend");
@@ -92,7 +92,7 @@ static void path_that_is_there_already_is_changed_and_not_added(void **state)
     assert_int_equal(count_backends(fleet.broker), 2);
     change(1, 7, HANDOFF_BACKEND_BACKUP);
     assert_int_equal(count_backends(fleet.broker), 2);
-    handoff_backend_state found = state_of(fleet.broker, fleet.paths[1]);
+    handoff_broker_backend_state found = state_of(fleet.broker, fleet.paths[1]);
     assert_int_equal(found.weight, 7);
     assert_int_equal(found.flags, HANDOFF_BACKEND_BACKUP);
     assert_int_equal(found.connects, 1);
@@ -102,17 +102,17 @@ static void path_that_is_there_already_is_changed_and_not_added(void **state)
 static void states_are_in_the_order_in_which_backends_were_added(void **state)
 {
     (void)state;
-    handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state found = HANDOFF_BROKER_BACKEND_STATE_INIT;
     open_fleet(&fleet, 4, NULL, NULL);
     assert_ok(handoff_broker_remove(fleet.broker, fleet.paths[1]));
     change(1, 1, 0);
     static const int order[] = {0, 2, 3, 1};
     for (size_t i = 0; i < 4; i++) {
-        assert_ok(handoff_broker_get_state(fleet.broker, i, &found));
+        assert_ok(handoff_broker_get_backend_state(fleet.broker, i, &found));
         assert_string_equal(found.path, fleet.paths[order[i]]);
     }
-    assert_status(handoff_broker_get_state(fleet.broker, 4, &found), HANDOFF_NOTHING);
-    assert_status(handoff_broker_get_state(fleet.broker, SIZE_MAX, &found), HANDOFF_NOTHING);
+    assert_status(handoff_broker_get_backend_state(fleet.broker, 4, &found), HANDOFF_NOTHING);
+    assert_status(handoff_broker_get_backend_state(fleet.broker, SIZE_MAX, &found), HANDOFF_NOTHING);
 }
 
 static void offers_in_flight_at_a_removed_backend_end_as_they_do(void **state)
@@ -354,7 +354,7 @@ static void arguments_are_checked(void **state)
     (void)state;
     open_fleet(&fleet, 1, NULL, NULL);
     handoff_broker_backend good = backend_at(fleet.paths[1]), bad;
-    handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state found = HANDOFF_BROKER_BACKEND_STATE_INIT;
     char path[200];
     memset(path, 'x', sizeof path - 1);
     path[sizeof path - 1] = '\0';
@@ -379,12 +379,12 @@ static void arguments_are_checked(void **state)
     assert_status(handoff_broker_remove(fleet.broker, "/nowhere"), HANDOFF_NOTHING);
     assert_status(handoff_broker_remove(fleet.broker, "/nowhere/"), HANDOFF_NOTHING);
     assert_int_equal(handoff_broker_room(NULL), 0);
-    assert_invalid(handoff_broker_get_state(NULL, 0, &found));
-    assert_invalid(handoff_broker_get_state(fleet.broker, 0, NULL));
-    assert_invalid(handoff_broker_get_state(fleet.broker, 0, misaligned()));
+    assert_invalid(handoff_broker_get_backend_state(NULL, 0, &found));
+    assert_invalid(handoff_broker_get_backend_state(fleet.broker, 0, NULL));
+    assert_invalid(handoff_broker_get_backend_state(fleet.broker, 0, misaligned()));
     found.size = 3;
-    assert_invalid_because(handoff_broker_get_state(fleet.broker, 0, &found),
-                           "HANDOFF_BACKEND_STATE_INIT");
+    assert_invalid_because(handoff_broker_get_backend_state(fleet.broker, 0, &found),
+                           "HANDOFF_BROKER_BACKEND_STATE_INIT");
     assert_invalid(handoff_broker_backend_init(NULL, sizeof bad));
     assert_invalid(handoff_broker_backend_init(&bad, 3));
     assert_ok(handoff_broker_backend_init(&bad, sizeof bad));
@@ -423,13 +423,13 @@ static void backends_belong_to_the_process_that_used_the_broker_first(void **sta
     pid_t child = start_child();
     if (child == 0) {
         handoff_broker_backend backend = backend_at(fleet.paths[2]);
-        handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
+        handoff_broker_backend_state found = HANDOFF_BROKER_BACKEND_STATE_INIT;
         child_assert(handoff_broker_add(fleet.broker, &backend) == HANDOFF_ERR_WRONG_PROCESS);
         child_assert(handoff_broker_remove(fleet.broker, fleet.paths[0])
                      == HANDOFF_ERR_WRONG_PROCESS);
         child_assert(handoff_broker_room(fleet.broker) == 0);
         child_assert(strstr(handoff_last_error(), "another process") != NULL);
-        child_assert(handoff_broker_get_state(fleet.broker, 0, &found)
+        child_assert(handoff_broker_get_backend_state(fleet.broker, 0, &found)
                      == HANDOFF_ERR_WRONG_PROCESS);
         _exit(0);
     }

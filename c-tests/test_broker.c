@@ -117,13 +117,13 @@ static void path_that_cannot_be_a_sockets_is_refused(void **state)
 static void broker_without_a_path_has_no_backend(void **state)
 {
     (void)state;
-    handoff_backend_state first = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state first = HANDOFF_BROKER_BACKEND_STATE_INIT;
     handoff_broker *empty;
     handoff_offer offer = offer_of(client[0]);
     assert_ok(handoff_broker_new(NULL, NULL, &empty));
     assert_int_not_equal(handoff_broker_fd(empty), -1);
     assert_ok(handoff_broker_dispatch(empty));
-    assert_status(handoff_broker_get_state(empty, 0, &first), HANDOFF_NOTHING);
+    assert_status(handoff_broker_get_backend_state(empty, 0, &first), HANDOFF_NOTHING);
     assert_int_equal(handoff_broker_room(empty), 0);
     assert_status(handoff_broker_offer(empty, &offer, NULL), HANDOFF_ERR_BACKEND_UNAVAILABLE);
     assert_last_error_has("no backend");
@@ -176,7 +176,7 @@ static void calls_refuse(void *bad)
     handoff_broker *none = NULL;
     handoff_broker_statistics statistics = HANDOFF_BROKER_STATISTICS_INIT;
     handoff_broker_backend backend = HANDOFF_BROKER_BACKEND_INIT;
-    handoff_backend_state backend_state = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state backend_state = HANDOFF_BROKER_BACKEND_STATE_INIT;
     handoff_verdict verdict, untouched;
     backend.path = path;
     memset(&verdict, 0x55, sizeof verdict);
@@ -208,8 +208,8 @@ static void calls_refuse(void *bad)
     assert_int_equal(handoff_broker_room(bad), 0);
     assert_last_error_has("invalid argument: broker is ");
     assert_int_equal(errno, 0);
-    assert_invalid(handoff_broker_get_state(bad, 0, &backend_state));
-    assert_invalid(handoff_broker_get_state(broker, 0, bad));
+    assert_invalid(handoff_broker_get_backend_state(bad, 0, &backend_state));
+    assert_invalid(handoff_broker_get_backend_state(broker, 0, bad));
     handoff_broker_free(bad);
     assert_null(none);
     assert_int_equal(id, 42);
@@ -364,7 +364,7 @@ static void closed_broker_tells_what_it_did_and_nothing_else(void **state)
     handoff_offer offer = offer_of(client[0]);
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     handoff_broker_backend other = HANDOFF_BROKER_BACKEND_INIT;
-    handoff_backend_state first = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state first = HANDOFF_BROKER_BACKEND_STATE_INIT;
     other.path = "@other";
     assert_int_not_equal(handoff_broker_fd(broker), -1);
     assert_ok(handoff_broker_close(broker));
@@ -379,7 +379,7 @@ static void closed_broker_tells_what_it_did_and_nothing_else(void **state)
     assert_last_error_has("closed");
     assert_status(handoff_broker_close(broker), HANDOFF_ERR_CLOSED);
     assert_refused(HANDOFF_ERR_CLOSED, 0);
-    assert_ok(handoff_broker_get_state(broker, 0, &first));
+    assert_ok(handoff_broker_get_backend_state(broker, 0, &first));
     assert_string_equal(first.path, path);
     assert_status(handoff_broker_next(broker, &verdict), HANDOFF_NOTHING);
     assert_int_equal(broker_statistics(broker).refused, 2);
@@ -436,7 +436,7 @@ static void broker_used_in_the_parent_is_refused_in_the_child(void **state)
         handoff_offer offer = offer_of(client[0]);
         handoff_verdict verdict = HANDOFF_VERDICT_INIT;
         handoff_broker_backend other = HANDOFF_BROKER_BACKEND_INIT;
-        handoff_backend_state first = HANDOFF_BACKEND_STATE_INIT;
+        handoff_broker_backend_state first = HANDOFF_BROKER_BACKEND_STATE_INIT;
         handoff_status wrong = HANDOFF_ERR_WRONG_PROCESS;
         other.path = "@other";
         assert_int_equal(handoff_broker_fd(broker), -1);
@@ -449,7 +449,7 @@ static void broker_used_in_the_parent_is_refused_in_the_child(void **state)
         assert_status(handoff_broker_add(broker, &other), wrong);
         assert_status(handoff_broker_remove(broker, path), wrong);
         assert_int_equal(handoff_broker_room(broker), 0);
-        assert_status(handoff_broker_get_state(broker, 0, &first), wrong);
+        assert_ok(handoff_broker_get_backend_state(broker, 0, &first));
         assert_status(handoff_broker_close(broker), wrong);
         handoff_broker_free(broker);
         _exit(0);

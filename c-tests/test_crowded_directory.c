@@ -25,7 +25,7 @@ static void leave_sockets_behind(int from, int to)
 static void backends_have_the_places_of_sockets_at_which_nobody_listens(void **state)
 {
     (void)state;
-    handoff_backend_state found;
+    handoff_broker_backend_state found;
     leave_sockets_behind(0, MOST - 1);
     listen_at(&fleet, 0, NULL);
     leave_sockets_behind(MOST - 1, MOST + 100);
@@ -35,7 +35,7 @@ static void backends_have_the_places_of_sockets_at_which_nobody_listens(void **s
     until(&fleet, count_ready() == 2);
     until(&fleet, count_backends(fleet.broker) == MOST + 1); /* and the directory */
     assert_true(find_state(fleet.broker, place, &found));
-    assert_int_equal(found.error, ENOSPC);
+    assert_int_equal(found.system_errno, ENOSPC);
     assert_status(found.status, HANDOFF_ERR_FULL);
     assert_non_null(strstr(found.message, "a broker can have 1024 backends"));
     offer_client(&fleet);
@@ -131,7 +131,7 @@ static void socket_that_is_removed_before_it_is_looked_at_stays_away(void **stat
     (void)state;
     enum { SOCKETS = 200 };
     char last[100];
-    handoff_backend_state found;
+    handoff_broker_backend_state found;
     leave_sockets_behind(0, SOCKETS);
     snprintf(last, sizeof last, "%sdead-99", place);
     open_broker();
@@ -148,7 +148,7 @@ static void backend_for_which_there_was_no_place_gets_one_when_another_goes(void
 {
     (void)state;
     char first[100], path[100];
-    handoff_backend_state found;
+    handoff_broker_backend_state found;
     /* Of a socket that is in use, though by no backend. */
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     snprintf(first, sizeof first, "%.80sforeign", place);
@@ -163,7 +163,7 @@ static void backend_for_which_there_was_no_place_gets_one_when_another_goes(void
     until(&fleet, count_backends(fleet.broker) == MOST);
     listen_at(&fleet, 0, NULL);
     until(&fleet, find_state(fleet.broker, place, &found));
-    assert_int_equal(found.error, ENOSPC);
+    assert_int_equal(found.system_errno, ENOSPC);
     assert_false(find_state(fleet.broker, fleet.paths[0], &found));
     assert_true(found.next_ms > 1000);
     assert_int_equal(unlink(path), 0);
@@ -178,7 +178,7 @@ static void directory_that_changes_all_the_time_is_read_again(void **state)
 {
     (void)state;
     char from[160], to[240], path[100];
-    handoff_backend_state found;
+    handoff_broker_backend_state found;
     leave_sockets_behind(0, 200);
     snprintf(from, sizeof from, "%sdead-0", place);
     snprintf(to, sizeof to, "%s%0120d", place, 0);
@@ -186,7 +186,7 @@ static void directory_that_changes_all_the_time_is_read_again(void **state)
     assert_int_equal(rename(from, to), 0);
     open_broker();
     until(&fleet, find_state(fleet.broker, place, &found));
-    assert_int_equal(found.error, ENAMETOOLONG);
+    assert_int_equal(found.system_errno, ENAMETOOLONG);
     assert_int_equal(unlink(to), 0);
     for (uint64_t start = now_ns(); find_state(fleet.broker, place, &found);) {
         assert_true(ms_since(start) < PATIENCE_MS);
@@ -219,7 +219,7 @@ static void name_that_is_too_long_is_an_error_until_it_goes(void **state)
 {
     (void)state;
     char from[160], to[240];
-    handoff_backend_state found;
+    handoff_broker_backend_state found;
     snprintf(from, sizeof from, "%sshort", place);
     snprintf(to, sizeof to, "%s%0120d", place, 0);
     listen_at(&fleet, 0, NULL);
@@ -228,7 +228,7 @@ static void name_that_is_too_long_is_an_error_until_it_goes(void **state)
     bind_by_hand("short", SOCK_SEQPACKET);
     assert_int_equal(rename(from, to), 0);
     until(&fleet, find_state(fleet.broker, place, &found));
-    assert_int_equal(found.error, ENAMETOOLONG);
+    assert_int_equal(found.system_errno, ENAMETOOLONG);
     assert_int_equal(unlink(to), 0);
     await_backends(1);
 }

@@ -25,13 +25,13 @@ static void sockets_that_are_there_and_those_that_come_are_backends(void **state
 static void names_in_the_state_are_in_order(void **state)
 {
     (void)state;
-    handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state found = HANDOFF_BROKER_BACKEND_STATE_INIT;
     for (int i = 4; i >= 0; i--)
         listen_at(&fleet, i, NULL);
     open_broker();
     await_backends(5);
     for (size_t i = 0; i < 5; i++) {
-        assert_ok(handoff_broker_get_state(fleet.broker, i, &found));
+        assert_ok(handoff_broker_get_backend_state(fleet.broker, i, &found));
         assert_string_equal(found.path, fleet.paths[i]);
     }
 }
@@ -104,7 +104,7 @@ static void socket_that_is_no_handoff_socket_is_down(void **state)
     listen_at(&fleet, 0, NULL);
     open_broker();
     until(&fleet, count_ready() == 1);
-    handoff_backend_state found = state_of(fleet.broker, fleet.paths[7]);
+    handoff_broker_backend_state found = state_of(fleet.broker, fleet.paths[7]);
     assert_int_equal(found.state, HANDOFF_STATE_DOWN);
     assert_true(found.status < 0);
     offer_client(&fleet);
@@ -151,12 +151,12 @@ static void directory_may_come_later_and_go_and_come_again(void **state)
         free_backend(&fleet, 0);
         assert_int_equal(rmdir(inner), 0);
         /* It has a state of its own while it cannot be read. */
-        handoff_backend_state found;
+        handoff_broker_backend_state found;
         until(&fleet, find_state(fleet.broker, inner, &found));
         assert_int_equal(count_backends(fleet.broker), 1);
         assert_int_equal(found.state, HANDOFF_STATE_DOWN);
         assert_status(found.status, HANDOFF_ERR_BACKEND_UNAVAILABLE);
-        assert_int_equal(found.error, ENOENT);
+        assert_int_equal(found.system_errno, ENOENT);
         assert_in_range(found.next_ms, 0, 1000);
     }
 }

@@ -37,7 +37,7 @@ static void assert_verdict(handoff_outcome outcome, handoff_reason reason, int w
     handoff_verdict verdict = await_verdict(&fleet);
     assert_int_equal(verdict.outcome, outcome);
     assert_int_equal(verdict.reason, reason);
-    assert_int_equal(verdict.tries, tries);
+    assert_int_equal(verdict.attempts, tries);
     assert_string_equal(verdict.backend, fleet.paths[which]);
     assert_false(next_verdict(fleet.broker, &verdict));
 }
@@ -114,7 +114,7 @@ static void kind_that_a_backend_does_not_take_is_final_and_named(void **state)
     handoff_verdict verdict = await_verdict(&fleet);
     assert_int_equal(verdict.reason, HANDOFF_REASON_KIND);
     assert_int_equal(verdict.kind, HANDOFF_KIND_SEQPACKET);
-    assert_int_equal(verdict.tries, 1);
+    assert_int_equal(verdict.attempts, 1);
     close(pair[0]);
     close(pair[1]);
 }
@@ -251,7 +251,7 @@ static void deadline_of_the_offer_holds_over_all_attempts(void **state)
     assert_int_equal(verdict.reason, HANDOFF_REASON_ACK_TIMEOUT);
     assert_true(ms_since(start) >= 100);
     /* At 0, 40 and 80 ms, or fewer where the machine is slow. */
-    assert_in_range(verdict.tries, 1, 3);
+    assert_in_range(verdict.attempts, 1, 3);
     assert_true(verdict.may_have_reached_backend);
 }
 
@@ -296,7 +296,7 @@ static void offers_of_a_backend_that_dies_go_on(void **state)
         for (; next_verdict(fleet.broker, &verdict); adopted++) {
             assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
             assert_string_equal(verdict.backend, fleet.paths[1]);
-            failed_over += verdict.tries == 2;
+            failed_over += verdict.attempts == 2;
         }
     }
     assert_int_equal(failed_over, OFFERS / 2);
@@ -378,7 +378,7 @@ static void closing_takes_back_what_is_at_its_second_backend(void **state)
     assert_true(next_verdict(fleet.broker, &verdict));
     assert_int_equal(verdict.id, id);
     assert_int_equal(verdict.reason, HANDOFF_REASON_BROKER_CLOSED);
-    assert_int_equal(verdict.tries, 2);
+    assert_int_equal(verdict.attempts, 2);
     assert_string_equal(verdict.backend, fleet.paths[which]);
     assert_false(next_verdict(fleet.broker, &verdict));
     assert_status(handoff_backend_adopt(fleet.backends[which], arrival, &fd),
@@ -405,12 +405,12 @@ static void offer_beyond_failover_bytes_is_tried_at_one_backend_only(void **stat
     assert_verdict(HANDOFF_FALLBACK, HANDOFF_REASON_BACKEND_BUSY, second, 1);
     reject_at(&fleet, first, kept, HANDOFF_REASON_BACKEND_BUSY);
     adopt_next();
-    assert_int_equal(await_verdict(&fleet).tries, 2);
+    assert_int_equal(await_verdict(&fleet).attempts, 2);
     /* What was kept for the first one can be used again. */
     assert_ok(handoff_broker_offer(fleet.broker, &offer, NULL));
     reject_next(HANDOFF_REASON_BACKEND_BUSY);
     adopt_next();
-    assert_int_equal(await_verdict(&fleet).tries, 2);
+    assert_int_equal(await_verdict(&fleet).attempts, 2);
 }
 
 /* A backend that is full, that rests, or that takes fewer bytes is passed over. */
@@ -455,7 +455,7 @@ static void copy_that_one_backend_may_hold_is_in_the_verdict_of_another(void **s
     reject_at(&fleet, 1 - first, id, HANDOFF_REASON_REJECTED);
     handoff_verdict verdict = await_verdict(&fleet);
     assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
-    assert_int_equal(verdict.tries, 2);
+    assert_int_equal(verdict.attempts, 2);
     assert_true(verdict.may_have_reached_backend);
 }
 
@@ -484,7 +484,7 @@ static void waiting_call_goes_on_to_the_next_backend(void **state)
     until(&fleet, is_in_state(&fleet, 1, HANDOFF_STATE_READY));
     assert_ok(handoff_broker_offer_and_wait(fleet.broker, &offer, &verdict));
     assert_int_equal(verdict.outcome, HANDOFF_ADOPTED);
-    assert_int_equal(verdict.tries, 2);
+    assert_int_equal(verdict.attempts, 2);
     assert_string_equal(verdict.backend, fleet.paths[1]);
     assert_child_succeeds(child);
 }
@@ -520,7 +520,7 @@ static void verdicts_of_many_offers_come_once_each(void **state)
                 }
             }
         for (; next_verdict(fleet.broker, &verdict); verdicts++) {
-            assert_in_range(verdict.tries, 1, 4);
+            assert_in_range(verdict.attempts, 1, 4);
             assert_int_equal((*(int *)verdict.user_data)++, 0);
         }
     }
@@ -568,7 +568,7 @@ static void offer_that_waits_ends_when_the_socket_of_its_backend_is_replaced(voi
     handoff_verdict verdict = await_verdict(&fleet);
     assert_int_equal(verdict.outcome, HANDOFF_FALLBACK);
     assert_int_equal(verdict.reason, HANDOFF_REASON_BACKEND_BUSY);
-    assert_int_equal(verdict.tries, 1);
+    assert_int_equal(verdict.attempts, 1);
     close(listener);
 }
 

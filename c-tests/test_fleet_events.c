@@ -142,7 +142,7 @@ static void dispatch(void)
         struct record *record = verdict.user_data;
         assert_int_equal(verdict.id, record->id);
         assert_int_equal(record->adopters, verdict.outcome == HANDOFF_ADOPTED);
-        assert_true(verdict.tries >= 1);
+        assert_true(verdict.attempts >= 1);
         assert_memory_equal(verdict.backend, fleet.directory, strlen(fleet.directory));
         end(record);
     }
@@ -187,11 +187,11 @@ static void change(int which)
 
 static void look_at_states(void)
 {
-    handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state found = HANDOFF_BROKER_BACKEND_STATE_INIT;
     handoff_broker_statistics statistics = broker_statistics(fleet.broker);
     uint64_t in_flight = 0;
     assert_int_equal(handoff_broker_flush(fleet.broker), HANDOFF_OK);
-    for (size_t i = 0; handoff_broker_get_state(fleet.broker, i, &found) == HANDOFF_OK; i++) {
+    for (size_t i = 0; handoff_broker_get_backend_state(fleet.broker, i, &found) == HANDOFF_OK; i++) {
         uint64_t ended = found.adopted + found.taken_back, timed = 0;
         for (int k = 0; k < 32; k++) {
             ended += found.fallbacks[k];

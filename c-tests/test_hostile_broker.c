@@ -957,7 +957,7 @@ static void survives(void **state)
     hand_over_honestly();
     handoff_backend_statistics found = statistics();
     assert_int_equal(found.broken + found.refused_versions, shared->ended);
-    assert_int_equal(found.refused, found.refused_versions + found.over_limit);
+    assert_int_equal(found.refused, found.refused_versions + found.refused_over_limit);
     assert_int_equal(found.channels, 1);
     assert_int_equal(found.held, 0);
     assert_int_equal(found.held_bytes, 0);

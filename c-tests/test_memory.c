@@ -205,7 +205,7 @@ static void hand_over_to_several(struct fleet *fleet, size_t preread_len)
                 else
                     adopt_at(fleet, i, arrival.id);
         for (; next_verdict(fleet->broker, &verdict); verdicts++)
-            assert_in_range(verdict.tries, 1, fleet->count);
+            assert_in_range(verdict.attempts, 1, fleet->count);
     }
 }
 

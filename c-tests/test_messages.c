@@ -451,7 +451,7 @@ static void name_of_a_socket_forges_no_line_and_reaches_no_terminal(void **state
     char directory[64], inside[80], path[112];
     handoff_broker *broker;
     handoff_backend *backend;
-    handoff_backend_state first = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state first = HANDOFF_BROKER_BACKEND_STATE_INIT;
     handoff_verdict verdict = HANDOFF_VERDICT_INIT;
     int client[2];
     make_directory(directory);
@@ -471,7 +471,7 @@ static void name_of_a_socket_forges_no_line_and_reaches_no_terminal(void **state
     assert_printable(handoff_last_error());
     assert_printable(handoff_broker_last_error(broker));
     assert_last_error_has("a?[alert] forged?[2J???.sock");
-    while (handoff_broker_get_state(broker, 0, &first) == HANDOFF_OK && *first.message == '\0')
+    while (handoff_broker_get_backend_state(broker, 0, &first) == HANDOFF_OK && *first.message == '\0')
         assert_ok(handoff_broker_dispatch(broker));
     assert_printable(first.message);
     assert_non_null(strstr(first.message, "a?[alert] forged?[2J???.sock"));

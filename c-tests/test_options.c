@@ -184,10 +184,10 @@ static void fail_offers(struct channel *channel, int count)
 static double seconds_of_rest(struct channel *channel)
 {
     handoff_offer offer = offer_of(client[0]);
-    handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state found = HANDOFF_BROKER_BACKEND_STATE_INIT;
     assert_status(handoff_broker_offer(channel->broker, &offer, NULL), HANDOFF_ERR_RATE_LIMITED);
     assert_non_null(strstr(handoff_last_error(), "not tried for 1 s"));
-    assert_ok(handoff_broker_get_state(channel->broker, 0, &found));
+    assert_ok(handoff_broker_get_backend_state(channel->broker, 0, &found));
     return (double)found.next_ms / 1000;
 }
 

@@ -82,7 +82,7 @@ static void one_dispatch_turns_away_few_of_many_strangers(void **state)
         assert_in_range(refused - before, 1, MOST_AT_ONCE);
         before = refused;
     }
-    assert_int_equal(backend_statistics(channel.backend).over_limit, 0);
+    assert_int_equal(backend_statistics(channel.backend).refused_over_limit, 0);
     for (int i = 0; i < STRANGERS; i++) {
         assert_true(channel_ends(strangers[i]));
         close(strangers[i]);
@@ -171,7 +171,7 @@ static void user_gets_no_more_places_than_one_user_may_have(void **state)
     handoff_backend_statistics found = dispatched();
     assert_int_equal(found.channels, 2);
     assert_int_equal(found.refused, 1);
-    assert_int_equal(found.over_limit, 1);
+    assert_int_equal(found.refused_over_limit, 1);
     assert_true(is_open(first) && is_open(second));
     assert_true(channel_ends(third));
     close(third);
@@ -183,7 +183,7 @@ static void user_gets_no_more_places_than_one_user_may_have(void **state)
     first = say_hello(packets_connect(channel.path));
     second = say_hello(packets_connect(channel.path));
     assert_int_equal(dispatched().channels, 2);
-    assert_int_equal(backend_statistics(channel.backend).over_limit, 1);
+    assert_int_equal(backend_statistics(channel.backend).refused_over_limit, 1);
     close(first);
     close(second);
     end();
@@ -203,7 +203,7 @@ static void broker_that_goes_keeps_its_place_for_what_is_held(void **state)
     assert_ok(handoff_broker_close(channel.broker));
     int next = packets_connect(channel.path);
     handoff_backend_statistics found = dispatched();
-    assert_int_equal(found.over_limit, 1);
+    assert_int_equal(found.refused_over_limit, 1);
     assert_true(channel_ends(next));
     close(next);
     assert_status(handoff_backend_adopt(channel.backend, arrival.id, &fd), HANDOFF_ERR_TAKEN_BACK);
@@ -243,7 +243,7 @@ static void users_of_a_policy_leave_places_to_each_other(void **state)
     options.max_channels = 8;
     begin(&options);
     take_all_places_as_nobody(12);
-    while (backend_statistics(channel.backend).over_limit < 5) {
+    while (backend_statistics(channel.backend).refused_over_limit < 5) {
         await_readable(handoff_backend_fd(channel.backend));
         dispatched();
     }
@@ -270,7 +270,7 @@ static void only_user_of_a_policy_may_have_all_places(void **state)
         brokers[i] = packets_connect(channel.path);
     handoff_backend_statistics found = dispatched();
     assert_int_equal(found.channels, 3);
-    assert_int_equal(found.over_limit, 1);
+    assert_int_equal(found.refused_over_limit, 1);
     for (int i = 0; i < 4; i++)
         close(brokers[i]);
     end();

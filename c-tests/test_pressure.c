@@ -141,11 +141,11 @@ static void broker_without_a_descriptor_for_its_channel_tells_when_it_has_one(vo
 /* The broker is told that the backend is short of something, and does not take it for a stranger. */
 static void assert_told_of_want(handoff_broker *broker, int error)
 {
-    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state state = HANDOFF_BROKER_BACKEND_STATE_INIT;
     assert_ok(handoff_broker_dispatch(broker));
-    assert_ok(handoff_broker_get_state(broker, 0, &state));
+    assert_ok(handoff_broker_get_backend_state(broker, 0, &state));
     assert_status(state.status, HANDOFF_ERR_BACKEND_UNAVAILABLE);
-    assert_int_equal(state.error, ENOSR);
+    assert_int_equal(state.system_errno, ENOSR);
     assert_non_null(strstr(state.message, "limit of its descriptors or memory"));
     assert_non_null(strstr(state.message, strerror(error)));
     handoff_offer offer = offer_of(client[0]);

@@ -39,12 +39,12 @@ static void be_another_process(int tokens)
     handoff_arrival other = HANDOFF_ARRIVAL_INIT;
     handoff_offer offer = offer_of(0);
     handoff_broker_statistics statistics = HANDOFF_BROKER_STATISTICS_INIT;
-    handoff_backend_state backend = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state backend = HANDOFF_BROKER_BACKEND_STATE_INIT;
     int fd;
     /* To read what the parent had done is no use of it. */
     child_assert(handoff_broker_get_statistics(channel.broker, &statistics) == HANDOFF_OK &&
                  statistics.in_flight == 1);
-    child_assert(handoff_broker_get_state(channel.broker, 0, &backend) == HANDOFF_OK &&
+    child_assert(handoff_broker_get_backend_state(channel.broker, 0, &backend) == HANDOFF_OK &&
                  backend.in_flight == 1);
     child_assert(handoff_broker_dispatch(channel.broker) == HANDOFF_ERR_WRONG_PROCESS);
     child_assert(handoff_broker_offer(channel.broker, &offer, NULL) == HANDOFF_ERR_WRONG_PROCESS);

@@ -210,17 +210,17 @@ static void assert_rests_without_a_place(int places)
     for (int i = 0; i < places; i++)
         assert_true(next_verdict(channel.broker, &verdict));
     for (int i = 0; i < 20; i++) {
-        handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+        handoff_broker_backend_state state = HANDOFF_BROKER_BACKEND_STATE_INIT;
         pass(SECOND / 2);
         assert_refused();
         assert_ok(handoff_broker_dispatch(channel.broker));
         assert_int_equal(handoff_broker_room(channel.broker), 0);
-        assert_ok(handoff_broker_get_state(channel.broker, 0, &state));
+        assert_ok(handoff_broker_get_backend_state(channel.broker, 0, &state));
         assert_int_equal(state.state, HANDOFF_STATE_RESTING);
         assert_int_equal(state.status, HANDOFF_ERR_RATE_LIMITED);
     }
-    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
-    assert_ok(handoff_broker_get_state(channel.broker, 0, &state));
+    handoff_broker_backend_state state = HANDOFF_BROKER_BACKEND_STATE_INIT;
+    assert_ok(handoff_broker_get_backend_state(channel.broker, 0, &state));
     assert_true(state.next_ms == HANDOFF_NO_TIMEOUT);
     assert_non_null(strstr(state.message, "no place for an offer until it answers"));
     assert_null(strstr(state.message, "too often"));

@@ -310,7 +310,7 @@ static void *be_refused(void *argument)
 static void refusals_of_many_threads_are_counted_where_they_belong(void **state)
 {
     (void)state;
-    handoff_backend_state counted = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state counted = HANDOFF_BROKER_BACKEND_STATE_INIT;
     static const handoff_status refusals[] = {HANDOFF_ERR_NOT_TLS, HANDOFF_ERR_BACKEND_UNAVAILABLE};
     handoff_backend_free(channel.backend);
     channel.backend = NULL;
@@ -325,7 +325,7 @@ static void refusals_of_many_threads_are_counted_where_they_belong(void **state)
     for (int i = 0; i < 4; i++)
         assert_int_equal(offerers[i].status, refusals[i % 2]);
     handoff_broker_statistics statistics = broker_statistics(channel.broker);
-    assert_ok(handoff_broker_get_state(channel.broker, 0, &counted));
+    assert_ok(handoff_broker_get_backend_state(channel.broker, 0, &counted));
     assert_int_equal(statistics.refused, 4 * REFUSED_EACH);
     for (int i = 0; i < 2; i++)
         assert_int_equal(statistics.refusals[-refusals[i]], 2 * REFUSED_EACH);
@@ -337,7 +337,7 @@ static void refusals_of_many_threads_are_counted_where_they_belong(void **state)
 static void refusal_by_a_closed_broker_is_not_the_backends(void **state)
 {
     (void)state;
-    handoff_backend_state counted = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state counted = HANDOFF_BROKER_BACKEND_STATE_INIT;
     handoff_backend_free(channel.backend);
     channel.backend = NULL;
     assert_ok(handoff_broker_dispatch(channel.broker));
@@ -349,7 +349,7 @@ static void refusal_by_a_closed_broker_is_not_the_backends(void **state)
     join_offerers(1, 2);
     assert_int_equal(offerers[1].status, HANDOFF_ERR_CLOSED);
     assert_int_equal(broker_statistics(channel.broker).refusals[-HANDOFF_ERR_CLOSED], 1);
-    assert_ok(handoff_broker_get_state(channel.broker, 0, &counted));
+    assert_ok(handoff_broker_get_backend_state(channel.broker, 0, &counted));
     assert_int_equal(counted.refusals[-HANDOFF_ERR_BACKEND_UNAVAILABLE], 1);
     assert_int_equal(counted.refusals[-HANDOFF_ERR_CLOSED], 0);
 }

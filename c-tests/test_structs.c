@@ -185,9 +185,9 @@ static handoff_status offer_and_wait(const void *offer)
 
 static handoff_status add_backend(const void *backend)
 {
-    handoff_backend_state second = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state second = HANDOFF_BROKER_BACKEND_STATE_INIT;
     handoff_status status = handoff_broker_add(channel.broker, backend);
-    assert_status(handoff_broker_get_state(channel.broker, 1, &second),
+    assert_status(handoff_broker_get_backend_state(channel.broker, 1, &second),
                   status == HANDOFF_OK ? HANDOFF_OK : HANDOFF_NOTHING);
     assert_status(handoff_broker_remove(channel.broker, other_backend.path),
                   status == HANDOFF_OK ? HANDOFF_OK : HANDOFF_NOTHING);
@@ -452,7 +452,7 @@ static handoff_status broker_statistics_into(void *statistics)
 
 static handoff_status backend_state_into(void *state)
 {
-    return handoff_broker_get_state(channel.broker, 0, state);
+    return handoff_broker_get_backend_state(channel.broker, 0, state);
 }
 
 static handoff_status backend_statistics_into(void *statistics)
@@ -534,7 +534,7 @@ static const handoff_arrival no_arrival = HANDOFF_ARRIVAL_INIT;
 static const handoff_verdict no_verdict = HANDOFF_VERDICT_INIT;
 static const handoff_broker_statistics no_broker_statistics = HANDOFF_BROKER_STATISTICS_INIT;
 static const handoff_backend_statistics no_backend_statistics = HANDOFF_BACKEND_STATISTICS_INIT;
-static const handoff_backend_state no_backend_state = HANDOFF_BACKEND_STATE_INIT;
+static const handoff_broker_backend_state no_backend_state = HANDOFF_BROKER_BACKEND_STATE_INIT;
 static const handoff_raw_ack no_ack = HANDOFF_RAW_ACK_INIT;
 static const handoff_raw_verdict no_raw_verdict = HANDOFF_RAW_VERDICT_INIT;
 static const handoff_raw_peer no_peer = HANDOFF_RAW_PEER_INIT;
@@ -563,8 +563,8 @@ static const struct filled {
     {"HANDOFF_BACKEND_STATISTICS_INIT", &no_backend_statistics, sizeof no_backend_statistics, NULL,
      backend_statistics_into, NULL, "statistics",
      FIRST_END(handoff_backend_statistics, refused_draining)},
-    {"HANDOFF_BACKEND_STATE_INIT", &no_backend_state, sizeof no_backend_state, NULL,
-     backend_state_into, NULL, "state", FIRST_END(handoff_backend_state, histogram)},
+    {"HANDOFF_BROKER_BACKEND_STATE_INIT", &no_backend_state, sizeof no_backend_state, NULL,
+     backend_state_into, NULL, "state", FIRST_END(handoff_broker_backend_state, histogram)},
     {"HANDOFF_RAW_ACK_INIT", &no_ack, sizeof no_ack, acknowledge, receive_ack_into, NULL, "ack",
      FIRST_END(handoff_raw_ack, reason)},
     {"HANDOFF_RAW_ACK_INIT", &no_ack, sizeof no_ack, acknowledge, wait_for_ack_into, NULL, "ack",
@@ -853,7 +853,7 @@ static void initialised_structs_are_taken(void **state)
 ENDS_WITH(handoff_broker_options, spin_us);
 ENDS_WITH(handoff_backend_options, reserved);
 ENDS_WITH(handoff_broker_backend, failure_period_ms);
-ENDS_WITH(handoff_backend_state, histogram);
+ENDS_WITH(handoff_broker_backend_state, histogram);
 ENDS_WITH(handoff_verdict, reserved);
 ENDS_WITH(handoff_broker_statistics, failovers);
 

@@ -110,7 +110,7 @@ static handoff_backend_statistics stop_backend(struct child child)
     close(child.report);
     assert_child_succeeds(child.pid);
     assert_int_equal(statistics.refused,
-                     statistics.refused_users + statistics.over_limit +
+                     statistics.refused_users + statistics.refused_over_limit +
                          statistics.refused_versions + statistics.refused_draining);
     return statistics;
 }
@@ -243,7 +243,7 @@ static void broker_too_many_is_told_the_limit(void **state)
     handoff_broker_free(first);
     handoff_backend_statistics statistics = stop_backend(backend);
     assert_int_equal(statistics.accepted, 1);
-    assert_int_equal(statistics.over_limit, 1);
+    assert_int_equal(statistics.refused_over_limit, 1);
     assert_int_equal(statistics.refused, 1);
 }
 
@@ -270,7 +270,7 @@ static void broker_too_many_of_one_user_is_told_that_limit(void **state)
                 "(max_channels_per_user)");
     handoff_broker_free(first);
     handoff_backend_statistics statistics = stop_backend(backend);
-    assert_int_equal(statistics.over_limit, 1);
+    assert_int_equal(statistics.refused_over_limit, 1);
     assert_int_equal(statistics.refused, 1);
 }
 

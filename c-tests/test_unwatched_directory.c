@@ -30,11 +30,11 @@ static void directory_that_cannot_be_watched_is_read_again_and_again(void **stat
     pid_t child = start_child();
     if (child == 0) {
         handoff_broker *broker = broker_without_inotify();
-        handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
+        handoff_broker_backend_state found = HANDOFF_BROKER_BACKEND_STATE_INIT;
         uint64_t start = now_ns();
         while (ms_since(start) < PATIENCE_MS) {
             dispatch_when_readable(broker);
-            if (handoff_broker_get_state(broker, 1, &found) == HANDOFF_OK)
+            if (handoff_broker_get_backend_state(broker, 1, &found) == HANDOFF_OK)
                 _exit(0);
         }
         _exit(1);
@@ -84,9 +84,9 @@ static void backend_that_was_removed_is_back_with_a_new_socket_where_none_can_be
     listen_at(&fleet, 0, NULL);
     pid_t child = start_child();
     if (child == 0) {
-        handoff_backend_state found = HANDOFF_BACKEND_STATE_INIT;
+        handoff_broker_backend_state found = HANDOFF_BROKER_BACKEND_STATE_INIT;
         handoff_broker *broker = broker_without_inotify();
-        while (handoff_broker_get_state(broker, 0, &found) != HANDOFF_OK)
+        while (handoff_broker_get_backend_state(broker, 0, &found) != HANDOFF_OK)
             dispatch_when_readable(broker);
         child_assert(handoff_broker_remove(broker, fleet.paths[0]) == HANDOFF_OK);
         for (;;)

@@ -23,7 +23,7 @@
  *   there is neither a result nor an error (HANDOFF_NOTHING, HANDOFF_TIMED_OUT, HANDOFF_WOKEN); or
  *   a negative HANDOFF_ERR_*. After an error, handoff_last_error() returns a message for this
  *   thread, and errno is the system's error. If the error is not the system's, errno is 0, or one
- *   of the numbers that handoff_backend_state lists at `error`.
+ *   of the numbers that handoff_broker_backend_state lists at `system_errno`.
  * - Arguments. A NULL or misaligned pointer, a bad descriptor or a path that is too long is
  *   HANDOFF_ERR_INVALID_ARGUMENT, not a crash. The library cannot check where a pointer points: do
  *   not use a handle after you have freed it. Freeing NULL does nothing. Out parameters come last,

@@ -459,10 +459,10 @@ inline const char *name(phase what) noexcept
 }
 
 /**
- * What one of a broker's backends does and has done: handoff_backend_state, and what its numbers
- * mean. Its strings are valid until the next call with the broker.
+ * What one of a broker's backends does and has done: handoff_broker_backend_state, and what its
+ * numbers mean. Its strings are valid until the next call with the broker.
  */
-struct backend_state : handoff_backend_state {
+struct backend_state : handoff_broker_backend_state {
     handoff::phase phase() const noexcept { return static_cast<handoff::phase>(state); }
     bool is_backup() const noexcept { return (flags & HANDOFF_BACKEND_BACKUP) != 0; }
     bool is_off() const noexcept { return (flags & HANDOFF_BACKEND_OFF) != 0; }
@@ -526,7 +526,7 @@ struct verdict {
     /** With reason::kind: the kind of the socket, HANDOFF_KIND_*, or 0. */
     std::uint32_t kind = 0;
     /** How many backends the connection was offered to. */
-    std::uint32_t tries = 0;
+    std::uint32_t attempts = 0;
     /** The path of the last of them, or "". Valid until the next call with the broker. */
     std::string_view backend{};
     /** From offer_and_wait(), if the offer was refused: as in offer_result. */
@@ -684,8 +684,8 @@ class broker
                                                      std::error_code &ec) noexcept
     {
         backend_state got{};
-        got.size = sizeof(handoff_backend_state);
-        const handoff_status status = handoff_broker_get_state(get(), index, &got);
+        got.size = sizeof(handoff_broker_backend_state);
+        const handoff_status status = handoff_broker_get_backend_state(get(), index, &got);
         ec = make_error_code(status);
         return status == HANDOFF_OK ? std::optional(got) : std::nullopt;
     }
@@ -755,7 +755,7 @@ class broker
     {
         return {raw.id, static_cast<T *>(raw.user_data), raw.outcome == HANDOFF_ADOPTED,
                 static_cast<handoff::reason>(raw.reason), raw.may_have_reached_backend != 0,
-                raw.kind, raw.tries, raw.backend != nullptr ? raw.backend : "", {}};
+                raw.kind, raw.attempts, raw.backend != nullptr ? raw.backend : "", {}};
     }
 
     // In C an offer after close() may be a bug. Here it is how a broker stops.

@@ -139,7 +139,7 @@ pub struct BackendStatistics {
     /// Bytes of memory that are kept for the bytes of arrivals to come.
     pub kept_bytes: usize,
     /// Of those refused, the ones that came when a limit of channels was reached.
-    pub over_limit: u64,
+    pub refused_over_limit: u64,
     /// Those whose user the policy does not allow.
     pub refused_users: u64,
     /// The user of the last of these.

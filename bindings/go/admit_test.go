@@ -125,7 +125,7 @@ func TestBusyBackendsArrivalsGoToAnother(t *testing.T) {
 		if !verdict.Adopted || verdict.Backend != other {
 			t.Fatalf("%+v", verdict)
 		}
-		tries += verdict.Tries
+		tries += verdict.Attempts
 	}
 	if refused := int(atomic.LoadInt64(&asked)); refused == 0 || tries != 20+refused {
 		t.Errorf("%d tries, %d at the busy one", tries, refused)

@@ -119,8 +119,8 @@ type Verdict struct {
 	MayHaveReachedBackend bool
 	// Backend is the path of the one that adopted it, or of the last one that had it.
 	Backend string
-	// Tries is how many backends it was offered to.
-	Tries int
+	// Attempts is how many backends it was offered to.
+	Attempts int
 }
 
 // A Reason says why a connection was not handed over: one of HANDOFF_REASON_* in handoff/status.h. It is
@@ -263,7 +263,7 @@ func (b *Broker) giveVerdicts() {
 			Reason:                Reason(verdict.reason),
 			MayHaveReachedBackend: verdict.may_have_reached_backend != 0,
 			Backend:               C.GoString(verdict.backend),
-			Tries:                 int(verdict.tries),
+			Attempts:              int(verdict.attempts),
 		}
 	}
 }

@@ -9,9 +9,9 @@ static handoff_broker_statistics no_broker_statistics(void)
     return statistics;
 }
 
-static handoff_backend_state no_state(void)
+static handoff_broker_backend_state no_state(void)
 {
-    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state state = HANDOFF_BROKER_BACKEND_STATE_INIT;
     return state;
 }
 
@@ -95,7 +95,7 @@ func (s State) String() string {
 }
 
 // A BackendState is what one of a broker's backends does now, and what it has done since it was found:
-// see handoff_backend_state in handoff/backends.h.
+// see handoff_broker_backend_state in handoff/backends.h.
 type BackendState struct {
 	Path  string
 	State State
@@ -125,7 +125,7 @@ func (b *Broker) States() ([]BackendState, error) {
 	for {
 		state := C.no_state()
 		status, err := call(func() (status C.handoff_status, err error) {
-			status, err = C.handoff_broker_get_state(b.handle, C.size_t(len(states)), &state)
+			status, err = C.handoff_broker_get_backend_state(b.handle, C.size_t(len(states)), &state)
 			return
 		})
 		if err != nil || status == C.HANDOFF_NOTHING {
@@ -135,7 +135,7 @@ func (b *Broker) States() ([]BackendState, error) {
 	}
 }
 
-func newState(state *C.handoff_backend_state) BackendState {
+func newState(state *C.handoff_broker_backend_state) BackendState {
 	result := BackendState{
 		Path:           C.GoString(state.path),
 		State:          State(state.state),
@@ -152,7 +152,7 @@ func newState(state *C.handoff_backend_state) BackendState {
 		Refusals:       byStatus(state.refusals[:]),
 	}
 	if state.status != C.HANDOFF_OK {
-		result.Err = &Error{Status(state.status), syscall.Errno(state.error), C.GoString(state.message)}
+		result.Err = &Error{Status(state.status), syscall.Errno(state.system_errno), C.GoString(state.message)}
 	}
 	if state.next_ms != C.HANDOFF_NO_TIMEOUT {
 		result.Next = time.Duration(state.next_ms) * time.Millisecond
@@ -222,7 +222,7 @@ func (l *Listener) Statistics() (BackendStatistics, error) {
 		Held:            uint64(counts.held),
 		HeldBytes:       uint64(counts.held_bytes),
 		KeptBytes:       uint64(counts.kept_bytes),
-		OverLimit:       uint64(counts.over_limit),
+		OverLimit:       uint64(counts.refused_over_limit),
 		RefusedUsers:    uint64(counts.refused_users),
 		RefusedVersions: uint64(counts.refused_versions),
 		RefusedDraining: uint64(counts.refused_draining),

@@ -112,7 +112,7 @@ TEST_CASE("an offer that one backend is too busy for goes to the next, and the v
     const auto verdict = broker.next(ec);
     REQUIRE(verdict);
     CHECK(verdict->adopted);
-    CHECK(verdict->tries == 2);
+    CHECK(verdict->attempts == 2);
     CHECK(verdict->backend == other->path);
     CHECK(verdict->kind == 0);
     CHECK(broker.statistics(ec).failovers == 1);
@@ -175,7 +175,7 @@ TEST_CASE("a state says what a backend does and why")
     CHECK(state->path == nowhere);
     CHECK(state->phase() == phase::down);
     CHECK(state->code() == errc::backend_unavailable);
-    CHECK(state->error == ENOENT);
+    CHECK(state->system_errno == ENOENT);
     CHECK(std::string_view(state->message).find(nowhere) != std::string_view::npos);
     CHECK(state->is_backup());
     CHECK(state->weight == 7);

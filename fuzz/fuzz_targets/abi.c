@@ -683,8 +683,9 @@ static void op_broker_get_state(void)
     LIVE(brokers);
     size_t index = below(8) == 0 ? (size_t)edge() : below(4);
     handoff_broker *broker = handle(brokers[which]);
-    handoff_backend_state *out = FILLED(handoff_backend_state, HANDOFF_BACKEND_STATE_INIT);
-    if (!CALL(handoff_broker_get_state, broker, index, out) || out->size != sizeof *out)
+    handoff_broker_backend_state *out =
+        FILLED(handoff_broker_backend_state, HANDOFF_BROKER_BACKEND_STATE_INIT);
+    if (!CALL(handoff_broker_get_backend_state, broker, index, out) || out->size != sizeof *out)
         return;
     must(out->path[0] != '\0' && out->weight >= 1 && out->weight <= 65535);
     must(out->state >= HANDOFF_STATE_CONNECTING && out->state <= HANDOFF_STATE_DOWN);

@@ -410,7 +410,7 @@ typedef struct handoff_backend_statistics {
     /** Channels set up: brokers that connected and were let in. */
     uint64_t accepted;
     /**
-     * Brokers turned away, and told why: the sum of `refused_users`, `over_limit`,
+     * Brokers turned away, and told why: the sum of `refused_users`, `refused_over_limit`,
      * `refused_versions` and `refused_draining`.
      */
     uint64_t refused;
@@ -431,7 +431,7 @@ typedef struct handoff_backend_statistics {
     /** Bytes of memory kept for later arrivals. */
     uint64_t kept_bytes;
     /** Of `refused`: those that came when `max_channels` or `max_channels_per_user` was reached. */
-    uint64_t over_limit;
+    uint64_t refused_over_limit;
     /**
      * How often the system refused something that the backend needs for its brokers: descriptors,
      * memory, randomness, room in a socket's buffer. The backend tries again, or ends the channel.

@@ -164,8 +164,8 @@ size_t handoff_broker_room(handoff_broker *broker) HANDOFF_NOEXCEPT;
  * What one of a broker's backends does now, and what it has done since it was added. A backend in
  * a directory was added when its socket last appeared: one that comes back begins at 0.
  */
-typedef struct handoff_backend_state {
-    /** Set by HANDOFF_BACKEND_STATE_INIT. */
+typedef struct handoff_broker_backend_state {
+    /** Set by HANDOFF_BROKER_BACKEND_STATE_INIT. */
     size_t size;
     /**
      * Its path. A path in a directory can contain any byte except 0: replace control characters
@@ -194,7 +194,7 @@ typedef struct handoff_backend_state {
      * ECONNRESET or EPROTO if the process that listens is silent, hangs up, or speaks something
      * else.
      */
-    int error;
+    int system_errno;
     /** Reserved: always 0. */
     uint32_t reserved;
     /**
@@ -246,10 +246,10 @@ typedef struct handoff_backend_state {
      * histogram[31] counts all longer ones.
      */
     uint64_t histogram[32];
-} handoff_backend_state;
-#define HANDOFF_BACKEND_STATE_INIT \
-    { sizeof(handoff_backend_state), NULL, 0, 0, 0, 0, 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, \
-      { 0 }, { 0 }, { 0 } }
+} handoff_broker_backend_state;
+#define HANDOFF_BROKER_BACKEND_STATE_INIT \
+    { sizeof(handoff_broker_backend_state), NULL, 0, 0, 0, 0, 0, 0, NULL, 0, 0, 0, 0, 0, 0, \
+      0, 0, 0, { 0 }, { 0 }, { 0 } }
 
 /**
  * Gets the state of one of a broker's backends. For all of them, call it with 0, 1, 2 and so on
@@ -269,9 +269,9 @@ typedef struct handoff_backend_state {
  *         HANDOFF_BROKER_SHARED.
  */
 HANDOFF_MUST_USE
-handoff_status handoff_broker_get_state(handoff_broker *broker,
-                                        size_t index,
-                                        handoff_backend_state *state) HANDOFF_NOEXCEPT;
+handoff_status handoff_broker_get_backend_state(handoff_broker *broker,
+                                                size_t index,
+                                                handoff_broker_backend_state *state) HANDOFF_NOEXCEPT;
 
 #ifdef __cplusplus
 }

@@ -370,7 +370,7 @@ typedef struct handoff_verdict {
      */
     uint32_t may_have_reached_backend;
     /** How many backends the offer was queued for or sent to. */
-    uint32_t tries;
+    uint32_t attempts;
     /**
      * The path of the backend that adopted the connection, or of the last one that had the offer.
      * A path in a directory can contain any byte except 0: replace control characters before you

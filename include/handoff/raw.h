@@ -923,7 +923,7 @@ typedef struct handoff_raw_decision {
  *         wrong.
  */
 HANDOFF_MUST_USE
-handoff_status handoff_raw_failures_should_attempt(const handoff_raw_failures *failures,
+handoff_status handoff_raw_failures_should_attempt(handoff_raw_failures *failures,
                                                    const char *backend,
                                                    const handoff_raw_inputs *inputs,
                                                    handoff_raw_decision *decision) HANDOFF_NOEXCEPT;

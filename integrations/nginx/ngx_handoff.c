@@ -573,7 +573,7 @@ ngx_handoff_note(ngx_handoff_offer_t *offer, handoff_verdict *verdict)
     ngx_log_t             *log = offer->connection->log;
     ngx_handoff_broker_t  *broker = offer->broker;
 
-    offer->tries = verdict->tries;
+    offer->tries = verdict->attempts;
 
     if (verdict->backend) {
         /* It is the library's, until the next call. */
@@ -586,19 +586,19 @@ ngx_handoff_note(ngx_handoff_offer_t *offer, handoff_verdict *verdict)
         }
     }
 
-    if (verdict->tries > 1) {
-        broker->counts.failovers += verdict->tries - 1;
+    if (verdict->attempts > 1) {
+        broker->counts.failovers += verdict->attempts - 1;
     }
 
     if (verdict->outcome == HANDOFF_ADOPTED) {
 
-        if (verdict->tries > 1) {
+        if (verdict->attempts > 1) {
             path = ngx_handoff_show(shown, offer->backend.data, offer->backend.len);
             ngx_log_error(NGX_LOG_INFO, log, 0, "handoff to \"%V\": adopted by \"%V\", tried %ui "
                           "backends", &broker->target->name, &path, offer->tries);
         }
 
-    } else if (verdict->tries > 1 || broker->target->servers) {
+    } else if (verdict->attempts > 1 || broker->target->servers) {
         path = ngx_handoff_show(shown, offer->backend.data, offer->backend.len);
         ngx_log_error(NGX_LOG_WARN, log, 0, "handoff to \"%V\" failed: %s, tried %ui backends, "
                       "the last is \"%V\"", &broker->target->name,

@@ -152,9 +152,9 @@ ngx_handoff_add_backends(ngx_handoff_broker_t *broker, handoff_broker *handle)
 char *
 ngx_handoff_lack(ngx_handoff_broker_t *broker)
 {
-    handoff_backend_state  state = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state  state = HANDOFF_BROKER_BACKEND_STATE_INIT;
 
-    if (handoff_broker_get_state(broker->broker, 0, &state) == HANDOFF_OK) {
+    if (handoff_broker_get_backend_state(broker->broker, 0, &state) == HANDOFF_OK) {
         return NULL;
     }
 

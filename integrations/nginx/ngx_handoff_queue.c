@@ -67,15 +67,15 @@ ngx_handoff_may_wait(ngx_handoff_offer_t *offer, handoff_status status)
 static ngx_uint_t
 ngx_handoff_is_new(ngx_handoff_broker_t *broker)
 {
-    size_t                 i;
-    ngx_uint_t             under_way = 0;
-    handoff_backend_state  state = HANDOFF_BACKEND_STATE_INIT;
+    size_t                        i;
+    ngx_uint_t                    under_way = 0;
+    handoff_broker_backend_state  state = HANDOFF_BROKER_BACKEND_STATE_INIT;
 
     if (broker->settled) {
         return 0;
     }
 
-    for (i = 0; handoff_broker_get_state(broker->broker, i, &state) == HANDOFF_OK; i++) {
+    for (i = 0; handoff_broker_get_backend_state(broker->broker, i, &state) == HANDOFF_OK; i++) {
         under_way |= (state.failed_connects == 0 && state.state != HANDOFF_STATE_DOWN);
     }
 

@@ -15,8 +15,8 @@ static void ngx_handoff_count_time(ngx_handoff_counts_t *counts, uint64_t us);
 static void ngx_handoff_publish_handler(ngx_event_t *ev);
 static ngx_int_t ngx_handoff_publish_target(ngx_handoff_broker_t *broker);
 static ngx_int_t ngx_handoff_publish_backend(ngx_handoff_broker_t *broker, ngx_uint_t i,
-    handoff_backend_state *state);
-static void ngx_handoff_log_state(ngx_handoff_broker_t *broker, handoff_backend_state *state,
+    handoff_broker_backend_state *state);
+static void ngx_handoff_log_state(ngx_handoff_broker_t *broker, handoff_broker_backend_state *state,
     ngx_handoff_present_t *present);
 
 
@@ -276,11 +276,11 @@ ngx_handoff_publish_all(ngx_handoff_main_conf_t *main)
 void
 ngx_handoff_publish(ngx_handoff_broker_t *broker)
 {
-    ngx_int_t               rc;
-    ngx_uint_t              n = 0;
-    ngx_handoff_entry_t   **entries;
-    handoff_backend_state   state = HANDOFF_BACKEND_STATE_INIT;
-    static ngx_uint_t       logged;
+    ngx_int_t                     rc;
+    ngx_uint_t                    n = 0;
+    ngx_handoff_entry_t         **entries;
+    handoff_broker_backend_state  state = HANDOFF_BROKER_BACKEND_STATE_INIT;
+    static ngx_uint_t             logged;
 
     if (ngx_handoff_self == NULL || broker->broker == NULL) {
         return;
@@ -292,7 +292,7 @@ ngx_handoff_publish(ngx_handoff_broker_t *broker)
 
     rc = ngx_handoff_publish_target(broker);
 
-    while (rc == NGX_OK && handoff_broker_get_state(broker->broker, n, &state) == HANDOFF_OK) {
+    while (rc == NGX_OK && handoff_broker_get_backend_state(broker->broker, n, &state) == HANDOFF_OK) {
         rc = ngx_handoff_publish_backend(broker, n, &state);
         n += (rc == NGX_OK);
     }
@@ -376,7 +376,7 @@ ngx_handoff_publish_target(ngx_handoff_broker_t *broker)
 
 static ngx_int_t
 ngx_handoff_publish_backend(ngx_handoff_broker_t *broker, ngx_uint_t i,
-    handoff_backend_state *state)
+    handoff_broker_backend_state *state)
 {
     uint64_t                now;
     ngx_uint_t              k;
@@ -440,7 +440,7 @@ ngx_handoff_publish_backend(ngx_handoff_broker_t *broker, ngx_uint_t i,
     present->flags = state->flags;
     present->weight = state->weight;
     present->status = state->status;
-    present->error = state->error;
+    present->error = state->system_errno;
     ngx_handoff_copy_text(present->message, NGX_HANDOFF_MESSAGE_LEN, state->message);
 
     return NGX_OK;
@@ -448,7 +448,7 @@ ngx_handoff_publish_backend(ngx_handoff_broker_t *broker, ngx_uint_t i,
 
 /* One line for each change, and none for each attempt to connect. */
 static void
-ngx_handoff_log_state(ngx_handoff_broker_t *broker, handoff_backend_state *state,
+ngx_handoff_log_state(ngx_handoff_broker_t *broker, handoff_broker_backend_state *state,
     ngx_handoff_present_t *present)
 {
     char       *what;

@@ -116,7 +116,7 @@ impl Arrivals {
             }
             cause::VERSION => statistics.refused_versions += 1,
             cause::DRAINING => statistics.refused_draining += 1,
-            _ => statistics.over_limit += 1,
+            _ => statistics.refused_over_limit += 1,
         }
     }
 

@@ -191,7 +191,7 @@ impl Copies {
     pub(super) fn complete(&mut self, number: u32, verdict: &mut Verdict) {
         if let Some(copy) = self.get(number) {
             verdict.may_have_reached |= copy.may_have_reached;
-            verdict.tries = copy.tried.count;
+            verdict.attempts = copy.tried.count;
         }
         self.forget(number);
     }

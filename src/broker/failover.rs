@@ -198,7 +198,7 @@ impl Broker {
                 reason: Some(reason),
                 may_have_reached: copy.may_have_reached,
                 backend: copy.backend,
-                tries: copy.tried.count,
+                attempts: copy.tried.count,
                 kind: 0,
             };
             self.outcomes.statistics.fallbacks[reason as usize] += 1;

@@ -129,7 +129,7 @@ pub struct Verdict {
     /// [`Broker::backend_name`](super::Broker::backend_name).
     pub backend: u32,
     /// How many backends it was offered to.
-    pub tries: u32,
+    pub attempts: u32,
     /// With [`Reason::Kind`]: the kind of the socket, 1 for streams, 2 for sequenced packets, 4 for
     /// datagrams, 8 for a socket without a peer. Otherwise, and if the backend does not tell, 0.
     pub kind: u8,

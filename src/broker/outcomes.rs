@@ -242,9 +242,9 @@ impl<'a> Ledger<'a> {
                 (false, Some(why.reason), may_have_reached, why.kind)
             }
         };
-        let (backend, tries) = (self.backend, 1);
+        let (backend, attempts) = (self.backend, 1);
         let mut verdict =
-            Verdict { id, user_data, adopted, reason, may_have_reached, kind, backend, tries };
+            Verdict { id, user_data, adopted, reason, may_have_reached, kind, backend, attempts };
         if copy != NO_COPY {
             self.outcomes.copies.complete(copy, &mut verdict);
         }

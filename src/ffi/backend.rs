@@ -535,7 +535,7 @@ pub struct handoff_backend_statistics {
     pub taken_back: u64,
     /// Channels set up: brokers that connected and were let in.
     pub accepted: u64,
-    /// Brokers turned away, and told why: the sum of `refused_users`, `over_limit`,
+    /// Brokers turned away, and told why: the sum of `refused_users`, `refused_over_limit`,
     /// `refused_versions` and `refused_draining`.
     pub refused: u64,
     /// Channels ended because of a protocol error, or because the broker said nothing in its first
@@ -551,7 +551,7 @@ pub struct handoff_backend_statistics {
     /// Bytes of memory kept for later arrivals.
     pub kept_bytes: u64,
     /// Of `refused`: those that came when `max_channels` or `max_channels_per_user` was reached.
-    pub over_limit: u64,
+    pub refused_over_limit: u64,
     /// How often the system refused something that the backend needs for its brokers: descriptors,
     /// memory, randomness, room in a socket's buffer. The backend tries again, or ends the channel.
     pub system_errors: u64,
@@ -598,7 +598,7 @@ pub extern "C" fn handoff_backend_get_statistics(
             held,
             held_bytes,
             kept_bytes,
-            over_limit,
+            refused_over_limit,
             system_errors,
             last_system_error,
             refused_users,
@@ -619,7 +619,7 @@ pub extern "C" fn handoff_backend_get_statistics(
             held: held as u64,
             held_bytes: held_bytes as u64,
             kept_bytes: kept_bytes as u64,
-            over_limit,
+            refused_over_limit,
             system_errors,
             system_errno: last_system_error as u64,
             refused_users,

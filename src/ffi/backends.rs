@@ -181,8 +181,8 @@ pub const HANDOFF_STATE_DOWN: u32 = 5;
 /// a directory was added when its socket last appeared: one that comes back begins at 0.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct handoff_backend_state {
-    /// Set by HANDOFF_BACKEND_STATE_INIT.
+pub struct handoff_broker_backend_state {
+    /// Set by HANDOFF_BROKER_BACKEND_STATE_INIT.
     pub size: usize,
     /// Its path. A path in a directory can contain any byte except 0: replace control characters
     /// before you print it. Valid until the next call with this broker.
@@ -203,7 +203,7 @@ pub struct handoff_backend_state {
     /// limit of its descriptors or memory, ENOTCONN if it has not answered yet; ETIMEDOUT,
     /// ECONNRESET or EPROTO if the process that listens is silent, hangs up, or speaks something
     /// else.
-    pub error: c_int,
+    pub system_errno: c_int,
     /// Reserved: always 0.
     pub reserved: u32,
     /// A message about `status`, as from handoff_last_error(), or "". Valid until the next call
@@ -244,8 +244,8 @@ pub struct handoff_backend_state {
 }
 
 // SAFETY: repr(C), begins with its size.
-unsafe impl Growing for handoff_backend_state {
-    const INIT: &'static str = "HANDOFF_BACKEND_STATE_INIT";
+unsafe impl Growing for handoff_broker_backend_state {
+    const INIT: &'static str = "HANDOFF_BROKER_BACKEND_STATE_INIT";
 }
 
 /// Gets the state of one of a broker's backends. For all of them, call it with 0, 1, 2 and so on
@@ -265,10 +265,10 @@ unsafe impl Growing for handoff_backend_state {
 ///         HANDOFF_BROKER_SHARED.
 #[unsafe(no_mangle)]
 #[must_use]
-pub extern "C" fn handoff_broker_get_state(
+pub extern "C" fn handoff_broker_get_backend_state(
     broker: *mut handoff_broker,
     index: usize,
-    state: *mut handoff_backend_state,
+    state: *mut handoff_broker_backend_state,
 ) -> handoff_status {
     with_message(broker, |broker, message, name| {
         let out = Fill::new(state, "state")?;
@@ -291,7 +291,7 @@ fn c_state(
     state: BackendState<'_>,
     message: &Message,
     name: Option<&Message>,
-) -> handoff_backend_state {
+) -> handoff_broker_backend_state {
     let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let (mut status, mut error) = (HANDOFF_OK, 0);
     match state.error.map(crate::error::Error::from) {
@@ -305,14 +305,14 @@ fn c_state(
     let backup = if state.settings.backup { HANDOFF_BACKEND_BACKUP } else { 0 };
     let off = if state.settings.off { HANDOFF_BACKEND_OFF } else { 0 };
     let counts = &state.counts;
-    handoff_backend_state {
-        size: size_of::<handoff_backend_state>(),
+    handoff_broker_backend_state {
+        size: size_of::<handoff_broker_backend_state>(),
         path: lasting(state.name, name),
         state: number_of(state.phase),
         flags: backup | off,
         weight: state.settings.weight,
         status,
-        error,
+        system_errno: error,
         reserved: 0,
         message: message.as_ptr(),
         since_ms: milliseconds(state.since),

@@ -478,7 +478,7 @@ pub struct handoff_verdict {
     /// with shutdown(2), then close(2): close(2) alone sends no FIN while there is a copy.
     pub may_have_reached_backend: u32,
     /// How many backends the offer was queued for or sent to.
-    pub tries: u32,
+    pub attempts: u32,
     /// The path of the backend that adopted the connection, or of the last one that had the offer.
     /// A path in a directory can contain any byte except 0: replace control characters before you
     /// print it. Valid until the next call with this broker.
@@ -497,7 +497,7 @@ unsafe impl Growing for handoff_verdict {
 
 impl handoff_verdict {
     fn new(verdict: Verdict, broker: &Broker, name: Option<&Message>) -> handoff_verdict {
-        let Verdict { id, user_data, adopted, reason, may_have_reached, backend, tries, kind } =
+        let Verdict { id, user_data, adopted, reason, may_have_reached, backend, attempts, kind } =
             verdict;
         handoff_verdict {
             size: size_of::<handoff_verdict>(),
@@ -506,7 +506,7 @@ impl handoff_verdict {
             outcome: if adopted { HANDOFF_ADOPTED } else { HANDOFF_FALLBACK },
             reason: reason.map_or(HANDOFF_REASON_NONE, |reason| reason as handoff_reason),
             may_have_reached_backend: may_have_reached.into(),
-            tries,
+            attempts,
             backend: lasting(broker.backend_name(backend).unwrap_or_default(), name),
             kind: kind.into(),
             reserved: 0,

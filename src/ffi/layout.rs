@@ -217,7 +217,7 @@ structs! {
         metadata_len, service, correlation, user_data, timeout_ms
     }
     handoff_verdict {
-        size, id, user_data, outcome, reason, may_have_reached_backend, tries, backend, kind,
+        size, id, user_data, outcome, reason, may_have_reached_backend, attempts, backend, kind,
         reserved
     }
     handoff_broker_statistics {
@@ -227,8 +227,8 @@ structs! {
     handoff_broker_backend {
         size, path, weight, flags, max_in_flight, max_failures, failure_period_ms
     }
-    handoff_backend_state {
-        size, path, state, flags, weight, status, error, reserved, message, since_ms, next_ms,
+    handoff_broker_backend_state {
+        size, path, state, flags, weight, status, system_errno, reserved, message, since_ms, next_ms,
         in_flight, room, connects, failed_connects, offered, adopted, taken_back, fallbacks,
         refusals, histogram
     }
@@ -242,7 +242,7 @@ structs! {
     }
     handoff_backend_statistics {
         size, arrived, adopted, rejected, taken_back, accepted, refused, broken, channels, held,
-        held_bytes, kept_bytes, over_limit, system_errors, system_errno, refused_users,
+        held_bytes, kept_bytes, refused_over_limit, system_errors, system_errno, refused_users,
         last_refused_user, refused_versions, refused_draining
     }
     handoff_tls_session { size, version, cipher, directions, reserved, version_name, cipher_name }

@@ -11,9 +11,9 @@ use crate::support;
 /// a negative HANDOFF_ERR_*.
 ///
 /// After an error, errno is the system's error, or 0 if the error is not the system's. If a backend
-/// cannot be used, errno may also be one of the numbers that `error` in handoff_backend_state
-/// lists. handoff_last_error() returns a message. Out parameters are untouched unless the status is
-/// HANDOFF_OK. A number never changes its meaning.
+/// cannot be used, errno may also be one of the numbers that `system_errno` in
+/// handoff_broker_backend_state lists. handoff_last_error() returns a message. Out parameters are
+/// untouched unless the status is HANDOFF_OK. A number never changes its meaning.
 pub type handoff_status = i32;
 
 /// Success.

@@ -251,7 +251,7 @@ fn place_of_a_broker_that_has_gone_is_free_for_another_at_once() {
         assert!(broker.room().unwrap() > 0, "the broker {number} is turned away");
     }
     let statistics = backend.statistics();
-    assert_eq!((statistics.accepted, statistics.over_limit), (4, 0));
+    assert_eq!((statistics.accepted, statistics.refused_over_limit), (4, 0));
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn offers_spread_evenly_one_at_a_time_and_many_at_a_time() {
                 drop(fleet.backends[index].adopt(arrival).unwrap());
                 let verdict = fleet.verdict();
                 assert!(verdict.adopted);
-                assert_eq!(verdict.tries, 1);
+                assert_eq!(verdict.attempts, 1);
             }
         }
         assert_eq!(counts, [10 * in_flight; 4]);
@@ -46,7 +46,7 @@ fn rejection_by_a_busy_backend_goes_on_to_the_others_and_one_of_the_client_does_
     let (index, arrival) = fleet.arrival();
     fleet.backends[index].reject(arrival, Reason::Rejected).unwrap();
     let verdict = fleet.verdict();
-    assert_eq!((verdict.id, verdict.adopted, verdict.tries), (id, false, 3));
+    assert_eq!((verdict.id, verdict.adopted, verdict.attempts), (id, false, 3));
     assert_eq!(verdict.reason, Some(Reason::Rejected));
     assert!(
         fleet
@@ -60,7 +60,7 @@ fn rejection_by_a_busy_backend_goes_on_to_the_others_and_one_of_the_client_does_
     place(&mut fleet.broker, &offer(&connection)).unwrap();
     let (index, arrival) = fleet.arrival();
     fleet.backends[index].reject(arrival, Reason::Rejected).unwrap();
-    assert_eq!(fleet.verdict().tries, 1);
+    assert_eq!(fleet.verdict().attempts, 1);
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn offer_that_all_reject_has_one_verdict() {
     }
     let verdict = fleet.verdict();
     assert_eq!(
-        (verdict.adopted, verdict.reason, verdict.tries),
+        (verdict.adopted, verdict.reason, verdict.attempts),
         (false, Some(Reason::BackendBusy), 3)
     );
     assert_eq!(fleet.broker.statistics().failovers, 2);
@@ -96,7 +96,7 @@ fn slow_backend_loses_the_offer_to_another_after_the_attempt_timeout() {
     assert!(fleet.backends[slow].adopt(late).is_err());
     drop(fleet.backends[index].adopt(arrival).unwrap());
     let verdict = fleet.verdict();
-    assert_eq!((verdict.adopted, verdict.tries), (true, 2));
+    assert_eq!((verdict.adopted, verdict.attempts), (true, 2));
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn attempt_takes_half_of_the_time_that_an_offer_has_left_by_default() {
     assert_ne!(index, hung);
     drop(fleet.backends[index].adopt(arrival).unwrap());
     let verdict = fleet.verdict();
-    assert_eq!((verdict.adopted, verdict.tries), (true, 2));
+    assert_eq!((verdict.adopted, verdict.attempts), (true, 2));
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn offer_waits_for_room_at_a_backend_that_has_not_had_it() {
     assert_eq!(index, 1);
     drop(fleet.backends[1].adopt(arrival).unwrap());
     let verdict = fleet.verdict();
-    assert_eq!((verdict.id, verdict.adopted, verdict.tries), (id, true, 2));
+    assert_eq!((verdict.id, verdict.adopted, verdict.attempts), (id, true, 2));
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn offer_that_waits_is_a_fallback_when_its_time_is_up() {
     if verdict.id != id {
         verdict = fleet.verdict();
     }
-    assert_eq!((verdict.id, verdict.adopted, verdict.tries), (id, false, 1));
+    assert_eq!((verdict.id, verdict.adopted, verdict.attempts), (id, false, 1));
     assert_eq!(verdict.reason, Some(Reason::BackendBusy));
     assert!(verdict.may_have_reached && start.elapsed() < PATIENCE);
 }
@@ -101,7 +101,7 @@ fn offer_that_waits_is_a_fallback_when_nobody_is_left() {
     let (index, arrival) = fleet.arrival();
     assert_eq!(index, 0);
     drop(fleet.backends[0].adopt(arrival).unwrap());
-    assert_eq!(fleet.verdict().tries, 2);
+    assert_eq!(fleet.verdict().attempts, 2);
 }
 
 #[test]
@@ -118,6 +118,6 @@ fn no_more_offers_wait_than_all_backends_could_have_in_flight() {
         fallbacks.extend(fleet.broker.next_verdict());
     }
     assert_eq!(fleet.broker.statistics().in_flight, 3);
-    let reasons = fallbacks.iter().map(|verdict| (verdict.reason, verdict.tries));
+    let reasons = fallbacks.iter().map(|verdict| (verdict.reason, verdict.attempts));
     assert_eq!(reasons.collect::<Vec<_>>(), [(Some(Reason::BackendBusy), 1); 3]);
 }

@@ -191,8 +191,8 @@ static void print_adopted(const struct client *client, const handoff_verdict *ve
 {
     write_plainly(stdout, "%" PRIu64 " %s: adopted by %s after %lld us", client->number,
                   client->address, verdict->backend, age_us(client));
-    if (verdict->tries > 1)
-        printf(", offered to %" PRIu32, verdict->tries);
+    if (verdict->attempts > 1)
+        printf(", offered to %" PRIu32, verdict->attempts);
     if (verdict->reason != HANDOFF_REASON_NONE)
         printf(": %s", handoff_reason_name(verdict->reason));
     putchar('\n');

@@ -44,21 +44,21 @@ static int why(handoff_status status, int error)
 /* Looks at the one backend. True: it is known what it does. */
 static bool is_known(handoff_broker *broker, struct probe *result)
 {
-    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state state = HANDOFF_BROKER_BACKEND_STATE_INIT;
     result->room = handoff_broker_room(broker);
-    must_handoff(handoff_broker_get_state(broker, 0, &state) == HANDOFF_OK,
-                 "handoff_broker_get_state");
+    must_handoff(handoff_broker_get_backend_state(broker, 0, &state) == HANDOFF_OK,
+                 "handoff_broker_get_backend_state");
     result->code = result->room > 0                           ? DONE
                    : state.state == HANDOFF_STATE_CONNECTING ? NO_ANSWER
                    : state.state == HANDOFF_STATE_READY      ? NO_ROOM
                    : state.state == HANDOFF_STATE_DRAINING   ? IS_DRAINING
-                                                               : why(state.status, state.error);
+                                                               : why(state.status, state.system_errno);
     result->status = state.status != HANDOFF_OK  ? state.status
                      : result->code == NO_ANSWER   ? HANDOFF_TIMED_OUT
                      : result->code == NO_ROOM     ? HANDOFF_ERR_FULL
                      : result->code == IS_DRAINING ? HANDOFF_ERR_BACKEND_UNAVAILABLE
                                                    : HANDOFF_OK;
-    result->error = state.error;
+    result->error = state.system_errno;
     snprintf(result->message, sizeof result->message, "%s", state.message);
     switch (result->code) {
     case NO_ANSWER:

@@ -73,10 +73,11 @@ static void print_gone(const void *node, VISIT visit, int depth)
 
 void print_summary(handoff_broker *broker, uint64_t clients)
 {
-    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state state = HANDOFF_BROKER_BACKEND_STATE_INIT;
     handoff_status status;
     printf("clients: %" PRIu64 "\nadopted: %" PRIu64 "\n", clients, adopted);
-    for (size_t i = 0; (status = handoff_broker_get_state(broker, i, &state)) == HANDOFF_OK; i++) {
+    for (size_t i = 0;
+         (status = handoff_broker_get_backend_state(broker, i, &state)) == HANDOFF_OK; i++) {
         struct share *share = share_of(state.path);
         if (share->printed)
             continue;
@@ -92,7 +93,7 @@ void print_summary(handoff_broker *broker, uint64_t clients)
                       *state.message == '\0' ? "" : "; ", without_path(state.message, state.path));
         putchar('\n');
     }
-    must_handoff(status == HANDOFF_NOTHING, "handoff_broker_get_state");
+    must_handoff(status == HANDOFF_NOTHING, "handoff_broker_get_backend_state");
     twalk(shares, print_gone);
     for (handoff_reason reason = 0; reason < REASONS; reason++)
         if (closed[reason] > 0)
@@ -114,10 +115,10 @@ handoff_reason why_in_vain(handoff_broker *broker, char **sockets, int len)
 {
     static bool said;
     handoff_reason reason = HANDOFF_REASON_BACKEND_UNAVAILABLE;
-    handoff_backend_state state = HANDOFF_BACKEND_STATE_INIT;
+    handoff_broker_backend_state state = HANDOFF_BROKER_BACKEND_STATE_INIT;
     handoff_status status;
     size_t count = 0;
-    while ((status = handoff_broker_get_state(broker, count, &state)) == HANDOFF_OK) {
+    while ((status = handoff_broker_get_backend_state(broker, count, &state)) == HANDOFF_OK) {
         count++;
         if (state.state == HANDOFF_STATE_READY)
             reason = HANDOFF_REASON_BACKEND_BUSY;
@@ -126,7 +127,7 @@ handoff_reason why_in_vain(handoff_broker *broker, char **sockets, int len)
         if (!said && state.state != HANDOFF_STATE_READY && *state.message != '\0')
             complain("%s", state.message);
     }
-    must_handoff(status == HANDOFF_NOTHING, "handoff_broker_get_state");
+    must_handoff(status == HANDOFF_NOTHING, "handoff_broker_get_backend_state");
     if (!said && count == 0)
         explain_nobody(sockets, len);
     said = true;

@@ -128,7 +128,7 @@ const Arrival = struct('handoff_arrival', {
 
 const COUNTS = [
   'arrived', 'adopted', 'rejected', 'taken_back', 'accepted', 'refused', 'broken', 'channels',
-  'held', 'held_bytes', 'kept_bytes', 'over_limit', 'system_errors', 'system_errno',
+  'held', 'held_bytes', 'kept_bytes', 'refused_over_limit', 'system_errors', 'system_errno',
   'refused_users', 'last_refused_user', 'refused_versions', 'refused_draining',
 ];
 const BackendStatistics = struct('handoff_backend_statistics', {

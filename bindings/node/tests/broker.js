@@ -32,7 +32,7 @@ const Verdict = c.struct('handoff_verdict', {
   outcome: 'uint32_t',
   reason: 'uint32_t',
   may_have_reached_backend: 'uint32_t',
-  tries: 'uint32_t',
+  attempts: 'uint32_t',
   backend: 'str',
   kind: 'uint32_t',
   reserved: 'uint32_t',

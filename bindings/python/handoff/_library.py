@@ -113,7 +113,7 @@ class CTlsSession(Sized):
 class BackendStatistics(Sized):
     _fields_ = [("size", c_size_t)] + [(name, c_uint64) for name in (
         "arrived", "adopted", "rejected", "taken_back", "accepted", "refused", "broken",
-        "channels", "held", "held_bytes", "kept_bytes", "over_limit", "system_errors",
+        "channels", "held", "held_bytes", "kept_bytes", "refused_over_limit", "system_errors",
         "system_errno", "refused_users", "last_refused_user", "refused_versions",
         "refused_draining")]
 
@@ -151,7 +151,7 @@ class CVerdict(Sized):
     _fields_ = [
         ("size", c_size_t), ("id", c_uint64), ("user_data", c_void_p),
         ("outcome", c_uint32), ("reason", c_uint32),
-        ("may_have_reached_backend", c_uint32), ("tries", c_uint32),
+        ("may_have_reached_backend", c_uint32), ("attempts", c_uint32),
         ("backend", c_char_p), ("kind", c_uint32), ("reserved", c_uint32),
     ]
 
@@ -168,7 +168,7 @@ class BrokerStatistics(Sized):
 class BackendState(Sized):
     _fields_ = [
         ("size", c_size_t), ("path", c_char_p), ("state", c_uint32), ("flags", c_uint32),
-        ("weight", c_uint32), ("status", c_int32), ("error", c_int), ("reserved", c_uint32),
+        ("weight", c_uint32), ("status", c_int32), ("system_errno", c_int), ("reserved", c_uint32),
         ("message", c_char_p), *((name, c_uint64) for name in (
             "since_ms", "next_ms", "in_flight", "room", "connects", "failed_connects", "offered",
             "adopted", "taken_back")),
@@ -187,7 +187,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "handoff_offer": Offer,
     "handoff_verdict": CVerdict,
     "handoff_broker_statistics": BrokerStatistics,
-    "handoff_backend_state": BackendState,
+    "handoff_broker_backend_state": BackendState,
 }
 
 
@@ -234,7 +234,7 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "handoff_broker_take_back": (_status, _handle, c_uint64),
     "handoff_broker_close": (_status, _handle),
     "handoff_broker_get_statistics": (_status, _handle, POINTER(BrokerStatistics)),
-    "handoff_broker_get_state": (_status, _handle, c_size_t, POINTER(BackendState)),
+    "handoff_broker_get_backend_state": (_status, _handle, c_size_t, POINTER(BackendState)),
 }
 
 def load() -> ctypes.CDLL:

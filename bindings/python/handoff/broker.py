@@ -37,7 +37,7 @@ class Verdict:
     adopted: bool
     reason: int
     may_have_reached_backend: bool
-    tries: int
+    attempts: int
     backend: str
     kind: int
 
@@ -152,7 +152,7 @@ class Broker(Handle[Verdict]):
     @alone
     def get_states(self) -> list[dict[str, Any]]:
         """Returns what each backend does now, and what it has done since it was found:
-        handoff_backend_state as a dict, and at the end the directories that cannot be read.
+        handoff_broker_backend_state as a dict, and at the end the directories that cannot be read.
 
         `state` is "connecting", "ready", "draining", "resting" or "down", and `message` says why.
         `status` is a name, `next_ms` None where neither an attempt nor a trial is planned, and
@@ -162,7 +162,7 @@ class Broker(Handle[Verdict]):
         states: list[dict[str, Any]] = []
         while True:
             state = BackendState()
-            status = library.handoff_broker_get_state(self._handle, len(states),
+            status = library.handoff_broker_get_backend_state(self._handle, len(states),
                                                       ctypes.byref(state))
             if status == NOTHING:
                 return states
@@ -305,7 +305,7 @@ def _reason(number: int) -> int:
 
 def _copy(verdict: CVerdict, user_data: Any) -> Verdict:
     return Verdict(verdict.id, user_data, verdict.outcome == ADOPTED, _reason(verdict.reason),
-                   bool(verdict.may_have_reached_backend), verdict.tries,
+                   bool(verdict.may_have_reached_backend), verdict.attempts,
                    os.fsdecode(verdict.backend or b""), verdict.kind)
 
 

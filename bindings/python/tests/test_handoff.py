@@ -853,7 +853,7 @@ class TheBroker(Ends):
         self.backend.next()
         verdict = self.wait(self.broker.next)
         self.assertIs(verdict.user_data, client)
-        self.assertEqual((verdict.adopted, verdict.backend, verdict.tries), (True, self.path, 1))
+        self.assertEqual((verdict.adopted, verdict.backend, verdict.attempts), (True, self.path, 1))
         self.assertIsNone(self.broker.next())
 
     def test_close_gives_the_verdicts_that_were_not_taken(self):
@@ -952,7 +952,7 @@ class TheBroker(Ends):
         self.assertEqual((second["path"], second["state"], second["weight"]),
                          (self.path + "2", "down", 3))
         self.assertTrue(second["backup"] and not second["off"])
-        self.assertEqual((second["status"], second["error"]),
+        self.assertEqual((second["status"], second["system_errno"]),
                          ("HANDOFF_ERR_BACKEND_UNAVAILABLE", errno.ENOENT))
         self.assertIn(self.path + "2", second["message"])
         self.assertGreaterEqual(second["next_ms"], 0)

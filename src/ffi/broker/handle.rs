@@ -25,13 +25,14 @@ pub(super) enum Inner {
     Shared(SharedBroker),
 }
 
-/// Used by one thread at a time. Other threads' calls refer to it, too: what a call changes is in cells.
+/// Used by one thread at a time. Other threads' calls refer to it, too: what a call changes is in
+/// cells.
 pub(super) struct Single {
     broker: UnsafeCell<Broker>,
     /// Ends a wait, also while another thread uses the broker.
     waker: Waker,
     in_use: InUse,
-    /// About a backend: see handoff_broker_get_state().
+    /// About a backend: see handoff_broker_get_backend_state().
     state: Message,
 }
 

@@ -184,7 +184,7 @@ impl From<Decision> for handoff_raw_decision {
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_raw_failures_should_attempt(
-    failures: *const handoff_raw_failures,
+    failures: *mut handoff_raw_failures,
     backend: *const c_char,
     inputs: *const handoff_raw_inputs,
     decision: *mut handoff_raw_decision,
