@@ -35,13 +35,17 @@ extern "C" {
  */
 typedef struct handoff_backend handoff_backend;
 
-/** The limits of a backend. Zero is the default in every field. Out-of-range values are clamped. */
+/**
+ * The limits of a backend. Zero is the default in every field but `size`. Out-of-range values are
+ * clamped.
+ */
 typedef struct handoff_backend_options {
     /** Set by HANDOFF_BACKEND_OPTIONS_INIT. */
     size_t size;
     /**
      * The permission bits of the socket's file, independent of the umask: default 0600. A broker
-     * needs write permission, unix(7). Abstract names have no permissions: set a policy.
+     * needs write permission, unix(7). It has no effect on an abstract name, which has no
+     * permissions: set a policy.
      */
     uint32_t mode;
     /**
@@ -306,11 +310,11 @@ handoff_status handoff_backend_dispatch(handoff_backend *backend) HANDOFF_NOEXCE
  * HANDOFF_STATE_RESTING. Nothing tells you until handoff_backend_adopt() returns
  * HANDOFF_ERR_TAKEN_BACK.
  *
- * Call it until it returns HANDOFF_NOTHING. This also sends the verdicts of what you adopted and
- * rejected and, with one broker, may receive what has come meanwhile. A loop with a budget may
- * stop earlier, but must take at least one arrival. The descriptor then becomes readable within 1
- * ms, for the rest and for these verdicts. If you can serve no more for a while, reject with
- * HANDOFF_REASON_BACKEND_BUSY.
+ * After each handoff_backend_dispatch(), call it until it returns HANDOFF_NOTHING. This also sends
+ * the verdicts of what you adopted and rejected and, with one broker, may receive what has come
+ * meanwhile. A loop with a budget may stop earlier, but must take at least one arrival. The
+ * descriptor then becomes readable within 1 ms, for the rest and for these verdicts. If you can
+ * serve no more for a while, reject with HANDOFF_REASON_BACKEND_BUSY.
  *
  * @param backend       the backend
  * @param[out] arrival  what arrived; its `fd` is -1

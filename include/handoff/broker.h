@@ -28,7 +28,10 @@ extern "C" {
  */
 typedef struct handoff_broker handoff_broker;
 
-/** The limits of a broker. Zero is the default in every field. Out-of-range values are clamped. */
+/**
+ * The limits of a broker. Zero is the default in every field but `size`. Out-of-range values are
+ * clamped.
+ */
 typedef struct handoff_broker_options {
     /** Set by HANDOFF_BROKER_OPTIONS_INIT. */
     size_t size;
@@ -266,10 +269,8 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         have taken it back;
  *         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or offers that timed
  *         out hold all its places, see HANDOFF_STATE_RESTING;
- *         HANDOFF_ERR_DESCRIPTOR_PRESSURE if there is no descriptor for a channel. At its first
- *         use the broker needs some descriptors for itself: call handoff_broker_fd() at the start,
- *         which returns -1 if there are none. The others are about the offer, the program or the
- *         system, and do not pass by themselves:
+ *         HANDOFF_ERR_DESCRIPTOR_PRESSURE if there is no descriptor for a channel.
+ *         The other errors are about the offer, the program or the system, and do not pass:
  *         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
  *         `correlation` is too long;
  *         HANDOFF_ERR_NOT_TLS with HANDOFF_OFFER_TLS, if the kernel does not do the TLS of `fd` in
@@ -281,6 +282,9 @@ handoff_status handoff_offer_init(handoff_offer *offer, size_t size) HANDOFF_NOE
  *         another version of the protocol, or its library is too old for HANDOFF_OFFER_TLS;
  *         HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG means RLIMIT_FSIZE, because the
  *         memory that the two ends share counts as a file.
+ *
+ * At its first use the broker needs some descriptors for itself. Call handoff_broker_fd() at the
+ * start of the program: it returns -1 if there are none.
  *
  * If none of several backends takes the offer, the status is about the backend that is most likely
  * to take an offer soon.

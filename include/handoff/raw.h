@@ -78,7 +78,7 @@ bool handoff_raw_token_equal(const handoff_raw_token *a,
 typedef struct handoff_raw_store handoff_raw_store;
 
 /**
- * The limits of a token store. Zero is the default in every field. Out-of-range values are
+ * The limits of a token store. Zero is the default in every field but `size`. Out-of-range values are
  * clamped.
  */
 typedef struct handoff_raw_store_options {
@@ -517,7 +517,7 @@ typedef uint32_t handoff_raw_socket_type;
 /** Sequenced packets, SOCK_SEQPACKET: a message cannot be cut or run into the next. */
 #define HANDOFF_RAW_SEQPACKET 2
 
-/** How a handoff socket is made. Zero is the default in every field. */
+/** How a handoff socket is made. Zero is the default in every field but `size`. */
 typedef struct handoff_raw_listener_options {
     /** Set by HANDOFF_RAW_LISTENER_OPTIONS_INIT. */
     size_t size;
@@ -675,7 +675,7 @@ handoff_status handoff_raw_peer_credentials(int socket, handoff_raw_peer *peer) 
 typedef struct handoff_raw_pending handoff_raw_pending;
 
 /**
- * The limits of a registry of pending acknowledgements. Zero is the default in every field.
+ * The limits of a registry of pending acknowledgements. Zero is the default in every field but `size`.
  * Out-of-range values are clamped.
  */
 typedef struct handoff_raw_pending_options {
@@ -813,8 +813,8 @@ void handoff_raw_pending_free(handoff_raw_pending *pending) HANDOFF_NOEXCEPT;
 typedef struct handoff_raw_failures handoff_raw_failures;
 
 /**
- * The limits of a failure counter. Zero is the default in every field. Out-of-range values are
- * clamped.
+ * The limits of a failure counter. Zero is the default in every field but `size`. Out-of-range
+ * values are clamped.
  */
 typedef struct handoff_raw_failures_options {
     /** Set by HANDOFF_RAW_FAILURES_OPTIONS_INIT. */

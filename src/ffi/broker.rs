@@ -27,7 +27,8 @@ use handle::{Inner, NAME, inner, keep_error};
 
 pub(super) use handle::{handoff_broker, lasting, with, with_message};
 
-/// The limits of a broker. Zero is the default in every field. Out-of-range values are clamped.
+/// The limits of a broker. Zero is the default in every field but `size`. Out-of-range values are
+/// clamped.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_broker_options {
@@ -298,10 +299,8 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         have taken it back;
 ///         HANDOFF_ERR_RATE_LIMITED if the backend rests: it failed too often, or offers that timed
 ///         out hold all its places, see HANDOFF_STATE_RESTING;
-///         HANDOFF_ERR_DESCRIPTOR_PRESSURE if there is no descriptor for a channel. At its first
-///         use the broker needs some descriptors for itself: call handoff_broker_fd() at the start,
-///         which returns -1 if there are none. The others are about the offer, the program or the
-///         system, and do not pass by themselves:
+///         HANDOFF_ERR_DESCRIPTOR_PRESSURE if there is no descriptor for a channel.
+///         The other errors are about the offer, the program or the system, and do not pass:
 ///         HANDOFF_ERR_TOO_LARGE if the backend does not take so many bytes, or `service` or
 ///         `correlation` is too long;
 ///         HANDOFF_ERR_NOT_TLS with HANDOFF_OFFER_TLS, if the kernel does not do the TLS of `fd` in
@@ -313,6 +312,9 @@ pub extern "C" fn handoff_offer_init(offer: *mut handoff_offer, size: usize) -> 
 ///         another version of the protocol, or its library is too old for HANDOFF_OFFER_TLS;
 ///         HANDOFF_ERR_SYSTEM if a limit does not allow it: EFBIG means RLIMIT_FSIZE, because the
 ///         memory that the two ends share counts as a file.
+///
+/// At its first use the broker needs some descriptors for itself. Call handoff_broker_fd() at the
+/// start of the program: it returns -1 if there are none.
 ///
 /// If none of several backends takes the offer, the status is about the backend that is most likely
 /// to take an offer soon.

@@ -62,6 +62,7 @@ class Readme(Case):
 
         def ask():
             with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+                client.shutdown(socket.SHUT_WR)
                 return read_all(client)
 
         def is_up():

@@ -28,13 +28,13 @@
  *   HANDOFF_ERR_INVALID_ARGUMENT, not a crash. The library cannot check where a pointer points: do
  *   not use a handle after you have freed it. Freeing NULL does nothing. Out parameters come last,
  *   except in the _init() calls, and are written only on HANDOFF_OK.
- * - Structs. Initialise each with its _INIT macro. In a language without macros, call the _init()
- *   function of a struct that you fill. In a struct that the library fills, set `size` to the
- *   struct's size. layout.h tells sizes, offsets and values. You may reuse a struct without
- *   initialising it again. Zero is the default in every field. Out-of-range values are clamped;
- *   combinations that cannot work are refused. A struct larger than the library knows is accepted
- *   if the rest is zero; otherwise the call returns HANDOFF_ERR_UNSUPPORTED. A `size` that the
- *   struct has had in no release is HANDOFF_ERR_INVALID_ARGUMENT.
+ * - Structs. Initialise each with its _INIT macro. You may reuse a struct without initialising it
+ *   again. Zero is the default in every field but `size`, so `= {0}` is refused. Out-of-range
+ *   values are clamped; combinations that cannot work are refused. In a language without macros,
+ *   call the _init() function of a struct that you fill, and set only `size` in one that the
+ *   library fills; layout.h tells sizes, offsets and values. A struct larger than the library
+ *   knows is accepted if the rest is zero; otherwise the call returns HANDOFF_ERR_UNSUPPORTED. A
+ *   `size` that the struct has had in no release is HANDOFF_ERR_INVALID_ARGUMENT.
  * - Descriptors. A descriptor that you pass in stays yours, open and unchanged, unless the call
  *   says otherwise. A descriptor in an out parameter is yours to close, and is close-on-exec. The
  *   descriptor that a handle returns for polling stays the handle's: remove it from your event loop

@@ -19,8 +19,8 @@ pub struct handoff_raw_failures {
     failures: Failures,
 }
 
-/// The limits of a failure counter. Zero is the default in every field. Out-of-range values are
-/// clamped.
+/// The limits of a failure counter. Zero is the default in every field but `size`. Out-of-range
+/// values are clamped.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_raw_failures_options {

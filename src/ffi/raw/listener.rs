@@ -18,7 +18,7 @@ pub const HANDOFF_RAW_STREAM: handoff_raw_socket_type = 1;
 /// Sequenced packets, SOCK_SEQPACKET: a message cannot be cut or run into the next.
 pub const HANDOFF_RAW_SEQPACKET: handoff_raw_socket_type = 2;
 
-/// How a handoff socket is made. Zero is the default in every field.
+/// How a handoff socket is made. Zero is the default in every field but `size`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_raw_listener_options {

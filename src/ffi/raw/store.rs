@@ -17,7 +17,7 @@ pub struct handoff_raw_store {
     pub(super) store: Arc<TokenStore>,
 }
 
-/// The limits of a token store. Zero is the default in every field. Out-of-range values are
+/// The limits of a token store. Zero is the default in every field but `size`. Out-of-range values are
 /// clamped.
 #[repr(C)]
 #[derive(Clone, Copy)]
