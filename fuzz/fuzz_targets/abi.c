@@ -690,7 +690,7 @@ static void op_broker_get_state(void)
     must(out->path[0] != '\0' && out->weight >= 1 && out->weight <= 65535);
     must(out->state >= HANDOFF_STATE_CONNECTING && out->state <= HANDOFF_STATE_DOWN);
     must((out->status == HANDOFF_OK) == (out->message[0] == '\0') && out->status <= HANDOFF_OK);
-    must(out->status != HANDOFF_ERR_INTERNAL && out->error >= 0 && out->reserved == 0);
+    must(out->status != HANDOFF_ERR_INTERNAL && out->system_errno >= 0 && out->reserved == 0);
     must(out->in_flight <= 4096 && out->room <= 4096 && out->adopted <= out->offered);
     must(out->room == 0 || out->state == HANDOFF_STATE_READY ||
          out->state == HANDOFF_STATE_RESTING);
