@@ -320,6 +320,33 @@ static void verdicts_that_nobody_takes_refuse_offers(void **state)
     offer_fd(&channel, client[0]);
 }
 
+static void room_is_as_many_offers_as_are_taken_while_verdicts_are_left(void **state)
+{
+    (void)state;
+    enum { MOST = 4 };
+    handoff_broker_options options = HANDOFF_BROKER_OPTIONS_INIT;
+    options.max_in_flight = MOST;
+    open_again(&options, NULL);
+    for (int left = 1; left < MOST; left++) {
+        offer_fd(&channel, client[0]);
+        adopt(&channel, arrival_of(&channel).id);
+        assert_ok(handoff_backend_dispatch(channel.backend));
+        assert_ok(handoff_broker_dispatch(channel.broker));
+        assert_int_equal(handoff_broker_room(channel.broker), MOST);
+    }
+    for (int i = 0; i < MOST; i++)
+        offer_fd(&channel, client[0]);
+    assert_int_equal(handoff_broker_room(channel.broker), 0);
+    /* A place, but the limit of verdicts is reached. */
+    adopt(&channel, arrival_of(&channel).id);
+    assert_ok(handoff_backend_dispatch(channel.backend));
+    assert_ok(handoff_broker_dispatch(channel.broker));
+    assert_int_equal(handoff_broker_room(channel.broker), 0);
+    for (int i = 0; i < MOST; i++)
+        assert_adopted(&channel);
+    assert_int_equal(handoff_broker_room(channel.broker), 1);
+}
+
 static void what_the_socket_does_not_take_waits_within_its_limit_and_arrives_in_order(void **state)
 {
     (void)state;
@@ -669,6 +696,7 @@ int main(void)
         CHANNEL_TEST(broker_with_its_most_in_flight_refuses_offers_until_a_verdict_comes),
         CHANNEL_TEST(backend_with_its_most_in_flight_refuses_offers_until_a_verdict_comes),
         CHANNEL_TEST(verdicts_that_nobody_takes_refuse_offers),
+        CHANNEL_TEST(room_is_as_many_offers_as_are_taken_while_verdicts_are_left),
         CHANNEL_TEST(what_the_socket_does_not_take_waits_within_its_limit_and_arrives_in_order),
         CHANNEL_TEST(offer_is_taken_back_at_its_own_deadline),
         CHANNEL_TEST(offer_without_a_timeout_has_the_brokers),

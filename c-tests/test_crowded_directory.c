@@ -229,6 +229,9 @@ static void name_that_is_too_long_is_an_error_until_it_goes(void **state)
     assert_int_equal(rename(from, to), 0);
     until(&fleet, find_state(fleet.broker, place, &found));
     assert_int_equal(found.system_errno, ENAMETOOLONG);
+    assert_non_null(strstr(found.message, "its path is longer than 107 bytes"));
+    /* It is not read again all the time for that. */
+    assert_in_range(found.next_ms, 1001, 10000);
     assert_int_equal(unlink(to), 0);
     await_backends(1);
 }

@@ -76,6 +76,9 @@ static void backend_short_of_descriptors_takes_what_it_can_and_says_so_of_the_re
     }
     assert_ok(handoff_backend_dispatch(channel.backend));
     allow_descriptors(limit);
+    handoff_backend_statistics statistics = backend_statistics(channel.backend);
+    assert_int_equal(statistics.system_errors, OFFERS - ROOM);
+    assert_int_equal(statistics.system_errno, EMFILE);
     for (int i = ROOM; i < OFFERS; i++) {
         handoff_verdict verdict = verdict_of(&channel);
         assert_int_equal(verdict.id, ids[i]);

@@ -438,7 +438,8 @@ typedef struct handoff_backend_statistics {
     uint64_t refused_over_limit;
     /**
      * How often the system refused something that the backend needs for its brokers: descriptors,
-     * memory, randomness, room in a socket's buffer. The backend tries again, or ends the channel.
+     * memory, randomness, room in a socket's buffer. The backend tries again, rejects the offer, or
+     * ends the channel.
      */
     uint64_t system_errors;
     /** The errno of the last of these; 0 if there was none. */

@@ -496,8 +496,9 @@ typedef struct handoff_broker_statistics {
     /** Offers accepted by handoff_broker_offer() and handoff_broker_offer_and_wait(). */
     uint64_t offered;
     /**
-     * Offers refused by these calls. An offer that you make again is counted again. A NULL or
-     * misaligned pointer, a wrong `size` or an unknown flag is not counted.
+     * Offers refused by these calls. An offer that you make again is counted again. A wrong
+     * pointer, `size`, length or flag, a negative `fd`, and both forms of preread at once are not
+     * counted.
      */
     uint64_t refused;
     /** Offers that a backend adopted. */

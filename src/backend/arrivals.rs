@@ -130,7 +130,11 @@ impl Arrivals {
         len: usize,
     ) -> Option<Rejection> {
         match arrived {
-            None => Some(Reason::DescriptorPressure.into()),
+            None => {
+                // The system does not say why it has dropped it. Mostly this limit is reached.
+                self.system_refused(&io::Error::from_raw_os_error(libc::EMFILE));
+                Some(Reason::DescriptorPressure.into())
+            }
             Some(_) if !self.rooms.allows(len) => Some(Reason::BackendBusy.into()),
             Some((descriptor, over_tcp)) => {
                 self.inspector.rejection(descriptor, *over_tcp, cookie, tls)

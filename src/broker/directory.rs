@@ -21,7 +21,7 @@ use crate::sys::file::FileId;
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long until it is looked whether a path still leads to the directory that is watched.
 const CHECK_PAUSE: Duration = Duration::from_secs(2);
-/// How long until a directory with too much in it is read again.
+/// How long until a directory of which something is left out is read again.
 const FULL_PAUSE: Duration = Duration::from_secs(10);
 /// The most entries of a directory that are read.
 pub(super) const MOST_ENTRIES: usize = 64 * MAX_BACKENDS;
@@ -114,6 +114,8 @@ impl Directory {
         match self.error {
             None if self.watch.is_some() => CHECK_PAUSE,
             Some(libc::ENOSPC) => FULL_PAUSE,
+            // If the name goes, that is told.
+            Some(libc::ENAMETOOLONG) if self.watch.is_some() => FULL_PAUSE,
             _ => PAUSE,
         }
     }

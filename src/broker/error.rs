@@ -132,6 +132,15 @@ pub enum BrokerError {
         /// The directory.
         path: Arc<Path>,
     },
+    /// A socket in a directory is left out: no address can have its path.
+    #[error(
+        "{path}: a socket in it is left out, because its path is longer than 107 bytes",
+        path = .path.display()
+    )]
+    LongName {
+        /// The directory.
+        path: Arc<Path>,
+    },
     /// The backend turned this broker away, and said why.
     #[error("{path}: {refusal}", path = .path.display())]
     TurnedAway {
@@ -427,6 +436,7 @@ impl BrokerError {
             }),
             BrokerError::AllRefused { first, .. } => first.number(),
             BrokerError::TooManySockets { .. } => Some(libc::ENOSPC),
+            BrokerError::LongName { .. } => Some(libc::ENAMETOOLONG),
             _ => None,
         }
     }
@@ -461,7 +471,9 @@ impl BrokerError {
             {
                 ErrorKind::PermissionDenied
             }
-            BrokerError::NoBackend { .. } => ErrorKind::BackendUnavailable,
+            BrokerError::NoBackend { .. } | BrokerError::LongName { .. } => {
+                ErrorKind::BackendUnavailable
+            }
             BrokerError::AllRefused { first, .. } => first.kind(),
             BrokerError::TooManyBackends { .. } | BrokerError::TooManySockets { .. } => {
                 ErrorKind::Full

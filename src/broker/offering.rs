@@ -218,10 +218,11 @@ impl Broker {
     }
 
     fn room_at(&self, now: Instant) -> usize {
-        let untaken = self.outcomes.verdicts.len();
+        if self.outcomes.verdicts.len() >= self.most_verdicts {
+            return 0;
+        }
         let queue_bytes = self.options.queue_bytes;
-        let room = self.members.iter().map(|member| member.room(queue_bytes, now)).sum::<usize>();
-        room.min(self.most_verdicts.saturating_sub(untaken))
+        self.members.iter().map(|member| member.room(queue_bytes, now)).sum()
     }
 
     /// Whether an offer with such needs would be taken now.

@@ -100,6 +100,7 @@ fn state_of_directory(directory: &Directory, error: i32, now: Instant) -> Backen
     let path = directory.path.clone();
     let error = match error {
         libc::ENOSPC => BrokerError::TooManySockets { path },
+        libc::ENAMETOOLONG => BrokerError::LongName { path },
         _ => BrokerError::NoBackend { path, source: Some(io::Error::from_raw_os_error(error)) },
     };
     BackendState {

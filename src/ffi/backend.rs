@@ -555,7 +555,8 @@ pub struct handoff_backend_statistics {
     /// Of `refused`: those that came when `max_channels` or `max_channels_per_user` was reached.
     pub refused_over_limit: u64,
     /// How often the system refused something that the backend needs for its brokers: descriptors,
-    /// memory, randomness, room in a socket's buffer. The backend tries again, or ends the channel.
+    /// memory, randomness, room in a socket's buffer. The backend tries again, rejects the offer, or
+    /// ends the channel.
     pub system_errors: u64,
     /// The errno of the last of these; 0 if there was none.
     pub system_errno: u64,

@@ -80,7 +80,8 @@ pub extern "C" fn handoff_broker_backend_init(
 /// @param backend  the backend; read during the call only
 /// @return HANDOFF_OK; HANDOFF_ERR_INVALID_ARGUMENT if a pointer is NULL, `size` is wrong, the path
 ///         cannot be a socket's or `flags` has an unknown bit; HANDOFF_ERR_FULL if the broker has
-///         1024 backends; HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED; HANDOFF_ERR_NO_MEMORY.
+///         1024 backends, counting removed ones with verdicts that you have not taken;
+///         HANDOFF_ERR_WRONG_PROCESS; HANDOFF_ERR_CLOSED; HANDOFF_ERR_NO_MEMORY.
 ///
 /// It is not an error if nobody listens at the path, or if the directory does not exist: the broker
 /// tries again. Before the broker's first use, this call does no I/O. After that, it starts to
@@ -249,8 +250,8 @@ unsafe impl Growing for handoff_broker_backend_state {
 }
 
 /// Gets the state of one of a broker's backends. For all of them, call it with 0, 1, 2 and so on
-/// until it returns HANDOFF_NOTHING. The last ones are the directories that cannot be read, with
-/// HANDOFF_STATE_DOWN.
+/// until it returns HANDOFF_NOTHING. The last ones, with HANDOFF_STATE_DOWN, are the directories
+/// that cannot be read, or in which a socket is left out: `message` says why.
 ///
 /// The call makes no system call: it reports what the broker has seen. A program without an event
 /// loop should call handoff_broker_dispatch() first, because its broker may have looked at nothing

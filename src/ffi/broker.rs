@@ -658,8 +658,9 @@ pub struct handoff_broker_statistics {
     pub size: usize,
     /// Offers accepted by handoff_broker_offer() and handoff_broker_offer_and_wait().
     pub offered: u64,
-    /// Offers refused by these calls. An offer that you make again is counted again. A NULL or
-    /// misaligned pointer, a wrong `size` or an unknown flag is not counted.
+    /// Offers refused by these calls. An offer that you make again is counted again. A wrong
+    /// pointer, `size`, length or flag, a negative `fd`, and both forms of preread at once are not
+    /// counted.
     pub refused: u64,
     /// Offers that a backend adopted.
     pub adopted: u64,
