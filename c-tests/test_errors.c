@@ -60,11 +60,12 @@ static void *first_errno_of_a_thread(void *unused)
     (void)unused;
     static int first;
     first = handoff_last_errno();
+    assert_int_equal(handoff_last_status(), HANDOFF_OK);
     assert_invalid(handoff_raw_token_generate(NULL));
     return &first;
 }
 
-static void errno_of_the_last_error_is_kept_for_each_thread(void **state)
+static void errno_and_status_of_the_last_error_are_kept_for_each_thread(void **state)
 {
     (void)state;
     pthread_t thread;
@@ -74,6 +75,7 @@ static void errno_of_the_last_error_is_kept_for_each_thread(void **state)
                   HANDOFF_ERR_BACKEND_UNAVAILABLE);
     errno = EINTR;
     assert_int_equal(handoff_last_errno(), ENOENT);
+    assert_int_equal(handoff_last_status(), HANDOFF_ERR_BACKEND_UNAVAILABLE);
     assert_int_equal(pthread_create(&thread, NULL, first_errno_of_a_thread, NULL), 0);
     assert_int_equal(pthread_join(thread, &first), 0);
     assert_int_equal(*(int *)first, 0);
@@ -83,6 +85,9 @@ static void errno_of_the_last_error_is_kept_for_each_thread(void **state)
     assert_int_equal(handoff_last_errno(), ENOENT);
     assert_invalid(handoff_raw_token_generate(NULL));
     assert_int_equal(handoff_last_errno(), 0);
+    assert_int_equal(handoff_last_status(), HANDOFF_ERR_INVALID_ARGUMENT);
+    assert_int_equal(handoff_broker_fd(NULL), -1);
+    assert_int_equal(handoff_last_status(), HANDOFF_ERR_INVALID_ARGUMENT);
 }
 
 static void message_outlives_calls_that_succeed(void **state)
@@ -673,7 +678,7 @@ int main(void)
         TEST(errno_is_the_systems_error_and_the_message_names_the_path),
         TEST(errno_is_the_systems_error_and_the_message_names_the_descriptor),
         TEST(errno_is_0_and_the_message_names_the_argument_without_a_system_error),
-        TEST(errno_of_the_last_error_is_kept_for_each_thread),
+        TEST(errno_and_status_of_the_last_error_are_kept_for_each_thread),
         TEST(message_outlives_calls_that_succeed),
         TEST(message_shows_no_token),
         TEST(path_that_is_too_long_is_cut_and_the_limit_named),

@@ -299,11 +299,8 @@ class handle {
     /** The descriptor to watch, which stays the handle's. */
     [[nodiscard]] int fd(std::error_code &ec) noexcept
     {
-        // This call returns no status in C. Dispatching fails for the same cause.
-        int fd = Fd(get());
-        ec = make_error_code(fd == -1 ? Dispatch(get()) : HANDOFF_OK);
-        if (fd == -1 && !ec && (fd = Fd(get())) == -1)
-            ec = errc::system;
+        const int fd = Fd(get());
+        ec = make_error_code(fd == -1 ? handoff_last_status() : HANDOFF_OK);
         return fd;
     }
 

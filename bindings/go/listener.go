@@ -182,7 +182,7 @@ func watched(descriptor func() (C.int, error)) (*os.File, error) {
 	if _, err := call(func() (C.handoff_status, error) {
 		var err error
 		if fd, err = descriptor(); fd == -1 {
-			return C.HANDOFF_ERR_SYSTEM, err
+			return C.handoff_last_status(), err
 		}
 		return C.HANDOFF_OK, nil
 	}); err != nil {

@@ -419,7 +419,7 @@ static void op_names(void)
     must(safe == (handoff_status_reason(number) != HANDOFF_REASON_NONE));
     (void)handoff_status_may_have_reached_backend(number);
     must(handoff_version()[0] != '\0' && handoff_last_error() != NULL);
-    must(handoff_last_errno() >= 0);
+    must(handoff_last_errno() >= 0 && handoff_last_status() <= HANDOFF_OK);
     before("handoff_supported");
     must(after(handoff_supported()));
 }

@@ -281,7 +281,7 @@ handoff_status handoff_backend_wake(const handoff_backend *backend) HANDOFF_NOEX
  *
  * @param backend  the backend
  * @return the descriptor, which stays the backend's: do not read, write or close it; -1 on error,
- *         with errno and handoff_last_error() set.
+ *         with errno, handoff_last_status() and handoff_last_error() set.
  */
 HANDOFF_MUST_USE
 int handoff_backend_fd(handoff_backend *backend) HANDOFF_NOEXCEPT;

@@ -325,7 +325,7 @@ handoff_status handoff_broker_flush(handoff_broker *broker) HANDOFF_NOEXCEPT;
  *
  * @param broker  the broker
  * @return the descriptor, which stays the broker's: do not read, write or close it; -1 on error,
- *         with errno and handoff_last_error() set.
+ *         with errno, handoff_last_status() and handoff_last_error() set.
  */
 HANDOFF_MUST_USE
 int handoff_broker_fd(handoff_broker *broker) HANDOFF_NOEXCEPT;

@@ -100,6 +100,16 @@ typedef int32_t handoff_status;
 const char *handoff_last_error(void) HANDOFF_NOEXCEPT;
 
 /**
+ * Returns the status of this thread's last error, for a call that returns a descriptor in place of
+ * a status: handoff_broker_fd() and handoff_backend_fd().
+ *
+ * @return a negative status; HANDOFF_OK if no call has failed yet.
+ *
+ * Each thread has its own value, as with handoff_last_error().
+ */
+handoff_status handoff_last_status(void) HANDOFF_NOEXCEPT;
+
+/**
  * Returns errno of this thread's last error, for languages that cannot read errno right after a
  * call.
  *

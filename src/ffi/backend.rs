@@ -378,7 +378,7 @@ pub extern "C" fn handoff_backend_wake(backend: *const handoff_backend) -> hando
 ///
 /// @param backend  the backend
 /// @return the descriptor, which stays the backend's: do not read, write or close it; -1 on error,
-///         with errno and handoff_last_error() set.
+///         with errno, handoff_last_status() and handoff_last_error() set.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_backend_fd(backend: *mut handoff_backend) -> c_int {

@@ -418,7 +418,7 @@ pub extern "C" fn handoff_broker_flush(broker: *mut handoff_broker) -> handoff_s
 ///
 /// @param broker  the broker
 /// @return the descriptor, which stays the broker's: do not read, write or close it; -1 on error,
-///         with errno and handoff_last_error() set.
+///         with errno, handoff_last_status() and handoff_last_error() set.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {

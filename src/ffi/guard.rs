@@ -43,8 +43,9 @@ impl Failure {
                     ErrorKind::Unsupported => "not supported",
                     _ => "invalid argument",
                 };
-                remember(format_args!("{what}: {name} {problem}"), 0);
-                status_of(problem.kind())
+                let status = status_of(problem.kind());
+                remember(status, format_args!("{what}: {name} {problem}"), 0);
+                status
             }
             Failure::Nothing => HANDOFF_NOTHING,
         };
@@ -58,7 +59,7 @@ impl Failure {
 pub(super) fn report_error(error: &Error) -> handoff_status {
     let status = status_of(error.kind());
     if status < HANDOFF_OK {
-        remember(format_args!("{error}"), error.os_error().unwrap_or(0));
+        remember(status, format_args!("{error}"), error.os_error().unwrap_or(0));
     }
     status
 }
@@ -96,7 +97,8 @@ pub(super) fn guard_or<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
 #[cold]
 #[inline(never)]
 fn report_panic(payload: &(dyn Any + Send)) {
-    remember(format_args!("internal error: {}", panic_message(payload)), 0);
+    let status = status_of(ErrorKind::Internal);
+    remember(status, format_args!("internal error: {}", panic_message(payload)), 0);
 }
 
 /// Keeps a panic from writing to descriptor 2, which in a host program may be anybody's. In a C
@@ -169,6 +171,7 @@ impl Message {
 
 thread_local! {
     static THREAD: Message = const { Message::new() };
+    static THREAD_STATUS: Cell<handoff_status> = const { Cell::new(HANDOFF_OK) };
     static THREAD_ERRNO: Cell<i32> = const { Cell::new(0) };
 }
 
@@ -193,15 +196,20 @@ impl fmt::Write for &Message {
     }
 }
 
-/// Sets errno and the message of this thread.
-fn remember(text: fmt::Arguments<'_>, errno: i32) {
+/// Sets errno, and what this thread's last error was.
+fn remember(status: handoff_status, text: fmt::Arguments<'_>, errno: i32) {
     THREAD.with(|message| message.set(text));
+    THREAD_STATUS.set(status);
     THREAD_ERRNO.set(errno);
     errno::set(errno);
 }
 
 pub(super) fn last_message() -> *const c_char {
     THREAD.with(Message::as_ptr)
+}
+
+pub(super) fn last_status() -> handoff_status {
+    THREAD_STATUS.get()
 }
 
 pub(super) fn last_errno() -> i32 {
@@ -265,15 +273,23 @@ mod tests {
 
     #[test]
     fn long_message_is_cut_between_characters() {
-        remember(format_args!("{}{}", "x".repeat(510), "ü and more"), 0);
+        remember(
+            status_of(ErrorKind::Internal),
+            format_args!("{}{}", "x".repeat(510), "ü and more"),
+            0,
+        );
         assert_eq!(message(), "x".repeat(510));
-        remember(format_args!("short"), 0);
+        remember(status_of(ErrorKind::Internal), format_args!("short"), 0);
         assert_eq!(message(), "short");
     }
 
     #[test]
     fn message_is_one_line_of_printable_text() {
-        remember(format_args!("{}: no\u{9b}", "/run/a\nb\x1b[2Jc\x7f\td\u{85}ü.sock"), 0);
+        remember(
+            status_of(ErrorKind::Internal),
+            format_args!("{}: no\u{9b}", "/run/a\nb\x1b[2Jc\x7f\td\u{85}ü.sock"),
+            0,
+        );
         assert_eq!(message(), "/run/a?b?[2Jc??d?ü.sock: no?");
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_int};
 
 use super::errors::entry;
-use super::guard::{guard, guard_or, last_errno, last_message};
+use super::guard::{guard, guard_or, last_errno, last_message, last_status};
 use crate::kind::ErrorKind;
 use crate::support;
 
@@ -46,6 +46,17 @@ pub(super) fn status_of(kind: ErrorKind) -> handoff_status {
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_last_error() -> *const c_char {
     guard_or(c"".as_ptr(), last_message)
+}
+
+/// Returns the status of this thread's last error, for a call that returns a descriptor in place of
+/// a status: handoff_broker_fd() and handoff_backend_fd().
+///
+/// @return a negative status; HANDOFF_OK if no call has failed yet.
+///
+/// Each thread has its own value, as with handoff_last_error().
+#[unsafe(no_mangle)]
+pub extern "C" fn handoff_last_status() -> handoff_status {
+    guard_or(HANDOFF_OK, last_status)
 }
 
 /// Returns errno of this thread's last error, for languages that cannot read errno right after a

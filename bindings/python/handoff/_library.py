@@ -200,6 +200,7 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "handoff_field": (_status, c_char_p, POINTER(c_size_t), POINTER(c_size_t)),
     "handoff_version": (c_char_p,),
     "handoff_last_error": (c_char_p,),
+    "handoff_last_status": (_status,),
     "handoff_status_name": (c_char_p, _status),
     "handoff_status_is_fallback_safe": (c_bool, _status),
     "handoff_status_may_pass": (c_bool, _status),
@@ -279,10 +280,10 @@ backend_wake = ctypes.PYFUNCTYPE(_status, _handle)(("handoff_backend_wake", libr
 
 
 class HandoffError(Exception):
-    """A call failed. `status` is what it returned, see Status, or None if it returns no status.
-    `errno` is the system's error, or 0 if the system had no part in it."""
+    """A call failed. `status` is what it returned, see Status. `errno` is the system's error, or 0 if
+    the system had no part in it."""
 
-    def __init__(self, status: int | None, sentence: str | None = None) -> None:
+    def __init__(self, status: int, sentence: str | None = None) -> None:
         self.status = status
         number = 0
         if sentence is None:
@@ -299,18 +300,16 @@ class HandoffError(Exception):
     def is_fallback_safe(self) -> bool:
         """Of offer() and offer_and_wait(): whether the connection is certainly yours, and serving it
         another way is all that is to be done. Any other error is a bug; report it."""
-        return self.status is not None and bool(
-            library.handoff_status_is_fallback_safe(self.status))
+        return bool(library.handoff_status_is_fallback_safe(self.status))
 
     @property
     def may_pass(self) -> bool:
         """Of offer(): whether the refusal is about the backends and may pass, so that the client can
         wait: the broker's descriptor becomes readable when an offer would be taken."""
-        return self.status is not None and bool(library.handoff_status_may_pass(self.status))
+        return bool(library.handoff_status_may_pass(self.status))
 
     def __str__(self) -> str:
-        name = "" if self.status is None else f"{status_name(self.status)}: "
-        return name + super().__str__()
+        return f"{status_name(self.status)}: {super().__str__()}"
 
 
 class TakenBack(HandoffError):

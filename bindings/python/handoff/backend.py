@@ -291,7 +291,7 @@ class Backend(Handle[Arrival]):
     def _fd(self) -> int:
         fd = int(library.handoff_backend_fd(self._handle))
         if fd == -1:
-            raise HandoffError(None)
+            raise HandoffError(library.handoff_last_status())
         return fd
 
     def _status_of_next(self) -> int:

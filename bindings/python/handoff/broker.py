@@ -126,7 +126,7 @@ class Broker(Handle[Verdict]):
         dispatch(), then next()."""
         fd = int(library.handoff_broker_fd(self._handle))
         if fd == -1:
-            raise HandoffError(None)
+            raise HandoffError(library.handoff_last_status())
         return fd
 
     @alone
