@@ -32,12 +32,12 @@ static handoff_broker_options patient(void)
 }
 
 static void assert_verdict(handoff_outcome outcome, handoff_reason reason, int which,
-                           uint32_t tries)
+                           uint32_t attempts)
 {
     handoff_verdict verdict = await_verdict(&fleet);
     assert_int_equal(verdict.outcome, outcome);
     assert_int_equal(verdict.reason, reason);
-    assert_int_equal(verdict.attempts, tries);
+    assert_int_equal(verdict.attempts, attempts);
     assert_string_equal(verdict.backend, fleet.paths[which]);
     assert_false(next_verdict(fleet.broker, &verdict));
 }

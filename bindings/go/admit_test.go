@@ -119,16 +119,16 @@ func TestBusyBackendsArrivalsGoToAnother(t *testing.T) {
 	})
 	listenWith(t, other, nil)
 	broker := newBroker(t, directory+"/", nil)
-	tries := 0
+	attempts := 0
 	for i := 0; i < 20; i++ {
 		verdict, _, _ := offer(t, broker, handoff.Offer{})
 		if !verdict.Adopted || verdict.Backend != other {
 			t.Fatalf("%+v", verdict)
 		}
-		tries += verdict.Attempts
+		attempts += verdict.Attempts
 	}
-	if refused := int(atomic.LoadInt64(&asked)); refused == 0 || tries != 20+refused {
-		t.Errorf("%d tries, %d at the busy one", tries, refused)
+	if refused := int(atomic.LoadInt64(&asked)); refused == 0 || attempts != 20+refused {
+		t.Errorf("%d attempts, %d at the busy one", attempts, refused)
 	}
 }
 

@@ -113,8 +113,8 @@ type BackendState struct {
 	Histogram [32]uint64
 }
 
-// States is what each backend does, and at the end the directories that cannot be read. After Close its
-// error is net.ErrClosed.
+// States is what each backend does, and at the end the directories that cannot be read, or in which a
+// socket is left out. After Close its error is net.ErrClosed.
 func (b *Broker) States() ([]BackendState, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -186,14 +186,14 @@ func byStatus(counts []C.uint64_t) map[Status]uint64 {
 // BackendStatistics is what a Listener has done so far: see handoff_backend_statistics in
 // handoff/backend.h.
 type BackendStatistics struct {
-	Arrived, Adopted, Rejected, TakenBack    uint64
-	Accepted, Refused, Broken                uint64 // brokers
-	Channels, Held, HeldBytes, KeptBytes     uint64 // now
-	OverLimit, RefusedUsers, RefusedVersions uint64 // of the brokers that were refused
-	RefusedDraining                          uint64
-	LastRefusedUser                          uint32
-	SystemErrors                             uint64
-	LastSystemError                          syscall.Errno
+	Arrived, Adopted, Rejected, TakenBack           uint64
+	Accepted, Refused, Broken                       uint64 // brokers
+	Channels, Held, HeldBytes, KeptBytes            uint64 // now
+	RefusedOverLimit, RefusedUsers, RefusedVersions uint64 // of the brokers that were refused
+	RefusedDraining                                 uint64
+	LastRefusedUser                                 uint32
+	SystemErrors                                    uint64
+	LastSystemError                                 syscall.Errno
 }
 
 // Statistics is what the listener has done so far. After Close its error is net.ErrClosed.
@@ -211,23 +211,23 @@ func (l *Listener) Statistics() (BackendStatistics, error) {
 		return BackendStatistics{}, err
 	}
 	return BackendStatistics{
-		Arrived:         uint64(counts.arrived),
-		Adopted:         uint64(counts.adopted),
-		Rejected:        uint64(counts.rejected),
-		TakenBack:       uint64(counts.taken_back),
-		Accepted:        uint64(counts.accepted),
-		Refused:         uint64(counts.refused),
-		Broken:          uint64(counts.broken),
-		Channels:        uint64(counts.channels),
-		Held:            uint64(counts.held),
-		HeldBytes:       uint64(counts.held_bytes),
-		KeptBytes:       uint64(counts.kept_bytes),
-		OverLimit:       uint64(counts.refused_over_limit),
-		RefusedUsers:    uint64(counts.refused_users),
-		RefusedVersions: uint64(counts.refused_versions),
-		RefusedDraining: uint64(counts.refused_draining),
-		LastRefusedUser: uint32(counts.last_refused_user),
-		SystemErrors:    uint64(counts.system_errors),
-		LastSystemError: syscall.Errno(counts.system_errno),
+		Arrived:          uint64(counts.arrived),
+		Adopted:          uint64(counts.adopted),
+		Rejected:         uint64(counts.rejected),
+		TakenBack:        uint64(counts.taken_back),
+		Accepted:         uint64(counts.accepted),
+		Refused:          uint64(counts.refused),
+		Broken:           uint64(counts.broken),
+		Channels:         uint64(counts.channels),
+		Held:             uint64(counts.held),
+		HeldBytes:        uint64(counts.held_bytes),
+		KeptBytes:        uint64(counts.kept_bytes),
+		RefusedOverLimit: uint64(counts.refused_over_limit),
+		RefusedUsers:     uint64(counts.refused_users),
+		RefusedVersions:  uint64(counts.refused_versions),
+		RefusedDraining:  uint64(counts.refused_draining),
+		LastRefusedUser:  uint32(counts.last_refused_user),
+		SystemErrors:     uint64(counts.system_errors),
+		LastSystemError:  syscall.Errno(counts.system_errno),
 	}, nil
 }

@@ -678,7 +678,7 @@ static void op_broker_room(void)
     must(handoff_broker_room(broker) == 0 || !bad);
 }
 
-static void op_broker_get_state(void)
+static void op_broker_get_backend_state(void)
 {
     LIVE(brokers);
     size_t index = below(8) == 0 ? (size_t)edge() : below(4);
@@ -1227,7 +1227,7 @@ static void (*const operations[])(void) = {
     op_backend_options_init, op_offer_init, op_policy_init, op_store_options_init,
     op_pending_options_init, op_failures_options_init, op_listener_options_init, op_inputs_init,
     op_broker_backend_init, op_broker_add, op_broker_add, op_broker_remove, op_broker_room,
-    op_broker_get_state, op_broker_get_state, op_layout,
+    op_broker_get_backend_state, op_broker_get_backend_state, op_layout,
 };
 enum { OPERATIONS = sizeof operations / sizeof *operations };
 

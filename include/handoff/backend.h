@@ -438,11 +438,14 @@ typedef struct handoff_backend_statistics {
     uint64_t refused_over_limit;
     /**
      * How often the system refused something that the backend needs for its brokers: descriptors,
-     * memory, randomness, room in a socket's buffer. The backend tries again, rejects the offer, or
-     * ends the channel.
+     * memory, randomness, room in a socket's buffer. The backend tries again, rejects the offer,
+     * or ends the channel.
      */
     uint64_t system_errors;
-    /** The errno of the last of these; 0 if there was none. */
+    /**
+     * The errno of the last of these; 0 if there was none. EMFILE if the system dropped a
+     * descriptor, without saying why.
+     */
     uint64_t system_errno;
     /** Of `refused`: those whose user the policy does not allow. */
     uint64_t refused_users;

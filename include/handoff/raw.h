@@ -78,8 +78,8 @@ bool handoff_raw_token_equal(const handoff_raw_token *a,
 typedef struct handoff_raw_store handoff_raw_store;
 
 /**
- * The limits of a token store. Zero is the default in every field but `size`. Out-of-range values are
- * clamped.
+ * The limits of a token store. Zero is the default in every field but `size`. Out-of-range values
+ * are clamped.
  */
 typedef struct handoff_raw_store_options {
     /** Set by HANDOFF_RAW_STORE_OPTIONS_INIT. */
@@ -675,8 +675,8 @@ handoff_status handoff_raw_peer_credentials(int socket, handoff_raw_peer *peer) 
 typedef struct handoff_raw_pending handoff_raw_pending;
 
 /**
- * The limits of a registry of pending acknowledgements. Zero is the default in every field but `size`.
- * Out-of-range values are clamped.
+ * The limits of a registry of pending acknowledgements. Zero is the default in every field but
+ * `size`. Out-of-range values are clamped.
  */
 typedef struct handoff_raw_pending_options {
     /** Set by HANDOFF_RAW_PENDING_OPTIONS_INIT. */

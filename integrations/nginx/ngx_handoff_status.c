@@ -292,7 +292,9 @@ ngx_handoff_publish(ngx_handoff_broker_t *broker)
 
     rc = ngx_handoff_publish_target(broker);
 
-    while (rc == NGX_OK && handoff_broker_get_backend_state(broker->broker, n, &state) == HANDOFF_OK) {
+    while (rc == NGX_OK
+           && handoff_broker_get_backend_state(broker->broker, n, &state) == HANDOFF_OK)
+    {
         rc = ngx_handoff_publish_backend(broker, n, &state);
         n += (rc == NGX_OK);
     }

@@ -5,6 +5,7 @@
 //! moves it into place.
 
 use std::ffi::{CString, OsStr, OsString};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -50,6 +51,8 @@ pub(super) struct Directory {
     pub look_at: Option<Instant>,
     /// An error number: why it could not be read, or not all that is in it.
     error: Option<i32>,
+    /// The last name that was left out with ENAMETOOLONG.
+    long_name: OsString,
     /// When that began.
     pub failed_at: Instant,
     pub removed: bool,
@@ -77,6 +80,7 @@ impl Directory {
             watch,
             look_at,
             error,
+            long_name: OsString::new(),
             failed_at: now,
             removed: false,
             excluded: Vec::new(),
@@ -85,6 +89,19 @@ impl Directory {
 
     pub(super) fn error(&self) -> Option<i32> {
         self.error.filter(|_| !self.removed)
+    }
+
+    /// The same for people.
+    pub(super) fn problem(&self) -> Option<BrokerError> {
+        let path = Arc::clone(&self.path);
+        Some(match self.error()? {
+            libc::ENOSPC => BrokerError::TooManySockets { path },
+            libc::ENAMETOOLONG => BrokerError::LongPath { path: path.join(&self.long_name).into() },
+            error => {
+                let source = Some(io::Error::from_raw_os_error(error));
+                BrokerError::NoBackend { path, source }
+            }
+        })
     }
 
     /// It is added again, after it was removed or to change the settings.
@@ -107,15 +124,17 @@ impl Directory {
         if self.error.is_none() {
             self.failed_at = now;
         }
-        (self.error, self.is_partial) = (Some(error), true);
+        // Too long a name does not hide what else is left out.
+        if error != libc::ENAMETOOLONG || !self.is_partial {
+            self.error = Some(error);
+        }
+        self.is_partial = true;
     }
 
     fn pause(&self) -> Duration {
         match self.error {
-            None if self.watch.is_some() => CHECK_PAUSE,
+            None | Some(libc::ENAMETOOLONG) if self.watch.is_some() => CHECK_PAUSE,
             Some(libc::ENOSPC) => FULL_PAUSE,
-            // If the name goes, that is told.
-            Some(libc::ENAMETOOLONG) if self.watch.is_some() => FULL_PAUSE,
             _ => PAUSE,
         }
     }
@@ -260,6 +279,7 @@ impl Broker {
         }
         let path = self.directories[number].path.join(name);
         if crate::address::address(&path).is_err() {
+            self.directories[number].long_name = name.to_owned();
             return self.directories[number].leaves_out(libc::ENAMETOOLONG, now);
         }
         if self.directories[number].is_excluded(name) {
@@ -350,6 +370,7 @@ impl Broker {
                 if directory::socket(&path, name).is_some() {
                     self.came(number, name, settings, now);
                 } else {
+                    any_went = true;
                     self.went(number, name, now);
                 }
             }

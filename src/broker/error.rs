@@ -133,12 +133,9 @@ pub enum BrokerError {
         path: Arc<Path>,
     },
     /// A socket in a directory is left out: no address can have its path.
-    #[error(
-        "{path}: a socket in it is left out, because its path is longer than 107 bytes",
-        path = .path.display()
-    )]
-    LongName {
-        /// The directory.
+    #[error("{path}: {LONG_PATH}", path = .path.display())]
+    LongPath {
+        /// The path.
         path: Arc<Path>,
     },
     /// The backend turned this broker away, and said why.
@@ -254,6 +251,8 @@ impl fmt::Display for Prefix<'_> {
 const NOT_ALL: &str = "not all in this directory is used: a broker can have 1024 backends, and reads \
     65,536 names, whatever they are";
 const _: () = assert!(MAX_BACKENDS == 1024 && MOST_ENTRIES == 65_536);
+const LONG_PATH: &str = "left out, because its path is longer than 107 bytes";
+const _: () = assert!(crate::sys::address::Address::MAX_PATH == 107);
 
 /// Why a broker with this path has no backend, where more is known than that.
 struct WhyNone<'a>(&'a Path, &'a Option<io::Error>);
@@ -263,6 +262,9 @@ impl fmt::Display for WhyNone<'_> {
         match self.1 {
             Some(source) if source.raw_os_error() == Some(libc::ENOSPC) => {
                 write!(f, ": {NOT_ALL}")
+            }
+            Some(source) if source.raw_os_error() == Some(libc::ENAMETOOLONG) => {
+                write!(f, ": a socket in the directory is {LONG_PATH}")
             }
             Some(source) => {
                 if source.kind() == io::ErrorKind::PermissionDenied {
@@ -436,7 +438,7 @@ impl BrokerError {
             }),
             BrokerError::AllRefused { first, .. } => first.number(),
             BrokerError::TooManySockets { .. } => Some(libc::ENOSPC),
-            BrokerError::LongName { .. } => Some(libc::ENAMETOOLONG),
+            BrokerError::LongPath { .. } => Some(libc::ENAMETOOLONG),
             _ => None,
         }
     }
@@ -471,7 +473,7 @@ impl BrokerError {
             {
                 ErrorKind::PermissionDenied
             }
-            BrokerError::NoBackend { .. } | BrokerError::LongName { .. } => {
+            BrokerError::NoBackend { .. } | BrokerError::LongPath { .. } => {
                 ErrorKind::BackendUnavailable
             }
             BrokerError::AllRefused { first, .. } => first.kind(),

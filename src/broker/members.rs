@@ -42,11 +42,11 @@ impl Broker {
         Ok(())
     }
 
-    /// The backends have changed, whatever can be sent now. If no timer can be set, the next call
-    /// that waits, or asks for the descriptor, tries again.
+    /// The backends have changed, whatever can be sent now. If a timer cannot be set, the caller's
+    /// loop is woken to try again, or its next call does.
     fn flush_changes(&mut self, known: usize, now: Instant) {
         if self.flush_and_tell(known, now).is_err() {
-            self.handle.wake_if_missed();
+            let _ = self.handle.wake_at(now, now);
         }
     }
 

@@ -1,7 +1,6 @@
 //! What a broker tells of each of its backends.
 
 use std::ffi::{CStr, OsStr};
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -35,17 +34,16 @@ pub struct BackendState<'a> {
 
 impl Broker {
     /// What one of the backends does and has done; `index` counts from 0 in the order in which they
-    /// came. Behind them come the directories that cannot be read, as backends that are down. None
-    /// behind the last one.
+    /// came. Behind them come the directories that cannot be read, or in which a socket is left out, as
+    /// backends that are down. None behind the last one.
     pub fn backend_state(&mut self, index: usize) -> Option<BackendState<'_>> {
         let now = Instant::now();
         let mut state = if let Some(number) = self.listed.get(index).map(|it| *it as usize) {
             self.note_phase(number, now);
             state(&self.members[number], &self.options, self.looked_at, now)
         } else {
-            let mut failing = self.directories.iter().filter_map(|it| Some((it, it.error()?)));
-            let (directory, error) = failing.nth(index - self.listed.len())?;
-            state_of_directory(directory, error, now)
+            let mut failing = self.directories.iter().filter(|it| it.error().is_some());
+            state_of_directory(failing.nth(index - self.listed.len())?, now)
         };
         if self.closed {
             state.phase = Phase::Down;
@@ -96,18 +94,12 @@ fn state<'a>(
     }
 }
 
-fn state_of_directory(directory: &Directory, error: i32, now: Instant) -> BackendState<'_> {
-    let path = directory.path.clone();
-    let error = match error {
-        libc::ENOSPC => BrokerError::TooManySockets { path },
-        libc::ENAMETOOLONG => BrokerError::LongName { path },
-        _ => BrokerError::NoBackend { path, source: Some(io::Error::from_raw_os_error(error)) },
-    };
+fn state_of_directory(directory: &Directory, now: Instant) -> BackendState<'_> {
     BackendState {
         name: &directory.name,
         settings: directory.settings,
         phase: Phase::Down,
-        error: Some(error),
+        error: directory.problem(),
         since: now.saturating_duration_since(directory.failed_at),
         next: directory.look_at.map(|at| at.saturating_duration_since(now)),
         in_flight: 0,

@@ -555,10 +555,11 @@ pub struct handoff_backend_statistics {
     /// Of `refused`: those that came when `max_channels` or `max_channels_per_user` was reached.
     pub refused_over_limit: u64,
     /// How often the system refused something that the backend needs for its brokers: descriptors,
-    /// memory, randomness, room in a socket's buffer. The backend tries again, rejects the offer, or
-    /// ends the channel.
+    /// memory, randomness, room in a socket's buffer. The backend tries again, rejects the offer,
+    /// or ends the channel.
     pub system_errors: u64,
-    /// The errno of the last of these; 0 if there was none.
+    /// The errno of the last of these; 0 if there was none. EMFILE if the system dropped a
+    /// descriptor, without saying why.
     pub system_errno: u64,
     /// Of `refused`: those whose user the policy does not allow.
     pub refused_users: u64,

@@ -203,7 +203,8 @@ pub struct handoff_broker_backend_state {
     /// EUSERS if the backend has too many channels, ESHUTDOWN if it drains, ENOSR if it is at a
     /// limit of its descriptors or memory, ENOTCONN if it has not answered yet; ETIMEDOUT,
     /// ECONNRESET or EPROTO if the process that listens is silent, hangs up, or speaks something
-    /// else.
+    /// else. Of a directory: ENOSPC if it has more than a broker takes, ENAMETOOLONG if a socket's
+    /// path is too long.
     pub system_errno: c_int,
     /// Reserved: always 0.
     pub reserved: u32,

@@ -228,8 +228,8 @@ structs! {
         size, path, weight, flags, max_in_flight, max_failures, failure_period_ms
     }
     handoff_broker_backend_state {
-        size, path, state, flags, weight, status, system_errno, reserved, message, since_ms, next_ms,
-        in_flight, room, connects, failed_connects, offered, adopted, taken_back, fallbacks,
+        size, path, state, flags, weight, status, system_errno, reserved, message, since_ms,
+        next_ms, in_flight, room, connects, failed_connects, offered, adopted, taken_back, fallbacks,
         refusals, histogram
     }
     handoff_backend_options {

@@ -152,7 +152,8 @@ class Broker(Handle[Verdict]):
     @alone
     def get_states(self) -> list[dict[str, Any]]:
         """Returns what each backend does now, and what it has done since it was found:
-        handoff_broker_backend_state as a dict, and at the end the directories that cannot be read.
+        handoff_broker_backend_state as a dict, and at the end the directories that cannot be read,
+        or in which a socket is left out.
 
         `state` is "connecting", "ready", "draining", "resting" or "down", and `message` says why.
         `status` is a name, `next_ms` None where neither an attempt nor a trial is planned, and
@@ -163,7 +164,7 @@ class Broker(Handle[Verdict]):
         while True:
             state = BackendState()
             status = library.handoff_broker_get_backend_state(self._handle, len(states),
-                                                      ctypes.byref(state))
+                                                             ctypes.byref(state))
             if status == NOTHING:
                 return states
             check(status)

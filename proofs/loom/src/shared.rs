@@ -12,7 +12,7 @@ mod crew;
 #[path = "../../../src/broker/shared/waits.rs"]
 mod waits;
 
-use crew::{Crew, Desk, Attempt, Watch};
+use crew::{Attempt, Crew, Desk, Watch};
 use waits::{Wait, Waits};
 
 #[derive(Debug, PartialEq)]

@@ -40,8 +40,8 @@ impl Single {
     /// Begins a call.
     pub(super) fn begin(&self) -> Result<Used<'_, Broker>, Failure> {
         let _use = self.in_use.begin("broker", || self.waker.is_ours())?;
-        // SAFETY: the caller of the C function vouches for a handle that no other thread uses during
-        // the call, and nobody else refers to this part of it.
+        // SAFETY: the caller of the C function vouches for a handle that no other thread uses
+        // during the call, and nobody else refers to this part of it.
         Ok(Used { handle: unsafe { &mut *self.broker.get() }, _use })
     }
 }

@@ -21,8 +21,8 @@ pub struct handoff_raw_pending {
     pending: PendingAcks,
 }
 
-/// The limits of a registry of pending acknowledgements. Zero is the default in every field but `size`.
-/// Out-of-range values are clamped.
+/// The limits of a registry of pending acknowledgements. Zero is the default in every field but
+/// `size`. Out-of-range values are clamped.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_raw_pending_options {

@@ -17,8 +17,8 @@ pub struct handoff_raw_store {
     pub(super) store: Arc<TokenStore>,
 }
 
-/// The limits of a token store. Zero is the default in every field but `size`. Out-of-range values are
-/// clamped.
+/// The limits of a token store. Zero is the default in every field but `size`. Out-of-range values
+/// are clamped.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct handoff_raw_store_options {
