@@ -22,7 +22,7 @@ use crate::sys::file::FileId;
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long until it is looked whether a path still leads to the directory that is watched.
 const CHECK_PAUSE: Duration = Duration::from_secs(2);
-/// How long until a directory of which something is left out is read again.
+/// How long until a directory with too much in it is read again.
 const FULL_PAUSE: Duration = Duration::from_secs(10);
 /// The most entries of a directory that are read.
 pub(super) const MOST_ENTRIES: usize = 64 * MAX_BACKENDS;
@@ -51,10 +51,10 @@ pub(super) struct Directory {
     pub look_at: Option<Instant>,
     /// An error number: why it could not be read, or not all that is in it.
     error: Option<i32>,
-    /// The last name that was left out with ENAMETOOLONG.
-    long_name: OsString,
     /// When that began.
     pub failed_at: Instant,
+    /// The last name that was left out with ENAMETOOLONG.
+    long_name: OsString,
     pub removed: bool,
     /// Sockets in it that were removed by name, until they go or others have their names.
     excluded: Vec<(OsString, FileId)>,
@@ -80,8 +80,8 @@ impl Directory {
             watch,
             look_at,
             error,
-            long_name: OsString::new(),
             failed_at: now,
+            long_name: OsString::new(),
             removed: false,
             excluded: Vec::new(),
         })
@@ -91,7 +91,7 @@ impl Directory {
         self.error.filter(|_| !self.removed)
     }
 
-    /// The same for people.
+    /// The same as an error with a sentence.
     pub(super) fn problem(&self) -> Option<BrokerError> {
         let path = Arc::clone(&self.path);
         Some(match self.error()? {
@@ -365,16 +365,12 @@ impl Broker {
         let settings = directory.settings;
         let (mut all, mut any_went) = (false, false);
         let read = watch.read(|change| match change {
-            Change::Came(name) => {
-                let path = self.directories[number].path.clone();
-                if directory::socket(&path, name).is_some() {
-                    self.came(number, name, settings, now);
-                } else {
-                    any_went = true;
-                    self.went(number, name, now);
-                }
+            Change::Came(name)
+                if directory::socket(&self.directories[number].path, name).is_some() =>
+            {
+                self.came(number, name, settings, now);
             }
-            Change::Went(name) => {
+            Change::Came(name) | Change::Went(name) => {
                 any_went = true;
                 self.went(number, name, now);
             }

@@ -295,11 +295,11 @@ fn c_state(
     name: Option<&Message>,
 ) -> handoff_broker_backend_state {
     let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let (mut status, mut error) = (HANDOFF_OK, 0);
+    let (mut status, mut system_errno) = (HANDOFF_OK, 0);
     match state.error.map(crate::error::Error::from) {
         Some(why) => {
             status = status_of(why.kind());
-            error = why.os_error().unwrap_or(0);
+            system_errno = why.os_error().unwrap_or(0);
             message.set(format_args!("{why}"));
         }
         None => message.set(format_args!("")),
@@ -314,7 +314,7 @@ fn c_state(
         flags: backup | off,
         weight: state.settings.weight,
         status,
-        system_errno: error,
+        system_errno,
         reserved: 0,
         message: message.as_ptr(),
         since_ms: milliseconds(state.since),
