@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use super::argument::{Out, Problem, check, descriptor, free, nonzero, path, wait};
 use super::growing::{Fill, Growing, Input, initialize, read_or_default};
-use super::guard::{Failure, guard, guard_or, wake};
-use super::in_use::InUse;
+use super::guard::{Failure, guard, guard_or};
+use super::in_use::Single;
 use super::peer::{handoff_peer_policy, policy};
 use super::reason::{handoff_reason, reason};
 use super::status::{HANDOFF_OK, handoff_status, status_of};
 use crate::backend::{Arrival, Backend, BackendOptions, BackendStatistics, Kinds};
-use crate::handle::Waker;
 use crate::kind::ErrorKind;
 use crate::memory;
 
@@ -29,16 +28,21 @@ use crate::memory;
 /// Only a call with a `wait_ms` waits for a broker. But a hostile broker can send descriptors that
 /// are slow to close(2): let only users that you trust connect. See docs/security.md.
 pub struct handoff_backend {
-    backend: Backend,
-    waker: Waker,
-    in_use: InUse,
+    single: Single<Backend>,
 }
 
 impl handoff_backend {
     fn new(backend: Backend) -> handoff_backend {
-        let (waker, in_use) = (backend.waker(), InUse::new());
-        handoff_backend { backend, waker, in_use }
+        let waker = backend.waker();
+        handoff_backend { single: Single::new(backend, waker) }
     }
+}
+
+/// What a call uses.
+fn single<'a>(backend: *const handoff_backend) -> Result<&'a Single<Backend>, Failure> {
+    check(backend, "backend")?;
+    // SAFETY: not NULL and aligned. No call borrows it exclusively, but for the one that frees it.
+    Ok(unsafe { &(*backend).single })
 }
 
 /// The limits of a backend. Zero is the default in every field but `size`. Out-of-range values are
@@ -231,19 +235,11 @@ fn with(
     backend: *mut handoff_backend,
     body: impl FnOnce(&mut Backend) -> Result<(), Failure>,
 ) -> handoff_status {
-    let status = guard(|| {
-        check(backend, "backend")?;
-        // Not the whole handle: another thread may use its waker.
-        // SAFETY: not NULL and aligned. No call borrows these two exclusively.
-        let (in_use, waker) = unsafe { (&(*backend).in_use, &(*backend).waker) };
-        let _use = in_use.begin("backend", || waker.is_ours())?;
-        // SAFETY: as above; the caller of the C function vouches for a handle that no other thread
-        // uses during the call.
-        body(unsafe { &mut (*backend).backend })
-    });
-    if status < HANDOFF_OK && check(backend, "backend").is_ok() {
-        // SAFETY: as above.
-        unsafe { &(*backend).in_use }.keep_error();
+    let status = guard(|| body(&mut *single(backend)?.begin("backend")?));
+    if status < HANDOFF_OK {
+        if let Ok(single) = single(backend) {
+            single.keep_error();
+        }
     }
     status
 }
@@ -359,13 +355,10 @@ pub extern "C" fn handoff_backend_accept(
 /// Safe in any thread and in a signal handler, even while another thread uses the backend.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_backend_wake(backend: *const handoff_backend) -> handoff_status {
-    if check(backend, "backend").is_err() {
-        return status_of(ErrorKind::InvalidArgument);
+    match single(backend) {
+        Ok(single) => single.wake(),
+        Err(_) => status_of(ErrorKind::InvalidArgument),
     }
-    // SAFETY: not NULL and aligned. Only the waker is borrowed, which calls in other threads borrow
-    // in the same way or not at all.
-    let waker = unsafe { &(*backend).waker };
-    wake(|| waker.wake())
 }
 
 /// Returns the backend's descriptor, for your event loop. It is readable whenever
@@ -642,11 +635,7 @@ pub extern "C" fn handoff_backend_get_statistics(
 ///         until the backend's next error, or until you free the backend.
 #[unsafe(no_mangle)]
 pub extern "C" fn handoff_backend_last_error(backend: *const handoff_backend) -> *const c_char {
-    guard_or(c"".as_ptr(), || match check(backend, "backend") {
-        // SAFETY: as in `with`.
-        Ok(()) => unsafe { &(*backend).in_use }.last_error(),
-        Err(_) => c"".as_ptr(),
-    })
+    guard_or(c"".as_ptr(), || single(backend).map_or(c"".as_ptr(), Single::last_error))
 }
 
 /// Stops listening and frees the backend.

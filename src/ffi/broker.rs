@@ -426,7 +426,7 @@ pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
     let status = guard(|| {
         fd = match inner(broker)? {
             Inner::Shared(shared) => shared.descriptor()?.as_raw_fd(),
-            Inner::Single(single) => single.begin()?.descriptor()?.as_raw_fd(),
+            Inner::Single(single, _) => single.begin("broker")?.descriptor()?.as_raw_fd(),
         };
         Ok(())
     });
@@ -451,7 +451,7 @@ pub extern "C" fn handoff_broker_fd(broker: *mut handoff_broker) -> c_int {
 pub extern "C" fn handoff_broker_dispatch(broker: *mut handoff_broker) -> handoff_status {
     let status = guard(|| match inner(broker)? {
         Inner::Shared(shared) => Ok(shared.dispatch()?),
-        Inner::Single(single) => Ok(single.begin()?.dispatch()?),
+        Inner::Single(single, _) => Ok(single.begin("broker")?.dispatch()?),
     });
     keep_error(broker, status)
 }
@@ -580,8 +580,8 @@ pub extern "C" fn handoff_broker_offer_and_wait(
                     })
                 })?)
             })?),
-            Inner::Single(single) => {
-                let mut broker = single.begin()?;
+            Inner::Single(single, _) => {
+                let mut broker = single.begin("broker")?;
                 let verdict = with_offer(offer, |offer| Ok(broker.offer_and_wait(offer)?))?;
                 out.set(handoff_verdict::new(verdict, &broker, None));
             }
@@ -628,7 +628,7 @@ pub extern "C" fn handoff_broker_wake(broker: *const handoff_broker) -> handoff_
 pub extern "C" fn handoff_broker_take_back(broker: *mut handoff_broker, id: u64) -> handoff_status {
     let status = guard(|| match inner(broker)? {
         Inner::Shared(shared) => Ok(shared.take_back(id)?),
-        Inner::Single(single) => Ok(single.begin()?.take_back(id)?),
+        Inner::Single(single, _) => Ok(single.begin("broker")?.take_back(id)?),
     });
     keep_error(broker, status)
 }

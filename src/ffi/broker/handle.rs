@@ -1,14 +1,12 @@
 //! What C has of a broker, used by one thread at a time or shared, with its messages.
 
-use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_char};
 
 use crate::broker::{Broker, SharedBroker};
 use crate::ffi::argument::check;
 use crate::ffi::guard::{self, Failure, Message, guard, guard_or, last_message};
-use crate::ffi::in_use::{InUse, Used};
+use crate::ffi::in_use::Single;
 use crate::ffi::status::{HANDOFF_OK, handoff_status, status_of};
-use crate::handle::Waker;
 use crate::kind::ErrorKind;
 
 /// The broker's end of the channels to its backends.
@@ -21,29 +19,9 @@ pub struct handoff_broker {
 
 #[allow(clippy::large_enum_variant, reason = "it is behind a pointer, and stays there")]
 pub(super) enum Inner {
-    Single(Single),
+    /// With the message about a backend: see handoff_broker_get_backend_state().
+    Single(Single<Broker>, Message),
     Shared(SharedBroker),
-}
-
-/// Used by one thread at a time. Other threads' calls refer to it, too: what a call changes is in
-/// cells.
-pub(super) struct Single {
-    broker: UnsafeCell<Broker>,
-    /// Ends a wait, also while another thread uses the broker.
-    waker: Waker,
-    in_use: InUse,
-    /// About a backend: see handoff_broker_get_backend_state().
-    state: Message,
-}
-
-impl Single {
-    /// Begins a call.
-    pub(super) fn begin(&self) -> Result<Used<'_, Broker>, Failure> {
-        let _use = self.in_use.begin("broker", || self.waker.is_ours())?;
-        // SAFETY: the caller of the C function vouches for a handle that no other thread uses
-        // during the call, and nobody else refers to this part of it.
-        Ok(Used { handle: unsafe { &mut *self.broker.get() }, _use })
-    }
 }
 
 impl handoff_broker {
@@ -51,12 +29,8 @@ impl handoff_broker {
         let inner = if is_shared {
             Inner::Shared(SharedBroker::new(broker))
         } else {
-            Inner::Single(Single {
-                waker: broker.waker(),
-                broker: UnsafeCell::new(broker),
-                in_use: InUse::new(),
-                state: Message::new(),
-            })
+            let waker = broker.waker();
+            Inner::Single(Single::new(broker, waker), Message::new())
         };
         handoff_broker { inner }
     }
@@ -76,7 +50,7 @@ pub(in crate::ffi) fn with(
 ) -> handoff_status {
     let status = guard(|| match inner(broker)? {
         Inner::Shared(shared) => shared.with(body)?,
-        Inner::Single(single) => body(&mut *single.begin()?),
+        Inner::Single(single, _) => body(&mut *single.begin("broker")?),
     });
     keep_error(broker, status)
 }
@@ -91,7 +65,7 @@ pub(in crate::ffi) fn with_message(
         Inner::Shared(shared) => STATE.with(|state| {
             NAME.with(|name| shared.with(|broker| body(broker, state, Some(name))))
         })?,
-        Inner::Single(single) => body(&mut *single.begin()?, &single.state, None),
+        Inner::Single(single, state) => body(&mut *single.begin("broker")?, state, None),
     });
     keep_error(broker, status)
 }
@@ -118,8 +92,8 @@ pub(in crate::ffi) fn lasting(name: &CStr, room: Option<&Message>) -> *const c_c
 /// of a call that another thread's was in the way of.
 pub(super) fn keep_error(broker: *mut handoff_broker, status: handoff_status) -> handoff_status {
     if status < HANDOFF_OK {
-        if let Ok(Inner::Single(single)) = inner(broker) {
-            single.in_use.keep_error();
+        if let Ok(Inner::Single(single, _)) = inner(broker) {
+            single.keep_error();
         }
     }
     status
@@ -128,7 +102,7 @@ pub(super) fn keep_error(broker: *mut handoff_broker, status: handoff_status) ->
 /// Ends a wait, also while another thread uses the broker.
 pub(super) fn wake(broker: *const handoff_broker) -> handoff_status {
     match inner(broker) {
-        Ok(Inner::Single(single)) => guard::wake(|| single.waker.wake()),
+        Ok(Inner::Single(single, _)) => single.wake(),
         Ok(Inner::Shared(shared)) => guard::wake(|| shared.wake()),
         Err(_) => status_of(ErrorKind::InvalidArgument),
     }
@@ -137,7 +111,7 @@ pub(super) fn wake(broker: *const handoff_broker) -> handoff_status {
 /// The message that [`keep_error`] kept.
 pub(super) fn last_error(broker: *const handoff_broker) -> *const c_char {
     guard_or(c"".as_ptr(), || match inner(broker) {
-        Ok(Inner::Single(single)) => single.in_use.last_error(),
+        Ok(Inner::Single(single, _)) => single.last_error(),
         Ok(Inner::Shared(_)) => last_message(),
         Err(_) => c"".as_ptr(),
     })
